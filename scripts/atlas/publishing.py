@@ -1,0 +1,356 @@
+"""From a learned network to the published atlas: maps, fields, proof, description."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import platform
+from collections.abc import Sequence
+from contextlib import closing, nullcontext
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from scripts.atlas.fields import field_names, write_field
+from scripts.atlas.maps import write_map
+from scripts.atlas.quality_page import SubjectQuality, quality_page
+from scripts.atlas.registration import Registration, fields_of
+from scripts.atlas.statistics import DensityStatistics
+from scripts.cohort import Cohort
+from scripts.errors import FoldingError, TrainingError
+from scripts.metrics import log_density_correlation
+from scripts.networks.atlas_network import AtlasNetwork
+from scripts.settings import LearnedAtlasConfig
+from scripts.storage import file_hash, publish_folder, write_whole
+
+__all__ = ["NEGLIGIBLE_SHARE", "AtlasPublisher", "description_hash", "weights_identity"]
+
+logger = logging.getLogger(__name__)
+
+_SHOWN = 3  # subjects that the quality page draws
+NEGLIGIBLE_SHARE = 0.01  # of a subject below which a template doesn't see it
+
+
+class Velocities(Protocol):
+    """Where the publisher gets each subject's final velocity from."""
+
+    assignment: torch.Tensor
+
+    def velocity(self, index: int, template: int = 0) -> torch.Tensor:
+        """``(1, d, *reduced)`` of subject ``index`` to a template."""
+        ...
+
+
+class History(Protocol):
+    """The training's losses, a dictionary an epoch."""
+
+    epochs: list[dict[str, float]]
+
+
+class State(Protocol):
+    """The run that made the network."""
+
+    def finish(self, network_identity: str) -> None:
+        """The atlas of these weights is published."""
+        ...
+
+
+class Progress(Protocol):
+    """A bar."""
+
+    def update(self) -> Any:
+        """One more is done."""
+        ...
+
+    def close(self) -> None:
+        """All are done."""
+        ...
+
+
+@dataclass
+class _Emitted:
+    """What one pass over the subjects gathered."""
+
+    statistics: list[DensityStatistics]
+    jacobians: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
+    moves: dict[str, float] = field(default_factory=dict)
+    subjects: list[SubjectQuality] = field(default_factory=list)
+    pictures: dict[str, np.ndarray] = field(default_factory=dict)
+    grids: dict[str, np.ndarray] = field(default_factory=dict)
+
+
+def weights_identity(network: AtlasNetwork) -> str:
+    """SHA-256 over the bytes of everything the network learned."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        if name != "described":
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def description_hash(about: dict[str, Any]) -> str:
+    """SHA-256 of everything that ``atlas.json`` says, but for this number itself."""
+    said = {key: value for key, value in about.items() if key != "description_sha256"}
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode("ascii")).hexdigest()
+
+
+class AtlasPublisher:
+    """Emits maps and fields in one pass over the subjects and publishes them all at once.
+
+    Memory is that of one subject and four accumulators a template, whatever the cohort's size.
+
+    Args:
+        network: with its final template.
+        dataset: LINEAR densities in the cohort's box, in the cohort's order (``image``).
+        cohort: subjects, grid, box.
+        settings: what is emitted and checked.
+        velocities: each subject's final velocity.
+        output_dir: the atlas goes to ``<output_dir>/<output_subdir>``.
+        model_file: ``<ckpt_dir>/model.pt``, the published weights; None: not written.
+        history: of the training's losses, for the description.
+        state: of the run, told when its atlas is out.
+        device: where fields are made.
+        bar: makes a progress bar for so many subjects.
+    """
+
+    def __init__(
+        self,
+        network: AtlasNetwork,
+        dataset: Sequence[dict[str, Any]],
+        cohort: Cohort,
+        settings: LearnedAtlasConfig,
+        velocities: Velocities,
+        output_dir: str | Path,
+        model_file: str | Path | None = None,
+        history: History | None = None,
+        state: State | None = None,
+        device: torch.device | str = "cpu",
+        bar: Any = None,
+    ) -> None:
+        self.network = network
+        self.dataset = dataset
+        self.cohort = cohort
+        self.settings = settings
+        self.velocities = velocities
+        self.folder = Path(output_dir) / settings.output_subdir
+        self.model_file = model_file
+        self.history = history
+        self.state = state
+        self.device = torch.device(device)
+        self.bar = bar
+
+    @torch.no_grad()
+    def publish(self) -> Path:
+        """Write the atlas.
+
+        Returns:
+            its folder.
+
+        Raises:
+            FoldingError: with verify_jacobian, if a field folds; nothing is published then.
+            TrainingError: if a field isn't finite; nothing is published then.
+            StorageError: if something can't be written; the earlier atlas stays.
+        """
+        self.network.eval()
+        with publish_folder(self.folder) as staging:
+            emitted = self._emit(staging)
+            shown = self._write_maps(staging, emitted.statistics)
+            about = self._description(emitted)
+            (staging / "jacobian.json").write_text(_json(emitted.jacobians))
+            (staging / "quality.html").write_text(self._page(about, emitted, shown))
+            about["files"] = {
+                path.relative_to(staging).as_posix(): file_hash(path)
+                for path in sorted(staging.rglob("*"))
+                if path.is_file()
+            }
+            about["description_sha256"] = description_hash(about)
+            (staging / "atlas.json").write_text(_json(about))
+        if self.model_file is not None:
+            with write_whole(self.model_file) as path:
+                torch.save(self.network.state_dict(), path)
+        if self.state is not None:
+            self.state.finish(weights_identity(self.network))
+        logger.info("atlas published in %s", self.folder)
+        return self.folder
+
+    def _emit(self, staging: Path) -> _Emitted:
+        """One pass over the subjects: statistics, fields, Jacobians, displacements."""
+        grid, crop = self.cohort.grid, self.cohort.crop
+        shape = (self.network.channels, *grid.shape)
+        emitted = _Emitted(
+            [
+                DensityStatistics(shape, self.settings.presence_value)
+                for _ in range(self.network.n_templates)
+            ]
+        )
+        template = self.network.template_density()
+        summed = torch.zeros(len(grid.shape), *grid.shape, device=self.device)
+        squared = 0.0
+        bar: Progress | None = self.bar(len(self.dataset), "emission") if self.bar else None
+        if self.settings.save_fields:
+            (staging / "fields").mkdir()
+        with closing(bar) if bar is not None else nullcontext():
+            for index, subject in enumerate(self.cohort.subjects):
+                inside = torch.as_tensor(self.dataset[index]["image"]).to(self.device)[None]
+                density = inside.new_zeros((1, *shape))
+                crop.crop(density)[...] = inside
+                weights = self.velocities.assignment[index]
+                home = int(weights.argmax())
+                for k, weight in enumerate(weights.tolist()):
+                    if weight < NEGLIGIBLE_SHARE and k != home:
+                        continue
+                    velocity = self.velocities.velocity(index, k)
+                    found = fields_of(self.network, velocity, crop, grid.shape)
+                    moved = found.subject_in_template(density)
+                    emitted.statistics[k].add(moved[0].cpu().numpy(), weight)
+                    if k == home:
+                        emitted.jacobians[subject.name] = self._verified(subject.name, found)
+                        if self.settings.save_fields:
+                            self._write_fields(staging / "fields", subject.name, found)
+                        length = float(found.to_template[0].square().sum(0).mean())
+                        summed += found.to_template[0]
+                        squared += length
+                        emitted.subjects.append(
+                            {
+                                "subject": subject.name,
+                                "correlation": log_density_correlation(
+                                    crop.crop(moved[0]).cpu().numpy(),
+                                    template[k].cpu().numpy(),
+                                    self.network.log_offset,
+                                ),
+                                "smallest_jacobian": found.smallest_jacobian,
+                                "displacement": length**0.5,
+                            }
+                        )
+                        if index < _SHOWN:
+                            emitted.pictures[subject.name] = inside[0].cpu().numpy()
+                            near = crop.crop(found.to_template[0])
+                            emitted.grids[subject.name] = near.cpu().numpy()
+                if bar is not None:
+                    bar.update()
+        n = len(self.cohort.subjects)
+        support = torch.as_tensor(
+            np.any([s.sample_mean > 0 for s in emitted.statistics], axis=(0, 1)),
+            device=self.device,
+        )
+        mean = (summed / n).square().sum(0)
+        emitted.moves = {
+            "mean_displacement_rms_voxels": float(mean[support].mean().sqrt()),
+            "displacement_rms_voxels": (squared / n) ** 0.5,
+        }
+        return emitted
+
+    def _verified(self, subject: str, found: Registration) -> dict[str, dict[str, float]]:
+        if not found.finite:
+            raise TrainingError(
+                f"the field of subject {subject} is not finite: nothing is published; lower "
+                "learned_atlas#optimizer#lr and start afresh with --learned_atlas#resume false"
+            )
+        if self.settings.verify_jacobian and found.folds:
+            raise FoldingError(
+                f"the field of subject {subject} folds (smallest det J "
+                f"{found.smallest_jacobian:.4g}, must be > 0): "
+                "nothing is published; raise learned_atlas#loss#smoothness_weight and start afresh "
+                "with --learned_atlas#resume false, or look at the fields with "
+                "--learned_atlas#verify_jacobian false"
+            )
+        return found.jacobian
+
+    def _write_fields(self, folder: Path, subject: str, found: Registration) -> None:
+        to_template, to_subject = field_names(subject)
+        grid = self.cohort.grid
+        write_field(folder / to_template, found.to_template[0].cpu().numpy(), grid)
+        write_field(folder / to_subject, found.to_subject[0].cpu().numpy(), grid)
+
+    def _write_maps(
+        self, staging: Path, statistics: list[DensityStatistics]
+    ) -> dict[str, np.ndarray]:
+        """The five maps; with K > 1 a folder a template. Returns them for the quality page."""
+        shown: dict[str, np.ndarray] = {}
+        grid, crop = self.cohort.grid, self.cohort.crop
+        learned = self.network.template_density()
+        for k, gathered in enumerate(statistics):
+            folder = staging
+            if len(statistics) > 1:
+                folder = staging / f"template-{k + 1}"
+                folder.mkdir()
+            if gathered.subjects == 0:
+                logger.warning("template %d explains no subject and is not published", k + 1)
+                continue
+            template = crop.paste(learned[k].cpu().numpy(), grid.shape)
+            maps = gathered.maps(template, self.settings.cov_mean_threshold_pct)
+            for name in self.settings.emit_baseline_maps:
+                write_map(folder / f"atlas_{name}.nii.gz", maps[name], grid)
+                title = name if len(statistics) == 1 else f"template {k + 1}: {name}"
+                shown[title] = crop.crop(maps[name]).max(axis=0)
+        return shown
+
+    def _page(self, about: dict[str, Any], emitted: _Emitted, shown: dict[str, np.ndarray]) -> str:
+        """The quality page."""
+        volumes = {
+            f"template {k + 1}" if self.network.n_templates > 1 else "template": density
+            for k, density in enumerate(self.network.template_density().cpu().numpy())
+        }
+        volumes["plain average"] = self.cohort.mean_density
+        volumes |= emitted.pictures
+        pictures = {
+            title: np.log1p(density.max(axis=0) / self.network.log_offset)
+            for title, density in volumes.items()
+        }
+        losses = self.history.epochs if self.history is not None else []
+        return quality_page(about, pictures, shown, emitted.subjects, emitted.grids, losses)
+
+    def _description(self, emitted: _Emitted) -> dict[str, Any]:
+        """``atlas.json``: enough to check what made these maps."""
+        assignment = self.velocities.assignment
+        fields = [f for subject in emitted.jacobians.values() for f in subject.values()]
+        return {
+            "name": "tract_density_atlas",
+            "kind": "learned",
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "training_space": self.settings.training_space,
+            "normalisation": self.cohort.normalisation,
+            "presence_value": self.settings.presence_value,
+            "cov_mean_threshold_pct": self.settings.cov_mean_threshold_pct,
+            "log_offset": self.network.log_offset,
+            "n_subjects": len(self.cohort.subjects),
+            "cohort": self.cohort.as_dict(),
+            "mixture": {
+                subject.name: [round(float(w), 6) for w in assignment[i]]
+                for i, subject in enumerate(self.cohort.subjects)
+            }
+            if self.network.n_templates > 1
+            else None,
+            "fields": {
+                "convention": "ITK displacement field, LPS, mm",
+                "smallest_jacobian": min(min(f["min"], f["corner_min"]) for f in fields),
+                "folded": sum(min(f["min"], f["corner_min"]) <= 0 for f in fields),
+                **emitted.moves,
+            },
+            "training": {
+                "epochs": len(self.history.epochs),
+                "losses": self.history.epochs[-1] if self.history.epochs else None,
+            }
+            if self.history is not None
+            else None,
+            "settings": self.settings.as_dict(),
+            "weights": weights_identity(self.network),
+            "versions": {
+                "python": platform.python_version(),
+                **{
+                    package: version(package)
+                    for package in ("torch", "monai", "pytorch-ignite", "nibabel", "numpy")
+                },
+            },
+        }
+
+
+def _json(values: Any) -> str:
+    return json.dumps(values, indent=1, sort_keys=False) + "\n"

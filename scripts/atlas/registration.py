@@ -1,0 +1,133 @@
+"""One subject registered to the atlas: velocity, fields, warped maps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from scripts.atlas.fields import on_full_grid
+from scripts.atlas.jacobian import jacobian_summary
+from scripts.atlas.refinement import refine_velocity
+from scripts.atlas.unfolding import unfolded_velocity
+from scripts.cohort import CropBox
+from scripts.losses.atlas_loss import AtlasLoss
+from scripts.networks.atlas_network import AtlasNetwork
+from scripts.networks.precision import autocast
+from scripts.networks.warp import warp
+
+__all__ = ["Registration", "estimate_velocity", "fields_of", "polished_velocity"]
+
+
+@dataclass(frozen=True)
+class Registration:
+    """Both fields of one subject on the whole grid, and what is known of them.
+
+    Attributes:
+        to_template: inverse field ``(1, d, *grid)`` in voxels: lives on the template's grid,
+            maps template points to subject points, resamples the subject into template space.
+        to_subject: forward field: lives on the subject's grid, resamples the template.
+        jacobian: `jacobian_summary` of each, by the same names.
+    """
+
+    to_template: torch.Tensor
+    to_subject: torch.Tensor
+    jacobian: dict[str, dict[str, float]]
+
+    @property
+    def smallest_jacobian(self) -> float:
+        """Smallest determinant of both fields, by either scheme of differences."""
+        return min(min(s["min"], s["corner_min"]) for s in self.jacobian.values())
+
+    @property
+    def folds(self) -> bool:
+        """Whether a determinant is not positive anywhere, by either scheme of differences."""
+        # Not `<= 0`: a field that isn't finite has determinants that aren't, and proves nothing.
+        return not all(s["min"] > 0 and s["corner_min"] > 0 for s in self.jacobian.values())
+
+    @property
+    def finite(self) -> bool:
+        """Whether every displacement is a number."""
+        return all(bool(torch.isfinite(f).all()) for f in (self.to_template, self.to_subject))
+
+    def subject_in_template(self, density: torch.Tensor) -> torch.Tensor:
+        """Density ``(1, C, *grid)`` resampled into template space (interpolated)."""
+        return warp(density, self.to_template)
+
+    def template_in_subject(self, maps: torch.Tensor) -> torch.Tensor:
+        """Maps ``(1, C, *grid)`` of the template's space resampled into the subject's."""
+        return warp(maps, self.to_subject)
+
+
+@torch.no_grad()
+def estimate_velocity(
+    network: AtlasNetwork,
+    image: torch.Tensor,
+    dtype: str = "float32",
+    template: int = 0,
+    loss: AtlasLoss | None = None,
+    iterations: int = 0,
+    lr: float = 0.1,
+) -> torch.Tensor:
+    """The network's velocity for one subject, polished by `refine_velocity` where asked.
+
+    Args:
+        network: in eval mode.
+        image: ``(1, C, *crop)`` log density.
+        dtype: of the convolutions.
+        template: which of the K templates.
+        loss: for the refinement.
+        iterations: of the refinement; 0: the network alone.
+        lr: of the refinement.
+    """
+    with autocast(image.device, dtype):
+        velocity = network.velocity(image, template)
+    if iterations and loss is not None:
+        velocity = polished_velocity(network, loss, image, velocity, iterations, lr, template)
+    return velocity
+
+
+def polished_velocity(
+    network: AtlasNetwork,
+    loss: AtlasLoss,
+    image: torch.Tensor,
+    velocity: torch.Tensor,
+    iterations: int,
+    lr: float = 0.1,
+    template: int = 0,
+) -> torch.Tensor:
+    """What `refine_velocity` finds, smoothed where that came close to folding."""
+    with torch.enable_grad():
+        found, _ = refine_velocity(network, loss, image, velocity, iterations, lr, template)
+    return unfolded_velocity(network, found)
+
+
+@torch.no_grad()
+def fields_of(
+    network: AtlasNetwork, velocity: torch.Tensor, crop: CropBox, shape: tuple[int, ...]
+) -> Registration:
+    """Both fields of a velocity on the whole grid, with their Jacobians.
+
+    Args:
+        network: holds the integration.
+        velocity: ``(1, d, *reduced)``.
+        crop: the box in which the network works.
+        shape: the whole grid.
+    """
+    forward, inverse = network.displacements(velocity)
+    to_subject = on_full_grid(forward, crop, shape)
+    to_template = on_full_grid(inverse, crop, shape)
+    return Registration(
+        to_template,
+        to_subject,
+        {
+            "from-subject_to-template": jacobian_summary(to_template[0]),
+            "from-template_to-subject": jacobian_summary(to_subject[0]),
+        },
+    )
+
+
+def as_batch(density: np.ndarray, device: torch.device) -> torch.Tensor:
+    """``(C, *shape)`` to a float32 batch of one."""
+    return torch.as_tensor(density, dtype=torch.float32, device=device)[None]

@@ -1,0 +1,102 @@
+"""Voxelwise statistics over a cohort in one pass, mergeable over processes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+__all__ = ["DensityStatistics"]
+
+
+class DensityStatistics:
+    """Count, mean, sum of squared deviations, and how often a voxel is present.
+
+    Welford's update and Chan's merge, in float64: stable where the naive sum of squares isn't,
+    and a cohort cut over any number of processes gives the maps of the uncut one (to rounding,
+    about 1e-15 of the value). Memory is four volumes whatever the number of subjects.
+
+    Weighted, for mixtures: a subject may count for a share of itself.
+
+    Args:
+        shape: of one density volume.
+        presence_value: a density above this (strictly) counts as present.
+    """
+
+    def __init__(self, shape: tuple[int, ...], presence_value: float) -> None:
+        self.presence_value = presence_value
+        self.subjects = 0.0
+        self.sample_mean = np.zeros(shape)
+        self.squares = np.zeros(shape)
+        self.present = np.zeros(shape)
+
+    def add(self, density: np.ndarray, weight: float = 1.0) -> None:
+        """Take in one subject's density in template space."""
+        if weight <= 0:
+            return
+        self.subjects += weight
+        change = density.astype(np.float64) - self.sample_mean
+        self.sample_mean += change * (weight / self.subjects)
+        change *= density - self.sample_mean
+        self.squares += weight * change
+        self.present += weight * (density > self.presence_value)
+
+    def merge(self, other: DensityStatistics) -> None:
+        """Take in what another process gathered over other subjects."""
+        if other.subjects == 0:
+            return
+        total = self.subjects + other.subjects
+        change = other.sample_mean - self.sample_mean
+        self.squares += other.squares + change**2 * (self.subjects * other.subjects / total)
+        self.sample_mean += change * (other.subjects / total)
+        self.present += other.present
+        self.subjects = total
+
+    def maps(
+        self, template: np.ndarray | None = None, cov_mean_threshold_pct: float = 0.01
+    ) -> dict[str, np.ndarray]:
+        """The five maps, float32.
+
+        Args:
+            template: the learned template, published as ``mean``; without it the sample mean is.
+            cov_mean_threshold_pct: cov is 0 where the sample mean is at most this share of its
+                maximum.
+
+        Returns:
+            ``mean``; ``std`` (population, about the sample mean); ``std_error`` = std / sqrt(n);
+            ``cov`` = std / sample mean; ``prob_threshold`` = per cent of subjects with a density
+            above presence_value.
+        """
+        if self.subjects == 0:
+            raise ValueError("no subject was added")
+        mean = self.sample_mean
+        std = np.sqrt(np.maximum(self.squares, 0) / self.subjects)
+        firm = mean > cov_mean_threshold_pct * mean.max(initial=0)
+        maps = {
+            "mean": mean if template is None else template,
+            "std": std,
+            "std_error": std / np.sqrt(self.subjects),
+            "cov": np.divide(std, mean, out=np.zeros_like(std), where=firm),
+            "prob_threshold": 100 * self.present / self.subjects,
+        }
+        return {name: values.astype(np.float32) for name, values in maps.items()}
+
+    def as_arrays(self) -> dict[str, Any]:
+        """Plain arrays, to send to another process."""
+        return {
+            "presence_value": self.presence_value,
+            "subjects": self.subjects,
+            "sample_mean": self.sample_mean,
+            "squares": self.squares,
+            "present": self.present,
+        }
+
+    @classmethod
+    def from_arrays(cls, arrays: dict[str, Any]) -> DensityStatistics:
+        """The inverse of `as_arrays`."""
+        result = cls(arrays["sample_mean"].shape, float(arrays["presence_value"]))
+        result.subjects = float(arrays["subjects"])
+        result.sample_mean = arrays["sample_mean"]
+        result.squares = arrays["squares"]
+        result.present = arrays["present"]
+        return result

@@ -1,0 +1,159 @@
+"""The grid that a cohort shares, and the box of it that holds anything."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from typing import Any, Self
+
+import nibabel as nib
+import numpy as np
+
+__all__ = ["CropBox", "Grid"]
+
+_TOLERANCE = 1e-4  # of a voxel: how far the corners of two equal grids may lie apart
+
+
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """Where the voxels of a map lie in the world.
+
+    Attributes:
+        shape: numbers of voxels, ``(X, Y, Z)`` or ``(X, Y)``.
+        affine: ``(4, 4)``, voxel indices to world millimetres (RAS).
+        header: NIfTI header that the grid was read from; outputs take codes and units from it.
+    """
+
+    shape: tuple[int, ...]
+    affine: np.ndarray
+    header: nib.Nifti1Header
+
+    @property
+    def spacing(self) -> tuple[float, ...]:
+        """Size of a voxel along each axis, mm."""
+        norms = np.linalg.norm(self.affine[:3, : len(self.shape)], axis=0)
+        return tuple(float(norm) for norm in norms)
+
+    def same_as(self, other: Grid, tolerance: float = _TOLERANCE) -> str | None:
+        """Compare with another grid.
+
+        Args:
+            other: the grid to compare with.
+            tolerance: greatest distance, in voxels of this grid, between equal corners.
+
+        Returns:
+            None for the same grid, else what differs, as ``<this> against <other>``.
+        """
+        if self.shape != other.shape:
+            return f"shape {_by(self.shape)} against {_by(other.shape)}"
+        ends = [(0, max(n - 1, 1)) for n in (*self.shape, 1, 1)[:3]]
+        corners = np.array([(*corner, 1.0) for corner in itertools.product(*ends)]).T
+        apart = np.linalg.solve(self.affine, other.affine @ corners) - corners
+        distance = float(np.linalg.norm(apart[:3], axis=0).max())
+        if distance <= tolerance:
+            return None
+        return f"{self._difference(other)} (corners up to {distance:.4g} voxels apart)"
+
+    def _difference(self, other: Grid) -> str:
+        """Name the two common ways in which affines differ; anything else by its matrix."""
+        ours, theirs = self.affine[:3, :3], other.affine[:3, :3]
+        scale = 1e-6 * float(np.abs(ours).max())
+        if np.allclose(ours, theirs, rtol=0, atol=scale):
+            shift = ", ".join(f"{d:g}" for d in self.affine[:3, 3] - other.affine[:3, 3])
+            return f"affine shifted by ({shift}) mm"
+        if np.allclose(np.abs(ours), np.abs(theirs), rtol=0, atol=scale):
+            flipped = [
+                axis
+                for axis in range(3)
+                if np.allclose(ours[:, axis], -theirs[:, axis], rtol=0, atol=scale)
+            ]
+            if flipped:
+                return f"affine flipped along axis {', '.join(map(str, flipped))}"
+        return f"affine {_rows(self.affine)} against {_rows(other.affine)}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Shape, affine and spacing as plain JSON values."""
+        return {
+            "shape": list(self.shape),
+            "affine": self.affine.tolist(),
+            "spacing_mm": list(self.spacing),
+        }
+
+
+@dataclass(frozen=True)
+class CropBox:
+    """A box of voxels, ``start`` included and ``stop`` not.
+
+    Example:
+        >>> box = CropBox((1, 0), (3, 2))
+        >>> box.shape
+        (2, 2)
+    """
+
+    start: tuple[int, ...]
+    stop: tuple[int, ...]
+
+    @classmethod
+    def around(cls, support: np.ndarray) -> Self:
+        """Smallest box that holds every true voxel of ``support``.
+
+        Args:
+            support: boolean, ``spatial shape``, true somewhere.
+        """
+        start, stop = [], []
+        for axis in range(support.ndim):
+            others = tuple(other for other in range(support.ndim) if other != axis)
+            (filled,) = np.nonzero(support.any(axis=others))
+            start.append(int(filled[0]))
+            stop.append(int(filled[-1]) + 1)
+        return cls(tuple(start), tuple(stop))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Number of voxels along each axis."""
+        return tuple(stop - start for start, stop in zip(self.start, self.stop, strict=True))
+
+    @property
+    def slices(self) -> tuple[slice, ...]:
+        """Index of the box in the spatial axes of an array."""
+        return tuple(slice(a, b) for a, b in zip(self.start, self.stop, strict=True))
+
+    def crop(self, array: Any) -> Any:
+        """The box out of ``(..., *spatial)``, array or tensor, as a view."""
+        return array[(..., *self.slices)]
+
+    def paste(self, array: np.ndarray, shape: tuple[int, ...], fill: float = 0) -> np.ndarray:
+        """Put ``(..., *box shape)`` back into an array ``(..., *shape)`` filled with ``fill``."""
+        lead = array.shape[: array.ndim - len(shape)]
+        whole = np.full((*lead, *shape), fill, dtype=array.dtype)
+        self.crop(whole)[...] = array
+        return whole
+
+    def union(self, other: CropBox) -> CropBox:
+        """Smallest box that holds both."""
+        return CropBox(
+            tuple(map(min, self.start, other.start)), tuple(map(max, self.stop, other.stop))
+        )
+
+    def grown(self, margin: int, shape: tuple[int, ...]) -> CropBox:
+        """The box with ``margin`` more voxels on every side, as far as ``shape`` goes."""
+        return CropBox(
+            tuple(max(0, start - margin) for start in self.start),
+            tuple(min(n, stop + margin) for n, stop in zip(shape, self.stop, strict=True)),
+        )
+
+    def within(self, outer: CropBox) -> CropBox:
+        """This box in the coordinates of a box around it."""
+        return CropBox(
+            tuple(a - b for a, b in zip(self.start, outer.start, strict=True)),
+            tuple(a - b for a, b in zip(self.stop, outer.start, strict=True)),
+        )
+
+
+def _by(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape))
+
+
+def _rows(affine: np.ndarray) -> str:
+    rows = (" ".join(f"{value:.6g}" for value in row) for row in affine[:3])
+    return f"[{'; '.join(rows)}]"

@@ -1,0 +1,154 @@
+"""Known arrangements of a dataset folder, as path patterns.
+
+A pattern is a path relative to the dataset folder. ``{subject}`` stands for a subject's name,
+``{tract}`` for a tract's, ``{run}`` for one of several runs of one subject; ``*`` and ``?`` match
+inside a part of the path, a part ``**`` any number of folders. After ``-`` (a BIDS entity), where
+more of the name follows, a placeholder ends at the next ``_``.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from scripts.errors import ConfigurationError
+from scripts.settings import LearnedAtlasConfig
+
+__all__ = ["LAYOUTS", "Alternative", "alternatives", "drop_tract"]
+
+
+@dataclass(frozen=True)
+class Alternative:
+    """Patterns that are used together; one alternative is chosen for a whole cohort.
+
+    Attributes:
+        patterns: a map that matches any of them is a subject's.
+        without: files with this text in their name are none of them.
+    """
+
+    patterns: tuple[str, ...]
+    without: str | None = None
+
+    @property
+    def names_tracts(self) -> bool:
+        """Whether its maps are of one tract each."""
+        return all("{tract}" in pattern for pattern in self.patterns)
+
+    def __str__(self) -> str:
+        return " or ".join(self.patterns)
+
+
+_WARPED = "warped_streamlines/fdt_paths.nii.gz"
+_BIDS_SUFFIXES = ("density", "tdi", "dwimap")
+
+LAYOUTS: dict[str, tuple[Alternative, ...]] = {
+    "probtrackx2": (
+        Alternative((f"{{subject}}/tractography/probtrackx2/{{run}}/{_WARPED}",)),
+        Alternative((f"{{subject}}/tractography/mrtrix3/{{run}}/{_WARPED}",)),
+        Alternative(("{subject}/fdt_paths.nii.gz",)),
+        Alternative((f"{{subject}}/tractography/probtrackx2/{{tract}}/{_WARPED}",)),
+        Alternative(("{subject}/{tract}/fdt_paths.nii.gz",)),
+    ),
+    "mrtrix3": (
+        Alternative((f"{{subject}}/tractography/mrtrix3/{{run}}/{_WARPED}",)),
+        Alternative(("{subject}/tractography/mrtrix3/{run}/warped_streamlines/tdi.nii.gz",)),
+        Alternative((f"{{subject}}/tractography/mrtrix3/{{tract}}/{_WARPED}",)),
+        Alternative(("{subject}/tractography/mrtrix3/{tract}/warped_streamlines/tdi.nii.gz",)),
+    ),
+    "xtract": tuple(
+        Alternative((f"{{subject}}/tracts/{{tract}}/{name}.nii.gz",))
+        for name in ("densityNorm", "density", "sum_density")
+    ),
+    "tractseg": (
+        Alternative(("{subject}/tractseg_output/dm_regression/{tract}.nii.gz",)),
+        Alternative(("{subject}/tractseg_output/bundle_segmentations/{tract}.nii.gz",)),
+    ),
+    "bids": (
+        # A `dwimap` without a bundle is any map (FA, ADC): never a density.
+        *(
+            Alternative((f"{{subject}}/**/dwi/*_{suffix}.nii.gz",), without="_bundle-")
+            for suffix in _BIDS_SUFFIXES[:2]
+        ),
+        *(
+            Alternative((f"{{subject}}/**/dwi/*_bundle-{{tract}}*_{suffix}.nii.gz",))
+            for suffix in _BIDS_SUFFIXES
+        ),
+    ),
+    "flat": (Alternative(("{subject}.nii.gz", "{subject}.nii")),),
+}
+
+
+def alternatives(config: LearnedAtlasConfig) -> tuple[Alternative, ...]:
+    """The alternatives to try for a cohort, in order.
+
+    Whole maps come before maps of single tracts when no tract is asked for; only maps of single
+    tracts will do when one is, or when the model has several channels.
+
+    Args:
+        config: its training space, pattern, layout, tracts and channels are read.
+
+    Raises:
+        ConfigurationError: tracts are wanted and no pattern has ``{tract}``.
+    """
+    wants_tracts = bool(config.cohort.tracts) or config.model.channels > 1
+    found: tuple[Alternative, ...]
+    if config.training_space == "affine_native":
+        relpath = str(config.affine_native_relpath)
+        whole = relpath if wants_tracts else drop_tract(relpath)
+        found = (Alternative((f"{{subject}}/{whole}",)),)
+        source = f"learned_atlas.affine_native_relpath = {relpath!r}"
+    elif config.cohort.pattern is not None:
+        found = (Alternative((config.cohort.pattern,)),)
+        source = f"learned_atlas.cohort.pattern = {config.cohort.pattern!r}"
+    else:
+        found = LAYOUTS[config.cohort.layout]
+        source = f"learned_atlas.cohort.layout = {config.cohort.layout!r}"
+    if wants_tracts:
+        found = tuple(one for one in found if one.names_tracts)
+        if not found:
+            raise ConfigurationError(
+                f"{source}: must hold {{tract}}, since {_wanted(config)} asks for single tracts"
+            )
+        return found
+    return tuple(sorted(found, key=lambda one: one.names_tracts))  # stable
+
+
+def drop_tract(relpath: str) -> str:
+    """The path of the whole map: ``{tract}`` left out, with the separator that it came with.
+
+    Example:
+        >>> drop_tract("dwi/{tract}/tdi.nii.gz")
+        'dwi/tdi.nii.gz'
+        >>> drop_tract("dwi/sub_bundle-{tract}_tdi.nii.gz")
+        'dwi/sub_tdi.nii.gz'
+
+    Raises:
+        ConfigurationError: nothing but the tract gives the file its name.
+    """
+    parts = []
+    for part in relpath.split("/"):
+        if part == "{tract}":
+            continue
+        # A BIDS entity goes with its key; otherwise one of the separators beside it goes.
+        part = re.sub(r"(^|_)[A-Za-z0-9]+-\{tract\}(_|(?=\.)|$)", _joint, part)
+        part = re.sub(r"(^|[_-])\{tract\}([_-]|(?=\.)|$)", _joint, part)
+        part = part.replace("{tract}", "")
+        if part:
+            parts.append(part)
+    whole = "/".join(parts)
+    if not parts or parts[-1].startswith("."):
+        raise ConfigurationError(
+            f"learned_atlas.affine_native_relpath = {relpath!r}: only the tract names the file, so "
+            "there is no whole map; must be used with learned_atlas.cohort.tracts"
+        )
+    return whole
+
+
+def _joint(match: re.Match[str]) -> str:
+    return match[1] if match[1] and match[2] else ""
+
+
+def _wanted(config: LearnedAtlasConfig) -> str:
+    if config.cohort.tracts:
+        return f"learned_atlas.cohort.tracts = {config.cohort.tracts}"
+    return f"learned_atlas.model.channels = {config.model.channels}"

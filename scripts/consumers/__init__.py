@@ -1,0 +1,1 @@
+"""What is made of densities and published maps without a network."""

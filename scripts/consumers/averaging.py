@@ -1,0 +1,147 @@
+"""The averaging atlas: the five maps of a cohort as it lies, nothing deformed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import platform
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from scripts.atlas.maps import write_map
+from scripts.atlas.statistics import DensityStatistics
+from scripts.cohort import Cohort, Subject, load_density, read_cohort
+from scripts.errors import CohortError
+from scripts.settings import LearnedAtlasConfig
+from scripts.storage import check_writable, publish_folder
+
+__all__ = ["AVERAGING_FOLDER", "AveragingAtlas", "open_averaged_cohort", "subject_density"]
+
+logger = logging.getLogger(__name__)
+
+AVERAGING_FOLDER = "atlas"
+
+
+def subject_density(subject: Subject, channels: int, shape: tuple[int, ...]) -> np.ndarray:
+    """A subject's normalised density as it was inspected, in float64.
+
+    Args:
+        subject: with files, divisors and hashes.
+        channels: of the cohort.
+        shape: of the cohort's grid.
+
+    Returns:
+        ``(channels, *shape)``.
+
+    Raises:
+        CohortError: a file can't be read any more, or isn't the one that was inspected.
+    """
+    density = np.zeros((channels, *shape))
+    for one in subject.maps:
+        loaded = load_density(one.path)
+        if loaded.sha256 != one.sha256:
+            raise CohortError(f"{one.path}: was changed while it was being used")
+        density[one.channel] += loaded.data / one.divisor
+    return density
+
+
+def open_averaged_cohort(
+    dataset_dir: str | Path, settings: LearnedAtlasConfig, written: Sequence[str | Path] = ()
+) -> Cohort:
+    """Read and check a cohort for which nothing is to be computed on a device.
+
+    Args:
+        dataset_dir: the dataset folder.
+        settings: of the run.
+        written: folders that the run will write to; none is made here.
+
+    Raises:
+        StorageError: if something that is no writable folder stands in the way of ``written``.
+        CohortError: see `read_cohort`.
+    """
+    for folder in written:
+        check_writable(folder)
+    return read_cohort(dataset_dir, settings)
+
+
+class AveragingAtlas:
+    """Publishes mean, std, std_error, cov and prob_threshold of a cohort's densities.
+
+    Densities are read one subject at a time and enter the statistics in float64, so that a value
+    that equals ``presence_value`` in the file doesn't count as above it by rounding. Memory is
+    that of one subject and four accumulators on the cohort's box.
+
+    Args:
+        cohort: as inspected.
+        settings: emit_baseline_maps, presence_value and cov_mean_threshold_pct are read.
+        output_dir: the maps go to its folder ``atlas``.
+    """
+
+    def __init__(
+        self, cohort: Cohort, settings: LearnedAtlasConfig, output_dir: str | Path
+    ) -> None:
+        self.cohort = cohort
+        self.settings = settings
+        self.folder = Path(output_dir) / AVERAGING_FOLDER
+
+    def publish(self) -> Path:
+        """Write the atlas.
+
+        Returns:
+            its folder.
+
+        Raises:
+            CohortError: a map changed since it was inspected; nothing is published then.
+            StorageError: something can't be written; the earlier atlas stays.
+        """
+        maps = self._maps()
+        grid, crop = self.cohort.grid, self.cohort.crop
+        with publish_folder(self.folder) as staging:
+            hashes = {}
+            for name in self.settings.emit_baseline_maps:
+                path = staging / f"atlas_{name}.nii.gz"
+                write_map(path, crop.paste(maps[name], grid.shape), grid)
+                hashes[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
+            about = json.dumps(self._description(hashes), indent=1) + "\n"
+            (staging / "atlas.json").write_text(about, encoding="utf-8")
+        logger.info(
+            "averaging atlas of %d subjects published in %s",
+            len(self.cohort.subjects),
+            self.folder,
+        )
+        return self.folder
+
+    def _maps(self) -> dict[str, np.ndarray]:
+        """The five maps on the cohort's box."""
+        grid, crop = self.cohort.grid, self.cohort.crop
+        channels = self.settings.model.channels
+        statistics = DensityStatistics((channels, *crop.shape), self.settings.presence_value)
+        for subject in self.cohort.subjects:
+            statistics.add(crop.crop(subject_density(subject, channels, grid.shape)))
+        return statistics.maps(None, self.settings.cov_mean_threshold_pct)
+
+    def _description(self, hashes: dict[str, str]) -> dict[str, Any]:
+        """``atlas.json``: enough to check what made these maps."""
+        return {
+            "name": "tract_density_atlas",
+            "kind": "averaged",
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "training_space": self.settings.training_space,
+            "normalisation": self.cohort.normalisation,
+            "presence_value": self.settings.presence_value,
+            "cov_mean_threshold_pct": self.settings.cov_mean_threshold_pct,
+            "n_subjects": len(self.cohort.subjects),
+            "cohort": self.cohort.as_dict(),
+            "maps": hashes,
+            "settings": self.settings.as_dict(),
+            "versions": {
+                "python": platform.python_version(),
+                **{package: version(package) for package in ("nibabel", "numpy")},
+            },
+        }

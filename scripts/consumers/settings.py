@@ -1,0 +1,166 @@
+"""Typed settings of the jobs that use a published atlas; rules as in `scripts.settings`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BeforeValidator, ValidationInfo, field_validator
+
+from scripts.cohort.discovery import OUTPUT_FOLDERS
+from scripts.errors import report_errors_in_one_line
+from scripts.settings import (
+    Flag,
+    Integer,
+    Number,
+    Text,
+    _Section,
+    _setting,
+    _to_int,
+    _to_list,
+    _to_names,
+)
+
+__all__ = [
+    "AtlasToPatientConfig",
+    "TractSimilarityConfig",
+    "load_atlas_to_patient",
+    "load_tract_similarity",
+]
+
+
+def _to_transforms(value: object) -> object:
+    """Entries as paths or (path, 0 or 1); antsApplyTransforms writes ``[path,1]``."""
+    given = [value] if isinstance(value, str) else _to_list(value)
+    if len(given) == 2 and isinstance(given[0], str) and not isinstance(given[1], str | list):
+        given = [given]  # one [path, 1], its brackets taken for those of the list
+    entries = []
+    for entry in given:
+        if isinstance(entry, str):
+            match = re.fullmatch(r"\[\s*(.+?)\s*,\s*([01])\s*\]", entry)
+            path, inverted = (match[1], int(match[2])) if match else (entry, 0)
+        else:
+            pair = _to_list(entry)
+            if len(pair) != 2 or not isinstance(pair[0], str):
+                raise ValueError(f"has an entry that is no transform: {entry!r}")
+            path, inverted = pair[0], _to_int(int(pair[1]) if pair[1] is True else pair[1])
+        if not path.strip() or inverted not in (0, 1):
+            raise ValueError(f"has an entry that is no transform: {entry!r}")
+        entries.append((path, bool(inverted)))
+    return entries
+
+
+Transforms = Annotated[list[tuple[str, bool]], BeforeValidator(_to_transforms)]
+_LIST = "a path, or a list of paths and [path, 1] in the order of antsApplyTransforms's -t"
+
+
+class AtlasToPatientConfig(_Section):
+    """The whole ``atlas_to_patient:`` block."""
+
+    key_path: ClassVar[str] = "atlas_to_patient"
+
+    patients: Annotated[list[str] | None, BeforeValidator(_to_names)] = _setting(
+        None,
+        "Whom to carry the maps to. Null: every subject of the atlas.",
+        "null or a non-empty list of distinct names, each one safe path component",
+    )
+    space: Literal["template_native", "affine_native"] = _setting(
+        "template_native",
+        "Space that the patients' images, or the transforms from them, belong to. An atlas of "
+        "affine_native maps is refused in template_native unless extra_transforms are given.",
+        "template_native or affine_native",
+    )
+    transforms: Transforms = _setting(
+        [],
+        "Transforms from elsewhere, in place of the bundle's own fields: as antsApplyTransforms "
+        "would take them to bring the atlas to the patient. `{patient}` in a path stands for the "
+        "patient's name, `[path, 1]` for an affine's inverse.",
+        _LIST,
+    )
+    extra_transforms: Transforms = _setting(
+        [],
+        "The extra warp that an affine_native atlas needs in template space: the transforms that "
+        "bring affine-space images to template space. They follow `transforms`, or precede the "
+        "bundle's own field.",
+        _LIST,
+    )
+    reference: Text | None = _setting(
+        None,
+        "Image whose grid the maps are made on, with `{patient}` as above. Null: the grid of the "
+        "first transform if that is a field, the atlas's grid if there is none.",
+        "null or a path",
+    )
+
+    @field_validator("patients")
+    @classmethod
+    def _check_patients(cls, names: list[str] | None) -> list[str] | None:
+        if names is None:
+            return None
+        if not names:
+            raise ValueError("names nobody")
+        if len(set(names)) < len(names):
+            raise ValueError("has a name twice")
+        for name in names:
+            if re.search(r"[/\\\x00-\x1f]", name) or not name.strip() or name.startswith("."):
+                raise ValueError(f"has a name that is no folder's: {name!r}")
+            if name in OUTPUT_FOLDERS:
+                raise ValueError(f"has the name of an output folder: {name!r}")
+        return names
+
+    @field_validator("reference")
+    @classmethod
+    def _check_reference(cls, reference: str | None) -> str | None:
+        if reference is not None and not reference.strip():
+            raise ValueError("is empty")
+        return reference
+
+
+def load_atlas_to_patient(block: Mapping[str, Any] | None) -> AtlasToPatientConfig:
+    """Validate the ``atlas_to_patient:`` block; user errors are one line from here on.
+
+    Raises:
+        ConfigurationError: with a line per violation.
+    """
+    report_errors_in_one_line()
+    return AtlasToPatientConfig.load(block)
+
+
+class TractSimilarityConfig(_Section):
+    """The whole ``tract_similarity:`` block."""
+
+    key_path: ClassVar[str] = "tract_similarity"
+
+    threshold: Number = _setting(
+        0.05, "Density above which a map counts as present.", "a number >= 0", ge=0
+    )
+    threshold_mode: Literal["fraction", "absolute"] = _setting(
+        "fraction",
+        "Whether the threshold is a fraction of each map's maximum or a density.",
+        "fraction or absolute",
+    )
+    bins: Integer = _setting(
+        64, "Bins of the histograms that distributions are compared by.", "an integer >= 2", ge=2
+    )
+    leave_one_out: Flag = _setting(
+        True,
+        "Compare each subject with the mean of the others' maps as well, all as they lie.",
+        "true or false",
+    )
+
+    @field_validator("threshold_mode")
+    @classmethod
+    def _check_mode(cls, mode: str, info: ValidationInfo) -> str:
+        if mode == "fraction" and info.data.get("threshold", 0) >= 1:
+            raise ValueError(f"takes a threshold below 1, not {info.data['threshold']:g}")
+        return mode
+
+
+def load_tract_similarity(block: Mapping[str, Any] | None) -> TractSimilarityConfig:
+    """Validate the ``tract_similarity:`` block; user errors are one line from here on.
+
+    Raises:
+        ConfigurationError: with a line per violation.
+    """
+    report_errors_in_one_line()
+    return TractSimilarityConfig.load(block)

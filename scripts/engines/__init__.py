@@ -1,0 +1,1 @@
+"""Training, refinement and what follows: everything that runs."""

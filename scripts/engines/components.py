@@ -1,0 +1,366 @@
+"""What the configs name: the pieces above, made for a cohort and its settings."""
+
+from __future__ import annotations
+
+import logging
+import os
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from monai.transforms import Compose
+
+from scripts.atlas.publishing import AtlasPublisher, weights_identity
+from scripts.cohort import Cohort, NewSubjects, read_cohort, read_new_subjects
+from scripts.data import density_dataset, density_transforms
+from scripts.engines.exporting import NetworkVelocities, in_box
+from scripts.engines.handlers.loss_history import LossHistory
+from scripts.engines.handlers.progress import progress_bar
+from scripts.engines.refinement import CohortRefinement
+from scripts.engines.run_state import RunState
+from scripts.engines.space import checkpoint_bytes, output_bytes
+from scripts.errors import CohortError
+from scripts.lock import lock_folders
+from scripts.losses.atlas_loss import AtlasLoss
+from scripts.networks.atlas_network import AtlasNetwork
+from scripts.networks.building import published_geometry, published_network
+from scripts.networks.checkpoint import load_checkpoint
+from scripts.networks.precision import open_device
+from scripts.settings import LearnedAtlasConfig
+from scripts.storage import check_space, check_writable
+
+__all__ = [
+    "atlas_loss",
+    "cohort_publisher",
+    "cohort_refinement",
+    "cohort_transforms",
+    "open_cohort",
+    "open_network",
+    "open_new_subjects",
+    "open_published_cohort",
+    "published_history",
+    "published_velocities",
+    "subject_transforms",
+    "train_dataset",
+]
+
+logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def _reserved(folders: Sequence[str | Path]) -> Iterator[list[object]]:
+    """Folders that this run alone writes to, for as long as what the block lists is in use.
+
+    Raises:
+        StorageError: if one can't be written, or another run is at work there.
+    """
+    for folder in folders:
+        check_writable(folder)
+    # Processes that torchrun starts are one run: the first holds its locks.
+    locks = lock_folders(tuple(folders)) if os.environ.get("RANK", "0") == "0" else []
+    users: list[object] = []
+    try:
+        yield users
+        for user in users:
+            for lock in locks:
+                # Also called at the interpreter's end. A killed run's locks end by themselves.
+                weakref.finalize(user, lock.release)
+    finally:
+        if not users:
+            for lock in locks:
+                lock.release()
+
+
+def open_cohort(
+    dataset_dir: str | Path,
+    settings: LearnedAtlasConfig,
+    written: Sequence[str | Path] = (),
+) -> Cohort:
+    """Read and check the cohort, after what can be known beforehand of the run's end.
+
+    Args:
+        dataset_dir: the dataset folder.
+        settings: of the run.
+        written: output_dir and ckpt_dir; they are locked while the result is in use.
+
+    Raises:
+        ConfigurationError: if the machine lacks the device.
+        StorageError: if something that is no writable folder stands in the way of ``written``,
+            another run is at work there, or there isn't room for what the run writes.
+        CohortError: see `read_cohort`.
+    """
+    open_device(settings.device)
+    with _reserved(written) as users:
+        cohort = read_cohort(dataset_dir, settings)
+        _warn_of_scale(cohort, settings)
+        if len(written) == 2:
+            _check_space(cohort, settings, *map(Path, written))
+        users.append(cohort)
+    return cohort
+
+
+def _check_space(
+    cohort: Cohort, settings: LearnedAtlasConfig, output_dir: Path, ckpt_dir: Path
+) -> None:
+    """Refuse a night's work that couldn't be written down."""
+    output, kept = output_bytes(cohort, settings), checkpoint_bytes(cohort, settings)
+    # An earlier run's files are gone on with or thrown away: their space is the run's own.
+    earlier = [path for path in (ckpt_dir / "run_state").rglob("*") if path.is_file()]
+    for path in earlier:
+        largest = max(kept, key=kept.__getitem__)
+        kept[largest] = max(0, kept[largest] - path.stat().st_size)
+    both = {**output, **kept}
+    same = output_dir.absolute() == ckpt_dir.absolute()
+    check_space({output_dir: both} if same else {output_dir: output, ckpt_dir: kept})
+
+
+def _warn_of_scale(cohort: Cohort, settings: LearnedAtlasConfig) -> None:
+    """Say so where a threshold is far from any density that the cohort has."""
+    found = cohort.mean_density[cohort.mean_density > 0]
+    typical, largest = float(np.median(found)), float(found.max())
+    ratio = typical / settings.loss.log_offset
+    if not 0.003 < ratio < 300:
+        logger.warning(
+            "learned_atlas.loss.log_offset = %g is far from this cohort's densities (median of "
+            "the mean map %.2g, maximum %.2g): their logarithms are nearly %s; a density that "
+            "just counts as present is a good choice",
+            settings.loss.log_offset,
+            typical,
+            largest,
+            "alike" if ratio >= 300 else "linear",
+        )
+    if settings.presence_value >= largest:
+        logger.warning(
+            "learned_atlas.presence_value = %g is above every mean density (maximum %.2g): "
+            "prob_threshold will be almost or wholly 0",
+            settings.presence_value,
+            largest,
+        )
+
+
+def cohort_transforms(cohort: Cohort, settings: LearnedAtlasConfig, log: bool = True) -> Compose:
+    """From a cohort's files to its (log) densities in its box."""
+    return density_transforms(
+        cohort.normalisation,
+        settings.model.channels,
+        settings.loss.log_offset if log else None,
+        cohort.crop.start,
+        cohort.crop.stop,
+    )
+
+
+def train_dataset(
+    data: Sequence[dict[str, Any]],
+    transform: Compose,
+    settings: LearnedAtlasConfig,
+    cache_dir: str | Path,
+) -> Any:
+    """The training dataset, cached as the settings say."""
+    return density_dataset(
+        data,
+        transform,
+        cache=settings.cohort.cache,
+        cache_dir=cache_dir,
+        device=settings.device,
+        num_workers=settings.cohort.num_workers,
+    )
+
+
+def atlas_loss(spacing: Sequence[float], settings: LearnedAtlasConfig) -> AtlasLoss:
+    """The weighted loss that the settings ask for."""
+    return AtlasLoss(
+        spacing,
+        settings.model.field_resolution,
+        settings.loss.similarity_weight,
+        settings.loss.presence_weight,
+        settings.loss.smoothness_weight,
+        settings.loss.centrality_weight,
+        settings.loss.window,
+        settings.loss.scales,
+    )
+
+
+def cohort_refinement(
+    network: AtlasNetwork,
+    dataset: Sequence[dict[str, Any]],
+    loss: AtlasLoss,
+    folder: str | Path,
+    settings: LearnedAtlasConfig,
+) -> CohortRefinement:
+    """The refinement that the settings ask for."""
+    return CohortRefinement(
+        network,
+        dataset,
+        loss,
+        folder,
+        rounds=settings.refine.rounds,
+        iterations=settings.refine.iterations,
+        lr=settings.refine.lr,
+        dtype=settings.dtype,
+        device=torch.device(settings.device),
+        mixture_sharpness=settings.model.mixture_sharpness,
+    )
+
+
+def cohort_publisher(
+    network: AtlasNetwork,
+    cohort: Cohort,
+    settings: LearnedAtlasConfig,
+    velocities: Any,
+    output_dir: str | Path,
+    model_file: str | Path | None = None,
+    history: Any = None,
+    state: Any = None,
+) -> AtlasPublisher:
+    """Publishes the cohort's atlas from LINEAR densities, read again one subject at a time."""
+    dataset: Any = density_dataset(
+        cohort.datalist(), cohort_transforms(cohort, settings, log=False), cache="none"
+    )
+    return AtlasPublisher(
+        network,
+        dataset,
+        cohort,
+        settings,
+        velocities,
+        output_dir,
+        model_file,
+        history=history,
+        state=state,
+        device=torch.device(settings.device),
+        bar=progress_bar,
+    )
+
+
+# ---------------------------------------------------------------------------------------------
+# With a published model
+# ---------------------------------------------------------------------------------------------
+
+
+def open_network(
+    path: str | Path, settings: LearnedAtlasConfig, written: Sequence[str | Path] = ()
+) -> AtlasNetwork:
+    """The network of a published model, after what can be known beforehand of the run's end.
+
+    Args:
+        path: ``<ckpt_dir>/model.pt``.
+        settings: the job's own, as asked for; the model brings the others.
+        written: folders that the run will write to; they are locked while the result is in use.
+
+    Raises:
+        ConfigurationError: if the machine lacks the device.
+        StorageError: if something that is no writable folder stands in the way of ``written``,
+            or another run is at work there.
+        CheckpointError: see `published_network`.
+    """
+    open_device(settings.device)
+    with _reserved(written) as users:
+        network = published_network(path)
+        users.append(network)
+    return network
+
+
+def open_published_cohort(
+    dataset_dir: str | Path, network: AtlasNetwork, settings: LearnedAtlasConfig
+) -> Cohort:
+    """A cohort to emit a published model's atlas from, in the model's box.
+
+    Raises:
+        CohortError: see `read_cohort`; or the cohort isn't on the model's grid.
+    """
+    cohort = read_cohort(dataset_dir, settings)
+    grid, crop = published_geometry(network)
+    difference = cohort.grid.same_as(grid)
+    if difference is not None:
+        raise CohortError(
+            f"the cohort in dataset folder {dataset_dir} is not on the grid of the model: "
+            f"{difference}; nothing is resampled silently"
+        )
+    if cohort.identity() != network.description["cohort"]:
+        logger.warning(
+            "the model was trained on another cohort than the one in %s: the atlas gets its "
+            "template, and statistics and fields of this cohort",
+            dataset_dir,
+        )
+    return in_box(cohort, crop, dataset_dir)
+
+
+def published_velocities(
+    network: AtlasNetwork,
+    dataset: Sequence[dict[str, Any]],
+    loss: AtlasLoss,
+    state: RunState,
+    settings: LearnedAtlasConfig,
+) -> CohortRefinement | NetworkVelocities:
+    """The training's own velocities where they still lie, else what the network finds now."""
+    if state.belongs_to(weights_identity(network)):
+        stored = cohort_refinement(network, dataset, loss, state.refinement, settings)
+        stored.run()  # all its rounds are done: it only reads them
+        return stored
+    logger.warning(
+        "%s holds no velocities of this model and cohort: fields are estimated by the network%s",
+        state.folder,
+        f" and refined in {settings.refine.new_subject_iterations} iterations"
+        if settings.refine.new_subject_iterations
+        else "; see learned_atlas#refine#new_subject_iterations",
+    )
+    return NetworkVelocities(
+        network,
+        dataset,
+        loss,
+        iterations=settings.refine.new_subject_iterations,
+        lr=settings.refine.lr,
+        dtype=settings.dtype,
+        device=torch.device(settings.device),
+        mixture_sharpness=settings.model.mixture_sharpness,
+    )
+
+
+def published_history(network: AtlasNetwork, state: RunState) -> LossHistory | None:
+    """The losses of the training that made a model, if they still lie there."""
+    if not state.belongs_to(weights_identity(network)):
+        return None
+    history = LossHistory()
+    history.epochs = [dict(epoch) for epoch in load_checkpoint(state.training)["history"]]
+    return history
+
+
+def open_new_subjects(
+    network: AtlasNetwork,
+    settings: LearnedAtlasConfig,
+    dataset_dir: str | Path,
+    maps: str | Path | Sequence[str | Path] | None = None,
+) -> NewSubjects:
+    """Subjects to register, checked against the atlas's grid.
+
+    Args:
+        network: as published.
+        settings: of the model and the job.
+        dataset_dir: a folder in a cohort's layout.
+        maps: a map, or a list of them, in place of the folder.
+
+    Raises:
+        CohortError: see `read_new_subjects`.
+    """
+    if maps is not None and not maps:
+        raise CohortError("input names no map; give it a .nii.gz file or a list of them")
+    grid, crop = published_geometry(network)
+    return read_new_subjects(dataset_dir if maps is None else maps, settings, grid, crop)
+
+
+def subject_transforms(network: AtlasNetwork, settings: LearnedAtlasConfig) -> Compose:
+    """From a new subject's files to its log density in the model's box, for `Invertd` to undo."""
+    grid, crop = published_geometry(network)
+    return density_transforms(
+        settings.cohort.normalisation,
+        settings.model.channels,
+        settings.loss.log_offset,
+        crop.start,
+        crop.stop,
+        track_meta=True,
+        grid=grid,
+        resample=settings.cohort.resample,
+    )

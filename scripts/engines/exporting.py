@@ -1,0 +1,99 @@
+"""What an atlas is emitted from when its training is over: velocities, losses, the model's box."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from scripts.atlas.registration import estimate_velocity
+from scripts.cohort import Cohort, CropBox
+from scripts.engines.training_step import soft_assignment
+from scripts.losses.atlas_loss import AtlasLoss
+from scripts.networks.atlas_network import AtlasNetwork
+
+__all__ = ["NetworkVelocities", "in_box"]
+
+logger = logging.getLogger(__name__)
+
+
+class NetworkVelocities:
+    """Each subject's velocity to templates that stay as they are: the network's, or refined.
+
+    Args:
+        network: as published.
+        dataset: log densities, in the cohort's order (``image``).
+        loss: the training's.
+        iterations: gradient steps that refine a subject's velocity; 0: the network's stands.
+        lr: their size, voxels.
+        dtype: of the convolutions.
+        device: where it runs.
+        mixture_sharpness: of the soft assignment with K > 1.
+    """
+
+    def __init__(
+        self,
+        network: AtlasNetwork,
+        dataset: Sequence[dict[str, Any]],
+        loss: AtlasLoss,
+        iterations: int = 0,
+        lr: float = 0.1,
+        dtype: str = "float32",
+        device: torch.device | str = "cpu",
+        mixture_sharpness: float = 50.0,
+    ) -> None:
+        self.network = network
+        self.dataset = dataset
+        self.loss = loss
+        self.iterations = iterations
+        self.lr = lr
+        self.dtype = dtype
+        self.device = torch.device(device)
+        self.mixture_sharpness = mixture_sharpness
+
+    def image(self, index: int) -> torch.Tensor:
+        """A subject's log density, ``(1, C, *shape)``, on the device."""
+        return torch.as_tensor(self.dataset[index]["image"]).to(self.device)[None]
+
+    def velocity(self, index: int, template: int = 0) -> torch.Tensor:
+        """``(1, d, *reduced)`` of a subject to a template."""
+        return estimate_velocity(
+            self.network, self.image(index), self.dtype, template,
+            self.loss, self.iterations, self.lr,
+        )  # fmt: skip
+
+    @cached_property
+    def assignment(self) -> torch.Tensor:
+        """Share of each subject that each template explains, ``(N, K)``, by the losses."""
+        if self.network.n_templates == 1:
+            return torch.ones(len(self.dataset), 1)
+        return torch.cat([self._shares(index) for index in range(len(self.dataset))])
+
+    @torch.no_grad()
+    def _shares(self, index: int) -> torch.Tensor:
+        network, image = self.network, self.image(index)
+        velocities = [
+            estimate_velocity(network, image, self.dtype, k) for k in range(network.n_templates)
+        ]
+        return soft_assignment(network, self.loss, image, velocities, self.mixture_sharpness)
+
+
+def in_box(cohort: Cohort, crop: CropBox, dataset_dir: str | Path) -> Cohort:
+    """A cohort in the box of a model that another cohort made; tells what is cut off."""
+    if cohort.crop == crop:
+        return cohort
+    whole = cohort.crop.paste(cohort.mean_density, cohort.grid.shape)
+    inside = crop.crop(whole)
+    lost = 1 - float(inside.sum(dtype="float64")) / float(whole.sum(dtype="float64"))
+    if lost > 0:
+        logger.warning(
+            "%.2g %% of the density of the cohort in %s is outside the model's box and cut off",
+            100 * lost,
+            dataset_dir,
+        )
+    return replace(cohort, crop=crop, mean_density=inside.copy())

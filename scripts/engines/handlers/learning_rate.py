@@ -1,0 +1,48 @@
+"""Warm-up and cosine decay of both learning rates."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from ignite.engine import Engine, Events
+
+__all__ = ["LearningRateSchedule"]
+
+
+class LearningRateSchedule:
+    """Linear warm-up, then a cosine to zero; the template waits until the warm-up is over.
+
+    A function of the iteration alone: a resumed run needs no state of it.
+
+    Args:
+        optimizer: its groups' rates at the start are the peaks.
+        warmup_epochs: the network's rate rises over the first epoch of them (at least 10
+            steps); the template's is 0 during all of them, since a template that follows an
+            untrained registration freezes the blur in.
+        final_share: of the peak, at the end.
+    """
+
+    def __init__(
+        self, optimizer: torch.optim.Optimizer, warmup_epochs: int = 2, final_share: float = 0.01
+    ) -> None:
+        self.optimizer = optimizer
+        self.warmup_epochs = warmup_epochs
+        self.final_share = final_share
+        self.peaks = [group["lr"] for group in optimizer.param_groups]
+
+    def attach(self, engine: Engine) -> None:
+        """Set the rates before each iteration."""
+        engine.add_event_handler(Events.ITERATION_STARTED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Set the rates of the coming iteration."""
+        length, epochs = engine.state.epoch_length or 1, engine.state.max_epochs or 1
+        step, total = engine.state.iteration - 1, length * epochs
+        cosine = 0.5 * (1 + math.cos(math.pi * step / total))
+        share = self.final_share + (1 - self.final_share) * cosine
+        rise = min(1.0, (step + 1) / max(10, length)) if self.warmup_epochs else 1.0
+        waiting = step < self.warmup_epochs * length and self.warmup_epochs < epochs
+        for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
+            held = waiting and group.get("name") == "template"
+            group["lr"] = 0.0 if held else peak * share * rise

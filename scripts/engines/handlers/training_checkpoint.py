@@ -1,0 +1,93 @@
+"""Saves the training after each epoch, and goes on from there."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+from ignite.engine import Engine, Events
+
+from scripts.data import EpochBatches
+from scripts.engines.handlers.loss_history import LossHistory
+from scripts.engines.run_state import RunState
+from scripts.engines.training_step import bare
+from scripts.networks.checkpoint import load_checkpoint
+from scripts.storage import write_whole
+
+__all__ = ["TrainingCheckpoint"]
+
+logger = logging.getLogger(__name__)
+
+
+class TrainingCheckpoint:
+    """Template, network, optimizer, random numbers and history, written whole after epochs.
+
+    What follows from the iteration alone (learning rates, the order of the subjects) needs no
+    state: a resumed run on a CPU gives the bits of an unbroken one.
+
+    Args:
+        state: of the run.
+        network: the atlas network.
+        optimizer: its moments are saved.
+        batches: the shuffling sampler, told at which epoch to begin.
+        history: of the losses.
+        interval: epochs between checkpoints.
+    """
+
+    def __init__(
+        self,
+        state: RunState,
+        network: torch.nn.Module,
+        optimizer: torch.optim.Optimizer,
+        batches: EpochBatches,
+        history: LossHistory,
+        interval: int = 1,
+    ) -> None:
+        self.state = state
+        self.network = bare(network)
+        self.optimizer = optimizer
+        self.batches = batches
+        self.history = history
+        self.interval = interval
+        self.stopped = False
+
+    def attach(self, engine: Engine) -> None:
+        """Load at the start, save after epochs and at the end."""
+        engine.add_event_handler(Events.STARTED, self.load)
+        engine.add_event_handler(Events.EPOCH_COMPLETED(every=self.interval), self.save)
+        engine.add_event_handler(Events.COMPLETED, self.save)
+
+    def load(self, engine: Engine) -> None:
+        """Go on after the last saved epoch, if there is one."""
+        if not self.state.training.exists():
+            return
+        found = load_checkpoint(self.state.training)
+        self.network.load_state_dict(found["network"])
+        self.optimizer.load_state_dict(found["optimizer"])
+        self.history.epochs = [dict(epoch) for epoch in found["history"]]
+        torch.set_rng_state(found["rng"])
+        if torch.cuda.is_available() and found["cuda_rng"]:
+            torch.cuda.set_rng_state_all(found["cuda_rng"])
+        engine.state.epoch = self.batches.first_epoch = found["epoch"]
+        engine.state.iteration = found["epoch"] * (engine.state.epoch_length or 1)
+        self.stopped = found["stopped"]
+        if self.stopped:  # early, at that epoch: nothing is left to do
+            engine.state.max_epochs = found["epoch"]
+        logger.info("training goes on after epoch %d", found["epoch"])
+
+    def save(self, engine: Engine) -> None:
+        """Write the checkpoint."""
+        self.stopped = self.stopped or bool(engine.should_terminate)
+        with write_whole(self.state.training) as path:
+            torch.save(
+                {
+                    "epoch": engine.state.epoch,
+                    "stopped": self.stopped,
+                    "network": self.network.state_dict(),
+                    "optimizer": self.optimizer.state_dict(),
+                    "history": self.history.epochs,
+                    "rng": torch.get_rng_state(),
+                    "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+                },
+                path,
+            )

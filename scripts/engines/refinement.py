@@ -1,0 +1,271 @@
+"""After training: exact centring, and the cohort's velocities polished with the template."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from scripts.atlas.jacobian import jacobian_determinant
+from scripts.atlas.refinement import refine_velocity
+from scripts.atlas.registration import estimate_velocity
+from scripts.atlas.unfolding import unfolded_velocity
+from scripts.engines.handlers.progress import progress_bar
+from scripts.engines.training_step import bare, soft_assignment
+from scripts.losses.atlas_loss import AtlasLoss
+from scripts.networks.atlas_network import density_of, log_density_of
+from scripts.networks.checkpoint import load_checkpoint
+from scripts.networks.warp import warp
+from scripts.storage import write_whole
+
+__all__ = ["CohortRefinement"]
+
+logger = logging.getLogger(__name__)
+
+
+class CohortRefinement:
+    """Alternates between every subject's velocity and the template, as atlas building does.
+
+    A round: each velocity takes some gradient steps against the template (`refine_velocity`) and
+    is smoothed where it comes close to folding (`unfolded_velocity`);
+    the cohort's mean velocity is subtracted from all of them, so that the template stands in the
+    cohort's middle; the template becomes the least-squares fit to the subjects in their own
+    spaces, sum_i J_i d_i(phi_i(x)) / sum_i J_i, with phi_i from template to subject and J_i its
+    Jacobian determinant (Ma et al., NeuroImage 2008).
+
+    With no rounds the network's velocities stand, exactly centred, and the learned template is
+    moved along with the centring.
+
+    Velocities of a round lie in files, one a subject, each written whole: an interrupted round
+    goes on at the subject where it stopped, and memory doesn't grow with the cohort.
+
+    Args:
+        network: the trained network.
+        dataset: log densities, in the cohort's order (``image``).
+        loss: the training's.
+        folder: where the velocities and the state go.
+        rounds: how often; 0: centring alone.
+        iterations: gradient steps a subject and round.
+        lr: their size, voxels.
+        dtype: of the convolutions.
+        device: where it runs.
+        mixture_sharpness: of the soft assignment with K > 1.
+    """
+
+    def __init__(
+        self,
+        network: torch.nn.Module,
+        dataset: Sequence[dict[str, Any]],
+        loss: AtlasLoss,
+        folder: str | Path,
+        rounds: int = 0,
+        iterations: int = 10,
+        lr: float = 0.1,
+        dtype: str = "float32",
+        device: torch.device | str = "cpu",
+        mixture_sharpness: float = 50.0,
+    ) -> None:
+        self.network = bare(network)
+        self.dataset = dataset
+        self.loss = loss
+        self.folder = Path(folder)
+        self.rounds = rounds
+        self.iterations = iterations
+        self.lr = lr
+        self.dtype = dtype
+        self.device = torch.device(device)
+        self.mixture_sharpness = mixture_sharpness
+        self.round = 0
+        self.history: list[float] = []
+        self.offset = torch.zeros_like(self.network.mean_velocity)
+        # Share of each subject that each template explains, (N, K).
+        self.assignment = torch.ones(len(dataset), self.network.n_templates)
+
+    # -- the run ---------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def run(self) -> None:
+        """Centre, refine, and leave the network with its final template; resumes by itself."""
+        self.network.eval()
+        if not self._load():
+            self._centre_network()
+            self._save()
+        if self.round < self.rounds:
+            total, done = self.rounds * len(self.dataset), self.round * len(self.dataset)
+            with progress_bar(total, "refinement", initial=done) as bar:
+                while self.round < self.rounds:
+                    self._run_round(bar)
+
+    def image(self, index: int) -> torch.Tensor:
+        """A subject's log density, ``(1, C, *shape)``, on the device."""
+        return torch.as_tensor(self.dataset[index]["image"]).to(self.device)[None]
+
+    def velocity(self, index: int, template: int = 0) -> torch.Tensor:
+        """Final velocity of a subject to a template: refined if it was, else the network's."""
+        if self.round and template == self._home(index):
+            return self._stored(self.round - 1, index) - self.offset[template]
+        return estimate_velocity(self.network, self.image(index), self.dtype, template)
+
+    # -- pieces ----------------------------------------------------------------------------
+
+    def _run_round(self, bar: tqdm) -> None:
+        losses = []
+        for index in range(len(self.dataset)):
+            losses.append(self._refine_subject(index))
+            bar.set_postfix(
+                {"round": f"{self.round + 1}/{self.rounds}", "loss": f"{losses[-1]:.3f}"},
+                refresh=False,
+            )
+            bar.update()
+        self.history.append(sum(losses) / len(losses))
+        self.offset = self._mean(self.round)
+        self._update_template(self.round)
+        if self.round + 1 == self.rounds:
+            self._recentre_network()
+        self.round += 1
+        self._save()
+        shutil.rmtree(self._round_folder(self.round - 2), ignore_errors=True)
+
+    def _home(self, index: int) -> int:
+        return int(self.assignment[index].argmax())
+
+    def _centre_network(self) -> None:
+        """The exact mean velocity instead of the running one; the template moves with it."""
+        network = self.network
+        if network.n_templates > 1:
+            self._assign()
+        total = torch.zeros_like(network.mean_velocity)
+        weight = self.assignment.sum(0).clamp_min(1e-6)
+        for index in range(len(self.dataset)):
+            image = self.image(index)
+            for k in range(network.n_templates):
+                share = float(self.assignment[index, k])
+                if share > 0.01:
+                    found = estimate_velocity(network, image, self.dtype, k)
+                    total[k] += found[0] * (share / float(weight[k]))
+        # The fields so far, exp(v), were learned against this template WITHOUT subtracting the
+        # running mean; all in all they lose `moved`. exp(v - m) then needs the template moved by
+        # exp(m), to first order.
+        moved = network.mean_velocity + total
+        network.mean_velocity.copy_(moved)
+        for k in range(network.n_templates):
+            there = network.displacement(moved[k : k + 1])
+            network.template[k] = warp(network.template[k : k + 1], there)[0]
+        network.project_template()
+
+    def _assign(self) -> None:
+        """Soft assignment of each subject to the templates, by its losses."""
+        network = self.network
+        for index in range(len(self.dataset)):
+            image = self.image(index)
+            # Fields are learned uncentred, see `_centre_network`.
+            raw = [
+                estimate_velocity(network, image, self.dtype, k) + network.mean_velocity[k]
+                for k in range(network.n_templates)
+            ]
+            shares = soft_assignment(network, self.loss, image, raw, self.mixture_sharpness)
+            self.assignment[index] = shares[0]
+        network.mixture.copy_(self.assignment.mean(0))
+
+    def _refine_subject(self, index: int) -> float:
+        path = self._velocity_file(self.round, index)
+        if path.exists():
+            return float(load_checkpoint(path)["loss"])
+        home = self._home(index)
+        start = self.velocity(index, home)
+        with torch.enable_grad():
+            found, loss = refine_velocity(
+                self.network, self.loss, self.image(index), start,
+                self.iterations, self.lr, home,
+            )  # fmt: skip
+        found = unfolded_velocity(self.network, found)
+        with write_whole(path) as staged:
+            torch.save({"velocity": found[0].cpu(), "loss": loss}, staged)
+        return loss
+
+    def _mean(self, number: int) -> torch.Tensor:
+        """Mean velocity over each template's own subjects."""
+        total = torch.zeros_like(self.network.mean_velocity)
+        count = torch.zeros(self.network.n_templates)
+        for index in range(len(self.dataset)):
+            home = self._home(index)
+            total[home] += self._stored(number, index)[0]
+            count[home] += 1
+        return total / count.clamp_min(1).to(total).view(-1, *([1] * (total.dim() - 1)))
+
+    def _update_template(self, number: int) -> None:
+        """Least-squares template in linear density; a template without subjects stays."""
+        network = self.network
+        total = torch.zeros_like(network.template)
+        weight = total.new_zeros((network.n_templates, 1, *network.shape))
+        for index in range(len(self.dataset)):
+            home = self._home(index)
+            velocity = self._stored(number, index) - self.offset[home]
+            _, inverse = network.displacements(velocity)
+            size = jacobian_determinant(inverse[0]).clamp_min(0)
+            density = density_of(self.image(index), network.log_offset)
+            total[home] += size * warp(density, inverse)[0]
+            weight[home] += size
+        for k in range(network.n_templates):
+            if float(weight[k].amax()) > 0:
+                density = total[k] / weight[k].clamp_min(1e-6)
+                network.template[k] = log_density_of(density, network.log_offset)
+        network.project_template()
+
+    def _recentre_network(self) -> None:
+        """Let the network alone give, on average over the cohort, the refined velocity."""
+        network = self.network
+        shift = torch.zeros_like(network.mean_velocity)
+        count = torch.zeros(network.n_templates)
+        for index in range(len(self.dataset)):
+            home = self._home(index)
+            found = estimate_velocity(network, self.image(index), self.dtype, home)
+            refined = self._stored(self.round, index) - self.offset[home]
+            shift[home] += (found - refined)[0]
+            count[home] += 1
+        count = count.clamp_min(1).to(shift)
+        network.mean_velocity += shift / count.view(-1, *([1] * (shift.dim() - 1)))
+
+    # -- files -----------------------------------------------------------------------------
+
+    def _round_folder(self, number: int) -> Path:
+        return self.folder / f"round-{number:03d}"
+
+    def _velocity_file(self, number: int, index: int) -> Path:
+        return self._round_folder(number) / f"{index:06d}.pt"
+
+    def _stored(self, number: int, index: int) -> torch.Tensor:
+        found = load_checkpoint(self._velocity_file(number, index))
+        return found["velocity"].to(self.device)[None]
+
+    def _load(self) -> bool:
+        path = self.folder / "state.pt"
+        if not path.exists():
+            return False
+        found = load_checkpoint(path)
+        self.network.load_state_dict(found["network"])
+        self.round = found["round"]
+        self.offset = found["offset"].to(self.device)
+        self.assignment = found["assignment"]
+        self.history = list(found["history"])
+        if self.round < self.rounds:
+            logger.info("refinement goes on after round %d", self.round)
+        return True
+
+    def _save(self) -> None:
+        with write_whole(self.folder / "state.pt") as path:
+            torch.save(
+                {
+                    "round": self.round,
+                    "network": self.network.state_dict(),
+                    "offset": self.offset.cpu(),
+                    "assignment": self.assignment,
+                    "history": self.history,
+                },
+                path,
+            )

@@ -1,0 +1,58 @@
+"""How much disk a training run needs, worked out before it starts."""
+
+from __future__ import annotations
+
+import math
+
+from scripts.cohort import Cohort
+from scripts.settings import LearnedAtlasConfig
+
+__all__ = ["checkpoint_bytes", "output_bytes"]
+
+_FLOAT = 4
+_PAGES = 4_000_000  # reports, pictures, logs: hardly grow with anything
+
+
+def output_bytes(cohort: Cohort, settings: LearnedAtlasConfig) -> dict[str, int]:
+    """What a run writes to ``output_dir``, at most, by what it is for.
+
+    Floats that gzip couldn't compress at all, over the cohort's box: outside of it fields are
+    constant and maps 0, of which next to nothing is left. An earlier atlas stays until the new
+    one is whole, so that its space isn't counted as free.
+
+    Returns:
+        ``fields`` = 2 N 3 B floats (three components in planes as well) and ``maps`` = K M C B,
+        for N subjects, K templates, M maps, C channels and B voxels in the box; ``reports``.
+    """
+    box = math.prod(cohort.crop.shape)
+    maps = settings.model.n_templates * len(settings.emit_baseline_maps) * settings.model.channels
+    fields = 2 * len(cohort.subjects) * 3 if settings.save_fields else 0
+    return {"fields": fields * box * _FLOAT, "maps": maps * box * _FLOAT, "reports": _PAGES}
+
+
+def checkpoint_bytes(cohort: Cohort, settings: LearnedAtlasConfig) -> dict[str, int]:
+    """What a run writes to ``ckpt_dir``, at most, by what it is for.
+
+    Returns:
+        ``velocities`` of two rounds of refinement, 2 N d R floats with R = B / r^d voxels of the
+        reduced box; ``checkpoints``: the weights W once in model.pt and in refinement/state.pt,
+        three times in training.pt (with Adam's two moments), and the largest of them once more
+        while it is written; ``cache`` = N C B with ``cache: disk``. W = K C B template + C B
+        support + K d R mean velocity + the convolutions.
+    """
+    model, n, d = settings.model, len(cohort.subjects), len(cohort.crop.shape)
+    box = math.prod(cohort.crop.shape)
+    reduced = math.prod(math.ceil(size / model.field_resolution) for size in cohort.crop.shape)
+    weights = (model.n_templates + 1) * model.channels * box + model.n_templates * d * reduced
+    # A convolution sees at most the features below it and those that skip to it.
+    below, widest = 2 * model.channels, max((*model.enc_features, 2 * model.channels))
+    for features in (*model.enc_features, *model.dec_features, d):
+        weights += (3**d * (below + widest) + 1) * features
+        below = features
+    rounds = min(2, settings.refine.rounds)
+    cached = n * model.channels * box if settings.cohort.cache == "disk" else 0
+    return {
+        "velocities": rounds * n * d * reduced * _FLOAT,
+        "checkpoints": (1 + 1 + 3 + 3) * weights * _FLOAT,
+        "cache": cached * _FLOAT,
+    }

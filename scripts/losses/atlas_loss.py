@@ -1,0 +1,98 @@
+"""The weighted sum of an atlas's loss terms."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from scripts.losses.local_correlation import LocalCorrelationLoss
+from scripts.losses.presence import PresenceLoss
+from scripts.losses.smoothness import CentralityLoss, SmoothnessLoss
+
+__all__ = ["AtlasLoss"]
+
+
+class AtlasLoss(nn.Module):
+    """similarity + presence + smoothness + centrality, each with its weight.
+
+    Similarity and presence are means over a pyramid of averaged images: thin bundles that lie
+    apart don't overlap in a window of 7 voxels, but they do at a quarter of the resolution, so
+    that coarse levels find the way and the fine one the place. Terms of weight 0 are not
+    computed.
+
+    Args:
+        spacing: voxel sizes in mm, for the smoothness.
+        field_resolution: the factor by which the velocity's grid is reduced.
+        similarity_weight: of `LocalCorrelationLoss`.
+        presence_weight: of `PresenceLoss`.
+        smoothness_weight: of `SmoothnessLoss` of the velocity.
+        centrality_weight: of `CentralityLoss`.
+        window: of the local correlation, in voxels of each level.
+        scales: the levels, as factors of averaging.
+    """
+
+    def __init__(
+        self,
+        spacing: Sequence[float],
+        field_resolution: int = 1,
+        similarity_weight: float = 1.0,
+        presence_weight: float = 0.5,
+        smoothness_weight: float = 0.5,
+        centrality_weight: float = 0.0,
+        window: int = 7,
+        scales: Sequence[int] = (1, 2, 4),
+    ) -> None:
+        super().__init__()
+        self.weights = {
+            "similarity": similarity_weight,
+            "presence": presence_weight,
+            "smoothness": smoothness_weight,
+            "centrality": centrality_weight,
+        }
+        self.scales = tuple(scales)
+        self.similarity = LocalCorrelationLoss(window)
+        self.presence = PresenceLoss()
+        self.smoothness = SmoothnessLoss(spacing, field_resolution)
+        self.centrality = CentralityLoss()
+
+    def forward(
+        self,
+        warped: torch.Tensor,
+        image: torch.Tensor,
+        velocity: torch.Tensor,
+        mean_velocity: torch.Tensor | None = None,
+    ) -> dict[str, torch.Tensor]:
+        """Terms (unweighted) by name, and their weighted sum as ``loss``.
+
+        Args:
+            warped: the template in the subject's space, log density ``(B, C, *shape)``.
+            image: the subject, the same shape.
+            velocity: ``(B, d, *reduced)``.
+            mean_velocity: ``(d, *reduced)``, the running mean; without it no centrality.
+        """
+        terms: dict[str, torch.Tensor] = {}
+        pyramid = [(averaged(warped, s), averaged(image, s)) for s in self.scales]
+        if self.weights["similarity"]:
+            levels = [self.similarity(moving, fixed) for moving, fixed in pyramid]
+            terms["similarity"] = torch.stack(levels).mean()
+        if self.weights["presence"]:
+            levels = [self.presence(moving, fixed) for moving, fixed in pyramid]
+            terms["presence"] = torch.stack(levels).mean()
+        if self.weights["smoothness"]:
+            terms["smoothness"] = self.smoothness(velocity)
+        if self.weights["centrality"] and mean_velocity is not None:
+            terms["centrality"] = self.centrality(velocity, mean_velocity)
+        total = torch.stack([self.weights[name] * term for name, term in terms.items()]).sum()
+        return {"loss": total, **terms}
+
+
+def averaged(image: torch.Tensor, factor: int) -> torch.Tensor:
+    """Block means of ``(B, C, *shape)``; a block cut by the border counts what it holds."""
+    if factor == 1:
+        return image
+    pool = F.avg_pool3d if image.dim() == 5 else F.avg_pool2d
+    block = [min(factor, n) for n in image.shape[2:]]
+    return pool(image.float(), block, ceil_mode=True, count_include_pad=False)

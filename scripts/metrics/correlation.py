@@ -1,0 +1,53 @@
+"""Correlation of density maps on a logarithmic scale."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import combinations
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+
+def log_density_correlation(
+    first: ArrayLike,
+    second: ArrayLike,
+    offset: float,
+    support: NDArray[np.bool_] | None = None,
+) -> float:
+    """Pearson's correlation of log1p(x / offset) of two density maps of one shape.
+
+    Args:
+        first: density, >= 0.
+        second: density, >= 0.
+        offset: density that counts as small (x0), in the maps' units, > 0.
+        support: where the maps are compared; by default where either is above 0. The subject's own
+            support (``subject > 0``) asks how well an atlas explains that subject.
+
+    Returns:
+        A value in [-1, 1]; 0.0 where a map is constant on the support, or the support is empty.
+
+    Raises:
+        ValueError: shapes differ, or the offset isn't positive.
+    """
+    a, b = np.asarray(first), np.asarray(second)
+    if a.shape != b.shape or (support is not None and support.shape != a.shape):
+        given = [a.shape, b.shape] + ([] if support is None else [support.shape])
+        raise ValueError(f"correlation needs arrays of one shape, got {given}")
+    if not offset > 0:
+        raise ValueError(f"the offset of a log density must be > 0, got {offset}")
+    where = ((a > 0) | (b > 0)) if support is None else support
+    x, y = (np.log1p(m[where].astype(np.float64) / offset) for m in (a, b))
+    if x.size < 2 or np.ptp(x) == 0 or np.ptp(y) == 0:
+        return 0.0
+    return float(np.clip(np.corrcoef(x, y)[0, 1], -1, 1))
+
+
+def pairwise_correlation(
+    maps: Sequence[ArrayLike], offset: float, support: NDArray[np.bool_] | None = None
+) -> float:
+    """Mean :func:`log_density_correlation` over all pairs of at least two density maps."""
+    if len(maps) < 2:
+        raise ValueError(f"pairwise correlation needs at least 2 maps, got {len(maps)}")
+    pairs = combinations(maps, 2)
+    return float(np.mean([log_density_correlation(a, b, offset, support) for a, b in pairs]))

@@ -1,0 +1,113 @@
+"""A published network as a program of its own: TorchScript by tracing, and `torch.export`.
+
+    python -m scripts.networks.export_model models/model.pt tract_density_atlas.ts
+    python -m scripts.networks.export_model models/model.pt tract_density_atlas.pt2
+
+The program maps a log density ``(1, C, *shape)`` to the template's density in the subject's space,
+as the network does in evaluation. Its shape is the published model's: the template is part of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from scripts.errors import CheckpointError, ConfigurationError, TractAtlasError
+from scripts.networks.atlas_network import AtlasNetwork
+from scripts.networks.building import published_network
+from scripts.storage import write_whole
+
+__all__ = ["exported_program", "save_program", "traced_program"]
+
+_TOLERANCE = 1e-5  # of the template's largest density
+
+
+def _example(network: AtlasNetwork) -> torch.Tensor:
+    """A subject that isn't the template: its moves are not all zero."""
+    template = network.template.detach()[:1]
+    return template.roll(1, dims=2) * 0.9
+
+
+def traced_program(network: AtlasNetwork) -> torch.jit.ScriptModule:
+    """The network in evaluation as TorchScript (scripting fails on MONAI's ``Warp``)."""
+    with warnings.catch_warnings():
+        # Sizes become constants, which they are: the template has one.
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)
+        program = torch.jit.trace(network.eval(), _example(network), check_trace=False)
+    assert isinstance(program, torch.jit.ScriptModule)
+    return program
+
+
+def exported_program(network: AtlasNetwork) -> torch.export.ExportedProgram:
+    """The network in evaluation as an exported graph."""
+    with torch.no_grad():
+        return torch.export.export(network.eval(), (_example(network),))
+
+
+def save_program(model: str | Path, output: str | Path) -> float:
+    """Write a published model as a program, checked against the network it was made from.
+
+    Args:
+        model: ``<ckpt_dir>/model.pt``.
+        output: ``*.ts`` for TorchScript, ``*.pt2`` for `torch.export`.
+
+    Returns:
+        the largest difference between the program that was written and the network, over the
+        template's largest density.
+
+    Raises:
+        ConfigurationError: ``output`` has another suffix.
+        CheckpointError: ``model`` can't be used, or the program doesn't give what the network does.
+        StorageError: ``output`` can't be written.
+    """
+    suffix = Path(output).suffix
+    if suffix not in (".ts", ".pt2"):
+        raise ConfigurationError(
+            f"{output}: a program is written as .ts (TorchScript) or .pt2 (torch.export)"
+        )
+    network = published_network(model)
+    written = io.BytesIO()  # both writers want the final name; write_whole has another until then
+    program: torch.nn.Module
+    if suffix == ".ts":
+        torch.jit.save(traced_program(network), written)
+        program = torch.jit.load(io.BytesIO(written.getvalue()))
+    else:
+        torch.export.save(exported_program(network), written)
+        program = torch.export.load(io.BytesIO(written.getvalue())).module()
+    image = _example(network) * 1.1  # not the image that the program was recorded with
+    with torch.no_grad():
+        expected = network(image)
+        difference = (program(image) - expected).abs().max() / expected.max().clamp_min(1e-30)
+    if not difference <= _TOLERANCE:
+        raise CheckpointError(
+            f"{model}: the program gives densities that differ from the network's by "
+            f"{float(difference):.2g} of the largest, more than {_TOLERANCE:g}; it isn't written"
+        )
+    with write_whole(output) as staged:
+        staged.write_bytes(written.getvalue())
+    return float(difference)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; the exit code is that of the error, if there is one."""
+    parser = argparse.ArgumentParser(prog="python -m scripts.networks.export_model")
+    parser.add_argument("model", type=Path, help="<ckpt_dir>/model.pt")
+    parser.add_argument("output", type=Path, help="a .ts (TorchScript) or .pt2 (torch.export)")
+    options = parser.parse_args(arguments)
+    try:
+        difference = save_program(options.model, options.output)
+    except TractAtlasError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    print(f"{options.output}: differs from the network by {difference:.1g} of the largest density")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

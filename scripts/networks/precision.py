@@ -1,0 +1,40 @@
+"""Which precision the convolutions run in."""
+
+from __future__ import annotations
+
+import torch
+
+from scripts.errors import ConfigurationError
+
+__all__ = ["autocast", "open_device"]
+
+_TYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+
+
+def autocast(device: torch.device | str, dtype: str) -> torch.autocast:
+    """Autocast of the convolutions to ``dtype`` on ``device``, the CPU too; float32: off.
+
+    MONAI's ``SupervisedTrainer(amp=True)`` knows CUDA only. Grids, warps, integration and losses
+    leave it on their own and stay float32.
+    """
+    kind = torch.device(device).type
+    if dtype == "float32":
+        return torch.autocast(kind, enabled=False)
+    return torch.autocast(kind, dtype=_TYPES[dtype])
+
+
+def open_device(name: str) -> torch.device:
+    """The device a setting names, checked before any data is read.
+
+    Raises:
+        ConfigurationError: if the machine lacks it.
+    """
+    device = torch.device(name)
+    if device.type == "cuda":
+        there = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (device.index or 0) >= there:
+            raise ConfigurationError(
+                f"learned_atlas.device: {name!r} asks for a CUDA device that this machine "
+                f"lacks ({there} found); set it to cpu"
+            )
+    return device

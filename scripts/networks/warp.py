@@ -1,0 +1,123 @@
+"""Warping by a displacement in voxels: MONAI's ``Warp``, made fast on the CPU."""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+import torch.nn.functional as F
+from monai.networks.blocks import Warp as MonaiWarp
+
+__all__ = ["Warp", "sampling_grid", "warp"]
+
+# Each of MONAI's Warps warns that it samples with PyTorch; ours never do otherwise.
+warnings.filterwarnings("ignore", message="monai.networks.blocks.Warp: Using PyTorch native")
+
+_MAX_KEPT_GRIDS = 8
+_kept_grids: dict[tuple, tuple[torch.Tensor, torch.Tensor]] = {}
+
+
+def _identity_grid(
+    shape: tuple[int, ...], device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The identity in ``grid_sample``'s coordinates, and the step of one voxel in them.
+
+    MONAI rebuilds its reference grid on the CPU at every call (20-40 % of the time of an
+    integration); here the few grids in use are kept on their device.
+
+    Returns:
+        grid ``(1, *shape, d)`` with the last axis reversed (x is the last array axis), and the
+        size of one voxel ``(d,)`` in the same order.
+    """
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        # Tensors and sizes are a recording's, maybe fakes: kept, they would spoil later calls.
+        return _made_grid(shape, device)
+    key = (shape, device)
+    if key not in _kept_grids:
+        if len(_kept_grids) >= _MAX_KEPT_GRIDS:
+            _kept_grids.pop(next(iter(_kept_grids)))
+        _kept_grids[key] = _made_grid(shape, device)
+    return _kept_grids[key]
+
+
+def _made_grid(shape: tuple[int, ...], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    axes = [torch.linspace(-1.0, 1.0, n, device=device) for n in shape]
+    mesh = torch.meshgrid(*axes, indexing="ij")
+    grid = torch.stack(mesh[::-1], dim=-1)[None]
+    # An axis of one voxel has no step: whatever the displacement, that voxel is read.
+    steps = [2.0 / (n - 1) if n > 1 else 0.0 for n in shape[::-1]]
+    return grid, torch.tensor(steps, device=device)
+
+
+def sampling_grid(displacement: torch.Tensor) -> torch.Tensor:
+    """``x + u(x)`` in ``grid_sample``'s coordinates (align_corners), ``(B, *shape, d)``."""
+    grid, voxel = _identity_grid(tuple(displacement.shape[2:]), displacement.device)
+    return torch.addcmul(
+        grid.to(displacement.dtype),
+        displacement.flip(1).movedim(1, -1),
+        voxel.to(displacement.dtype),
+    )
+
+
+def warp(
+    image: torch.Tensor,
+    displacement: torch.Tensor,
+    mode: str = "bilinear",
+    padding_mode: str = "zeros",
+) -> torch.Tensor:
+    """``out(x) = image(x + u(x))``, the same numbers as MONAI's ``Warp``.
+
+    ``grid_sample`` on a 3-D volume is parallel over the batch alone, so that one volume would
+    run on one core. The points are therefore laid out as several batch entries that all look at
+    the same image.
+
+    Args:
+        image: ``(B, C, *shape)``.
+        displacement: ``(B, d, *shape)`` in voxels, channel i along axis i, float32 or float64
+            (bfloat16 coordinates would lose moves below a voxel).
+        mode: ``bilinear`` (linear in any dimension) or ``nearest``.
+        padding_mode: what lies outside: ``zeros`` or ``border``.
+    """
+    grid = sampling_grid(displacement)
+    batch, shape = image.shape[0], image.shape[2:]
+    slabs = torch.get_num_threads() if image.device.type == "cpu" else 1
+    if batch == 1 and slabs > 1 and len(shape) == 3:
+        points = grid.reshape(-1, len(shape))
+        spare = -len(points) % slabs
+        if spare:
+            points = F.pad(points, (0, 0, 0, spare))
+        points = points.reshape(slabs, -1, 1, 1, len(shape))
+        sampled = F.grid_sample(
+            image.expand(slabs, *image.shape[1:]),
+            points,
+            mode=mode,
+            padding_mode=padding_mode,
+            align_corners=True,
+        )
+        flat = sampled.reshape(slabs, image.shape[1], -1).movedim(1, 0).reshape(image.shape[1], -1)
+        return flat[:, : flat.shape[1] - spare].reshape(image.shape)
+    return F.grid_sample(image, grid, mode=mode, padding_mode=padding_mode, align_corners=True)
+
+
+class Warp(MonaiWarp):
+    """MONAI's ``Warp`` (voxels, array-axis order) with kept grids, spread over the cores.
+
+    A misspelt mode is an error here, where MONAI's falls back silently.
+
+    Args:
+        mode: ``bilinear`` or ``nearest``.
+        padding_mode: ``zeros`` or ``border``.
+    """
+
+    def __init__(self, mode: str = "bilinear", padding_mode: str = "zeros") -> None:
+        if mode not in ("bilinear", "nearest"):
+            raise ValueError(f"mode is 'bilinear' or 'nearest', not {mode!r}")
+        if padding_mode not in ("zeros", "border"):
+            raise ValueError(f"padding_mode is 'zeros' or 'border', not {padding_mode!r}")
+        super().__init__(mode=mode, padding_mode=padding_mode)
+        self.sampling = mode
+        self.outside = padding_mode
+
+    def forward(self, image: torch.Tensor, ddf: torch.Tensor) -> torch.Tensor:
+        """Warp ``image (B, C, *shape)`` by ``ddf (B, d, *shape)`` in voxels."""
+        return warp(image, ddf, self.sampling, self.outside)

@@ -1,0 +1,266 @@
+"""Writes the demo cohort, with its truth in a hidden folder beside the subjects."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from numpy.typing import NDArray
+
+from scripts.errors import StorageError
+from scripts.phantom.anatomy import ANATOMIES, Bundle, FloatArray
+from scripts.phantom.deformation import ControlGrid
+from scripts.phantom.streamlines import VERTEX_STEP, count_streamlines, deform, draw_streamlines
+
+FIELD_OF_VIEW = 160.0
+"""Extent of the first axis in mm: other shapes show the same head in other voxels."""
+CENTRE = (0.0, -16.0, 16.0)
+"""World coordinates of the volume's centre, mm."""
+RMS_DISPLACEMENT = 9.0
+"""Root mean square of the training subjects' velocity inside the tracts, mm."""
+CENTRAL_FACTOR = 20
+"""Streamlines of the central anatomy relative to a subject's."""
+RUN = Path("tractography/probtrackx2/whole_brain/warped_streamlines")
+TRUTH = ".truth"
+HELD_OUT = "held_out"
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class DemoCohort:
+    """What a demo cohort is made from; two equal ones are written bit by bit alike.
+
+    Args:
+        subjects: training subjects; the velocities of several sum to zero.
+        held_out: further subjects from the same people, kept from training.
+        seed: the only source of randomness.
+        shape: voxels per axis.
+        spacing: voxel size in mm; None keeps the field of view that the default shape has.
+        streamlines: streamlines drawn per bundle of share 1.
+        anatomies: 1, or 2 for a mixture: every second subject has the second anatomy. (All
+            training subjects together are centred then, not each kind for itself.)
+    """
+
+    subjects: int = 12
+    held_out: int = 4
+    seed: int = 0
+    shape: tuple[int, int, int] = (64, 72, 64)
+    spacing: float | None = None
+    streamlines: int = 120
+    anatomies: int = 1
+
+    def __post_init__(self) -> None:
+        if self.subjects < 1 or self.held_out < 0:
+            raise ValueError(
+                f"a demo cohort needs subjects >= 1 and held_out >= 0, "
+                f"got {self.subjects} and {self.held_out}"
+            )
+        if len(self.shape) != 3 or min(self.shape) < 16:
+            raise ValueError(f"shape needs three axes of at least 16 voxels, got {self.shape}")
+        if self.spacing is not None and not self.spacing > 0:
+            raise ValueError(f"spacing must be > 0 mm, got {self.spacing}")
+        if self.seed < 0:
+            raise ValueError(f"seed must be >= 0, got {self.seed}")
+        if self.streamlines < 1:
+            raise ValueError(f"streamlines must be at least 1, got {self.streamlines}")
+        if not 1 <= self.anatomies <= len(ANATOMIES):
+            raise ValueError(f"anatomies must be 1 to {len(ANATOMIES)}, got {self.anatomies}")
+
+    @property
+    def voxel(self) -> float:
+        """Voxel size, mm."""
+        return self.spacing if self.spacing is not None else FIELD_OF_VIEW / self.shape[0]
+
+    @property
+    def affine(self) -> FloatArray:
+        """Voxel to world (RAS, mm), 4 x 4."""
+        affine = np.diag([self.voxel] * 3 + [1.0])
+        affine[:3, 3] = np.array(CENTRE) - self.voxel * (np.array(self.shape) - 1) / 2
+        return affine
+
+    @property
+    def names(self) -> list[str]:
+        """Names of all subjects, the training subjects first."""
+        return [f"sub-{index + 1:02d}" for index in range(self.subjects + self.held_out)]
+
+    @property
+    def bundles(self) -> list[str]:
+        """Names of all bundles, in the order of the truth's channels."""
+        present = ANATOMIES[: self.anatomies]
+        return list(dict.fromkeys(bundle.name for anatomy in present for bundle in anatomy))
+
+    def generator(self, purpose: int, index: int) -> np.random.Generator:
+        """An independent stream of random numbers for one purpose and one subject."""
+        return np.random.default_rng([self.seed, purpose, index])
+
+    def velocities(self, support: NDArray[np.bool_]) -> FloatArray:
+        """Velocities (subjects, 3, x, y, z) on the control grid, in its voxels.
+
+        Args:
+            support: where the central anatomy has tracts, full grid.
+        """
+        control = ControlGrid(self.shape, self.voxel)
+        field = np.stack([control.noise(self.generator(0, i)) for i in range(len(self.names))])
+        if self.subjects > 1:
+            # Held-out subjects aren't centred: they're shrunk to the variance that centring leaves.
+            field[: self.subjects] -= field[: self.subjects].mean(0)
+            field[self.subjects :] *= np.sqrt(1 - 1 / self.subjects)
+        inside = control.sample(support.astype(np.float32)) > 0.25
+        rms = np.sqrt((field[: self.subjects] ** 2).sum(1)[:, inside].mean())
+        return field * RMS_DISPLACEMENT / rms / control.spacing.reshape(3, 1, 1, 1)
+
+    def counts(
+        self,
+        anatomy: Sequence[Bundle],
+        rng: np.random.Generator,
+        displacement: NDArray[np.float32] | None = None,
+        factor: int = 1,
+    ) -> tuple[NDArray[np.float32], int]:
+        """Streamlines per voxel and bundle (bundles, X, Y, Z), and how many were drawn."""
+        world_to_voxel = np.linalg.inv(self.affine)
+        maps = np.zeros((len(self.bundles), *self.shape), np.float32)
+        total = 0
+        for bundle in anatomy:
+            spread = 1.0 if displacement is None else rng.uniform(0.85, 1.15)
+            count = max(1, round(self.streamlines * bundle.share * spread))
+            for _ in range(factor):
+                points = draw_streamlines(bundle, count, VERTEX_STEP * self.voxel, rng)
+                points = points @ world_to_voxel[:3, :3].T + world_to_voxel[:3, 3]
+                if displacement is not None:
+                    points = deform(points, displacement)
+                maps[self.bundles.index(bundle.name)] += count_streamlines(points, self.shape)
+                total += count
+        return maps, total
+
+    def write(self, folder: Path) -> None:
+        """Write the cohort into an existing, empty folder."""
+        truth = folder / TRUTH
+        support = np.zeros(self.shape, bool)
+        for index, anatomy in enumerate(ANATOMIES[: self.anatomies]):
+            maps, total = self.counts(anatomy, self.generator(1, index), factor=CENTRAL_FACTOR)
+            support |= maps.any(0)
+            self._save(maps.sum(0) / total, truth / f"central_{index + 1}.nii.gz")
+            self._save(maps, truth / f"central_{index + 1}_bundles.nii.gz")
+
+        control = ControlGrid(self.shape, self.voxel)
+        velocities = self.velocities(support)
+        waytotals = {}
+        for index, name in enumerate(self.names):
+            to_subject = control.expand(control.integrate(velocities[index]))
+            to_template = control.expand(control.integrate(-velocities[index]))
+            anatomy = ANATOMIES[index % self.anatomies]
+            maps, total = self.counts(anatomy, self.generator(2, index), to_subject)
+            waytotals[name] = total
+
+            held_out = index >= self.subjects
+            run = (truth / HELD_OUT if held_out else folder) / name / RUN
+            self._save(maps.sum(0), run / "fdt_paths.nii.gz")
+            (run / "waytotal").write_text(f"{total}\n")
+            own = truth / "subjects" / name
+            self._save(maps, own / "bundles.nii.gz")
+            self._save(to_subject, own / "template_to_subject.nii.gz")
+            self._save(to_template, own / "subject_to_template.nii.gz")
+
+        record = {
+            "seed": self.seed,
+            "shape": self.shape,
+            "spacing_mm": self.voxel,
+            "training": self.names[: self.subjects],
+            "held_out": self.names[self.subjects :],
+            "bundles": self.bundles,
+            "anatomies": self.anatomies,
+            "anatomy": {name: i % self.anatomies for i, name in enumerate(self.names)},
+            "streamlines": self.streamlines,
+            "waytotal": waytotals,
+            "versions": {package: version(package) for package in ("numpy", "scipy", "nibabel")},
+        }
+        (truth / "truth.json").write_text(json.dumps(record, indent=2) + "\n")
+
+    def _save(self, data: NDArray[np.float32], path: Path) -> None:
+        """Save (X, Y, Z), or (C, X, Y, Z) with the channels last, as float32."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        volume = np.moveaxis(data, 0, -1) if data.ndim == 4 else data
+        image = nib.Nifti1Image(volume.astype(np.float32), self.affine)
+        image.set_sform(self.affine, code="mni")
+        image.set_qform(self.affine, code="mni")
+        image.header.set_xyzt_units("mm")
+        nib.save(image, path)
+
+
+def write_demo_cohort(
+    folder: str | Path,
+    subjects: int = 12,
+    held_out: int = 4,
+    seed: int = 0,
+    shape: tuple[int, int, int] = (64, 72, 64),
+    spacing: float | None = None,
+    streamlines: int = 120,
+    anatomies: int = 1,
+) -> str:
+    """Write a demo cohort as a new dataset folder in the probtrackx2 layout.
+
+    The folder appears whole or not at all. The arguments are those of :class:`DemoCohort`.
+
+    Returns:
+        The folder.
+
+    Raises:
+        StorageError: the folder exists and isn't empty, or can't be written.
+        ValueError: an argument is out of range.
+    """
+    x, y, z = shape  # a config may bring a list
+    cohort = DemoCohort(subjects, held_out, seed, (x, y, z), spacing, streamlines, anatomies)
+    target = Path(folder)
+    if _holds_something(target):
+        raise StorageError(f"{target}: not empty, so no demo cohort is written there")
+    staging: Path | None = None
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+        made = staging / "cohort"
+        made.mkdir()
+        cohort.write(made)
+        made.replace(target)
+    except OSError as error:
+        raise StorageError(f"{target}: the demo cohort can't be written ({error})") from error
+    finally:
+        if staging is not None:
+            shutil.rmtree(staging, ignore_errors=True)
+    return str(folder)
+
+
+def ensure_demo_cohort(folder: str | Path, **options: Any) -> str:
+    """Make the demo cohort unless the folder already holds something.
+
+    Args:
+        folder: dataset folder.
+        options: passed to :func:`write_demo_cohort` if the cohort is made.
+
+    Returns:
+        The folder, so that a config can use the call as its ``dataset_dir``.
+    """
+    target = Path(folder)
+    if _holds_something(target):
+        return str(folder)
+    logger.info("making the demo cohort in %s", target)
+    try:
+        return write_demo_cohort(target, **options)
+    except StorageError:
+        # Another process may have made the same cohort in the meantime: that one serves as well.
+        if _holds_something(target):
+            return str(folder)
+        raise
+
+
+def _holds_something(folder: Path) -> bool:
+    return folder.exists() and (not folder.is_dir() or any(folder.iterdir()))

@@ -1,0 +1,200 @@
+"""Files and folders that appear whole or not at all."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from scripts.errors import StorageError
+
+__all__ = [
+    "check_space",
+    "check_writable",
+    "file_hash",
+    "publish_folder",
+    "recover_folder",
+    "write_whole",
+]
+
+
+def file_hash(path: str | Path) -> str:
+    """SHA-256 of a file's bytes, read in pieces."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_writable(folder: str | Path) -> None:
+    """Make sure that a folder is there to write to, or could be made; it isn't made.
+
+    Raises:
+        StorageError: if a file or a folder closed to us is in the way.
+    """
+    target = Path(folder).absolute()
+    there = next(path for path in (target, *target.parents) if os.path.lexists(path))
+    if not there.is_dir():
+        raise StorageError(f"{target}: can't be written: {there} is no folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise StorageError(f"{target}: can't be written: no permission to write in {there}")
+
+
+def _there(folder: Path) -> Path:
+    """The folder, or the nearest one above it that exists."""
+    return next(path for path in (folder, *folder.parents) if path.exists())
+
+
+def check_space(needs: Mapping[Path, Mapping[str, int]]) -> None:
+    """Make sure that file systems have room for what a run will write.
+
+    Args:
+        needs: bytes by what they are for, by folder; folders on one file system share its room.
+
+    Raises:
+        StorageError: with the arithmetic.
+    """
+    systems: dict[int, list[tuple[Path, Mapping[str, int]]]] = {}
+    for folder, parts in needs.items():
+        place = Path(folder).absolute()
+        systems.setdefault(_there(place).stat().st_dev, []).append((place, parts))
+    for wanted in systems.values():
+        needed = sum(sum(parts.values()) for _, parts in wanted)
+        free = shutil.disk_usage(_there(wanted[0][0])).free
+        if needed <= free:
+            continue
+        terms = [
+            f"{what} {_size(size)}" for _, parts in wanted for what, size in parts.items() if size
+        ]
+        raise StorageError(
+            f"{' and '.join(str(place) for place, _ in wanted)}: up to {_size(needed)} are needed "
+            f"({' + '.join(terms)}), {_size(free)} are free"
+        )
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+
+
+@contextmanager
+def write_whole(path: str | Path) -> Iterator[Path]:
+    """A temporary path beside ``path`` which takes its place when the block ends well.
+
+    Raises:
+        StorageError: if the file can't be written.
+    """
+    target = Path(path)
+    # The suffix stays last: writers choose the format by it.
+    staged = target.with_name(f".{os.getpid()}.{target.name}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        yield staged
+        with staged.open("rb+") as file:
+            os.fsync(file.fileno())
+        staged.replace(target)
+    except OSError as error:
+        raise StorageError(f"{target}: can't be written: {error}") from error
+    except RuntimeError as error:
+        # Torch's writer hides the system's error, most often a full disk, behind its own words.
+        if "PytorchStreamWriter" not in str(error) and "inline_container" not in str(error):
+            raise
+        free = _size(shutil.disk_usage(_there(target.parent)).free)
+        raise StorageError(
+            f"{target}: can't be written: torch failed to write to it ({free} are free)"
+        ) from error
+    finally:
+        # Where something that is no folder is in the way, there is nothing to remove either.
+        with suppress(OSError):
+            staged.unlink(missing_ok=True)
+
+
+def _set_aside(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.replaced")
+
+
+def recover_folder(folder: str | Path) -> None:
+    """Undo a replacement that was cut off between its two renames: the earlier folder returns."""
+    target = Path(folder)
+    earlier = _set_aside(target)
+    if earlier.exists():
+        if target.exists():
+            shutil.rmtree(earlier, ignore_errors=True)
+        else:
+            earlier.replace(target)
+
+
+def _staging_prefix(folder: Path) -> str:
+    return f".{folder.name}.staging-"
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[bool]:
+    """Hold a folder's lock; False if another process holds it, or the file system has none.
+
+    The system takes the lock back however the process ends.
+    """
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:
+        yield False
+        return
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            yield False
+        else:
+            yield True
+    finally:
+        os.close(handle)
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """Remove what a killed process left of its publishing."""
+    for path in folder.parent.iterdir():
+        if path.name.startswith(_staging_prefix(folder)):
+            with _locked(path) as nobodys:
+                if nobodys:
+                    shutil.rmtree(path, ignore_errors=True)
+
+
+@contextmanager
+def publish_folder(folder: str | Path) -> Iterator[Path]:
+    """A staging folder that replaces ``folder`` when the block ends well.
+
+    What stood there before stays until then, and stays if the block fails. The staging folder
+    lies beside it, hidden, on the same file system; one that a killed process left is removed.
+
+    Raises:
+        StorageError: if the folder can't be written.
+    """
+    target = Path(folder)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        recover_folder(target)
+        if target.exists() and not target.is_dir():
+            raise FileExistsError("a file of that name is in the way")
+        _remove_abandoned(target)
+        staging = Path(tempfile.mkdtemp(prefix=_staging_prefix(target), dir=target.parent))
+    except OSError as error:
+        raise StorageError(f"{target}: can't be written: {error}") from error
+    try:
+        # mkdtemp's folders are closed to others; published ones follow the user's umask.
+        umask = os.umask(0)
+        os.umask(umask)
+        staging.chmod(0o777 & ~umask)
+        with _locked(staging):
+            yield staging
+            earlier = _set_aside(target)
+            if target.exists():
+                target.replace(earlier)
+            staging.replace(target)
+            shutil.rmtree(earlier, ignore_errors=True)
+    except OSError as error:
+        recover_folder(target)
+        raise StorageError(f"{target}: can't be published: {error}") from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
