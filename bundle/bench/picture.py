@@ -1,0 +1,59 @@
+"""Draws the plain average beside the learned template: the picture of the README.
+
+python -m bundle.bench.picture output/learned_atlas docs/pictures/average_and_learned.png
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+
+from bundle.bench.atlas_quality import subject_density
+from scripts.atlas.quality_page import three_views
+
+
+def draw(atlas: Path, target: Path) -> None:
+    """Two rows, three views each: the average of the maps as they are, and the template.
+
+    Args:
+        atlas: a published folder.
+        target: the PNG.
+    """
+    from matplotlib.figure import Figure
+
+    about = json.loads((atlas / "atlas.json").read_text())
+    shape = tuple(about["cohort"]["grid"]["shape"])
+    offset = about["log_offset"]
+    subjects = [subject_density(one, shape)[0] for one in about["cohort"]["subjects"]]
+    template = np.asarray(nib.load(atlas / "atlas_mean.nii.gz").dataobj)  # type: ignore[attr-defined]
+    rows = {
+        f"one subject ({about['cohort']['subjects'][0]['subject']})": subjects[0],
+        f"plain average of {len(subjects)} subjects": np.mean(subjects, axis=0),
+        "learned template": template,
+    }
+    figure = Figure(figsize=(9, 9.6), facecolor="black", layout="constrained")
+    top = float(np.log1p(template.max() / offset))
+    for place, (title, volume) in enumerate(rows.items(), start=1):
+        axis = figure.add_subplot(len(rows), 1, place)
+        axis.imshow(three_views(np.log1p(volume / offset)), cmap="inferno", vmin=0, vmax=top)
+        axis.set_title(title, color="white", fontsize=11, loc="left")
+        axis.axis("off")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(target, dpi=100)
+
+
+def main() -> None:
+    """Draw the picture of one atlas."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("atlas", type=Path, help="the published folder")
+    parser.add_argument("target", type=Path, help="the PNG to write")
+    arguments = parser.parse_args()
+    draw(arguments.atlas, arguments.target)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,305 @@
+"""The verbs of ``python -m bundle``: the bundle's jobs with early checks and short errors.
+
+Torch and monai are imported once a job really starts; help, mistakes and ``check`` do without.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import signal
+import sys
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from scripts.errors import EXIT_INTERRUPTED, INTERRUPTED, TractAtlasError, find_user_error
+
+ROOT = Path(__file__).resolve().parent.parent
+DEMO_FOLDER = ROOT / "data" / "demo"
+MODELS_FOLDER = ROOT / "models"
+ARCHIVE = "tract_density_atlas.zip"
+SETTINGS_PAGE = ROOT / "docs" / "settings.md"
+EXIT_USAGE, EXIT_TERMINATED = 2, 143
+
+
+@dataclass(frozen=True)
+class Job:
+    """A verb that reads a configuration.
+
+    Args:
+        config: the configuration it reads unless others are given, relative to the root.
+        run_id: what MONAI runs in it; None for a job that does without MONAI.
+        summary: one line for the help.
+    """
+
+    config: str
+    run_id: str | None
+    summary: str
+
+
+JOBS = {
+    "train": Job("configs/train.yaml", "training", "learn an atlas from a cohort and publish it"),
+    "export": Job("configs/export.yaml", "exporting", "publish again from a checkpoint"),
+    "register": Job("configs/inference.yaml", "registering", "bring new subjects to the atlas"),
+    "average": Job("configs/average.yaml", "averaging", "average a cohort without learning"),
+    "carry": Job("configs/atlas_to_patient.yaml", "carrying", "bring an atlas's maps to patients"),
+    "compare": Job("configs/tract_similarity.yaml", "comparing", "hold subjects against an atlas"),
+    "check": Job("configs/train.yaml", None, "check settings and dataset, and run nothing"),
+}
+TOOLS = ("demo", "pack", "settings-docs", "verify")
+"""Verbs that read no configuration."""
+OVERRIDES_HELP = """\
+overrides:
+  --config_file FILE      configuration to read instead of {config}; several
+                          are merged, a later one's top-level keys win
+  --KEY VALUE             set a value of the configuration, --KEY=VALUE likewise;
+                          # goes one level down:
+                            --dataset_dir /data/cohort
+                            --learned_atlas#optimizer#epochs 20
+                            --learned_atlas#save_fields false
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb.
+
+    Args:
+        argv: the words after the program's name; None takes them from the command line.
+
+    Returns:
+        The exit code. Errors that a user can mend are one message on standard error; anything else
+        is raised, so that its traceback shows.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    signal.signal(signal.SIGTERM, _end_on_sigterm)
+    try:
+        return _dispatch(arguments)
+    except KeyboardInterrupt:
+        print(f"\n{INTERRUPTED}", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except Exception as error:
+        explained = find_user_error(error)
+        if explained is None:
+            raise
+        sys.stdout.flush()  # a log on standard output stays before its error
+        print(f"error: {explained}", file=sys.stderr)
+        return explained.exit_code
+
+
+def _end_on_sigterm(signum: int, frame: object) -> None:
+    """Unwind the stack, so that staging folders and the like are cleaned up."""
+    raise SystemExit(EXIT_TERMINATED)
+
+
+def _dispatch(arguments: list[str]) -> int:
+    wants_help = any(word in ("-h", "--help") for word in arguments)
+    if not arguments or arguments[0] not in JOBS or wants_help:
+        # Jobs take any --key, which argparse can't: from it they have their help alone.
+        options = _parser().parse_args([*arguments[:1], "--help"] if wants_help else arguments)
+        return _run_tool(options)
+
+    from bundle.overrides import UsageError
+
+    try:
+        return _run_job(JOBS[arguments[0]], arguments[1:])
+    except UsageError as error:
+        print(f"error: {error}\nsee: python -m bundle {arguments[0]} --help", file=sys.stderr)
+        return EXIT_USAGE
+
+
+# ---------------------------------------------------------------------------------------------
+# Help, and the verbs that read no configuration
+# ---------------------------------------------------------------------------------------------
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m bundle",
+        description="Learn, check and use a deformable atlas of tract-density maps.",
+        epilog=_exit_codes(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    verbs = parser.add_subparsers(title="verbs", dest="verb", required=True, metavar="VERB")
+    for name, job in JOBS.items():
+        verbs.add_parser(
+            name,
+            help=job.summary,
+            description=f"{job.summary[0].upper()}{job.summary[1:]}.",
+            usage=f"python -m bundle {name} [--config_file FILE] [--KEY VALUE] ...",
+            epilog=OVERRIDES_HELP.format(config=job.config) + _same_command(job),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+    demo = verbs.add_parser("demo", help="make the demo cohort, and train nothing")
+    demo.add_argument("--folder", type=Path, default=DEMO_FOLDER, help="where (%(default)s)")
+    pack = verbs.add_parser("pack", help="write the archive that the model zoo takes")
+    pack.add_argument(
+        "--ckpt_dir", type=Path, default=MODELS_FOLDER, help="of model.pt (%(default)s)"
+    )
+    pack.add_argument(
+        "--output", type=Path, default=Path(ARCHIVE), help="the zip file (%(default)s)"
+    )
+    pack.add_argument(
+        "--data_source", help="what the model was trained on, for the archive's metadata"
+    )
+    docs = verbs.add_parser("settings-docs", help="write docs/settings.md from the schema")
+    docs.add_argument("--check", action="store_true", help="write nothing; fail if it is stale")
+    verify = verbs.add_parser(
+        "verify", help="recompute what a published atlas says of itself, and tell what differs"
+    )
+    verify.add_argument("atlas", type=Path, help="the published folder, with its atlas.json")
+    return parser
+
+
+def _same_command(job: Job) -> str:
+    if job.run_id is None:
+        return ""
+    return (
+        "\nthe same without early checks, from the repository's root:\n"
+        f"  python -m monai.bundle run {job.run_id} --config_file {job.config}\n"
+    )
+
+
+def _exit_codes() -> str:
+    codes = {0: "done", 1: "an unexpected error, with its traceback"}
+    for kind in TractAtlasError.__subclasses__():
+        meaning = (kind.__doc__ or "").strip().splitlines()[0]
+        codes[kind.exit_code] = meaning.partition(";")[0].rstrip(".")
+    codes[EXIT_USAGE] += ", or the command line makes no sense"
+    codes[EXIT_INTERRUPTED] = "interrupted (Ctrl-C)"
+    codes[EXIT_TERMINATED] = "terminated (SIGTERM)"
+    return "exit codes:\n" + "\n".join(f"  {code:3d}  {codes[code]}" for code in sorted(codes))
+
+
+def _run_tool(options: argparse.Namespace) -> int:
+    if options.verb == "demo":
+        from scripts.phantom import ensure_demo_cohort
+
+        print(ensure_demo_cohort(options.folder))
+        return 0
+    if options.verb == "verify":
+        from scripts.atlas.verification import verify_atlas
+
+        verification = verify_atlas(options.atlas)
+        print(verification.table())
+        verification.require()
+        return 0
+    if options.verb == "pack":
+        return _pack(options.ckpt_dir, options.output, options.data_source)
+    return _write_settings_page(SETTINGS_PAGE, options.check)
+
+
+def _pack(ckpt_dir: Path, output: Path, data_source: str | None) -> int:
+    from bundle.packing import LARGE, pack
+
+    for name, size in pack(ROOT, ckpt_dir, output, data_source).items():
+        if size > LARGE:
+            print(
+                f"note: {name} has {size / 1e6:.0f} MB; the zoo takes files of more than "
+                f"{LARGE / 1e6:.0f} MB by their address in a large_files.yml",
+                file=sys.stderr,
+            )
+    print(output)
+    return 0
+
+
+def _write_settings_page(path: Path, check: bool) -> int:
+    from bundle.settings_docs import settings_page
+
+    page = settings_page()
+    if not check:
+        path.write_text(page, encoding="utf-8")
+        return 0
+    if path.is_file() and path.read_text(encoding="utf-8") == page:
+        return 0
+    print(
+        "error: docs/settings.md differs from the schema; write it anew with "
+        "python -m bundle settings-docs",
+        file=sys.stderr,
+    )
+    return 1
+
+
+# ---------------------------------------------------------------------------------------------
+# Jobs
+# ---------------------------------------------------------------------------------------------
+
+
+def _run_job(job: Job, arguments: Sequence[str]) -> int:
+    from bundle.overrides import (
+        UsageError,
+        apply_overrides,
+        early_settings,
+        locate_config_files,
+        parse_overrides,
+        read_config,
+    )
+
+    names, overrides = parse_overrides(arguments)
+    files = locate_config_files(names or [job.config], ROOT)
+    config = read_config(files)
+    overrides = {**_absolute_root(config), **overrides}
+    passed = apply_overrides(config, overrides)
+    settings = early_settings(config)
+    if job.run_id is None:
+        return _check(config, settings)
+    run_id = passed.pop("run_id", job.run_id)
+    if run_id not in config:
+        raise UsageError(f"{', '.join(str(path) for path in files)}: there is no {run_id} to run")
+    _run_in_monai(run_id, files, {**_shared_files(files), **passed})
+    return 0
+
+
+def _absolute_root(config: Mapping[str, Any]) -> dict[str, str]:
+    """The bundle's root as an override where the configuration's own "." would miss it."""
+    given = config.get("bundle_root")
+    elsewhere = Path.cwd() != ROOT
+    if elsewhere and isinstance(given, str) and given[:1] not in ("$", "@", "/"):
+        return {"bundle_root": str(ROOT)}
+    return {}
+
+
+def _shared_files(files: Sequence[Path]) -> dict[str, str]:
+    """The bundle's logging and metadata for a configuration that has none beside it."""
+    names = {"logging_file": "logging.conf", "meta_file": "metadata.json"}
+    return {
+        argument: str(ROOT / "configs" / name)
+        for argument, name in names.items()
+        if not (files[0].parent / name).is_file()
+    }
+
+
+def _check(config: Mapping[str, Any], settings: Any) -> int:
+    """Print who is in the cohort and who isn't, as training would find it."""
+    from bundle.overrides import UsageError, known_path
+    from scripts.cohort import read_cohort
+
+    if settings is None:
+        raise UsageError("the settings hold an expression that only the job itself can evaluate")
+    cohort = read_cohort(known_path(config, "dataset_dir"), settings)
+    share = math.prod(cohort.crop.shape) / math.prod(cohort.grid.shape)
+    spacing = " x ".join(f"{step:g}" for step in cohort.grid.spacing)
+    print(cohort.table())
+    print(
+        f"grid {_by(cohort.grid.shape)} at {spacing} mm, "
+        f"cropped to {_by(cohort.crop.shape)} ({share:.0%} of its voxels)"
+    )
+    return 0
+
+
+def _by(shape: Sequence[int]) -> str:
+    return "x".join(str(size) for size in shape)
+
+
+def _run_in_monai(run_id: str, files: Sequence[Path], overrides: Mapping[str, Any]) -> None:
+    arguments = {"run_id": run_id, "config_file": [str(path) for path in files], **overrides}
+    if all(path.is_relative_to(ROOT) for path in files):
+        # MONAI warns that a configuration is a program; ours came with the program.
+        warnings.filterwarnings("ignore", message="parsing config_file")
+
+    from monai.bundle import run
+
+    run(**arguments)

@@ -1,0 +1,349 @@
+"""What a person typed, and the configuration that comes of it, without torch or monai.
+
+MONAI reads the same files and overrides again when a job runs; here they are read early, so that a
+mistake is told at once instead of after its imports.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from fire.parser import DefaultParseValue
+
+from scripts.errors import ConfigurationError
+from scripts.settings import LearnedAtlasConfig
+
+SETTINGS_BLOCK = "learned_atlas"
+# Arguments of MONAI's own `run`, `ConfigWorkflow` and experiment tracking: never keys of a config.
+MONAI_ARGUMENTS = frozenset(
+    {
+        "run_id",
+        "init_id",
+        "final_id",
+        "meta_file",
+        "logging_file",
+        "tracking",
+        "args_file",
+        "workflow_type",
+        "properties_path",
+        "tracking_uri",
+        "experiment_name",
+        "run_name",
+        "save_execute_config",
+        "_meta_",
+    }
+)
+# No other setting's rule reads these, so that without them the rest can be judged.
+STANDALONE_SETTINGS = frozenset({"device", "dtype"})
+_UNRESOLVED = object()
+
+
+DEMO = "scripts.phantom.ensure_demo_cohort"
+"""What the shipped configuration names as its dataset; it needs no torch, so it can be called."""
+
+
+class UsageError(Exception):
+    """The command line makes no sense; the message says what and why."""
+
+
+# ---------------------------------------------------------------------------------------------
+# The command line
+# ---------------------------------------------------------------------------------------------
+
+
+def parse_overrides(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
+    """Read ``--key value`` and ``--key=value`` as ``python -m monai.bundle run`` does.
+
+    Values are Python literals whose bare words are text (Fire's rule). On top of that ``true``,
+    ``false`` and ``null`` mean what they mean in YAML; MONAI would take them for text, and the text
+    ``"false"`` for true. A key without a value is true. The last of several equal keys wins, while
+    ``--config_file`` adds up.
+
+    Args:
+        arguments: the words after the verb.
+
+    Returns:
+        The configuration files in order, and the other keys with their values.
+
+    Raises:
+        UsageError: a word is neither key nor value.
+    """
+    files: list[str] = []
+    overrides: dict[str, Any] = {}
+    words = list(arguments)
+    while words:
+        word = words.pop(0)
+        if not _is_key(word):
+            raise UsageError(f"unexpected argument {word!r}; settings are given as --key value")
+        key, equals, text = word.lstrip("-").partition("=")
+        key = key.replace("-", "_").replace("::", "#")
+        if not key.strip("#"):
+            raise UsageError(f"{word!r} names no key")
+        if not equals and words and not _is_key(words[0]):
+            text, equals = words.pop(0), "="
+        value = parse_value(text) if equals else True
+        if key == "config_file":
+            files += _file_names(value, text)
+        else:
+            overrides.pop(key, None)  # a repeated key takes its last place, too
+            overrides[key] = value
+    return files, overrides
+
+
+def parse_value(text: str) -> Any:
+    """A value as typed: Python literal, else YAML's ``true``/``false``/``null``, else text."""
+    value = DefaultParseValue(text)
+    if isinstance(value, str):
+        return {"true": True, "false": False, "null": None, "~": None}.get(value, value)
+    return value
+
+
+def _is_key(word: str) -> bool:
+    return word.startswith("--") or re.match(r"-[a-zA-Z]", word) is not None
+
+
+def _file_names(value: Any, text: str) -> list[str]:
+    """One path, or a list of them in one word as MONAI takes it."""
+    if isinstance(value, list | tuple) and all(isinstance(name, str) for name in value):
+        return list(value)
+    if not text:
+        raise UsageError("--config_file needs a path")
+    return [text]
+
+
+# ---------------------------------------------------------------------------------------------
+# The configuration
+# ---------------------------------------------------------------------------------------------
+
+
+def locate_config_files(names: Sequence[str], root: Path) -> list[Path]:
+    """Absolute paths of the files, each looked for from here, then from the bundle's root.
+
+    Raises:
+        UsageError: there is no such file.
+    """
+    found = []
+    for name in names:
+        candidates = [Path(name).expanduser().resolve(), (root / name).resolve()]
+        path = next((path for path in candidates if path.is_file()), None)
+        if path is None:
+            raise UsageError(f"there is no configuration file {name}")
+        found.append(path)
+    return found
+
+
+def read_config(files: Sequence[Path]) -> dict[str, Any]:
+    """Merge configuration files as MONAI does: a later file's top-level key replaces an earlier's.
+
+    Raises:
+        UsageError: a file can't be read or is no mapping.
+    """
+    merged: dict[str, Any] = {}
+    for path in files:
+        try:
+            text = path.read_text(encoding="utf-8")
+            content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            raise UsageError(f"{path} can't be read: {' '.join(str(error).split())}") from error
+        if not isinstance(content, dict):
+            raise UsageError(f"{path} holds no mapping of keys")
+        for key, value in content.items():
+            _merge(merged, str(key), value)
+    return merged
+
+
+def _merge(config: dict[str, Any], key: str, value: Any) -> None:
+    """``key`` replaces; ``+key`` adds to the mapping or list that stands there."""
+    present = config.get(key[1:]) if key.startswith("+") else None
+    if isinstance(present, dict) and isinstance(value, dict):
+        present.update(value)
+    elif isinstance(present, list) and isinstance(value, list):
+        present.extend(value)
+    else:
+        config[key.removeprefix("+")] = value
+
+
+def apply_overrides(config: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Set every override in ``config`` (in place) and say how MONAI must be told of it.
+
+    MONAI takes any new top-level key, so that ``--datset_dir`` would quietly train on the wrong
+    data: here a key has to exist. In the settings block it may be new, since a configuration may
+    leave out a whole section there and the schema knows every key.
+
+    Args:
+        config: the merged configuration; changed.
+        overrides: value by key, ``#`` between levels.
+
+    Returns:
+        The overrides for ``monai.bundle.run``: a section that the configuration lacks goes in as
+        one mapping (MONAI only sets keys in a section that is there), and null as an expression
+        (MONAI drops overrides that are None).
+
+    Raises:
+        UsageError: a key isn't in the configuration.
+    """
+    passed: dict[str, Any] = {}
+    for key, value in overrides.items():
+        parts = key.split("#")
+        if parts[0] in MONAI_ARGUMENTS:
+            passed[key] = value
+            continue
+        if parts[0] not in config:
+            close = difflib.get_close_matches(parts[0], [*config, *MONAI_ARGUMENTS], n=1)
+            hint = f"; did you mean --{close[0]}?" if close else ""
+            raise UsageError(f"--{key}: the configuration has no {parts[0]}{hint}")
+        depth = _set(config, parts, value)
+        if depth is None:
+            passed[key] = "$None" if value is None else value
+        else:
+            place = "#".join(parts[: depth + 1])
+            passed[place] = _none_as_expression(_get(config, parts[: depth + 1]))
+    return passed
+
+
+def _set(config: dict[str, Any], parts: Sequence[str], value: Any) -> int | None:
+    """Set a nested value; returns the depth of the first section that had to be made, if any."""
+    here: Any = config
+    made: int | None = None
+    for depth, part in enumerate(parts):
+        last = depth == len(parts) - 1
+        if isinstance(here, list) and part.isdigit() and int(part) < len(here):
+            index: Any = int(part)
+        elif isinstance(here, dict) and (part in here or last or parts[0] == SETTINGS_BLOCK):
+            index = part
+        elif isinstance(here, str) and here[:1] in "$@%":
+            return None  # what an expression holds is known to MONAI alone
+        else:
+            raise UsageError(
+                f"--{'#'.join(parts)}: {'#'.join(parts[:depth])} in the configuration has no {part}"
+            )
+        if last:
+            here[index] = value
+        else:
+            if isinstance(here, dict) and here.get(index) is None:
+                here[index] = {}
+                made = depth if made is None else made
+            here = here[index]
+    return made
+
+
+def _get(config: Any, parts: Sequence[str]) -> Any:
+    for part in parts:
+        config = config[int(part) if isinstance(config, list) else part]
+    return config
+
+
+def _none_as_expression(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _none_as_expression(entry) for key, entry in value.items()}
+    return "$None" if value is None else value
+
+
+# ---------------------------------------------------------------------------------------------
+# Values, as far as they are known without MONAI
+# ---------------------------------------------------------------------------------------------
+
+
+def early_settings(config: Mapping[str, Any]) -> LearnedAtlasConfig | None:
+    """Validate the settings block as far as it can be known without MONAI.
+
+    Args:
+        config: the configuration, overrides applied.
+
+    Returns:
+        The settings, or None when there is no block, when it stands in another file, or when it
+        can't be judged before MONAI evaluates an expression in it.
+
+    Raises:
+        ConfigurationError: a setting breaks its rule.
+    """
+    block = config.get(SETTINGS_BLOCK)
+    if block is None or isinstance(block, str):
+        return None
+    if not isinstance(block, Mapping):
+        return LearnedAtlasConfig.load(block)
+    left_out: set[str] = set()
+    known = _known_part(config, block, left_out, "")
+    try:
+        return LearnedAtlasConfig.load(known)
+    except ConfigurationError:
+        if left_out <= STANDALONE_SETTINGS:
+            raise
+        return None
+
+
+def _known_part(
+    config: Mapping[str, Any], section: Mapping[str, Any], left_out: set[str], path: str
+) -> dict[str, Any]:
+    """``section`` without the values that only MONAI can tell; their paths go to ``left_out``."""
+    known: dict[str, Any] = {}
+    for key, value in section.items():
+        if isinstance(value, Mapping):
+            known[key] = _known_part(config, value, left_out, f"{path}{key}#")
+            continue
+        found = known_value(config, value)
+        if found is _UNRESOLVED:
+            left_out.add(f"{path}{key}")
+        else:
+            known[key] = found
+    return known
+
+
+def known_path(config: Mapping[str, Any], key: str) -> str:
+    """A top-level path of the configuration such as ``dataset_dir``.
+
+    Raises:
+        UsageError: there is none, or it can't be told without MONAI.
+    """
+    value = known_value(config, config.get(key))
+    if isinstance(value, Mapping) and value.get("_target_") == DEMO:
+        from scripts.phantom import ensure_demo_cohort
+
+        value = ensure_demo_cohort(known_value(config, value["folder"]))
+    if not isinstance(value, str):
+        raise UsageError(f"{key} can't be told from the configuration alone; give --{key} <folder>")
+    return value
+
+
+def known_value(config: Mapping[str, Any], value: Any, depth: int = 0) -> Any:
+    """A value with references and plain expressions resolved, else the mark for "unknown".
+
+    Plain are names of top-level keys, constants, ``+`` and f-strings: what zoo configurations join
+    paths with. Anything else might need torch.
+    """
+    if isinstance(value, list):
+        entries = [known_value(config, entry, depth) for entry in value]
+        return _UNRESOLVED if any(entry is _UNRESOLVED for entry in entries) else entries
+    if not isinstance(value, str) or value[:1] not in ("$", "@", "%"):
+        return value
+    references = re.fullmatch(r"@(\w+)", value)
+    if value[0] == "%" or depth > 8:
+        return _UNRESOLVED
+    if references:
+        name = references.group(1)
+        return known_value(config, config[name], depth + 1) if name in config else _UNRESOLVED
+    if value[0] == "@":
+        return _UNRESOLVED
+    try:
+        tree = ast.parse(re.sub(r"@(\w+)", r"\1", value[1:]), mode="eval")
+    except SyntaxError:
+        return _UNRESOLVED
+    names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    plain = (ast.Expression, ast.Constant, ast.Name, ast.Load, ast.BinOp, ast.Add)
+    joined = (ast.JoinedStr, ast.FormattedValue)
+    if not all(isinstance(node, plain + joined) for node in ast.walk(tree)):
+        return _UNRESOLVED
+    scope = {name: known_value(config, config.get(name, _UNRESOLVED), depth + 1) for name in names}
+    if any(entry is _UNRESOLVED for entry in scope.values()):
+        return _UNRESOLVED
+    try:
+        return eval(compile(tree, "<config>", "eval"), {"__builtins__": {}}, scope)
+    except TypeError:  # such as text + number: MONAI will report it in full
+        return _UNRESOLVED

@@ -1,0 +1,123 @@
+"""The archive that the model zoo takes: the bundle around one published model."""
+
+from __future__ import annotations
+
+import json
+import math
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from scripts.networks import AtlasNetwork, published_network
+from scripts.storage import write_whole
+
+__all__ = ["LARGE", "NAME", "completed_metadata", "pack"]
+
+NAME = "tract_density_atlas"
+LARGE = 25_000_000
+"""Bytes above which the zoo wants a file hosted elsewhere, and its address in large_files.yml."""
+
+# What belongs into each folder, so that nothing else that lies there is published with it.
+_SHIPPED = {
+    "configs": {".conf", ".json", ".yaml"},
+    "docs": {".md", ".png", ".svg", ".txt"},
+    "scripts": {".py"},
+}
+_METADATA = "configs/metadata.json"
+_EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time that a zip file can tell
+
+
+def pack(
+    root: Path, ckpt_dir: Path, output: Path, data_source: str | None = None
+) -> dict[str, int]:
+    """Write the archive, whole or not at all; the same bytes for the same files.
+
+    Args:
+        root: of the bundle.
+        ckpt_dir: holds ``model.pt``.
+        output: the zip file.
+        data_source: what the model was trained on, in words; None: as configs/metadata.json says.
+
+    Returns:
+        size in bytes of each file in the archive, by its path below the archive's root folder.
+
+    Raises:
+        CheckpointError: there is no ``model.pt``, or it isn't one of this bundle's.
+        StorageError: the archive can't be written.
+    """
+    model = ckpt_dir / "model.pt"
+    network = published_network(model)
+    metadata = json.loads((root / _METADATA).read_text(encoding="utf-8"))
+    metadata = completed_metadata(metadata, network, data_source)
+    contents = {name: (root / name).read_bytes() for name in _shipped(root)}
+    contents[_METADATA] = (json.dumps(metadata, indent=4, ensure_ascii=False) + "\n").encode()
+    contents["models/model.pt"] = model.read_bytes()
+    with write_whole(output) as staged, zipfile.ZipFile(staged, "w") as archive:
+        for name in sorted(contents):
+            entry = zipfile.ZipInfo(f"{NAME}/{name}", date_time=_EPOCH)
+            entry.compress_type = zipfile.ZIP_DEFLATED
+            entry.create_system = 3  # Unix, on whatever system this runs
+            entry.external_attr = 0o100644 << 16
+            archive.writestr(entry, contents[name])
+    return {name: len(contents[name]) for name in sorted(contents)}
+
+
+def _shipped(root: Path) -> Iterator[str]:
+    yield "LICENSE"
+    for folder, suffixes in _SHIPPED.items():
+        for path in (root / folder).rglob("*"):
+            name = path.relative_to(root)
+            hidden = any(part.startswith((".", "__pycache__")) for part in name.parts)
+            if path.is_file() and path.suffix in suffixes and not hidden:
+                yield name.as_posix()
+
+
+def completed_metadata(
+    metadata: dict[str, Any], network: AtlasNetwork, data_source: str | None = None
+) -> dict[str, Any]:
+    """The bundle's metadata with what only a published model can say.
+
+    The network's output is a density; `channel_def` of ``pred`` names the labels that the
+    postprocessing of configs/inference.yaml makes of it, which is where annotation tools look.
+
+    Args:
+        metadata: of configs/metadata.json.
+        network: as published.
+        data_source: see `pack`.
+    """
+    network_format = metadata["network_data_format"]
+    image, pred = network_format["inputs"]["image"], network_format["outputs"]["pred"]
+    tracts = _tract_names(network)
+    for tensor in (image, pred):
+        tensor["num_channels"] = network.channels
+        tensor["spatial_shape"] = list(network.shape)
+    image["channel_def"] = {str(channel): name for channel, name in enumerate(tracts)}
+    pred["channel_def"] = {str(label): name for label, name in enumerate(["background", *tracts])}
+    # Linear interpolation stays within the template's range.
+    pred["value_range"] = [0, _above(float(network.template_density().max()))]
+    if network.description["normalisation"] == "none":
+        largest = float(network.template.detach().max())
+    else:
+        largest = math.log1p(1 / network.log_offset)  # densities are shares, up to 1
+    image["value_range"] = [0, _above(largest)]
+    if data_source is not None:
+        metadata["data_source"] = data_source
+    return metadata
+
+
+def _tract_names(network: AtlasNetwork) -> list[str]:
+    named = network.description["tracts"]
+    if named:
+        return list(named)
+    if network.channels == 1:
+        return ["tract"]
+    return [f"tract_{channel + 1}" for channel in range(network.channels)]
+
+
+def _above(value: float) -> float:
+    """A bound to two digits, not below ``value``."""
+    if value <= 0:
+        return 0.0
+    digits = 1 - math.floor(math.log10(value))
+    return float(f"{math.ceil(value * 10**digits) / 10**digits:.6g}")

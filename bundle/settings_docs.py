@@ -1,0 +1,101 @@
+"""The settings page of the docs, written from the schema so that it can't go stale."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from scripts.settings import LearnedAtlasConfig
+
+INTRODUCTION = """\
+# Settings
+
+Written by `python -m bundle settings-docs` from the schema in `scripts/settings.py`; change the
+schema, not this page. `python -m bundle settings-docs --check` fails while the two differ.
+
+All settings stand in one block of a configuration, `learned_atlas:`. A key that is left out takes
+the default below; `configs/train.yaml` sets some of them to other values. Any of them can be given
+on the command line, with `#` between section and key:
+
+    python -m monai.bundle run training --config_file configs/train.yaml \\
+        --learned_atlas#optimizer#epochs 20 --learned_atlas#loss#smoothness_weight 1.0
+
+The block is checked as a whole before any data is read (`python -m bundle` checks it even before
+torch is loaded). An unknown key or a value that breaks its rule ends the run with exit code 2 and
+one line each: key path, value, rule. Numbers may be written as text (`1e-4` is text in YAML 1.1);
+booleans, `nan` and `inf` are never numbers.
+"""
+
+
+def settings_page() -> str:
+    """The whole page, Markdown."""
+    schema = LearnedAtlasConfig.model_json_schema()
+    pages = [INTRODUCTION]
+    for path, section in _sections("learned_atlas", schema, schema.get("$defs", {})):
+        rows = [_row(key, field) for key, field in section["properties"].items()]
+        plain = [row for row in rows if row is not None]
+        pages.append(
+            "\n".join(
+                [
+                    f"## `{path}`",
+                    "",
+                    _one_line(section["description"]),
+                    "",
+                    "| key | type | default | rule | what it does |",
+                    "|---|---|---|---|---|",
+                    *plain,
+                    "",
+                ]
+            )
+        )
+    return "\n".join(pages)
+
+
+def _sections(
+    path: str, section: Mapping[str, Any], definitions: Mapping[str, Any]
+) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """A section, then those nested in it, each with its key path."""
+    yield path, section
+    for key, field in section["properties"].items():
+        if "$ref" in field:
+            nested = definitions[field["$ref"].rsplit("/", 1)[-1]]
+            # The place says what a section is for; its class only what it is.
+            described = {**nested, "description": field.get("description", nested["description"])}
+            yield from _sections(f"{path}#{key}", described, definitions)
+
+
+def _row(key: str, field: Mapping[str, Any]) -> str | None:
+    """A setting's line of the table, or None for a nested section."""
+    if "$ref" in field:
+        return None
+    cells = [
+        f"`{key}`",
+        _type(field),
+        f"`{json.dumps(field['default'], ensure_ascii=False)}`",
+        field["rule"],
+        field["description"],
+    ]
+    return f"| {' | '.join(_one_line(cell).replace('|', chr(92) + '|') for cell in cells)} |"
+
+
+def _type(field: Mapping[str, Any]) -> str:
+    """The type in words."""
+    if "anyOf" in field:
+        return " or ".join(_type(option) for option in field["anyOf"])
+    if "enum" in field or "const" in field:
+        return "choice"
+    if field["type"] == "array":
+        items = _type(field["items"])
+        return f"list of {items}" if items == "text" else f"list of {items}s"
+    return {
+        "integer": "integer",
+        "number": "number",
+        "boolean": "true/false",
+        "string": "text",
+        "null": "null",
+    }[field["type"]]
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.replace("``", "`").split())

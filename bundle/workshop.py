@@ -1,0 +1,255 @@
+"""Set up the repository's own environment, then run the demo or the tests in it.
+
+    python3 bundle/workshop.py demo     # train on the demo cohort
+    python3 bundle/workshop.py test     # lint, types, tests, coverage
+
+This file is run as a script by a bare Python, before anything is installed: it uses the standard
+library alone and imports nothing of the repository.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import os
+import platform
+import shutil
+import signal
+import subprocess
+import sys
+import venv
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+ROOT = Path(__file__).resolve().parent.parent
+TORCH = "2.13.0"
+REQUIREMENTS = ("requirements.txt", "requirements-dev.txt")
+DEMO = ("-m", "monai.bundle", "run", "training", "--config_file", "configs/train.yaml")
+CHECKS = (
+    ("ruff check", ("-m", "ruff", "check", ".")),
+    ("ruff format", ("-m", "ruff", "format", "--check", ".")),
+    ("mypy", ("-m", "mypy")),
+    ("pytest", ("-m", "pytest", "--cov", "--cov-report=term")),
+)
+
+
+class SetupError(Exception):
+    """The environment can't be made; the message says why and what to do."""
+
+
+def has_nvidia_driver() -> bool:
+    """Whether the machine has a working NVIDIA driver with at least one GPU."""
+    command = shutil.which("nvidia-smi")
+    if command is None:
+        return False
+    try:
+        listing = subprocess.run([command, "-L"], capture_output=True, text=True, timeout=60)
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return listing.returncode == 0 and "GPU" in listing.stdout
+
+
+def torch_candidates(driver: bool) -> tuple[str, ...]:
+    """Requirements to try in turn until one of them installs.
+
+    ``==2.13.0`` also accepts a local build such as ``2.13.0+cpu``, and pip prefers it to the plain
+    release; ``===`` asks for the plain one (CUDA on Linux) by its very name.
+    """
+    build = f"torch==={TORCH}" if driver else f"torch=={TORCH}+cpu"
+    return (build, f"torch=={TORCH}")
+
+
+class Environment:
+    """The virtual environment in ``<root>/.venv``, made on first use and then reused.
+
+    One file, ``.venv/setup.stamp``, is both the lock that parallel calls wait on and the proof that
+    the set-up came to its end: it holds the fingerprint of what was installed, is emptied before
+    anything changes and written last.
+
+    Args:
+        root: folder of the requirement files.
+        driver: install the CUDA build of torch.
+    """
+
+    def __init__(self, root: Path, driver: bool) -> None:
+        self.root = root
+        self.folder = root / ".venv"
+        self.python = self.folder / "bin" / "python"
+        self.stamp = self.folder / "setup.stamp"
+        self.driver = driver
+
+    def fingerprint(self) -> str:
+        """SHA-256 of all that decides what the environment must hold."""
+        digest = hashlib.sha256()
+        digest.update(f"{sys.version_info[:2]} {platform.machine()}".encode())
+        digest.update(" ".join(torch_candidates(self.driver)).encode())
+        for name in REQUIREMENTS:
+            digest.update(b"\0" + (self.root / name).read_bytes())
+        return digest.hexdigest()
+
+    def prepare(self) -> None:
+        """Make the environment unless it is there, whole and up to date.
+
+        Raises:
+            SetupError: pip failed, or ``.venv`` is somebody else's.
+        """
+        wanted = self.fingerprint().encode()
+        if (self.folder / "pyvenv.cfg").exists() and not self.stamp.exists():
+            raise SetupError(
+                f"{self.folder} was not made by this command; move it away, it is never overwritten"
+            )
+        self.folder.mkdir(exist_ok=True)
+        with self._locked() as stamp:
+            if stamp.read() == wanted and self.python.exists():
+                return
+            say("setting up .venv (a few minutes, once)")
+            stamp.seek(0)
+            stamp.truncate()
+            self._clear()
+            # pip inherits the lock: should this process be killed, a later call waits for pip's end
+            self.install(stamp.fileno())
+            stamp.write(wanted)
+
+    def install(self, lock: int) -> None:
+        """Build the environment from nothing: pip, torch, then the pinned rest."""
+        try:
+            # symlinks as `python -m venv` makes them: a copied interpreter may not find its library
+            venv.EnvBuilder(symlinks=True, with_pip=True).create(self.folder)
+        except (OSError, subprocess.CalledProcessError) as error:
+            raise SetupError(
+                f"the venv module can't make an environment with pip: {error}"
+            ) from error
+        say(f"installing torch {TORCH} ({'CUDA' if self.driver else 'CPU'})")
+        *others, last = torch_candidates(self.driver)
+        if not any(self.pip(lock, [name], quiet=True) == 0 for name in others) and (
+            self.pip(lock, [last]) != 0
+        ):
+            raise SetupError(f"pip could not install {last}")
+        say(f"installing {' and '.join(REQUIREMENTS)}")
+        if self.pip(lock, [word for name in REQUIREMENTS for word in ("-r", name)]) != 0:
+            raise SetupError("pip could not install the requirements")
+
+    def pip(self, lock: int, arguments: Sequence[str], quiet: bool = False) -> int:
+        """``pip install`` under the pins; with ``quiet`` a failure prints nothing either."""
+        pins = [word for name in REQUIREMENTS for word in ("-c", name)]
+        command = [str(self.python), "-m", "pip", "install", "-qq", *pins, *arguments]
+        return subprocess.run(
+            [*command, "--disable-pip-version-check"],
+            cwd=self.root,
+            env=clean_environment(),
+            pass_fds=[lock],
+            stdout=subprocess.DEVNULL if quiet else None,
+            stderr=subprocess.DEVNULL if quiet else None,
+        ).returncode
+
+    def _clear(self) -> None:
+        """Remove what an earlier or interrupted set-up left, all but the stamp that we hold."""
+        for entry in self.folder.iterdir():
+            if entry == self.stamp:
+                continue
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink()
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[BinaryIO]:
+        import fcntl  # not on Windows, which `main` turns away before
+
+        with open(self.stamp, "a+b") as stamp:  # noqa: PTH123 (Path.open adds nothing here)
+            try:
+                fcntl.flock(stamp, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                say("another set-up is under way; waiting for it")
+                fcntl.flock(stamp, fcntl.LOCK_EX)
+            stamp.seek(0)
+            yield stamp
+
+
+def clean_environment() -> dict[str, str]:
+    """The caller's environment without what would let foreign packages in."""
+    variables = {k: v for k, v in os.environ.items() if k not in {"PYTHONPATH", "PYTHONHOME"}}
+    return {**variables, "PIP_USER": "0"}
+
+
+def run_demo(environment: Environment, extra: Sequence[str]) -> None:
+    """Become the training run: signals, output and exit code are its own."""
+    os.chdir(environment.root)
+    python = str(environment.python)
+    os.execve(python, [python, *DEMO, *extra], clean_environment())
+
+
+def run_checks(
+    environment: Environment,
+    extra: Sequence[str],
+    checks: Sequence[tuple[str, Sequence[str]]] = CHECKS,
+) -> int:
+    """Run every check, also after one failed, and say how each ended.
+
+    Args:
+        environment: where to run them.
+        extra: more arguments for the last check, pytest.
+        checks: name and Python arguments of each.
+
+    Returns:
+        0 if all of them passed, else 1 (pytest's "no test ran" is a failure, too).
+    """
+    outcomes = []
+    for name, arguments in checks:
+        say(name)
+        more = extra if name == checks[-1][0] else ()
+        command = [str(environment.python), *arguments, *more]
+        code = subprocess.run(command, cwd=environment.root, env=clean_environment()).returncode
+        outcomes.append((name, code))
+    for name, code in outcomes:
+        say(f"{name}: {'passed' if code == 0 else f'FAILED (exit {code})'}")
+    return int(any(code != 0 for _, code in outcomes))
+
+
+def say(message: str) -> None:
+    """Tell the person at the terminal; standard output belongs to the job."""
+    print(f"workshop: {message}", file=sys.stderr, flush=True)
+
+
+def end_on_sigterm() -> None:
+    """Let SIGTERM unwind the stack, so that a check under way is ended with us."""
+
+    def stop(signum: int, frame: object) -> None:
+        raise SystemExit(128 + signum)
+
+    signal.signal(signal.SIGTERM, stop)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python3 bundle/workshop.py",
+        description="Set up .venv (once, pinned) and run the demo or the tests in it.",
+        epilog="Further arguments go to the training run (demo) or to pytest (test); paths in them "
+        "are relative to the repository root.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("job", choices=["demo", "test"], help="what to run once all is set up")
+    options, extra = parser.parse_known_args(argv)
+    try:
+        if os.name != "posix":
+            raise SetupError("this set-up needs Linux or macOS (on Windows: WSL)")
+        if sys.version_info < (3, 11):  # noqa: UP036 (run by whatever python3 is)
+            raise SetupError(f"Python 3.11 or newer needed, this is {platform.python_version()}")
+        environment = Environment(ROOT, has_nvidia_driver())
+        environment.prepare()
+        if options.job == "demo":
+            run_demo(environment, extra)
+        end_on_sigterm()
+        return run_checks(environment, extra)
+    except SetupError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())
