@@ -1,0 +1,215 @@
+"""Transforms from elsewhere against closed forms."""
+
+import nibabel as nib
+import numpy as np
+import pytest
+from scipy.io import savemat
+
+from scripts.atlas.fields import write_field
+from scripts.atlas.transforms import (
+    AffineTransform,
+    FieldTransform,
+    TransformFile,
+    read_affine,
+    read_grid,
+    read_transform,
+    read_volume,
+    resample,
+)
+from scripts.errors import CohortError
+
+SHAPE = (9, 8, 7)
+AFFINE = np.array([[-2.0, 0, 0, 10], [0, 2.5, 0, -7], [0, 0, 1.5, 4], [0, 0, 0, 1]])
+POINTS = np.array([[0.0, 3, -4], [1, 2, 5], [2, -6, 7]])
+LPS = np.array([-1.0, -1, 1])
+
+
+def mat(path, matrix, shift, centre=(0, 0, 0), kind="AffineTransform_double_3_3"):
+    parameters = np.concatenate([np.ravel(matrix), shift]).astype(float)
+    content = {kind: parameters[:, None], "fixed": np.array(centre, dtype=float)[:, None]}
+    savemat(path, content, format="4")
+    return path
+
+
+def text(path, matrix, shift, centre=(0, 0, 0), kind="MatrixOffsetTransformBase_double_3_3"):
+    numbers = " ".join(f"{v:.17g}" for v in (*np.ravel(matrix), *shift))
+    fixed = " ".join(f"{v:.17g}" for v in centre)
+    path.write_text(
+        "#Insight Transform File V1.0\n#Transform 0\n"
+        f"Transform: {kind}\nParameters: {numbers}\nFixedParameters: {fixed}\n"
+    )
+    return path
+
+
+def ramp(grid):
+    """A volume whose value at a world point is 100 + x + 2 y + 3 z: linear, so exact."""
+    indices = np.indices(grid.shape).reshape(3, -1)
+    world = grid.affine[:3, :3] @ indices + grid.affine[:3, 3:]
+    return (100 + np.array([1, 2, 3]) @ world).reshape(1, *grid.shape)
+
+
+@pytest.fixture
+def grid(make_grid):
+    return make_grid(SHAPE, AFFINE)
+
+
+@pytest.mark.parametrize(("write", "suffix"), [(mat, ".mat"), (text, ".txt"), (text, ".tfm")])
+def test_an_affine_is_m_times_x_minus_c_plus_t_plus_c_in_lps(write, suffix, tmp_path):
+    matrix = np.array([[1.1, 0.2, 0], [-0.1, 0.9, 0.3], [0.05, 0, 1.2]])
+    shift, centre = np.array([4.0, -5, 6]), np.array([10.0, 20, -30])
+    path = write(tmp_path / f"x{suffix}", matrix, shift, centre)
+    there = read_affine(path)(POINTS)
+    in_lps = POINTS * LPS[:, None]
+    by_hand = matrix @ (in_lps - centre[:, None]) + shift[:, None] + centre[:, None]
+    assert np.allclose(there, by_hand * LPS[:, None])
+    back = read_transform(TransformFile(path, inverted=True))(there)
+    assert np.allclose(back, POINTS)
+
+
+def test_a_translation_along_x_goes_left(tmp_path):
+    path = mat(tmp_path / "x.mat", np.eye(3), (5, 0, 0))
+    assert np.allclose(read_affine(path)(POINTS), POINTS + np.array([[-5], [0], [0]]))
+
+
+def test_a_planes_affine_leaves_z_alone(tmp_path):
+    path = tmp_path / "x.mat"
+    content = {"AffineTransform_double_2_2": np.array([[0.0, -1, 1, 0, 3, 4]]).T}
+    savemat(path, {**content, "fixed": np.zeros((2, 1))}, format="4")
+    x, y = POINTS[:2] * -1
+    assert np.allclose(read_affine(path)(POINTS), [-(-y + 3), -(x + 4), POINTS[2]])
+
+
+def test_a_field_moves_by_millimetres_and_not_at_all_outside(grid, tmp_path):
+    """A quarter voxel along the second axis: 0.625 mm towards anterior."""
+    displacement = np.zeros((3, *SHAPE))
+    displacement[1] = 0.25
+    write_field(tmp_path / "x.nii.gz", displacement, grid)
+    field = read_transform(TransformFile(tmp_path / "x.nii.gz"))
+    centre = AFFINE[:3] @ [4, 4, 3, 1]
+    edge, beyond = AFFINE[:3] @ [8.4, 4, 3, 1], AFFINE[:3] @ [8.6, 4, 3, 1]
+    there = field(np.stack([centre, edge, beyond], axis=1))
+    moved = np.array([0, 0.625, 0])
+    assert np.allclose(there.T, [centre + moved, edge + moved, beyond], atol=1e-5)
+
+
+def test_identity_gives_the_volume_back(grid):
+    volume = np.random.default_rng(0).random((2, *SHAPE))
+    assert np.allclose(resample(volume, grid, [], grid), volume, atol=1e-6)
+
+
+def test_order_is_that_of_antsapplytransforms(grid):
+    """First scaled, then shifted: value(2 x + d), not value(2 (x + d))."""
+    scale = AffineTransform(np.diag([0.5, 0.5, 0.5, 1]))
+    shift = AffineTransform(np.eye(4))
+    shift.matrix[:3, 3] = (0.25, 0.5, -0.75)
+    volume = ramp(grid)
+    first, second = (resample(volume, grid, c, grid)[0] for c in ([scale, shift], [shift, scale]))
+    inside = (slice(3, 6),) * 3
+    indices = np.indices(SHAPE)[(slice(None), *inside)].reshape(3, -1)
+    world = AFFINE[:3, :3] @ indices + AFFINE[:3, 3:]
+    for got, place in (
+        (first, 0.5 * world + shift.matrix[:3, 3:]),
+        (second, 0.5 * (world + shift.matrix[:3, 3:])),
+    ):
+        voxels = np.linalg.inv(AFFINE)[:3] @ [*place, np.ones(place.shape[1])]
+        seen = ((voxels >= 0) & (voxels <= np.array(SHAPE)[:, None] - 1)).all(axis=0)
+        assert seen.any()
+        by_hand = 100 + np.array([1, 2, 3]) @ place
+        assert np.allclose(got[inside].ravel()[seen], by_hand[seen], rtol=1e-5)
+
+
+def test_composition_interpolates_once(grid):
+    """Half a voxel there and back is the identity, which two interpolations would blur."""
+    half = np.eye(4)
+    half[1, 3] = 1.25
+    there, back = AffineTransform(half), AffineTransform(np.linalg.inv(half))
+    volume = np.random.default_rng(1).random((1, *SHAPE))
+    assert np.allclose(resample(volume, grid, [there, back], grid), volume, atol=1e-5)
+
+
+def test_another_grid_sees_the_same_world(grid, make_grid):
+    fine = make_grid((5, 6, 7), np.array(
+        [[1.0, 0, 0, -3], [0, 1, 0, -2], [0, 0, 1, 5], [0, 0, 0, 1]]
+    ))  # fmt: skip
+    assert np.allclose(resample(ramp(grid), grid, [], fine), ramp(fine), rtol=1e-5)
+
+
+def test_slabs_join_without_a_seam(make_grid):
+    long = make_grid((37, 4, 5))
+    assert np.allclose(resample(ramp(long), long, [], long), ramp(long), rtol=1e-6)
+
+
+def test_a_plane_has_one_slice(tmp_path):
+    nib.save(nib.Nifti1Image(np.ones((4, 5)), np.eye(4)), tmp_path / "x.nii.gz")
+    volume, grid = read_volume(tmp_path / "x.nii.gz")
+    assert volume.shape == (1, 4, 5, 1)
+    assert grid.shape == read_grid(tmp_path / "x.nii.gz").shape == (4, 5, 1)
+    assert np.allclose(resample(volume, grid, [], grid), 1)
+
+
+def broken(case, path):
+    if case == "missing":
+        return path / "none.mat"
+    if case == "garbage mat":
+        (path / "x.mat").write_bytes(b"no matrix" * 40)
+        return path / "x.mat"
+    if case == "garbage text":
+        (path / "x.txt").write_text("1 0 0 0\n0 1 0 0\n")
+        return path / "x.txt"
+    if case == "two transforms":
+        one = text(path / "x.tfm", np.eye(3), (0, 0, 0)).read_text()
+        (path / "x.tfm").write_text(one + one)
+        return path / "x.tfm"
+    if case == "rotation alone":
+        return text(path / "x.txt", [], (0, 0, 0, 1, 2, 3), kind="Euler3DTransform_double_3_3")
+    if case == "singular":
+        return mat(path / "x.mat", np.zeros((3, 3)), (0, 0, 0))
+    if case == "no vectors":
+        nib.save(nib.Nifti1Image(np.zeros((3, 3, 3)), np.eye(4)), path / "x.nii.gz")
+        return path / "x.nii.gz"
+    if case == "not finite":
+        data = np.full((3, 3, 3, 1, 3), np.nan, dtype=np.float32)
+        nib.save(nib.Nifti1Image(data, np.eye(4)), path / "x.nii.gz")
+        return path / "x.nii.gz"
+    if case == "no image":
+        (path / "x.nii.gz").write_bytes(b"nothing")
+        return path / "x.nii.gz"
+    return path / "x.h5"
+
+
+@pytest.mark.parametrize(
+    ("case", "message"),
+    [
+        ("missing", "there is no such file"),
+        ("garbage mat", "can't be read"),
+        ("garbage text", "holds no transform"),
+        ("two transforms", "must hold one ITK transform"),
+        ("rotation alone", "holds Euler3DTransform_double_3_3 of 6 parameters"),
+        ("singular", "can't be inverted"),
+        ("no vectors", "has shape"),
+        ("not finite", "is not finite"),
+        ("no image", "can't be read"),
+        ("unknown kind", "is no transform known here"),
+    ],
+)
+def test_what_is_no_transform_is_told(case, message, tmp_path):
+    path = broken(case, tmp_path)
+    with pytest.raises(CohortError, match=message) as raised:
+        read_transform(TransformFile(path))
+    assert str(path) in str(raised.value)
+
+
+def test_a_field_isnt_inverted(tmp_path):
+    with pytest.raises(CohortError, match="InverseWarp"):
+        read_transform(TransformFile(tmp_path / "1Warp.nii.gz", inverted=True))
+
+
+def test_a_field_transform_composes_with_an_affine(grid):
+    """u = 0.1 x in world terms on a ramp is linear again."""
+    indices = np.indices(SHAPE).reshape(3, -1)
+    world = (AFFINE[:3, :3] @ indices + AFFINE[:3, 3:]).reshape(3, *SHAPE)
+    centre = AFFINE[:3] @ [4, 4, 3, 1]
+    u = -0.1 * (world - centre[:, None, None, None])
+    seen = resample(ramp(grid), grid, [FieldTransform(u, grid)], grid)
+    by_hand = 100 + np.tensordot([1, 2, 3], world + u, axes=1)
+    assert np.allclose(seen[0], by_hand, rtol=1e-5)

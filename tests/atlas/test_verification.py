@@ -1,0 +1,319 @@
+"""An atlas that is tampered with, one thing at a time, and what is said of it."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+from bundle import cli
+from scripts.atlas import AtlasPublisher, field_names, verify_atlas
+from scripts.atlas.publishing import description_hash
+from scripts.cohort import Cohort, DensityMap, Subject
+from scripts.errors import VerificationError
+from scripts.networks import AtlasNetwork, build_network
+from scripts.settings import LearnedAtlasConfig
+from scripts.storage import file_hash
+
+WAY = "from-subject_to-template"
+
+
+class Smooth:
+    """Velocities that differ from voxel to voxel and from subject to subject."""
+
+    def __init__(self, network: AtlasNetwork, assignment: list[list[float]]) -> None:
+        self.network = network
+        self.assignment = torch.tensor(assignment)
+
+    def velocity(self, index: int, template: int = 0) -> torch.Tensor:
+        rng = torch.Generator().manual_seed(index)
+        shape = (1, self.network.spatial_dims, *self.network.reduced)
+        coarse = torch.randn(shape[:2] + (3,) * len(self.network.reduced), generator=rng)
+        mode = "trilinear" if len(shape) == 5 else "bilinear"
+        return torch.nn.functional.interpolate(0.5 * coarse, shape[2:], mode=mode)
+
+
+@pytest.fixture
+def publish(
+    make_cohort: Callable[..., Cohort],
+    make_settings: Callable[..., LearnedAtlasConfig],
+    tmp_path: Path,
+) -> Callable[..., Path]:
+    """Publish a small atlas whose inputs are real files with real hashes and divisors."""
+
+    def make(
+        made_of: dict[str, Any] | None = None,
+        assignment: list[list[float]] | None = None,
+        **changes: Any,
+    ) -> Path:
+        cohort = make_cohort(**(made_of or {}))
+        densities, subjects = [], []
+        for subject in cohort.subjects:
+            data = [np.asarray(nib.load(one.path).dataobj) for one in subject.maps]
+            divisors = [float(x.max()) for x in data]
+            densities.append(np.stack([x / d for x, d in zip(data, divisors, strict=True)]))
+            maps = (
+                DensityMap(one.path, one.channel, divisor, file_hash(one.path))
+                for one, divisor in zip(subject.maps, divisors, strict=True)
+            )
+            subjects.append(Subject(subject.name, tuple(maps)))
+        settings = make_settings(
+            presence_value=0.05, **{"cohort": {"normalisation": "max"}, **changes}
+        )
+        mean = cohort.crop.crop(np.mean(densities, axis=0)).astype(np.float32)
+        cohort = replace(cohort, subjects=tuple(subjects), normalisation="max", mean_density=mean)
+        dataset = [
+            {"image": torch.tensor(cohort.crop.crop(x), dtype=torch.float32)} for x in densities
+        ]
+        network = build_network(cohort, settings, dataset)
+        shares = assignment or [[1.0]] * len(subjects)
+        publisher = AtlasPublisher(
+            network, dataset, cohort, settings, Smooth(network, shares), tmp_path / "output"
+        )
+        return publisher.publish()
+
+    return make
+
+
+@pytest.fixture
+def atlas(publish: Callable[..., Path]) -> Path:
+    return publish()
+
+
+def failures(atlas: Path) -> set[tuple[str, str, str]]:
+    """Kind, name and outcome of all that fails."""
+    return {(one.kind, one.name, one.outcome) for one in verify_atlas(atlas).failures}
+
+
+def described(atlas: Path) -> dict[str, Any]:
+    about: dict[str, Any] = json.loads((atlas / "atlas.json").read_text())
+    return about
+
+
+def describe(atlas: Path, about: dict[str, Any]) -> None:
+    """Write a description with true hashes, as somebody who knows the format can."""
+    about["files"] = {name: file_hash(atlas / name) for name in about["files"]}
+    about["description_sha256"] = description_hash(about)
+    (atlas / "atlas.json").write_text(json.dumps(about))
+
+
+def flip(path: Path, voxel: tuple[int, ...], change: float) -> None:
+    """Change one voxel of an image."""
+    image = nib.load(path)
+    values = np.array(image.dataobj)
+    values[voxel] += change
+    nib.save(nib.Nifti1Image(values, None, image.header), path)
+
+
+@pytest.mark.parametrize(
+    ("made_of", "changes"),
+    [
+        ({}, {}),
+        ({"shape": (14, 12)}, {}),
+        (
+            {"channels": 2},
+            {
+                "model": {"channels": 2},
+                "cohort": {"normalisation": "max", "tracts": ["tract-0", "tract-1"]},
+            },
+        ),
+        ({}, {"emit_baseline_maps": ["mean", "cov"]}),
+    ],
+    ids=["volumes", "planes", "channels", "fewer maps"],
+)
+def test_what_was_published_agrees(
+    made_of: dict[str, Any], changes: dict[str, Any], publish: Callable[..., Path]
+) -> None:
+    verification = verify_atlas(publish(made_of, **changes))
+    assert {one.outcome for one in verification.checks} == {"agrees"}
+    verification.require()
+    kinds = {one.kind for one in verification.checks}
+    assert kinds == {"description", "file", "input", "divisor", "field", "map"}
+
+
+def test_a_voxel_of_a_map_is_told_by_hash_and_by_number(atlas: Path) -> None:
+    flip(atlas / "atlas_mean.nii.gz", (6, 6, 6), 0.01)
+    assert failures(atlas) == {("file", "atlas_mean.nii.gz", "differs")}
+    flip(atlas / "atlas_std.nii.gz", (6, 5, 6), 1e-3)
+    found = {one.kind: one for one in verify_atlas(atlas).failures if "std" in one.name}
+    assert set(found) == {"file", "map"}
+    assert found["map"].detail.startswith("1 voxels aren't")
+    assert found["map"].detail.endswith("(6, 5, 6)")
+
+
+@pytest.mark.parametrize("name", ["std", "std_error", "cov", "prob_threshold"])
+@pytest.mark.parametrize("change", [1e-2, np.nan])
+def test_a_voxel_is_told_even_with_its_hash_rewritten(
+    name: str, change: float, atlas: Path
+) -> None:
+    file = f"atlas_{name}.nii.gz"
+    flip(atlas / file, (6, 6, 6), change * (100 if name == "prob_threshold" else 1))
+    describe(atlas, described(atlas))
+    assert failures(atlas) == {("map", file, "differs")}
+
+
+def test_cov_outside_of_its_support_is_told(atlas: Path) -> None:
+    file = "atlas_cov.nii.gz"
+    assert np.asarray(nib.load(atlas / file).dataobj)[1, 1, 1] == 0
+    flip(atlas / file, (1, 1, 1), 0.3)
+    describe(atlas, described(atlas))
+    assert failures(atlas) == {("map", file, "differs")}
+
+
+def test_a_changed_field_is_told_and_so_is_what_follows_from_it(atlas: Path) -> None:
+    file = f"fields/{field_names('sub-2')[0]}"
+    flip(atlas / file, (6, 6, 6, 0, 0), 1.5)
+    found = failures(atlas)
+    assert {("file", file, "differs"), ("field", f"sub-2 {WAY}", "differs")} <= found
+    assert ("map", "atlas_std.nii.gz", "differs") in found
+    assert not any("sub-1" in name or "sub-3" in name for _, name, _ in found)
+    describe(atlas, described(atlas))
+    assert ("field", f"sub-2 {WAY}", "differs") in failures(atlas)
+
+
+def test_an_edited_jacobian_is_told(atlas: Path) -> None:
+    path = atlas / "jacobian.json"
+    told = json.loads(path.read_text())
+    told["sub-3"][WAY]["corner_min"] += 0.01
+    del told["sub-1"]
+    told["sub-9"] = {}
+    path.write_text(json.dumps(told))
+    describe(atlas, described(atlas))
+    assert failures(atlas) == {
+        ("field", f"sub-3 {WAY}", "differs"),
+        ("field", f"sub-1 {WAY}", "missing"),
+        ("field", "sub-1 from-template_to-subject", "missing"),
+        ("field", "jacobian.json: sub-9", "unexpected"),
+    }
+
+
+def test_an_edited_description_is_told(atlas: Path) -> None:
+    about = described(atlas)
+    about["settings"]["optimizer"]["lr"] = 0.5
+    (atlas / "atlas.json").write_text(json.dumps(about))
+    assert failures(atlas) == {("description", "atlas.json", "differs")}
+
+
+def test_a_changed_input_is_told(atlas: Path) -> None:
+    path = Path(described(atlas)["cohort"]["subjects"][1]["maps"][0]["path"])
+    flip(path, (7, 6, 6), 0.1)
+    found = failures(atlas)
+    assert ("input", f"sub-2 {path}", "differs") in found
+    assert ("divisor", f"max of sub-2 {path.name}", "differs") in found
+    assert ("map", "atlas_std.nii.gz", "differs") in found
+
+
+def test_an_input_stored_anew_differs_in_its_hash_alone(atlas: Path) -> None:
+    path = Path(described(atlas)["cohort"]["subjects"][0]["maps"][0]["path"])
+    path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes()), 1, mtime=7))
+    assert failures(atlas) == {("input", f"sub-1 {path}", "differs")}
+
+
+@pytest.mark.parametrize("damage", ["removed", "cut"])
+def test_a_missing_or_damaged_input_is_named_and_maps_count_as_not_checked(
+    damage: str, atlas: Path
+) -> None:
+    path = Path(described(atlas)["cohort"]["subjects"][1]["maps"][0]["path"])
+    if damage == "removed":
+        path.unlink()
+        expected = {("input", f"sub-2 {path}", "missing")}
+    else:
+        path.write_bytes(path.read_bytes()[:-30])
+        expected = {
+            ("input", f"sub-2 {path}", "differs"),
+            ("divisor", f"max of sub-2 {path.name}", "missing"),
+        }
+    assert failures(atlas) == expected
+    maps = [one for one in verify_atlas(atlas).checks if one.kind == "map"]
+    assert len(maps) == 4
+    for one in maps:
+        assert (one.outcome, "sub-2" in one.detail) == ("not checked", True)
+
+
+def test_missing_and_added_files_are_named(atlas: Path) -> None:
+    field = field_names("sub-1")[1]
+    (atlas / "fields" / field).unlink()
+    (atlas / "atlas_cov.nii.gz").unlink()
+    (atlas / "atlas_max.nii.gz").write_bytes(b"")
+    assert failures(atlas) == {
+        ("file", f"fields/{field}", "missing"),
+        ("file", "atlas_cov.nii.gz", "missing"),
+        ("file", "atlas_max.nii.gz", "unexpected"),
+        ("field", "sub-1 from-template_to-subject", "missing"),
+        ("map", "atlas_cov.nii.gz", "missing"),
+    }
+
+
+@pytest.mark.parametrize("content", [b"", b"\x1f\x8b\x08", b"no image"])
+def test_files_that_are_no_images_are_named(content: bytes, atlas: Path) -> None:
+    field = field_names("sub-1")[0]
+    for name in ("atlas_std.nii.gz", f"fields/{field}"):
+        (atlas / name).write_bytes(content)
+    found = failures(atlas)
+    assert ("field", f"sub-1 {WAY}", "missing") in found
+    assert ("file", "atlas_std.nii.gz", "differs") in found
+
+
+def test_without_fields_numbers_count_as_not_checked(publish: Callable[..., Path]) -> None:
+    verification = verify_atlas(publish(save_fields=False))
+    verification.require()
+    assert {one.kind for one in verification.checks if one.outcome == "not checked"} == {
+        "field", "map",
+    }  # fmt: skip
+
+
+def test_a_mixture_is_checked_where_its_fields_tell(publish: Callable[..., Path]) -> None:
+    model = {"n_templates": 2}
+    apart = [[1.0, 0.0], [0.996, 0.004], [0.002, 0.998], [0.0, 1.0]]
+    verification = verify_atlas(publish(assignment=apart, model=model))
+    assert {one.outcome for one in verification.checks} == {"agrees"}
+    shared = [[1.0, 0.0], [0.75, 0.25], [0.0, 1.0], [0.0, 1.0]]
+    verification = verify_atlas(publish(assignment=shared, model=model))
+    verification.require()
+    outcomes = {one.name: one.outcome for one in verification.checks if one.kind == "map"}
+    assert outcomes["template-1/atlas_std.nii.gz"] == "agrees"
+    assert outcomes["template-2/atlas_std.nii.gz"] == "not checked"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "atlas.json: can't be read: No such file"),
+        ("{", "atlas.json: damaged"),
+        ("[]", "atlas.json: damaged"),
+        ('{"cohort": 3}', "not the description of an atlas"),
+        ("{}", "not the description of an atlas"),
+    ],
+)
+def test_what_is_no_atlas_is_refused(text: str | None, message: str, tmp_path: Path) -> None:
+    if text is not None:
+        (tmp_path / "atlas.json").write_text(text)
+    with pytest.raises(VerificationError, match=message):
+        verify_atlas(tmp_path)
+
+
+def test_the_verb_prints_a_table_and_ends_with_its_code(
+    atlas: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["verify", str(atlas)]) == 0
+    shown = capsys.readouterr()
+    assert "agrees  input        4 of them" in shown.out
+    assert shown.err == ""
+    flip(atlas / "atlas_std.nii.gz", (6, 6, 6), 0.1)
+    (atlas / "quality.html").unlink()
+    assert cli.main(["verify", str(atlas)]) == 8
+    shown = capsys.readouterr()
+    rows = [line.split() for line in shown.out.splitlines()]
+    assert ["missing", "file", "quality.html"] in rows
+    assert any(row[:3] == ["differs", "map", "atlas_std.nii.gz:"] for row in rows)
+    (line,) = shown.err.splitlines()
+    assert line.startswith(f"error: {atlas}: 3 of ")
+    assert "file quality.html missing" in line

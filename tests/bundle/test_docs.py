@@ -1,0 +1,80 @@
+"""The docs point at files that exist and name commands that run."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import yaml
+
+from bundle import cli
+from bundle.overrides import apply_overrides, parse_overrides
+from scripts.cohort import LAYOUTS
+
+ROOT = cli.ROOT
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+ZOO_SECTIONS = [
+    "Model Overview",
+    "Data",
+    "Training configuration",
+    "Input",
+    "Output",
+    "Performance",
+    "Commands",
+    "References",
+    "License",
+]
+
+
+def commands(page: Path) -> list[list[str]]:
+    """Every command of this bundle in a page's blocks, continued lines joined."""
+    text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+    blocks = re.findall(r"```\w*\n(.*?)```|((?:^ {4}.*\n)+)", text, re.DOTALL | re.MULTILINE)
+    lines = [line.strip() for block in blocks for line in "".join(block).splitlines()]
+    ours = [line for line in lines if re.match(r"python3? (-m (monai\.)?bundle|bundle/)", line)]
+    return [shlex.split(re.sub(r"<[a-z]+>|\.\.\.", "x", line), comments=False) for line in ours]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8"))
+    missing = [link for link in links if not (page.parent / link).exists()]
+    assert not missing
+
+
+def test_model_card_has_the_zoo_sections_in_order():
+    text = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    assert [heading for heading in headings if heading in ZOO_SECTIONS] == ZOO_SECTIONS
+
+
+def test_readme_lists_every_layout():
+    table = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"^\| `(\w+)`", table, re.MULTILINE)) == set(LAYOUTS)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_name_existing_jobs_files_and_keys(page):
+    for words in commands(page):
+        if words[1] == "bundle/workshop.py":
+            assert words[2] in ("demo", "test")
+            continue
+        if words[2] == "bundle":
+            job = cli.JOBS.get(words[3])
+            assert job or words[3] in cli.TOOLS
+            files, overrides = parse_overrides([word for word in words[4:] if job])
+            files = files or ([job.config] if job else [])
+        else:
+            assert words[3] in ("run", "verify_net_in_out")
+            files, overrides = parse_overrides(words[5:])
+            content = yaml.safe_load((ROOT / files[0]).read_text(encoding="utf-8"))
+            assert words[4] in content
+        if files:
+            config = yaml.safe_load((ROOT / files[0]).read_text(encoding="utf-8"))
+            apply_overrides(config, overrides)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_verbs_named_in_the_text_exist(page):
+    named = re.findall(r"python -m bundle ([a-z][a-z-]*)", page.read_text(encoding="utf-8"))
+    assert set(named) <= {*cli.JOBS, *cli.TOOLS}

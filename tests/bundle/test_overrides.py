@@ -1,0 +1,265 @@
+"""Reading the command line and the configuration without MONAI, yet as MONAI reads them."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bundle.overrides import (
+    UsageError,
+    apply_overrides,
+    early_settings,
+    known_path,
+    known_value,
+    locate_config_files,
+    parse_overrides,
+    parse_value,
+    read_config,
+)
+from scripts.errors import ConfigurationError
+
+
+def config(**block):
+    return {
+        "bundle_root": ".",
+        "dataset_dir": "$@bundle_root + '/data'",
+        "learned_atlas": {"optimizer": {"lr": 1e-3}, **block},
+        "trainer": {"max_epochs": 5, "handlers": [{"name": "a"}, {"name": "b"}]},
+        "losses": "$[1, 2]",
+    }
+
+
+# --- the command line -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("5", 5),
+        ("-1", -1),
+        ("1e-3", 1e-3),
+        ("True", True),
+        ("true", True),
+        ("false", False),
+        ("None", None),
+        ("null", None),
+        ("no", "no"),
+        ("sub-01", "sub-01"),
+        ("2024-01-01", "2024-01-01"),
+        ("[1, 2]", [1, 2]),
+        ("[mean,std]", ["mean", "std"]),
+        ("{a: 1}", {"a": 1}),
+        ("/data/a b", "/data/a b"),
+        ("$@epochs * 2", "$@epochs * 2"),
+        ("@device", "@device"),
+        ("%other.yaml#block", "%other.yaml#block"),
+        ("'5'", "5"),
+        ("", ""),
+    ],
+)
+def test_values(text, value):
+    parsed = parse_value(text)
+    assert parsed == value
+    assert type(parsed) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("words", "files", "overrides"),
+    [
+        ([], [], {}),
+        (["--a", "1"], [], {"a": 1}),
+        (["--a=1"], [], {"a": 1}),
+        (["--a=b=c"], [], {"a": "b=c"}),
+        (["--a="], [], {"a": ""}),
+        (["-a", "1"], [], {"a": 1}),
+        (["--flag"], [], {"flag": True}),
+        (["--flag", "--a", "1"], [], {"flag": True, "a": 1}),
+        (["--flag", "false"], [], {"flag": False}),
+        (["--lr", "-1"], [], {"lr": -1}),
+        (["--block#optimizer#lr", "1e-3"], [], {"block#optimizer#lr": 1e-3}),
+        (["--block::optimizer::lr", "1e-3"], [], {"block#optimizer#lr": 1e-3}),
+        (["--dataset-dir", "x"], [], {"dataset_dir": "x"}),
+        (["--a", "1", "--a", "2"], [], {"a": 2}),
+        (["--config_file", "a.yaml"], ["a.yaml"], {}),
+        (["--config_file", "a.yaml", "--config_file=b.yaml"], ["a.yaml", "b.yaml"], {}),
+        (["--config_file", "['a.yaml','b.yaml']"], ["a.yaml", "b.yaml"], {}),
+        (["--config-file", "5"], ["5"], {}),
+    ],
+)
+def test_command_lines(words, files, overrides):
+    assert parse_overrides(words) == (files, overrides)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["stray"], "unexpected argument 'stray'"),
+        (["--a", "1", "2"], "unexpected argument '2'"),
+        (["--"], "'--' names no key"),
+        (["--=1"], "'--=1' names no key"),
+        (["--config_file"], "--config_file needs a path"),
+    ],
+)
+def test_command_lines_without_sense(words, message):
+    with pytest.raises(UsageError, match=message):
+        parse_overrides(words)
+
+
+@given(st.dictionaries(st.from_regex(r"[a-z_]{1,8}(#[a-z_]{1,8})?", fullmatch=True), st.integers()))
+def test_both_spellings_say_the_same(pairs):
+    pairs.pop("config_file", None)
+    spaced = [word for key, value in pairs.items() for word in (f"--{key}", str(value))]
+    joined = [f"--{key}={value}" for key, value in pairs.items()]
+    assert parse_overrides(spaced) == parse_overrides(joined) == ([], pairs)
+
+
+# --- configurations ---------------------------------------------------------------------------
+
+
+def test_later_files_replace_top_level_keys(tmp_path: Path):
+    (tmp_path / "a.yaml").write_text("x: {p: 1, q: 2}\ny: [1]\nz: 0\n", encoding="utf-8")
+    (tmp_path / "b.json").write_text('{"x": {"p": 3}, "+y": [2], "+w": 4}', encoding="utf-8")
+    merged = read_config([tmp_path / "a.yaml", tmp_path / "b.json"])
+    assert merged == {"x": {"p": 3}, "y": [1, 2], "z": 0, "w": 4}
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.yaml", "a: [1", "can't be read"),
+        ("a.json", "{", "can't be read"),
+        ("a.yaml", "- 1\n", "holds no mapping"),
+        ("a.yaml", "", "holds no mapping"),
+    ],
+)
+def test_files_without_sense(tmp_path, name, text, message):
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    with pytest.raises(UsageError, match=message) as caught:
+        read_config([tmp_path / name])
+    assert name in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_files_are_looked_for_here_then_in_the_bundle(tmp_path, monkeypatch):
+    here, root = tmp_path / "here", tmp_path / "root"
+    for folder, names in ((here, ["both.yaml"]), (root, ["both.yaml", "mine.yaml"])):
+        folder.mkdir()
+        for name in names:
+            (folder / name).touch()
+    monkeypatch.chdir(here)
+    found = locate_config_files(["both.yaml", "mine.yaml"], root)
+    assert found == [here / "both.yaml", root / "mine.yaml"]
+    with pytest.raises(UsageError, match=r"no configuration file none\.yaml"):
+        locate_config_files(["none.yaml"], root)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "passed"),
+    [
+        ("dataset_dir", "/x", {"dataset_dir": "/x"}),
+        ("learned_atlas#optimizer#lr", 2, {"learned_atlas#optimizer#lr": 2}),
+        # a key that the section lacks, then a section that the block lacks
+        ("learned_atlas#optimizer#seed", 3, {"learned_atlas#optimizer#seed": 3}),
+        ("learned_atlas#cohort#margin", 3, {"learned_atlas#cohort": {"margin": 3}}),
+        # MONAI drops an override that is None
+        ("learned_atlas#device", None, {"learned_atlas#device": "$None"}),
+        ("learned_atlas#cohort#pattern", None, {"learned_atlas#cohort": {"pattern": "$None"}}),
+        ("trainer#handlers#1#name", "c", {"trainer#handlers#1#name": "c"}),
+        ("losses#0", 7, {"losses#0": 7}),
+        ("run_id", "other", {"run_id": "other"}),
+    ],
+)
+def test_overrides_reach_monai(key, value, passed):
+    assert apply_overrides(config(), {key: value}) == passed
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        ("datset_dir", r"--datset_dir: .* has no datset_dir; did you mean --dataset_dir\?"),
+        ("trainer#handlers#7#name", "trainer#handlers in the configuration has no 7"),
+        ("trainer#handelrs#0", "trainer in the configuration has no handelrs"),
+    ],
+)
+def test_unknown_keys_are_told(key, message):
+    with pytest.raises(UsageError, match=message):
+        apply_overrides(config(), {key: 1})
+
+
+def test_overrides_are_seen_by_the_early_check():
+    changed = config()
+    apply_overrides(changed, {"learned_atlas#refine#rounds": 2, "learned_atlas#refine#lr": "1e-2"})
+    settings = early_settings(changed)
+    assert (settings.refine.rounds, settings.refine.lr) == (2, 0.01)
+
+
+# --- early settings ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        {"device": "$'cuda' if torch.cuda.is_available() else 'cpu'"},
+        {"dtype": "@some#where"},
+        {"device": "%other.yaml#device"},
+    ],
+)
+def test_expressions_do_not_hide_another_settings_error(block):
+    with pytest.raises(ConfigurationError, match="min_subjects = 0"):
+        early_settings(config(min_subjects=0, **block))
+    assert early_settings(config(**block)) is not None
+
+
+def test_rules_that_read_an_unknown_value_wait_for_monai():
+    # two channels need two tract names, which an expression may hold
+    block = {"model": {"channels": 2}, "cohort": {"tracts": ["a"]}}
+    with pytest.raises(ConfigurationError):
+        early_settings(config(**block))
+    block["model"]["channels"] = "$len(@names)"
+    block["cohort"]["tracts"] = ["a", "b"]
+    assert early_settings(config(**block)) is None
+
+
+@pytest.mark.parametrize("block", [None, "%other.yaml", "@elsewhere"])
+def test_no_block_to_judge(block):
+    assert early_settings({"learned_atlas": block}) is None
+
+
+@pytest.mark.parametrize("block", [[], 5])
+def test_block_of_another_kind(block):
+    with pytest.raises(ConfigurationError, match="must be a mapping"):
+        early_settings({"learned_atlas": block})
+
+
+@pytest.mark.parametrize(
+    ("value", "known"),
+    [
+        ("/plain", "/plain"),
+        ("@bundle_root", "."),
+        ("$@bundle_root + '/data'", "./data"),
+        ("$f'{@bundle_root}/x'", "./x"),
+        ("$None", None),
+    ],
+)
+def test_plain_expressions_are_known(value, known):
+    assert known_value(config(), value) == known
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "$__import__('os').getcwd()",
+        "$scripts.phantom.ensure_demo_cohort('x')",
+        "$@nowhere + '/x'",
+        "$@bundle_root + 1",
+        "$(",
+        "@trainer#max_epochs",
+        "%file.yaml",
+        "@loop",
+        "@dataset_dir_typo",
+    ],
+)
+def test_other_expressions_are_not_and_are_never_run(value):
+    with pytest.raises(UsageError, match="give --dataset_dir <folder>"):
+        known_path({"bundle_root": ".", "loop": "@loop", "dataset_dir": value}, "dataset_dir")

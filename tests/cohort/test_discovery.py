@@ -1,0 +1,513 @@
+"""Which folders are subjects, which never are, and which runs belong together."""
+
+import logging
+import os
+import unicodedata
+from pathlib import Path
+
+import pytest
+
+from scripts.cohort import are_left_and_right, candidates_from_files, find_subjects
+from scripts.errors import CohortError, ConfigurationError
+from scripts.settings import LearnedAtlasConfig
+
+
+def touch(root: Path, *paths: str) -> None:
+    for path in paths:
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_bytes(b"")
+
+
+def find(root: Path, **values):
+    return find_subjects(root, LearnedAtlasConfig.load(values))
+
+
+def names(found) -> list[str]:
+    return [candidate.name for candidate in found.candidates]
+
+
+def files(found, root: Path) -> list[str]:
+    return [str(one.path.relative_to(root)) for who in found.candidates for one in who.maps]
+
+
+FDT = "tractography/probtrackx2/{run}/warped_streamlines/fdt_paths.nii.gz"
+
+
+def fdt(subject: str, run: str = "whole", method: str = "probtrackx2") -> str:
+    return f"{subject}/{FDT}".replace("{run}", run).replace("probtrackx2", method)
+
+
+# --------------------------------------------------------------------------------------- layouts
+
+FILES = {
+    "probtrackx2": [[fdt("s1"), fdt("s2")], [fdt("s1", method="mrtrix3")], ["s1/fdt_paths.nii.gz"]],
+    "mrtrix3": [
+        [fdt("s1", method="mrtrix3")],
+        ["s1/tractography/mrtrix3/a/warped_streamlines/tdi.nii.gz"],
+    ],
+    "xtract": [
+        ["s1/tracts/af_l/densityNorm.nii.gz"],
+        ["s1/tracts/af_l/density.nii.gz"],
+        ["s1/tracts/af_l/sum_density.nii.gz"],
+    ],
+    "tractseg": [
+        ["s1/tractseg_output/dm_regression/AF_left.nii.gz"],
+        ["s1/tractseg_output/bundle_segmentations/AF_left.nii.gz"],
+    ],
+    "bids": [
+        ["sub-01/dwi/sub-01_space-MNI_density.nii.gz"],
+        ["sub-01/ses-1/dwi/sub-01_ses-1_tdi.nii.gz"],
+        ["sub-01/dwi/sub-01_bundle-AF_desc-x_dwimap.nii.gz"],
+    ],
+    "flat": [["s1.nii.gz", "s2.nii"], ["s1 copy.nii.gz", "sübject.nii.gz"]],
+}
+
+
+@pytest.mark.parametrize(
+    "layout, paths", [(layout, paths) for layout, sets in FILES.items() for paths in sets]
+)
+def test_layouts_find_their_files(tmp_path, layout, paths):
+    touch(tmp_path, *paths)
+    found = find(tmp_path, cohort={"layout": layout})
+    assert files(found, tmp_path) == sorted(paths)
+    assert found.rejected == ()
+
+
+def test_one_alternative_holds_for_the_whole_cohort(tmp_path):
+    touch(tmp_path, fdt("s1"), fdt("s2"), fdt("s2", method="mrtrix3"), fdt("s3", method="mrtrix3"))
+    found = find(tmp_path)
+    assert names(found) == ["s1", "s2"]
+    assert "probtrackx2" in found.pattern
+    assert found.without_map == ("s3",)
+
+
+def test_whole_maps_of_bids_are_no_bundles(tmp_path):
+    touch(
+        tmp_path,
+        "sub-1/dwi/sub-1_tdi.nii.gz",
+        "sub-1/dwi/sub-1_bundle-AF_tdi.nii.gz",
+        "sub-1/dwi/sub-1_FA_dwimap.nii.gz",
+    )
+    assert files(find(tmp_path, cohort={"layout": "bids"}), tmp_path) == [
+        "sub-1/dwi/sub-1_tdi.nii.gz"
+    ]
+
+
+def test_a_bids_entity_ends_at_the_underscore(tmp_path):
+    touch(tmp_path, "sub-1/dwi/sub-1_bundle-AF_desc-x_tdi.nii.gz")
+    found = find(tmp_path, cohort={"layout": "bids"})
+    assert found.candidates[0].maps[0].tract == "AF"
+
+
+@pytest.mark.parametrize(
+    "pattern, path, subject, tract",
+    [
+        ("{subject}/tdi.nii.gz", "sub 01/tdi.nii.gz", "sub 01", None),
+        ("derived/{subject}/x.nii", "derived/ü/x.nii", "ü", None),
+        ("sub-{subject}/dwi/sub-{subject}_tdi.nii", "sub-7/dwi/sub-7_tdi.nii", "7", None),
+        ("{subject}/**/tdi.nii", "s/a/b/tdi.nii", "s", None),
+        ("{subject}/**/tdi.nii", "s/tdi.nii", "s", None),
+        ("{tract}/{subject}.nii.gz", "af/s.x.nii.gz", "s.x", "af"),
+        ("{subject}/*_?.nii", "s/tdi_1.nii", "s", None),
+        ("{subject}_{tract}.nii", "a_b_c.nii", "a_b", "c"),
+        ("{subject}/[x].nii", "s/[x].nii", "s", None),
+        ("{subject}/.dwi/x.nii", "s/.dwi/x.nii", "s", None),
+    ],
+)
+def test_patterns(tmp_path, pattern, path, subject, tract):
+    touch(tmp_path, path)
+    found = find(tmp_path, cohort={"pattern": pattern})
+    assert files(found, tmp_path) == [path]
+    assert names(found) == [subject]
+    assert found.candidates[0].maps[0].tract == tract
+
+
+def test_a_repeated_placeholder_has_one_value(tmp_path):
+    touch(tmp_path, "s1/s2_tdi.nii", "s3/s3_tdi.nii")
+    assert names(find(tmp_path, cohort={"pattern": "{subject}/{subject}_tdi.nii"})) == ["s3"]
+
+
+# ---------------------------------------------------------------------------- what is no subject
+
+
+def test_outputs_and_hidden_entries_are_never_subjects(tmp_path):
+    touch(
+        tmp_path,
+        fdt("sub-1"),
+        fdt("atlas"),
+        fdt("learned_atlas"),
+        fdt("mine"),
+        fdt(".truth"),
+        fdt("atlas_in_patient_space"),
+        fdt("sub-1", ".left"),
+        "group/notes.txt",
+        "notes.txt",
+    )
+    found = find(tmp_path, output_subdir="mine")
+    assert names(found) == ["sub-1"]
+    assert len(found.candidates[0].maps) == 1
+    assert found.rejected == ()
+    assert found.without_map == ("group",)
+
+
+def test_outputs_inside_a_subject_are_passed_over(tmp_path):
+    touch(
+        tmp_path,
+        "s/dwi/tdi.nii",
+        "s/atlas_in_patient_space/tdi.nii",
+        "s/learned_atlas/x/tdi.nii",
+        "s/.cache/tdi.nii",
+    )
+    assert files(find(tmp_path, cohort={"pattern": "{subject}/**/tdi.nii"}), tmp_path) == [
+        "s/dwi/tdi.nii"
+    ]
+
+
+def test_hidden_files_of_a_flat_folder(tmp_path):
+    touch(tmp_path, ".s0.nii.gz", "._s1.nii.gz", "s1.nii.gz", "atlas.nii.gz")
+    assert names(find(tmp_path, cohort={"layout": "flat"})) == ["s1"]
+
+
+def test_a_folder_with_the_name_of_a_map_is_no_map(tmp_path):
+    (tmp_path / "s1" / "tdi.nii.gz").mkdir(parents=True)
+    found = find(tmp_path, cohort={"pattern": "{subject}/tdi.nii.gz"})
+    assert (found.candidates, found.without_map) == ((), ("s1",))
+
+
+def test_a_broken_link_is_found_so_that_it_can_be_refused(tmp_path):
+    (tmp_path / "s1").mkdir()
+    (tmp_path / "s1" / "tdi.nii").symlink_to("/nowhere/tdi.nii")
+    assert names(find(tmp_path, cohort={"pattern": "{subject}/tdi.nii"})) == ["s1"]
+
+
+def test_link_loops_end(tmp_path):
+    touch(tmp_path, "s1/a/tdi.nii")
+    (tmp_path / "s1" / "a" / "loop").symlink_to(tmp_path / "s1")
+    (tmp_path / "s1" / "here").symlink_to(".")
+    (tmp_path / "s1" / "self").symlink_to("self")
+    found = find(tmp_path, cohort={"pattern": "{subject}/a/**/tdi.nii"})
+    assert files(found, tmp_path) == ["s1/a/tdi.nii"]
+
+
+def test_linked_subjects_are_followed(tmp_path):
+    touch(tmp_path / "elsewhere", "tdi.nii")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "s1").symlink_to(tmp_path / "elsewhere")
+    assert names(find(tmp_path / "data", cohort={"pattern": "{subject}/tdi.nii"})) == ["s1"]
+
+
+def test_a_name_that_is_not_utf8_is_rejected(tmp_path):
+    bad = os.fsdecode(b"sub-\xff")
+    touch(tmp_path, f"{bad}/tdi.nii", "s1/tdi.nii")
+    found = find(tmp_path, cohort={"pattern": "{subject}/tdi.nii"})
+    assert names(found) == ["s1"]
+    assert "UTF-8" in found.rejected[0].reason
+    found.rejected[0].subject.encode("utf-8")
+
+
+@pytest.mark.parametrize("kind, words", [("none", "does not exist"), ("file", "is not a folder")])
+def test_dataset_folder_that_is_none(tmp_path, kind, words):
+    if kind == "file":
+        touch(tmp_path, "x")
+    with pytest.raises(CohortError, match=words):
+        find(tmp_path / "x")
+
+
+def test_unreadable_folders(tmp_path, monkeypatch):
+    touch(tmp_path, fdt("s1"), fdt("s2"))
+    listing = Path.iterdir
+
+    def refuse(closed: Path):
+        def iterdir(self: Path):
+            if self == closed:
+                raise PermissionError(13, "Permission denied")
+            return listing(self)
+
+        monkeypatch.setattr(Path, "iterdir", iterdir)
+
+    refuse(tmp_path / "s2" / "tractography" / "probtrackx2")
+    found = find(tmp_path)
+    assert names(found) == ["s1"]
+    assert [(one.subject, one.reason) for one in found.rejected] == [
+        ("s2", "can't be read: Permission denied")
+    ]
+    refuse(tmp_path)
+    with pytest.raises(CohortError, match="can't be read: Permission denied"):
+        find(tmp_path)
+
+
+# ---------------------------------------------------------------------------------------- choice
+
+
+@pytest.fixture
+def abc(tmp_path) -> Path:
+    touch(tmp_path, *(f"{name}/tdi.nii" for name in "abc"))
+    return tmp_path
+
+
+PATTERN = "{subject}/tdi.nii"
+
+
+def test_subjects_by_name(abc):
+    found = find(abc, cohort={"pattern": PATTERN, "subjects": ["c", "a", "zed"]})
+    assert names(found) == ["a", "c"]
+    assert [one.subject for one in found.rejected] == ["zed"]
+    assert "no map at" in found.rejected[0].reason
+
+
+def test_subjects_by_text_file(abc):
+    (abc / "list.txt").write_text("\ufeffa\n# comment\n\n  c \na\n", encoding="utf-8")
+    assert names(find(abc, cohort={"pattern": PATTERN, "subjects": "list.txt"})) == ["a", "c"]
+
+
+def test_exclude(abc, caplog):
+    found = find(abc, cohort={"pattern": PATTERN, "exclude": ["b", "typo"]})
+    assert names(found) == ["a", "c"]
+    assert found.without_map == ()
+    assert "learned_atlas.cohort.exclude names no subject: typo" in caplog.text
+
+
+def test_composed_and_decomposed_names_are_the_same(tmp_path):
+    touch(tmp_path, unicodedata.normalize("NFD", "Zoë") + "/tdi.nii")
+    for choice in ({"subjects": ["Zoë"]}, {"exclude": ["Zoë"]}):
+        found = find(tmp_path, cohort={"pattern": PATTERN, **choice})
+        assert len(found.candidates) == ("subjects" in choice)
+        assert found.rejected == ()
+
+
+def test_subjects_by_csv(abc):
+    (abc / "maps.csv").write_text("subject,path\nx, a/tdi.nii\n\n# no\ny,b/tdi.nii\n")
+    found = find(abc, cohort={"subjects": "maps.csv"})
+    assert (names(found), files(found, abc)) == (["x", "y"], ["a/tdi.nii", "b/tdi.nii"])
+
+
+def test_csv_with_tracts(abc):
+    (abc / "maps.csv").write_text("x,a/tdi.nii,af\nx,b/tdi.nii,cst\ny,c/tdi.nii,af\n")
+    values = {"model": {"channels": 2}, "cohort": {"subjects": "maps.csv"}}
+    found = find(abc, **values)
+    assert found.tracts == ("af", "cst")
+    assert [one.channel for one in found.candidates[0].maps] == [0, 1]
+    assert [(one.subject, one.reason) for one in found.rejected] == [("y", "no map of tract cst")]
+
+
+@pytest.mark.parametrize(
+    "name, text, words",
+    [
+        ("list.txt", "\n", "names no subject"),
+        ("maps.csv", "subject,path\n", "lists no map"),
+        ("maps.csv", "a\n", "line 1: must be subject,path"),
+        ("maps.csv", "a,x\nb,\n", "line 2: must be subject,path"),
+        ("maps.csv", "a,x,af\nb,y\n", "either every row has a tract or none"),
+        ("maps.csv", "a,x\nb,x\n", "line 2: x was listed before"),
+        ("maps.csv", "a,x\na,y\n", "subject a has 2 runs"),
+        ("maps.csv", None, "can't be read: No such file"),
+        ("list.txt", None, "can't be read: No such file"),
+    ],
+)
+def test_lists_that_are_none(abc, name, text, words):
+    if text is not None:
+        (abc / name).write_text(text)
+    with pytest.raises(CohortError, match=words):
+        find(abc, cohort={"pattern": PATTERN, "subjects": name})
+
+
+@pytest.mark.parametrize("name", ["../a", "atlas", ".a"])
+def test_csv_names_become_file_names(abc, name):
+    (abc / "maps.csv").write_text(f"{name},a/tdi.nii\nb,b/tdi.nii\n")
+    found = find(abc, cohort={"subjects": "maps.csv"})
+    assert names(found) == ["b"]
+    assert found.rejected[0].subject == name
+
+
+# ------------------------------------------------------------------------------------------ runs
+
+
+@pytest.mark.parametrize(
+    "one, other",
+    [
+        ("left", "right"),
+        ("cst_left", "cst_right"),
+        ("L", "R"),
+        ("cst-l", "cst-r"),
+        ("lh.cst", "rh.cst"),
+        ("cstLeft", "cstRight"),
+        ("sub-1_hemi-L", "sub-1_hemi-R"),
+        ("right", "left"),
+        ("left/run_left", "right/run_right"),
+        ("LEFT", "right"),
+    ],
+)
+def test_left_and_right(one, other):
+    assert are_left_and_right(one, other)
+    assert are_left_and_right(other, one)
+
+
+@pytest.mark.parametrize(
+    "one, other",
+    [
+        ("run-1", "run-2"),
+        ("left", "left"),
+        ("left_1", "right_2"),
+        ("left", "l"),
+        ("left_right", "right_left"),
+        ("al", "ar"),
+        ("left", "rh"),
+        ("left", "whole"),
+        ("cst_left", "af_right"),
+        ("cst_left", "cst-right"),
+        ("", "right"),
+        ("left_a", "right"),
+    ],
+)
+def test_not_left_and_right(one, other):
+    assert not are_left_and_right(one, other)
+    assert not are_left_and_right(other, one)
+
+
+def test_left_and_right_runs_belong_to_one_subject(tmp_path):
+    touch(tmp_path, fdt("s1", "cst_left"), fdt("s1", "cst_right"), fdt("s2", "cst_left"))
+    found = find(tmp_path)
+    assert names(found) == ["s1", "s2"]
+    assert [len(candidate.maps) for candidate in found.candidates] == [2, 1]
+    assert {one.channel for one in found.candidates[0].maps} == {0}
+
+
+@pytest.mark.parametrize(
+    "runs",
+    [
+        ["run-1", "run-2"],
+        ["left", "right", "whole"],
+        ["cst_left", "af_right"],
+        ["a_left", "a_right", "b_left", "b_right"],
+    ],
+)
+def test_unexplained_runs_stop_the_cohort_and_are_named(tmp_path, runs):
+    touch(tmp_path, fdt("s1", runs[0]), *(fdt("s2", run) for run in runs))
+    with pytest.raises(CohortError) as caught:
+        find(tmp_path)
+    assert f"subject s2 has {len(runs)} runs" in str(caught.value)
+    for run in runs:
+        assert str(tmp_path / fdt("s2", run)) in str(caught.value)
+
+
+def test_runs_of_excluded_subjects_do_not_matter(tmp_path):
+    touch(tmp_path, fdt("s1"), fdt("s2", "run-1"), fdt("s2", "run-2"))
+    assert names(find(tmp_path, cohort={"exclude": ["s2"]})) == ["s1"]
+
+
+@pytest.mark.parametrize(
+    "paths, values",
+    [
+        (["s.nii", "s.nii.gz"], {"layout": "flat"}),
+        (["sub-1/ses-1/dwi/a_tdi.nii.gz", "sub-1/ses-2/dwi/a_tdi.nii.gz"], {"layout": "bids"}),
+        (["s/a/tdi.nii", "s/tdi.nii"], {"pattern": "{subject}/**/tdi.nii"}),
+        (["s/1_tdi.nii", "s/2_tdi.nii"], {"pattern": "{subject}/*_tdi.nii"}),
+    ],
+)
+def test_one_subject_is_never_counted_twice(tmp_path, paths, values):
+    touch(tmp_path, *paths)
+    with pytest.raises(CohortError, match="has 2 runs"):
+        find(tmp_path, cohort=values)
+
+
+def test_hemispheres_of_a_bids_bundle(tmp_path):
+    touch(tmp_path, *(f"sub-1/dwi/sub-1_hemi-{side}_bundle-AF_tdi.nii.gz" for side in "LR"))
+    values = {"layout": "bids", "tracts": ["AF"]}
+    assert len(find(tmp_path, cohort=values).candidates[0].maps) == 2
+
+
+# ---------------------------------------------------------------------------------------- tracts
+
+
+@pytest.fixture
+def xtract(tmp_path) -> Path:
+    touch(
+        tmp_path,
+        *(
+            f"s{number}/tracts/{tract}/density.nii.gz"
+            for number in (1, 2)
+            for tract in ("af", "cst")
+        ),
+        "s3/tracts/af/density.nii.gz",
+        "s1/tracts/fa/density.nii.gz",
+    )
+    return tmp_path
+
+
+def test_a_channel_per_tract_in_the_order_asked_for(xtract):
+    values = {"cohort": {"layout": "xtract", "tracts": ["cst", "af"]}, "model": {"channels": 2}}
+    found = find(xtract, **values)
+    assert found.tracts == ("cst", "af")
+    assert names(found) == ["s1", "s2"]
+    assert [(one.tract, one.channel) for one in found.candidates[0].maps] == [("cst", 0), ("af", 1)]
+    assert [(one.subject, one.reason) for one in found.rejected] == [("s3", "no map of tract cst")]
+
+
+def test_a_tract_that_no_subject_has(xtract):
+    with pytest.raises(ConfigurationError, match=r"'ifo' is found in no subject.*af, cst, fa"):
+        find(xtract, cohort={"layout": "xtract", "tracts": ["ifo"]})
+
+
+def test_several_channels_take_the_tracts_of_the_dataset(xtract):
+    values = {"cohort": {"layout": "xtract"}, "model": {"channels": 3}}
+    assert find(xtract, **values).tracts == ("af", "cst", "fa")
+
+
+def test_channels_must_be_as_many_as_tracts(xtract):
+    values = {"cohort": {"layout": "xtract"}, "model": {"channels": 2}}
+    with pytest.raises(ConfigurationError, match=r"channels = 2: the dataset has 3 tracts"):
+        find(xtract, **values)
+
+
+def test_tracts_stand_in_for_the_whole_map_and_differences_are_told(xtract, caplog):
+    with caplog.at_level(logging.INFO):
+        found = find(xtract, cohort={"layout": "xtract"})
+    assert [len(candidate.maps) for candidate in found.candidates] == [3, 2, 1]
+    assert {one.channel for candidate in found.candidates for one in candidate.maps} == {0}
+    assert found.tracts == ()
+    assert "af, cst, fa are summed into one map" in caplog.text
+    assert "subject s3 has no map of tract cst, fa" in caplog.text
+
+
+def test_affine_space_falls_back_to_the_whole_map_for_the_whole_cohort(tmp_path):
+    touch(tmp_path, "s1/dwi/af/tdi.nii", "s1/dwi/tdi.nii", "s2/dwi/af/tdi.nii")
+    space = {"training_space": "affine_native", "affine_native_relpath": "dwi/{tract}/tdi.nii"}
+    whole = find(tmp_path, **space)
+    assert (files(whole, tmp_path), whole.without_map) == (["s1/dwi/tdi.nii"], ("s2",))
+    single = find(tmp_path, **space, cohort={"tracts": ["af"]})
+    assert files(single, tmp_path) == ["s1/dwi/af/tdi.nii", "s2/dwi/af/tdi.nii"]
+
+
+# ------------------------------------------------------------------------------- files one by one
+
+
+@pytest.mark.parametrize(
+    "file, values, name",
+    [
+        (fdt("sub-9"), {}, "sub-9"),
+        ("somewhere/new patient.nii.gz", {}, "new patient"),
+        ("x/sub-9/tdi.nii", {"pattern": PATTERN}, "sub-9"),
+        ("x/sub-9/dwi/sub-9_tdi.nii", {"pattern": "{subject}/**/{subject}_tdi.nii"}, "sub-9"),
+        ("x/sub-8/dwi/sub-9_tdi.nii", {"pattern": "{subject}/{subject}_tdi.nii"}, "sub-9"),
+        ("x/s8/s9_tdi.nii", {"pattern": "{subject}/{subject}_tdi.nii"}, "s9_tdi"),
+        ("sub-9/ses-1/dwi/sub-9_ses-1_tdi.nii.gz", {"layout": "bids"}, "sub-9"),
+    ],
+)
+def test_names_of_single_files(tmp_path, file, values, name):
+    config = LearnedAtlasConfig.load({"cohort": values})
+    found = candidates_from_files([tmp_path / file], config)
+    assert names(found) == [name]
+
+
+def test_tract_of_a_single_bids_file(tmp_path):
+    config = LearnedAtlasConfig.load({"cohort": {"layout": "bids", "tracts": ["AF"]}})
+    found = candidates_from_files([tmp_path / "sub-9_bundle-AF_tdi.nii.gz"], config)
+    assert (names(found), found.candidates[0].maps[0].tract) == (["sub-9"], "AF")
+
+
+def test_single_files_of_one_subject_are_sides_or_an_error(tmp_path):
+    config = LearnedAtlasConfig.load()
+    sides = [tmp_path / fdt("s", "cst_left"), tmp_path / fdt("s", "cst_right")]
+    assert len(candidates_from_files(sides, config).candidates[0].maps) == 2
+    with pytest.raises(CohortError, match="has 2 runs"):
+        candidates_from_files([tmp_path / fdt("s", "a"), tmp_path / fdt("s", "b")], config)

@@ -1,0 +1,295 @@
+"""Refinement: closed forms of template and centring, and a cut that leaves no trace."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from scripts.engines.refinement import CohortRefinement
+from scripts.networks import AtlasNetwork, density_of, warp
+
+ROUNDS: dict[str, Any] = {"rounds": 2, "iterations": 3}
+
+
+def refinement(training: Any, folder: str = "refinement", **changes: Any) -> CohortRefinement:
+    """Over a training's cohort; its network as it stands."""
+    return CohortRefinement(
+        training.network, training.dataset, training.loss, training.folder / folder, **changes
+    )
+
+
+def moving(network: AtlasNetwork) -> None:
+    """Give the network fields of about a voxel that differ between subjects."""
+    torch.manual_seed(1)
+    torch.nn.init.normal_(network.unet.field.weight, std=0.05)
+    assert network.unet.field.bias is not None
+    torch.nn.init.normal_(network.unet.field.bias, std=0.4)
+
+
+def final_velocities(found: CohortRefinement) -> torch.Tensor:
+    """``(N, d, *reduced)``, each subject's to its own template."""
+    homes = found.assignment.argmax(1).tolist()
+    return torch.cat([found.velocity(i, home) for i, home in enumerate(homes)])
+
+
+def spread(x: torch.Tensor) -> float:
+    return float(x.detach().square().mean().sqrt())
+
+
+# -- centring --------------------------------------------------------------------------------
+
+
+def test_without_rounds_a_common_move_goes_into_the_template(
+    make_training: Callable[..., Any],
+) -> None:
+    """Every field is exp(m): afterwards none moves, and the template is T(x + exp(m)(x))."""
+    training = make_training()
+    network = training.network
+    with torch.no_grad():
+        network.unet.field.weight.zero_()
+        network.unet.field.bias.copy_(torch.tensor([1.5, -0.5, 0.25]))
+    before = network.template.detach().clone()
+    move = network.displacement(
+        network.unet.field.bias.view(1, 3, 1, 1, 1).expand(1, 3, *network.reduced)
+    )
+    found = refinement(training)
+    found.run()
+    assert spread(final_velocities(found)) < 1e-6
+    expected = warp(before, move) * network.support
+    torch.testing.assert_close(network.template.detach(), expected, atol=1e-5, rtol=0)
+    assert spread(expected - before) > 0.1
+
+
+def test_the_running_mean_of_the_training_is_not_subtracted_twice(
+    make_training: Callable[..., Any],
+) -> None:
+    results = []
+    for running in (0.0, 0.7):
+        training = make_training()
+        moving(training.network)
+        training.network.mean_velocity.fill_(running)
+        found = refinement(training, f"running-{running}")
+        found.run()
+        results.append((training.network.template.detach(), final_velocities(found)))
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-4, rtol=0)
+
+
+def test_without_rounds_the_mean_velocity_is_nearly_zero(
+    make_training: Callable[..., Any],
+) -> None:
+    """To first order: the network looks at the moved template when it is asked again."""
+    training = make_training(made_of={"spread": 2.0})
+    moving(training.network)
+    with torch.no_grad():
+        raw = [training.network.eval().velocity(item["image"][None]) for item in training.dataset]
+    found = refinement(training)
+    found.run()
+    mean = final_velocities(found).mean(0)
+    assert spread(torch.cat(raw).mean(0)) > 0.15
+    assert spread(mean) < 0.1 * spread(torch.cat(raw).mean(0))
+
+
+# -- rounds ----------------------------------------------------------------------------------
+
+
+def test_after_rounds_the_mean_velocity_is_zero_and_so_is_the_networks(
+    make_training: Callable[..., Any],
+) -> None:
+    training = make_training(made_of={"spread": 2.0})
+    moving(training.network)
+    found = refinement(training, **ROUNDS)
+    found.run()
+    velocities = final_velocities(found)
+    assert spread(velocities) > 0.05
+    assert velocities.mean(0).abs().max() < 1e-6
+    with torch.no_grad():
+        own = [training.network.velocity(item["image"][None]) for item in training.dataset]
+    assert torch.cat(own).mean(0).abs().max() < 1e-5
+
+
+def test_no_subject_is_worse_than_at_the_start_of_its_round(
+    make_training: Callable[..., Any],
+) -> None:
+    training = make_training(made_of={"spread": 2.0})
+    network = training.network
+    start = refinement(training, "start")
+    start.run()
+    costs = []
+    with torch.no_grad():
+        for i in range(len(training.dataset)):
+            velocity = start.velocity(i)
+            warped = network.warped_template(network.displacement(velocity))
+            costs.append(float(training.loss(warped, start.image(i), velocity)["loss"]))
+    found = refinement(training, "start", rounds=1, iterations=8)
+    found.run()
+    for i, cost in enumerate(costs):
+        stored = torch.load(found.folder / "round-000" / f"{i:06d}.pt", weights_only=True)
+        assert stored["loss"] < cost
+    assert found.history[0] < sum(costs) / len(costs)
+
+
+def test_rounds_sharpen_the_template_and_lower_the_loss(
+    make_training: Callable[..., Any],
+) -> None:
+    training = make_training(made_of={"spread": 2.5, "subjects": 5})
+    before = float(training.network.template_density().amax())
+    found = refinement(training, rounds=3, iterations=15)
+    found.run()
+    assert len(found.history) == 3
+    assert found.history[-1] < 0.9 * found.history[0]
+    assert float(training.network.template_density().amax()) > 1.02 * before
+
+
+def inject(found: CohortRefinement, velocities: torch.Tensor) -> None:
+    """Store velocities as if the first round had found them."""
+    folder = found.folder / "round-000"
+    folder.mkdir(parents=True)
+    for i, velocity in enumerate(velocities):
+        torch.save({"velocity": velocity, "loss": 0.0}, folder / f"{i:06d}.pt")
+
+
+def test_the_template_of_still_velocities_is_the_mean_density(
+    make_training: Callable[..., Any],
+) -> None:
+    training = make_training()
+    network = training.network
+    with torch.no_grad():
+        network.template.mul_(0.3)
+    found = refinement(training, rounds=1)
+    inject(found, torch.zeros(4, 3, *network.reduced))
+    found.run()
+    expected = torch.tensor(training.cohort.mean_density)
+    torch.testing.assert_close(network.template_density()[0], expected, atol=1e-6, rtol=1e-4)
+
+
+def test_the_template_of_true_moves_is_the_subject_without_blur(
+    make_training: Callable[..., Any],
+) -> None:
+    """Bumps at c + s_i with v_i = -s_i + m: the offset m goes, one bump at c remains."""
+    training = make_training(made_of={"subjects": 3, "spread": 1.5})  # s = -1, 0, 1
+    network = training.network
+    shifts = torch.tensor([-1.0, 0.0, 1.0])
+    velocities = torch.zeros(3, 3, *network.reduced)
+    velocities[:, 0] = -shifts.view(3, 1, 1, 1) + 0.5
+    found = refinement(training, rounds=1)
+    inject(found, velocities)
+    found.run()
+    middle = density_of(training.dataset[1]["image"], network.log_offset)
+    torch.testing.assert_close(network.template_density()[0], middle, atol=1e-6, rtol=2e-3)
+    expected = velocities[:, 0] - 0.5
+    torch.testing.assert_close(final_velocities(found)[:, 0], expected, atol=1e-6, rtol=0)
+
+
+def test_the_template_weighs_subjects_by_how_much_they_are_enlarged(
+    make_training: Callable[..., Any],
+) -> None:
+    """sum J_i d_i / sum J_i, checked against the formula for velocities of two kinds."""
+    from scripts.atlas import jacobian_determinant
+
+    training = make_training(made_of={"subjects": 2})
+    network = training.network
+    ramp = torch.linspace(-1, 1, network.reduced[0]).view(1, -1, 1, 1)
+    velocities = torch.zeros(2, 3, *network.reduced)
+    velocities[0, :1], velocities[1, :1] = ramp, -ramp
+    found = refinement(training, rounds=1)
+    inject(found, velocities)
+    found.run()
+    total, weight = torch.zeros(1, *network.shape), torch.zeros(network.shape)
+    for item, velocity in zip(training.dataset, velocities, strict=True):
+        inverse = network.displacement(-velocity[None])
+        size = jacobian_determinant(inverse[0])
+        total += size * warp(density_of(item["image"], network.log_offset)[None], inverse)[0]
+        weight += size
+    expected = total / weight * network.support[0]
+    assert weight.std() > 0.02 or float((total / 2 - expected).abs().max()) > 1e-4
+    torch.testing.assert_close(network.template_density()[0], expected, atol=1e-6, rtol=1e-3)
+
+
+def test_two_templates_take_their_own_subjects(make_training: Callable[..., Any]) -> None:
+    training = make_training(
+        made_of={"spread": 5.0}, model={"n_templates": 2, "mixture_sharpness": 200}
+    )
+    found = refinement(training, mixture_sharpness=200.0, **ROUNDS)
+    found.run()
+    homes = found.assignment.argmax(1)
+    assert homes[0] == homes[1]
+    assert homes[2] == homes[3]
+    assert homes[0] != homes[2]
+    torch.testing.assert_close(found.assignment.sum(1), torch.ones(4))
+    torch.testing.assert_close(training.network.mixture, found.assignment.mean(0))
+    velocities = final_velocities(found)
+    for k in range(2):
+        assert velocities[homes == k].mean(0).abs().max() < 1e-6
+
+
+# -- interruptions ---------------------------------------------------------------------------
+
+
+class Interrupted:
+    """A dataset that fails at its n-th reading."""
+
+    def __init__(self, dataset: Any, readings: int) -> None:
+        self.dataset, self.left = dataset, readings
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Any:
+        self.left -= 1
+        if self.left < 0:
+            raise KeyboardInterrupt
+        return self.dataset[index]
+
+
+@pytest.mark.parametrize("readings", [2, 6, 13, 16, 21, 27])
+def test_a_cut_refinement_goes_on_to_the_same_bits(
+    readings: int, make_training: Callable[..., Any]
+) -> None:
+    unbroken = make_training(made_of={"spread": 2.0})
+    moving(unbroken.network)
+    expected = refinement(unbroken, "unbroken", **ROUNDS)
+    expected.run()
+
+    broken = make_training(made_of={"spread": 2.0})
+    moving(broken.network)
+    cut = refinement(broken, "broken", **ROUNDS)
+    cut.dataset = Interrupted(broken.dataset, readings)  # type: ignore[assignment]
+    with pytest.raises(KeyboardInterrupt):
+        cut.run()
+
+    resumed = make_training(made_of={"spread": 2.0})
+    moving(resumed.network)  # as the training's checkpoint brings it back
+    found = refinement(resumed, "broken", **ROUNDS)
+    found.run()
+    assert found.round == 2
+    assert found.history == expected.history
+    for name, tensor in unbroken.network.state_dict().items():
+        assert torch.equal(resumed.network.state_dict()[name], tensor), name
+    assert torch.equal(final_velocities(found), final_velocities(expected))
+
+
+def test_a_finished_refinement_is_read_and_not_run_again(
+    make_training: Callable[..., Any],
+) -> None:
+    first = make_training()
+    done = refinement(first, **ROUNDS)
+    done.run()
+    again = make_training()
+    found = refinement(again, **ROUNDS)
+    found.dataset = Interrupted(again.dataset, 0)  # type: ignore[assignment]
+    found.run()
+    assert torch.equal(final_velocities(found), final_velocities(done))
+    assert torch.equal(again.network.template, first.network.template)
+
+
+def test_disk_use_does_not_grow_with_the_rounds(make_training: Callable[..., Any]) -> None:
+    training = make_training()
+    found = refinement(training, rounds=4, iterations=1)
+    found.run()
+    kept = sorted(p.name for p in Path(found.folder).iterdir())
+    assert kept == ["round-003", "state.pt"]

@@ -1,0 +1,91 @@
+"""Registered subjects on disk: one that folds is left out, the others are written."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from scripts.cohort import NewSubjects, Rejection
+from scripts.engines.components import atlas_loss
+from scripts.engines.handlers import RegistrationWriter
+from scripts.errors import CohortError, FoldingError
+
+
+@pytest.fixture
+def write(make_network, make_cohort, make_settings, tmp_path):
+    """Write subjects with given velocities; gives the writer and its folder."""
+    network = make_network().eval()
+    cohort = make_cohort()
+    loss = atlas_loss(cohort.grid.spacing, make_settings())
+
+    def run(velocities, rejected=(), **changes):
+        settings = make_settings(**changes)
+        subjects = NewSubjects(cohort.subjects[: len(velocities)], rejected)
+        folder = tmp_path / "registered"
+        writer = RegistrationWriter(network, subjects, settings, loss, folder)
+        whole = (network.channels, *cohort.grid.shape)
+        output = [
+            {
+                "subject": subject.name,
+                "image": network.template.detach()[0],
+                "velocity": velocity.expand(network.mean_velocity.shape[1:]),
+                "template": 0,
+                "density": torch.zeros(whole),
+                "seconds": 0.5,
+            }
+            for subject, velocity in zip(subjects.subjects, velocities, strict=True)
+        ]
+        writer(SimpleNamespace(state=SimpleNamespace(output=output)))
+        return writer, folder
+
+    return run
+
+
+def rough(network_shape=(3, 6, 5, 6)):
+    return 30 * torch.randn(network_shape, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def noise(make_network):
+    return rough(tuple(make_network().mean_velocity.shape[1:]))
+
+
+def test_a_fold_stops_its_own_subject_alone(write, noise):
+    still = torch.zeros(1)
+    writer, folder = write([still, noise, still])
+    assert sorted(path.name for path in folder.iterdir()) == ["sub-1", "sub-3"]
+    with pytest.raises(FoldingError, match=r"1 of 3 subjects: sub-2 \(its field folds"):
+        writer.finish(SimpleNamespace())
+
+
+def test_a_field_that_is_not_finite_is_never_written(write):
+    writer, folder = write([torch.full((1,), torch.nan)], verify_jacobian=False)
+    assert not folder.exists()
+    with pytest.raises(FoldingError, match="not finite"):
+        writer.finish(SimpleNamespace())
+
+
+def test_subjects_left_out_before_are_told_at_the_end(write):
+    writer, folder = write([torch.zeros(1)], (Rejection("sub-9", "x.nii.gz", "is empty"),))
+    assert (folder / "sub-1").is_dir()
+    with pytest.raises(CohortError, match=r"sub-9 \(x.nii.gz: is empty\)"):
+        writer.finish(SimpleNamespace())
+
+
+def test_a_new_registration_takes_the_place_of_the_earlier_one_and_a_failed_one_doesnt(
+    write, noise
+):
+    _, folder = write([torch.zeros(1)])
+    (folder / "sub-1" / "stale").touch()
+    write([noise])
+    assert (folder / "sub-1" / "stale").exists()
+    write([torch.zeros(1)], save_fields=False)
+    assert sorted(path.name for path in (folder / "sub-1").iterdir()) == [
+        "atlas_in_patient_space",
+        "registration.json",
+        "sub-1_space-template_density.nii.gz",
+    ]
+    report = json.loads((folder / "sub-1" / "registration.json").read_text())
+    assert report["displacement_rms_voxels"] == 0
+    assert report["loss"]["before"] == report["loss"]["after"]

@@ -1,0 +1,168 @@
+"""A run that was cut and resumed gives the bits of an unbroken one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from ignite.engine import Engine, Events
+
+from scripts.engines.handlers import (
+    Centring,
+    EarlyStop,
+    LearningRateSchedule,
+    NonFiniteGuard,
+    TrainingCheckpoint,
+)
+from scripts.engines.run_state import RunState
+from scripts.errors import CheckpointError
+
+
+class PowerCut:
+    """Raises in the middle of an epoch."""
+
+    def __init__(self, iteration: int) -> None:
+        self.iteration = iteration
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.ITERATION_STARTED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        if engine.state.iteration == self.iteration:
+            raise KeyboardInterrupt
+
+
+class Used:
+    """Counts the iterations that were really run."""
+
+    def __init__(self) -> None:
+        self.subjects: list[list[str]] = []
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        output: Any = engine.state.output
+        self.subjects.append([one["subject"] for one in output])
+
+
+def train(
+    training: Any, state: RunState, cut: int = 0, interval: int = 1, patience: int = 0
+) -> tuple[TrainingCheckpoint, Used]:
+    """Run with the handlers of a real run."""
+    used = Used()
+    checkpoint = TrainingCheckpoint(
+        state, training.network, training.optimizer, training.batches, training.history, interval
+    )
+    handlers = [
+        NonFiniteGuard(),
+        LearningRateSchedule(training.optimizer, warmup_epochs=1),
+        Centring(training.network),
+        training.history,
+        used,
+        EarlyStop(training.history, patience),
+        *([PowerCut(cut)] if cut else []),
+        checkpoint,
+    ]
+    training.trainer(handlers).run()
+    return checkpoint, used
+
+
+def everything(training: Any) -> dict[str, Any]:
+    """All that a run leaves."""
+    moments = training.optimizer.state_dict()["state"]
+    return {
+        **training.network.state_dict(),
+        **{f"{i}.{name}": value for i, m in moments.items() for name, value in m.items()},
+        **{f"epoch {i}": epoch for i, epoch in enumerate(training.history.epochs)},
+    }
+
+
+def assert_equal(a: Any, b: Any) -> None:
+    found, expected = everything(a), everything(b)
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        if torch.is_tensor(value):
+            assert torch.equal(found[name], value), name
+        else:
+            assert found[name] == value, name
+
+
+SETTINGS: dict[str, Any] = {
+    "optimizer": {"epochs": 5, "batch_size": 3, "lr": 5e-3},
+    "loss": {"centrality_weight": 1.0},
+}
+
+
+@pytest.mark.parametrize(("cut", "interval"), [(6, 1), (5, 1), (1, 1), (9, 2), (4, 2)])
+def test_a_cut_run_goes_on_as_if_nothing_had_happened(
+    cut: int, interval: int, make_training: Callable[..., Any]
+) -> None:
+    unbroken = make_training(**SETTINGS)
+    folder = unbroken.folder
+    _, all_used = train(
+        unbroken, RunState(folder / "a", unbroken.settings, unbroken.cohort), interval=interval
+    )
+
+    broken = make_training(**SETTINGS)
+    state = RunState(folder / "b", broken.settings, broken.cohort)
+    with pytest.raises(KeyboardInterrupt):
+        train(broken, state, cut=cut, interval=interval)
+
+    torch.manual_seed(99)  # another process has other random numbers
+    resumed = make_training(**SETTINGS)
+    state = RunState(folder / "b", resumed.settings, resumed.cohort)
+    _, used = train(resumed, state, interval=interval)
+    saved = (cut - 1) // 2 // interval * interval
+    assert used.subjects == all_used.subjects[2 * saved :]
+    assert_equal(resumed, unbroken)
+
+
+def test_a_finished_training_is_loaded_and_not_run_again(
+    make_training: Callable[..., Any],
+) -> None:
+    first = make_training(**SETTINGS)
+    folder = first.folder / "run"
+    train(first, RunState(folder, first.settings, first.cohort))
+    again = make_training(**SETTINGS)
+    _, used = train(again, RunState(folder, again.settings, again.cohort))
+    assert used.subjects == []
+    assert_equal(again, first)
+
+
+def test_a_run_that_stopped_early_stays_stopped(make_training: Callable[..., Any]) -> None:
+    settings = {**SETTINGS, "optimizer": {"epochs": 6, "batch_size": 4, "lr": 1e-12}}
+    first = make_training(**settings)
+    folder = first.folder / "run"
+    checkpoint, used = train(first, RunState(folder, first.settings, first.cohort), patience=2)
+    assert checkpoint.stopped
+    assert len(used.subjects) == 3
+    again = make_training(**settings)
+    state = RunState(folder, again.settings, again.cohort)
+    checkpoint, used = train(again, state, patience=2)
+    assert used.subjects == []
+    assert_equal(again, first)
+
+
+def test_the_checkpoint_holds_nothing_but_tensors_and_plain_values(
+    make_training: Callable[..., Any],
+) -> None:
+    training = make_training(**SETTINGS)
+    state = RunState(training.folder / "run", training.settings, training.cohort)
+    train(training, state)
+    found = torch.load(state.training, weights_only=True)
+    assert found["epoch"] == 5
+    assert found["history"] == training.history.epochs
+    assert {p.name for p in state.folder.iterdir()} == {"run.json", "training.pt"}
+
+
+def test_a_damaged_checkpoint_is_named(make_training: Callable[..., Any]) -> None:
+    training = make_training(**SETTINGS)
+    state = RunState(training.folder / "run", training.settings, training.cohort)
+    train(training, state)
+    state.training.write_bytes(state.training.read_bytes()[:100])
+    again = make_training(**SETTINGS)
+    with pytest.raises(CheckpointError, match=r"training\.pt"):
+        train(again, RunState(state.folder, again.settings, again.cohort))

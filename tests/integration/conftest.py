@@ -1,0 +1,119 @@
+"""One tiny atlas, trained once by the command that users give, for every integration test."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from scripts.phantom import write_demo_cohort
+
+ROOT = Path(__file__).resolve().parents[2]
+
+Completed = subprocess.CompletedProcess[str]
+
+TINY = (
+    "--learned_atlas#device=cpu",
+    "--learned_atlas#cohort#margin=2",  # so that the box isn't the grid
+    "--learned_atlas#dtype=float32",
+    "--learned_atlas#model#enc_features=[8,8,8]",
+    "--learned_atlas#model#dec_features=[8,8,8,8]",
+    "--learned_atlas#optimizer#epochs=2",
+    "--learned_atlas#refine#rounds=1",
+    "--learned_atlas#refine#iterations=2",
+)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A published atlas and where it came from.
+
+    Args:
+        dataset_dir: the demo cohort, 5 subjects of 32x36x32 voxels.
+        output_dir: holds the atlas.
+        ckpt_dir: holds ``model.pt`` and ``run_state``.
+        overrides: what the training was told, apart from these folders.
+    """
+
+    dataset_dir: Path
+    output_dir: Path
+    ckpt_dir: Path
+    overrides: tuple[str, ...] = TINY
+
+    @property
+    def atlas(self) -> Path:
+        """The published folder."""
+        return self.output_dir / "learned_atlas"
+
+    @property
+    def held_out(self) -> Path:
+        """A dataset folder with one subject whom the training didn't see."""
+        return self.dataset_dir / ".truth" / "held_out"
+
+    def folders(self) -> tuple[str, ...]:
+        """The three folders as overrides."""
+        return (
+            f"--dataset_dir={self.dataset_dir}",
+            f"--output_dir={self.output_dir}",
+            f"--ckpt_dir={self.ckpt_dir}",
+        )
+
+
+def monai_bundle_run(run_id: str, config: str, *words: object, cwd: Path = ROOT) -> Completed:
+    """``python -m monai.bundle run`` as a user types it, from the root or from elsewhere."""
+    name = f"configs/{config}.yaml"
+    where = ["--config_file", name]
+    if cwd != ROOT:
+        where = ["--config_file", str(ROOT / name), "--bundle_root", str(ROOT)]
+    command = [sys.executable, "-m", "monai.bundle", "run", run_id, *where, *map(str, words)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment.pop("PYTHONPATH", None)  # the root must be found by bundle_root alone
+    return subprocess.run(
+        command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300
+    )
+
+
+@pytest.fixture(scope="session")
+def run_bundle() -> Callable[..., Completed]:
+    """`monai_bundle_run`."""
+    return monai_bundle_run
+
+
+def was_refused(result: Completed, code: int, *messages: str) -> None:
+    """Assert that a command ended with one error message that a person can act on."""
+    assert result.returncode == code, result.stderr
+    assert "Traceback" not in result.stderr + result.stdout
+    assert "ERROR" not in result.stdout  # nothing was logged on top of the message
+    assert sum(line.startswith("error: ") for line in result.stderr.splitlines()) == 1
+    told = result.stderr[result.stderr.index("error: ") :]
+    for message in messages:
+        assert message in told
+
+
+@pytest.fixture(scope="session")
+def refused() -> Callable[..., None]:
+    """`was_refused`."""
+    return was_refused
+
+
+@pytest.fixture(scope="session")
+def demo_cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """5 subjects to train on, one held out; read only, like everything of a session."""
+    folder = tmp_path_factory.mktemp("tiny") / "demo"
+    write_demo_cohort(folder, subjects=5, held_out=1, shape=(32, 36, 32))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def trained(demo_cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """The atlas of `demo_cohort`; read only."""
+    base = tmp_path_factory.mktemp("trained")
+    made = Trained(demo_cohort, base / "output", base / "models")
+    result = monai_bundle_run("training", "train", *made.folders(), *made.overrides)
+    assert result.returncode == 0, result.stderr
+    return made

@@ -1,0 +1,65 @@
+"""The scripts that the docs' figures come from run, and measure what they say."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+
+from bundle.bench.atlas_quality import measure
+from bundle.bench.picture import draw
+from scripts.cohort import read_density
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_quality_is_measured_from_the_published_files(trained: Any) -> None:
+    found = measure(trained.atlas)
+    assert found["subjects"] == 5
+    assert found["folded_fields"] == found["negative_voxels"] == 0
+    assert found["background_above_zero"] == 0
+    assert found["pairwise_correlation_after"] > found["pairwise_correlation_before"]
+    described = json.loads((trained.atlas / "atlas.json").read_text())["fields"]
+    assert described["smallest_jacobian"] == min(
+        found["smallest_jacobian"], found["smallest_corner_jacobian"]
+    )
+    # The true fields are better than a barely trained network's, and centred.
+    assert found["true_warps"]["tre"] < 0.1 < found["truth"]["tre"]
+    assert found["true_warps"]["shift"] < 0.05
+    assert found["no_registration"]["tre"] > found["truth"]["tre"]
+    assert found["no_registration"]["vol"] == 1
+    assert 0 < found["truth"]["bridge_dice"] < found["true_warps"]["bridge_dice"]
+
+
+def test_a_template_off_its_place_is_noticed(trained: Any, tmp_path: Path) -> None:
+    """The correlation with the truth falls when the published mean is shifted."""
+    moved = tmp_path / "atlas"
+    subprocess.run(["cp", "-r", str(trained.atlas), str(moved)], check=True)
+    path = moved / "atlas_mean.nii.gz"
+    values, grid = read_density(path)
+    shifted = np.roll(values.astype(np.float32), 4, axis=0)
+    nib.save(nib.Nifti1Image(shifted, grid.affine), path)
+    before = measure(trained.atlas)["truth"]["r_to_truth"]
+    assert measure(moved)["truth"]["r_to_truth"] < before - 0.1
+
+
+def test_the_picture_is_drawn(trained: Any, tmp_path: Path) -> None:
+    target = tmp_path / "pictures" / "atlas.png"
+    draw(trained.atlas, target)
+    assert target.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_training_step_is_timed() -> None:
+    command = [sys.executable, "-m", "bundle.bench.training_step", "--shape", "17", "16", "18"]
+    options = ["--steps", "1", "--threads", "1", "--layouts", "bfloat16", "monai"]
+    done = subprocess.run(
+        [*command, *options], cwd=ROOT, capture_output=True, text=True, check=True, timeout=200
+    )
+    layouts = json.loads(done.stdout[done.stdout.index("{") :])["layouts"]
+    assert list(layouts) == ["bfloat16", "monai"]
+    assert all(one["seconds"] > 0 and 0.1 < one["peak_gib"] < 4 for one in layouts.values())

@@ -1,0 +1,45 @@
+"""Two commands at once on one output folder."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from scripts.lock import LOCK_FILE
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_a_second_run_is_refused_and_the_first_goes_on(
+    trained, run_bundle, refused, demo_cohort, tmp_path
+):
+    output, models = tmp_path / "output", tmp_path / "models"
+    command = [sys.executable, "-m", "monai.bundle", "run", "training"]
+    command += ["--config_file", "configs/train.yaml", f"--dataset_dir={demo_cohort}"]
+    command += [f"--output_dir={output}", f"--ckpt_dir={models}", *trained.overrides]
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as first:
+        deadline = time.monotonic() + 120
+        while not (output / LOCK_FILE).exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        # Stopped, so that it is still at work when the others come, however busy the machine.
+        first.send_signal(signal.SIGSTOP)
+        here = (f"--dataset_dir={demo_cohort}", "--learned_atlas#device=cpu")
+        again = run_bundle(
+            "training", "train", *here, f"--output_dir={tmp_path / 'b'}", f"--ckpt_dir={models}"
+        )
+        published = (f"--ckpt_dir={trained.ckpt_dir}", f"--output_dir={output}")
+        export = run_bundle("exporting", "export", *here, *published)
+        register = run_bundle("registering", "inference", *here, *published)
+        first.send_signal(signal.SIGCONT)
+        told = first.communicate(timeout=300)[0]
+    assert first.returncode == 0, told
+    for result, folder in ((again, models), (export, output), (register, output)):
+        refused(result, 7, f"{folder}: another run is at work", f"process {first.pid} on ")
+    assert not (tmp_path / "b").exists()
+    assert (output / "learned_atlas" / "atlas.json").exists()
+    assert not list(tmp_path.rglob(LOCK_FILE))

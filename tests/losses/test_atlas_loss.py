@@ -1,0 +1,103 @@
+"""The weighted sum: each term is there with its weight, and only then."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from scripts.losses import AtlasLoss, LocalCorrelationLoss, PresenceLoss, SmoothnessLoss
+from scripts.losses.atlas_loss import averaged
+
+TERMS = ("similarity", "presence", "smoothness", "centrality")
+
+
+def example(d: int = 3) -> dict[str, torch.Tensor]:
+    torch.manual_seed(0)
+    shape = (9, 10, 7)[:d]
+    return {
+        "warped": torch.rand(2, 2, *shape) * 3,
+        "image": torch.rand(2, 2, *shape) * 3,
+        "velocity": torch.randn(2, d, *(-(-n // 2) for n in shape)),
+        "mean_velocity": torch.randn(d, *(-(-n // 2) for n in shape)),
+    }
+
+
+@pytest.mark.parametrize("d", [2, 3])
+def test_the_sum_is_weighted_and_the_terms_are_not(d: int) -> None:
+    weights = {"similarity": 1.5, "presence": 0.25, "smoothness": 0.5, "centrality": 2.0}
+    changes: dict[str, Any] = {f"{name}_weight": value for name, value in weights.items()}
+    given = example(d)
+    terms = AtlasLoss([2.0] * d, 2, window=3, scales=(1, 2), **changes)(**given)
+    assert set(terms) == {"loss", *TERMS}
+    expected = sum(weights[name] * terms[name] for name in TERMS)
+    torch.testing.assert_close(terms["loss"], expected)
+    smooth = SmoothnessLoss([2.0] * d, 2)(given["velocity"])
+    torch.testing.assert_close(terms["smoothness"], smooth)
+
+
+@pytest.mark.parametrize("left", TERMS)
+def test_terms_of_weight_zero_are_not_computed(left: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    changes: dict[str, Any] = {f"{name}_weight": float(name == left) for name in TERMS}
+    loss = AtlasLoss([1.0] * 3, 2, window=3, scales=(1,), **changes)
+
+    def never(*inputs: torch.Tensor) -> torch.Tensor:
+        raise AssertionError("computed")
+
+    for name in TERMS:
+        if name != left:
+            monkeypatch.setattr(getattr(loss, name), "forward", never)
+    terms = loss(**example())
+    assert set(terms) == {"loss", left}
+    torch.testing.assert_close(terms["loss"], terms[left])
+
+
+def test_without_a_running_mean_there_is_no_centrality() -> None:
+    given = example()
+    loss = AtlasLoss([1.0] * 3, 2, centrality_weight=1.0, window=3)
+    assert "centrality" in loss(**given)
+    del given["mean_velocity"]
+    assert "centrality" not in loss(**given)
+
+
+def test_scales_are_means_over_a_pyramid() -> None:
+    given = example()
+    scales = (1, 2, 4)
+    terms = AtlasLoss([1.0] * 3, 2, window=3, scales=scales)(**given)
+    pyramid = [(averaged(given["warped"], s), averaged(given["image"], s)) for s in scales]
+    for name, term in (("similarity", LocalCorrelationLoss(3)), ("presence", PresenceLoss())):
+        each = torch.stack([term(m, f) for m, f in pyramid])
+        assert each.std() > 1e-3
+        torch.testing.assert_close(terms[name], each.mean())
+
+
+def test_coarse_levels_see_a_move_that_the_fine_one_is_blind_to() -> None:
+    """Thin lines 3 voxels apart: no overlap, no slope, but at a quarter of the resolution."""
+    fixed, near, far = (torch.zeros(1, 1, 32, 32) for _ in range(3))
+    fixed[..., 12, :], near[..., 15, :], far[..., 28, :] = 5, 5, 5
+    velocity = torch.zeros(1, 2, 32, 32)
+    kind: dict[str, Any] = {f"{name}_weight": float(name == "presence") for name in TERMS}
+    fine = AtlasLoss([1.0] * 2, scales=(1,), **kind)
+    deep = AtlasLoss([1.0] * 2, scales=(1, 2, 4), **kind)
+    assert float(fine(near, fixed, velocity)["loss"]) == float(fine(far, fixed, velocity)["loss"])
+    assert float(deep(near, fixed, velocity)["loss"]) < 0.75
+    assert float(deep(far, fixed, velocity)["loss"]) == 1
+
+
+def test_averages_of_blocks_count_what_a_cut_block_holds() -> None:
+    image = torch.arange(5.0).view(1, 1, 5, 1).expand(1, 1, 5, 3)
+    found = averaged(image, 2)
+    assert found.shape == (1, 1, 3, 2)
+    torch.testing.assert_close(found[0, 0, :, 1], torch.tensor([0.5, 2.5, 4.0]))
+    assert averaged(image, 1) is image
+
+
+@pytest.mark.parametrize("shape", [(5, 3, 4), (2, 2, 2), (3, 9)])
+def test_images_smaller_than_windows_and_factors_are_fine(shape: tuple[int, ...]) -> None:
+    loss = AtlasLoss([1.0] * len(shape), window=9, scales=(1, 2, 4))
+    image = torch.rand(1, 1, *shape)
+    velocity = torch.zeros(1, len(shape), *shape, requires_grad=True)
+    terms = loss(image.clone().requires_grad_(True), image, velocity)
+    terms["loss"].backward()
+    assert torch.isfinite(terms["loss"])

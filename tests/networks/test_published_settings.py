@@ -1,0 +1,66 @@
+"""A model's settings travel with it; a later job lays its own over them."""
+
+import pytest
+
+from scripts.errors import CheckpointError, ConfigurationError
+from scripts.networks import build_network, published_settings
+from scripts.settings import LearnedAtlasConfig
+
+
+@pytest.fixture
+def network(make_network):
+    return make_network(cohort={"layout": "flat"}, save_fields=False, optimizer={"epochs": 7})
+
+
+def test_what_isnt_asked_for_is_the_trainings(network, make_settings):
+    found = published_settings(network, LearnedAtlasConfig.load({"device": "cpu"}))
+    trained = make_settings(cohort={"layout": "flat"}, save_fields=False, optimizer={"epochs": 7})
+    assert found == trained
+
+
+def test_what_is_asked_for_stands_over_it(network):
+    asked = {"device": "cuda:3", "save_fields": True, "cohort": {"layout": "bids"}}
+    found = published_settings(network, LearnedAtlasConfig.load(asked))
+    assert (found.device, found.save_fields, found.cohort.layout) == ("cuda:3", True, "bids")
+    assert found.optimizer.epochs == 7
+    assert network.description["settings"]["cohort"]["layout"] == "flat"
+
+
+def test_the_device_is_the_jobs_also_when_it_names_none(network):
+    assert published_settings(network, LearnedAtlasConfig.load({})).device == "cuda"
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"cohort": {"normalisation": "max"}}, "cohort.normalisation = 'max': .* with 'none'"),
+        ({"cohort": {"tracts": ["af"]}}, "cohort.tracts"),
+        ({"model": {"int_steps": 3}}, "model.int_steps = 3: the model was trained with 5"),
+        ({"loss": {"log_offset": 1}}, "loss.log_offset = 1.0"),
+        ({"optimizer": {"epochs": 8}}, "optimizer.epochs = 8: the model was trained with 7"),
+        ({"refine": {"rounds": 1}}, "refine.rounds = 1"),
+    ],
+)
+def test_what_made_the_model_cant_be_changed(asked, message, network):
+    with pytest.raises(CheckpointError, match=message):
+        published_settings(network, LearnedAtlasConfig.load(asked))
+
+
+def test_the_same_value_is_no_contradiction(network):
+    asked = {"cohort": {"normalisation": "none"}, "model": {"int_steps": 5}}
+    assert published_settings(network, LearnedAtlasConfig.load(asked)).model.int_steps == 5
+
+
+def test_settings_that_dont_go_together_are_told(make_network):
+    network = make_network(training_space="affine_native", affine_native_relpath="map.nii.gz")
+    with pytest.raises(ConfigurationError, match="pattern isn't read"):
+        published_settings(
+            network, LearnedAtlasConfig.load({"cohort": {"pattern": "{subject}.nii.gz"}})
+        )
+
+
+def test_channels_keep_the_tracts_that_the_dataset_named(make_cohort, make_settings):
+    settings = make_settings(model={"channels": 2})
+    network = build_network(make_cohort(channels=2), settings)
+    found = published_settings(network, LearnedAtlasConfig.load({}))
+    assert found.cohort.tracts == ["tract-0", "tract-1"]

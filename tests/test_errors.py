@@ -1,0 +1,123 @@
+"""User errors: found through whatever wraps them, shown in one line, with their own status."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from scripts import errors
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def wrapped(error: BaseException, *wrappers: BaseException) -> BaseException:
+    for wrapper in wrappers:
+        wrapper.__cause__ = error
+        error = wrapper
+    return error
+
+
+def test_every_error_has_a_status_of_its_own():
+    kinds = [getattr(errors, name) for name in errors.__all__ if name.endswith("Error")]
+    statuses = [kind.exit_code for kind in kinds]
+    assert len(set(statuses)) == len(statuses)
+    assert 0 not in statuses
+
+
+def test_configuration_error_is_a_value_error():
+    assert issubclass(errors.ConfigurationError, ValueError)
+
+
+def test_user_error_is_found_below_several_wrappers():
+    cause = errors.CohortError("two grids")
+    assert errors.find_user_error(wrapped(cause, KeyError("a"), RuntimeError("b"))) is cause
+
+
+def test_user_error_is_found_as_context():
+    error = RuntimeError("while handling")
+    error.__context__ = errors.StorageError("disk full")
+    assert errors.find_user_error(error) is error.__context__
+
+
+def test_suppressed_context_is_not_searched():
+    error = RuntimeError("on its own")
+    error.__context__ = errors.StorageError("disk full")
+    error.__suppress_context__ = True
+    assert errors.find_user_error(error) is None
+
+
+@pytest.mark.parametrize("other", [None, ValueError("bug"), KeyboardInterrupt()])
+def test_other_errors_are_none(other):
+    assert errors.find_user_error(other) is None
+
+
+def test_interruption_is_not_explained_by_an_earlier_error():
+    interruption = KeyboardInterrupt()
+    interruption.__context__ = errors.CohortError("before")
+    assert errors.find_user_error(interruption) is None
+
+
+def test_a_chain_in_a_circle_ends():
+    one, other = RuntimeError("one"), RuntimeError("other")
+    one.__cause__, other.__cause__ = other, one
+    assert errors.find_user_error(one) is None
+
+
+def run(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", f"from scripts.errors import *\n{code}"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=False,
+    )
+
+
+def test_uncaught_user_error_is_one_line_and_its_own_status():
+    done = run(
+        "report_errors_in_one_line()\nreport_errors_in_one_line()\n"
+        "try:\n    raise FoldingError('sub-01 folds')\n"
+        "except FoldingError as error:\n    raise RuntimeError('wrapped by MONAI') from error"
+    )
+    assert done.stderr == "error: sub-01 folds\n"
+    assert done.returncode == errors.FoldingError.exit_code
+
+
+def test_uncaught_interruption_is_one_line_and_130():
+    done = run("report_errors_in_one_line()\nraise KeyboardInterrupt")
+    assert done.stderr == f"\n{errors.INTERRUPTED}\n"
+    assert done.returncode == errors.EXIT_INTERRUPTED == 130
+
+
+def test_other_exceptions_keep_their_traceback():
+    done = run("report_errors_in_one_line()\nraise ValueError('a bug')")
+    assert "Traceback" in done.stderr
+    assert "ValueError: a bug" in done.stderr
+    assert done.returncode == 1
+
+
+def test_earlier_hook_still_gets_other_exceptions():
+    done = run(
+        "import sys\nsys.excepthook = lambda *args: print('earlier hook', args[1])\n"
+        "report_errors_in_one_line()\nraise ValueError('a bug')"
+    )
+    assert done.stdout == "earlier hook a bug\n"
+
+
+def test_submodules_are_reachable_after_a_plain_import_and_torch_stays_out():
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "import sys, scripts\nprint(scripts.cohort.read_cohort.__name__)\n"
+            "print(scripts.settings.LearnedAtlasConfig().min_subjects)\n"
+            "print('torch' in sys.modules, 'monai' in sys.modules, hasattr(scripts, 'nonsense'))\n"
+            "print('settings' in dir(scripts))",
+        ],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=True,
+    )
+    assert done.stdout.split() == ["read_cohort", "5", "False", "False", "False", "True"]

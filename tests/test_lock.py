@@ -1,0 +1,195 @@
+"""Two processes and one folder."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from scripts.errors import StorageError
+from scripts.lock import LOCK_FILE, FolderLock, lock_folders
+
+ROOT = Path(__file__).resolve().parents[1]
+HOLD = """
+import sys, time
+from scripts.lock import lock_folders
+lock_folders([sys.argv[1]])
+print("held", flush=True)
+time.sleep(120)
+"""
+
+
+@pytest.fixture
+def hold() -> Iterator[Callable[[Path], subprocess.Popen[str]]]:
+    """Start another process that holds a folder."""
+    started = []
+
+    def start(folder: Path) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [sys.executable, "-c", HOLD, str(folder)], cwd=ROOT, stdout=subprocess.PIPE, text=True
+        )
+        started.append(process)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def owned_by(folder: Path, pid: int, host: str, age: float) -> None:
+    folder.mkdir(exist_ok=True)
+    said = {"pid": pid, "host": host, "since": time.time() - age}
+    (folder / LOCK_FILE).write_text(json.dumps(said))
+
+
+def ended_process() -> int:
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+@pytest.fixture
+def no_flock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file system without locks."""
+
+    def fails(handle: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", fails)
+
+
+def test_a_second_process_is_refused_at_once_with_owner_age_and_remedy(
+    tmp_path: Path, hold: Callable[[Path], subprocess.Popen[str]]
+) -> None:
+    folder = tmp_path / "out"
+    other = hold(folder)
+    started = time.monotonic()
+    with pytest.raises(StorageError) as refused:
+        FolderLock(folder)
+    assert time.monotonic() - started < 1
+    text = str(refused.value)
+    assert "\n" not in text
+    for part in (
+        f"process {other.pid} on {socket.gethostname()}, for ",
+        f"delete {folder / LOCK_FILE}",
+    ):
+        assert part in text
+    assert (folder / LOCK_FILE).exists()  # the refused one didn't touch it
+
+
+def test_a_killed_run_leaves_nothing_to_clear(
+    tmp_path: Path,
+    hold: Callable[[Path], subprocess.Popen[str]],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    other = hold(tmp_path)
+    other.send_signal(signal.SIGKILL)
+    other.wait()
+    assert (tmp_path / LOCK_FILE).exists()
+    with caplog.at_level(logging.WARNING):
+        (lock,) = lock_folders([tmp_path])
+    assert f"taken over from process {other.pid}" in caplog.text
+    assert json.loads((tmp_path / LOCK_FILE).read_text())["pid"] == os.getpid()
+    lock.release()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_released_folder_is_free_for_others_and_as_it_was(
+    tmp_path: Path, hold: Callable[[Path], subprocess.Popen[str]]
+) -> None:
+    (lock,) = lock_folders([tmp_path / "a" / "b"])
+    lock.release()
+    lock.release()
+    assert list(tmp_path.iterdir()) == []
+    hold(tmp_path / "a" / "b")
+
+
+def test_what_was_put_there_stays(tmp_path: Path) -> None:
+    (lock,) = lock_folders([tmp_path / "a" / "b"])
+    (tmp_path / "a" / "x").write_text("1")
+    lock.release()
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["x"]
+
+
+def test_jobs_of_one_process_share_a_folder_until_the_last_is_done(tmp_path: Path) -> None:
+    first, again = (*lock_folders([tmp_path]), *lock_folders([tmp_path]))
+    first.release()
+    assert (tmp_path / LOCK_FILE).exists()
+    again.release()
+    assert not (tmp_path / LOCK_FILE).exists()
+
+
+def test_all_folders_or_none(tmp_path: Path, hold: Callable[[Path], subprocess.Popen[str]]) -> None:
+    hold(tmp_path / "taken")
+    with pytest.raises(StorageError, match="taken: another run"):
+        lock_folders([tmp_path / "free", tmp_path / "taken"])
+    assert not (tmp_path / "free").exists()
+
+
+def test_a_forked_child_neither_frees_nor_takes_its_parents_folder(tmp_path: Path) -> None:
+    (lock,) = lock_folders([tmp_path])
+    child = os.fork()
+    if child == 0:
+        lock.release()
+        try:
+            lock_folders([tmp_path])
+        except StorageError:
+            os._exit(0 if (tmp_path / LOCK_FILE).exists() else 1)
+        os._exit(2)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    lock.release()
+
+
+def test_a_folder_that_cannot_be_made_is_a_storage_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(StorageError, match="can't be locked"):
+        FolderLock(tmp_path / "file" / "a")
+
+
+# -- where the file system has no locks --------------------------------------------------------
+
+
+@pytest.mark.usefixtures("no_flock")
+def test_without_flock_the_file_is_the_lock(tmp_path: Path) -> None:
+    (lock,) = lock_folders([tmp_path / "a"])
+    assert json.loads((tmp_path / "a" / LOCK_FILE).read_text())["pid"] == os.getpid()
+    with pytest.raises(StorageError, match=f"process {os.getpid()} on"):
+        FolderLock(tmp_path / "a")
+    lock.release()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("no_flock")
+def test_without_flock_a_dead_process_of_this_host_is_followed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    dead = ended_process()
+    owned_by(tmp_path, dead, socket.gethostname(), 3 * 3600 + 5 * 60)
+    FolderLock(tmp_path).release()
+    assert f"taken over from process {dead} on {socket.gethostname()}, for 3 h 5 min" in caplog.text
+
+
+@pytest.mark.usefixtures("no_flock")
+@pytest.mark.parametrize("whose", ["living", "another host's"])
+def test_without_flock_anybody_else_is_waited_for(whose: str, tmp_path: Path) -> None:
+    host = socket.gethostname() if whose == "living" else "elsewhere"
+    pid = os.getppid() if whose == "living" else ended_process()
+    owned_by(tmp_path, pid, host, 2 * 86400 + 3600)
+    with pytest.raises(StorageError, match=f"process {pid} on {host}, for 2 d 1 h"):
+        FolderLock(tmp_path)
+    (tmp_path / LOCK_FILE).unlink()  # as the message advises
+    FolderLock(tmp_path).release()

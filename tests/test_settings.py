@@ -1,0 +1,648 @@
+"""The `learned_atlas:` block: defaults, what is accepted, and a message for every violation."""
+
+import json
+import logging
+import subprocess
+import sys
+from fractions import Fraction
+from pathlib import Path
+from types import MappingProxyType
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from scripts import settings
+from scripts.settings import (
+    ConfigurationError,
+    LearnedAtlasCohortConfig,
+    LearnedAtlasConfig,
+    LearnedAtlasLossConfig,
+    LearnedAtlasModelConfig,
+    LearnedAtlasOptimizerConfig,
+    LearnedAtlasRefineConfig,
+    load_settings,
+)
+
+ROOT = Path(__file__).resolve().parents[1]
+AFFINE = {"training_space": "affine_native"}
+
+# The contract's table, key by key.
+DEFAULTS = {
+    "enabled": True,
+    "training_space": "template_native",
+    "device": "cuda",
+    "dtype": "float32",
+    "affine_native_relpath": None,
+    "emit_baseline_maps": ["mean", "std", "std_error", "cov", "prob_threshold"],
+    "output_subdir": "learned_atlas",
+    "min_subjects": 5,
+    "save_fields": True,
+    "verify_jacobian": True,
+    "model.channels": 1,
+    "model.n_templates": 1,
+    "model.int_steps": 7,
+    "model.enc_features": [16, 32, 32, 32],
+    "model.dec_features": [32, 32, 32, 16, 16],
+    "loss.similarity_weight": 1.0,
+    "loss.presence_weight": 0.5,
+    "loss.smoothness_weight": 0.5,
+    "loss.log_offset": 1e-3,
+    "optimizer.lr": 1e-4,
+    "optimizer.epochs": 50,
+    "optimizer.batch_size": 2,
+    "optimizer.seed": 0,
+    "presence_value": 0.1,
+    "cov_mean_threshold_pct": 0.01,
+}
+
+FLAGS = [
+    "enabled",
+    "save_fields",
+    "verify_jacobian",
+    "resume",
+    "model.checkpointing",
+    "cohort.resample",
+]
+# Smallest and greatest value allowed (None: no bound).
+INTEGERS = {
+    "min_subjects": (1, None),
+    "model.channels": (1, None),
+    "model.n_templates": (1, None),
+    "model.int_steps": (0, 10),
+    "optimizer.epochs": (1, None),
+    "optimizer.batch_size": (1, None),
+    "optimizer.seed": (0, None),
+    "optimizer.warmup_epochs": (0, None),
+    "optimizer.early_stop_patience": (0, None),
+    "cohort.margin": (0, None),
+    "cohort.num_workers": (0, None),
+    "refine.rounds": (0, None),
+    "refine.iterations": (1, None),
+    "refine.new_subject_iterations": (0, None),
+}
+# An allowed value at or next to the bound, and refused ones.
+NUMBERS = {
+    "loss.similarity_weight": (0, [-1e-9]),
+    "loss.presence_weight": (0, [-1]),
+    "loss.smoothness_weight": (0, [-0.5]),
+    "loss.centrality_weight": (0, [-1]),
+    "loss.log_offset": (1e-12, [0, -1e-3]),
+    "optimizer.lr": (1e-12, [0, -1]),
+    "optimizer.template_lr_ratio": (10, [0, 10.001]),
+    "optimizer.gradient_clip": (1e-12, [0]),
+    "refine.lr": (1e-12, [0]),
+    "presence_value": (0, [-0.1]),
+    "cov_mean_threshold_pct": (0, [-0.01, 1]),
+}
+CHOICES = {
+    "training_space": ["template_native", "affine_native"],
+    "dtype": ["float16", "float32", "bfloat16"],
+    "cohort.layout": ["probtrackx2", "mrtrix3", "xtract", "tractseg", "bids", "flat"],
+    "cohort.normalisation": ["waytotal", "streamline_density", "max", "none"],
+    "cohort.cache": ["ram", "device", "disk", "none"],
+}
+
+
+def block(key: str, value: object) -> dict:
+    """The block that sets one key."""
+    *section, name = key.split(".")
+    inner = {name: value}
+    return {section[0]: inner} if section else inner
+
+
+def value_at(config: LearnedAtlasConfig, key: str) -> object:
+    value: object = config
+    for name in key.split("."):
+        value = getattr(value, name)
+    return value
+
+
+def refusal(values: object) -> str:
+    with pytest.raises(ConfigurationError) as caught:
+        LearnedAtlasConfig.load(values)
+    return str(caught.value)
+
+
+# ------------------------------------------------------------------------------- what is accepted
+
+
+@pytest.mark.parametrize("values", [None, {}, {"model": None, "loss": None}, {"cohort": {}}])
+def test_nothing_given_is_all_defaults(values):
+    config = LearnedAtlasConfig.load(values)
+    assert {key: value_at(config, key) for key in DEFAULTS} == DEFAULTS
+
+
+def test_number_types_of_defaults_are_kept():
+    config = LearnedAtlasConfig.load({"loss": {"similarity_weight": 2}, "min_subjects": "3"})
+    assert type(config.loss.similarity_weight) is float
+    assert type(config.min_subjects) is int
+
+
+@pytest.mark.parametrize("key", NUMBERS)
+@pytest.mark.parametrize(
+    "given_, number", [("1e-4", 1e-4), (" 0.5 ", 0.5), (np.float32(0.25), 0.25)]
+)
+def test_numeric_text_and_numpy_are_numbers(key, given_, number):
+    assert value_at(LearnedAtlasConfig.load(block(key, given_)), key) == number
+
+
+@pytest.mark.parametrize("key", INTEGERS)
+@pytest.mark.parametrize("given_", [3, "3", " +3 ", np.int64(3)])
+def test_integral_text_and_numpy_are_integers(key, given_):
+    assert value_at(LearnedAtlasConfig.load(block(key, given_)), key) == 3
+
+
+@pytest.mark.parametrize("key", FLAGS)
+@pytest.mark.parametrize(
+    "given_, flag", [(True, True), (False, False), ("true", True), ("False", False)]
+)
+def test_flags_as_the_command_line_brings_them(key, given_, flag):
+    assert value_at(LearnedAtlasConfig.load(block(key, given_)), key) is flag
+
+
+@pytest.mark.parametrize("key, value", [(k, v) for k, values in CHOICES.items() for v in values])
+def test_every_choice_is_accepted(key, value):
+    values = {**block(key, value), "affine_native_relpath": "dwi/tdi.nii.gz"}
+    assert value_at(LearnedAtlasConfig.load(values), key) == value
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda", "cuda:0", "cuda:12"])
+def test_devices(device):
+    assert LearnedAtlasConfig.load({"device": device}).device == device
+
+
+@pytest.mark.parametrize("relpath", ["a.nii.gz", "dwi/{tract}/tdi.nii.gz", "x/{run}/..y/d.nii"])
+def test_paths_inside_the_subject_folder(relpath):
+    config = LearnedAtlasConfig.load({**AFFINE, "affine_native_relpath": relpath})
+    assert config.affine_native_relpath == relpath
+
+
+@pytest.mark.parametrize("relpath", [None, ""])
+def test_relpath_is_not_required_in_template_space(relpath):
+    assert LearnedAtlasConfig.load({"affine_native_relpath": relpath}).training_space
+
+
+@pytest.mark.parametrize("maps", [["mean"], ("cov", "mean"), DEFAULTS["emit_baseline_maps"]])
+def test_maps(maps):
+    assert LearnedAtlasConfig.load({"emit_baseline_maps": maps}).emit_baseline_maps == list(maps)
+
+
+@pytest.mark.parametrize("name", ["atlas2", "my atlas", "атлас", "learned_atlas-1.0", "é" * 127])
+def test_safe_folder_names(name):
+    assert LearnedAtlasConfig.load({"output_subdir": name}).output_subdir == name
+
+
+@pytest.mark.parametrize(
+    "enc, dec", [([8], [4]), (["8", 16], (4, 4)), ([1, 1], [1, 1, 1, 1]), ([16] * 4, [1] * 4)]
+)
+def test_features(enc, dec):
+    model = LearnedAtlasConfig.load({"model": {"enc_features": enc, "dec_features": dec}}).model
+    assert model.enc_features == [int(n) for n in enc]
+    assert model.dec_features == list(dec)
+
+
+def test_a_single_loss_weight_is_enough():
+    weights = {"similarity_weight": 0, "presence_weight": 0, "smoothness_weight": "1e-9"}
+    assert LearnedAtlasConfig.load({"loss": weights}).loss.smoothness_weight == 1e-9
+
+
+def test_several_channels_need_no_names():
+    assert LearnedAtlasConfig.load({"model": {"channels": 3}}).cohort.tracts == []
+
+
+def test_any_mapping_and_loaded_settings_are_accepted():
+    values = MappingProxyType({"loss": MappingProxyType({"window": 9})})
+    config = LearnedAtlasConfig.load(values)
+    assert config.loss.window == 9
+    assert LearnedAtlasConfig.load(config) is config
+
+
+def test_as_dict_survives_json_and_loads_again():
+    config = LearnedAtlasConfig.load({"optimizer": {"lr": "3e-4"}, "cohort": {"subjects": ["a"]}})
+    assert LearnedAtlasConfig.load(json.loads(json.dumps(config.as_dict()))) == config
+
+
+def test_settings_are_frozen():
+    config = LearnedAtlasConfig.load()
+    with pytest.raises(ValueError, match="frozen"):
+        config.min_subjects = 1
+    with pytest.raises(ValueError, match="frozen"):
+        config.optimizer.lr = 1.0
+
+
+def test_defaults_are_not_shared_between_settings():
+    LearnedAtlasConfig.load().emit_baseline_maps.append("mean")
+    assert LearnedAtlasConfig.load().emit_baseline_maps == DEFAULTS["emit_baseline_maps"]
+
+
+# -------------------------------------------------------------------------------- what is refused
+
+NO_NUMBERS = [
+    True,
+    False,
+    "nan",
+    "inf",
+    "-inf",
+    float("nan"),
+    float("inf"),
+    -float("inf"),
+    np.bool_(True),
+    "1e999",
+    10**400,
+    "",
+    "fast",
+    "1_000",
+    "0x10",
+    None,
+    [],
+    {},
+    1j,
+    b"1",
+]
+NO_INTEGERS = [
+    *(value for value in NO_NUMBERS if not (isinstance(value, int) and value > 1)),
+    2.5,
+    2.0,
+    "2.0",
+    "2.5",
+    "1e2",
+    Fraction(5, 2),
+    "٣",
+]
+NO_FLAGS = [0, 1, "yes", "no", "0", "1", "", None, [], "truee", 1.0]
+NO_TEXTS = [None, 3, True, ["cpu"], b"cpu", {}]
+
+BAD = [
+    *[(key, value, "a number") for key in NUMBERS for value in NO_NUMBERS],
+    *[(key, value, "a number") for key, (_, bad) in NUMBERS.items() for value in bad],
+    *[(key, value, "integer") for key in INTEGERS for value in NO_INTEGERS],
+    *[(key, low - 1, "integer") for key, (low, _) in INTEGERS.items()],
+    *[(key, high + 1, "integer") for key, (_, high) in INTEGERS.items() if high is not None],
+    *[("loss.window", value, "odd integer >= 3") for value in [1, 4, -7, True, 7.0, "8"]],
+    *[(key, value, "true or false") for key in FLAGS for value in NO_FLAGS],
+    *[(key, value, CHOICES[key][0]) for key in CHOICES for value in [*NO_TEXTS, "", "other"]],
+    *[(key, CHOICES[key][0].upper(), CHOICES[key][0]) for key in CHOICES],
+    *[
+        ("device", value, "cpu, cuda or cuda:N")
+        for value in [
+            *NO_TEXTS,
+            "",
+            "CPU",
+            "cuda:",
+            "cuda:-1",
+            "cuda:a",
+            "cpu:0",
+            "gpu",
+            "cuda:0 ",
+            "mps",
+            " cpu",
+            "cpu\n",
+            "cuda:0\n",
+            "cpu|cuda",
+            "cuda:0,1",
+            "cuda:٣",
+        ]
+    ],
+    *[
+        ("emit_baseline_maps", value, "non-empty list out of mean, std, std_error, cov")
+        for value in [
+            [],
+            "mean",
+            None,
+            {"mean": 1},
+            ["std"],
+            ["mean", "mean"],
+            ["mean", "median"],
+            3,
+            ["Mean"],
+            {"mean"},
+        ]
+    ],
+    *[
+        ("output_subdir", value, "one path component")
+        for value in [
+            "",
+            ".",
+            "..",
+            "...",
+            "a/b",
+            "/a",
+            "a/",
+            "a\\b",
+            "../a",
+            ".hidden",
+            "a\0b",
+            "a\nb",
+            "atlas",
+            "Atlas",
+            "ATLAS",
+            "x" * 256,
+            "é" * 128,
+            " a",
+            "a ",
+            "a.",
+            "~a",
+            "-a",
+            "a:b",
+            "a*",
+            "$a",
+            "a|b",
+            None,
+            3,
+            True,
+            ["a"],
+        ]
+    ],
+    *[
+        (key, value, "non-empty list of integers, each >= 1")
+        for key in ["model.enc_features", "model.dec_features"]
+        for value in [[], [0], [16, -1], "16", 16, None, {"a": 1}]
+    ],
+    *[("model.field_resolution", value, "1, 2 or 4") for value in [0, 3, 8, -1, "a", True, 2.0]],
+    *[
+        ("cohort.pattern", value, "a path with {subject}")
+        for value in [
+            "",
+            " ",
+            "tdi.nii.gz",
+            "/x/{subject}.nii",
+            "../{subject}.nii",
+            "{subject}/../x.nii",
+            "{subject}/{hemi}.nii",
+            "{subject",
+            "{subject}}/x",
+            "{subject}//x",
+            "{subject}/",
+            "./{subject}",
+            "{subject}/a**/x",
+            "{subject}/**",
+            "C:/{subject}",
+            "~/{subject}",
+            3,
+            "{subject}\\x",
+            "{subject}/a\0b",
+        ]
+    ],
+    *[
+        ("cohort.subjects", value, "non-empty list of distinct names")
+        for value in [[], ["a", "a"], [""], [1], "sub-01", 3, {"a": 1}, "subjects.json", True]
+    ],
+    *[("cohort.exclude", value, "a list of distinct") for value in ["a", None, [1], ["a", "a"]]],
+    *[
+        ("cohort.tracts", value, "distinct tract names")
+        for value in ["cst", None, ["a", "a"], [""], ["../a"], [".."], ["a\\b"], [1]]
+    ],
+]
+
+
+@pytest.mark.parametrize(
+    "key, value, rule", BAD, ids=[f"{key}={value!r:.30}" for key, value, _ in BAD]
+)
+def test_every_violation_names_key_value_and_rule(key, value, rule):
+    message = refusal(block(key, value))
+    shown = value[0] if key.endswith("features") and isinstance(value, list) and value else value
+    assert f"learned_atlas.{key}" in message
+    assert settings._shorten(shown).strip("[]") in message
+    assert rule in message
+
+
+@pytest.mark.parametrize("relpath", [None, "", "  "])
+def test_relpath_is_required_in_affine_space(relpath):
+    message = refusal({**AFFINE, "affine_native_relpath": relpath})
+    assert f"learned_atlas.affine_native_relpath = {relpath!r}" in message
+    assert "required with training_space affine_native" in message
+
+
+def test_relpath_missing_altogether_in_affine_space():
+    assert "learned_atlas.affine_native_relpath = None" in refusal(AFFINE)
+
+
+@pytest.mark.parametrize(
+    "relpath, reason",
+    [
+        ("/data/x.nii.gz", "is absolute"),
+        ("C:/x.nii.gz", "is absolute"),
+        ("~/x.nii.gz", "is absolute"),
+        ("../x.nii.gz", "holds '..'"),
+        ("a/../../x.nii.gz", "holds '..'"),
+        ("a/..", "holds '..'"),
+        ("..\\x.nii.gz", "holds a backslash"),
+        ("a\0.nii.gz", "holds a control character"),
+        ("a//b.nii.gz", "holds an empty part"),
+        ("a/", "holds an empty part"),
+        (".", "holds an empty part or '.'"),
+        ("{subject}.nii.gz", "unknown placeholder {subject}"),
+        ("{tract/x.nii.gz", "brace without its partner"),
+    ],
+)
+@pytest.mark.parametrize("space", ["affine_native", "template_native"])
+def test_relpath_stays_inside_the_subject_folder(relpath, reason, space):
+    message = refusal({"training_space": space, "affine_native_relpath": relpath})
+    assert f"learned_atlas.affine_native_relpath = {relpath!r}" in message
+    assert reason in message
+
+
+def test_decoder_needs_an_entry_per_up_sampling_step():
+    message = refusal({"model": {"enc_features": [8, 8, 8], "dec_features": [8, 8]}})
+    assert "learned_atlas.model.dec_features = [8, 8]: has 2 entries for 3 up-sampling" in message
+
+
+def test_default_decoder_is_checked_against_a_deeper_encoder():
+    assert "has 5 entries for 6" in refusal({"model": {"enc_features": [8] * 6}})
+
+
+def test_quarter_resolution_needs_two_levels():
+    message = refusal({"model": {"enc_features": [8], "field_resolution": 4}})
+    assert "learned_atlas.model.field_resolution = 4" in message
+
+
+@pytest.mark.parametrize("zero", [0, 0.0, "0", -0.0, "0e5"])
+def test_all_loss_weights_zero(zero):
+    names = ["similarity_weight", "presence_weight", "smoothness_weight"]
+    message = refusal({"loss": {**dict.fromkeys(names, zero), "centrality_weight": 1}})
+    assert message.startswith("learned_atlas.loss: ")
+    assert all(name in message for name in names)
+
+
+def test_as_many_tracts_as_channels():
+    message = refusal({"cohort": {"tracts": ["af", "cst"]}})
+    assert "tracts has 2 names and model.channels is 1" in message
+    assert LearnedAtlasConfig.load({"cohort": {"tracts": ["af"]}}).cohort.tracts == ["af"]
+
+
+def test_pattern_contradicts_affine_space():
+    values = {**AFFINE, "affine_native_relpath": "x.nii", "cohort": {"pattern": "{subject}/x.nii"}}
+    assert "learned_atlas.cohort: pattern isn't read" in refusal(values)
+
+
+@pytest.mark.parametrize(
+    "values, path, hint",
+    [
+        ({"min_subject": 3}, "learned_atlas.min_subject = 3", "did you mean min_subjects?"),
+        ({"optimizer": {"learning_rate": 1}}, "learned_atlas.optimizer.learning_rate = 1", "lr"),
+        ({"model": {"chanels": 1}}, "learned_atlas.model.chanels = 1", "did you mean channels?"),
+        ({"loss": {"ncc": 1}}, "learned_atlas.loss.ncc = 1", "similarity_weight"),
+        ({"optimizer#lr": 1}, "learned_atlas.optimizer#lr = 1", "must be one of enabled"),
+        ({1: 2}, "learned_atlas.1", "unknown key"),
+        ({None: 2}, "learned_atlas.None", "unknown key"),
+    ],
+)
+def test_unknown_keys(values, path, hint):
+    message = refusal(values)
+    assert path in message
+    assert "unknown key" in message
+    assert hint in message
+
+
+@pytest.mark.parametrize("values", [[], "enabled", 3, True, [("enabled", True)]])
+def test_block_must_be_a_mapping(values):
+    assert refusal(values) == f"learned_atlas = {values!r}: must be a mapping of settings"
+
+
+@pytest.mark.parametrize("section", ["model", "loss", "optimizer", "cohort", "refine"])
+@pytest.mark.parametrize("values", [[], "x", 3, True])
+def test_sections_must_be_mappings(section, values):
+    expected = f"learned_atlas.{section} = {values!r}: must be a mapping of settings"
+    assert refusal({section: values}) == expected
+
+
+def test_one_line_per_violation():
+    message = refusal(
+        {
+            "device": "gpu",
+            "optimizer": {"lr": -1, "epochs": 0},
+            "model": {"enc_features": [16, 0]},
+            "training_space": "affine_native",
+            "lr": 1,
+        }
+    )
+    lines = message.splitlines()
+    assert len(lines) == 6
+    keys = sorted(line.split(" = ")[0].removeprefix("learned_atlas.") for line in lines)
+    assert keys == [
+        "affine_native_relpath",
+        "device",
+        "lr",
+        "model.enc_features",
+        "optimizer.epochs",
+        "optimizer.lr",
+    ]
+
+
+def test_entries_of_lists_are_named_by_their_index():
+    message = refusal({"model": {"enc_features": [16, "x"]}})
+    assert "learned_atlas.model.enc_features[1] = 'x'" in message
+
+
+def test_a_long_value_is_cut():
+    assert len(refusal({"output_subdir": "x" * 10_000})) < 700
+
+
+@pytest.mark.parametrize(
+    "section, values, path",
+    [
+        (LearnedAtlasConfig, {"min_subjects": 0}, "learned_atlas.min_subjects"),
+        (LearnedAtlasModelConfig, {"channels": 0}, "learned_atlas.model.channels"),
+        (LearnedAtlasLossConfig, {"log_offset": 0}, "learned_atlas.loss.log_offset"),
+        (LearnedAtlasOptimizerConfig, {"lr": True}, "learned_atlas.optimizer.lr"),
+        (LearnedAtlasCohortConfig, {"margin": -1}, "learned_atlas.cohort.margin"),
+        (LearnedAtlasRefineConfig, {"iterations": 0}, "learned_atlas.refine.iterations"),
+    ],
+)
+def test_sections_on_their_own_raise_the_same_error(section, values, path):
+    for attempt in (section.load, lambda given_: section(**given_)):
+        with pytest.raises(ConfigurationError, match=path):
+            attempt(values)
+
+
+_anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=5,
+)
+
+
+@given(st.dictionaries(st.sampled_from(sorted(LearnedAtlasConfig.model_fields)), _anything))
+def test_whatever_is_given_either_loads_or_is_a_configuration_error(values):
+    try:
+        config = LearnedAtlasConfig.load(values)
+    except ConfigurationError as error:
+        assert "learned_atlas" in str(error)
+    else:
+        assert LearnedAtlasConfig.load(config.as_dict()) == config
+
+
+@given(st.text())
+def test_an_accepted_folder_name_is_one_component(name):
+    try:
+        accepted = LearnedAtlasConfig.load({"output_subdir": name}).output_subdir
+    except ConfigurationError:
+        return
+    assert Path("/root", accepted).resolve().parent == Path("/root").resolve()
+    assert Path(accepted).name == name
+
+
+# --------------------------------------------------------------------------- rules, docs, configs
+
+
+def test_every_setting_has_a_description_and_a_rule():
+    for section in [
+        LearnedAtlasConfig,
+        LearnedAtlasModelConfig,
+        LearnedAtlasLossConfig,
+        LearnedAtlasOptimizerConfig,
+        LearnedAtlasCohortConfig,
+        LearnedAtlasRefineConfig,
+    ]:
+        for name, described in section.model_json_schema()["properties"].items():
+            assert described.get("description"), name
+            assert described.get("rule"), name
+
+
+def test_load_settings_of_a_disabled_block_ends_quietly(caplog, monkeypatch):
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    with caplog.at_level(logging.INFO), pytest.raises(SystemExit) as ended:
+        load_settings({"enabled": "false"})
+    assert ended.value.code == 0
+    assert len(caplog.records) == 1
+
+
+def test_a_disabled_block_is_validated_all_the_same(monkeypatch):
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    with pytest.raises(ConfigurationError):
+        load_settings({"enabled": False, "min_subjects": 0})
+
+
+def test_load_settings_shows_violations_without_a_traceback():
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "from scripts.settings import load_settings\nload_settings({'optimizer': {'lr': -1}})",
+        ],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr == "error: learned_atlas.optimizer.lr = -1: must be a number > 0\n"
+
+
+def test_settings_need_nothing_heavy():
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "import sys\nfrom scripts.settings import LearnedAtlasConfig\n"
+            "LearnedAtlasConfig.load({'model': {'channels': '2'}})\n"
+            "print([name for name in ('torch', 'monai', 'numpy') if name in sys.modules])",
+        ],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=True,
+    )
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,269 @@
+"""Files and folders that appear whole or not at all, cuts and obstacles included."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from scripts.errors import StorageError
+from scripts.storage import check_writable, publish_folder, recover_folder, write_whole
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder, hidden ones too."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+@pytest.fixture
+def earlier(tmp_path: Path) -> Path:
+    """A folder that was published before."""
+    folder = tmp_path / "out" / "atlas"
+    (folder / "fields").mkdir(parents=True)
+    (folder / "mean.txt").write_text("old mean")
+    (folder / "fields" / "a.txt").write_text("old field")
+    return folder
+
+
+class Cut(BaseException):
+    """Neither an Exception nor an OSError, as an interruption is."""
+
+
+# -- publish_folder --------------------------------------------------------------------------
+
+
+def test_a_folder_is_replaced_as_a_whole(earlier: Path) -> None:
+    with publish_folder(earlier) as staging:
+        (staging / "std.txt").write_text("new")
+        assert content(earlier)["mean.txt"] == b"old mean"  # until the end
+    assert content(earlier.parent) == {"atlas/std.txt": b"new"}
+
+
+def test_a_new_folder_is_made_with_its_parents(tmp_path: Path) -> None:
+    target = tmp_path / "a" / "b" / "atlas"
+    with publish_folder(target) as staging:
+        (staging / "x").write_text("1")
+        assert not target.exists()
+    assert content(tmp_path) == {"a/b/atlas/x": b"1"}
+
+
+@pytest.mark.parametrize("error", [ValueError, OSError, KeyboardInterrupt, Cut, SystemExit])
+def test_a_failure_leaves_the_earlier_folder_bit_for_bit(
+    error: type[BaseException], earlier: Path
+) -> None:
+    before = content(earlier.parent)
+    expected = StorageError if error is OSError else error
+    with pytest.raises(expected), publish_folder(earlier) as staging:
+        (staging / "mean.txt").write_text("half a new one")
+        raise error("no")
+    assert content(earlier.parent) == before
+    assert [p.name for p in earlier.parent.iterdir()] == ["atlas"]
+
+
+def test_a_failure_without_an_earlier_folder_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no"), publish_folder(tmp_path / "atlas") as staging:
+        (staging / "x").write_text("1")
+        raise ValueError("no")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_staging_lies_beside_the_target_and_is_hidden(tmp_path: Path) -> None:
+    """A rename over file systems isn't one, and a scan of subjects must not see it."""
+    with publish_folder(tmp_path / "atlas") as staging:
+        assert staging.parent == tmp_path
+        assert staging.name.startswith(".")
+
+
+def test_a_published_folder_follows_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        with publish_folder(tmp_path / "atlas"):
+            pass
+        assert os.umask(0o027) == 0o027  # left as it was
+    finally:
+        os.umask(before)
+    assert (tmp_path / "atlas").stat().st_mode & 0o777 == 0o750
+
+
+def cut_between_renames(earlier: Path) -> Path:
+    """What a power cut leaves: the earlier folder set aside, the new one still in staging."""
+    staging = earlier.with_name(".atlas.staging-xyz")
+    staging.mkdir()
+    (staging / "mean.txt").write_text("new mean")
+    earlier.replace(earlier.with_name(".atlas.replaced"))
+    return staging
+
+
+def test_a_cut_between_the_renames_is_undone(earlier: Path) -> None:
+    before = content(earlier)
+    cut_between_renames(earlier)
+    recover_folder(earlier)
+    assert content(earlier) == before
+    recover_folder(earlier)
+    assert content(earlier) == before
+
+
+def test_publishing_again_after_a_cut_leaves_nothing_of_it(earlier: Path) -> None:
+    before = content(earlier)
+    cut_between_renames(earlier)
+    with publish_folder(earlier) as staging:
+        assert content(earlier) == before  # recovered first, in case this one fails too
+        (staging / "x").write_text("newest")
+    assert content(earlier.parent) == {"atlas/x": b"newest"}
+    assert [p.name for p in earlier.parent.iterdir()] == ["atlas"]
+
+
+def test_a_cut_after_the_renames_leaves_the_new_folder(earlier: Path) -> None:
+    aside = earlier.with_name(".atlas.replaced")
+    aside.mkdir()
+    (aside / "mean.txt").write_text("older still")
+    before = content(earlier)
+    recover_folder(earlier)
+    assert content(earlier) == before
+    assert not aside.exists()
+
+
+def test_recovering_nothing_does_nothing(tmp_path: Path) -> None:
+    recover_folder(tmp_path / "atlas")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failed_second_rename_puts_the_earlier_folder_back(
+    earlier: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = content(earlier)
+    replace = Path.replace
+
+    def fails(self: Path, target: Path) -> Path:
+        if ".staging-" in self.name:
+            raise OSError("disk gone")
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", fails)
+    with pytest.raises(StorageError, match="atlas: can't be published: disk gone"):  # noqa: SIM117
+        with publish_folder(earlier) as staging:
+            (staging / "x").write_text("1")
+    assert content(earlier.parent) == {f"atlas/{name}": data for name, data in before.items()}
+
+
+def test_a_running_process_keeps_its_staging_and_a_killed_one_loses_it(tmp_path: Path) -> None:
+    target = tmp_path / "atlas"
+    code = (
+        "import sys, time\n"
+        "from scripts.storage import publish_folder\n"
+        f"with publish_folder({str(target)!r}) as staging:\n"
+        "    print(staging, flush=True)\n"
+        "    time.sleep(60)\n"
+    )
+    root = Path(__file__).parents[1]
+    with subprocess.Popen(
+        [sys.executable, "-c", code], cwd=root, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout is not None
+        staging = Path(other.stdout.readline().strip())
+        with publish_folder(target):
+            assert staging.exists()
+        other.send_signal(signal.SIGKILL)
+        other.wait()
+        assert staging.exists()
+    with publish_folder(target):
+        assert not staging.exists()
+    assert [p.name for p in tmp_path.iterdir()] == ["atlas"]
+
+
+def test_a_file_where_the_parent_should_be_is_a_storage_error(tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("in the way")
+    with pytest.raises(StorageError, match="out/atlas: can't be written"):  # noqa: SIM117
+        with publish_folder(tmp_path / "out" / "atlas"):
+            pass
+    assert content(tmp_path) == {"out": b"in the way"}
+
+
+def test_a_file_where_the_folder_should_be_is_a_storage_error(tmp_path: Path) -> None:
+    (tmp_path / "atlas").write_text("in the way")
+    with pytest.raises(StorageError, match="atlas: can't be"):  # noqa: SIM117
+        with publish_folder(tmp_path / "atlas") as staging:
+            (staging / "x").write_text("1")
+    assert content(tmp_path) == {"atlas": b"in the way"}
+
+
+# -- write_whole -----------------------------------------------------------------------------
+
+
+def test_a_file_appears_with_its_end(tmp_path: Path) -> None:
+    target = tmp_path / "deep" / "model.pt"
+    with write_whole(target) as staged:
+        staged.write_bytes(b"half")
+        assert not target.exists()
+        assert staged.suffix == ".pt"  # writers choose the format by it
+        assert staged.parent == target.parent
+        staged.write_bytes(b"whole")
+    assert content(tmp_path) == {"deep/model.pt": b"whole"}
+
+
+@pytest.mark.parametrize("error", [ValueError, OSError, KeyboardInterrupt, Cut])
+def test_a_failed_write_leaves_the_earlier_file(error: type[BaseException], tmp_path: Path) -> None:
+    target = tmp_path / "model.pt"
+    target.write_bytes(b"old")
+    expected = StorageError if error is OSError else error
+    with pytest.raises(expected), write_whole(target) as staged:
+        staged.write_bytes(b"new but cut")
+        raise error("no")
+    assert content(tmp_path) == {"model.pt": b"old"}
+
+
+def test_a_block_that_writes_nothing_is_an_error(tmp_path: Path) -> None:
+    target = tmp_path / "model.pt"
+    target.write_bytes(b"old")
+    with pytest.raises(StorageError, match=r"model\.pt: can't be written"), write_whole(target):
+        pass
+    assert content(tmp_path) == {"model.pt": b"old"}
+
+
+@pytest.mark.parametrize("obstacle", ["parent", "target"])
+def test_obstacles_are_storage_errors(obstacle: str, tmp_path: Path) -> None:
+    if obstacle == "parent":
+        (tmp_path / "out").write_text("in the way")
+    else:
+        (tmp_path / "out" / "model.pt").mkdir(parents=True)
+    with pytest.raises(StorageError, match=r"out/model\.pt: can't be written"):  # noqa: SIM117
+        with write_whole(tmp_path / "out" / "model.pt") as staged:
+            staged.write_bytes(b"x")
+    assert not [p for p in tmp_path.rglob(".*") if p.is_file()]
+
+
+# -- check_writable --------------------------------------------------------------------------
+
+
+def test_looking_whether_a_folder_can_be_written_makes_nothing(tmp_path: Path) -> None:
+    check_writable(tmp_path)
+    check_writable(tmp_path / "a" / "b" / "c")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("path", ["file", "file/a/b"])
+def test_a_file_in_the_way_is_named(path: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(StorageError, match="file is no folder"):
+        check_writable(tmp_path / path)
+
+
+def test_a_dangling_link_is_in_the_way(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(StorageError, match="link is no folder"):
+        check_writable(tmp_path / "link" / "a")
+
+
+def test_a_closed_folder_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The access check is replaced: for root no folder is closed."""
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(StorageError, match=f"no permission to write in {tmp_path}"):
+        check_writable(tmp_path / "a")
