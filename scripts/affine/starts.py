@@ -19,9 +19,7 @@ _SEARCHED = 96  # rotations of a search: neighbours are about 45 degrees apart
 _SEARCHED_2D = 16
 
 
-def starting_matrices(
-    fixed: WorldImage, moving: WorldImage, kinds: Sequence[str]
-) -> torch.Tensor:
+def starting_matrices(fixed: WorldImage, moving: WorldImage, kinds: Sequence[str]) -> torch.Tensor:
     """Rigid first guesses for a pair.
 
     - ``identity``: as they lie;

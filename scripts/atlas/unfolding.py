@@ -25,9 +25,7 @@ class Flow(Protocol):
 
 
 @torch.no_grad()
-def unfolded_velocity(
-    network: Flow, velocity: torch.Tensor, smallest: float = 0.1
-) -> torch.Tensor:
+def unfolded_velocity(network: Flow, velocity: torch.Tensor, smallest: float = 0.1) -> torch.Tensor:
     """A velocity whose flow, either way, has corner determinants of at least ``smallest``.
 
     The exact flow of a smooth velocity never folds, but squaring a sampled one can where it is
