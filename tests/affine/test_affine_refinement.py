@@ -177,7 +177,7 @@ def test_losses_come_one_an_image(bumps, fixed_grid) -> None:
     moved = torch.cat([fixed.values, fixed.values.flip(2)])
     for kind in ("correlation", "local_correlation"):
         same, other = PairLoss(fixed, kind)(moved)
-        assert float(same) < 0.05 < 0.1 < float(other)
+        assert float(same) < 0.06 < 0.1 < float(other)
     with pytest.raises(ValueError, match="similarity is one of"):
         PairLoss(fixed, "magic")
 
