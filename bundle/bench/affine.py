@@ -21,6 +21,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -141,8 +142,8 @@ def capture(folder: Path, repeats: int) -> list[dict[str, Any]]:
     """
     counts, rng = demo_map(), np.random.default_rng(1)
     rows: list[dict[str, Any]] = []
-    cases = [(angle, 0.0) for angle in (15, 30, 45, 60, 90, 135, 180)]
-    cases += [(0.0, shift) for shift in (10, 20, 40, 60)] + [(30, 20.0)]
+    cases = [(float(angle), 0.0) for angle in (15, 30, 45, 60, 90, 135, 180)]
+    cases += [(0.0, float(shift)) for shift in (10, 20, 40, 60)] + [(30.0, 20.0)]
     for angle, shift in cases:
         pairs = [pair_apart(counts, angle, shift, rng) for _ in range(repeats)]
         row: dict[str, Any] = {"rotation": angle, "translation, mm": shift}
@@ -209,12 +210,12 @@ def pairs(
     names = sorted(p.relative_to(dataset_dir).parts[0] for p in dataset_dir.glob(pattern))
     chosen = names[:: max(1, len(names) // (count + 1))][: count + 1]
     couples = list(itertools.pairwise(chosen))[:count]
-    methods: dict[str, Callable[[Path, Path, ReadImage, ReadImage, Path], np.ndarray]] = {}
+    methods: dict[str, Callable[..., np.ndarray]] = {}
     methods["as they lie"] = _as_they_lie
-    methods["refinement, affine"] = lambda *a: _ours(*a, elastic=False)
-    methods["refinement, affine then joint"] = lambda *a: _ours(*a, elastic=True)
+    methods["refinement, affine"] = partial(_ours, elastic=False)
+    methods["refinement, affine then joint"] = partial(_ours, elastic=True)
     for kind in peers:
-        methods[f"antspyx {kind}"] = lambda *a, kind=kind: _ants(*a, kind)
+        methods[f"antspyx {kind}"] = partial(_ants, kind=kind)
     rows = []
     for name, method in methods.items():
         scores, spent = [], []
