@@ -355,6 +355,13 @@ class LearnedAtlasModelConfig(_Section):
         "The field is predicted and integrated at 1/this of the grid's resolution.",
         "1, 2 or 4; 4 needs at least two levels in enc_features",
     )
+    velocity_smoothing: Number = _setting(
+        3.0,
+        "Standard deviation, in voxels, of the Gaussian that makes every velocity: the network's "
+        "output and the steps of a refinement pass through it. 0: none.",
+        "a number >= 0",
+        ge=0,
+    )
     checkpointing: Flag = _setting(
         False,
         "Recompute activations in the backward pass: less memory, more time.",

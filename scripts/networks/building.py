@@ -138,6 +138,7 @@ def _network(template: np.ndarray | torch.Tensor, description: dict[str, Any]) -
         dec_features=model["dec_features"],
         int_steps=model["int_steps"],
         field_resolution=model["field_resolution"],
+        velocity_smoothing=model["velocity_smoothing"],
         checkpointing=model["checkpointing"],
         description=description,
     )
