@@ -26,7 +26,8 @@ from scipy.ndimage import affine_transform
 from torch.utils.data import Sampler
 
 from scripts.cohort import Grid, density_divisor
-from scripts.errors import CohortError
+from scripts.errors import CohortError, ConfigurationError
+from scripts.processes import stop_together
 
 __all__ = [
     "EpochBatches",
@@ -292,7 +293,9 @@ class EpochBatches(Sampler[list[int]]):
     The order of an epoch depends on (seed, epoch) alone, so that a run which resumes sees the
     subjects in the order in which an uninterrupted one would. Being endless, it is iterated once
     a run, whatever the engine does between epochs. Over several processes each gets its slice of
-    every batch, so that the global batch is the same.
+    every batch, so that the global batch is the same. Where the last part-batch has fewer subjects
+    than there are processes, those without one get another's as a stand-in: it keeps them in step,
+    and counts for nothing, see `sizes`.
 
     Args:
         size: how many subjects.
@@ -300,11 +303,21 @@ class EpochBatches(Sampler[list[int]]):
         seed: of the shuffling.
         rank: of this process.
         world_size: how many processes.
+
+    Raises:
+        ConfigurationError: if there are more processes than subjects in a batch.
     """
 
     def __init__(
         self, size: int, batch_size: int, seed: int = 0, rank: int = 0, world_size: int = 1
     ) -> None:
+        if batch_size < world_size:
+            stop_together(
+                ConfigurationError(
+                    f"learned_atlas.optimizer.batch_size = {batch_size}: a batch is shared out to "
+                    f"all {world_size} processes; at least as many subjects are needed"
+                )
+            )
         self.size = size
         self.batch_size = batch_size
         self.seed = seed
@@ -323,5 +336,16 @@ class EpochBatches(Sampler[list[int]]):
             order = np.random.default_rng([self.seed, epoch]).permutation(self.size)
             for start in range(0, self.size, self.batch_size):
                 batch = order[start : start + self.batch_size]
-                yield batch[self.rank :: self.world_size].tolist()
+                own = batch[self.rank :: self.world_size]
+                yield (own if len(own) else batch[:1]).tolist()
             epoch += 1
+
+    def sizes(self, iteration: int) -> tuple[int, int]:
+        """How many subjects of a batch are this process's (0: a stand-in), and of all processes.
+
+        Args:
+            iteration: as the engine counts them, from 1 on.
+        """
+        start = (iteration - 1) % len(self) * self.batch_size
+        whole = min(self.batch_size, self.size - start)
+        return len(range(self.rank, whole, self.world_size)), whole
