@@ -26,8 +26,7 @@ from scipy.ndimage import affine_transform
 from torch.utils.data import Sampler
 
 from scripts.cohort import Grid, density_divisor
-from scripts.errors import CohortError, ConfigurationError
-from scripts.processes import stop_together
+from scripts.errors import CohortError
 
 __all__ = [
     "EpochBatches",
@@ -293,9 +292,9 @@ class EpochBatches(Sampler[list[int]]):
     The order of an epoch depends on (seed, epoch) alone, so that a run which resumes sees the
     subjects in the order in which an uninterrupted one would. Being endless, it is iterated once
     a run, whatever the engine does between epochs. Over several processes each gets its slice of
-    every batch, so that the global batch is the same. Where the last part-batch has fewer subjects
-    than there are processes, those without one get another's as a stand-in: it keeps them in step,
-    and counts for nothing, see `sizes`.
+    every batch, so that the global batch is the same. Where a batch (the last, most often) has
+    fewer subjects than there are processes, those without one get another's as a stand-in: it
+    keeps them in step and counts for nothing, see `sizes`.
 
     Args:
         size: how many subjects.
@@ -303,21 +302,11 @@ class EpochBatches(Sampler[list[int]]):
         seed: of the shuffling.
         rank: of this process.
         world_size: how many processes.
-
-    Raises:
-        ConfigurationError: if there are more processes than subjects in a batch.
     """
 
     def __init__(
         self, size: int, batch_size: int, seed: int = 0, rank: int = 0, world_size: int = 1
     ) -> None:
-        if batch_size < world_size:
-            stop_together(
-                ConfigurationError(
-                    f"learned_atlas.optimizer.batch_size = {batch_size}: a batch is shared out to "
-                    f"all {world_size} processes; at least as many subjects are needed"
-                )
-            )
         self.size = size
         self.batch_size = batch_size
         self.seed = seed

@@ -88,12 +88,13 @@ def open_cohort(
         written: output_dir and ckpt_dir; they are locked while the result is in use.
 
     Raises:
-        ConfigurationError: if the machine lacks the device.
+        ConfigurationError: if the machine lacks the device, or a batch has fewer subjects than
+            there are processes.
         StorageError: if something that is no writable folder stands in the way of ``written``,
             another run is at work there, or there isn't room for what the run writes.
         CohortError: see `read_cohort`.
     """
-    _open_devices(settings.device)
+    _check_processes(settings)
 
     def read() -> Cohort:
         with _reserved(written) as users:
@@ -107,15 +108,20 @@ def open_cohort(
     return from_first(read)
 
 
-def _open_devices(name: str) -> None:
-    """Make sure that each process has its device.
+def _check_processes(settings: LearnedAtlasConfig) -> None:
+    """Make sure that each process has its device, and something to do.
 
     Raises:
-        ConfigurationError: if the machine lacks one.
+        ConfigurationError: if one hasn't.
     """
     error = None
     try:
-        open_device(name)
+        open_device(settings.device)
+        if settings.optimizer.batch_size < world_size():
+            raise ConfigurationError(
+                f"learned_atlas.optimizer.batch_size = {settings.optimizer.batch_size}: must be at "
+                f"least the number of processes, {world_size()}, which share each batch"
+            )
     except ConfigurationError as failure:
         error = failure
     stop_together(error)
