@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -43,6 +43,8 @@ from scripts.storage import file_hash, publish_folder, write_whole
 __all__ = ["NEGLIGIBLE_SHARE", "AtlasPublisher", "description_hash", "weights_identity"]
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 _SHOWN = 3  # subjects that the quality page draws
 NEGLIGIBLE_SHARE = 0.01  # of a subject below which a template doesn't see it
@@ -120,10 +122,13 @@ class _Emitted:
         """Bring everything into the cohort's order."""
         place = {name: index for index, name in enumerate(names)}
         self.subjects.sort(key=lambda one: place[one["subject"]])
-        for table in (self.jacobians, self.pictures, self.grids):
-            ordered = {name: table[name] for name in sorted(table, key=place.__getitem__)}
-            table.clear()
-            table.update(ordered)
+        self.jacobians = _in_order(self.jacobians, place)
+        self.pictures = _in_order(self.pictures, place)
+        self.grids = _in_order(self.grids, place)
+
+
+def _in_order(table: dict[str, T], place: dict[str, int]) -> dict[str, T]:
+    return {name: table[name] for name in sorted(table, key=place.__getitem__)}
 
 
 def weights_identity(network: AtlasNetwork) -> str:
