@@ -120,7 +120,8 @@ def build_network(
         "crop": {"start": list(cohort.crop.start), "stop": list(cohort.crop.stop)},
         "normalisation": cohort.normalisation,
         "tracts": list(cohort.tracts),
-        "settings": settings.as_dict(),
+        # Which of several devices it was is no part of a model, and differs between processes.
+        "settings": {**settings.as_dict(), "device": torch.device(settings.device).type},
     }
     network = _network(template, description)
     present = torch.from_numpy(cohort.mean_density > 0).float()[None]
