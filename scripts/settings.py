@@ -499,7 +499,7 @@ class LearnedAtlasRefineConfig(_Section):
     iterations: Integer = _setting(
         10, "Gradient steps per subject in a round.", "an integer >= 1", ge=1
     )
-    lr: Number = _setting(0.1, "Learning rate of the refined velocities.", "a number > 0", gt=0)
+    lr: Number = _setting(0.3, "Learning rate of the refined velocities.", "a number > 0", gt=0)
     new_subject_iterations: Integer = _setting(
         0,
         "Gradient steps that refine the field of a new subject at inference; 0: none.",

@@ -16,7 +16,7 @@ def refine_velocity(
     image: torch.Tensor,
     velocity: torch.Tensor,
     iterations: int,
-    lr: float = 0.1,
+    lr: float = 0.3,
     template: int = 0,
 ) -> tuple[torch.Tensor, float]:
     """Gradient descent (Adam) on what is added to the velocity, with the training's own losses.

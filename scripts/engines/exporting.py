@@ -43,7 +43,7 @@ class NetworkVelocities:
         dataset: Sequence[dict[str, Any]],
         loss: AtlasLoss,
         iterations: int = 0,
-        lr: float = 0.1,
+        lr: float = 0.3,
         dtype: str = "float32",
         device: torch.device | str = "cpu",
         mixture_sharpness: float = 50.0,

@@ -69,7 +69,7 @@ class CohortRefinement:
         folder: str | Path,
         rounds: int = 0,
         iterations: int = 10,
-        lr: float = 0.1,
+        lr: float = 0.3,
         dtype: str = "float32",
         device: torch.device | str = "cpu",
         mixture_sharpness: float = 50.0,
