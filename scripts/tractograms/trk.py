@@ -57,7 +57,8 @@ def open_trk(path: Path) -> Source:
     if scalars < 0 or properties < 0:
         raise TractogramError(path, "can't be read: bad header (negative number of values)")
     # Off the bytes, since nibabel has put the number that it found behind its header there: none.
-    record = np.frombuffer(start, header_2_dtype.newbyteorder(str(header["endianness"])))[0]
+    big = str(header["endianness"]) == ">"
+    record = np.frombuffer(start, header_2_dtype.newbyteorder(">" if big else "<"))[0]
     count = int(record["nb_streamlines"]) or None  # 0 stands for "not recorded"
     columns = _columns(header["property_name"], properties)
 
