@@ -1,5 +1,6 @@
 """Tractograms: read and written piece by piece, traversed exactly, counted into density maps."""
 
+from scripts.tractograms.density import DensityCounter, count_tractogram
 from scripts.tractograms.reading import (
     CHUNK,
     SUFFIXES,
@@ -8,16 +9,24 @@ from scripts.tractograms.reading import (
     open_tractogram,
 )
 from scripts.tractograms.streamlines import Streamlines, TractogramError, resample
+from scripts.tractograms.traversal import Visits, visited_voxels
+from scripts.tractograms.weights import Weights, open_weights
 from scripts.tractograms.writing import write_tractogram
 
 __all__ = [
     "CHUNK",
     "SUFFIXES",
+    "DensityCounter",
     "Streamlines",
     "Tractogram",
     "TractogramError",
+    "Visits",
+    "Weights",
+    "count_tractogram",
     "is_tractogram",
     "open_tractogram",
+    "open_weights",
     "resample",
+    "visited_voxels",
     "write_tractogram",
 ]
