@@ -153,7 +153,24 @@ def synthetic(solver: str, count: int, threads: int) -> dict[str, Any]:
     else:
         labels_by(solver, x[:50], y[::50], classes[::50], threads)
     (found, mass), cost = timed(lambda: labels_by(solver, x, y, classes, threads))
-    return {"solver": solver, "fibres": count, **score(truth, found, mass), **cost}
+    lost = np.flatnonzero(truth < 0)
+    # Alone with an atlas fibre at distance d, a fibre keeps about exp(-d^2 / (2 reach^2)).
+    limit = settings.reach * np.sqrt(-2 * np.log(settings.outlier_threshold))
+    far = lost[distances(x[lost], y) > limit]
+    extra = {
+        "outliers_beyond_limit": len(far) / len(lost),
+        "recall_beyond_limit": float((found == OUTLIER)[far].mean()),
+    }
+    return {"solver": solver, "fibres": count, **score(truth, found, mass), **extra, **cost}
+
+
+def distances(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Distance of each fibre to the nearest atlas fibre or mirror image, mm."""
+    atlas = torch.as_tensor(y)
+    both = torch.cat([atlas, flipped(atlas)])
+    return torch.cat(
+        [torch.cdist(part, both).amin(1) for part in torch.as_tensor(x).split(64)]
+    ).numpy()
 
 
 def _split(fibres: np.ndarray, classes: np.ndarray, left_out: float) -> tuple[np.ndarray, ...]:

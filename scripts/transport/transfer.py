@@ -13,9 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from scripts.atlas.maps import write_map
-from scripts.atlas.transforms import read_grid
-from scripts.cohort import Grid
+from scripts.cohort import Grid, read_reference, write_density
 from scripts.engines.handlers.progress import progress_bar
 from scripts.errors import ConfigurationError
 from scripts.lock import lock_folders
@@ -92,9 +90,7 @@ class LabelTransfer:
                 lock.release()
 
     def _publish(self) -> Path:
-        grid = None if self.reference is None else read_grid(self.reference)
-        if grid is not None and len(grid.shape) != 3:
-            raise ConfigurationError(f"reference = {self.reference!r}: must be an image of 3 axes")
+        grid = None if self.reference is None else read_reference(self.reference)
         atlas = read_atlas(self.atlas, self.settings.labels, self.settings.names)
         of_atlas = self._features(atlas.streamlines)
         atlas = _usable(self.atlas, atlas, of_atlas)
@@ -280,8 +276,7 @@ def _write_maps(
     for c, name in enumerate(files):
         counter = DensityCounter(grid.shape, grid.affine)
         counter.add(subject.take(np.flatnonzero(classes == c)))
-        density = counter.density.astype(np.float32)[None]
-        write_map(staging / "density" / f"{name}.nii.gz", density, grid)
+        write_density(staging / "density" / f"{name}.nii.gz", counter.density, grid)
 
 
 def _described(path: Path, features: Features) -> dict[str, Any]:
