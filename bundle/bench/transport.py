@@ -83,13 +83,13 @@ def example(x: np.ndarray, y: np.ndarray, classes: np.ndarray, threads: int) -> 
     f, atlas = f[: len(x)], sides[5]
     masses = torch.zeros(len(x), int(classes.max()) + 1)
     both_classes = torch.as_tensor(classes).repeat(2)
-    for c in range(masses.shape[1]):
-        of = both_classes == c
+    for kind in range(masses.shape[1]):
+        members = both_classes == kind
         xi = LazyTensor(torch.as_tensor(x)[:, None])
-        yj = LazyTensor(atlas[of].contiguous()[None])
-        fi, gj = LazyTensor(f[:, None, None].contiguous()), LazyTensor(g[of][None, :, None])
+        yj = LazyTensor(atlas[members].contiguous()[None])
+        fi, gj = LazyTensor(f[:, None, None].contiguous()), LazyTensor(g[members][None, :, None])
         plan = ((fi + gj - ((xi - yj) ** 2).sum(-1) / 2) / blur**2).exp()
-        masses[:, c] = plan.sum(1)[:, 0] / len(atlas)
+        masses[:, kind] = plan.sum(1)[:, 0] / len(atlas)
     largest, found = masses.max(1)
     return torch.where(largest >= 0.2, found, OUTLIER).numpy(), largest.numpy()
 

@@ -43,7 +43,7 @@ def draw(folder: Path, count: int = 4000) -> None:
     FigureCanvasAgg(figure)
     axis = figure.add_subplot()
     parts = {"inliers": truth >= 0, "courses": truth == COURSE, "random walks": truth == WALK}
-    bins = np.linspace(0, 1, 51)
+    bins = np.linspace(0, 1, 51).tolist()
     for name, members in parts.items():
         share = np.full(members.sum(), 1 / members.sum())
         axis.hist(found.largest[members], bins, weights=share, alpha=0.6, label=name)
