@@ -45,6 +45,9 @@ JOBS = {
     "export": Job("configs/export.yaml", "exporting", "publish again from a checkpoint"),
     "register": Job("configs/inference.yaml", "registering", "bring new subjects to the atlas"),
     "average": Job("configs/average.yaml", "averaging", "average a cohort without learning"),
+    "barycentre": Job(
+        "configs/barycentre.yaml", "transporting", "average a cohort by optimal transport"
+    ),
     "carry": Job("configs/atlas_to_patient.yaml", "carrying", "bring an atlas's maps to patients"),
     "compare": Job("configs/tract_similarity.yaml", "comparing", "hold subjects against an atlas"),
     "labels": Job("configs/transfer_labels.yaml", "labelling", "label streamlines from an atlas"),

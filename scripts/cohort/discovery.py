@@ -29,7 +29,9 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-OUTPUT_FOLDERS = frozenset({"atlas", "learned_atlas", "atlas_in_patient_space", "registered"})
+OUTPUT_FOLDERS = frozenset(
+    {"atlas", "barycentre", "learned_atlas", "atlas_in_patient_space", "registered"}
+)
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,9 @@ def open_trk(path: Path) -> Source:
     properties = int(header["nb_properties_per_streamline"])
     if scalars < 0 or properties < 0:
         raise TractogramError(path, "can't be read: bad header (negative number of values)")
-    count = int(header["nb_streamlines"]) or None  # 0 stands for "not recorded"
+    # Off the bytes, since nibabel has put the number that it found behind its header there: none.
+    record = np.frombuffer(start, header_2_dtype.newbyteorder(str(header["endianness"])))[0]
+    count = int(record["nb_streamlines"]) or None  # 0 stands for "not recorded"
     columns = _columns(header["property_name"], properties)
 
     def chunks(size: int) -> Iterator[Streamlines]:
