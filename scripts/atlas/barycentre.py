@@ -13,17 +13,23 @@ its `ImagesBarycenter` takes no volumes.)
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-__all__ = ["log_gaussian", "wasserstein_barycentre"]
+__all__ = ["OutOfReachError", "log_gaussian", "wasserstein_barycentre"]
 
+_MASS = 1e-6  # of the barycentre's maximum: where less is, nothing needs to be reached
 _LEAST = 1e-300  # below it a sum of float64 exponentials is taken for this
 
 
-def log_gaussian(log_density: Tensor, kernels: Sequence[Tensor]) -> Tensor:
+class OutOfReachError(ValueError):
+    """Mass lies so many blurs apart that float64 holds no number for it."""
+
+
+def log_gaussian(log_density: Tensor, kernels: Sequence[Tensor], least: float = _LEAST) -> Tensor:
     """``log(K exp(h))`` for a Gaussian kernel K that is a product over axes.
 
     The largest value of each line is taken out before it is exponentiated, so that nothing
@@ -32,13 +38,14 @@ def log_gaussian(log_density: Tensor, kernels: Sequence[Tensor]) -> Tensor:
     Args:
         log_density: h, ``(*shape)`` float64; -inf where there is nothing.
         kernels: one ``(n, n)`` matrix an axis.
+        least: what a sum that is too small for float64 (beyond 37 blurs from anything) counts as.
     """
     result = log_density
     for axis, kernel in enumerate(kernels):
         line = result.movedim(axis, -1)
         high = line.amax(dim=-1, keepdim=True).clamp_min(-1e300)
         summed = torch.matmul((line - high).exp(), kernel)
-        result = (summed.clamp_min_(_LEAST).log_() + high).movedim(-1, axis)
+        result = (summed.clamp_min_(least).log_() + high).movedim(-1, axis)
     return result
 
 
@@ -66,6 +73,9 @@ def wasserstein_barycentre(
     Returns:
         The barycentre, float64 ``(*shape)``, with the mean mass of the maps; and the share of mass
         that the last iteration moved.
+
+    Raises:
+        OutOfReachError: the blur is too small for how far apart the maps lie.
     """
     shape, device = densities[0].shape, densities[0].device
     masses = torch.stack([one.double().sum() for one in densities])
@@ -86,11 +96,14 @@ def wasserstein_barycentre(
     for number, sigma in enumerate(blurs):
         kernels = _kernels(shape, spacing, sigma, device)
         mean = torch.zeros(shape, dtype=torch.float64, device=device)
+        sources = list(towards)
         for i, log_density in enumerate(logs):
             away = log_density - log_gaussian(towards[i], kernels)
             towards[i] = log_gaussian(away, kernels)
             mean += towards[i] / len(logs)
         result = debias + mean
+        if number + 1 == len(blurs):
+            _check_reach(logs, sources, kernels, result)
         for i, reached in enumerate(towards):
             towards[i] = result - reached
         debias = 0.5 * (debias + result - log_gaussian(debias, kernels))
@@ -107,6 +120,17 @@ def wasserstein_barycentre(
         if progress is not None:
             progress(number + 1, len(blurs))
     return previous * masses.mean(), moved
+
+
+def _check_reach(
+    logs: Sequence[Tensor], towards: Sequence[Tensor], kernels: Sequence[Tensor], result: Tensor
+) -> None:
+    """Every map must reach the barycentre's mass: where it doesn't, the sum's floor stood in."""
+    mass = result > result.max() + math.log(_MASS)
+    for log_density, potential in zip(logs, towards, strict=True):
+        reached = log_gaussian(log_density - log_gaussian(potential, kernels), kernels, least=0)
+        if bool((reached[mass] == -torch.inf).any()):
+            raise OutOfReachError("the maps' mass lies too many blurs apart")
 
 
 def _kernels(

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from scripts.atlas.barycentre import wasserstein_barycentre
+from scripts.atlas.barycentre import OutOfReachError, wasserstein_barycentre
 from scripts.atlas.statistics import DensityStatistics
 from scripts.cohort import Cohort
 from scripts.consumers.averaging import AveragingAtlas, subject_density
@@ -85,14 +85,20 @@ class BarycentreAtlas(AveragingAtlas):
                 bar.total = total
                 bar.update(done - bar.n)
 
-            result, moved = wasserstein_barycentre(
-                [torch.from_numpy(one).to(self.settings.device) for one in maps],
-                self.cohort.grid.spacing,
-                self.blur,
-                self.transport.iterations,
-                self.transport.scaling,
-                progress,
-            )
+            try:
+                result, moved = wasserstein_barycentre(
+                    [torch.from_numpy(one).to(self.settings.device) for one in maps],
+                    self.cohort.grid.spacing,
+                    self.blur,
+                    self.transport.iterations,
+                    self.transport.scaling,
+                    progress,
+                )
+            except OutOfReachError as error:
+                raise ConfigurationError(
+                    f"barycentre.blur = {self.blur:g}: the subjects' mass lies more than 37 times "
+                    "as far apart; must be larger"
+                ) from error
         self._moved.append(moved)
         if moved > _UNSETTLED:
             logger.warning(

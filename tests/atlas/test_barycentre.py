@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from scripts.atlas.barycentre import log_gaussian, wasserstein_barycentre
+from scripts.atlas.barycentre import OutOfReachError, log_gaussian, wasserstein_barycentre
 
 SHAPE = (20, 18, 16)
 
@@ -58,18 +58,26 @@ def test_voxels_of_other_sizes_are_seen_in_millimetres():
 def test_planes_are_as_good_as_volumes():
     maps = [blob((6, 8), (2, 2), (18, 18)), blob((12, 8), (2, 2), (18, 18))]
     found, _ = wasserstein_barycentre(maps, (1, 1), 1.0, 20)
-    assert distance(found, blob((9, 8), (2, 2), (18, 18))) < 1e-3
+    assert distance(found, blob((9, 8), (2, 2), (18, 18))) < 5e-3  # the border cuts one
 
 
-def test_the_order_of_maps_doesnt_matter_and_far_places_stay_finite():
+def two_points(first: int, second: int) -> list[torch.Tensor]:
     maps = [torch.zeros(40, 6), torch.zeros(40, 6)]
-    maps[0][0, 2] = 1.0
-    maps[1][38, 2] = 1.0
-    found, _ = wasserstein_barycentre(maps, (1, 1), 0.7, 20)
-    again, _ = wasserstein_barycentre(maps[::-1], (1, 1), 0.7, 20)
+    maps[0][first, 2] = maps[1][second, 2] = 1.0
+    return maps
+
+
+def test_points_far_apart_meet_halfway_in_either_order():
+    found, _ = wasserstein_barycentre(two_points(5, 33), (1, 1), 1.0, 30)
+    again, _ = wasserstein_barycentre(two_points(33, 5), (1, 1), 1.0, 30)
     torch.testing.assert_close(found, again)
-    assert torch.isfinite(found).all()
-    assert float((found.sum(1) * torch.arange(40)).sum()) == pytest.approx(19, abs=0.05)
+    assert float((found.sum(1) * torch.arange(40)).sum()) == pytest.approx(19, abs=0.01)
+    assert float(found[18:21].sum()) > 0.95
+
+
+def test_points_out_of_reach_are_an_error_and_no_wrong_atlas():
+    with pytest.raises(OutOfReachError):
+        wasserstein_barycentre(two_points(0, 38), (1, 1), 0.7, 20)
 
 
 def test_a_map_without_mass_is_refused():
