@@ -75,11 +75,12 @@ class Tractogram:
         """Names of the per-streamline values that it brings."""
         return self.source.names
 
-    def chunks(self, size: int = CHUNK) -> Iterator[Streamlines]:
+    def chunks(self, size: int = CHUNK, finite: bool = True) -> Iterator[Streamlines]:
         """Its streamlines in order, some at a time.
 
         Args:
             size: about how many points at once.
+            finite: whether a point that isn't finite is an error.
 
         Raises:
             TractogramError: the file is damaged or truncated, or a point isn't finite.
@@ -95,7 +96,8 @@ class Tractogram:
                 raise TractogramError(self.path, f"can't be read: {_say(error)}") from error
             if chunk is None:
                 break
-            _check_finite(self.path, chunk, done)
+            if finite:
+                _check_finite(self.path, chunk, done)
             done += len(chunk)
             yield chunk
         if self.count is not None and done != self.count:
@@ -103,11 +105,11 @@ class Tractogram:
                 self.path, f"holds {done} streamlines instead of the {self.count} of its header"
             )
 
-    def read(self) -> Streamlines:
-        """All its streamlines, points as float32."""
+    def read(self, finite: bool = True) -> Streamlines:
+        """All its streamlines, points as float32; ``finite`` as for `chunks`."""
         parts = [
             Streamlines(part.points.astype(np.float32, copy=False), part.offsets, part.data)
-            for part in self.chunks()
+            for part in self.chunks(finite=finite)
         ]
         return Streamlines.join(parts)
 

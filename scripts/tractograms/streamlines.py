@@ -100,7 +100,8 @@ class Streamlines:
 
     def with_data(self, **data: np.ndarray) -> Streamlines:
         """The same streamlines with further per-streamline values, ``(n,)`` or ``(n, k)``."""
-        shaped = {name: np.asarray(value).reshape(len(self), -1) for name, value in data.items()}
+        values = {name: np.asarray(value) for name, value in data.items()}
+        shaped = {name: v[:, None] if v.ndim == 1 else v for name, v in values.items()}
         return Streamlines(self.points, self.offsets, {**self.data, **shaped})
 
 
