@@ -140,7 +140,7 @@ def fit_matrix(
             parts.append((here, fitted))
         if LEVELS[found] != family:
             logger.warning(
-                "%d of %d keypoint sets can't carry %s (too few, in one plane or mirrored; at least "
+                "%d of %d keypoint sets can't carry %s (too few, flat or mirrored; at least "
                 "%.1f effective points): %s is fitted",
                 len(here),
                 len(p),

@@ -13,8 +13,8 @@ from scripts.errors import TrainingError
 __all__ = ["NonFiniteGuard"]
 
 _ADVICE = (
-    "the last checkpoint is kept; lower learned_atlas#optimizer#lr or the loss weights, or use "
-    "dtype float32, and start afresh with --learned_atlas#resume false"
+    "the last checkpoint is kept; lower {block}#optimizer#lr or the loss weights, or use "
+    "dtype float32, and start afresh with --{block}#resume false"
 )
 
 
@@ -24,7 +24,13 @@ class NonFiniteGuard:
     (Ignite's ``TerminateOnNan`` ends the run with exit status 0, as if all were well.) A finite
     loss may still have a gradient that isn't: an epoch's network is looked at before it is saved.
     So the last checkpoint is a good one; it stays as it is. To be listed before the checkpoint.
+
+    Args:
+        block: of the settings, for the advice.
     """
+
+    def __init__(self, block: str = "learned_atlas") -> None:
+        self.advice = _ADVICE.format(block=block)
 
     def attach(self, engine: Engine) -> None:
         """Look at each loss as soon as it is known, at the network after each epoch."""
@@ -48,7 +54,7 @@ class NonFiniteGuard:
         raise TrainingError(
             f"loss is not finite in epoch {engine.state.epoch}, iteration "
             f"{engine.state.iteration}, subjects {', '.join(output['subject'])} ({terms}); "
-            f"{_ADVICE}"
+            f"{self.advice}"
         )
 
     def check_network(self, engine: Any) -> None:
@@ -62,5 +68,5 @@ class NonFiniteGuard:
                 subjects = ", ".join(one["subject"] for one in engine.state.output)
                 raise TrainingError(
                     f"parameter {name} is not finite after epoch {engine.state.epoch}, iteration "
-                    f"{engine.state.iteration}, subjects {subjects}; {_ADVICE}"
+                    f"{engine.state.iteration}, subjects {subjects}; {self.advice}"
                 )
