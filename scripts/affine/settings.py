@@ -27,6 +27,7 @@ from scripts.settings import (
 
 __all__ = [
     "AUGMENTATIONS",
+    "LearnedAffineImagesConfig",
     "LearnedAffineConfig",
     "load_learned_affine",
 ]

@@ -20,6 +20,7 @@ from scripts.affine.estimation import matrix_errors
 from scripts.affine.pairs import Pairs, SyntheticPairs
 from scripts.affine.settings import LearnedAffineConfig
 from scripts.affine.training_images import AffineImages
+from scripts.elastic.settings import LearnedElasticConfig
 from scripts.engines.handlers.loss_history import LossHistory
 from scripts.engines.run_state import RunState
 from scripts.networks.precision import autocast
@@ -27,11 +28,11 @@ from scripts.storage import write_whole
 
 __all__ = [
     "AffineLoss",
-    "AffinePublisher",
     "AffineStep",
     "HeldOutErrors",
     "HeldOutStep",
     "Measurement",
+    "NetworkPublisher",
     "RepeatedDataset",
 ]
 
@@ -259,17 +260,13 @@ class Measurement:
 
 
 def _told(metrics: dict[str, float]) -> str:
-    return (
-        f"distance {metrics['distance']:.2f} mm (before {metrics['distance_before']:.2f}), "
-        f"rotation {metrics['rotation_error']:.2f} degrees, "
-        f"translation {metrics['translation_error']:.2f} mm"
-    )
+    return ", ".join(f"{name} {value:.3g}" for name, value in metrics.items())
 
 
-class AffinePublisher:
+class NetworkPublisher:
     """Writes the trained network and what it was measured to do.
 
-    ``<ckpt_dir>/affine_model.pt`` and ``<output_dir>/affine/result.json``, each whole.
+    Each file whole.
 
     Args:
         network: as trained.
@@ -278,28 +275,28 @@ class AffinePublisher:
         measurement: on the held-out subjects.
         history: of the losses.
         state: finished once all is written.
-        output_dir: where the report goes.
-        model_file: where the network goes.
+        report: file of the report, JSON.
+        model_file: file of the network.
     """
 
     def __init__(
         self,
         network: torch.nn.Module,
         images: AffineImages,
-        settings: LearnedAffineConfig,
+        settings: LearnedAffineConfig | LearnedElasticConfig,
         measurement: Measurement,
         history: LossHistory,
         state: RunState,
-        output_dir: str | Path,
+        report: str | Path,
         model_file: str | Path,
     ) -> None:
-        self.network: AffineNetwork = getattr(network, "module", network)
+        self.network: torch.nn.Module = getattr(network, "module", network)
         self.images = images
         self.settings = settings
         self.measurement = measurement
         self.history = history
         self.state = state
-        self.report = Path(output_dir) / "affine" / "result.json"
+        self.report = Path(report)
         self.model_file = Path(model_file)
 
     def publish(self) -> None:

@@ -22,6 +22,7 @@ from scripts.affine.resampling import resample_by_matrix
 from scripts.affine.settings import LearnedAffineConfig
 from scripts.cohort import Candidate, Grid, Rejection, find_subjects
 from scripts.cohort.density import DensityError, load_density
+from scripts.elastic.settings import LearnedElasticConfig
 from scripts.errors import CohortError
 
 __all__ = [
@@ -128,7 +129,7 @@ def read_image(paths: Sequence[str | Path], dims: int | None = None) -> tuple[np
             raise DensityError(one, f"is not finite in {count} voxels")
         if dims is not None and loaded.data.ndim != dims:
             raise DensityError(
-                one, f"has {loaded.data.ndim} dimensions, learned_affine.images.shape has {dims}"
+                one, f"has {loaded.data.ndim} dimensions, the images.shape of the settings has {dims}"
             )
         if grid is None or total is None:
             grid, total = loaded.grid, loaded.data.copy()
@@ -168,15 +169,17 @@ class OntoNetworkGridd(MapTransform):
         for key in self.key_iterator(result):
             image, grid = read_image(result[key], len(self.grid.shape))
             result[key] = self.grid.of_image(between_0_and_1(image, self.log_share), grid.affine)
+        result.pop("channel", None)  # lists of one length a subject can't be collated
         return result
 
 
 @dataclass(frozen=True)
 class ImageSubject:
-    """A subject's files (to be summed) and the digest of their bytes."""
+    """A subject's files, the channel (tract) that each belongs to, the digest of their bytes."""
 
     name: str
     paths: tuple[str, ...]
+    channels: tuple[int, ...]
     sha256: str
 
 
@@ -216,7 +219,7 @@ class AffineImages:
     def _items(self, held_out: bool) -> list[dict[str, Any]]:
         folds = self.fold_of()
         return [
-            {"subject": one.name, "image": list(one.paths)}
+            {"subject": one.name, "image": list(one.paths), "channel": list(one.channels)}
             for one in self.subjects
             if (folds[one.name] == self.fold) is held_out
         ]
@@ -227,8 +230,10 @@ class AffineImages:
         return hashlib.sha256(text.encode()).hexdigest()
 
 
-def read_affine_images(dataset_dir: str | Path, settings: LearnedAffineConfig) -> AffineImages:
-    """Find, read and check images; they may lie on different grids.
+def read_affine_images(
+    dataset_dir: str | Path, settings: LearnedAffineConfig | LearnedElasticConfig
+) -> AffineImages:
+    """Find, read and check images (or label maps); they may lie on different grids.
 
     Raises:
         CohortError: too few usable subjects, or fewer than there are folds.
@@ -252,9 +257,9 @@ def read_affine_images(dataset_dir: str | Path, settings: LearnedAffineConfig) -
     if len(subjects) < needed:
         reasons = "".join(f"\n{one.subject}: {one.path}: {one.reason}" for one in rejected)
         why = (
-            f"learned_affine.min_subjects = {settings.min_subjects}"
+            f"{settings.key_path}.min_subjects = {settings.min_subjects}"
             if needed == settings.min_subjects
-            else f"learned_affine.folds = {settings.folds}"
+            else f"{settings.key_path}.folds = {settings.folds}"
         )
         raise CohortError(
             f"{len(subjects)} usable images in dataset folder {root} at {found.pattern}, fewer "
@@ -287,7 +292,12 @@ def _inspect(
     if dims == 3:  # along the world's axes
         directions = np.abs(grid.affine[:3, :3]) / grid.spacing
         extent = directions @ extent
-    subject = ImageSubject(candidate.name, tuple(map(str, paths)), digest.hexdigest())
+    subject = ImageSubject(
+        candidate.name,
+        tuple(map(str, paths)),
+        tuple(one.channel for one in candidate.maps),
+        digest.hexdigest(),
+    )
     return subject, float((extent / np.array(shape)).max())
 
 
