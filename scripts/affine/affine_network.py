@@ -106,7 +106,7 @@ class AffineNetwork(nn.Module):
         self.passes = passes
         self.estimator: ParameterEstimator | KeypointEstimator
         if kind == "parameters":
-            self.estimator = ParameterEstimator(self.frame, family, pair, width)
+            self.estimator = ParameterEstimator(grid.shape, self.frame, family, pair, width)
         elif kind == "keypoints":
             self.estimator = KeypointEstimator(
                 self.frame, family, keypoints, backbone, width, ridge

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 from scripts.affine.affine_network import AffineNetwork
 from scripts.affine.settings import LearnedAffineConfig
 from scripts.affine.training_images import AffineImages, WorkingGrid, between_0_and_1
+from scripts.cohort import Grid
 from scripts.errors import CheckpointError, CohortError
 from scripts.networks.checkpoint import load_checkpoint
 
@@ -22,6 +24,7 @@ __all__ = [
     "load_affine_network",
     "matrix_errors",
     "prepared_pair",
+    "world_matrix",
 ]
 
 FORMAT = 1
@@ -133,8 +136,28 @@ def estimate_matrix(
     pair = prepared_pair(network, fixed, fixed_affine, moving, moving_affine)
     device = next(network.parameters()).device
     local = network.cascade(pair.to(device), passes)[-1].matrix[0].cpu()
-    there = network.grid.place_of(fixed_affine, fixed.shape)
-    here = network.grid.place_of(moving_affine, moving.shape)
+    return _in_world(
+        network, local, fixed_affine, fixed.shape, moving_affine, moving.shape
+    )
+
+
+def world_matrix(
+    network: AffineNetwork, local: torch.Tensor, fixed: Grid, moving: Grid
+) -> torch.Tensor:
+    """A matrix of the network's grid ``(4, 4)`` between the worlds of two images' grids."""
+    return _in_world(network, local, fixed.affine, fixed.shape, moving.affine, moving.shape)
+
+
+def _in_world(
+    network: AffineNetwork,
+    local: torch.Tensor,
+    fixed_affine: np.ndarray,
+    fixed_shape: Sequence[int],
+    moving_affine: np.ndarray,
+    moving_shape: Sequence[int],
+) -> torch.Tensor:
+    there = network.grid.place_of(fixed_affine, fixed_shape)
+    here = network.grid.place_of(moving_affine, moving_shape)
     return here @ local @ torch.linalg.inv(there)
 
 

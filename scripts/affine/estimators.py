@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from monai.networks.nets import BasicUNet
 from monai.networks.nets.resnet import ResNet, resnet18
@@ -12,19 +14,29 @@ from scripts.affine.keypoints import KeypointFit, fit_matrix
 
 __all__ = ["KeypointEstimator", "ParameterEstimator", "centres_of_mass"]
 
+_SMALL = 48  # voxels along the shortest axis: smaller images aren't pooled at the entrance
 _POOLED = 2  # cells along an axis that features are averaged in: where they are must not be lost
 _GROUPS = 8
 _HIDDEN = 128
+_RECTIFIED_AT = -1.0  # at the start a map counts where it is a standard deviation above its mean
 
 
-def _resnet(spatial_dims: int, channels: int, width: float, stride: int = 1) -> ResNet:
-    """A ResNet-18 without its last layer; batches are small, so groups are normalised."""
+def _resnet(
+    spatial_dims: int, channels: int, width: float, stride: int = 1, small: bool = True
+) -> ResNet:
+    """A ResNet-18 without its last layer; batches are small, so groups are normalised.
+
+    On small images it begins with a narrow convolution and no pooling, as He et al. have it for
+    theirs of 32 pixels, or else nothing of the place of a feature would be left.
+    """
     return resnet18(
         spatial_dims=spatial_dims,
         n_input_channels=channels,
         widen_factor=width,
         feed_forward=False,
+        conv1_t_size=3 if small else 7,
         conv1_t_stride=stride,
+        no_max_pool=small,
         norm=("group", {"num_groups": _GROUPS}),
     )
 
@@ -39,6 +51,7 @@ class ParameterEstimator(nn.Module):
     2022 (for the cascade); He et al., CVPR 2016.
 
     Args:
+        shape: of the network's grid.
         frame: of the network's grid.
         family: of the transforms.
         pair: ``channels`` (the pair as two channels) or ``towers`` (each image on its own through
@@ -47,7 +60,12 @@ class ParameterEstimator(nn.Module):
     """
 
     def __init__(
-        self, frame: Frame, family: str, pair: str = "channels", width: float = 0.25
+        self,
+        shape: Sequence[int],
+        frame: Frame,
+        family: str,
+        pair: str = "channels",
+        width: float = 0.25,
     ) -> None:
         super().__init__()
         if pair not in ("channels", "towers"):
@@ -56,7 +74,8 @@ class ParameterEstimator(nn.Module):
         self.frame = frame
         self.family = family
         self.towers = pair == "towers"
-        self.backbone = _resnet(d, 1 if self.towers else 2, width)
+        channels = 1 if self.towers else 2
+        self.backbone = _resnet(d, channels, width, small=min(shape) < _SMALL)
         pool = nn.AdaptiveAvgPool3d if d == 3 else nn.AdaptiveAvgPool2d
         self.backbone.avgpool = pool(_POOLED)
         features = self.backbone.in_planes * _POOLED**d * (2 if self.towers else 1)
@@ -116,7 +135,7 @@ class KeypointEstimator(nn.Module):
     """Features of each image alone, their centres of mass, and the matrix between them.
 
     The two images see the same weights, and the least squares are the same both ways: swapping
-    the pair inverts the matrix exactly.
+    the pair inverts the matrix exactly (but see `keypoints` for anisotropic scales).
 
     Wang et al., KeyMorph, MedIA 2023; Hoffmann et al., SynthMorph, Imaging Neuroscience 2024.
 
@@ -158,10 +177,15 @@ class KeypointEstimator(nn.Module):
             )
         else:
             raise ValueError(f"backbone is 'unet' or 'resnet', not {backbone!r}")
+        # Without it a map that is bright everywhere outweighs all others, its centre of mass in
+        # the middle whatever the image: too few points are left, and no gradient to mend that.
+        norm = nn.InstanceNorm3d if d == 3 else nn.InstanceNorm2d
+        self.norm = norm(keypoints, affine=True)
+        nn.init.constant_(self.norm.bias, _RECTIFIED_AT)
 
     def fit(self, fixed: torch.Tensor, moving: torch.Tensor) -> KeypointFit:
         """Local matrices ``(B, d + 1, d + 1)`` and what the keypoints could carry."""
-        maps = self.features(torch.cat([fixed, moving])).float()
+        maps = self.norm(self.features(torch.cat([fixed, moving])).float())
         with torch.autocast(maps.device.type, enabled=False):
             points, mass = centres_of_mass(maps, self.frame.half_width.to(maps.device))
             first, second = points.chunk(2)

@@ -2,7 +2,8 @@
 
 Points are ``(B, K, d)`` in mm, weights ``(B, K)`` not negative, matrices ``(B, d + 1, d + 1)``
 homogeneous; all is computed in float64 and can be differentiated. Both directions are fitted and
-averaged, so that swapping the two sets gives exactly the inverse matrix.
+averaged, so that swapping the two sets gives exactly the inverse matrix. (Not for rigid motion
+with anisotropic scales: the inverse of such a matrix scales last and is no member of the family.)
 
 Wang et al., KeyMorph, Medical Image Analysis 2023; Hoffmann et al., Anatomy-aware and
 acquisition-agnostic joint registration (SynthMorph), Imaging Neuroscience 2024.
@@ -139,13 +140,15 @@ def fit_matrix(
             fitted = _fit(p[here], q[here], w[here], LEVELS[found], ridge)
             parts.append((here, fitted))
         if LEVELS[found] != family:
-            logger.warning(
+            # In training every step would say so; there the loss does.
+            logger.log(
+                logging.DEBUG if p.requires_grad or w.requires_grad else logging.WARNING,
                 "%d of %d keypoint sets can't carry %s (too few, flat or mirrored; at least "
                 "%.1f effective points): %s is fitted",
                 len(here),
                 len(p),
                 family,
-                float(effective[here].min()),
+                float(effective[here].detach().min()),
                 LEVELS[found],
             )
     for here, fitted in parts:

@@ -93,7 +93,11 @@ def intensity_augmentation(
         "histogram_shift": RandHistogramShift(num_control_points=(5, 15), prob=probability),
         "smoothing": RandGaussianSmooth((0.25, 1.2), (0.25, 1.2), (0.25, 1.2), prob=probability),
         "gibbs": RandGibbsNoise(alpha=(0.0, 0.6), prob=probability),
-        "low_resolution": RandSimulateLowResolution(zoom_range=(0.4, 1.0), prob=probability),
+        "low_resolution": RandSimulateLowResolution(
+            upsample_mode="trilinear" if len(shape) == 3 else "bilinear",
+            zoom_range=(0.4, 1.0),
+            prob=probability,
+        ),
         "dropout": RandCoarseDropout(
             holes=1,
             max_holes=6,

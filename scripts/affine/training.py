@@ -224,7 +224,7 @@ class HeldOutErrors:
             engine.state.metrics[name] = float(np.mean(values))
             if name == "distance":
                 engine.state.metrics["distance_90"] = float(np.quantile(values, 0.9))
-        engine.state.metrics["pairs"] = float(len(self._found.get("distance", [])))
+        engine.state.metrics["pairs"] = float(max(map(len, self._found.values()), default=0))
 
 
 class Measurement:

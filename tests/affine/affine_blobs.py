@@ -1,4 +1,4 @@
-"""Small images for the affine networks' tests."""
+"""Small images for the tests of the affine and elastic networks."""
 
 from __future__ import annotations
 
