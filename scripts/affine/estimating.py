@@ -99,9 +99,7 @@ class PairOfImages(Transform):
         dims = len(self.network.grid.shape)
         fixed, fixed_grid = read_image([data["fixed"]], dims)
         moving, moving_grid = read_image([data["moving"]], dims)
-        pair = prepared_pair(
-            self.network, fixed, fixed_grid.affine, moving, moving_grid.affine
-        )
+        pair = prepared_pair(self.network, fixed, fixed_grid.affine, moving, moving_grid.affine)
         return {**data, "image": pair[0]}
 
 

@@ -83,7 +83,9 @@ def load_affine_network(path: str | Path) -> AffineNetwork:
         network.load_state_dict(found)
     except (KeyError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise CheckpointError(f"{path}: holds no affine network of this version: {reason}") from error
+        raise CheckpointError(
+            f"{path}: holds no affine network of this version: {reason}"
+        ) from error
     return network.eval()
 
 
@@ -136,9 +138,7 @@ def estimate_matrix(
     pair = prepared_pair(network, fixed, fixed_affine, moving, moving_affine)
     device = next(network.parameters()).device
     local = network.cascade(pair.to(device), passes)[-1].matrix[0].cpu()
-    return _in_world(
-        network, local, fixed_affine, fixed.shape, moving_affine, moving.shape
-    )
+    return _in_world(network, local, fixed_affine, fixed.shape, moving_affine, moving.shape)
 
 
 def world_matrix(

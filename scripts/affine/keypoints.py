@@ -260,7 +260,7 @@ def _square_root(matrix: torch.Tensor, iterations: int = 30) -> torch.Tensor:
         inverse = torch.linalg.inv(product)
         root = 0.5 * root @ (eye + inverse)
         product = 0.5 * (eye + 0.5 * (product + inverse))
-        if bool(((product - eye).abs().amax() < 1e-14)):
+        if bool((product - eye).abs().amax() < 1e-14):
             break
     return root
 

@@ -23,9 +23,9 @@ from monai.transforms import (
 from monai.utils import convert_to_tensor
 
 from scripts.affine.families import Frame, compose, invert, matrix_of, parameter_names
-from scripts.affine.training_images import WorkingGrid
 from scripts.affine.resampling import resample_by_matrix
 from scripts.affine.settings import LearnedAffinePairsConfig
+from scripts.affine.training_images import WorkingGrid
 from scripts.networks.warp import warp
 
 __all__ = ["Pairs", "SyntheticPairs", "intensity_augmentation", "sample_parameters", "smooth_field"]

@@ -17,8 +17,8 @@ from scripts.settings import (
     Number,
     Text,
     Texts,
-    _section,
     _Section,
+    _section,
     _setting,
     _to_int,
     _to_names,
@@ -27,8 +27,8 @@ from scripts.settings import (
 
 __all__ = [
     "AUGMENTATIONS",
-    "LearnedAffineImagesConfig",
     "LearnedAffineConfig",
+    "LearnedAffineImagesConfig",
     "load_learned_affine",
 ]
 
@@ -111,7 +111,9 @@ class LearnedAffineImagesConfig(_Section):
 
     def discovery(self) -> LearnedAtlasConfig:
         """The same as the atlas's settings, which the search for subjects reads."""
-        shared = {name: getattr(self, name) for name in ("layout", "pattern", "subjects", "exclude")}
+        shared = {
+            name: getattr(self, name) for name in ("layout", "pattern", "subjects", "exclude")
+        }
         return LearnedAtlasConfig.load({"cohort": {**shared, "normalisation": "none"}})
 
 
@@ -135,9 +137,7 @@ class LearnedAffineModelConfig(_Section):
     backbone: Literal["unet", "resnet"] = _setting(
         "unet", "Features of the keypoint network.", "unet or resnet"
     )
-    keypoints: Integer = _setting(
-        32, "Keypoints of the keypoint network.", "an integer >= 4", ge=4
-    )
+    keypoints: Integer = _setting(32, "Keypoints of the keypoint network.", "an integer >= 4", ge=4)
     width: Number = _setting(
         0.25,
         "Width of the networks: 1 is the ResNet-18 of 64 to 512 channels.",

@@ -94,9 +94,7 @@ class AffineLoss(torch.nn.Module):
             total = total + self.image_weight * image
         return {"loss": total.float(), **terms}
 
-    def _of_pass(
-        self, network: AffineNetwork, one: CascadePass, pairs: Pairs
-    ) -> torch.Tensor:
+    def _of_pass(self, network: AffineNetwork, one: CascadePass, pairs: Pairs) -> torch.Tensor:
         if one.parameters is not None:
             with torch.no_grad():
                 if one.before.allclose(torch.eye(4).to(one.before), rtol=0, atol=0):

@@ -129,7 +129,8 @@ def read_image(paths: Sequence[str | Path], dims: int | None = None) -> tuple[np
             raise DensityError(one, f"is not finite in {count} voxels")
         if dims is not None and loaded.data.ndim != dims:
             raise DensityError(
-                one, f"has {loaded.data.ndim} dimensions, the images.shape of the settings has {dims}"
+                one,
+                f"has {loaded.data.ndim} dimensions, the images.shape of the settings has {dims}",
             )
         if grid is None or total is None:
             grid, total = loaded.grid, loaded.data.copy()
@@ -279,9 +280,7 @@ def read_affine_images(
     )
 
 
-def _inspect(
-    candidate: Candidate, dims: int, shape: Sequence[int]
-) -> tuple[ImageSubject, float]:
+def _inspect(candidate: Candidate, dims: int, shape: Sequence[int]) -> tuple[ImageSubject, float]:
     """A subject, and the voxel size that lets the network's grid hold its image."""
     paths = [one.path for one in candidate.maps]
     _, grid = read_image(paths, dims)

@@ -96,9 +96,7 @@ class LabelMapsd(MapTransform):
         return result
 
 
-def painted(
-    labels: torch.Tensor, shades: torch.Tensor, background: torch.Tensor
-) -> torch.Tensor:
+def painted(labels: torch.Tensor, shades: torch.Tensor, background: torch.Tensor) -> torch.Tensor:
     """Images ``(B, 1, *shape)`` of label maps, a shade a label.
 
     Where labels overlap their shades are averaged; where they fade, the background shows.

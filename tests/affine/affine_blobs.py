@@ -17,9 +17,7 @@ def blobs(shape: Sequence[int], seed: int, count: int = 6) -> np.ndarray:
     for _ in range(count):
         centre = rng.uniform(-0.4, 0.4, len(shape))
         width = rng.uniform(0.1, 0.25, len(shape))
-        far = sum(
-            ((x - c) / w) ** 2 for x, c, w in zip(mesh, centre, width, strict=True)
-        )
+        far = sum(((x - c) / w) ** 2 for x, c, w in zip(mesh, centre, width, strict=True))
         image += rng.uniform(0.4, 1) * np.exp(-far / 2)
     return image
 

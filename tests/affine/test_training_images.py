@@ -156,9 +156,7 @@ def test_training_resumes_to_the_bits_of_an_unbroken_run(tmp_path):
     assert whole.check_properties() in (None, [])
     whole.run()
     report = json.loads((tmp_path / "whole/output/affine/result.json").read_text())
-    assert set(report["held_out"]) | set(report["trained_on"]) == {
-        f"sub-{n}" for n in range(1, 5)
-    }
+    assert set(report["held_out"]) | set(report["trained_on"]) == {f"sub-{n}" for n in range(1, 5)}
     assert report["metrics"]["pairs"] == 2 * 4
     assert report["metrics"]["distance"] > 0
 

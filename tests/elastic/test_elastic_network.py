@@ -27,7 +27,7 @@ from scripts.errors import CheckpointError, CohortError
 from scripts.networks.warp import warp
 
 SHAPE = (24, 24)
-SMALL = {"enc_features": [8, 16, 16], "dec_features": [16, 16, 16], "field_resolution": 1}
+SMALL = {"enc_features": [8, 16, 16], "dec_features": [16, 16, 16], "field_resolution": 2}
 
 
 def shapes(centre: float = 0.0, shape=SHAPE) -> torch.Tensor:
@@ -54,7 +54,7 @@ def test_pairs_depend_on_the_key_alone_and_show_two_contrasts(shape):
     assert torch.equal(first.fixed, again.fixed)
     assert not torch.equal(first.pair, other.pair)
     assert first.pair.shape == (2, 2, *shape)
-    assert 0 <= float(first.pair.min()) and float(first.pair.max()) <= 1
+    assert float(first.pair.min()) >= 0 and float(first.pair.max()) <= 1
     assert float((first.fixed - first.moving).abs().max()) > 0.1  # other shapes
 
 
@@ -85,29 +85,29 @@ def test_overlap_is_one_for_equal_maps_and_leaves_absent_labels_out():
 
 
 def test_contrast_has_no_part_in_the_loss():
-    network, loss = ElasticNetwork(WorkingGrid(SHAPE, 1.0), **SMALL), ElasticLoss(1, 2)
+    network, loss = ElasticNetwork(WorkingGrid(SHAPE, 1.0), **SMALL), ElasticLoss(2, 2)
     made = maker()(shapes(), (0, 0))
-    velocity = torch.zeros(1, 2, *SHAPE)
+    velocity = torch.zeros(1, 2, 12, 12)
     inverted = SyntheticPair(1 - made.pair, made.fixed, made.moving)
-    assert torch.equal(loss(network, velocity, made)["loss"], loss(network, velocity, inverted)["loss"])
+    plain, other = (loss(network, velocity, one)["loss"] for one in (made, inverted))
+    assert torch.equal(plain, other)
     same = SyntheticPair(made.pair, made.fixed, made.fixed)
-    assert float(loss(network, velocity, same)["loss"]) < 1e-6 < float(
-        loss(network, velocity, made)["loss"]
-    )
+    assert float(loss(network, velocity, same)["loss"]) < 1e-6 < float(plain)
 
 
 def test_trained_on_labels_it_registers_a_phantom_of_inverted_contrast():
     """Neither image, nor its contrast, was in the training: only shapes in random shades."""
     torch.manual_seed(0)
     grid = WorkingGrid(SHAPE, 2.0)
-    network, loss = ElasticNetwork(grid, **SMALL), ElasticLoss(1, 2, smoothness_weight=0.05)
-    pairs = maker(warp=2.0, between_subjects=0.5, probability=0.3)
-    labels = torch.cat([shapes(c) for c in (0.0, 0.15, -0.15, 0.05)])
+    network, loss = ElasticNetwork(grid, **SMALL), ElasticLoss(2, 2, smoothness_weight=0.02)
+    pairs = maker(warp=1.0, between_subjects=1.0, probability=0.0)
+    labels = torch.cat([shapes(c) for c in (0.0, 0.15, -0.15, 0.05, 0.1, -0.1, -0.05, 0.2)])
     optimizer = torch.optim.Adam(network.parameters(), lr=3e-3)
-    for step in range(120):
+    for step in range(300):
         made = pairs(labels, (0, step))
         optimizer.zero_grad()
         loss(network, network.velocity(made.pair), made)["loss"].backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
     network.eval()
     fixed, moving = shapes(0.12), shapes(-0.1)
@@ -118,7 +118,7 @@ def test_trained_on_labels_it_registers_a_phantom_of_inverted_contrast():
     before = float(soft_overlap(moving, fixed))
     after = float(soft_overlap(warp(moving, displacement[None]), fixed))
     assert warped.shape == (1, *SHAPE)
-    assert after > before + 0.1, (before, after)
+    assert after > before + 0.25, (before, after)
 
 
 def test_a_network_goes_through_its_file(tmp_path):
