@@ -23,6 +23,8 @@ MODELS_FOLDER = ROOT / "models"
 ARCHIVE = "tract_density_atlas.zip"
 SETTINGS_PAGE = ROOT / "docs" / "settings.md"
 EXIT_USAGE, EXIT_TERMINATED = 2, 143
+REFINE_STEPS = 50
+"""What ``register --refine`` stands for: learned_atlas#refine#new_subject_iterations."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,9 @@ JOBS = {
     "estimate-affine": Job(
         "configs/estimate_affine.yaml", "estimating", "align a pair of images by an affine network"
     ),
+    "align": Job("configs/align.yaml", "aligning", "bring a native cohort to one affine space"),
+    "refine": Job("configs/refine.yaml", "refining", "bring images to a fixed one by optimisation"),
+    "warp": Job("configs/warp.yaml", "warping", "resample images once through several transforms"),
     "check": Job("configs/train.yaml", None, "check settings and dataset, and run nothing"),
 }
 TOOLS = ("demo", "pack", "settings-docs", "sweep", "verify")
@@ -69,6 +74,11 @@ overrides:
                             --dataset_dir /data/cohort
                             --learned_atlas#optimizer#epochs 20
                             --learned_atlas#save_fields false
+"""
+REFINE_HELP = f"""\
+  --refine [STEPS]        refine each new subject's field by gradient steps, {REFINE_STEPS} of them
+                          unless told otherwise: stands for
+                          --learned_atlas#refine#new_subject_iterations
 """
 
 
@@ -141,7 +151,9 @@ def _parser() -> argparse.ArgumentParser:
             help=job.summary,
             description=f"{job.summary[0].upper()}{job.summary[1:]}.",
             usage=f"python -m bundle {name} [--config_file FILE] [--KEY VALUE] ...",
-            epilog=OVERRIDES_HELP.format(config=job.config) + _same_command(job),
+            epilog=OVERRIDES_HELP.format(config=job.config)
+            + (REFINE_HELP if name == "register" else "")
+            + _same_command(job),
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
     demo = verbs.add_parser("demo", help="make the demo cohort, and train nothing")
@@ -274,6 +286,11 @@ def _run_job(job: Job, arguments: Sequence[str]) -> int:
     )
 
     names, overrides = parse_overrides(arguments)
+    if job is JOBS["register"] and "refine" in overrides:
+        steps = overrides.pop("refine")
+        if isinstance(steps, bool):
+            steps = REFINE_STEPS if steps else 0
+        overrides.setdefault("learned_atlas#refine#new_subject_iterations", steps)
     files = locate_config_files(names or [job.config], ROOT)
     config = read_config(files)
     overrides = {**_absolute_root(config), **overrides}

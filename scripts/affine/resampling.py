@@ -1,4 +1,4 @@
-"""Images read through world matrices from one grid onto another."""
+"""Images read from one grid onto another, through world matrices and displacements."""
 
 from __future__ import annotations
 
@@ -50,8 +50,9 @@ def resample_by_matrix(
     shape: Sequence[int],
     mode: str = "bilinear",
     padding_mode: str = "zeros",
+    displacement: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """``out(x) = image(M x)`` with x on the wanted grid, in world millimetres; differentiable.
+    """``out(x) = image(M (x + u(x)))`` with x on the wanted grid; differentiable.
 
     Interpolated once, whatever M was composed of. An identity between equal grids returns the
     image's very values. With ``zeros`` an image fades over the voxel beyond its last, as the
@@ -65,6 +66,7 @@ def resample_by_matrix(
         shape: the wanted grid's shape, as many axes as the image's.
         mode: ``bilinear`` (linear in any dimension), or ``nearest`` for labels.
         padding_mode: what lies outside: ``zeros`` or ``border``.
+        displacement: u, ``(B, d, *shape)`` in voxels of the wanted grid; None: no u.
 
     Returns:
         ``(B, C, *shape)`` in the image's type.
@@ -82,13 +84,19 @@ def resample_by_matrix(
         raise ValueError(f"an image of {image.dtype} is read with mode 'nearest', not {mode!r}")
     batch = len(image)
     maps = voxel_matrix(matrix, source, wanted).expand(batch, 4, 4)
-    if not maps.requires_grad and _is_still(maps, image.shape[2:], shape):
+    plain = displacement is None and not maps.requires_grad
+    if plain and _is_still(maps, image.shape[2:], shape):
         return image.clone()
     keep = [*range(d), 3]
     maps = maps[:, :d][:, :, keep]
     theta = _normalised(maps, image.shape[2:], shape)
     precision = torch.float64 if image.dtype == torch.float64 else torch.float32
     points = F.affine_grid(theta.to(precision), [batch, 1, *shape], align_corners=False)
+    if displacement is not None:
+        voxels = torch.tensor([2.0 / n for n in shape], dtype=precision, device=points.device)
+        moves = (displacement.movedim(1, -1).to(precision) * voxels).flip(-1)
+        linear = theta[:, :, :-1].to(precision)
+        points = points + (moves.flatten(1, -2) @ linear.mT).reshape(points.shape)
     moved = sample(image.to(precision), points, mode, padding_mode, align_corners=False)
     return moved.to(image.dtype)
 

@@ -130,7 +130,7 @@ def read_image(paths: Sequence[str | Path], dims: int | None = None) -> tuple[np
         if dims is not None and loaded.data.ndim != dims:
             raise DensityError(
                 one,
-                f"has {loaded.data.ndim} dimensions, the images.shape of the settings has {dims}",
+                f"has {loaded.data.ndim} dimensions, images.shape of the settings has {dims}",
             )
         if grid is None or total is None:
             grid, total = loaded.grid, loaded.data.copy()
