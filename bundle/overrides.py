@@ -258,20 +258,23 @@ def _none_as_expression(value: Any) -> Any:
 
 
 def early_check(config: Mapping[str, Any]) -> LearnedAtlasConfig | None:
-    """Validate every settings block of a configuration; see `early_settings`.
+    """Validate every settings block of a configuration; see `early_block`.
 
     Returns:
         The atlas's settings, if they are there and known.
     """
     for name, kind in SETTINGS_BLOCKS.items():
         if name != SETTINGS_BLOCK:
-            early_settings(config, kind)
+            early_block(config, kind)
     return early_settings(config)
 
 
-def early_settings(
-    config: Mapping[str, Any], kind: type[Settings] = LearnedAtlasConfig
-) -> Settings | None:
+def early_settings(config: Mapping[str, Any]) -> LearnedAtlasConfig | None:
+    """The atlas's settings block by `early_block`."""
+    return early_block(config, LearnedAtlasConfig)
+
+
+def early_block(config: Mapping[str, Any], kind: type[Settings]) -> Settings | None:
     """Validate a settings block as far as it can be known without MONAI.
 
     Args:

@@ -109,8 +109,8 @@ def capture_curve(
         row: dict[str, Any] = {"rotation, degrees": degrees, "translation, mm": millimetres}
         for name, values in found.items():
             mean = np.mean(values, axis=0)
-            row[f"{name}: degrees"], row[f"{name}: mm"] = mean[0], mean[1]
-            row[f"{name}: distance, mm"], row[f"{name}: CPU-s"] = mean[2], mean[3]
+            labels = ("degrees", "mm", "distance, mm", "CPU-s")
+            row.update({f"{name}: {one}": float(m) for one, m in zip(labels, mean, strict=True)})
         rows.append(row)
         print({key: round(value, 3) for key, value in row.items()}, flush=True)
     return rows

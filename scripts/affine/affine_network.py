@@ -17,7 +17,13 @@ from scripts.affine.keypoints import fit_matrix
 from scripts.affine.resampling import resample_by_matrix
 from scripts.affine.training_images import WorkingGrid
 
-__all__ = ["AffineNetwork", "CascadePass", "corner_points", "nearest_member"]
+__all__ = [
+    "AffineNetwork",
+    "CascadePass",
+    "bare_affine_network",
+    "corner_points",
+    "nearest_member",
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,3 +174,10 @@ class AffineNetwork(nn.Module):
     def forward(self, pair: torch.Tensor) -> torch.Tensor:
         """Matrices ``(B, 4, 4)`` float64 of pairs ``(B, 2, *shape)``: fixed to moving, mm."""
         return self.cascade(pair)[-1].matrix
+
+
+def bare_affine_network(network: nn.Module) -> AffineNetwork:
+    """The network inside whatever wraps it for several processes."""
+    inner = getattr(network, "module", network)
+    assert isinstance(inner, AffineNetwork)
+    return inner

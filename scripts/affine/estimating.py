@@ -13,7 +13,7 @@ import torch
 from ignite.engine import Engine, Events
 from monai.transforms import Transform
 
-from scripts.affine.affine_network import AffineNetwork
+from scripts.affine.affine_network import AffineNetwork, bare_affine_network
 from scripts.affine.estimation import load_affine_network, prepared_pair, world_matrix
 from scripts.affine.files import write_affine_files
 from scripts.affine.resampling import resample_by_matrix
@@ -114,7 +114,7 @@ class EstimateWriter:
     """
 
     def __init__(self, network: torch.nn.Module, folder: str | Path) -> None:
-        self.network: AffineNetwork = getattr(network, "module", network)
+        self.network = bare_affine_network(network)
         self.folder = Path(folder)
 
     def attach(self, engine: Engine) -> None:

@@ -79,12 +79,8 @@ class ParameterEstimator(nn.Module):
         pool = nn.AdaptiveAvgPool3d if d == 3 else nn.AdaptiveAvgPool2d
         self.backbone.avgpool = pool(_POOLED)
         features = self.backbone.in_planes * _POOLED**d * (2 if self.towers else 1)
-        self.head = nn.Sequential(
-            nn.Linear(features, _HIDDEN),
-            nn.ReLU(inplace=True),
-            nn.Linear(_HIDDEN, parameter_count(family, d)),
-        )
-        last = self.head[-1]
+        last = nn.Linear(_HIDDEN, parameter_count(family, d))
+        self.head = nn.Sequential(nn.Linear(features, _HIDDEN), nn.ReLU(inplace=True), last)
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
 
@@ -170,7 +166,8 @@ class KeypointEstimator(nn.Module):
             )
         elif backbone == "resnet":
             whole = _resnet(d, 1, width, stride=2)
-            channels = whole.layer2[-1].conv2.out_channels
+            *_, shift = whole.layer2.parameters()  # of the last normalisation, one a channel
+            channels = len(shift)
             last = (nn.Conv3d if d == 3 else nn.Conv2d)(channels, keypoints, kernel_size=1)
             self.features = nn.Sequential(
                 whole.conv1, whole.bn1, whole.act, whole.layer1, whole.layer2, last

@@ -23,6 +23,7 @@ from scripts.networks.warp import warp
 
 __all__ = [
     "ElasticNetwork",
+    "bare_elastic_network",
     "build_elastic_network",
     "load_elastic_network",
     "register_images",
@@ -90,6 +91,13 @@ class ElasticNetwork(nn.Module):
     def forward(self, pair: torch.Tensor) -> torch.Tensor:
         """Displacements ``(B, d, *shape)`` in voxels, of pairs ``(B, 2, *shape)`` from 0 to 1."""
         return self.displacement(self.velocity(pair))
+
+
+def bare_elastic_network(network: nn.Module) -> ElasticNetwork:
+    """The network inside whatever wraps it for several processes."""
+    inner = getattr(network, "module", network)
+    assert isinstance(inner, ElasticNetwork)
+    return inner
 
 
 def build_elastic_network(
