@@ -120,7 +120,10 @@ class CohortAligner:
             try:
                 return aligner(images, bar)
             except ValueError as error:
-                raise CohortError(f"the cohort can't be centred: {error}") from error
+                raise CohortError(
+                    f"the cohort can't be centred: {error}; a subject may have been taken the "
+                    "wrong way round, which align#starts '[identity, centre]' rules out"
+                ) from error
 
     def _to_target(self) -> Alignment:
         assert self.target is not None

@@ -18,7 +18,6 @@ from scripts.affine.resampling import resample_by_matrix
 __all__ = ["Alignment", "CommonGrid", "MeanAlignment", "common_grid", "mean_image"]
 
 _PRESENT = 0.02  # of an image's maximum: what the common grid's box must hold
-_FIRST_LEVEL = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,7 +128,7 @@ class MeanAlignment:
                  images]  # fmt: skip
         middle = int(np.argsort(sizes)[len(sizes) // 2])
         coarse = AffineRefinement(
-            "rigid", self.refinement.starts, (_FIRST_LEVEL,), self.refinement.iterations,
+            "rigid", self.refinement.starts, self.refinement.levels[:1], self.refinement.iterations,
             self.refinement.window, self.refinement.tolerance, "correlation",
         )  # fmt: skip
         found = []

@@ -41,9 +41,11 @@ class ReadImage:
         if grid.shape[2] == 1:
             self.spatial_dims = 2
         compared = normalised(self.values, log_offset)
-        reason = constant_reason(torch.from_numpy(compared))
-        if reason:
-            raise CohortError(f"{path}: {reason}")
+        # Negative densities are cut off by the logarithm, and may leave nothing.
+        for values in (self.values, compared):
+            reason = constant_reason(torch.from_numpy(values))
+            if reason:
+                raise CohortError(f"{path}: {reason}")
         self.image = read_image(compared, grid, self.spatial_dims, device)
         if background == "unknown":
             self.image = self.image.without_background()

@@ -17,7 +17,10 @@ _ROUNDS = 50
 class Flow(Protocol):
     """What turns velocities into displacements: an atlas's network, say."""
 
-    field_resolution: int
+    @property
+    def field_resolution(self) -> int:
+        """By how much the velocity's grid is reduced."""
+        ...
 
     def displacements(self, velocity: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Forward and inverse displacement ``(B, d, *shape)`` of a velocity."""

@@ -92,7 +92,7 @@ def test_labels_stay_labels_and_lie_upon_each_other(aligned: Path) -> None:
     assert {mask.get_data_dtype() for mask in masks} == {np.dtype(np.uint8)}
     first, *others = [np.asarray(mask.dataobj) > 0 for mask in masks]
     for other in others:
-        assert 2 * (first & other).sum() / (first.sum() + other.sum()) > 0.85
+        assert 2 * (first & other).sum() / (first.sum() + other.sum()) > 0.75
 
 
 def test_transforms_are_written_in_both_directions(aligned: Path) -> None:
