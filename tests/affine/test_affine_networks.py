@@ -286,3 +286,31 @@ def test_wrong_kinds_are_refused():
         network(pair="both")
     with pytest.raises(ValueError, match="backbone is 'unet' or 'resnet'"):
         KeypointEstimator(GRID.frame, "rigid", backbone="vgg")
+
+
+def test_a_rotation_beyond_ninety_degrees_is_given_as_one_and_the_same_matrix_comes_back():
+    """What a trap it is: its angles aren't those it was made of, its matrix is."""
+    turned = torch.zeros(1, 6, dtype=torch.float64)
+    turned[0, 1] = np.radians(130)  # about the middle axis, whose angle ends at 90
+    matrix = matrix_of(turned, "rigid", GRID.frame)
+    made = network(family="rigid")
+    again = made.residual_parameters(matrix, torch.eye(4, dtype=torch.float64)[None])
+    assert float(again[0, 1].abs()) <= np.pi / 2
+    torch.testing.assert_close(matrix_of(again, "rigid", GRID.frame), matrix)
+    errors = matrix_errors(matrix, torch.eye(4, dtype=torch.float64)[None], GRID.frame.half_width)
+    assert float(errors["rotation_error"]) == pytest.approx(130)
+
+
+@pytest.mark.parametrize("flip", [1.0, -1.0], ids=["same", "flipped"])
+def test_rigid_is_rigid_between_oblique_anisotropic_grids(flip):
+    """A rigid network's world matrix keeps distances, whatever the voxels."""
+    made = network(family="rigid", kind="keypoints", backbone="resnet")
+    angle = 0.4
+    oblique = np.eye(4)
+    oblique[:2, :2] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
+    oblique = oblique @ np.diag([flip * 1.0, 3.0, 1.7, 1.0])
+    plain = np.diag([2.0, 1.0, 2.5, 1.0])
+    matrix = estimate_matrix(made, blobs((20, 9, 14), 1), oblique, blobs((12, 22, 9), 2), plain)
+    linear = matrix[:3, :3]
+    torch.testing.assert_close(linear @ linear.T, torch.eye(3, dtype=torch.float64))
+    assert float(torch.linalg.det(linear)) == pytest.approx(1)
