@@ -52,13 +52,22 @@ JOBS = {
     ),
     "carry": Job("configs/atlas_to_patient.yaml", "carrying", "bring an atlas's maps to patients"),
     "compare": Job("configs/tract_similarity.yaml", "comparing", "hold subjects against an atlas"),
+    "train-affine": Job(
+        "configs/train_affine.yaml", "training", "learn affine alignment from single images"
+    ),
+    "train-elastic": Job(
+        "configs/train_elastic.yaml", "training", "learn registration across contrasts from labels"
+    ),
+    "estimate-affine": Job(
+        "configs/estimate_affine.yaml", "estimating", "align a pair of images by an affine network"
+    ),
     "align": Job("configs/align.yaml", "aligning", "bring a native cohort to one affine space"),
     "refine": Job("configs/refine.yaml", "refining", "bring images to a fixed one by optimisation"),
     "warp": Job("configs/warp.yaml", "warping", "resample images once through several transforms"),
     "labels": Job("configs/transfer_labels.yaml", "labelling", "label streamlines from an atlas"),
     "check": Job("configs/train.yaml", None, "check settings and dataset, and run nothing"),
 }
-TOOLS = ("demo", "density", "pack", "settings-docs", "verify")
+TOOLS = ("demo", "density", "pack", "settings-docs", "sweep", "verify")
 """Verbs that read no configuration."""
 OVERRIDES_HELP = """\
 overrides:
@@ -110,6 +119,8 @@ def _end_on_sigterm(signum: int, frame: object) -> None:
 
 def _dispatch(arguments: list[str]) -> int:
     wants_help = any(word in ("-h", "--help") for word in arguments)
+    if arguments[:1] == ["sweep"] and not wants_help:
+        return _sweep(arguments[1:])
     if not arguments or arguments[0] not in JOBS or wants_help:
         # Jobs take any --key, which argparse can't: from it they have their help alone.
         options = _parser().parse_args([*arguments[:1], "--help"] if wants_help else arguments)
@@ -186,6 +197,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     docs = verbs.add_parser("settings-docs", help="write docs/settings.md from the schema")
     docs.add_argument("--check", action="store_true", help="write nothing; fail if it is stale")
+    verbs.add_parser(
+        "sweep",
+        help="run a training over several values of its settings, and make one table",
+        usage="python -m bundle sweep JOB --KEY VALUE,VALUE ... [--KEY VALUE] ...",
+        description="Run JOB (such as train-affine) for every combination of the values that are "
+        "given with commas, each in a folder of its own below <output_dir>/sweep. The table is "
+        "printed and written to results.csv there. Started again, it goes on where it was.",
+    )
     verify = verbs.add_parser(
         "verify", help="recompute what a published atlas says of itself, and tell what differs"
     )
@@ -267,6 +286,22 @@ def _write_settings_page(path: Path, check: bool) -> int:
     return 1
 
 
+def _sweep(arguments: Sequence[str]) -> int:
+    from bundle.overrides import UsageError
+    from bundle.sweep import sweep
+
+    trainings = {name: job for name, job in JOBS.items() if job.run_id == "training"}
+    verb = arguments[0].replace("_", "-") if arguments else ""
+    try:
+        if verb not in trainings:
+            raise UsageError(f"a sweep is over one of {', '.join(trainings)}, not {verb!r}")
+        sweep(verb, ROOT / trainings[verb].config, arguments[1:], ROOT)
+    except UsageError as error:
+        print(f"error: {error}\nsee: python -m bundle sweep --help", file=sys.stderr)
+        return EXIT_USAGE
+    return 0
+
+
 # ---------------------------------------------------------------------------------------------
 # Jobs
 # ---------------------------------------------------------------------------------------------
@@ -276,7 +311,7 @@ def _run_job(job: Job, arguments: Sequence[str]) -> int:
     from bundle.overrides import (
         UsageError,
         apply_overrides,
-        early_settings,
+        early_check,
         locate_config_files,
         parse_overrides,
         read_config,
@@ -292,7 +327,7 @@ def _run_job(job: Job, arguments: Sequence[str]) -> int:
     config = read_config(files)
     overrides = {**_absolute_root(config), **overrides}
     passed = apply_overrides(config, overrides)
-    settings = early_settings(config)
+    settings = early_check(config)
     if job.run_id is None:
         return _check(config, settings)
     run_id = passed.pop("run_id", job.run_id)

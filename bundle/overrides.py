@@ -12,15 +12,20 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from fire.parser import DefaultParseValue
 
+from scripts.affine.settings import LearnedAffineConfig
+from scripts.elastic.settings import LearnedElasticConfig
 from scripts.errors import ConfigurationError
-from scripts.settings import LearnedAtlasConfig
+from scripts.settings import LearnedAtlasConfig, _Section
 
 SETTINGS_BLOCK = "learned_atlas"
+SETTINGS_BLOCKS: dict[str, type[_Section]] = {
+    one.key_path: one for one in (LearnedAtlasConfig, LearnedAffineConfig, LearnedElasticConfig)
+}
 # Arguments of MONAI's own `run`, `ConfigWorkflow` and experiment tracking: never keys of a config.
 MONAI_ARGUMENTS = frozenset(
     {
@@ -43,6 +48,7 @@ MONAI_ARGUMENTS = frozenset(
 # No other setting's rule reads these, so that without them the rest can be judged.
 STANDALONE_SETTINGS = frozenset({"device", "dtype"})
 _UNRESOLVED = object()
+Settings = TypeVar("Settings", bound=_Section)
 
 
 DEMO = "scripts.phantom.ensure_demo_cohort"
@@ -221,7 +227,7 @@ def _set(config: dict[str, Any], parts: Sequence[str], value: Any) -> int | None
         last = depth == len(parts) - 1
         if isinstance(here, list) and part.isdigit() and int(part) < len(here):
             index: Any = int(part)
-        elif isinstance(here, dict) and (part in here or last or parts[0] == SETTINGS_BLOCK):
+        elif isinstance(here, dict) and (part in here or last or parts[0] in SETTINGS_BLOCKS):
             index = part
         elif isinstance(here, str) and here[:1] in "$@%":
             return None  # what an expression holds is known to MONAI alone
@@ -256,11 +262,29 @@ def _none_as_expression(value: Any) -> Any:
 # ---------------------------------------------------------------------------------------------
 
 
+def early_check(config: Mapping[str, Any]) -> LearnedAtlasConfig | None:
+    """Validate every settings block of a configuration; see `early_block`.
+
+    Returns:
+        The atlas's settings, if they are there and known.
+    """
+    for name, kind in SETTINGS_BLOCKS.items():
+        if name != SETTINGS_BLOCK:
+            early_block(config, kind)
+    return early_settings(config)
+
+
 def early_settings(config: Mapping[str, Any]) -> LearnedAtlasConfig | None:
-    """Validate the settings block as far as it can be known without MONAI.
+    """The atlas's settings block by `early_block`."""
+    return early_block(config, LearnedAtlasConfig)
+
+
+def early_block(config: Mapping[str, Any], kind: type[Settings]) -> Settings | None:
+    """Validate a settings block as far as it can be known without MONAI.
 
     Args:
         config: the configuration, overrides applied.
+        kind: the block's settings.
 
     Returns:
         The settings, or None when there is no block, when it stands in another file, or when it
@@ -269,15 +293,15 @@ def early_settings(config: Mapping[str, Any]) -> LearnedAtlasConfig | None:
     Raises:
         ConfigurationError: a setting breaks its rule.
     """
-    block = config.get(SETTINGS_BLOCK)
+    block = config.get(kind.key_path)
     if block is None or isinstance(block, str):
         return None
     if not isinstance(block, Mapping):
-        return LearnedAtlasConfig.load(block)
+        return kind.load(block)
     left_out: set[str] = set()
     known = _known_part(config, block, left_out, "")
     try:
-        return LearnedAtlasConfig.load(known)
+        return kind.load(known)
     except ConfigurationError:
         if left_out <= STANDALONE_SETTINGS:
             raise

@@ -39,6 +39,7 @@ from scripts.processes import (
 )
 from scripts.settings import LearnedAtlasConfig
 from scripts.storage import file_hash, publish_folder, write_whole
+from scripts.write_behind import WriteBehind
 
 __all__ = ["NEGLIGIBLE_SHARE", "AtlasPublisher", "description_hash", "weights_identity"]
 
@@ -270,16 +271,18 @@ class AtlasPublisher:
             with _told_of(self.folder):
                 (staging / "fields").mkdir()
         barrier()
-        with closing(bar) if bar is not None else nullcontext():
+        with closing(bar) if bar is not None else nullcontext(), WriteBehind() as behind:
             # In step, so that a field which fails anywhere ends the run at once.
             for first in range(0, subjects, world_size()):
                 error: TractAtlasError | None = None
-                if first + rank() < subjects:
-                    try:
-                        with _told_of(self.folder):
-                            self._emit_subject(first + rank(), staging, emitted, moves)
-                    except TractAtlasError as failure:
-                        error = failure
+                try:
+                    with _told_of(self.folder):
+                        if first + rank() < subjects:
+                            self._emit_subject(first + rank(), staging, emitted, moves, behind)
+                        if first + world_size() >= subjects:
+                            behind.finish()
+                except TractAtlasError as failure:
+                    error = failure
                 stop_together(error)
                 if bar is not None:
                     bar.update()
@@ -306,8 +309,9 @@ class AtlasPublisher:
         staging: Path,
         emitted: _Emitted,
         moves: tuple[torch.Tensor, torch.Tensor],
+        behind: WriteBehind,
     ) -> None:
-        """Gather one subject and write its fields."""
+        """Gather one subject and have its fields written."""
         grid, crop = self.cohort.grid, self.cohort.crop
         name = self.cohort.subjects[index].name
         inside = torch.as_tensor(self.dataset[index]["image"]).to(self.device)[None]
@@ -326,9 +330,11 @@ class AtlasPublisher:
                 continue
             emitted.jacobians[name] = self._verified(name, found)
             if self.settings.save_fields:
-                self._write_fields(staging / "fields", name, found)
-                for file in field_names(name):
-                    emitted.hashes[f"fields/{file}"] = file_hash(staging / "fields" / file)
+                fields = (found.to_template, found.to_subject)
+                for file, field in zip(field_names(name), fields, strict=True):
+                    displacement = field[0].cpu().numpy()
+                    path = staging / "fields" / file
+                    behind.write(self._write_field, path, displacement, emitted.hashes)
             length = float(found.to_template[0].square().sum(0).mean())
             moves[0].add_(found.to_template[0])
             moves[1].add_(length)
@@ -364,11 +370,9 @@ class AtlasPublisher:
             )
         return found.jacobian
 
-    def _write_fields(self, folder: Path, subject: str, found: Registration) -> None:
-        to_template, to_subject = field_names(subject)
-        grid = self.cohort.grid
-        write_field(folder / to_template, found.to_template[0].cpu().numpy(), grid)
-        write_field(folder / to_subject, found.to_subject[0].cpu().numpy(), grid)
+    def _write_field(self, path: Path, displacement: np.ndarray, hashes: dict[str, str]) -> None:
+        write_field(path, displacement, self.cohort.grid)
+        hashes[f"fields/{path.name}"] = file_hash(path)
 
     def _write_maps(
         self, staging: Path, statistics: list[DensityStatistics]

@@ -44,6 +44,7 @@ __all__ = [
     "open_published_cohort",
     "published_history",
     "published_velocities",
+    "reserved",
     "subject_transforms",
     "train_dataset",
 ]
@@ -52,7 +53,7 @@ logger = logging.getLogger(__name__)
 
 
 @contextmanager
-def _reserved(folders: Sequence[str | Path]) -> Iterator[list[object]]:
+def reserved(folders: Sequence[str | Path]) -> Iterator[list[object]]:
     """Folders that this run alone writes to, for as long as what the block lists is in use.
 
     Raises:
@@ -97,7 +98,7 @@ def open_cohort(
     _check_processes(settings)
 
     def read() -> Cohort:
-        with _reserved(written) as users:
+        with reserved(written) as users:
             cohort = read_cohort(dataset_dir, settings)
             _warn_of_scale(cohort, settings)
             if len(written) == 2:
@@ -290,7 +291,7 @@ def open_network(
         CheckpointError: see `published_network`.
     """
     open_device(settings.device)
-    with _reserved(written) as users:
+    with reserved(written) as users:
         network = published_network(path)
         users.append(network)
     return network

@@ -37,6 +37,7 @@ def write(make_network, make_cohort, make_settings, tmp_path):
             for subject, velocity in zip(subjects.subjects, velocities, strict=True)
         ]
         writer(SimpleNamespace(state=SimpleNamespace(output=output)))
+        writer.behind.finish()
         return writer, folder
 
     return run

@@ -139,17 +139,3 @@ def test_without_keops_there_is_one_warning_and_our_solver(synthetic, monkeypatc
     expected = label_fibres(x, y, classes, settings(solver="multiscale"))
     assert np.array_equal(found[0].largest, expected.largest)
     assert found[1].solver["name"] == "multiscale"
-
-
-def test_geomloss_multiscale_gives_the_same_labels(synthetic):
-    """With the extra packages alone: KeOps compiles its formulas with a C++ compiler."""
-    pytest.importorskip("pykeops")
-    _, x, truth, y, classes = synthetic
-    if not geomloss_solver.geomloss_works("cpu"):
-        pytest.skip("KeOps doesn't compile here")
-    found = label_fibres(x, y, classes, settings(solver="geomloss"))
-    assert found.solver["name"] == "geomloss"
-    own = label_fibres(x, y, classes, settings(solver="multiscale"))
-    inlier = truth >= 0
-    assert (found.classes == own.classes)[inlier].mean() > 0.99
-    np.testing.assert_allclose(found.largest[~inlier], own.largest[~inlier], atol=0.05)

@@ -25,6 +25,7 @@ from scripts.networks.atlas_network import density_of
 from scripts.networks.building import published_geometry
 from scripts.settings import LearnedAtlasConfig
 from scripts.storage import publish_folder
+from scripts.write_behind import WriteBehind
 
 __all__ = ["RegistrationWriter"]
 
@@ -63,6 +64,7 @@ class RegistrationWriter:
         self.grid, self.crop = published_geometry(self.network)
         self.weights = weights_identity(self.network)
         self.failed: list[str] = []
+        self.behind = WriteBehind()
 
     def attach(self, engine: Engine) -> None:
         """Write after each iteration, and tell at the end what couldn't be."""
@@ -70,12 +72,14 @@ class RegistrationWriter:
         engine.add_event_handler(Events.COMPLETED, self.finish)
 
     def finish(self, engine: Engine) -> None:
-        """Sum up.
+        """Wait for the last files, then sum up.
 
         Raises:
+            StorageError: a subject's folder can't be written.
             FoldingError: a field folds, or isn't finite; naming every such subject.
             CohortError: a subject was left out because its maps can't be used.
         """
+        self.behind.finish()
         done = len(self.subjects) - len(self.failed)
         logger.info("%d of %d subjects registered, in %s", done, len(self.subjects), self.folder)
         if self.failed:
@@ -115,12 +119,23 @@ class RegistrationWriter:
         self.crop.crop(density)[...] = inside
         atlas = convert_to_tensor(item["density"], track_meta=False).cpu().numpy()
         report = self._report(item, image, inside[0].cpu().numpy(), atlas, found)
+        moved = found.subject_in_template(density)[0].cpu().numpy()
+        fields = [u[0].cpu().numpy() for u in (found.to_template, found.to_subject)]
+        self.behind.write(self._publish, name, fields, moved, atlas, report)
+
+    def _publish(
+        self,
+        name: str,
+        fields: list[np.ndarray],
+        moved: np.ndarray,
+        atlas: np.ndarray,
+        report: dict[str, Any],
+    ) -> None:
+        """Write one subject's folder, beside the next one's registration."""
         with publish_folder(self.folder / name) as staging:
             if self.settings.save_fields:
-                to_template, to_subject = field_names(name)
-                write_field(staging / to_template, found.to_template[0].cpu().numpy(), self.grid)
-                write_field(staging / to_subject, found.to_subject[0].cpu().numpy(), self.grid)
-            moved = found.subject_in_template(density)[0].cpu().numpy()
+                for file, field in zip(field_names(name), fields, strict=True):
+                    write_field(staging / file, field, self.grid)
             write_map(staging / f"{name}_space-template_density.nii.gz", moved, self.grid)
             (staging / "atlas_in_patient_space").mkdir()
             write_map(staging / "atlas_in_patient_space/atlas_mean.nii.gz", atlas, self.grid)
@@ -132,7 +147,7 @@ class RegistrationWriter:
             name,
             correlation["before"],
             correlation["after"],
-            min(s["corner_min"] for s in found.jacobian.values()),
+            min(s["corner_min"] for s in report["jacobian"].values()),
             report["seconds"],
         )
 
