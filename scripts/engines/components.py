@@ -411,7 +411,7 @@ def open_new_subjects(
     if maps is not None and not maps:
         raise CohortError("input names no map; give it a .nii.gz file or a list of them")
     grid, crop = published_geometry(network)
-    with _reserved(written) as users:
+    with reserved(written) as users:
         found = read_new_subjects(dataset_dir if maps is None else maps, settings, grid, crop)
         users.append(found)
     return found
