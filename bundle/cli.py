@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 DEMO_FOLDER = ROOT / "data" / "demo"
 MODELS_FOLDER = ROOT / "models"
 ARCHIVE = "tract_density_atlas.zip"
+LABEL_ENVIRONMENT = ROOT / ".venv-label"
 SETTINGS_PAGE = ROOT / "docs" / "settings.md"
 EXIT_USAGE, EXIT_TERMINATED = 2, 143
 REFINE_STEPS = 50
@@ -67,7 +68,7 @@ JOBS = {
     "labels": Job("configs/transfer_labels.yaml", "labelling", "label streamlines from an atlas"),
     "check": Job("configs/train.yaml", None, "check settings and dataset, and run nothing"),
 }
-TOOLS = ("demo", "density", "pack", "settings-docs", "sweep", "verify")
+TOOLS = ("demo", "density", "label-check", "pack", "settings-docs", "sweep", "verify")
 """Verbs that read no configuration."""
 OVERRIDES_HELP = """\
 overrides:
@@ -195,6 +196,22 @@ def _parser() -> argparse.ArgumentParser:
     pack.add_argument(
         "--data_source", help="what the model was trained on, for the archive's metadata"
     )
+    label = verbs.add_parser(
+        "label-check", help="run a packed bundle under MONAI Label and tell what was seen"
+    )
+    label.add_argument(
+        "--environment",
+        type=Path,
+        default=LABEL_ENVIRONMENT,
+        help="MONAI Label's own, made on first use (%(default)s)",
+    )
+    label.add_argument(
+        "--work", type=Path, help="empty folder to keep everything in (a temporary one, removed)"
+    )
+    label.add_argument(
+        "--archive", type=Path, help="what pack wrote (a tiny atlas, trained here); with --studies"
+    )
+    label.add_argument("--studies", type=Path, help="folder of maps that fit the archive's atlas")
     docs = verbs.add_parser("settings-docs", help="write docs/settings.md from the schema")
     docs.add_argument("--check", action="store_true", help="write nothing; fail if it is stale")
     verbs.add_parser(
@@ -250,6 +267,8 @@ def _run_tool(options: argparse.Namespace) -> int:
         print(verification.table())
         verification.require()
         return 0
+    if options.verb == "label-check":
+        return _check_label(options)
     if options.verb == "pack":
         return _pack(options.ckpt_dir, options.output, options.data_source)
     return _write_settings_page(SETTINGS_PAGE, options.check)
@@ -266,6 +285,26 @@ def _pack(ckpt_dir: Path, output: Path, data_source: str | None) -> int:
                 file=sys.stderr,
             )
     print(output)
+    return 0
+
+
+def _check_label(options: argparse.Namespace) -> int:
+    import contextlib
+    import json
+    import tempfile
+
+    from bundle.label_check import label_check
+    from bundle.label_environment import LabelCheckError
+
+    try:
+        with contextlib.ExitStack() as stack:
+            work = options.work or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            given = (options.archive, options.studies)
+            seen = label_check(ROOT, options.environment, work, *given)
+    except LabelCheckError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(json.dumps(seen, indent=1))
     return 0
 
 

@@ -21,6 +21,7 @@ from scripts.atlas.fields import field_names, write_field
 from scripts.atlas.maps import write_map
 from scripts.atlas.quality_page import SubjectQuality, quality_page
 from scripts.atlas.registration import Registration, fields_of
+from scripts.atlas.sidecars import describe_atlas
 from scripts.atlas.statistics import DensityStatistics
 from scripts.cohort import Cohort
 from scripts.errors import FoldingError, StorageError, TractAtlasError, TrainingError
@@ -225,6 +226,7 @@ class AtlasPublisher:
             about = self._description(emitted)
             (staging / "jacobian.json").write_text(_json(emitted.jacobians))
             (staging / "quality.html").write_text(self._page(about, emitted, shown))
+            describe_atlas(staging, about)
             others = {
                 path.relative_to(staging).as_posix(): path
                 for path in staging.rglob("*")

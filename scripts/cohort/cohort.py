@@ -204,7 +204,10 @@ class NewSubjects:
 
 
 def read_cohort(
-    dataset_dir: str | Path, config: LearnedAtlasConfig, progress: Progress | None = None
+    dataset_dir: str | Path,
+    config: LearnedAtlasConfig,
+    progress: Progress | None = None,
+    files: Sequence[Path] | None = None,
 ) -> Cohort:
     """Find, read and check a cohort in one pass.
 
@@ -215,6 +218,7 @@ def read_cohort(
         dataset_dir: the dataset folder.
         config: its cohort section, training space, channels and ``min_subjects`` are read.
         progress: called after each subject.
+        files: the maps one by one, in place of the folder.
 
     Returns:
         The cohort; the same whatever the order in which files happen to be read.
@@ -225,11 +229,12 @@ def read_cohort(
         ConfigurationError: tracts, channels and the dataset don't go together.
     """
     root = Path(dataset_dir).absolute()
-    found = find_subjects(root, config)
+    source = f"dataset folder {root}" if files is None else f"the list of {len(files)} maps"
+    found = find_subjects(root, config) if files is None else candidates_from_files(files, config)
     if not found.candidates and not found.rejected:
         folders = f"; folders without a map: {_some(found.without_map)}"
         raise CohortError(
-            f"no subject found in dataset folder {root}: no map at {found.pattern}"
+            f"no subject found in {source}: no map at {found.pattern}"
             f"{folders if found.without_map else ''} (see learned_atlas#cohort#layout and "
             "learned_atlas#cohort#pattern)"
         )
@@ -251,7 +256,7 @@ def read_cohort(
     table = _table(subjects, left_out, found.without_map, found.pattern)
     if len(subjects) < config.min_subjects or pool.grid is None or pool.box is None:
         raise CohortError(
-            f"{len(subjects)} usable subjects in dataset folder {root}, fewer than "
+            f"{len(subjects)} usable subjects in {source}, fewer than "
             f"learned_atlas.min_subjects = {config.min_subjects}\n{table}"
         )
     for rejection in left_out:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -80,6 +80,7 @@ def open_cohort(
     dataset_dir: str | Path,
     settings: LearnedAtlasConfig,
     written: Sequence[str | Path] = (),
+    data: Sequence[Mapping[str, Any]] | None = None,
 ) -> Cohort:
     """Read and check the cohort, after what can be known beforehand of the run's end.
 
@@ -87,6 +88,8 @@ def open_cohort(
         dataset_dir: the dataset folder.
         settings: of the run.
         written: output_dir and ckpt_dir; they are locked while the result is in use.
+        data: a data list as MONAI's tools give it, a mapping a map with its path as ``image``, in
+            place of the folder; what else it holds (a ``label``) isn't read.
 
     Raises:
         ConfigurationError: if the machine lacks the device, or a batch has fewer subjects than
@@ -99,7 +102,8 @@ def open_cohort(
 
     def read() -> Cohort:
         with reserved(written) as users:
-            cohort = read_cohort(dataset_dir, settings)
+            files = None if data is None else _listed_maps(data)
+            cohort = read_cohort(dataset_dir, settings, files=files)
             _warn_of_scale(cohort, settings)
             if len(written) == 2:
                 _check_space(cohort, settings, *map(Path, written))
@@ -126,6 +130,18 @@ def _check_processes(settings: LearnedAtlasConfig) -> None:
     except ConfigurationError as failure:
         error = failure
     stop_together(error)
+
+
+def _listed_maps(data: Sequence[Mapping[str, Any]]) -> list[Path]:
+    """Paths of a data list's images."""
+    images = [item.get("image") for item in data]
+    wrong = [image for image in images if not isinstance(image, str | Path)]
+    if wrong:
+        raise CohortError(
+            f"train#dataset#data names {wrong[0]!r} as an image; each entry must have the path of "
+            "one density map as 'image'"
+        )
+    return [Path(str(image)) for image in images]
 
 
 def _check_space(
@@ -179,18 +195,28 @@ def cohort_transforms(cohort: Cohort, settings: LearnedAtlasConfig, log: bool = 
 
 
 def train_dataset(
-    data: Sequence[dict[str, Any]],
+    data: Sequence[Mapping[str, Any]] | None,
     transform: Compose,
     settings: LearnedAtlasConfig,
     cache_dir: str | Path,
+    cohort: Cohort | None = None,
 ) -> Any:
     """The training dataset, cached as the settings say.
 
     In memory each process keeps the whole cohort, since a batch may bring it any subject. On disk
     the processes share one cache, which they fill together before any of them reads from it.
+
+    Args:
+        data: a mapping a subject.
+        transform: see `cohort_transforms`.
+        settings: of the run.
+        cache_dir: for a cache on disk.
+        cohort: what `open_cohort` made of ``data``, or found itself: its own list, which knows
+            each map's divisor and channel as well, takes the place of ``data``.
     """
+    listed = data if cohort is None else cohort.datalist()
     dataset = density_dataset(
-        data,
+        listed or [],
         transform,
         cache=settings.cohort.cache,
         cache_dir=cache_dir,
@@ -367,6 +393,7 @@ def open_new_subjects(
     settings: LearnedAtlasConfig,
     dataset_dir: str | Path,
     maps: str | Path | Sequence[str | Path] | None = None,
+    written: Sequence[str | Path] = (),
 ) -> NewSubjects:
     """Subjects to register, checked against the atlas's grid.
 
@@ -375,14 +402,19 @@ def open_new_subjects(
         settings: of the model and the job.
         dataset_dir: a folder in a cohort's layout.
         maps: a map, or a list of them, in place of the folder.
+        written: folders that the run will write to; they are locked while the result is in use.
 
     Raises:
+        StorageError: see `open_network`.
         CohortError: see `read_new_subjects`.
     """
     if maps is not None and not maps:
         raise CohortError("input names no map; give it a .nii.gz file or a list of them")
     grid, crop = published_geometry(network)
-    return read_new_subjects(dataset_dir if maps is None else maps, settings, grid, crop)
+    with reserved(written) as users:
+        found = read_new_subjects(dataset_dir if maps is None else maps, settings, grid, crop)
+        users.append(found)
+    return found
 
 
 def subject_transforms(network: AtlasNetwork, settings: LearnedAtlasConfig) -> Compose:

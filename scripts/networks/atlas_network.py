@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,7 +16,9 @@ from scripts.networks.smoothing import GaussianSmoothing
 from scripts.networks.unet import RegistrationUNet
 from scripts.networks.warp import warp
 
-__all__ = ["AtlasNetwork", "density_of", "log_density_of"]
+__all__ = ["AtlasNetwork", "density_of", "description_in", "log_density_of"]
+
+logger = logging.getLogger(__name__)
 
 
 def log_density_of(density: torch.Tensor, log_offset: float) -> torch.Tensor:
@@ -26,6 +29,13 @@ def log_density_of(density: torch.Tensor, log_offset: float) -> torch.Tensor:
 def density_of(log_density: torch.Tensor, log_offset: float) -> torch.Tensor:
     """The inverse of `log_density_of`."""
     return torch.expm1(log_density) * log_offset
+
+
+def description_in(state_dict: Mapping[str, Any]) -> dict[str, Any]:
+    """What a network's weights say of themselves; nothing if they aren't of an `AtlasNetwork`."""
+    if "described" not in state_dict:
+        return {}
+    return json.loads(bytes(state_dict["described"].cpu().numpy()).decode())
 
 
 class AtlasNetwork(nn.Module):
@@ -106,7 +116,43 @@ class AtlasNetwork(nn.Module):
     @property
     def description(self) -> dict[str, Any]:
         """What the checkpoint says of itself."""
-        return json.loads(bytes(self.described.cpu().numpy()).decode())
+        return description_in({"described": self.described})
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """Load weights; of another cohort's atlas, those that any cohort can start from.
+
+        Fine-tuning tools load a published model into the network of a new cohort. Template, box
+        and description are then the new cohort's own; the U-Net, which works on any grid, and the
+        scale that it saw its input in are taken over, if it is built alike. From a model of the
+        same cohort all is taken but what it says of its own run.
+        """
+        theirs, own = description_in(state_dict), self.description
+        if "cohort" in theirs and "cohort" in own:
+            same = theirs["cohort"] == own["cohort"] and all(
+                state_dict[name].shape == getattr(self, name).shape
+                for name in ("template", "mean_velocity")
+            )
+            taken = state_dict if same else self._start_from(state_dict)
+            state_dict = {**taken, "described": self.described}
+        return super().load_state_dict(state_dict, strict=strict, assign=assign)
+
+    def _start_from(self, state_dict: Mapping[str, Any]) -> dict[str, Any]:
+        """These weights, with the U-Net of another cohort's model where that fits."""
+        own = self.state_dict()
+        unet = {name: value for name, value in own.items() if name.startswith("unet.")}
+        alike = all(
+            name in state_dict and state_dict[name].shape == value.shape
+            for name, value in unet.items()
+        )
+        if not alike:
+            logger.warning(
+                "the given model's U-Net is built otherwise than this one: nothing of it is used"
+            )
+            return own
+        logger.info("training starts from the U-Net of another cohort's model")
+        return {**own, **{name: state_dict[name] for name in (*unet, "input_scale")}}
 
     def template_density(self) -> torch.Tensor:
         """The templates in linear density, ``(K, C, *shape)``."""

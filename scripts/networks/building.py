@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,12 @@ from scipy.cluster.vq import kmeans2
 
 from scripts.cohort import Cohort, CropBox, Grid
 from scripts.errors import CheckpointError
-from scripts.networks.atlas_network import AtlasNetwork
+from scripts.networks.atlas_network import AtlasNetwork, description_in
 from scripts.networks.checkpoint import load_checkpoint
 from scripts.settings import LearnedAtlasConfig
 
 __all__ = [
+    "PublishedNetwork",
     "build_network",
     "initial_templates",
     "published_geometry",
@@ -130,9 +131,33 @@ def build_network(
     return network
 
 
-def _network(template: np.ndarray | torch.Tensor, description: dict[str, Any]) -> AtlasNetwork:
+class PublishedNetwork(AtlasNetwork):
+    """The network of a published model, which becomes another one that is loaded into it.
+
+    Servers keep a network and load ``model.pt`` again when it was trained anew: template, box and
+    what it says of itself then change together with the weights.
+    """
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """Become the model of these weights."""
+        description = description_in(state_dict)
+        if description and description != self.description:
+            other = _network(state_dict["template"].cpu(), description, PublishedNetwork)
+            other.train(self.training).to(self.template.device)
+            self.__dict__ = other.__dict__
+        # Not `AtlasNetwork`'s: what doesn't fit its own description is damaged, not another cohort.
+        return torch.nn.Module.load_state_dict(self, state_dict, strict=strict, assign=assign)
+
+
+def _network(
+    template: np.ndarray | torch.Tensor,
+    description: dict[str, Any],
+    kind: type[AtlasNetwork] = AtlasNetwork,
+) -> AtlasNetwork:
     model = description["settings"]["model"]
-    return AtlasNetwork(
+    return kind(
         template,
         log_offset=description["settings"]["loss"]["log_offset"],
         enc_features=model["enc_features"],
@@ -163,7 +188,7 @@ def published_network(path: str | Path) -> AtlasNetwork:
             raise CheckpointError(
                 f"{path}: written in format {description['format']!r}, this version reads {FORMAT}"
             )
-        network = _network(state["template"], description)
+        network = _network(state["template"], description, PublishedNetwork)
         network.load_state_dict(state)
     except (KeyError, ValueError, TypeError, RuntimeError, AttributeError) as error:
         reason = str(error).split("\n")[0]

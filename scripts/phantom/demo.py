@@ -239,18 +239,19 @@ def write_demo_cohort(
     return str(folder)
 
 
-def ensure_demo_cohort(folder: str | Path, **options: Any) -> str:
+def ensure_demo_cohort(folder: str | Path, needed: bool = True, **options: Any) -> str:
     """Make the demo cohort unless the folder already holds something.
 
     Args:
         folder: dataset folder.
+        needed: False makes nothing, for a run that has its subjects from elsewhere.
         options: passed to :func:`write_demo_cohort` if the cohort is made.
 
     Returns:
         The folder, so that a config can use the call as its ``dataset_dir``.
     """
     target = Path(folder)
-    if _holds_something(target):
+    if not needed or _holds_something(target):
         return str(folder)
     logger.info("making the demo cohort in %s", target)
     try:

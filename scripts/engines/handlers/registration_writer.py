@@ -16,6 +16,7 @@ from scripts.atlas.fields import field_names, write_field
 from scripts.atlas.maps import write_map
 from scripts.atlas.publishing import weights_identity
 from scripts.atlas.registration import Registration, fields_of
+from scripts.atlas.sidecars import dataset_description, describe_registration, write_json
 from scripts.cohort import NewSubjects
 from scripts.engines.training_step import bare
 from scripts.errors import CohortError, FoldingError
@@ -24,7 +25,7 @@ from scripts.metrics import dice, log_density_correlation
 from scripts.networks.atlas_network import density_of
 from scripts.networks.building import published_geometry
 from scripts.settings import LearnedAtlasConfig
-from scripts.storage import publish_folder
+from scripts.storage import publish_folder, write_whole
 from scripts.write_behind import WriteBehind
 
 __all__ = ["RegistrationWriter"]
@@ -81,6 +82,9 @@ class RegistrationWriter:
         """
         self.behind.finish()
         done = len(self.subjects) - len(self.failed)
+        if done:
+            with write_whole(self.folder / "dataset_description.json") as path:
+                write_json(path, dataset_description("Subjects registered to a learned atlas"))
         logger.info("%d of %d subjects registered, in %s", done, len(self.subjects), self.folder)
         if self.failed:
             raise FoldingError(
@@ -139,6 +143,8 @@ class RegistrationWriter:
             write_map(staging / f"{name}_space-template_density.nii.gz", moved, self.grid)
             (staging / "atlas_in_patient_space").mkdir()
             write_map(staging / "atlas_in_patient_space/atlas_mean.nii.gz", atlas, self.grid)
+            paths = [one.path for one in self.subjects[name].maps]
+            describe_registration(staging, name, paths, self.settings.cohort.normalisation)
             (staging / "registration.json").write_text(json.dumps(report, indent=1) + "\n")
         correlation = report["log_density_correlation"]
         logger.info(
