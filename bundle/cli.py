@@ -135,6 +135,16 @@ def _parser() -> argparse.ArgumentParser:
         )
     demo = verbs.add_parser("demo", help="make the demo cohort, and train nothing")
     demo.add_argument("--folder", type=Path, default=DEMO_FOLDER, help="where (%(default)s)")
+    demo.add_argument(
+        "--age_effect",
+        type=float,
+        metavar="MM",
+        help="instead: a new cohort whose people have an age (participants.tsv) that moves their "
+        "anatomy by so many mm a standard deviation",
+    )
+    demo.add_argument(
+        "--subjects", type=int, default=12, help="of a cohort with an age_effect (%(default)s)"
+    )
     pack = verbs.add_parser("pack", help="write the archive that the model zoo takes")
     pack.add_argument(
         "--ckpt_dir", type=Path, default=MODELS_FOLDER, help="of model.pt (%(default)s)"
@@ -176,10 +186,7 @@ def _exit_codes() -> str:
 
 def _run_tool(options: argparse.Namespace) -> int:
     if options.verb == "demo":
-        from scripts.phantom import ensure_demo_cohort
-
-        print(ensure_demo_cohort(options.folder))
-        return 0
+        return _demo(options.folder, options.age_effect, options.subjects)
     if options.verb == "verify":
         from scripts.atlas.verification import verify_atlas
 
@@ -190,6 +197,20 @@ def _run_tool(options: argparse.Namespace) -> int:
     if options.verb == "pack":
         return _pack(options.ckpt_dir, options.output, options.data_source)
     return _write_settings_page(SETTINGS_PAGE, options.check)
+
+
+def _demo(folder: Path, age_effect: float | None, subjects: int) -> int:
+    from scripts.phantom import ensure_demo_cohort, write_demo_cohort
+
+    if age_effect is None:
+        print(ensure_demo_cohort(folder))
+        return 0
+    try:
+        print(write_demo_cohort(folder, subjects=subjects, age_effect=age_effect))
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_USAGE
+    return 0
 
 
 def _pack(ckpt_dir: Path, output: Path, data_source: str | None) -> int:

@@ -11,6 +11,14 @@ from scripts.cohort.cohort import (
     read_cohort,
     read_new_subjects,
 )
+from scripts.cohort.covariates import (
+    Covariate,
+    CovariateCoding,
+    Participants,
+    Values,
+    parse_values,
+    read_participants,
+)
 from scripts.cohort.density import (
     DensityError,
     LoadedDensity,
@@ -37,6 +45,8 @@ __all__ = [
     "Alternative",
     "Candidate",
     "Cohort",
+    "Covariate",
+    "CovariateCoding",
     "CropBox",
     "DensityError",
     "DensityMap",
@@ -46,9 +56,11 @@ __all__ = [
     "Inspection",
     "LoadedDensity",
     "NewSubjects",
+    "Participants",
     "Progress",
     "Rejection",
     "Subject",
+    "Values",
     "alternatives",
     "are_left_and_right",
     "candidates_from_files",
@@ -58,8 +70,10 @@ __all__ = [
     "find_subjects",
     "inspect_subject",
     "load_density",
+    "parse_values",
     "read_cohort",
     "read_density",
     "read_new_subjects",
+    "read_participants",
     "waytotal_file",
 ]
