@@ -142,8 +142,9 @@ def _parser() -> argparse.ArgumentParser:
         help="instead: a new cohort whose people have an age (participants.tsv) that moves their "
         "anatomy by so many mm a standard deviation",
     )
+    demo.add_argument("--subjects", type=int, default=12, help="with --age_effect (%(default)s)")
     demo.add_argument(
-        "--subjects", type=int, default=12, help="of a cohort with an age_effect (%(default)s)"
+        "--size", type=int, default=64, help="voxels from left to right, likewise (%(default)s)"
     )
     pack = verbs.add_parser("pack", help="write the archive that the model zoo takes")
     pack.add_argument(
@@ -186,7 +187,7 @@ def _exit_codes() -> str:
 
 def _run_tool(options: argparse.Namespace) -> int:
     if options.verb == "demo":
-        return _demo(options.folder, options.age_effect, options.subjects)
+        return _demo(options.folder, options.age_effect, options.subjects, options.size)
     if options.verb == "verify":
         from scripts.atlas.verification import verify_atlas
 
@@ -199,14 +200,15 @@ def _run_tool(options: argparse.Namespace) -> int:
     return _write_settings_page(SETTINGS_PAGE, options.check)
 
 
-def _demo(folder: Path, age_effect: float | None, subjects: int) -> int:
+def _demo(folder: Path, age_effect: float | None, subjects: int, size: int) -> int:
     from scripts.phantom import ensure_demo_cohort, write_demo_cohort
 
     if age_effect is None:
         print(ensure_demo_cohort(folder))
         return 0
     try:
-        print(write_demo_cohort(folder, subjects=subjects, age_effect=age_effect))
+        shape = (size, size * 9 // 8, size)
+        print(write_demo_cohort(folder, subjects=subjects, shape=shape, age_effect=age_effect))
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_USAGE

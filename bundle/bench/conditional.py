@@ -86,7 +86,7 @@ def log_of(density: Volume, offset: float) -> NDArray[np.float64]:
 def draw(truth: Truth, network: AtlasNetwork, plain: Volume, folder: Path) -> None:
     """``conditional_ages.png``: true, conditional and unconditional anatomy, youngest and oldest.
 
-    ``conditional_change.png``: what differs between the two, in the truth and in the conditional template.
+    ``conditional_change.png``: what differs between the two, in truth and template.
     """
     from matplotlib.figure import Figure
 

@@ -31,12 +31,15 @@ class CovariateRegression:
         weighted: bool = False,
         device: torch.device | str = "cpu",
     ) -> None:
-        kind = {"dtype": torch.float64, "device": device}
         size = columns + 1
         self.count = 0
-        self.inner = torch.zeros(points if weighted else 1, size, size, **kind)  # type: ignore[arg-type]
-        self.cross = torch.zeros(points, size, channels, **kind)  # type: ignore[arg-type]
-        self.square = torch.zeros(points, **kind)  # type: ignore[arg-type]
+
+        def zeros(*shape: int) -> torch.Tensor:
+            return torch.zeros(shape, dtype=torch.float64, device=device)
+
+        self.inner = zeros(points if weighted else 1, size, size)
+        self.cross = zeros(points, size, channels)
+        self.square = zeros(points)
 
     def add(
         self, image: torch.Tensor, covariates: torch.Tensor, weight: torch.Tensor | None = None

@@ -103,12 +103,10 @@ class Covariate:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON values, of its kind alone."""
+        said: dict[str, Any] = {"name": self.name, "kind": self.kind}
         if self.kind == "number":
-            names = ("name", "kind", "mean", "std", "low", "high")
-        else:
-            names = ("name", "kind", "categories", "shares")
-        said = {name: getattr(self, name) for name in names}
-        return {key: list(v) if isinstance(v, tuple) else v for key, v in said.items()}
+            return said | {"mean": self.mean, "std": self.std, "low": self.low, "high": self.high}
+        return said | {"categories": list(self.categories), "shares": list(self.shares)}
 
 
 @dataclass(frozen=True)
@@ -152,7 +150,7 @@ class CovariateCoding:
     @classmethod
     def from_list(cls, said: Iterable[Mapping[str, Any]]) -> CovariateCoding:
         """What `as_list` gave."""
-        plain = (
+        plain: Iterable[dict[str, Any]] = (
             {key: tuple(value) if isinstance(value, list) else value for key, value in one.items()}
             for one in said
         )

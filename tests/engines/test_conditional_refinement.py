@@ -12,6 +12,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from monai.bundle import ConfigParser
 
 from scripts.atlas.registration import fields_of
 from scripts.atlas.verification import verify_atlas
@@ -24,11 +25,13 @@ from scripts.engines.components import (
     train_dataset,
 )
 from scripts.engines.refinement import CohortRefinement
+from scripts.errors import CohortError, ConfigurationError, find_user_error
 from scripts.metrics import log_density_correlation
 from scripts.networks import AtlasNetwork, build_network, published_network, warp
 from scripts.phantom import Truth, load_truth, write_demo_cohort
 from scripts.settings import LearnedAtlasConfig
 
+ROOT = Path(__file__).resolve().parents[2]
 SHAPE = (24, 27, 24)
 OFFSET = 1e-3
 
@@ -82,7 +85,7 @@ def fitted(dataset: Path, work: Path, *covariates: str) -> Fitted:
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("ageing") / "demo"
-    write_demo_cohort(folder, subjects=8, held_out=0, shape=SHAPE, streamlines=60, age_effect=6.0)
+    write_demo_cohort(folder, subjects=8, held_out=2, shape=SHAPE, streamlines=60, age_effect=6.0)
     return folder
 
 
@@ -200,6 +203,80 @@ def test_an_atlas_at_a_chosen_age_is_published_beside_the_means_and_verifies(
         (age,) = about["covariates"]["coding"]
         assert age == cohort.coding.covariates[0].as_dict()
         assert all("age" in one["covariates"] for one in about["cohort"]["subjects"])
+
+
+# -- through the configurations --------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def models(conditional: Fitted, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A ckpt_dir with the conditional model."""
+    folder = tmp_path_factory.mktemp("models")
+    torch.save(conditional.network.state_dict(), folder / "model.pt")
+    return folder
+
+
+def run_config(name: str, run_id: str, **values: Any) -> None:
+    parser = ConfigParser()
+    parser.read_config(str(ROOT / "configs" / f"{name}.yaml"))
+    parser.update({"bundle_root": str(ROOT), "learned_atlas#device": "cpu", **values})
+    try:
+        parser.get_parsed_content(run_id)
+    except RuntimeError as error:  # as `report_errors_in_one_line` shows it
+        raise find_user_error(error) or error from None
+
+
+def test_new_subjects_bring_their_covariates_or_are_given_some(
+    dataset: Path, models: Path, truth: Truth, tmp_path: Path
+) -> None:
+    folders = {"ckpt_dir": str(models), "dataset_dir": str(dataset / ".truth" / "held_out")}
+    said = {}
+    for at in (None, "age=30", "mean"):
+        output = tmp_path / str(at)
+        run_config("inference", "registering", **folders, output_dir=str(output), at=at)
+        for one in truth.held_out:
+            folder = output / "registered" / one.name
+            said[at, one.name] = json.loads((folder / "registration.json").read_text())
+    years = truth.record["age"]["years"][-2:]
+    for one, age in zip(truth.held_out, years, strict=True):
+        assert said[None, one.name]["covariates"] == {"age": age}
+        assert said["age=30", one.name]["covariates"] == {"age": 30.0}
+        assert said["mean", one.name]["covariates"] == {}
+        before = [said[at, one.name]["log_density_correlation"]["before"] for at in (None, "mean")]
+        assert before[0] != before[1]
+
+
+def test_new_subjects_without_covariates_are_an_error(
+    dataset: Path, models: Path, truth: Truth, tmp_path: Path
+) -> None:
+    one = next((truth.held_out[0].path).rglob("fdt_paths.nii.gz"))
+    folders = {"ckpt_dir": str(models), "output_dir": str(tmp_path / "output")}
+    with pytest.raises(CohortError, match=r"participants.tsv can't be read"):
+        run_config("inference", "registering", **folders, input=str(one))
+    with pytest.raises(ConfigurationError, match="sex is no covariate of the model"):
+        run_config("inference", "registering", **folders, input=str(one), at="sex=F")
+    assert not (tmp_path / "output" / "registered").exists()
+
+
+def test_an_export_at_chosen_values_has_the_template_of_these_values(
+    dataset: Path, models: Path, conditional: Fitted, tmp_path: Path, caplog: Any
+) -> None:
+    folders = {
+        "ckpt_dir": str(models), "dataset_dir": str(dataset), "output_dir": str(tmp_path),
+        "learned_atlas#verify_jacobian": False,
+    }  # fmt: skip
+    run_config("export", "exporting", **folders, at="age=95")
+    assert "age = 95 is outside the cohort's range" in caplog.text
+    found = np.asarray(nib.load(tmp_path / "learned_atlas_at_age=95/atlas_mean.nii.gz").dataobj)
+    assert conditional.cohort.coding is not None
+    expected = conditional.at(float(conditional.cohort.coding.code({"age": 95})[0]))
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-9)
+    with pytest.raises(ConfigurationError, match="age = 'old': must be a number"):
+        run_config("export", "exporting", **folders, at="age=old")
+    assert [p.name for p in tmp_path.glob("learned_atlas*")] == ["learned_atlas_at_age=95"]
+
+
+# -- interruptions ---------------------------------------------------------------------------
 
 
 class _Interrupted:
