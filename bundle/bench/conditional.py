@@ -108,7 +108,7 @@ def draw(truth: Truth, network: AtlasNetwork, plain: Volume, folder: Path) -> No
         axis.set_title(title, color="white", fontsize=10, loc="left")
         axis.axis("off")
     folder.mkdir(parents=True, exist_ok=True)
-    figure.savefig(folder / "conditional_ages.png", dpi=80)
+    figure.savefig(folder / "conditional_ages.png", dpi=55)
 
     figure = Figure(figsize=(8, 5.6), layout="constrained")
     pairs = {"true change": truth.aged, "change of the conditional template": found}
