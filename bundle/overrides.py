@@ -160,7 +160,12 @@ def read_config(files: Sequence[Path]) -> dict[str, Any]:
 
 
 def _merge(config: dict[str, Any], key: str, value: Any) -> None:
-    """``key`` replaces; ``+key`` adds to the mapping or list that stands there."""
+    """``key`` replaces; ``+key`` adds to what stands there; ``#`` in it goes one level down."""
+    added = key.startswith("+")
+    first, *deeper = key.removeprefix("+").replace("::", "#").split("#", 1)
+    if deeper and isinstance(config.get(first), dict):
+        _merge(config[first], ("+" if added else "") + deeper[0], value)
+        return
     present = config.get(key[1:]) if key.startswith("+") else None
     if isinstance(present, dict) and isinstance(value, dict):
         present.update(value)

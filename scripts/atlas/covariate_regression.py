@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from scripts.losses.box import box_sum, window_size
+from scripts.processes import add_up
 
 __all__ = ["CovariateRegression", "shrunken"]
 
@@ -58,6 +59,12 @@ class CovariateRegression:
         self.inner += w[:, None, None] * torch.outer(row, row)
         self.cross += (w[:, None] * row)[:, :, None] * y[:, None, :]
         self.square += w * y.square().sum(1)
+
+    def join(self) -> None:
+        """Add up what the processes of a run took in, each its own subjects."""
+        count = torch.tensor([self.count])
+        add_up(self.inner, self.cross, self.square, count)
+        self.count = int(count)
 
     def solve(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Slopes, and how uncertain they are.

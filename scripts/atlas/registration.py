@@ -68,7 +68,7 @@ def estimate_velocity(
     template: int = 0,
     loss: AtlasLoss | None = None,
     iterations: int = 0,
-    lr: float = 0.1,
+    lr: float = 0.3,
     covariates: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """The network's velocity for one subject, polished by `refine_velocity` where asked.
@@ -98,7 +98,7 @@ def polished_velocity(
     image: torch.Tensor,
     velocity: torch.Tensor,
     iterations: int,
-    lr: float = 0.1,
+    lr: float = 0.3,
     template: int = 0,
     covariates: torch.Tensor | None = None,
 ) -> torch.Tensor:

@@ -39,12 +39,19 @@ from scripts.cohort.discovery import (
 )
 from scripts.cohort.grid import CropBox, Grid
 from scripts.cohort.layouts import LAYOUTS, Alternative, alternatives, drop_tract
+from scripts.cohort.streamlines import (
+    CountedMap,
+    count_density,
+    read_reference,
+    write_density,
+)
 
 __all__ = [
     "LAYOUTS",
     "Alternative",
     "Candidate",
     "Cohort",
+    "CountedMap",
     "Covariate",
     "CovariateCoding",
     "CropBox",
@@ -65,6 +72,7 @@ __all__ = [
     "are_left_and_right",
     "candidates_from_files",
     "check_density",
+    "count_density",
     "density_divisor",
     "drop_tract",
     "find_subjects",
@@ -75,5 +83,7 @@ __all__ = [
     "read_density",
     "read_new_subjects",
     "read_participants",
+    "read_reference",
     "waytotal_file",
+    "write_density",
 ]

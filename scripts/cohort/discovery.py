@@ -15,6 +15,7 @@ from pathlib import Path
 from scripts.cohort.layouts import Alternative, alternatives
 from scripts.errors import CohortError, ConfigurationError
 from scripts.settings import LearnedAtlasConfig
+from scripts.tractograms import is_tractogram
 
 __all__ = [
     "Candidate",
@@ -29,7 +30,9 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 ONE_BY_ONE = "files named one by one"
-OUTPUT_FOLDERS = frozenset({"atlas", "learned_atlas", "atlas_in_patient_space", "registered"})
+OUTPUT_FOLDERS = frozenset(
+    {"atlas", "barycentre", "learned_atlas", "atlas_in_patient_space", "registered"}
+)
 
 
 @dataclass(frozen=True)
@@ -429,6 +432,7 @@ def _match_tail(file: Path, config: LearnedAtlasConfig) -> _Match:
                 groups = match.groupdict()
                 return _Match(file, groups["subject"], groups.get("tract"), file.as_posix())
     stem = file.name.removesuffix(".gz").removesuffix(".nii")
+    stem = file.stem if is_tractogram(file) else stem
     subject = re.match(r"sub-[A-Za-z0-9]+(?=_|$)", stem)
     tract = re.search(r"_bundle-([A-Za-z0-9]+)", stem)
     name = stem if subject is None else subject[0]

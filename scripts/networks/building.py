@@ -121,7 +121,8 @@ def build_network(
         "crop": {"start": list(cohort.crop.start), "stop": list(cohort.crop.stop)},
         "normalisation": cohort.normalisation,
         "tracts": list(cohort.tracts),
-        "settings": settings.as_dict(),
+        # Which of several devices it was is no part of a model, and differs between processes.
+        "settings": {**settings.as_dict(), "device": torch.device(settings.device).type},
     }
     if cohort.coding is not None:
         description["covariates"] = cohort.coding.as_list()
@@ -142,6 +143,7 @@ def _network(template: np.ndarray | torch.Tensor, description: dict[str, Any]) -
         dec_features=model["dec_features"],
         int_steps=model["int_steps"],
         field_resolution=model["field_resolution"],
+        velocity_smoothing=model["velocity_smoothing"],
         checkpointing=model["checkpointing"],
         description=description,
         covariates=0 if coding is None else len(coding.columns),
