@@ -17,6 +17,8 @@ from monai.bundle import ConfigParser
 from scripts.atlas.registration import fields_of
 from scripts.atlas.verification import verify_atlas
 from scripts.cohort import Cohort, read_cohort
+from scripts.consumers.carrying import AtlasCarrier
+from scripts.consumers.settings import AtlasToPatientConfig
 from scripts.engines.components import (
     atlas_loss,
     cohort_publisher,
@@ -244,6 +246,24 @@ def test_new_subjects_bring_their_covariates_or_are_given_some(
         assert said["mean", one.name]["covariates"] == {}
         before = [said[at, one.name]["log_density_correlation"]["before"] for at in (None, "mean")]
         assert before[0] != before[1]
+
+
+def test_fields_of_new_subjects_carry_the_means_atlas_and_no_other(
+    dataset: Path, models: Path, truth: Truth, conditional: Fitted, tmp_path: Path
+) -> None:
+    folders = {"ckpt_dir": str(models), "dataset_dir": str(dataset / ".truth" / "held_out")}
+    run_config("inference", "registering", **folders, output_dir=str(tmp_path))
+    made = (conditional.network, conditional.cohort, conditional.config, conditional.velocities)
+    name = truth.held_out[0].name
+    asked = AtlasToPatientConfig.load({"patients": [name]})
+    for at in (None, {"age": 30}):
+        atlas = cohort_publisher(*made, tmp_path, at=at).publish()
+        if at is None:
+            AtlasCarrier(atlas, asked, tmp_path / "registered", tmp_path / "carried").run()
+            assert (tmp_path / "carried" / name).is_dir()
+        else:
+            with pytest.raises(CohortError, match=r"template of the cohort's mean.*'age': 30"):
+                AtlasCarrier(atlas, asked, tmp_path / "registered", tmp_path / "carried")
 
 
 def test_new_subjects_without_covariates_are_an_error(
