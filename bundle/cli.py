@@ -163,6 +163,17 @@ def _parser() -> argparse.ArgumentParser:
         )
     demo = verbs.add_parser("demo", help="make the demo cohort, and train nothing")
     demo.add_argument("--folder", type=Path, default=DEMO_FOLDER, help="where (%(default)s)")
+    demo.add_argument(
+        "--age_effect",
+        type=float,
+        metavar="MM",
+        help="instead: a new cohort whose people have an age (participants.tsv) that moves their "
+        "anatomy by so many mm a standard deviation",
+    )
+    demo.add_argument("--subjects", type=int, default=12, help="with --age_effect (%(default)s)")
+    demo.add_argument(
+        "--size", type=int, default=64, help="voxels from left to right, likewise (%(default)s)"
+    )
     density = verbs.add_parser(
         "density", help="count tractograms into a density map, each streamline once per voxel"
     )
@@ -251,10 +262,7 @@ def _exit_codes() -> str:
 
 def _run_tool(options: argparse.Namespace) -> int:
     if options.verb == "demo":
-        from scripts.phantom import ensure_demo_cohort
-
-        print(ensure_demo_cohort(options.folder))
-        return 0
+        return _demo(options.folder, options.age_effect, options.subjects, options.size)
     if options.verb == "density":
         from bundle.density import write_map_of
 
@@ -272,6 +280,21 @@ def _run_tool(options: argparse.Namespace) -> int:
     if options.verb == "pack":
         return _pack(options.ckpt_dir, options.output, options.data_source)
     return _write_settings_page(SETTINGS_PAGE, options.check)
+
+
+def _demo(folder: Path, age_effect: float | None, subjects: int, size: int) -> int:
+    from scripts.phantom import ensure_demo_cohort, write_demo_cohort
+
+    if age_effect is None:
+        print(ensure_demo_cohort(folder))
+        return 0
+    try:
+        shape = (size, size * 9 // 8, size)
+        print(write_demo_cohort(folder, subjects=subjects, shape=shape, age_effect=age_effect))
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_USAGE
+    return 0
 
 
 def _pack(ckpt_dir: Path, output: Path, data_source: str | None) -> int:

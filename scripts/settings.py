@@ -250,6 +250,12 @@ class LearnedAtlasCohortConfig(_Section):
         "folder). Null takes every subject found.",
         "null, a non-empty list of distinct names, or the path of a .txt or .csv file",
     )
+    participants: Text = _setting(
+        "participants.tsv",
+        "Table of the subjects' covariates (BIDS: tab-separated, with a participant_id), relative "
+        "to the dataset folder; read where model.covariates names any.",
+        "the path of a .tsv file",
+    )
     exclude: Texts = _setting(
         [], "Names of subjects to leave out.", "a list of distinct, non-empty names"
     )
@@ -315,6 +321,13 @@ class LearnedAtlasCohortConfig(_Section):
             raise ValueError("is neither a list nor a .txt or .csv file")
         return subjects
 
+    @field_validator("participants")
+    @classmethod
+    def _check_participants(cls, path: str) -> str:
+        if not path.lower().endswith(".tsv") or not path[:-4].strip():
+            raise ValueError("is no .tsv file")
+        return path
+
     @field_validator("reference", "density_dir")
     @classmethod
     def _check_path(cls, path: str | None) -> str | None:
@@ -353,6 +366,18 @@ class LearnedAtlasModelConfig(_Section):
         "a number > 0",
         gt=0,
     )
+    covariates: Texts = _setting(
+        [],
+        "Columns of cohort.participants that the template depends on (a conditional template): "
+        "numbers are standardised, anything else is a category. Empty: one template for all.",
+        "a list of distinct, non-empty names other than participant_id, without = or comma; with "
+        "any, n_templates must be 1 and refine.rounds >= 1",
+    )
+    categorical_covariates: Texts = _setting(
+        [],
+        "Covariates whose numbers are names of categories, such as the site's.",
+        "a list of distinct names out of covariates",
+    )
     int_steps: Integer = _setting(
         7,
         "Scaling-and-squaring steps; 0 takes the network's output as the displacement itself.",
@@ -389,6 +414,28 @@ class LearnedAtlasModelConfig(_Section):
         "Recompute activations in the backward pass: less memory, more time.",
         "true or false",
     )
+
+    @field_validator("covariates")
+    @classmethod
+    def _check_covariates(cls, names: list[str], info: ValidationInfo) -> list[str]:
+        _check_names(names)
+        for name in names:
+            if re.search(r"[=,\x00-\x1f]", name) or name in ("participant_id", "mean"):
+                raise ValueError(f"names {name!r}, which can't be a covariate")
+        if names and info.data.get("n_templates", 1) > 1:
+            raise ValueError(
+                "several templates (n_templates) that each depend on covariates aren't supported"
+            )
+        return names
+
+    @field_validator("categorical_covariates")
+    @classmethod
+    def _check_categorical(cls, names: list[str], info: ValidationInfo) -> list[str]:
+        _check_names(names)
+        unknown = [name for name in names if name not in info.data.get("covariates", names)]
+        if unknown:
+            raise ValueError(f"names {unknown[0]!r}, which isn't in covariates")
+        return names
 
     @field_validator("enc_features", "dec_features")
     @classmethod
@@ -612,8 +659,12 @@ class LearnedAtlasConfig(_Section):
     optimizer: Annotated[LearnedAtlasOptimizerConfig, BeforeValidator(_to_section)] = _section(
         LearnedAtlasOptimizerConfig, "Training."
     )
-    refine: Annotated[LearnedAtlasRefineConfig, BeforeValidator(_to_section)] = _section(
-        LearnedAtlasRefineConfig, "Refinement after training."
+    # After `model`: what depends on covariates is fitted in the rounds.
+    refine: Annotated[LearnedAtlasRefineConfig, BeforeValidator(_to_section)] = Field(
+        default_factory=LearnedAtlasRefineConfig,
+        description="Refinement after training.",
+        json_schema_extra={"rule": "a mapping of settings"},
+        validate_default=True,
     )
 
     @field_validator("affine_native_relpath")
@@ -679,6 +730,19 @@ class LearnedAtlasConfig(_Section):
                 "there must be one channel per tract"
             )
         return cohort
+
+    @field_validator("refine")
+    @classmethod
+    def _check_refine(
+        cls, refine: LearnedAtlasRefineConfig, info: ValidationInfo
+    ) -> LearnedAtlasRefineConfig:
+        model = info.data.get("model")
+        if model is not None and model.covariates and refine.rounds == 0:
+            raise ValueError(
+                f"rounds is 0 and model.covariates is {model.covariates}; what the template owes "
+                "to covariates is fitted in the rounds of refinement: take at least 1, better 5"
+            )
+        return refine
 
 
 # ---------------------------------------------------------------------------------------------

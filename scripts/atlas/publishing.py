@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import platform
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -23,7 +24,7 @@ from scripts.atlas.quality_page import SubjectQuality, quality_page
 from scripts.atlas.registration import Registration, fields_of
 from scripts.atlas.sidecars import describe_atlas
 from scripts.atlas.statistics import DensityStatistics
-from scripts.cohort import Cohort
+from scripts.cohort import Cohort, CovariateCoding, Values
 from scripts.errors import FoldingError, StorageError, TractAtlasError, TrainingError
 from scripts.metrics import log_density_correlation
 from scripts.networks.atlas_network import AtlasNetwork
@@ -168,6 +169,9 @@ class AtlasPublisher:
         state: of the run, told when its atlas is out.
         device: where fields are made.
         bar: makes a progress bar for so many subjects.
+        coding: of a conditional template's covariates.
+        at: covariates to publish it at; then everything leads to the template there, and goes to
+            ``<output_subdir>_at_<values>``. None: the cohort's mean.
     """
 
     def __init__(
@@ -183,18 +187,23 @@ class AtlasPublisher:
         state: State | None = None,
         device: torch.device | str = "cpu",
         bar: Any = None,
+        coding: CovariateCoding | None = None,
+        at: Values | None = None,
     ) -> None:
         self.network = network
         self.dataset = dataset
         self.cohort = cohort
         self.settings = settings
         self.velocities = velocities
-        self.folder = Path(output_dir) / settings.output_subdir
+        name = settings.output_subdir if at is None else f"{settings.output_subdir}_{_label(at)}"
+        self.folder = Path(output_dir) / name
         self.model_file = model_file
         self.history = history
         self.state = state
         self.device = torch.device(device)
         self.bar = bar
+        self.coding = coding
+        self.at = at
 
     @torch.no_grad()
     def publish(self) -> Path:
@@ -305,6 +314,21 @@ class AtlasPublisher:
         }
         return emitted
 
+    def _point(self) -> torch.Tensor | None:
+        """The chosen covariates, coded ``(1, p)``; None for the cohort's mean."""
+        if self.at is None or self.coding is None:
+            return None
+        return torch.as_tensor(self.coding.code(self.at))[None].to(self.device)
+
+    def _towards(self) -> torch.Tensor | None:
+        """The velocity of the template there, ``(1, d, *reduced)``; None for the mean's."""
+        point = self._point()
+        return None if point is None else self.network.covariate_velocity(point)
+
+    def _template_density(self) -> torch.Tensor:
+        """What is published as the mean, ``(K, C, *crop)``."""
+        return self.network.template_density(self._point())
+
     def _emit_subject(
         self,
         index: int,
@@ -325,7 +349,7 @@ class AtlasPublisher:
             if weight < NEGLIGIBLE_SHARE and k != home:
                 continue
             velocity = self.velocities.velocity(index, k)
-            found = fields_of(self.network, velocity, crop, grid.shape)
+            found = fields_of(self.network, velocity, crop, grid.shape, self._towards())
             moved = found.subject_in_template(density)
             emitted.statistics[k].add(moved[0].cpu().numpy(), weight)
             if k != home:
@@ -345,7 +369,7 @@ class AtlasPublisher:
                     "subject": name,
                     "correlation": log_density_correlation(
                         crop.crop(moved[0]).cpu().numpy(),
-                        self.network.template_density()[k].cpu().numpy(),
+                        self._template_density()[k].cpu().numpy(),
                         self.network.log_offset,
                     ),
                     "smallest_jacobian": found.smallest_jacobian,
@@ -382,7 +406,7 @@ class AtlasPublisher:
         """The five maps; with K > 1 a folder a template. Returns them for the quality page."""
         shown: dict[str, np.ndarray] = {}
         grid, crop = self.cohort.grid, self.cohort.crop
-        learned = self.network.template_density()
+        learned = self._template_density()
         for k, gathered in enumerate(statistics):
             folder = staging
             if len(statistics) > 1:
@@ -403,7 +427,7 @@ class AtlasPublisher:
         """The quality page."""
         volumes = {
             f"template {k + 1}" if self.network.n_templates > 1 else "template": density
-            for k, density in enumerate(self.network.template_density().cpu().numpy())
+            for k, density in enumerate(self._template_density().cpu().numpy())
         }
         volumes["plain average"] = self.cohort.mean_density
         volumes |= emitted.pictures
@@ -429,6 +453,7 @@ class AtlasPublisher:
             "log_offset": self.network.log_offset,
             "n_subjects": len(self.cohort.subjects),
             "cohort": self.cohort.as_dict(),
+            **self._covariates(),
             "mixture": {
                 subject.name: [round(float(w), 6) for w in assignment[i]]
                 for i, subject in enumerate(self.cohort.subjects)
@@ -457,6 +482,24 @@ class AtlasPublisher:
                 },
             },
         }
+
+    def _covariates(self) -> dict[str, Any]:
+        """What a conditional template says of its covariates."""
+        if self.coding is None:
+            return {}
+        return {
+            "covariates": {
+                "at": None if self.at is None else dict(self.at),
+                "coding": self.coding.as_list(),
+                "columns": self.coding.columns,
+            }
+        }
+
+
+def _label(at: Values) -> str:
+    """Chosen values as the end of a folder's name."""
+    said = ",".join(f"{k}={v:g}" if isinstance(v, float) else f"{k}={v}" for k, v in at.items())
+    return "at_" + (re.sub(r"[^\w.+=,@()-]", "-", said)[:120].rstrip(".") or "mean")
 
 
 def _json(values: Any) -> str:

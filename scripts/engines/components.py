@@ -14,7 +14,13 @@ import torch
 from monai.transforms import Compose
 
 from scripts.atlas.publishing import AtlasPublisher, weights_identity
-from scripts.cohort import Cohort, NewSubjects, read_cohort, read_new_subjects
+from scripts.cohort import (
+    Cohort,
+    NewSubjects,
+    parse_values,
+    read_cohort,
+    read_new_subjects,
+)
 from scripts.data import density_dataset, density_transforms
 from scripts.engines.exporting import NetworkVelocities, in_box
 from scripts.engines.handlers.loss_history import LossHistory
@@ -26,7 +32,7 @@ from scripts.errors import CohortError, ConfigurationError
 from scripts.lock import lock_folders
 from scripts.losses.atlas_loss import AtlasLoss
 from scripts.networks.atlas_network import AtlasNetwork
-from scripts.networks.building import published_geometry, published_network
+from scripts.networks.building import published_coding, published_geometry, published_network
 from scripts.networks.checkpoint import load_checkpoint
 from scripts.networks.precision import open_device
 from scripts.processes import barrier, from_first, is_first, share, stop_together, world_size
@@ -250,8 +256,9 @@ def cohort_refinement(
     loss: AtlasLoss,
     folder: str | Path,
     settings: LearnedAtlasConfig,
+    cohort: Cohort | None = None,
 ) -> CohortRefinement:
-    """The refinement that the settings ask for."""
+    """The refinement that the settings ask for; covariates, where asked for, come by ``cohort``."""
     return CohortRefinement(
         network,
         dataset,
@@ -263,6 +270,8 @@ def cohort_refinement(
         dtype=settings.dtype,
         device=torch.device(settings.device),
         mixture_sharpness=settings.model.mixture_sharpness,
+        design=None if cohort is None else cohort.design(),
+        window=settings.loss.window,
     )
 
 
@@ -275,8 +284,20 @@ def cohort_publisher(
     model_file: str | Path | None = None,
     history: Any = None,
     state: Any = None,
+    at: str | Mapping[str, Any] | None = None,
 ) -> AtlasPublisher:
-    """Publishes the cohort's atlas from LINEAR densities, read again one subject at a time."""
+    """Publishes the cohort's atlas from LINEAR densities, read again one subject at a time.
+
+    ``at`` asks for a conditional template at chosen covariates, see `parse_values`; it goes to a
+    folder of its own.
+
+    Raises:
+        ConfigurationError: ``at`` can't be understood.
+    """
+    coding = published_coding(network)
+    values = parse_values(at, coding)
+    for sentence in coding.beyond(values) if coding is not None and values is not None else ():
+        logger.warning("%s", sentence)
     dataset: Any = density_dataset(
         cohort.datalist(), cohort_transforms(cohort, settings, log=False), cache="none"
     )
@@ -292,6 +313,8 @@ def cohort_publisher(
         state=state,
         device=torch.device(settings.device),
         bar=progress_bar,
+        coding=coding,
+        at=values or None,
     )
 
 
@@ -331,7 +354,7 @@ def open_published_cohort(
     Raises:
         CohortError: see `read_cohort`; or the cohort isn't on the model's grid.
     """
-    cohort = read_cohort(dataset_dir, settings)
+    cohort = read_cohort(dataset_dir, settings, coding=published_coding(network))
     grid, crop = published_geometry(network)
     difference = cohort.grid.same_as(grid)
     if difference is not None:
@@ -354,10 +377,11 @@ def published_velocities(
     loss: AtlasLoss,
     state: RunState,
     settings: LearnedAtlasConfig,
+    cohort: Cohort | None = None,
 ) -> CohortRefinement | NetworkVelocities:
     """The training's own velocities where they still lie, else what the network finds now."""
     if state.belongs_to(weights_identity(network)):
-        stored = cohort_refinement(network, dataset, loss, state.refinement, settings)
+        stored = cohort_refinement(network, dataset, loss, state.refinement, settings, cohort)
         stored.run()  # all its rounds are done: it only reads them
         return stored
     logger.warning(
@@ -376,6 +400,7 @@ def published_velocities(
         dtype=settings.dtype,
         device=torch.device(settings.device),
         mixture_sharpness=settings.model.mixture_sharpness,
+        design=None if cohort is None else cohort.design(),
     )
 
 
@@ -394,6 +419,7 @@ def open_new_subjects(
     dataset_dir: str | Path,
     maps: str | Path | Sequence[str | Path] | None = None,
     written: Sequence[str | Path] = (),
+    at: str | Mapping[str, Any] | None = None,
 ) -> NewSubjects:
     """Subjects to register, checked against the atlas's grid.
 
@@ -403,16 +429,21 @@ def open_new_subjects(
         dataset_dir: a folder in a cohort's layout.
         maps: a map, or a list of them, in place of the folder.
         written: folders that the run will write to; they are locked while the result is in use.
+        at: covariates of all of them, see `parse_values`; None: looked up in the table.
 
     Raises:
         StorageError: see `open_network`.
         CohortError: see `read_new_subjects`.
+        ConfigurationError: ``at`` can't be understood.
     """
     if maps is not None and not maps:
         raise CohortError("input names no map; give it a .nii.gz file or a list of them")
     grid, crop = published_geometry(network)
+    coding = published_coding(network)
+    values = parse_values(at, coding)
+    source = dataset_dir if maps is None else maps
     with reserved(written) as users:
-        found = read_new_subjects(dataset_dir if maps is None else maps, settings, grid, crop)
+        found = read_new_subjects(source, settings, grid, crop, coding, values)
         users.append(found)
     return found
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from scipy.cluster.vq import kmeans2
 
-from scripts.cohort import Cohort, CropBox, Grid
+from scripts.cohort import Cohort, CovariateCoding, CropBox, Grid
 from scripts.errors import CheckpointError
 from scripts.networks.atlas_network import AtlasNetwork, description_in
 from scripts.networks.checkpoint import load_checkpoint
@@ -23,6 +23,7 @@ __all__ = [
     "PublishedNetwork",
     "build_network",
     "initial_templates",
+    "published_coding",
     "published_geometry",
     "published_network",
     "published_settings",
@@ -124,6 +125,8 @@ def build_network(
         # Which of several devices it was is no part of a model, and differs between processes.
         "settings": {**settings.as_dict(), "device": torch.device(settings.device).type},
     }
+    if cohort.coding is not None:
+        description["covariates"] = cohort.coding.as_list()
     network = _network(template, description)
     present = torch.from_numpy(cohort.mean_density > 0).float()[None]
     pool = F.max_pool3d if network.spatial_dims == 3 else F.max_pool2d
@@ -157,6 +160,7 @@ def _network(
     kind: type[AtlasNetwork] = AtlasNetwork,
 ) -> AtlasNetwork:
     model = description["settings"]["model"]
+    coding = _coding(description)
     return kind(
         template,
         log_offset=description["settings"]["loss"]["log_offset"],
@@ -167,7 +171,18 @@ def _network(
         velocity_smoothing=model["velocity_smoothing"],
         checkpointing=model["checkpointing"],
         description=description,
+        covariates=0 if coding is None else len(coding.columns),
     )
+
+
+def _coding(description: dict[str, Any]) -> CovariateCoding | None:
+    said = description.get("covariates")
+    return None if said is None else CovariateCoding.from_list(said)
+
+
+def published_coding(network: AtlasNetwork) -> CovariateCoding | None:
+    """How the covariates of a conditional template are coded; None for an unconditional one."""
+    return _coding(network.description)
 
 
 def published_network(path: str | Path) -> AtlasNetwork:

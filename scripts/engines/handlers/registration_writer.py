@@ -175,8 +175,14 @@ class RegistrationWriter:
         """``registration.json``: how well the atlas fits, and what the fit was made of."""
         k = int(item["template"])
         velocity = item["velocity"][None]
+        covariates = item["covariates"][None] if "covariates" in item else None
         here = self.crop.crop(atlas)
-        before = self.network.template_density()[k].cpu().numpy()
+        if covariates is None:
+            before = self.network.template_density()[k].cpu().numpy()
+            start = torch.zeros_like(velocity)
+        else:
+            before = self.network.template_density(covariates)[0].cpu().numpy()
+            start = self.network.covariate_velocity(covariates)
         presence, offset = self.settings.presence_value, self.network.log_offset
         own = subject > 0
         return {
@@ -186,6 +192,7 @@ class RegistrationWriter:
                  "sha256": one.sha256}
                 for one in self.subjects[item["subject"]].maps
             ],
+            **self._covariates(item["subject"]),
             "normalisation": self.settings.cohort.normalisation,
             "training_space": self.settings.training_space,
             "weights": self.weights,
@@ -193,8 +200,8 @@ class RegistrationWriter:
             "n_templates": self.network.n_templates,
             "refinement_iterations": self.settings.refine.new_subject_iterations,
             "loss": {
-                "before": self._losses(image, torch.zeros_like(velocity), k),
-                "after": self._losses(image, velocity, k),
+                "before": self._losses(image, start, k, covariates),
+                "after": self._losses(image, velocity, k, covariates),
             },
             "log_density_correlation": {
                 "support": "density of the subject > 0",
@@ -211,6 +218,21 @@ class RegistrationWriter:
             "seconds": round(float(item["seconds"]), 3),
         }  # fmt: skip
 
-    def _losses(self, image: torch.Tensor, velocity: torch.Tensor, k: int) -> dict[str, float]:
-        warped = self.network.warped_template(self.network.displacement(velocity), k)
+    def _covariates(self, subject: str) -> dict[str, Any]:
+        values = dict(self.subjects[subject].covariates)
+        coded = self.network.covariates > 0
+        return {"covariates": values} if coded else {}
+
+    def _losses(
+        self,
+        image: torch.Tensor,
+        velocity: torch.Tensor,
+        k: int,
+        covariates: torch.Tensor | None = None,
+    ) -> dict[str, float]:
+        """The terms as the refinement sees them: smoothness of what covariates don't explain."""
+        network = self.network
+        warped = network.warped_template(network.displacement(velocity), k, covariates)
+        if covariates is not None:
+            velocity = velocity - network.covariate_velocity(covariates)
         return {name: float(term) for name, term in self.loss(warped, image, velocity).items()}
