@@ -144,7 +144,8 @@ class TractSimilarityConfig(Section):
     )
     leave_one_out: Flag = setting(
         True,
-        "Compare each subject with the mean of the others' maps as well, all as they lie.",
+        "Compare each subject with the average of the others as well, carried through the template "
+        "into its space.",
         "true or false",
     )
 

@@ -19,7 +19,6 @@ from scripts.cohort import Cohort, NewSubjects, read_cohort, read_new_subjects
 from scripts.data import density_dataset, density_transforms
 from scripts.engines.exporting import NetworkVelocities, in_box
 from scripts.engines.handlers.loss_history import LossHistory
-from scripts.engines.handlers.progress import progress_bar
 from scripts.engines.refinement import CohortRefinement
 from scripts.engines.run_state import RunState
 from scripts.engines.space import checkpoint_bytes, output_bytes
@@ -30,6 +29,7 @@ from scripts.networks.atlas_network import AtlasNetwork
 from scripts.networks.building import published_geometry, published_network
 from scripts.networks.checkpoint import load_checkpoint
 from scripts.networks.precision import open_device
+from scripts.progress import progress_bar
 from scripts.settings import LearnedAtlasConfig
 from scripts.storage import check_space, check_writable
 

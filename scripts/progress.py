@@ -1,0 +1,21 @@
+"""How far a long job is."""
+
+from __future__ import annotations
+
+import sys
+
+from tqdm import tqdm
+
+__all__ = ["progress_bar"]
+
+
+def progress_bar(total: int, what: str, initial: int = 0) -> tqdm:
+    """A bar with time left, on stderr; where that is no terminal, a line every 10 seconds."""
+    return tqdm(
+        total=total,
+        initial=initial,
+        desc=what,
+        file=sys.stderr,
+        dynamic_ncols=True,
+        mininterval=0.5 if sys.stderr.isatty() else 10.0,
+    )
