@@ -47,6 +47,12 @@ JOBS = {
     "average": Job("configs/average.yaml", "averaging", "average a cohort without learning"),
     "carry": Job("configs/atlas_to_patient.yaml", "carrying", "bring an atlas's maps to patients"),
     "compare": Job("configs/tract_similarity.yaml", "comparing", "hold subjects against an atlas"),
+    "evaluate": Job(
+        "configs/evaluate.yaml", "evaluating", "hold an atlas against subjects it wasn't made of"
+    ),
+    "cross-validate": Job(
+        "configs/evaluate.yaml", "cross_validating", "train and evaluate fold by fold"
+    ),
     "check": Job("configs/train.yaml", None, "check settings and dataset, and run nothing"),
 }
 TOOLS = ("demo", "pack", "settings-docs", "verify")
@@ -232,6 +238,7 @@ def _run_job(job: Job, arguments: Sequence[str]) -> int:
     from bundle.overrides import (
         UsageError,
         apply_overrides,
+        check_other_blocks,
         early_settings,
         locate_config_files,
         parse_overrides,
@@ -244,6 +251,7 @@ def _run_job(job: Job, arguments: Sequence[str]) -> int:
     overrides = {**_absolute_root(config), **overrides}
     passed = apply_overrides(config, overrides)
     settings = early_settings(config)
+    check_other_blocks(config)
     if job.run_id is None:
         return _check(config, settings)
     run_id = passed.pop("run_id", job.run_id)

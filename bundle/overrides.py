@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+import importlib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -21,6 +22,13 @@ from scripts.errors import ConfigurationError
 from scripts.settings import LearnedAtlasConfig
 
 SETTINGS_BLOCK = "learned_atlas"
+# The other blocks of settings that a configuration may have, and what validates them.
+OTHER_BLOCKS = {
+    "atlas_to_patient": "scripts.consumers.settings:AtlasToPatientConfig",
+    "evaluate": "scripts.evaluation.settings:EvaluateConfig",
+    "tract_similarity": "scripts.consumers.settings:TractSimilarityConfig",
+}
+BLOCKS = (SETTINGS_BLOCK, *OTHER_BLOCKS)
 # Arguments of MONAI's own `run`, `ConfigWorkflow` and experiment tracking: never keys of a config.
 MONAI_ARGUMENTS = frozenset(
     {
@@ -216,7 +224,7 @@ def _set(config: dict[str, Any], parts: Sequence[str], value: Any) -> int | None
         last = depth == len(parts) - 1
         if isinstance(here, list) and part.isdigit() and int(part) < len(here):
             index: Any = int(part)
-        elif isinstance(here, dict) and (part in here or last or parts[0] == SETTINGS_BLOCK):
+        elif isinstance(here, dict) and (part in here or last or parts[0] in BLOCKS):
             index = part
         elif isinstance(here, str) and here[:1] in "$@%":
             return None  # what an expression holds is known to MONAI alone
@@ -277,6 +285,26 @@ def early_settings(config: Mapping[str, Any]) -> LearnedAtlasConfig | None:
         if left_out <= STANDALONE_SETTINGS:
             raise
         return None
+
+
+def check_other_blocks(config: Mapping[str, Any]) -> None:
+    """Validate the blocks of settings beside ``learned_atlas``, as far as MONAI isn't needed.
+
+    Args:
+        config: the configuration, overrides applied.
+
+    Raises:
+        ConfigurationError: a setting breaks its rule.
+    """
+    for name, place in OTHER_BLOCKS.items():
+        block = config.get(name)
+        if block is None or isinstance(block, str):
+            continue
+        left_out: set[str] = set()
+        known = _known_part(config, block, left_out, "") if isinstance(block, Mapping) else block
+        if not left_out:
+            module, _, kind = place.partition(":")
+            getattr(importlib.import_module(module), kind).load(known)
 
 
 def _known_part(

@@ -28,7 +28,17 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-OUTPUT_FOLDERS = frozenset({"atlas", "learned_atlas", "atlas_in_patient_space", "registered"})
+OUTPUT_FOLDERS = frozenset(
+    {
+        "atlas",
+        "atlas_in_patient_space",
+        "cross_validation",
+        "evaluation",
+        "learned_atlas",
+        "registered",
+        "tract_similarity",
+    }
+)
 
 
 @dataclass(frozen=True)
