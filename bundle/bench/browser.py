@@ -40,6 +40,15 @@ FLAGS = (
     "--remote-debugging-pipe",
 )
 
+# The protocol's pipe is at descriptors 3 and 4; whichever ours are, they are put there.
+_LAUNCHER = """
+import fcntl, os, sys
+ends = [fcntl.fcntl(int(end), fcntl.F_DUPFD, 10) for end in sys.argv[1:3]]
+for end, place in zip(ends, (3, 4)):
+    os.dup2(end, place)
+os.execv(sys.argv[3], sys.argv[3:])
+"""
+
 
 def find_chromium() -> str | None:
     """The first Chromium on the path; None where there is none."""
@@ -86,8 +95,7 @@ class Browser:
         command_end, self._to = os.pipe()
         self._from, answer_end = os.pipe()
         self.process = subprocess.Popen(
-            # The protocol's pipe is at descriptors 3 and 4; sh puts ours there, whichever they are.
-            ["sh", "-c", f'exec "$@" 3<&{command_end} 4>&{answer_end}', "sh", program, *FLAGS,
+            [sys.executable, "-c", _LAUNCHER, str(command_end), str(answer_end), program, *FLAGS,
              f"--user-data-dir={self.profile}", f"--window-size={width},900", "about:blank"],
             pass_fds=[command_end, answer_end], stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,

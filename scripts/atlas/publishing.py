@@ -24,8 +24,9 @@ from scripts.atlas.registration import Registration, fields_of
 from scripts.atlas.statistics import DensityStatistics
 from scripts.cohort import Cohort
 from scripts.errors import FoldingError, TrainingError
-from scripts.metrics import log_density_correlation
-from scripts.networks.atlas_network import AtlasNetwork
+from scripts.losses.atlas_loss import AtlasLoss
+from scripts.metrics import dice, log_density_correlation
+from scripts.networks.atlas_network import AtlasNetwork, density_of, log_density_of
 from scripts.settings import LearnedAtlasConfig
 from scripts.storage import file_hash, publish_folder, write_whole
 
@@ -118,6 +119,7 @@ class AtlasPublisher:
         state: of the run, told when its atlas is out.
         device: where fields are made.
         bar: makes a progress bar for so many subjects.
+        loss: the training's, told of each subject on the quality page.
     """
 
     def __init__(
@@ -133,6 +135,7 @@ class AtlasPublisher:
         state: State | None = None,
         device: torch.device | str = "cpu",
         bar: Any = None,
+        loss: AtlasLoss | None = None,
     ) -> None:
         self.network = network
         self.dataset = dataset
@@ -145,6 +148,7 @@ class AtlasPublisher:
         self.state = state
         self.device = torch.device(device)
         self.bar = bar
+        self.loss = loss
 
     @torch.no_grad()
     def publish(self) -> Path:
@@ -225,6 +229,7 @@ class AtlasPublisher:
                                     template[k].cpu().numpy(),
                                     self.network.log_offset,
                                 ),
+                                **self._fit(k, inside, velocity, found),
                                 "smallest_jacobian": found.smallest_jacobian,
                                 "displacement": length**0.5,
                             }
@@ -246,6 +251,20 @@ class AtlasPublisher:
             "displacement_rms_voxels": (squared / n) ** 0.5,
         }
         return emitted
+
+    def _fit(
+        self, k: int, inside: torch.Tensor, velocity: torch.Tensor, found: Registration
+    ) -> dict[str, float | None]:
+        """A subject's loss, and the overlap of the template in its space with its presence."""
+        image = log_density_of(inside, self.network.log_offset)
+        warped = self.network.warped_template(self.cohort.crop.crop(found.to_subject), k)
+        loss = None if self.loss is None else float(self.loss(warped, image, velocity)["loss"])
+        level = self.settings.presence_value
+        there, own = (
+            m[0].cpu().numpy() > level
+            for m in (density_of(warped, self.network.log_offset), inside)
+        )
+        return {"loss": loss, "overlap": float(np.mean([*map(dice, there, own)]))}
 
     def _verified(self, subject: str, found: Registration) -> dict[str, dict[str, float]]:
         if not found.finite:

@@ -232,6 +232,7 @@ def cohort_publisher(
         state=state,
         device=torch.device(settings.device),
         bar=progress_bar,
+        loss=velocities.loss,
     )
 
 
