@@ -84,7 +84,9 @@ def training_average(network: AtlasNetwork, training_dir: str | Path | None) -> 
     """
     if training_dir is None:
         return None
-    cohort = read_cohort(training_dir, LearnedAtlasConfig.load(network.description["settings"]))
+    # However few there are: whether they are the right ones is asked below.
+    settings = {**network.description["settings"], "min_subjects": 1}
+    cohort = read_cohort(training_dir, LearnedAtlasConfig.load(settings))
     if cohort.identity() != network.description["cohort"]:
         raise CohortError(
             f"{training_dir}: is not the cohort that the model was trained on; name its folder "

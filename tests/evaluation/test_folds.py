@@ -68,7 +68,7 @@ def test_folds_are_trained_once_and_everybody_is_held_out_once(cohort, tmp_path,
     assert jobs == ["training", "evaluating", "training", "interrupted"]
     assert not (tmp_path / "output").exists()
     with pytest.raises(CheckpointError, match="other folds"):
-        validation(cohort, tmp_path, folds=3, min_subjects=1).run()
+        validation(cohort, tmp_path, folds=3).run()
     with pytest.raises(CheckpointError, match="other settings"):
         validation(cohort, tmp_path, optimizer={"epochs": 2}).run()
 
