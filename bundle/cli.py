@@ -45,6 +45,9 @@ JOBS = {
     "export": Job("configs/export.yaml", "exporting", "publish again from a checkpoint"),
     "register": Job("configs/inference.yaml", "registering", "bring new subjects to the atlas"),
     "average": Job("configs/average.yaml", "averaging", "average a cohort without learning"),
+    "barycentre": Job(
+        "configs/barycentre.yaml", "transporting", "average a cohort by optimal transport"
+    ),
     "carry": Job("configs/atlas_to_patient.yaml", "carrying", "bring an atlas's maps to patients"),
     "compare": Job("configs/tract_similarity.yaml", "comparing", "hold subjects against an atlas"),
     "evaluate": Job(
@@ -53,9 +56,10 @@ JOBS = {
     "cross-validate": Job(
         "configs/evaluate.yaml", "cross_validating", "train and evaluate fold by fold"
     ),
+    "labels": Job("configs/transfer_labels.yaml", "labelling", "label streamlines from an atlas"),
     "check": Job("configs/train.yaml", None, "check settings and dataset, and run nothing"),
 }
-TOOLS = ("demo", "pack", "settings-docs", "verify")
+TOOLS = ("demo", "density", "pack", "settings-docs", "verify")
 """Verbs that read no configuration."""
 OVERRIDES_HELP = """\
 overrides:
@@ -141,6 +145,29 @@ def _parser() -> argparse.ArgumentParser:
         )
     demo = verbs.add_parser("demo", help="make the demo cohort, and train nothing")
     demo.add_argument("--folder", type=Path, default=DEMO_FOLDER, help="where (%(default)s)")
+    density = verbs.add_parser(
+        "density", help="count tractograms into a density map, each streamline once per voxel"
+    )
+    density.add_argument(
+        "tractograms", type=Path, nargs="+", metavar="TRACTOGRAM", help=".trk, .tck, .trx or .vtk"
+    )
+    density.add_argument(
+        "--reference", type=Path, required=True, help="image whose grid the map is counted on"
+    )
+    density.add_argument(
+        "--output", type=Path, required=True, help="the map to write, .nii or .nii.gz"
+    )
+    density.add_argument(
+        "--weights",
+        nargs="+",
+        default=[],
+        metavar="SOURCE",
+        help="one a tractogram: a text or .npy file of a number per streamline (tcksift2), or the "
+        "name of a per-streamline value that the tractogram brings",
+    )
+    density.add_argument(
+        "--ends", action="store_true", help="count only where streamlines begin and end"
+    )
     pack = verbs.add_parser("pack", help="write the archive that the model zoo takes")
     pack.add_argument(
         "--ckpt_dir", type=Path, default=MODELS_FOLDER, help="of model.pt (%(default)s)"
@@ -185,6 +212,11 @@ def _run_tool(options: argparse.Namespace) -> int:
         from scripts.phantom import ensure_demo_cohort
 
         print(ensure_demo_cohort(options.folder))
+        return 0
+    if options.verb == "density":
+        from bundle.density import write_map_of
+
+        print(write_map_of(options))
         return 0
     if options.verb == "verify":
         from scripts.atlas.verification import verify_atlas

@@ -25,7 +25,9 @@ SETTINGS_BLOCK = "learned_atlas"
 # The other blocks of settings that a configuration may have, and what validates them.
 OTHER_BLOCKS = {
     "atlas_to_patient": "scripts.consumers.settings:AtlasToPatientConfig",
+    "barycentre": "scripts.consumers.settings:BarycentreConfig",
     "evaluate": "scripts.evaluation.settings:EvaluateConfig",
+    "label_transfer": "scripts.transport.settings:LabelTransferConfig",
     "tract_similarity": "scripts.consumers.settings:TractSimilarityConfig",
 }
 BLOCKS = (SETTINGS_BLOCK, *OTHER_BLOCKS)
@@ -168,7 +170,12 @@ def read_config(files: Sequence[Path]) -> dict[str, Any]:
 
 
 def _merge(config: dict[str, Any], key: str, value: Any) -> None:
-    """``key`` replaces; ``+key`` adds to the mapping or list that stands there."""
+    """``key`` replaces; ``+key`` adds to what stands there; ``#`` in it goes one level down."""
+    added = key.startswith("+")
+    first, *deeper = key.removeprefix("+").replace("::", "#").split("#", 1)
+    if deeper and isinstance(config.get(first), dict):
+        _merge(config[first], ("+" if added else "") + deeper[0], value)
+        return
     present = config.get(key[1:]) if key.startswith("+") else None
     if isinstance(present, dict) and isinstance(value, dict):
         present.update(value)

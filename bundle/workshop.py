@@ -31,7 +31,8 @@ CHECKS = (
     ("ruff check", ("-m", "ruff", "check", ".")),
     ("ruff format", ("-m", "ruff", "format", "--check", ".")),
     ("mypy", ("-m", "mypy")),
-    ("pytest", ("-m", "pytest", "--cov", "--cov-report=term")),
+    # A process a core; tests of one file share what they set up, so they stay together.
+    ("pytest", ("-m", "pytest", "-n", "auto", "--dist", "loadfile", "--cov", "--cov-report=term")),
 )
 
 
@@ -201,7 +202,9 @@ def run_checks(
         say(name)
         more = extra if name == checks[-1][0] else ()
         command = [str(environment.python), *arguments, *more]
-        code = subprocess.run(command, cwd=environment.root, env=clean_environment()).returncode
+        # One thread a process: processes that share the cores crawl with more.
+        variables = {"OMP_NUM_THREADS": "1", **clean_environment()}
+        code = subprocess.run(command, cwd=environment.root, env=variables).returncode
         outcomes.append((name, code))
     for name, code in outcomes:
         say(f"{name}: {'passed' if code == 0 else f'FAILED (exit {code})'}")

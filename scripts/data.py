@@ -292,7 +292,9 @@ class EpochBatches(Sampler[list[int]]):
     The order of an epoch depends on (seed, epoch) alone, so that a run which resumes sees the
     subjects in the order in which an uninterrupted one would. Being endless, it is iterated once
     a run, whatever the engine does between epochs. Over several processes each gets its slice of
-    every batch, so that the global batch is the same.
+    every batch, so that the global batch is the same. Where a batch (the last, most often) has
+    fewer subjects than there are processes, those without one get another's as a stand-in: it
+    keeps them in step and counts for nothing, see `sizes`.
 
     Args:
         size: how many subjects.
@@ -323,5 +325,16 @@ class EpochBatches(Sampler[list[int]]):
             order = np.random.default_rng([self.seed, epoch]).permutation(self.size)
             for start in range(0, self.size, self.batch_size):
                 batch = order[start : start + self.batch_size]
-                yield batch[self.rank :: self.world_size].tolist()
+                own = batch[self.rank :: self.world_size]
+                yield (own if len(own) else batch[:1]).tolist()
             epoch += 1
+
+    def sizes(self, iteration: int) -> tuple[int, int]:
+        """How many subjects of a batch are this process's (0: a stand-in), and of all processes.
+
+        Args:
+            iteration: as the engine counts them, from 1 on.
+        """
+        start = (iteration - 1) % len(self) * self.batch_size
+        whole = min(self.batch_size, self.size - start)
+        return len(range(self.rank, whole, self.world_size)), whole

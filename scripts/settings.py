@@ -63,10 +63,13 @@ class LearnedAtlasCohortConfig(_Section):
 
     key_path: ClassVar[str] = "learned_atlas.cohort"
 
-    layout: Literal["probtrackx2", "mrtrix3", "xtract", "tractseg", "bids", "flat"] = _setting(
+    layout: Literal[
+        "probtrackx2", "mrtrix3", "xtract", "tractseg", "bids", "flat", "streamlines"
+    ] = _setting(
         "probtrackx2",
-        "Known arrangement of the dataset folder.",
-        "one of probtrackx2, mrtrix3, xtract, tractseg, bids, flat",
+        "Known arrangement of the dataset folder; with streamlines the subjects are tractograms "
+        "(see `reference`).",
+        "one of probtrackx2, mrtrix3, xtract, tractseg, bids, flat, streamlines",
     )
     pattern: Text | None = _setting(
         None,
@@ -92,10 +95,22 @@ class LearnedAtlasCohortConfig(_Section):
         "channels the dataset's tracts, if there are exactly as many.",
         "a list of distinct tract names, as many as model.channels, or empty",
     )
+    reference: Text | None = _setting(
+        None,
+        "Image whose grid tractograms are counted on; needed where a layout or pattern leads to "
+        "tractograms (.trk, .tck, .trx, .vtk). Relative to the dataset folder, or absolute.",
+        "null or the path of a NIfTI file",
+    )
+    density_dir: Text | None = _setting(
+        None,
+        "Folder that keeps the maps counted from tractograms, so that each is counted once. Null: "
+        "a hidden folder `.density_maps` in the dataset folder.",
+        "null or the path of a folder",
+    )
     normalisation: Literal["waytotal", "streamline_density", "max", "none"] = _setting(
         "waytotal",
-        "What each map is divided by: the sum of its waytotal file, the map's own sum, its "
-        "maximum, or nothing.",
+        "What each map is divided by: the sum of its waytotal file (of a tractogram: the number "
+        "of its streamlines), the map's own sum, its maximum, or nothing.",
         "one of waytotal, streamline_density, max, none",
     )
     margin: Integer = _setting(
@@ -134,6 +149,13 @@ class LearnedAtlasCohortConfig(_Section):
         elif subjects is not None and not subjects.lower().endswith((".txt", ".csv")):
             raise ValueError("is neither a list nor a .txt or .csv file")
         return subjects
+
+    @field_validator("reference", "density_dir")
+    @classmethod
+    def _check_path(cls, path: str | None) -> str | None:
+        if path is not None and not path.strip():
+            raise ValueError("is empty")
+        return path
 
     @field_validator("exclude")
     @classmethod
@@ -189,6 +211,13 @@ class LearnedAtlasModelConfig(_Section):
         2,
         "The field is predicted and integrated at 1/this of the grid's resolution.",
         "1, 2 or 4; 4 needs at least two levels in enc_features",
+    )
+    velocity_smoothing: Number = _setting(
+        3.0,
+        "Standard deviation, in voxels, of the Gaussian that makes every velocity: the network's "
+        "output and the steps of a refinement pass through it. 0: none.",
+        "a number >= 0",
+        ge=0,
     )
     checkpointing: Flag = _setting(
         False,
@@ -327,7 +356,7 @@ class LearnedAtlasRefineConfig(_Section):
     iterations: Integer = _setting(
         10, "Gradient steps per subject in a round.", "an integer >= 1", ge=1
     )
-    lr: Number = _setting(0.1, "Learning rate of the refined velocities.", "a number > 0", gt=0)
+    lr: Number = _setting(0.3, "Learning rate of the refined velocities.", "a number > 0", gt=0)
     new_subject_iterations: Integer = _setting(
         0,
         "Gradient steps that refine the field of a new subject at inference; 0: none.",

@@ -10,10 +10,17 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 from scripts.cohort import Cohort, CropBox, DensityMap, Grid, Subject
 from scripts.networks import AtlasNetwork, build_network
 from scripts.settings import LearnedAtlasConfig
+
+# The same examples in every run, and no judgement by the clock: test machines are busy.
+settings.register_profile(
+    "house", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("house")
 
 SHAPE = (14, 12, 13)  # of the whole grid; nothing is even everywhere or a multiple of 8
 MODEL = {"enc_features": [4, 4], "dec_features": [4, 4, 4], "int_steps": 5}

@@ -311,12 +311,21 @@ def test_processes_share_each_batch_out(
     world_size: int, size: int, batch_size: int, seed: int
 ) -> None:
     one = epochs(EpochBatches(size, batch_size, seed), 2)
-    each = [
-        epochs(EpochBatches(size, batch_size, seed, rank, world_size), 2)
-        for rank in range(world_size)
-    ]
+
+    def make(rank: int) -> EpochBatches:
+        return EpochBatches(size, batch_size, seed, rank, world_size)
+
+    each = [epochs(make(rank), 2) for rank in range(world_size)]
     for e, epoch in enumerate(one):
         for b, batch in enumerate(epoch):
-            parts = [ranks[e][b] for ranks in each]
+            sizes = [make(rank).sizes(e * len(epoch) + b + 1) for rank in range(world_size)]
+            assert [whole for _, whole in sizes] == [len(batch)] * world_size
+            parts = []
+            for ranks, (own, _) in zip(each, sizes, strict=True):
+                given_out = ranks[e][b]
+                assert given_out  # a process without a subject of its own gets a stand-in,
+                assert set(given_out) <= set(batch)
+                assert len(given_out) == max(own, 1)
+                parts.append(given_out[:own])  # which doesn't count
             assert sorted(i for part in parts for i in part) == sorted(batch)
             assert max(map(len, parts)) - min(map(len, parts)) <= 1

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,12 @@ import nibabel as nib
 import numpy as np
 import torch
 
-from scripts.atlas import field_names, jacobian_determinant, read_field
+from scripts.atlas import (
+    field_names,
+    jacobian_determinant,
+    read_field,
+    smallest_corner_determinant,
+)
 from scripts.cohort import read_density
 from scripts.metrics import (
     centrality,
@@ -48,36 +54,68 @@ def warped(maps: np.ndarray, displacement: np.ndarray) -> np.ndarray:
     return warp(image, torch.as_tensor(displacement, dtype=torch.float32)[None])[0].numpy()
 
 
-def measure(atlas: Path) -> dict[str, Any]:
-    """All figures of one atlas."""
+@dataclass(frozen=True)
+class Build:
+    """An atlas of a cohort, whoever built it.
+
+    Args:
+        template: density (X, Y, Z).
+        native: each subject's density (X, Y, Z) in its own space, as float32.
+        to_template: each subject's displacement (3, X, Y, Z) in voxels on the template grid, which
+            resamples the subject into template space.
+        to_subject: the reverse, on the subject grid.
+        offset: density that counts as small.
+        presence: density above which a tract is present.
+    """
+
+    template: np.ndarray
+    native: list[np.ndarray]
+    to_template: list[np.ndarray]
+    to_subject: list[np.ndarray]
+    offset: float
+    presence: float
+
+
+def read_build(atlas: Path) -> Build:
+    """A published atlas of ours as its files say."""
     about = json.loads((atlas / "atlas.json").read_text())
     shape = tuple(about["cohort"]["grid"]["shape"])
-    offset = about["log_offset"]
     template = np.asarray(nib.load(atlas / "atlas_mean.nii.gz").dataobj)  # type: ignore[attr-defined]
-
-    native, moved, own, there, back = [], [], [], [], []
+    native, there, back = [], [], []
     for described in about["cohort"]["subjects"]:
-        density = subject_density(described, shape)
-        names = field_names(described["subject"])
-        to_template, to_subject = (
-            read_field(atlas / "fields" / name, spatial_dims=len(shape)) for name in names
-        )
-        there.append(to_template.astype(np.float32))
-        back.append(to_subject.astype(np.float32))
-        native.append(density[0].astype(np.float32))
-        moved.append(warped(density, to_template)[0])
-        carried = warped(template[None], to_subject)[0]
-        own.append(log_density_correlation(carried, density[0], offset, density[0] > 0))
+        native.append(subject_density(described, shape)[0].astype(np.float32))
+        fields = [
+            read_field(atlas / "fields" / name, spatial_dims=len(shape)).astype(np.float32)
+            for name in field_names(described["subject"])
+        ]
+        there.append(fields[0])
+        back.append(fields[1])
+    presence = about["presence_value"]
+    return Build(template, native, there, back, about["log_offset"], presence)
 
+
+def score(build: Build) -> dict[str, Any]:
+    """What can be said of an atlas without a truth: agreement, sharpness, guards."""
+    native, template, offset = build.native, build.template, build.offset
+    moved, own = [], []
+    for density, there, back in zip(native, build.to_template, build.to_subject, strict=True):
+        # Resampling at the grid's own points would leave rounding's dust around the support.
+        moved.append(warped(density[None], there)[0] if there.any() else density)
+        carried = warped(template[None], back)[0]
+        own.append(log_density_correlation(carried.clip(0), density, offset, density > 0))
     average = np.mean(native, axis=0)
     tract = np.mean(moved, axis=0) > offset / 2
-    dets = np.stack([jacobian_determinant(torch.as_tensor(u)).numpy() for u in there])
-    jacobians = json.loads((atlas / "jacobian.json").read_text())
-    fields = [field for subject in jacobians.values() for field in subject.values()]
-    probability = np.asarray(nib.load(atlas / "atlas_prob_threshold.nii.gz").dataobj)  # type: ignore[attr-defined]
-    log_template, log_average = (np.log1p(m / offset) for m in (template, average))
+    fields = [torch.as_tensor(u) for u in (*build.to_template, *build.to_subject)]
+    dets = [jacobian_determinant(u).numpy() for u in fields]
+    corners = [smallest_corner_determinant(u).numpy() for u in fields]
+    ours = np.stack(dets[: len(native)])
+    regular = tract & (ours > 0).all(0)  # inflation is defined where no field folds
+    there = np.stack(build.to_template)
+    sharp = template.clip(0)
+    log_template, log_average = (np.log1p(m / offset) for m in (sharp, average))
     log_native = [np.log1p(m / offset) for m in native]
-    result: dict[str, Any] = {
+    probability = 100 * np.mean([m > build.presence for m in moved], axis=0)
+    return {
         "subjects": len(native),
         "pairwise_correlation_before": pairwise_correlation(native, offset),
         "pairwise_correlation_after": pairwise_correlation(moved, offset),
@@ -85,32 +123,47 @@ def measure(atlas: Path) -> dict[str, Any]:
         "own_support_correlation_of_average": float(
             np.mean([log_density_correlation(average, m, offset, m > 0) for m in native])
         ),
-        "efc": entropy_focus_criterion(template),
+        "efc": entropy_focus_criterion(sharp),
         "efc_of_average": entropy_focus_criterion(average),
         "gradient_ratio": gradient_ratio(log_template, log_native),
         "gradient_ratio_of_average": gradient_ratio(log_average, log_native),
         "core_share": core_share(probability),
-        "folded_fields": sum(f["corner_share_folded"] > 0 or f["share_folded"] > 0 for f in fields),
-        "smallest_jacobian": min(f["min"] for f in fields),
-        "smallest_corner_jacobian": min(f["corner_min"] for f in fields),
-        "inflation": inflation(dets, tract),
-        "mean_displacement_voxels": centrality(there, tract),
-        "displacement_voxels": float(
-            np.sqrt(np.mean([(u**2).sum(0)[tract].mean() for u in there]))
+        "folded_fields": sum(
+            bool((d <= 0).any() or (c <= 0).any()) for d, c in zip(dets, corners, strict=True)
         ),
+        "folded_percent": float(100 * np.mean([(d <= 0).mean() for d in dets])),
+        "smallest_jacobian": float(min(d.min() for d in dets)),
+        "first_percentile_jacobian": float(np.percentile(ours[:, tract], 1)),
+        "smallest_corner_jacobian": float(min(c.min() for c in corners)),
+        "inflation": inflation(ours, regular),
+        "mean_displacement_voxels": centrality(there, tract),
+        "displacement_voxels": float(np.sqrt((there**2).sum(1)[:, tract].mean())),
         "inverse_consistency_voxels": float(
-            np.mean([inverse_consistency(a, b) for a, b in zip(there, back, strict=True)])
+            np.mean(
+                [
+                    inverse_consistency(a, b)
+                    for a, b in zip(build.to_template, build.to_subject, strict=True)
+                ]
+            )
         ),
         "negative_voxels": int((template < 0).sum()),
         "background_above_zero": int(((template > 0) & (np.max(moved, axis=0) == 0)).sum()),
     }
+
+
+def measure(atlas: Path) -> dict[str, Any]:
+    """All figures of one published atlas of ours."""
+    build = read_build(atlas)
+    result = score(build)
+    about = json.loads((atlas / "atlas.json").read_text())
     dataset = Path(about["cohort"]["subjects"][0]["maps"][0]["path"])
     demo = next((folder for folder in dataset.parents if (folder / ".truth").is_dir()), None)
     if demo is not None:
         truth = load_truth(demo)
-        result["truth"] = score_atlas(truth, there, back, template)
+        result["truth"] = score_atlas(truth, build.to_template, build.to_subject, build.template)
         result["true_warps"] = true_warps(truth)
-        still = [np.zeros_like(u) for u in there]
+        still = [np.zeros_like(u) for u in build.to_template]
+        average = np.mean(build.native, axis=0)
         result["no_registration"] = score_atlas(truth, still, still, average)
     return result
 

@@ -6,13 +6,13 @@ import hashlib
 import json
 import logging
 import platform
-from collections.abc import Sequence
-from contextlib import closing, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -23,16 +23,29 @@ from scripts.atlas.quality_page import SubjectQuality, quality_page
 from scripts.atlas.registration import Registration, fields_of
 from scripts.atlas.statistics import DensityStatistics
 from scripts.cohort import Cohort
-from scripts.errors import FoldingError, TrainingError
+from scripts.errors import FoldingError, StorageError, TractAtlasError, TrainingError
 from scripts.losses.atlas_loss import AtlasLoss
 from scripts.metrics import dice, log_density_correlation
 from scripts.networks.atlas_network import AtlasNetwork, density_of, log_density_of
+from scripts.processes import (
+    StoppedElsewhere,
+    add_up,
+    barrier,
+    collected_by_first,
+    from_first,
+    is_first,
+    rank,
+    stop_together,
+    world_size,
+)
 from scripts.settings import LearnedAtlasConfig
 from scripts.storage import file_hash, publish_folder, write_whole
 
 __all__ = ["NEGLIGIBLE_SHARE", "AtlasPublisher", "description_hash", "weights_identity"]
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 _SHOWN = 3  # subjects that the quality page draws
 NEGLIGIBLE_SHARE = 0.01  # of a subject below which a template doesn't see it
@@ -76,7 +89,17 @@ class Progress(Protocol):
 
 @dataclass
 class _Emitted:
-    """What one pass over the subjects gathered."""
+    """What one pass over the subjects gathered.
+
+    Attributes:
+        statistics: one a template.
+        jacobians: by subject and direction.
+        moves: how far the subjects are moved, of all of them.
+        subjects: for the quality page.
+        pictures: of the subjects that it draws.
+        grids: their fields.
+        hashes: SHA-256 of the field files, by name.
+    """
 
     statistics: list[DensityStatistics]
     jacobians: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
@@ -84,6 +107,29 @@ class _Emitted:
     subjects: list[SubjectQuality] = field(default_factory=list)
     pictures: dict[str, np.ndarray] = field(default_factory=dict)
     grids: dict[str, np.ndarray] = field(default_factory=dict)
+    hashes: dict[str, str] = field(default_factory=dict)
+
+    def merge(self, other: _Emitted) -> None:
+        """Take in what another process gathered of its subjects."""
+        for mine, theirs in zip(self.statistics, other.statistics, strict=True):
+            mine.merge(theirs)
+        self.jacobians |= other.jacobians
+        self.subjects += other.subjects
+        self.pictures |= other.pictures
+        self.grids |= other.grids
+        self.hashes |= other.hashes
+
+    def sort(self, names: Sequence[str]) -> None:
+        """Bring everything into the cohort's order."""
+        place = {name: index for index, name in enumerate(names)}
+        self.subjects.sort(key=lambda one: place[one["subject"]])
+        self.jacobians = _in_order(self.jacobians, place)
+        self.pictures = _in_order(self.pictures, place)
+        self.grids = _in_order(self.grids, place)
+
+
+def _in_order(table: dict[str, T], place: dict[str, int]) -> dict[str, T]:
+    return {name: table[name] for name in sorted(table, key=place.__getitem__)}
 
 
 def weights_identity(network: AtlasNetwork) -> str:
@@ -106,6 +152,8 @@ class AtlasPublisher:
     """Emits maps and fields in one pass over the subjects and publishes them all at once.
 
     Memory is that of one subject and four accumulators a template, whatever the cohort's size.
+    Over several processes each one takes every n-th subject, writes its fields and adds its part to
+    the statistics; the first one publishes. They have to see one file system there.
 
     Args:
         network: with its final template.
@@ -163,30 +211,49 @@ class AtlasPublisher:
             StorageError: if something can't be written; the earlier atlas stays.
         """
         self.network.eval()
-        with publish_folder(self.folder) as staging:
-            emitted = self._emit(staging)
+        try:
+            with ExitStack() as stack:
+                staging = from_first(lambda: stack.enter_context(publish_folder(self.folder)))
+                emitted = self._emit(staging)
+                from_first(lambda: self._finish(staging, emitted, stack))
+        except (TractAtlasError, StoppedElsewhere):
+            barrier()  # until the first process has cleared the staging folder away
+            raise
+        return self.folder
+
+    def _finish(self, staging: Path, emitted: _Emitted, stack: ExitStack) -> None:
+        """Everything that is written once. Closing the stack publishes the folder."""
+        with _told_of(self.folder):
             shown = self._write_maps(staging, emitted.statistics)
             about = self._description(emitted)
             (staging / "jacobian.json").write_text(_json(emitted.jacobians))
             (staging / "quality.html").write_text(self._page(about, emitted, shown))
-            about["files"] = {
-                path.relative_to(staging).as_posix(): file_hash(path)
-                for path in sorted(staging.rglob("*"))
+            others = {
+                path.relative_to(staging).as_posix(): path
+                for path in staging.rglob("*")
                 if path.is_file()
             }
+            hashes = {
+                name: file_hash(path) for name, path in others.items() if name not in emitted.hashes
+            }
+            about["files"] = dict(sorted((hashes | emitted.hashes).items()))
             about["description_sha256"] = description_hash(about)
             (staging / "atlas.json").write_text(_json(about))
+        stack.close()
         if self.model_file is not None:
             with write_whole(self.model_file) as path:
                 torch.save(self.network.state_dict(), path)
         if self.state is not None:
             self.state.finish(weights_identity(self.network))
         logger.info("atlas published in %s", self.folder)
-        return self.folder
 
     def _emit(self, staging: Path) -> _Emitted:
-        """One pass over the subjects: statistics, fields, Jacobians, displacements."""
-        grid, crop = self.cohort.grid, self.cohort.crop
+        """One pass over the subjects: statistics, fields, Jacobians, displacements.
+
+        Returns:
+            in the first process that of all processes, in the others their own.
+        """
+        grid = self.cohort.grid
         shape = (self.network.channels, *grid.shape)
         emitted = _Emitted(
             [
@@ -194,61 +261,46 @@ class AtlasPublisher:
                 for _ in range(self.network.n_templates)
             ]
         )
-        template = self.network.template_density()
-        summed = torch.zeros(len(grid.shape), *grid.shape, device=self.device)
-        squared = 0.0
-        bar: Progress | None = self.bar(len(self.dataset), "emission") if self.bar else None
-        if self.settings.save_fields:
-            (staging / "fields").mkdir()
+        # Sum of the fields, and of their mean squared lengths.
+        moves = (
+            torch.zeros(len(grid.shape), *grid.shape, device=self.device),
+            torch.zeros(1, dtype=torch.float64),
+        )
+        subjects = len(self.cohort.subjects)
+        bar: Progress | None = (
+            self.bar(-(-subjects // world_size()), "emission") if self.bar else None
+        )
+        if self.settings.save_fields and is_first():
+            with _told_of(self.folder):
+                (staging / "fields").mkdir()
+        barrier()
         with closing(bar) if bar is not None else nullcontext():
-            for index, subject in enumerate(self.cohort.subjects):
-                inside = torch.as_tensor(self.dataset[index]["image"]).to(self.device)[None]
-                density = inside.new_zeros((1, *shape))
-                crop.crop(density)[...] = inside
-                weights = self.velocities.assignment[index]
-                home = int(weights.argmax())
-                for k, weight in enumerate(weights.tolist()):
-                    if weight < NEGLIGIBLE_SHARE and k != home:
-                        continue
-                    velocity = self.velocities.velocity(index, k)
-                    found = fields_of(self.network, velocity, crop, grid.shape)
-                    moved = found.subject_in_template(density)
-                    emitted.statistics[k].add(moved[0].cpu().numpy(), weight)
-                    if k == home:
-                        emitted.jacobians[subject.name] = self._verified(subject.name, found)
-                        if self.settings.save_fields:
-                            self._write_fields(staging / "fields", subject.name, found)
-                        length = float(found.to_template[0].square().sum(0).mean())
-                        summed += found.to_template[0]
-                        squared += length
-                        emitted.subjects.append(
-                            {
-                                "subject": subject.name,
-                                "correlation": log_density_correlation(
-                                    crop.crop(moved[0]).cpu().numpy(),
-                                    template[k].cpu().numpy(),
-                                    self.network.log_offset,
-                                ),
-                                **self._fit(k, inside, velocity, found),
-                                "smallest_jacobian": found.smallest_jacobian,
-                                "displacement": length**0.5,
-                            }
-                        )
-                        if index < _SHOWN:
-                            emitted.pictures[subject.name] = inside[0].cpu().numpy()
-                            near = crop.crop(found.to_template[0])
-                            emitted.grids[subject.name] = near.cpu().numpy()
+            # In step, so that a field which fails anywhere ends the run at once.
+            for first in range(0, subjects, world_size()):
+                error: TractAtlasError | None = None
+                if first + rank() < subjects:
+                    try:
+                        with _told_of(self.folder):
+                            self._emit_subject(first + rank(), staging, emitted, moves)
+                    except TractAtlasError as failure:
+                        error = failure
+                stop_together(error)
                 if bar is not None:
                     bar.update()
-        n = len(self.cohort.subjects)
+        add_up(*moves)
+        own = emitted
+        for part in collected_by_first(own):
+            if part is not own:
+                emitted.merge(part)
+        emitted.sort([subject.name for subject in self.cohort.subjects])
         support = torch.as_tensor(
             np.any([s.sample_mean > 0 for s in emitted.statistics], axis=(0, 1)),
             device=self.device,
         )
-        mean = (summed / n).square().sum(0)
+        mean = (moves[0] / subjects).square().sum(0)
         emitted.moves = {
             "mean_displacement_rms_voxels": float(mean[support].mean().sqrt()),
-            "displacement_rms_voxels": (squared / n) ** 0.5,
+            "displacement_rms_voxels": float(moves[1] / subjects) ** 0.5,
         }
         return emitted
 
@@ -265,6 +317,55 @@ class AtlasPublisher:
             for m in (density_of(warped, self.network.log_offset), inside)
         )
         return {"loss": loss, "overlap": float(np.mean([*map(dice, there, own)]))}
+
+    def _emit_subject(
+        self,
+        index: int,
+        staging: Path,
+        emitted: _Emitted,
+        moves: tuple[torch.Tensor, torch.Tensor],
+    ) -> None:
+        """Gather one subject and write its fields."""
+        grid, crop = self.cohort.grid, self.cohort.crop
+        name = self.cohort.subjects[index].name
+        inside = torch.as_tensor(self.dataset[index]["image"]).to(self.device)[None]
+        density = inside.new_zeros((1, self.network.channels, *grid.shape))
+        crop.crop(density)[...] = inside
+        weights = self.velocities.assignment[index]
+        home = int(weights.argmax())
+        for k, weight in enumerate(weights.tolist()):
+            if weight < NEGLIGIBLE_SHARE and k != home:
+                continue
+            velocity = self.velocities.velocity(index, k)
+            found = fields_of(self.network, velocity, crop, grid.shape)
+            moved = found.subject_in_template(density)
+            emitted.statistics[k].add(moved[0].cpu().numpy(), weight)
+            if k != home:
+                continue
+            emitted.jacobians[name] = self._verified(name, found)
+            if self.settings.save_fields:
+                self._write_fields(staging / "fields", name, found)
+                for file in field_names(name):
+                    emitted.hashes[f"fields/{file}"] = file_hash(staging / "fields" / file)
+            length = float(found.to_template[0].square().sum(0).mean())
+            moves[0].add_(found.to_template[0])
+            moves[1].add_(length)
+            emitted.subjects.append(
+                {
+                    "subject": name,
+                    "correlation": log_density_correlation(
+                        crop.crop(moved[0]).cpu().numpy(),
+                        self.network.template_density()[k].cpu().numpy(),
+                        self.network.log_offset,
+                    ),
+                    **self._fit(k, inside, velocity, found),
+                    "smallest_jacobian": found.smallest_jacobian,
+                    "displacement": length**0.5,
+                }
+            )
+            if index < _SHOWN:
+                emitted.pictures[name] = inside[0].cpu().numpy()
+                emitted.grids[name] = crop.crop(found.to_template[0]).cpu().numpy()
 
     def _verified(self, subject: str, found: Registration) -> dict[str, dict[str, float]]:
         if not found.finite:
@@ -373,3 +474,16 @@ class AtlasPublisher:
 
 def _json(values: Any) -> str:
     return json.dumps(values, indent=1, sort_keys=False) + "\n"
+
+
+@contextmanager
+def _told_of(folder: Path) -> Iterator[None]:
+    """What the system says of a file as an error that names the folder to be published.
+
+    Raises:
+        StorageError: in its place.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(f"{folder}: can't be published: {error}") from error

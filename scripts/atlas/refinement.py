@@ -16,12 +16,14 @@ def refine_velocity(
     image: torch.Tensor,
     velocity: torch.Tensor,
     iterations: int,
-    lr: float = 0.1,
+    lr: float = 0.3,
     template: int = 0,
 ) -> tuple[torch.Tensor, float]:
-    """Gradient descent (Adam) on the velocity itself, with the training's own losses.
+    """Gradient descent (Adam) on what is added to the velocity, with the training's own losses.
 
-    The best velocity seen is returned, so that the result is never worse than its start.
+    The step is looked for before the network's Gaussian smoothing, v = v_0 + G w, so that what
+    it adds is as regular as what the network gives. The best velocity seen is returned: the result
+    is never worse than its start.
 
     Args:
         network: holds the template and the integration; it isn't changed.
@@ -35,18 +37,20 @@ def refine_velocity(
     Returns:
         The velocity and its loss.
     """
-    current = velocity.detach().clone().requires_grad_(True)
-    optimizer = torch.optim.Adam([current], lr=lr, betas=(0.9, 0.99))
-    best, best_loss = velocity.detach().clone(), float("inf")
+    start = velocity.detach()
+    rough = torch.zeros_like(start).requires_grad_(True)
+    optimizer = torch.optim.Adam([rough], lr=lr, betas=(0.9, 0.99))
+    best, best_loss = start.clone(), float("inf")
     for step in range(iterations + 1):
         last = step == iterations
         with torch.set_grad_enabled(not last):
+            current = start + network.smoothing(rough)
             warped = network.warped_template(network.displacement(current), template)
             total = loss(warped, image, current)["loss"]
         value = float(total.detach())
         if value < best_loss:
             best, best_loss = current.detach().clone(), value
         if not last:
-            (current.grad,) = torch.autograd.grad(total, current)
+            (rough.grad,) = torch.autograd.grad(total, rough)
             optimizer.step()
     return best, best_loss

@@ -68,7 +68,7 @@ def estimate_velocity(
     template: int = 0,
     loss: AtlasLoss | None = None,
     iterations: int = 0,
-    lr: float = 0.1,
+    lr: float = 0.3,
 ) -> torch.Tensor:
     """The network's velocity for one subject, polished by `refine_velocity` where asked.
 
@@ -94,7 +94,7 @@ def polished_velocity(
     image: torch.Tensor,
     velocity: torch.Tensor,
     iterations: int,
-    lr: float = 0.1,
+    lr: float = 0.3,
     template: int = 0,
 ) -> torch.Tensor:
     """What `refine_velocity` finds, smoothed where that came close to folding."""

@@ -31,12 +31,19 @@ from scripts.cohort.discovery import (
 )
 from scripts.cohort.grid import CropBox, Grid
 from scripts.cohort.layouts import LAYOUTS, Alternative, alternatives, drop_tract
+from scripts.cohort.streamlines import (
+    CountedMap,
+    count_density,
+    read_reference,
+    write_density,
+)
 
 __all__ = [
     "LAYOUTS",
     "Alternative",
     "Candidate",
     "Cohort",
+    "CountedMap",
     "CropBox",
     "DensityError",
     "DensityMap",
@@ -53,6 +60,7 @@ __all__ = [
     "are_left_and_right",
     "candidates_from_files",
     "check_density",
+    "count_density",
     "density_divisor",
     "drop_tract",
     "find_subjects",
@@ -61,5 +69,7 @@ __all__ = [
     "read_cohort",
     "read_density",
     "read_new_subjects",
+    "read_reference",
     "waytotal_file",
+    "write_density",
 ]

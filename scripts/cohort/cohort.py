@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -30,8 +30,10 @@ from scripts.cohort.discovery import (
     find_subjects,
 )
 from scripts.cohort.grid import CropBox, Grid
+from scripts.cohort.streamlines import CountedMap, Counting, counting_for
 from scripts.errors import CohortError
 from scripts.settings import LearnedAtlasConfig
+from scripts.tractograms import TractogramError, is_tractogram
 
 __all__ = [
     "Cohort",
@@ -62,12 +64,26 @@ class DensityMap:
         channel: of the model that it belongs to.
         divisor: its density is the file's values over this.
         sha256: of the file's bytes.
+        counted: the tractogram that it was counted from, None for a map that was found as such.
     """
 
     path: Path
     channel: int
     divisor: float
     sha256: str
+    counted: CountedMap | None = None
+
+    @property
+    def origin(self) -> str:
+        """What a person put there: the tractogram, or else the map."""
+        return str(self.path) if self.counted is None else self.counted.tractogram
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON values; of the tractogram only where there is one."""
+        values = {**asdict(self), "path": str(self.path)}
+        if self.counted is None:
+            del values["counted"]
+        return values
 
 
 @dataclass(frozen=True)
@@ -166,7 +182,7 @@ class Cohort:
             "subjects": [
                 {
                     "subject": subject.name,
-                    "maps": [{**asdict(one), "path": str(one.path)} for one in subject.maps],
+                    "maps": [one.as_dict() for one in subject.maps],
                 }
                 for subject in self.subjects
             ],
@@ -219,7 +235,10 @@ def read_cohort(
         )
     pool = _Pool()
     rejected = list(found.rejected)
-    for done, (candidate, result) in enumerate(_inspect_all(found.candidates, config), start=1):
+    counting = counting_for(found.candidates, config, root)
+    for done, (candidate, result) in enumerate(
+        _inspect_all(found.candidates, config, counting), start=1
+    ):
         if isinstance(result, Rejection):
             rejected.append(result)
         else:
@@ -268,7 +287,8 @@ def read_new_subjects(
     """Read and check subjects that an existing atlas is to be brought to.
 
     Args:
-        source: a dataset folder, one file (``.nii`` or ``.nii.gz``) or several.
+        source: a dataset folder, one file (``.nii``, ``.nii.gz`` or a tractogram) or several;
+            tractograms are counted on the atlas's grid.
         config: as for `read_cohort`; ``min_subjects`` doesn't apply.
         grid: the atlas's.
         crop: the atlas's; a warning tells which share of a density lies outside of it.
@@ -280,7 +300,9 @@ def read_new_subjects(
     found = _find_new(source, config)
     subjects: list[Subject] = []
     rejected = list(found.rejected)
-    for _, result in _inspect_all(found.candidates, config):
+    folder = Path(source).absolute() if _is_folder(source) else None
+    counting = counting_for(found.candidates, config, folder, grid)
+    for _, result in _inspect_all(found.candidates, config, counting):
         if isinstance(result, Rejection):
             rejected.append(result)
             continue
@@ -312,10 +334,17 @@ def _find_new(
     config: LearnedAtlasConfig,
 ) -> Discovery:
     if isinstance(source, str | Path):
-        if not Path(source).name.endswith((".nii", ".nii.gz")):
+        if _is_folder(source):
             return find_subjects(Path(source).absolute(), config)
         source = [source]
     return candidates_from_files([Path(path) for path in source], config)
+
+
+def _is_folder(source: str | Path | Sequence[str | Path]) -> TypeGuard[str | Path]:
+    """Whether it stands for a dataset folder; what is named like a map is one."""
+    if not isinstance(source, str | Path):
+        return False
+    return not (Path(source).name.endswith((".nii", ".nii.gz")) or is_tractogram(source))
 
 
 def _warn_outside(result: Inspection, crop: CropBox) -> None:
@@ -339,7 +368,9 @@ def _warn_outside(result: Inspection, crop: CropBox) -> None:
 # ---------------------------------------------------------------------------------------------
 
 
-def inspect_subject(candidate: Candidate, config: LearnedAtlasConfig) -> Inspection:
+def inspect_subject(
+    candidate: Candidate, config: LearnedAtlasConfig, counting: Counting | None = None
+) -> Inspection:
     """Read and check every map of a subject, and normalise them.
 
     A tract may be empty as long as another one isn't: its absence counts.
@@ -347,6 +378,7 @@ def inspect_subject(candidate: Candidate, config: LearnedAtlasConfig) -> Inspect
     Args:
         candidate: the subject as found.
         config: normalisation and number of channels are read.
+        counting: how tractograms become maps; needed if it has any.
 
     Raises:
         CohortError: the subject can't be used; the message names the file and the reason.
@@ -357,7 +389,10 @@ def inspect_subject(candidate: Candidate, config: LearnedAtlasConfig) -> Inspect
     density: np.ndarray | None = None
     content = hashlib.sha256()
     remarks: list[str] = []
-    for found in candidate.maps:
+    for given in candidate.maps:
+        found, counted = given, None
+        if counting is not None:
+            found, counted = counting.map_of(candidate.name, given)
         loaded = load_density(found.path)
         if grid is None or density is None:
             grid = loaded.grid
@@ -375,8 +410,9 @@ def inspect_subject(candidate: Candidate, config: LearnedAtlasConfig) -> Inspect
         content.update(np.ascontiguousarray(loaded.data).data)
         with np.errstate(over="ignore"):  # what overflows is refused below
             density[found.channel] += loaded.data / divisor
-        remarks += [f"{found.path}: {remark}" for remark in loaded.remarks]
-        maps.append(DensityMap(found.path, found.channel, divisor, loaded.sha256))
+        further = () if counted is None else counted.remarks
+        remarks += [f"{given.path}: {remark}" for remark in (*loaded.remarks, *further)]
+        maps.append(DensityMap(found.path, found.channel, divisor, loaded.sha256, counted))
     if grid is None or density is None:
         raise CohortError(f"subject {candidate.name} has no map")
     high = float(density.max())
@@ -394,7 +430,7 @@ def inspect_subject(candidate: Candidate, config: LearnedAtlasConfig) -> Inspect
 
 
 def _inspect_all(
-    candidates: Sequence[Candidate], config: LearnedAtlasConfig
+    candidates: Sequence[Candidate], config: LearnedAtlasConfig, counting: Counting | None
 ) -> Iterator[tuple[Candidate, Inspection | Rejection]]:
     """Inspect subjects in threads; results come in order, few are alive at once."""
     workers = _readers()
@@ -402,7 +438,9 @@ def _inspect_all(
         ahead: deque[tuple[Candidate, Future[Inspection | Rejection]]] = deque()
         try:
             for candidate in candidates:
-                ahead.append((candidate, executor.submit(_inspect_or_reject, candidate, config)))
+                ahead.append(
+                    (candidate, executor.submit(_inspect_or_reject, candidate, config, counting))
+                )
                 if len(ahead) > workers:
                     done, future = ahead.popleft()
                     yield done, future.result()
@@ -414,10 +452,12 @@ def _inspect_all(
                 future.cancel()
 
 
-def _inspect_or_reject(candidate: Candidate, config: LearnedAtlasConfig) -> Inspection | Rejection:
+def _inspect_or_reject(
+    candidate: Candidate, config: LearnedAtlasConfig, counting: Counting | None
+) -> Inspection | Rejection:
     try:
-        return inspect_subject(candidate, config)
-    except DensityError as error:
+        return inspect_subject(candidate, config, counting)
+    except (DensityError, TractogramError) as error:
         return Rejection(candidate.name, str(error.path), error.reason)
 
 
@@ -523,7 +563,7 @@ def _table(
     pattern: str,
 ) -> str:
     lines = [f"{len(subjects)} subjects found, {len(rejected)} rejected (maps at {pattern})"]
-    rows = [(one.name, "found", ", ".join(str(part.path) for part in one.maps)) for one in subjects]
+    rows = [(one.name, "found", ", ".join(part.origin for part in one.maps)) for one in subjects]
     rows += [(one.subject, "rejected", f"{one.path}: {one.reason}") for one in rejected]
     width = max((len(name) for name, _, _ in rows), default=0)
     lines += [f"  {name:<{width}}  {status:<8}  {text}" for name, status, text in sorted(rows)]

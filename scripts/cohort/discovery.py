@@ -15,6 +15,7 @@ from pathlib import Path
 from scripts.cohort.layouts import Alternative, alternatives
 from scripts.errors import CohortError, ConfigurationError
 from scripts.settings import LearnedAtlasConfig
+from scripts.tractograms import is_tractogram
 
 __all__ = [
     "Candidate",
@@ -32,6 +33,7 @@ OUTPUT_FOLDERS = frozenset(
     {
         "atlas",
         "atlas_in_patient_space",
+        "barycentre",
         "cross_validation",
         "evaluation",
         "learned_atlas",
@@ -438,6 +440,7 @@ def _match_tail(file: Path, config: LearnedAtlasConfig) -> _Match:
                 groups = match.groupdict()
                 return _Match(file, groups["subject"], groups.get("tract"), file.as_posix())
     stem = file.name.removesuffix(".gz").removesuffix(".nii")
+    stem = file.stem if is_tractogram(file) else stem
     subject = re.match(r"sub-[A-Za-z0-9]+(?=_|$)", stem)
     tract = re.search(r"_bundle-([A-Za-z0-9]+)", stem)
     name = stem if subject is None else subject[0]

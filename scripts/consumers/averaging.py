@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -83,12 +83,15 @@ class AveragingAtlas:
         output_dir: the maps go to its folder ``atlas``.
     """
 
+    kind: ClassVar[str] = "averaged"
+    folder_name: ClassVar[str] = AVERAGING_FOLDER
+
     def __init__(
         self, cohort: Cohort, settings: LearnedAtlasConfig, output_dir: str | Path
     ) -> None:
         self.cohort = cohort
         self.settings = settings
-        self.folder = Path(output_dir) / AVERAGING_FOLDER
+        self.folder = Path(output_dir) / self.folder_name
 
     def publish(self) -> Path:
         """Write the atlas.
@@ -111,7 +114,8 @@ class AveragingAtlas:
             about = json.dumps(self._description(hashes), indent=1) + "\n"
             (staging / "atlas.json").write_text(about, encoding="utf-8")
         logger.info(
-            "averaging atlas of %d subjects published in %s",
+            "%s atlas of %d subjects published in %s",
+            self.kind,
             len(self.cohort.subjects),
             self.folder,
         )
@@ -130,7 +134,7 @@ class AveragingAtlas:
         """``atlas.json``: enough to check what made these maps."""
         return {
             "name": "tract_density_atlas",
-            "kind": "averaged",
+            "kind": self.kind,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "training_space": self.settings.training_space,
             "normalisation": self.cohort.normalisation,

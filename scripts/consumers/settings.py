@@ -24,8 +24,10 @@ from scripts.sections import (
 
 __all__ = [
     "AtlasToPatientConfig",
+    "BarycentreConfig",
     "TractSimilarityConfig",
     "load_atlas_to_patient",
+    "load_barycentre",
     "load_tract_similarity",
 ]
 
@@ -165,3 +167,37 @@ def load_tract_similarity(block: Mapping[str, Any] | None) -> TractSimilarityCon
     """
     report_errors_in_one_line()
     return TractSimilarityConfig.load(block)
+
+
+class BarycentreConfig(Section):
+    """The whole ``barycentre:`` block."""
+
+    key_path: ClassVar[str] = "barycentre"
+
+    blur: Number | None = setting(
+        None,
+        "Detail below which mass isn't transported, mm (standard deviation). Null: the longest "
+        "side of a voxel.",
+        "null or a number > 0",
+        gt=0,
+    )
+    iterations: Integer = setting(
+        30, "Iterations at that blur, after larger ones.", "an integer >= 1", ge=1
+    )
+    scaling: Number = setting(
+        0.8,
+        "Factor by which the blur shrinks from half the grid's extent.",
+        "a number > 0 and < 1",
+        gt=0,
+        lt=1,
+    )
+
+
+def load_barycentre(block: Mapping[str, Any] | None) -> BarycentreConfig:
+    """Validate the ``barycentre:`` block; user errors are one line from here on.
+
+    Raises:
+        ConfigurationError: with a line per violation.
+    """
+    report_errors_in_one_line()
+    return BarycentreConfig.load(block)

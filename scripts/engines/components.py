@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,13 +21,14 @@ from scripts.engines.handlers.loss_history import LossHistory
 from scripts.engines.refinement import CohortRefinement
 from scripts.engines.run_state import RunState
 from scripts.engines.space import checkpoint_bytes, output_bytes
-from scripts.errors import CohortError
+from scripts.errors import CohortError, ConfigurationError
 from scripts.lock import lock_folders
 from scripts.losses.atlas_loss import AtlasLoss
 from scripts.networks.atlas_network import AtlasNetwork
 from scripts.networks.building import published_geometry, published_network
 from scripts.networks.checkpoint import load_checkpoint
 from scripts.networks.precision import open_device
+from scripts.processes import barrier, from_first, is_first, share, stop_together, world_size
 from scripts.progress import progress_bar
 from scripts.settings import LearnedAtlasConfig
 from scripts.storage import check_space, check_writable
@@ -60,8 +60,8 @@ def _reserved(folders: Sequence[str | Path]) -> Iterator[list[object]]:
     """
     for folder in folders:
         check_writable(folder)
-    # Processes that torchrun starts are one run: the first holds its locks.
-    locks = lock_folders(tuple(folders)) if os.environ.get("RANK", "0") == "0" else []
+    # Several processes are one run: the first holds its locks.
+    locks = lock_folders(tuple(folders)) if is_first() else []
     users: list[object] = []
     try:
         yield users
@@ -88,19 +88,43 @@ def open_cohort(
         written: output_dir and ckpt_dir; they are locked while the result is in use.
 
     Raises:
-        ConfigurationError: if the machine lacks the device.
+        ConfigurationError: if the machine lacks the device, or a batch has fewer subjects than
+            there are processes.
         StorageError: if something that is no writable folder stands in the way of ``written``,
             another run is at work there, or there isn't room for what the run writes.
         CohortError: see `read_cohort`.
     """
-    open_device(settings.device)
-    with _reserved(written) as users:
-        cohort = read_cohort(dataset_dir, settings)
-        _warn_of_scale(cohort, settings)
-        if len(written) == 2:
-            _check_space(cohort, settings, *map(Path, written))
-        users.append(cohort)
-    return cohort
+    _check_processes(settings)
+
+    def read() -> Cohort:
+        with _reserved(written) as users:
+            cohort = read_cohort(dataset_dir, settings)
+            _warn_of_scale(cohort, settings)
+            if len(written) == 2:
+                _check_space(cohort, settings, *map(Path, written))
+            users.append(cohort)
+        return cohort
+
+    return from_first(read)
+
+
+def _check_processes(settings: LearnedAtlasConfig) -> None:
+    """Make sure that each process has its device, and something to do.
+
+    Raises:
+        ConfigurationError: if one hasn't.
+    """
+    error = None
+    try:
+        open_device(settings.device)
+        if settings.optimizer.batch_size < world_size():
+            raise ConfigurationError(
+                f"learned_atlas.optimizer.batch_size = {settings.optimizer.batch_size}: must be at "
+                f"least the number of processes, {world_size()}, which share each batch"
+            )
+    except ConfigurationError as failure:
+        error = failure
+    stop_together(error)
 
 
 def _check_space(
@@ -159,8 +183,12 @@ def train_dataset(
     settings: LearnedAtlasConfig,
     cache_dir: str | Path,
 ) -> Any:
-    """The training dataset, cached as the settings say."""
-    return density_dataset(
+    """The training dataset, cached as the settings say.
+
+    In memory each process keeps the whole cohort, since a batch may bring it any subject. On disk
+    the processes share one cache, which they fill together before any of them reads from it.
+    """
+    dataset = density_dataset(
         data,
         transform,
         cache=settings.cohort.cache,
@@ -168,6 +196,11 @@ def train_dataset(
         device=settings.device,
         num_workers=settings.cohort.num_workers,
     )
+    if settings.cohort.cache == "disk" and world_size() > 1:
+        for index in share(len(dataset)):
+            dataset[index]
+        barrier()
+    return dataset
 
 
 def atlas_loss(spacing: Sequence[float], settings: LearnedAtlasConfig) -> AtlasLoss:

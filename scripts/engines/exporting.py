@@ -16,6 +16,7 @@ from scripts.cohort import Cohort, CropBox
 from scripts.engines.training_step import soft_assignment
 from scripts.losses.atlas_loss import AtlasLoss
 from scripts.networks.atlas_network import AtlasNetwork
+from scripts.processes import add_up, share
 
 __all__ = ["NetworkVelocities", "in_box"]
 
@@ -42,7 +43,7 @@ class NetworkVelocities:
         dataset: Sequence[dict[str, Any]],
         loss: AtlasLoss,
         iterations: int = 0,
-        lr: float = 0.1,
+        lr: float = 0.3,
         dtype: str = "float32",
         device: torch.device | str = "cpu",
         mixture_sharpness: float = 50.0,
@@ -72,7 +73,11 @@ class NetworkVelocities:
         """Share of each subject that each template explains, ``(N, K)``, by the losses."""
         if self.network.n_templates == 1:
             return torch.ones(len(self.dataset), 1)
-        return torch.cat([self._shares(index) for index in range(len(self.dataset))])
+        found = torch.zeros(len(self.dataset), self.network.n_templates)
+        for index in share(len(self.dataset)):
+            found[index] = self._shares(index)[0]
+        add_up(found)
+        return found
 
     @torch.no_grad()
     def _shares(self, index: int) -> torch.Tensor:

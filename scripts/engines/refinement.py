@@ -20,6 +20,7 @@ from scripts.losses.atlas_loss import AtlasLoss
 from scripts.networks.atlas_network import density_of, log_density_of
 from scripts.networks.checkpoint import load_checkpoint
 from scripts.networks.warp import warp
+from scripts.processes import add_up, from_first, is_first, share
 from scripts.progress import progress_bar
 from scripts.storage import write_whole
 
@@ -44,6 +45,9 @@ class CohortRefinement:
     Velocities of a round lie in files, one a subject, each written whole: an interrupted round
     goes on at the subject where it stopped, and memory doesn't grow with the cohort.
 
+    Over several processes each one refines its share of the subjects; means and templates are made
+    of sums over all of them, so that the result is that of one process, to rounding.
+
     Args:
         network: the trained network.
         dataset: log densities, in the cohort's order (``image``).
@@ -65,7 +69,7 @@ class CohortRefinement:
         folder: str | Path,
         rounds: int = 0,
         iterations: int = 10,
-        lr: float = 0.1,
+        lr: float = 0.3,
         dtype: str = "float32",
         device: torch.device | str = "cpu",
         mixture_sharpness: float = 50.0,
@@ -96,8 +100,8 @@ class CohortRefinement:
             self._centre_network()
             self._save()
         if self.round < self.rounds:
-            total, done = self.rounds * len(self.dataset), self.round * len(self.dataset)
-            with progress_bar(total, "refinement", initial=done) as bar:
+            own = len(share(len(self.dataset)))
+            with progress_bar(self.rounds * own, "refinement", initial=self.round * own) as bar:
                 while self.round < self.rounds:
                     self._run_round(bar)
 
@@ -114,22 +118,26 @@ class CohortRefinement:
     # -- pieces ----------------------------------------------------------------------------
 
     def _run_round(self, bar: tqdm) -> None:
-        losses = []
-        for index in range(len(self.dataset)):
-            losses.append(self._refine_subject(index))
+        total = torch.zeros((), dtype=torch.float64)
+        for index in share(len(self.dataset)):
+            loss = self._refine_subject(index)
+            total += loss
             bar.set_postfix(
-                {"round": f"{self.round + 1}/{self.rounds}", "loss": f"{losses[-1]:.3f}"},
+                {"round": f"{self.round + 1}/{self.rounds}", "loss": f"{loss:.3f}"},
                 refresh=False,
             )
             bar.update()
-        self.history.append(sum(losses) / len(losses))
+        add_up(total)
+        self.history.append(float(total) / len(self.dataset))
         self.offset = self._mean(self.round)
         self._update_template(self.round)
         if self.round + 1 == self.rounds:
             self._recentre_network()
         self.round += 1
         self._save()
-        shutil.rmtree(self._round_folder(self.round - 2), ignore_errors=True)
+        if is_first():
+            # The sums above were of this round's velocities: no process reads the earlier ones.
+            shutil.rmtree(self._round_folder(self.round - 2), ignore_errors=True)
 
     def _home(self, index: int) -> int:
         return int(self.assignment[index].argmax())
@@ -141,13 +149,14 @@ class CohortRefinement:
             self._assign()
         total = torch.zeros_like(network.mean_velocity)
         weight = self.assignment.sum(0).clamp_min(1e-6)
-        for index in range(len(self.dataset)):
+        for index in share(len(self.dataset)):
             image = self.image(index)
             for k in range(network.n_templates):
-                share = float(self.assignment[index, k])
-                if share > 0.01:
+                part = float(self.assignment[index, k])
+                if part > 0.01:
                     found = estimate_velocity(network, image, self.dtype, k)
-                    total[k] += found[0] * (share / float(weight[k]))
+                    total[k] += found[0] * (part / float(weight[k]))
+        add_up(total)
         # The fields so far, exp(v), were learned against this template WITHOUT subtracting the
         # running mean; all in all they lose `moved`. exp(v - m) then needs the template moved by
         # exp(m), to first order.
@@ -161,7 +170,8 @@ class CohortRefinement:
     def _assign(self) -> None:
         """Soft assignment of each subject to the templates, by its losses."""
         network = self.network
-        for index in range(len(self.dataset)):
+        self.assignment.zero_()
+        for index in share(len(self.dataset)):
             image = self.image(index)
             # Fields are learned uncentred, see `_centre_network`.
             raw = [
@@ -170,6 +180,7 @@ class CohortRefinement:
             ]
             shares = soft_assignment(network, self.loss, image, raw, self.mixture_sharpness)
             self.assignment[index] = shares[0]
+        add_up(self.assignment)
         network.mixture.copy_(self.assignment.mean(0))
 
     def _refine_subject(self, index: int) -> float:
@@ -192,10 +203,11 @@ class CohortRefinement:
         """Mean velocity over each template's own subjects."""
         total = torch.zeros_like(self.network.mean_velocity)
         count = torch.zeros(self.network.n_templates)
-        for index in range(len(self.dataset)):
+        for index in share(len(self.dataset)):
             home = self._home(index)
             total[home] += self._stored(number, index)[0]
             count[home] += 1
+        add_up(total, count)
         return total / count.clamp_min(1).to(total).view(-1, *([1] * (total.dim() - 1)))
 
     def _update_template(self, number: int) -> None:
@@ -203,7 +215,7 @@ class CohortRefinement:
         network = self.network
         total = torch.zeros_like(network.template)
         weight = total.new_zeros((network.n_templates, 1, *network.shape))
-        for index in range(len(self.dataset)):
+        for index in share(len(self.dataset)):
             home = self._home(index)
             velocity = self._stored(number, index) - self.offset[home]
             _, inverse = network.displacements(velocity)
@@ -211,6 +223,7 @@ class CohortRefinement:
             density = density_of(self.image(index), network.log_offset)
             total[home] += size * warp(density, inverse)[0]
             weight[home] += size
+        add_up(total, weight)
         for k in range(network.n_templates):
             if float(weight[k].amax()) > 0:
                 density = total[k] / weight[k].clamp_min(1e-6)
@@ -222,12 +235,13 @@ class CohortRefinement:
         network = self.network
         shift = torch.zeros_like(network.mean_velocity)
         count = torch.zeros(network.n_templates)
-        for index in range(len(self.dataset)):
+        for index in share(len(self.dataset)):
             home = self._home(index)
             found = estimate_velocity(network, self.image(index), self.dtype, home)
             refined = self._stored(self.round, index) - self.offset[home]
             shift[home] += (found - refined)[0]
             count[home] += 1
+        add_up(shift, count)
         count = count.clamp_min(1).to(shift)
         network.mean_velocity += shift / count.view(-1, *([1] * (shift.dim() - 1)))
 
@@ -244,10 +258,9 @@ class CohortRefinement:
         return found["velocity"].to(self.device)[None]
 
     def _load(self) -> bool:
-        path = self.folder / "state.pt"
-        if not path.exists():
+        found = from_first(self._read)
+        if found is None:
             return False
-        found = load_checkpoint(path)
         self.network.load_state_dict(found["network"])
         self.round = found["round"]
         self.offset = found["offset"].to(self.device)
@@ -257,7 +270,13 @@ class CohortRefinement:
             logger.info("refinement goes on after round %d", self.round)
         return True
 
+    def _read(self) -> dict[str, Any] | None:
+        path = self.folder / "state.pt"
+        return load_checkpoint(path) if path.exists() else None
+
     def _save(self) -> None:
+        if not is_first():
+            return
         with write_whole(self.folder / "state.pt") as path:
             torch.save(
                 {

@@ -33,7 +33,7 @@ class RegistrationStep:
     """
 
     def __init__(
-        self, loss: AtlasLoss, dtype: str = "float32", iterations: int = 0, lr: float = 0.1
+        self, loss: AtlasLoss, dtype: str = "float32", iterations: int = 0, lr: float = 0.3
     ) -> None:
         self.loss = loss
         self.dtype = dtype

@@ -10,6 +10,7 @@ from typing import Any
 
 from scripts.cohort import Cohort
 from scripts.errors import CheckpointError
+from scripts.processes import from_first
 from scripts.settings import LearnedAtlasConfig
 from scripts.storage import write_whole
 
@@ -64,9 +65,14 @@ class RunState:
             "cohort": cohort.identity(),
             "settings": _binding(settings),
         }
-        there = self._read(self.folder / "run.json")
         if read_only:
-            return
+            self._read(self.folder / "run.json")
+        else:
+            from_first(lambda: self._open(resume))
+
+    def _open(self, resume: bool) -> None:
+        """Go on with what is there, or make place."""
+        there = self._read(self.folder / "run.json")
         if there is not None and not there["finished"] and resume:
             self._compare(there["signature"])
             logger.info("going on with the unfinished run in %s", self.folder)

@@ -9,9 +9,11 @@ from monai.engines import SupervisedTrainer
 from monai.engines.utils import IterationEvents
 from torch import nn
 
+from scripts.data import EpochBatches
 from scripts.losses.atlas_loss import AtlasLoss
 from scripts.networks.atlas_network import AtlasNetwork
 from scripts.networks.precision import autocast
+from scripts.processes import add_up, world_size
 
 __all__ = ["AtlasStep", "atlas_optimizer", "bare", "soft_assignment"]
 
@@ -55,11 +57,16 @@ class AtlasStep:
     templates, r_k ~ mixture_k exp(-sharpness * loss_k): the E-step of a mixture whose M-step is
     the gradient.
 
+    Over several processes (the network is then in `DistributedDataParallel`, which averages their
+    gradients) each one's loss is weighted by its share of the batch, so that the step is that of
+    one process with the whole batch, also where the batch doesn't divide evenly.
+
     Args:
         loss: the weighted terms.
         dtype: of the convolutions.
         gradient_clip: largest norm of the network's gradient.
         mixture_sharpness: see above; only for K > 1.
+        batches: tells how much of a batch is this process's; None: an equal share.
     """
 
     def __init__(
@@ -68,11 +75,13 @@ class AtlasStep:
         dtype: str = "float32",
         gradient_clip: float = 1.0,
         mixture_sharpness: float = 50.0,
+        batches: EpochBatches | None = None,
     ) -> None:
         self.loss = loss
         self.dtype = dtype
         self.gradient_clip = gradient_clip
         self.mixture_sharpness = mixture_sharpness
+        self.batches = batches
 
     def __call__(self, engine: SupervisedTrainer, batch: dict[str, Any]) -> dict[str, Any]:
         """Run one iteration.
@@ -82,8 +91,9 @@ class AtlasStep:
             batch: ``image (B, C, *shape)`` log densities and ``subject`` names.
 
         Returns:
-            ``loss`` and every term (scalars), ``velocity (B, K, d, *reduced)``,
-            ``responsibility (B, K)``, ``image`` and ``warped``, all detached, and ``subject``.
+            ``loss`` and every term (scalars, of the batch of all processes),
+            ``velocity (B, K, d, *reduced)``, ``responsibility (B, K)`` (0 for a stand-in),
+            ``image`` and ``warped``, all detached, and ``subject``.
         """
         assert engine.network is not None and engine.optimizer is not None
         network = bare(engine.network)
@@ -98,16 +108,18 @@ class AtlasStep:
         engine.fire_event(IterationEvents.FORWARD_COMPLETED)
 
         terms, responsibility = self._terms(network, image, found)
-        engine.state.output.update({name: term.detach() for name, term in terms.items()})
+        part = self._part(engine.state.iteration)
+        engine.state.output.update(_over_processes(terms, part))
         engine.state.output.update(
             velocity=found["velocity"].detach(),
             warped=found["warped"].detach(),
-            responsibility=responsibility,
+            responsibility=responsibility * float(part > 0),
         )
         engine.fire_event(IterationEvents.LOSS_COMPLETED)
 
         scaler = engine.scaler
-        (scaler.scale(terms["loss"]) if scaler else terms["loss"]).backward()
+        own = terms["loss"] * (part * world_size())  # gradients are averaged over the processes
+        (scaler.scale(own) if scaler else own).backward()
         if scaler:
             scaler.unscale_(engine.optimizer)
         torch.nn.utils.clip_grad_norm_(network.unet.parameters(), self.gradient_clip)
@@ -120,6 +132,13 @@ class AtlasStep:
         network.project_template()
         engine.fire_event(IterationEvents.MODEL_COMPLETED)
         return engine.state.output
+
+    def _part(self, iteration: int) -> float:
+        """This process's share of the batch."""
+        if self.batches is None:
+            return 1 / world_size()
+        own, whole = self.batches.sizes(iteration)
+        return own / whole
 
     def _terms(
         self, network: AtlasNetwork, image: torch.Tensor, found: dict[str, torch.Tensor]
@@ -144,6 +163,13 @@ class AtlasStep:
             values = torch.stack([torch.stack([t[name] for t in row]) for row in each])
             terms[name] = (values * responsibility).sum(1).mean()
         return terms, responsibility
+
+
+def _over_processes(terms: dict[str, torch.Tensor], part: float) -> dict[str, torch.Tensor]:
+    """The whole batch's terms, detached, from each process's mean over its part."""
+    values = torch.stack([term.detach() for term in terms.values()]) * part
+    add_up(values)
+    return dict(zip(terms, values.unbind(), strict=True))
 
 
 def responsibilities(losses: torch.Tensor, mixture: torch.Tensor, sharpness: float) -> torch.Tensor:

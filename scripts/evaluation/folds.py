@@ -15,11 +15,12 @@ from monai.bundle import ConfigParser
 
 from scripts.cohort import Cohort, read_cohort
 from scripts.engines.run_state import RunState
-from scripts.errors import CheckpointError, CohortError
+from scripts.errors import CheckpointError, CohortError, ConfigurationError
 from scripts.evaluation.held_out import EVALUATION_FOLDER
 from scripts.evaluation.report import publish_evaluation, table
 from scripts.evaluation.settings import EvaluateConfig
 from scripts.lock import lock_folders
+from scripts.processes import world_size
 from scripts.settings import LearnedAtlasConfig
 from scripts.storage import check_writable, write_whole
 
@@ -86,8 +87,14 @@ class CrossValidation:
 
         Raises:
             CohortError: the cohort can't be used, or is too small to be cut.
+        ConfigurationError: several processes were started.
             CheckpointError: an unfinished cross-validation of other settings lies there.
         """
+        if world_size() > 1:
+            raise ConfigurationError(
+                f"cross-validation runs in one process, not in {world_size()}; start it without "
+                "torchrun"
+            )
         for folder in (self.output_dir, self.ckpt_dir):
             check_writable(folder)
         block = self._training_block()

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from scripts.networks.integration import VelocityIntegration, reduced_shape
+from scripts.networks.smoothing import GaussianSmoothing
 from scripts.networks.unet import RegistrationUNet
 from scripts.networks.warp import warp
 
@@ -45,6 +46,7 @@ class AtlasNetwork(nn.Module):
         dec_features: see `RegistrationUNet`.
         int_steps: squarings of the integration; 0: plain displacement.
         field_resolution: the field lives on a grid reduced by this factor.
+        velocity_smoothing: of every velocity, standard deviation in voxels of the full grid.
         checkpointing: recompute activations in the backward pass.
         description: what else a reader of the checkpoint must know (grid, crop box,
             normalisation...), JSON-able; travels in the state dict as the buffer `described`.
@@ -65,6 +67,7 @@ class AtlasNetwork(nn.Module):
         dec_features: Sequence[int] = (32, 32, 32, 16, 16),
         int_steps: int = 7,
         field_resolution: int = 2,
+        velocity_smoothing: float = 3.0,
         checkpointing: bool = False,
         description: Mapping[str, Any] | None = None,
     ) -> None:
@@ -97,6 +100,7 @@ class AtlasNetwork(nn.Module):
         )
         if self.spatial_dims == 3:
             self.unet.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+        self.smoothing = GaussianSmoothing(velocity_smoothing / field_resolution)
         self.integration = VelocityIntegration(int_steps, field_resolution)
 
     @property
@@ -136,7 +140,7 @@ class AtlasNetwork(nn.Module):
         if self.spatial_dims == 3:
             pair = pair.contiguous(memory_format=torch.channels_last_3d)
         field = self.unet(pair)
-        velocity = field.float().contiguous()
+        velocity = self.smoothing(field.float().contiguous())
         return velocity if self.training else velocity - self.mean_velocity[template]
 
     def displacement(self, velocity: torch.Tensor) -> torch.Tensor:

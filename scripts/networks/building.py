@@ -125,7 +125,8 @@ def build_network(
         "crop": {"start": list(cohort.crop.start), "stop": list(cohort.crop.stop)},
         "normalisation": cohort.normalisation,
         "tracts": list(cohort.tracts),
-        "settings": settings.as_dict(),
+        # Which of several devices it was is no part of a model, and differs between processes.
+        "settings": {**settings.as_dict(), "device": torch.device(settings.device).type},
     }
     network = _network(template, description)
     present = torch.from_numpy(cohort.mean_density > 0).float()[None]
@@ -143,6 +144,7 @@ def _network(template: np.ndarray | torch.Tensor, description: dict[str, Any]) -
         dec_features=model["dec_features"],
         int_steps=model["int_steps"],
         field_resolution=model["field_resolution"],
+        velocity_smoothing=model["velocity_smoothing"],
         checkpointing=model["checkpointing"],
         description=description,
     )

@@ -2,6 +2,7 @@
 
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -104,9 +105,11 @@ def test_help_is_quick_and_light():
 
 
 def _seconds(*words: object) -> float:
-    start = time.perf_counter()
+    """CPU seconds, which a busy machine lengthens little."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert bundle(*words).returncode == 0
-    return time.perf_counter() - start
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 def test_documented_exit_codes_are_the_real_ones():
@@ -172,9 +175,7 @@ def test_settings_errors_are_one_line_and_code_2(config, override, message, caps
 def test_settings_errors_come_before_torch(config):
     words = ["train", "--config_file", config, "--learned_atlas#optimizer#lr", "-1"]
     assert heavy_imports(*words) == []
-    start = time.perf_counter()
     result = bundle(*words)
-    assert time.perf_counter() - start < 2  # under 0.3 s on a quiet machine
     assert result.returncode == 2
     assert result.stderr.splitlines() == [
         "error: learned_atlas.optimizer.lr = -1: must be a number > 0"
@@ -189,6 +190,8 @@ def test_settings_errors_come_before_torch(config):
         ("compare", ["--tract_similarity#bins", "1"], "tract_similarity.bins = 1"),
         ("compare", ["--tract_similarity", "5"], "tract_similarity = 5: must be a mapping"),
         ("evaluate", ["--evaluate#seed", "-1"], "evaluate.seed = -1: must be an integer >= 0"),
+        ("barycentre", ["--barycentre#blur", "-1"], "barycentre.blur = -1"),
+        ("labels", ["--label_transfer#x", "1"], "label_transfer.x = 1: unknown key"),
         ("cross-validate", ["--evaluate#folds", "1"], "evaluate.folds = 1"),
     ],
 )

@@ -263,3 +263,11 @@ def test_plain_expressions_are_known(value, known):
 def test_other_expressions_are_not_and_are_never_run(value):
     with pytest.raises(UsageError, match="give --dataset_dir <folder>"):
         known_path({"bundle_root": ".", "loop": "@loop", "dataset_dir": value}, "dataset_dir")
+
+
+def test_a_later_file_reaches_down_to_a_single_value(tmp_path):
+    """As the multi-GPU overlay does, and as MONAI reads it."""
+    (tmp_path / "base.yaml").write_text("train: {batches: {size: 3}, handlers: [a]}\n")
+    (tmp_path / "over.yaml").write_text("train#batches#rank: 1\n+train::handlers: [b]\n")
+    merged = read_config([tmp_path / "base.yaml", tmp_path / "over.yaml"])
+    assert merged == {"train": {"batches": {"size": 3, "rank": 1}, "handlers": ["a", "b"]}}

@@ -9,6 +9,7 @@ from ignite.engine import Engine
 from monai.engines.utils import IterationEvents
 
 from scripts.engines.training_step import bare
+from scripts.processes import add_up
 
 __all__ = ["Centring"]
 
@@ -41,7 +42,9 @@ class Centring:
         velocity, weight = output["velocity"], output["responsibility"]
         shares = weight.sum(0)
         per_template = torch.einsum("bk,bk...->k...", weight, velocity)
-        for k, share in enumerate(shares / len(weight)):
+        add_up(shares, per_template)
+        count = shares.sum().clamp_min(1e-6)  # a subject's responsibilities sum to 1
+        for k, share in enumerate(shares / count):
             newest = per_template[k] / shares[k].clamp_min(1e-6)
             self.network.mean_velocity[k].lerp_(newest, float(self.rate * share))
-        self.network.mixture.lerp_(shares / len(weight), self.rate)
+        self.network.mixture.lerp_(shares / count, self.rate)

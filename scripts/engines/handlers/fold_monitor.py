@@ -10,6 +10,7 @@ from ignite.engine import Engine, Events
 
 from scripts.atlas.jacobian import jacobian_summary
 from scripts.engines.training_step import bare
+from scripts.processes import everyones, is_first
 
 __all__ = ["FoldMonitor"]
 
@@ -18,6 +19,8 @@ logger = logging.getLogger(__name__)
 
 class FoldMonitor:
     """Every few epochs: smallest Jacobian determinant of the last batch's first field.
+
+    Over several processes: of each one's first field.
 
     Args:
         network: the atlas network.
@@ -39,14 +42,16 @@ class FoldMonitor:
         """Warn of a fold in the last subject seen, with its name."""
         output: Any = engine.state.output  # decollated: a list of subjects
         velocity = output[0]["velocity"][:1]
-        summary = jacobian_summary(self.network.displacement(velocity)[0])
-        self.smallest.append((engine.state.epoch, summary["min"]))
-        if summary["corner_min"] <= 0:
+        own = jacobian_summary(self.network.displacement(velocity)[0])
+        found = everyones((own, output[0]["subject"]))
+        self.smallest.append((engine.state.epoch, min(one["min"] for one, _ in found)))
+        summary, subject = min(found, key=lambda one: one[0]["corner_min"])
+        if summary["corner_min"] <= 0 and is_first():
             logger.warning(
                 "epoch %d: the field of subject %s folds (det J %.3g, %.2g %% of cells): "
                 "raise learned_atlas#loss#smoothness_weight",
                 engine.state.epoch,
-                output[0]["subject"],
+                subject,
                 summary["corner_min"],
                 100 * summary["corner_share_folded"],
             )

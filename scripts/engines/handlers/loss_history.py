@@ -10,6 +10,7 @@ import torch
 from ignite.engine import Engine, Events
 
 from scripts.errors import StorageError
+from scripts.processes import is_first
 
 __all__ = ["LossHistory", "scalar_terms"]
 
@@ -20,7 +21,7 @@ class LossHistory:
     """Mean of each term over each epoch.
 
     Args:
-        summary_dir: TensorBoard's folder; None: no TensorBoard.
+        summary_dir: TensorBoard's folder, written by the first process; None: no TensorBoard.
     """
 
     def __init__(self, summary_dir: str | Path | None = None) -> None:
@@ -49,7 +50,7 @@ class LossHistory:
         self.epochs.append(epoch)
         text = ", ".join(f"{name} {value:.4f}" for name, value in epoch.items())
         logger.debug("epoch %d: %s", engine.state.epoch, text)
-        if self.summary_dir is not None:
+        if self.summary_dir is not None and is_first():
             try:
                 if self._writer is None:
                     from torch.utils.tensorboard import SummaryWriter

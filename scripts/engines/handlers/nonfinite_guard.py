@@ -8,7 +8,9 @@ import torch
 from ignite.engine import Engine, Events
 from monai.engines.utils import IterationEvents
 
+from scripts.engines.training_step import bare
 from scripts.errors import TrainingError
+from scripts.processes import everyones, is_first, stop_together
 
 __all__ = ["NonFiniteGuard"]
 
@@ -24,6 +26,7 @@ class NonFiniteGuard:
     (Ignite's ``TerminateOnNan`` ends the run with exit status 0, as if all were well.) A finite
     loss may still have a gradient that isn't: an epoch's network is looked at before it is saved.
     So the last checkpoint is a good one; it stays as it is. To be listed before the checkpoint.
+    Over several processes one's fault stops all, and the first of them tells.
     """
 
     def attach(self, engine: Engine) -> None:
@@ -45,11 +48,15 @@ class NonFiniteGuard:
             for name, value in output.items()
             if isinstance(value, torch.Tensor) and value.dim() == 0
         )
-        raise TrainingError(
+        # The loss is that of all processes: each of them comes here.
+        batches = everyones(list(output["subject"]))
+        subjects = dict.fromkeys(subject for batch in batches for subject in batch)
+        error = TrainingError(
             f"loss is not finite in epoch {engine.state.epoch}, iteration "
-            f"{engine.state.iteration}, subjects {', '.join(output['subject'])} ({terms}); "
+            f"{engine.state.iteration}, subjects {', '.join(subjects)} ({terms}); "
             f"{_ADVICE}"
         )
+        stop_together(error if is_first() else None)
 
     def check_network(self, engine: Any) -> None:
         """Check every parameter of a MONAI trainer's network.
@@ -57,10 +64,13 @@ class NonFiniteGuard:
         Raises:
             TrainingError: naming epoch, iteration, subjects and a parameter at fault.
         """
-        for name, parameter in engine.network.named_parameters():
+        error = None
+        for name, parameter in bare(engine.network).named_parameters():
             if not bool(torch.isfinite(parameter).all()):
                 subjects = ", ".join(one["subject"] for one in engine.state.output)
-                raise TrainingError(
+                error = TrainingError(
                     f"parameter {name} is not finite after epoch {engine.state.epoch}, iteration "
                     f"{engine.state.iteration}, subjects {subjects}; {_ADVICE}"
                 )
+                break
+        stop_together(error)

@@ -10,6 +10,7 @@ from ignite.engine import Engine, Events
 
 from scripts.atlas.quality_page import three_views
 from scripts.engines.training_step import bare
+from scripts.processes import is_first
 from scripts.storage import write_whole
 
 __all__ = ["TemplateSnapshots"]
@@ -30,8 +31,8 @@ class TemplateSnapshots:
         self.interval = interval
 
     def attach(self, engine: Engine) -> None:
-        """Draw after every ``interval`` epochs."""
-        if self.interval:
+        """Draw after every ``interval`` epochs, in the first process."""
+        if self.interval and is_first():
             engine.add_event_handler(Events.EPOCH_COMPLETED(every=self.interval), self)
 
     def __call__(self, engine: Engine) -> None:

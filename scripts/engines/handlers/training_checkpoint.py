@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 import torch
 from ignite.engine import Engine, Events
@@ -12,6 +13,7 @@ from scripts.engines.handlers.loss_history import LossHistory
 from scripts.engines.run_state import RunState
 from scripts.engines.training_step import bare
 from scripts.networks.checkpoint import load_checkpoint
+from scripts.processes import from_first, is_first
 from scripts.storage import write_whole
 
 __all__ = ["TrainingCheckpoint"]
@@ -23,7 +25,8 @@ class TrainingCheckpoint:
     """Template, network, optimizer, random numbers and history, written whole after epochs.
 
     What follows from the iteration alone (learning rates, the order of the subjects) needs no
-    state: a resumed run on a CPU gives the bits of an unbroken one.
+    state: a resumed run on a CPU gives the bits of an unbroken one. Over several processes, which
+    all hold the same, the first one writes and reads.
 
     Args:
         state: of the run.
@@ -59,15 +62,16 @@ class TrainingCheckpoint:
 
     def load(self, engine: Engine) -> None:
         """Go on after the last saved epoch, if there is one."""
-        if not self.state.training.exists():
+        found = from_first(self._read)
+        if found is None:
             return
-        found = load_checkpoint(self.state.training)
         self.network.load_state_dict(found["network"])
         self.optimizer.load_state_dict(found["optimizer"])
         self.history.epochs = [dict(epoch) for epoch in found["history"]]
         torch.set_rng_state(found["rng"])
         if torch.cuda.is_available() and found["cuda_rng"]:
-            torch.cuda.set_rng_state_all(found["cuda_rng"])
+            there = torch.cuda.device_count()  # perhaps fewer than where it was saved
+            torch.cuda.set_rng_state_all(found["cuda_rng"][:there])
         engine.state.epoch = self.batches.first_epoch = found["epoch"]
         engine.state.iteration = found["epoch"] * (engine.state.epoch_length or 1)
         self.stopped = found["stopped"]
@@ -75,9 +79,15 @@ class TrainingCheckpoint:
             engine.state.max_epochs = found["epoch"]
         logger.info("training goes on after epoch %d", found["epoch"])
 
+    def _read(self) -> dict[str, Any] | None:
+        path = self.state.training
+        return load_checkpoint(path) if path.exists() else None
+
     def save(self, engine: Engine) -> None:
         """Write the checkpoint."""
         self.stopped = self.stopped or bool(engine.should_terminate)
+        if not is_first():
+            return
         with write_whole(self.state.training) as path:
             torch.save(
                 {

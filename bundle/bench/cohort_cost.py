@@ -1,0 +1,158 @@
+"""What one subject costs at each stage of a run, and what a large cohort comes to.
+
+    python -m bundle.bench.cohort_cost --shape 145 174 145 --subjects 50000 --processes 64
+
+Each stage is run on a few subjects of a phantom cohort with the code that a training run uses, one
+thread, in CPU-seconds, so that other work on the machine hardly counts. What ``--subjects`` cost is
+a multiplication of that: an estimate, not a measurement.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import resource
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from bundle.bench.training_step import our_step
+from scripts.atlas.refinement import refine_velocity
+from scripts.cohort import read_cohort
+from scripts.engines.components import atlas_loss, cohort_publisher, cohort_transforms
+from scripts.networks import AtlasNetwork, build_network
+from scripts.phantom import write_demo_cohort
+from scripts.settings import LearnedAtlasConfig
+
+SAMPLE = 2  # subjects that are measured
+EPOCHS, ROUNDS, ITERATIONS = 40, 5, 10  # as configs/train.yaml has them
+
+
+class SmoothVelocities:
+    """Velocities of a few voxels, as rough as learned ones; a field of zeros would compress.
+
+    Args:
+        network: whose grid they live on.
+        subjects: how many.
+    """
+
+    def __init__(self, network: AtlasNetwork, subjects: int) -> None:
+        self.assignment = torch.ones(subjects, 1)
+        self.reduced = network.reduced
+
+    def velocity(self, index: int, template: int = 0) -> torch.Tensor:
+        """``(1, 3, *reduced)`` of a subject."""
+        generator = torch.Generator().manual_seed(index)
+        coarse = [max(2, size // 10) for size in self.reduced]
+        noise = 2 * torch.randn(1, 3, *coarse, generator=generator)
+        return F.interpolate(noise, self.reduced, mode="trilinear", align_corners=True)
+
+
+class Watch:
+    """A progress bar that draws nothing: when its first subject was begun, the last one done."""
+
+    started = stopped = 0.0
+
+    def __call__(self, total: int, what: str) -> Watch:
+        """Begin."""
+        self.started = time.process_time()
+        return self
+
+    def update(self) -> None:
+        """One more is done."""
+        self.stopped = time.process_time()
+
+    def close(self) -> None:
+        """All are done."""
+
+
+def cpu_seconds(work: Callable[[], Any]) -> tuple[Any, float]:
+    """What ``work`` returns, and the CPU time of this process that it took."""
+    start = time.process_time()
+    return work(), time.process_time() - start
+
+
+def measure(folder: Path, shape: tuple[int, int, int], dtype: str) -> dict[str, float]:
+    """CPU-seconds and bytes of a subject at each stage."""
+    write_demo_cohort(folder / "demo", subjects=SAMPLE, held_out=0, shape=shape)
+    settings = LearnedAtlasConfig.load(
+        {"device": "cpu", "dtype": dtype, "min_subjects": 1, "presence_value": 1e-3,
+         "verify_jacobian": False}
+    )  # fmt: skip
+    found: dict[str, float] = {}
+    cohort, total = cpu_seconds(lambda: read_cohort(folder / "demo", settings))
+    found["reading and checking"] = total / SAMPLE
+    found["voxels of the box"] = math.prod(cohort.crop.shape)
+
+    transforms = cohort_transforms(cohort, settings)
+    item, found["loading, cache none"] = cpu_seconds(lambda: transforms(cohort.datalist()[0]))
+    torch.save(item["image"], folder / "cached.pt")
+    found["loading, cache disk"] = cpu_seconds(lambda: torch.load(folder / "cached.pt"))[1]
+    found["bytes of a cached map"] = (folder / "cached.pt").stat().st_size
+
+    step = our_step(dtype, cohort.crop.shape, "cpu")
+    step()  # the first one allocates
+    found["training step"] = cpu_seconds(step)[1]
+
+    network = build_network(cohort, settings)
+    loss = atlas_loss(cohort.grid.spacing, settings)
+    velocities = SmoothVelocities(network, SAMPLE)
+    image, start = item["image"][None], velocities.velocity(0)
+    total = cpu_seconds(lambda: refine_velocity(network, loss, image, start, 2))[1]
+    found["refinement step"] = total / 3  # the last of them is forward alone
+    found["bytes of a velocity"] = 4 * start.numel()
+
+    for what, fields in (("emission without fields", False), ("emission with fields", True)):
+        changed = settings.model_copy(update={"save_fields": fields})
+        publisher = cohort_publisher(network, cohort, changed, velocities, folder / what)
+        watch = publisher.bar = Watch()
+        atlas = publisher.publish()
+        found[what] = (watch.stopped - watch.started) / SAMPLE
+    sizes = [path.stat().st_size for path in (atlas / "fields").iterdir()]
+    found["bytes of both fields"] = sum(sizes) / SAMPLE
+    found["peak GiB of the process"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return found
+
+
+def estimate(found: dict[str, float], subjects: int, processes: int) -> dict[str, float]:
+    """Hours on so many processes, each as fast as the one measured, and terabytes."""
+    hours = subjects / processes / 3600
+    return {
+        "reading and checking, h (by the first process alone)": (
+            subjects / 3600 * found["reading and checking"]
+        ),
+        "training, h": EPOCHS * hours * (found["training step"] + found["loading, cache disk"]),
+        "refinement, h": ROUNDS * (ITERATIONS + 1) * hours * found["refinement step"],
+        "emission with fields, h": hours * found["emission with fields"],
+        "emission without fields, h": hours * found["emission without fields"],
+        "fields, TB": subjects * found["bytes of both fields"] / 1e12,
+        "velocities of two rounds, TB": 2 * subjects * found["bytes of a velocity"] / 1e12,
+        "cache, TB": subjects * found["bytes of a cached map"] / 1e12,
+    }
+
+
+def main() -> None:
+    """Print what was measured and what it comes to, and everything as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--shape", type=int, nargs=3, default=(145, 174, 145))
+    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
+    parser.add_argument("--subjects", type=int, default=50_000)
+    parser.add_argument("--processes", type=int, default=64)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        measured = measure(Path(folder), tuple(arguments.shape), arguments.dtype)
+    worked_out = estimate(measured, arguments.subjects, arguments.processes)
+    for name, value in {**measured, **worked_out}.items():
+        print(f"{name}: {value:,.2f}")
+    print(json.dumps({**vars(arguments), "measured": measured, "estimate": worked_out}, indent=1))
+
+
+if __name__ == "__main__":
+    main()

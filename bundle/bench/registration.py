@@ -1,0 +1,106 @@
+"""Time and peak memory of registering one new subject at full size, part by part.
+
+    python -m bundle.bench.registration --shape 145 174 145
+
+The network is not trained, which changes no operation. The parts: the network (velocity), its flow
+in both directions on the whole grid, the proof that neither folds, warping the atlas and the
+subject, and writing the files, which a cohort's run does beside the next subject's compute.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import torch
+
+from bundle.bench.training_step import sparse_volume
+from scripts.atlas import write_field
+from scripts.atlas.fields import on_full_grid
+from scripts.atlas.jacobian import jacobian_summary
+from scripts.cohort import CropBox, Grid
+from scripts.networks import AtlasNetwork, autocast, warp
+
+
+def peak_gib() -> float:
+    """Highest resident memory of this process so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+@torch.no_grad()
+def measure(shape: tuple[int, ...], dtype: str, device: str, repeats: int) -> dict[str, Any]:
+    """Seconds and CPU seconds of each part, the best of some repeats."""
+    image = sparse_volume(shape).roll(3, dims=2).to(device)
+    network = AtlasNetwork(sparse_volume(shape).numpy()).to(device).eval()
+    crop = CropBox((0,) * len(shape), shape)
+    found: dict[str, Any] = {}
+
+    def estimate() -> None:
+        with autocast(device, dtype):
+            found["velocity"] = network.velocity(image)
+
+    def flow() -> None:
+        forward, inverse = network.displacements(found["velocity"])
+        found["fields"] = [on_full_grid(u, crop, shape) for u in (forward, inverse)]
+
+    def check() -> None:
+        found["jacobian"] = [jacobian_summary(u[0]) for u in found["fields"]]
+
+    def resample() -> None:
+        found["maps"] = [
+            warp(network.template_density(), found["fields"][0]),
+            warp(image, found["fields"][1]),
+        ]
+
+    def write() -> None:
+        grid = Grid(shape, np.eye(4), nib.Nifti1Header())
+        with tempfile.TemporaryDirectory() as folder:
+            for index, field in enumerate(found["fields"]):
+                write_field(Path(folder) / f"{index}.nii.gz", field[0].cpu().numpy(), grid)
+
+    parts: dict[str, Callable[[], None]] = {
+        "network": estimate, "flow": flow, "check": check, "warps": resample, "write": write,
+    }  # fmt: skip
+    result: dict[str, Any] = {}
+    for name, part in parts.items():
+        best: tuple[float, float] | None = None
+        for _ in range(1 if name == "write" else repeats):
+            start, used = time.perf_counter(), time.process_time()
+            part()
+            if device != "cpu":
+                torch.cuda.synchronize()
+            now = (time.perf_counter() - start, time.process_time() - used)
+            best = now if best is None else min(best, now)
+        assert best is not None
+        result[name] = {"seconds": best[0], "cpu_seconds": best[1], "peak_gib": peak_gib()}
+    compute = [result[name] for name in ("network", "flow", "check", "warps")]
+    result["compute"] = {
+        key: sum(part[key] for part in compute) for key in ("seconds", "cpu_seconds")
+    }
+    return result
+
+
+def main() -> None:
+    """Print the figures as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--shape", type=int, nargs=3, default=(145, 174, 145))
+    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--repeats", type=int, default=3)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    about = measure(tuple(arguments.shape), arguments.dtype, arguments.device, arguments.repeats)
+    print(json.dumps({**vars(arguments), **about}, indent=1))
+
+
+if __name__ == "__main__":
+    main()

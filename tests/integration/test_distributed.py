@@ -1,0 +1,189 @@
+"""Two processes train as one does: equal atlases, one lock, and a killed worker that ends both."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+import yaml
+from monai.bundle import ConfigWorkflow
+
+from scripts.atlas import field_names
+from scripts.atlas.verification import verify_atlas
+from scripts.phantom import write_demo_cohort
+from scripts.settings import BASELINE_MAPS
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIGS = [str(ROOT / "configs" / name) for name in ("train.yaml", "multi_gpu_train.yaml")]
+SUBJECTS = [f"sub-{number:02d}" for number in range(1, 8)]
+
+SETTINGS: dict[str, Any] = {
+    "learned_atlas#device": "cpu",
+    "learned_atlas#dtype": "float32",
+    "learned_atlas#model#enc_features": [4, 8],
+    "learned_atlas#model#dec_features": [8, 8, 4],
+    "learned_atlas#optimizer#epochs": 3,
+    "learned_atlas#optimizer#warmup_epochs": 1,
+    "learned_atlas#refine#iterations": 3,
+}
+# Seven subjects in batches of three: one process has two of them and the other one, and in the
+# last batch of an epoch the second has none.
+UNEVEN = {"learned_atlas#optimizer#batch_size": 3, "learned_atlas#refine#rounds": 0}
+# One subject a process; the refinement magnifies whatever differs by then.
+REFINED = {"learned_atlas#optimizer#batch_size": 2, "learned_atlas#refine#rounds": 2}
+
+
+def overrides(dataset: Path, base: Path) -> dict[str, Any]:
+    folders = {"output_dir": str(base / "output"), "ckpt_dir": str(base / "models")}
+    return {"bundle_root": str(ROOT), "dataset_dir": str(dataset), **folders, **SETTINGS}
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("distributed") / "demo"
+    write_demo_cohort(folder, subjects=7, held_out=0, shape=(16, 18, 16), streamlines=30)
+    return folder
+
+
+def atlas_of_one(dataset: Path, base: Path, settings: dict[str, Any]) -> Path:
+    """The atlas of one process, which takes each batch as a whole."""
+    made = ConfigWorkflow(
+        config_file=CONFIGS[0], logging_file=False, workflow_type="train",
+        **overrides(dataset, base), **settings,
+    )  # fmt: skip
+    made.initialize()
+    made.run()
+    return base / "output" / "learned_atlas"
+
+
+@pytest.fixture(autouse=True)
+def _keep_excepthook(monkeypatch):
+    """Loading settings in this process sets a hook for the command line."""
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+
+
+def torchrun(
+    run_id: str, dataset: Path, base: Path, settings: dict[str, Any], *files: Path
+) -> subprocess.CompletedProcess[str]:
+    """Two processes with the command of the overlay's first lines."""
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
+        "-m", "monai.bundle", "run", run_id, "--config_file", str([*CONFIGS, *map(str, files)]),
+        *(f"--{key}={value}" for key, value in {**overrides(dataset, base), **settings}.items()),
+    ]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment.pop("PYTHONPATH", None)
+    return subprocess.run(
+        command, cwd=base, env=environment, capture_output=True, text=True, timeout=300
+    )
+
+
+def volume(path: Path) -> np.ndarray:
+    return np.asarray(nib.load(path).dataobj, dtype=np.float64)
+
+
+def assert_equal_but_for_rounding(ours: Path, theirs: Path) -> None:
+    """Maps, fields, losses: sums over processes are in another order, nothing else differs."""
+    for name in BASELINE_MAPS:
+        one, other = (volume(folder / f"atlas_{name}.nii.gz") for folder in (ours, theirs))
+        np.testing.assert_allclose(one, other, rtol=0, atol=1e-4 * other.max())
+    for subject in SUBJECTS:
+        for name in field_names(subject):
+            one, other = (volume(folder / "fields" / name) for folder in (ours, theirs))
+            np.testing.assert_allclose(one, other, rtol=0, atol=5e-3 * np.abs(other).max())
+    one, other = (json.loads((folder / "atlas.json").read_text()) for folder in (ours, theirs))
+    assert one["training"]["epochs"] == other["training"]["epochs"]
+    for term, value in other["training"]["losses"].items():
+        assert one["training"]["losses"][term] == pytest.approx(value, rel=1e-3, abs=1e-9)
+    for key in ("smallest_jacobian", "mean_displacement_rms_voxels", "displacement_rms_voxels"):
+        assert one["fields"][key] == pytest.approx(other["fields"][key], rel=1e-3, abs=1e-5)
+    assert list(one["files"]) == list(other["files"])
+    said = [json.loads((folder / "jacobian.json").read_text()) for folder in (ours, theirs)]
+    assert list(said[0]) == list(said[1]) == SUBJECTS
+
+
+def test_two_processes_make_the_atlas_of_one(dataset, tmp_path):
+    alone = atlas_of_one(dataset, tmp_path / "alone", UNEVEN)
+    result = torchrun("training", dataset, tmp_path, UNEVEN)
+    assert result.returncode == 0, result.stderr
+    atlas = tmp_path / "output" / "learned_atlas"
+    assert_equal_but_for_rounding(atlas, alone)
+    verify_atlas(atlas).require()
+    # Only one of them talks, and nothing is left lying about.
+    assert result.stdout.count("cohort of 7 subjects") == 1
+    assert result.stdout.count("atlas published") == 1
+    assert result.stderr.count("epoch 3/3: 100%") == 1
+    assert [path.name for path in (tmp_path / "output").iterdir() if path.name[0] == "."] == []
+    state = tmp_path / "models" / "run_state"
+    assert json.loads((state / "run.json").read_text())["finished"] is True
+
+
+def test_a_killed_worker_ends_the_job_and_another_goes_on(dataset, tmp_path):
+    """The second process dies at the start of its third epoch, by its own hand."""
+    broken = tmp_path / "broken.yaml"
+    end = f"os.kill(os.getpid(), {int(signal.SIGKILL)})"
+    broken.write_text(
+        yaml.safe_dump(
+            {
+                "+imports": ["$from ignite.engine import Events"],
+                "broken": [
+                    "$@train#trainer.add_event_handler(Events.EPOCH_STARTED, lambda engine: "
+                    f"{end} if dist.get_rank() == 1 and engine.state.epoch == 3 else None)",
+                    "@training",
+                ],
+            }
+        )
+    )
+    result = torchrun("broken", dataset, tmp_path, REFINED, broken)
+    assert result.returncode != 0
+    assert "exitcode  : -9" in result.stderr
+    assert not (tmp_path / "output" / "learned_atlas").exists()
+    state = tmp_path / "models" / "run_state"
+    epoch = torch.load(state / "training.pt", weights_only=True)["epoch"]
+    assert epoch in (1, 2)  # the first process may have been ended while it wrote the second
+
+    result = torchrun("training", dataset, tmp_path, REFINED)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count(f"training goes on after epoch {epoch}") == 1
+    alone = atlas_of_one(dataset, tmp_path / "alone", REFINED)
+    assert_equal_but_for_rounding(tmp_path / "output" / "learned_atlas", alone)
+    stored = sorted((state / "refinement").rglob("0*.pt"))
+    assert [path.stem for path in stored] == [f"{index:06d}" for index in range(7)]
+
+
+@pytest.fixture
+def one_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What torchrun tells a process, when it is the only one."""
+    for name, value in {
+        "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1",
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0",
+    }.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+
+
+def test_overlay_has_every_property_that_monai_asks_for(
+    dataset: Path, tmp_path: Path, one_of_one: None
+) -> None:
+    made = ConfigWorkflow(
+        config_file=CONFIGS, logging_file=False, workflow_type="train",
+        **overrides(dataset, tmp_path), **UNEVEN,
+    )  # fmt: skip
+    made.initialize()
+    try:
+        assert torch.distributed.is_initialized()
+        assert not made.check_properties()
+        trainer = made.parser.get_parsed_content("train#trainer")
+        assert isinstance(trainer.network, torch.nn.parallel.DistributedDataParallel)
+        assert trainer.network.module is made.parser.get_parsed_content("network")
+    finally:
+        made.finalize()
+    assert not torch.distributed.is_initialized()
