@@ -65,6 +65,12 @@ JOBS = {
     "align": Job("configs/align.yaml", "aligning", "bring a native cohort to one affine space"),
     "refine": Job("configs/refine.yaml", "refining", "bring images to a fixed one by optimisation"),
     "warp": Job("configs/warp.yaml", "warping", "resample images once through several transforms"),
+    "evaluate": Job(
+        "configs/evaluate.yaml", "evaluating", "hold an atlas against subjects it wasn't made of"
+    ),
+    "cross-validate": Job(
+        "configs/evaluate.yaml", "cross_validating", "train and evaluate fold by fold"
+    ),
     "labels": Job("configs/transfer_labels.yaml", "labelling", "label streamlines from an atlas"),
     "check": Job("configs/train.yaml", None, "check settings and dataset, and run nothing"),
 }

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+import importlib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -17,15 +18,22 @@ from typing import Any, TypeVar
 import yaml
 from fire.parser import DefaultParseValue
 
-from scripts.affine.settings import LearnedAffineConfig
-from scripts.elastic.settings import LearnedElasticConfig
 from scripts.errors import ConfigurationError
-from scripts.settings import LearnedAtlasConfig, _Section
+from scripts.sections import Section
+from scripts.settings import LearnedAtlasConfig
 
 SETTINGS_BLOCK = "learned_atlas"
-SETTINGS_BLOCKS: dict[str, type[_Section]] = {
-    one.key_path: one for one in (LearnedAtlasConfig, LearnedAffineConfig, LearnedElasticConfig)
+# The other blocks of settings that a configuration may have, and what validates them.
+OTHER_BLOCKS = {
+    "learned_affine": "scripts.affine.settings:LearnedAffineConfig",
+    "learned_elastic": "scripts.elastic.settings:LearnedElasticConfig",
+    "atlas_to_patient": "scripts.consumers.settings:AtlasToPatientConfig",
+    "barycentre": "scripts.consumers.settings:BarycentreConfig",
+    "evaluate": "scripts.evaluation.settings:EvaluateConfig",
+    "label_transfer": "scripts.transport.settings:LabelTransferConfig",
+    "tract_similarity": "scripts.consumers.settings:TractSimilarityConfig",
 }
+BLOCKS = (SETTINGS_BLOCK, *OTHER_BLOCKS)
 # Arguments of MONAI's own `run`, `ConfigWorkflow` and experiment tracking: never keys of a config.
 MONAI_ARGUMENTS = frozenset(
     {
@@ -48,7 +56,7 @@ MONAI_ARGUMENTS = frozenset(
 # No other setting's rule reads these, so that without them the rest can be judged.
 STANDALONE_SETTINGS = frozenset({"device", "dtype"})
 _UNRESOLVED = object()
-Settings = TypeVar("Settings", bound=_Section)
+Settings = TypeVar("Settings", bound=Section)
 
 
 DEMO = "scripts.phantom.ensure_demo_cohort"
@@ -227,7 +235,7 @@ def _set(config: dict[str, Any], parts: Sequence[str], value: Any) -> int | None
         last = depth == len(parts) - 1
         if isinstance(here, list) and part.isdigit() and int(part) < len(here):
             index: Any = int(part)
-        elif isinstance(here, dict) and (part in here or last or parts[0] in SETTINGS_BLOCKS):
+        elif isinstance(here, dict) and (part in here or last or parts[0] in BLOCKS):
             index = part
         elif isinstance(here, str) and here[:1] in "$@%":
             return None  # what an expression holds is known to MONAI alone
@@ -268,9 +276,10 @@ def early_check(config: Mapping[str, Any]) -> LearnedAtlasConfig | None:
     Returns:
         The atlas's settings, if they are there and known.
     """
-    for name, kind in SETTINGS_BLOCKS.items():
-        if name != SETTINGS_BLOCK:
-            early_block(config, kind)
+    for name, place in OTHER_BLOCKS.items():
+        if name in config:  # others' settings needn't be imported
+            module, _, kind = place.partition(":")
+            early_block(config, getattr(importlib.import_module(module), kind))
     return early_settings(config)
 
 

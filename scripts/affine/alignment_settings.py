@@ -9,16 +9,15 @@ from pydantic import BeforeValidator, field_validator
 
 from scripts.affine.refinement_settings import PairSettings, _check_distinct, _to_paths
 from scripts.errors import report_errors_in_one_line
-from scripts.settings import (
+from scripts.sections import (
     Integer,
     Number,
     Text,
     Texts,
-    _check_placeholders,
-    _check_relative,
-    _setting,
-    _to_names,
+    setting,
+    to_names,
 )
+from scripts.settings import check_placeholders, check_relative
 
 __all__ = ["AlignConfig", "load_align"]
 
@@ -28,53 +27,53 @@ class AlignConfig(PairSettings):
 
     key_path: ClassVar[str] = "align"
 
-    image: Text = _setting(
+    image: Text = setting(
         "{subject}/t2.nii.gz",
         "Path inside the dataset folder of the image that transforms are estimated on; `{subject}` "
         "stands for the subject's name, other parts may hold `*`, `?` and `**`.",
         "a relative path with {subject}",
     )
-    images: Annotated[list[str], BeforeValidator(_to_paths)] = _setting(
+    images: Annotated[list[str], BeforeValidator(_to_paths)] = setting(
         [],
         "Paths of further images that the same transforms are applied to (density maps, say), "
         "interpolated linearly.",
         "a list of relative paths with {subject}",
     )
-    labels: Annotated[list[str], BeforeValidator(_to_paths)] = _setting(
+    labels: Annotated[list[str], BeforeValidator(_to_paths)] = setting(
         [],
         "Paths of label images that the same transforms are applied to, by the nearest voxel.",
         "a list of relative paths with {subject}",
     )
-    subjects: Annotated[list[str] | None, BeforeValidator(_to_names)] = _setting(
+    subjects: Annotated[list[str] | None, BeforeValidator(to_names)] = setting(
         None, "Subjects to align. Null: all that are found.", "null or a list of distinct names"
     )
-    exclude: Texts = _setting([], "Names of subjects to leave out.", "a list of distinct names")
-    min_subjects: Integer = _setting(
+    exclude: Texts = setting([], "Names of subjects to leave out.", "a list of distinct names")
+    min_subjects: Integer = setting(
         2, "Fewest usable subjects to go on with.", "an integer >= 1", ge=1
     )
-    target: Text | None = _setting(
+    target: Text | None = setting(
         None,
         "Image to align everybody to, such as the template of an earlier alignment for new "
         "subjects. Null: the cohort's own mean, found by rounds.",
         "null or a path",
     )
-    rounds: Integer = _setting(
+    rounds: Integer = setting(
         3,
         "Rounds of aligning to the mean image and making it anew; before them everybody is "
         "brought to one subject, coarsely.",
         "an integer >= 1",
         ge=1,
     )
-    spacing: Number | None = _setting(
+    spacing: Number | None = setting(
         None,
         "Voxel size of the common grid, mm. Null: the median of the cohort's.",
         "null or a number > 0",
         gt=0,
     )
-    margin: Integer = _setting(
+    margin: Integer = setting(
         5, "Voxels kept around what the aligned images hold.", "an integer >= 0", ge=0
     )
-    output_subdir: Text = _setting(
+    output_subdir: Text = setting(
         "aligned",
         "Folder of the aligned cohort, inside the output folder.",
         "one path component without separators or leading dot",
@@ -106,8 +105,8 @@ class AlignConfig(PairSettings):
 
 
 def _check_pattern(pattern: str) -> str:
-    _check_relative(pattern)
-    _check_placeholders(pattern, ("subject",))
+    check_relative(pattern)
+    check_placeholders(pattern, ("subject",))
     if "{subject}" not in pattern:
         raise ValueError(f"has no {{subject}}: {pattern!r}")
     return pattern

@@ -9,16 +9,16 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, field_validator
 
 from scripts.errors import report_errors_in_one_line
-from scripts.settings import (
+from scripts.sections import (
     Flag,
     Integer,
     Integers,
     Number,
+    Section,
     Text,
     Texts,
-    _Section,
-    _setting,
-    _to_names,
+    setting,
+    to_names,
 )
 
 __all__ = ["PairSettings", "RefineConfig", "load_refine"]
@@ -26,57 +26,57 @@ __all__ = ["PairSettings", "RefineConfig", "load_refine"]
 STARTS = ("identity", "centre", "axes", "search")
 
 
-class PairSettings(_Section):
+class PairSettings(Section):
     """How two images are compared and brought together: shared by ``refine`` and ``align``."""
 
-    family: Literal["rigid", "rigid_isotropic", "rigid_anisotropic", "affine"] = _setting(
+    family: Literal["rigid", "rigid_isotropic", "rigid_anisotropic", "affine"] = setting(
         "affine",
         "Transforms to look among.",
         "one of rigid, rigid_isotropic, rigid_anisotropic, affine",
     )
-    starts: Texts = _setting(
+    starts: Texts = setting(
         ["identity", "centre", "axes"],
         "Where to start from, each one tried at the coarsest level: as the images lie, with their "
         "centres of mass or their principal axes upon each other, or from rotations all over.",
         "a list of different ones of identity, centre, axes, search",
     )
-    levels: Integers = _setting(
+    levels: Integers = setting(
         [4, 2],
         "Reductions of the images, coarse to fine, in units of the fixed image's smallest voxel "
         "side.",
         "a non-empty list of falling integers >= 1",
     )
-    iterations: Integer = _setting(80, "Most gradient steps of a level.", "an integer >= 1", ge=1)
-    window: Integer = _setting(
+    iterations: Integer = setting(80, "Most gradient steps of a level.", "an integer >= 1", ge=1)
+    window: Integer = setting(
         8,
         "Steps over which the loss must improve by `tolerance`; where it doesn't, steps shrink, "
         "and in the end the level is done.",
         "an integer >= 1",
         ge=1,
     )
-    tolerance: Number = _setting(1e-4, "Progress that counts.", "a number > 0", gt=0)
-    similarity: Literal["correlation", "local_correlation"] = _setting(
+    tolerance: Number = setting(1e-4, "Progress that counts.", "a number > 0", gt=0)
+    similarity: Literal["correlation", "local_correlation"] = setting(
         "local_correlation",
         "What is compared: the whole images' correlation, or that of windows.",
         "correlation or local_correlation",
     )
-    correlation_window: Integer = _setting(
+    correlation_window: Integer = setting(
         5, "Side of the local correlation's window, voxels of the level.", "an odd integer >= 3",
         ge=3,
     )  # fmt: skip
-    background: Literal["zero", "unknown"] = _setting(
+    background: Literal["zero", "unknown"] = setting(
         "zero",
         "What lies outside of an image: background of value 0 (brains without skull, densities), "
         "or nobody knows (crops), so that only the overlap counts.",
         "zero or unknown",
     )
-    log_offset: Number | None = _setting(
+    log_offset: Number | None = setting(
         None,
         "Compare log1p(x / this) instead of x, for densities. Null: x itself.",
         "null or a number > 0",
         gt=0,
     )
-    device: Text = _setting(
+    device: Text = setting(
         "cpu", "Where to compute.", "cpu, cuda or cuda:N", pattern=r"^(?:cpu|cuda(?::[0-9]+)?)$"
     )
 
@@ -118,7 +118,7 @@ def _check_distinct(names: list[str]) -> list[str]:
 
 
 def _to_paths(value: object) -> object:
-    return [value] if isinstance(value, str) else _to_names(value)
+    return [value] if isinstance(value, str) else to_names(value)
 
 
 class RefineConfig(PairSettings):
@@ -126,29 +126,29 @@ class RefineConfig(PairSettings):
 
     key_path: ClassVar[str] = "refine"
 
-    mode: Literal["affine", "elastic", "joint"] = _setting(
+    mode: Literal["affine", "elastic", "joint"] = setting(
         "affine",
         "affine: a matrix; elastic: a velocity after the start's matrix, which stays; joint: a "
         "matrix first, then velocity and matrix together.",
         "affine, elastic or joint",
     )
-    fixed: Text = _setting("", "The image to bring the others to.", "a path")
-    moving: Annotated[list[str], BeforeValidator(_to_paths)] = _setting(
+    fixed: Text = setting("", "The image to bring the others to.", "a path")
+    moving: Annotated[list[str], BeforeValidator(_to_paths)] = setting(
         [], "The images to bring to it.", "a non-empty list of different paths"
     )
-    start: Text | None = _setting(
+    start: Text | None = setting(
         None,
         "Affine to start from, such as a network's estimate: ITK's .mat, .txt or .tfm, or 4x4 text "
         "in RAS mm; `{name}` stands for the moving image's file name without its ending.",
         "null or a path",
     )
-    smoothness_weight: Number = _setting(
+    smoothness_weight: Number = setting(
         0.5, "Weight of the velocity's squared gradient.", "a number >= 0", ge=0
     )
-    int_steps: Integer = _setting(
+    int_steps: Integer = setting(
         7, "Scaling-and-squaring steps of the velocity.", "an integer from 1 to 10", ge=1, le=10
     )
-    verify_jacobian: Flag = _setting(
+    verify_jacobian: Flag = setting(
         True, "End without publishing when a field folds (det J <= 0).", "true or false"
     )
 

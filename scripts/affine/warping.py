@@ -24,7 +24,7 @@ from scripts.atlas.transforms import (
 from scripts.cohort import Grid
 from scripts.consumers.settings import Transforms
 from scripts.errors import CohortError, report_errors_in_one_line
-from scripts.settings import Text, _Section, _setting, _to_names
+from scripts.sections import Section, Text, setting, to_names
 from scripts.storage import check_writable, file_hash, publish_folder
 
 __all__ = ["WARPED_FOLDER", "ImageWarper", "WarpConfig", "load_warp"]
@@ -34,26 +34,26 @@ logger = logging.getLogger(__name__)
 WARPED_FOLDER = "warped"
 
 
-class WarpConfig(_Section):
+class WarpConfig(Section):
     """The whole ``warp:`` block."""
 
     key_path: ClassVar[str] = "warp"
 
-    subjects: Annotated[list[str], BeforeValidator(_to_names)] = _setting(
+    subjects: Annotated[list[str], BeforeValidator(to_names)] = setting(
         [], "Whose images to warp.", "a non-empty list of distinct names"
     )
-    image: Text = _setting("", "Path of the image, with `{subject}`.", "a path")
-    transforms: Transforms = _setting(
+    image: Text = setting("", "Path of the image, with `{subject}`.", "a path")
+    transforms: Transforms = setting(
         [],
         "Transforms in the order of antsApplyTransforms's -t, the first one the first that a point "
         "of the reference passes through; `{subject}` in a path, `[path, 1]` for an affine's "
         "inverse.",
         "a non-empty list of paths and [path, 1]",
     )
-    reference: Text = _setting(
+    reference: Text = setting(
         "", "Image whose grid the result lies on, with `{subject}`.", "a path"
     )
-    interpolation: Literal["linear", "nearest"] = _setting(
+    interpolation: Literal["linear", "nearest"] = setting(
         "linear", "nearest for labels.", "linear or nearest"
     )
 

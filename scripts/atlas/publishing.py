@@ -26,8 +26,9 @@ from scripts.atlas.sidecars import describe_atlas
 from scripts.atlas.statistics import DensityStatistics
 from scripts.cohort import Cohort, CovariateCoding, Values
 from scripts.errors import FoldingError, StorageError, TractAtlasError, TrainingError
-from scripts.metrics import log_density_correlation
-from scripts.networks.atlas_network import AtlasNetwork
+from scripts.losses.atlas_loss import AtlasLoss
+from scripts.metrics import dice, log_density_correlation
+from scripts.networks.atlas_network import AtlasNetwork, density_of, log_density_of
 from scripts.processes import (
     StoppedElsewhere,
     add_up,
@@ -172,6 +173,7 @@ class AtlasPublisher:
         coding: of a conditional template's covariates.
         at: covariates to publish it at; then everything leads to the template there, and goes to
             ``<output_subdir>_at_<values>``. None: the cohort's mean.
+        loss: the training's, told of each subject on the quality page.
     """
 
     def __init__(
@@ -189,6 +191,7 @@ class AtlasPublisher:
         bar: Any = None,
         coding: CovariateCoding | None = None,
         at: Values | None = None,
+        loss: AtlasLoss | None = None,
     ) -> None:
         self.network = network
         self.dataset = dataset
@@ -204,6 +207,7 @@ class AtlasPublisher:
         self.bar = bar
         self.coding = coding
         self.at = at
+        self.loss = loss
 
     @torch.no_grad()
     def publish(self) -> Path:
@@ -329,6 +333,22 @@ class AtlasPublisher:
         """What is published as the mean, ``(K, C, *crop)``."""
         return self.network.template_density(self._point())
 
+    def _fit(
+        self, k: int, inside: torch.Tensor, velocity: torch.Tensor, found: Registration
+    ) -> dict[str, float | None]:
+        """A subject's loss, and the overlap of the template in its space with its presence."""
+        image = log_density_of(inside, self.network.log_offset)
+        warped = self.network.warped_template(
+            self.cohort.crop.crop(found.to_subject), k, self._point()
+        )
+        loss = None if self.loss is None else float(self.loss(warped, image, velocity)["loss"])
+        level = self.settings.presence_value
+        there, own = (
+            m[0].cpu().numpy() > level
+            for m in (density_of(warped, self.network.log_offset), inside)
+        )
+        return {"loss": loss, "overlap": float(np.mean([*map(dice, there, own)]))}
+
     def _emit_subject(
         self,
         index: int,
@@ -372,6 +392,7 @@ class AtlasPublisher:
                         self._template_density()[k].cpu().numpy(),
                         self.network.log_offset,
                     ),
+                    **self._fit(k, inside, velocity, found),
                     "smallest_jacobian": found.smallest_jacobian,
                     "displacement": length**0.5,
                 }

@@ -31,7 +31,16 @@ logger = logging.getLogger(__name__)
 
 ONE_BY_ONE = "files named one by one"
 OUTPUT_FOLDERS = frozenset(
-    {"atlas", "barycentre", "learned_atlas", "atlas_in_patient_space", "registered"}
+    {
+        "atlas",
+        "atlas_in_patient_space",
+        "barycentre",
+        "cross_validation",
+        "evaluation",
+        "learned_atlas",
+        "registered",
+        "tract_similarity",
+    }
 )
 
 

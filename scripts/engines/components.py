@@ -24,7 +24,6 @@ from scripts.cohort import (
 from scripts.data import density_dataset, density_transforms
 from scripts.engines.exporting import NetworkVelocities, in_box
 from scripts.engines.handlers.loss_history import LossHistory
-from scripts.engines.handlers.progress import progress_bar
 from scripts.engines.refinement import CohortRefinement
 from scripts.engines.run_state import RunState
 from scripts.engines.space import checkpoint_bytes, output_bytes
@@ -36,6 +35,7 @@ from scripts.networks.building import published_coding, published_geometry, publ
 from scripts.networks.checkpoint import load_checkpoint
 from scripts.networks.precision import open_device
 from scripts.processes import barrier, from_first, is_first, share, stop_together, world_size
+from scripts.progress import progress_bar
 from scripts.settings import LearnedAtlasConfig
 from scripts.storage import check_space, check_writable
 
@@ -315,6 +315,7 @@ def cohort_publisher(
         bar=progress_bar,
         coding=coding,
         at=values or None,
+        loss=velocities.loss,
     )
 
 

@@ -18,13 +18,13 @@ from scripts.atlas.jacobian import jacobian_determinant
 from scripts.atlas.refinement import refine_velocity
 from scripts.atlas.registration import estimate_velocity
 from scripts.atlas.unfolding import unfolded_velocity
-from scripts.engines.handlers.progress import progress_bar
 from scripts.engines.training_step import bare, soft_assignment
 from scripts.losses.atlas_loss import AtlasLoss
 from scripts.networks.atlas_network import density_of, log_density_of
 from scripts.networks.checkpoint import load_checkpoint
 from scripts.networks.warp import warp
 from scripts.processes import add_up, from_first, is_first, share
+from scripts.progress import progress_bar
 from scripts.storage import write_whole
 
 __all__ = ["CohortRefinement"]

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from scripts.errors import CheckpointError
 from scripts.processes import from_first
-from scripts.settings import _Section
+from scripts.sections import Section
 from scripts.storage import write_whole
 
 __all__ = ["Identified", "RunState"]
@@ -35,7 +35,7 @@ class Identified(Protocol):
         ...
 
 
-def _binding(settings: _Section) -> dict[str, Any]:
+def _binding(settings: Section) -> dict[str, Any]:
     """The settings that an unfinished run can't go on without."""
     return {path: value for path, value in settings.by_path().items() if path not in _FREE}
 
@@ -61,7 +61,7 @@ class RunState:
     def __init__(
         self,
         folder: str | Path,
-        settings: _Section,
+        settings: Section,
         cohort: Identified,
         resume: bool = True,
         read_only: bool = False,

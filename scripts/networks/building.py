@@ -30,6 +30,8 @@ __all__ = [
 ]
 
 FORMAT = 1
+TRAINED_ON_DIGITS = 16
+"""Leading digits of each training map's SHA-256 that a model keeps, to know them again."""
 _COARSE = 12  # voxels along the longest axis of the pictures that subjects are clustered by
 # Settings that made a model what it is: no later job can change them.
 _MODELS_OWN = (
@@ -114,6 +116,9 @@ def build_network(
     description = {
         "format": FORMAT,
         "cohort": cohort.identity(),
+        "trained_on": [
+            one.sha256[:TRAINED_ON_DIGITS] for subject in cohort.subjects for one in subject.maps
+        ],
         "grid": {
             **cohort.grid.as_dict(),
             "sform_code": int(cohort.grid.header["sform_code"]),

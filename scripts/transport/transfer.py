@@ -14,9 +14,9 @@ import numpy as np
 import torch
 
 from scripts.cohort import Grid, read_reference, write_density
-from scripts.engines.handlers.progress import progress_bar
 from scripts.errors import ConfigurationError
 from scripts.lock import lock_folders
+from scripts.progress import progress_bar
 from scripts.storage import check_space, check_writable, file_hash, publish_folder
 from scripts.tractograms import Streamlines, TractogramError, open_tractogram, write_tractogram
 from scripts.tractograms.density import DensityCounter

@@ -182,6 +182,34 @@ def test_settings_errors_come_before_torch(config):
     ]
 
 
+@pytest.mark.parametrize(
+    ("verb", "override", "message"),
+    [
+        ("carry", ["--atlas_to_patient#space", "native"], "atlas_to_patient.space = 'native'"),
+        ("carry", ["--atlas_to_patient#patient", "x"], "did you mean patients?"),
+        ("compare", ["--tract_similarity#bins", "1"], "tract_similarity.bins = 1"),
+        ("compare", ["--tract_similarity", "5"], "tract_similarity = 5: must be a mapping"),
+        ("evaluate", ["--evaluate#seed", "-1"], "evaluate.seed = -1: must be an integer >= 0"),
+        ("barycentre", ["--barycentre#blur", "-1"], "barycentre.blur = -1"),
+        ("labels", ["--label_transfer#x", "1"], "label_transfer.x = 1: unknown key"),
+        ("cross-validate", ["--evaluate#folds", "1"], "evaluate.folds = 1"),
+    ],
+)
+def test_other_blocks_of_settings_are_judged_before_torch(verb, override, message):
+    """In a process of its own, so that what other tests imported doesn't count."""
+    code = (
+        "import sys; from bundle.cli import main; code = main(sys.argv[1:]); "
+        "print([name for name in ('torch', 'monai') if name in sys.modules]); sys.exit(code)"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code, verb, *override],
+        cwd=ROOT, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert (result.returncode, result.stdout) == (2, "[]\n"), result.stderr
+    assert result.stderr.startswith("error: ")
+    assert message in result.stderr
+
+
 def test_unknown_run_id_is_a_usage_error(config, capsys):
     config.write_text(CONFIG.replace("training:", "trainig:"), encoding="utf-8")
     assert cli.main(["train", "--config_file", str(config)]) == 2
