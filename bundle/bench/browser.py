@@ -157,7 +157,12 @@ class Browser:
         os.write(self._to, json.dumps(message).encode() + b"\0")
         answers: list[dict[str, Any]] = []
         number = self._number
-        self._wait(lambda: bool(answers), lambda m: m.get("id") == number and answers.append(m))
+
+        def keep(told: dict[str, Any]) -> None:
+            if told.get("id") == number:
+                answers.append(told)
+
+        self._wait(lambda: bool(answers), keep)
         if "error" in answers[0]:
             raise RuntimeError(f"{method}: {answers[0]['error'].get('message')}")
         return answers[0]["result"]

@@ -69,15 +69,13 @@ def onnx_program(network: AtlasNetwork) -> bytes:
             f"an ONNX model needs {' and '.join(missing)}; install them with "
             f"pip install {' '.join(_ONNX_PACKAGES)}"
         )
-    written = io.BytesIO()
     with torch.no_grad():
         program = torch.onnx.export(
             network.eval(), (_example(network),), dynamo=True, verbose=False,
             opset_version=_ONNX_OPERATORS, input_names=["image"], output_names=["pred"],
         )  # fmt: skip
     assert program is not None
-    program.save(written)
-    return written.getvalue()
+    return program.model_proto.SerializeToString()
 
 
 def _recorded(network: AtlasNetwork, suffix: str) -> tuple[bytes, Program]:
