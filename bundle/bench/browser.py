@@ -158,9 +158,9 @@ class Browser:
         answers: list[dict[str, Any]] = []
         number = self._number
 
-        def keep(arrived: dict[str, Any]) -> None:
-            if arrived.get("id") == number:
-                answers.append(arrived)
+        def keep(told: dict[str, Any]) -> None:
+            if told.get("id") == number:
+                answers.append(told)
 
         self._wait(lambda: bool(answers), keep)
         if "error" in answers[0]:
