@@ -46,6 +46,7 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
+_LARGEST = 3.4028234e38  # of float32
 BASELINE_MAPS = ("mean", "std", "std_error", "cov", "prob_threshold")
 
 
@@ -55,7 +56,7 @@ BASELINE_MAPS = ("mean", "std", "std_error", "cov", "prob_threshold")
 
 
 def _to_float(value: object) -> float:
-    """A finite float; numeric text counts (YAML 1.1 reads ``1e-4`` as text), booleans don't."""
+    """A finite float32; numeric text counts (YAML 1.1 reads ``1e-4`` as text), booleans don't."""
     if isinstance(value, str):
         if "_" in value:  # Python's own 1_000 is no number elsewhere
             raise ValueError("is not a number")
@@ -67,6 +68,8 @@ def _to_float(value: object) -> float:
         raise ValueError("is not a number") from None
     if not math.isfinite(number):
         raise ValueError("is not a finite number")
+    if abs(number) > _LARGEST:
+        raise ValueError("is beyond float32, in which everything is computed")
     return number
 
 

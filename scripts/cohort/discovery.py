@@ -28,6 +28,7 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
+LONGEST_NAME = 200  # bytes of a subject's name: files are named after it, with up to 50 more
 OUTPUT_FOLDERS = frozenset({"atlas", "learned_atlas", "atlas_in_patient_space", "registered"})
 
 
@@ -245,6 +246,8 @@ def _unfit_name(name: str, outputs: Collection[str]) -> str | None:
         return "has a name that is not valid UTF-8"
     if re.search(r"[/\\\x00-\x1f\x7f]", name) or name.startswith("."):
         return "has a name that is no file name"
+    if len(name.encode("utf-8")) > LONGEST_NAME:
+        return f"has a name of more than {LONGEST_NAME} bytes, too long to name files after it"
     return None
 
 

@@ -21,7 +21,12 @@ from scripts.engines.handlers.loss_history import LossHistory
 from scripts.engines.handlers.progress import progress_bar
 from scripts.engines.refinement import CohortRefinement
 from scripts.engines.run_state import RunState
-from scripts.engines.space import checkpoint_bytes, output_bytes
+from scripts.engines.space import (
+    check_cache,
+    checkpoint_bytes,
+    output_bytes,
+    registration_bytes,
+)
 from scripts.errors import CohortError, ConfigurationError
 from scripts.lock import lock_folders
 from scripts.losses.atlas_loss import AtlasLoss
@@ -30,6 +35,7 @@ from scripts.networks.building import published_geometry, published_network
 from scripts.networks.checkpoint import load_checkpoint
 from scripts.networks.precision import open_device
 from scripts.processes import barrier, from_first, is_first, share, stop_together, world_size
+from scripts.run_log import keep_log
 from scripts.settings import LearnedAtlasConfig
 from scripts.storage import check_space, check_writable
 
@@ -85,13 +91,15 @@ def open_cohort(
     Args:
         dataset_dir: the dataset folder.
         settings: of the run.
-        written: output_dir and ckpt_dir; they are locked while the result is in use.
+        written: output_dir and ckpt_dir; they are locked while the result is in use, and the
+            run's log is kept in the last one.
 
     Raises:
         ConfigurationError: if the machine lacks the device, or a batch has fewer subjects than
             there are processes.
         StorageError: if something that is no writable folder stands in the way of ``written``,
             another run is at work there, or there isn't room for what the run writes.
+        ConfigurationError: also if the cache that is asked for doesn't fit into memory.
         CohortError: see `read_cohort`.
     """
     _check_processes(settings)
@@ -100,9 +108,12 @@ def open_cohort(
         with _reserved(written) as users:
             cohort = read_cohort(dataset_dir, settings)
             _warn_of_scale(cohort, settings)
+            check_cache(cohort, settings, world_size())
             if len(written) == 2:
                 _check_space(cohort, settings, *map(Path, written))
             users.append(cohort)
+            if written:
+                keep_log(written[-1])
         return cohort
 
     return from_first(read)
@@ -297,12 +308,22 @@ def open_network(
 
 
 def open_published_cohort(
-    dataset_dir: str | Path, network: AtlasNetwork, settings: LearnedAtlasConfig
+    dataset_dir: str | Path,
+    network: AtlasNetwork,
+    settings: LearnedAtlasConfig,
+    written: str | Path | None = None,
 ) -> Cohort:
     """A cohort to emit a published model's atlas from, in the model's box.
 
+    Args:
+        dataset_dir: the dataset folder.
+        network: as published.
+        settings: of the model and the job.
+        written: output_dir, where there has to be room.
+
     Raises:
         CohortError: see `read_cohort`; or the cohort isn't on the model's grid.
+        StorageError: if there isn't room for what the run writes.
     """
     cohort = read_cohort(dataset_dir, settings)
     grid, crop = published_geometry(network)
@@ -318,7 +339,10 @@ def open_published_cohort(
             "template, and statistics and fields of this cohort",
             dataset_dir,
         )
-    return in_box(cohort, crop, dataset_dir)
+    cohort = in_box(cohort, crop, dataset_dir)
+    if written is not None:
+        check_space({Path(written): output_bytes(cohort, settings)})
+    return cohort
 
 
 def published_velocities(
@@ -366,6 +390,7 @@ def open_new_subjects(
     settings: LearnedAtlasConfig,
     dataset_dir: str | Path,
     maps: str | Path | Sequence[str | Path] | None = None,
+    written: str | Path | None = None,
 ) -> NewSubjects:
     """Subjects to register, checked against the atlas's grid.
 
@@ -374,14 +399,19 @@ def open_new_subjects(
         settings: of the model and the job.
         dataset_dir: a folder in a cohort's layout.
         maps: a map, or a list of them, in place of the folder.
+        written: output_dir, where there has to be room.
 
     Raises:
         CohortError: see `read_new_subjects`.
+        StorageError: if there isn't room for what the run writes.
     """
     if maps is not None and not maps:
         raise CohortError("input names no map; give it a .nii.gz file or a list of them")
     grid, crop = published_geometry(network)
-    return read_new_subjects(dataset_dir if maps is None else maps, settings, grid, crop)
+    found = read_new_subjects(dataset_dir if maps is None else maps, settings, grid, crop)
+    if written is not None:
+        check_space({Path(written): registration_bytes(len(found.subjects), crop, settings)})
+    return found
 
 
 def subject_transforms(network: AtlasNetwork, settings: LearnedAtlasConfig) -> Compose:

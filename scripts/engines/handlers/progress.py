@@ -9,6 +9,7 @@ from tqdm import tqdm
 
 from scripts.engines.handlers.loss_history import scalar_terms
 from scripts.processes import is_first
+from scripts.terminal import LastingStream
 
 __all__ = ["ProgressBar", "progress_bar"]
 
@@ -22,7 +23,7 @@ def progress_bar(total: int, what: str, initial: int = 0) -> tqdm:
         total=total,
         initial=initial,
         desc=what,
-        file=sys.stderr,
+        file=LastingStream(sys.stderr),
         disable=not is_first(),
         dynamic_ncols=True,
         mininterval=0.5 if sys.stderr.isatty() else 10.0,
