@@ -88,6 +88,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _explained(arguments)
 
 
+def run(argv: Sequence[str] | None = None) -> int:
+    """`main` as the last thing that a process does: what comes after isn't worth interrupting."""
+    code = main(argv)
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, signal.SIG_IGN)
+    return code
+
+
 def _lasting(stream: TextIO) -> TextIO:
     return cast(TextIO, LastingStream(stream))
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import hashlib
 import io
 import math
+import stat
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,11 +105,7 @@ def read_density(path: str | Path) -> tuple[np.ndarray, Grid]:
 
 def load_density(path: Path) -> LoadedDensity:
     """Read a density map with what provenance needs; see `read_density`."""
-    try:
-        raw = path.read_bytes()
-    except OSError as error:
-        what = "is a broken link" if path.is_symlink() and not path.exists() else _say(error)
-        raise DensityError(path, f"can't be read: {what}") from error
+    raw = _contents(path)
     sha256 = hashlib.sha256(raw).hexdigest()
     image = _parse(path, _decompress(path, raw))
     shape = _spatial_shape(path, image.shape)
@@ -130,6 +128,27 @@ def load_density(path: Path) -> LoadedDensity:
         raise DensityError(path, f"can't be read: {_say(error)}") from error
     grid = Grid(shape, affine, image.header.copy())
     return LoadedDensity(data.reshape(shape), grid, sha256, _remarks(image, grid))
+
+
+def _contents(path: Path) -> bytes:
+    """A file's bytes, after a look at what it is: pipes wait for ever, devices never end."""
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise DensityError(path, "can't be read: is no file")
+        free = available_memory()
+        if free is not None and status.st_size > free:
+            raise DensityError(
+                path,
+                f"can't be read: has {status.st_size / 1e9:.1f} GB, {free / 1e9:.1f} GB of memory "
+                "are available",
+            )
+        return path.read_bytes()
+    except OSError as error:
+        loop = error.errno == errno.ELOOP
+        broken = path.is_symlink() and (loop or not path.exists())
+        what = "is a broken link" if broken else _say(error)
+        raise DensityError(path, f"can't be read: {what}") from error
 
 
 def _decompress(path: Path, raw: bytes) -> bytes:

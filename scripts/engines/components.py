@@ -107,6 +107,7 @@ def open_cohort(
     def read() -> Cohort:
         with _reserved(written) as users:
             cohort = read_cohort(dataset_dir, settings)
+            _check_box(cohort)
             _warn_of_scale(cohort, settings)
             check_cache(cohort, settings, world_size())
             if len(written) == 2:
@@ -136,6 +137,17 @@ def _check_processes(settings: LearnedAtlasConfig) -> None:
     except ConfigurationError as failure:
         error = failure
     stop_together(error)
+
+
+def _check_box(cohort: Cohort) -> None:
+    """Refuse a box in which a field has no derivative along some axis."""
+    if min(cohort.crop.shape) > 1:
+        return
+    raise CohortError(
+        f"the cohort's box has {' x '.join(map(str, cohort.crop.shape))} voxels: a deformation "
+        "needs at least 2 along every axis; raise learned_atlas#cohort#margin if the grid has "
+        "more, and bring planes as (X, Y) or (X, Y, 1)"
+    )
 
 
 def _check_space(
