@@ -111,21 +111,31 @@ class Ended:
         seconds: how long it ran.
         operations: on files, as far as it came; None where they weren't counted to the end.
         said: its output.
+        peak_mb: the most memory that it held (with what it shares with its parent).
     """
 
     status: int
     seconds: float
     operations: int | None
     said: str
+    peak_mb: float
 
 
-def in_process(words: Sequence[str], folder: Path, moment: Moment | None = None) -> Ended:
+def in_process(
+    words: Sequence[str],
+    folder: Path,
+    moment: Moment | None = None,
+    unchecked: bool = False,
+    watch: Callable[[int], None] | None = None,
+) -> Ended:
     """Run ``python -m bundle <words>`` in a forked process, and kill it if a moment is given.
 
     Args:
         words: of the command line.
         folder: file operations below it are counted; its log goes beside it.
         moment: of the signal.
+        unchecked: believe that there is room on every disk.
+        watch: called with the process's number in a thread, once it runs.
     """
     log, count = folder.with_suffix(".log"), folder.with_suffix(".count")
     count.unlink(missing_ok=True)
@@ -133,20 +143,26 @@ def in_process(words: Sequence[str], folder: Path, moment: Moment | None = None)
     sys.stderr.flush()
     child = os.fork()
     if child == 0:
+        if unchecked:
+            shutil.disk_usage = lambda path: shutil._ntuple_diskusage(1 << 60, 0, 1 << 60)
         _as_child(words, folder, moment, log, count)
     started = time.monotonic()
     timer = None
     if moment is not None and moment.seconds is not None:
         timer = threading.Timer(moment.seconds, _signal, (child, moment.signum))
         timer.start()
-    _, status = os.waitpid(child, 0)
+    if watch is not None:
+        threading.Thread(target=watch, args=(child,)).start()
+    _, status, usage = os.wait4(child, 0)
     seconds = time.monotonic() - started
     if timer is not None:
         timer.cancel()
         timer.join()
     operations = int(count.read_text()) if count.exists() else None
     said = log.read_text(errors="replace")
-    return Ended(os.waitstatus_to_exitcode(status), seconds, operations, said)
+    return Ended(
+        os.waitstatus_to_exitcode(status), seconds, operations, said, usage.ru_maxrss / 1024
+    )
 
 
 def _signal(process: int, signum: int) -> None:

@@ -124,7 +124,7 @@ def test_constant_maps(tmp_path: Path) -> None:
     np.testing.assert_allclose(maps["mean"], 0.05, rtol=1e-2)
 
 
-@pytest.mark.parametrize("shape", [(7, 7, 7), (9, 9), (9, 9, 1), (2, 3, 2)])
+@pytest.mark.parametrize("shape", [(7, 7, 7), (9, 9, 1), (2, 3, 2)])
 def test_small_grids_and_single_slices(tmp_path: Path, shape: tuple[int, ...]) -> None:
     flat = len(shape) == 2 or shape[-1] == 1
     planes = [one.reshape(shape) for one in bumps(shape[:2] if flat else shape)]
