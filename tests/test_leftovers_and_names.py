@@ -98,7 +98,7 @@ def test_a_stream_that_nobody_reads_goes_quiet() -> None:
 
 
 def test_other_errors_of_a_stream_are_raised() -> None:
-    with open(os.devnull) as unwritable, pytest.raises(OSError):
+    with Path(os.devnull).open() as unwritable, pytest.raises(OSError):
         LastingStream(unwritable).write("x")
 
 

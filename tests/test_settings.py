@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scripts import settings
+from scripts import sections
 from scripts.settings import (
     ConfigurationError,
     LearnedAtlasCohortConfig,
@@ -404,7 +404,7 @@ def test_every_violation_names_key_value_and_rule(key, value, rule):
     message = refusal(block(key, value))
     shown = value[0] if key.endswith("features") and isinstance(value, list) and value else value
     assert f"learned_atlas.{key}" in message
-    assert settings._shorten(shown).strip("[]") in message
+    assert sections._shorten(shown).strip("[]") in message
     assert rule in message
 
 

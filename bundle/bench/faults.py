@@ -188,7 +188,7 @@ def _as_child(
     except SystemExit as end:
         status = end.code if isinstance(end.code, int) else 1
     except BaseException:
-        sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]
+        sys.excepthook(*sys.exc_info())
     finally:
         # What an interpreter does at its end, without going back into the parent's frames.
         try:

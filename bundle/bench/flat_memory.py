@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -110,4 +109,4 @@ def main() -> None:
 if __name__ == "__main__":
     import monai.bundle  # noqa: F401  # once, for all processes
 
-    sys.exit(main())
+    main()

@@ -42,7 +42,10 @@ def main() -> None:
     folder, steps = Path(sys.argv[1]), int(sys.argv[2])
     names = (folder / "subjects.txt").read_text().split()
     arrays = [
-        np.asarray(nib.load(folder / "log" / f"{name}.nii.gz").dataobj, dtype=np.float32)
+        np.asarray(
+            nib.load(folder / "log" / f"{name}.nii.gz").dataobj,  # type: ignore[attr-defined]
+            dtype=np.float32,
+        )
         for name in names
     ]
     shape = arrays[0].shape

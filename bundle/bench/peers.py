@@ -226,8 +226,8 @@ def exchange_folder(task: Task, name: str) -> Path:
     affine = task.cohort.grid.affine
     np.save(folder / "affine.npy", affine)
     for subject, density in zip(task.names, task.native, strict=True):
-        image = nib.Nifti1Image(np.log1p(density / task.offset).astype(np.float32), affine)  # type: ignore[no-untyped-call]
-        nib.save(image, folder / "log" / f"{subject}.nii.gz")  # type: ignore[attr-defined]
+        image = nib.Nifti1Image(np.log1p(density / task.offset).astype(np.float32), affine)
+        nib.save(image, folder / "log" / f"{subject}.nii.gz")
     return folder
 
 

@@ -14,16 +14,22 @@ import numpy as np
 __all__ = ["SubjectQuality", "quality_page", "three_views"]
 
 SubjectQuality = dict[str, Any]
-"""``subject``, ``correlation``, ``smallest_jacobian``, ``displacement`` of one subject."""
+"""``subject``, ``loss`` (or None), ``overlap``, ``correlation``, ``smallest_jacobian``,
+``displacement`` of one subject."""
 
 _STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem; color: #222;
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 72rem; color: #222;
        padding: 0 1rem; }
 h1 { margin-bottom: 0 } h2 { margin-top: 2.2rem; border-bottom: 1px solid #ccc }
-img { max-width: 100%; background: #000 } table { border-collapse: collapse }
-td, th { padding: .15rem .9rem .15rem 0; text-align: right } td:first-child, th:first-child {
-text-align: left } tr.bad td { color: #b00020; font-weight: bold } pre { background: #f5f5f5;
-padding: 1rem; overflow-x: auto; font-size: 12px } .note { color: #666 }
+.row { display: flex; gap: 6px; margin-bottom: 6px }
+figure { margin: 0; flex: 1 1 0; min-width: 0; background: #000; color: #ddd; font-size: 13px }
+figure.light { background: #fff; color: #222 } figcaption { padding: .2rem .5rem }
+img { width: 100%; display: block } table { border-collapse: collapse }
+td, th { padding: .15rem .9rem .15rem 0; text-align: right; font-variant-numeric: tabular-nums }
+td:first-child, th:first-child, .text td, .text th { text-align: left }
+tr.bad td { color: #b00020; font-weight: bold }
+pre { background: #f5f5f5; padding: 1rem; overflow-x: auto; font-size: 12px }
+.note { color: #666 }
 """
 
 
@@ -75,28 +81,24 @@ def quality_page(
         _facts(about),
         "<h2>Template, plain average, subjects</h2>"
         "<p class='note'>Maximum projections of log density on one scale.</p>",
-        _image(_views(pictures, top)),
+        _views(pictures, top, _PICTURES_A_ROW),
         "<h2>Maps</h2>",
-        _image(_views(maps, None)),
+        "<p class='note'>Maximum projections, each map on its own scale from 0.</p>",
+        _views(maps, None, _MAPS_A_ROW),
     ]
     if losses:
-        parts += ["<h2>Losses</h2>", _image(_curves(losses), light=True)]
+        parts += ["<h2>Losses</h2>", _light(_image("losses by epoch", _curves(losses)))]
     parts += ["<h2>Subjects, worst first</h2>", _subject_table(subjects)]
     if grids:
         parts += [
             "<h2>Fields</h2><p class='note'>Middle slices of the template's grid, each point "
-            "drawn where it lies in the subject.</p>",
-            _image(_deformed(grids), light=True),
+            "drawn where it lies in the subject: across the first, second and third axis.</p>",
+            *(
+                _light(_image(f"deformed grid of {title}", _deformed(field)), title)
+                for title, field in grids.items()
+            ),
         ]
-    parts.append("<h2>Left out</h2>")
-    if cohort["rejected"]:
-        rows = "".join(
-            f"<tr><td>{_text(r['subject'])}</td><td>{_text(r['reason'])}</td></tr>"
-            for r in cohort["rejected"]
-        )
-        parts.append(f"<table><tr><th>subject</th><th>reason</th></tr>{rows}</table>")
-    else:
-        parts.append("<p>No subject was left out.</p>")
+    parts += ["<h2>Left out</h2>", _left_out(cohort)]
     for title in ("settings", "versions"):
         parts.append(f"<h2>{title.capitalize()}</h2>")
         parts.append(f"<pre>{_text(json.dumps(about[title], indent=1))}</pre>")
@@ -121,79 +123,120 @@ def _facts(about: Mapping[str, Any]) -> str:
     return f"<table>{cells}</table>"
 
 
+def _left_out(cohort: Mapping[str, Any]) -> str:
+    """Who was rejected and why, and the folders in which there was nothing to reject."""
+    found = [(one["subject"], one["reason"]) for one in cohort["rejected"]]
+    found += [(name, "folder without a map") for name in cohort.get("without_map", ())]
+    if not found:
+        return "<p>No subject was left out.</p>"
+    rows = "".join(f"<tr><td>{_text(a)}</td><td>{_text(b)}</td></tr>" for a, b in found)
+    return f"<table class='text'><tr><th>subject</th><th>reason</th></tr>{rows}</table>"
+
+
 def _subject_table(subjects: Sequence[SubjectQuality]) -> str:
+    """The worst on top: those whose fields fold, then by how well the template fits."""
     rows = []
-    for one in sorted(subjects, key=lambda s: s["correlation"]):
+    for one in sorted(subjects, key=lambda s: (s["smallest_jacobian"] > 0, s["correlation"])):
         mark = " class='bad'" if one["smallest_jacobian"] <= 0 else ""
+        loss = "" if one["loss"] is None else f"{one['loss']:.4f}"
         rows.append(
-            f"<tr{mark}><td>{_text(one['subject'])}</td><td>{one['correlation']:.3f}</td>"
+            f"<tr{mark}><td>{_text(one['subject'])}</td><td>{loss}</td>"
+            f"<td>{one['overlap']:.3f}</td><td>{one['correlation']:.3f}</td>"
             f"<td>{one['smallest_jacobian']:.3g}</td><td>{one['displacement']:.2f}</td></tr>"
         )
     return (
-        "<table><tr><th>subject</th><th>correlation with the template</th>"
-        "<th>smallest det J</th><th>displacement (voxels)</th></tr>" + "".join(rows) + "</table>"
-        "<p class='note'>Correlation of log densities in template space, where either is above "
-        "0.</p>"
+        "<table id='subjects'><tr><th>subject</th><th>loss</th><th>overlap (Dice)</th>"
+        "<th>correlation</th><th>smallest det J</th><th>displacement (voxels)</th></tr>"
+        + "".join(rows)
+        + "</table><p class='note'>Loss, and overlap of presence: the template in the subject's "
+        "space. Correlation of log densities: the subject in template space, where either is "
+        "above 0. Displacement: r.m.s. over the grid.</p>"
     )
 
 
-def _figure(width: float, height: float, light: bool = False) -> Any:
+# ---------------------------------------------------------------------------------------------
+# Pictures
+# ---------------------------------------------------------------------------------------------
+
+_PICTURES_A_ROW = 2
+_MAPS_A_ROW = 2
+
+
+def _figure(width: float, height: float, layout: str | None = "constrained") -> Any:
     from matplotlib.figure import Figure
 
-    return Figure(
-        figsize=(width, height), facecolor="white" if light else "black", layout="constrained"
-    )
+    return Figure(figsize=(width, height), layout=layout)  # type: ignore[arg-type]
 
 
-def _image(figure: Any, light: bool = False) -> str:
+def _image(alt: str, figure: Any) -> str:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=80)
     data = base64.b64encode(buffer.getvalue()).decode()
-    style = " style='background:#fff'" if light else ""
-    return f"<img alt='' src='data:image/png;base64,{data}'{style}>"
+    return f"<img alt='{_text(alt)}' src='data:image/png;base64,{data}'>"
 
 
-def _views(volumes: Mapping[str, np.ndarray], top: float | None) -> Any:
-    rows = -(-len(volumes) // 2)
-    figure = _figure(13, 2.9 * rows)
-    for place, (title, volume) in enumerate(volumes.items(), start=1):
-        axis = figure.add_subplot(rows, 2, place)
-        limit = top if top is not None else float(volume.max()) or 1.0
-        axis.imshow(three_views(volume), cmap="inferno", vmin=0, vmax=limit)
-        note = "" if top is not None else f" (largest {float(volume.max()):.3g})"
-        axis.set_title(title + note, color="white", fontsize=10, loc="left")
+def _light(image: str, caption: str | None = None) -> str:
+    told = "" if caption is None else f"<figcaption>{_text(caption)}</figcaption>"
+    return f"<div class='row'><figure class='light'>{told}{image}</figure></div>"
+
+
+def _views(volumes: Mapping[str, np.ndarray], top: float | None, columns: int) -> str:
+    """Rows of captioned pictures, three views each."""
+    tiles = []
+    for title, volume in volumes.items():
+        largest = float(volume.max())
+        limit = top if top is not None else largest or 1.0
+        views = three_views(volume)
+        figure = _figure(7.2, 7.2 * views.shape[0] / views.shape[1], layout=None)
+        axis = figure.add_axes((0, 0, 1, 1))
+        axis.imshow(views, cmap="inferno", vmin=0, vmax=limit, aspect="auto")
         axis.axis("off")
-    return figure
+        note = "" if top is not None else f" (largest {largest:.3g})"
+        tiles.append(
+            f"<figure><figcaption>{_text(title + note)}</figcaption>{_image(title, figure)}"
+            "</figure>"
+        )
+    blank = "<figure class='light'></figure>"
+    tiles += [blank] * (-len(tiles) % columns)
+    rows = (tiles[i : i + columns] for i in range(0, len(tiles), columns))
+    return "".join(f"<div class='row'>{''.join(row)}</div>" for row in rows)
 
 
 def _curves(losses: Sequence[Mapping[str, float]]) -> Any:
+    from matplotlib.ticker import MaxNLocator
+
     names = list(losses[0])
-    figure = _figure(13, 2.6, light=True)
+    columns = 3
+    rows = -(-len(names) // columns)
+    figure = _figure(14, 2.6 * rows)
     for place, name in enumerate(names, start=1):
-        axis = figure.add_subplot(1, len(names), place)
-        axis.plot(range(1, len(losses) + 1), [epoch[name] for epoch in losses])
-        axis.set_title(name, fontsize=10)
-        axis.set_xlabel("epoch", fontsize=9)
-        axis.tick_params(labelsize=8)
+        axis = figure.add_subplot(rows, columns, place)
+        axis.plot(
+            range(1, len(losses) + 1),
+            [epoch[name] for epoch in losses],
+            marker="." if len(losses) < 30 else None,
+        )
+        axis.set_title(name, fontsize=11)
+        axis.set_xlabel("epoch", fontsize=10)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+        axis.tick_params(labelsize=9)
+        axis.grid(alpha=0.3)
     return figure
 
 
-def _deformed(grids: Mapping[str, np.ndarray], step: int = 3) -> Any:
-    count = next(iter(grids.values())).shape[0]
-    planes = [(0, 1)] if count == 2 else [(1, 2), (0, 2), (0, 1)]
-    figure = _figure(13, 4.0 * len(grids), light=True)
-    place = 0
-    for title, field in grids.items():
-        shape = field.shape[1:]
-        for a, b in planes:
-            place += 1
-            axis = figure.add_subplot(len(grids), len(planes), place)
-            cut = tuple(slice(None) if i in (a, b) else n // 2 for i, n in enumerate(shape))
-            x = np.arange(shape[a])[:, None] + field[(a, *cut)]
-            y = np.arange(shape[b])[None, :] + field[(b, *cut)]
-            axis.plot(x[::step].T, y[::step].T, color="#246", linewidth=0.5)
-            axis.plot(x[:, ::step], y[:, ::step], color="#246", linewidth=0.5)
-            axis.set_aspect("equal")
-            axis.axis("off")
-            axis.set_title(title, fontsize=9, loc="left")
+def _deformed(field: np.ndarray, step: int = 2) -> Any:
+    """Middle slices of a field ``(d, *shape)``, every ``step``-th line, bent as the field says."""
+    shape = field.shape[1:]
+    planes = [(0, 1)] if len(shape) == 2 else [(1, 2), (0, 2), (0, 1)]
+    step = max(step, max(shape) // 40)
+    figure = _figure(14, 4.6)
+    for place, (a, b) in enumerate(planes, start=1):
+        axis = figure.add_subplot(1, len(planes), place)
+        cut = tuple(slice(None) if i in (a, b) else n // 2 for i, n in enumerate(shape))
+        x = np.arange(shape[a])[:, None] + field[(a, *cut)]
+        y = np.arange(shape[b])[None, :] + field[(b, *cut)]
+        axis.plot(x[::step].T, y[::step].T, color="#246", linewidth=0.7)
+        axis.plot(x[:, ::step], y[:, ::step], color="#246", linewidth=0.7)
+        axis.set_aspect("equal")
+        axis.axis("off")
     return figure

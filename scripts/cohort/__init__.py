@@ -11,6 +11,14 @@ from scripts.cohort.cohort import (
     read_cohort,
     read_new_subjects,
 )
+from scripts.cohort.covariates import (
+    Covariate,
+    CovariateCoding,
+    Participants,
+    Values,
+    parse_values,
+    read_participants,
+)
 from scripts.cohort.density import (
     DensityError,
     LoadedDensity,
@@ -31,12 +39,21 @@ from scripts.cohort.discovery import (
 )
 from scripts.cohort.grid import CropBox, Grid
 from scripts.cohort.layouts import LAYOUTS, Alternative, alternatives, drop_tract
+from scripts.cohort.streamlines import (
+    CountedMap,
+    count_density,
+    read_reference,
+    write_density,
+)
 
 __all__ = [
     "LAYOUTS",
     "Alternative",
     "Candidate",
     "Cohort",
+    "CountedMap",
+    "Covariate",
+    "CovariateCoding",
     "CropBox",
     "DensityError",
     "DensityMap",
@@ -46,20 +63,27 @@ __all__ = [
     "Inspection",
     "LoadedDensity",
     "NewSubjects",
+    "Participants",
     "Progress",
     "Rejection",
     "Subject",
+    "Values",
     "alternatives",
     "are_left_and_right",
     "candidates_from_files",
     "check_density",
+    "count_density",
     "density_divisor",
     "drop_tract",
     "find_subjects",
     "inspect_subject",
     "load_density",
+    "parse_values",
     "read_cohort",
     "read_density",
     "read_new_subjects",
+    "read_participants",
+    "read_reference",
     "waytotal_file",
+    "write_density",
 ]

@@ -135,7 +135,8 @@ def _contents(path: Path) -> bytes:
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
-            raise DensityError(path, "can't be read: is no file")
+            what = "Is a directory" if stat.S_ISDIR(status.st_mode) else "is no file"
+            raise DensityError(path, f"can't be read: {what}")
         free = available_memory()
         if free is not None and status.st_size > free:
             raise DensityError(

@@ -15,6 +15,7 @@ from pathlib import Path
 from scripts.cohort.layouts import Alternative, alternatives
 from scripts.errors import CohortError, ConfigurationError
 from scripts.settings import LearnedAtlasConfig
+from scripts.tractograms import is_tractogram
 
 __all__ = [
     "Candidate",
@@ -29,7 +30,19 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 LONGEST_NAME = 200  # bytes of a subject's name: files are named after it, with up to 50 more
-OUTPUT_FOLDERS = frozenset({"atlas", "learned_atlas", "atlas_in_patient_space", "registered"})
+ONE_BY_ONE = "files named one by one"
+OUTPUT_FOLDERS = frozenset(
+    {
+        "atlas",
+        "atlas_in_patient_space",
+        "barycentre",
+        "cross_validation",
+        "evaluation",
+        "learned_atlas",
+        "registered",
+        "tract_similarity",
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -184,7 +197,7 @@ def candidates_from_files(files: Sequence[Path], config: LearnedAtlasConfig) -> 
     matches = [_match_tail(file.absolute(), config) for file in files]
     tracts = _tracts(matches, config)
     candidates, incomplete = _group(matches, tracts)
-    return Discovery(candidates, tuple(incomplete), (), "files named one by one", tracts)
+    return Discovery(candidates, tuple(incomplete), (), ONE_BY_ONE, tracts)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -431,6 +444,7 @@ def _match_tail(file: Path, config: LearnedAtlasConfig) -> _Match:
                 groups = match.groupdict()
                 return _Match(file, groups["subject"], groups.get("tract"), file.as_posix())
     stem = file.name.removesuffix(".gz").removesuffix(".nii")
+    stem = file.stem if is_tractogram(file) else stem
     subject = re.match(r"sub-[A-Za-z0-9]+(?=_|$)", stem)
     tract = re.search(r"_bundle-([A-Za-z0-9]+)", stem)
     name = stem if subject is None else subject[0]

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from scripts.errors import ConfigurationError
 from scripts.settings import LearnedAtlasConfig
+from scripts.tractograms import SUFFIXES
 
 __all__ = ["LAYOUTS", "Alternative", "alternatives", "drop_tract"]
 
@@ -40,6 +41,11 @@ class Alternative:
 
 _WARPED = "warped_streamlines/fdt_paths.nii.gz"
 _BIDS_SUFFIXES = ("density", "tdi", "dwimap")
+
+
+def _tractograms(path: str, without: str | None = None) -> Alternative:
+    return Alternative(tuple(path + suffix for suffix in SUFFIXES), without)
+
 
 LAYOUTS: dict[str, tuple[Alternative, ...]] = {
     "probtrackx2": (
@@ -75,6 +81,13 @@ LAYOUTS: dict[str, tuple[Alternative, ...]] = {
         ),
     ),
     "flat": (Alternative(("{subject}.nii.gz", "{subject}.nii")),),
+    "streamlines": (
+        _tractograms("{subject}"),
+        _tractograms("{subject}/**/dwi/*_tractography", without="_bundle-"),
+        _tractograms("{subject}/**/dwi/*_bundle-{tract}*_tractography"),
+        _tractograms("{subject}/tractseg_output/TOM_trackings/{tract}"),
+        _tractograms("{subject}/{tract}"),
+    ),
 }
 
 

@@ -11,11 +11,12 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from scripts.atlas.maps import write_map
+from scripts.atlas.sidecars import describe_atlas
 from scripts.atlas.statistics import DensityStatistics
 from scripts.cohort import Cohort, Subject, load_density, read_cohort
 from scripts.errors import CohortError
@@ -92,12 +93,15 @@ class AveragingAtlas:
         output_dir: the maps go to its folder ``atlas``.
     """
 
+    kind: ClassVar[str] = "averaged"
+    folder_name: ClassVar[str] = AVERAGING_FOLDER
+
     def __init__(
         self, cohort: Cohort, settings: LearnedAtlasConfig, output_dir: str | Path
     ) -> None:
         self.cohort = cohort
         self.settings = settings
-        self.folder = Path(output_dir) / AVERAGING_FOLDER
+        self.folder = Path(output_dir) / self.folder_name
 
     def publish(self) -> Path:
         """Write the atlas.
@@ -126,10 +130,12 @@ class AveragingAtlas:
                 path = staging / f"atlas_{name}.nii.gz"
                 write_map(path, crop.paste(maps[name], grid.shape), grid)
                 hashes[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
-            about = json.dumps(self._description(hashes), indent=1) + "\n"
-            (staging / "atlas.json").write_text(about, encoding="utf-8")
+            about = self._description(hashes)
+            describe_atlas(staging, about)
+            (staging / "atlas.json").write_text(json.dumps(about, indent=1) + "\n", "utf-8")
         logger.info(
-            "averaging atlas of %d subjects published in %s",
+            "%s atlas of %d subjects published in %s",
+            self.kind,
             len(self.cohort.subjects),
             self.folder,
         )
@@ -148,7 +154,7 @@ class AveragingAtlas:
         """``atlas.json``: enough to check what made these maps."""
         return {
             "name": "tract_density_atlas",
-            "kind": "averaged",
+            "kind": self.kind,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "training_space": self.settings.training_space,
             "normalisation": self.cohort.normalisation,

@@ -12,10 +12,11 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from scripts.atlas.transforms import read_volume
+from scripts.atlas.transforms import read_grid, read_volume
 from scripts.cohort import Cohort
 from scripts.consumers.averaging import subject_density
 from scripts.consumers.carrying import CARRIED_FOLDER
+from scripts.consumers.others import OthersAverage
 from scripts.consumers.published import sha256_of
 from scripts.consumers.settings import TractSimilarityConfig
 from scripts.errors import CohortError
@@ -26,6 +27,7 @@ from scripts.metrics.similarity import (
     overlap_metrics,
     present,
 )
+from scripts.progress import progress_bar
 from scripts.storage import publish_folder
 
 __all__ = ["SWEEP", "TractSimilarity", "similarity"]
@@ -68,6 +70,9 @@ class TractSimilarity:
         carried_dir: holds ``<subject>/atlas_in_patient_space/atlas_mean.nii.gz``.
         settings: thresholds, bins, leave-one-out.
         output_dir: where the folder goes.
+
+    Raises:
+        CohortError: a subject has no atlas, or one on another grid; see also `OthersAverage`.
     """
 
     def __init__(
@@ -83,34 +88,47 @@ class TractSimilarity:
         self.carried = Path(carried_dir)
         self.settings = settings
         self.folder = Path(output_dir) / FOLDER
-        if settings.leave_one_out and len(cohort.subjects) < 2:
-            raise CohortError(
-                "leave-one-out needs at least 2 subjects; switch it off with "
-                "--tract_similarity#leave_one_out false"
-            )
         for subject in cohort.subjects:
             if not self._atlas_file(subject.name).is_file():
                 raise CohortError(
                     f"subject {subject.name}: there is no atlas {self._atlas_file(subject.name)}; "
                     "carry it there first (python -m bundle carry)"
                 )
+            self._check_grid(subject.name)
+        self.others: OthersAverage | None = None
+        if settings.leave_one_out:
+            folders = [self._atlas_file(subject.name).parent for subject in cohort.subjects]
+            self.others = OthersAverage(cohort, channels, folders)
 
     def run(self) -> Path:
         """Compare everybody.
 
         Raises:
-            CohortError: an atlas lies on another grid than its subject, or has other channels.
+            CohortError: an atlas has other channels than its subject, or shares no voxel with it.
             StorageError: the folder can't be written; an earlier one stays.
         """
         rows: list[dict[str, Any]] = []
         sweep: dict[str, list[float]] = {}
-        with publish_folder(self.folder) as staging:
-            for subject in self.cohort.subjects:
+        if self.others is not None:
+            self.others.gather()
+        with (
+            publish_folder(self.folder) as staging,
+            progress_bar(len(self.cohort.subjects), "comparison") as bar,
+        ):
+            for index, subject in enumerate(self.cohort.subjects):
                 density = subject_density(subject, self.channels, self.cohort.grid.shape)
                 atlas = self._atlas(subject.name)
+                if not ((density > 0) & (atlas > 0)).any():
+                    raise CohortError(
+                        f"subject {subject.name}: its map and {self._atlas_file(subject.name)} "
+                        "have no voxel in common; was the atlas carried to another space?"
+                    )
+                rest = None if self.others is None else self.others.average(index)
                 found = []
                 for channel, (own, other) in enumerate(zip(density, atlas, strict=True)):
-                    entry = self._compared(own, other, channel)
+                    entry = self._compared(
+                        own, other, channel, None if rest is None else rest[channel]
+                    )
                     found.append(entry)
                     tract = self._tract(channel)
                     sweep[f"{subject.name} {tract}".strip()] = entry["sweep"]["dice"]
@@ -127,6 +145,7 @@ class TractSimilarity:
                 }
                 (staging / subject.name).mkdir()
                 _write_json(staging / subject.name / "metrics.json", report)
+                bar.update()
             with (staging / "cohort.csv").open("w", newline="", encoding="utf-8") as file:
                 table = csv.DictWriter(file, list(rows[0]))
                 table.writeheader()
@@ -143,7 +162,9 @@ class TractSimilarity:
         logger.info("%d subjects compared, in %s", len(self.cohort.subjects), self.folder)
         return self.folder
 
-    def _compared(self, own: np.ndarray, other: np.ndarray, channel: int) -> dict[str, Any]:
+    def _compared(
+        self, own: np.ndarray, other: np.ndarray, channel: int, rest: np.ndarray | None
+    ) -> dict[str, Any]:
         spacing = self.cohort.grid.spacing
         overlaps = [
             float(overlap_metrics(present(own, t), present(other, t))["dice"] or 0.0) for t in SWEEP
@@ -153,14 +174,7 @@ class TractSimilarity:
             "tract": self._tract(channel),
             **similarity(own, other, spacing, self.settings),
         }
-        if self.settings.leave_one_out:
-            n = len(self.cohort.subjects)
-            mean = self.cohort.crop.paste(
-                self.cohort.mean_density[channel].astype(np.float64), self.cohort.grid.shape
-            )
-            # What float32 rounding of the mean leaves below 0 where only this subject is present.
-            rest = (n * mean - own) / (n - 1)
-            rest[rest < 1e-6 * float(mean.max(initial=0))] = 0
+        if rest is not None:
             entry["leave_one_out"] = similarity(own, rest, spacing, self.settings)
         entry["sweep"] = {
             "thresholds": list(SWEEP),
@@ -175,12 +189,11 @@ class TractSimilarity:
     def _atlas_file(self, subject: str) -> Path:
         return self.carried / subject / CARRIED_FOLDER / "atlas_mean.nii.gz"
 
-    def _atlas(self, subject: str) -> np.ndarray:
-        path = self._atlas_file(subject)
-        volume, grid = read_volume(path)
-        own = self.cohort.grid
+    def _check_grid(self, subject: str) -> None:
+        """Refuse an atlas on another grid before anything is computed."""
+        path, own = self._atlas_file(subject), self.cohort.grid
+        grid = read_grid(path)
         if len(own.shape) == 2 and grid.shape[2] == 1:
-            volume = volume[..., 0]
             grid = type(own)(grid.shape[:2], grid.affine, grid.header)
         difference = grid.same_as(own)
         if difference is not None:
@@ -188,12 +201,16 @@ class TractSimilarity:
                 f"{path}: is not on the grid of subject {subject}: {difference}; carry it there "
                 "with the subject's map as --atlas_to_patient#reference"
             )
+
+    def _atlas(self, subject: str) -> np.ndarray:
+        path = self._atlas_file(subject)
+        volume, _ = read_volume(path)
         if len(volume) != self.channels:
             raise CohortError(
                 f"{path}: has {len(volume)} channels, the subject {self.channels}; set "
                 "learned_atlas#model#channels and learned_atlas#cohort#tracts as for the atlas"
             )
-        return volume
+        return volume.reshape(self.channels, *self.cohort.grid.shape)
 
 
 def _flat(entry: dict[str, Any]) -> dict[str, Any]:

@@ -28,8 +28,8 @@ class PublishedAtlas:
 
     @property
     def averaged(self) -> bool:
-        """Whether it is the plain average, so that no field leads to it."""
-        return self.about.get("kind") == "averaged"
+        """Whether it was made of maps as they lie (averaged, barycentre): no field leads to it."""
+        return self.about.get("kind") in ("averaged", "barycentre")
 
     @property
     def training_space(self) -> str:

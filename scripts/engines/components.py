@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,16 @@ import torch
 from monai.transforms import Compose
 
 from scripts.atlas.publishing import AtlasPublisher, weights_identity
-from scripts.cohort import Cohort, NewSubjects, read_cohort, read_new_subjects
+from scripts.cohort import (
+    Cohort,
+    NewSubjects,
+    parse_values,
+    read_cohort,
+    read_new_subjects,
+)
 from scripts.data import density_dataset, density_transforms
 from scripts.engines.exporting import NetworkVelocities, in_box
 from scripts.engines.handlers.loss_history import LossHistory
-from scripts.engines.handlers.progress import progress_bar
 from scripts.engines.refinement import CohortRefinement
 from scripts.engines.run_state import RunState
 from scripts.engines.space import (
@@ -31,10 +36,11 @@ from scripts.errors import CohortError, ConfigurationError
 from scripts.lock import lock_folders
 from scripts.losses.atlas_loss import AtlasLoss
 from scripts.networks.atlas_network import AtlasNetwork
-from scripts.networks.building import published_geometry, published_network
+from scripts.networks.building import published_coding, published_geometry, published_network
 from scripts.networks.checkpoint import load_checkpoint
 from scripts.networks.precision import open_device
 from scripts.processes import barrier, from_first, is_first, share, stop_together, world_size
+from scripts.progress import progress_bar
 from scripts.run_log import keep_log
 from scripts.settings import LearnedAtlasConfig
 from scripts.storage import check_space, check_writable
@@ -50,6 +56,7 @@ __all__ = [
     "open_published_cohort",
     "published_history",
     "published_velocities",
+    "reserved",
     "subject_transforms",
     "train_dataset",
 ]
@@ -58,7 +65,7 @@ logger = logging.getLogger(__name__)
 
 
 @contextmanager
-def _reserved(folders: Sequence[str | Path]) -> Iterator[list[object]]:
+def reserved(folders: Sequence[str | Path]) -> Iterator[list[object]]:
     """Folders that this run alone writes to, for as long as what the block lists is in use.
 
     Raises:
@@ -85,6 +92,7 @@ def open_cohort(
     dataset_dir: str | Path,
     settings: LearnedAtlasConfig,
     written: Sequence[str | Path] = (),
+    data: Sequence[Mapping[str, Any]] | None = None,
 ) -> Cohort:
     """Read and check the cohort, after what can be known beforehand of the run's end.
 
@@ -93,6 +101,8 @@ def open_cohort(
         settings: of the run.
         written: output_dir and ckpt_dir; they are locked while the result is in use, and the
             run's log is kept in the last one.
+        data: a data list as MONAI's tools give it, a mapping a map with its path as ``image``, in
+            place of the folder; what else it holds (a ``label``) isn't read.
 
     Raises:
         ConfigurationError: if the machine lacks the device, or a batch has fewer subjects than
@@ -105,8 +115,9 @@ def open_cohort(
     _check_processes(settings)
 
     def read() -> Cohort:
-        with _reserved(written) as users:
-            cohort = read_cohort(dataset_dir, settings)
+        with reserved(written) as users:
+            files = None if data is None else _listed_maps(data)
+            cohort = read_cohort(dataset_dir, settings, files=files)
             _check_box(cohort)
             _warn_of_scale(cohort, settings)
             check_cache(cohort, settings, world_size())
@@ -148,6 +159,18 @@ def _check_box(cohort: Cohort) -> None:
         "needs at least 2 along every axis; raise learned_atlas#cohort#margin if the grid has "
         "more, and bring planes as (X, Y) or (X, Y, 1)"
     )
+
+
+def _listed_maps(data: Sequence[Mapping[str, Any]]) -> list[Path]:
+    """Paths of a data list's images."""
+    images = [item.get("image") for item in data]
+    wrong = [image for image in images if not isinstance(image, str | Path)]
+    if wrong:
+        raise CohortError(
+            f"train#dataset#data names {wrong[0]!r} as an image; each entry must have the path of "
+            "one density map as 'image'"
+        )
+    return [Path(str(image)) for image in images]
 
 
 def _check_space(
@@ -201,18 +224,28 @@ def cohort_transforms(cohort: Cohort, settings: LearnedAtlasConfig, log: bool = 
 
 
 def train_dataset(
-    data: Sequence[dict[str, Any]],
+    data: Sequence[Mapping[str, Any]] | None,
     transform: Compose,
     settings: LearnedAtlasConfig,
     cache_dir: str | Path,
+    cohort: Cohort | None = None,
 ) -> Any:
     """The training dataset, cached as the settings say.
 
     In memory each process keeps the whole cohort, since a batch may bring it any subject. On disk
     the processes share one cache, which they fill together before any of them reads from it.
+
+    Args:
+        data: a mapping a subject.
+        transform: see `cohort_transforms`.
+        settings: of the run.
+        cache_dir: for a cache on disk.
+        cohort: what `open_cohort` made of ``data``, or found itself: its own list, which knows
+            each map's divisor and channel as well, takes the place of ``data``.
     """
+    listed = data if cohort is None else cohort.datalist()
     dataset = density_dataset(
-        data,
+        listed or [],
         transform,
         cache=settings.cohort.cache,
         cache_dir=cache_dir,
@@ -246,8 +279,9 @@ def cohort_refinement(
     loss: AtlasLoss,
     folder: str | Path,
     settings: LearnedAtlasConfig,
+    cohort: Cohort | None = None,
 ) -> CohortRefinement:
-    """The refinement that the settings ask for."""
+    """The refinement that the settings ask for; covariates, where asked for, come by ``cohort``."""
     return CohortRefinement(
         network,
         dataset,
@@ -259,6 +293,8 @@ def cohort_refinement(
         dtype=settings.dtype,
         device=torch.device(settings.device),
         mixture_sharpness=settings.model.mixture_sharpness,
+        design=None if cohort is None else cohort.design(),
+        window=settings.loss.window,
     )
 
 
@@ -271,8 +307,20 @@ def cohort_publisher(
     model_file: str | Path | None = None,
     history: Any = None,
     state: Any = None,
+    at: str | Mapping[str, Any] | None = None,
 ) -> AtlasPublisher:
-    """Publishes the cohort's atlas from LINEAR densities, read again one subject at a time."""
+    """Publishes the cohort's atlas from LINEAR densities, read again one subject at a time.
+
+    ``at`` asks for a conditional template at chosen covariates, see `parse_values`; it goes to a
+    folder of its own.
+
+    Raises:
+        ConfigurationError: ``at`` can't be understood.
+    """
+    coding = published_coding(network)
+    values = parse_values(at, coding)
+    for sentence in coding.beyond(values) if coding is not None and values is not None else ():
+        logger.warning("%s", sentence)
     dataset: Any = density_dataset(
         cohort.datalist(), cohort_transforms(cohort, settings, log=False), cache="none"
     )
@@ -288,6 +336,9 @@ def cohort_publisher(
         state=state,
         device=torch.device(settings.device),
         bar=progress_bar,
+        coding=coding,
+        at=values or None,
+        loss=velocities.loss,
     )
 
 
@@ -313,7 +364,7 @@ def open_network(
         CheckpointError: see `published_network`.
     """
     open_device(settings.device)
-    with _reserved(written) as users:
+    with reserved(written) as users:
         network = published_network(path)
         users.append(network)
     return network
@@ -337,7 +388,7 @@ def open_published_cohort(
         CohortError: see `read_cohort`; or the cohort isn't on the model's grid.
         StorageError: if there isn't room for what the run writes.
     """
-    cohort = read_cohort(dataset_dir, settings)
+    cohort = read_cohort(dataset_dir, settings, coding=published_coding(network))
     grid, crop = published_geometry(network)
     difference = cohort.grid.same_as(grid)
     if difference is not None:
@@ -363,10 +414,11 @@ def published_velocities(
     loss: AtlasLoss,
     state: RunState,
     settings: LearnedAtlasConfig,
+    cohort: Cohort | None = None,
 ) -> CohortRefinement | NetworkVelocities:
     """The training's own velocities where they still lie, else what the network finds now."""
     if state.belongs_to(weights_identity(network)):
-        stored = cohort_refinement(network, dataset, loss, state.refinement, settings)
+        stored = cohort_refinement(network, dataset, loss, state.refinement, settings, cohort)
         stored.run()  # all its rounds are done: it only reads them
         return stored
     logger.warning(
@@ -385,6 +437,7 @@ def published_velocities(
         dtype=settings.dtype,
         device=torch.device(settings.device),
         mixture_sharpness=settings.model.mixture_sharpness,
+        design=None if cohort is None else cohort.design(),
     )
 
 
@@ -402,7 +455,8 @@ def open_new_subjects(
     settings: LearnedAtlasConfig,
     dataset_dir: str | Path,
     maps: str | Path | Sequence[str | Path] | None = None,
-    written: str | Path | None = None,
+    written: Sequence[str | Path] = (),
+    at: str | Mapping[str, Any] | None = None,
 ) -> NewSubjects:
     """Subjects to register, checked against the atlas's grid.
 
@@ -411,18 +465,27 @@ def open_new_subjects(
         settings: of the model and the job.
         dataset_dir: a folder in a cohort's layout.
         maps: a map, or a list of them, in place of the folder.
-        written: output_dir, where there has to be room.
+        written: folders that the run will write to, the first one the results; they are locked
+            while the result is in use.
+        at: covariates of all of them, see `parse_values`; None: looked up in the table.
 
     Raises:
+        StorageError: see `open_network`.
         CohortError: see `read_new_subjects`.
-        StorageError: if there isn't room for what the run writes.
+        ConfigurationError: ``at`` can't be understood.
     """
     if maps is not None and not maps:
         raise CohortError("input names no map; give it a .nii.gz file or a list of them")
     grid, crop = published_geometry(network)
-    found = read_new_subjects(dataset_dir if maps is None else maps, settings, grid, crop)
-    if written is not None:
-        check_space({Path(written): registration_bytes(len(found.subjects), crop, settings)})
+    coding = published_coding(network)
+    values = parse_values(at, coding)
+    source = dataset_dir if maps is None else maps
+    with reserved(written) as users:
+        found = read_new_subjects(source, settings, grid, crop, coding, values)
+        if written:
+            room = registration_bytes(len(found.subjects), crop, settings)
+            check_space({Path(written[0]): room})
+        users.append(found)
     return found
 
 

@@ -22,7 +22,10 @@ ABOUT = {
         "mean_displacement_rms_voxels": 0.125,
         "displacement_rms_voxels": 3.5,
     },
-    "cohort": {"rejected": [{"subject": "sub-<bad>", "reason": "is empty & lost"}]},
+    "cohort": {
+        "rejected": [{"subject": "sub-<bad>", "reason": "is empty & lost"}],
+        "without_map": ["sub-99"],
+    },
     "settings": {"optimizer": {"lr": 0.5}},
     "versions": {"torch": "2.13.0"},
 }
@@ -30,9 +33,13 @@ ABOUT = {
 
 def subjects() -> list[dict[str, object]]:
     return [
-        {"subject": "good", "correlation": 0.9, "smallest_jacobian": 0.5, "displacement": 1.0},
-        {"subject": "poor", "correlation": 0.1, "smallest_jacobian": -0.5, "displacement": 9.0},
-    ]
+        {"subject": "good", "loss": 0.125, "overlap": 0.875, "correlation": 0.9,
+         "smallest_jacobian": 0.5, "displacement": 1.0},
+        {"subject": "poor", "loss": None, "overlap": 0.5, "correlation": 0.1,
+         "smallest_jacobian": 0.25, "displacement": 9.0},
+        {"subject": "torn", "loss": 0.5, "overlap": 0.75, "correlation": 0.8,
+         "smallest_jacobian": -0.5, "displacement": 9.0},
+    ]  # fmt: skip
 
 
 def page(shape: tuple[int, ...]) -> str:
@@ -53,7 +60,7 @@ def test_page_is_whole_and_loads_nothing(shape: tuple[int, ...]) -> None:
     text = page(shape)
     assert not re.search(r"(src|href)=['\"](?!data:)", text)
     pictures = re.findall(r"base64,([A-Za-z0-9+/=]+)", text)
-    assert len(pictures) == 4
+    assert len(pictures) == 6  # two pictures, two maps, the losses, one grid
     assert all(base64.b64decode(one).startswith(b"\x89PNG") for one in pictures)
     opened: list[str] = []
 
@@ -71,10 +78,14 @@ def test_page_is_whole_and_loads_nothing(shape: tuple[int, ...]) -> None:
 
 def test_worst_subject_first_folds_marked_text_escaped() -> None:
     text = page((7, 9, 8))
-    assert text.index(">poor<") < text.index(">good<")
-    assert "<tr class='bad'><td>poor</td>" in text
+    places = [text.index(f"<td>{name}</td>") for name in ("torn", "poor", "good")]
+    assert places == sorted(places)
+    assert "<tr class='bad'><td>torn</td>" in text
+    assert "<td>poor</td><td></td><td>0.500</td>" in text
+    assert "<td>good</td><td>0.1250</td><td>0.875</td><td>0.900</td><td>0.5</td>" in text
     assert "sub-&lt;bad&gt;" in text
     assert "is empty &amp; lost" in text
+    assert "<td>sub-99</td><td>folder without a map</td>" in text
 
 
 def test_views_put_superior_up() -> None:

@@ -10,6 +10,9 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from scipy.ndimage import map_coordinates
+
+from scripts.atlas.fields import field_names, read_field
 
 RUN = Path("tractography/probtrackx2/whole_brain/warped_streamlines")
 PLACE = Path("atlas_in_patient_space/atlas_mean.nii.gz")
@@ -75,11 +78,48 @@ def test_metrics_table_sweep_and_plot(demo_cohort, carried, run_bundle, tmp_path
     assert (folder / "sweep.png").read_bytes().startswith(b"\x89PNG")
 
 
+def through(moving: np.ndarray, field: Path) -> np.ndarray:
+    """An image resampled by one of the published fields, by scipy in voxels."""
+    displacement = read_field(field)
+    places = np.stack(np.meshgrid(*map(np.arange, moving.shape), indexing="ij")) + displacement
+    return map_coordinates(moving, places, order=1, mode="grid-constant")
+
+
+def test_leave_one_out_goes_through_the_learned_template(trained, run_bundle, tmp_path):
+    for words in (
+        ("carrying", "atlas_to_patient", f"--atlas_dir={trained.atlas}"),
+        ("comparing", "tract_similarity", f"--dataset_dir={trained.dataset_dir}"),
+    ):
+        result = run_bundle(*words, f"--output_dir={tmp_path}")
+        assert result.returncode == 0, result.stderr
+    names = [f"sub-{number:02d}" for number in range(1, 6)]
+    moved = []
+    for name in names:
+        folder = trained.dataset_dir / name / RUN
+        density = values(folder / "fdt_paths.nii.gz") / float((folder / "waytotal").read_text())
+        moved.append(through(density, trained.atlas / "fields" / field_names(name)[0]))
+        if name == names[0]:
+            own = density
+    others = through(
+        np.mean(moved[1:], axis=0), trained.atlas / "fields" / field_names(names[0])[1]
+    )
+    a, b = own > 0.05 * own.max(), others > 0.05 * others.max()
+    found = json.loads((tmp_path / "tract_similarity" / names[0] / "metrics.json").read_text())
+    found = found["tracts"][0]["leave_one_out"]
+    expected = 2 * (a & b).sum() / (a.sum() + b.sum())
+    assert found["overlap"]["dice"] == pytest.approx(expected, abs=2e-3)
+    assert found["correlation"]["own_support"]["pearson"] == pytest.approx(
+        np.corrcoef(own[a], others[a])[0, 1], abs=1e-3
+    )
+
+
 @pytest.mark.parametrize(
     ("case", "words", "code", "messages"),
     [
         ("no atlas", (), 3, ["sub-01: there is no atlas", "carry"]),
         ("other grid", (), 3, ["is not on the grid of subject sub-03", "shifted"]),
+        ("apart", (), 3, ["subject sub-03", "no voxel in common"]),
+        ("unknown", ("--learned_atlas#cohort#subjects=['sub-99']",), 3, ["sub-99"]),
         ("none", ("--tract_similarity#bins=1",), 2, ["tract_similarity.bins = 1"]),
         ("none", ("--tract_similarity#threshold=2",), 2, ["threshold_mode", "below 1"]),
     ],
@@ -90,6 +130,13 @@ def test_mistakes_are_one_message_and_publish_nothing(
     atlases, output = carried, tmp_path / "output"
     if case == "no atlas":
         atlases = tmp_path
+    if case == "apart":
+        atlases = tmp_path / "apart"
+        shutil.copytree(carried, atlases)
+        image = nib.load(atlases / "sub-03" / PLACE)
+        empty = nib.Nifti1Image(np.zeros(image.shape, np.float32), image.affine)
+        (atlases / "sub-03" / PLACE).unlink()
+        nib.save(empty, atlases / "sub-03" / PLACE)
     if case == "other grid":
         atlases = tmp_path / "shifted"
         shutil.copytree(carried, atlases)

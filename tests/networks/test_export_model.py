@@ -79,11 +79,20 @@ def test_a_program_that_differs_is_not_written(tmp_path, monkeypatch):
     assert not (tmp_path / "atlas.ts").exists()
 
 
+def test_onnx_without_its_packages_is_one_message(tmp_path, monkeypatch):
+    """With them, `python -m bundle.bench.extras onnx` exports and compares."""
+    _, model = published(tmp_path, (12, 10))
+    monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ConfigurationError, match="pip install onnx onnxscript onnxruntime"):
+        module.save_program(model, tmp_path / "atlas.onnx")
+    assert not (tmp_path / "atlas.onnx").exists()
+
+
 def test_command_line(tmp_path, capsys):
     _, model = published(tmp_path, (12, 10))
     assert module.main([str(model), str(tmp_path / "atlas.ts")]) == 0
     assert "differs from the network by" in capsys.readouterr().out
-    assert module.main([str(model), str(tmp_path / "atlas.onnx")]) == ConfigurationError.exit_code
+    assert module.main([str(model), str(tmp_path / "atlas.tflite")]) == ConfigurationError.exit_code
     assert ".ts (TorchScript) or .pt2" in capsys.readouterr().err
     assert module.main(["none.pt", str(tmp_path / "atlas.ts")]) == CheckpointError.exit_code
     assert "none.pt: no such model" in capsys.readouterr().err

@@ -2,32 +2,13 @@
 
 from __future__ import annotations
 
-import sys
-
 from ignite.engine import Engine, Events
 from tqdm import tqdm
 
 from scripts.engines.handlers.loss_history import scalar_terms
-from scripts.processes import is_first
-from scripts.terminal import LastingStream
+from scripts.progress import progress_bar
 
 __all__ = ["ProgressBar", "progress_bar"]
-
-
-def progress_bar(total: int, what: str, initial: int = 0) -> tqdm:
-    """A bar with time left, on stderr; where that is no terminal, a line every 10 seconds.
-
-    Of several processes the first one alone shows it.
-    """
-    return tqdm(
-        total=total,
-        initial=initial,
-        desc=what,
-        file=LastingStream(sys.stderr),
-        disable=not is_first(),
-        dynamic_ncols=True,
-        mininterval=0.5 if sys.stderr.isatty() else 10.0,
-    )
 
 
 class ProgressBar:

@@ -1,0 +1,221 @@
+"""A page as headless Chromium sees it: what it loads, what it complains of, a picture.
+
+    python -m bundle.bench.browser output/learned_atlas/quality.html quality.png
+
+Chromium is spoken to by its DevTools protocol over a pipe (``--remote-debugging-pipe``), for which
+the standard library is enough. The page is opened as it is; nothing is put into it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import json
+import os
+import select
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+__all__ = ["Browser", "Seen", "find_chromium"]
+
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-dev-shm-usage",
+    "--hide-scrollbars",
+    "--remote-debugging-pipe",
+)
+
+# The protocol's pipe is at descriptors 3 and 4; whichever ours are, they are put there.
+_LAUNCHER = """
+import fcntl, os, sys
+ends = [fcntl.fcntl(int(end), fcntl.F_DUPFD, 10) for end in sys.argv[1:3]]
+for end, place in zip(ends, (3, 4)):
+    os.dup2(end, place)
+os.execv(sys.argv[3], sys.argv[3:])
+"""
+
+
+def find_chromium() -> str | None:
+    """The first Chromium on the path; None where there is none."""
+    return next((path for name in NAMES if (path := shutil.which(name))), None)
+
+
+@dataclass
+class Seen:
+    """What happened while a page was open.
+
+    Attributes:
+        errors: what the console, the page's scripts and the loader complained of.
+        requests: addresses that were asked for, pictures inside the page left out.
+    """
+
+    errors: list[str] = field(default_factory=list)
+    requests: list[str] = field(default_factory=list)
+
+
+class Browser:
+    """One headless Chromium with one page open; a context manager.
+
+    Args:
+        page: the file.
+        width: of the window, pixels.
+        patience: seconds that one answer may take.
+
+    Raises:
+        RuntimeError: Chromium ended, or gave no answer in time.
+    """
+
+    def __init__(self, page: str | Path, width: int = 1200, patience: float = 240.0) -> None:
+        program = find_chromium()
+        if program is None:
+            raise RuntimeError("there is no Chromium on the path")
+        self.address = Path(page).absolute().as_uri()
+        self.patience = patience
+        self.seen = Seen()
+        self.profile = tempfile.mkdtemp(prefix="profile-")
+        self._number = 0
+        self._session: str | None = None
+        self._rest = b""
+        self._loaded = False
+        command_end, self._to = os.pipe()
+        self._from, answer_end = os.pipe()
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", _LAUNCHER, str(command_end), str(answer_end), program, *FLAGS,
+             f"--user-data-dir={self.profile}", f"--window-size={width},900", "about:blank"],
+            pass_fds=[command_end, answer_end], stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        os.close(command_end)
+        os.close(answer_end)
+
+    def __enter__(self) -> Browser:
+        """Open the page and wait until it is loaded."""
+        try:
+            target = self.ask("Target.createTarget", url="about:blank")["targetId"]
+            attached = self.ask("Target.attachToTarget", targetId=target, flatten=True)
+            self._session = attached["sessionId"]
+            for domain in ("Page", "Runtime", "Log", "Network"):
+                self.ask(f"{domain}.enable")
+            self.ask("Page.navigate", url=self.address)
+            self._wait(lambda: self._loaded)
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End Chromium."""
+        self.close()
+
+    def close(self) -> None:
+        """End Chromium and remove its profile."""
+        self.process.terminate()
+        try:
+            self.process.wait(20)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        for end in (self._to, self._from):
+            os.close(end)
+        shutil.rmtree(self.profile, ignore_errors=True)
+
+    def value(self, expression: str) -> Any:
+        """What a JavaScript expression gives in the page, promises awaited."""
+        answer = self.ask(
+            "Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True
+        )
+        if "exceptionDetails" in answer:
+            raise RuntimeError(f"{expression}: {answer['exceptionDetails'].get('text')}")
+        return answer["result"].get("value")
+
+    def picture(self, path: str | Path) -> None:
+        """The whole page as a PNG, beyond the window's lower end as well."""
+        answer = self.ask("Page.captureScreenshot", format="png", captureBeyondViewport=True)
+        Path(path).write_bytes(base64.b64decode(answer["data"]))
+
+    def ask(self, method: str, **parameters: Any) -> dict[str, Any]:
+        """Send a command and wait for its answer."""
+        self._number += 1
+        message: dict[str, Any] = {"id": self._number, "method": method, "params": parameters}
+        if self._session is not None:
+            message["sessionId"] = self._session
+        os.write(self._to, json.dumps(message).encode() + b"\0")
+        answers: list[dict[str, Any]] = []
+        number = self._number
+
+        def keep(told: dict[str, Any]) -> None:
+            if told.get("id") == number:
+                answers.append(told)
+
+        self._wait(lambda: bool(answers), keep)
+        if "error" in answers[0]:
+            raise RuntimeError(f"{method}: {answers[0]['error'].get('message')}")
+        return answers[0]["result"]
+
+    def _wait(
+        self, done: Callable[[], bool], also: Callable[[dict[str, Any]], object] | None = None
+    ) -> None:
+        deadline = time.monotonic() + self.patience
+        while not done():
+            ready, _, _ = select.select([self._from], [], [], max(0, deadline - time.monotonic()))
+            data = os.read(self._from, 1 << 16) if ready else b""
+            if not data:
+                raise RuntimeError(
+                    "Chromium gave no answer in time" if not ready else "Chromium ended"
+                )
+            *messages, self._rest = (self._rest + data).split(b"\0")
+            for text in messages:
+                message = json.loads(text)
+                self._note(message)
+                if also is not None:
+                    also(message)
+
+    def _note(self, message: dict[str, Any]) -> None:
+        """Keep what a message tells of the page."""
+        method, told = message.get("method"), message.get("params", {})
+        if method == "Page.loadEventFired":
+            self._loaded = True
+        elif method == "Log.entryAdded" and told["entry"]["level"] in ("error", "warning"):
+            self.seen.errors.append(told["entry"]["text"])
+        elif method == "Runtime.exceptionThrown":
+            self.seen.errors.append(told["exceptionDetails"].get("text", "exception"))
+        elif method == "Runtime.consoleAPICalled" and told["type"] in ("error", "assert"):
+            self.seen.errors.append(str(told["args"]))
+        elif method == "Network.loadingFailed":
+            self.seen.errors.append(told["errorText"])
+        elif method == "Network.requestWillBeSent":
+            address = told["request"]["url"]
+            if not address.startswith("data:"):
+                self.seen.requests.append(address)
+
+
+def main() -> int:
+    """Take the picture; complaints go to standard error, and make the status 1."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("page", type=Path)
+    parser.add_argument("picture", type=Path, help="a .png")
+    options = parser.parse_args()
+    with Browser(options.page) as browser:
+        browser.picture(options.picture)
+    for error in browser.seen.errors:
+        print(error, file=sys.stderr)
+    return int(bool(browser.seen.errors))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,62 @@
+"""The verb ``density``: tractograms to a map, with a bar that shows how far it is."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from pathlib import Path
+
+from tqdm import tqdm
+
+from scripts.cohort import count_density, read_reference, write_density
+from scripts.errors import ConfigurationError
+from scripts.storage import check_writable
+from scripts.tractograms import open_tractogram
+
+__all__ = ["write_map_of"]
+
+
+def write_map_of(options: argparse.Namespace) -> str:
+    """Count and write.
+
+    Args:
+        options: of the command line: tractograms, reference, output, weights, ends.
+
+    Returns:
+        A line that tells what was counted.
+
+    Raises:
+        TractAtlasError: something can't be read or written; there is no map then.
+    """
+    logging.basicConfig(format="%(levelname)s: %(message)s")
+    output: Path = options.output
+    if not output.name.endswith((".nii", ".nii.gz")):
+        raise ConfigurationError(f"--output {output}: must end with .nii or .nii.gz")
+    check_writable(output.absolute().parent)
+    grid = read_reference(options.reference)
+    counts = [open_tractogram(path).count for path in options.tractograms]
+    known = [count for count in counts if count is not None]
+    total = sum(known) if len(known) == len(counts) else None
+    with tqdm(total=total, unit=" streamlines", unit_scale=True, disable=None) as bar:
+        before = 0
+
+        def progress(done: int, of: int | None) -> None:
+            nonlocal before
+            bar.update(done - before if done > before else done)  # the next tractogram
+            before = done
+
+        counter = count_density(options.tractograms, grid, options.weights, options.ends, progress)
+    write_density(output, counter.density, grid)
+    told = [
+        f"{counter.streamlines} streamlines",
+        f"{int((counter.density > 0).sum())} voxels visited",
+    ]
+    if options.weights:
+        told.append(f"weights sum to {counter.weight:.6g}")
+    if counter.outside:
+        what = "ends" if options.ends else "points"
+        told.append(
+            f"{counter.outside} {what} of {counter.left} streamlines lie outside the grid and are "
+            f"left out ({counter.missed} streamlines touch no voxel)"
+        )
+    return f"{output}: {', '.join(told)}"

@@ -1,0 +1,270 @@
+"""Density maps counted from tractograms, and kept beside the dataset for the next run.
+
+A cohort of tractograms enters as the maps that are counted from them: everything behind this page
+sees NIfTI files on one grid.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
+
+from scripts.cohort.discovery import Candidate, FoundMap
+from scripts.cohort.grid import Grid
+from scripts.errors import CohortError, ConfigurationError
+from scripts.settings import LearnedAtlasConfig
+from scripts.storage import check_writable, file_hash, write_whole
+from scripts.tractograms import (
+    DensityCounter,
+    TractogramError,
+    count_tractogram,
+    is_tractogram,
+    open_tractogram,
+    open_weights,
+)
+from scripts.tractograms.density import Progress
+
+__all__ = [
+    "MAPS_FOLDER",
+    "CountedMap",
+    "Counting",
+    "count_density",
+    "counting_for",
+    "read_reference",
+    "write_density",
+]
+
+logger = logging.getLogger(__name__)
+
+MAPS_FOLDER = ".density_maps"
+_METHOD = "exact traversal 1"  # maps counted otherwise are counted anew
+
+
+def read_reference(path: str | Path) -> Grid:
+    """The grid of an image, of which nothing but the header is read.
+
+    Args:
+        path: NIfTI file; of four dimensions the first three count.
+
+    Raises:
+        CohortError: it can't be read, or is no volume.
+    """
+    file = Path(path)
+    try:
+        image = nib.load(file)
+        header, affine = image.header, np.asarray(image.affine, dtype=np.float64)  # type: ignore[attr-defined]
+    except (OSError, ValueError, EOFError, ImageFileError, HeaderDataError) as error:
+        why = "does not exist" if not file.exists() else " ".join(str(error).split())
+        raise CohortError(f"reference {file}: can't be read: {why}") from error
+    if not isinstance(header, nib.Nifti1Header):
+        raise CohortError(f"reference {file}: is not a NIfTI file")
+    shape = tuple(int(n) for n in header.get_data_shape()[:3])
+    if len(shape) < 3 or min(shape) < 1:
+        raise CohortError(f"reference {file}: has shape {shape}; a volume is needed")
+    if not np.isfinite(affine).all() or not np.isfinite(np.linalg.cond(affine[:3, :3])):
+        raise CohortError(f"reference {file}: has an affine that can't be inverted")
+    return Grid(shape, affine, header.copy())
+
+
+def count_density(
+    paths: Sequence[str | Path],
+    grid: Grid,
+    weights: Sequence[str] = (),
+    ends: bool = False,
+    progress: Progress | None = None,
+) -> DensityCounter:
+    """Count tractograms into one density map; see `DensityCounter`.
+
+    Args:
+        paths: tractograms, their maps added up.
+        grid: to count on.
+        weights: none, or one source a tractogram, see `open_weights`.
+        ends: only where streamlines end.
+        progress: called after each part of each tractogram.
+
+    Raises:
+        TractogramError: a file can't be used, or none of the streamlines touches the grid.
+        ConfigurationError: weights and tractograms don't go together.
+    """
+    if weights and len(weights) != len(paths):
+        raise ConfigurationError(
+            f"weights = {list(weights)}: must be as many as tractograms ({len(paths)})"
+        )
+    opened = [open_tractogram(path) for path in paths]  # headers first: a mistake is told early
+    sources = [open_weights(one, of) for one, of in zip(weights, opened, strict=False)]
+    counter = DensityCounter(grid.shape, grid.affine, ends)
+    for number, one in enumerate(opened):
+        count_tractogram(counter, one, sources[number] if sources else None, progress)
+    if counter.streamlines and counter.missed == counter.streamlines:
+        raise TractogramError(
+            Path(paths[0]),
+            f"none of {counter.streamlines} streamlines touches the reference's grid: do they "
+            "belong to the same space?",
+        )
+    return counter
+
+
+def write_density(path: Path, density: np.ndarray, grid: Grid) -> None:
+    """Write a map, float32, with the codes and units of the grid's header; whole or not at all."""
+    image = nib.Nifti1Image(density.astype(np.float32), grid.affine)
+    for name in ("sform", "qform"):
+        getattr(image, f"set_{name}")(grid.affine, code=int(grid.header[f"{name}_code"]))
+    if int(grid.header["sform_code"]) == 0 and int(grid.header["qform_code"]) == 0:
+        image.set_sform(grid.affine, code=1)
+    units = grid.header.get_xyzt_units()[0]
+    image.header.set_xyzt_units(xyz=units if units != "unknown" else "mm")
+    with write_whole(path) as staged:
+        nib.save(image, str(staged))
+
+
+# ---------------------------------------------------------------------------------------------
+# Cohorts
+# ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class CountedMap:
+    """Where a map was counted from.
+
+    Attributes:
+        tractogram: path of its file.
+        sha256: of that file.
+        streamlines: how many it holds; also the map's waytotal.
+        outside: how many of their points lie outside the grid.
+        left: how many streamlines have such a point.
+    """
+
+    tractogram: str
+    sha256: str
+    streamlines: int
+    outside: int
+    left: int
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What isn't wrong but worth a warning."""
+        if not self.outside:
+            return ()
+        return (f"{self.outside} points of {self.left} streamlines lie outside the grid",)
+
+
+@dataclass(frozen=True, eq=False)
+class Counting:
+    """How tractograms of a cohort become maps.
+
+    Attributes:
+        grid: that all are counted on.
+        folder: where their maps are kept; None: hidden beside each tractogram.
+    """
+
+    grid: Grid
+    folder: Path | None
+
+    def map_of(self, name: str, found: FoundMap) -> tuple[FoundMap, CountedMap | None]:
+        """The map of a tractogram: kept from an earlier run, or counted now.
+
+        It is known by the tractogram's bytes and the grid, so that whatever changes is counted
+        anew. Beside it lie its waytotal (the number of streamlines), which makes the maps
+        probabilities, and a description.
+
+        Args:
+            name: of the subject; it begins the file's name.
+            found: a tractogram, or a map, which stays as it is.
+
+        Raises:
+            TractogramError: the tractogram can't be used, or is empty though it is a whole map.
+            StorageError: the map can't be written.
+        """
+        if not is_tractogram(found.path):
+            return found, None
+        try:
+            sha256 = file_hash(found.path)
+        except OSError as error:
+            raise TractogramError(found.path, f"can't be read: {error.strerror}") from error
+        folder = self.folder or found.path.parent / MAPS_FOLDER
+        label = name if found.tract is None else f"{name}_{found.tract}"
+        stem = f"{label}_{self._key(sha256)}"
+        path, about = folder / f"{stem}.nii.gz", folder / f"{stem}.json"
+        counted = _kept(path, about)
+        if counted is None:
+            counted = self._count(found, sha256, path, about)
+        if not counted.streamlines and found.tract is None:
+            raise TractogramError(found.path, "is empty: it holds no streamline")
+        # The same bytes may have lain elsewhere when they were counted.
+        return replace(found, path=path), replace(counted, tractogram=str(found.path))
+
+    def _key(self, sha256: str) -> str:
+        text = json.dumps([_METHOD, sha256, self.grid.shape, self.grid.affine.round(9).tolist()])
+        return hashlib.sha256(text.encode("ascii")).hexdigest()[:16]
+
+    def _count(self, found: FoundMap, sha256: str, path: Path, about: Path) -> CountedMap:
+        check_writable(path.parent)
+        counter = count_density([found.path], self.grid)
+        counted = CountedMap(
+            str(found.path), sha256, counter.streamlines, counter.outside, counter.left
+        )
+        with write_whole(path.with_name(f"{about.stem}_waytotal")) as staged:
+            staged.write_text(f"{counter.streamlines}\n", encoding="ascii")
+        write_density(path, counter.density, self.grid)
+        # Last: where there is a description, everything is there.
+        with write_whole(about) as staged:
+            staged.write_text(json.dumps(asdict(counted), indent=1) + "\n", encoding="utf-8")
+        return counted
+
+
+def _kept(path: Path, about: Path) -> CountedMap | None:
+    """What an earlier run counted; None if it isn't all there."""
+    try:
+        counted = CountedMap(**json.loads(about.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+    return counted if path.is_file() else None
+
+
+def counting_for(
+    candidates: Sequence[Candidate],
+    config: LearnedAtlasConfig,
+    dataset_dir: Path | None,
+    grid: Grid | None = None,
+) -> Counting | None:
+    """How the tractograms among some subjects' files are to be counted; None without any.
+
+    Args:
+        candidates: as found.
+        config: cohort.reference and cohort.density_dir are read.
+        dataset_dir: that relative paths start from; None for files named one by one.
+        grid: of an atlas that the subjects are brought to; it takes the reference's place.
+
+    Raises:
+        ConfigurationError: there are tractograms and no reference.
+        CohortError: the reference can't be read.
+    """
+    every = [found.path for candidate in candidates for found in candidate.maps]
+    streamlines = [path for path in every if is_tractogram(path)]
+    if not streamlines:
+        return None
+    base = dataset_dir or Path.cwd()
+    if grid is None:
+        if config.cohort.reference is None:
+            raise ConfigurationError(
+                f"learned_atlas.cohort.reference = None: {streamlines[0]} is a tractogram; must be "
+                "the path of an image whose grid the density maps are counted on"
+            )
+        grid = read_reference(base / config.cohort.reference)
+    given = config.cohort.density_dir
+    folder = base / given if given is not None else dataset_dir and dataset_dir / MAPS_FOLDER
+    logger.info(
+        "%d tractograms are counted into density maps, kept in %s",
+        len(streamlines),
+        folder or f"{MAPS_FOLDER} beside each",
+    )
+    return Counting(grid, folder)

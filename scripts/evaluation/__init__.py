@@ -1,0 +1,1 @@
+"""How good an atlas is: on subjects whom its training didn't see."""

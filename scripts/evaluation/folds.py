@@ -1,0 +1,276 @@
+"""Cross-validation: as many trainings as there are folds, each held against its own fold."""
+
+from __future__ import annotations
+
+import gc
+import json
+import logging
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from monai.bundle import ConfigParser
+
+from scripts.cohort import Cohort, read_cohort
+from scripts.engines.run_state import RunState
+from scripts.errors import CheckpointError, CohortError, ConfigurationError
+from scripts.evaluation.held_out import EVALUATION_FOLDER
+from scripts.evaluation.report import publish_evaluation, table
+from scripts.evaluation.settings import EvaluateConfig
+from scripts.lock import lock_folders
+from scripts.processes import world_size
+from scripts.settings import LearnedAtlasConfig
+from scripts.storage import check_writable, write_whole
+
+__all__ = ["CrossValidation", "cut"]
+
+logger = logging.getLogger(__name__)
+
+FOLDER = "cross_validation"
+
+
+def cut(subjects: Sequence[str], folds: int, seed: int) -> list[list[str]]:
+    """The subjects in parts whose sizes differ by at most one, each part by name.
+
+    The larger parts come first: a training that is too small is told at once.
+    """
+    order = np.random.default_rng(seed).permutation(len(subjects))
+    return [sorted(subjects[i] for i in part) for part in np.array_split(order, folds)]
+
+
+class CrossValidation:
+    """Cuts a cohort by subject; trains on all parts but one and evaluates that one, in turn.
+
+    Each fold is trained by configs/train.yaml and evaluated by configs/evaluate.yaml, as a person
+    would, so that no subject is ever on both sides. Folds lie in ``<ckpt_dir>/cross_validation``:
+    one that is done isn't done again, one that was interrupted goes on where its training was.
+    What is published, in ``<output_dir>/cross_validation``, appears whole.
+
+    Args:
+        dataset_dir: the whole cohort.
+        output_dir: where the table goes.
+        ckpt_dir: where the folds' models go.
+        train_config: what trains a fold.
+        evaluate_config: what evaluates it.
+        asked: settings that differ from those in ``train_config``.
+        settings: how the cohort is cut.
+        bundle_root: of the configs.
+    """
+
+    def __init__(
+        self,
+        dataset_dir: str | Path,
+        output_dir: str | Path,
+        ckpt_dir: str | Path,
+        train_config: str | Path,
+        evaluate_config: str | Path,
+        asked: LearnedAtlasConfig,
+        settings: EvaluateConfig,
+        bundle_root: str | Path = ".",
+    ) -> None:
+        self.dataset_dir = str(dataset_dir)
+        self.output_dir = Path(output_dir)
+        self.ckpt_dir = Path(ckpt_dir)
+        self.train_config = Path(train_config)
+        self.evaluate_config = Path(evaluate_config)
+        self.asked = asked.model_dump(mode="json", exclude_unset=True)
+        self.settings = settings
+        self.bundle_root = str(bundle_root)
+
+    def run(self) -> Path:
+        """Do what is left to do, and publish.
+
+        Returns:
+            the published folder.
+
+        Raises:
+            CohortError: the cohort can't be used, or is too small to be cut.
+        ConfigurationError: several processes were started.
+            CheckpointError: an unfinished cross-validation of other settings lies there.
+        """
+        if world_size() > 1:
+            raise ConfigurationError(
+                f"cross-validation runs in one process, not in {world_size()}; start it without "
+                "torchrun"
+            )
+        for folder in (self.output_dir, self.ckpt_dir):
+            check_writable(folder)
+        block = self._training_block()
+        resolved = self._parser(self.train_config, learned_atlas=block)
+        settings: LearnedAtlasConfig = resolved.get_parsed_content("settings")
+        locks = lock_folders([self.output_dir, self.ckpt_dir / FOLDER])
+        try:
+            cohort = read_cohort(self.dataset_dir, settings)
+            parts = self._parts(cohort, settings)
+            state = RunState(self.ckpt_dir / FOLDER, settings, cohort, settings.resume)
+            self._keep_plan(state.folder, parts)
+            reports = [
+                self._fold(state.folder / f"fold-{number}", number, part, parts, block)
+                for number, part in enumerate(parts, start=1)
+            ]
+            folder = self._publish(cohort, settings, parts, reports)
+            state.finish(" ".join(str(report["weights"]) for report in reports))
+        finally:
+            for lock in locks:
+                lock.release()
+        logger.info("cross-validation of %d folds published in %s", len(parts), folder)
+        return folder
+
+    # -- what a fold is --------------------------------------------------------------------
+
+    def _parts(self, cohort: Cohort, settings: LearnedAtlasConfig) -> list[list[str]]:
+        n, folds = len(cohort.subjects), self.settings.folds
+        if n < folds:
+            raise CohortError(
+                f"{n} usable subjects in dataset folder {self.dataset_dir} can't be cut into "
+                f"evaluate.folds = {folds} parts"
+            )
+        parts = cut([subject.name for subject in cohort.subjects], folds, self.settings.seed)
+        left = n - len(parts[0])
+        if left < settings.min_subjects:
+            raise CohortError(
+                f"with evaluate.folds = {folds}, {left} of {n} subjects are left to train on, "
+                f"fewer than learned_atlas.min_subjects = {settings.min_subjects}"
+            )
+        return parts
+
+    def _training_block(self) -> dict[str, Any]:
+        """The settings of configs/train.yaml with what was asked for laid over them."""
+        block = ConfigParser.load_config_file(str(self.train_config))["learned_atlas"]
+        return _laid_over(_laid_over(block, {"save_fields": False}), self.asked)
+
+    def _keep_plan(self, folder: Path, parts: list[list[str]]) -> None:
+        """Remember how the cohort was cut; another cut can't go on with these folds."""
+        plan = {"seed": self.settings.seed, "parts": parts}
+        path = folder / "folds.json"
+        if path.is_file():
+            if json.loads(path.read_text(encoding="utf-8")) != plan:
+                raise CheckpointError(
+                    f"an unfinished cross-validation of other folds lies in {folder}; finish it "
+                    "with its own evaluate#folds and evaluate#seed, or throw it away with "
+                    "--learned_atlas#resume false"
+                )
+            return
+        with write_whole(path) as staged:
+            staged.write_text(json.dumps(plan, indent=1), encoding="utf-8")
+
+    # -- one fold --------------------------------------------------------------------------
+
+    def _fold(
+        self,
+        folder: Path,
+        number: int,
+        part: list[str],
+        parts: list[list[str]],
+        block: dict[str, Any],
+    ) -> dict[str, Any]:
+        """The fold's evaluation, made unless it is there."""
+        others = [name for other in parts if other is not part for name in other]
+        excluded = list((block.get("cohort") or {}).get("exclude") or [])
+        trained = folder / "trained"
+        counts = (number, len(parts), len(others), len(part))
+        if not trained.is_file():
+            logger.info("fold %d of %d: training on %d subjects, %d held out", *counts)
+            self._run(
+                self.train_config, "training", output_dir=str(folder), ckpt_dir=str(folder),
+                learned_atlas=_laid_over(block, {"cohort": {"exclude": [*excluded, *part]}}),
+            )  # fmt: skip
+            with write_whole(trained) as staged:
+                staged.touch()
+            shutil.rmtree(folder / "run_state", ignore_errors=True)
+        logger.info("fold %d of %d: trained on %d subjects, evaluating %d", *counts)
+        report = folder / EVALUATION_FOLDER / "evaluation.json"
+        found = _report(report)
+        if found is None or found.get("asked") != self._asked():
+            self._run(
+                self.evaluate_config, "evaluating", output_dir=str(folder), ckpt_dir=str(folder),
+                training_dir=self.dataset_dir,
+                learned_atlas=_laid_over(self.asked, {"cohort": {"exclude": [*excluded, *others]}}),
+            )  # fmt: skip
+            found = _report(report)
+            if found is None:
+                raise CheckpointError(f"{report}: can't be read; delete {folder}")
+            with write_whole(report) as staged:
+                staged.write_text(
+                    json.dumps({**found, "asked": self._asked()}, indent=1), encoding="utf-8"
+                )
+        return found
+
+    def _asked(self) -> dict[str, Any]:
+        """What decides how a fold is evaluated, apart from what binds its training."""
+        refine = self.asked.get("refine") or {}
+        return {
+            "presence_value": self.asked.get("presence_value"),
+            "new_subject_iterations": refine.get("new_subject_iterations"),
+        }
+
+    def _run(self, config: Path, run_id: str, **overrides: Any) -> None:
+        parser = self._parser(config, **overrides)
+        parser.get_parsed_content(run_id)
+        del parser
+        gc.collect()  # a job's components hold each other, and the lock of its folders
+
+    def _parser(self, config: Path, **overrides: Any) -> ConfigParser:
+        parser = ConfigParser()
+        parser.read_config(str(config))
+        values = {"bundle_root": self.bundle_root, "dataset_dir": self.dataset_dir, **overrides}
+        parser.update(values)
+        return parser
+
+    # -- the end ---------------------------------------------------------------------------
+
+    def _publish(
+        self,
+        cohort: Cohort,
+        settings: LearnedAtlasConfig,
+        parts: list[list[str]],
+        reports: list[dict[str, Any]],
+    ) -> Path:
+        rows = [
+            {"fold": number, **row}
+            for number, report in enumerate(reports, start=1)
+            for row in report["subjects"]
+        ]
+        folder = self.output_dir / FOLDER
+        about = {
+            "kind": "cross_validation",
+            "cohort": cohort.identity(),
+            "seed": self.settings.seed,
+            "folds": [
+                {
+                    "fold": number,
+                    "subjects": part,
+                    **{key: report[key] for key in ("weights", "templates", "rejected")},
+                }
+                for number, (part, report) in enumerate(zip(parts, reports, strict=True), start=1)
+            ],
+            "refinement_iterations": reports[0]["refinement_iterations"],
+            "presence_value": reports[0]["presence_value"],
+            "log_offset": reports[0]["log_offset"],
+            "settings": settings.as_dict(),
+        }
+        publish_evaluation(folder, rows, about)
+        print(table(rows), flush=True)
+        return folder
+
+
+def _laid_over(block: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested settings with others in their place."""
+    result = dict(block)
+    for key, value in changes.items():
+        here = result.get(key)
+        if isinstance(value, Mapping):
+            result[key] = _laid_over(here if isinstance(here, Mapping) else {}, value)
+        else:
+            result[key] = value
+    return result
+
+
+def _report(path: Path) -> dict[str, Any] | None:
+    """A fold's evaluation; None where there is none, or one that was cut off."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None

@@ -1,0 +1,221 @@
+"""A frozen atlas held against subjects whom its training didn't see."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ignite.engine import Engine, Events
+from monai.utils import convert_to_tensor
+
+from scripts.atlas.publishing import weights_identity
+from scripts.atlas.registration import fields_of
+from scripts.cohort import NewSubjects, read_cohort
+from scripts.engines.components import open_new_subjects
+from scripts.engines.training_step import bare
+from scripts.errors import CohortError, TrainingError
+from scripts.evaluation.measures import field_measures, likeness, sharpness
+from scripts.evaluation.report import Row, publish_evaluation, table
+from scripts.evaluation.settings import EvaluateConfig
+from scripts.networks.atlas_network import AtlasNetwork, density_of
+from scripts.networks.building import TRAINED_ON_DIGITS, published_geometry
+from scripts.progress import progress_bar
+from scripts.settings import LearnedAtlasConfig
+
+__all__ = ["EVALUATION_FOLDER", "EvaluationWriter", "open_held_out", "training_average"]
+
+logger = logging.getLogger(__name__)
+
+EVALUATION_FOLDER = "evaluation"
+
+
+def open_held_out(
+    network: AtlasNetwork,
+    settings: LearnedAtlasConfig,
+    dataset_dir: str | Path,
+    asked: EvaluateConfig,
+) -> NewSubjects:
+    """Subjects to evaluate, none of whose maps the model was trained on.
+
+    Args:
+        network: as published.
+        settings: of the model and the job.
+        dataset_dir: a folder in a cohort's layout.
+        asked: allow_training_subjects is read.
+
+    Raises:
+        CohortError: see `read_new_subjects`; or a subject is one of the training's.
+    """
+    found = open_new_subjects(network, settings, dataset_dir)
+    known = set(network.description.get("trained_on", ()))
+    if not known:
+        logger.warning("the model doesn't tell whose maps it was trained on: nobody is left out")
+    seen = [
+        subject.name
+        for subject in found.subjects
+        if any(one.sha256[:TRAINED_ON_DIGITS] in known for one in subject.maps)
+    ]
+    if seen and not asked.allow_training_subjects:
+        raise CohortError(
+            f"the model was trained on the maps of {len(seen)} of {len(found.subjects)} subjects "
+            f"in dataset folder {dataset_dir}: {', '.join(seen[:10])}"
+            f"{' and more' if len(seen) > 10 else ''}; leave them out with "
+            "--learned_atlas#cohort#exclude, or take them all the same with "
+            "--evaluate#allow_training_subjects true"
+        )
+    return found
+
+
+def training_average(network: AtlasNetwork, training_dir: str | Path | None) -> np.ndarray | None:
+    """The plain average of a model's training cohort, in the model's box.
+
+    Args:
+        network: as published.
+        training_dir: the dataset that it was trained on; None: the average isn't known.
+
+    Returns:
+        density ``(C, *crop.shape)``.
+
+    Raises:
+        CohortError: the folder holds another cohort.
+    """
+    if training_dir is None:
+        return None
+    # However few there are: whether they are the right ones is asked below.
+    settings = {**network.description["settings"], "min_subjects": 1}
+    cohort = read_cohort(training_dir, LearnedAtlasConfig.load(settings))
+    if cohort.identity() != network.description["cohort"]:
+        raise CohortError(
+            f"{training_dir}: is not the cohort that the model was trained on; name its folder "
+            "with --training_dir, or leave it out (the plain average isn't evaluated then)"
+        )
+    return cohort.mean_density
+
+
+class EvaluationWriter:
+    """Measures each subject as the evaluator goes by, and publishes them all at the end.
+
+    Args:
+        network: as published.
+        subjects: whom the evaluator goes through.
+        settings: presence_value is read, the others are told.
+        average: of the training cohort, see `training_average`.
+        output_dir: the table goes to its folder ``evaluation``.
+    """
+
+    def __init__(
+        self,
+        network: torch.nn.Module,
+        subjects: NewSubjects,
+        settings: LearnedAtlasConfig,
+        average: np.ndarray | None,
+        output_dir: str | Path,
+    ) -> None:
+        self.network = bare(network)
+        self.subjects = subjects
+        self.settings = settings
+        self.average = average
+        self.folder = Path(output_dir) / EVALUATION_FOLDER
+        self.grid, self.crop = published_geometry(self.network)
+        self.templates = self.network.template_density().cpu().numpy()
+        self.rows: list[Row] = []
+        self.slopes: list[float] = []
+        self.moved = np.zeros((len(self.templates), len(self.grid.shape), *self.crop.shape))
+        self.counts = np.zeros(len(self.templates), dtype=int)
+        self._bar: Any = None
+
+    def attach(self, engine: Engine) -> None:
+        """Measure after each iteration, publish at the end."""
+        engine.add_event_handler(Events.STARTED, self._begin)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+        engine.add_event_handler(Events.COMPLETED, self.finish)
+
+    def _begin(self, engine: Engine) -> None:
+        self._bar = progress_bar(len(self.subjects.subjects), "evaluation")
+
+    @torch.no_grad()
+    def __call__(self, engine: Engine) -> None:
+        """Measure the subjects of the last iteration."""
+        items: Any = engine.state.output  # decollated: a dictionary a subject
+        for item in items:
+            self.rows.append(self._measured(item))
+            self._bar.update()
+
+    def _measured(self, item: dict[str, Any]) -> Row:
+        k = int(item["template"])
+        offset, presence = self.network.log_offset, self.settings.presence_value
+        image = convert_to_tensor(item["image"], track_meta=False)
+        subject = density_of(image, offset).double().cpu().numpy()
+        carried = convert_to_tensor(item["pred"], track_meta=False).cpu().numpy()
+        found = fields_of(self.network, item["velocity"][None], self.crop, self.grid.shape)
+        if not found.finite:
+            raise TrainingError(f"the field of subject {item['subject']} is not finite")
+        self.moved[k] += self.crop.crop(found.to_template[0]).double().cpu().numpy()
+        self.counts[k] += 1
+        self.slopes.append(sharpness(subject, offset, self.grid.spacing)[1])
+        values: Row = {"subject": item["subject"], "template": k + 1}
+        for suffix, atlas in (
+            ("", carried), ("_unregistered", self.templates[k]), ("_average", self.average),
+        ):  # fmt: skip
+            both = (None, None) if atlas is None else likeness(subject, atlas, offset, presence)
+            values[f"correlation{suffix}"], values[f"presence_dice{suffix}"] = both
+        values |= field_measures(found, self.crop, subject, self.templates[k])
+        return {**values, "seconds": round(float(item["seconds"]), 3)}
+
+    def finish(self, engine: Engine) -> None:
+        """Publish and print.
+
+        Raises:
+            StorageError: it can't be written.
+        """
+        self._bar.close()
+        publish_evaluation(
+            self.folder,
+            self.rows,
+            {
+                "kind": "held_out",
+                "weights": weights_identity(self.network),
+                "refinement_iterations": self.settings.refine.new_subject_iterations,
+                "presence_value": self.settings.presence_value,
+                "log_offset": self.network.log_offset,
+                "templates": self._templates(),
+                "rejected": [
+                    {"subject": one.subject, "reason": one.reason} for one in self.subjects.rejected
+                ],
+                "settings": self.settings.as_dict(),
+            },
+        )
+        print(table(self.rows), flush=True)
+        logger.info("%d subjects evaluated, in %s", len(self.rows), self.folder)
+
+    def _templates(self) -> list[dict[str, Any]]:
+        """Sharpness of each template beside the plain average's, and how central it is."""
+        offset, spacing = self.network.log_offset, self.grid.spacing
+        single = float(np.mean(self.slopes))
+        plain = None if self.average is None else sharpness(self.average, offset, spacing)
+        found: list[dict[str, Any]] = []
+        for k, template in enumerate(self.templates):
+            focus, slope = sharpness(template, offset, spacing)
+            there = (template > 0).any(axis=0)
+            mean = (self.moved[k] / max(1, self.counts[k]))[:, there]
+            found.append(
+                {
+                    "template": k + 1,
+                    "subjects": int(self.counts[k]),
+                    "efc": focus,
+                    "efc_average": None if plain is None else plain[0],
+                    "gradient_ratio": slope / single if single else None,
+                    "gradient_ratio_average": (
+                        None if plain is None or not single else plain[1] / single
+                    ),
+                    "mean_displacement_rms_voxels": (
+                        float(np.sqrt((mean**2).sum(axis=0).mean()))
+                        if self.counts[k] and mean.size
+                        else None
+                    ),
+                }
+            )
+        return found

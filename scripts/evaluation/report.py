@@ -1,0 +1,103 @@
+"""One table and one JSON of an evaluation, published whole."""
+
+from __future__ import annotations
+
+import csv
+import json
+import platform
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from scripts.storage import publish_folder
+
+__all__ = ["LABELS", "publish_evaluation", "summary", "table", "versions"]
+
+Row = dict[str, Any]
+
+# Column of the table, and what is printed above it.
+LABELS = {
+    "correlation": "corr",
+    "correlation_unregistered": "unreg.",
+    "correlation_average": "average",
+    "presence_dice": "Dice",
+    "presence_dice_unregistered": "unreg.",
+    "presence_dice_average": "average",
+    "smallest_jacobian": "min det J",
+    "folded_share": "folded",
+    "displacement_rms_voxels": "moved",
+    "inverse_consistency_voxels": "inv. cons.",
+}
+
+
+def summary(rows: Sequence[Row]) -> dict[str, dict[str, float] | None]:
+    """Mean, standard deviation (n - 1; 0 for one subject), least and greatest of each measure.
+
+    A measure that isn't there for everybody is None.
+    """
+    result: dict[str, dict[str, float] | None] = {}
+    for name in LABELS:
+        values = [row[name] for row in rows]
+        if any(value is None for value in values):
+            result[name] = None
+            continue
+        result[name] = {
+            "mean": float(np.mean(values)),
+            "sd": float(np.std(values, ddof=1)) if len(values) > 1 else 0.0,
+            "min": float(min(values)),
+            "max": float(max(values)),
+        }
+    return result
+
+
+def table(rows: Sequence[Row]) -> str:
+    """The rows as text, worst first, with their means at the end."""
+    names = [name for name in LABELS if rows[0][name] is not None]
+    width = max(7, *(len(row["subject"]) for row in rows))
+    lines = [" ".join([f"{'subject':<{width}}", *(f"{LABELS[n]:>10}" for n in names)])]
+    for row in sorted(rows, key=lambda one: one["correlation"]):
+        cells = (f"{row[name]:>10.4g}" for name in names)
+        lines.append(" ".join([f"{row['subject']:<{width}}", *cells]))
+    means = summary(rows)
+    cells = (f"{found['mean']:>10.4g}" for name in names if (found := means[name]) is not None)
+    lines.append(" ".join([f"{'mean':<{width}}", *cells]))
+    return "\n".join(lines)
+
+
+def publish_evaluation(folder: Path, rows: Sequence[Row], about: dict[str, Any]) -> None:
+    """Write ``evaluation.csv`` and ``evaluation.json`` into a folder, whole.
+
+    Args:
+        folder: replaced if it is there.
+        rows: a measure a column; the same columns in each.
+        about: what else the JSON says; it gets the rows and their `summary`.
+
+    Raises:
+        StorageError: it can't be written; an earlier one stays.
+    """
+    content = {
+        "name": "tract_density_atlas",
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        **about,
+        "n_subjects": len(rows),
+        "summary": summary(rows),
+        "subjects": list(rows),
+        "versions": versions(),
+    }
+    with publish_folder(folder) as staging:
+        with (staging / "evaluation.csv").open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+        text = json.dumps(content, indent=1, allow_nan=False) + "\n"
+        (staging / "evaluation.json").write_text(text, encoding="utf-8")
+
+
+def versions() -> dict[str, str]:
+    """Of what the numbers depend on."""
+    packages = ("torch", "monai", "nibabel", "numpy", "scipy")
+    return {"python": platform.python_version(), **{name: version(name) for name in packages}}

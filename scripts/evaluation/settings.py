@@ -1,0 +1,39 @@
+"""Typed settings of ``evaluate`` and ``cross-validate``; rules as in `scripts.sections`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from scripts.errors import report_errors_in_one_line
+from scripts.sections import Flag, Integer, Section, setting
+
+__all__ = ["EvaluateConfig", "load_evaluate"]
+
+
+class EvaluateConfig(Section):
+    """The whole ``evaluate:`` block."""
+
+    key_path: ClassVar[str] = "evaluate"
+
+    folds: Integer = setting(
+        5, "Parts that cross-validation cuts the cohort into.", "an integer >= 2", ge=2
+    )
+    seed: Integer = setting(
+        0, "Seed of the cut: which subjects go into which part.", "an integer >= 0", ge=0
+    )
+    allow_training_subjects: Flag = setting(
+        False,
+        "Evaluate subjects all the same whose maps the model was trained on.",
+        "true or false",
+    )
+
+
+def load_evaluate(block: Mapping[str, Any] | None) -> EvaluateConfig:
+    """Validate the ``evaluate:`` block; user errors are one line from here on.
+
+    Raises:
+        ConfigurationError: with a line per violation.
+    """
+    report_errors_in_one_line()
+    return EvaluateConfig.load(block)

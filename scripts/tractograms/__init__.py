@@ -1,0 +1,32 @@
+"""Tractograms: read and written piece by piece, traversed exactly, counted into density maps."""
+
+from scripts.tractograms.density import DensityCounter, count_tractogram
+from scripts.tractograms.reading import (
+    CHUNK,
+    SUFFIXES,
+    Tractogram,
+    is_tractogram,
+    open_tractogram,
+)
+from scripts.tractograms.streamlines import Streamlines, TractogramError, resample
+from scripts.tractograms.traversal import Visits, visited_voxels
+from scripts.tractograms.weights import Weights, open_weights
+from scripts.tractograms.writing import write_tractogram
+
+__all__ = [
+    "CHUNK",
+    "SUFFIXES",
+    "DensityCounter",
+    "Streamlines",
+    "Tractogram",
+    "TractogramError",
+    "Visits",
+    "Weights",
+    "count_tractogram",
+    "is_tractogram",
+    "open_tractogram",
+    "open_weights",
+    "resample",
+    "visited_voxels",
+    "write_tractogram",
+]

@@ -1,0 +1,63 @@
+"""What every format's reader gives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from scripts.tractograms.streamlines import Streamlines
+
+__all__ = ["Source", "counted_records"]
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """A tractogram as its format's reader sees it.
+
+    Attributes:
+        chunks: generator of streamlines, RAS mm, given about how many points are wanted at once.
+        count: number of streamlines, None if the header doesn't say.
+        names: of the per-streamline values.
+        shape: of the grid that the header belongs to, None without one.
+        affine: ``(4, 4)`` of that grid, voxels to RAS mm.
+        groups: numbers of streamlines by the name of their group, read when called.
+    """
+
+    chunks: Callable[[int], Iterator[Streamlines]]
+    count: int | None = None
+    names: tuple[str, ...] = ()
+    shape: tuple[int, ...] | None = None
+    affine: np.ndarray | None = None
+    groups: Callable[[], dict[str, np.ndarray]] = dict
+
+
+def counted_records(block: np.ndarray, per_item: int, extra: int, most: int) -> np.ndarray:
+    """Where records start that tell their own size, as TRK's and VTK's do.
+
+    A record is a number n, n items of ``per_item`` words, and ``extra`` words.
+
+    Args:
+        block: int32 words, a record starting at the first.
+        per_item: words an item.
+        extra: words after a record's items.
+        most: at most this many records.
+
+    Returns:
+        First words of the complete records, and one past the last of them, int64.
+
+    Raises:
+        ValueError: a record has a negative size.
+    """
+    starts = [0]
+    at, end, item = 0, len(block), block.item
+    while at < end and len(starts) <= most:
+        size = item(at)
+        if size < 0:
+            raise ValueError(f"a streamline has {size} points")
+        at += 1 + size * per_item + extra
+        if at > end:
+            break
+        starts.append(at)
+    return np.array(starts, dtype=np.int64)

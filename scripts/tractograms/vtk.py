@@ -1,0 +1,369 @@
+"""Legacy VTK polydata: points, and lines that name points by number.
+
+Binary files are mapped, not read, so that memory doesn't grow with them; text files are held
+whole while they are read. Points are RAS mm, as MRtrix and dipy write them, unless the title says
+``SPACE=LPS`` (3D Slicer). XML files (``.vtp``) aren't read.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from scripts.tractograms.source import Source, counted_records
+from scripts.tractograms.streamlines import Streamlines, TractogramError
+
+__all__ = ["open_vtk", "write_vtk"]
+
+_TYPES = {
+    "char": "i1",
+    "unsigned_char": "u1",
+    "short": "i2",
+    "unsigned_short": "u2",
+    "int": "i4",
+    "unsigned_int": "u4",
+    "long": "i8",
+    "unsigned_long": "u8",
+    "vtkidtype": "i8",
+    "vtktypeint64": "i8",
+    "float": "f4",
+    "double": "f8",
+}
+_COLUMNS = {"VECTORS": 3, "NORMALS": 3, "TENSORS": 9}
+
+
+@dataclass
+class _Polydata:
+    """The sections of a file that matter here.
+
+    Attributes:
+        points: ``(P, 3)``.
+        lines: counted records of numbers of points; None with ``starts``.
+        starts: first entries of the lines in ``connectivity`` and the end (VTK 5).
+        connectivity: numbers of points, line after line (VTK 5).
+        values: per-line values by name, ``(n, k)``.
+    """
+
+    points: np.ndarray = field(default_factory=lambda: np.zeros((0, 3), np.float32))
+    lines: np.ndarray | None = None
+    n_lines: int = 0
+    starts: np.ndarray | None = None
+    connectivity: np.ndarray | None = None
+    values: dict[str, np.ndarray] = field(default_factory=dict)
+
+
+def open_vtk(path: Path) -> Source:
+    """Open a legacy VTK file.
+
+    Raises:
+        TractogramError: it isn't one, is truncated, or holds no lines.
+    """
+    with path.open("rb") as file:
+        head = [file.readline(1024).decode("latin-1").strip() for _ in range(3)]
+        start = file.tell()
+    if not head[0].startswith("# vtk DataFile Version") or head[2] not in ("ASCII", "BINARY"):
+        raise TractogramError(path, "can't be read: is not a legacy VTK file")
+    reader = _Binary(path, start) if head[2] == "BINARY" else _Text(path, start)
+    parts = _parse(path, reader)
+    space = re.search(r"SPACE=(\w+)", head[1])
+    if space is not None and space[1] not in ("RAS", "LPS"):
+        raise TractogramError(path, f"can't be read: its title says {space[0]}, not RAS or LPS")
+    signs = np.array([-1, -1, 1] if space is not None and space[1] == "LPS" else [1, 1, 1])
+
+    def chunks(size: int) -> Iterator[Streamlines]:
+        done = 0
+        for numbers, offsets in _lines(parts, size):
+            if len(numbers) and not 0 <= int(numbers.min()) <= int(numbers.max()) < len(
+                parts.points
+            ):
+                raise TractogramError(path, "can't be read: a line names a point that isn't there")
+            points = parts.points[numbers]
+            kind = np.float64 if points.dtype.itemsize > 4 else np.float32
+            n = len(offsets) - 1
+            data = {name: values[done : done + n] for name, values in parts.values.items()}
+            done += n
+            yield Streamlines(points.astype(kind) * signs.astype(kind), offsets, data)
+
+    return Source(chunks, count=parts.n_lines, names=tuple(parts.values))
+
+
+def _lines(parts: _Polydata, size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Numbers of points and offsets of some lines at a time."""
+    if parts.starts is not None and parts.connectivity is not None:
+        at = 0
+        while at < parts.n_lines:
+            # Ends of the next lines; few enough of them that they are no burden themselves.
+            ends = parts.starts[at : at + size + 1].astype(np.int64)
+            if (np.diff(ends) < 0).any() or ends[0] < 0 or ends[-1] > len(parts.connectivity):
+                raise ValueError("its offsets don't rise")
+            n = max(1, int(np.searchsorted(ends, ends[0] + size, side="right")) - 1)
+            yield parts.connectivity[ends[0] : ends[n]].astype(np.int64), ends[: n + 1] - ends[0]
+            at += n
+        return
+    left, at, want = parts.n_lines, 0, size
+    while left and parts.lines is not None:
+        block = np.asarray(parts.lines[at : at + want]).astype(np.int64)
+        starts = counted_records(block, 1, 0, left)
+        n = len(starts) - 1
+        if not n:
+            if at + want >= len(parts.lines):
+                raise ValueError("truncated within LINES")
+            want *= 2
+            continue
+        is_number = np.ones(int(starts[-1]), dtype=bool)
+        is_number[starts[:-1]] = False
+        offsets = np.concatenate([[0], np.cumsum(block[starts[:-1]])])
+        yield block[: int(starts[-1])][is_number], offsets
+        left -= n
+        at += int(starts[-1])
+
+
+# ---------------------------------------------------------------------------------------------
+# Sections
+# ---------------------------------------------------------------------------------------------
+
+
+class _Binary:
+    """Words and arrays of a binary file; arrays are maps of it, big-endian."""
+
+    def __init__(self, path: Path, start: int) -> None:
+        self.path = path
+        self.size = path.stat().st_size
+        self.at = start
+
+    def line(self) -> str | None:
+        """The next line that isn't blank; None at the end."""
+        with self.path.open("rb") as file:
+            file.seek(self.at)
+            while raw := file.readline(4096):
+                self.at = file.tell()
+                if raw.strip():
+                    return raw.decode("latin-1").strip()
+        return None
+
+    def array(self, dtype: str, length: int) -> np.ndarray:
+        """The next values."""
+        kind = np.dtype(f">{dtype}")
+        if self.at + length * kind.itemsize > self.size:
+            raise TractogramError(self.path, "can't be read: truncated")
+        if not length:
+            return np.zeros(0, kind)
+        found = np.memmap(self.path, kind, "r", self.at, (length,))
+        self.at += length * kind.itemsize
+        return found
+
+
+class _Text:
+    """Words and arrays of a text file."""
+
+    def __init__(self, path: Path, start: int) -> None:
+        self.path = path
+        self.raw = path.read_bytes()
+        self.at = start
+
+    def line(self) -> str | None:
+        """The next line that isn't blank; None at the end."""
+        while self.at < len(self.raw):
+            end = self.raw.find(b"\n", self.at)
+            end = len(self.raw) if end < 0 else end
+            text = self.raw[self.at : end].decode("latin-1").strip()
+            self.at = end + 1
+            if text:
+                return text
+        return None
+
+    def array(self, dtype: str, length: int) -> np.ndarray:
+        """The next values, over as many lines as they take."""
+        kind = np.dtype(dtype)
+        parts: list[np.ndarray] = []
+        missing = length
+        while missing > 0:
+            line = self.line()
+            if line is None:
+                raise TractogramError(self.path, "can't be read: truncated")
+            words = np.array(line.split(), dtype=kind)
+            parts.append(words)
+            missing -= len(words)
+        if missing < 0:
+            raise TractogramError(self.path, "can't be read: more values than announced")
+        return np.concatenate(parts) if parts else np.zeros(0, kind)
+
+
+def _parse(path: Path, reader: _Binary | _Text) -> _Polydata:
+    parts = _Polydata()
+    owner = ""  # whose values follow: POINT_DATA or CELL_DATA
+    cells_before = 0  # vertices come before lines among the cells
+    kind = reader.line()
+    if kind is None or kind.split() != ["DATASET", "POLYDATA"]:
+        raise TractogramError(path, f"can't be read: holds no POLYDATA ({(kind or '')[:40]!r})")
+    seen_points = False
+    total = 0
+    while (line := reader.line()) is not None:
+        words = line.split()
+        key = words[0].upper()
+        if key == "POINTS":
+            flat = reader.array(_TYPES[words[2].lower()], 3 * int(words[1]))
+            parts.points, seen_points = flat.reshape(-1, 3), True
+        elif key in ("LINES", "VERTICES", "POLYGONS", "TRIANGLE_STRIPS"):
+            cells_before += _read_cells(parts, reader, key, int(words[1]), int(words[2]))
+        elif key in ("POINT_DATA", "CELL_DATA"):
+            owner, total = key, int(words[1])
+        elif key == "METADATA":
+            _skip_metadata(reader)
+        elif key == "FIELD":
+            for _ in range(int(words[2])):
+                head = _field_head(reader)
+                values = reader.array(_TYPES[head[3].lower()], int(head[1]) * int(head[2]))
+                if owner == "CELL_DATA":
+                    parts.values[head[0]] = values.reshape(int(head[2]), int(head[1]))
+        elif key == "LOOKUP_TABLE":
+            reader.array("u1" if isinstance(reader, _Binary) else "f4", 4 * int(words[2]))
+        elif key in ("SCALARS", "COLOR_SCALARS", "TEXTURE_COORDINATES", *_COLUMNS):
+            name, values = _read_attribute(reader, words, total)
+            if owner == "CELL_DATA":
+                parts.values[name] = values
+        else:
+            raise TractogramError(path, f"can't be read: has an unknown section {line[:40]!r}")
+    if not seen_points:
+        raise TractogramError(path, "can't be read: holds no POINTS")
+    parts.values = {
+        name: values[cells_before : cells_before + parts.n_lines]
+        for name, values in parts.values.items()
+        if len(values) >= cells_before + parts.n_lines
+    }
+    return parts
+
+
+def _read_cells(
+    parts: _Polydata, reader: _Binary | _Text, key: str, first: int, second: int
+) -> int:
+    """Take lines in; the number of cells if they are vertices, which come before lines."""
+    at = reader.at
+    words = (reader.line() or "").split() if first else []
+    if words[:1] == ["OFFSETS"]:
+        starts = reader.array(_TYPES[words[1].lower()], first)
+        words = (reader.line() or "").split()
+        if words[:1] != ["CONNECTIVITY"]:
+            raise ValueError(f"{key} without CONNECTIVITY")
+        numbers = reader.array(_TYPES[words[1].lower()], second)
+        if key == "LINES":
+            parts.starts, parts.connectivity, parts.n_lines = starts, numbers, first - 1
+        return first - 1 if key == "VERTICES" else 0
+    reader.at = at
+    records = reader.array("i4", second)
+    if key == "LINES":
+        parts.lines, parts.n_lines = records, first
+    return first if key == "VERTICES" else 0
+
+
+def _read_attribute(
+    reader: _Binary | _Text, words: list[str], total: int
+) -> tuple[str, np.ndarray]:
+    key = words[0].upper()
+    if key == "COLOR_SCALARS":
+        columns = int(words[2])
+        dtype = "u1" if isinstance(reader, _Binary) else "f4"
+    elif key == "TEXTURE_COORDINATES":
+        columns, dtype = int(words[2]), _TYPES[words[3].lower()]
+    else:
+        dtype = _TYPES[words[2].lower()]
+        columns = _COLUMNS.get(key) or (int(words[3]) if len(words) > 3 else 1)
+        if key == "SCALARS":
+            at = reader.at
+            if not (reader.line() or "").startswith("LOOKUP_TABLE"):
+                reader.at = at
+    return words[1], reader.array(dtype, total * columns).reshape(total, columns)
+
+
+def _field_head(reader: _Binary | _Text) -> list[str]:
+    """Name, columns, rows and type of an array of a FIELD."""
+    while True:
+        words = (reader.line() or "").split()
+        if words[:1] == ["METADATA"]:
+            _skip_metadata(reader)
+        elif len(words) == 4:
+            return words
+        else:
+            raise ValueError(f"bad FIELD array {' '.join(words)[:40]!r}")
+
+
+def _skip_metadata(reader: _Binary | _Text) -> None:
+    """VTK's INFORMATION block ends at a blank line, which `line` passes over."""
+    at = reader.at
+    while (line := reader.line()) is not None:
+        if not line.startswith(("INFORMATION", "NAME", "DATA", "COMPONENT_NAMES")):
+            reader.at = at
+            return
+        at = reader.at
+
+
+# ---------------------------------------------------------------------------------------------
+# Writing
+# ---------------------------------------------------------------------------------------------
+
+
+def write_vtk(file: BinaryIO, chunks: Iterable[Streamlines]) -> int:
+    """Write streamlines as binary legacy VTK, RAS mm, values per streamline as CELL_DATA.
+
+    Args:
+        file: to write to, seekable.
+        chunks: streamlines, all with the same per-streamline values.
+
+    Returns:
+        The number of streamlines.
+    """
+
+    def header(points: int) -> bytes:
+        return (
+            "# vtk DataFile Version 3.0\nstreamlines SPACE=RAS\nBINARY\nDATASET POLYDATA\n"
+            f"POINTS {points:012d} float\n"
+        ).encode("ascii")
+
+    file.write(header(0))
+    count = total = 0
+    with ExitStack() as stack:
+        lines = stack.enter_context(tempfile.TemporaryFile())
+        values: dict[str, tuple[int, Any]] = {}
+        for chunk in chunks:
+            file.write(chunk.points.astype(">f4").tobytes())
+            n = len(chunk)
+            records = np.zeros(n + len(chunk.points), dtype=">i4")
+            heads = chunk.offsets[:-1] + np.arange(n)
+            is_number = np.ones(len(records), dtype=bool)
+            is_number[heads] = False
+            records[heads] = chunk.lengths
+            records[is_number] = total + np.arange(len(chunk.points))
+            lines.write(records.tobytes())
+            for name, array in chunk.data.items():
+                if name not in values:
+                    values[name] = array.shape[1], stack.enter_context(tempfile.TemporaryFile())
+                values[name][1].write(array.astype(">f4").tobytes())
+            count += n
+            total += len(chunk.points)
+        file.write(f"\nLINES {count} {count + total}\n".encode("ascii"))
+        _append(file, lines)
+        if values:
+            file.write(f"\nCELL_DATA {count}\nFIELD FieldData {len(values)}\n".encode("ascii"))
+            for name, (columns, stream) in values.items():
+                safe = re.sub(r"\s", "_", name)
+                file.write(f"{safe} {columns} {count} float\n".encode("ascii", "replace"))
+                _append(file, stream)
+                file.write(b"\n")
+    file.seek(0)
+    file.write(header(total))
+    file.seek(0, io.SEEK_END)
+    return count
+
+
+def _append(file: BinaryIO, stream: Any) -> None:
+    stream.seek(0)
+    shutil.copyfileobj(stream, file, 1 << 20)

@@ -1,0 +1,97 @@
+"""Weights of streamlines: from a file beside the tractogram, or from the tractogram itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from scripts.errors import ConfigurationError
+from scripts.tractograms.reading import Tractogram
+from scripts.tractograms.streamlines import Streamlines, TractogramError
+
+__all__ = ["Weights", "open_weights"]
+
+_FILES = (".txt", ".csv", ".npy")
+
+
+@dataclass(frozen=True, eq=False)
+class Weights:
+    """One weight per streamline.
+
+    Attributes:
+        path: of the file that they come from.
+        values: all of them; None when they are the tractogram's own ``name``.
+        name: of the tractogram's per-streamline value.
+    """
+
+    path: Path
+    values: np.ndarray | None
+    name: str = ""
+
+    def of(self, chunk: Streamlines, start: int) -> np.ndarray:
+        """Weights of some streamlines, the first of which has number ``start``."""
+        if self.values is None:
+            return _checked(self.path, chunk.data[self.name][:, 0].astype(np.float64), start)
+        if start + len(chunk) > len(self.values):
+            raise TractogramError(
+                self.path, f"holds {len(self.values)} weights, fewer than there are streamlines"
+            )
+        return self.values[start : start + len(chunk)]
+
+    def check_all_used(self, count: int) -> None:
+        """Refuse weights that are more than the streamlines."""
+        if self.values is not None and len(self.values) != count:
+            raise TractogramError(
+                self.path, f"holds {len(self.values)} weights for {count} streamlines"
+            )
+
+
+def open_weights(source: str, tractogram: Tractogram) -> Weights:
+    """Find the weights of a tractogram.
+
+    Args:
+        source: a text file (numbers between blanks or lines, as MRtrix' ``tcksift2`` writes), an
+            ``.npy`` file, or the name of a per-streamline value that the tractogram brings.
+        tractogram: as opened.
+
+    Raises:
+        TractogramError: the file isn't one number per streamline, finite and not negative.
+        ConfigurationError: it is neither a file nor a value of the tractogram.
+    """
+    if source in tractogram.names:
+        return Weights(tractogram.path, None, source)
+    path = Path(source)
+    if path.suffix.lower() not in _FILES:
+        known = ", ".join(tractogram.names) or "none"
+        raise ConfigurationError(
+            f"weights = {source!r}: must be a file ({', '.join(_FILES)}) or a per-streamline value "
+            f"of {tractogram.path} (it has {known})"
+        )
+    try:
+        if path.suffix.lower() == ".npy":
+            values = np.load(path, allow_pickle=False)
+        else:
+            lines = path.read_text(encoding="utf-8").splitlines()
+            text = " ".join(line for line in lines if not line.startswith("#"))
+            values = np.array(text.replace(",", " ").split(), dtype=np.float64)
+        values = np.squeeze(np.asarray(values, dtype=np.float64))
+    except (OSError, ValueError, EOFError) as error:
+        why = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise TractogramError(path, f"can't be read as weights: {why}") from error
+    if values.ndim > 1:
+        raise TractogramError(path, f"has shape {values.shape}, not one weight per streamline")
+    return Weights(path, _checked(path, np.atleast_1d(values), 0))
+
+
+def _checked(path: Path, values: np.ndarray, start: int) -> np.ndarray:
+    bad = ~(np.isfinite(values) & (values >= 0))
+    if bad.any():
+        first = int(bad.argmax())
+        raise TractogramError(
+            path,
+            f"has weight {values[first]:g} for streamline {start + first} (from 0 on); must be a "
+            "finite number >= 0",
+        )
+    return values

@@ -1,0 +1,75 @@
+"""Tractograms written whole, in the format of their file's suffix."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from scripts.errors import ConfigurationError
+from scripts.storage import write_whole
+from scripts.tractograms.reading import SUFFIXES
+from scripts.tractograms.streamlines import Streamlines
+from scripts.tractograms.tck import write_tck
+from scripts.tractograms.trk import write_trk
+from scripts.tractograms.trx import write_trx
+from scripts.tractograms.vtk import write_vtk
+
+__all__ = ["write_tractogram"]
+
+
+def write_tractogram(
+    path: str | Path,
+    streamlines: Streamlines | Iterable[Streamlines],
+    shape: tuple[int, ...] | None = None,
+    affine: np.ndarray | None = None,
+    groups: dict[str, np.ndarray] | None = None,
+) -> int:
+    """Write a tractogram; the file appears whole or not at all.
+
+    TCK has no place for per-streamline values: each goes to a text file beside it,
+    ``<name of the tractogram>_<name of the value>.txt``, a line a streamline, as MRtrix has them.
+
+    Args:
+        path: ``.trk``, ``.tck``, ``.trx`` or ``.vtk``.
+        streamlines: all of them, or some at a time; RAS mm.
+        shape: of the grid that they belong to (TRK and TRX say so in their headers).
+        affine: of that grid, voxels to RAS mm.
+        groups: TRX alone: numbers of streamlines by the name of their group.
+
+    Returns:
+        The number of streamlines.
+
+    Raises:
+        ConfigurationError: the suffix is no tractogram's.
+        StorageError: it can't be written.
+    """
+    target = Path(path)
+    suffix = target.suffix.lower()
+    if suffix not in SUFFIXES:
+        raise ConfigurationError(f"{target}: must end with one of {', '.join(SUFFIXES)}")
+    chunks = iter([streamlines] if isinstance(streamlines, Streamlines) else streamlines)
+    kept: dict[str, list[np.ndarray]] = {}
+    with write_whole(target) as staged, staged.open("wb+") as file:
+        if suffix == ".trk":
+            count = write_trk(file, chunks, shape, affine)
+        elif suffix == ".tck":
+            count = write_tck(file, _keep(chunks, kept))
+        elif suffix == ".trx":
+            count = write_trx(file, chunks, shape, affine, groups)
+        else:
+            count = write_vtk(file, chunks)
+    for name, parts in kept.items():
+        with write_whole(target.with_name(f"{target.stem}_{name}.txt")) as staged:
+            np.savetxt(staged, np.concatenate(parts), fmt="%.9g")
+    return count
+
+
+def _keep(
+    chunks: Iterable[Streamlines], kept: dict[str, list[np.ndarray]]
+) -> Iterator[Streamlines]:
+    for chunk in chunks:
+        for name, values in chunk.data.items():
+            kept.setdefault(name, []).append(values)
+        yield chunk

@@ -1,0 +1,64 @@
+"""A picture of labelled streamlines: three views, a colour a class."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+__all__ = ["draw_classes"]
+
+_MOST = 6000
+_VIEWS = (("from the left", 1, 2, -1), ("from the front", 0, 2, 1), ("from above", 0, 1, 1))
+_OUTLIERS = "#555555"
+
+
+def draw_classes(
+    path: Path, lines: np.ndarray, classes: np.ndarray, names: Sequence[str], title: str
+) -> None:
+    """Draw streamlines in the colours of their classes, outliers thin and grey below them.
+
+    Args:
+        path: the PNG.
+        lines: ``(n, points, 3)``, RAS mm; at most 6,000 are drawn, evenly chosen.
+        classes: ``(n,)``, -1 for outliers.
+        names: of the classes; up to 40 are told in a legend.
+        title: above the views.
+    """
+    shown = np.unique(np.linspace(0, len(lines) - 1, min(_MOST, len(lines))).astype(int))
+    lines, classes = lines[shown], classes[shown]
+    order = np.argsort(classes, kind="stable")  # outliers first, so that classes lie over them
+    lines, classes = lines[order], classes[order]
+    # Steps of the golden ratio: classes that follow each other get colours far apart.
+    palette = [colormaps["turbo"](0.05 + 0.9 * (0.618034 * i % 1)) for i in range(len(names))]
+    colours = [palette[c] if c >= 0 else _OUTLIERS for c in classes]
+    widths = np.where(classes >= 0, 0.6, 0.25)
+
+    figure = Figure(figsize=(12, 5.6), facecolor="black", layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(1, 3)
+    for axis, (name, across, up, sign) in zip(axes, _VIEWS, strict=True):
+        plane = lines[..., [across, up]] * (sign, 1)
+        axis.add_collection(LineCollection(list(plane), colors=colours, linewidths=widths))
+        if len(lines):
+            axis.autoscale_view()
+        axis.set_title(name, color="white", fontsize=9)
+        axis.set_aspect("equal")
+        axis.axis("off")
+    figure.suptitle(title, color="white", fontsize=11)
+    if 0 < len(names) <= 40:
+        handles = [
+            Line2D([], [], color=colour, label=name)
+            for colour, name in zip(palette, names, strict=True)
+        ]
+        figure.legend(
+            handles=handles, loc="outside lower center", ncols=6, fontsize=6, labelcolor="white",
+            facecolor="black", edgecolor="black",
+        )  # fmt: skip
+    figure.savefig(path, dpi=110)

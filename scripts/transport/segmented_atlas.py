@@ -1,0 +1,167 @@
+"""An atlas of streamlines with a class each, from whichever files it comes in."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from scripts.errors import ConfigurationError
+from scripts.tractograms import (
+    Streamlines,
+    Tractogram,
+    TractogramError,
+    is_tractogram,
+    open_tractogram,
+)
+
+__all__ = ["SegmentedAtlas", "file_names", "read_atlas", "read_streamlines"]
+
+
+@dataclass(frozen=True, eq=False)
+class SegmentedAtlas:
+    """Streamlines and their classes.
+
+    Attributes:
+        streamlines: RAS mm.
+        classes: ``(n,)`` int64, 0 to C - 1, every one present.
+        ids: ``(C,)`` the atlas's own number of each class, ascending.
+        names: of each class.
+        unlabelled: how many streamlines were left out for having no class.
+    """
+
+    streamlines: Streamlines
+    classes: np.ndarray
+    ids: np.ndarray
+    names: tuple[str, ...]
+    unlabelled: int = 0
+
+
+def read_streamlines(tractogram: Tractogram) -> Streamlines:
+    """All streamlines of a tractogram, points as float32, such as aren't finite included."""
+    return tractogram.read(finite=False)
+
+
+def read_atlas(path: str | Path, labels: str, names: str | None) -> SegmentedAtlas:
+    """Read an atlas.
+
+    Args:
+        path: a tractogram with a class for each streamline, or a folder with a tractogram for
+            each class.
+        labels: see `LabelTransferConfig`.
+        names: JSON file, class number to name; None: the number, or in a folder the file's name.
+
+    Raises:
+        TractogramError: it can't be read, or doesn't say the classes.
+        ConfigurationError: ``names`` can't be read.
+    """
+    place = Path(path)
+    if place.is_dir() and not is_tractogram(place):
+        streamlines, raw, own = _read_folder(place)
+    else:
+        tractogram = open_tractogram(place)
+        streamlines = read_streamlines(tractogram)
+        raw, own = _labels(tractogram, streamlines, labels)
+    own |= _read_names(names)
+    kept = raw >= 0
+    if not kept.any():
+        raise TractogramError(place, "has no streamline with a class")
+    ids, classes = np.unique(raw[kept], return_inverse=True)
+    return SegmentedAtlas(
+        streamlines if kept.all() else streamlines.take(kept),
+        classes.astype(np.int64),
+        ids,
+        tuple(own.get(int(one), str(int(one))) for one in ids),
+        int((~kept).sum()),
+    )
+
+
+def file_names(names: tuple[str, ...]) -> tuple[str, ...]:
+    """A file's name for each class: safe on any system, none like another."""
+    found: list[str] = []
+    for name in names:
+        base = re.sub(r"[^\w.+-]+", "_", name).strip("._") or "class"
+        safe, number = base, 2
+        while safe.lower() in (one.lower() for one in found) or safe.lower() == "outliers":
+            safe, number = f"{base}_{number}", number + 1
+        found.append(safe)
+    return tuple(found)
+
+
+def _read_folder(folder: Path) -> tuple[Streamlines, np.ndarray, dict[int, str]]:
+    files = sorted(p for p in folder.iterdir() if is_tractogram(p) and not p.name.startswith("."))
+    if not files:
+        raise TractogramError(folder, "holds no tractogram")
+    stems = [file.stem for file in files]
+    twice = next((stem for stem in stems if stems.count(stem) > 1), None)
+    if twice is not None:
+        raise TractogramError(folder, f"holds {twice} in more than one format")
+    parts = [read_streamlines(open_tractogram(file)) for file in files]
+    plain = [Streamlines(part.points, part.offsets) for part in parts]
+    classes = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
+    return Streamlines.join(plain), classes, dict(enumerate(stems))
+
+
+def _labels(
+    tractogram: Tractogram, streamlines: Streamlines, labels: str
+) -> tuple[np.ndarray, dict[int, str]]:
+    path, count = tractogram.path, len(streamlines)
+    if labels in streamlines.data:
+        values = streamlines.data[labels]
+        if values.shape[1] != 1:
+            raise TractogramError(path, f"has {values.shape[1]} values of {labels} per streamline")
+        return _whole(path, values[:, 0], labels), {}
+    if Path(labels).is_file():
+        return _whole(path, _text(Path(labels), count, path), labels), {}
+    groups = tractogram.source.groups()
+    if groups:
+        raw = np.full(count, -1, dtype=np.int64)
+        for number, members in enumerate(groups.values()):
+            members = np.asarray(members, dtype=np.int64)
+            if len(members) and members.max() >= count:
+                raise TractogramError(path, f"has a group of more than its {count} streamlines")
+            if (raw[members] >= 0).any():
+                raise TractogramError(path, "has a streamline in more than one group")
+            raw[members] = number
+        return raw, dict(enumerate(groups))
+    known = ", ".join(streamlines.data) or "none"
+    raise TractogramError(
+        path,
+        f"has no per-streamline value {labels} (it has: {known}); name one, or a text file of "
+        "whole numbers, with --label_transfer#labels",
+    )
+
+
+def _whole(path: Path, values: np.ndarray, what: str) -> np.ndarray:
+    if not (np.isfinite(values) & (values == np.round(values))).all():
+        first = int(np.argmin(np.isfinite(values) & (values == np.round(values))))
+        raise TractogramError(
+            path, f"{what} of streamline {first} is {values[first]:g}; must be a whole number"
+        )
+    return values.astype(np.int64)
+
+
+def _text(file: Path, count: int, path: Path) -> np.ndarray:
+    try:
+        values = np.array(file.read_text(encoding="utf-8").split(), dtype=np.float64)
+    except (OSError, ValueError) as error:
+        raise TractogramError(file, f"can't be read: {' '.join(str(error).split())}") from error
+    if len(values) != count:
+        raise TractogramError(file, f"holds {len(values)} numbers, {path} {count} streamlines")
+    return values
+
+
+def _read_names(names: str | None) -> dict[int, str]:
+    if names is None:
+        return {}
+    try:
+        content = json.loads(Path(names).read_text(encoding="utf-8"))
+        return {int(number): str(name) for number, name in dict(content).items()}
+    except (OSError, ValueError, TypeError) as error:
+        raise ConfigurationError(
+            f"label_transfer.names = {names!r}: must be a JSON file of names by class number "
+            f"({' '.join(str(error).split())})"
+        ) from error

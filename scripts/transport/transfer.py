@@ -1,0 +1,305 @@
+"""The job `labelling`: an atlas and a subject's tractogram in, labelled tractograms out."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from scripts.cohort import Grid, read_reference, write_density
+from scripts.errors import ConfigurationError
+from scripts.lock import lock_folders
+from scripts.progress import progress_bar
+from scripts.storage import check_space, check_writable, file_hash, publish_folder
+from scripts.tractograms import Streamlines, TractogramError, open_tractogram, write_tractogram
+from scripts.tractograms.density import DensityCounter
+from scripts.transport.features import Features, fibre_features
+from scripts.transport.labelling import OUTLIER, Labelling, label_fibres
+from scripts.transport.picture import draw_classes
+from scripts.transport.segmented_atlas import (
+    SegmentedAtlas,
+    file_names,
+    read_atlas,
+    read_streamlines,
+)
+from scripts.transport.settings import LabelTransferConfig
+
+__all__ = ["FOLDER", "LabelTransfer"]
+
+logger = logging.getLogger(__name__)
+
+FOLDER = "labels"
+
+
+class LabelTransfer:
+    """Labels a subject's streamlines and publishes ``<output_dir>/labels``, whole or not at all.
+
+    Args:
+        atlas: see `read_atlas`.
+        subject: tractogram to label.
+        settings: of the transfer.
+        output_dir: where the folder goes.
+        reference: image on whose grid a density map per class is made; None: no maps.
+
+    Raises:
+        ConfigurationError: atlas or subject isn't given, or the device isn't there.
+        StorageError: ``output_dir`` can't be written, or another run writes to it.
+    """
+
+    def __init__(
+        self,
+        atlas: str | None,
+        subject: str | None,
+        settings: LabelTransferConfig,
+        output_dir: str | Path,
+        reference: str | None = None,
+    ) -> None:
+        for name, value in (("atlas", atlas), ("subject", subject)):
+            if not isinstance(value, str | Path) or not str(value).strip():
+                raise ConfigurationError(f"{name} = {value!r}: must be a path; give --{name} FILE")
+        _check_device(settings.device)
+        self.atlas, self.subject = Path(str(atlas)), Path(str(subject))
+        self.settings = settings
+        self.folder = Path(output_dir) / FOLDER
+        self.reference = reference
+        check_writable(self.folder.parent)
+
+    def publish(self) -> Path:
+        """Read, transport, write.
+
+        Returns:
+            the folder.
+
+        Raises:
+            TractogramError: a tractogram can't be read, or the atlas has no usable class.
+            CohortError: the reference can't be read.
+            StorageError: something can't be written; an earlier folder stays.
+        """
+        locks = lock_folders((self.folder.parent,))
+        try:
+            return self._publish()
+        finally:
+            for lock in locks:
+                lock.release()
+
+    def _publish(self) -> Path:
+        grid = None if self.reference is None else read_reference(self.reference)
+        atlas = read_atlas(self.atlas, self.settings.labels, self.settings.names)
+        of_atlas = self._features(atlas.streamlines)
+        atlas = _usable(self.atlas, atlas, of_atlas)
+        source = open_tractogram(self.subject)
+        subject = read_streamlines(source)
+        of_subject = self._features(subject)
+        self._check_format(of_subject)
+        self._check_space(atlas, grid)
+
+        with _percent("labels") as progress:
+            found = label_fibres(
+                of_subject.vectors, of_atlas.vectors, atlas.classes, self.settings, progress
+            )
+        classes = np.full(len(subject), OUTLIER, dtype=np.int64)
+        classes[of_subject.kept] = found.classes
+        largest = np.zeros(len(subject), dtype=np.float32)
+        largest[of_subject.kept] = found.largest
+
+        shape, affine = source.source.shape, source.source.affine
+        if shape is None and grid is not None:
+            shape, affine = grid.shape, grid.affine
+        with publish_folder(self.folder) as staging:
+            files = self._write_tractograms(
+                staging, subject, classes, largest, atlas, shape, affine
+            )
+            if grid is not None:
+                _write_maps(staging, subject, classes, files, grid)
+            self._draw(staging, of_subject, found, atlas)
+            about = self._description(atlas, of_atlas, of_subject, classes, found, files)
+            text = json.dumps(about, indent=1, allow_nan=False) + "\n"
+            (staging / "labels.json").write_text(text, encoding="utf-8")
+        logger.info(
+            "%d of %d streamlines labelled with %d classes, in %s",
+            int((classes >= 0).sum()),
+            len(subject),
+            len(np.unique(classes[classes >= 0])),
+            self.folder,
+        )
+        return self.folder
+
+    def _features(self, streamlines: Streamlines) -> Features:
+        return fibre_features(streamlines, self.settings.n_points, self.settings.end_weight)
+
+    @property
+    def _suffix(self) -> str:
+        return f".{self.settings.format}" if self.settings.format else self.subject.suffix.lower()
+
+    def _check_format(self, features: Features) -> None:
+        broken = features.degenerate["not_finite"]
+        if broken and self._suffix == ".tck":
+            raise TractogramError(
+                self.subject,
+                f"has {broken} streamlines with points that are not finite, which TCK can't hold; "
+                "choose another format with --label_transfer#format",
+            )
+
+    def _check_space(self, atlas: SegmentedAtlas, grid: Grid | None) -> None:
+        path = self.subject
+        size = path.stat().st_size if path.is_file() else 0
+        maps = 0 if grid is None else 4 * int(np.prod(grid.shape)) * len(atlas.names)
+        check_space({self.folder: {"tractograms": 3 * size, "maps": maps}})
+
+    def _write_tractograms(
+        self,
+        staging: Path,
+        subject: Streamlines,
+        classes: np.ndarray,
+        largest: np.ndarray,
+        atlas: SegmentedAtlas,
+        shape: tuple[int, ...] | None,
+        affine: np.ndarray | None,
+    ) -> tuple[str, ...]:
+        """The labelled tractogram, and one for each class that has streamlines."""
+        own = np.where(classes >= 0, atlas.ids[classes], OUTLIER)
+        labelled = subject.with_data(label=own.astype(np.float32), mass=largest)
+        files = file_names(atlas.names)
+        members = {name: np.flatnonzero(classes == c) for c, name in enumerate(files)}
+        groups = {name: who for name, who in members.items() if len(who)}
+        whole = staging / f"labelled{self._suffix}"
+        try:
+            trx = self._suffix == ".trx"
+            write_tractogram(whole, labelled, shape, affine, groups if trx else None)
+            (staging / "classes").mkdir()
+            outliers = {"outliers": np.flatnonzero(classes == OUTLIER)}
+            for name, who in (groups | outliers).items():
+                place = staging / (name if name == "outliers" else f"classes/{name}")
+                target = place.with_name(place.name + self._suffix)
+                write_tractogram(target, labelled.take(who), shape, affine)
+        except ValueError as error:  # more values, or longer names, than the format has room for
+            raise TractogramError(
+                self.subject, f"{error}; choose another format with --label_transfer#format"
+            ) from error
+        return files
+
+    def _draw(
+        self, staging: Path, features: Features, found: Labelling, atlas: SegmentedAtlas
+    ) -> None:
+        lines = features.vectors.reshape(-1, self.settings.n_points, 3).copy()
+        lines *= np.sqrt(self.settings.n_points)
+        lines[:, [0, -1]] /= self.settings.end_weight
+        labelled = int((found.classes >= 0).sum())
+        title = f"{self.subject.name}: {labelled:,} of {features.count:,} streamlines labelled"
+        draw_classes(staging / "labels.png", lines, found.classes, atlas.names, title)
+
+    def _description(
+        self,
+        atlas: SegmentedAtlas,
+        of_atlas: Features,
+        of_subject: Features,
+        classes: np.ndarray,
+        found: Labelling,
+        files: tuple[str, ...],
+    ) -> dict[str, Any]:
+        """``labels.json``: counts and masses, and enough to check where they come from."""
+        counts = np.bincount(classes[classes >= 0], minlength=len(files))
+        in_atlas = np.bincount(atlas.classes, minlength=len(files))
+        degenerate = of_subject.degenerate
+        return {
+            "classes": [
+                {
+                    "id": int(atlas.ids[c]),
+                    "name": atlas.names[c],
+                    "file": f"classes/{files[c]}{self._suffix}" if counts[c] else None,
+                    "count": int(counts[c]),
+                    "mass": float(found.masses[c]),
+                    "atlas_count": int(in_atlas[c]),
+                }
+                for c in range(len(files))
+            ],
+            "outliers": {
+                "count": int((classes == OUTLIER).sum()),
+                "degenerate": degenerate,
+                "below_threshold": int((found.classes == OUTLIER).sum()),
+            },
+            "subject": _described(self.subject, of_subject),
+            "atlas": {
+                **_described(self.atlas, of_atlas),
+                "unlabelled": atlas.unlabelled,
+            },
+            "reference": self.reference,
+            "solver": found.solver,
+            "settings": self.settings.as_dict(),
+            "versions": {name: version(name) for name in ("nibabel", "numpy", "torch")},
+        }
+
+
+def _check_device(device: str) -> None:
+    if device.startswith("cuda"):
+        number = int(device.partition(":")[2] or 0)
+        if number >= torch.cuda.device_count():
+            raise ConfigurationError(
+                f"label_transfer.device = {device!r}: this machine has "
+                f"{torch.cuda.device_count()} CUDA devices; must be there"
+            )
+
+
+def _usable(path: Path, atlas: SegmentedAtlas, features: Features) -> SegmentedAtlas:
+    """The atlas's streamlines that have a vector; a class may go with its last one."""
+    if not len(features.kept):
+        raise TractogramError(path, "has no streamline with a course and a class")
+    if features.count > len(features.kept):
+        logger.warning(
+            "%s: %d streamlines left out (%s)",
+            path,
+            features.count - len(features.kept),
+            ", ".join(f"{n} {why.replace('_', ' ')}" for why, n in features.degenerate.items()),
+        )
+    present, classes = np.unique(atlas.classes[features.kept], return_inverse=True)
+    return SegmentedAtlas(
+        atlas.streamlines,
+        classes.astype(np.int64),
+        atlas.ids[present],
+        tuple(atlas.names[c] for c in present),
+        atlas.unlabelled,
+    )
+
+
+def _write_maps(
+    staging: Path, subject: Streamlines, classes: np.ndarray, files: tuple[str, ...], grid: Grid
+) -> None:
+    """Number of streamlines through each voxel, a map for each class, empty ones as well."""
+    (staging / "density").mkdir()
+    for c, name in enumerate(files):
+        counter = DensityCounter(grid.shape, grid.affine)
+        counter.add(subject.take(np.flatnonzero(classes == c)))
+        write_density(staging / "density" / f"{name}.nii.gz", counter.density, grid)
+
+
+def _described(path: Path, features: Features) -> dict[str, Any]:
+    return {
+        "path": str(path),
+        "sha256": file_hash(path) if path.is_file() else None,
+        "streamlines": features.count,
+        "degenerate": features.degenerate,
+    }
+
+
+@contextmanager
+def _percent(what: str) -> Iterator[Callable[[float], Callable[[float], None]]]:
+    """A progress bar in whole percents of a total that is told later."""
+    with progress_bar(100, what) as bar:
+        done = 0.0
+
+        def begin(total: float) -> Callable[[float], None]:
+            def step(share: float) -> None:
+                nonlocal done
+                done += 100 * share / total
+                bar.update(min(100, round(done)) - bar.n)
+
+            return step
+
+        yield begin

@@ -1,0 +1,109 @@
+"""Cross-validation: every subject held out once, never on both sides, and folds that resume."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from scripts.errors import CheckpointError, CohortError, ConfigurationError
+from scripts.evaluation.folds import CrossValidation, cut
+from scripts.evaluation.settings import EvaluateConfig
+from scripts.phantom import write_demo_cohort
+from scripts.settings import LearnedAtlasConfig
+
+ROOT = Path(__file__).resolve().parents[2]
+TINY = {
+    "device": "cpu", "dtype": "float32", "min_subjects": 2, "save_fields": False,
+    "cohort": {"margin": 1}, "model": {"enc_features": [4], "dec_features": [4, 4]},
+    "optimizer": {"epochs": 1}, "refine": {"rounds": 0}, "loss": {"window": 3, "scales": [1]},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("n", "folds"), [(10, 5), (11, 3), (4, 4)])
+def test_the_cut_is_a_partition_in_nearly_equal_parts(n, folds):
+    names = [f"sub-{i:02d}" for i in range(n)]
+    parts = cut(names, folds, seed=1)
+    assert sorted(name for part in parts for name in part) == names
+    sizes = [len(part) for part in parts]
+    assert max(sizes) - min(sizes) <= 1 and sizes[0] == max(sizes)
+    assert parts == cut(names, folds, seed=1)
+    assert n == folds or parts != cut(names, folds, seed=2)
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("folds") / "demo"
+    write_demo_cohort(folder, subjects=4, held_out=0, shape=(16, 18, 16))
+    return folder
+
+
+def validation(cohort: Path, folder: Path, folds: int = 2, **asked) -> CrossValidation:
+    return CrossValidation(
+        cohort, folder / "output", folder / "models", ROOT / "configs/train.yaml",
+        ROOT / "configs/evaluate.yaml", LearnedAtlasConfig.load({**TINY, **asked}),
+        EvaluateConfig.load({"folds": folds}), ROOT,
+    )  # fmt: skip
+
+
+class Interrupted(Exception):
+    pass
+
+
+def test_folds_are_trained_once_and_everybody_is_held_out_once(cohort, tmp_path, monkeypatch):
+    jobs: list[str] = []
+    run = CrossValidation._run
+
+    def counted(self, config, run_id, **overrides):
+        if len(jobs) == 3 and run_id == "evaluating":
+            jobs.append("interrupted")
+            raise Interrupted
+        jobs.append(run_id)
+        run(self, config, run_id, **overrides)
+
+    monkeypatch.setattr(CrossValidation, "_run", counted)
+    with pytest.raises(Interrupted):
+        validation(cohort, tmp_path).run()
+    assert jobs == ["training", "evaluating", "training", "interrupted"]
+    assert not (tmp_path / "output").exists()
+    with pytest.raises(CheckpointError, match="other folds"):
+        validation(cohort, tmp_path, folds=3).run()
+    with pytest.raises(CheckpointError, match="other settings"):
+        validation(cohort, tmp_path, optimizer={"epochs": 2}).run()
+
+    folder = validation(cohort, tmp_path).run()
+    assert jobs[4:] == ["evaluating"]
+    about = json.loads((folder / "evaluation.json").read_text())
+    names = [one["subject"] for one in about["subjects"]]
+    assert sorted(names) == ["sub-01", "sub-02", "sub-03", "sub-04"]
+    assert len({fold["weights"] for fold in about["folds"]}) == 2
+    for fold in about["folds"]:
+        assert sorted(fold["subjects"]) == sorted(
+            one["subject"] for one in about["subjects"] if one["fold"] == fold["fold"]
+        )
+        assert fold["templates"][0]["efc_average"] > 0
+        inside = tmp_path / "models" / "cross_validation" / f"fold-{fold['fold']}"
+        trained_on = json.loads((inside / "learned_atlas" / "atlas.json").read_text())["cohort"]
+        others = {one["subject"] for one in trained_on["subjects"]}
+        assert others == set(names) - set(fold["subjects"])
+    mean = sum(one["correlation"] for one in about["subjects"]) / 4
+    assert about["summary"]["correlation"]["mean"] == pytest.approx(mean)
+
+
+@pytest.mark.parametrize(
+    ("folds", "asked", "message"),
+    [
+        (5, {}, "4 usable subjects in .* can't be cut into evaluate.folds = 5 parts"),
+        (2, {"min_subjects": 3}, "2 of 4 subjects are left to train on"),
+    ],
+)
+def test_a_cohort_too_small_to_be_cut(cohort, tmp_path, folds, asked, message):
+    with pytest.raises(CohortError, match=message):
+        validation(cohort, tmp_path, folds, **asked).run()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_settings_of_an_evaluation():
+    with pytest.raises(ConfigurationError, match=r"evaluate.folds = 1: must be an integer >= 2"):
+        EvaluateConfig.load({"folds": 1})

@@ -1,0 +1,274 @@
+"""Each format reads back what was written, agrees with nibabel, and refuses what is damaged."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from scripts.errors import CohortError, ConfigurationError
+from scripts.tractograms import (
+    SUFFIXES,
+    Streamlines,
+    is_tractogram,
+    open_tractogram,
+    write_tractogram,
+)
+
+SHAPE = (20, 24, 18)
+# Flipped, sheared and shifted, so that no convention passes by luck.
+AFFINE = np.array([[-2, 0.2, 0, 19], [0.1, 2.2, 0, -21], [0, 0.1, 2.5, -13], [0, 0, 0, 1.0]])
+
+
+def some_streamlines(count: int = 40, seed: int = 0) -> Streamlines:
+    rng = np.random.default_rng(seed)
+    lines = [rng.normal(0, 12, (rng.integers(1, 30), 3)).astype(np.float32) for _ in range(count)]
+    data = {"weight": rng.random((count, 1)), "pair": rng.random((count, 2))}
+    return Streamlines.of(lines, data)
+
+
+@pytest.fixture(params=SUFFIXES)
+def written(request, tmp_path) -> tuple[Path, Streamlines]:
+    streamlines = some_streamlines()
+    path = tmp_path / f"some{request.param}"
+    assert write_tractogram(path, streamlines, SHAPE, AFFINE) == 40
+    return path, streamlines
+
+
+def test_what_is_written_reads_back(written):
+    path, streamlines = written
+    tractogram = open_tractogram(path)
+    found = tractogram.read()
+    assert tractogram.count in (40, None)
+    np.testing.assert_array_equal(found.offsets, streamlines.offsets)
+    np.testing.assert_allclose(found.points, streamlines.points, atol=2e-5)
+    if path.suffix == ".tck":
+        beside = np.loadtxt(path.with_name("some_weight.txt"))
+        np.testing.assert_allclose(beside, streamlines.data["weight"][:, 0], rtol=1e-6)
+    else:
+        for name, values in streamlines.data.items():
+            np.testing.assert_allclose(found.data[name], values, rtol=1e-6)
+
+
+def test_pieces_of_any_size_make_the_same_whole(written):
+    path, streamlines = written
+    for size in (1, 7, 100):
+        parts = list(open_tractogram(path).chunks(size))
+        assert len(parts) > 1
+        whole = Streamlines.join(parts)
+        np.testing.assert_array_equal(whole.offsets, streamlines.offsets)
+        np.testing.assert_allclose(whole.points, streamlines.points, atol=2e-5)
+
+
+@pytest.mark.parametrize("suffix", [".trk", ".tck"])
+def test_nibabel_reads_ours_and_we_read_nibabels(suffix, tmp_path):
+    streamlines = some_streamlines()
+    ours, theirs = tmp_path / f"ours{suffix}", tmp_path / f"theirs{suffix}"
+    write_tractogram(ours, streamlines, SHAPE, AFFINE)
+    loaded = nib.streamlines.load(ours)
+    np.testing.assert_allclose(loaded.streamlines.get_data(), streamlines.points, atol=2e-5)
+    if suffix == ".trk":
+        values = loaded.tractogram.data_per_streamline
+        np.testing.assert_allclose(values["pair"], streamlines.data["pair"], rtol=1e-6)
+    header = dict(loaded.header)
+    if suffix == ".trk":
+        header["voxel_order"] = b"LPS"  # not the order of the affine's axes: points are flipped
+    nib.streamlines.save(loaded.tractogram, theirs, header=header)
+    np.testing.assert_allclose(open_tractogram(theirs).read().points, streamlines.points, atol=1e-4)
+
+
+def test_big_endian_and_scalars_of_a_trk(tmp_path):
+    path = tmp_path / "scalars.trk"
+    lines = [np.arange(6.0).reshape(2, 3), np.arange(9.0).reshape(3, 3)]
+    made = nib.streamlines.Tractogram(
+        lines, affine_to_rasmm=np.eye(4), data_per_point={"fa": [np.ones((2, 1)), np.ones((3, 1))]}
+    )
+    header = {"voxel_to_rasmm": np.eye(4), "dimensions": (9, 9, 9), "voxel_sizes": (1, 1, 1)}
+    nib.streamlines.save(made, path, header={**header, "voxel_order": b"RAS"})
+    found = open_tractogram(path).read()
+    np.testing.assert_allclose(found.points, np.concatenate(lines), atol=1e-6)
+    raw = path.read_bytes()
+    swapped = nib.streamlines.trk.header_2_dtype
+    head = np.frombuffer(raw[:1000], swapped).byteswap().tobytes()
+    body = np.frombuffer(raw[1000:], "<i4").byteswap().tobytes()
+    other = tmp_path / "big.trk"
+    other.write_bytes(head + body)
+    np.testing.assert_allclose(open_tractogram(other).read().points, found.points)
+
+
+@pytest.mark.parametrize("kind", ["Float32BE", "Float64LE"])
+def test_other_number_types_of_a_tck(kind, tmp_path):
+    dtype = {"Float32BE": ">f4", "Float64LE": "<f8"}[kind]
+    body = np.array([[1, 2, 3], [4, 5, 6], [np.nan] * 3, [7, 8, 9], [np.inf] * 3], dtype)
+    text = f"mrtrix tracks\ndatatype: {kind}\nfile: . 100\nEND\n".encode().ljust(100, b" ")
+    path = tmp_path / "other.tck"
+    path.write_bytes(text + body.tobytes())
+    found = open_tractogram(path).read()
+    assert found.lengths.tolist() == [2, 1]  # the last one lacks its NaN, and counts
+    assert found.points[-1].tolist() == [7, 8, 9]
+
+
+def test_trx_groups_compression_and_folders(tmp_path):
+    streamlines = some_streamlines()
+    path = tmp_path / "some.trx"
+    write_tractogram(path, streamlines, SHAPE, AFFINE, groups={"left": np.array([1, 3, 5])})
+    source = open_tractogram(path).source
+    assert source.groups()["left"].tolist() == [1, 3, 5]
+    np.testing.assert_allclose(source.affine, AFFINE)
+    packed, folder = tmp_path / "packed.trx", tmp_path / "folder.trx"
+    with zipfile.ZipFile(path) as archive:
+        archive.extractall(folder)
+        with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as target:
+            for name in archive.namelist():
+                target.writestr(name, archive.read(name))
+    # Older writers leave the last offset out, or have 16-bit positions.
+    starts = streamlines.offsets[:-1].astype("<u4")
+    (folder / "offsets.uint64").unlink()
+    (folder / "offsets.uint32").write_bytes(starts.tobytes())
+    (folder / "positions.3.float32").unlink()
+    (folder / "positions.3.float16").write_bytes(streamlines.points.astype("<f2").tobytes())
+    np.testing.assert_array_equal(open_tractogram(packed).read().points, streamlines.points)
+    found = open_tractogram(folder).read()
+    np.testing.assert_array_equal(found.offsets, streamlines.offsets)
+    np.testing.assert_allclose(found.points, streamlines.points, rtol=1e-3, atol=1e-3)
+
+
+TEXT = """# vtk DataFile Version {version}
+{title}
+ASCII
+DATASET POLYDATA
+POINTS 4 float
+0 0 0 1 2 3
+4 5 6 7 8 9
+VERTICES 1 2
+1 0
+LINES {lines}
+CELL_DATA 3
+SCALARS weight float 1
+LOOKUP_TABLE default
+9 0.5 2.5
+"""
+
+
+@pytest.mark.parametrize(
+    "lines",
+    ["2 6\n2 0 1\n2 3 2", "3 4\nOFFSETS vtktypeint64\n0 2 4\nCONNECTIVITY vtktypeint64\n0 1 3 2"],
+)
+@pytest.mark.parametrize("title", ["Data values for Tracks", "vtk output SPACE=LPS"])
+def test_vtk_text_of_both_generations_and_spaces(lines, title, tmp_path):
+    path = tmp_path / "text.vtk"
+    path.write_text(
+        TEXT.format(version="5.1" if "OFF" in lines else "3.0", title=title, lines=lines)
+    )
+    found = open_tractogram(path).read()
+    sign = np.array([-1, -1, 1]) if "LPS" in title else 1
+    expected = np.array([[0, 0, 0], [1, 2, 3], [7, 8, 9], [4, 5, 6.0]]) * sign
+    np.testing.assert_array_equal(found.points, expected)
+    assert found.lengths.tolist() == [2, 2]
+    assert found.data["weight"].ravel().tolist() == [0.5, 2.5]
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_an_empty_tractogram_is_valid(suffix, tmp_path):
+    path = tmp_path / f"empty{suffix}"
+    write_tractogram(path, Streamlines.of([]), SHAPE, AFFINE)
+    assert len(open_tractogram(path).read()) == 0
+
+
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.98])
+def test_what_is_cut_off_is_refused(written, share):
+    path, _ = written
+    raw = path.read_bytes()
+    path.write_bytes(raw[: int(len(raw) * share)])
+    with pytest.raises(CohortError, match=path.name) as told:
+        open_tractogram(path).read()
+    assert "\n" not in str(told.value)
+
+
+def test_points_that_are_no_numbers_name_their_streamline(tmp_path):
+    for suffix in SUFFIXES:
+        streamlines = some_streamlines()
+        streamlines.points[streamlines.offsets[17], 1] = np.nan  # one coordinate: no TCK separator
+        path = tmp_path / f"nan{suffix}"
+        write_tractogram(path, streamlines, SHAPE, AFFINE)
+        with pytest.raises(CohortError, match="not finite, the first in streamline 17"):
+            for _ in open_tractogram(path).chunks(100):
+                pass
+
+
+def _without_place(path: Path) -> None:
+    write_tractogram(path, some_streamlines(), SHAPE, AFFINE)
+    raw = bytearray(path.read_bytes())
+    at = nib.streamlines.trk.header_2_dtype.fields["voxel_to_rasmm"][1]
+    raw[at : at + 64] = bytes(64)
+    path.write_bytes(raw)
+
+
+def _more_promised(path: Path) -> None:
+    write_tractogram(path, some_streamlines(), SHAPE, AFFINE)
+    raw = bytearray(path.read_bytes())
+    at = nib.streamlines.trk.header_2_dtype.fields["nb_streamlines"][1]
+    raw[at : at + 4] = np.int32(41).tobytes()
+    path.write_bytes(raw)
+
+
+def _wrong_offsets(path: Path) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        header = {"DIMENSIONS": [1, 1, 1], "VOXEL_TO_RASMM": np.eye(4).tolist()}
+        archive.writestr(
+            "header.json", json.dumps({**header, "NB_VERTICES": 4, "NB_STREAMLINES": 2})
+        )
+        archive.writestr("positions.3.float32", np.zeros(12, "<f4").tobytes())
+        archive.writestr("offsets.uint64", np.array([0, 3, 2], "<u8").tobytes())
+
+
+DAMAGED = {
+    "text.trk": (lambda path: path.write_text("hello"), "is not a TRK file"),
+    "place.trk": (_without_place, "records no vox_to_ras"),
+    "more.trk": (_more_promised, "40 streamlines instead of the 41"),
+    "text.tck": (lambda path: path.write_text("hello"), "is not a TCK file"),
+    "end.tck": (lambda path: path.write_text("mrtrix tracks\ncount: 1\n"), "no END"),
+    "type.tck": (
+        lambda path: path.write_text("mrtrix tracks\ndatatype: Int8\nfile: . 9\nEND\n"),
+        "datatype is 'Int8'",
+    ),
+    "text.trx": (lambda path: path.write_text("hello"), "not a zip file"),
+    "offsets.trx": (_wrong_offsets, "don't rise"),
+    "xml.vtk": (lambda path: path.write_text("<VTKFile/>"), "is not a legacy VTK file"),
+    "number.vtk": (
+        lambda path: path.write_text(TEXT.format(version=3, title="", lines="1 3\n2 0 9")),
+        "isn't there",
+    ),
+    "list.csv": (lambda path: path.write_text(""), "is no tractogram"),
+    "missing.trk": (lambda path: None, "does not exist"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_damaged_files_are_refused_in_one_line(name, tmp_path):
+    damage, reason = DAMAGED[name]
+    path = tmp_path / name
+    damage(path)
+    with pytest.raises(CohortError, match=reason) as told:
+        open_tractogram(path).read()
+    assert str(path) in str(told.value)
+    assert "\n" not in str(told.value)
+
+
+def test_only_tractograms_are_written(tmp_path):
+    with pytest.raises(ConfigurationError, match="must end with"):
+        write_tractogram(tmp_path / "some.nii", some_streamlines())
+    assert not list(tmp_path.iterdir())
+    assert is_tractogram("a/b.TRK")
+    assert not is_tractogram("a/b.nii.gz")
+
+
+def test_a_name_that_a_trk_has_no_room_for_leaves_no_file(tmp_path):
+    long = some_streamlines().with_data(**{"x" * 30: np.zeros(40)})
+    with pytest.raises(ValueError, match="no room"):
+        write_tractogram(tmp_path / "long.trk", long)
+    assert not list(tmp_path.iterdir())
