@@ -21,8 +21,11 @@ ROOT = Path(__file__).resolve().parent.parent
 DEMO_FOLDER = ROOT / "data" / "demo"
 MODELS_FOLDER = ROOT / "models"
 ARCHIVE = "tract_density_atlas.zip"
+LABEL_ENVIRONMENT = ROOT / ".venv-label"
 SETTINGS_PAGE = ROOT / "docs" / "settings.md"
 EXIT_USAGE, EXIT_TERMINATED = 2, 143
+REFINE_STEPS = 50
+"""What ``register --refine`` stands for: learned_atlas#refine#new_subject_iterations."""
 
 
 @dataclass(frozen=True)
@@ -56,10 +59,22 @@ JOBS = {
     "cross-validate": Job(
         "configs/evaluate.yaml", "cross_validating", "train and evaluate fold by fold"
     ),
+    "train-affine": Job(
+        "configs/train_affine.yaml", "training", "learn affine alignment from single images"
+    ),
+    "train-elastic": Job(
+        "configs/train_elastic.yaml", "training", "learn registration across contrasts from labels"
+    ),
+    "estimate-affine": Job(
+        "configs/estimate_affine.yaml", "estimating", "align a pair of images by an affine network"
+    ),
+    "align": Job("configs/align.yaml", "aligning", "bring a native cohort to one affine space"),
+    "refine": Job("configs/refine.yaml", "refining", "bring images to a fixed one by optimisation"),
+    "warp": Job("configs/warp.yaml", "warping", "resample images once through several transforms"),
     "labels": Job("configs/transfer_labels.yaml", "labelling", "label streamlines from an atlas"),
     "check": Job("configs/train.yaml", None, "check settings and dataset, and run nothing"),
 }
-TOOLS = ("demo", "density", "pack", "settings-docs", "verify")
+TOOLS = ("demo", "density", "label-check", "pack", "settings-docs", "sweep", "verify")
 """Verbs that read no configuration."""
 OVERRIDES_HELP = """\
 overrides:
@@ -70,6 +85,11 @@ overrides:
                             --dataset_dir /data/cohort
                             --learned_atlas#optimizer#epochs 20
                             --learned_atlas#save_fields false
+"""
+REFINE_HELP = f"""\
+  --refine [STEPS]        refine each new subject's field by gradient steps, {REFINE_STEPS} of them
+                          unless told otherwise: stands for
+                          --learned_atlas#refine#new_subject_iterations
 """
 
 
@@ -106,6 +126,8 @@ def _end_on_sigterm(signum: int, frame: object) -> None:
 
 def _dispatch(arguments: list[str]) -> int:
     wants_help = any(word in ("-h", "--help") for word in arguments)
+    if arguments[:1] == ["sweep"] and not wants_help:
+        return _sweep(arguments[1:])
     if not arguments or arguments[0] not in JOBS or wants_help:
         # Jobs take any --key, which argparse can't: from it they have their help alone.
         options = _parser().parse_args([*arguments[:1], "--help"] if wants_help else arguments)
@@ -140,11 +162,24 @@ def _parser() -> argparse.ArgumentParser:
             help=job.summary,
             description=f"{job.summary[0].upper()}{job.summary[1:]}.",
             usage=f"python -m bundle {name} [--config_file FILE] [--KEY VALUE] ...",
-            epilog=OVERRIDES_HELP.format(config=job.config) + _same_command(job),
+            epilog=OVERRIDES_HELP.format(config=job.config)
+            + (REFINE_HELP if name == "register" else "")
+            + _same_command(job),
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
     demo = verbs.add_parser("demo", help="make the demo cohort, and train nothing")
     demo.add_argument("--folder", type=Path, default=DEMO_FOLDER, help="where (%(default)s)")
+    demo.add_argument(
+        "--age_effect",
+        type=float,
+        metavar="MM",
+        help="instead: a new cohort whose people have an age (participants.tsv) that moves their "
+        "anatomy by so many mm a standard deviation",
+    )
+    demo.add_argument("--subjects", type=int, default=12, help="with --age_effect (%(default)s)")
+    demo.add_argument(
+        "--size", type=int, default=64, help="voxels from left to right, likewise (%(default)s)"
+    )
     density = verbs.add_parser(
         "density", help="count tractograms into a density map, each streamline once per voxel"
     )
@@ -178,8 +213,32 @@ def _parser() -> argparse.ArgumentParser:
     pack.add_argument(
         "--data_source", help="what the model was trained on, for the archive's metadata"
     )
+    label = verbs.add_parser(
+        "label-check", help="run a packed bundle under MONAI Label and tell what was seen"
+    )
+    label.add_argument(
+        "--environment",
+        type=Path,
+        default=LABEL_ENVIRONMENT,
+        help="MONAI Label's own, made on first use (%(default)s)",
+    )
+    label.add_argument(
+        "--work", type=Path, help="empty folder to keep everything in (a temporary one, removed)"
+    )
+    label.add_argument(
+        "--archive", type=Path, help="what pack wrote (a tiny atlas, trained here); with --studies"
+    )
+    label.add_argument("--studies", type=Path, help="folder of maps that fit the archive's atlas")
     docs = verbs.add_parser("settings-docs", help="write docs/settings.md from the schema")
     docs.add_argument("--check", action="store_true", help="write nothing; fail if it is stale")
+    verbs.add_parser(
+        "sweep",
+        help="run a training over several values of its settings, and make one table",
+        usage="python -m bundle sweep JOB --KEY VALUE,VALUE ... [--KEY VALUE] ...",
+        description="Run JOB (such as train-affine) for every combination of the values that are "
+        "given with commas, each in a folder of its own below <output_dir>/sweep. The table is "
+        "printed and written to results.csv there. Started again, it goes on where it was.",
+    )
     verify = verbs.add_parser(
         "verify", help="recompute what a published atlas says of itself, and tell what differs"
     )
@@ -209,10 +268,7 @@ def _exit_codes() -> str:
 
 def _run_tool(options: argparse.Namespace) -> int:
     if options.verb == "demo":
-        from scripts.phantom import ensure_demo_cohort
-
-        print(ensure_demo_cohort(options.folder))
-        return 0
+        return _demo(options.folder, options.age_effect, options.subjects, options.size)
     if options.verb == "density":
         from bundle.density import write_map_of
 
@@ -225,9 +281,26 @@ def _run_tool(options: argparse.Namespace) -> int:
         print(verification.table())
         verification.require()
         return 0
+    if options.verb == "label-check":
+        return _check_label(options)
     if options.verb == "pack":
         return _pack(options.ckpt_dir, options.output, options.data_source)
     return _write_settings_page(SETTINGS_PAGE, options.check)
+
+
+def _demo(folder: Path, age_effect: float | None, subjects: int, size: int) -> int:
+    from scripts.phantom import ensure_demo_cohort, write_demo_cohort
+
+    if age_effect is None:
+        print(ensure_demo_cohort(folder))
+        return 0
+    try:
+        shape = (size, size * 9 // 8, size)
+        print(write_demo_cohort(folder, subjects=subjects, shape=shape, age_effect=age_effect))
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_USAGE
+    return 0
 
 
 def _pack(ckpt_dir: Path, output: Path, data_source: str | None) -> int:
@@ -241,6 +314,26 @@ def _pack(ckpt_dir: Path, output: Path, data_source: str | None) -> int:
                 file=sys.stderr,
             )
     print(output)
+    return 0
+
+
+def _check_label(options: argparse.Namespace) -> int:
+    import contextlib
+    import json
+    import tempfile
+
+    from bundle.label_check import label_check
+    from bundle.label_environment import LabelCheckError
+
+    try:
+        with contextlib.ExitStack() as stack:
+            work = options.work or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            given = (options.archive, options.studies)
+            seen = label_check(ROOT, options.environment, work, *given)
+    except LabelCheckError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(json.dumps(seen, indent=1))
     return 0
 
 
@@ -261,6 +354,22 @@ def _write_settings_page(path: Path, check: bool) -> int:
     return 1
 
 
+def _sweep(arguments: Sequence[str]) -> int:
+    from bundle.overrides import UsageError
+    from bundle.sweep import sweep
+
+    trainings = {name: job for name, job in JOBS.items() if job.run_id == "training"}
+    verb = arguments[0].replace("_", "-") if arguments else ""
+    try:
+        if verb not in trainings:
+            raise UsageError(f"a sweep is over one of {', '.join(trainings)}, not {verb!r}")
+        sweep(verb, ROOT / trainings[verb].config, arguments[1:], ROOT)
+    except UsageError as error:
+        print(f"error: {error}\nsee: python -m bundle sweep --help", file=sys.stderr)
+        return EXIT_USAGE
+    return 0
+
+
 # ---------------------------------------------------------------------------------------------
 # Jobs
 # ---------------------------------------------------------------------------------------------
@@ -270,20 +379,23 @@ def _run_job(job: Job, arguments: Sequence[str]) -> int:
     from bundle.overrides import (
         UsageError,
         apply_overrides,
-        check_other_blocks,
-        early_settings,
+        early_check,
         locate_config_files,
         parse_overrides,
         read_config,
     )
 
     names, overrides = parse_overrides(arguments)
+    if job is JOBS["register"] and "refine" in overrides:
+        steps = overrides.pop("refine")
+        if isinstance(steps, bool):
+            steps = REFINE_STEPS if steps else 0
+        overrides.setdefault("learned_atlas#refine#new_subject_iterations", steps)
     files = locate_config_files(names or [job.config], ROOT)
     config = read_config(files)
     overrides = {**_absolute_root(config), **overrides}
     passed = apply_overrides(config, overrides)
-    settings = early_settings(config)
-    check_other_blocks(config)
+    settings = early_check(config)
     if job.run_id is None:
         return _check(config, settings)
     run_id = passed.pop("run_id", job.run_id)

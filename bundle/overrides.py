@@ -13,24 +13,30 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from fire.parser import DefaultParseValue
 
 from scripts.errors import ConfigurationError
+from scripts.sections import Section
 from scripts.settings import LearnedAtlasConfig
 
 SETTINGS_BLOCK = "learned_atlas"
-# The other blocks of settings that a configuration may have, and what validates them.
-OTHER_BLOCKS = {
+# Blocks of settings that a configuration may have, and what validates each: torch-free modules,
+# imported once such a block is there.
+SETTINGS_BLOCKS = {
+    "align": "scripts.affine.alignment_settings:AlignConfig",
     "atlas_to_patient": "scripts.consumers.settings:AtlasToPatientConfig",
     "barycentre": "scripts.consumers.settings:BarycentreConfig",
     "evaluate": "scripts.evaluation.settings:EvaluateConfig",
     "label_transfer": "scripts.transport.settings:LabelTransferConfig",
+    "learned_affine": "scripts.affine.settings:LearnedAffineConfig",
+    "learned_atlas": "scripts.settings:LearnedAtlasConfig",
+    "learned_elastic": "scripts.elastic.settings:LearnedElasticConfig",
+    "refine": "scripts.affine.refinement_settings:RefineConfig",
     "tract_similarity": "scripts.consumers.settings:TractSimilarityConfig",
 }
-BLOCKS = (SETTINGS_BLOCK, *OTHER_BLOCKS)
 # Arguments of MONAI's own `run`, `ConfigWorkflow` and experiment tracking: never keys of a config.
 MONAI_ARGUMENTS = frozenset(
     {
@@ -53,6 +59,7 @@ MONAI_ARGUMENTS = frozenset(
 # No other setting's rule reads these, so that without them the rest can be judged.
 STANDALONE_SETTINGS = frozenset({"device", "dtype"})
 _UNRESOLVED = object()
+Settings = TypeVar("Settings", bound=Section)
 
 
 DEMO = "scripts.phantom.ensure_demo_cohort"
@@ -231,7 +238,7 @@ def _set(config: dict[str, Any], parts: Sequence[str], value: Any) -> int | None
         last = depth == len(parts) - 1
         if isinstance(here, list) and part.isdigit() and int(part) < len(here):
             index: Any = int(part)
-        elif isinstance(here, dict) and (part in here or last or parts[0] in BLOCKS):
+        elif isinstance(here, dict) and (part in here or last or parts[0] in SETTINGS_BLOCKS):
             index = part
         elif isinstance(here, str) and here[:1] in "$@%":
             return None  # what an expression holds is known to MONAI alone
@@ -266,11 +273,30 @@ def _none_as_expression(value: Any) -> Any:
 # ---------------------------------------------------------------------------------------------
 
 
+def early_check(config: Mapping[str, Any]) -> LearnedAtlasConfig | None:
+    """Validate every settings block of a configuration; see `early_block`.
+
+    Returns:
+        The atlas's settings, if they are there and known.
+    """
+    for name, place in SETTINGS_BLOCKS.items():
+        if name != SETTINGS_BLOCK and name in config:
+            module, _, kind = place.partition(":")
+            early_block(config, getattr(importlib.import_module(module), kind))
+    return early_settings(config)
+
+
 def early_settings(config: Mapping[str, Any]) -> LearnedAtlasConfig | None:
-    """Validate the settings block as far as it can be known without MONAI.
+    """The atlas's settings block by `early_block`."""
+    return early_block(config, LearnedAtlasConfig)
+
+
+def early_block(config: Mapping[str, Any], kind: type[Settings]) -> Settings | None:
+    """Validate a settings block as far as it can be known without MONAI.
 
     Args:
         config: the configuration, overrides applied.
+        kind: the block's settings.
 
     Returns:
         The settings, or None when there is no block, when it stands in another file, or when it
@@ -279,39 +305,19 @@ def early_settings(config: Mapping[str, Any]) -> LearnedAtlasConfig | None:
     Raises:
         ConfigurationError: a setting breaks its rule.
     """
-    block = config.get(SETTINGS_BLOCK)
+    block = config.get(kind.key_path)
     if block is None or isinstance(block, str):
         return None
     if not isinstance(block, Mapping):
-        return LearnedAtlasConfig.load(block)
+        return kind.load(block)
     left_out: set[str] = set()
     known = _known_part(config, block, left_out, "")
     try:
-        return LearnedAtlasConfig.load(known)
+        return kind.load(known)
     except ConfigurationError:
         if left_out <= STANDALONE_SETTINGS:
             raise
         return None
-
-
-def check_other_blocks(config: Mapping[str, Any]) -> None:
-    """Validate the blocks of settings beside ``learned_atlas``, as far as MONAI isn't needed.
-
-    Args:
-        config: the configuration, overrides applied.
-
-    Raises:
-        ConfigurationError: a setting breaks its rule.
-    """
-    for name, place in OTHER_BLOCKS.items():
-        block = config.get(name)
-        if block is None or isinstance(block, str):
-            continue
-        left_out: set[str] = set()
-        known = _known_part(config, block, left_out, "") if isinstance(block, Mapping) else block
-        if not left_out:
-            module, _, kind = place.partition(":")
-            getattr(importlib.import_module(module), kind).load(known)
 
 
 def _known_part(

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from scripts.networks import AtlasNetwork, published_network
 from scripts.storage import write_whole
 
-__all__ = ["LARGE", "NAME", "completed_metadata", "pack"]
+__all__ = ["LARGE", "NAME", "completed_metadata", "pack", "trained_config"]
 
 NAME = "tract_density_atlas"
 LARGE = 25_000_000
@@ -25,6 +28,7 @@ _SHIPPED = {
     "scripts": {".py"},
 }
 _METADATA = "configs/metadata.json"
+_TRAIN = "configs/train.yaml"
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time that a zip file can tell
 
 
@@ -51,6 +55,8 @@ def pack(
     metadata = json.loads((root / _METADATA).read_text(encoding="utf-8"))
     metadata = completed_metadata(metadata, network, data_source)
     contents = {name: (root / name).read_bytes() for name in _shipped(root)}
+    train = contents[_TRAIN].decode()
+    contents[_TRAIN] = trained_config(train, network.description["settings"]).encode()
     contents[_METADATA] = (json.dumps(metadata, indent=4, ensure_ascii=False) + "\n").encode()
     contents["models/model.pt"] = model.read_bytes()
     with write_whole(output) as staged, zipfile.ZipFile(staged, "w") as archive:
@@ -104,6 +110,30 @@ def completed_metadata(
     if data_source is not None:
         metadata["data_source"] = data_source
     return metadata
+
+
+def trained_config(text: str, settings: dict[str, Any]) -> str:
+    """The training's configuration with the settings that the model was trained with.
+
+    Who trains from the archive, an annotation tool for instance, which passes on no settings,
+    then gets a model of the same kind from maps of the same kind.
+
+    Args:
+        text: of configs/train.yaml.
+        settings: the model's; the device stays the configuration's own.
+    """
+    block = re.search(r"^learned_atlas:\n(?:[ \t].*\n|\n(?=[ \t]))+", text, re.MULTILINE)
+    if block is None:
+        raise ValueError("the configuration has no block learned_atlas")
+    own = yaml.safe_load(block[0])["learned_atlas"]
+    stated = yaml.safe_dump(
+        {"learned_atlas": {**settings, "device": own["device"]}},
+        sort_keys=False,
+        allow_unicode=True,
+        default_flow_style=None,
+        width=math.inf,
+    )
+    return text[: block.start()] + stated + text[block.end() :]
 
 
 def _tract_names(network: AtlasNetwork) -> list[str]:

@@ -26,12 +26,22 @@ from pydantic import (
 )
 
 from scripts.errors import ConfigurationError, report_errors_in_one_line
-from scripts.sections import Flag, Integer, Integers, Number, Text, Texts
-from scripts.sections import Section as _Section
-from scripts.sections import section as _section
-from scripts.sections import setting as _setting
-from scripts.sections import to_names as _to_names
-from scripts.sections import to_section as _to_section
+from scripts.sections import (
+    Flag,
+    Integer,
+    Integers,
+    Number,
+    Section,
+    Text,
+    Texts,
+    check_names,
+    check_placeholders,
+    check_relative,
+    section,
+    setting,
+    to_names,
+    to_section,
+)
 
 __all__ = [
     "ConfigurationError",
@@ -58,71 +68,77 @@ _SAFE_NAME = "one path component: no separator, no leading dot, at most 255 byte
 _RELATIVE = "relative, with / between its parts, none of them '..'"
 
 
-class LearnedAtlasCohortConfig(_Section):
+class LearnedAtlasCohortConfig(Section):
     """Where subjects are found and how their density maps are read."""
 
     key_path: ClassVar[str] = "learned_atlas.cohort"
 
     layout: Literal[
         "probtrackx2", "mrtrix3", "xtract", "tractseg", "bids", "flat", "streamlines"
-    ] = _setting(
+    ] = setting(
         "probtrackx2",
         "Known arrangement of the dataset folder; with streamlines the subjects are tractograms "
         "(see `reference`).",
         "one of probtrackx2, mrtrix3, xtract, tractseg, bids, flat, streamlines",
     )
-    pattern: Text | None = _setting(
+    pattern: Text | None = setting(
         None,
         "Path of a map inside the dataset folder, for any other arrangement; takes the place of "
         "the layout. `{subject}` stands for the subject's name, `{tract}` for a tract's, `{run}` "
         "for one of several runs; other parts may hold `*`, `?` and `**`.",
         f"null or a path with {{subject}}, optionally {{tract}} and {{run}}; {_RELATIVE}",
     )
-    subjects: Annotated[list[str] | str | None, BeforeValidator(_to_names)] = _setting(
+    subjects: Annotated[list[str] | str | None, BeforeValidator(to_names)] = setting(
         None,
         "Subjects to use: their names, or a text file of one name per line, or a .csv of "
         "`subject,path[,tract]` that lists the maps themselves (both relative to the dataset "
         "folder). Null takes every subject found.",
         "null, a non-empty list of distinct names, or the path of a .txt or .csv file",
     )
-    exclude: Texts = _setting(
+    participants: Text = setting(
+        "participants.tsv",
+        "Table of the subjects' covariates (BIDS: tab-separated, with a participant_id), relative "
+        "to the dataset folder; read where model.covariates names any.",
+        "the path of a .tsv file",
+    )
+    exclude: Texts = setting(
         [], "Names of subjects to leave out.", "a list of distinct, non-empty names"
     )
-    tracts: Texts = _setting(
+    tracts: Texts = setting(
         [],
         "Names of the tracts to learn jointly, one channel each. Empty: with model.channels 1 the "
         "whole map, or the sum of a subject's tracts where the layout has nothing else; with more "
         "channels the dataset's tracts, if there are exactly as many.",
         "a list of distinct tract names, as many as model.channels, or empty",
     )
-    reference: Text | None = _setting(
+    reference: Text | None = setting(
         None,
         "Image whose grid tractograms are counted on; needed where a layout or pattern leads to "
         "tractograms (.trk, .tck, .trx, .vtk). Relative to the dataset folder, or absolute.",
         "null or the path of a NIfTI file",
     )
-    density_dir: Text | None = _setting(
+    density_dir: Text | None = setting(
         None,
         "Folder that keeps the maps counted from tractograms, so that each is counted once. Null: "
         "a hidden folder `.density_maps` in the dataset folder.",
         "null or the path of a folder",
     )
-    normalisation: Literal["waytotal", "streamline_density", "max", "none"] = _setting(
+    normalisation: Literal["waytotal", "streamline_density", "max", "none"] = setting(
         "waytotal",
         "What each map is divided by: the sum of its waytotal file (of a tractogram: the number "
         "of its streamlines), the map's own sum, its maximum, or nothing.",
         "one of waytotal, streamline_density, max, none",
     )
-    margin: Integer = _setting(
+    margin: Integer = setting(
         8, "Voxels kept around the cohort's support when cropping.", "an integer >= 0", ge=0
     )
-    cache: Literal["ram", "device", "disk", "none"] = _setting(
+    cache: Literal["ram", "device", "disk", "none"] = setting(
         "ram", "Where prepared maps are kept between epochs.", "one of ram, device, disk, none"
     )
-    num_workers: Integer = _setting(
+    num_workers: Integer = setting(
         0, "Processes that read maps while training.", "an integer >= 0", ge=0
     )
-    resample: Flag = _setting(
+    resample: Flag = setting(
         False,
         "Bring new subjects that lie on another grid onto the atlas's grid. Training subjects are "
         "never resampled.",
@@ -133,8 +149,8 @@ class LearnedAtlasCohortConfig(_Section):
     @classmethod
     def _check_pattern(cls, pattern: str | None) -> str | None:
         if pattern is not None:
-            _check_relative(pattern)
-            _check_placeholders(pattern, ("subject", "tract", "run"))
+            check_relative(pattern)
+            check_placeholders(pattern, ("subject", "tract", "run"))
             if "{subject}" not in pattern:
                 raise ValueError("has no {subject}")
         return pattern
@@ -145,10 +161,17 @@ class LearnedAtlasCohortConfig(_Section):
         if isinstance(subjects, list):
             if not subjects:
                 raise ValueError("names no subject")
-            _check_names(subjects)
+            check_names(subjects)
         elif subjects is not None and not subjects.lower().endswith((".txt", ".csv")):
             raise ValueError("is neither a list nor a .txt or .csv file")
         return subjects
+
+    @field_validator("participants")
+    @classmethod
+    def _check_participants(cls, path: str) -> str:
+        if not path.lower().endswith(".tsv") or not path[:-4].strip():
+            raise ValueError("is no .tsv file")
+        return path
 
     @field_validator("reference", "density_dir")
     @classmethod
@@ -160,70 +183,104 @@ class LearnedAtlasCohortConfig(_Section):
     @field_validator("exclude")
     @classmethod
     def _check_exclude(cls, names: list[str]) -> list[str]:
-        _check_names(names)
+        check_names(names)
         return names
 
     @field_validator("tracts")
     @classmethod
     def _check_tracts(cls, names: list[str]) -> list[str]:
-        _check_names(names)
+        check_names(names)
         for name in names:
             if re.search(r"[/\\\x00]", name) or name in (".", ".."):
                 raise ValueError(f"has a tract that is no file name: {name!r}")
         return names
 
 
-class LearnedAtlasModelConfig(_Section):
+class LearnedAtlasModelConfig(Section):
     """Templates and the network that predicts fields."""
 
     key_path: ClassVar[str] = "learned_atlas.model"
 
-    channels: Integer = _setting(
+    channels: Integer = setting(
         1, "Tracts learned jointly under one deformation.", "an integer >= 1", ge=1
     )
-    n_templates: Integer = _setting(1, "Templates in the mixture (K).", "an integer >= 1", ge=1)
-    mixture_sharpness: Number = _setting(
+    n_templates: Integer = setting(1, "Templates in the mixture (K).", "an integer >= 1", ge=1)
+    mixture_sharpness: Number = setting(
         50.0,
         "How firmly a subject's losses assign it to templates: exp(-sharpness * loss).",
         "a number > 0",
         gt=0,
     )
-    int_steps: Integer = _setting(
+    covariates: Texts = setting(
+        [],
+        "Columns of cohort.participants that the template depends on (a conditional template): "
+        "numbers are standardised, anything else is a category. Empty: one template for all.",
+        "a list of distinct, non-empty names other than participant_id, without = or comma; with "
+        "any, n_templates must be 1 and refine.rounds >= 1",
+    )
+    categorical_covariates: Texts = setting(
+        [],
+        "Covariates whose numbers are names of categories, such as the site's.",
+        "a list of distinct names out of covariates",
+    )
+    int_steps: Integer = setting(
         7,
         "Scaling-and-squaring steps; 0 takes the network's output as the displacement itself.",
         "an integer from 0 to 10",
         ge=0,
         le=10,
     )
-    enc_features: Integers = _setting(
+    enc_features: Integers = setting(
         [16, 32, 32, 32],
         "Channels of the encoder's convolutions at full, 1/2, 1/4, ... resolution.",
         "a non-empty list of integers, each >= 1",
     )
-    dec_features: Integers = _setting(
+    dec_features: Integers = setting(
         [32, 32, 32, 16, 16],
         "Channels of the decoder: an up-convolution per encoder level, then convolutions at full "
         "resolution.",
         "a non-empty list of integers, each >= 1, at least as long as enc_features (one "
         "up-sampling step per encoder level)",
     )
-    field_resolution: Integer = _setting(
+    field_resolution: Integer = setting(
         2,
         "The field is predicted and integrated at 1/this of the grid's resolution.",
         "1, 2 or 4; 4 needs at least two levels in enc_features",
     )
-    velocity_smoothing: Number = _setting(
+    velocity_smoothing: Number = setting(
         3.0,
         "Standard deviation, in voxels, of the Gaussian that makes every velocity: the network's "
         "output and the steps of a refinement pass through it. 0: none.",
         "a number >= 0",
         ge=0,
     )
-    checkpointing: Flag = _setting(
+    checkpointing: Flag = setting(
         False,
         "Recompute activations in the backward pass: less memory, more time.",
         "true or false",
     )
+
+    @field_validator("covariates")
+    @classmethod
+    def _check_covariates(cls, names: list[str], info: ValidationInfo) -> list[str]:
+        check_names(names)
+        for name in names:
+            if re.search(r"[=,\x00-\x1f]", name) or name in ("participant_id", "mean"):
+                raise ValueError(f"names {name!r}, which can't be a covariate")
+        if names and info.data.get("n_templates", 1) > 1:
+            raise ValueError(
+                "several templates (n_templates) that each depend on covariates aren't supported"
+            )
+        return names
+
+    @field_validator("categorical_covariates")
+    @classmethod
+    def _check_categorical(cls, names: list[str], info: ValidationInfo) -> list[str]:
+        check_names(names)
+        unknown = [name for name in names if name not in info.data.get("covariates", names)]
+        if unknown:
+            raise ValueError(f"names {unknown[0]!r}, which isn't in covariates")
+        return names
 
     @field_validator("enc_features", "dec_features")
     @classmethod
@@ -253,36 +310,36 @@ class LearnedAtlasModelConfig(_Section):
         return factor
 
 
-class LearnedAtlasLossConfig(_Section):
+class LearnedAtlasLossConfig(Section):
     """Weights and scales of the training loss."""
 
     key_path: ClassVar[str] = "learned_atlas.loss"
 
-    similarity_weight: Number = _setting(
+    similarity_weight: Number = setting(
         1.0, "Weight of the local correlation of log densities.", "a number >= 0", ge=0
     )
-    presence_weight: Number = _setting(
+    presence_weight: Number = setting(
         0.5, "Weight of the presence-weighted soft Dice.", "a number >= 0", ge=0
     )
-    smoothness_weight: Number = _setting(
+    smoothness_weight: Number = setting(
         0.5, "Weight of the field's squared gradient.", "a number >= 0", ge=0
     )
-    log_offset: Number = _setting(
+    log_offset: Number = setting(
         1e-3,
         "Density at which the logarithm takes over: log1p(x / log_offset).",
         "a number > 0",
         gt=0,
     )
-    window: Integer = _setting(
+    window: Integer = setting(
         7, "Side of the local correlation's window in voxels.", "an odd integer >= 3", ge=3
     )
-    scales: Integers = _setting(
+    scales: Integers = setting(
         [1, 2, 4],
         "Levels of the image pyramid that similarity and presence are averaged over, as factors.",
         "a non-empty list of different integers >= 1",
         min_length=1,
     )
-    centrality_weight: Number = _setting(
+    centrality_weight: Number = setting(
         0.05, "Weight of the cohort's mean velocity during training.", "a number >= 0", ge=0
     )
 
@@ -312,52 +369,52 @@ class LearnedAtlasLossConfig(_Section):
         return self
 
 
-class LearnedAtlasOptimizerConfig(_Section):
+class LearnedAtlasOptimizerConfig(Section):
     """How long and how fast template and network learn."""
 
     key_path: ClassVar[str] = "learned_atlas.optimizer"
 
-    lr: Number = _setting(1e-4, "Adam's learning rate for the network.", "a number > 0", gt=0)
-    epochs: Integer = _setting(50, "Passes over the cohort.", "an integer >= 1", ge=1)
-    batch_size: Integer = _setting(2, "Subjects per step.", "an integer >= 1", ge=1)
-    seed: Integer = _setting(0, "Seed of every random choice.", "an integer >= 0", ge=0)
-    template_lr_ratio: Number = _setting(
+    lr: Number = setting(1e-4, "Adam's learning rate for the network.", "a number > 0", gt=0)
+    epochs: Integer = setting(50, "Passes over the cohort.", "an integer >= 1", ge=1)
+    batch_size: Integer = setting(2, "Subjects per step.", "an integer >= 1", ge=1)
+    seed: Integer = setting(0, "Seed of every random choice.", "an integer >= 0", ge=0)
+    template_lr_ratio: Number = setting(
         5.0,
         "The template's learning rate as a multiple of the network's.",
         "a number > 0 and <= 10",
         gt=0,
         le=10,
     )
-    warmup_epochs: Integer = _setting(
+    warmup_epochs: Integer = setting(
         2,
         "First epochs, in which the template stays as it was initialised.",
         "an integer >= 0",
         ge=0,
     )
-    gradient_clip: Number = _setting(
+    gradient_clip: Number = setting(
         1.0,
         "Greatest norm of a step's gradient; longer ones are scaled down.",
         "a number > 0",
         gt=0,
     )
-    early_stop_patience: Integer = _setting(
+    early_stop_patience: Integer = setting(
         0, "Epochs without progress after which training ends; 0: never.", "an integer >= 0", ge=0
     )
 
 
-class LearnedAtlasRefineConfig(_Section):
+class LearnedAtlasRefineConfig(Section):
     """Refinement of every subject's field, and of the template, after the network's training."""
 
     key_path: ClassVar[str] = "learned_atlas.refine"
 
-    rounds: Integer = _setting(
+    rounds: Integer = setting(
         0, "Rounds of refinement over the cohort; 0: none.", "an integer >= 0", ge=0
     )
-    iterations: Integer = _setting(
+    iterations: Integer = setting(
         10, "Gradient steps per subject in a round.", "an integer >= 1", ge=1
     )
-    lr: Number = _setting(0.3, "Learning rate of the refined velocities.", "a number > 0", gt=0)
-    new_subject_iterations: Integer = _setting(
+    lr: Number = setting(0.3, "Learning rate of the refined velocities.", "a number > 0", gt=0)
+    new_subject_iterations: Integer = setting(
         0,
         "Gradient steps that refine the field of a new subject at inference; 0: none.",
         "an integer >= 0",
@@ -365,90 +422,92 @@ class LearnedAtlasRefineConfig(_Section):
     )
 
 
-class LearnedAtlasConfig(_Section):
+class LearnedAtlasConfig(Section):
     """The whole ``learned_atlas:`` block."""
 
-    enabled: Flag = _setting(
+    enabled: Flag = setting(
         True,
         "False ends the run at once: a log line, exit status 0, nothing written.",
         "true or false",
     )
-    training_space: Literal["template_native", "affine_native"] = _setting(
+    training_space: Literal["template_native", "affine_native"] = setting(
         "template_native",
         "template_native trains on maps that were already warped to the template; affine_native "
         "trains on affinely aligned maps, and its atlas needs an extra warp in template space.",
         "template_native or affine_native",
     )
-    device: Text = _setting(
+    device: Text = setting(
         "cuda", "Where to compute.", "cpu, cuda or cuda:N", pattern=r"^(?:cpu|cuda(?::[0-9]+)?)$"
     )
-    dtype: Literal["float16", "float32", "bfloat16"] = _setting(
+    dtype: Literal["float16", "float32", "bfloat16"] = setting(
         "float32",
         "Autocast type of the convolutions; grids, warps, integration and losses stay float32.",
         "one of float16, float32, bfloat16",
     )
-    affine_native_relpath: Text | None = _setting(
+    affine_native_relpath: Text | None = setting(
         None,
         "Path of the map inside the subject's folder, for affine_native. `{tract}` in it stands "
         "for a tract's name and is dropped, for the whole cohort, when no tract is asked for.",
         f"null or a path inside the subject's folder ({_RELATIVE}), optionally with {{tract}} and "
         "{run}; required and non-empty with training_space affine_native",
     )
-    emit_baseline_maps: Texts = _setting(
+    emit_baseline_maps: Texts = setting(
         list(BASELINE_MAPS),
         "The maps to publish.",
         "a non-empty list out of mean, std, std_error, cov, prob_threshold, with mean and without "
         "duplicates",
     )
-    output_subdir: Text = _setting(
+    output_subdir: Text = setting(
         "learned_atlas",
         "Folder of the published atlas, inside the output folder.",
         f"{_SAFE_NAME}, only letters, digits, spaces and . _ - + = , @ ( ) inside; never 'atlas', "
         "the averaging atlas's folder",
     )
-    min_subjects: Integer = _setting(
+    min_subjects: Integer = setting(
         5, "Fewest usable subjects to go on with.", "an integer >= 1", ge=1
     )
-    save_fields: Flag = _setting(
-        True, "Write every subject's displacement fields.", "true or false"
-    )
-    verify_jacobian: Flag = _setting(
+    save_fields: Flag = setting(True, "Write every subject's displacement fields.", "true or false")
+    verify_jacobian: Flag = setting(
         True, "End without publishing when a field folds (det J <= 0).", "true or false"
     )
-    presence_value: Number = _setting(
+    presence_value: Number = setting(
         0.10,
         "Density above which a tract counts as present in prob_threshold.",
         "a number >= 0",
         ge=0,
     )
-    cov_mean_threshold_pct: Number = _setting(
+    cov_mean_threshold_pct: Number = setting(
         0.01,
         "Share of the sample mean's maximum up to which cov is set to 0.",
         "a number >= 0 and < 1",
         ge=0,
         lt=1,
     )
-    resume: Flag = _setting(
+    resume: Flag = setting(
         True, "Go on from the checkpoint of an interrupted run, if there is one.", "true or false"
     )
-    model: Annotated[LearnedAtlasModelConfig, BeforeValidator(_to_section)] = _section(
+    model: Annotated[LearnedAtlasModelConfig, BeforeValidator(to_section)] = section(
         LearnedAtlasModelConfig, "Templates and network."
     )
     # After `model`: the number of tracts is checked against the number of channels.
-    cohort: Annotated[LearnedAtlasCohortConfig, BeforeValidator(_to_section)] = Field(
+    cohort: Annotated[LearnedAtlasCohortConfig, BeforeValidator(to_section)] = Field(
         default_factory=LearnedAtlasCohortConfig,
         description="Subjects and their maps.",
         json_schema_extra={"rule": "a mapping of settings"},
         validate_default=True,
     )
-    loss: Annotated[LearnedAtlasLossConfig, BeforeValidator(_to_section)] = _section(
+    loss: Annotated[LearnedAtlasLossConfig, BeforeValidator(to_section)] = section(
         LearnedAtlasLossConfig, "Terms of the loss."
     )
-    optimizer: Annotated[LearnedAtlasOptimizerConfig, BeforeValidator(_to_section)] = _section(
+    optimizer: Annotated[LearnedAtlasOptimizerConfig, BeforeValidator(to_section)] = section(
         LearnedAtlasOptimizerConfig, "Training."
     )
-    refine: Annotated[LearnedAtlasRefineConfig, BeforeValidator(_to_section)] = _section(
-        LearnedAtlasRefineConfig, "Refinement after training."
+    # After `model`: what depends on covariates is fitted in the rounds.
+    refine: Annotated[LearnedAtlasRefineConfig, BeforeValidator(to_section)] = Field(
+        default_factory=LearnedAtlasRefineConfig,
+        description="Refinement after training.",
+        json_schema_extra={"rule": "a mapping of settings"},
+        validate_default=True,
     )
 
     @field_validator("affine_native_relpath")
@@ -459,8 +518,8 @@ class LearnedAtlasConfig(_Section):
             if required:
                 raise ValueError("is required with training_space affine_native")
             return relpath
-        _check_relative(relpath)
-        _check_placeholders(relpath, ("tract", "run"))
+        check_relative(relpath)
+        check_placeholders(relpath, ("tract", "run"))
         return relpath
 
     @field_validator("emit_baseline_maps")
@@ -515,48 +574,18 @@ class LearnedAtlasConfig(_Section):
             )
         return cohort
 
-
-# ---------------------------------------------------------------------------------------------
-# Rules shared by several settings
-# ---------------------------------------------------------------------------------------------
-
-
-def _check_relative(path: str) -> None:
-    """Refuse a path that is blank, absolute, or could leave the folder that it is joined to."""
-    if not path.strip():
-        raise ValueError("is empty")
-    if re.search(r"[\x00-\x1f\x7f]", path):
-        raise ValueError("holds a control character")
-    if "\\" in path:
-        raise ValueError("holds a backslash")
-    if path.startswith(("/", "~")) or re.match(r"[A-Za-z]:", path):
-        raise ValueError("is absolute")
-    parts = path.split("/")
-    if ".." in parts:
-        raise ValueError("holds '..'")
-    if "" in parts or "." in parts:
-        raise ValueError("holds an empty part or '.'")
-
-
-def _check_placeholders(pattern: str, known: tuple[str, ...]) -> None:
-    for name in re.findall(r"\{([^{}]*)\}", pattern):
-        if name not in known:
-            raise ValueError(f"has an unknown placeholder {{{name}}}")
-    if re.search(r"[{}]", re.sub(r"\{[^{}]*\}", "", pattern)):
-        raise ValueError("has a brace without its partner")
-    for part in pattern.split("/"):
-        if "**" in part and part != "**":
-            raise ValueError("has '**' beside other characters of a part")
-    if pattern.split("/")[-1] == "**":
-        raise ValueError("ends without a file's name")
-
-
-def _check_names(names: list[str]) -> None:
-    for name in names:
-        if not name.strip():
-            raise ValueError("has an empty name")
-    if len(set(names)) < len(names):
-        raise ValueError("has a name twice")
+    @field_validator("refine")
+    @classmethod
+    def _check_refine(
+        cls, refine: LearnedAtlasRefineConfig, info: ValidationInfo
+    ) -> LearnedAtlasRefineConfig:
+        model = info.data.get("model")
+        if model is not None and model.covariates and refine.rounds == 0:
+            raise ValueError(
+                f"rounds is 0 and model.covariates is {model.covariates}; what the template owes "
+                "to covariates is fitted in the rounds of refinement: take at least 1, better 5"
+            )
+        return refine
 
 
 # ---------------------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ class WriteBehind:
         beside
     """
 
-    def __init__(self, threads: int = 2, pending: int = 4) -> None:
+    def __init__(self, threads: int = 2, pending: int = 2) -> None:
         self.executor = ThreadPoolExecutor(threads, thread_name_prefix="write-behind")
         self.pending = pending
         self.futures: deque[Future[Any]] = deque()
@@ -39,6 +39,15 @@ class WriteBehind:
         while len(self.futures) >= self.pending:
             self.futures.popleft().result()
         self.futures.append(self.executor.submit(writer, *arguments))
+
+    def finish(self) -> None:
+        """Wait until everything is written, and raise what failed."""
+        while self.futures:
+            self.futures.popleft().result()
+
+    def close(self) -> None:
+        """Drop the calls that only wait, and wait for those that run; their errors are lost."""
+        self.executor.shutdown(wait=True, cancel_futures=True)
 
     def __enter__(self) -> Self:
         return self
@@ -50,7 +59,8 @@ class WriteBehind:
         trace: TracebackType | None,
     ) -> None:
         """Wait for all of them; after an error, for those that run already."""
-        self.executor.shutdown(wait=True, cancel_futures=error is not None)
-        if error is None:
-            for future in self.futures:
-                future.result()
+        try:
+            if error is None:
+                self.finish()
+        finally:
+            self.close()

@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import platform
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -21,12 +22,14 @@ from scripts.atlas.fields import field_names, write_field
 from scripts.atlas.maps import write_map
 from scripts.atlas.quality_page import SubjectQuality, quality_page
 from scripts.atlas.registration import Registration, fields_of
+from scripts.atlas.sidecars import describe_atlas
 from scripts.atlas.statistics import DensityStatistics
-from scripts.cohort import Cohort
+from scripts.cohort import Cohort, CovariateCoding, Values
 from scripts.errors import FoldingError, StorageError, TractAtlasError, TrainingError
 from scripts.losses.atlas_loss import AtlasLoss
 from scripts.metrics import dice, log_density_correlation
 from scripts.networks.atlas_network import AtlasNetwork, density_of, log_density_of
+from scripts.networks.warp import warp
 from scripts.processes import (
     StoppedElsewhere,
     add_up,
@@ -40,6 +43,7 @@ from scripts.processes import (
 )
 from scripts.settings import LearnedAtlasConfig
 from scripts.storage import file_hash, publish_folder, write_whole
+from scripts.write_behind import WriteBehind
 
 __all__ = ["NEGLIGIBLE_SHARE", "AtlasPublisher", "description_hash", "weights_identity"]
 
@@ -168,6 +172,9 @@ class AtlasPublisher:
         device: where fields are made.
         bar: makes a progress bar for so many subjects.
         loss: the training's, told of each subject on the quality page.
+        coding: of a conditional template's covariates.
+        at: covariates to publish it at; then everything leads to the template there, and goes to
+            ``<output_subdir>_at_<values>``. None: the cohort's mean.
     """
 
     def __init__(
@@ -184,19 +191,24 @@ class AtlasPublisher:
         device: torch.device | str = "cpu",
         bar: Any = None,
         loss: AtlasLoss | None = None,
+        coding: CovariateCoding | None = None,
+        at: Values | None = None,
     ) -> None:
         self.network = network
         self.dataset = dataset
         self.cohort = cohort
         self.settings = settings
         self.velocities = velocities
-        self.folder = Path(output_dir) / settings.output_subdir
+        name = settings.output_subdir if at is None else f"{settings.output_subdir}_{_label(at)}"
+        self.folder = Path(output_dir) / name
         self.model_file = model_file
         self.history = history
         self.state = state
         self.device = torch.device(device)
         self.bar = bar
         self.loss = loss
+        self.coding = coding
+        self.at = at
 
     @torch.no_grad()
     def publish(self) -> Path:
@@ -228,6 +240,7 @@ class AtlasPublisher:
             about = self._description(emitted)
             (staging / "jacobian.json").write_text(_json(emitted.jacobians))
             (staging / "quality.html").write_text(self._page(about, emitted, shown))
+            describe_atlas(staging, about)
             others = {
                 path.relative_to(staging).as_posix(): path
                 for path in staging.rglob("*")
@@ -274,16 +287,18 @@ class AtlasPublisher:
             with _told_of(self.folder):
                 (staging / "fields").mkdir()
         barrier()
-        with closing(bar) if bar is not None else nullcontext():
+        with closing(bar) if bar is not None else nullcontext(), WriteBehind() as behind:
             # In step, so that a field which fails anywhere ends the run at once.
             for first in range(0, subjects, world_size()):
                 error: TractAtlasError | None = None
-                if first + rank() < subjects:
-                    try:
-                        with _told_of(self.folder):
-                            self._emit_subject(first + rank(), staging, emitted, moves)
-                    except TractAtlasError as failure:
-                        error = failure
+                try:
+                    with _told_of(self.folder):
+                        if first + rank() < subjects:
+                            self._emit_subject(first + rank(), staging, emitted, moves, behind)
+                        if first + world_size() >= subjects:
+                            behind.finish()
+                except TractAtlasError as failure:
+                    error = failure
                 stop_together(error)
                 if bar is not None:
                     bar.update()
@@ -309,7 +324,8 @@ class AtlasPublisher:
     ) -> dict[str, float | None]:
         """A subject's loss, and the overlap of the template in its space with its presence."""
         image = log_density_of(inside, self.network.log_offset)
-        warped = self.network.warped_template(self.cohort.crop.crop(found.to_subject), k)
+        template = log_density_of(self._template_density()[k : k + 1], self.network.log_offset)
+        warped = warp(template, self.cohort.crop.crop(found.to_subject))
         loss = None if self.loss is None else float(self.loss(warped, image, velocity)["loss"])
         level = self.settings.presence_value
         there, own = (
@@ -318,14 +334,30 @@ class AtlasPublisher:
         )
         return {"loss": loss, "overlap": float(np.mean([*map(dice, there, own)]))}
 
+    def _point(self) -> torch.Tensor | None:
+        """The chosen covariates, coded ``(1, p)``; None for the cohort's mean."""
+        if self.at is None or self.coding is None:
+            return None
+        return torch.as_tensor(self.coding.code(self.at))[None].to(self.device)
+
+    def _towards(self) -> torch.Tensor | None:
+        """The velocity of the template there, ``(1, d, *reduced)``; None for the mean's."""
+        point = self._point()
+        return None if point is None else self.network.covariate_velocity(point)
+
+    def _template_density(self) -> torch.Tensor:
+        """What is published as the mean, ``(K, C, *crop)``."""
+        return self.network.template_density(self._point())
+
     def _emit_subject(
         self,
         index: int,
         staging: Path,
         emitted: _Emitted,
         moves: tuple[torch.Tensor, torch.Tensor],
+        behind: WriteBehind,
     ) -> None:
-        """Gather one subject and write its fields."""
+        """Gather one subject and have its fields written."""
         grid, crop = self.cohort.grid, self.cohort.crop
         name = self.cohort.subjects[index].name
         inside = torch.as_tensor(self.dataset[index]["image"]).to(self.device)[None]
@@ -337,16 +369,18 @@ class AtlasPublisher:
             if weight < NEGLIGIBLE_SHARE and k != home:
                 continue
             velocity = self.velocities.velocity(index, k)
-            found = fields_of(self.network, velocity, crop, grid.shape)
+            found = fields_of(self.network, velocity, crop, grid.shape, self._towards())
             moved = found.subject_in_template(density)
             emitted.statistics[k].add(moved[0].cpu().numpy(), weight)
             if k != home:
                 continue
             emitted.jacobians[name] = self._verified(name, found)
             if self.settings.save_fields:
-                self._write_fields(staging / "fields", name, found)
-                for file in field_names(name):
-                    emitted.hashes[f"fields/{file}"] = file_hash(staging / "fields" / file)
+                fields = (found.to_template, found.to_subject)
+                for file, field in zip(field_names(name), fields, strict=True):
+                    displacement = field[0].cpu().numpy()
+                    path = staging / "fields" / file
+                    behind.write(self._write_field, path, displacement, emitted.hashes)
             length = float(found.to_template[0].square().sum(0).mean())
             moves[0].add_(found.to_template[0])
             moves[1].add_(length)
@@ -355,7 +389,7 @@ class AtlasPublisher:
                     "subject": name,
                     "correlation": log_density_correlation(
                         crop.crop(moved[0]).cpu().numpy(),
-                        self.network.template_density()[k].cpu().numpy(),
+                        self._template_density()[k].cpu().numpy(),
                         self.network.log_offset,
                     ),
                     **self._fit(k, inside, velocity, found),
@@ -383,11 +417,9 @@ class AtlasPublisher:
             )
         return found.jacobian
 
-    def _write_fields(self, folder: Path, subject: str, found: Registration) -> None:
-        to_template, to_subject = field_names(subject)
-        grid = self.cohort.grid
-        write_field(folder / to_template, found.to_template[0].cpu().numpy(), grid)
-        write_field(folder / to_subject, found.to_subject[0].cpu().numpy(), grid)
+    def _write_field(self, path: Path, displacement: np.ndarray, hashes: dict[str, str]) -> None:
+        write_field(path, displacement, self.cohort.grid)
+        hashes[f"fields/{path.name}"] = file_hash(path)
 
     def _write_maps(
         self, staging: Path, statistics: list[DensityStatistics]
@@ -395,7 +427,7 @@ class AtlasPublisher:
         """The five maps; with K > 1 a folder a template. Returns them for the quality page."""
         shown: dict[str, np.ndarray] = {}
         grid, crop = self.cohort.grid, self.cohort.crop
-        learned = self.network.template_density()
+        learned = self._template_density()
         for k, gathered in enumerate(statistics):
             folder = staging
             if len(statistics) > 1:
@@ -416,7 +448,7 @@ class AtlasPublisher:
         """The quality page."""
         volumes = {
             f"template {k + 1}" if self.network.n_templates > 1 else "template": density
-            for k, density in enumerate(self.network.template_density().cpu().numpy())
+            for k, density in enumerate(self._template_density().cpu().numpy())
         }
         volumes["plain average"] = self.cohort.mean_density
         volumes |= emitted.pictures
@@ -442,6 +474,7 @@ class AtlasPublisher:
             "log_offset": self.network.log_offset,
             "n_subjects": len(self.cohort.subjects),
             "cohort": self.cohort.as_dict(),
+            **self._covariates(),
             "mixture": {
                 subject.name: [round(float(w), 6) for w in assignment[i]]
                 for i, subject in enumerate(self.cohort.subjects)
@@ -470,6 +503,24 @@ class AtlasPublisher:
                 },
             },
         }
+
+    def _covariates(self) -> dict[str, Any]:
+        """What a conditional template says of its covariates."""
+        if self.coding is None:
+            return {}
+        return {
+            "covariates": {
+                "at": None if self.at is None else dict(self.at),
+                "coding": self.coding.as_list(),
+                "columns": self.coding.columns,
+            }
+        }
+
+
+def _label(at: Values) -> str:
+    """Chosen values as the end of a folder's name."""
+    said = ",".join(f"{k}={v:g}" if isinstance(v, float) else f"{k}={v}" for k, v in at.items())
+    return "at_" + (re.sub(r"[^\w.+=,@()-]", "-", said)[:120].rstrip(".") or "mean")
 
 
 def _json(values: Any) -> str:

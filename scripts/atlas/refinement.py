@@ -18,12 +18,14 @@ def refine_velocity(
     iterations: int,
     lr: float = 0.3,
     template: int = 0,
+    covariates: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, float]:
     """Gradient descent (Adam) on what is added to the velocity, with the training's own losses.
 
     The step is looked for before the network's Gaussian smoothing, v = v_0 + G w, so that what
     it adds is as regular as what the network gives. The best velocity seen is returned: the result
-    is never worse than its start.
+    is never worse than its start. Where covariates make the template, the smoothness is asked of
+    what of the velocity they don't explain: a move that everybody of that age makes costs nothing.
 
     Args:
         network: holds the template and the integration; it isn't changed.
@@ -33,6 +35,7 @@ def refine_velocity(
         iterations: gradient steps.
         lr: step size in voxels.
         template: which of the K templates.
+        covariates: coded, ``(1, p)``, of a conditional template.
 
     Returns:
         The velocity and its loss.
@@ -40,13 +43,15 @@ def refine_velocity(
     start = velocity.detach()
     rough = torch.zeros_like(start).requires_grad_(True)
     optimizer = torch.optim.Adam([rough], lr=lr, betas=(0.9, 0.99))
+    expected = None if covariates is None else network.covariate_velocity(covariates)
     best, best_loss = start.clone(), float("inf")
     for step in range(iterations + 1):
         last = step == iterations
         with torch.set_grad_enabled(not last):
             current = start + network.smoothing(rough)
-            warped = network.warped_template(network.displacement(current), template)
-            total = loss(warped, image, current)["loss"]
+            warped = network.warped_template(network.displacement(current), template, covariates)
+            own = current if expected is None else current - expected
+            total = loss(warped, image, own)["loss"]
         value = float(total.detach())
         if value < best_loss:
             best, best_loss = current.detach().clone(), value

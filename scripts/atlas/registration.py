@@ -69,6 +69,7 @@ def estimate_velocity(
     loss: AtlasLoss | None = None,
     iterations: int = 0,
     lr: float = 0.3,
+    covariates: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """The network's velocity for one subject, polished by `refine_velocity` where asked.
 
@@ -80,11 +81,14 @@ def estimate_velocity(
         loss: for the refinement.
         iterations: of the refinement; 0: the network alone.
         lr: of the refinement.
+        covariates: coded, ``(1, p)``, of a conditional template.
     """
     with autocast(image.device, dtype):
-        velocity = network.velocity(image, template)
+        velocity = network.velocity(image, template, covariates)
     if iterations and loss is not None:
-        velocity = polished_velocity(network, loss, image, velocity, iterations, lr, template)
+        velocity = polished_velocity(
+            network, loss, image, velocity, iterations, lr, template, covariates
+        )
     return velocity
 
 
@@ -96,16 +100,23 @@ def polished_velocity(
     iterations: int,
     lr: float = 0.3,
     template: int = 0,
+    covariates: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """What `refine_velocity` finds, smoothed where that came close to folding."""
     with torch.enable_grad():
-        found, _ = refine_velocity(network, loss, image, velocity, iterations, lr, template)
+        found, _ = refine_velocity(
+            network, loss, image, velocity, iterations, lr, template, covariates
+        )
     return unfolded_velocity(network, found)
 
 
 @torch.no_grad()
 def fields_of(
-    network: AtlasNetwork, velocity: torch.Tensor, crop: CropBox, shape: tuple[int, ...]
+    network: AtlasNetwork,
+    velocity: torch.Tensor,
+    crop: CropBox,
+    shape: tuple[int, ...],
+    towards: torch.Tensor | None = None,
 ) -> Registration:
     """Both fields of a velocity on the whole grid, with their Jacobians.
 
@@ -114,8 +125,15 @@ def fields_of(
         velocity: ``(1, d, *reduced)``.
         crop: the box in which the network works.
         shape: the whole grid.
+        towards: velocity ``(1, d, *reduced)`` of a conditional template; the fields then lead to
+            it instead of the template of the cohort's mean.
     """
     forward, inverse = network.displacements(velocity)
+    if towards is not None:
+        # Points of the conditional template to the mean one's, and back.
+        to_mean, from_mean = network.displacements(towards)
+        forward = _then(forward, from_mean)
+        inverse = _then(to_mean, inverse)
     to_subject = on_full_grid(forward, crop, shape)
     to_template = on_full_grid(inverse, crop, shape)
     return Registration(
@@ -126,6 +144,11 @@ def fields_of(
             "from-template_to-subject": jacobian_summary(to_subject[0]),
         },
     )
+
+
+def _then(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    """Displacement of ``x -> second(first(x))``."""
+    return first + warp(second, first, padding_mode="border")
 
 
 def as_batch(density: np.ndarray, device: torch.device) -> torch.Tensor:

@@ -277,19 +277,24 @@ def _read_text(path: Path) -> tuple[str, np.ndarray, np.ndarray]:
 
 
 def resample(
-    volume: np.ndarray, source: Grid, transforms: Sequence[Transform], wanted: Grid
+    volume: np.ndarray,
+    source: Grid,
+    transforms: Sequence[Transform],
+    wanted: Grid,
+    order: int = 1,
 ) -> np.ndarray:
     """An image seen from another grid through a chain of transforms, interpolated once.
 
     A point of the wanted grid passes through the transforms in their order, the first one first,
     and the image is read where it arrives; ``antsApplyTransforms -r wanted -i image -t first -t
-    second`` means the same. Interpolation is linear, 0 outside of the image.
+    second`` means the same. 0 outside of the image.
 
     Args:
         volume: ``(C, X, Y, Z)``.
         source: grid of the volume.
         transforms: in the order of ``-t`` options; none: the identity.
         wanted: grid of the result.
+        order: 1 interpolates linearly, 0 takes the nearest voxel, for labels.
 
     Returns:
         ``(C, *wanted.shape)`` float32.
@@ -306,6 +311,6 @@ def resample(
         voxels = to_voxels[:3, :3] @ points + to_voxels[:3, 3:]
         for channel, values in zip(result, volume, strict=True):
             # grid-constant fades over the last voxel, as the network's warp does.
-            sampled = map_coordinates(values, voxels, order=1, mode="grid-constant")
+            sampled = map_coordinates(values, voxels, order=order, mode="grid-constant")
             channel[start:stop] = sampled.reshape(stop - start, y, z)
     return result

@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 import torch.nn.functional as F
 
 from scripts.atlas.jacobian import smallest_corner_determinant
-from scripts.networks.atlas_network import AtlasNetwork
 
-__all__ = ["unfolded_velocity"]
+__all__ = ["Flow", "unfolded_velocity"]
 
 _ROUNDS = 50
 
 
+class Flow(Protocol):
+    """What turns velocities into displacements: an atlas's network, say."""
+
+    @property
+    def field_resolution(self) -> int:
+        """By how much the velocity's grid is reduced."""
+        ...
+
+    def displacements(self, velocity: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Forward and inverse displacement ``(B, d, *shape)`` of a velocity."""
+        ...
+
+
 @torch.no_grad()
-def unfolded_velocity(
-    network: AtlasNetwork, velocity: torch.Tensor, smallest: float = 0.1
-) -> torch.Tensor:
+def unfolded_velocity(network: Flow, velocity: torch.Tensor, smallest: float = 0.1) -> torch.Tensor:
     """A velocity whose flow, either way, has corner determinants of at least ``smallest``.
 
     The exact flow of a smooth velocity never folds, but squaring a sampled one can where it is

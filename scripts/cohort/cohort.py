@@ -7,14 +7,15 @@ import json
 import logging
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeGuard
 
 import numpy as np
 
+from scripts.cohort.covariates import CovariateCoding, Values, read_participants
 from scripts.cohort.density import (
     DensityError,
     check_density,
@@ -23,6 +24,7 @@ from scripts.cohort.density import (
     waytotal_file,
 )
 from scripts.cohort.discovery import (
+    ONE_BY_ONE,
     Candidate,
     Discovery,
     Rejection,
@@ -31,7 +33,7 @@ from scripts.cohort.discovery import (
 )
 from scripts.cohort.grid import CropBox, Grid
 from scripts.cohort.streamlines import CountedMap, Counting, counting_for
-from scripts.errors import CohortError
+from scripts.errors import CohortError, ConfigurationError
 from scripts.settings import LearnedAtlasConfig
 from scripts.tractograms import TractogramError, is_tractogram
 
@@ -88,19 +90,32 @@ class DensityMap:
 
 @dataclass(frozen=True)
 class Subject:
-    """A usable subject; the density of a channel is the sum of its maps over their divisors."""
+    """A usable subject; the density of a channel is the sum of its maps over their divisors.
+
+    Attributes:
+        name: of the subject.
+        maps: its files.
+        covariates: name and value of each covariate that the settings ask for.
+    """
 
     name: str
     maps: tuple[DensityMap, ...]
+    covariates: tuple[tuple[str, float | str], ...] = ()
 
-    def item(self) -> dict[str, Any]:
-        """The subject as dictionary transforms take it: lists, one entry per map."""
-        return {
+    def item(self, coding: CovariateCoding | None = None) -> dict[str, Any]:
+        """The subject as dictionary transforms take it: lists, one entry per map.
+
+        With a coding, ``covariates`` as well, one number per column.
+        """
+        item: dict[str, Any] = {
             "subject": self.name,
             "image": [str(one.path) for one in self.maps],
             "divisor": [one.divisor for one in self.maps],
             "channel": [one.channel for one in self.maps],
         }
+        if coding is not None:
+            item["covariates"] = coding.code(dict(self.covariates))
+        return item
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,6 +154,7 @@ class Cohort:
         tracts: name per channel; empty when the one channel is the whole map.
         sums: per subject, the sum of its normalised density.
         without_map: folders of the dataset that hold no map.
+        coding: of the subjects' covariates; None where the settings ask for none.
     """
 
     subjects: tuple[Subject, ...]
@@ -151,10 +167,17 @@ class Cohort:
     tracts: tuple[str, ...] = ()
     sums: tuple[float, ...] = ()
     without_map: tuple[str, ...] = ()
+    coding: CovariateCoding | None = None
 
     def datalist(self) -> list[dict[str, Any]]:
-        """One dictionary per subject: ``subject``, ``image``, ``divisor``, ``channel``."""
-        return [subject.item() for subject in self.subjects]
+        """One dictionary per subject, see `Subject.item`."""
+        return [subject.item(self.coding) for subject in self.subjects]
+
+    def design(self) -> np.ndarray | None:
+        """Coded covariates ``(N, columns)`` float32, in the subjects' order."""
+        if self.coding is None:
+            return None
+        return np.stack([self.coding.code(dict(one.covariates)) for one in self.subjects])
 
     def table(self) -> str:
         """Subjects found and left out, with reasons, as lines of text."""
@@ -167,7 +190,10 @@ class Cohort:
             for subject in self.subjects
             for one in subject.maps
         ]
-        text = json.dumps([self.normalisation, self.tracts, maps], ensure_ascii=True)
+        said: list[Any] = [self.normalisation, self.tracts, maps]
+        if self.coding is not None:
+            said.append([[one.name, one.covariates] for one in self.subjects])
+        text = json.dumps(said, ensure_ascii=True)
         return hashlib.sha256(text.encode("ascii")).hexdigest()
 
     def as_dict(self) -> dict[str, Any]:
@@ -183,6 +209,7 @@ class Cohort:
                 {
                     "subject": subject.name,
                     "maps": [one.as_dict() for one in subject.maps],
+                    **({"covariates": dict(subject.covariates)} if subject.covariates else {}),
                 }
                 for subject in self.subjects
             ],
@@ -197,14 +224,19 @@ class NewSubjects:
 
     subjects: tuple[Subject, ...]
     rejected: tuple[Rejection, ...] = field(default=())
+    coding: CovariateCoding | None = None
 
     def datalist(self) -> list[dict[str, Any]]:
         """As `Cohort.datalist`."""
-        return [subject.item() for subject in self.subjects]
+        return [subject.item(self.coding) for subject in self.subjects]
 
 
 def read_cohort(
-    dataset_dir: str | Path, config: LearnedAtlasConfig, progress: Progress | None = None
+    dataset_dir: str | Path,
+    config: LearnedAtlasConfig,
+    progress: Progress | None = None,
+    files: Sequence[Path] | None = None,
+    coding: CovariateCoding | None = None,
 ) -> Cohort:
     """Find, read and check a cohort in one pass.
 
@@ -215,6 +247,8 @@ def read_cohort(
         dataset_dir: the dataset folder.
         config: its cohort section, training space, channels and ``min_subjects`` are read.
         progress: called after each subject.
+        files: the maps one by one, in place of the folder.
+        coding: of a model whose covariates these subjects have; None: the cohort fixes its own.
 
     Returns:
         The cohort; the same whatever the order in which files happen to be read.
@@ -225,15 +259,17 @@ def read_cohort(
         ConfigurationError: tracts, channels and the dataset don't go together.
     """
     root = Path(dataset_dir).absolute()
-    found = find_subjects(root, config)
+    source = f"dataset folder {root}" if files is None else f"the list of {len(files)} maps"
+    found = find_subjects(root, config) if files is None else candidates_from_files(files, config)
     if not found.candidates and not found.rejected:
         folders = f"; folders without a map: {_some(found.without_map)}"
         raise CohortError(
-            f"no subject found in dataset folder {root}: no map at {found.pattern}"
+            f"no subject found in {source}: no map at {found.pattern}"
             f"{folders if found.without_map else ''} (see learned_atlas#cohort#layout and "
             "learned_atlas#cohort#pattern)"
         )
     pool = _Pool()
+    found, known = _with_covariates(found, root, config)
     rejected = list(found.rejected)
     counting = counting_for(found.candidates, config, root)
     for done, (candidate, result) in enumerate(
@@ -251,7 +287,7 @@ def read_cohort(
     table = _table(subjects, left_out, found.without_map, found.pattern)
     if len(subjects) < config.min_subjects or pool.grid is None or pool.box is None:
         raise CohortError(
-            f"{len(subjects)} usable subjects in dataset folder {root}, fewer than "
+            f"{len(subjects)} usable subjects in {source}, fewer than "
             f"learned_atlas.min_subjects = {config.min_subjects}\n{table}"
         )
     for rejection in left_out:
@@ -261,6 +297,11 @@ def read_cohort(
     if found.without_map:
         logger.warning("folders without a map: %s", _some(found.without_map))
     pool.warn(config)
+    if config.model.covariates:
+        subjects = _described(subjects, known)
+        people = [dict(subject.covariates) for subject in subjects]
+        coding = coding or CovariateCoding.of_cohort(people, config)
+        _check_coded(subjects, coding)
     crop = pool.box.grown(config.cohort.margin, pool.grid.shape)
     mean = pool.box.within(crop).paste(pool.total / len(subjects), crop.shape)
     logger.info("cohort of %d subjects, %d left out", len(subjects), len(left_out))
@@ -275,7 +316,47 @@ def read_cohort(
         tracts=found.tracts,
         sums=tuple(pool.sums),
         without_map=found.without_map,
+        coding=coding,
     )
+
+
+def _with_covariates(
+    found: Discovery, root: Path, config: LearnedAtlasConfig
+) -> tuple[Discovery, Mapping[str, Values]]:
+    """Subjects whose covariates are known, and these; the others are left out with the reason."""
+    if not config.model.covariates:
+        return found, {}
+    people = read_participants(root / config.cohort.participants, config.model.covariates)
+    usable, rejected = [], list(found.rejected)
+    for candidate in found.candidates:
+        reason = people.reason_against(candidate.name)
+        if reason is None:
+            usable.append(candidate)
+        else:
+            rejected.append(Rejection(candidate.name, str(people.path), reason))
+    names = [candidate.name for candidate in usable]
+    known = people.values(names, config.model.categorical_covariates)
+    return replace(found, candidates=tuple(usable), rejected=tuple(rejected)), known
+
+
+def _described(subjects: Sequence[Subject], known: Mapping[str, Values]) -> tuple[Subject, ...]:
+    return tuple(replace(one, covariates=tuple(known[one.name].items())) for one in subjects)
+
+
+def _check_coded(subjects: Sequence[Subject], coding: CovariateCoding) -> None:
+    """Every subject can be coded; says who is far from what the coding was made of.
+
+    Raises:
+        CohortError: naming subject, covariate and value.
+    """
+    for subject in subjects:
+        values = dict(subject.covariates)
+        try:
+            coding.code(values)
+        except ConfigurationError as error:
+            raise CohortError(f"subject {subject.name}: {error}") from None
+        for sentence in coding.beyond(values):
+            logger.warning("subject %s: %s", subject.name, sentence)
 
 
 def read_new_subjects(
@@ -283,6 +364,8 @@ def read_new_subjects(
     config: LearnedAtlasConfig,
     grid: Grid,
     crop: CropBox,
+    coding: CovariateCoding | None = None,
+    at: Values | None = None,
 ) -> NewSubjects:
     """Read and check subjects that an existing atlas is to be brought to.
 
@@ -292,12 +375,21 @@ def read_new_subjects(
         config: as for `read_cohort`; ``min_subjects`` doesn't apply.
         grid: the atlas's.
         crop: the atlas's; a warning tells which share of a density lies outside of it.
+        coding: of the atlas's covariates; None if it has none.
+        at: covariates of all these subjects; None: they are looked up in the participants' table
+            (for files named one by one relative to the current folder).
 
     Raises:
         CohortError: no subject can be used, or one lies on another grid and
             ``learned_atlas.cohort.resample`` is false.
     """
     found = _find_new(source, config)
+    known: Mapping[str, Values] = {}
+    if coding is not None and at is None:
+        root = Path() if found.pattern == ONE_BY_ONE else Path(str(source))
+        found, known = _with_covariates(found, root, config)
+    elif at is not None:
+        known = {candidate.name: at for candidate in found.candidates}
     subjects: list[Subject] = []
     rejected = list(found.rejected)
     folder = Path(source).absolute() if _is_folder(source) else None
@@ -326,7 +418,11 @@ def read_new_subjects(
         logger.warning(
             "subject %s is left out: %s: %s", rejection.subject, rejection.path, rejection.reason
         )
-    return NewSubjects(tuple(subjects), tuple(rejected))
+    described = tuple(subjects)
+    if coding is not None:
+        described = _described(subjects, known)
+        _check_coded(described, coding)
+    return NewSubjects(described, tuple(rejected), coding)
 
 
 def _find_new(

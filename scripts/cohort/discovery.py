@@ -29,6 +29,7 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
+ONE_BY_ONE = "files named one by one"
 OUTPUT_FOLDERS = frozenset(
     {
         "atlas",
@@ -195,7 +196,7 @@ def candidates_from_files(files: Sequence[Path], config: LearnedAtlasConfig) -> 
     matches = [_match_tail(file.absolute(), config) for file in files]
     tracts = _tracts(matches, config)
     candidates, incomplete = _group(matches, tracts)
-    return Discovery(candidates, tuple(incomplete), (), "files named one by one", tracts)
+    return Discovery(candidates, tuple(incomplete), (), ONE_BY_ONE, tracts)
 
 
 # ---------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from scripts.atlas.maps import write_map
+from scripts.atlas.sidecars import describe_atlas
 from scripts.atlas.statistics import DensityStatistics
 from scripts.cohort import Cohort, Subject, load_density, read_cohort
 from scripts.errors import CohortError
@@ -111,8 +112,9 @@ class AveragingAtlas:
                 path = staging / f"atlas_{name}.nii.gz"
                 write_map(path, crop.paste(maps[name], grid.shape), grid)
                 hashes[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
-            about = json.dumps(self._description(hashes), indent=1) + "\n"
-            (staging / "atlas.json").write_text(about, encoding="utf-8")
+            about = self._description(hashes)
+            describe_atlas(staging, about)
+            (staging / "atlas.json").write_text(json.dumps(about, indent=1) + "\n", "utf-8")
         logger.info(
             "%s atlas of %d subjects published in %s",
             self.kind,

@@ -164,6 +164,13 @@ class AtlasCarrier:
             weights, template = about["weights"], int(about["template"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CohortError(f"{report}: can't tell which atlas its field leads to") from error
+        chosen = (self.atlas.about.get("covariates") or {}).get("at")
+        if chosen is not None:
+            raise CohortError(
+                f"{report.parent}: its field leads to the template of the cohort's mean, and the "
+                f"atlas in {self.atlas.folder} is that at {chosen}; carry the mean's, or give "
+                "atlas_to_patient#transforms"
+            )
         if weights != self.atlas.about.get("weights"):
             raise CohortError(
                 f"{report.parent}: was registered to another model than that of the atlas in "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,13 @@ import torch
 from monai.transforms import Compose
 
 from scripts.atlas.publishing import AtlasPublisher, weights_identity
-from scripts.cohort import Cohort, NewSubjects, read_cohort, read_new_subjects
+from scripts.cohort import (
+    Cohort,
+    NewSubjects,
+    parse_values,
+    read_cohort,
+    read_new_subjects,
+)
 from scripts.data import density_dataset, density_transforms
 from scripts.engines.exporting import NetworkVelocities, in_box
 from scripts.engines.handlers.loss_history import LossHistory
@@ -25,7 +31,7 @@ from scripts.errors import CohortError, ConfigurationError
 from scripts.lock import lock_folders
 from scripts.losses.atlas_loss import AtlasLoss
 from scripts.networks.atlas_network import AtlasNetwork
-from scripts.networks.building import published_geometry, published_network
+from scripts.networks.building import published_coding, published_geometry, published_network
 from scripts.networks.checkpoint import load_checkpoint
 from scripts.networks.precision import open_device
 from scripts.processes import barrier, from_first, is_first, share, stop_together, world_size
@@ -44,6 +50,7 @@ __all__ = [
     "open_published_cohort",
     "published_history",
     "published_velocities",
+    "reserved",
     "subject_transforms",
     "train_dataset",
 ]
@@ -52,7 +59,7 @@ logger = logging.getLogger(__name__)
 
 
 @contextmanager
-def _reserved(folders: Sequence[str | Path]) -> Iterator[list[object]]:
+def reserved(folders: Sequence[str | Path]) -> Iterator[list[object]]:
     """Folders that this run alone writes to, for as long as what the block lists is in use.
 
     Raises:
@@ -79,6 +86,7 @@ def open_cohort(
     dataset_dir: str | Path,
     settings: LearnedAtlasConfig,
     written: Sequence[str | Path] = (),
+    data: Sequence[Mapping[str, Any]] | None = None,
 ) -> Cohort:
     """Read and check the cohort, after what can be known beforehand of the run's end.
 
@@ -86,6 +94,8 @@ def open_cohort(
         dataset_dir: the dataset folder.
         settings: of the run.
         written: output_dir and ckpt_dir; they are locked while the result is in use.
+        data: a data list as MONAI's tools give it, a mapping a map with its path as ``image``, in
+            place of the folder; what else it holds (a ``label``) isn't read.
 
     Raises:
         ConfigurationError: if the machine lacks the device, or a batch has fewer subjects than
@@ -97,8 +107,9 @@ def open_cohort(
     _check_processes(settings)
 
     def read() -> Cohort:
-        with _reserved(written) as users:
-            cohort = read_cohort(dataset_dir, settings)
+        with reserved(written) as users:
+            files = None if data is None else _listed_maps(data)
+            cohort = read_cohort(dataset_dir, settings, files=files)
             _warn_of_scale(cohort, settings)
             if len(written) == 2:
                 _check_space(cohort, settings, *map(Path, written))
@@ -125,6 +136,18 @@ def _check_processes(settings: LearnedAtlasConfig) -> None:
     except ConfigurationError as failure:
         error = failure
     stop_together(error)
+
+
+def _listed_maps(data: Sequence[Mapping[str, Any]]) -> list[Path]:
+    """Paths of a data list's images."""
+    images = [item.get("image") for item in data]
+    wrong = [image for image in images if not isinstance(image, str | Path)]
+    if wrong:
+        raise CohortError(
+            f"train#dataset#data names {wrong[0]!r} as an image; each entry must have the path of "
+            "one density map as 'image'"
+        )
+    return [Path(str(image)) for image in images]
 
 
 def _check_space(
@@ -178,18 +201,28 @@ def cohort_transforms(cohort: Cohort, settings: LearnedAtlasConfig, log: bool = 
 
 
 def train_dataset(
-    data: Sequence[dict[str, Any]],
+    data: Sequence[Mapping[str, Any]] | None,
     transform: Compose,
     settings: LearnedAtlasConfig,
     cache_dir: str | Path,
+    cohort: Cohort | None = None,
 ) -> Any:
     """The training dataset, cached as the settings say.
 
     In memory each process keeps the whole cohort, since a batch may bring it any subject. On disk
     the processes share one cache, which they fill together before any of them reads from it.
+
+    Args:
+        data: a mapping a subject.
+        transform: see `cohort_transforms`.
+        settings: of the run.
+        cache_dir: for a cache on disk.
+        cohort: what `open_cohort` made of ``data``, or found itself: its own list, which knows
+            each map's divisor and channel as well, takes the place of ``data``.
     """
+    listed = data if cohort is None else cohort.datalist()
     dataset = density_dataset(
-        data,
+        listed or [],
         transform,
         cache=settings.cohort.cache,
         cache_dir=cache_dir,
@@ -223,8 +256,9 @@ def cohort_refinement(
     loss: AtlasLoss,
     folder: str | Path,
     settings: LearnedAtlasConfig,
+    cohort: Cohort | None = None,
 ) -> CohortRefinement:
-    """The refinement that the settings ask for."""
+    """The refinement that the settings ask for; covariates, where asked for, come by ``cohort``."""
     return CohortRefinement(
         network,
         dataset,
@@ -236,6 +270,8 @@ def cohort_refinement(
         dtype=settings.dtype,
         device=torch.device(settings.device),
         mixture_sharpness=settings.model.mixture_sharpness,
+        design=None if cohort is None else cohort.design(),
+        window=settings.loss.window,
     )
 
 
@@ -248,8 +284,20 @@ def cohort_publisher(
     model_file: str | Path | None = None,
     history: Any = None,
     state: Any = None,
+    at: str | Mapping[str, Any] | None = None,
 ) -> AtlasPublisher:
-    """Publishes the cohort's atlas from LINEAR densities, read again one subject at a time."""
+    """Publishes the cohort's atlas from LINEAR densities, read again one subject at a time.
+
+    ``at`` asks for a conditional template at chosen covariates, see `parse_values`; it goes to a
+    folder of its own.
+
+    Raises:
+        ConfigurationError: ``at`` can't be understood.
+    """
+    coding = published_coding(network)
+    values = parse_values(at, coding)
+    for sentence in coding.beyond(values) if coding is not None and values is not None else ():
+        logger.warning("%s", sentence)
     dataset: Any = density_dataset(
         cohort.datalist(), cohort_transforms(cohort, settings, log=False), cache="none"
     )
@@ -266,6 +314,8 @@ def cohort_publisher(
         device=torch.device(settings.device),
         bar=progress_bar,
         loss=velocities.loss,
+        coding=coding,
+        at=values or None,
     )
 
 
@@ -291,7 +341,7 @@ def open_network(
         CheckpointError: see `published_network`.
     """
     open_device(settings.device)
-    with _reserved(written) as users:
+    with reserved(written) as users:
         network = published_network(path)
         users.append(network)
     return network
@@ -305,7 +355,7 @@ def open_published_cohort(
     Raises:
         CohortError: see `read_cohort`; or the cohort isn't on the model's grid.
     """
-    cohort = read_cohort(dataset_dir, settings)
+    cohort = read_cohort(dataset_dir, settings, coding=published_coding(network))
     grid, crop = published_geometry(network)
     difference = cohort.grid.same_as(grid)
     if difference is not None:
@@ -328,10 +378,11 @@ def published_velocities(
     loss: AtlasLoss,
     state: RunState,
     settings: LearnedAtlasConfig,
+    cohort: Cohort | None = None,
 ) -> CohortRefinement | NetworkVelocities:
     """The training's own velocities where they still lie, else what the network finds now."""
     if state.belongs_to(weights_identity(network)):
-        stored = cohort_refinement(network, dataset, loss, state.refinement, settings)
+        stored = cohort_refinement(network, dataset, loss, state.refinement, settings, cohort)
         stored.run()  # all its rounds are done: it only reads them
         return stored
     logger.warning(
@@ -350,6 +401,7 @@ def published_velocities(
         dtype=settings.dtype,
         device=torch.device(settings.device),
         mixture_sharpness=settings.model.mixture_sharpness,
+        design=None if cohort is None else cohort.design(),
     )
 
 
@@ -367,6 +419,8 @@ def open_new_subjects(
     settings: LearnedAtlasConfig,
     dataset_dir: str | Path,
     maps: str | Path | Sequence[str | Path] | None = None,
+    written: Sequence[str | Path] = (),
+    at: str | Mapping[str, Any] | None = None,
 ) -> NewSubjects:
     """Subjects to register, checked against the atlas's grid.
 
@@ -375,14 +429,24 @@ def open_new_subjects(
         settings: of the model and the job.
         dataset_dir: a folder in a cohort's layout.
         maps: a map, or a list of them, in place of the folder.
+        written: folders that the run will write to; they are locked while the result is in use.
+        at: covariates of all of them, see `parse_values`; None: looked up in the table.
 
     Raises:
+        StorageError: see `open_network`.
         CohortError: see `read_new_subjects`.
+        ConfigurationError: ``at`` can't be understood.
     """
     if maps is not None and not maps:
         raise CohortError("input names no map; give it a .nii.gz file or a list of them")
     grid, crop = published_geometry(network)
-    return read_new_subjects(dataset_dir if maps is None else maps, settings, grid, crop)
+    coding = published_coding(network)
+    values = parse_values(at, coding)
+    source = dataset_dir if maps is None else maps
+    with reserved(written) as users:
+        found = read_new_subjects(source, settings, grid, crop, coding, values)
+        users.append(found)
+    return found
 
 
 def subject_transforms(network: AtlasNetwork, settings: LearnedAtlasConfig) -> Compose:

@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from scripts.atlas.registration import estimate_velocity
@@ -35,6 +36,7 @@ class NetworkVelocities:
         dtype: of the convolutions.
         device: where it runs.
         mixture_sharpness: of the soft assignment with K > 1.
+        design: coded covariates ``(N, p)`` of a conditional template.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class NetworkVelocities:
         dtype: str = "float32",
         device: torch.device | str = "cpu",
         mixture_sharpness: float = 50.0,
+        design: np.ndarray | None = None,
     ) -> None:
         self.network = network
         self.dataset = dataset
@@ -56,6 +59,7 @@ class NetworkVelocities:
         self.dtype = dtype
         self.device = torch.device(device)
         self.mixture_sharpness = mixture_sharpness
+        self.design = None if design is None else torch.as_tensor(design).to(self.device)
 
     def image(self, index: int) -> torch.Tensor:
         """A subject's log density, ``(1, C, *shape)``, on the device."""
@@ -66,6 +70,7 @@ class NetworkVelocities:
         return estimate_velocity(
             self.network, self.image(index), self.dtype, template,
             self.loss, self.iterations, self.lr,
+            None if self.design is None else self.design[index : index + 1],
         )  # fmt: skip
 
     @cached_property

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import logging
+import math
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
+from scripts.atlas.covariate_regression import CovariateRegression, shrunken
 from scripts.atlas.jacobian import jacobian_determinant
 from scripts.atlas.refinement import refine_velocity
 from scripts.atlas.registration import estimate_velocity
@@ -39,6 +42,12 @@ class CohortRefinement:
     spaces, sum_i J_i d_i(phi_i(x)) / sum_i J_i, with phi_i from template to subject and J_i its
     Jacobian determinant (Ma et al., NeuroImage 2008).
 
+    With covariates the template is a function of them (see `AtlasNetwork`) and a round fits all of
+    it: the velocities' regression on the covariates gives its deformation, and the least-squares
+    fit of the densities gives an image a covariate beside the template. Both are shrunken where
+    they don't stand out from chance (`shrunken`). Without covariates, the columns are the
+    constant alone, and the regression is the mean.
+
     With no rounds the network's velocities stand, exactly centred, and the learned template is
     moved along with the centring.
 
@@ -59,6 +68,8 @@ class CohortRefinement:
         dtype: of the convolutions.
         device: where it runs.
         mixture_sharpness: of the soft assignment with K > 1.
+        design: coded covariates ``(N, p)`` of a conditional template, of mean 0.
+        window: side, in voxels, of the windows in which slopes are shrunken.
     """
 
     def __init__(
@@ -73,6 +84,8 @@ class CohortRefinement:
         dtype: str = "float32",
         device: torch.device | str = "cpu",
         mixture_sharpness: float = 50.0,
+        design: np.ndarray | None = None,
+        window: int = 7,
     ) -> None:
         self.network = bare(network)
         self.dataset = dataset
@@ -84,6 +97,8 @@ class CohortRefinement:
         self.dtype = dtype
         self.device = torch.device(device)
         self.mixture_sharpness = mixture_sharpness
+        self.design = None if design is None else torch.as_tensor(design).to(self.device)
+        self.window = window
         self.round = 0
         self.history: list[float] = []
         self.offset = torch.zeros_like(self.network.mean_velocity)
@@ -113,7 +128,14 @@ class CohortRefinement:
         """Final velocity of a subject to a template: refined if it was, else the network's."""
         if self.round and template == self._home(index):
             return self._stored(self.round - 1, index) - self.offset[template]
-        return estimate_velocity(self.network, self.image(index), self.dtype, template)
+        return estimate_velocity(
+            self.network, self.image(index), self.dtype, template,
+            covariates=self.covariates(index),
+        )  # fmt: skip
+
+    def covariates(self, index: int) -> torch.Tensor | None:
+        """A subject's coded covariates ``(1, p)``; None for an unconditional template."""
+        return None if self.design is None else self.design[index : index + 1]
 
     # -- pieces ----------------------------------------------------------------------------
 
@@ -130,6 +152,8 @@ class CohortRefinement:
         add_up(total)
         self.history.append(float(total) / len(self.dataset))
         self.offset = self._mean(self.round)
+        if self.design is not None:
+            self._update_velocity_slopes(self.round)
         self._update_template(self.round)
         if self.round + 1 == self.rounds:
             self._recentre_network()
@@ -192,7 +216,7 @@ class CohortRefinement:
         with torch.enable_grad():
             found, loss = refine_velocity(
                 self.network, self.loss, self.image(index), start,
-                self.iterations, self.lr, home,
+                self.iterations, self.lr, home, self.covariates(index),
             )  # fmt: skip
         found = unfolded_velocity(self.network, found)
         with write_whole(path) as staged:
@@ -210,9 +234,33 @@ class CohortRefinement:
         add_up(total, count)
         return total / count.clamp_min(1).to(total).view(-1, *([1] * (total.dim() - 1)))
 
+    def _update_velocity_slopes(self, number: int) -> None:
+        """The conditional template's deformation: velocities regressed on covariates."""
+        network = self.network
+        shape = network.velocity_slopes.shape[1:]
+        fit = CovariateRegression(
+            network.covariates, shape[0], math.prod(shape[1:]), device=self.device
+        )
+        for index in share(len(self.dataset)):
+            velocity = self._stored(number, index) - self.offset
+            fit.add(velocity[0].flatten(1), self._design[index])
+        fit.join()
+        slopes, variance = fit.solve()
+        window = 2 * (self.window // 2 // network.field_resolution) + 1
+        found = shrunken(slopes.reshape(-1, *shape), variance.reshape(-1, *shape[1:]), window)
+        network.velocity_slopes.copy_(found)
+
+    @property
+    def _design(self) -> torch.Tensor:
+        assert self.design is not None
+        return self.design
+
     def _update_template(self, number: int) -> None:
         """Least-squares template in linear density; a template without subjects stays."""
         network = self.network
+        if self.design is not None:
+            self._update_conditional_template(number)
+            return
         total = torch.zeros_like(network.template)
         weight = total.new_zeros((network.n_templates, 1, *network.shape))
         for index in share(len(self.dataset)):
@@ -230,6 +278,32 @@ class CohortRefinement:
                 network.template[k] = log_density_of(density, network.log_offset)
         network.project_template()
 
+    def _update_conditional_template(self, number: int) -> None:
+        """Least-squares template and density slopes; what is outside the support is 0."""
+        network = self.network
+        inside = network.support[0].bool().any(0)
+        fit = CovariateRegression(
+            network.covariates, network.channels, int(inside.sum()), True, self.device
+        )
+        for index in share(len(self.dataset)):
+            velocity = self._stored(number, index) - self.offset
+            _, inverse = network.displacements(velocity)
+            size = jacobian_determinant(inverse[0]).clamp_min(0)
+            density = warp(density_of(self.image(index), network.log_offset), inverse)[0]
+            fit.add(density[:, inside], self._design[index], size[inside])
+        fit.join()
+        slopes, variance = fit.solve()
+        shape = network.density_slopes.shape
+        full = slopes.new_zeros(shape)
+        spread = slopes.new_zeros((shape[0], *shape[2:]))
+        full[:, :, inside], spread[:, inside] = slopes, variance
+        found = shrunken(full, spread, self.window) * network.support
+        density = found.new_zeros(shape[1:])
+        density[:, inside] = fit.intercept(found[:, :, inside]).clamp_min(0)
+        network.template[0] = log_density_of(density, network.log_offset)
+        network.density_slopes.copy_(found)
+        network.project_template()
+
     def _recentre_network(self) -> None:
         """Let the network alone give, on average over the cohort, the refined velocity."""
         network = self.network
@@ -237,7 +311,9 @@ class CohortRefinement:
         count = torch.zeros(network.n_templates)
         for index in share(len(self.dataset)):
             home = self._home(index)
-            found = estimate_velocity(network, self.image(index), self.dtype, home)
+            found = estimate_velocity(
+                network, self.image(index), self.dtype, home, covariates=self.covariates(index)
+            )
             refined = self._stored(self.round, index) - self.offset[home]
             shift[home] += (found - refined)[0]
             count[home] += 1

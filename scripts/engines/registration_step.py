@@ -46,7 +46,8 @@ class RegistrationStep:
 
         Args:
             engine: brings network and inferer.
-            batch: ``image (B, C, *shape)`` log densities and ``subject`` names.
+            batch: ``image (B, C, *shape)`` log densities and ``subject`` names; for a conditional
+                template ``covariates (B, p)``, coded.
 
         Returns:
             ``pred (B, C, *shape)`` the template's density in the subject's space, ``velocity
@@ -59,8 +60,11 @@ class RegistrationStep:
         image = batch["image"].to(device, non_blocking=engine.non_blocking)
         # The metadata stay with what is inverted later; the network computes without them.
         plain = convert_to_tensor(image, track_meta=False)
+        covariates = batch.get("covariates")
+        if covariates is not None:
+            covariates = torch.as_tensor(covariates).to(device)
         with autocast(plain.device, self.dtype):
-            velocity, template = engine.inferer(plain, network.match)
+            velocity, template = engine.inferer(plain, network.match, covariates)
         engine.state.output = {"image": image, "subject": batch["subject"]}
         engine.fire_event(IterationEvents.FORWARD_COMPLETED)
         if self.iterations:
@@ -69,11 +73,12 @@ class RegistrationStep:
                     polished_velocity(
                         network, self.loss, plain[b : b + 1], velocity[b : b + 1],
                         self.iterations, self.lr, int(template[b]),
+                        None if covariates is None else covariates[b : b + 1],
                     )
                     for b in range(len(plain))
                 ]
             )  # fmt: skip
-        pred = network.predict(velocity, template)
+        pred = network.predict(velocity, template, covariates)
         if pred.is_cuda:
             torch.cuda.synchronize(pred.device)
         seconds = (time.perf_counter() - started) / len(plain)
@@ -83,5 +88,7 @@ class RegistrationStep:
             template=template,
             seconds=torch.full((len(plain),), seconds),
         )
+        if covariates is not None:
+            engine.state.output["covariates"] = covariates
         engine.fire_event(IterationEvents.MODEL_COMPLETED)
         return engine.state.output

@@ -6,15 +6,14 @@ import json
 import logging
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from scripts.cohort import Cohort
 from scripts.errors import CheckpointError
 from scripts.processes import from_first
-from scripts.settings import LearnedAtlasConfig
+from scripts.sections import Section
 from scripts.storage import write_whole
 
-__all__ = ["RunState"]
+__all__ = ["Identified", "RunState"]
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +27,15 @@ _FREE = {
 }  # fmt: skip
 
 
-def _binding(settings: LearnedAtlasConfig) -> dict[str, Any]:
+class Identified(Protocol):
+    """What a run learns from: a cohort, or anything else with a digest of its content."""
+
+    def identity(self) -> str:
+        """Equal for equal content."""
+        ...
+
+
+def _binding(settings: Section) -> dict[str, Any]:
     """The settings that an unfinished run can't go on without."""
     return {path: value for path, value in settings.by_path().items() if path not in _FREE}
 
@@ -54,12 +61,13 @@ class RunState:
     def __init__(
         self,
         folder: str | Path,
-        settings: LearnedAtlasConfig,
-        cohort: Cohort,
+        settings: Section,
+        cohort: Identified,
         resume: bool = True,
         read_only: bool = False,
     ) -> None:
         self.folder = Path(folder)
+        self.block = settings.key_path
         self.signature = {
             "format": FORMAT,
             "cohort": cohort.identity(),
@@ -126,7 +134,7 @@ class RunState:
     def _compare(self, there: dict[str, Any]) -> None:
         advice = (
             f"an unfinished run lies in {self.folder}; finish it with its own settings and "
-            "dataset, or throw it away with --learned_atlas#resume false"
+            f"dataset, or throw it away with --{self.block}#resume false"
         )
         if there.get("format") != FORMAT:
             raise CheckpointError(
@@ -138,7 +146,7 @@ class RunState:
         ours: dict[str, Any] = json.loads(json.dumps(self.signature["settings"]))
         theirs: dict[str, Any] = there["settings"]
         changed = [
-            f"learned_atlas.{key} was {theirs.get(key)!r}, now {ours.get(key)!r}"
+            f"{self.block}.{key} was {theirs.get(key)!r}, now {ours.get(key)!r}"
             for key in sorted(ours.keys() | theirs.keys())
             if ours.get(key) != theirs.get(key)
         ]

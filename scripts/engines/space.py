@@ -38,12 +38,15 @@ def checkpoint_bytes(cohort: Cohort, settings: LearnedAtlasConfig) -> dict[str, 
         reduced box; ``checkpoints``: the weights W once in model.pt and in refinement/state.pt,
         three times in training.pt (with Adam's two moments), and the largest of them once more
         while it is written; ``cache`` = N C B with ``cache: disk``. W = K C B template + C B
-        support + K d R mean velocity + the convolutions.
+        support + K d R mean velocity + p (C B + d R) slopes on p columns of covariates + the
+        convolutions.
     """
     model, n, d = settings.model, len(cohort.subjects), len(cohort.crop.shape)
     box = math.prod(cohort.crop.shape)
     reduced = math.prod(math.ceil(size / model.field_resolution) for size in cohort.crop.shape)
     weights = (model.n_templates + 1) * model.channels * box + model.n_templates * d * reduced
+    columns = 0 if cohort.coding is None else len(cohort.coding.columns)
+    weights += columns * (model.channels * box + d * reduced)
     # A convolution sees at most the features below it and those that skip to it.
     below, widest = 2 * model.channels, max((*model.enc_features, 2 * model.channels))
     for features in (*model.enc_features, *model.dec_features, d):

@@ -4,6 +4,7 @@ from scripts.networks.atlas_network import AtlasNetwork, density_of, log_density
 from scripts.networks.building import (
     build_network,
     initial_templates,
+    published_coding,
     published_geometry,
     published_network,
     published_settings,
@@ -26,6 +27,7 @@ __all__ = [
     "invert_displacement",
     "log_density_of",
     "open_device",
+    "published_coding",
     "published_geometry",
     "published_network",
     "published_settings",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,7 +16,9 @@ from scripts.networks.smoothing import GaussianSmoothing
 from scripts.networks.unet import RegistrationUNet
 from scripts.networks.warp import warp
 
-__all__ = ["AtlasNetwork", "density_of", "log_density_of"]
+__all__ = ["AtlasNetwork", "density_of", "description_in", "log_density_of"]
+
+logger = logging.getLogger(__name__)
 
 
 def log_density_of(density: torch.Tensor, log_offset: float) -> torch.Tensor:
@@ -28,6 +31,13 @@ def density_of(log_density: torch.Tensor, log_offset: float) -> torch.Tensor:
     return torch.expm1(log_density) * log_offset
 
 
+def description_in(state_dict: Mapping[str, Any]) -> dict[str, Any]:
+    """What a network's weights say of themselves; nothing if they aren't of an `AtlasNetwork`."""
+    if "described" not in state_dict:
+        return {}
+    return json.loads(bytes(state_dict["described"].cpu().numpy()).decode())
+
+
 class AtlasNetwork(nn.Module):
     """K learnable templates and the network that registers them to a subject.
 
@@ -36,6 +46,12 @@ class AtlasNetwork(nn.Module):
     cohort's mean velocity: the template stays in the cohort's middle. Its flow maps subject
     points to template points (the forward field: it warps the template to the subject); the flow
     of -v is the inverse.
+
+    A conditional template depends on p coded covariates c of a person, all 0 at the cohort's mean:
+    T(c) = max(0, T + sum_j c_j S_j) o exp(sum_j c_j w_j), with S_j an image (linear density) and
+    w_j a velocity. Velocities of subjects lead to T's own space, exp(v) = exp(sum_j c_j w_j) o
+    exp(residual) to first order, so that all fields end in one space whatever the covariates.
+    Wherever ``covariates`` is left out, the template is that of the cohort's mean, T.
 
     Dalca et al., Learning conditional deformable templates, NeurIPS 2019.
 
@@ -50,6 +66,7 @@ class AtlasNetwork(nn.Module):
         checkpointing: recompute activations in the backward pass.
         description: what else a reader of the checkpoint must know (grid, crop box,
             normalisation...), JSON-able; travels in the state dict as the buffer `described`.
+        covariates: p, columns that the template depends on; 0: an unconditional template.
     """
 
     template: torch.Tensor
@@ -58,6 +75,8 @@ class AtlasNetwork(nn.Module):
     mixture: torch.Tensor
     input_scale: torch.Tensor
     described: torch.Tensor
+    density_slopes: torch.Tensor
+    velocity_slopes: torch.Tensor
 
     def __init__(
         self,
@@ -70,6 +89,7 @@ class AtlasNetwork(nn.Module):
         velocity_smoothing: float = 3.0,
         checkpointing: bool = False,
         description: Mapping[str, Any] | None = None,
+        covariates: int = 0,
     ) -> None:
         super().__init__()
         # A MetaTensor parameter can't be loaded with weights_only=True: plain tensors only.
@@ -90,6 +110,14 @@ class AtlasNetwork(nn.Module):
         self.register_buffer("input_scale", start.amax().clamp_min(1e-6).reciprocal())
         text = json.dumps(dict(description or {}), sort_keys=True).encode()
         self.register_buffer("described", torch.frombuffer(bytearray(text), dtype=torch.uint8))
+        self.covariates = covariates
+        if covariates:
+            if self.n_templates > 1:
+                raise ValueError("a mixture of templates can't depend on covariates")
+            self.register_buffer("density_slopes", torch.zeros(covariates, *start.shape[1:]))
+            self.register_buffer(
+                "velocity_slopes", torch.zeros(covariates, self.spatial_dims, *self.reduced)
+            )
         self.unet = RegistrationUNet(
             self.spatial_dims,
             2 * self.channels,
@@ -106,11 +134,68 @@ class AtlasNetwork(nn.Module):
     @property
     def description(self) -> dict[str, Any]:
         """What the checkpoint says of itself."""
-        return json.loads(bytes(self.described.cpu().numpy()).decode())
+        return description_in({"described": self.described})
 
-    def template_density(self) -> torch.Tensor:
-        """The templates in linear density, ``(K, C, *shape)``."""
-        return density_of(self.template.detach(), self.log_offset)
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """Load weights; of another cohort's atlas, those that any cohort can start from.
+
+        Fine-tuning tools load a published model into the network of a new cohort. Template, box
+        and description are then the new cohort's own; the U-Net, which works on any grid, and the
+        scale that it saw its input in are taken over, if it is built alike. From a model of the
+        same cohort all is taken but what it says of its own run.
+        """
+        theirs, own = description_in(state_dict), self.description
+        if "cohort" in theirs and "cohort" in own:
+            same = theirs["cohort"] == own["cohort"] and all(
+                state_dict[name].shape == getattr(self, name).shape
+                for name in ("template", "mean_velocity")
+            )
+            taken = state_dict if same else self._start_from(state_dict)
+            state_dict = {**taken, "described": self.described}
+        return super().load_state_dict(state_dict, strict=strict, assign=assign)
+
+    def _start_from(self, state_dict: Mapping[str, Any]) -> dict[str, Any]:
+        """These weights, with the U-Net of another cohort's model where that fits."""
+        own = self.state_dict()
+        unet = {name: value for name, value in own.items() if name.startswith("unet.")}
+        alike = all(
+            name in state_dict and state_dict[name].shape == value.shape
+            for name, value in unet.items()
+        )
+        if not alike:
+            logger.warning(
+                "the given model's U-Net is built otherwise than this one: nothing of it is used"
+            )
+            return own
+        logger.info("training starts from the U-Net of another cohort's model")
+        return {**own, **{name: state_dict[name] for name in (*unet, "input_scale")}}
+
+    def template_density(self, covariates: torch.Tensor | None = None) -> torch.Tensor:
+        """The templates in linear density.
+
+        Args:
+            covariates: coded, ``(B, p)``.
+
+        Returns:
+            ``(K, C, *shape)``; with covariates ``(B, C, *shape)``.
+        """
+        if covariates is None:
+            return density_of(self.template.detach(), self.log_offset)
+        move = self.displacement(self.covariate_velocity(covariates))
+        with torch.autocast(move.device.type, enabled=False):
+            return warp(self.undeformed_density(covariates), move)
+
+    def undeformed_density(self, covariates: torch.Tensor) -> torch.Tensor:
+        """The conditional template's density before it is deformed, ``(B, C, *shape)``."""
+        density = density_of(self.template.detach(), self.log_offset)
+        change = torch.einsum("bp,p...->b...", covariates, self.density_slopes)
+        return (density + change).clamp_min(0)
+
+    def covariate_velocity(self, covariates: torch.Tensor) -> torch.Tensor:
+        """What of a velocity is owed to covariates ``(B, p)``: ``(B, d, *reduced)``."""
+        return torch.einsum("bp,p...->b...", covariates, self.velocity_slopes)
 
     def set_support(self, support: torch.Tensor) -> None:
         """Fix where the template may be above zero (bool, broadcast to ``(1, C, *shape)``)."""
@@ -122,7 +207,9 @@ class AtlasNetwork(nn.Module):
         """Back to the feasible set after a gradient step: not negative, 0 off the support."""
         self.template.clamp_(min=0).mul_(self.support)
 
-    def velocity(self, image: torch.Tensor, template: int = 0) -> torch.Tensor:
+    def velocity(
+        self, image: torch.Tensor, template: int = 0, covariates: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Stationary velocity of template k to each image, centred in evaluation.
 
         Training sees the field uncentred: subtracting a running mean there would hide its drift
@@ -131,17 +218,23 @@ class AtlasNetwork(nn.Module):
         Args:
             image: ``(B, C, *shape)`` log density.
             template: which of the K templates.
+            covariates: coded, ``(B, p)``: the network then sees the template that they make.
 
         Returns:
             ``(B, d, *reduced)`` in voxels of the full grid, float32.
         """
         fixed = self.template[template].expand(image.shape[0], *image.shape[1:])
+        if covariates is not None:
+            fixed = log_density_of(self.template_density(covariates), self.log_offset)
         pair = torch.cat([fixed, image], dim=1) * self.input_scale
         if self.spatial_dims == 3:
             pair = pair.contiguous(memory_format=torch.channels_last_3d)
         field = self.unet(pair)
         velocity = self.smoothing(field.float().contiguous())
-        return velocity if self.training else velocity - self.mean_velocity[template]
+        if self.training:
+            return velocity
+        velocity = velocity - self.mean_velocity[template]
+        return velocity if covariates is None else velocity + self.covariate_velocity(covariates)
 
     def displacement(self, velocity: torch.Tensor) -> torch.Tensor:
         """Forward displacement ``(B, d, *shape)`` of a velocity."""
@@ -153,9 +246,16 @@ class AtlasNetwork(nn.Module):
         with torch.autocast(velocity.device.type, enabled=False):
             return self.integration.both(velocity, self.shape)
 
-    def warped_template(self, displacement: torch.Tensor, template: int = 0) -> torch.Tensor:
+    def warped_template(
+        self,
+        displacement: torch.Tensor,
+        template: int = 0,
+        covariates: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """Template k (log density) in the subject's space, ``(B, C, *shape)``."""
         moving = self.template[template].expand(displacement.shape[0], -1, *self.shape)
+        if covariates is not None:
+            moving = log_density_of(self.undeformed_density(covariates), self.log_offset)
         with torch.autocast(displacement.device.type, enabled=False):
             return warp(moving, displacement)
 
@@ -172,19 +272,22 @@ class AtlasNetwork(nn.Module):
             warped.append(self.warped_template(self.displacement(velocity), k))
         return {"velocity": torch.stack(velocities, 1), "warped": torch.stack(warped, 1)}
 
-    def match(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def match(
+        self, image: torch.Tensor, covariates: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Each image registered to the template that comes to look most like it.
 
         Likeness is the cosine of log densities.
 
         Args:
             image: ``(B, C, *shape)`` log density.
+            covariates: coded, ``(B, p)``.
 
         Returns:
             velocity ``(B, d, *reduced)``, and which of the templates it is to ``(B,)`` int64.
         """
         which = torch.zeros(len(image), dtype=torch.long, device=image.device)
-        best = self.velocity(image, 0)
+        best = self.velocity(image, 0, covariates)
         if self.n_templates > 1:
             score = self._likeness(image, best, which)
             for k in range(1, self.n_templates):
@@ -195,15 +298,23 @@ class AtlasNetwork(nn.Module):
                 best = torch.where(better.view(-1, *[1] * (best.dim() - 1)), velocity, best)
         return best, which
 
-    def predict(self, velocity: torch.Tensor, template: torch.Tensor) -> torch.Tensor:
+    def predict(
+        self,
+        velocity: torch.Tensor,
+        template: torch.Tensor,
+        covariates: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """Templates in the subjects' space in linear density, ``(B, C, *shape)``.
 
         Args:
             velocity: ``(B, d, *reduced)``.
             template: which of the templates, ``(B,)`` int64.
+            covariates: coded, ``(B, p)``.
         """
         density = self.template_density()
-        if self.n_templates == 1:
+        if covariates is not None:
+            moving = self.undeformed_density(covariates)
+        elif self.n_templates == 1:
             moving = density.expand(len(velocity), *density.shape[1:])
         else:
             moving = density[template]
@@ -216,14 +327,17 @@ class AtlasNetwork(nn.Module):
         predicted = log_density_of(self.predict(velocity, template), self.log_offset)
         return torch.nn.functional.cosine_similarity(predicted.flatten(1), image.flatten(1), dim=1)
 
-    def forward(self, image: torch.Tensor) -> torch.Tensor | dict[str, torch.Tensor]:
+    def forward(
+        self, image: torch.Tensor, covariates: torch.Tensor | None = None
+    ) -> torch.Tensor | dict[str, torch.Tensor]:
         """Train: what `register_to` gives. Eval: the template's density in the subject's space.
 
         With several templates, evaluation gives the one that looks most like the image.
 
         Args:
             image: ``(B, C, *shape)`` log density on the template's grid.
+            covariates: coded, ``(B, p)``, of a conditional template; only read in evaluation.
         """
         if self.training:
             return self.register_to(image)
-        return self.predict(*self.match(image))
+        return self.predict(*self.match(image, covariates), covariates)

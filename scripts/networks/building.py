@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +13,17 @@ import torch
 import torch.nn.functional as F
 from scipy.cluster.vq import kmeans2
 
-from scripts.cohort import Cohort, CropBox, Grid
+from scripts.cohort import Cohort, CovariateCoding, CropBox, Grid
 from scripts.errors import CheckpointError
-from scripts.networks.atlas_network import AtlasNetwork
+from scripts.networks.atlas_network import AtlasNetwork, description_in
 from scripts.networks.checkpoint import load_checkpoint
 from scripts.settings import LearnedAtlasConfig
 
 __all__ = [
+    "PublishedNetwork",
     "build_network",
     "initial_templates",
+    "published_coding",
     "published_geometry",
     "published_network",
     "published_settings",
@@ -128,6 +130,8 @@ def build_network(
         # Which of several devices it was is no part of a model, and differs between processes.
         "settings": {**settings.as_dict(), "device": torch.device(settings.device).type},
     }
+    if cohort.coding is not None:
+        description["covariates"] = cohort.coding.as_list()
     network = _network(template, description)
     present = torch.from_numpy(cohort.mean_density > 0).float()[None]
     pool = F.max_pool3d if network.spatial_dims == 3 else F.max_pool2d
@@ -135,9 +139,34 @@ def build_network(
     return network
 
 
-def _network(template: np.ndarray | torch.Tensor, description: dict[str, Any]) -> AtlasNetwork:
+class PublishedNetwork(AtlasNetwork):
+    """The network of a published model, which becomes another one that is loaded into it.
+
+    Servers keep a network and load ``model.pt`` again when it was trained anew: template, box and
+    what it says of itself then change together with the weights.
+    """
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """Become the model of these weights."""
+        description = description_in(state_dict)
+        if description and description != self.description:
+            other = _network(state_dict["template"].cpu(), description, PublishedNetwork)
+            other.train(self.training).to(self.template.device)
+            self.__dict__ = other.__dict__
+        # Not `AtlasNetwork`'s: what doesn't fit its own description is damaged, not another cohort.
+        return torch.nn.Module.load_state_dict(self, state_dict, strict=strict, assign=assign)
+
+
+def _network(
+    template: np.ndarray | torch.Tensor,
+    description: dict[str, Any],
+    kind: type[AtlasNetwork] = AtlasNetwork,
+) -> AtlasNetwork:
     model = description["settings"]["model"]
-    return AtlasNetwork(
+    coding = _coding(description)
+    return kind(
         template,
         log_offset=description["settings"]["loss"]["log_offset"],
         enc_features=model["enc_features"],
@@ -147,7 +176,18 @@ def _network(template: np.ndarray | torch.Tensor, description: dict[str, Any]) -
         velocity_smoothing=model["velocity_smoothing"],
         checkpointing=model["checkpointing"],
         description=description,
+        covariates=0 if coding is None else len(coding.columns),
     )
+
+
+def _coding(description: dict[str, Any]) -> CovariateCoding | None:
+    said = description.get("covariates")
+    return None if said is None else CovariateCoding.from_list(said)
+
+
+def published_coding(network: AtlasNetwork) -> CovariateCoding | None:
+    """How the covariates of a conditional template are coded; None for an unconditional one."""
+    return _coding(network.description)
 
 
 def published_network(path: str | Path) -> AtlasNetwork:
@@ -168,7 +208,7 @@ def published_network(path: str | Path) -> AtlasNetwork:
             raise CheckpointError(
                 f"{path}: written in format {description['format']!r}, this version reads {FORMAT}"
             )
-        network = _network(state["template"], description)
+        network = _network(state["template"], description, PublishedNetwork)
         network.load_state_dict(state)
     except (KeyError, ValueError, TypeError, RuntimeError, AttributeError) as error:
         reason = str(error).split("\n")[0]

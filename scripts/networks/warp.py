@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from monai.networks.blocks import Warp as MonaiWarp
 
-__all__ = ["Warp", "sampling_grid", "warp"]
+__all__ = ["Warp", "sample", "sampling_grid", "warp"]
 
 # Each of MONAI's Warps warns that it samples with PyTorch; ours never do otherwise.
 warnings.filterwarnings("ignore", message="monai.networks.blocks.Warp: Using PyTorch native")
@@ -67,10 +67,6 @@ def warp(
 ) -> torch.Tensor:
     """``out(x) = image(x + u(x))``, the same numbers as MONAI's ``Warp``.
 
-    ``grid_sample`` on a 3-D volume is parallel over the batch alone, so that one volume would
-    run on one core. The points are therefore laid out as several batch entries that all look at
-    the same image.
-
     Args:
         image: ``(B, C, *shape)``.
         displacement: ``(B, d, *shape)`` in voxels, channel i along axis i, float32 or float64
@@ -78,8 +74,33 @@ def warp(
         mode: ``bilinear`` (linear in any dimension) or ``nearest``.
         padding_mode: what lies outside: ``zeros`` or ``border``.
     """
-    grid = sampling_grid(displacement)
-    batch, shape = image.shape[0], image.shape[2:]
+    return sample(image, sampling_grid(displacement), mode, padding_mode)
+
+
+def sample(
+    image: torch.Tensor,
+    grid: torch.Tensor,
+    mode: str = "bilinear",
+    padding_mode: str = "zeros",
+    align_corners: bool = True,
+) -> torch.Tensor:
+    """PyTorch's ``grid_sample``, spread over the cores where it would leave them idle.
+
+    ``grid_sample`` on a 3-D volume is parallel over the batch alone, so that one volume would
+    run on one core. The points are therefore laid out as several batch entries that all look at
+    the same image.
+
+    Args:
+        image: ``(B, C, *source)``.
+        grid: ``(B, *shape, d)`` in ``grid_sample``'s coordinates.
+        mode: ``bilinear`` (linear in any dimension) or ``nearest``.
+        padding_mode: what lies outside: ``zeros`` or ``border``.
+        align_corners: whether -1 and 1 are the outermost voxels' centres or their outer faces.
+
+    Returns:
+        ``(B, C, *shape)``.
+    """
+    batch, channels, shape = image.shape[0], image.shape[1], grid.shape[1:-1]
     slabs = torch.get_num_threads() if image.device.type == "cpu" else 1
     if batch == 1 and slabs > 1 and len(shape) == 3:
         points = grid.reshape(-1, len(shape))
@@ -92,11 +113,13 @@ def warp(
             points,
             mode=mode,
             padding_mode=padding_mode,
-            align_corners=True,
+            align_corners=align_corners,
         )
-        flat = sampled.reshape(slabs, image.shape[1], -1).movedim(1, 0).reshape(image.shape[1], -1)
-        return flat[:, : flat.shape[1] - spare].reshape(image.shape)
-    return F.grid_sample(image, grid, mode=mode, padding_mode=padding_mode, align_corners=True)
+        flat = sampled.reshape(slabs, channels, -1).movedim(1, 0).reshape(channels, -1)
+        return flat[:, : flat.shape[1] - spare].reshape(1, channels, *shape)
+    return F.grid_sample(
+        image, grid, mode=mode, padding_mode=padding_mode, align_corners=align_corners
+    )
 
 
 class Warp(MonaiWarp):

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scripts.errors import StorageError
+from scripts.phantom.ageing import AGES, Ageing, People, composed
 from scripts.phantom.anatomy import ANATOMIES, Bundle, FloatArray
 from scripts.phantom.deformation import ControlGrid
 from scripts.phantom.streamlines import VERTEX_STEP, count_streamlines, deform, draw_streamlines
@@ -49,6 +50,10 @@ class DemoCohort:
         streamlines: streamlines drawn per bundle of share 1.
         anatomies: 1, or 2 for a mixture: every second subject has the second anatomy. (All
             training subjects together are centred then, not each kind for itself.)
+        age_effect: 0 leaves age out. Above, subjects have an age and a sex, which
+            ``participants.tsv`` tells; their anatomy moves with age by that many mm a standard
+            deviation where it moves most, and a bundle loses streamlines (see `Ageing`). Sex does
+            nothing. The other differences of the training subjects are made independent of age.
     """
 
     subjects: int = 12
@@ -58,6 +63,7 @@ class DemoCohort:
     spacing: float | None = None
     streamlines: int = 120
     anatomies: int = 1
+    age_effect: float = 0.0
 
     def __post_init__(self) -> None:
         if self.subjects < 1 or self.held_out < 0:
@@ -75,6 +81,12 @@ class DemoCohort:
             raise ValueError(f"streamlines must be at least 1, got {self.streamlines}")
         if not 1 <= self.anatomies <= len(ANATOMIES):
             raise ValueError(f"anatomies must be 1 to {len(ANATOMIES)}, got {self.anatomies}")
+        if not 0 <= self.age_effect <= Ageing.LARGEST:
+            raise ValueError(
+                f"age_effect must be 0 to {Ageing.LARGEST:g} mm, got {self.age_effect}"
+            )
+        if self.age_effect and (self.subjects < 3 or self.anatomies > 1):
+            raise ValueError("an age_effect needs at least 3 subjects and one anatomy")
 
     @property
     def voxel(self) -> float:
@@ -99,6 +111,11 @@ class DemoCohort:
         present = ANATOMIES[: self.anatomies]
         return list(dict.fromkeys(bundle.name for anatomy in present for bundle in anatomy))
 
+    @property
+    def people(self) -> People:
+        """Ages and sexes of all subjects, the training subjects first."""
+        return People.drawn(self.subjects, self.held_out, self.generator(3, 0))
+
     def generator(self, purpose: int, index: int) -> np.random.Generator:
         """An independent stream of random numbers for one purpose and one subject."""
         return np.random.default_rng([self.seed, purpose, index])
@@ -115,6 +132,11 @@ class DemoCohort:
             # Held-out subjects aren't centred: they're shrunk to the variance that centring leaves.
             field[: self.subjects] -= field[: self.subjects].mean(0)
             field[self.subjects :] *= np.sqrt(1 - 1 / self.subjects)
+        if self.age_effect:
+            # What age does by chance in a small cohort would be part of its truth otherwise.
+            z = self.people.z[: self.subjects]
+            slope = np.tensordot(z, field[: self.subjects], axes=1) / (z @ z)
+            field[: self.subjects] -= z[:, None, None, None, None] * slope
         inside = control.sample(support.astype(np.float32)) > 0.25
         rms = np.sqrt((field[: self.subjects] ** 2).sum(1)[:, inside].mean())
         return field * RMS_DISPLACEMENT / rms / control.spacing.reshape(3, 1, 1, 1)
@@ -125,6 +147,7 @@ class DemoCohort:
         rng: np.random.Generator,
         displacement: NDArray[np.float32] | None = None,
         factor: int = 1,
+        z: float = 0.0,
     ) -> tuple[NDArray[np.float32], int]:
         """Streamlines per voxel and bundle (bundles, X, Y, Z), and how many were drawn."""
         world_to_voxel = np.linalg.inv(self.affine)
@@ -132,7 +155,8 @@ class DemoCohort:
         total = 0
         for bundle in anatomy:
             spread = 1.0 if displacement is None else rng.uniform(0.85, 1.15)
-            count = max(1, round(self.streamlines * bundle.share * spread))
+            share = bundle.share * (Ageing.share(bundle.name, z) if self.age_effect else 1)
+            count = max(1, round(self.streamlines * share * spread))
             for _ in range(factor):
                 points = draw_streamlines(bundle, count, VERTEX_STEP * self.voxel, rng)
                 points = points @ world_to_voxel[:3, :3].T + world_to_voxel[:3, 3]
@@ -154,12 +178,20 @@ class DemoCohort:
 
         control = ControlGrid(self.shape, self.voxel)
         velocities = self.velocities(support)
+        ageing = Ageing(control, self.affine, self.age_effect) if self.age_effect else None
+        people = self.people
         waytotals = {}
         for index, name in enumerate(self.names):
             to_subject = control.expand(control.integrate(velocities[index]))
             to_template = control.expand(control.integrate(-velocities[index]))
             anatomy = ANATOMIES[index % self.anatomies]
-            maps, total = self.counts(anatomy, self.generator(2, index), to_subject)
+            z = 0.0
+            if ageing is not None:
+                z = float(people.z[index])
+                to_aged, to_young = ageing.displacements(z)
+                to_subject = composed(to_aged, to_subject)
+                to_template = composed(to_template, to_young)
+            maps, total = self.counts(anatomy, self.generator(2, index), to_subject, z=z)
             waytotals[name] = total
 
             held_out = index >= self.subjects
@@ -171,6 +203,17 @@ class DemoCohort:
             self._save(to_subject, own / "template_to_subject.nii.gz")
             self._save(to_template, own / "subject_to_template.nii.gz")
 
+        if ageing is not None:
+            mine, others = self.names[: self.subjects], self.names[self.subjects :]
+            people.write(folder / "participants.tsv", mine)
+            if others:
+                people.write(truth / HELD_OUT / "participants.tsv", others, self.subjects)
+            for z in AGES:
+                to_aged, _ = ageing.displacements(z)
+                maps, total = self.counts(
+                    ANATOMIES[0], self.generator(1, 0), to_aged, CENTRAL_FACTOR, z
+                )
+                self._save(maps.sum(0) / total, truth / f"central_age_{z:+g}.nii.gz")
         record = {
             "seed": self.seed,
             "shape": self.shape,
@@ -182,6 +225,7 @@ class DemoCohort:
             "anatomy": {name: i % self.anatomies for i, name in enumerate(self.names)},
             "streamlines": self.streamlines,
             "waytotal": waytotals,
+            **({"age": people.as_dict(self.age_effect)} if ageing is not None else {}),
             "versions": {package: version(package) for package in ("numpy", "scipy", "nibabel")},
         }
         (truth / "truth.json").write_text(json.dumps(record, indent=2) + "\n")
@@ -206,6 +250,7 @@ def write_demo_cohort(
     spacing: float | None = None,
     streamlines: int = 120,
     anatomies: int = 1,
+    age_effect: float = 0.0,
 ) -> str:
     """Write a demo cohort as a new dataset folder in the probtrackx2 layout.
 
@@ -219,7 +264,9 @@ def write_demo_cohort(
         ValueError: an argument is out of range.
     """
     x, y, z = shape  # a config may bring a list
-    cohort = DemoCohort(subjects, held_out, seed, (x, y, z), spacing, streamlines, anatomies)
+    cohort = DemoCohort(
+        subjects, held_out, seed, (x, y, z), spacing, streamlines, anatomies, age_effect
+    )
     target = Path(folder)
     if _holds_something(target):
         raise StorageError(f"{target}: not empty, so no demo cohort is written there")
@@ -239,18 +286,19 @@ def write_demo_cohort(
     return str(folder)
 
 
-def ensure_demo_cohort(folder: str | Path, **options: Any) -> str:
+def ensure_demo_cohort(folder: str | Path, needed: bool = True, **options: Any) -> str:
     """Make the demo cohort unless the folder already holds something.
 
     Args:
         folder: dataset folder.
+        needed: False makes nothing, for a run that has its subjects from elsewhere.
         options: passed to :func:`write_demo_cohort` if the cohort is made.
 
     Returns:
         The folder, so that a config can use the call as its ``dataset_dir``.
     """
     target = Path(folder)
-    if _holds_something(target):
+    if not needed or _holds_something(target):
         return str(folder)
     logger.info("making the demo cohort in %s", target)
     try:

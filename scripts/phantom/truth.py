@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
 from scripts.errors import CohortError
+from scripts.phantom.ageing import AGES
 from scripts.phantom.demo import HELD_OUT, TRUTH
 
 Volume = NDArray[np.float32]
@@ -55,6 +57,8 @@ class Truth:
         training: training subjects.
         held_out: subjects kept from training.
         record: ``truth.json``.
+        aged: central density (X, Y, Z) by age in standard deviations from the training subjects'
+            mean; empty where age does nothing.
     """
 
     affine: NDArray[np.float64]
@@ -63,7 +67,13 @@ class Truth:
     central_bundles: Volume
     training: tuple[SubjectTruth, ...]
     held_out: tuple[SubjectTruth, ...]
-    record: dict[str, object]
+    record: dict[str, Any]
+    aged: dict[float, Volume] = field(default_factory=dict)
+
+    def age(self, z: float) -> float:
+        """The age in years that lies z standard deviations from the training subjects' mean."""
+        about = self.record["age"]
+        return float(about["mean"] + z * about["std"])
 
 
 def load_truth(folder: str | Path) -> Truth:
@@ -107,6 +117,10 @@ def load_truth(folder: str | Path) -> Truth:
         training=tuple(subject(name, False) for name in record["training"]),
         held_out=tuple(subject(name, True) for name in record["held_out"]),
         record=record,
+        aged={
+            z: _read(truth / f"central_age_{z:+g}.nii.gz")
+            for z in (AGES if "age" in record else ())
+        },
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from scripts.networks import AtlasNetwork, build_network, published_network, war
 from scripts.settings import LearnedAtlasConfig
 
 MAPS = ["mean", "std", "std_error", "cov", "prob_threshold"]
-BESIDE = {"atlas.json", "jacobian.json", "quality.html"}
+BESIDE = {"atlas.json", "dataset_description.json", "jacobian.json", "quality.html"}
 
 
 class Chosen:
@@ -113,12 +113,18 @@ def content(folder: Path) -> dict[str, bytes]:
     }
 
 
+def with_sidecars(images: Iterable[str]) -> set[str]:
+    """Names of images and of the JSON files beside them."""
+    names = set(images)
+    return names | {name.removesuffix(".nii.gz") + ".json" for name in names}
+
+
 def test_everything_that_was_promised_is_there(bench: Callable[..., Bench]) -> None:
     made = bench()
     assert made.publisher.publish() == made.atlas
     fields = [name for s in made.cohort.subjects for name in field_names(s.name)]
-    expected = {f"atlas_{name}.nii.gz" for name in MAPS} | BESIDE
-    assert set(content(made.atlas)) == expected | {f"fields/{name}" for name in fields}
+    images = [f"atlas_{name}.nii.gz" for name in MAPS] + [f"fields/{name}" for name in fields]
+    assert set(content(made.atlas)) == with_sidecars(images) | BESIDE
     assert (made.folder / "models" / "model.pt").exists()
     leftovers = [p.name for p in (made.folder / "output").iterdir()]
     assert leftovers == ["learned_atlas"]
@@ -262,7 +268,7 @@ def test_only_what_was_asked_for_is_emitted_and_nothing_earlier_stays(
     made = bench(emit_baseline_maps=["std", "mean"], save_fields=False)
     made.publisher.publish()
     assert set(content(made.atlas)) == {
-        "atlas_mean.nii.gz", "atlas_std.nii.gz", *BESIDE,
+        *with_sidecars(["atlas_mean.nii.gz", "atlas_std.nii.gz"]), *BESIDE,
     }  # fmt: skip
 
 
@@ -289,7 +295,7 @@ def test_a_mixture_has_a_folder_a_template_with_each_subject_at_its_share(
     names = [f"atlas_{name}.nii.gz" for name in MAPS]
     for k in (1, 2):
         folder = made.atlas / f"template-{k}"
-        assert sorted(p.name for p in folder.iterdir()) == sorted(names)
+        assert {p.name for p in folder.iterdir()} == with_sidecars(names)
     assert not (made.atlas / "atlas_mean.nii.gz").exists()
     shares = np.array([[1.0, 0.75, 0, 0], [0, 0.25, 0.996, 1.0]])  # below 1 % isn't seen
     x = np.stack(made.densities)[:, 0].astype(np.float64)
@@ -300,7 +306,9 @@ def test_a_mixture_has_a_folder_a_template_with_each_subject_at_its_share(
         np.testing.assert_allclose(found, std, atol=1e-6)
     said = json.loads((made.atlas / "atlas.json").read_text())
     assert said["mixture"]["sub-2"] == pytest.approx([0.75, 0.25])
-    assert len(list((made.atlas / "fields").iterdir())) == 8  # to each subject's own template
+    assert (
+        len(list((made.atlas / "fields").glob("*.nii.gz"))) == 8
+    )  # to each subject's own template
 
 
 def test_a_template_of_no_subject_is_not_published(bench: Callable[..., Bench]) -> None:
@@ -314,7 +322,7 @@ def test_planes_work_as_volumes_do(bench: Callable[..., Bench]) -> None:
     made = bench(made_of={"shape": (14, 12)})
     made.publisher.publish()
     assert made.read("atlas_mean.nii.gz").shape == (14, 12)
-    field = next((made.atlas / "fields").iterdir())
+    field = next((made.atlas / "fields").glob("*.nii.gz"))
     assert nib.load(field).shape == (14, 12, 1, 1, 3)  # type: ignore[attr-defined]
 
 

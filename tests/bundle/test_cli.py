@@ -432,3 +432,17 @@ def test_demo_makes_a_cohort_in_the_folder(tmp_path, monkeypatch, capsys):
     assert cli.main(["demo", "--folder", str(tmp_path / "demo")]) == 0
     assert made == [tmp_path / "demo"]
     assert capsys.readouterr().out == f"{tmp_path / 'demo'}\n"
+
+
+def test_demo_with_an_age_effect_makes_a_new_cohort_or_says_why_not(tmp_path, monkeypatch, capsys):
+    made = []
+    monkeypatch.setattr(
+        "scripts.phantom.write_demo_cohort", lambda folder, **options: made.append(options)
+    )
+    words = ["demo", "--folder", str(tmp_path / "demo"), "--subjects", "7"]
+    assert cli.main([*words, "--age_effect", "4"]) == 0
+    assert made == [{"subjects": 7, "shape": (64, 72, 64), "age_effect": 4.0}]
+    monkeypatch.undo()
+    assert cli.main([*words, "--age_effect", "40"]) == 2
+    assert "age_effect must be 0 to 8 mm, got 40.0" in capsys.readouterr().err
+    assert not (tmp_path / "demo").exists()

@@ -13,7 +13,7 @@ from bundle import workshop
 from bundle.workshop import CHECKS, REQUIREMENTS, TORCH, Environment, SetupError, run_checks
 
 ROOT = Path(workshop.__file__).resolve().parent.parent
-PIN = re.compile(r"[A-Za-z0-9_.-]+==[A-Za-z0-9_.]+")
+PIN = re.compile(r"[A-Za-z0-9_.-]+==[A-Za-z0-9_.]+(; .+)?")  # a marker may follow
 
 
 class RecordingEnvironment(Environment):

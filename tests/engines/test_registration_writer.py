@@ -37,6 +37,7 @@ def write(make_network, make_cohort, make_settings, tmp_path):
             for subject, velocity in zip(subjects.subjects, velocities, strict=True)
         ]
         writer(SimpleNamespace(state=SimpleNamespace(output=output)))
+        writer.behind.finish()
         return writer, folder
 
     return run
@@ -54,7 +55,7 @@ def noise(make_network):
 def test_a_fold_stops_its_own_subject_alone(write, noise):
     still = torch.zeros(1)
     writer, folder = write([still, noise, still])
-    assert sorted(path.name for path in folder.iterdir()) == ["sub-1", "sub-3"]
+    assert sorted(path.name for path in folder.glob("sub-*")) == ["sub-1", "sub-3"]
     with pytest.raises(FoldingError, match=r"1 of 3 subjects: sub-2 \(its field folds"):
         writer.finish(SimpleNamespace())
 
@@ -84,6 +85,7 @@ def test_a_new_registration_takes_the_place_of_the_earlier_one_and_a_failed_one_
     assert sorted(path.name for path in (folder / "sub-1").iterdir()) == [
         "atlas_in_patient_space",
         "registration.json",
+        "sub-1_space-template_density.json",
         "sub-1_space-template_density.nii.gz",
     ]
     report = json.loads((folder / "sub-1" / "registration.json").read_text())

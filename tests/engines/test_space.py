@@ -103,7 +103,7 @@ def test_a_run_is_refused_before_it_begins_and_leaves_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     cohort, settings = make_cohort(), make_settings()
-    monkeypatch.setattr(components, "read_cohort", lambda *_: cohort)
+    monkeypatch.setattr(components, "read_cohort", lambda *_, **_more: cohort)
     written = (tmp_path / "out", tmp_path / "models")
     disk(4_000_000)
     with pytest.raises(StorageError, match=r"up to \d\.\d MB are needed \(fields 0\.1 MB \+ maps"):

@@ -43,7 +43,9 @@ def averaged(demo_cohort, run_bundle, tmp_path_factory) -> Path:
 
 def test_the_maps_are_those_of_numpy(averaged, demo_cohort):
     found = {path.name for path in averaged.iterdir()}
-    assert found == {*(f"atlas_{name}.nii.gz" for name in NAMES), "atlas.json"}
+    images = {f"atlas_{name}.nii.gz" for name in NAMES}
+    sidecars = {f"atlas_{name}.json" for name in NAMES}
+    assert found == {*images, *sidecars, "atlas.json", "dataset_description.json"}
     x = densities(demo_cohort)
     mean, std = x.mean(axis=0), x.std(axis=0)
     firm = mean > 0.01 * mean.max()
@@ -122,7 +124,8 @@ def test_the_verb_publishes_the_maps_asked_for_over_an_earlier_atlas(demo_cohort
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     assert {path.name for path in earlier.iterdir()} == {
-        *("atlas_mean.nii.gz", "atlas_std.nii.gz", "atlas.json")
+        *("atlas_mean.nii.gz", "atlas_std.nii.gz", "atlas_mean.json", "atlas_std.json"),
+        *("atlas.json", "dataset_description.json"),
     }
 
 

@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from monai.bundle import ConfigWorkflow
 
-from bundle.packing import NAME, completed_metadata
+from bundle.packing import NAME, completed_metadata, trained_config
 from scripts.networks import AtlasNetwork, published_geometry, published_network
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -77,7 +78,7 @@ def test_it_holds_the_bundle_and_nothing_else(unpacked, trained):
         if path.is_file() and "__pycache__" not in path.parts
     }
     assert files == {*ours, "LICENSE", "models/model.pt"}
-    for name in files - {"configs/metadata.json", "models/model.pt"}:
+    for name in files - {"configs/metadata.json", "configs/train.yaml", "models/model.pt"}:
         assert (unpacked / name).read_bytes() == (ROOT / name).read_bytes()
     model = trained.ckpt_dir / "model.pt"
     assert (unpacked / "models/model.pt").read_bytes() == model.read_bytes()
@@ -141,6 +142,24 @@ def test_monai_verifies_the_network(unpacked):
         "--_meta_#network_data_format#outputs#pred#num_channels", 2, cwd=unpacked,
     )  # fmt: skip
     assert wrong.returncode != 0
+
+
+def test_it_trains_as_its_model_was_trained(unpacked):
+    """Annotation tools pass on no settings."""
+    packed, ours = (
+        yaml.safe_load((root / "configs/train.yaml").read_text()) for root in (unpacked, ROOT)
+    )
+    block, own = packed.pop("learned_atlas"), ours.pop("learned_atlas")
+    assert packed == ours
+    assert block.pop("device") == own["device"]
+    trained = published_network(unpacked / "models/model.pt").description["settings"]
+    assert {**block, "device": trained["device"]} == trained
+    assert block["model"]["enc_features"] == [8, 8, 8] != own["model"]["enc_features"]
+
+
+def test_a_configuration_without_settings_is_not_completed():
+    with pytest.raises(ValueError, match="no block learned_atlas"):
+        trained_config("device: cpu\n", {})
 
 
 def test_monai_finds_every_property_of_inference(unpacked, trained):

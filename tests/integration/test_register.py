@@ -52,13 +52,17 @@ def published(folder: Path) -> set[str]:
     return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
 
 
-def expected_files(name: str) -> set[str]:
+def images(name: str) -> set[str]:
     return {
         *field_names(name),
         f"{name}_space-template_density.nii.gz",
         "atlas_in_patient_space/atlas_mean.nii.gz",
-        "registration.json",
     }
+
+
+def expected_files(name: str) -> set[str]:
+    sidecars = {image.removesuffix(".nii.gz") + ".json" for image in images(name)}
+    return images(name) | sidecars | {"registration.json"}
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +82,9 @@ def registered(trained, run_bundle, tmp_path_factory) -> Path:
 
 def test_the_subject_gets_its_folder(registered):
     assert published(registered) == expected_files("sub-06")
-    assert [path.name for path in registered.parent.iterdir()] == ["sub-06"]
+    assert sorted(path.name for path in registered.parent.iterdir()) == [
+        "dataset_description.json", "sub-06",
+    ]  # fmt: skip
 
 
 def test_fields_reproduce_the_warped_maps_outside_the_bundle(trained, registered):
@@ -94,7 +100,7 @@ def test_fields_reproduce_the_warped_maps_outside_the_bundle(trained, registered
 
 def test_maps_lie_on_the_grid(trained, registered):
     grid = nib.load(trained.held_out / "sub-06" / RUN / "fdt_paths.nii.gz")
-    for name in expected_files("sub-06") - {"registration.json"}:
+    for name in images("sub-06"):
         image = nib.load(registered / name)
         assert image.shape[:3] == grid.shape
         assert np.allclose(image.affine, grid.affine)
@@ -134,7 +140,8 @@ def test_several_files_by_name(trained, run_bundle, tmp_path):
     )
     assert result.returncode == 0, result.stderr
     for name in ("sub-02", "sub-04"):
-        wanted = expected_files(name) - set(field_names(name))
+        fields = {one.removesuffix(".nii.gz") for one in field_names(name)}
+        wanted = {one for one in expected_files(name) if one.split(".")[0] not in fields}
         assert published(tmp_path / "registered" / name) == wanted
 
 
@@ -209,7 +216,7 @@ def test_a_fold_is_an_error_unless_it_is_to_be_looked_at(
     words += ["--learned_atlas#verify_jacobian=false", f"--output_dir={lax}"]
     result = run_bundle("registering", "inference", *words)
     assert result.returncode == 0, result.stderr
-    assert sorted(path.name for path in (lax / "registered").iterdir()) == list(names)
+    assert sorted(path.name for path in (lax / "registered").glob("sub-*")) == list(names)
     report = json.loads((lax / "registered" / "sub-03" / "registration.json").read_text())
     assert all(field["corner_share_folded"] > 0 for field in report["jacobian"].values())
 
@@ -228,7 +235,8 @@ def test_a_subject_that_cant_be_used_doesnt_stop_the_others(trained, run_bundle,
     )
     refused(result, 3, "sub-07", "waytotal: is zero", "--learned_atlas#cohort#exclude")
     assert published(output / "registered") == {
-        f"sub-06/{name}" for name in expected_files("sub-06")
+        "dataset_description.json",
+        *(f"sub-06/{name}" for name in expected_files("sub-06")),
     }
 
 

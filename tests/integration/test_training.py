@@ -152,8 +152,9 @@ def warped(trained) -> list[np.ndarray]:
 def test_published_files_are_complete(trained):
     maps = {f"atlas_{name}.nii.gz" for name in BASELINE_MAPS}
     fields = {f"fields/{name}" for subject in SUBJECTS for name in field_names(subject)}
-    pages = {"atlas.json", "jacobian.json", "quality.html"}
-    assert set(unpacked(trained.atlas)) == maps | fields | pages
+    pages = {"atlas.json", "dataset_description.json", "jacobian.json", "quality.html"}
+    sidecars = {name.removesuffix(".nii.gz") + ".json" for name in maps | fields}
+    assert set(unpacked(trained.atlas)) == maps | fields | sidecars | pages
     assert_complete(trained.atlas, (32, 36, 32), SUBJECTS)
     # Nothing is left of the staging folder.
     assert [path.name for path in trained.output_dir.iterdir() if path.name[0] == "."] == []

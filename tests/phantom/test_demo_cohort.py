@@ -16,6 +16,7 @@ import pytest
 import scripts.phantom.demo as demo
 from scripts.errors import CohortError, StorageError
 from scripts.phantom import ensure_demo_cohort, load_truth, write_demo_cohort
+from scripts.phantom.ageing import Ageing, composed
 from scripts.phantom.deformation import ControlGrid
 from scripts.phantom.demo import RUN, DemoCohort
 
@@ -165,6 +166,8 @@ def test_the_record_names_what_was_made(truth):
     [
         ({"subjects": 0}, "subjects >= 1"),
         ({"held_out": -1}, "held_out >= 0"),
+        ({"age_effect": 9.0}, "age_effect must be 0 to 8"),
+        ({"age_effect": 3.0, "subjects": 2}, "at least 3 subjects"),
         ({"shape": (8, 36, 32)}, "at least 16 voxels"),
         ({"spacing": 0.0}, "spacing must be > 0"),
         ({"spacing": float("nan")}, "spacing must be > 0"),
@@ -264,3 +267,48 @@ def test_the_generator_needs_no_torch():
     root = Path(demo.__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", code], cwd=root, env=os.environ, check=False)
     assert done.returncode == 0
+
+
+@pytest.fixture(scope="module")
+def ageing(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ageing") / "demo"
+    options = {**SMALL, "subjects": 6, "held_out": 2, "shape": (24, 27, 24)}
+    write_demo_cohort(folder, age_effect=5.0, **options)
+    return folder
+
+
+def test_people_have_ages_in_a_table_beside_them(ageing):
+    lines = (ageing / "participants.tsv").read_text().splitlines()
+    assert lines[0] == "participant_id\tage\tsex"
+    assert [line.split("\t")[0] for line in lines[1:]] == [f"sub-0{i}" for i in range(1, 7)]
+    others = (ageing / ".truth" / "held_out" / "participants.tsv").read_text().splitlines()
+    assert [line.split("\t")[0] for line in others[1:]] == ["sub-07", "sub-08"]
+    record = load_truth(ageing).record["age"]
+    years = [float(line.split("\t")[1]) for line in [*lines[1:], *others[1:]]]
+    assert years == record["years"]
+    assert record["mean"] == pytest.approx(np.mean(years[:6]))
+
+
+def test_true_anatomy_at_an_age_lies_where_age_moved_it(ageing):
+    """Away from the centre with age, by the effect where it is largest; one bundle thins."""
+    cohort = DemoCohort(subjects=6, held_out=2, shape=(24, 27, 24), streamlines=30, age_effect=5.0)
+    ageing_of = Ageing(ControlGrid(cohort.shape, cohort.voxel), cohort.affine, 5.0)
+    there, back = ageing_of.displacements(1.0)
+    length = np.sqrt((there**2).sum(0)) * cohort.voxel
+    assert 4 < length.max() < 6
+    assert np.abs(composed(there, back))[:, 4:-4, 4:-4, 4:-4].max() * cohort.voxel < 0.8
+    truth = load_truth(ageing)
+    assert sorted(truth.aged) == [-1.5, -0.75, 0.75, 1.5]
+    voxels = np.argwhere(truth.central[0] >= 0)
+    world = voxels @ cohort.affine[:3, :3].T + cohort.affine[:3, 3]
+    away = np.linalg.norm(world - Ageing.CENTRE, axis=1)
+    near = away < 45
+    mean = [(m.ravel() * away)[near].sum() / m.ravel()[near].sum() for m in truth.aged.values()]
+    assert mean == sorted(mean)
+    assert Ageing.share(Ageing.THINNED, 1.0) == pytest.approx(0.7)
+    assert Ageing.share("arcuate_l", 1.0) == 1
+
+
+def test_without_an_age_effect_nobody_has_an_age(folder):
+    assert not list(folder.rglob("participants.tsv"))
+    assert not load_truth(folder).aged

@@ -8,15 +8,14 @@ import torch
 from ignite.engine import Engine, Events
 from monai.engines.utils import IterationEvents
 
-from scripts.engines.training_step import bare
 from scripts.errors import TrainingError
 from scripts.processes import everyones, is_first, stop_together
 
 __all__ = ["NonFiniteGuard"]
 
 _ADVICE = (
-    "the last checkpoint is kept; lower learned_atlas#optimizer#lr or the loss weights, or use "
-    "dtype float32, and start afresh with --learned_atlas#resume false"
+    "the last checkpoint is kept; lower {block}#optimizer#lr or the loss weights, or use "
+    "dtype float32, and start afresh with --{block}#resume false"
 )
 
 
@@ -27,7 +26,13 @@ class NonFiniteGuard:
     loss may still have a gradient that isn't: an epoch's network is looked at before it is saved.
     So the last checkpoint is a good one; it stays as it is. To be listed before the checkpoint.
     Over several processes one's fault stops all, and the first of them tells.
+
+    Args:
+        block: of the settings, for the advice.
     """
+
+    def __init__(self, block: str = "learned_atlas") -> None:
+        self.advice = _ADVICE.format(block=block)
 
     def attach(self, engine: Engine) -> None:
         """Look at each loss as soon as it is known, at the network after each epoch."""
@@ -54,7 +59,7 @@ class NonFiniteGuard:
         error = TrainingError(
             f"loss is not finite in epoch {engine.state.epoch}, iteration "
             f"{engine.state.iteration}, subjects {', '.join(subjects)} ({terms}); "
-            f"{_ADVICE}"
+            f"{self.advice}"
         )
         stop_together(error if is_first() else None)
 
@@ -65,12 +70,13 @@ class NonFiniteGuard:
             TrainingError: naming epoch, iteration, subjects and a parameter at fault.
         """
         error = None
-        for name, parameter in bare(engine.network).named_parameters():
+        network = getattr(engine.network, "module", engine.network)
+        for name, parameter in network.named_parameters():
             if not bool(torch.isfinite(parameter).all()):
                 subjects = ", ".join(one["subject"] for one in engine.state.output)
                 error = TrainingError(
                     f"parameter {name} is not finite after epoch {engine.state.epoch}, iteration "
-                    f"{engine.state.iteration}, subjects {subjects}; {_ADVICE}"
+                    f"{engine.state.iteration}, subjects {subjects}; {self.advice}"
                 )
                 break
         stop_together(error)

@@ -16,6 +16,7 @@ from scripts.atlas.fields import field_names, write_field
 from scripts.atlas.maps import write_map
 from scripts.atlas.publishing import weights_identity
 from scripts.atlas.registration import Registration, fields_of
+from scripts.atlas.sidecars import dataset_description, describe_registration, write_json
 from scripts.cohort import NewSubjects
 from scripts.engines.training_step import bare
 from scripts.errors import CohortError, FoldingError
@@ -24,7 +25,8 @@ from scripts.metrics import dice, log_density_correlation
 from scripts.networks.atlas_network import density_of
 from scripts.networks.building import published_geometry
 from scripts.settings import LearnedAtlasConfig
-from scripts.storage import publish_folder
+from scripts.storage import publish_folder, write_whole
+from scripts.write_behind import WriteBehind
 
 __all__ = ["RegistrationWriter"]
 
@@ -63,6 +65,7 @@ class RegistrationWriter:
         self.grid, self.crop = published_geometry(self.network)
         self.weights = weights_identity(self.network)
         self.failed: list[str] = []
+        self.behind = WriteBehind()
 
     def attach(self, engine: Engine) -> None:
         """Write after each iteration, and tell at the end what couldn't be."""
@@ -70,13 +73,18 @@ class RegistrationWriter:
         engine.add_event_handler(Events.COMPLETED, self.finish)
 
     def finish(self, engine: Engine) -> None:
-        """Sum up.
+        """Wait for the last files, then sum up.
 
         Raises:
+            StorageError: a subject's folder can't be written.
             FoldingError: a field folds, or isn't finite; naming every such subject.
             CohortError: a subject was left out because its maps can't be used.
         """
+        self.behind.finish()
         done = len(self.subjects) - len(self.failed)
+        if done:
+            with write_whole(self.folder / "dataset_description.json") as path:
+                write_json(path, dataset_description("Subjects registered to a learned atlas"))
         logger.info("%d of %d subjects registered, in %s", done, len(self.subjects), self.folder)
         if self.failed:
             raise FoldingError(
@@ -115,15 +123,28 @@ class RegistrationWriter:
         self.crop.crop(density)[...] = inside
         atlas = convert_to_tensor(item["density"], track_meta=False).cpu().numpy()
         report = self._report(item, image, inside[0].cpu().numpy(), atlas, found)
+        moved = found.subject_in_template(density)[0].cpu().numpy()
+        fields = [u[0].cpu().numpy() for u in (found.to_template, found.to_subject)]
+        self.behind.write(self._publish, name, fields, moved, atlas, report)
+
+    def _publish(
+        self,
+        name: str,
+        fields: list[np.ndarray],
+        moved: np.ndarray,
+        atlas: np.ndarray,
+        report: dict[str, Any],
+    ) -> None:
+        """Write one subject's folder, beside the next one's registration."""
         with publish_folder(self.folder / name) as staging:
             if self.settings.save_fields:
-                to_template, to_subject = field_names(name)
-                write_field(staging / to_template, found.to_template[0].cpu().numpy(), self.grid)
-                write_field(staging / to_subject, found.to_subject[0].cpu().numpy(), self.grid)
-            moved = found.subject_in_template(density)[0].cpu().numpy()
+                for file, field in zip(field_names(name), fields, strict=True):
+                    write_field(staging / file, field, self.grid)
             write_map(staging / f"{name}_space-template_density.nii.gz", moved, self.grid)
             (staging / "atlas_in_patient_space").mkdir()
             write_map(staging / "atlas_in_patient_space/atlas_mean.nii.gz", atlas, self.grid)
+            paths = [one.path for one in self.subjects[name].maps]
+            describe_registration(staging, name, paths, self.settings.cohort.normalisation)
             (staging / "registration.json").write_text(json.dumps(report, indent=1) + "\n")
         correlation = report["log_density_correlation"]
         logger.info(
@@ -132,7 +153,7 @@ class RegistrationWriter:
             name,
             correlation["before"],
             correlation["after"],
-            min(s["corner_min"] for s in found.jacobian.values()),
+            min(s["corner_min"] for s in report["jacobian"].values()),
             report["seconds"],
         )
 
@@ -154,8 +175,14 @@ class RegistrationWriter:
         """``registration.json``: how well the atlas fits, and what the fit was made of."""
         k = int(item["template"])
         velocity = item["velocity"][None]
+        covariates = item["covariates"][None] if "covariates" in item else None
         here = self.crop.crop(atlas)
-        before = self.network.template_density()[k].cpu().numpy()
+        if covariates is None:
+            before = self.network.template_density()[k].cpu().numpy()
+            start = torch.zeros_like(velocity)
+        else:
+            before = self.network.template_density(covariates)[0].cpu().numpy()
+            start = self.network.covariate_velocity(covariates)
         presence, offset = self.settings.presence_value, self.network.log_offset
         own = subject > 0
         return {
@@ -165,6 +192,7 @@ class RegistrationWriter:
                  "sha256": one.sha256}
                 for one in self.subjects[item["subject"]].maps
             ],
+            **self._covariates(item["subject"]),
             "normalisation": self.settings.cohort.normalisation,
             "training_space": self.settings.training_space,
             "weights": self.weights,
@@ -172,8 +200,8 @@ class RegistrationWriter:
             "n_templates": self.network.n_templates,
             "refinement_iterations": self.settings.refine.new_subject_iterations,
             "loss": {
-                "before": self._losses(image, torch.zeros_like(velocity), k),
-                "after": self._losses(image, velocity, k),
+                "before": self._losses(image, start, k, covariates),
+                "after": self._losses(image, velocity, k, covariates),
             },
             "log_density_correlation": {
                 "support": "density of the subject > 0",
@@ -190,6 +218,21 @@ class RegistrationWriter:
             "seconds": round(float(item["seconds"]), 3),
         }  # fmt: skip
 
-    def _losses(self, image: torch.Tensor, velocity: torch.Tensor, k: int) -> dict[str, float]:
-        warped = self.network.warped_template(self.network.displacement(velocity), k)
+    def _covariates(self, subject: str) -> dict[str, Any]:
+        values = dict(self.subjects[subject].covariates)
+        coded = self.network.covariates > 0
+        return {"covariates": values} if coded else {}
+
+    def _losses(
+        self,
+        image: torch.Tensor,
+        velocity: torch.Tensor,
+        k: int,
+        covariates: torch.Tensor | None = None,
+    ) -> dict[str, float]:
+        """The terms as the refinement sees them: smoothness of what covariates don't explain."""
+        network = self.network
+        warped = network.warped_template(network.displacement(velocity), k, covariates)
+        if covariates is not None:
+            velocity = velocity - network.covariate_velocity(covariates)
         return {name: float(term) for name, term in self.loss(warped, image, velocity).items()}

@@ -11,7 +11,6 @@ from ignite.engine import Engine, Events
 from scripts.data import EpochBatches
 from scripts.engines.handlers.loss_history import LossHistory
 from scripts.engines.run_state import RunState
-from scripts.engines.training_step import bare
 from scripts.networks.checkpoint import load_checkpoint
 from scripts.processes import from_first, is_first
 from scripts.storage import write_whole
@@ -30,7 +29,7 @@ class TrainingCheckpoint:
 
     Args:
         state: of the run.
-        network: the atlas network.
+        network: its state is saved.
         optimizer: its moments are saved.
         batches: the shuffling sampler, told at which epoch to begin.
         history: of the losses.
@@ -47,7 +46,8 @@ class TrainingCheckpoint:
         interval: int = 1,
     ) -> None:
         self.state = state
-        self.network = bare(network)
+        # Without what wraps it for several processes.
+        self.network = getattr(network, "module", network)
         self.optimizer = optimizer
         self.batches = batches
         self.history = history

@@ -1,0 +1,171 @@
+"""Measures an affine network: how far apart it may find a pair, alone and as refinement's start.
+
+    python -m bundle.bench.affine_networks models/affine_model.pt --dataset_dir <folder> <output>
+
+Pairs are made of the subjects that the network was NOT trained on (with --everyone: of all): the
+fixed image is one as it lies; the moving one is the same through a known rigid transform about the
+volume's centre, a rotation about a random axis and a translation in a random direction. Errors are
+means over pairs, times CPU-seconds. With --refine the same pairs are refined from the network's
+estimate and from the identity. Written as JSON and as a Markdown table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from scripts.affine.affine_network import AffineNetwork
+from scripts.affine.estimation import estimate_matrix, load_affine_network, matrix_errors
+from scripts.affine.families import Frame
+from scripts.affine.images import WorldImage
+from scripts.affine.refining import AffineRefinement
+from scripts.affine.resampling import resample_by_matrix
+from scripts.affine.settings import LearnedAffineConfig
+from scripts.affine.training_images import between_0_and_1, read_affine_images, read_image
+
+CASES = ((0.0, 0.0), (10.0, 0.0), (20.0, 0.0), (30.0, 0.0), (45.0, 0.0), (60.0, 0.0), (90.0, 0.0))
+SHIFTS = (0.1, 0.2, 0.4)
+"""Translations, as shares of half the volume's shortest side."""
+
+Image = tuple[np.ndarray, np.ndarray]
+
+
+def rigid_apart(
+    image: Image, degrees: float, millimetres: float, rng: np.random.Generator
+) -> tuple[np.ndarray, torch.Tensor]:
+    """An image seen from elsewhere on its own grid, and the true matrix, fixed to moving (RAS)."""
+    data, affine = image
+    frame = Frame.of_grid(affine, data.shape)
+    axis, direction = rng.normal(size=(2, 3))
+    x, y, z = axis / np.linalg.norm(axis)
+    cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
+    angle = math.radians(degrees)
+    turn = np.eye(3) + math.sin(angle) * cross + (1 - math.cos(angle)) * cross @ cross
+    centre = frame.centre.numpy()
+    truth = np.eye(4)
+    truth[:3, :3] = turn
+    truth[:3, 3] = centre - turn @ centre + direction / np.linalg.norm(direction) * millimetres
+    away = torch.from_numpy(np.linalg.inv(truth))[None]
+    values = torch.from_numpy(data.astype(np.float32))[None, None]
+    moved = resample_by_matrix(values, affine, away, affine, data.shape)[0, 0].numpy()
+    return moved, torch.from_numpy(truth)
+
+
+def errors_about_centre(found: torch.Tensor, truth: torch.Tensor, image: Image) -> list[float]:
+    """Degrees, mm at the centre, and root mean square mm over the volume."""
+    data, affine = image
+    frame = Frame.of_grid(affine, data.shape)
+    world = frame.world
+    local = [torch.linalg.solve(world, one @ world)[None] for one in (found, truth)]
+    measured = matrix_errors(local[0], local[1], frame.half_width)
+    return [float(value) for value in measured.values()]
+
+
+def capture_curve(
+    network: AffineNetwork,
+    images: Sequence[Image],
+    repeats: int = 2,
+    refine: bool = False,
+    seed: int = 0,
+) -> list[dict[str, Any]]:
+    """A row for each distance apart: mean errors of the network, and of refinement if asked."""
+    rng = np.random.default_rng(seed)
+    half = min(float(Frame.of_grid(a, d.shape).half_width.min()) for d, a in images)
+    cases = [*CASES, *((0.0, share * half) for share in SHIFTS), (30.0, 0.2 * half)]
+    refinement = AffineRefinement("rigid", ("identity",)) if refine else None
+    rows = []
+    for degrees, millimetres in cases:
+        found: dict[str, list[list[float]]] = {}
+        for image in images:
+            for _ in range(repeats):
+                data, affine = image
+                moving, truth = rigid_apart(image, degrees, millimetres, rng)
+                begun = time.process_time()
+                estimate = estimate_matrix(network, data, affine, moving, affine)
+                results = {"network": (estimate, time.process_time() - begun)}
+                if refinement is not None:
+                    pair = [
+                        WorldImage(torch.from_numpy(one.astype(np.float32))[None, None], affine)
+                        for one in (data, moving)
+                    ]
+                    for name, start in (
+                        ("refinement alone", None),
+                        ("network, then refinement", rigid_part(estimate, image)),
+                    ):
+                        begun = time.process_time()
+                        matrix = refinement(pair[0], pair[1], start).matrix
+                        results[name] = (matrix, time.process_time() - begun)
+                for name, (matrix, spent) in results.items():
+                    measured = errors_about_centre(matrix.double(), truth, image)
+                    found.setdefault(name, []).append([*measured, spent])
+        row: dict[str, Any] = {"rotation, degrees": degrees, "translation, mm": millimetres}
+        for name, values in found.items():
+            mean = np.mean(values, axis=0)
+            labels = ("degrees", "mm", "distance, mm", "CPU-s")
+            row.update({f"{name}: {one}": float(m) for one, m in zip(labels, mean, strict=True)})
+        rows.append(row)
+        print({key: round(value, 3) for key, value in row.items()}, flush=True)
+    return rows
+
+
+def rigid_part(matrix: torch.Tensor, image: Image) -> torch.Tensor:
+    """The rotation nearest to a matrix, with the volume's centre going where it went."""
+    data, affine = image
+    centre = Frame.of_grid(affine, data.shape).centre
+    left, _, right = torch.linalg.svd(matrix[:3, :3])
+    rigid = torch.eye(4, dtype=torch.float64)
+    rigid[:3, :3] = left @ right
+    rigid[:3, 3] = matrix[:3, :3] @ centre + matrix[:3, 3] - rigid[:3, :3] @ centre
+    return rigid
+
+
+def held_out_images(
+    network: AffineNetwork, dataset_dir: Path, everyone: bool, count: int
+) -> list[Image]:
+    """Images that the network wasn't trained on, found as its training found its own."""
+    described = network.description
+    settings = LearnedAffineConfig.load({**described["settings"], "fold": None, "device": "cpu"})
+    known = set() if everyone else set(described["trained_on"])
+    images = []
+    for subject in read_affine_images(dataset_dir, settings).subjects:
+        if subject.name not in known:
+            data, grid = read_image(subject.paths)
+            images.append((between_0_and_1(data, settings.images.log_share), grid.affine))
+    return images[:count]
+
+
+def main() -> None:
+    """Measure, print and write."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("model", type=Path)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--dataset_dir", type=Path, required=True)
+    parser.add_argument("--count", type=int, default=5, help="most subjects")
+    parser.add_argument("--repeats", type=int, default=2, help="pairs of each")
+    parser.add_argument("--everyone", action="store_true")
+    parser.add_argument("--refine", action="store_true")
+    given = parser.parse_args()
+    network = load_affine_network(given.model)
+    images = held_out_images(network, given.dataset_dir, given.everyone, given.count)
+    if not images:
+        parser.error("every subject there was trained on; see --everyone")
+    rows = capture_curve(network, images, given.repeats, given.refine)
+    given.folder.mkdir(parents=True, exist_ok=True)
+    (given.folder / "affine_networks.json").write_text(json.dumps(rows, indent=1) + "\n")
+    head = list(rows[0])
+    lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
+    lines += [f"| {' | '.join(f'{row[key]:.3g}' for key in head)} |" for row in rows]
+    (given.folder / "affine_networks.md").write_text("\n".join(lines) + "\n")
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()

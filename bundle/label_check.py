@@ -1,0 +1,424 @@
+"""MONAI Label over the packed bundle: listed, asked for labels, trained, asked again.
+
+Everything goes through MONAI Label's REST interface, as its viewers do it, and what comes back is
+held against what the bundle itself says in the repository's environment.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+import uuid
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+
+from bundle.label_environment import LabelCheckError, LabelEnvironment
+from bundle.packing import NAME, pack
+from bundle.workshop import clean_environment
+from scripts.networks import published_network
+from scripts.phantom import write_demo_cohort
+from scripts.storage import file_hash
+
+__all__ = ["label_check"]
+
+SUBJECTS = 8  # of which MONAI Label holds a fifth back: six train
+TINY = (
+    "--learned_atlas#device=cpu",
+    "--learned_atlas#dtype=float32",
+    "--learned_atlas#cohort#margin=2",
+    "--learned_atlas#model#enc_features=[8,8,8]",
+    "--learned_atlas#model#dec_features=[8,8,8,8]",
+    "--learned_atlas#optimizer#epochs=8",
+    "--learned_atlas#refine#rounds=1",
+    "--learned_atlas#refine#iterations=2",
+)
+EPOCHS = 2
+_START, _ANSWER, _TRAINING = 300, 300, 1800  # seconds to wait at most
+_SHOWN = 25  # lines of a log in an error
+_EDGE = 1e-5  # of the largest density: float32 decides such a voxel either way
+
+
+def label_check(
+    root: Path, environment: Path, work: Path, archive: Path | None, studies: Path | None
+) -> dict[str, Any]:
+    """Run the whole of it.
+
+    Args:
+        root: of the repository.
+        environment: folder of MONAI Label's environment, made if it isn't there.
+        work: an empty or missing folder for everything else.
+        archive: of `pack`; None trains and packs a tiny atlas of a phantom cohort.
+        studies: folder of maps to work on, all in the one folder, at least five, with a
+            `<map>_waytotal` each where the atlas was normalised by it; needed with an archive.
+
+    Returns:
+        what was seen: times in seconds, sizes in bytes, labels, versions.
+
+    Raises:
+        LabelCheckError: something isn't as it must be.
+    """
+    if (archive is None) != (studies is None):
+        raise LabelCheckError("--archive and --studies go together: an atlas, and maps for it")
+    for given in (archive, studies):
+        if given is not None and not given.exists():
+            raise LabelCheckError(f"there is no {given}")
+    if work.exists() and any(work.iterdir()):
+        raise LabelCheckError(f"{work} isn't empty; name another folder with --work")
+    work = work.absolute()
+    work.mkdir(parents=True, exist_ok=True)
+    seen: dict[str, Any] = {}
+    label = LabelEnvironment(environment, root)
+    say(f"environment {label.folder} (minutes where it has to be made)")
+    seen["environment_seconds"] = round(label.prepare(), 1)
+    seen["environment_bytes"] = label.size()
+    seen["versions"] = label.versions()
+    own_studies = work / "studies"
+    if archive is None or studies is None:
+        say("training and packing a tiny atlas")
+        archive, seen["tiny_training_seconds"] = _tiny_archive(root, work, own_studies)
+    else:
+        shutil.copytree(studies, own_studies)
+    seen["archive_bytes"] = archive.stat().st_size
+    bundle = _application(label, archive, work)
+    with _Server(label, work, own_studies) as server:
+        seen["start_seconds"] = server.started
+        _check_everything(server, bundle, work, own_studies, seen)
+    seen["server_stopped_with"] = server.code
+    return seen
+
+
+def _check_everything(
+    server: _Server, bundle: Path, work: Path, studies: Path, seen: dict[str, Any]
+) -> None:
+    names = _study_names(studies)
+    seen["studies"] = len(names)
+    metadata = json.loads((bundle / "configs/metadata.json").read_text(encoding="utf-8"))
+    channels = metadata["network_data_format"]["outputs"]["pred"]["channel_def"]
+    expected = {name.lower(): int(i) for i, name in channels.items() if name != "background"}
+    _check_listing(server, expected)
+    seen["labels"] = expected
+
+    say("asking for the labels of every study")
+    before = {}
+    seconds = []
+    for name in names:
+        started = time.monotonic()
+        before[name] = server.infer(name, work / "answers" / f"{name}.nii.gz")
+        seconds.append(time.monotonic() - started)
+    seen["first_inference_seconds"] = round(seconds[0], 2)
+    seen["inference_seconds"] = round(float(np.median(seconds[1:])), 2)
+    told = server.request("POST", f"infer/{NAME}", {"image": names[0], "output": "json"})
+    if told["label_names"] != expected:
+        raise LabelCheckError(f"labels are named {told['label_names']}, must be {expected}")
+    seen["voxels_labelled"] = _compare(bundle, work / "own", studies, before)
+
+    say("handing the labels in, and training")
+    for name, answer in before.items():
+        server.submit(name, answer)
+    model = bundle / "models/model.pt"
+    old = file_hash(model)
+    seen["training_seconds"] = server.train({"max_epochs": EPOCHS, "device": "cpu"})
+    if file_hash(model) == old:
+        raise LabelCheckError(f"{model} is the same after the training")
+    described = json.loads((bundle / "output/learned_atlas/atlas.json").read_text(encoding="utf-8"))
+    seen["trained_on"] = described["n_subjects"]
+
+    say("asking the model that was trained")
+    after = {names[0]: server.infer(names[0], work / "answers" / f"{names[0]}_again.nii.gz")}
+    seen["voxels_labelled_after"] = _compare(bundle, work / "own_again", studies, after)
+
+
+def _check_listing(server: _Server, labels: dict[str, int]) -> None:
+    info = server.request("GET", "info/")
+    model = info["models"].get(NAME)
+    if model is None:
+        raise LabelCheckError(f"{NAME} is not among the models: {sorted(info['models'])}")
+    if model["labels"] != labels:
+        raise LabelCheckError(f"{NAME} is listed with labels {model['labels']}, must be {labels}")
+    if NAME not in info["trainers"]:
+        raise LabelCheckError(f"{NAME} is not among the trainers: {sorted(info['trainers'])}")
+
+
+# ---------------------------------------------------------------------------------------------
+# What the bundle itself says
+# ---------------------------------------------------------------------------------------------
+
+
+def _tiny_archive(root: Path, work: Path, studies: Path) -> tuple[Path, float]:
+    """A tiny atlas, packed, and its subjects' maps as studies."""
+    cohort = work / "cohort"
+    write_demo_cohort(cohort, subjects=SUBJECTS, held_out=0, shape=(32, 36, 32))
+    started = time.monotonic()
+    _run(
+        [
+            "-m", "bundle", "train", f"--dataset_dir={cohort}", f"--output_dir={work / 'trained'}",
+            f"--ckpt_dir={work / 'models'}", *TINY,
+        ],
+        root,
+    )  # fmt: skip
+    seconds = round(time.monotonic() - started, 1)
+    archive = work / f"{NAME}.zip"
+    pack(root, work / "models", archive, "a tiny phantom cohort")
+    studies.mkdir()
+    for path in sorted(cohort.glob("sub-*/**/fdt_paths.nii.gz")):
+        subject = path.relative_to(cohort).parts[0]
+        shutil.copy(path, studies / f"{subject}.nii.gz")
+        shutil.copy(path.with_name("waytotal"), studies / f"{subject}_waytotal")
+    return archive, seconds
+
+
+def _study_names(studies: Path) -> list[str]:
+    names = sorted(path.name.removesuffix(".nii.gz") for path in studies.glob("*.nii.gz"))
+    if len(names) < 2:
+        raise LabelCheckError(f"{studies} holds {len(names)} maps (.nii.gz); at least 2 are needed")
+    return names
+
+
+def _compare(bundle: Path, own: Path, studies: Path, answers: dict[str, Path]) -> dict[str, int]:
+    """Hold label maps against the presence that the bundle finds itself, in its environment.
+
+    Returns:
+        labelled voxels by study.
+    """
+    maps = [str(studies / f"{name}.nii.gz") for name in answers]
+    _run(
+        [
+            "-m", "monai.bundle", "run", "registering", "--config_file", "configs/inference.yaml",
+            f"--input={maps}", f"--output_dir={own}", "--learned_atlas#device=cpu",
+            "--learned_atlas#dtype=float32",  # as MONAI Label computes
+            # Folds are no question of labels, and a tiny model may fold.
+            "--learned_atlas#verify_jacobian=$False",
+        ],
+        bundle,
+    )  # fmt: skip
+    presence = published_network(bundle / "models/model.pt").description["settings"][
+        "presence_value"
+    ]
+    counts = {}
+    for name, path in answers.items():
+        answer, study = _image(path), _image(studies / f"{name}.nii.gz")
+        shape = study.shape[:3]
+        if answer.shape != shape or not np.allclose(answer.affine, study.affine, atol=1e-4):
+            raise LabelCheckError(
+                f"the label map of {name} has shape {answer.shape} and affine "
+                f"{answer.affine.tolist()}, its study {shape} and {study.affine.tolist()}"
+            )
+        labels = np.asarray(answer.dataobj)
+        subject = own / "registered" / name / "atlas_in_patient_space/atlas_mean.nii.gz"
+        density = np.asarray(_image(subject).dataobj, dtype=np.float64)
+        density = density.reshape(*shape, -1)
+        expected = np.where(density.max(-1) > presence, density.argmax(-1) + 1, 0)
+        edge = np.abs(density - presence).min(-1) <= _EDGE * density.max()
+        if density.shape[-1] > 1:  # nor is it told which of two equal ones is the greater
+            first, second = np.sort(density, axis=-1)[..., -1], np.sort(density, axis=-1)[..., -2]
+            edge |= first - second <= _EDGE * density.max()
+        differing = int(((labels != expected) & ~edge).sum())
+        if differing or not expected.any():
+            raise LabelCheckError(
+                f"{differing} voxels of {name} are labelled otherwise than the bundle's own "
+                f"presence ({int((expected > 0).sum())} voxels) says"
+            )
+        counts[name] = int((labels > 0).sum())
+    return counts
+
+
+def _image(path: Path) -> nib.Nifti1Image:
+    image = nib.load(path)
+    if not isinstance(image, nib.Nifti1Image):
+        raise LabelCheckError(f"{path} is no NIfTI image")
+    return image
+
+
+def _run(arguments: list[str], folder: Path) -> None:
+    """Run Python in this very environment."""
+    environment = {**clean_environment(), "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+    result = subprocess.run(
+        [sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True
+    )
+    if result.returncode != 0:
+        told = _last_lines(result.stdout + result.stderr)
+        raise LabelCheckError(f"python {' '.join(arguments[:4])} failed:\n{told}")
+
+
+def _last_lines(text: str) -> str:
+    return "\n".join(text.strip().splitlines()[-_SHOWN:])
+
+
+# ---------------------------------------------------------------------------------------------
+# MONAI Label
+# ---------------------------------------------------------------------------------------------
+
+
+def _application(label: LabelEnvironment, archive: Path, work: Path) -> Path:
+    """MONAI Label's application for bundles, with the archive's bundle in it."""
+    command = [*label.monai_label(), "apps", "--download"]
+    result = subprocess.run(
+        [*command, "--name", "monaibundle", "--output", str(work)],
+        env=label.variables(), capture_output=True, text=True,
+    )  # fmt: skip
+    if result.returncode != 0:
+        raise LabelCheckError(f"monailabel apps failed:\n{_last_lines(result.stderr)}")
+    models = work / "monaibundle" / "model"
+    models.mkdir()
+    with zipfile.ZipFile(archive) as packed:
+        packed.extractall(models)
+    if not (models / NAME / "models/model.pt").is_file():
+        raise LabelCheckError(f"{archive} is no archive of `python -m bundle pack`")
+    return models / NAME
+
+
+class _Server:
+    """MONAI Label's server, for as long as the block lasts."""
+
+    def __init__(self, label: LabelEnvironment, work: Path, studies: Path) -> None:
+        self.label = label
+        self.app = work / "monaibundle"
+        self.studies = studies
+        self.log = work / "server.log"
+        self.port = _free_port()
+        self.started = 0.0
+        self.code: int | None = None
+
+    def __enter__(self) -> _Server:
+        say(f"starting the server on port {self.port}")
+        begun = time.monotonic()
+        environment = {
+            **self.label.variables(),
+            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
+        }
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [
+                    *self.label.monai_label(), "start_server",
+                    "--app", str(self.app), "--studies", str(self.studies),
+                    "--host", "127.0.0.1", "--port", str(self.port),
+                    "--conf", "models", NAME, "--conf", "zoo_source", "local",
+                    "--conf", "sam2", "false",
+                ],
+                cwd=self.app, env=environment, stdout=log, stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+            )  # fmt: skip
+        try:
+            self._wait(begun)
+        except BaseException:
+            self._stop()
+            raise
+        self.started = round(time.monotonic() - begun, 1)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stop()
+
+    def _wait(self, begun: float) -> None:
+        while True:
+            if self.process.poll() is not None:
+                raise self._failure(f"the server ended with {self.process.returncode}")
+            if time.monotonic() - begun > _START:
+                raise self._failure(f"the server didn't answer within {_START} s")
+            try:
+                self.request("GET", "info/")
+                return
+            except (urllib.error.URLError, ConnectionError, LabelCheckError):
+                time.sleep(1)
+
+    def _stop(self) -> None:
+        """End the server by its own process id."""
+        if self.process.poll() is None:
+            self.process.terminate()
+            try:
+                self.process.wait(30)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+        self.code = self.process.wait()
+
+    def _failure(self, what: str) -> LabelCheckError:
+        log = _last_lines(self.log.read_text(encoding="utf-8", errors="replace"))
+        return LabelCheckError(f"{what}; the end of {self.log}:\n{log}")
+
+    def request(
+        self,
+        method: str,
+        path: str,
+        query: dict[str, str] | None = None,
+        body: bytes | None = None,
+        kind: str = "application/json",
+    ) -> Any:
+        """One request; the answer parsed where it is JSON, else its bytes."""
+        address = f"http://127.0.0.1:{self.port}/{path}"
+        if query:
+            address += f"?{urllib.parse.urlencode(query)}"
+        if method != "GET" and body is None:
+            body = b""
+        request = urllib.request.Request(address, data=body, method=method)
+        if body:
+            request.add_header("Content-Type", kind)
+        try:
+            with urllib.request.urlopen(request, timeout=_ANSWER) as response:
+                content = response.read()
+                told = response.headers.get_content_type()
+        except urllib.error.HTTPError as error:
+            detail = error.read().decode(errors="replace")[:500]
+            raise self._failure(f"{method} /{path}: {error.code} {detail}") from error
+        return json.loads(content) if told == "application/json" else content
+
+    def infer(self, image: str, target: Path) -> Path:
+        """Ask for a study's label map and save it."""
+        form = urllib.parse.urlencode({"params": json.dumps({"device": "cpu"})}).encode()
+        answer = self.request(
+            "POST", f"infer/{NAME}", {"image": image, "output": "image"}, form,
+            "application/x-www-form-urlencoded",
+        )  # fmt: skip
+        target.parent.mkdir(exist_ok=True)
+        target.write_bytes(answer)
+        return target
+
+    def submit(self, image: str, label: Path) -> None:
+        """Hand a label map in as final."""
+        boundary = uuid.uuid4().hex
+        head = (
+            f'--{boundary}\r\nContent-Disposition: form-data; name="label"; '
+            f'filename="{image}.nii.gz"\r\nContent-Type: application/octet-stream\r\n\r\n'
+        )
+        body = head.encode() + label.read_bytes() + f"\r\n--{boundary}--\r\n".encode()
+        self.request(
+            "PUT", "datastore/label", {"image": image, "tag": "final"}, body,
+            f"multipart/form-data; boundary={boundary}",
+        )  # fmt: skip
+
+    def train(self, options: dict[str, Any]) -> float:
+        """Train, and wait for the end; returns the seconds."""
+        begun = time.monotonic()
+        task = self.request("POST", f"train/{NAME}", body=json.dumps(options).encode())
+        while task["status"] in ("SUBMITTED", "RUNNING"):
+            if time.monotonic() - begun > _TRAINING:
+                self.request("DELETE", "train/")
+                raise self._failure(f"the training didn't end within {_TRAINING} s")
+            time.sleep(1)
+            task = self.request("GET", "train/")
+        if task["status"] != "DONE":
+            told = "\n".join(task.get("details", []))
+            raise LabelCheckError(f"the training ended as {task['status']}:\n{told}")
+        return round(time.monotonic() - begun, 1)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def say(message: str) -> None:
+    """Tell the person at the terminal; standard output belongs to the figures."""
+    print(f"label-check: {message}", file=sys.stderr, flush=True)

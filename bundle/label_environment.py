@@ -1,0 +1,167 @@
+"""The environment that MONAI Label runs in: its own, beside the repository's.
+
+MONAI Label asks for NumPy 1 and for older DICOM packages than its dependencies would bring, so that
+it can't share an environment with the pins of requirements.txt.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import time
+import venv
+from pathlib import Path
+
+from bundle.workshop import TORCH, clean_environment
+
+__all__ = ["PACKAGES", "LabelCheckError", "LabelEnvironment"]
+
+MONAI_LABEL = "0.8.5"
+PACKAGES = (
+    f"monailabel=={MONAI_LABEL}",
+    # Newer ones have other names for what MONAI Label 0.8.5 imports.
+    "pydicom==2.4.5",
+    "dicomweb-client==0.59.3",
+    "pynetdicom==2.1.1",
+)
+_SHOWN = 15  # lines of pip's output in an error
+# torchvision comes as a CUDA build alone; beside a CPU build of torch its compiled part can't be
+# loaded, and its Python part asks for two operators of it while it is imported. MONAI Label calls
+# neither of them here.
+_OPERATORS = '''\
+"""Lets torchvision be imported beside a CPU build of torch (written by label-check)."""
+
+import sys
+from importlib.abc import MetaPathFinder
+
+SIGNATURE = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+KEPT = []  # what a library defines is gone with it
+
+
+class DefineOperators(MetaPathFinder):
+    def find_spec(self, fullname, path=None, target=None):
+        if fullname == "torchvision":
+            sys.meta_path.remove(self)
+            import torch
+
+            library = torch.library.Library("torchvision", "FRAGMENT")
+            for name in ("nms", "qnms"):
+                library.define(name + SIGNATURE)
+            KEPT.append(library)
+        return None
+
+
+sys.meta_path.insert(0, DefineOperators())
+'''
+
+
+class LabelCheckError(Exception):
+    """The check can't be made, or something isn't as it must be; the message says what."""
+
+
+class LabelEnvironment:
+    """A virtual environment with MONAI Label, made on first use and then reused.
+
+    Args:
+        folder: where; anything that stands there and wasn't made by this class is left alone.
+        root: of the bundle, whose metadata tell the versions that it asks for.
+    """
+
+    def __init__(self, folder: Path, root: Path) -> None:
+        self.folder = folder.absolute()
+        self.root = root
+        self.python = self.folder / "bin" / "python"
+        self.stamp = self.folder / "label-check.json"
+
+    def constraints(self) -> list[str]:
+        """Versions that the bundle is tested with; NumPy's is left to MONAI Label."""
+        metadata = json.loads((self.root / "configs/metadata.json").read_text(encoding="utf-8"))
+        pins = {"monai": metadata["monai_version"], **metadata["required_packages_version"]}
+        return [f"torch=={TORCH}", *(f"{name}=={version}" for name, version in pins.items())]
+
+    def fingerprint(self) -> str:
+        """SHA-256 of all that decides what the environment must hold."""
+        wanted = [*PACKAGES, *self.constraints(), _OPERATORS, platform.python_version()]
+        return hashlib.sha256("\n".join(wanted).encode()).hexdigest()
+
+    def prepare(self) -> float:
+        """Make the environment unless it is there.
+
+        Returns:
+            the seconds that its installation took, then or earlier.
+
+        Raises:
+            LabelCheckError: something else stands in its place, or pip failed.
+        """
+        if self.stamp.is_file():
+            made = json.loads(self.stamp.read_text(encoding="utf-8"))
+            if made["fingerprint"] == self.fingerprint():
+                return float(made["seconds"])
+        elif self.folder.exists() and any(self.folder.iterdir()):
+            raise LabelCheckError(
+                f"{self.folder} holds something else than an environment of this command; name "
+                "another folder with --environment"
+            )
+        started = time.monotonic()
+        venv.create(self.folder, with_pip=True, clear=True)
+        # Left empty until all is there, so that an interrupted set-up is known as ours.
+        self.stamp.write_text('{"fingerprint": ""}\n', encoding="utf-8")
+        limits = self.folder / "constraints.txt"
+        limits.write_text("\n".join(self.constraints()) + "\n", encoding="utf-8")
+        self._pip(f"torch=={TORCH}")
+        self._pip("-c", str(limits), *PACKAGES)
+        if not self._imports_torchvision():
+            packages = self._output("import sysconfig; print(sysconfig.get_path('purelib'))")
+            (Path(packages) / "sitecustomize.py").write_text(_OPERATORS, encoding="utf-8")
+            if not self._imports_torchvision():
+                raise LabelCheckError(f"{self.folder}: torchvision can't be imported beside torch")
+        seconds = time.monotonic() - started
+        made = {"fingerprint": self.fingerprint(), "seconds": round(seconds, 1)}
+        self.stamp.write_text(json.dumps(made) + "\n", encoding="utf-8")
+        return seconds
+
+    def monai_label(self) -> list[str]:
+        """Its command; the script that MONAI Label installs breaks paths at spaces."""
+        return [str(self.python), "-m", "monailabel.main"]
+
+    def variables(self) -> dict[str, str]:
+        """For `monai_label`, as its script sets them: training reads PYTHONPATH, and adds to it."""
+        variables = clean_environment()
+        path = f"{self.folder / 'bin'}{os.pathsep}{variables.get('PATH', '')}"
+        return {**variables, "PATH": path, "PYTHONPATH": str(self.folder)}
+
+    def versions(self) -> dict[str, str]:
+        """Of the packages that matter, as installed."""
+        names = ["monailabel", "monai", "torch", "torchvision", "numpy", "nibabel", "pydantic"]
+        code = (
+            "import json; from importlib.metadata import version; "
+            f"print(json.dumps({{name: version(name) for name in {names}}}))"
+        )
+        return json.loads(self._output(code))
+
+    def size(self) -> int:
+        """Bytes on disk."""
+        return sum(path.lstat().st_size for path in self.folder.rglob("*") if path.is_file())
+
+    def _pip(self, *arguments: str) -> None:
+        command = [str(self.python), "-m", "pip", "install", "-q", *arguments]
+        result = subprocess.run(
+            [*command, "--disable-pip-version-check"],
+            env=clean_environment(), capture_output=True, text=True,
+        )  # fmt: skip
+        if result.returncode != 0:
+            told = "\n".join((result.stdout + result.stderr).strip().splitlines()[-_SHOWN:])
+            raise LabelCheckError(f"pip could not install {' '.join(arguments)}:\n{told}")
+
+    def _imports_torchvision(self) -> bool:
+        command = [str(self.python), "-c", "import torchvision"]
+        return subprocess.run(command, env=clean_environment(), capture_output=True).returncode == 0
+
+    def _output(self, code: str) -> str:
+        return subprocess.run(
+            [str(self.python), "-c", code],
+            env=clean_environment(), check=True, capture_output=True, text=True,
+        ).stdout.strip()  # fmt: skip

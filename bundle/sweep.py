@@ -1,0 +1,236 @@
+"""Several runs of one job over values of its settings, and one table of what came out.
+
+    python -m bundle sweep train_affine --fold 0,1 --learned_affine#family rigid,affine
+
+A value with commas is a list of values to try; one in brackets is a single value. Every
+combination runs as a job of its own, in a folder of its own below ``<output_dir>/sweep``.
+"""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bundle.overrides import UsageError, apply_overrides, known_value, parse_overrides, read_config
+from scripts.errors import StorageError, TrainingError
+from scripts.lock import lock_folders
+from scripts.storage import write_whole
+
+__all__ = ["SweepRun", "planned_runs", "sweep", "table_of"]
+
+RECORD = "sweep_run.json"
+_FIRST = ("distance", "overlap")  # metrics that a table shows at its left
+
+
+@dataclass(frozen=True)
+class SweepRun:
+    """One combination.
+
+    Attributes:
+        name: of its folder, made of what varies.
+        varied: value by key of what varies.
+        overrides: every override, as text for the command line.
+    """
+
+    name: str
+    varied: dict[str, str]
+    overrides: dict[str, str]
+
+
+def planned_runs(overrides: Mapping[str, Any]) -> list[SweepRun]:
+    """Every combination of the values that were given as lists with commas.
+
+    Args:
+        overrides: as `parse_overrides` reads them: a list with commas is a tuple.
+
+    Raises:
+        UsageError: nothing varies, a value is given twice, or two runs would share a name.
+    """
+    varying = {key: value for key, value in overrides.items() if isinstance(value, tuple)}
+    if not varying:
+        raise UsageError("nothing varies: give a key several values, such as --fold 0,1")
+    for key, values in varying.items():
+        if len({_text(value) for value in values}) < len(values):
+            raise UsageError(f"--{key} names a value twice")
+    lasts = [key.split("#")[-1] for key in varying]
+    short = {
+        key: key.replace("#", ".") if lasts.count(last) > 1 else last
+        for key, last in zip(varying, lasts, strict=True)
+    }
+    runs = []
+    for values in itertools.product(*varying.values()):
+        varied = {key: _text(value) for key, value in zip(varying, values, strict=True)}
+        name = "_".join(f"{short[key]}-{value}" for key, value in varied.items())
+        every = {key: varied.get(key) or _text(value) for key, value in overrides.items()}
+        runs.append(SweepRun(re.sub(r"[^\w.+=-]+", "-", name), varied, every))
+    if len({run.name for run in runs}) < len(runs):
+        raise UsageError("two of the runs would have one folder; their values differ in signs only")
+    return runs
+
+
+def _text(value: Any) -> str:
+    """A parsed value as it would be typed."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return value if isinstance(value, str) else repr(value)
+
+
+def sweep(verb: str, config_file: Path, arguments: Sequence[str], root: Path) -> None:
+    """Run every combination that isn't done yet, and write and print the table.
+
+    A run that fails is named, and the others are done all the same. Started again, a sweep goes on
+    where it was: finished runs are only read, an unfinished one resumes from its own checkpoint.
+
+    Args:
+        verb: of the job.
+        config_file: its configuration unless the arguments name others.
+        arguments: overrides, some with several values.
+        root: of the bundle.
+
+    Raises:
+        UsageError: see `planned_runs`; or a key isn't in the configuration.
+        StorageError: another sweep is at work in the folder.
+        TrainingError: runs failed.
+    """
+    names, overrides = parse_overrides(arguments)
+    if names:
+        raise UsageError("a sweep reads its job's own configuration; --config_file has no place")
+    runs = planned_runs(overrides)
+    config = read_config([config_file])
+    if overrides.keys() & {"output_dir", "ckpt_dir"} & {k for r in runs for k in r.varied}:
+        raise UsageError("every run has folders of its own: output_dir and ckpt_dir can't vary")
+    apply_overrides(config, dict(runs[0].overrides))  # an unknown key is told before the first run
+    output = known_value({"bundle_root": str(root), **_root(config, root)}, config["output_dir"])
+    if not isinstance(output, str):
+        raise UsageError("output_dir can't be told from the configuration; give --output_dir")
+    folder = Path(output).absolute() / "sweep"
+    locks = lock_folders([folder])
+    try:
+        rows = _all_runs(verb, runs, folder, root)
+    finally:
+        for lock in locks:
+            lock.release()
+    print(table_of(rows))
+    failed = [row["run"] for row in rows if row["status"] != "done"]
+    if failed:
+        raise TrainingError(
+            f"{len(failed)} of {len(runs)} runs failed: {', '.join(failed)}; the others are in "
+            f"{folder / 'results.csv'}, each run's output in its log.txt"
+        )
+
+
+def _root(config: Mapping[str, Any], root: Path) -> dict[str, Any]:
+    given = config.get("bundle_root")
+    return {} if given in (None, ".") else {"bundle_root": given}
+
+
+def _all_runs(
+    verb: str, runs: Sequence[SweepRun], folder: Path, root: Path
+) -> list[dict[str, str]]:
+    rows: list[dict[str, str]] = []
+    for number, run in enumerate(runs, start=1):
+        place = folder / run.name
+        record = _record(place)
+        done = record is not None and record["overrides"] == run.overrides
+        if done and record is not None:
+            status, seconds = "done", float(record["seconds"])
+        else:
+            print(f"[{number}/{len(runs)}] {run.name}", flush=True)
+            status, seconds = _run(verb, run, place, root)
+        metrics = _metrics(place) if status == "done" else {}
+        rows.append(
+            {"run": run.name, "status": status, **run.varied, **metrics,
+             "seconds": f"{seconds:.0f}"}
+        )  # fmt: skip
+        told = ", ".join(f"{name} {value}" for name, value in list(metrics.items())[:3])
+        earlier = " before" if done else ""
+        print(f"[{number}/{len(runs)}] {run.name}: {status}{earlier}{', ' if told else ''}{told}")
+        _write_table(folder / "results.csv", rows)  # after each run: a stopped sweep has it, too
+    return rows
+
+
+def _run(verb: str, run: SweepRun, place: Path, root: Path) -> tuple[str, float]:
+    """One run as a process of its own; its status and how long it took."""
+    place.mkdir(parents=True, exist_ok=True)
+    own = {**run.overrides, "output_dir": str(place), "ckpt_dir": str(place / "models")}
+    words = [f"--{key}={value}" for key, value in own.items()]
+    start = time.monotonic()
+    log = place / "log.txt"
+    try:
+        with log.open("w", encoding="utf-8") as file:
+            process = subprocess.Popen(
+                [sys.executable, str(root / "bundle"), verb, *words],
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, "PYTHONUNBUFFERED": "1"},
+            )
+            try:
+                code = process.wait()
+            except BaseException:  # the sweep is stopped: so is the run, which saves its state
+                process.terminate()
+                process.wait()
+                raise
+    except OSError as error:
+        raise StorageError(f"{log}: can't be written: {error}") from error
+    seconds = time.monotonic() - start
+    if code != 0:
+        lines = [line for line in log.read_text(encoding="utf-8").splitlines() if line.strip()]
+        reason = next((line for line in reversed(lines) if line.startswith("error: ")), "")
+        if reason:
+            print(f"  {reason}")
+        return f"failed ({code})", seconds
+    with write_whole(place / RECORD) as path:
+        path.write_text(json.dumps({"overrides": run.overrides, "seconds": round(seconds, 1)}))
+    return "done", seconds
+
+
+def _record(place: Path) -> dict[str, Any] | None:
+    try:
+        found = json.loads((place / RECORD).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) and {"overrides", "seconds"} <= set(found) else None
+
+
+def _metrics(place: Path) -> dict[str, str]:
+    """What a run's report says of its held-out subjects, or of its training without any."""
+    reports = sorted(place.glob("*/result.json"))
+    if not reports:
+        return {}
+    report = json.loads(reports[0].read_text(encoding="utf-8"))
+    found = report["metrics"] or {f"training_{k}": v for k, v in report["loss"].items()}
+    order = sorted(found, key=lambda name: (name not in _FIRST, list(found).index(name)))
+    return {name: f"{found[name]:.4g}" for name in order}
+
+
+def _columns(rows: Sequence[Mapping[str, str]]) -> list[str]:
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    return [name for name in names if name != "seconds"] + ["seconds"]
+
+
+def _write_table(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
+    with write_whole(path) as staged, staged.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, _columns(rows), restval="")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def table_of(rows: Sequence[Mapping[str, str]]) -> str:
+    """The rows as lines of text in columns."""
+    columns = [name for name in _columns(rows) if name != "run"]
+    lines = [columns, *([row.get(name, "") for name in columns] for row in rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in lines
+    )

@@ -1,0 +1,178 @@
+"""Training pairs made on the fly from single images: the truth is known by construction."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from monai.transforms import (
+    Compose,
+    RandAdjustContrast,
+    RandBiasField,
+    RandCoarseDropout,
+    RandGaussianNoise,
+    RandGaussianSmooth,
+    RandGibbsNoise,
+    RandHistogramShift,
+    RandSimulateLowResolution,
+    Transform,
+)
+from monai.utils import convert_to_tensor
+
+from scripts.affine.families import Frame, compose, invert, matrix_of, parameter_names
+from scripts.affine.resampling import resample_by_matrix
+from scripts.affine.settings import LearnedAffinePairsConfig
+from scripts.affine.training_images import WorkingGrid
+from scripts.networks.warp import warp
+
+__all__ = ["Pairs", "SyntheticPairs", "intensity_augmentation", "sample_parameters", "smooth_field"]
+
+_CONTROL = 4  # control points along an axis of a random smooth field
+
+
+@dataclass(frozen=True, eq=False)
+class Pairs:
+    """A batch of pairs.
+
+    Attributes:
+        pair: fixed and moving, augmented, ``(B, 2, *shape)``.
+        clean: the same without augmentation of the intensities.
+        matrix: the truth, fixed point to moving point, mm, ``(B, 4, 4)`` float64.
+        parameters: of that matrix, ``(B, P)`` float64.
+    """
+
+    pair: torch.Tensor
+    clean: torch.Tensor
+    matrix: torch.Tensor
+    parameters: torch.Tensor
+
+
+def sample_parameters(
+    count: int,
+    family: str,
+    spatial_dims: int,
+    ranges: LearnedAffinePairsConfig,
+    generator: torch.Generator,
+    share: float = 1.0,
+) -> torch.Tensor:
+    """Parameters ``(count, P)`` float64, each uniform within its range times ``share``."""
+    largest = {
+        "rotation": float(np.radians(ranges.rotation)),
+        "translation": ranges.translation,
+        "scale": ranges.scale,
+        "shear": ranges.shear,
+    }
+    names = parameter_names(family, spatial_dims)
+    reach = torch.tensor([largest[name.split("_")[0]] for name in names], dtype=torch.float64)
+    random = torch.rand(count, len(names), generator=generator, dtype=torch.float64)
+    return (2 * random - 1) * reach * share
+
+
+def smooth_field(
+    count: int, shape: Sequence[int], rms: float, generator: torch.Generator
+) -> torch.Tensor:
+    """Random displacements ``(count, d, *shape)`` in voxels of the given root mean square."""
+    d = len(shape)
+    coarse = torch.randn(count, d, *[_CONTROL] * d, generator=generator)
+    mode = "trilinear" if d == 3 else "bilinear"
+    field = F.interpolate(coarse, size=tuple(shape), mode=mode, align_corners=True)
+    length = field.square().sum(1, keepdim=True).flatten(1).mean(1).sqrt()
+    return field * (rms / length).view(-1, *[1] * (d + 1))
+
+
+def intensity_augmentation(
+    names: Sequence[str], shape: Sequence[int], probability: float
+) -> Compose:
+    """MONAI's random intensity transforms for an image ``(1, *shape)`` from 0 to 1."""
+    made: dict[str, Transform] = {
+        "bias_field": RandBiasField(degree=3, coeff_range=(0.0, 0.3), prob=probability),
+        "contrast": RandAdjustContrast(gamma=(0.5, 2.0), prob=probability),
+        "histogram_shift": RandHistogramShift(num_control_points=(5, 15), prob=probability),
+        "smoothing": RandGaussianSmooth((0.25, 1.2), (0.25, 1.2), (0.25, 1.2), prob=probability),
+        "gibbs": RandGibbsNoise(alpha=(0.0, 0.6), prob=probability),
+        "low_resolution": RandSimulateLowResolution(
+            upsample_mode="trilinear" if len(shape) == 3 else "bilinear",
+            zoom_range=(0.4, 1.0),
+            prob=probability,
+        ),
+        "dropout": RandCoarseDropout(
+            holes=1,
+            max_holes=6,
+            spatial_size=[max(1, n // 10) for n in shape],
+            max_spatial_size=[max(2, n // 4) for n in shape],
+            fill_value=0.0,
+            prob=probability,
+        ),
+        "noise": RandGaussianNoise(std=0.1, prob=probability),
+    }
+    return Compose([transform for name, transform in made.items() if name in names])
+
+
+class SyntheticPairs:
+    """Makes pairs of single images.
+
+    Both images show one subject, posed at random. With a sampled transform A, the INVERSE of its
+    matrix is applied to one of them: moving(y) = fixed(A^-1 y), so that moving(A x) = fixed(x).
+    What the network is to find, fixed to moving, has then exactly the sampled parameters, also in
+    a family that inversion leaves.
+
+    Args:
+        grid: the network's.
+        family: of the transforms.
+        settings: ranges and augmentations.
+        seed: of the run; pairs depend on it and on the key of the call alone.
+    """
+
+    def __init__(
+        self, grid: WorkingGrid, family: str, settings: LearnedAffinePairsConfig, seed: int = 0
+    ) -> None:
+        self.grid = grid
+        self.family = family
+        self.settings = settings
+        self.seed = seed
+        self.augmentation = intensity_augmentation(
+            settings.augmentations, grid.shape, settings.probability
+        )
+
+    def __call__(self, images: torch.Tensor, key: Sequence[int]) -> Pairs:
+        """Pairs of images ``(B, 1, *shape)`` from 0 to 1; equal keys give equal pairs."""
+        seeds = np.random.SeedSequence([self.seed, *key]).generate_state(2, np.uint32)
+        generator = torch.Generator().manual_seed(int(seeds[0]))
+        frame: Frame = self.grid.frame
+        d, count = len(self.grid.shape), len(images)
+        parameters = sample_parameters(count, self.family, d, self.settings, generator)
+        pose = matrix_of(
+            sample_parameters(count, "rigid", d, self.settings, generator, self.settings.pose),
+            "rigid",
+            frame,
+        )
+        matrix = matrix_of(parameters, self.family, frame)
+        fixed = self._moved(images, pose)
+        moving = self._moved(images, compose(invert(matrix), pose))
+        if self.settings.warp > 0:
+            fields = smooth_field(2 * count, self.grid.shape, self.settings.warp, generator)
+            fields = fields.to(images.device)
+            fixed, moving = warp(fixed, fields[:count]), warp(moving, fields[count:])
+        clean = torch.cat([fixed, moving], dim=1)
+        self.augmentation.set_random_state(seed=int(seeds[1]))
+        flat = clean.reshape(-1, 1, *self.grid.shape)
+        augmented = torch.stack([self._augmented(image) for image in flat])
+        device = images.device
+        return Pairs(
+            augmented.reshape(clean.shape), clean, matrix.to(device), parameters.to(device)
+        )
+
+    def _moved(self, images: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
+        affine, shape = self.grid.affine, self.grid.shape
+        return resample_by_matrix(images, affine, matrix.to(images.device), affine, shape)
+
+    def _augmented(self, image: torch.Tensor) -> torch.Tensor:
+        """One image ``(1, *shape)``, back between 0 and 1."""
+        changed = convert_to_tensor(
+            self.augmentation(image), dtype=torch.float32, device=image.device, track_meta=False
+        )
+        low, high = changed.min(), changed.max()
+        return (changed - low) / (high - low).clamp_min(1e-6)

@@ -1,0 +1,397 @@
+"""What is known of people beside their maps (age, sex, site, ...), as numbers a model can use."""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from scripts.errors import CohortError, ConfigurationError
+from scripts.settings import LearnedAtlasConfig
+
+__all__ = [
+    "Covariate",
+    "CovariateCoding",
+    "Participants",
+    "Values",
+    "parse_values",
+    "read_participants",
+]
+
+Values = Mapping[str, float | str]
+"""Covariates of one person by name: numbers, and names of categories."""
+
+_MISSING = {"", "n/a", "na", "nan", "null"}
+_IDENTIFIER = "participant_id"
+MEAN = "mean"
+"""In the place of values: the mean of the cohort that a model was made of."""
+
+
+@dataclass(frozen=True)
+class Covariate:
+    """How one covariate is coded.
+
+    A number is standardised, (x - mean) / std with the cohort's mean and standard deviation. Of
+    K categories all but the first have a column each: 1 for those who are in it and 0 for others,
+    less the cohort's share. So all columns are 0 at the cohort's mean.
+
+    Attributes:
+        name: of the column in ``participants.tsv``.
+        kind: ``number`` or ``category``.
+        mean: of a number.
+        std: of a number, population.
+        low: smallest number in the cohort.
+        high: largest number in the cohort.
+        categories: names, sorted.
+        shares: of the cohort in each category.
+    """
+
+    name: str
+    kind: Literal["number", "category"]
+    mean: float = 0.0
+    std: float = 1.0
+    low: float = 0.0
+    high: float = 0.0
+    categories: tuple[str, ...] = ()
+    shares: tuple[float, ...] = ()
+
+    @property
+    def columns(self) -> list[str]:
+        """Names of its columns."""
+        if self.kind == "number":
+            return [self.name]
+        return [f"{self.name}={category}" for category in self.categories[1:]]
+
+    def code(self, value: float | str | None) -> list[float]:
+        """Its columns for one person; None: the cohort's mean.
+
+        Raises:
+            ConfigurationError: no number where one is needed, or a category the cohort lacks.
+        """
+        if value is None:
+            return [0.0] * len(self.columns)
+        if self.kind == "number":
+            number = _number(value)
+            if number is None:
+                raise ConfigurationError(f"{self.name} = {value!r}: must be a number")
+            return [(number - self.mean) / self.std]
+        if str(value) not in self.categories:
+            raise ConfigurationError(
+                f"{self.name} = {value!r}: unknown category; must be one of the cohort's, "
+                f"{', '.join(self.categories)}"
+            )
+        return [
+            float(str(value) == category) - share
+            for category, share in zip(self.categories[1:], self.shares[1:], strict=True)
+        ]
+
+    def beyond(self, value: float | str | None) -> str | None:
+        """What to say of a number that no subject of the cohort comes near; None: nothing."""
+        number = None if value is None or self.kind != "number" else _number(value)
+        if number is None or self.low <= number <= self.high:
+            return None
+        return (
+            f"{self.name} = {number:g} is outside the cohort's range {self.low:g} to "
+            f"{self.high:g}: the template there is an extrapolation"
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON values, of its kind alone."""
+        said: dict[str, Any] = {"name": self.name, "kind": self.kind}
+        if self.kind == "number":
+            return said | {"mean": self.mean, "std": self.std, "low": self.low, "high": self.high}
+        return said | {"categories": list(self.categories), "shares": list(self.shares)}
+
+
+@dataclass(frozen=True)
+class CovariateCoding:
+    """Covariates as the columns of a design, as a cohort fixed them.
+
+    Attributes:
+        covariates: in the settings' order.
+    """
+
+    covariates: tuple[Covariate, ...]
+
+    @property
+    def columns(self) -> list[str]:
+        """Names of the columns."""
+        return [column for covariate in self.covariates for column in covariate.columns]
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the covariates."""
+        return [covariate.name for covariate in self.covariates]
+
+    def code(self, values: Values) -> np.ndarray:
+        """One person's columns, float32; a covariate without a value is at the cohort's mean.
+
+        Raises:
+            ConfigurationError: see `Covariate.code`.
+        """
+        coded = [x for one in self.covariates for x in one.code(values.get(one.name))]
+        return np.array(coded, dtype=np.float32)
+
+    def beyond(self, values: Values) -> list[str]:
+        """A sentence for each number outside the cohort's range."""
+        said = (one.beyond(values.get(one.name)) for one in self.covariates)
+        return [sentence for sentence in said if sentence is not None]
+
+    def as_list(self) -> list[dict[str, Any]]:
+        """Plain JSON values."""
+        return [covariate.as_dict() for covariate in self.covariates]
+
+    @classmethod
+    def from_list(cls, said: Iterable[Mapping[str, Any]]) -> CovariateCoding:
+        """What `as_list` gave."""
+        plain: Iterable[dict[str, Any]] = (
+            {key: tuple(value) if isinstance(value, list) else value for key, value in one.items()}
+            for one in said
+        )
+        return cls(tuple(Covariate(**one) for one in plain))
+
+    @classmethod
+    def of_cohort(cls, people: Sequence[Values], config: LearnedAtlasConfig) -> CovariateCoding:
+        """Mean, spread and categories of a cohort.
+
+        Args:
+            people: every covariate of every usable subject.
+            config: which covariates, and which of them are categories.
+
+        Raises:
+            CohortError: a covariate has one value only, the columns can't be told apart, or there
+                are too few subjects for them.
+        """
+        model = config.model
+        made = [
+            _category(name, [str(one[name]) for one in people])
+            if isinstance(people[0][name], str)
+            else _numeric(name, [float(one[name]) for one in people])
+            for name in model.covariates
+        ]
+        coding = cls(tuple(made))
+        count = len(coding.columns)
+        if len(people) < count + 2:
+            raise CohortError(
+                f"{len(people)} usable subjects are too few for learned_atlas.model.covariates = "
+                f"{model.covariates}: {count} columns ({', '.join(coding.columns)}) need at least "
+                f"{count + 2}"
+            )
+        design = np.stack([np.r_[1.0, coding.code(one)] for one in people])
+        if np.linalg.matrix_rank(design, tol=1e-4) <= count:
+            raise CohortError(
+                f"the covariates {', '.join(coding.columns)} can't be told apart in this cohort: "
+                "one of them follows from the others; leave it out of "
+                "learned_atlas#model#covariates"
+            )
+        return coding
+
+
+def _numeric(name: str, numbers: Sequence[float]) -> Covariate:
+    low, high = min(numbers), max(numbers)
+    if low == high:
+        raise CohortError(f"covariate {name} is {low:g} in every subject; leave it out")
+    mean, std = float(np.mean(numbers)), float(np.std(numbers))
+    return Covariate(name, "number", mean=mean, std=std, low=low, high=high)
+
+
+def _category(name: str, values: Sequence[str]) -> Covariate:
+    categories = tuple(sorted(set(values)))
+    if len(categories) == 1:
+        raise CohortError(f"covariate {name} is {categories[0]} in every subject; leave it out")
+    shares = tuple(values.count(category) / len(values) for category in categories)
+    return Covariate(name, "category", categories=categories, shares=shares)
+
+
+def _number(value: object) -> float | None:
+    """A finite number, or None."""
+    try:
+        number = float(str(value))
+    except ValueError:
+        return None
+    return number if math.isfinite(number) and "_" not in str(value) else None
+
+
+# ---------------------------------------------------------------------------------------------
+# participants.tsv
+# ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Participants:
+    """The table of a dataset, as far as it was asked for.
+
+    Attributes:
+        path: the file.
+        columns: the covariates asked for.
+        rows: by participant, the text of each column.
+    """
+
+    path: Path
+    columns: tuple[str, ...]
+    rows: Mapping[str, Mapping[str, str]]
+
+    def reason_against(self, subject: str) -> str | None:
+        """Why a subject can't be used; None if all its covariates are there."""
+        row = self._row(subject)
+        if row is None:
+            return f"has no row in it (no {_IDENTIFIER} {subject})"
+        missing = [name for name in self.columns if row[name].lower() in _MISSING]
+        return f"has no value of {', '.join(missing)}" if missing else None
+
+    def values(
+        self, subjects: Sequence[str], categorical: Sequence[str] = ()
+    ) -> dict[str, dict[str, float | str]]:
+        """Covariates of subjects that have all of them.
+
+        A column is numbers if each of these subjects' values is one and it isn't said to be
+        categorical.
+
+        Raises:
+            CohortError: a column mixes numbers with other text.
+        """
+        rows = {name: self._row(name) for name in subjects}
+        found: dict[str, dict[str, float | str]] = {name: {} for name in subjects}
+        for column in self.columns:
+            texts = {name: row[column] for name, row in rows.items() if row is not None}
+            numbers = {name: _number(text) for name, text in texts.items()}
+            others = [name for name, number in numbers.items() if number is None]
+            names = column in categorical or len(others) == len(texts)
+            if not names and others:
+                first = others[0]
+                raise CohortError(
+                    f"{self.path}: {column} of {first} is {texts[first]!r}, which is no number, "
+                    "and others are; mend it, or name the column in "
+                    "learned_atlas#model#categorical_covariates"
+                )
+            for name, text in texts.items():
+                number = numbers[name]
+                found[name][column] = text if names or number is None else number
+        return found
+
+    def _row(self, subject: str) -> Mapping[str, str] | None:
+        # BIDS says participant_id is sub-<label>; folders and tables leave the prefix out at will.
+        bare = subject.removeprefix("sub-")
+        for name in (subject, f"sub-{bare}", bare):
+            if name in self.rows:
+                return self.rows[name]
+        return None
+
+
+def read_participants(path: str | Path, columns: Sequence[str]) -> Participants:
+    """Read a BIDS ``participants.tsv``.
+
+    Args:
+        path: the file: tab-separated, one line of names, ``participant_id`` among them.
+        columns: the covariates asked for.
+
+    Raises:
+        CohortError: naming the file and the line.
+    """
+    file = Path(path)
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise CohortError(
+            f"participants {file} can't be read: {error.strerror}; name the table with "
+            "--learned_atlas#cohort#participants"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise CohortError(f"participants {file} is not UTF-8 text") from error
+    lines = list(csv.reader(text.splitlines(), delimiter="\t", quoting=csv.QUOTE_NONE))
+    header = [cell.strip() for cell in lines[0]] if lines else []
+    if _IDENTIFIER not in header:
+        raise CohortError(
+            f"{file}: its first line has no {_IDENTIFIER}; must be tab-separated names, "
+            f"got {', '.join(header) or 'nothing'}"
+        )
+    for name in columns:
+        if header.count(name) != 1:
+            close = difflib.get_close_matches(name, header, n=1)
+            hint = f"; did you mean {close[0]}?" if close and close[0] != name else ""
+            what = "several columns" if name in header else "no column"
+            raise CohortError(f"{file} has {what} {name} (columns: {', '.join(header)}){hint}")
+    rows: dict[str, dict[str, str]] = {}
+    for number, cells in enumerate(lines[1:], start=2):
+        if not any(cell.strip() for cell in cells):
+            continue
+        if len(cells) != len(header):
+            raise CohortError(
+                f"{file}, line {number}: has {len(cells)} cells, the first line {len(header)}"
+            )
+        row = {name: cell.strip() for name, cell in zip(header, cells, strict=True)}
+        if row[_IDENTIFIER] in rows:
+            raise CohortError(f"{file}, line {number}: {row[_IDENTIFIER]} was listed before")
+        rows[row[_IDENTIFIER]] = {name: row[name] for name in columns}
+    return Participants(file, tuple(columns), rows)
+
+
+# ---------------------------------------------------------------------------------------------
+# Chosen values
+# ---------------------------------------------------------------------------------------------
+
+
+def parse_values(
+    asked: str | Mapping[str, Any] | None, coding: CovariateCoding | None
+) -> dict[str, float | str] | None:
+    """Values that a person chose, such as ``age=30,sex=F``.
+
+    Args:
+        asked: text, or a mapping as a configuration has it; ``mean``: the cohort's mean.
+        coding: the model's; None for one without covariates.
+
+    Returns:
+        The values, those left out being at the cohort's mean; None if nothing is asked for.
+
+    Raises:
+        ConfigurationError: naming what can't be understood.
+    """
+    if asked is None:
+        return None
+    if coding is None:
+        raise ConfigurationError(
+            f"at = {asked!r}: the model has no covariates (learned_atlas.model.covariates), so "
+            "that its template is the same everywhere"
+        )
+    if isinstance(asked, str):
+        text = asked.strip()
+        pairs = [] if text == MEAN else [part.partition("=") for part in text.split(",")]
+        if any(not (name.strip() and mark and value.strip()) for name, mark, value in pairs):
+            raise ConfigurationError(
+                f"at = {asked!r}: must be {MEAN}, or name=value pairs with commas between, such "
+                f"as {_example(coding)}"
+            )
+        given = [(name.strip(), value.strip()) for name, _, value in pairs]
+    elif isinstance(asked, Mapping):
+        given = [(str(name), value) for name, value in asked.items()]
+    else:
+        raise ConfigurationError(f"at = {asked!r}: must be text such as {_example(coding)}")
+    values: dict[str, float | str] = {}
+    known = {covariate.name: covariate for covariate in coding.covariates}
+    for name, value in given:
+        if name not in known or name in values:
+            what = "was given before" if name in values else "is no covariate of the model"
+            raise ConfigurationError(
+                f"at = {asked!r}: {name} {what}; its covariates are {', '.join(known)}"
+            )
+        if isinstance(value, bool) or not isinstance(value, str | int | float):
+            raise ConfigurationError(f"at = {asked!r}: {name} must be a number or a name")
+        try:
+            known[name].code(value)
+        except ConfigurationError as error:
+            raise ConfigurationError(f"at = {asked!r}: {error}") from None
+        values[name] = float(value) if known[name].kind == "number" else str(value)
+    return values
+
+
+def _example(coding: CovariateCoding) -> str:
+    return ",".join(
+        f"{one.name}={one.categories[0] if one.categories else f'{one.mean:.0f}'}"
+        for one in coding.covariates
+    )

@@ -1,0 +1,206 @@
+"""The elastic network: the atlas's U-Net, integration and warp, between any two images."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from scripts.affine.resampling import resample_by_matrix
+from scripts.affine.training_images import AffineImages, WorkingGrid, between_0_and_1
+from scripts.elastic.settings import LearnedElasticConfig
+from scripts.errors import CheckpointError, CohortError
+from scripts.networks.checkpoint import load_checkpoint
+from scripts.networks.integration import VelocityIntegration
+from scripts.networks.unet import RegistrationUNet
+from scripts.networks.warp import warp
+
+__all__ = [
+    "ElasticNetwork",
+    "bare_elastic_network",
+    "build_elastic_network",
+    "load_elastic_network",
+    "register_images",
+]
+
+FORMAT = 1
+
+
+class ElasticNetwork(nn.Module):
+    """Stationary velocities between pairs of images of any contrast.
+
+    The velocity's flow maps fixed points to moving points: it warps the moving image to the
+    fixed one. The flow of its negative goes back.
+
+    Args:
+        grid: the network's.
+        enc_features: see `RegistrationUNet`.
+        dec_features: see `RegistrationUNet`.
+        int_steps: squarings of the integration; 0: plain displacement.
+        field_resolution: the field lives on a grid reduced by this factor.
+        description: what a reader of the checkpoint must know, JSON-able; travels in the state
+            dict as the buffer ``described``.
+    """
+
+    described: torch.Tensor
+
+    def __init__(
+        self,
+        grid: WorkingGrid,
+        enc_features: Sequence[int] = (16, 32, 32, 32),
+        dec_features: Sequence[int] = (32, 32, 32, 16, 16),
+        int_steps: int = 7,
+        field_resolution: int = 2,
+        description: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.grid = grid
+        self.field_resolution = field_resolution
+        self.unet = RegistrationUNet(
+            len(grid.shape), 2, enc_features, dec_features, factor=field_resolution
+        )
+        self.integration = VelocityIntegration(int_steps, field_resolution)
+        text = json.dumps(dict(description or {}), sort_keys=True).encode()
+        self.register_buffer("described", torch.frombuffer(bytearray(text), dtype=torch.uint8))
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """What the checkpoint says of itself."""
+        return json.loads(bytes(self.described.cpu().numpy()).decode())
+
+    def velocity(self, pair: torch.Tensor) -> torch.Tensor:
+        """Velocities ``(B, d, *reduced)``, voxels of the grid, of pairs ``(B, 2, *shape)``."""
+        return self.unet(pair).float().contiguous()
+
+    def displacement(self, velocity: torch.Tensor) -> torch.Tensor:
+        """Displacements ``(B, d, *shape)`` in voxels, fixed point to moving point."""
+        with torch.autocast(velocity.device.type, enabled=False):
+            return self.integration(velocity, self.grid.shape)
+
+    def displacements(self, velocity: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Displacements there and back."""
+        with torch.autocast(velocity.device.type, enabled=False):
+            return self.integration.both(velocity, self.grid.shape)
+
+    def forward(self, pair: torch.Tensor) -> torch.Tensor:
+        """Displacements ``(B, d, *shape)`` in voxels, of pairs ``(B, 2, *shape)`` from 0 to 1."""
+        return self.displacement(self.velocity(pair))
+
+
+def bare_elastic_network(network: nn.Module) -> ElasticNetwork:
+    """The network inside whatever wraps it for several processes."""
+    inner = getattr(network, "module", network)
+    assert isinstance(inner, ElasticNetwork)
+    return inner
+
+
+def build_elastic_network(
+    images: AffineImages, settings: LearnedElasticConfig, labels: Sequence[int] = ()
+) -> ElasticNetwork:
+    """The network that the settings ask for, initialised by their seed."""
+    torch.manual_seed(settings.optimizer.seed)
+    description = {
+        "format": FORMAT,
+        "grid": asdict(images.grid),
+        "settings": settings.as_dict(),
+        "labels": list(labels),
+        "trained_on": [item["subject"] for item in images.training()],
+        "cohort": images.identity(),
+    }
+    return _built(images.grid, settings, description)
+
+
+def _built(
+    grid: WorkingGrid, settings: LearnedElasticConfig, description: dict[str, Any]
+) -> ElasticNetwork:
+    model = settings.model
+    return ElasticNetwork(
+        grid,
+        model.enc_features,
+        model.dec_features,
+        model.int_steps,
+        model.field_resolution,
+        description,
+    )
+
+
+def load_elastic_network(path: str | Path) -> ElasticNetwork:
+    """A published network, ready to be asked.
+
+    Raises:
+        CheckpointError: the file isn't there, is damaged, or is no elastic network's.
+    """
+    found = load_checkpoint(path)
+    described = found.get("described")
+    if not isinstance(described, torch.Tensor) or not any(key.startswith("unet") for key in found):
+        raise CheckpointError(f"{path}: holds no elastic network")
+    try:
+        description = json.loads(bytes(described.numpy()).decode())
+        if description["format"] != FORMAT:
+            raise KeyError("format")
+        place = description["grid"]
+        grid = WorkingGrid(tuple(place["shape"]), float(place["spacing"]))
+        settings = LearnedElasticConfig.load(description["settings"])
+        network = _built(grid, settings, description)
+        network.load_state_dict(found)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(
+            f"{path}: holds no elastic network of this version: {reason}"
+        ) from error
+    return network.eval()
+
+
+@torch.no_grad()
+def register_images(
+    network: ElasticNetwork,
+    fixed: np.ndarray,
+    fixed_affine: np.ndarray,
+    moving: np.ndarray,
+    moving_affine: np.ndarray,
+    log_share: float | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Two aligned images of whatever contrast, registered.
+
+    The images lie in one world (are affinely aligned); the field is made on the network's grid
+    about the fixed volume's centre.
+
+    Args:
+        network: as trained.
+        fixed: ``(*shape)``.
+        fixed_affine: voxel to mm.
+        moving: ``(*shape)``, maybe on another grid of the same world.
+        moving_affine: voxel to mm.
+        log_share: for densities, see `LearnedAffineImagesConfig`.
+
+    Returns:
+        displacement ``(d, *grid.shape)`` in voxels of the network's grid, and the moving image
+        there after it ``(1, *grid.shape)``, 0 to 1.
+
+    Raises:
+        CohortError: an image is constant or not finite, or has other dimensions.
+    """
+    grid = network.grid
+    place = grid.place_of(fixed_affine, fixed.shape)[None]
+    seen = []
+    for name, data, affine in (("fixed", fixed, fixed_affine), ("moving", moving, moving_affine)):
+        if data.ndim != len(grid.shape):
+            raise CohortError(
+                f"the {name} image has {data.ndim} dimensions, the network {len(grid.shape)}"
+            )
+        if not np.isfinite(data).all():
+            raise CohortError(f"the {name} image is not finite")
+        if not np.ptp(data) > 0:
+            raise CohortError(f"the {name} image is constant: there is nothing to register")
+        scaled = torch.from_numpy(between_0_and_1(data, log_share))[None, None]
+        seen.append(resample_by_matrix(scaled, affine, place, grid.affine, grid.shape)[0])
+    device = network.described.device
+    pair = torch.cat(seen)[None].to(device)
+    displacement = network(pair)
+    return displacement[0], warp(pair[:, 1:], displacement)[0]

@@ -1,0 +1,186 @@
+"""Images of random contrast from label maps, in pairs that a network can learn to register.
+
+Hoffmann et al., SynthMorph: learning contrast-invariant registration without acquired images, IEEE
+TMI 2022.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from monai.config import KeysCollection
+from monai.transforms import MapTransform
+from monai.utils import convert_to_tensor
+
+from scripts.affine.pairs import intensity_augmentation, smooth_field
+from scripts.affine.training_images import AffineImages, WorkingGrid, read_image
+from scripts.cohort.density import DensityError
+from scripts.elastic.settings import LearnedElasticConfig, LearnedElasticSynthesisConfig
+from scripts.errors import CohortError
+from scripts.networks.warp import warp
+
+__all__ = ["LabelMapsd", "SyntheticPair", "SyntheticPairsOfLabels", "label_values", "painted"]
+
+_MOST_LABELS = 256
+
+
+def label_values(images: AffineImages, settings: LearnedElasticConfig) -> list[int]:
+    """The labels of a cohort's volumes, in order, 0 left out; none for presence maps.
+
+    Raises:
+        CohortError: a volume holds other values than whole numbers, or there are too many labels.
+    """
+    if settings.images.kind == "presence":
+        return []
+    found: set[int] = set()
+    for subject in images.subjects:
+        for path in subject.paths:
+            values = np.unique(read_image([path])[0])
+            if not np.array_equal(values, np.round(values)) or len(values) > _MOST_LABELS:
+                raise DensityError(
+                    Path(path),
+                    f"is no label volume: {len(values)} different values, labels are up to "
+                    f"{_MOST_LABELS} whole numbers (density maps: "
+                    "--learned_elastic#images#kind presence)",
+                )
+            found.update(int(value) for value in values)
+    found.discard(0)
+    if not found:
+        raise CohortError("the label volumes hold no label but 0")
+    return sorted(found)
+
+
+class LabelMapsd(MapTransform):
+    """Files to maps of where each label is, on the network's grid.
+
+    Args:
+        keys: of lists of paths; ``channel`` tells the tract of each.
+        grid: the network's.
+        values: labels of the volumes; empty for presence maps.
+        levels: shares of a density's maximum, for presence maps.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        grid: WorkingGrid,
+        values: Sequence[int] = (),
+        levels: Sequence[float] = (0.0,),
+    ) -> None:
+        super().__init__(keys)
+        self.grid = grid
+        self.values = values
+        self.levels = levels
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Replace paths by ``(L, *shape)`` float32 from 0 to 1."""
+        result = dict(data)
+        channels = result.pop("channel")
+        for key in self.key_iterator(result):
+            maps = []
+            for one in sorted(set(channels)):
+                paths = [p for p, c in zip(result[key], channels, strict=True) if c == one]
+                image, grid = read_image(paths, len(self.grid.shape))
+                masks = (
+                    [image == value for value in self.values]
+                    if self.values
+                    else [image > level * image.max() for level in self.levels]
+                )
+                maps += [self.grid.of_image(mask, grid.affine) for mask in masks]
+            result[key] = torch.cat(maps)
+        return result
+
+
+def painted(labels: torch.Tensor, shades: torch.Tensor, background: torch.Tensor) -> torch.Tensor:
+    """Images ``(B, 1, *shape)`` of label maps, a shade a label.
+
+    Where labels overlap their shades are averaged; where they fade, the background shows.
+
+    Args:
+        labels: ``(B, L, *shape)`` from 0 to 1.
+        shades: ``(B, L)``.
+        background: ``(B,)``.
+    """
+    spread = [1] * (labels.dim() - 2)
+    total = labels.sum(1, keepdim=True)
+    colour = (labels * shades.view(*shades.shape, *spread)).sum(1, keepdim=True)
+    cover = labels.amax(1, keepdim=True)
+    mean = colour / total.clamp_min(1e-6)
+    return cover * mean + (1 - cover) * background.view(-1, 1, *spread)
+
+
+@dataclass(frozen=True, eq=False)
+class SyntheticPair:
+    """A batch of pairs.
+
+    Attributes:
+        pair: synthetic images, fixed and moving, ``(B, 2, *shape)``, 0 to 1.
+        fixed: label maps ``(B, L, *shape)``.
+        moving: label maps ``(B, L, *shape)``.
+    """
+
+    pair: torch.Tensor
+    fixed: torch.Tensor
+    moving: torch.Tensor
+
+
+class SyntheticPairsOfLabels:
+    """Makes pairs of label maps: two shapes, two contrasts that have nothing to do with each other.
+
+    Args:
+        shape: of the network's grid.
+        settings: of the synthesis.
+        seed: of the run; pairs depend on it and on the key of the call alone.
+    """
+
+    def __init__(
+        self, shape: Sequence[int], settings: LearnedElasticSynthesisConfig, seed: int = 0
+    ) -> None:
+        self.shape = tuple(shape)
+        self.settings = settings
+        self.seed = seed
+        self.augmentation = intensity_augmentation(
+            settings.augmentations, shape, settings.probability
+        )
+
+    def __call__(self, labels: torch.Tensor, key: Sequence[int]) -> SyntheticPair:
+        """Pairs of label maps ``(B, L, *shape)``; equal keys give equal pairs.
+
+        The other subject of a pair is the next one in the batch.
+        """
+        seeds = np.random.SeedSequence([self.seed, *key]).generate_state(2, np.uint32)
+        generator = torch.Generator().manual_seed(int(seeds[0]))
+        count = len(labels)
+        other = torch.rand(count, generator=generator) < self.settings.between_subjects
+        spread = [1] * (labels.dim() - 1)
+        both = torch.where(other.view(-1, *spread).to(labels.device), labels.roll(-1, 0), labels)
+        fixed, moving = labels, both
+        if self.settings.warp > 0:
+            fields = smooth_field(2 * count, self.shape, self.settings.warp, generator)
+            fields = fields.to(labels.device)
+            fixed, moving = warp(fixed, fields[:count]), warp(moving, fields[count:])
+        self.augmentation.set_random_state(seed=int(seeds[1]))
+        images = [self._image(maps, generator) for maps in (fixed, moving)]
+        return SyntheticPair(torch.cat(images, dim=1), fixed, moving)
+
+    def _image(self, labels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """Images ``(B, 1, *shape)`` of random contrast, from 0 to 1."""
+        count = len(labels)
+        shades = torch.rand(count, labels.shape[1], generator=generator)
+        background = torch.rand(count, generator=generator)
+        empty = torch.rand(count, generator=generator) < self.settings.empty_background
+        background = torch.where(empty, torch.zeros(()), background)
+        image = painted(labels, shades.to(labels.device), background.to(labels.device))
+        done = []
+        for one in image:
+            changed = convert_to_tensor(
+                self.augmentation(one), dtype=torch.float32, device=one.device, track_meta=False
+            )
+            low, high = changed.min(), changed.max()
+            done.append((changed - low) / (high - low).clamp_min(1e-6))
+        return torch.stack(done)

@@ -1,0 +1,210 @@
+"""Training of the elastic network: the loss, the trainer's and the evaluator's step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.engines import SupervisedEvaluator, SupervisedTrainer
+from monai.engines.utils import IterationEvents
+from monai.transforms import Compose
+
+from scripts.affine.training_images import AffineImages, read_affine_images
+from scripts.elastic.elastic_network import ElasticNetwork, bare_elastic_network
+from scripts.elastic.settings import LearnedElasticConfig
+from scripts.elastic.synthesis import LabelMapsd, SyntheticPair, SyntheticPairsOfLabels
+from scripts.engines.components import reserved
+from scripts.losses.smoothness import SmoothnessLoss
+from scripts.networks.precision import autocast, open_device
+from scripts.networks.warp import warp
+
+__all__ = [
+    "ElasticLoss",
+    "ElasticStep",
+    "HeldOutOverlap",
+    "elastic_loss",
+    "label_transforms",
+    "open_label_maps",
+    "soft_overlap",
+    "synthetic_pairs_of_labels",
+]
+
+_TRAINING, _HELD_OUT = 0, 1  # first number of a pair's key: the two never share a pair
+
+
+def soft_overlap(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    """Soft Dice ``2 sum p q / sum (p^2 + q^2)`` of label maps, one number a pair.
+
+    The mean over the labels that one of the two holds; 1 where neither holds any.
+
+    Args:
+        first: ``(B, L, *shape)`` from 0 to 1.
+        second: the same shape.
+    """
+    p, q = first.flatten(2), second.flatten(2)
+    total = p.square().sum(2) + q.square().sum(2)
+    held = total > 1e-3
+    dice = 2 * (p * q).sum(2) / torch.where(held, total, 1.0)
+    count = held.sum(1)
+    mean = (dice * held).sum(1) / count.clamp_min(1)
+    return torch.where(count > 0, mean, 1.0)
+
+
+class ElasticLoss(torch.nn.Module):
+    """``overlap_weight * (1 - soft Dice of the labels) + smoothness_weight * roughness``.
+
+    The labels are warped, never the images compared: contrast has no part in it.
+
+    Args:
+        factor: of the field's resolution.
+        spatial_dims: 2 or 3.
+        overlap_weight: of the first term.
+        smoothness_weight: of the second.
+    """
+
+    def __init__(
+        self,
+        factor: int = 2,
+        spatial_dims: int = 3,
+        overlap_weight: float = 1.0,
+        smoothness_weight: float = 0.3,
+    ) -> None:
+        super().__init__()
+        self.overlap_weight = overlap_weight
+        self.smoothness_weight = smoothness_weight
+        self.smoothness = SmoothnessLoss([1.0] * spatial_dims, factor)
+
+    def forward(
+        self, network: ElasticNetwork, velocity: torch.Tensor, made: SyntheticPair
+    ) -> dict[str, torch.Tensor]:
+        """``loss`` and its terms."""
+        warped = warp(made.moving, network.displacement(velocity))
+        overlap = 1 - soft_overlap(warped, made.fixed).mean()
+        rough = self.smoothness(velocity)
+        total = self.overlap_weight * overlap + self.smoothness_weight * rough
+        return {"loss": total, "overlap": overlap, "smoothness": rough}
+
+
+class ElasticStep:
+    """The trainer's ``iteration_update``: label maps to images, forward, loss, backward, step.
+
+    Args:
+        pairs: makes the images.
+        loss: the weighted terms.
+        dtype: of the convolutions.
+        gradient_clip: greatest norm of a gradient.
+    """
+
+    def __init__(
+        self,
+        pairs: SyntheticPairsOfLabels,
+        loss: ElasticLoss,
+        dtype: str = "float32",
+        gradient_clip: float = 1.0,
+    ) -> None:
+        self.pairs = pairs
+        self.loss = loss
+        self.dtype = dtype
+        self.gradient_clip = gradient_clip
+
+    def __call__(self, engine: SupervisedTrainer, batch: dict[str, Any]) -> dict[str, Any]:
+        """Run one iteration; ``loss`` and its terms are scalars."""
+        assert engine.network is not None and engine.optimizer is not None
+        network = bare_elastic_network(engine.network)
+        labels = torch.as_tensor(batch["image"]).to(engine.state.device)
+        made = self.pairs(labels, (_TRAINING, engine.state.iteration))
+        network.train()
+        engine.optimizer.zero_grad(set_to_none=True)
+        with autocast(labels.device, self.dtype):
+            velocity = network.velocity(made.pair)
+        engine.state.output = {"image": labels, "subject": batch["subject"]}
+        engine.fire_event(IterationEvents.FORWARD_COMPLETED)
+        terms = self.loss(network, velocity, made)
+        engine.state.output.update({name: term.detach() for name, term in terms.items()})
+        engine.fire_event(IterationEvents.LOSS_COMPLETED)
+        scaler = engine.scaler
+        (scaler.scale(terms["loss"]) if scaler else terms["loss"]).backward()
+        if scaler:
+            scaler.unscale_(engine.optimizer)
+        torch.nn.utils.clip_grad_norm_(network.parameters(), self.gradient_clip)
+        engine.fire_event(IterationEvents.BACKWARD_COMPLETED)
+        if scaler:
+            scaler.step(engine.optimizer)
+            scaler.update()
+        else:
+            engine.optimizer.step()
+        engine.fire_event(IterationEvents.MODEL_COMPLETED)
+        return engine.state.output
+
+
+class HeldOutOverlap:
+    """The evaluator's ``iteration_update``: overlap of held-out labels, before and after.
+
+    Args:
+        pairs: makes the images; the same ones at every call of the evaluator.
+    """
+
+    def __init__(self, pairs: SyntheticPairsOfLabels) -> None:
+        self.pairs = pairs
+
+    def __call__(self, engine: SupervisedEvaluator, batch: dict[str, Any]) -> dict[str, Any]:
+        """``overlap`` and ``overlap_before`` of every pair."""
+        assert engine.network is not None
+        network = bare_elastic_network(engine.network)
+        labels = torch.as_tensor(batch["image"]).to(engine.state.device)
+        made = self.pairs(labels, (_HELD_OUT, engine.state.iteration))
+        network.eval()
+        with torch.no_grad():
+            displacement = engine.inferer(made.pair, network)
+            after = soft_overlap(warp(made.moving, displacement), made.fixed)
+        engine.state.output = {
+            "image": labels,
+            "subject": batch["subject"],
+            "overlap": after,
+            "overlap_before": soft_overlap(made.moving, made.fixed),
+        }
+        engine.fire_event(IterationEvents.FORWARD_COMPLETED)
+        engine.fire_event(IterationEvents.MODEL_COMPLETED)  # cuts the batch into subjects
+        return engine.state.output
+
+
+# ---------------------------------------------------------------------------------------------
+# What the config names
+# ---------------------------------------------------------------------------------------------
+
+
+def open_label_maps(
+    dataset_dir: str | Path, settings: LearnedElasticConfig, written: Sequence[str | Path] = ()
+) -> AffineImages:
+    """The label maps to learn from; see `scripts.affine.components.open_affine_images`."""
+    open_device(settings.device)
+    with reserved(written) as users:
+        images = read_affine_images(dataset_dir, settings)
+        users.append(images)
+    return images
+
+
+def label_transforms(
+    images: AffineImages, settings: LearnedElasticConfig, labels: Sequence[int]
+) -> Compose:
+    """From a subject's files to its label maps on the network's grid."""
+    return Compose([LabelMapsd("image", images.grid, labels, settings.images.levels)])
+
+
+def synthetic_pairs_of_labels(
+    images: AffineImages, settings: LearnedElasticConfig
+) -> SyntheticPairsOfLabels:
+    """The pairs that the settings ask for."""
+    return SyntheticPairsOfLabels(images.grid.shape, settings.synthesis, settings.optimizer.seed)
+
+
+def elastic_loss(images: AffineImages, settings: LearnedElasticConfig) -> ElasticLoss:
+    """The loss that the settings ask for."""
+    return ElasticLoss(
+        settings.model.field_resolution,
+        len(images.grid.shape),
+        settings.loss.overlap_weight,
+        settings.loss.smoothness_weight,
+    )

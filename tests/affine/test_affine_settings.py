@@ -1,0 +1,77 @@
+"""Settings of the affine and elastic networks: rules, and messages that name them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from scripts.affine.settings import LearnedAffineConfig
+from scripts.elastic.settings import LearnedElasticConfig
+from scripts.errors import ConfigurationError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.parametrize(
+    ("block", "message"),
+    [
+        ({"model": {"passes": 0}}, "learned_affine.model.passes = 0: must be an integer from 1"),
+        ({"folds": 3, "fold": 3}, "learned_affine.fold = 3: is no fold"),
+        ({"fold": -1}, "learned_affine.fold = -1: is no fold"),
+        ({"folds": 1}, "learned_affine.folds = 1: must be an integer >= 2"),
+        ({"family": "similar"}, "learned_affine.family = 'similar': must be one of rigid"),
+        ({"images": {"shape": [32]}}, "learned_affine.images.shape = .32.: has 1 entries"),
+        ({"images": {"shape": [8, 32]}}, "has an entry below 16: 8"),
+        ({"images": {"pattern": "x.nii"}}, "learned_affine.images.pattern = 'x.nii': has no {sub"),
+        ({"images": {"exclude": ["a", "a"]}}, "learned_affine.images.exclude = .*has a name twice"),
+        ({"pairs": {"rotation": 120}}, "learned_affine.pairs.rotation = 120: must be .* <= 90"),
+        ({"pairs": {"augmentations": ["blur"]}}, "names 'blur', which is no augmentation"),
+        (
+            {"pairs": {"rotation": 0, "translation": 0, "scale": 0, "shear": 0}},
+            "learned_affine.pairs: .*nothing to learn",
+        ),
+        ({"loss": {"parameter_weight": 0}}, "learned_affine.loss: .*both 0"),
+        ({"modl": {}}, "learned_affine.modl = {}: unknown key; did you mean model?"),
+    ],
+)
+def test_affine_rules(block, message):
+    with pytest.raises(ConfigurationError, match=message.replace("?", r"\?").replace("{", r"\{")):
+        LearnedAffineConfig.load(block)
+
+
+@pytest.mark.parametrize(
+    ("block", "message"),
+    [
+        ({"images": {"levels": []}}, "learned_elastic.images.levels = .*non-empty"),
+        ({"images": {"levels": [0.1, 0.1]}}, "learned_elastic.images.levels = .*a number twice"),
+        ({"images": {"levels": [1]}}, "learned_elastic.images.levels = .*out of range"),
+        ({"synthesis": {"warp": 0, "between_subjects": 0}}, "learned_elastic.synthesis: .*nothing"),
+        ({"model": {"dec_features": [8]}}, "learned_elastic.model.dec_features = .8.: has 1 entr"),
+        ({"loss": {"overlap_weight": 0}}, "learned_elastic.loss.overlap_weight = 0: must be"),
+    ],
+)
+def test_elastic_rules(block, message):
+    with pytest.raises(ConfigurationError, match=message):
+        LearnedElasticConfig.load(block)
+
+
+@pytest.mark.parametrize(
+    ("config", "kind"),
+    [("train_affine", LearnedAffineConfig), ("train_elastic", LearnedElasticConfig)],
+)
+def test_shipped_configurations_keep_the_rules(config, kind):
+    text = (ROOT / "configs" / f"{config}.yaml").read_text(encoding="utf-8")
+    block = yaml.safe_load(text)[kind.key_path]
+    kind.load({**block, "device": "cpu", "fold": 0})
+
+
+def test_settings_need_no_torch():
+    code = (
+        "import sys, scripts.affine.settings, scripts.elastic.settings; "
+        "sys.exit('torch' in sys.modules or 'monai' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

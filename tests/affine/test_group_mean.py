@@ -1,0 +1,50 @@
+"""The mean transform: invariances that define it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from scipy.linalg import expm
+
+from scripts.affine.families import Frame, matrix_of
+from scripts.affine.mean import group_mean, log_of
+
+FRAME = Frame.of_grid(np.diag([1.0, 2.0, 1.5, 1.0]), (20, 16, 12))
+
+
+def transforms(count: int = 5, size: float = 0.5) -> np.ndarray:
+    drawn = torch.rand(count, 12, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    return matrix_of((2 * drawn - 1) * size, "affine", FRAME).numpy()
+
+
+def test_centred_transforms_have_the_identity_as_their_mean() -> None:
+    matrices = transforms()
+    centred = matrices @ np.linalg.inv(group_mean(matrices))
+    np.testing.assert_allclose(group_mean(centred), np.eye(4), atol=1e-9)
+    np.testing.assert_allclose(np.mean([log_of(m) for m in centred], axis=0), 0, atol=1e-9)
+
+
+def test_it_commutes_with_composition_on_both_sides_and_with_inversion() -> None:
+    matrices, (left, right) = transforms(), transforms(7)[-2:]
+    mean = group_mean(matrices)
+    np.testing.assert_allclose(group_mean(left @ matrices @ right), left @ mean @ right, atol=1e-8)
+    np.testing.assert_allclose(group_mean(np.linalg.inv(matrices)), np.linalg.inv(mean), atol=1e-8)
+
+
+def test_the_mean_of_two_rotations_is_half_way() -> None:
+    rates = np.zeros((4, 4))
+    rates[0, 1], rates[1, 0] = -1.0, 1.0
+    mean = group_mean([expm(0.2 * rates), expm(1.0 * rates)])
+    np.testing.assert_allclose(mean, expm(0.6 * rates), atol=1e-10)
+
+
+def test_one_transform_is_its_own_mean() -> None:
+    (one,) = transforms(1)
+    np.testing.assert_allclose(group_mean([one]), one, atol=1e-10)
+
+
+@pytest.mark.parametrize("diagonal", [(-1.0, -1.0, 1.0, 1.0), (-1.0, 1.0, 1.0, 1.0)])
+def test_half_turns_and_mirrors_have_no_logarithm(diagonal: tuple[float, ...]) -> None:
+    with pytest.raises(ValueError, match="logarithm"):
+        group_mean([np.eye(4), np.diag(diagonal)])

@@ -1,0 +1,154 @@
+"""Sweeps: which runs they make, what they leave, and how they go on."""
+
+from __future__ import annotations
+
+import csv
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bundle import cli
+from bundle.overrides import UsageError, parse_overrides
+from bundle.sweep import planned_runs, sweep, table_of
+from scripts.errors import StorageError, TrainingError
+from scripts.lock import lock_folders
+
+JOB = """\
+# Stands in for `python bundle <verb> --key=value ...`: leaves a report, or fails.
+import json, pathlib, sys
+given = dict(word[2:].split("=", 1) for word in sys.argv[2:])
+place = pathlib.Path(given["output_dir"])
+with (place.parent.parent / "calls.txt").open("a") as file:
+    file.write(place.name + "\\n")
+if given.get("family") == "broken":
+    sys.exit("error: the family is broken")
+(place / "affine").mkdir(parents=True)
+metrics = {"rotation_error": 2.0, "distance": float(given["fold"]) + 0.5}
+(place / "affine" / "result.json").write_text(json.dumps({"metrics": metrics, "loss": {}}))
+"""
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A bundle whose job is `JOB`."""
+    (tmp_path / "bundle").mkdir()
+    (tmp_path / "bundle" / "__main__.py").write_text(JOB, encoding="utf-8")
+    (tmp_path / "job.yaml").write_text(
+        "bundle_root: .\noutput_dir: $@bundle_root + '/output'\nckpt_dir: x\nfold: 0\nfamily: a\n",
+        encoding="utf-8",
+    )
+    return tmp_path
+
+
+def run(root: Path, *words: str) -> None:
+    sweep("job", root / "job.yaml", words, root)
+
+
+def calls(root: Path) -> list[str]:
+    return (root / "output" / "calls.txt").read_text(encoding="utf-8").split()
+
+
+def rows(root: Path) -> list[dict[str, str]]:
+    with (root / "output/sweep/results.csv").open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_every_combination_is_run_in_order():
+    _, overrides = parse_overrides(
+        ["--fold", "0,1", "--learned_affine#family", "rigid,affine", "--x", "[1, 2]", "--y", "null"]
+    )
+    runs = planned_runs(overrides)
+    assert [one.name for one in runs] == [
+        "fold-0_family-rigid",
+        "fold-0_family-affine",
+        "fold-1_family-rigid",
+        "fold-1_family-affine",
+    ]
+    assert runs[1].overrides == {
+        "fold": "0", "learned_affine#family": "affine", "x": "[1, 2]", "y": "null",
+    }  # fmt: skip
+    assert runs[1].varied == {"fold": "0", "learned_affine#family": "affine"}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--fold", "0"], "nothing varies"),
+        (["--fold", "1,1"], "--fold names a value twice"),
+        (["--a#lr", "x,y", "--nope", "1"], "has no"),
+        (["--fold", "0,1", "--nope", "1"], "has no nope"),
+        (["--output_dir", "a,b"], "output_dir and ckpt_dir can't vary"),
+        (["--fold", "0,1", "--config_file", "a.yaml"], "--config_file has no place"),
+        (["stray"], "unexpected argument 'stray'"),
+    ],
+)
+def test_sweeps_without_sense_are_refused_before_anything_runs(root, words, message):
+    with pytest.raises(UsageError, match=message):
+        run(root, *words)
+    assert not (root / "output").exists()
+
+
+def test_a_sweep_makes_one_table_and_goes_on_where_it_was(root, capsys):
+    run(root, "--fold", "0,1")
+    assert calls(root) == ["fold-0", "fold-1"]
+    table = rows(root)
+    assert [row["distance"] for row in table] == ["0.5", "1.5"]
+    assert [row["status"] for row in table] == ["done", "done"]
+    printed = capsys.readouterr().out
+    assert table_of(table) in printed
+    assert printed.index("distance") < printed.index("rotation_error")  # what matters first
+
+    run(root, "--fold", "0,1,2")
+    assert calls(root) == ["fold-0", "fold-1", "fold-2"]  # the first two were only read
+    assert [row["fold"] for row in rows(root)] == ["0", "1", "2"]
+    (root / "output/sweep/fold-1/sweep_run.json").unlink()  # as if it had been cut off
+    for path in (root / "output/sweep/fold-1/affine").iterdir():
+        path.unlink()
+    (root / "output/sweep/fold-1/affine").rmdir()
+    run(root, "--fold", "0,1,2")
+    assert calls(root)[3:] == ["fold-1"]
+
+
+def test_a_failing_run_is_named_and_the_others_are_done(root, capsys):
+    with pytest.raises(TrainingError, match="2 of 4 runs failed: fold-0_family-broken, fold-1_fam"):
+        run(root, "--fold", "0,1", "--family", "broken,rigid")
+    assert len(calls(root)) == 4
+    assert [row["status"] for row in rows(root)] == ["failed (1)", "done"] * 2
+    assert "error: the family is broken" in capsys.readouterr().out
+    assert "family is broken" in (root / "output/sweep/fold-0_family-broken/log.txt").read_text(
+        encoding="utf-8"
+    )
+
+
+def test_two_sweeps_in_one_folder_are_refused(root):
+    holder = (
+        "import sys, time; from scripts.lock import lock_folders; "
+        "kept = lock_folders([sys.argv[1]]); print('held', flush=True); time.sleep(60)"
+    )
+
+    with subprocess.Popen(
+        [sys.executable, "-c", holder, str(root / "output/sweep")],
+        stdout=subprocess.PIPE, text=True, cwd=cli.ROOT,
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        with pytest.raises(StorageError, match="another run is at work"):
+            run(root, "--fold", "0,1")
+        process.terminate()
+    lock_folders([root / "output/sweep"])[0].release()
+
+
+def test_the_verb_knows_its_jobs(capsys):
+    assert cli.main(["sweep", "nothing", "--fold", "0,1"]) == cli.EXIT_USAGE
+    assert "a sweep is over one of train, train-affine, train-elastic" in capsys.readouterr().err
+    assert cli.main(["sweep", "train_affine", "--fld", "0,1"]) == cli.EXIT_USAGE
+    assert "did you mean --fold?" in capsys.readouterr().err
+
+
+def test_a_setting_that_breaks_its_rule_is_told_before_torch_is_loaded(capsys):
+    words = ["train-affine", "--learned_affine#model#passes", "0"]
+    assert cli.main(words) == 2
+    message = capsys.readouterr().err
+    assert message == "error: learned_affine.model.passes = 0: must be an integer from 1 to 8\n"

@@ -1,0 +1,95 @@
+"""A network into which a tool loads the weights of another cohort's atlas."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from scripts.cohort import Cohort
+from scripts.networks import (
+    AtlasNetwork,
+    build_network,
+    published_geometry,
+    published_network,
+)
+from scripts.settings import LearnedAtlasConfig
+
+Make = Callable[..., AtlasNetwork]
+
+
+@pytest.fixture
+def pair(
+    make_cohort: Callable[..., Cohort], make_settings: Callable[..., LearnedAtlasConfig]
+) -> Make:
+    """Networks of cohorts that differ in subjects and in the grid's shape."""
+
+    def make(shape: tuple[int, ...], spread: float = 1.0, **changes: object) -> AtlasNetwork:
+        network = build_network(make_cohort(shape=shape, spread=spread), make_settings(**changes))
+        torch.manual_seed(len(shape) + shape[0])
+        for weight in network.unet.parameters():
+            torch.nn.init.normal_(weight)
+        return network
+
+    return make
+
+
+def test_training_starts_from_the_unet_of_another_cohort_with_its_own_template(pair: Make) -> None:
+    own, theirs = pair((14, 12, 13)), pair((16, 12, 15), spread=2.0)
+    theirs.mean_velocity.fill_(3)
+    template, described = own.template.detach().clone(), own.description
+    own.load_state_dict(theirs.state_dict(), strict=False)
+    for name, weight in own.unet.state_dict().items():
+        assert torch.equal(weight, theirs.unet.state_dict()[name])
+    assert torch.equal(own.input_scale, theirs.input_scale)
+    assert torch.equal(own.template, template)
+    assert own.description == described
+    assert not own.mean_velocity.any()
+    assert own.eval()(own.template.detach()[0][None]).shape == (1, 1, *own.shape)
+
+
+def test_a_unet_that_is_built_otherwise_is_left(
+    pair: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    own = pair((14, 12, 13))
+    theirs = pair((16, 12, 15), model={"enc_features": [6, 6]})
+    before = {name: value.clone() for name, value in own.state_dict().items()}
+    own.load_state_dict(theirs.state_dict(), strict=False)
+    assert "built otherwise" in caplog.text
+    for name, value in own.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+def test_of_the_same_cohort_everything_is_taken_but_the_runs_description(pair: Make) -> None:
+    own = pair((14, 12, 13), presence_value=0.5)
+    theirs = pair((14, 12, 13), presence_value=0.0625)  # a longer text, too
+    assert own.description["cohort"] == theirs.description["cohort"]
+    with torch.no_grad():
+        theirs.template += 1
+    own.load_state_dict(theirs.state_dict())
+    assert torch.equal(own.template, theirs.template)
+    assert own.description["settings"]["presence_value"] == 0.5
+
+
+def test_a_published_network_becomes_the_model_that_is_loaded_into_it(
+    pair: Make, tmp_path: Path
+) -> None:
+    """As a server does it that keeps its network over a training."""
+    old, new = pair((14, 12, 13)), pair((16, 12, 15), spread=2.0)
+    torch.save(old.state_dict(), tmp_path / "model.pt")
+    kept = published_network(tmp_path / "model.pt")
+    image = torch.rand(1, 1, *new.shape)
+    kept.load_state_dict(new.state_dict(), strict=False)
+    assert kept.description == new.description
+    assert kept.shape == new.shape
+    assert published_geometry(kept)[0].shape == (16, 12, 15)
+    assert not kept.training
+    with torch.no_grad():
+        assert torch.equal(kept(image), new.eval()(image))
+
+
+def test_weights_of_something_else_are_refused(pair: Make) -> None:
+    with pytest.raises(RuntimeError, match="Missing key"):
+        pair((14, 12, 13)).load_state_dict({"weight": torch.zeros(1)})
