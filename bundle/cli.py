@@ -53,12 +53,6 @@ JOBS = {
     ),
     "carry": Job("configs/atlas_to_patient.yaml", "carrying", "bring an atlas's maps to patients"),
     "compare": Job("configs/tract_similarity.yaml", "comparing", "hold subjects against an atlas"),
-    "evaluate": Job(
-        "configs/evaluate.yaml", "evaluating", "hold an atlas against subjects it wasn't made of"
-    ),
-    "cross-validate": Job(
-        "configs/evaluate.yaml", "cross_validating", "train and evaluate fold by fold"
-    ),
     "train-affine": Job(
         "configs/train_affine.yaml", "training", "learn affine alignment from single images"
     ),
@@ -71,6 +65,12 @@ JOBS = {
     "align": Job("configs/align.yaml", "aligning", "bring a native cohort to one affine space"),
     "refine": Job("configs/refine.yaml", "refining", "bring images to a fixed one by optimisation"),
     "warp": Job("configs/warp.yaml", "warping", "resample images once through several transforms"),
+    "evaluate": Job(
+        "configs/evaluate.yaml", "evaluating", "hold an atlas against subjects it wasn't made of"
+    ),
+    "cross-validate": Job(
+        "configs/evaluate.yaml", "cross_validating", "train and evaluate fold by fold"
+    ),
     "labels": Job("configs/transfer_labels.yaml", "labelling", "label streamlines from an atlas"),
     "check": Job("configs/train.yaml", None, "check settings and dataset, and run nothing"),
 }

@@ -23,20 +23,19 @@ from scripts.sections import Section
 from scripts.settings import LearnedAtlasConfig
 
 SETTINGS_BLOCK = "learned_atlas"
-# Blocks of settings that a configuration may have, and what validates each: torch-free modules,
-# imported once such a block is there.
-SETTINGS_BLOCKS = {
+# The other blocks of settings that a configuration may have, and what validates them.
+OTHER_BLOCKS = {
     "align": "scripts.affine.alignment_settings:AlignConfig",
+    "refine": "scripts.affine.refinement_settings:RefineConfig",
+    "learned_affine": "scripts.affine.settings:LearnedAffineConfig",
+    "learned_elastic": "scripts.elastic.settings:LearnedElasticConfig",
     "atlas_to_patient": "scripts.consumers.settings:AtlasToPatientConfig",
     "barycentre": "scripts.consumers.settings:BarycentreConfig",
     "evaluate": "scripts.evaluation.settings:EvaluateConfig",
     "label_transfer": "scripts.transport.settings:LabelTransferConfig",
-    "learned_affine": "scripts.affine.settings:LearnedAffineConfig",
-    "learned_atlas": "scripts.settings:LearnedAtlasConfig",
-    "learned_elastic": "scripts.elastic.settings:LearnedElasticConfig",
-    "refine": "scripts.affine.refinement_settings:RefineConfig",
     "tract_similarity": "scripts.consumers.settings:TractSimilarityConfig",
 }
+BLOCKS = (SETTINGS_BLOCK, *OTHER_BLOCKS)
 # Arguments of MONAI's own `run`, `ConfigWorkflow` and experiment tracking: never keys of a config.
 MONAI_ARGUMENTS = frozenset(
     {
@@ -238,7 +237,7 @@ def _set(config: dict[str, Any], parts: Sequence[str], value: Any) -> int | None
         last = depth == len(parts) - 1
         if isinstance(here, list) and part.isdigit() and int(part) < len(here):
             index: Any = int(part)
-        elif isinstance(here, dict) and (part in here or last or parts[0] in SETTINGS_BLOCKS):
+        elif isinstance(here, dict) and (part in here or last or parts[0] in BLOCKS):
             index = part
         elif isinstance(here, str) and here[:1] in "$@%":
             return None  # what an expression holds is known to MONAI alone
@@ -279,8 +278,8 @@ def early_check(config: Mapping[str, Any]) -> LearnedAtlasConfig | None:
     Returns:
         The atlas's settings, if they are there and known.
     """
-    for name, place in SETTINGS_BLOCKS.items():
-        if name != SETTINGS_BLOCK and name in config:
+    for name, place in OTHER_BLOCKS.items():
+        if name in config:  # others' settings needn't be imported
             module, _, kind = place.partition(":")
             early_block(config, getattr(importlib.import_module(module), kind))
     return early_settings(config)

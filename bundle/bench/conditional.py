@@ -5,7 +5,8 @@
 
 The dataset is a demo cohort that was made with an age_effect, whose truth holds the anatomy at
 ages of -1.5, -0.75, 0.75 and 1.5 standard deviations. The templates come from ``model.pt``, at
-those ages; the unconditional one is that of a second training on the same cohort.
+those ages; the unconditional one is that of a second training on the same cohort, or else the
+conditional template at the mean age, which all ages share.
 """
 
 from __future__ import annotations
@@ -98,7 +99,7 @@ def draw(truth: Truth, network: AtlasNetwork, plain: Volume, folder: Path) -> No
         years = f"at {truth.age(z):.0f} years"
         rows[f"true anatomy {years}"] = truth.aged[z]
         rows[f"conditional template {years}"] = found[z]
-    rows["one template for all ages"] = plain
+    rows["one template for all ages (the mean age's, or the unconditional)"] = plain
     top = float(log_of(truth.central[0], offset).max())
     figure = Figure(figsize=(8, 13.5), facecolor="black", layout="constrained")
     for place, (title, volume) in enumerate(rows.items(), start=1):

@@ -14,11 +14,10 @@ from scripts.sections import (
     Number,
     Text,
     Texts,
-    check_placeholders,
-    check_relative,
     setting,
     to_names,
 )
+from scripts.settings import check_placeholders, check_relative
 
 __all__ = ["AlignConfig", "load_align"]
 
@@ -92,7 +91,7 @@ class AlignConfig(PairSettings):
 
     @field_validator("subjects", "exclude")
     @classmethod
-    def check_names(cls, names: list[str] | None) -> list[str] | None:
+    def _check_names(cls, names: list[str] | None) -> list[str] | None:
         if names is not None:
             _check_distinct(names)
         return names

@@ -29,7 +29,6 @@ from scripts.errors import FoldingError, StorageError, TractAtlasError, Training
 from scripts.losses.atlas_loss import AtlasLoss
 from scripts.metrics import dice, log_density_correlation
 from scripts.networks.atlas_network import AtlasNetwork, density_of, log_density_of
-from scripts.networks.warp import warp
 from scripts.processes import (
     StoppedElsewhere,
     add_up,
@@ -171,10 +170,10 @@ class AtlasPublisher:
         state: of the run, told when its atlas is out.
         device: where fields are made.
         bar: makes a progress bar for so many subjects.
-        loss: the training's, told of each subject on the quality page.
         coding: of a conditional template's covariates.
         at: covariates to publish it at; then everything leads to the template there, and goes to
             ``<output_subdir>_at_<values>``. None: the cohort's mean.
+        loss: the training's, told of each subject on the quality page.
     """
 
     def __init__(
@@ -190,9 +189,9 @@ class AtlasPublisher:
         state: State | None = None,
         device: torch.device | str = "cpu",
         bar: Any = None,
-        loss: AtlasLoss | None = None,
         coding: CovariateCoding | None = None,
         at: Values | None = None,
+        loss: AtlasLoss | None = None,
     ) -> None:
         self.network = network
         self.dataset = dataset
@@ -206,9 +205,9 @@ class AtlasPublisher:
         self.state = state
         self.device = torch.device(device)
         self.bar = bar
-        self.loss = loss
         self.coding = coding
         self.at = at
+        self.loss = loss
 
     @torch.no_grad()
     def publish(self) -> Path:
@@ -319,21 +318,6 @@ class AtlasPublisher:
         }
         return emitted
 
-    def _fit(
-        self, k: int, inside: torch.Tensor, velocity: torch.Tensor, found: Registration
-    ) -> dict[str, float | None]:
-        """A subject's loss, and the overlap of the template in its space with its presence."""
-        image = log_density_of(inside, self.network.log_offset)
-        template = log_density_of(self._template_density()[k : k + 1], self.network.log_offset)
-        warped = warp(template, self.cohort.crop.crop(found.to_subject))
-        loss = None if self.loss is None else float(self.loss(warped, image, velocity)["loss"])
-        level = self.settings.presence_value
-        there, own = (
-            m[0].cpu().numpy() > level
-            for m in (density_of(warped, self.network.log_offset), inside)
-        )
-        return {"loss": loss, "overlap": float(np.mean([*map(dice, there, own)]))}
-
     def _point(self) -> torch.Tensor | None:
         """The chosen covariates, coded ``(1, p)``; None for the cohort's mean."""
         if self.at is None or self.coding is None:
@@ -348,6 +332,22 @@ class AtlasPublisher:
     def _template_density(self) -> torch.Tensor:
         """What is published as the mean, ``(K, C, *crop)``."""
         return self.network.template_density(self._point())
+
+    def _fit(
+        self, k: int, inside: torch.Tensor, velocity: torch.Tensor, found: Registration
+    ) -> dict[str, float | None]:
+        """A subject's loss, and the overlap of the template in its space with its presence."""
+        image = log_density_of(inside, self.network.log_offset)
+        warped = self.network.warped_template(
+            self.cohort.crop.crop(found.to_subject), k, self._point()
+        )
+        loss = None if self.loss is None else float(self.loss(warped, image, velocity)["loss"])
+        level = self.settings.presence_value
+        there, own = (
+            m[0].cpu().numpy() > level
+            for m in (density_of(warped, self.network.log_offset), inside)
+        )
+        return {"loss": loss, "overlap": float(np.mean([*map(dice, there, own)]))}
 
     def _emit_subject(
         self,

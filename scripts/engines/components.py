@@ -313,9 +313,9 @@ def cohort_publisher(
         state=state,
         device=torch.device(settings.device),
         bar=progress_bar,
-        loss=velocities.loss,
         coding=coding,
         at=values or None,
+        loss=velocities.loss,
     )
 
 
