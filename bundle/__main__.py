@@ -6,7 +6,7 @@ from pathlib import Path
 if not __package__:  # run as a folder: the path holds bundle/ instead of the repository's root
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from bundle.cli import main
+from bundle.cli import run
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run())

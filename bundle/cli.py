@@ -11,11 +11,20 @@ import signal
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO, cast
 
-from scripts.errors import EXIT_INTERRUPTED, INTERRUPTED, TractAtlasError, find_user_error
+from scripts.errors import (
+    EXIT_INTERRUPTED,
+    INTERRUPTED,
+    TractAtlasError,
+    find_interruption,
+    find_user_error,
+)
+from scripts.run_log import note
+from scripts.terminal import LastingStream
 
 ROOT = Path(__file__).resolve().parent.parent
 DEMO_FOLDER = ROOT / "data" / "demo"
@@ -105,6 +114,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     signal.signal(signal.SIGTERM, _end_on_sigterm)
+    with redirect_stdout(_lasting(sys.stdout)), redirect_stderr(_lasting(sys.stderr)):
+        return _explained(arguments)
+
+
+def run(argv: Sequence[str] | None = None) -> int:
+    """`main` as the last thing that a process does: what comes after isn't worth interrupting."""
+    code = main(argv)
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, signal.SIG_IGN)
+    return code
+
+
+def _lasting(stream: TextIO) -> TextIO:
+    return cast(TextIO, LastingStream(stream))
+
+
+def _explained(arguments: list[str]) -> int:
+    """Run a verb; what a user can mend is told in one message."""
     try:
         return _dispatch(arguments)
     except KeyboardInterrupt:
@@ -113,10 +140,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         explained = find_user_error(error)
         if explained is None:
-            raise
+            return _interrupted(error)
+        note(str(explained))
         sys.stdout.flush()  # a log on standard output stays before its error
         print(f"error: {explained}", file=sys.stderr)
         return explained.exit_code
+
+
+def _interrupted(error: Exception) -> int:
+    """The exit code of an error that an interruption was turned into; any other is raised."""
+    interruption = find_interruption(error)
+    if isinstance(interruption, KeyboardInterrupt):
+        print(f"\n{INTERRUPTED}", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    if interruption is not None and interruption.code == EXIT_TERMINATED:
+        return EXIT_TERMINATED
+    raise error
 
 
 def _end_on_sigterm(signum: int, frame: object) -> None:
@@ -401,6 +440,9 @@ def _run_job(job: Job, arguments: Sequence[str]) -> int:
     run_id = passed.pop("run_id", job.run_id)
     if run_id not in config:
         raise UsageError(f"{', '.join(str(path) for path in files)}: there is no {run_id} to run")
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:
+        # A closed terminal doesn't end the run: output goes nowhere, the log file goes on.
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
     _run_in_monai(run_id, files, {**_shared_files(files), **passed})
     return 0
 

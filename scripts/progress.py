@@ -7,6 +7,7 @@ import sys
 from tqdm import tqdm
 
 from scripts.processes import is_first
+from scripts.terminal import LastingStream
 
 __all__ = ["progress_bar"]
 
@@ -20,7 +21,7 @@ def progress_bar(total: int, what: str, initial: int = 0) -> tqdm:
         total=total,
         initial=initial,
         desc=what,
-        file=sys.stderr,
+        file=LastingStream(sys.stderr),
         disable=not is_first(),
         dynamic_ncols=True,
         mininterval=0.5 if sys.stderr.isatty() else 10.0,

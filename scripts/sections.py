@@ -40,6 +40,8 @@ __all__ = [
     "to_section",
 ]
 
+_LARGEST = 3.4028234e38  # of float32
+
 
 # ---------------------------------------------------------------------------------------------
 # Values: what counts as a number, a flag, a text
@@ -59,6 +61,8 @@ def to_float(value: object) -> float:
         raise ValueError("is not a number") from None
     if not math.isfinite(number):
         raise ValueError("is not a finite number")
+    if abs(number) > _LARGEST:
+        raise ValueError("is beyond float32, in which everything is computed")
     return number
 
 

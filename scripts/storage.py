@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import glob
 import hashlib
 import os
 import shutil
@@ -21,6 +22,8 @@ __all__ = [
     "recover_folder",
     "write_whole",
 ]
+
+_LONGEST = 200  # bytes of a name that more is put around; systems allow 255
 
 
 def file_hash(path: str | Path) -> str:
@@ -88,9 +91,10 @@ def write_whole(path: str | Path) -> Iterator[Path]:
     """
     target = Path(path)
     # The suffix stays last: writers choose the format by it.
-    staged = target.with_name(f".{os.getpid()}.{target.name}")
+    staged = target.with_name(f".{os.getpid()}.{_fitting(target.name)}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
+        _remove_halves(target)
         yield staged
         with staged.open("rb+") as file:
             os.fsync(file.fileno())
@@ -111,8 +115,35 @@ def write_whole(path: str | Path) -> Iterator[Path]:
             staged.unlink(missing_ok=True)
 
 
+def _fitting(name: str) -> str:
+    """A name, or what stands for it where more around it would be longer than systems allow."""
+    if len(os.fsencode(name)) <= _LONGEST:
+        return name
+    return f"{hashlib.sha256(os.fsencode(name)).hexdigest()}{Path(name).suffix[:16]}"
+
+
+def _remove_halves(target: Path) -> None:
+    """Remove what killed processes of this host left of a file."""
+    for path in target.parent.glob(f".*.{glob.escape(_fitting(target.name))}"):
+        process = path.name.split(".")[1]
+        if process.isascii() and process.isdigit() and not _is_alive(int(process)):
+            path.unlink(missing_ok=True)
+
+
+def _is_alive(process: int) -> bool:
+    if process == os.getpid():
+        return True
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:  # it lives, and is another user's
+        return True
+    return True
+
+
 def _set_aside(folder: Path) -> Path:
-    return folder.with_name(f".{folder.name}.replaced")
+    return folder.with_name(f".{_fitting(folder.name)}.replaced")
 
 
 def recover_folder(folder: str | Path) -> None:
@@ -127,7 +158,7 @@ def recover_folder(folder: str | Path) -> None:
 
 
 def _staging_prefix(folder: Path) -> str:
-    return f".{folder.name}.staging-"
+    return f".{_fitting(folder.name)}.staging-"
 
 
 @contextmanager
@@ -168,11 +199,14 @@ def publish_folder(folder: str | Path) -> Iterator[Path]:
     What stood there before stays until then, and stays if the block fails. The staging folder
     lies beside it, hidden, on the same file system; one that a killed process left is removed.
 
+    Where a link to a folder stands, the folder that it leads to is the one.
+
     Raises:
         StorageError: if the folder can't be written.
     """
     target = Path(folder)
     try:
+        target = target.resolve() if target.is_symlink() else target
         target.parent.mkdir(parents=True, exist_ok=True)
         recover_folder(target)
         if target.exists() and not target.is_dir():

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import hashlib
+import io
 import math
+import stat
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +21,7 @@ from nibabel.wrapstruct import WrapStructError
 
 from scripts.cohort.grid import Grid
 from scripts.errors import CohortError
+from scripts.memory import available_memory
 
 __all__ = [
     "DensityError",
@@ -29,6 +33,9 @@ __all__ = [
     "waytotal_file",
 ]
 
+_HEADER = 540  # bytes of the longer of the two versions' headers
+_SLACK = 1 << 20  # bytes that may follow the voxels
+_VOXEL_SIZES = (1e-6, 1e6)  # mm: beyond them float32 displacements lose their meaning
 _FORM_TOLERANCE = 1e-2  # of a voxel; a qform's quaternion is float32, so looser than a grid's
 
 
@@ -53,6 +60,7 @@ _MALFORMED = (
     ImageFileError,
     WrapStructError,
     EOFError,
+    MemoryError,
     OSError,
     OverflowError,
     ValueError,
@@ -97,11 +105,7 @@ def read_density(path: str | Path) -> tuple[np.ndarray, Grid]:
 
 def load_density(path: Path) -> LoadedDensity:
     """Read a density map with what provenance needs; see `read_density`."""
-    try:
-        raw = path.read_bytes()
-    except OSError as error:
-        what = "is a broken link" if path.is_symlink() and not path.exists() else _say(error)
-        raise DensityError(path, f"can't be read: {what}") from error
+    raw = _contents(path)
     sha256 = hashlib.sha256(raw).hexdigest()
     image = _parse(path, _decompress(path, raw))
     shape = _spatial_shape(path, image.shape)
@@ -111,6 +115,13 @@ def load_density(path: Path) -> LoadedDensity:
     affine = np.asarray(image.affine, dtype=np.float64)
     if not np.isfinite(affine).all() or not np.isfinite(np.linalg.cond(affine[:3, :3])):
         raise DensityError(path, "has an affine that can't be inverted")
+    sizes = np.linalg.norm(affine[:3, :3], axis=0)
+    if sizes.min() < _VOXEL_SIZES[0] or sizes.max() > _VOXEL_SIZES[1]:
+        raise DensityError(
+            path,
+            f"has voxels of {' x '.join(f'{size:g}' for size in sizes)} mm; must be between "
+            f"{_VOXEL_SIZES[0]:g} and {_VOXEL_SIZES[1]:g}",
+        )
     try:
         data = np.asarray(image.get_fdata(dtype=np.float64, caching="unchanged"))
     except _MALFORMED as error:
@@ -119,22 +130,87 @@ def load_density(path: Path) -> LoadedDensity:
     return LoadedDensity(data.reshape(shape), grid, sha256, _remarks(image, grid))
 
 
+def _contents(path: Path) -> bytes:
+    """A file's bytes, after a look at what it is: pipes wait for ever, devices never end."""
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            what = "Is a directory" if stat.S_ISDIR(status.st_mode) else "is no file"
+            raise DensityError(path, f"can't be read: {what}")
+        free = available_memory()
+        if free is not None and status.st_size > free:
+            raise DensityError(
+                path,
+                f"can't be read: has {status.st_size / 1e9:.1f} GB, {free / 1e9:.1f} GB of memory "
+                "are available",
+            )
+        return path.read_bytes()
+    except OSError as error:
+        loop = error.errno == errno.ELOOP
+        broken = path.is_symlink() and (loop or not path.exists())
+        what = "is a broken link" if broken else _say(error)
+        raise DensityError(path, f"can't be read: {what}") from error
+
+
 def _decompress(path: Path, raw: bytes) -> bytes:
+    """The file's content; of a compressed one no more than its own header makes plausible."""
     if raw[:2] != b"\x1f\x8b":
         return raw
     try:
-        return gzip.decompress(raw)  # checks length and CRC, where nibabel's reader may not
+        with gzip.GzipFile(fileobj=io.BytesIO(raw)) as file:
+            # No byte of deflate stands for more than 1032: less than was promised is found below.
+            largest = min(_promised(path, file.read(_HEADER)) + _SLACK, 1032 * len(raw))
+            file.seek(0)
+            content = file.read(largest + 1)  # to the end: length and CRC are checked
     except (EOFError, OSError, zlib.error) as error:
         raise DensityError(path, f"can't be read: damaged gzip ({_say(error)})") from error
+    if len(content) > largest:
+        raise DensityError(
+            path, f"can't be read: unpacks to more than the {largest} bytes that its header allows"
+        )
+    return content
 
 
-def _parse(path: Path, raw: bytes) -> nib.Nifti1Image:
+def _promised(path: Path, start: bytes) -> int:
+    """Bytes of a whole file, by its header."""
+    kind = _kind(path, start)
+    try:
+        header = kind.header_class.from_fileobj(io.BytesIO(start), check=False)
+        voxels = math.prod(max(0, int(n)) for n in header["dim"][1 : 1 + _axes(header)])
+        offset = float(header["vox_offset"])
+    except _MALFORMED as error:
+        raise DensityError(path, f"can't be read: {_say(error)}") from error
+    offset = min(max(offset, 0.0), 2.0**31) if math.isfinite(offset) else 0.0
+    return voxels * max(1, int(header["bitpix"]) // 8) + int(offset)
+
+
+def _axes(header: nib.Nifti1Header) -> int:
+    return min(max(int(header["dim"][0]), 0), 7)
+
+
+def _kind(path: Path, raw: bytes) -> Any:
     # The header's size, in either byte order, tells the version.
     kinds = {348: nib.Nifti1Image, 540: nib.Nifti2Image}
     size = raw[:4]
     kind = kinds.get(int.from_bytes(size, "little")) or kinds.get(int.from_bytes(size, "big"))
     if kind is None or len(raw) < int(kind.header_class.template_dtype.itemsize):
         raise DensityError(path, "can't be read: is not a NIfTI file")
+    return kind
+
+
+def _check_memory(path: Path, voxels: int) -> None:
+    """Refuse what could only be read by bringing the machine to its knees."""
+    needed, free = 3 * 8 * voxels, available_memory()
+    if free is not None and needed > free:
+        raise DensityError(
+            path,
+            f"can't be read: its {voxels} voxels need {needed / 1e9:.1f} GB of memory (three "
+            f"copies in float64), {free / 1e9:.1f} GB are available",
+        )
+
+
+def _parse(path: Path, raw: bytes) -> nib.Nifti1Image:
+    kind = _kind(path, raw)
     try:
         image = kind.from_bytes(raw)
         promised = math.prod(map(int, image.shape)) * image.get_data_dtype().itemsize
@@ -147,6 +223,7 @@ def _parse(path: Path, raw: bytes) -> nib.Nifti1Image:
         raise DensityError(
             path, f"can't be read: truncated, {present} bytes of voxels instead of {promised}"
         )
+    _check_memory(path, math.prod(map(int, image.shape)))
     return image
 
 

@@ -29,6 +29,7 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
+LONGEST_NAME = 200  # bytes of a subject's name: files are named after it, with up to 50 more
 ONE_BY_ONE = "files named one by one"
 OUTPUT_FOLDERS = frozenset(
     {
@@ -258,6 +259,8 @@ def _unfit_name(name: str, outputs: Collection[str]) -> str | None:
         return "has a name that is not valid UTF-8"
     if re.search(r"[/\\\x00-\x1f\x7f]", name) or name.startswith("."):
         return "has a name that is no file name"
+    if len(name.encode("utf-8")) > LONGEST_NAME:
+        return f"has a name of more than {LONGEST_NAME} bytes, too long to name files after it"
     return None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import platform
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -19,8 +20,9 @@ from scripts.atlas.sidecars import describe_atlas
 from scripts.atlas.statistics import DensityStatistics
 from scripts.cohort import Cohort, Subject, load_density, read_cohort
 from scripts.errors import CohortError
+from scripts.lock import lock_folders
 from scripts.settings import LearnedAtlasConfig
-from scripts.storage import check_writable, publish_folder
+from scripts.storage import check_space, check_writable, publish_folder
 
 __all__ = ["AVERAGING_FOLDER", "AveragingAtlas", "open_averaged_cohort", "subject_density"]
 
@@ -63,12 +65,19 @@ def open_averaged_cohort(
         written: folders that the run will write to; none is made here.
 
     Raises:
-        StorageError: if something that is no writable folder stands in the way of ``written``.
+        StorageError: if something that is no writable folder stands in the way of ``written``, or
+            there isn't room there.
         CohortError: see `read_cohort`.
     """
     for folder in written:
         check_writable(folder)
-    return read_cohort(dataset_dir, settings)
+    cohort = read_cohort(dataset_dir, settings)
+    # Float32 that gzip couldn't compress at all, over the box: outside of it maps are 0.
+    voxels = settings.model.channels * math.prod(cohort.crop.shape)
+    maps = 4 * len(settings.emit_baseline_maps) * voxels
+    for folder in written:
+        check_space({Path(folder): {"maps": maps}})
+    return cohort
 
 
 class AveragingAtlas:
@@ -102,8 +111,17 @@ class AveragingAtlas:
 
         Raises:
             CohortError: a map changed since it was inspected; nothing is published then.
-            StorageError: something can't be written; the earlier atlas stays.
+            StorageError: something can't be written, or another run is at work there; the earlier
+                atlas stays.
         """
+        locks = lock_folders([self.folder.parent])
+        try:
+            return self._publish()
+        finally:
+            for lock in locks:
+                lock.release()
+
+    def _publish(self) -> Path:
         maps = self._maps()
         grid, crop = self.cohort.grid, self.cohort.crop
         with publish_folder(self.folder) as staging:

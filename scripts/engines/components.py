@@ -26,7 +26,12 @@ from scripts.engines.exporting import NetworkVelocities, in_box
 from scripts.engines.handlers.loss_history import LossHistory
 from scripts.engines.refinement import CohortRefinement
 from scripts.engines.run_state import RunState
-from scripts.engines.space import checkpoint_bytes, output_bytes
+from scripts.engines.space import (
+    check_cache,
+    checkpoint_bytes,
+    output_bytes,
+    registration_bytes,
+)
 from scripts.errors import CohortError, ConfigurationError
 from scripts.lock import lock_folders
 from scripts.losses.atlas_loss import AtlasLoss
@@ -36,6 +41,7 @@ from scripts.networks.checkpoint import load_checkpoint
 from scripts.networks.precision import open_device
 from scripts.processes import barrier, from_first, is_first, share, stop_together, world_size
 from scripts.progress import progress_bar
+from scripts.run_log import keep_log
 from scripts.settings import LearnedAtlasConfig
 from scripts.storage import check_space, check_writable
 
@@ -93,7 +99,8 @@ def open_cohort(
     Args:
         dataset_dir: the dataset folder.
         settings: of the run.
-        written: output_dir and ckpt_dir; they are locked while the result is in use.
+        written: output_dir and ckpt_dir; they are locked while the result is in use, and the
+            run's log is kept in the last one.
         data: a data list as MONAI's tools give it, a mapping a map with its path as ``image``, in
             place of the folder; what else it holds (a ``label``) isn't read.
 
@@ -102,6 +109,7 @@ def open_cohort(
             there are processes.
         StorageError: if something that is no writable folder stands in the way of ``written``,
             another run is at work there, or there isn't room for what the run writes.
+        ConfigurationError: also if the cache that is asked for doesn't fit into memory.
         CohortError: see `read_cohort`.
     """
     _check_processes(settings)
@@ -110,10 +118,14 @@ def open_cohort(
         with reserved(written) as users:
             files = None if data is None else _listed_maps(data)
             cohort = read_cohort(dataset_dir, settings, files=files)
+            _check_box(cohort)
             _warn_of_scale(cohort, settings)
+            check_cache(cohort, settings, world_size())
             if len(written) == 2:
                 _check_space(cohort, settings, *map(Path, written))
             users.append(cohort)
+            if written:
+                keep_log(written[-1])
         return cohort
 
     return from_first(read)
@@ -136,6 +148,17 @@ def _check_processes(settings: LearnedAtlasConfig) -> None:
     except ConfigurationError as failure:
         error = failure
     stop_together(error)
+
+
+def _check_box(cohort: Cohort) -> None:
+    """Refuse a box in which a field has no derivative along some axis."""
+    if min(cohort.crop.shape) > 1:
+        return
+    raise CohortError(
+        f"the cohort's box has {' x '.join(map(str, cohort.crop.shape))} voxels: a deformation "
+        "needs at least 2 along every axis; raise learned_atlas#cohort#margin if the grid has "
+        "more, and bring planes as (X, Y) or (X, Y, 1)"
+    )
 
 
 def _listed_maps(data: Sequence[Mapping[str, Any]]) -> list[Path]:
@@ -348,12 +371,22 @@ def open_network(
 
 
 def open_published_cohort(
-    dataset_dir: str | Path, network: AtlasNetwork, settings: LearnedAtlasConfig
+    dataset_dir: str | Path,
+    network: AtlasNetwork,
+    settings: LearnedAtlasConfig,
+    written: str | Path | None = None,
 ) -> Cohort:
     """A cohort to emit a published model's atlas from, in the model's box.
 
+    Args:
+        dataset_dir: the dataset folder.
+        network: as published.
+        settings: of the model and the job.
+        written: output_dir, where there has to be room.
+
     Raises:
         CohortError: see `read_cohort`; or the cohort isn't on the model's grid.
+        StorageError: if there isn't room for what the run writes.
     """
     cohort = read_cohort(dataset_dir, settings, coding=published_coding(network))
     grid, crop = published_geometry(network)
@@ -369,7 +402,10 @@ def open_published_cohort(
             "template, and statistics and fields of this cohort",
             dataset_dir,
         )
-    return in_box(cohort, crop, dataset_dir)
+    cohort = in_box(cohort, crop, dataset_dir)
+    if written is not None:
+        check_space({Path(written): output_bytes(cohort, settings)})
+    return cohort
 
 
 def published_velocities(
@@ -429,7 +465,8 @@ def open_new_subjects(
         settings: of the model and the job.
         dataset_dir: a folder in a cohort's layout.
         maps: a map, or a list of them, in place of the folder.
-        written: folders that the run will write to; they are locked while the result is in use.
+        written: folders that the run will write to, the first one the results; they are locked
+            while the result is in use.
         at: covariates of all of them, see `parse_values`; None: looked up in the table.
 
     Raises:
@@ -445,6 +482,9 @@ def open_new_subjects(
     source = dataset_dir if maps is None else maps
     with reserved(written) as users:
         found = read_new_subjects(source, settings, grid, crop, coding, values)
+        if written:
+            room = registration_bytes(len(found.subjects), crop, settings)
+            check_space({Path(written[0]): room})
         users.append(found)
     return found
 

@@ -21,7 +21,7 @@ from scripts.atlas.unfolding import unfolded_velocity
 from scripts.engines.training_step import bare, soft_assignment
 from scripts.losses.atlas_loss import AtlasLoss
 from scripts.networks.atlas_network import density_of, log_density_of
-from scripts.networks.checkpoint import load_checkpoint
+from scripts.networks.checkpoint import load_checkpoint, load_weights
 from scripts.networks.warp import warp
 from scripts.processes import add_up, from_first, is_first, share
 from scripts.progress import progress_bar
@@ -337,7 +337,7 @@ class CohortRefinement:
         found = from_first(self._read)
         if found is None:
             return False
-        self.network.load_state_dict(found["network"])
+        load_weights(self.network, found, self.folder / "state.pt")
         self.round = found["round"]
         self.offset = found["offset"].to(self.device)
         self.assignment = found["assignment"]

@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any, Protocol
 
-from scripts.errors import CheckpointError
+from scripts.errors import CheckpointError, StorageError
 from scripts.processes import from_first
 from scripts.sections import Section
 from scripts.storage import write_whole
@@ -87,6 +87,11 @@ class RunState:
             # MONAI moves cached files in from another disk: one may have been cut off halfway.
             shutil.rmtree(self.cache, ignore_errors=True)
             return
+        # What the folder says of itself goes first: half of an earlier run is nobody's.
+        try:
+            (self.folder / "run.json").unlink(missing_ok=True)
+        except OSError as error:
+            raise StorageError(f"{self.folder}: can't be cleared: {error}") from error
         shutil.rmtree(self.folder, ignore_errors=True)
         self._write(finished=False)
 
@@ -111,7 +116,7 @@ class RunState:
         return (
             there is not None
             and there.get("network") == network_identity
-            and there["signature"]["cohort"] == self.signature["cohort"]
+            and there["signature"].get("cohort") == self.signature["cohort"]
         )
 
     def finish(self, network_identity: str) -> None:
@@ -126,10 +131,15 @@ class RunState:
         if not path.exists():
             return None
         try:
-            there = json.loads(path.read_text())
-            return there if {"signature", "finished"} <= set(there) else None
-        except ValueError as error:
+            there = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
             raise CheckpointError(f"{path}: damaged ({error}); delete {self.folder}") from error
+        if not isinstance(there, dict) or not {"signature", "finished"} <= set(there):
+            return None
+        signature = there["signature"]
+        if not (isinstance(signature, dict) and isinstance(signature.get("settings"), dict)):
+            raise CheckpointError(f"{path}: says nothing of its run; delete {self.folder}")
+        return there
 
     def _compare(self, there: dict[str, Any]) -> None:
         advice = (
@@ -141,7 +151,7 @@ class RunState:
                 f"the run was written in format {there.get('format')!r}, this version reads "
                 f"{FORMAT}: {advice}"
             )
-        if there["cohort"] != self.signature["cohort"]:
+        if there.get("cohort") != self.signature["cohort"]:
             raise CheckpointError(f"the run belongs to another cohort: {advice}")
         ours: dict[str, Any] = json.loads(json.dumps(self.signature["settings"]))
         theirs: dict[str, Any] = there["settings"]

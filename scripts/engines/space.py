@@ -1,13 +1,17 @@
-"""How much disk a training run needs, worked out before it starts."""
+"""How much disk and memory a run needs, worked out before it starts."""
 
 from __future__ import annotations
 
 import math
 
-from scripts.cohort import Cohort
+import torch
+
+from scripts.cohort import Cohort, CropBox
+from scripts.errors import ConfigurationError
+from scripts.memory import available_memory
 from scripts.settings import LearnedAtlasConfig
 
-__all__ = ["checkpoint_bytes", "output_bytes"]
+__all__ = ["cache_bytes", "check_cache", "checkpoint_bytes", "output_bytes", "registration_bytes"]
 
 _FLOAT = 4
 _PAGES = 4_000_000  # reports, pictures, logs: hardly grow with anything
@@ -59,3 +63,56 @@ def checkpoint_bytes(cohort: Cohort, settings: LearnedAtlasConfig) -> dict[str, 
         "checkpoints": (1 + 1 + 3 + 3) * weights * _FLOAT,
         "cache": cached * _FLOAT,
     }
+
+
+def registration_bytes(
+    subjects: int, crop: CropBox, settings: LearnedAtlasConfig
+) -> dict[str, int]:
+    """What registering writes to ``output_dir``, at most.
+
+    Returns:
+        ``fields`` = 2 N 3 B floats and ``maps`` = 2 N C B (the atlas in the subject's space, the
+        subject in template space), for N subjects, C channels and B voxels in the box.
+    """
+    floats = subjects * math.prod(crop.shape) * _FLOAT
+    return {
+        "fields": 6 * floats if settings.save_fields else 0,
+        "maps": 2 * settings.model.channels * floats,
+    }
+
+
+def cache_bytes(cohort: Cohort, settings: LearnedAtlasConfig) -> int:
+    """What ``cache: ram`` or ``device`` holds: N C B floats, in each process."""
+    box = math.prod(cohort.crop.shape)
+    return len(cohort.subjects) * settings.model.channels * box * _FLOAT
+
+
+def check_cache(cohort: Cohort, settings: LearnedAtlasConfig, processes: int = 1) -> None:
+    """Refuse a cache that memory can't hold.
+
+    Args:
+        cohort: subjects and box.
+        settings: cache and device are read.
+        processes: of the run; with ``ram`` each holds the whole cohort.
+
+    Raises:
+        ConfigurationError: with the arithmetic.
+    """
+    cache, device = settings.cohort.cache, torch.device(settings.device)
+    if cache not in ("ram", "device"):
+        return
+    if cache == "device" and device.type == "cuda":
+        free: int | None = torch.cuda.mem_get_info(device)[0]
+        copies, what = 1, f"device {settings.device}"
+    else:
+        free, copies, what = available_memory(), processes, "memory"
+    needed = copies * cache_bytes(cohort, settings)
+    if free is None or needed <= free:
+        return
+    shared = f" x {copies} processes" if copies > 1 else ""
+    raise ConfigurationError(
+        f"learned_atlas.cohort.cache = {cache!r}: {len(cohort.subjects)} subjects x "
+        f"{settings.model.channels} channels x {math.prod(cohort.crop.shape)} voxels x {_FLOAT} "
+        f"bytes{shared} = {needed / 1e9:.2f} GB, of {what} {free / 1e9:.2f} GB are free; must fit "
+        "into it (disk or none hold nothing there)"
+    )

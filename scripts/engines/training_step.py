@@ -10,6 +10,7 @@ from monai.engines.utils import IterationEvents
 from torch import nn
 
 from scripts.data import EpochBatches
+from scripts.errors import TrainingError
 from scripts.losses.atlas_loss import AtlasLoss
 from scripts.networks.atlas_network import AtlasNetwork
 from scripts.networks.precision import autocast
@@ -124,11 +125,20 @@ class AtlasStep:
             scaler.unscale_(engine.optimizer)
         torch.nn.utils.clip_grad_norm_(network.unet.parameters(), self.gradient_clip)
         engine.fire_event(IterationEvents.BACKWARD_COMPLETED)
-        if scaler:
-            scaler.step(engine.optimizer)
-            scaler.update()
-        else:
-            engine.optimizer.step()
+        try:
+            if scaler:
+                scaler.step(engine.optimizer)
+                scaler.update()
+            else:
+                engine.optimizer.step()
+        except RuntimeError as error:
+            if "without overflow" not in str(error):
+                raise
+            raise TrainingError(
+                f"the optimizer's step overflows float32 in epoch {engine.state.epoch}, iteration "
+                f"{engine.state.iteration}; lower learned_atlas#optimizer#lr and start afresh with "
+                "--learned_atlas#resume false"
+            ) from error
         network.project_template()
         engine.fire_event(IterationEvents.MODEL_COMPLETED)
         return engine.state.output

@@ -10,7 +10,7 @@ import torch
 
 from scripts.errors import CheckpointError
 
-__all__ = ["load_checkpoint"]
+__all__ = ["load_checkpoint", "load_weights"]
 
 
 def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> dict[str, Any]:
@@ -35,3 +35,42 @@ def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> dic
     if not isinstance(found, dict):
         raise CheckpointError(f"{path}: holds a {type(found).__name__}, not a checkpoint")
     return found
+
+
+def load_weights(network: torch.nn.Module, found: dict[str, Any], path: Path) -> None:
+    """Take over a checkpoint's weights.
+
+    Args:
+        network: an `AtlasNetwork`.
+        found: the checkpoint, its weights under ``network``.
+        path: of its file, for the message.
+
+    Raises:
+        CheckpointError: if they are of another network; the message says in what it differs.
+    """
+    state = found.get("network")
+    template = state.get("template") if isinstance(state, dict) else None
+    if not isinstance(state, dict) or not isinstance(template, torch.Tensor):
+        raise CheckpointError(f"{path}: holds no weights of this bundle's network")
+    advice = "throw the unfinished run away with --learned_atlas#resume false"
+    ours, theirs = tuple(network.state_dict()["template"].shape), tuple(template.shape)
+    whats = ("templates (K)", "channels")
+    for what, own, other in zip(whats, ours, theirs, strict=False):
+        if own != other:
+            raise CheckpointError(f"{path}: is of {other} {what}, this run has {own}; {advice}")
+    if ours != theirs:
+        raise CheckpointError(
+            f"{path}: is of a grid of {_by(theirs[2:])} voxels, this run's box has "
+            f"{_by(ours[2:])}; {advice}"
+        )
+    try:
+        network.load_state_dict(state)
+    except (RuntimeError, TypeError, AttributeError) as error:
+        lines = [line.strip() for line in str(error).splitlines()[1:2]]
+        raise CheckpointError(
+            f"{path}: is of a network of other settings ({' '.join(lines)[:200]}); {advice}"
+        ) from error
+
+
+def _by(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape))

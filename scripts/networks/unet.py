@@ -13,6 +13,7 @@ from scripts.networks.integration import leading_block
 
 __all__ = ["RegistrationUNet"]
 
+_TINY = 4096  # voxels
 _SLOPE = 0.2  # of the leaky rectifier, as in VoxelMorph
 
 
@@ -22,10 +23,18 @@ class _Conv3d(nn.Conv3d):
     PyTorch sends a single float32 CPU image whose B * C * X * Y is at most 20,480 to its own
     slow convolution, 4 to 30 times slower than oneDNN's: at 64x72x64 that is most levels of the
     U-Net. Two images, one of them zero, are computed faster.
+
+    oneDNN's bfloat16 kernels for AVX-512 read memory that nothing has written when a volume is
+    tiny (torch 2.13, 2x2x2 voxels: now and then a gradient isn't finite). Tiny volumes cost
+    nothing, so that on a CPU they are computed in float32 whatever the autocast says.
     """
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """As ``nn.Conv3d``."""
+        tiny = input[0, 0].numel() <= _TINY
+        if tiny and input.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+            with torch.autocast("cpu", enabled=False):
+                return self.forward(input.float())
         alone = input.shape[0] == 1 and input[0, :, :, :, 0].numel() <= 20480
         if (
             not alone

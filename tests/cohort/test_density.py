@@ -324,5 +324,6 @@ def test_unreadable_file(tmp_path, monkeypatch):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(Path, "read_bytes", refuse)  # a test run by root could read anything
+    (tmp_path / "a.nii.gz").touch()
     with pytest.raises(CohortError, match="can't be read: Permission denied"):
         read_density(tmp_path / "a.nii.gz")

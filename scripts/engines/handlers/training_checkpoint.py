@@ -11,13 +11,16 @@ from ignite.engine import Engine, Events
 from scripts.data import EpochBatches
 from scripts.engines.handlers.loss_history import LossHistory
 from scripts.engines.run_state import RunState
-from scripts.networks.checkpoint import load_checkpoint
+from scripts.errors import CheckpointError
+from scripts.networks.checkpoint import load_checkpoint, load_weights
 from scripts.processes import from_first, is_first
 from scripts.storage import write_whole
 
 __all__ = ["TrainingCheckpoint"]
 
 logger = logging.getLogger(__name__)
+
+FORMAT = 1
 
 
 class TrainingCheckpoint:
@@ -65,19 +68,35 @@ class TrainingCheckpoint:
         found = from_first(self._read)
         if found is None:
             return
-        self.network.load_state_dict(found["network"])
-        self.optimizer.load_state_dict(found["optimizer"])
-        self.history.epochs = [dict(epoch) for epoch in found["history"]]
-        torch.set_rng_state(found["rng"])
-        if torch.cuda.is_available() and found["cuda_rng"]:
-            there = torch.cuda.device_count()  # perhaps fewer than where it was saved
-            torch.cuda.set_rng_state_all(found["cuda_rng"][:there])
+        path = self.state.training
+        if found.get("format", FORMAT) != FORMAT:
+            raise CheckpointError(
+                f"{path}: written in format {found['format']!r}, this version reads {FORMAT}; "
+                "throw the unfinished run away with --learned_atlas#resume false"
+            )
+        load_weights(self.network, found, path)
+        try:
+            self._take_over(found)
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise CheckpointError(
+                f"{path}: is no complete checkpoint of a training ({error}); throw the unfinished "
+                "run away with --learned_atlas#resume false"
+            ) from error
         engine.state.epoch = self.batches.first_epoch = found["epoch"]
         engine.state.iteration = found["epoch"] * (engine.state.epoch_length or 1)
         self.stopped = found["stopped"]
         if self.stopped:  # early, at that epoch: nothing is left to do
             engine.state.max_epochs = found["epoch"]
         logger.info("training goes on after epoch %d", found["epoch"])
+
+    def _take_over(self, found: dict[str, Any]) -> None:
+        """Everything but the network."""
+        self.optimizer.load_state_dict(found["optimizer"])
+        self.history.epochs = [dict(epoch) for epoch in found["history"]]
+        torch.set_rng_state(found["rng"])
+        if torch.cuda.is_available() and found["cuda_rng"]:
+            there = torch.cuda.device_count()  # perhaps fewer than where it was saved
+            torch.cuda.set_rng_state_all(found["cuda_rng"][:there])
 
     def _read(self) -> dict[str, Any] | None:
         path = self.state.training
@@ -91,6 +110,7 @@ class TrainingCheckpoint:
         with write_whole(self.state.training) as path:
             torch.save(
                 {
+                    "format": FORMAT,
                     "epoch": engine.state.epoch,
                     "stopped": self.stopped,
                     "network": self.network.state_dict(),

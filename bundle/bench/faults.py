@@ -1,0 +1,508 @@
+"""Kills train, export, average and register at random moments, and looks at what is left.
+
+    python -m bundle.bench.faults --tries 30
+
+Every try is a process of its own: it runs the job as the command line does, on a cohort of five
+subjects of 16x16x16 voxels, and gets SIGTERM, SIGINT or SIGKILL at random, either at a random
+moment of the job's measured duration or just before a random one of its file operations (open,
+rename, remove, ...), which also hits the gaps that no clock would. Half of the tries find an
+earlier atlas, made by other settings, in the output folder. After the kill
+
+- the published folder is the earlier one or the whole new one, or isn't there if none was;
+- every file that has its final name opens;
+- the same command, started again, ends well; its maps, fields and reports are bit-equal to an
+  unbroken run's, ``model.pt`` is the atlas's own, and nothing of the killed run is left.
+
+Processes are forked from one that has torch and MONAI loaded, so that moments fall into the job
+and not into imports. The first broken promise ends the campaign with status 1, and its folder is
+kept to be looked at.
+"""
+
+from __future__ import annotations
+
+import argparse
+import atexit
+import gzip
+import hashlib
+import json
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import torch
+
+from bundle import cli
+from scripts.atlas import weights_identity
+from scripts.networks import published_network
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGKILL)
+SHAPE = (16, 16, 16)
+SUBJECTS = 5
+TINY = (
+    "--learned_atlas#device=cpu",
+    "--learned_atlas#dtype=float32",
+    "--learned_atlas#cohort#layout=flat",
+    "--learned_atlas#cohort#normalisation=none",
+    "--learned_atlas#model#enc_features=[4,8]",
+    "--learned_atlas#model#dec_features=[8,8,4]",
+    "--learned_atlas#optimizer#epochs=2",
+    "--learned_atlas#optimizer#batch_size=2",
+    "--learned_atlas#refine#rounds=2",
+    "--learned_atlas#refine#iterations=1",
+)
+COHORT_ONLY = TINY[2:4]
+_FILE_EVENTS = frozenset(
+    ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.link", "os.truncate")
+)
+
+
+def write_cohort(folder: Path, subjects: int = SUBJECTS, shape: Sequence[int] = SHAPE) -> Path:
+    """Shifted bumps, one file a subject (layout ``flat``)."""
+    folder.mkdir(parents=True)
+    axes = np.meshgrid(*map(np.arange, shape), indexing="ij")
+    for index in range(subjects):
+        angle = 2 * np.pi * index / subjects
+        centre = [(n - 1) / 2 for n in shape]
+        centre[0] += 1.5 * np.cos(angle)
+        centre[1] += 1.5 * np.sin(angle)
+        far = sum((x - c) ** 2 for x, c in zip(axes, centre, strict=True)) / 4
+        density = np.where(far < 6, 0.05 * np.exp(-far / 2), 0).astype(np.float32)
+        path = folder / f"sub-{index + 1:04d}.nii.gz"
+        nib.save(nib.Nifti1Image(density, np.diag([2.0, 2.0, 2.0, 1.0])), path)
+    return folder
+
+
+# ---------------------------------------------------------------------------------------------
+# A job in a process of its own
+# ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Moment:
+    """When a process gets its signal: after some seconds, or before its n-th file operation."""
+
+    signum: signal.Signals
+    seconds: float | None = None
+    operation: int | None = None
+
+    def __str__(self) -> str:
+        when = f"{self.seconds:.3f} s" if self.seconds is not None else f"file {self.operation}"
+        return f"{self.signum.name} at {when}"
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a process ended.
+
+    Attributes:
+        status: exit status, negative for a signal.
+        seconds: how long it ran.
+        operations: on files, as far as it came; None where they weren't counted to the end.
+        said: its output.
+        peak_mb: the most memory that it held (with what it shares with its parent).
+    """
+
+    status: int
+    seconds: float
+    operations: int | None
+    said: str
+    peak_mb: float
+
+
+def in_process(
+    words: Sequence[str],
+    folder: Path,
+    moment: Moment | None = None,
+    unchecked: bool = False,
+    watch: Callable[[int], None] | None = None,
+) -> Ended:
+    """Run ``python -m bundle <words>`` in a forked process, and kill it if a moment is given.
+
+    Args:
+        words: of the command line.
+        folder: file operations below it are counted; its log goes beside it.
+        moment: of the signal.
+        unchecked: believe that there is room on every disk.
+        watch: called with the process's number in a thread, once it runs.
+    """
+    log, count = folder.with_suffix(".log"), folder.with_suffix(".count")
+    count.unlink(missing_ok=True)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    child = os.fork()
+    if child == 0:
+        if unchecked:
+            shutil.disk_usage = lambda path: shutil._ntuple_diskusage(1 << 60, 0, 1 << 60)
+        _as_child(words, folder, moment, log, count)
+    started = time.monotonic()
+    timer = None
+    if moment is not None and moment.seconds is not None:
+        timer = threading.Timer(moment.seconds, _signal, (child, moment.signum))
+        timer.start()
+    if watch is not None:
+        threading.Thread(target=watch, args=(child,)).start()
+    _, status, usage = os.wait4(child, 0)
+    seconds = time.monotonic() - started
+    if timer is not None:
+        timer.cancel()
+        timer.join()
+    operations = int(count.read_text()) if count.exists() else None
+    said = log.read_text(errors="replace")
+    return Ended(
+        os.waitstatus_to_exitcode(status), seconds, operations, said, usage.ru_maxrss / 1024
+    )
+
+
+def _signal(process: int, signum: int) -> None:
+    with suppress(ProcessLookupError):  # it was quicker
+        os.kill(process, signum)
+
+
+def _as_child(
+    words: Sequence[str], folder: Path, moment: Moment | None, log: Path, count: Path
+) -> None:
+    """Be the command, and never return."""
+    status = 1
+    try:
+        handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+        os.dup2(handle, 1)
+        os.dup2(handle, 2)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        counter = _Operations(str(folder), moment)
+        sys.addaudithook(counter)
+        status = cli.run(list(words))
+        counter.moment = None
+        count.write_text(str(counter.seen))
+    except SystemExit as end:
+        status = end.code if isinstance(end.code, int) else 1
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+    finally:
+        # What an interpreter does at its end, without going back into the parent's frames.
+        try:
+            atexit._run_exitfuncs()
+            sys.stdout.flush()
+            sys.stderr.flush()
+        finally:
+            os._exit(status)
+
+
+class _Operations:
+    """Counts what a process does to files below a folder, and sends it its signal."""
+
+    def __init__(self, below: str, moment: Moment | None) -> None:
+        self.below = below
+        self.moment = moment
+        self.seen = 0
+
+    def __call__(self, event: str, arguments: tuple[Any, ...]) -> None:
+        if event not in _FILE_EVENTS or not str(arguments[0]).startswith(self.below):
+            return
+        self.seen += 1
+        if self.moment is not None and self.seen == self.moment.operation:
+            os.kill(os.getpid(), self.moment.signum)
+
+
+# ---------------------------------------------------------------------------------------------
+# What is left
+# ---------------------------------------------------------------------------------------------
+
+
+def content(folder: Path) -> dict[str, str]:
+    """SHA-256 of what a published folder's files hold, without times and paths."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        if not path.is_file() or path.name == "quality.html":
+            continue
+        data = path.read_bytes()
+        if path.suffix == ".gz":
+            data = gzip.decompress(data)
+        elif path.name == "atlas.json":
+            said = json.loads(data)
+            for name in ("created", "files", "maps", "description_sha256"):
+                said.pop(name, None)
+            data = json.dumps(said, sort_keys=True).encode()
+        elif path.name == "registration.json":
+            said = json.loads(data)
+            del said["seconds"]
+            data = json.dumps(said, sort_keys=True).encode()
+        found[path.relative_to(folder).as_posix()] = hashlib.sha256(data).hexdigest()
+    return found
+
+
+def opens(folder: Path) -> int:
+    """Open every file with a final name below a folder; returns how many there are.
+
+    Raises:
+        Exception: whatever the reader of a damaged file raises.
+    """
+    count = 0
+    for path in folder.rglob("*"):
+        if not path.is_file() or any(
+            part.startswith(".") for part in path.relative_to(folder).parts
+        ):
+            continue
+        if path.name.endswith(".nii.gz"):
+            np.asarray(nib.load(path).dataobj)  # type: ignore[attr-defined]
+        elif path.suffix == ".pt" and "cache" not in path.parts:
+            torch.load(path, weights_only=True)
+        elif path.suffix == ".json":
+            json.loads(path.read_text())
+        else:
+            continue
+        count += 1
+    return count
+
+
+def hidden(folder: Path) -> list[str]:
+    """What lies below a folder under a temporary name."""
+    return sorted(str(path) for path in folder.rglob(".*"))
+
+
+@dataclass(frozen=True)
+class Work:
+    """A job, and where its results are.
+
+    Args:
+        verb: of the command line.
+        words: that follow it, without the folders.
+        results: published folders, relative to the work's own.
+        moving: folders that are put back between tries.
+    """
+
+    verb: str
+    words: tuple[str, ...]
+    results: tuple[str, ...]
+    needs_model: bool = False
+
+    def command(self, base: Path, data: Path) -> list[str]:
+        """The words of the command."""
+        folders = [f"--dataset_dir={data}", f"--output_dir={base / 'output'}"]
+        if self.verb != "average":
+            folders.append(f"--ckpt_dir={base / 'models'}")
+        return [self.verb, *folders, *self.words]
+
+
+WORKS = {
+    "train": Work("train", TINY, ("output/learned_atlas",)),
+    "export": Work(
+        "export", ("--learned_atlas#device=cpu",), ("output/learned_atlas",), needs_model=True
+    ),
+    "average": Work("average", COHORT_ONLY, ("output/atlas",)),
+    "register": Work(
+        "register",
+        ("--learned_atlas#device=cpu",),
+        tuple(f"output/registered/sub-{n + 1:04d}" for n in range(SUBJECTS)),
+        needs_model=True,
+    ),
+}
+# How the earlier result differs from the new one.
+EARLIER = {
+    "train": ("--learned_atlas#optimizer#seed=1",),
+    "export": ("--learned_atlas#presence_value=0.02",),
+    "average": ("--learned_atlas#presence_value=0.02",),
+    "register": ("--learned_atlas#refine#new_subject_iterations=1",),
+}
+
+
+class BrokenPromise(Exception):
+    """What a killed run left isn't what the docs promise."""
+
+
+@dataclass
+class Tally:
+    """What a job's tries came to."""
+
+    tries: Counter[str] = field(default_factory=Counter)
+    left: Counter[str] = field(default_factory=Counter)
+
+
+class Campaign:
+    """Kills one job again and again.
+
+    Args:
+        name: of the job, a key of `WORKS`.
+        folder: for everything that is written.
+        rng: chooses moments.
+    """
+
+    def __init__(self, name: str, folder: Path, rng: np.random.Generator) -> None:
+        self.work = WORKS[name]
+        self.folder = folder
+        self.rng = rng
+        self.data = folder / "data"
+        self.base = folder / "run"
+        self.tally = Tally()
+        if not self.data.exists():
+            write_cohort(self.data)
+        self._prepare(EARLIER[name])
+
+    def _run(self, words: Sequence[str] = ()) -> Ended:
+        ended = in_process([*self.work.command(self.base, self.data), *words], self.base)
+        if ended.status != 0:
+            raise BrokenPromise(f"{self.work.verb} ended with {ended.status}:\n{ended.said}")
+        return ended
+
+    def _prepare(self, other: Sequence[str]) -> None:
+        """Empty, earlier and new state: what tries start from and are held against."""
+        self._clear(self.base)
+        self.base.mkdir()
+        if self.work.needs_model:
+            command = WORKS["train"].command(self.base, self.data)
+            trained = in_process(command, self.base)
+            if trained.status != 0:
+                raise BrokenPromise(f"train ended with {trained.status}:\n{trained.said}")
+            shutil.rmtree(self.base / "output")
+        self.empty = self._keep("empty")
+        self._run(other)
+        self.earlier = self._keep("earlier")
+        self.old = self._results()
+        self._restore(self.empty)
+        ended = self._run()
+        self.seconds, self.operations = ended.seconds, ended.operations or 1
+        self.new = self._results()
+        if self.old == self.new:
+            raise BrokenPromise("the earlier result can't be told from the new one")
+
+    def _keep(self, name: str) -> Path:
+        kept = self.folder / name
+        self._clear(kept)
+        shutil.copytree(self.base, kept)
+        return kept
+
+    def _restore(self, kept: Path) -> None:
+        self._clear(self.base)
+        shutil.copytree(kept, self.base)
+
+    @staticmethod
+    def _clear(folder: Path) -> None:
+        if folder.exists():
+            shutil.rmtree(folder)
+
+    def _results(self) -> dict[str, dict[str, str] | None]:
+        return {
+            name: content(self.base / name) if (self.base / name).exists() else None
+            for name in self.work.results
+        }
+
+    def moment(self) -> Moment:
+        """A random signal at a random moment."""
+        signum = SIGNALS[int(self.rng.integers(len(SIGNALS)))]
+        if self.rng.random() < 0.5:
+            return Moment(signum, seconds=float(self.rng.uniform(0, self.seconds)))
+        return Moment(signum, operation=int(self.rng.integers(1, self.operations + 1)))
+
+    def attempt(self, moment: Moment, over_earlier: bool) -> str:
+        """One kill, one look, one run to the end.
+
+        Returns:
+            what was there after the kill.
+
+        Raises:
+            BrokenPromise: with the log, if anything isn't as it must be.
+        """
+        self._restore(self.earlier if over_earlier else self.empty)
+        start = self._results()
+        killed = in_process(self.work.command(self.base, self.data), self.base, moment)
+        if killed.status not in (0, -moment.signum, cli.EXIT_TERMINATED, cli.EXIT_INTERRUPTED):
+            raise BrokenPromise(f"{moment}: status {killed.status}\n{killed.said}")
+        # Python itself reports, and drops, what is raised inside a finalizer: the work was done.
+        if "Traceback" in killed.said.partition("Exception ignored in")[0]:
+            raise BrokenPromise(f"{moment}: a traceback\n{killed.said}")
+        there = self._results()
+        for name, found in there.items():
+            if found not in (start[name], self.new[name]):
+                raise BrokenPromise(f"{moment}: {name} is neither the earlier nor the new one")
+        self._check_opens(moment)
+        left = "whole new result" if there == self.new else "some new results"
+        if there == start:
+            left = "earlier result" if over_earlier else "no result"
+        self._run()
+        if self._results() != self.new:
+            raise BrokenPromise(f"{moment}: the run after it isn't bit-equal to an unbroken one")
+        self._check_opens(moment)
+        if hidden(self.base):
+            raise BrokenPromise(f"{moment}: left after the next run: {hidden(self.base)}")
+        if self.work.verb == "train":
+            self._check_model(moment)
+        self.tally.tries[moment.signum.name] += 1
+        self.tally.left["ended before the signal" if killed.status == 0 else left] += 1
+        return left
+
+    def _check_opens(self, moment: Moment) -> None:
+        try:
+            opens(self.base)
+        except Exception as error:
+            raise BrokenPromise(f"{moment}: a damaged file: {error}") from error
+
+    def _check_model(self, moment: Moment) -> None:
+        said = json.loads((self.base / self.work.results[0] / "atlas.json").read_text())
+        network = published_network(self.base / "models" / "model.pt")
+        if said["weights"] != weights_identity(network):
+            raise BrokenPromise(f"{moment}: model.pt isn't the atlas's")
+
+
+def campaign(
+    name: str, tries: int, folder: Path, seed: int, tell: Callable[[str], None] = print
+) -> Tally:
+    """Kill a job so many times.
+
+    Raises:
+        BrokenPromise: at the first try that left something wrong.
+    """
+    made = Campaign(name, folder, np.random.default_rng([seed, *name.encode()]))
+    tell(f"{name}: {made.seconds:.1f} s and {made.operations} file operations unbroken")
+    for number in range(tries):
+        moment = made.moment()
+        left = made.attempt(moment, over_earlier=bool(number % 2))
+        tell(f"{name} {number + 1}/{tries}: {moment}: {left}")
+    return made.tally
+
+
+def table(tallies: dict[str, Tally]) -> str:
+    """Fault, tries, outcome, as Markdown."""
+    lines = ["| fault | tries | found after the kill |", "|---|---|---|"]
+    for name, tally in tallies.items():
+        signals = ", ".join(f"{count} {signum}" for signum, count in sorted(tally.tries.items()))
+        left = ", ".join(f"{count} {what}" for what, count in sorted(tally.left.items()))
+        lines.append(f"| `{name}` killed ({signals}) | {tally.tries.total()} | {left} |")
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """Run the campaign."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--tries", type=int, default=30, help="of each job (%(default)s)")
+    parser.add_argument("--jobs", nargs="+", choices=WORKS, default=list(WORKS))
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    torch.set_num_threads(1)  # before any thread is there: processes are forked
+    folder = Path(tempfile.mkdtemp(prefix="faults-"))
+    tallies = {}
+    for name in options.jobs:
+        try:
+            tallies[name] = campaign(name, options.tries, folder / name, options.seed)
+        except BrokenPromise as broken:
+            print(f"{name}: {broken}\nsee {folder / name}", file=sys.stderr)
+            return 1
+    print(table(tallies))
+    shutil.rmtree(folder)
+    return 0
+
+
+if __name__ == "__main__":
+    import monai.bundle  # noqa: F401  # once, for all processes
+
+    sys.exit(main())

@@ -1,0 +1,49 @@
+"""Output to a terminal, or a pipe, that may be closed before the run is over."""
+
+from __future__ import annotations
+
+import errno
+import os
+from contextlib import suppress
+from typing import Any, TextIO
+
+__all__ = ["LastingStream"]
+
+_GONE = (errno.EPIPE, errno.EIO, errno.EBADF)
+
+
+class LastingStream:
+    """A text stream that goes quiet once nobody reads it any more, in place of an error.
+
+    A night's training isn't worth ending for a progress bar. Any other error is raised.
+
+    Args:
+        stream: what is written to.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Write, if anybody is there."""
+        self._attempt(self._stream.write, text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush, if anybody is there."""
+        self._attempt(self._stream.flush)
+
+    def _attempt(self, action: Any, *arguments: Any) -> None:
+        try:
+            action(*arguments)
+        except OSError as error:
+            if error.errno not in _GONE:
+                raise
+            # What is buffered still, and whatever else writes there, goes nowhere from now on.
+            with suppress(OSError, ValueError):
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, self._stream.fileno())
+                os.close(nowhere)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)

@@ -1,0 +1,131 @@
+"""What killed runs leave, names as long as systems allow, links; logs and streams that end."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from scripts import run_log
+from scripts.errors import OutOfMemoryError, find_interruption, find_user_error
+from scripts.memory import available_memory
+from scripts.storage import publish_folder, write_whole
+from scripts.terminal import LastingStream
+
+
+def _ended_process() -> int:
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+def test_the_half_of_a_killed_process_is_removed(tmp_path: Path) -> None:
+    dead = tmp_path / f".{_ended_process()}.model.pt"
+    alive = tmp_path / f".{os.getppid()}.model.pt"
+    others = [tmp_path / ".1.other.pt", tmp_path / ".note.model.pt"]
+    for path in (dead, alive, *others):
+        path.write_bytes(b"half")
+    with write_whole(tmp_path / "model.pt") as staged:
+        staged.write_bytes(b"whole")
+    assert not dead.exists()
+    assert all(path.exists() for path in (alive, *others, tmp_path / "model.pt"))
+
+
+@pytest.mark.parametrize("name", ["a" * 255, "ü" * 127, "[a]*?"])
+def test_folders_and_files_of_any_name_that_the_system_allows(tmp_path: Path, name: str) -> None:
+    for content in ("one", "two"):
+        with publish_folder(tmp_path / name) as staging:
+            (staging / "file").write_text(content)
+        assert (tmp_path / name / "file").read_text() == content
+    file = tmp_path / "files" / name
+    for content in ("one", "two"):
+        with write_whole(file) as staged:
+            staged.write_text(content)
+        assert file.read_text() == content
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+    assert [path.name for path in file.parent.iterdir()] == [name]
+
+
+def test_a_link_in_place_of_the_folder_stays_a_link(tmp_path: Path) -> None:
+    real = tmp_path / "scratch" / "atlas"
+    link = tmp_path / "output" / "learned_atlas"
+    link.parent.mkdir()
+    real.mkdir(parents=True)
+    link.symlink_to(real)
+    for content in ("one", "two"):
+        with publish_folder(link) as staging:
+            (staging / "file").write_text(content)
+    assert link.is_symlink()
+    assert (real / "file").read_text() == "two"
+    assert [path.name for path in (*real.parent.iterdir(), *link.parent.iterdir())] == [
+        "atlas", "learned_atlas",
+    ]  # fmt: skip
+
+
+def test_the_log_rotates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_log, "_BYTES", 1000)
+    monkeypatch.setattr(run_log, "_kept", None)
+    logger = logging.getLogger("scripts.test")
+    logger.setLevel(logging.INFO)
+    run_log.keep_log(tmp_path)
+    assert run_log._kept is not None
+    try:
+        for number in range(200):
+            logger.info("line %d", number)
+        run_log.note("the end")
+    finally:
+        logging.getLogger().removeHandler(run_log._kept)
+        run_log._kept.close()
+    files = sorted(path.name for path in tmp_path.iterdir())
+    assert files == ["run.log", "run.log.1", "run.log.2", "run.log.3"]
+    assert all(path.stat().st_size <= 1000 for path in tmp_path.iterdir())
+    assert (tmp_path / "run.log").read_text().endswith("ERROR the end\n")
+
+
+def test_a_stream_that_nobody_reads_goes_quiet() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as stream:
+        lasting = LastingStream(stream)
+        for _ in range(3):
+            lasting.write("told to nobody\n")
+            lasting.flush()
+        assert not lasting.isatty()
+
+
+def test_other_errors_of_a_stream_are_raised() -> None:
+    with Path(os.devnull).open() as unwritable, pytest.raises(OSError):
+        LastingStream(unwritable).write("x")
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate")]
+)
+def test_memory_that_ran_out_is_a_users_error(error: Exception) -> None:
+    wrapped = RuntimeError("a component failed")
+    wrapped.__cause__ = error
+    found = find_user_error(wrapped)
+    assert isinstance(found, OutOfMemoryError)
+    assert "checkpointing" in str(found)
+    assert find_user_error(RuntimeError("something else")) is None
+
+
+def test_an_interruption_inside_an_import_is_found() -> None:
+    try:
+        try:
+            raise KeyboardInterrupt
+        except BaseException:
+            raise RuntimeError("problem in a module") from None
+    except RuntimeError as error:
+        assert isinstance(find_interruption(error), KeyboardInterrupt)
+    assert find_interruption(RuntimeError("none")) is None
+
+
+def test_available_memory_is_what_the_machine_has() -> None:
+    found = available_memory()
+    whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    assert found is None or 0 < found <= whole
