@@ -25,6 +25,8 @@ from scripts.settings import LearnedAtlasConfig
 SETTINGS_BLOCK = "learned_atlas"
 # The other blocks of settings that a configuration may have, and what validates them.
 OTHER_BLOCKS = {
+    "align": "scripts.affine.alignment_settings:AlignConfig",
+    "refine": "scripts.affine.refinement_settings:RefineConfig",
     "learned_affine": "scripts.affine.settings:LearnedAffineConfig",
     "learned_elastic": "scripts.elastic.settings:LearnedElasticConfig",
     "atlas_to_patient": "scripts.consumers.settings:AtlasToPatientConfig",

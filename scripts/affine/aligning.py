@@ -29,10 +29,10 @@ from scripts.affine.resampling import resample_by_matrix
 from scripts.atlas.maps import write_map
 from scripts.atlas.transforms import read_volume
 from scripts.cohort import Grid, waytotal_file
-from scripts.engines.handlers.progress import progress_bar
 from scripts.errors import CohortError
 from scripts.lock import lock_folders
 from scripts.networks.precision import open_device
+from scripts.progress import progress_bar
 from scripts.storage import check_space, check_writable, file_hash, publish_folder
 
 __all__ = ["CohortAligner", "pair_refinement"]

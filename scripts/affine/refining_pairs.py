@@ -21,10 +21,10 @@ from scripts.affine.refining import AffineRefinement, AffineResult, start_in_fam
 from scripts.atlas.fields import write_field
 from scripts.atlas.maps import write_map
 from scripts.atlas.transforms import AffineTransform, FieldTransform, Transform, resample
-from scripts.engines.handlers.progress import progress_bar
 from scripts.errors import CohortError, ConfigurationError, FoldingError
 from scripts.lock import lock_folders
 from scripts.networks.precision import open_device
+from scripts.progress import progress_bar
 from scripts.storage import check_writable, file_hash, publish_folder
 
 __all__ = ["REFINED_FOLDER", "PairRefiner"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ def open_held_out(
     settings: LearnedAtlasConfig,
     dataset_dir: str | Path,
     asked: EvaluateConfig,
+    at: str | Mapping[str, Any] | None = None,
 ) -> NewSubjects:
     """Subjects to evaluate, none of whose maps the model was trained on.
 
@@ -45,11 +47,12 @@ def open_held_out(
         settings: of the model and the job.
         dataset_dir: a folder in a cohort's layout.
         asked: allow_training_subjects is read.
+        at: covariates of all of them, see `open_new_subjects`.
 
     Raises:
         CohortError: see `read_new_subjects`; or a subject is one of the training's.
     """
-    found = open_new_subjects(network, settings, dataset_dir)
+    found = open_new_subjects(network, settings, dataset_dir, at=at)
     known = set(network.description.get("trained_on", ()))
     if not known:
         logger.warning("the model doesn't tell whose maps it was trained on: nobody is left out")
@@ -150,6 +153,10 @@ class EvaluationWriter:
         image = convert_to_tensor(item["image"], track_meta=False)
         subject = density_of(image, offset).double().cpu().numpy()
         carried = convert_to_tensor(item["pred"], track_meta=False).cpu().numpy()
+        # Undeformed, a conditional template is that of the subject's own covariates.
+        template = self.templates[k]
+        if "covariates" in item:
+            template = self.network.template_density(item["covariates"][None])[0].cpu().numpy()
         found = fields_of(self.network, item["velocity"][None], self.crop, self.grid.shape)
         if not found.finite:
             raise TrainingError(f"the field of subject {item['subject']} is not finite")
@@ -158,11 +165,11 @@ class EvaluationWriter:
         self.slopes.append(sharpness(subject, offset, self.grid.spacing)[1])
         values: Row = {"subject": item["subject"], "template": k + 1}
         for suffix, atlas in (
-            ("", carried), ("_unregistered", self.templates[k]), ("_average", self.average),
+            ("", carried), ("_unregistered", template), ("_average", self.average),
         ):  # fmt: skip
             both = (None, None) if atlas is None else likeness(subject, atlas, offset, presence)
             values[f"correlation{suffix}"], values[f"presence_dice{suffix}"] = both
-        values |= field_measures(found, self.crop, subject, self.templates[k])
+        values |= field_measures(found, self.crop, subject, template)
         return {**values, "seconds": round(float(item["seconds"]), 3)}
 
     def finish(self, engine: Engine) -> None:

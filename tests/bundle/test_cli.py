@@ -192,6 +192,7 @@ def test_settings_errors_come_before_torch(config):
         ("evaluate", ["--evaluate#seed", "-1"], "evaluate.seed = -1: must be an integer >= 0"),
         ("barycentre", ["--barycentre#blur", "-1"], "barycentre.blur = -1"),
         ("labels", ["--label_transfer#x", "1"], "label_transfer.x = 1: unknown key"),
+        ("align", ["--align#rounds", "-1"], "align.rounds = -1"),
         ("cross-validate", ["--evaluate#folds", "1"], "evaluate.folds = 1"),
     ],
 )
