@@ -41,7 +41,7 @@ def load_weights(network: torch.nn.Module, found: dict[str, Any], path: Path) ->
     """Take over a checkpoint's weights.
 
     Args:
-        network: an `AtlasNetwork`.
+        network: the run's; of an `AtlasNetwork` the message tells whose template differs.
         found: the checkpoint, its weights under ``network``.
         path: of its file, for the message.
 
@@ -49,11 +49,15 @@ def load_weights(network: torch.nn.Module, found: dict[str, Any], path: Path) ->
         CheckpointError: if they are of another network; the message says in what it differs.
     """
     state = found.get("network")
+    own_template = network.state_dict().get("template")
     template = state.get("template") if isinstance(state, dict) else None
-    if not isinstance(state, dict) or not isinstance(template, torch.Tensor):
-        raise CheckpointError(f"{path}: holds no weights of this bundle's network")
-    advice = "throw the unfinished run away with --learned_atlas#resume false"
-    ours, theirs = tuple(network.state_dict()["template"].shape), tuple(template.shape)
+    if not isinstance(state, dict) or type(own_template) is not type(template):
+        raise CheckpointError(f"{path}: holds no weights of this run's network")
+    advice = "throw the unfinished run away by setting resume to false"
+    ours, theirs = (
+        tuple(one.shape) if isinstance(one, torch.Tensor) else ()
+        for one in (own_template, template)
+    )
     whats = ("templates (K)", "channels")
     for what, own, other in zip(whats, ours, theirs, strict=False):
         if own != other:
