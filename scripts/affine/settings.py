@@ -26,8 +26,10 @@ from scripts.settings import LearnedAtlasCohortConfig, LearnedAtlasConfig
 
 __all__ = [
     "AUGMENTATIONS",
+    "FoldedConfig",
     "LearnedAffineConfig",
     "LearnedAffineImagesConfig",
+    "LearnedAffineOptimizerConfig",
     "load_learned_affine",
 ]
 
@@ -275,23 +277,11 @@ class LearnedAffineOptimizerConfig(Section):
     )
 
 
-class LearnedAffineConfig(Section):
-    """The whole ``learned_affine:`` block."""
-
-    key_path: ClassVar[str] = "learned_affine"
+class FoldedConfig(Section):
+    """What every training over folds of subjects has at the top of its block."""
 
     device: Text = setting(
         "cuda", "Where to compute.", "cpu, cuda or cuda:N", pattern=r"^(?:cpu|cuda(?::[0-9]+)?)$"
-    )
-    dtype: Literal["float16", "float32", "bfloat16"] = setting(
-        "float32",
-        "Autocast type of the convolutions; matrices are float64, resampling is float32.",
-        "one of float16, float32, bfloat16",
-    )
-    family: Literal["rigid", "rigid_isotropic", "rigid_anisotropic", "affine"] = setting(
-        "affine",
-        "Transforms that the network gives.",
-        "one of rigid, rigid_isotropic, rigid_anisotropic, affine",
     )
     folds: Integer = setting(
         5, "Folds of the cross-validation; a subject is in exactly one.", "an integer >= 2", ge=2
@@ -306,6 +296,30 @@ class LearnedAffineConfig(Section):
     )
     resume: Flag = setting(
         True, "Go on from the checkpoint of an interrupted run, if there is one.", "true or false"
+    )
+
+    @field_validator("fold")
+    @classmethod
+    def _check_fold(cls, fold: int | None, info: ValidationInfo) -> int | None:
+        if fold is not None and not 0 <= fold < info.data.get("folds", fold + 1):
+            raise ValueError("is no fold")
+        return fold
+
+
+class LearnedAffineConfig(FoldedConfig):
+    """The whole ``learned_affine:`` block."""
+
+    key_path: ClassVar[str] = "learned_affine"
+
+    dtype: Literal["float16", "float32", "bfloat16"] = setting(
+        "float32",
+        "Autocast type of the convolutions; matrices are float64, resampling is float32.",
+        "one of float16, float32, bfloat16",
+    )
+    family: Literal["rigid", "rigid_isotropic", "rigid_anisotropic", "affine"] = setting(
+        "affine",
+        "Transforms that the network gives.",
+        "one of rigid, rigid_isotropic, rigid_anisotropic, affine",
     )
     images: Annotated[LearnedAffineImagesConfig, BeforeValidator(to_section)] = section(
         LearnedAffineImagesConfig, "Images, and the grid of the network."
@@ -322,13 +336,6 @@ class LearnedAffineConfig(Section):
     optimizer: Annotated[LearnedAffineOptimizerConfig, BeforeValidator(to_section)] = section(
         LearnedAffineOptimizerConfig, "Training."
     )
-
-    @field_validator("fold")
-    @classmethod
-    def _check_fold(cls, fold: int | None, info: ValidationInfo) -> int | None:
-        if fold is not None and not 0 <= fold < info.data.get("folds", fold + 1):
-            raise ValueError("is no fold")
-        return fold
 
 
 def load_learned_affine(block: Mapping[str, Any] | None) -> LearnedAffineConfig:

@@ -7,15 +7,18 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, ValidationInfo, field_validator, model_validator
 
-from scripts.affine.settings import AUGMENTATIONS, LearnedAffineImagesConfig, _to_fold
+from scripts.affine.settings import (
+    AUGMENTATIONS,
+    FoldedConfig,
+    LearnedAffineImagesConfig,
+    LearnedAffineOptimizerConfig,
+)
 from scripts.errors import report_errors_in_one_line
 from scripts.sections import (
-    Flag,
     Integer,
     Integers,
     Number,
     Section,
-    Text,
     Texts,
     section,
     setting,
@@ -183,56 +186,23 @@ class LearnedElasticLossConfig(Section):
     )
 
 
-class LearnedElasticOptimizerConfig(Section):
+class LearnedElasticOptimizerConfig(LearnedAffineOptimizerConfig):
     """How long and how fast the network learns."""
 
     key_path: ClassVar[str] = "learned_elastic.optimizer"
 
-    lr: Number = setting(1e-3, "Adam's largest learning rate.", "a number > 0", gt=0)
-    epochs: Integer = setting(50, "Passes over the training subjects.", "an integer >= 1", ge=1)
-    pairs_per_subject: Integer = setting(
-        4, "Pairs made of each subject in an epoch.", "an integer >= 1", ge=1
-    )
     batch_size: Integer = setting(2, "Pairs per step.", "an integer >= 1", ge=1)
-    seed: Integer = setting(0, "Seed of every random choice.", "an integer >= 0", ge=0)
-    gradient_clip: Number = setting(
-        1.0, "Greatest norm of a step's gradient; longer ones are scaled down.", "a number > 0",
-        gt=0,
-    )  # fmt: skip
-    validation_pairs: Integer = setting(
-        4, "Pairs made of each held-out subject to measure with.", "an integer >= 1", ge=1
-    )
-    validation_interval: Integer = setting(
-        10, "Epochs between measurements; the last one is always measured.", "an integer >= 1", ge=1
-    )
 
 
-class LearnedElasticConfig(Section):
+class LearnedElasticConfig(FoldedConfig):
     """The whole ``learned_elastic:`` block."""
 
     key_path: ClassVar[str] = "learned_elastic"
 
-    device: Text = setting(
-        "cuda", "Where to compute.", "cpu, cuda or cuda:N", pattern=r"^(?:cpu|cuda(?::[0-9]+)?)$"
-    )
     dtype: Literal["float16", "float32", "bfloat16"] = setting(
         "float32",
         "Autocast type of the convolutions; warps, integration and losses stay float32.",
         "one of float16, float32, bfloat16",
-    )
-    folds: Integer = setting(
-        5, "Folds of the cross-validation; a subject is in exactly one.", "an integer >= 2", ge=2
-    )
-    fold: Annotated[int | None, BeforeValidator(_to_fold)] = setting(
-        0,
-        "The fold to measure with, the others are trained on. Null: train on everyone.",
-        "null or an integer >= 0 and below folds",
-    )
-    min_subjects: Integer = setting(
-        2, "Fewest usable subjects to go on with.", "an integer >= 1", ge=1
-    )
-    resume: Flag = setting(
-        True, "Go on from the checkpoint of an interrupted run, if there is one.", "true or false"
     )
     images: Annotated[LearnedElasticImagesConfig, BeforeValidator(to_section)] = section(
         LearnedElasticImagesConfig, "Label maps, and the grid of the network."
@@ -249,13 +219,6 @@ class LearnedElasticConfig(Section):
     optimizer: Annotated[LearnedElasticOptimizerConfig, BeforeValidator(to_section)] = section(
         LearnedElasticOptimizerConfig, "Training."
     )
-
-    @field_validator("fold")
-    @classmethod
-    def _check_fold(cls, fold: int | None, info: ValidationInfo) -> int | None:
-        if fold is not None and not 0 <= fold < info.data.get("folds", fold + 1):
-            raise ValueError("is no fold")
-        return fold
 
 
 def load_learned_elastic(block: Mapping[str, Any] | None) -> LearnedElasticConfig:
