@@ -27,6 +27,7 @@ SETTINGS_BLOCK = "learned_atlas"
 OTHER_BLOCKS = {
     "align": "scripts.affine.alignment_settings:AlignConfig",
     "refine": "scripts.affine.refinement_settings:RefineConfig",
+    "warp": "scripts.affine.warp_settings:WarpConfig",
     "learned_affine": "scripts.affine.settings:LearnedAffineConfig",
     "learned_elastic": "scripts.elastic.settings:LearnedElasticConfig",
     "atlas_to_patient": "scripts.consumers.settings:AtlasToPatientConfig",

@@ -22,7 +22,7 @@ from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from scripts.errors import ConfigurationError
+from scripts.errors import ConfigurationError, report_errors_in_one_line
 
 __all__ = [
     "Flag",
@@ -189,6 +189,18 @@ class Section(BaseModel):
             return cls.model_validate(dict(values))
         except ValidationError as error:
             raise ConfigurationError(_describe(error, cls, values)) from None
+
+    @classmethod
+    def of_config(cls, block: Mapping[str, Any] | None) -> Self:
+        """Validate a configuration's block; from here on user errors are shown in one line.
+
+        What configurations name, as the ``load_...`` beside each block's settings.
+
+        Raises:
+            ConfigurationError: with a line per violation.
+        """
+        report_errors_in_one_line()
+        return cls.load(block)
 
     def as_dict(self) -> dict[str, Any]:
         """Every setting as plain JSON values."""

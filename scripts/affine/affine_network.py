@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
 
 from scripts.affine.estimators import KeypointEstimator, ParameterEstimator
 from scripts.affine.families import Frame, compose, parameters_of
 from scripts.affine.keypoints import fit_matrix
 from scripts.affine.resampling import resample_by_matrix
 from scripts.affine.training_images import WorkingGrid
+from scripts.networks.described import DescribedNetwork
 
 __all__ = [
     "AffineNetwork",
     "CascadePass",
-    "bare_affine_network",
     "corner_points",
     "nearest_member",
 ]
@@ -66,7 +64,7 @@ def nearest_member(matrix: torch.Tensor, family: str, frame: Frame) -> torch.Ten
     return whole
 
 
-class AffineNetwork(nn.Module):
+class AffineNetwork(DescribedNetwork):
     """Matrices of a family between images on the network's grid.
 
     With n passes, each sees the original moving image warped by the matrix composed so far (one
@@ -84,11 +82,8 @@ class AffineNetwork(nn.Module):
         width: of the networks.
         passes: of the cascade, at least 1.
         ridge: see `fit_matrix`.
-        description: what a reader of the checkpoint must know, JSON-able; travels in the state
-            dict as the buffer ``described``.
+        description: see `DescribedNetwork`.
     """
-
-    described: torch.Tensor
 
     def __init__(
         self,
@@ -103,7 +98,7 @@ class AffineNetwork(nn.Module):
         ridge: float = 1e-4,
         description: Mapping[str, Any] | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(description)
         if passes < 1:
             raise ValueError(f"a cascade has at least 1 pass, not {passes}")
         self.grid = grid
@@ -119,13 +114,6 @@ class AffineNetwork(nn.Module):
             )
         else:
             raise ValueError(f"kind is 'parameters' or 'keypoints', not {kind!r}")
-        text = json.dumps(dict(description or {}), sort_keys=True).encode()
-        self.register_buffer("described", torch.frombuffer(bytearray(text), dtype=torch.uint8))
-
-    @property
-    def description(self) -> dict[str, Any]:
-        """What the checkpoint says of itself."""
-        return json.loads(bytes(self.described.cpu().numpy()).decode())
 
     def cascade(self, pair: torch.Tensor, passes: int | None = None) -> list[CascadePass]:
         """Every pass over pairs ``(B, 2, *shape)`` (fixed, moving; 0 to 1).
@@ -174,10 +162,3 @@ class AffineNetwork(nn.Module):
     def forward(self, pair: torch.Tensor) -> torch.Tensor:
         """Matrices ``(B, 4, 4)`` float64 of pairs ``(B, 2, *shape)``: fixed to moving, mm."""
         return self.cascade(pair)[-1].matrix
-
-
-def bare_affine_network(network: nn.Module) -> AffineNetwork:
-    """The network inside whatever wraps it for several processes."""
-    inner = getattr(network, "module", network)
-    assert isinstance(inner, AffineNetwork)
-    return inner

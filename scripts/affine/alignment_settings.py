@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 from pydantic import BeforeValidator, field_validator
 
 from scripts.affine.refinement_settings import PairSettings, _check_distinct, _to_paths
-from scripts.errors import report_errors_in_one_line
 from scripts.sections import (
     Integer,
     Number,
@@ -112,11 +110,4 @@ def _check_pattern(pattern: str) -> str:
     return pattern
 
 
-def load_align(block: Mapping[str, Any] | None) -> AlignConfig:
-    """Validate the ``align:`` block; user errors are one line from here on.
-
-    Raises:
-        ConfigurationError: with a line per violation.
-    """
-    report_errors_in_one_line()
-    return AlignConfig.load(block)
+load_align = AlignConfig.of_config

@@ -13,7 +13,7 @@ import torch
 from ignite.engine import Engine, Events
 from monai.transforms import Transform
 
-from scripts.affine.affine_network import AffineNetwork, bare_affine_network
+from scripts.affine.affine_network import AffineNetwork
 from scripts.affine.estimation import load_affine_network, prepared_pair, world_matrix
 from scripts.affine.files import write_affine_files
 from scripts.affine.resampling import resample_by_matrix
@@ -22,6 +22,7 @@ from scripts.atlas.maps import write_map
 from scripts.engines.components import reserved
 from scripts.errors import ConfigurationError, StorageError, report_errors_in_one_line
 from scripts.networks.precision import open_device
+from scripts.networks.wrapping import unwrapped
 from scripts.storage import publish_folder
 
 __all__ = ["EstimateWriter", "PairOfImages", "list_pairs", "open_affine_network"]
@@ -114,7 +115,7 @@ class EstimateWriter:
     """
 
     def __init__(self, network: torch.nn.Module, folder: str | Path) -> None:
-        self.network = bare_affine_network(network)
+        self.network = unwrapped(network, AffineNetwork)
         self.folder = Path(folder)
 
     def attach(self, engine: Engine) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -15,8 +14,8 @@ from scripts.affine.affine_network import AffineNetwork
 from scripts.affine.settings import LearnedAffineConfig
 from scripts.affine.training_images import AffineImages, WorkingGrid, between_0_and_1
 from scripts.cohort import Grid
-from scripts.errors import CheckpointError, CohortError
-from scripts.networks.checkpoint import load_checkpoint
+from scripts.errors import CohortError
+from scripts.networks.described import FORMAT, load_described
 
 __all__ = [
     "build_affine_network",
@@ -26,8 +25,6 @@ __all__ = [
     "prepared_pair",
     "world_matrix",
 ]
-
-FORMAT = 1
 
 
 def build_affine_network(images: AffineImages, settings: LearnedAffineConfig) -> AffineNetwork:
@@ -67,26 +64,12 @@ def load_affine_network(path: str | Path) -> AffineNetwork:
     Raises:
         CheckpointError: the file isn't there, is damaged, or is no affine network's.
     """
-    found = load_checkpoint(path)
-    described = found.get("described")
-    if not isinstance(described, torch.Tensor):
-        raise CheckpointError(f"{path}: holds no affine network")
-    try:
-        description = json.loads(bytes(described.numpy()).decode())
-        if description["format"] != FORMAT or "grid" not in description:
-            raise KeyError("format")
-        grid = WorkingGrid(
-            tuple(description["grid"]["shape"]), float(description["grid"]["spacing"])
-        )
-        settings = LearnedAffineConfig.load(description["settings"])
-        network = _built(grid, settings, description)
-        network.load_state_dict(found)
-    except (KeyError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise CheckpointError(
-            f"{path}: holds no affine network of this version: {reason}"
-        ) from error
-    return network.eval()
+
+    def build(described: dict[str, Any]) -> AffineNetwork:
+        settings = LearnedAffineConfig.load(described["settings"])
+        return _built(WorkingGrid.of_dict(described["grid"]), settings, described)
+
+    return load_described(path, "affine network", "estimator", build)
 
 
 def prepared_pair(

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator, field_validator
 
-from scripts.errors import report_errors_in_one_line
 from scripts.sections import (
     Flag,
     Integer,
@@ -167,11 +165,4 @@ class RefineConfig(PairSettings):
         return _check_distinct(moving)
 
 
-def load_refine(block: Mapping[str, Any] | None) -> RefineConfig:
-    """Validate the ``refine:`` block; user errors are one line from here on.
-
-    Raises:
-        ConfigurationError: with a line per violation.
-    """
-    report_errors_in_one_line()
-    return RefineConfig.load(block)
+load_refine = RefineConfig.of_config

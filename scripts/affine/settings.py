@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, ValidationInfo, field_validator, model_validator
 
-from scripts.errors import report_errors_in_one_line
 from scripts.sections import (
     Flag,
     Integer,
@@ -338,11 +336,4 @@ class LearnedAffineConfig(FoldedConfig):
     )
 
 
-def load_learned_affine(block: Mapping[str, Any] | None) -> LearnedAffineConfig:
-    """Validate the ``learned_affine:`` block of a config; from here on user errors are one line.
-
-    Raises:
-        ConfigurationError: with a line per violation.
-    """
-    report_errors_in_one_line()
-    return LearnedAffineConfig.load(block)
+load_learned_affine = LearnedAffineConfig.of_config

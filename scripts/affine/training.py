@@ -15,7 +15,7 @@ from monai.engines import SupervisedEvaluator, SupervisedTrainer
 from monai.engines.utils import IterationEvents
 from torch.utils.data import Dataset
 
-from scripts.affine.affine_network import AffineNetwork, CascadePass, bare_affine_network
+from scripts.affine.affine_network import AffineNetwork, CascadePass
 from scripts.affine.estimation import matrix_errors
 from scripts.affine.pairs import Pairs, SyntheticPairs
 from scripts.affine.settings import LearnedAffineConfig
@@ -24,6 +24,7 @@ from scripts.elastic.settings import LearnedElasticConfig
 from scripts.engines.handlers.loss_history import LossHistory
 from scripts.engines.run_state import RunState
 from scripts.networks.precision import autocast
+from scripts.networks.wrapping import unwrapped
 from scripts.storage import write_whole
 
 __all__ = [
@@ -135,7 +136,7 @@ class AffineStep:
     def __call__(self, engine: SupervisedTrainer, batch: dict[str, Any]) -> dict[str, Any]:
         """Run one iteration; ``loss``, its terms and ``distance`` (mm) are scalars."""
         assert engine.network is not None and engine.optimizer is not None
-        network = bare_affine_network(engine.network)
+        network = unwrapped(engine.network, AffineNetwork)
         image = torch.as_tensor(batch["image"]).to(engine.state.device)
         made = self.pairs(image, (_TRAINING, engine.state.iteration))
         network.train()
@@ -179,7 +180,7 @@ class HeldOutStep:
     def __call__(self, engine: SupervisedEvaluator, batch: dict[str, Any]) -> dict[str, Any]:
         """Errors of every pair, see `matrix_errors`, with and without the network."""
         assert engine.network is not None
-        network = bare_affine_network(engine.network)
+        network = unwrapped(engine.network, AffineNetwork)
         image = torch.as_tensor(batch["image"]).to(engine.state.device)
         made = self.pairs(image, (_HELD_OUT, engine.state.iteration))
         network.eval()

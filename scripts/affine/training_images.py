@@ -52,6 +52,11 @@ class WorkingGrid:
     shape: tuple[int, ...]
     spacing: float
 
+    @classmethod
+    def of_dict(cls, said: Mapping[str, Any]) -> WorkingGrid:
+        """From what ``dataclasses.asdict`` made of one."""
+        return cls(tuple(said["shape"]), float(said["spacing"]))
+
     @property
     def affine(self) -> np.ndarray:
         """``(4, 4)``, voxel to mm from the centre."""

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator, ValidationInfo, field_validator
 
 from scripts.cohort.discovery import OUTPUT_FOLDERS
-from scripts.errors import report_errors_in_one_line
 from scripts.sections import (
     Flag,
     Integer,
@@ -118,14 +116,7 @@ class AtlasToPatientConfig(Section):
         return reference
 
 
-def load_atlas_to_patient(block: Mapping[str, Any] | None) -> AtlasToPatientConfig:
-    """Validate the ``atlas_to_patient:`` block; user errors are one line from here on.
-
-    Raises:
-        ConfigurationError: with a line per violation.
-    """
-    report_errors_in_one_line()
-    return AtlasToPatientConfig.load(block)
+load_atlas_to_patient = AtlasToPatientConfig.of_config
 
 
 class TractSimilarityConfig(Section):
@@ -159,14 +150,7 @@ class TractSimilarityConfig(Section):
         return mode
 
 
-def load_tract_similarity(block: Mapping[str, Any] | None) -> TractSimilarityConfig:
-    """Validate the ``tract_similarity:`` block; user errors are one line from here on.
-
-    Raises:
-        ConfigurationError: with a line per violation.
-    """
-    report_errors_in_one_line()
-    return TractSimilarityConfig.load(block)
+load_tract_similarity = TractSimilarityConfig.of_config
 
 
 class BarycentreConfig(Section):
@@ -193,11 +177,4 @@ class BarycentreConfig(Section):
     )
 
 
-def load_barycentre(block: Mapping[str, Any] | None) -> BarycentreConfig:
-    """Validate the ``barycentre:`` block; user errors are one line from here on.
-
-    Raises:
-        ConfigurationError: with a line per violation.
-    """
-    report_errors_in_one_line()
-    return BarycentreConfig.load(block)
+load_barycentre = BarycentreConfig.of_config

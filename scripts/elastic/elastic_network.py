@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -10,29 +9,25 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from scripts.affine.resampling import resample_by_matrix
 from scripts.affine.training_images import AffineImages, WorkingGrid, between_0_and_1
 from scripts.elastic.settings import LearnedElasticConfig
-from scripts.errors import CheckpointError, CohortError
-from scripts.networks.checkpoint import load_checkpoint
+from scripts.errors import CohortError
+from scripts.networks.described import FORMAT, DescribedNetwork, load_described
 from scripts.networks.integration import VelocityIntegration
 from scripts.networks.unet import RegistrationUNet
 from scripts.networks.warp import warp
 
 __all__ = [
     "ElasticNetwork",
-    "bare_elastic_network",
     "build_elastic_network",
     "load_elastic_network",
     "register_images",
 ]
 
-FORMAT = 1
 
-
-class ElasticNetwork(nn.Module):
+class ElasticNetwork(DescribedNetwork):
     """Stationary velocities between pairs of images of any contrast.
 
     The velocity's flow maps fixed points to moving points: it warps the moving image to the
@@ -44,11 +39,8 @@ class ElasticNetwork(nn.Module):
         dec_features: see `RegistrationUNet`.
         int_steps: squarings of the integration; 0: plain displacement.
         field_resolution: the field lives on a grid reduced by this factor.
-        description: what a reader of the checkpoint must know, JSON-able; travels in the state
-            dict as the buffer ``described``.
+        description: see `DescribedNetwork`.
     """
-
-    described: torch.Tensor
 
     def __init__(
         self,
@@ -59,20 +51,13 @@ class ElasticNetwork(nn.Module):
         field_resolution: int = 2,
         description: Mapping[str, Any] | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(description)
         self.grid = grid
         self.field_resolution = field_resolution
         self.unet = RegistrationUNet(
             len(grid.shape), 2, enc_features, dec_features, factor=field_resolution
         )
         self.integration = VelocityIntegration(int_steps, field_resolution)
-        text = json.dumps(dict(description or {}), sort_keys=True).encode()
-        self.register_buffer("described", torch.frombuffer(bytearray(text), dtype=torch.uint8))
-
-    @property
-    def description(self) -> dict[str, Any]:
-        """What the checkpoint says of itself."""
-        return json.loads(bytes(self.described.cpu().numpy()).decode())
 
     def velocity(self, pair: torch.Tensor) -> torch.Tensor:
         """Velocities ``(B, d, *reduced)``, voxels of the grid, of pairs ``(B, 2, *shape)``."""
@@ -91,13 +76,6 @@ class ElasticNetwork(nn.Module):
     def forward(self, pair: torch.Tensor) -> torch.Tensor:
         """Displacements ``(B, d, *shape)`` in voxels, of pairs ``(B, 2, *shape)`` from 0 to 1."""
         return self.displacement(self.velocity(pair))
-
-
-def bare_elastic_network(network: nn.Module) -> ElasticNetwork:
-    """The network inside whatever wraps it for several processes."""
-    inner = getattr(network, "module", network)
-    assert isinstance(inner, ElasticNetwork)
-    return inner
 
 
 def build_elastic_network(
@@ -136,25 +114,12 @@ def load_elastic_network(path: str | Path) -> ElasticNetwork:
     Raises:
         CheckpointError: the file isn't there, is damaged, or is no elastic network's.
     """
-    found = load_checkpoint(path)
-    described = found.get("described")
-    if not isinstance(described, torch.Tensor) or not any(key.startswith("unet") for key in found):
-        raise CheckpointError(f"{path}: holds no elastic network")
-    try:
-        description = json.loads(bytes(described.numpy()).decode())
-        if description["format"] != FORMAT:
-            raise KeyError("format")
-        place = description["grid"]
-        grid = WorkingGrid(tuple(place["shape"]), float(place["spacing"]))
-        settings = LearnedElasticConfig.load(description["settings"])
-        network = _built(grid, settings, description)
-        network.load_state_dict(found)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise CheckpointError(
-            f"{path}: holds no elastic network of this version: {reason}"
-        ) from error
-    return network.eval()
+
+    def build(described: dict[str, Any]) -> ElasticNetwork:
+        settings = LearnedElasticConfig.load(described["settings"])
+        return _built(WorkingGrid.of_dict(described["grid"]), settings, described)
+
+    return load_described(path, "elastic network", "unet", build)
 
 
 @torch.no_grad()

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, ValidationInfo, field_validator, model_validator
 
@@ -13,7 +12,6 @@ from scripts.affine.settings import (
     LearnedAffineImagesConfig,
     LearnedAffineOptimizerConfig,
 )
-from scripts.errors import report_errors_in_one_line
 from scripts.sections import (
     Integer,
     Integers,
@@ -221,11 +219,4 @@ class LearnedElasticConfig(FoldedConfig):
     )
 
 
-def load_learned_elastic(block: Mapping[str, Any] | None) -> LearnedElasticConfig:
-    """Validate the ``learned_elastic:`` block of a config; from here user errors are one line.
-
-    Raises:
-        ConfigurationError: with a line per violation.
-    """
-    report_errors_in_one_line()
-    return LearnedElasticConfig.load(block)
+load_learned_elastic = LearnedElasticConfig.of_config

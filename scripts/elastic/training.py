@@ -12,13 +12,14 @@ from monai.engines.utils import IterationEvents
 from monai.transforms import Compose
 
 from scripts.affine.training_images import AffineImages, read_affine_images
-from scripts.elastic.elastic_network import ElasticNetwork, bare_elastic_network
+from scripts.elastic.elastic_network import ElasticNetwork
 from scripts.elastic.settings import LearnedElasticConfig
 from scripts.elastic.synthesis import LabelMapsd, SyntheticPair, SyntheticPairsOfLabels
 from scripts.engines.components import reserved
 from scripts.losses.smoothness import SmoothnessLoss
 from scripts.networks.precision import autocast, open_device
 from scripts.networks.warp import warp
+from scripts.networks.wrapping import unwrapped
 
 __all__ = [
     "ElasticLoss",
@@ -112,7 +113,7 @@ class ElasticStep:
     def __call__(self, engine: SupervisedTrainer, batch: dict[str, Any]) -> dict[str, Any]:
         """Run one iteration; ``loss`` and its terms are scalars."""
         assert engine.network is not None and engine.optimizer is not None
-        network = bare_elastic_network(engine.network)
+        network = unwrapped(engine.network, ElasticNetwork)
         labels = torch.as_tensor(batch["image"]).to(engine.state.device)
         made = self.pairs(labels, (_TRAINING, engine.state.iteration))
         network.train()
@@ -152,7 +153,7 @@ class HeldOutOverlap:
     def __call__(self, engine: SupervisedEvaluator, batch: dict[str, Any]) -> dict[str, Any]:
         """``overlap`` and ``overlap_before`` of every pair."""
         assert engine.network is not None
-        network = bare_elastic_network(engine.network)
+        network = unwrapped(engine.network, ElasticNetwork)
         labels = torch.as_tensor(batch["image"]).to(engine.state.device)
         made = self.pairs(labels, (_HELD_OUT, engine.state.iteration))
         network.eval()

@@ -14,6 +14,7 @@ from scripts.errors import TrainingError
 from scripts.losses.atlas_loss import AtlasLoss
 from scripts.networks.atlas_network import AtlasNetwork
 from scripts.networks.precision import autocast
+from scripts.networks.wrapping import unwrapped
 from scripts.processes import add_up, world_size
 
 __all__ = ["AtlasStep", "atlas_optimizer", "bare", "soft_assignment"]
@@ -21,9 +22,7 @@ __all__ = ["AtlasStep", "atlas_optimizer", "bare", "soft_assignment"]
 
 def bare(network: nn.Module) -> AtlasNetwork:
     """The atlas network inside whatever wraps it for several processes."""
-    inner = getattr(network, "module", network)
-    assert isinstance(inner, AtlasNetwork)
-    return inner
+    return unwrapped(network, AtlasNetwork)
 
 
 def atlas_optimizer(

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from scripts.errors import report_errors_in_one_line
 from scripts.sections import Flag, Integer, Section, setting
 
 __all__ = ["EvaluateConfig", "load_evaluate"]
@@ -29,11 +27,4 @@ class EvaluateConfig(Section):
     )
 
 
-def load_evaluate(block: Mapping[str, Any] | None) -> EvaluateConfig:
-    """Validate the ``evaluate:`` block; user errors are one line from here on.
-
-    Raises:
-        ConfigurationError: with a line per violation.
-    """
-    report_errors_in_one_line()
-    return EvaluateConfig.load(block)
+load_evaluate = EvaluateConfig.of_config

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from pydantic import field_validator
 
-from scripts.errors import report_errors_in_one_line
 from scripts.sections import Integer, Number, Section, Text, setting
 
 __all__ = ["LabelTransferConfig", "load_label_transfer"]
@@ -101,11 +99,4 @@ class LabelTransferConfig(Section):
         return device
 
 
-def load_label_transfer(block: Mapping[str, Any] | None) -> LabelTransferConfig:
-    """Validate the ``label_transfer:`` block; user errors are one line from here on.
-
-    Raises:
-        ConfigurationError: with a line per violation.
-    """
-    report_errors_in_one_line()
-    return LabelTransferConfig.load(block)
+load_label_transfer = LabelTransferConfig.of_config

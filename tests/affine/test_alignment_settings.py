@@ -9,7 +9,7 @@ import pytest
 
 from scripts.affine.alignment_settings import AlignConfig
 from scripts.affine.refinement_settings import RefineConfig
-from scripts.affine.warping import WarpConfig
+from scripts.affine.warp_settings import WarpConfig
 from scripts.errors import ConfigurationError
 
 PAIR = {"fixed": "a.nii.gz", "moving": ["b.nii.gz"]}
@@ -61,6 +61,7 @@ def test_defaults_hold_and_numbers_may_be_text() -> None:
 def test_settings_need_no_torch() -> None:
     code = (
         "import sys; import scripts.affine.alignment_settings, scripts.affine.refinement_settings;"
+        "import scripts.affine.warp_settings;"
         "assert 'torch' not in sys.modules and 'monai' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

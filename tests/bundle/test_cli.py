@@ -193,6 +193,7 @@ def test_settings_errors_come_before_torch(config):
         ("barycentre", ["--barycentre#blur", "-1"], "barycentre.blur = -1"),
         ("labels", ["--label_transfer#x", "1"], "label_transfer.x = 1: unknown key"),
         ("align", ["--align#rounds", "-1"], "align.rounds = -1"),
+        ("warp", ["--warp#interpolation", "cubic"], "warp.interpolation = 'cubic'"),
         ("cross-validate", ["--evaluate#folds", "1"], "evaluate.folds = 1"),
     ],
 )
