@@ -28,7 +28,7 @@ __all__ = [
 
 EXIT_INTERRUPTED = 130
 """Status of a command that Ctrl-C (SIGINT) ended, as shells count it."""
-INTERRUPTED = "interrupted: an unfinished training run goes on when it is started again"
+INTERRUPTED = "interrupted: an unfinished training or alignment goes on when it is started again"
 
 
 class TractAtlasError(Exception):

@@ -6,6 +6,7 @@ import json
 import logging
 import shutil
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,10 @@ from scripts.affine.alignment import (
     CommonGrid,
     MeanAlignment,
     correlation,
+    transform_of,
 )
 from scripts.affine.alignment_settings import AlignConfig
+from scripts.affine.alignment_state import AlignedFiles, KeptTransforms
 from scripts.affine.files import transform_names, write_affine_files
 from scripts.affine.native_cohort import NativeFile, NativeSubject, find_native_subjects
 from scripts.affine.reading import ReadImage
@@ -29,6 +32,7 @@ from scripts.affine.resampling import resample_by_matrix
 from scripts.atlas.maps import write_map
 from scripts.atlas.transforms import read_volume
 from scripts.cohort import Grid, waytotal_file
+from scripts.engines.run_state import RunState
 from scripts.errors import CohortError
 from scripts.lock import lock_folders
 from scripts.networks.precision import open_device
@@ -58,6 +62,9 @@ class CohortAligner:
     images), ``alignment.json``, and for each subject its images under their own names, interpolated
     once, ``template_in_native.nii.gz`` on its own grid, and ``xfm/`` with the transform in both
     directions, as ITK text and as 4x4 text.
+
+    Until it is published, each transform lies in the hidden folder ``.<output_subdir>.unfinished``
+    beside it: a run that was stopped goes on there, to the bits of an unbroken one.
 
     Args:
         dataset_dir: the native cohort.
@@ -93,39 +100,59 @@ class CohortAligner:
 
         Raises:
             CohortError: the cohort's transforms have no mean.
+            CheckpointError: an unfinished run of other images or settings is there.
             StorageError: something can't be written; what stood there before stays.
         """
         locks = lock_folders([self.output_dir])
         try:
-            alignment = self._to_target() if self.target else self._to_mean()
+            kept = self._open_state()
+            alignment = self._to_target(kept) if self.target else self._to_mean(kept)
             self._warn_of_odd_ones(alignment)
             self._check_space(alignment.grid)
             with publish_folder(self.folder) as staging:
                 self._write(staging, alignment)
+            shutil.rmtree(self._state_folder, ignore_errors=True)
         finally:
             for lock in locks:
                 lock.release()
         logger.info("%d subjects aligned, in %s", len(self.subjects), self.folder)
         return self.folder
 
+    # -- an unfinished run -----------------------------------------------------------------
+
+    @property
+    def _state_folder(self) -> Path:
+        return self.output_dir / f".{self.settings.output_subdir}.unfinished"
+
+    def _open_state(self) -> KeptTransforms:
+        """What an interrupted run of the same images and settings found; else an empty folder."""
+        files = AlignedFiles(
+            [(subject.name, subject.read.path) for subject in self.subjects],
+            None if self.target is None else self.target.path,
+        )
+        state = RunState(self._state_folder, self.settings, files, self.settings.resume)
+        return KeptTransforms(state.folder)
+
     # -- estimation ------------------------------------------------------------------------
 
-    def _to_mean(self) -> Alignment:
+    def _to_mean(self, kept: KeptTransforms) -> Alignment:
         settings = self.settings
         aligner = MeanAlignment(
-            pair_refinement(settings), settings.rounds, settings.spacing, settings.margin
+            pair_refinement(settings), settings.rounds, settings.spacing, settings.margin, kept
         )
         images = [subject.read.image for subject in self.subjects]
         with progress_bar(aligner.steps(len(images)), "alignment") as bar:
             try:
                 return aligner(images, bar)
             except ValueError as error:
+                # Other settings are called for, which would be refused beside this run's.
+                shutil.rmtree(self._state_folder, ignore_errors=True)
                 raise CohortError(
                     f"the cohort can't be centred: {error}; a subject may have been taken the "
                     "wrong way round, which align#starts '[identity, centre]' rules out"
                 ) from error
 
-    def _to_target(self) -> Alignment:
+    def _to_target(self, kept: KeptTransforms) -> Alignment:
         assert self.target is not None
         target, refine = self.target.image, pair_refinement(self.settings)
         if target.values.shape[1] != self.subjects[0].read.image.values.shape[1]:
@@ -135,12 +162,12 @@ class CohortAligner:
         grid = CommonGrid(target.affine, target.shape)
         matrices, losses, agreement = [], [], []
         with progress_bar(len(self.subjects), "alignment") as bar:
-            for subject in self.subjects:
-                result = refine(target, subject.read.image)
-                matrix = result.matrix.cpu().numpy()
+            for index, subject in enumerate(self.subjects):
+                image = subject.read.image
+                matrix, loss = kept(0, index, partial(transform_of, refine, target, image))
                 matrices.append(matrix)
-                losses.append(result.loss)
-                agreement.append(correlation(subject.read.image, matrix, target.values, grid))
+                losses.append(loss)
+                agreement.append(correlation(image, matrix, target.values, grid))
                 bar.update()
         return Alignment(
             np.stack(matrices), target.values[0].cpu().numpy(), grid, agreement,

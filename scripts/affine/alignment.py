@@ -4,18 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
+from scripts.affine.alignment_state import Found, KeptTransforms
 from scripts.affine.families import Frame
 from scripts.affine.images import WorldImage, spacing_of
 from scripts.affine.mean import group_mean, log_of
 from scripts.affine.refining import AffineRefinement, start_in_family
 from scripts.affine.resampling import resample_by_matrix
 
-__all__ = ["Alignment", "CommonGrid", "MeanAlignment", "common_grid", "mean_image"]
+__all__ = [
+    "Alignment",
+    "CommonGrid",
+    "MeanAlignment",
+    "common_grid",
+    "mean_image",
+    "transform_of",
+]
 
 _PRESENT = 0.02  # of an image's maximum: what the common grid's box must hold
 
@@ -69,6 +78,7 @@ class MeanAlignment:
         rounds: how often the mean is made anew.
         spacing: of the common grid, mm; None: the median of the cohort's.
         margin: voxels around what the images hold.
+        kept: what an interrupted run found, and where this one's goes.
     """
 
     def __init__(
@@ -77,8 +87,10 @@ class MeanAlignment:
         rounds: int = 3,
         spacing: float | None = None,
         margin: int = 5,
+        kept: KeptTransforms | None = None,
     ) -> None:
         self.refinement = refinement
+        self.kept = KeptTransforms() if kept is None else kept
         self.rounds = rounds
         self.spacing = spacing
         self.margin = margin
@@ -95,15 +107,16 @@ class MeanAlignment:
         """
         matrices = self._first(images, bar)
         history = []
-        for _ in range(self.rounds):
+        for number in range(1, self.rounds + 1):
             matrices = centred(matrices)
             grid = common_grid(images, matrices, self.spacing, self.margin)
             template = WorldImage(mean_image(images, matrices, grid), grid.affine)
             found, losses = [], []
-            for image, matrix in zip(images, matrices, strict=True):
-                result = self._refined(template, image, matrix)
-                found.append(result[0])
-                losses.append(result[1])
+            for index, (image, matrix) in enumerate(zip(images, matrices, strict=True)):
+                refine = partial(self._refined, template, image, matrix)
+                refined, loss = self.kept(number, index, refine)
+                found.append(refined)
+                losses.append(loss)
                 if bar is not None:
                     bar.update()
             matrices = np.stack(found)
@@ -132,18 +145,18 @@ class MeanAlignment:
             self.refinement.window, self.refinement.tolerance, "correlation",
         )  # fmt: skip
         found = []
-        for number, image in enumerate(images):
-            matrix = torch.eye(4, dtype=torch.float64)
-            if number != middle:
-                matrix = coarse(images[middle], image).matrix
-            found.append(matrix.cpu().numpy())
+        for index, image in enumerate(images):
+            matrix = np.eye(4)
+            if index != middle:
+                matrix, _ = self.kept(
+                    0, index, partial(transform_of, coarse, images[middle], image)
+                )
+            found.append(matrix)
             if bar is not None:
                 bar.update()
         return np.stack(found)
 
-    def _refined(
-        self, template: WorldImage, image: WorldImage, matrix: np.ndarray
-    ) -> tuple[np.ndarray, float]:
+    def _refined(self, template: WorldImage, image: WorldImage, matrix: np.ndarray) -> Found:
         """From where the subject stands; the other starts were tried at the first."""
         local = AffineRefinement(
             self.refinement.family, (), self.refinement.levels, self.refinement.iterations,
@@ -154,8 +167,19 @@ class MeanAlignment:
         if not start_in_family(start, local.family, template):
             # Centring by scales along other axes than the grid's leaves the family.
             start = nearest_rigid(start)
-        result = local(template, image, start)
-        return result.matrix.cpu().numpy(), result.loss
+        return transform_of(local, template, image, start)
+
+
+def transform_of(
+    refine: AffineRefinement,
+    fixed: WorldImage,
+    moving: WorldImage,
+    start: torch.Tensor | None = None,
+) -> Found:
+    """What a refinement finds for a pair: its matrix and its loss."""
+    result = refine(fixed, moving, start)
+    # In C's order, as it comes back from a file: sums depend on it in their last bit.
+    return np.ascontiguousarray(result.matrix.cpu().numpy()), result.loss
 
 
 def nearest_rigid(matrix: torch.Tensor) -> torch.Tensor:

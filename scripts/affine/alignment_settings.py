@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, field_validator
 
 from scripts.affine.refinement_settings import PairSettings, _check_distinct, _to_paths
 from scripts.sections import (
+    Flag,
     Integer,
     Number,
     Text,
@@ -70,6 +71,11 @@ class AlignConfig(PairSettings):
     )
     margin: Integer = setting(
         5, "Voxels kept around what the aligned images hold.", "an integer >= 0", ge=0
+    )
+    resume: Flag = setting(
+        True,
+        "Go on with an interrupted run of the same images and settings, if there is one.",
+        "true or false",
     )
     output_subdir: Text = setting(
         "aligned",

@@ -44,6 +44,29 @@ def test_one_transform_is_its_own_mean() -> None:
     np.testing.assert_allclose(group_mean([one]), one, atol=1e-10)
 
 
+def test_logarithms_are_scipys_and_the_same_every_time() -> None:
+    """SciPy's own draws random numbers: an alignment wouldn't repeat to the bit."""
+    generator = np.random.default_rng(5)
+    for _ in range(10):
+        velocity = np.zeros((4, 4))
+        velocity[:3] = 0.4 * generator.normal(size=(3, 4))
+        velocity[:3, 3] *= 60
+        np.testing.assert_allclose(log_of(expm(velocity)), velocity, atol=1e-11)
+    shift = np.eye(4)
+    shift[0, 3] = 1e4
+    np.testing.assert_allclose(log_of(shift), shift - np.eye(4), atol=1e-9)
+    generator, many = np.random.default_rng(4), []
+    for _ in range(3):
+        velocity = 0.3 * generator.normal(size=(4, 4))
+        velocity[3] = 0
+        many.append(expm(velocity))
+    found = set()
+    for seed in range(6):  # six different means by SciPy's logarithm
+        np.random.seed(seed)  # noqa: NPY002 - the generator that SciPy draws from
+        found.add(group_mean(many).tobytes())
+    assert len(found) == 1
+
+
 @pytest.mark.parametrize("diagonal", [(-1.0, -1.0, 1.0, 1.0), (-1.0, 1.0, 1.0, 1.0)])
 def test_half_turns_and_mirrors_have_no_logarithm(diagonal: tuple[float, ...]) -> None:
     with pytest.raises(ValueError, match="logarithm"):

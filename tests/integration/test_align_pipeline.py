@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import nibabel as nib
@@ -11,13 +14,17 @@ import pytest
 import torch
 
 from bundle import cli
+from scripts.affine.alignment_state import KeptTransforms
 from scripts.affine.families import Frame, matrix_of
 from scripts.affine.files import read_any_affine
 from scripts.affine.mean import group_mean
 from scripts.affine.reading import ReadImage
+from scripts.affine.refining import AffineRefinement
 from scripts.cohort import read_cohort
+from scripts.errors import CheckpointError
 from scripts.settings import LearnedAtlasConfig
 
+ROOT = Path(__file__).resolve().parents[2]
 SHAPES = [(16, 18, 14), (18, 16, 16), (16, 16, 16)]
 
 
@@ -85,6 +92,75 @@ def test_the_cohort_is_centred_and_trains_as_affine_native(aligned: Path) -> Non
     )
     cohort = read_cohort(aligned, settings)
     assert [subject.name for subject in cohort.subjects] == ["sub-0", "sub-1", "sub-2"]
+
+
+DIE_AT_THE_SIXTH = """
+import os, signal, sys
+from bundle import cli
+from scripts.affine.alignment_state import KeptTransforms
+
+calls, kept = [], KeptTransforms.__call__
+
+def counted(self, *given):
+    calls.append(given)
+    if len(calls) == 6:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return kept(self, *given)
+
+KeptTransforms.__call__ = counted
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+def test_an_alignment_that_was_killed_goes_on_to_the_bits_of_an_unbroken_one(
+    native: Path,
+    aligned: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = [str(w) for w in ("align", "--dataset_dir", native, "--output_dir", tmp_path, *OPTIONS)]
+    code = [sys.executable, "-c", DIE_AT_THE_SIXTH, *words]
+    died = subprocess.run(code, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert died.returncode == -signal.SIGKILL, died.stderr
+    left = tmp_path / ".aligned.unfinished"
+    # Two of the first step, three of the first round; the fourth of its kind was never begun.
+    assert len(list(left.glob("round-*/*.json"))) == 5
+    assert not (tmp_path / "aligned").exists()
+
+    assert run(*words, "--align#family", "rigid") == 6
+    error = capsys.readouterr().err
+    assert "align.family was 'affine', now 'rigid'" in error
+    assert "--align#resume false" in error
+
+    runs, refine = [], AffineRefinement.__call__
+
+    def counted(self, *given):
+        runs.append(self.family)
+        return refine(self, *given)
+
+    monkeypatch.setattr(AffineRefinement, "__call__", counted)
+    assert run(*words) == 0
+    assert runs == ["affine"] * 3  # the second round alone
+    assert not left.exists()
+    for name in ("template.nii.gz", "sub-0/tdi.nii.gz", "sub-1/mask.nii.gz"):
+        one, other = (nib.load(folder / name) for folder in (aligned, tmp_path / "aligned"))
+        np.testing.assert_array_equal(one.affine, other.affine)
+        np.testing.assert_array_equal(np.asarray(one.dataobj), np.asarray(other.dataobj))
+    one, other = (
+        json.loads((folder / "alignment.json").read_text())
+        for folder in (aligned, tmp_path / "aligned")
+    )
+    assert one["subjects"] == other["subjects"]
+    assert one["loss_by_round"] == other["loss_by_round"]
+
+
+def test_a_damaged_transform_of_an_unfinished_alignment_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "round-000" / "000001.json"
+    path.parent.mkdir()
+    path.write_text('{"matrix": [[1]], "loss": 0}')
+    with pytest.raises(CheckpointError, match=r"000001\.json: damaged .*--align#resume false"):
+        KeptTransforms(tmp_path)(0, 1, lambda: (np.eye(4), 0.0))
 
 
 def test_labels_stay_labels_and_lie_upon_each_other(aligned: Path) -> None:

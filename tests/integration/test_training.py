@@ -579,7 +579,7 @@ def test_interrupted_terminated_and_killed_while_publishing(command, trained, tm
     assert "Traceback" not in result.stderr
     assert " ERROR " not in result.stdout
     assert result.stderr.splitlines()[-1] == (
-        "interrupted: an unfinished training run goes on when it is started again"
+        "interrupted: an unfinished training or alignment goes on when it is started again"
     )
 
     refined = state / "refinement" / "round-000" / "000002.pt"
