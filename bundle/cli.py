@@ -69,7 +69,14 @@ JOBS = {
         "configs/train_elastic.yaml", "training", "learn registration across contrasts from labels"
     ),
     "estimate-affine": Job(
-        "configs/estimate_affine.yaml", "estimating", "align a pair of images by an affine network"
+        "configs/estimate_affine.yaml",
+        "estimating",
+        "align images to one by an affine network",
+    ),
+    "register-elastic": Job(
+        "configs/register_elastic.yaml",
+        "registering",
+        "register images to one across contrasts",
     ),
     "align": Job("configs/align.yaml", "aligning", "bring a native cohort to one affine space"),
     "refine": Job("configs/refine.yaml", "refining", "bring images to a fixed one by optimisation"),

@@ -28,6 +28,8 @@ OTHER_BLOCKS = {
     "align": "scripts.affine.alignment_settings:AlignConfig",
     "refine": "scripts.affine.refinement_settings:RefineConfig",
     "warp": "scripts.affine.warp_settings:WarpConfig",
+    "estimate_affine": "scripts.affine.image_pairs:EstimateAffineConfig",
+    "register_elastic": "scripts.affine.image_pairs:RegisterElasticConfig",
     "learned_affine": "scripts.affine.settings:LearnedAffineConfig",
     "learned_elastic": "scripts.elastic.settings:LearnedElasticConfig",
     "atlas_to_patient": "scripts.consumers.settings:AtlasToPatientConfig",

@@ -6,7 +6,8 @@ from typing import Annotated, ClassVar
 
 from pydantic import BeforeValidator, field_validator
 
-from scripts.affine.refinement_settings import PairSettings, _check_distinct, _to_paths
+from scripts.affine.image_pairs import check_distinct, to_paths
+from scripts.affine.refinement_settings import PairSettings
 from scripts.sections import (
     Flag,
     Integer,
@@ -32,13 +33,13 @@ class AlignConfig(PairSettings):
         "stands for the subject's name, other parts may hold `*`, `?` and `**`.",
         "a relative path with {subject}",
     )
-    images: Annotated[list[str], BeforeValidator(_to_paths)] = setting(
+    images: Annotated[list[str], BeforeValidator(to_paths)] = setting(
         [],
         "Paths of further images that the same transforms are applied to (density maps, say), "
         "interpolated linearly.",
         "a list of relative paths with {subject}",
     )
-    labels: Annotated[list[str], BeforeValidator(_to_paths)] = setting(
+    labels: Annotated[list[str], BeforeValidator(to_paths)] = setting(
         [],
         "Paths of label images that the same transforms are applied to, by the nearest voxel.",
         "a list of relative paths with {subject}",
@@ -91,13 +92,13 @@ class AlignConfig(PairSettings):
     @field_validator("images", "labels")
     @classmethod
     def _check_images(cls, patterns: list[str]) -> list[str]:
-        return [_check_pattern(pattern) for pattern in _check_distinct(patterns)]
+        return [_check_pattern(pattern) for pattern in check_distinct(patterns)]
 
     @field_validator("subjects", "exclude")
     @classmethod
     def _check_names(cls, names: list[str] | None) -> list[str] | None:
         if names is not None:
-            _check_distinct(names)
+            check_distinct(names)
         return names
 
     @field_validator("output_subdir")

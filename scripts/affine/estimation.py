@@ -128,7 +128,8 @@ def world_matrix(
     network: AffineNetwork, local: torch.Tensor, fixed: Grid, moving: Grid
 ) -> torch.Tensor:
     """A matrix of the network's grid ``(4, 4)`` between the worlds of two images' grids."""
-    return _in_world(network, local, fixed.affine, fixed.shape, moving.affine, moving.shape)
+    d = len(network.grid.shape)  # a plane's file may have a third axis of one voxel
+    return _in_world(network, local, fixed.affine, fixed.shape[:d], moving.affine, moving.shape[:d])
 
 
 def _in_world(

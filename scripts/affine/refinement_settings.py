@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import itertools
-from typing import Annotated, ClassVar, Literal
+from typing import ClassVar, Literal
 
-from pydantic import BeforeValidator, field_validator
+from pydantic import field_validator
 
+from scripts.affine.image_pairs import ImagePairs
 from scripts.sections import (
     Flag,
     Integer,
@@ -16,7 +17,6 @@ from scripts.sections import (
     Text,
     Texts,
     setting,
-    to_names,
 )
 
 __all__ = ["PairSettings", "RefineConfig", "load_refine"]
@@ -107,19 +107,7 @@ class PairSettings(Section):
         return window
 
 
-def _check_distinct(names: list[str]) -> list[str]:
-    if len(set(names)) < len(names):
-        raise ValueError("has an entry twice")
-    if any(not name.strip() for name in names):
-        raise ValueError("has an empty entry")
-    return names
-
-
-def _to_paths(value: object) -> object:
-    return [value] if isinstance(value, str) else to_names(value)
-
-
-class RefineConfig(PairSettings):
+class RefineConfig(PairSettings, ImagePairs):
     """The whole ``refine:`` block."""
 
     key_path: ClassVar[str] = "refine"
@@ -129,10 +117,6 @@ class RefineConfig(PairSettings):
         "affine: a matrix; elastic: a velocity after the start's matrix, which stays; joint: a "
         "matrix first, then velocity and matrix together.",
         "affine, elastic or joint",
-    )
-    fixed: Text = setting("", "The image to bring the others to.", "a path")
-    moving: Annotated[list[str], BeforeValidator(_to_paths)] = setting(
-        [], "The images to bring to it.", "a non-empty list of different paths"
     )
     start: Text | None = setting(
         None,
@@ -149,20 +133,6 @@ class RefineConfig(PairSettings):
     verify_jacobian: Flag = setting(
         True, "End without publishing when a field folds (det J <= 0).", "true or false"
     )
-
-    @field_validator("fixed")
-    @classmethod
-    def _check_fixed(cls, fixed: str) -> str:
-        if not fixed.strip():
-            raise ValueError("is missing")
-        return fixed
-
-    @field_validator("moving")
-    @classmethod
-    def _check_moving(cls, moving: list[str]) -> list[str]:
-        if not moving:
-            raise ValueError("is empty")
-        return _check_distinct(moving)
 
 
 load_refine = RefineConfig.of_config

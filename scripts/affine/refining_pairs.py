@@ -14,14 +14,13 @@ import numpy as np
 import torch
 
 from scripts.affine.elastic import ElasticRefinement, ElasticResult
-from scripts.affine.files import read_any_affine, write_affine_files
+from scripts.affine.files import read_any_affine
+from scripts.affine.image_pairs import image_name
+from scripts.affine.pair_files import PairFields, require_no_fold, write_pair
 from scripts.affine.reading import ReadImage
 from scripts.affine.refinement_settings import RefineConfig
 from scripts.affine.refining import AffineRefinement, AffineResult, start_in_family
-from scripts.atlas.fields import write_field
-from scripts.atlas.maps import write_map
-from scripts.atlas.transforms import AffineTransform, FieldTransform, Transform, resample
-from scripts.errors import CohortError, ConfigurationError, FoldingError
+from scripts.errors import CohortError, ConfigurationError
 from scripts.lock import lock_folders
 from scripts.networks.precision import open_device
 from scripts.progress import progress_bar
@@ -32,6 +31,7 @@ __all__ = ["REFINED_FOLDER", "PairRefiner"]
 logger = logging.getLogger(__name__)
 
 REFINED_FOLDER = "refined"
+_ADVICE = "raise refine#smoothness_weight, or publish it with refine#verify_jacobian false"
 
 
 class PairRefiner:
@@ -47,7 +47,7 @@ class PairRefiner:
         output_dir: where to.
 
     Raises:
-        CohortError: an image or a start can't be read, or two images have one name.
+        CohortError: an image or a start can't be read.
         ConfigurationError: the machine lacks the device, or a start lies outside of the family.
         StorageError: ``output_dir`` can't be written.
     """
@@ -59,11 +59,7 @@ class PairRefiner:
         check_writable(output_dir)
         self.fixed = self._read(settings.fixed)
         self.moving = [Path(path) for path in settings.moving]
-        names = [_name(path) for path in self.moving]
-        twice = {name for name in names if names.count(name) > 1}
-        if twice:
-            raise CohortError(f"refine.moving: several images are called {', '.join(twice)}")
-        self.starts = [self._start(name) for name in names]
+        self.starts = [self._start(image_name(path)) for path in self.moving]
 
     def run(self) -> None:
         """Refine and publish each pair.
@@ -111,18 +107,11 @@ class PairRefiner:
                 settings.int_steps, family,
             )(fixed.image, moving.image, matrix)  # fmt: skip
             matrix = elastic.matrix
-            self._require_no_fold(path, elastic)
+            if settings.verify_jacobian:
+                require_no_fold(path, elastic.jacobian, _ADVICE)
         assert matrix is not None
         seconds = time.process_time() - begun
         self._write(path, moving, matrix.cpu().numpy(), affine, elastic, seconds)
-
-    def _require_no_fold(self, path: Path, result: ElasticResult) -> None:
-        smallest = min(min(s["min"], s["corner_min"]) for s in result.jacobian.values())
-        if self.settings.verify_jacobian and not smallest > 0:
-            raise FoldingError(
-                f"{path}: its field folds (smallest Jacobian determinant {smallest:.3g}); raise "
-                "refine#smoothness_weight, or publish it with refine#verify_jacobian false"
-            )
 
     def _write(
         self,
@@ -133,26 +122,10 @@ class PairRefiner:
         elastic: ElasticResult | None,
         seconds: float,
     ) -> None:
-        name, fixed = _name(path), self.fixed
-        d = fixed.spatial_dims
-        there: list[Transform] = [AffineTransform(matrix)]
-        back: list[Transform] = [AffineTransform(matrix).inverted()]
+        name = image_name(path)
+        fields = None if elastic is None else PairFields(elastic.displacement, elastic.inverse)
         with publish_folder(self.output_dir / REFINED_FOLDER / name) as staging:
-            write_affine_files(staging, name, "moving", "fixed", matrix, d)
-            if elastic is not None:
-                for field, file, chain, first in (
-                    (elastic.displacement, "forward", there, True),
-                    (elastic.inverse, "inverse", back, False),
-                ):
-                    voxels = field[0].cpu().numpy()
-                    voxels = voxels[..., None] if d == 2 else voxels
-                    write_field(staging / f"{name}_{file}_field.nii.gz", voxels, fixed.grid)
-                    world = np.tensordot(fixed.grid.affine[:3, :d], voxels, axes=([1], [0]))
-                    chain.insert(0 if first else 1, FieldTransform(world, fixed.grid))
-            seen = resample(moving.values, moving.grid, there, fixed.grid)
-            write_map(staging / "moving_in_fixed.nii.gz", seen, fixed.grid)
-            seen = resample(fixed.values, fixed.grid, back, moving.grid)
-            write_map(staging / "fixed_in_moving.nii.gz", seen, moving.grid)
+            write_pair(staging, name, self.fixed, moving, matrix, fields)
             about = json.dumps(self._description(path, matrix, affine, elastic, seconds), indent=1)
             (staging / "refined.json").write_text(about + "\n", encoding="utf-8")
 
@@ -203,12 +176,3 @@ class PairRefiner:
                 "image's grid; must come with a refine#family that holds it"
             )
         return matrix
-
-
-def _name(path: Path) -> str:
-    """A file's name without ``.nii`` or ``.nii.gz``."""
-    name = path.name
-    for ending in (".nii.gz", ".nii"):
-        if name.lower().endswith(ending):
-            return name[: -len(ending)]
-    return name

@@ -79,11 +79,19 @@ class WorkingGrid:
         place[:3, 3] = frame.centre
         return place
 
-    def of_image(self, data: np.ndarray, affine: np.ndarray) -> torch.Tensor:
+    def of_image(
+        self, data: np.ndarray, affine: np.ndarray, place: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """An image ``(*shape)`` brought onto this grid, ``(1, *self.shape)`` float32.
 
         Finer images are smoothed first, so that nothing is aliased.
+
+        Args:
+            data: the image.
+            affine: voxel to RAS mm.
+            place: ``(4, 4)``, mm of this grid to the image's world; None: by `place_of`.
         """
+        place = self.place_of(affine, data.shape) if place is None else place
         spacing = np.linalg.norm(affine[:3, : data.ndim], axis=0)
         ratio = np.maximum(self.spacing / spacing, 1)
         smooth = gaussian_filter(
@@ -92,7 +100,7 @@ class WorkingGrid:
         return resample_by_matrix(
             torch.from_numpy(smooth)[None, None],
             affine,
-            self.place_of(affine, data.shape)[None],
+            place[None],
             self.affine,
             self.shape,
         )[0]

@@ -23,6 +23,8 @@ __all__ = [
     "ElasticNetwork",
     "build_elastic_network",
     "load_elastic_network",
+    "on_image_grid",
+    "prepared_images",
     "register_images",
 ]
 
@@ -122,39 +124,39 @@ def load_elastic_network(path: str | Path) -> ElasticNetwork:
     return load_described(path, "elastic network", "unet", build)
 
 
-@torch.no_grad()
-def register_images(
+def prepared_images(
     network: ElasticNetwork,
     fixed: np.ndarray,
     fixed_affine: np.ndarray,
     moving: np.ndarray,
     moving_affine: np.ndarray,
     log_share: float | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Two aligned images of whatever contrast, registered.
+    matrix: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Two images, on whatever grids, as the network sees them: ``(1, 2, *shape)``, 0 to 1.
 
-    The images lie in one world (are affinely aligned); the field is made on the network's grid
-    about the fixed volume's centre.
+    The network's grid lies about the centre of the fixed volume.
 
     Args:
         network: as trained.
         fixed: ``(*shape)``.
-        fixed_affine: voxel to mm.
-        moving: ``(*shape)``, maybe on another grid of the same world.
-        moving_affine: voxel to mm.
+        fixed_affine: voxel to RAS mm.
+        moving: ``(*shape)``, maybe on another grid.
+        moving_affine: voxel to RAS mm.
         log_share: for densities, see `LearnedAffineImagesConfig`.
-
-    Returns:
-        displacement ``(d, *grid.shape)`` in voxels of the network's grid, and the moving image
-        there after it ``(1, *grid.shape)``, 0 to 1.
+        matrix: ``(4, 4)``, fixed point to moving point, RAS mm; None: they lie in one world.
 
     Raises:
         CohortError: an image is constant or not finite, or has other dimensions.
     """
     grid = network.grid
-    place = grid.place_of(fixed_affine, fixed.shape)[None]
+    here = torch.eye(4, dtype=torch.float64)
+    there = here if matrix is None else matrix.double()
     seen = []
-    for name, data, affine in (("fixed", fixed, fixed_affine), ("moving", moving, moving_affine)):
+    for name, data, affine, onto in (
+        ("fixed", fixed, fixed_affine, here),
+        ("moving", moving, moving_affine, there),
+    ):
         if data.ndim != len(grid.shape):
             raise CohortError(
                 f"the {name} image has {data.ndim} dimensions, the network {len(grid.shape)}"
@@ -163,9 +165,61 @@ def register_images(
             raise CohortError(f"the {name} image is not finite")
         if not np.ptp(data) > 0:
             raise CohortError(f"the {name} image is constant: there is nothing to register")
-        scaled = torch.from_numpy(between_0_and_1(data, log_share))[None, None]
-        seen.append(resample_by_matrix(scaled, affine, place, grid.affine, grid.shape)[0])
-    device = network.described.device
-    pair = torch.cat(seen)[None].to(device)
+        place = onto @ grid.place_of(fixed_affine, fixed.shape)
+        seen.append(grid.of_image(between_0_and_1(data, log_share), affine, place))
+    return torch.cat(seen)[None]
+
+
+def on_image_grid(
+    displacement: torch.Tensor,
+    grid: WorkingGrid,
+    affine: np.ndarray,
+    shape: Sequence[int],
+) -> torch.Tensor:
+    """A displacement of the network's grid on the grid of an image about whose centre it lies.
+
+    Args:
+        displacement: ``(1, d, *grid.shape)`` in voxels of the network's grid.
+        grid: the network's.
+        affine: of the image, voxel to RAS mm.
+        shape: of the image.
+
+    Returns:
+        ``(1, d, *shape)`` in voxels of the image's grid; constant beyond the network's.
+    """
+    d = len(grid.shape)
+    place = grid.place_of(affine, shape)
+    there = torch.linalg.inv(place)
+    found = resample_by_matrix(
+        displacement, grid.affine, there, affine, shape, padding_mode="border"
+    )
+    # A vector of the network's voxels in millimetres of the world, then in the image's voxels.
+    world = place[:3, :d] * grid.spacing
+    turn = torch.linalg.pinv(torch.from_numpy(np.asarray(affine[:3, :d], dtype=np.float64))) @ world
+    return torch.einsum("ij,bj...->bi...", turn.to(found), found)
+
+
+@torch.no_grad()
+def register_images(
+    network: ElasticNetwork,
+    fixed: np.ndarray,
+    fixed_affine: np.ndarray,
+    moving: np.ndarray,
+    moving_affine: np.ndarray,
+    log_share: float | None = None,
+    matrix: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Two aligned images of whatever contrast, registered; arguments as of `prepared_images`.
+
+    Returns:
+        displacement ``(d, *grid.shape)`` in voxels of the network's grid, and the moving image
+        there after it ``(1, *grid.shape)``, 0 to 1.
+
+    Raises:
+        CohortError: an image is constant or not finite, or has other dimensions.
+    """
+    pair = prepared_images(
+        network, fixed, fixed_affine, moving, moving_affine, log_share, matrix
+    ).to(network.described.device)
     displacement = network(pair)
     return displacement[0], warp(pair[:, 1:], displacement)[0]

@@ -61,7 +61,7 @@ def test_defaults_hold_and_numbers_may_be_text() -> None:
 def test_settings_need_no_torch() -> None:
     code = (
         "import sys; import scripts.affine.alignment_settings, scripts.affine.refinement_settings;"
-        "import scripts.affine.warp_settings;"
+        "import scripts.affine.warp_settings, scripts.affine.image_pairs;"
         "assert 'torch' not in sys.modules and 'monai' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

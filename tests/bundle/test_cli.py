@@ -194,6 +194,9 @@ def test_settings_errors_come_before_torch(config):
         ("labels", ["--label_transfer#x", "1"], "label_transfer.x = 1: unknown key"),
         ("align", ["--align#rounds", "-1"], "align.rounds = -1"),
         ("warp", ["--warp#interpolation", "cubic"], "warp.interpolation = 'cubic'"),
+        ("refine", ["--refine#moving", "['a/x.nii', 'b/x.nii.gz']"], "several images called x"),
+        ("estimate-affine", ["--passes", "0"], "estimate_affine.passes = 0: must be null or"),
+        ("register-elastic", ["--moving", "[]"], "register_elastic.moving = []: is empty"),
         ("cross-validate", ["--evaluate#folds", "1"], "evaluate.folds = 1"),
     ],
 )

@@ -1,0 +1,94 @@
+"""What a registered pair of images leaves: transforms and moved images, in both directions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from scripts.affine.files import write_affine_files
+from scripts.affine.reading import ReadImage
+from scripts.atlas.fields import write_field
+from scripts.atlas.maps import write_map
+from scripts.atlas.transforms import AffineTransform, FieldTransform, Transform, resample
+from scripts.errors import FoldingError
+
+__all__ = ["PairFields", "require_no_fold", "write_pair"]
+
+
+@dataclass(frozen=True)
+class PairFields:
+    """Both displacements of a pair, ``(1, d, *shape)`` in voxels of the fixed grid.
+
+    Attributes:
+        forward: a fixed point x is read at ``matrix (x + forward(x))``.
+        inverse: a moving point y comes from ``z + inverse(z)`` with ``z = matrix^-1 y``.
+    """
+
+    forward: torch.Tensor
+    inverse: torch.Tensor
+
+
+def require_no_fold(path: str | Path, jacobian: dict[str, dict[str, float]], advice: str) -> None:
+    """Refuse fields whose Jacobian determinant isn't positive everywhere.
+
+    Args:
+        path: of the moving image, for the message.
+        jacobian: `jacobian_summary` of each field.
+        advice: what to do about it.
+
+    Raises:
+        FoldingError: by either scheme of differences.
+    """
+    # Not `<= 0`: what isn't finite proves nothing.
+    if not all(one["min"] > 0 and one["corner_min"] > 0 for one in jacobian.values()):
+        smallest = min(min(one["min"], one["corner_min"]) for one in jacobian.values())
+        raise FoldingError(
+            f"{path}: its field folds (smallest Jacobian determinant {smallest:.3g}); {advice}"
+        )
+
+
+def write_pair(
+    folder: Path,
+    name: str,
+    fixed: ReadImage,
+    moving: ReadImage,
+    matrix: np.ndarray,
+    fields: PairFields | None = None,
+) -> np.ndarray:
+    """Affine files and fields in both directions, and each image on the other's grid.
+
+    Each image is interpolated once.
+
+    Args:
+        folder: where to.
+        name: of the pair.
+        fixed: the image that was wanted.
+        moving: the one that was brought to it.
+        matrix: ``(4, 4)``, RAS mm, fixed point to moving point.
+        fields: that come before the matrix.
+
+    Returns:
+        the moving image on the fixed grid, ``(C, X, Y, Z)``.
+    """
+    d = fixed.spatial_dims
+    there: list[Transform] = [AffineTransform(matrix)]
+    back: list[Transform] = [AffineTransform(matrix).inverted()]
+    write_affine_files(folder, name, "moving", "fixed", matrix, d)
+    if fields is not None:
+        for field, file, chain, place in (
+            (fields.forward, "forward", there, 0),
+            (fields.inverse, "inverse", back, 1),
+        ):
+            voxels = field[0].cpu().numpy()
+            voxels = voxels[..., None] if d == 2 else voxels
+            write_field(folder / f"{name}_{file}_field.nii.gz", voxels, fixed.grid)
+            world = np.tensordot(fixed.grid.affine[:3, :d], voxels, axes=([1], [0]))
+            chain.insert(place, FieldTransform(world, fixed.grid))
+    moved = resample(moving.values, moving.grid, there, fixed.grid)
+    write_map(folder / "moving_in_fixed.nii.gz", moved, fixed.grid)
+    seen = resample(fixed.values, fixed.grid, back, moving.grid)
+    write_map(folder / "fixed_in_moving.nii.gz", seen, moving.grid)
+    return moved

@@ -1,0 +1,273 @@
+"""Networks trained, then asked about a pair of images, by the commands that users type."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from monai.bundle import ConfigWorkflow
+
+from bundle import cli
+from scripts.affine.estimation import estimate_matrix, load_affine_network
+from scripts.affine.files import read_any_affine
+from scripts.affine.pair_files import require_no_fold
+from scripts.affine.training_images import WorkingGrid
+from scripts.atlas.transforms import TransformFile, read_transform, read_volume, resample
+from scripts.elastic.elastic_network import on_image_grid
+from scripts.errors import FoldingError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def run(*words: object) -> int:
+    return cli.main([str(word) for word in words])
+
+
+def phantom(affine: np.ndarray, shape: tuple[int, ...], shift: float) -> np.ndarray:
+    """Two labelled bodies in the world's millimetres: 1 around 2."""
+    indices = np.mgrid[tuple(slice(n) for n in shape)].reshape(3, -1)
+    x, y, z = affine[:3, :3] @ indices + affine[:3, 3:]
+    outer = (x / 13) ** 2 + (y / 10) ** 2 + (z / 9) ** 2 < 1
+    inner = ((x - 4 - shift) / 6) ** 2 + ((y + shift) / 4) ** 2 + (z / 4) ** 2 < 1
+    return (outer.astype(np.uint8) + inner).reshape(shape)
+
+
+def grid(spacing: tuple[float, ...], shape: tuple[int, ...], turn: float = 0.0) -> np.ndarray:
+    """Centred near the world's origin; turned about the third axis."""
+    c, s = np.cos(turn), np.sin(turn)
+    rotation = np.eye(4)
+    rotation[:2, :2] = [[c, -s], [s, c]]
+    affine = np.diag([*spacing, 1.0])
+    affine[:3, 3] = -(np.array(shape) - 1) / 2 * np.array(spacing)
+    return rotation @ affine
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Label maps, images of two contrasts on different grids, and both networks' checkpoints."""
+    root = tmp_path_factory.mktemp("pairs")
+    (root / "labels").mkdir()
+    shape = (20, 18, 16)
+    affine = grid((2.0, 2.0, 2.0), shape)
+    for number in range(3):
+        volume = phantom(affine, shape, number - 1.0)
+        nib.save(nib.Nifti1Image(volume, affine), root / "labels" / f"s{number}.nii.gz")
+    for name, spacing, size, turn, shift, shades in (
+        ("fixed", (1.5, 1.5, 2.5), (26, 22, 12), 0.3, 1.0, (0, 3, 7)),
+        ("moving", (2.2, 1.8, 1.6), (18, 20, 18), -0.2, -1.0, (0, 6, 2)),
+    ):
+        own = grid(spacing, size, turn)
+        image = np.array(shades, np.float32)[phantom(own, size, shift)]
+        nib.save(nib.Nifti1Image(image, own), root / f"{name}.nii.gz")
+    for kind in ("affine", "elastic"):
+        block = f"--learned_{kind}"
+        code = run(
+            f"train-{kind}", "--dataset_dir", root / "labels", "--output_dir", root / "training",
+            "--ckpt_dir", root / "models", f"{block}#device", "cpu", f"{block}#folds", 3,
+            f"{block}#images#layout", "flat", f"{block}#images#shape", "[16,16,16]",
+            f"{block}#optimizer#epochs", 1, f"{block}#optimizer#pairs_per_subject", 1,
+            *([f"{block}#images#kind", "labels"] if kind == "elastic" else []),
+        )  # fmt: skip
+        assert code == 0
+    # So few steps move next to nothing: the rest of these tests needs something to see.
+    state = torch.load(root / "models" / "elastic_model.pt", weights_only=True)
+    weight = state["unet.field.weight"]
+    generator = torch.Generator().manual_seed(0)
+    state["unet.field.weight"] = 0.8 * torch.randn(weight.shape, generator=generator)
+    torch.save(state, root / "models" / "elastic_model.pt")
+    return root
+
+
+def asked(place: Path, output: Path, verb: str, *more: object) -> int:
+    return run(
+        verb, "--fixed", place / "fixed.nii.gz", "--moving", place / "moving.nii.gz",
+        "--ckpt_dir", place / "models", "--output_dir", output, "--device_name", "cpu", *more,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def estimated(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("estimated")
+    assert asked(place, output, "estimate-affine") == 0
+    return output / "estimated" / "moving"
+
+
+@pytest.fixture(scope="module")
+def registered(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("registered")
+    assert asked(place, output, "register-elastic") == 0
+    return output / "registered_elastic" / "moving"
+
+
+def values(path: Path) -> np.ndarray:
+    return np.asarray(nib.load(path).dataobj, dtype=np.float64)
+
+
+def warped(image: Path, reference: Path, *chain: Path) -> np.ndarray:
+    volume, source = read_volume(image)
+    transforms = [read_transform(TransformFile(path)) for path in chain]
+    return resample(volume, source, transforms, read_volume(reference)[1])[0]
+
+
+def test_an_estimate_is_the_networks_and_its_files_give_both_moved_images(place, estimated):
+    network = load_affine_network(place / "models" / "affine_model.pt")
+    fixed, moving = (nib.load(place / f"{name}.nii.gz") for name in ("fixed", "moving"))
+    wanted = estimate_matrix(
+        network, fixed.get_fdata(), fixed.affine, moving.get_fdata(), moving.affine
+    ).numpy()
+    assert np.abs(wanted - np.eye(4)).max() > 1e-4
+    about = json.loads((estimated / "estimated.json").read_text())
+    np.testing.assert_allclose(about["matrix_fixed_to_moving_ras_mm"], wanted, atol=1e-5)
+    stem = "moving_from-{}_to-{}_mode-image_xfm"
+    there, back = (stem.format(*way) for way in (("moving", "fixed"), ("fixed", "moving")))
+    for name, matrix in ((there, wanted), (back, np.linalg.inv(wanted))):
+        for ending in (".txt", "_ras.txt"):
+            found = read_any_affine(estimated / f"{name}{ending}")
+            np.testing.assert_allclose(found, matrix, atol=1e-5)
+    images = place / "moving.nii.gz", place / "fixed.nii.gz"
+    again = warped(images[0], images[1], estimated / f"{there}.txt")
+    np.testing.assert_allclose(again, values(estimated / "moving_in_fixed.nii.gz"), atol=1e-4)
+    again = warped(images[1], images[0], estimated / f"{back}.txt")
+    np.testing.assert_allclose(again, values(estimated / "fixed_in_moving.nii.gz"), atol=1e-4)
+
+
+def test_registered_fields_do_not_fold_and_lead_there_and_back(place, registered):
+    about = json.loads((registered / "registered.json").read_text())
+    assert min(one["corner_min"] for one in about["jacobian"].values()) > 0
+    assert about["displacement_rms_mm"] > 0.5
+    forward, inverse = (
+        read_transform(TransformFile(registered / f"moving_{way}_field.nii.gz"))
+        for way in ("forward", "inverse")
+    )
+    affine = nib.load(place / "fixed.nii.gz").affine
+    inside = np.mgrid[5:21:4, 5:17:4, 3:9:2].reshape(3, -1)
+    points = affine[:3, :3] @ inside + affine[:3, 3:]
+    moved = forward(points)
+    assert np.abs(moved - points).max() > 0.5
+    np.testing.assert_allclose(inverse(moved), points, atol=0.25)
+
+
+def test_registered_files_give_both_moved_images(place, registered):
+    fixed, moving = place / "fixed.nii.gz", place / "moving.nii.gz"
+    there = registered / "moving_from-moving_to-fixed_mode-image_xfm.txt"
+    back = registered / "moving_from-fixed_to-moving_mode-image_xfm.txt"
+    again = warped(moving, fixed, registered / "moving_forward_field.nii.gz", there)
+    np.testing.assert_allclose(again, values(registered / "moving_in_fixed.nii.gz"), atol=1e-3)
+    again = warped(fixed, moving, back, registered / "moving_inverse_field.nii.gz")
+    np.testing.assert_allclose(again, values(registered / "fixed_in_moving.nii.gz"), atol=1e-3)
+
+
+def test_ants_reads_registered_fields_as_we_do(place, registered):
+    ants = pytest.importorskip("ants")
+    images = [ants.image_read(str(place / f"{name}.nii.gz")) for name in ("fixed", "moving")]
+    there = registered / "moving_from-moving_to-fixed_mode-image_xfm.txt"
+    back = registered / "moving_from-fixed_to-moving_mode-image_xfm.txt"
+    fields = [registered / f"moving_{way}_field.nii.gz" for way in ("forward", "inverse")]
+    for wanted, given, chain, name in (
+        (images[0], images[1], (fields[0], there), "moving_in_fixed"),
+        (images[1], images[0], (back, fields[1]), "fixed_in_moving"),
+    ):
+        found = ants.apply_transforms(wanted, given, [str(path) for path in chain]).numpy()
+        ours = values(registered / f"{name}.nii.gz")
+        # ANTs leaves 0 where a point lies up to half a voxel outside; we fade there.
+        same = found != 0
+        assert same.mean() > 0.1
+        np.testing.assert_allclose(found[same], ours[same], atol=1e-3 * float(ours.max()))
+
+
+def test_an_affine_start_comes_before_the_network(place, registered, tmp_path):
+    start = np.eye(4)
+    start[:3, 3] = (6.0, -2.0, 3.0)
+    np.savetxt(tmp_path / "moving.txt", start)
+    shifted = nib.load(place / "moving.nii.gz")
+    (tmp_path / "in").mkdir()
+    nib.save(
+        nib.Nifti1Image(np.asarray(shifted.dataobj), start @ shifted.affine),
+        tmp_path / "in" / "moving.nii.gz",
+    )
+    code = asked(
+        place, tmp_path, "register-elastic", "--moving", tmp_path / "in" / "moving.nii.gz",
+        "--register_elastic#start", tmp_path / "{name}.txt",
+    )  # fmt: skip
+    assert code == 0
+    found = tmp_path / "registered_elastic" / "moving"
+    ours = read_any_affine(found / "moving_from-moving_to-fixed_mode-image_xfm.txt")
+    np.testing.assert_allclose(ours, start, atol=1e-9)
+    for name in ("moving_forward_field", "moving_in_fixed"):
+        np.testing.assert_allclose(
+            values(found / f"{name}.nii.gz"), values(registered / f"{name}.nii.gz"), atol=1e-3
+        )
+
+
+@pytest.mark.parametrize("verb", ["estimate-affine", "register-elastic"])
+def test_pairs_without_sense_are_one_line_and_leave_nothing(place, tmp_path, verb, capsys):
+    flat = nib.Nifti1Image(np.ones((8, 8, 8), np.float32), np.eye(4))
+    nib.save(flat, tmp_path / "flat.nii.gz")
+    output = tmp_path / "output"
+    assert asked(place, output, verb, "--moving", tmp_path / "flat.nii.gz") == 3
+    assert "constant" in (said := capsys.readouterr().err) or "same value" in said
+    assert asked(place, output, verb, "--moving", tmp_path / "none.nii.gz") == 3
+    assert "none.nii.gz" in capsys.readouterr().err
+    assert asked(place, output, verb, "--ckpt_dir", tmp_path) == 6
+    assert "no such checkpoint" in capsys.readouterr().err
+    assert not any(output.glob("*/*"))
+    other = "elastic" if "affine" in verb else "affine"
+    kind = "affine" if "affine" in verb else "elastic"
+    (tmp_path / f"{kind}_model.pt").write_bytes(
+        (place / "models" / f"{other}_model.pt").read_bytes()
+    )
+    assert asked(place, output, verb, "--ckpt_dir", tmp_path) == 6
+    assert f"{kind}_model.pt: holds no {kind} network" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("config", "run_id"), [("estimate_affine", "estimating"), ("register_elastic", "registering")]
+)
+def test_monai_finds_all_that_it_expects_of_an_inference(place, tmp_path, config, run_id):
+    workflow = ConfigWorkflow(
+        config_file=str(ROOT / f"configs/{config}.yaml"),
+        meta_file=str(ROOT / "configs/metadata.json"),
+        logging_file=str(ROOT / "configs/logging.conf"),
+        run_id=run_id, workflow_type="inference", bundle_root=str(ROOT),
+        fixed=str(place / "fixed.nii.gz"), moving=[str(place / "moving.nii.gz")],
+        ckpt_dir=str(place / "models"), output_dir=str(tmp_path), device_name="cpu",
+    )  # fmt: skip
+    workflow.initialize()
+    assert workflow.check_properties() in (None, [])
+
+
+def test_a_field_that_folds_is_refused():
+    sound = {"min": 0.4, "corner_min": 0.2}
+    require_no_fold("a.nii.gz", {"displacement": sound, "inverse": sound}, "smooth")
+    for value in (0.0, -0.1, float("nan")):
+        broken = {**sound, "corner_min": value}
+        with pytest.raises(FoldingError, match=r"a\.nii\.gz: its field folds .*; smooth"):
+            require_no_fold("a.nii.gz", {"displacement": sound, "inverse": broken}, "smooth")
+
+
+@pytest.mark.parametrize("d", [2, 3])
+def test_a_field_keeps_its_millimetres_on_an_oblique_anisotropic_grid(d):
+    """A displacement that is linear in the world is carried over exactly."""
+    network, shape = WorkingGrid((20, 18, 22)[:d], 2.0), (14, 12, 9)[:d]
+    affine = grid((1.5, -2.5, 3.0), (14, 12, 9), 0.4)
+    affine[:3, 3] += (30, -20, 10)
+    generator = np.random.default_rng(0)
+    slope, shift = 0.1 * generator.normal(size=(d, d)), generator.normal(size=d)
+    voxels = np.mgrid[tuple(slice(n) for n in network.shape)].reshape(d, -1)
+    local = network.affine[:d, :d] @ voxels + network.affine[:d, 3:]
+    moves = (slope @ local + shift[:, None]) / network.spacing
+    field = torch.from_numpy(moves.reshape(1, d, *network.shape)).double()
+    found = on_image_grid(field, network, affine, shape)[0].numpy().reshape(d, -1)
+    place = network.place_of(affine, shape).numpy()
+    indices = np.mgrid[tuple(slice(n) for n in shape)].reshape(d, -1)
+    world = affine[:3, :d] @ indices + affine[:3, 3:]
+    there = np.linalg.inv(place)
+    own = (there[:3, :3] @ world + there[:3, 3:])[:d]
+    inside = np.all(np.abs(own) < network.spacing * (np.array(network.shape)[:, None] - 1) / 2, 0)
+    assert inside.all()
+    wanted = place[:3, :d] @ (slope @ own + shift[:, None])
+    np.testing.assert_allclose(affine[:3, :d] @ found, wanted, atol=1e-6)
