@@ -3,13 +3,15 @@
     python -m bundle.bench.affine recovery <folder>
     python -m bundle.bench.affine capture <folder>
     python -m bundle.bench.affine pairs <folder> --dataset_dir <cohort> \\
-        --image '{subject}/t2_native.nii.gz' --labels '{subject}/label_native.nii.gz' --count 6
+        --image '{subject}/t2_native.nii.gz' --labels '{subject}/label_native.nii.gz' --count 6 \\
+        [--peers Affine SyN] [--models models/affine_model.pt ...]
     python -m bundle.bench.affine cohort <folder> --aligned <output>/aligned \\
         --labels label_native.nii.gz --atlas <output>/learned_atlas [--reference <image>]
 
 Each part writes its figures as JSON and as a Markdown table into the folder. Times are
-CPU-seconds. `recovery` and `capture` use a subject of the demo cohort; `pairs` runs antspyx beside
-the bundle where it is installed.
+CPU-seconds. `recovery` and `capture` use a subject of the demo cohort; `pairs` runs antspyx's
+registrations and affine networks beside refinement where asked, the networks on subjects that they
+weren't trained on.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,14 +30,24 @@ from typing import Any
 import numpy as np
 import torch
 
+from bundle.bench.affine_networks import named_networks, trained_on
+from scripts.affine.affine_network import AffineNetwork
 from scripts.affine.elastic import ElasticRefinement
+from scripts.affine.estimation import estimate_matrix
 from scripts.affine.families import Frame, matrix_of, parameter_count
 from scripts.affine.images import WorldImage
 from scripts.affine.reading import ReadImage
 from scripts.affine.refining import AffineRefinement
 from scripts.affine.resampling import resample_by_matrix
 from scripts.atlas import field_names
-from scripts.atlas.transforms import TransformFile, read_grid, read_transform, read_volume, resample
+from scripts.atlas.transforms import (
+    AffineTransform,
+    TransformFile,
+    read_grid,
+    read_transform,
+    read_volume,
+    resample,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 DEMO = ROOT / "data" / "demo"
@@ -207,16 +219,23 @@ def pairs(
     count: int,
     background: str,
     peers: Sequence[str],
+    networks: Mapping[str, AffineNetwork] | None = None,
 ) -> list[dict[str, Any]]:
     """Pairs of real subjects: Dice of labels carried over, with CPU-seconds."""
     pattern = image.replace("{subject}", "*")
     names = sorted(p.relative_to(dataset_dir).parts[0] for p in dataset_dir.glob(pattern))
+    names = [name for name in names if name not in trained_on(networks or {})]
     chosen = names[:: max(1, len(names) // (count + 1))][: count + 1]
     couples = list(itertools.pairwise(chosen))[:count]
     methods: dict[str, Callable[..., np.ndarray]] = {}
     methods["as they lie"] = _as_they_lie
     methods["refinement, affine"] = partial(_ours, elastic=False)
     methods["refinement, affine then joint"] = partial(_ours, elastic=True)
+    for name, network in (networks or {}).items():
+        methods[f"{name} network"] = partial(_by_network, network=network, refine=False)
+        methods[f"{name} network, then refinement"] = partial(
+            _by_network, network=network, refine=True
+        )
     for kind in peers:
         methods[f"antspyx {kind}"] = partial(_ants, kind=kind)
     rows = []
@@ -260,6 +279,26 @@ def _ours(
         source, grid.affine, matrix[None], fixed.image.affine, fixed.image.shape,
         mode="nearest", displacement=displacement,
     )[0, 0].numpy()  # fmt: skip
+
+
+def _by_network(
+    _f: Path,
+    _m: Path,
+    fixed: ReadImage,
+    moving: ReadImage,
+    labels: Path,
+    network: AffineNetwork,
+    refine: bool,
+) -> np.ndarray:
+    matrix = estimate_matrix(
+        network, fixed.values[0], fixed.grid.affine, moving.values[0], moving.grid.affine
+    )
+    if refine:
+        # From the estimate and nowhere else: what the network is worth as a start.
+        matrix = AffineRefinement(starts=())(fixed.image, moving.image, matrix).matrix
+    volume, source = read_volume(labels)
+    chain = [AffineTransform(matrix.numpy())]
+    return resample(volume, source, chain, fixed.grid, order=0)[0]
 
 
 def _ants(
@@ -341,6 +380,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=6)
     parser.add_argument("--background", choices=("zero", "unknown"), default="zero")
     parser.add_argument("--peers", nargs="*", default=[], help="antspyx's types: Affine SyN")
+    parser.add_argument("--models", nargs="*", type=Path, default=[], help="affine networks")
     parser.add_argument("--aligned", type=Path)
     parser.add_argument("--atlas", type=Path)
     parser.add_argument("--reference", type=Path, help="grid that labels are compared on")
@@ -353,7 +393,7 @@ def main() -> None:
     elif given.part == "pairs":
         rows = pairs(
             given.folder, given.dataset_dir, given.image, given.labels, given.count,
-            given.background, given.peers,
+            given.background, given.peers, named_networks(given.models),
         )  # fmt: skip
     else:
         rows = cohort(given.folder, given.aligned, given.labels, given.atlas, given.reference)

@@ -1,12 +1,14 @@
-"""Measures an affine network: how far apart it may find a pair, alone and as refinement's start.
+"""Measures affine networks: how far apart they may find a pair, alone and as refinement's start.
 
-    python -m bundle.bench.affine_networks models/affine_model.pt --dataset_dir <folder> <output>
+    python -m bundle.bench.affine_networks <output> --dataset_dir <folder> \\
+        --models models/affine_model.pt [another.pt ...]
 
-Pairs are made of the subjects that the network was NOT trained on (with --everyone: of all): the
+Pairs are made of the subjects that no network was trained on (with --everyone: of all): the
 fixed image is one as it lies; the moving one is the same through a known rigid transform about the
 volume's centre, a rotation about a random axis and a translation in a random direction. Errors are
-means over pairs, times CPU-seconds. With --refine the same pairs are refined from the network's
-estimate and from the identity. Written as JSON and as a Markdown table.
+means over pairs, times CPU-seconds. With --refine the same pairs are refined as well: from the
+identity, from refinement's own starts, and from each network's estimate. Written as JSON, as a
+Markdown table and as a picture of the capture range.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import argparse
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +34,9 @@ from scripts.affine.settings import LearnedAffineConfig
 from scripts.affine.training_images import between_0_and_1, read_affine_images, read_image
 
 CASES = ((0.0, 0.0), (10.0, 0.0), (20.0, 0.0), (30.0, 0.0), (45.0, 0.0), (60.0, 0.0), (90.0, 0.0))
-SHIFTS = (0.1, 0.2, 0.4)
-"""Translations, as shares of half the volume's shortest side."""
+SHIFTS = (0.125, 0.25, 0.5, 0.75)
+"""Translations, as shares of half the volume's shortest side: 10, 20, 40 and 60 mm of a head whose
+half is 80 mm."""
 
 Image = tuple[np.ndarray, np.ndarray]
 
@@ -70,17 +73,16 @@ def errors_about_centre(found: torch.Tensor, truth: torch.Tensor, image: Image) 
 
 
 def capture_curve(
-    network: AffineNetwork,
+    networks: Mapping[str, AffineNetwork],
     images: Sequence[Image],
     repeats: int = 2,
     refine: bool = False,
     seed: int = 0,
 ) -> list[dict[str, Any]]:
-    """A row for each distance apart: mean errors of the network, and of refinement if asked."""
+    """A row for each distance apart: mean errors of each network, and of refinement if asked."""
     rng = np.random.default_rng(seed)
     half = min(float(Frame.of_grid(a, d.shape).half_width.min()) for d, a in images)
-    cases = [*CASES, *((0.0, share * half) for share in SHIFTS), (30.0, 0.2 * half)]
-    refinement = AffineRefinement("rigid", ("identity",)) if refine else None
+    cases = [*CASES, *((0.0, share * half) for share in SHIFTS), (30.0, 0.25 * half)]
     rows = []
     for degrees, millimetres in cases:
         found: dict[str, list[list[float]]] = {}
@@ -88,22 +90,7 @@ def capture_curve(
             for _ in range(repeats):
                 data, affine = image
                 moving, truth = rigid_apart(image, degrees, millimetres, rng)
-                begun = time.process_time()
-                estimate = estimate_matrix(network, data, affine, moving, affine)
-                results = {"network": (estimate, time.process_time() - begun)}
-                if refinement is not None:
-                    pair = [
-                        WorldImage(torch.from_numpy(one.astype(np.float32))[None, None], affine)
-                        for one in (data, moving)
-                    ]
-                    for name, start in (
-                        ("refinement alone", None),
-                        ("network, then refinement", rigid_part(estimate, image)),
-                    ):
-                        begun = time.process_time()
-                        matrix = refinement(pair[0], pair[1], start).matrix
-                        results[name] = (matrix, time.process_time() - begun)
-                for name, (matrix, spent) in results.items():
+                for name, matrix, spent in _found(networks, data, moving, affine, refine):
                     measured = errors_about_centre(matrix.double(), truth, image)
                     found.setdefault(name, []).append([*measured, spent])
         row: dict[str, Any] = {"rotation, degrees": degrees, "translation, mm": millimetres}
@@ -114,6 +101,61 @@ def capture_curve(
         rows.append(row)
         print({key: round(value, 3) for key, value in row.items()}, flush=True)
     return rows
+
+
+def _found(
+    networks: Mapping[str, AffineNetwork],
+    fixed: np.ndarray,
+    moving: np.ndarray,
+    affine: np.ndarray,
+    refine: bool,
+) -> Iterator[tuple[str, torch.Tensor, float]]:
+    """Each method's name, matrix and CPU-seconds for a pair."""
+    starts: dict[str, tuple[Sequence[str], torch.Tensor | None]] = {
+        "refinement from the identity": ((), None),
+        "refinement, own starts": (("identity", "centre", "axes"), None),
+    }
+    for name, network in networks.items():
+        begun = time.process_time()
+        estimate = estimate_matrix(network, fixed, affine, moving, affine)
+        yield name, estimate, time.process_time() - begun
+        starts[f"{name}, then refinement"] = ((), rigid_part(estimate, (fixed, affine)))
+    if not refine:
+        return
+    pair = [
+        WorldImage(torch.from_numpy(one.astype(np.float32))[None, None], affine)
+        for one in (fixed, moving)
+    ]
+    for name, (kinds, start) in starts.items():
+        begun = time.process_time()
+        matrix = AffineRefinement("rigid", kinds)(pair[0], pair[1], start).matrix
+        yield name, matrix, time.process_time() - begun
+
+
+def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Root mean square distance left, against rotation and translation."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    names = [key.partition(":")[0] for key in rows[0] if key.endswith("distance, mm")]
+    figure, axes = plt.subplots(1, 2, figsize=(10, 3.6), sharey=True)
+    for place, along, other in (
+        (axes[0], "rotation, degrees", "translation, mm"),
+        (axes[1], "translation, mm", "rotation, degrees"),
+    ):
+        chosen = [row for row in rows if row[other] == 0]
+        for name in names:
+            style = "--" if name.startswith("refinement") else ":" if "then" in name else "-"
+            left = [row[f"{name}: distance, mm"] for row in chosen]
+            place.plot([row[along] for row in chosen], left, f"o{style}", label=name, markersize=4)
+        place.set_xlabel(f"{along} apart")
+    axes[0].set_ylabel("distance left, mm r.m.s.")
+    axes[0].legend(fontsize=7)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
 
 
 def rigid_part(matrix: torch.Tensor, image: Image) -> torch.Tensor:
@@ -127,13 +169,28 @@ def rigid_part(matrix: torch.Tensor, image: Image) -> torch.Tensor:
     return rigid
 
 
+def named_networks(paths: Sequence[Path]) -> dict[str, AffineNetwork]:
+    """Networks by their kind, numbered where one kind comes twice."""
+    found: dict[str, AffineNetwork] = {}
+    for path in paths:
+        network = load_affine_network(path)
+        name = network.description["settings"]["model"]["kind"]
+        found[name if name not in found else f"{name} {len(found) + 1}"] = network
+    return found
+
+
+def trained_on(networks: Mapping[str, AffineNetwork]) -> set[str]:
+    """Subjects that any of the networks saw."""
+    return {name for one in networks.values() for name in one.description["trained_on"]}
+
+
 def held_out_images(
-    network: AffineNetwork, dataset_dir: Path, everyone: bool, count: int
+    networks: Mapping[str, AffineNetwork], dataset_dir: Path, everyone: bool, count: int
 ) -> list[Image]:
-    """Images that the network wasn't trained on, found as its training found its own."""
-    described = network.description
+    """Images that no network was trained on, found as the first one's training found its own."""
+    described = next(iter(networks.values())).description
     settings = LearnedAffineConfig.load({**described["settings"], "fold": None, "device": "cpu"})
-    known = set() if everyone else set(described["trained_on"])
+    known = set() if everyone else trained_on(networks)
     images = []
     for subject in read_affine_images(dataset_dir, settings).subjects:
         if subject.name not in known:
@@ -145,20 +202,21 @@ def held_out_images(
 def main() -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("model", type=Path)
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("folder", type=Path, help="where the figures go")
+    parser.add_argument("--models", type=Path, nargs="+", required=True, help="checkpoints")
     parser.add_argument("--dataset_dir", type=Path, required=True)
     parser.add_argument("--count", type=int, default=5, help="most subjects")
     parser.add_argument("--repeats", type=int, default=2, help="pairs of each")
     parser.add_argument("--everyone", action="store_true")
     parser.add_argument("--refine", action="store_true")
     given = parser.parse_args()
-    network = load_affine_network(given.model)
-    images = held_out_images(network, given.dataset_dir, given.everyone, given.count)
+    networks = named_networks(given.models)
+    images = held_out_images(networks, given.dataset_dir, given.everyone, given.count)
     if not images:
         parser.error("every subject there was trained on; see --everyone")
-    rows = capture_curve(network, images, given.repeats, given.refine)
+    rows = capture_curve(networks, images, given.repeats, given.refine)
     given.folder.mkdir(parents=True, exist_ok=True)
+    draw(rows, given.folder / "affine_networks.png")
     (given.folder / "affine_networks.json").write_text(json.dumps(rows, indent=1) + "\n")
     head = list(rows[0])
     lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
@@ -55,6 +56,40 @@ def test_keypoint_network_is_symmetric_and_knows_equal_images(grid, backbone):
     torch.testing.assert_close(there @ back, eye, rtol=0, atol=1e-6)
     torch.testing.assert_close(same, eye, rtol=0, atol=1e-6)
     assert float((there - eye).abs().max()) > 1e-3  # so the first assertion says something
+
+
+@pytest.mark.parametrize("grid", [GRID, PLANE], ids=["3d", "2d"])
+@pytest.mark.parametrize("kind", ["parameters", "keypoints"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_both_networks_give_members_of_every_family_and_learn_from_the_loss(grid, kind, family):
+    made = network(grid, kind=kind, family=family, passes=2)
+    if kind == "parameters":  # away from the identity
+        torch.nn.init.normal_(made.estimator.head[-1].weight, std=0.02)
+    batch = pairs(family, grid)(torch.cat([image(grid), image(grid, 2)]), (0, 0))
+    passes = made.cascade(batch.pair)
+    found = passes[-1].matrix
+    assert float((found - torch.eye(4)).abs().amax()) > 1e-4
+    again = matrix_of(parameters_of(found.detach(), family, grid.frame), family, grid.frame)
+    torch.testing.assert_close(again, found.detach())
+    AffineLoss(1.0, 0.1)(made, passes, batch)["loss"].backward()
+    slopes = [p.grad for p in made.parameters() if p.grad is not None]
+    assert all(bool(torch.isfinite(slope).all()) for slope in slopes)
+    assert sum(float(slope.abs().sum()) for slope in slopes) > 0
+
+
+def test_an_estimate_does_not_depend_on_how_voxels_are_stored():
+    """Axes flipped and swapped in the file, voxels the same in the world: the same matrix."""
+    made = network(family="affine", kind="keypoints")
+    fixed, moving = blobs((16, 15, 14), 1), blobs((14, 18, 16), 2)
+    affine = np.diag([2.0, 1.5, 2.2, 1.0])
+    affine[:3, 3] = (3, -8, 11)
+    plain = estimate_matrix(made, fixed, np.diag([1.8, 2, 2, 1]), moving, affine)
+    turned = nib.as_closest_canonical(nib.Nifti1Image(moving, affine))
+    turned = turned.as_reoriented(np.array([[1, -1], [2, 1], [0, -1]]))
+    assert turned.shape == (16, 14, 18)
+    other = estimate_matrix(made, fixed, np.diag([1.8, 2, 2, 1]), turned.get_fdata(), turned.affine)
+    assert float((plain - torch.eye(4)).abs().max()) > 0.01
+    torch.testing.assert_close(other, plain, atol=1e-4, rtol=1e-4)
 
 
 def test_centres_of_mass_are_in_millimetres_and_empty_maps_have_none():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from scripts.affine.families import Frame, matrix_of, parameters_of
+from scripts.affine.families import FAMILIES, Frame, matrix_of, parameter_count, parameters_of
 from scripts.affine.images import WorldImage, reduced, reduction_factors
 from scripts.affine.refining import AffineRefinement
 from scripts.affine.similarity import PairLoss, correlation_loss
@@ -94,6 +94,43 @@ def test_a_plane_is_aligned_in_its_plane(bumps) -> None:
     found = AffineRefinement("rigid", levels=(2, 1))(fixed, moving).matrix.numpy()
     assert angle_between(found, truth) < 1.0
     np.testing.assert_allclose(found[2], (0, 0, 1, 0), atol=1e-12)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_is_found_in_a_plane(bumps, family) -> None:
+    grid = (np.diag([1.3, 1.0, 1.0, 1.0]), (30, 34))
+    grid[0][:2, 3] = (-19.0, -16.5)
+    frame = Frame.of_grid(*grid)
+    wanted = torch.tensor([[0.4, 0.1, -0.12, 0.1, -0.08, 0.1]], dtype=torch.float64)
+    count = parameter_count(family, 2)
+    truth = matrix_of(wanted[:, :count], family, frame)
+    fixed, moving = bumps(*grid, truth[0].numpy()), bumps(*grid)
+    refine = AffineRefinement(family, levels=(2, 1), similarity="correlation")
+    found = refine(fixed, moving).matrix[None]
+    apart = parameters_of(found, family, frame) - wanted[:, :count]  # raises outside the family
+    assert float(apart.abs().max()) < 0.03
+    assert parameters_of(found, family, frame).shape == (1, count)
+
+
+@pytest.mark.parametrize("family", FAMILIES[:3])
+def test_what_is_found_on_an_oblique_anisotropic_grid_is_of_its_family(
+    bumps, fixed_grid, moving_grid, family
+) -> None:
+    """Rigid is rigid in millimetres, whatever the voxels of either image."""
+    truth = rigid((20.0, -15.0, 10.0), (3.0, -2.0, 2.0), moving_grid)
+    fixed, moving = bumps(*moving_grid, truth), bumps(*fixed_grid)
+    found = AffineRefinement(family, levels=(3, 2), iterations=20)(fixed, moving).matrix
+    assert angle_between(found.numpy(), np.eye(4)) > 5
+    frame = Frame.of_grid(*moving_grid)
+    linear = frame.axes.T @ found[:3, :3] @ frame.axes
+    gram = linear.T @ linear
+    if family == "rigid":
+        torch.testing.assert_close(gram, torch.eye(3, dtype=torch.float64))
+    elif family == "rigid_isotropic":
+        torch.testing.assert_close(gram, gram[0, 0] * torch.eye(3, dtype=torch.float64))
+    else:
+        torch.testing.assert_close(gram, torch.diag(gram.diagonal()), atol=1e-9, rtol=0)
+    assert float(torch.linalg.det(found[:3, :3])) > 0
 
 
 def test_what_is_unknown_outside_of_a_crop_does_not_count(bumps, fixed_grid) -> None:

@@ -10,9 +10,12 @@ import numpy as np
 import pytest
 import torch
 
+from bundle.bench import affine_networks
 from bundle.bench.affine import cohort, errors, label_dice, pair_apart, pairs, table
+from scripts.affine.affine_network import AffineNetwork
 from scripts.affine.images import WorldImage
 from scripts.affine.refining import moved_by
+from scripts.affine.training_images import WorkingGrid
 
 
 def blob() -> WorldImage:
@@ -39,6 +42,28 @@ def test_errors_are_degrees_and_millimetres_at_the_centre() -> None:
     turned, moved = errors(turn, np.eye(4), image)
     assert turned == pytest.approx(np.degrees(0.1))
     assert moved == pytest.approx(5.0)
+
+
+def test_a_capture_curve_has_every_method_and_its_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(affine_networks, "CASES", ((20.0, 0.0),))
+    monkeypatch.setattr(affine_networks, "SHIFTS", ())
+    described = {"settings": {"images": {"log_share": None}, "model": {"kind": "parameters"}}}
+    still = AffineNetwork(WorkingGrid((16, 16, 16), 2.0), "rigid", width=0.125,
+                          description=described).eval()  # fmt: skip
+    image = (np.log1p(blob().values[0, 0].numpy()), 2 * np.eye(4))
+    rows = affine_networks.capture_curve({"parameters": still}, [image], 1, True)
+    turned, both = rows
+    # The identity leaves what was put between them, refinement finds it.
+    assert turned["parameters: degrees"] == pytest.approx(20, abs=0.01)
+    assert both["parameters: degrees"] == pytest.approx(30, abs=0.01)
+    assert both["parameters: mm"] == pytest.approx(0.25 * 16, abs=0.01)
+    for name in ("refinement from the identity", "parameters, then refinement"):
+        assert turned[f"{name}: degrees"] < 3
+        assert turned[f"{name}: mm"] < 0.5
+    affine_networks.draw(rows, tmp_path / "curve.png")
+    assert (tmp_path / "curve.png").stat().st_size > 1000
 
 
 def test_label_dice_is_a_mean_over_labels() -> None:

@@ -161,9 +161,10 @@ def test_registered_files_give_both_moved_images(place, registered):
     np.testing.assert_allclose(again, values(registered / "fixed_in_moving.nii.gz"), atol=1e-3)
 
 
-def test_ants_reads_registered_fields_as_we_do(place, registered):
+def assert_ants_reads_alike(fixed: Path, moving: Path, registered: Path) -> None:
+    """Both moved images by antsApplyTransforms, from the written chains."""
     ants = pytest.importorskip("ants")
-    images = [ants.image_read(str(place / f"{name}.nii.gz")) for name in ("fixed", "moving")]
+    images = [ants.image_read(str(path)) for path in (fixed, moving)]
     there = registered / "moving_from-moving_to-fixed_mode-image_xfm.txt"
     back = registered / "moving_from-fixed_to-moving_mode-image_xfm.txt"
     fields = [registered / f"moving_{way}_field.nii.gz" for way in ("forward", "inverse")]
@@ -179,8 +180,12 @@ def test_ants_reads_registered_fields_as_we_do(place, registered):
         np.testing.assert_allclose(found[same], ours[same], atol=1e-3 * float(ours.max()))
 
 
+def test_ants_reads_registered_fields_as_we_do(place, registered):
+    assert_ants_reads_alike(place / "fixed.nii.gz", place / "moving.nii.gz", registered)
+
+
 def test_an_affine_start_comes_before_the_network(place, registered, tmp_path):
-    start = np.eye(4)
+    start = grid((1.0, 1.0, 1.0), (1, 1, 1), 0.35)
     start[:3, 3] = (6.0, -2.0, 3.0)
     np.savetxt(tmp_path / "moving.txt", start)
     shifted = nib.load(place / "moving.nii.gz")
@@ -201,6 +206,7 @@ def test_an_affine_start_comes_before_the_network(place, registered, tmp_path):
         np.testing.assert_allclose(
             values(found / f"{name}.nii.gz"), values(registered / f"{name}.nii.gz"), atol=1e-3
         )
+    assert_ants_reads_alike(place / "fixed.nii.gz", tmp_path / "in" / "moving.nii.gz", found)
 
 
 @pytest.mark.parametrize("verb", ["estimate-affine", "register-elastic"])
