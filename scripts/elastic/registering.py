@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -114,9 +114,10 @@ class VelocityInferer(Inferer):
     """Asks an elastic network for velocities: from them come both directions."""
 
     def __call__(
-        self, inputs: torch.Tensor, network: torch.nn.Module, *_: Any, **__: Any
+        self, inputs: torch.Tensor, network: Callable[..., Any], *_: Any, **__: Any
     ) -> torch.Tensor:
         """Velocities ``(B, d, *reduced)`` of pairs ``(B, 2, *shape)``."""
+        assert isinstance(network, torch.nn.Module)
         return unwrapped(network, ElasticNetwork).velocity(inputs)
 
 
