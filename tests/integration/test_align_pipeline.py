@@ -245,6 +245,36 @@ def test_a_pair_is_refined_and_its_files_give_the_moved_image(native: Path, tmp_
     assert np.corrcoef(moved.ravel(), fixed.ravel())[0, 1] > 0.97
 
 
+def test_planes_are_aligned_and_refined_as_volumes_are(tmp_path: Path) -> None:
+    for number, shape in enumerate(((20, 24), (22, 20), (24, 21))):
+        affine = np.diag([2.0 - 0.1 * number, 1.8, 1.0, 1.0])
+        affine[:2, 3] = -(np.array(shape) - 1) / 2 * affine.diagonal()[:2]
+        indices = np.mgrid[tuple(slice(n) for n in shape)].reshape(2, -1)
+        points = np.zeros((3, indices.shape[1]))
+        angle = 0.2 * number
+        turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+        points[:2] = turn @ (affine[:2, :2] @ indices + affine[:2, 3:]) + number
+        (tmp_path / "data" / f"s{number}").mkdir(parents=True)
+        image = nib.Nifti1Image(density(points).reshape(shape).astype(np.float32), affine)
+        nib.save(image, tmp_path / "data" / f"s{number}" / "map.nii.gz")
+    words = ("--output_dir", tmp_path, "--{}#levels", "[2,1]", "--{}#iterations", "20")
+    align = [str(word).format("align") for word in words]
+    data = ("--dataset_dir", tmp_path / "data", "--align#image", "{subject}/map.nii.gz")
+    assert run("align", *data, *align, "--align#rounds", "1") == 0
+    about = json.loads((tmp_path / "aligned" / "alignment.json").read_text())
+    assert min(one["correlation"] for one in about["subjects"]) > 0.95
+    matrices = np.array([one["matrix"] for one in about["subjects"]])
+    np.testing.assert_allclose(matrices[:, 2], [[0, 0, 1, 0]] * 3, atol=1e-12)
+    first, last = (tmp_path / "data" / f"s{number}" / "map.nii.gz" for number in (0, 2))
+    pair = ("--refine#fixed", first, "--refine#moving", last, "--refine#mode", "joint")
+    assert run("refine", *pair, *[str(word).format("refine") for word in words]) == 0
+    folder = tmp_path / "refined" / "map"
+    text = (folder / "map_from-moving_to-fixed_mode-image_xfm.txt").read_text()
+    assert "AffineTransform_double_2_2" in text
+    fixed, moved = (nib.load(p).get_fdata() for p in (first, folder / "moving_in_fixed.nii.gz"))
+    assert np.corrcoef(fixed.ravel(), moved.ravel())[0, 1] > 0.98
+
+
 def test_who_cannot_be_aligned_is_left_out_or_ends_the_run(
     native: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
