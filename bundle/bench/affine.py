@@ -7,6 +7,8 @@
         [--peers Affine SyN] [--models models/affine_model.pt ...]
     python -m bundle.bench.affine cohort <folder> --aligned <output>/aligned \\
         --labels label_native.nii.gz --atlas <output>/learned_atlas [--reference <image>]
+    python -m bundle.bench.affine carried <folder> --aligned <output>/aligned \\
+        --labels label_native.nii.gz --atlas <output>/learned_atlas --new <folder>
 
 Each part writes its figures as JSON and as a Markdown table into the folder. Times are
 CPU-seconds. `recovery` and `capture` use a subject of the demo cohort; `pairs` runs antspyx's
@@ -356,6 +358,50 @@ def cohort(
     return rows
 
 
+def carried(
+    folder: Path, aligned: Path, labels: str, atlas: Path, new: Path
+) -> list[dict[str, Any]]:
+    """Labels of a cohort on the native images of new subjects, through the atlas.
+
+    They are interpolated once. The new subjects were aligned to the cohort's template and
+    registered to the atlas, into ``new/aligned`` and ``new/registered``; their own labels lie
+    beside their images.
+    """
+    cohort_of, new_ones = (
+        json.loads((one / "alignment.json").read_text(encoding="utf-8"))["subjects"]
+        for one in (aligned, new / "aligned")
+    )
+    rows = []
+    for one in new_ones:
+        name = one["subject"]
+        own, wanted = read_volume(Path(one["images"][0]["path"]).with_name(labels))
+        way = [
+            new / "aligned" / name / "xfm" / one["transforms"][2],
+            new / "registered" / name / field_names(name)[1],
+        ]
+        scores: dict[str, list[float]] = {"as they lie": [], "affine": [], "through the atlas": []}
+        for other in cohort_of:
+            there = other["subject"]
+            path = next(Path(i["path"]) for i in other["images"] if i["name"] == labels)
+            native, source = read_volume(path)
+            affine = aligned / there / "xfm" / other["transforms"][0]
+            field = atlas / "fields" / field_names(there)[0]
+            for method, files in (
+                ("as they lie", []),
+                ("affine", [way[0], affine]),
+                ("through the atlas", [*way, field, affine]),
+            ):
+                chain = [read_transform(TransformFile(file)) for file in files]
+                moved = resample(native, source, chain, wanted, order=0)[0]
+                scores[method].append(label_dice(own[0], moved))
+        rows += [
+            {"new subject": name, "labels": method, "of": len(values),
+             "label Dice": float(np.mean(values)), "least": float(np.min(values))}
+            for method, values in scores.items()
+        ]  # fmt: skip
+    return rows
+
+
 # ---------------------------------------------------------------------------------------------
 
 
@@ -371,7 +417,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 def main() -> None:
     """Run one part."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("part", choices=("recovery", "capture", "pairs", "cohort"))
+    parser.add_argument("part", choices=("recovery", "capture", "pairs", "cohort", "carried"))
     parser.add_argument("folder", type=Path, help="where the figures go")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--dataset_dir", type=Path)
@@ -383,6 +429,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="*", type=Path, default=[], help="affine networks")
     parser.add_argument("--aligned", type=Path)
     parser.add_argument("--atlas", type=Path)
+    parser.add_argument("--new", type=Path, help="folder of the new subjects' results")
     parser.add_argument("--reference", type=Path, help="grid that labels are compared on")
     given = parser.parse_args()
     given.folder.mkdir(parents=True, exist_ok=True)
@@ -395,6 +442,8 @@ def main() -> None:
             given.folder, given.dataset_dir, given.image, given.labels, given.count,
             given.background, given.peers, named_networks(given.models),
         )  # fmt: skip
+    elif given.part == "carried":
+        rows = carried(given.folder, given.aligned, given.labels, given.atlas, given.new)
     else:
         rows = cohort(given.folder, given.aligned, given.labels, given.atlas, given.reference)
     about = {"part": given.part, "threads": os.environ.get("OMP_NUM_THREADS"), "rows": rows}

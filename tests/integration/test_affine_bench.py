@@ -11,11 +11,13 @@ import pytest
 import torch
 
 from bundle.bench import affine_networks
-from bundle.bench.affine import cohort, errors, label_dice, pair_apart, pairs, table
+from bundle.bench.affine import carried, cohort, errors, label_dice, pair_apart, pairs, table
 from scripts.affine.affine_network import AffineNetwork
 from scripts.affine.images import WorldImage
 from scripts.affine.refining import moved_by
 from scripts.affine.training_images import WorkingGrid
+from scripts.atlas.fields import field_names, write_field
+from scripts.atlas.transforms import read_grid
 
 
 def blob() -> WorldImage:
@@ -94,9 +96,28 @@ def test_pairs_and_cohorts_are_read_from_files(tmp_path: Path) -> None:
 
         write_affine_files(aligned / name / "xfm", name, "native", "aligned", matrix)
         image = {"path": str(tmp_path / name / "l.nii.gz"), "name": "l.nii.gz"}
-        file = f"{name}_from-native_to-aligned_mode-image_xfm.txt"
-        subjects.append({"subject": name, "images": [image], "transforms": [file]})
+        files = [
+            f"{name}_from-{way}_mode-image_xfm{ending}"
+            for way in ("native_to-aligned", "aligned_to-native")
+            for ending in (".txt", "_ras.txt")
+        ]
+        subjects.append({"subject": name, "images": [image], "transforms": files})
     (aligned / "alignment.json").write_text(json.dumps({"subjects": subjects}))
     rows = cohort(tmp_path, aligned, "l.nii.gz", None, tmp_path / "a" / "t.nii.gz")
     found = {row["space"]: row["label Dice"] for row in rows}
     assert found["aligned"] > 0.99 > found["native"]
+
+    # b as a new subject, whose field to the atlas is none: a's labels come to it.
+    new = tmp_path / "new"
+    (new / "registered" / "b").mkdir(parents=True)
+    (new / "aligned").symlink_to(aligned)
+    (tmp_path / "atlas" / "fields").mkdir(parents=True)
+    grid = read_grid(tmp_path / "a" / "t.nii.gz")
+    still = np.zeros((3, 16, 16, 16))
+    for name in ("a", "b"):
+        write_field(tmp_path / "atlas" / "fields" / field_names(name)[0], still, grid)
+        (new / "registered" / name).mkdir(exist_ok=True)
+        write_field(new / "registered" / name / field_names(name)[1], still, grid)
+    rows = carried(tmp_path, aligned, "l.nii.gz", tmp_path / "atlas", new)
+    found = {(row["new subject"], row["labels"]): row["least"] for row in rows}
+    assert found["b", "through the atlas"] > 0.99 > found["b", "as they lie"]
