@@ -61,13 +61,13 @@ def test_float32_at_full_resolution_equals_monais_composition() -> None:
     loss, found = our_step(made, "float32")
     assert float(field.detach().abs().max()) > 0.5
     assert math.isclose(float(loss), float(plain), rel_tol=1e-5)
-    assert float((found - expected).norm() / expected.norm()) < 1e-3
+    assert float((found - expected).norm() / expected.norm()) < 1e-5
 
 
 @pytest.mark.parametrize("factor", [1, 2])
 def test_bfloat16_convolutions_give_nearly_the_step_of_float32(factor: int) -> None:
     exact, expected = our_step(network(factor), "float32")
     loss, found = our_step(network(factor), "bfloat16")
-    assert math.isclose(float(loss), float(exact), rel_tol=0.01)
+    assert math.isclose(float(loss), float(exact), rel_tol=1e-3)
     cosine = torch.nn.functional.cosine_similarity(found, expected, dim=0)
-    assert float(cosine) > 0.98
+    assert float(cosine) > 0.999
