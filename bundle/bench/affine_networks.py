@@ -151,6 +151,8 @@ def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
             left = [row[f"{name}: distance, mm"] for row in chosen]
             place.plot([row[along] for row in chosen], left, f"o{style}", label=name, markersize=4)
         place.set_xlabel(f"{along} apart")
+    # Refined pairs end near 0, networks beyond their range at many mm.
+    axes[0].set_yscale("symlog", linthresh=0.1)
     axes[0].set_ylabel("distance left, mm r.m.s.")
     axes[0].legend(fontsize=7)
     figure.tight_layout()
