@@ -78,13 +78,14 @@ def label_dice(maps: Sequence[np.ndarray]) -> float:
 def in_template(labels: np.ndarray, displacement: np.ndarray) -> np.ndarray:
     """A label map (X, Y, Z) at ``x + u(x)``, nearest voxel; 0 outside."""
     points = np.indices(labels.shape) + displacement
-    return map_coordinates(labels, points, order=0, mode="constant", cval=0)
+    found: np.ndarray = map_coordinates(labels, points, order=0, mode="constant", cval=0)
+    return found
 
 
 def read_labels(dataset: Path, pattern: str, name: str) -> np.ndarray:
     """A subject's label map."""
-    image = nib.load(dataset / pattern.format(subject=name))  # type: ignore[attr-defined]
-    return np.asarray(image.dataobj).astype(np.int32)
+    image = nib.load(dataset / pattern.format(subject=name))
+    return np.asarray(image.dataobj).astype(np.int32)  # type: ignore[attr-defined]
 
 
 class Bench:
