@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import math
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import nibabel as nib
 import numpy as np
 import torch
-from nibabel.filebasedimages import ImageFileError
-from nibabel.spatialimages import HeaderDataError, ImageDataError
-from nibabel.wrapstruct import WrapStructError
 
 from scripts.atlas.fields import field_names, read_field
 from scripts.atlas.jacobian import jacobian_determinant, jacobian_summary
 from scripts.atlas.publishing import NEGLIGIBLE_SHARE, description_hash
 from scripts.atlas.statistics import DensityStatistics
 from scripts.cohort import CropBox, density_divisor, read_density
+from scripts.cohort.nifti import image_values, open_nifti
 from scripts.errors import CohortError, VerificationError
 from scripts.networks.warp import warp
+from scripts.outside import FileError, read_json
 from scripts.storage import file_hash
 
 __all__ = ["MAP_TOLERANCE", "Check", "Verification", "verify_atlas"]
@@ -41,10 +37,7 @@ _RELATIVE = 1e-5  # what float32 maps and mixture shares of six decimals leave o
 
 Outcome = Literal["agrees", "differs", "missing", "unexpected", "not checked"]
 
-_UNREADABLE = (
-    CohortError, HeaderDataError, ImageDataError, ImageFileError, WrapStructError, EOFError,
-    OSError, OverflowError, ValueError, zlib.error,
-)  # fmt: skip
+_UNREADABLE = (CohortError, OSError, OverflowError, ValueError)
 
 
 @dataclass(frozen=True)
@@ -153,9 +146,9 @@ def _checks(root: Path, about: dict[str, Any]) -> Iterator[Check]:
 
 def _load(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise VerificationError(f"{path}: can't be read: {error.strerror}") from error
+        found = read_json(path)
+    except FileError as error:
+        raise VerificationError(str(error)) from error
     except ValueError as error:
         raise VerificationError(f"{path}: damaged: {error}") from error
     if not isinstance(found, dict):
@@ -310,7 +303,7 @@ def _numbers(root: Path, about: dict[str, Any]) -> Iterator[Check]:
             try:
                 fields[file] = _field(root / "fields" / file, grid)
             except _UNREADABLE as error:
-                detail = "no such file" if isinstance(error, FileNotFoundError) else str(error)
+                detail = str(error) if (root / "fields" / file).exists() else "no such file"
                 yield Check("field", f"{name} {_way(file)}", "missing", detail)
             else:
                 yield _jacobian_check(name, _way(file), fields[file], jacobians.get(name, {}))
@@ -398,7 +391,7 @@ def _map_checks(
         try:
             found = _map(root / labels[name], shape)
         except _UNREADABLE as error:
-            detail = "no such file" if isinstance(error, FileNotFoundError) else str(error)
+            detail = str(error) if (root / labels[name]).exists() else "no such file"
             yield Check("map", labels[name], "missing", detail)
             continue
         wrong = ~ranges[name](found)
@@ -412,8 +405,7 @@ def _map_checks(
 
 def _map(path: Path, shape: tuple[int, ...]) -> np.ndarray:
     """A published map, ``(C, *grid)`` float64."""
-    image = nib.load(path)
-    values = np.asarray(image.dataobj, dtype=np.float64)  # type: ignore[attr-defined]
+    values = image_values(path, open_nifti(path)[0])
     if shape[0] > 1:
         values = np.moveaxis(values, -1, 0)
     return values.reshape(shape)

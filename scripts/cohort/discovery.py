@@ -14,6 +14,7 @@ from pathlib import Path
 
 from scripts.cohort.layouts import Alternative, alternatives
 from scripts.errors import CohortError, ConfigurationError
+from scripts.outside import FileError, read_text, say
 from scripts.settings import LearnedAtlasConfig
 from scripts.tractograms import is_tractogram
 
@@ -218,17 +219,25 @@ def _wanted_names(dataset_dir: Path, subjects: list[str] | str | None) -> list[s
 
 def _read_lines(file: Path) -> list[str]:
     try:
-        return file.read_text(encoding="utf-8-sig").splitlines()
-    except OSError as error:
-        raise CohortError(f"list of subjects {file} can't be read: {error.strerror}") from error
+        return read_text(file, encoding="utf-8-sig").splitlines()
+    except FileError as error:
+        raise CohortError(f"list of subjects {file} {error.reason}") from error
     except UnicodeDecodeError as error:
         raise CohortError(f"list of subjects {file} is not UTF-8 text") from error
+
+
+def _rows(file: Path) -> Iterator[list[str]]:
+    try:
+        yield from csv.reader(_read_lines(file))
+    except csv.Error as error:
+        raise CohortError(f"list of subjects {file} can't be read: {say(error)}") from error
 
 
 def _read_csv(file: Path, dataset_dir: Path) -> list[_Match]:
     """Rows ``subject,path[,tract]``; paths relative to the dataset folder."""
     matches: list[_Match] = []
-    for number, row in enumerate(csv.reader(_read_lines(file)), start=1):
+    listed: set[Path] = set()
+    for number, row in enumerate(_rows(file), start=1):
         cells = [cell.strip() for cell in row]
         if not any(cells) or cells[0].startswith("#") or cells[:2] == ["subject", "path"]:
             continue
@@ -236,8 +245,9 @@ def _read_csv(file: Path, dataset_dir: Path) -> list[_Match]:
             raise CohortError(f"{file}, line {number}: must be subject,path or subject,path,tract")
         tract = cells[2] if len(cells) == 3 else None
         path = (dataset_dir / cells[1]).absolute()
-        if any(match.path == path for match in matches):
+        if path in listed:
             raise CohortError(f"{file}, line {number}: {cells[1]} was listed before")
+        listed.add(path)
         matches.append(_Match(path, cells[0], tract, cells[1]))
     if not matches:
         raise CohortError(f"{file} lists no map")

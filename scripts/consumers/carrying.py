@@ -22,6 +22,7 @@ from scripts.cohort import Grid
 from scripts.consumers.published import open_atlas, sha256_of
 from scripts.consumers.settings import AtlasToPatientConfig
 from scripts.errors import CohortError, ConfigurationError
+from scripts.outside import FileError, read_json
 from scripts.storage import check_writable, publish_folder
 
 __all__ = ["CARRIED_FOLDER", "AtlasCarrier"]
@@ -160,9 +161,9 @@ class AtlasCarrier:
 
     def _registered_to(self, report: Path) -> int:
         try:
-            about = json.loads(report.read_text(encoding="utf-8"))
+            about = read_json(report)
             weights, template = about["weights"], int(about["template"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (FileError, ValueError, KeyError, TypeError) as error:
             raise CohortError(f"{report}: can't tell which atlas its field leads to") from error
         chosen = (self.atlas.about.get("covariates") or {}).get("at")
         if chosen is not None:
