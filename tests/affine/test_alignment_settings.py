@@ -9,7 +9,7 @@ import pytest
 
 from scripts.affine.alignment_settings import AlignConfig
 from scripts.affine.refinement_settings import RefineConfig
-from scripts.affine.warping import WarpConfig
+from scripts.affine.warp_settings import WarpConfig
 from scripts.errors import ConfigurationError
 
 PAIR = {"fixed": "a.nii.gz", "moving": ["b.nii.gz"]}
