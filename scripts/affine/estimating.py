@@ -19,10 +19,11 @@ from scripts.affine.files import write_affine_files
 from scripts.affine.resampling import resample_by_matrix
 from scripts.affine.training_images import read_image
 from scripts.atlas.maps import write_map
+from scripts.atlas.transforms import voxels_of
 from scripts.engines.components import reserved
 from scripts.errors import ConfigurationError, StorageError, report_errors_in_one_line
 from scripts.networks.precision import open_device
-from scripts.storage import publish_folder
+from scripts.storage import check_space, publish_folder
 
 __all__ = ["EstimateWriter", "PairOfImages", "list_pairs", "open_affine_network"]
 
@@ -61,10 +62,20 @@ def open_affine_network(
     return network
 
 
-def list_pairs(fixed: str | None, moving: str | Sequence[str] | None) -> list[dict[str, str]]:
+def list_pairs(
+    fixed: str | None,
+    moving: str | Sequence[str] | None,
+    written: str | Path | None = None,
+) -> list[dict[str, str]]:
     """One dictionary a pair: ``subject`` (the moving file's name), ``fixed``, ``moving``.
 
+    Args:
+        fixed: the image that the others are brought to.
+        moving: one image, or several.
+        written: folder that must have room for all that are brought there; None: not asked.
+
     Raises:
+        StorageError: it hasn't.
         ConfigurationError: an image isn't given, or two moving ones have one name.
     """
     given = [moving] if isinstance(moving, str) else list(moving or [])
@@ -74,6 +85,8 @@ def list_pairs(fixed: str | None, moving: str | Sequence[str] | None) -> list[di
     twice = {name for name in names if names.count(name) > 1}
     if twice:
         raise ConfigurationError(f"moving: several images are called {', '.join(sorted(twice))}")
+    if written is not None:
+        check_space({Path(written): {"images": 4 * voxels_of(fixed)[0] * len(given)}})
     return [
         {"subject": name, "fixed": str(fixed), "moving": str(path)}
         for name, path in zip(names, given, strict=True)

@@ -20,12 +20,12 @@ from scripts.affine.refinement_settings import RefineConfig
 from scripts.affine.refining import AffineRefinement, AffineResult, start_in_family
 from scripts.atlas.fields import write_field
 from scripts.atlas.maps import write_map
-from scripts.atlas.transforms import AffineTransform, FieldTransform, Transform, resample
+from scripts.atlas.transforms import AffineTransform, FieldTransform, Transform, resample, voxels_of
 from scripts.errors import CohortError, ConfigurationError, FoldingError
 from scripts.lock import lock_folders
 from scripts.networks.precision import open_device
 from scripts.progress import progress_bar
-from scripts.storage import check_writable, file_hash, publish_folder
+from scripts.storage import check_space, check_writable, file_hash, publish_folder
 
 __all__ = ["REFINED_FOLDER", "PairRefiner"]
 
@@ -75,6 +75,7 @@ class PairRefiner:
         """
         locks = lock_folders([self.output_dir])
         try:
+            self._check_space()
             with progress_bar(len(self.moving), "refinement") as bar:
                 for path, start in zip(self.moving, self.starts, strict=True):
                     self._refine(path, start)
@@ -82,6 +83,13 @@ class PairRefiner:
         finally:
             for lock in locks:
                 lock.release()
+
+    def _check_space(self) -> None:
+        fixed, channels = int(np.prod(self.fixed.grid.shape)), len(self.fixed.values)
+        moving = sum(voxels_of(path)[0] for path in self.moving)
+        fields = 0 if self.settings.mode == "affine" else 6 * fixed * len(self.moving)
+        images = channels * (fixed * len(self.moving) + moving)
+        check_space({self.output_dir: {"fields": 4 * fields, "images": 4 * images}})
 
     # -- one pair --------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ resampled, in world millimetres, RAS. Files hold ITK's world, LPS: x and y run t
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ from scipy.io.matlab import MatReadError
 from scipy.ndimage import map_coordinates
 
 from scripts.cohort import Grid
-from scripts.cohort.nifti import image_affine, image_values, open_nifti
+from scripts.cohort.nifti import image_affine, image_values, open_nifti, plausible_shape
 from scripts.errors import CohortError
 from scripts.outside import check_file, read_text
 
@@ -34,6 +35,7 @@ __all__ = [
     "read_transform",
     "read_volume",
     "resample",
+    "voxels_of",
 ]
 
 _TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])  # its own inverse
@@ -158,6 +160,12 @@ def read_grid(path: str | Path) -> Grid:
     _require_volume(file, image)
     shape = tuple(int(n) for n in image.shape)
     return Grid((*shape, 1)[:3], image_affine(file, image), image.header.copy())
+
+
+def voxels_of(path: str | Path) -> tuple[int, int]:
+    """Voxels of an image's grid, and channels, by its header alone; 0 where it can't be read."""
+    shape = plausible_shape(path)
+    return math.prod(shape[:3]) if shape else 0, math.prod(shape[3:])
 
 
 def _image(path: Path) -> nib.Nifti1Image:

@@ -19,7 +19,7 @@ from nibabel.wrapstruct import WrapStructError
 from scripts.memory import available_memory
 from scripts.outside import FileError, check_file, check_fits, say
 
-__all__ = ["image_affine", "image_values", "open_nifti"]
+__all__ = ["image_affine", "image_values", "open_nifti", "plausible_shape"]
 
 _HEADER = 540  # bytes of the longer of the two versions' headers
 _SLACK = 1 << 20  # bytes that may follow the voxels
@@ -54,6 +54,28 @@ def open_nifti(path: str | Path) -> tuple[nib.Nifti1Image, str]:
     file = Path(path)
     raw = _contents(file)
     return _parse(file, _decompress(file, raw)), hashlib.sha256(raw).hexdigest()
+
+
+def plausible_shape(path: str | Path) -> tuple[int, ...]:
+    """The shape that a header claims, of which nothing else is read; for estimates.
+
+    ``()`` where there is none, or where the file can't hold as much: whoever reads the image is
+    told why.
+    """
+    file = Path(path)
+    try:
+        size = check_file(file).st_size
+        with file.open("rb") as plain:
+            packed = plain.read(2) == b"\x1f\x8b"
+        with gzip.open(file) if packed else file.open("rb") as stream:
+            start = stream.read(_HEADER)
+        header = _kind(file, start).header_class.from_fileobj(io.BytesIO(start), check=False)
+        shape = tuple(int(n) for n in header["dim"][1 : 1 + _axes(header)])
+        if min(shape, default=0) < 1 or _promised(file, start) > size * (1032 if packed else 1):
+            return ()
+    except (FileError, *_MALFORMED, zlib.error):
+        return ()
+    return shape
 
 
 def image_affine(path: str | Path, image: nib.Nifti1Image) -> np.ndarray:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -22,7 +23,7 @@ from scripts.cohort.nifti import image_affine, open_nifti
 from scripts.errors import CohortError, ConfigurationError
 from scripts.outside import FileError, read_json
 from scripts.settings import LearnedAtlasConfig
-from scripts.storage import check_writable, file_hash, write_whole
+from scripts.storage import check_space, check_writable, file_hash, write_whole
 from scripts.tractograms import (
     DensityCounter,
     TractogramError,
@@ -203,6 +204,7 @@ class Counting:
 
     def _count(self, found: FoundMap, sha256: str, path: Path, about: Path) -> CountedMap:
         check_writable(path.parent)
+        check_space({path.parent: {"density map": 4 * math.prod(self.grid.shape)}})
         counter = count_density([found.path], self.grid)
         counted = CountedMap(
             str(found.path), sha256, counter.streamlines, counter.outside, counter.left
