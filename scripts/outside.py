@@ -42,6 +42,8 @@ def check_file(path: Path) -> os.stat_result:
     """
     try:
         status = path.stat()
+    except ValueError as error:  # such as a name with a zero byte
+        raise FileError(path, f"can't be read: {say(error)}") from error
     except OSError as error:
         broken = path.is_symlink() and (error.errno == errno.ELOOP or not path.exists())
         raise FileError(

@@ -20,6 +20,7 @@ __all__ = [
     "file_hash",
     "publish_folder",
     "recover_folder",
+    "staging_beside",
     "write_whole",
 ]
 
@@ -39,6 +40,13 @@ def check_writable(folder: str | Path) -> None:
         StorageError: if a file or a folder closed to us is in the way.
     """
     target = Path(folder).absolute()
+    try:
+        os.lstat(target)
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        pass  # told below, where it matters
+    except (OSError, ValueError) as error:  # a name that no system takes
+        why = error.strerror if isinstance(error, OSError) else str(error)
+        raise StorageError(f"{str(target)[:200]!r}: can't be written: {why}") from error
     there = next(path for path in (target, *target.parents) if os.path.lexists(path))
     if not there.is_dir():
         raise StorageError(f"{target}: can't be written: {there} is no folder")
@@ -190,6 +198,23 @@ def _remove_abandoned(folder: Path) -> None:
             with _locked(path) as nobodys:
                 if nobodys:
                     shutil.rmtree(path, ignore_errors=True)
+
+
+@contextmanager
+def staging_beside(target: Path) -> Iterator[Path]:
+    """A hidden folder beside ``target``, removed at the end; those of killed processes go first.
+
+    Raises:
+        OSError: it can't be made.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    _remove_abandoned(target)
+    staging = Path(tempfile.mkdtemp(prefix=_staging_prefix(target), dir=target.parent))
+    try:
+        with _locked(staging):
+            yield staging
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
 
 
 @contextmanager

@@ -267,3 +267,11 @@ def test_a_closed_folder_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     with pytest.raises(StorageError, match=f"no permission to write in {tmp_path}"):
         check_writable(tmp_path / "a")
+
+
+@pytest.mark.parametrize("name", ["a" * 300, "a/" * 3000, "a\0b"])
+def test_a_name_that_no_system_takes_is_refused(tmp_path, name):
+    with pytest.raises(StorageError, match="can't be written") as told:
+        check_writable(f"{tmp_path}/{name}")
+    assert len(str(told.value)) < 400
+    assert "\0" not in str(told.value)

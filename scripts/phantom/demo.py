@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import shutil
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -22,7 +20,7 @@ from scripts.phantom.ageing import AGES, Ageing, People, composed
 from scripts.phantom.anatomy import ANATOMIES, Bundle, FloatArray
 from scripts.phantom.deformation import ControlGrid
 from scripts.phantom.streamlines import VERTEX_STEP, count_streamlines, deform, draw_streamlines
-from scripts.storage import check_space
+from scripts.storage import check_space, check_writable, staging_beside
 
 FIELD_OF_VIEW = 160.0
 """Extent of the first axis in mm: other shapes show the same head in other voxels."""
@@ -279,20 +277,16 @@ def write_demo_cohort(
     target = Path(folder)
     if _holds_something(target):
         raise StorageError(f"{target}: not empty, so no demo cohort is written there")
+    check_writable(target.parent)
     check_space({target: {"maps and fields": cohort.size}})
-    staging: Path | None = None
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-        made = staging / "cohort"
-        made.mkdir()
-        cohort.write(made)
-        made.replace(target)
+        with staging_beside(target) as staging:
+            made = staging / "cohort"
+            made.mkdir()
+            cohort.write(made)
+            made.replace(target)
     except OSError as error:
         raise StorageError(f"{target}: the demo cohort can't be written ({error})") from error
-    finally:
-        if staging is not None:
-            shutil.rmtree(staging, ignore_errors=True)
     return str(folder)
 
 
