@@ -23,6 +23,7 @@ from scripts.affine.training_images import AffineImages
 from scripts.elastic.settings import LearnedElasticConfig
 from scripts.engines.handlers.loss_history import LossHistory
 from scripts.engines.run_state import RunState
+from scripts.engines.training_step import descend
 from scripts.networks.precision import autocast
 from scripts.storage import write_whole
 
@@ -150,17 +151,7 @@ class AffineStep:
         engine.state.output.update({name: term.detach() for name, term in terms.items()})
         engine.state.output["distance"] = far.mean().float()
         engine.fire_event(IterationEvents.LOSS_COMPLETED)
-        scaler = engine.scaler
-        (scaler.scale(terms["loss"]) if scaler else terms["loss"]).backward()
-        if scaler:
-            scaler.unscale_(engine.optimizer)
-        torch.nn.utils.clip_grad_norm_(network.parameters(), self.gradient_clip)
-        engine.fire_event(IterationEvents.BACKWARD_COMPLETED)
-        if scaler:
-            scaler.step(engine.optimizer)
-            scaler.update()
-        else:
-            engine.optimizer.step()
+        descend(engine, terms["loss"], network.parameters(), self.gradient_clip, "learned_affine")
         engine.fire_event(IterationEvents.MODEL_COMPLETED)
         return engine.state.output
 

@@ -90,6 +90,21 @@ class Progress(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class _Templates:
+    """The templates that are published, the same for every subject.
+
+    Attributes:
+        point: the chosen covariates, coded ``(1, p)``; None for the cohort's mean.
+        towards: velocity of the templates there, ``(1, d, *reduced)``; None for the mean's.
+        density: what is published as the mean, ``(K, C, *crop)``.
+    """
+
+    point: torch.Tensor | None
+    towards: torch.Tensor | None
+    density: torch.Tensor
+
+
 @dataclass
 class _Emitted:
     """What one pass over the subjects gathered.
@@ -219,20 +234,23 @@ class AtlasPublisher:
         try:
             with ExitStack() as stack:
                 staging = from_first(lambda: stack.enter_context(publish_folder(self.folder)))
-                emitted = self._emit(staging)
-                from_first(lambda: self._finish(staging, emitted, stack))
+                templates = self._templates()
+                emitted = self._emit(staging, templates)
+                from_first(lambda: self._finish(staging, emitted, templates, stack))
         except (TractAtlasError, StoppedElsewhere):
             barrier()  # until the first process has cleared the staging folder away
             raise
         return self.folder
 
-    def _finish(self, staging: Path, emitted: _Emitted, stack: ExitStack) -> None:
+    def _finish(
+        self, staging: Path, emitted: _Emitted, templates: _Templates, stack: ExitStack
+    ) -> None:
         """Everything that is written once. Closing the stack publishes the folder."""
         with _told_of(self.folder):
-            shown = self._write_maps(staging, emitted.statistics)
+            shown = self._write_maps(staging, emitted.statistics, templates)
             about = self._description(emitted)
             (staging / "jacobian.json").write_text(_json(emitted.jacobians))
-            (staging / "quality.html").write_text(self._page(about, emitted, shown))
+            (staging / "quality.html").write_text(self._page(about, emitted, templates, shown))
             describe_atlas(staging, about)
             others = {
                 path.relative_to(staging).as_posix(): path
@@ -253,7 +271,7 @@ class AtlasPublisher:
             self.state.finish(weights_identity(self.network))
         logger.info("atlas published in %s", self.folder)
 
-    def _emit(self, staging: Path) -> _Emitted:
+    def _emit(self, staging: Path, templates: _Templates) -> _Emitted:
         """One pass over the subjects: statistics, fields, Jacobians, displacements.
 
         Returns:
@@ -287,7 +305,8 @@ class AtlasPublisher:
                 try:
                     with _told_of(self.folder):
                         if first + rank() < subjects:
-                            self._emit_subject(first + rank(), staging, emitted, moves, behind)
+                            index = first + rank()
+                            self._emit_subject(index, staging, templates, emitted, moves, behind)
                         if first + world_size() >= subjects:
                             behind.finish()
                 except TractAtlasError as failure:
@@ -312,29 +331,27 @@ class AtlasPublisher:
         }
         return emitted
 
-    def _point(self) -> torch.Tensor | None:
-        """The chosen covariates, coded ``(1, p)``; None for the cohort's mean."""
-        if self.at is None or self.coding is None:
-            return None
-        return torch.as_tensor(self.coding.code(self.at))[None].to(self.device)
-
-    def _towards(self) -> torch.Tensor | None:
-        """The velocity of the template there, ``(1, d, *reduced)``; None for the mean's."""
-        point = self._point()
-        return None if point is None else self.network.covariate_velocity(point)
-
-    def _template_density(self) -> torch.Tensor:
-        """What is published as the mean, ``(K, C, *crop)``."""
-        return self.network.template_density(self._point())
+    def _templates(self) -> _Templates:
+        point = None
+        if self.at is not None and self.coding is not None:
+            point = torch.as_tensor(self.coding.code(self.at))[None].to(self.device)
+        return _Templates(
+            point=point,
+            towards=None if point is None else self.network.covariate_velocity(point),
+            density=self.network.template_density(point),
+        )
 
     def _fit(
-        self, k: int, inside: torch.Tensor, velocity: torch.Tensor, found: Registration
+        self,
+        k: int,
+        inside: torch.Tensor,
+        velocity: torch.Tensor,
+        found: Registration,
+        point: torch.Tensor | None,
     ) -> dict[str, float | None]:
         """A subject's loss, and the overlap of the template in its space with its presence."""
         image = log_density_of(inside, self.network.log_offset)
-        warped = self.network.warped_template(
-            self.cohort.crop.crop(found.to_subject), k, self._point()
-        )
+        warped = self.network.warped_template(self.cohort.crop.crop(found.to_subject), k, point)
         loss = None if self.loss is None else float(self.loss(warped, image, velocity)["loss"])
         level = self.settings.presence_value
         there, own = (
@@ -347,6 +364,7 @@ class AtlasPublisher:
         self,
         index: int,
         staging: Path,
+        templates: _Templates,
         emitted: _Emitted,
         moves: tuple[torch.Tensor, torch.Tensor],
         behind: WriteBehind,
@@ -363,7 +381,7 @@ class AtlasPublisher:
             if weight < NEGLIGIBLE_SHARE and k != home:
                 continue
             velocity = self.velocities.velocity(index, k)
-            found = fields_of(self.network, velocity, crop, grid.shape, self._towards())
+            found = fields_of(self.network, velocity, crop, grid.shape, templates.towards)
             moved = found.subject_in_template(density)
             emitted.statistics[k].add(moved[0].cpu().numpy(), weight)
             if k != home:
@@ -383,10 +401,10 @@ class AtlasPublisher:
                     "subject": name,
                     "correlation": log_density_correlation(
                         crop.crop(moved[0]).cpu().numpy(),
-                        self._template_density()[k].cpu().numpy(),
+                        templates.density[k].cpu().numpy(),
                         self.network.log_offset,
                     ),
-                    **self._fit(k, inside, velocity, found),
+                    **self._fit(k, inside, velocity, found, templates.point),
                     "smallest_jacobian": found.smallest_jacobian,
                     "displacement": length**0.5,
                 }
@@ -416,12 +434,11 @@ class AtlasPublisher:
         hashes[f"fields/{path.name}"] = file_hash(path)
 
     def _write_maps(
-        self, staging: Path, statistics: list[DensityStatistics]
+        self, staging: Path, statistics: list[DensityStatistics], templates: _Templates
     ) -> dict[str, np.ndarray]:
         """The five maps; with K > 1 a folder a template. Returns them for the quality page."""
         shown: dict[str, np.ndarray] = {}
         grid, crop = self.cohort.grid, self.cohort.crop
-        learned = self._template_density()
         for k, gathered in enumerate(statistics):
             folder = staging
             if len(statistics) > 1:
@@ -430,7 +447,7 @@ class AtlasPublisher:
             if gathered.subjects == 0:
                 logger.warning("template %d explains no subject and is not published", k + 1)
                 continue
-            template = crop.paste(learned[k].cpu().numpy(), grid.shape)
+            template = crop.paste(templates.density[k].cpu().numpy(), grid.shape)
             maps = gathered.maps(template, self.settings.cov_mean_threshold_pct)
             for name in self.settings.emit_baseline_maps:
                 write_map(folder / f"atlas_{name}.nii.gz", maps[name], grid)
@@ -438,11 +455,17 @@ class AtlasPublisher:
                 shown[title] = crop.crop(maps[name]).max(axis=0)
         return shown
 
-    def _page(self, about: dict[str, Any], emitted: _Emitted, shown: dict[str, np.ndarray]) -> str:
+    def _page(
+        self,
+        about: dict[str, Any],
+        emitted: _Emitted,
+        templates: _Templates,
+        shown: dict[str, np.ndarray],
+    ) -> str:
         """The quality page."""
         volumes = {
             f"template {k + 1}" if self.network.n_templates > 1 else "template": density
-            for k, density in enumerate(self._template_density().cpu().numpy())
+            for k, density in enumerate(templates.density.cpu().numpy())
         }
         volumes["plain average"] = self.cohort.mean_density
         volumes |= emitted.pictures

@@ -16,6 +16,7 @@ from scripts.elastic.elastic_network import ElasticNetwork, bare_elastic_network
 from scripts.elastic.settings import LearnedElasticConfig
 from scripts.elastic.synthesis import LabelMapsd, SyntheticPair, SyntheticPairsOfLabels
 from scripts.engines.components import reserved
+from scripts.engines.training_step import descend
 from scripts.losses.smoothness import SmoothnessLoss
 from scripts.networks.precision import autocast, open_device
 from scripts.networks.warp import warp
@@ -124,17 +125,7 @@ class ElasticStep:
         terms = self.loss(network, velocity, made)
         engine.state.output.update({name: term.detach() for name, term in terms.items()})
         engine.fire_event(IterationEvents.LOSS_COMPLETED)
-        scaler = engine.scaler
-        (scaler.scale(terms["loss"]) if scaler else terms["loss"]).backward()
-        if scaler:
-            scaler.unscale_(engine.optimizer)
-        torch.nn.utils.clip_grad_norm_(network.parameters(), self.gradient_clip)
-        engine.fire_event(IterationEvents.BACKWARD_COMPLETED)
-        if scaler:
-            scaler.step(engine.optimizer)
-            scaler.update()
-        else:
-            engine.optimizer.step()
+        descend(engine, terms["loss"], network.parameters(), self.gradient_clip, "learned_elastic")
         engine.fire_event(IterationEvents.MODEL_COMPLETED)
         return engine.state.output
 

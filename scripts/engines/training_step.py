@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from scripts.networks.atlas_network import AtlasNetwork
 from scripts.networks.precision import autocast
 from scripts.processes import add_up, world_size
 
-__all__ = ["AtlasStep", "atlas_optimizer", "bare", "soft_assignment"]
+__all__ = ["AtlasStep", "atlas_optimizer", "bare", "descend", "soft_assignment"]
 
 
 def bare(network: nn.Module) -> AtlasNetwork:
@@ -118,27 +119,8 @@ class AtlasStep:
         )
         engine.fire_event(IterationEvents.LOSS_COMPLETED)
 
-        scaler = engine.scaler
         own = terms["loss"] * (part * world_size())  # gradients are averaged over the processes
-        (scaler.scale(own) if scaler else own).backward()
-        if scaler:
-            scaler.unscale_(engine.optimizer)
-        torch.nn.utils.clip_grad_norm_(network.unet.parameters(), self.gradient_clip)
-        engine.fire_event(IterationEvents.BACKWARD_COMPLETED)
-        try:
-            if scaler:
-                scaler.step(engine.optimizer)
-                scaler.update()
-            else:
-                engine.optimizer.step()
-        except RuntimeError as error:
-            if "without overflow" not in str(error):
-                raise
-            raise TrainingError(
-                f"the optimizer's step overflows float32 in epoch {engine.state.epoch}, iteration "
-                f"{engine.state.iteration}; lower learned_atlas#optimizer#lr and start afresh with "
-                "--learned_atlas#resume false"
-            ) from error
+        descend(engine, own, network.unet.parameters(), self.gradient_clip, "learned_atlas")
         network.project_template()
         engine.fire_event(IterationEvents.MODEL_COMPLETED)
         return engine.state.output
@@ -173,6 +155,48 @@ class AtlasStep:
             values = torch.stack([torch.stack([t[name] for t in row]) for row in each])
             terms[name] = (values * responsibility).sum(1).mean()
         return terms, responsibility
+
+
+def descend(
+    engine: SupervisedTrainer,
+    loss: torch.Tensor,
+    clipped: Iterable[nn.Parameter],
+    gradient_clip: float,
+    block: str,
+) -> None:
+    """Backward and a step of the optimizer, through the scaler if there is one.
+
+    Args:
+        engine: brings optimizer and scaler; told of BACKWARD_COMPLETED in between.
+        loss: a scalar.
+        clipped: parameters whose gradient is clipped.
+        gradient_clip: its largest norm.
+        block: of the run's settings, for the message.
+
+    Raises:
+        TrainingError: the step overflows float32.
+    """
+    assert engine.optimizer is not None
+    scaler = engine.scaler
+    (scaler.scale(loss) if scaler else loss).backward()
+    if scaler:
+        scaler.unscale_(engine.optimizer)
+    torch.nn.utils.clip_grad_norm_(clipped, gradient_clip)
+    engine.fire_event(IterationEvents.BACKWARD_COMPLETED)
+    try:
+        if scaler:
+            scaler.step(engine.optimizer)
+            scaler.update()
+        else:
+            engine.optimizer.step()
+    except RuntimeError as error:
+        if "without overflow" not in str(error):
+            raise
+        raise TrainingError(
+            f"the optimizer's step overflows float32 in epoch {engine.state.epoch}, iteration "
+            f"{engine.state.iteration}; lower {block}#optimizer#lr and start afresh with "
+            f"--{block}#resume false"
+        ) from error
 
 
 def _over_processes(terms: dict[str, torch.Tensor], part: float) -> dict[str, torch.Tensor]:
