@@ -44,6 +44,7 @@ TINY = (
     "--learned_atlas#optimizer#epochs=8",
     "--learned_atlas#refine#rounds=1",
     "--learned_atlas#refine#iterations=2",
+    "--learned_atlas#refine#network_epochs=2",
 )
 EPOCHS = 2
 _START, _ANSWER, _TRAINING = 300, 300, 1800  # seconds to wait at most

@@ -411,6 +411,13 @@ class LearnedAtlasRefineConfig(Section):
         10, "Gradient steps per subject in a round.", "an integer >= 1", ge=1
     )
     lr: Number = setting(0.3, "Learning rate of the refined velocities.", "a number > 0", gt=0)
+    network_epochs: Integer = setting(
+        0,
+        "Epochs in which the network alone is trained on, against the template as the rounds left "
+        "it: new subjects are registered better; 0: none.",
+        "an integer >= 0",
+        ge=0,
+    )
     new_subject_iterations: Integer = setting(
         0,
         "Gradient steps that refine the field of a new subject at inference; 0: none.",

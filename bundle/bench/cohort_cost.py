@@ -31,7 +31,8 @@ from scripts.phantom import write_demo_cohort
 from scripts.settings import LearnedAtlasConfig
 
 SAMPLE = 2  # subjects that are measured
-EPOCHS, ROUNDS, ITERATIONS = 40, 5, 10  # as configs/train.yaml has them
+# As configs/train.yaml has them.
+EPOCHS, ROUNDS, ITERATIONS, NETWORK_EPOCHS = 40, 5, 10, 30
 
 
 class SmoothVelocities:
@@ -128,6 +129,9 @@ def estimate(found: dict[str, float], subjects: int, processes: int) -> dict[str
             subjects / 3600 * found["reading and checking"]
         ),
         "training, h": EPOCHS * hours * (found["training step"] + found["loading, cache disk"]),
+        "network's last epochs, h": (
+            NETWORK_EPOCHS * hours * (found["training step"] + found["loading, cache disk"])
+        ),
         "refinement, h": ROUNDS * (ITERATIONS + 1) * hours * found["refinement step"],
         "emission with fields, h": hours * found["emission with fields"],
         "emission without fields, h": hours * found["emission without fields"],

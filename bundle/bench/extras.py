@@ -25,6 +25,7 @@ TINY = (
     "--learned_atlas#device=cpu", "--learned_atlas#dtype=float32",
     "--learned_atlas#model#enc_features=[4,4]", "--learned_atlas#model#dec_features=[4,4,4]",
     "--learned_atlas#optimizer#epochs=3", "--learned_atlas#refine#rounds=0",
+    "--learned_atlas#refine#network_epochs=1",
 )  # fmt: skip
 
 

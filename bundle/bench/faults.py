@@ -61,6 +61,7 @@ TINY = (
     "--learned_atlas#optimizer#batch_size=2",
     "--learned_atlas#refine#rounds=2",
     "--learned_atlas#refine#iterations=1",
+    "--learned_atlas#refine#network_epochs=2",
 )
 COHORT_ONLY = TINY[2:4]
 _FILE_EVENTS = frozenset(

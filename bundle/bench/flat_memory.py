@@ -74,6 +74,7 @@ def long_run(folder: Path, steps: int) -> dict[str, Any]:
     words = [word for word in words if "batch_size" not in word and "epochs" not in word]
     epochs = -(-steps // SUBJECTS)
     words += [f"--learned_atlas#optimizer#epochs={epochs}"]
+    words += ["--learned_atlas#refine#network_epochs=1"]
     words += ["--learned_atlas#optimizer#batch_size=1"]
     ended = _sound(words, folder / "long", watch=watch)
     # Beginning and end have phases of their own: imports, refinement, publication.

@@ -21,7 +21,10 @@ from collections.abc import Callable
 
 import torch
 
-LAYOUTS = ("bfloat16", "float32", "float32-full-field", "float32-checkpointing", "monai")
+LAYOUTS = (
+    "bfloat16", "bfloat16-compiled", "float32", "float32-full-field", "float32-checkpointing",
+    "monai",
+)  # fmt: skip
 
 
 def sparse_volume(shape: tuple[int, ...]) -> torch.Tensor:
@@ -42,6 +45,8 @@ def our_step(layout: str, shape: tuple[int, ...], device: str) -> Callable[[], N
         checkpointing="checkpointing" in layout,
     ).to(device)
     network.train()
+    if "compiled" in layout:
+        network.unet.compile()
     factor = network.field_resolution
     loss = AtlasLoss((1.0, 1.0, 1.0), factor, centrality_weight=0.05)
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-4)

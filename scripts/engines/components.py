@@ -21,8 +21,9 @@ from scripts.cohort import (
     read_cohort,
     read_new_subjects,
 )
-from scripts.data import density_dataset, density_transforms
+from scripts.data import EpochBatches, density_dataset, density_transforms
 from scripts.engines.exporting import NetworkVelocities, in_box
+from scripts.engines.fine_tuning import NetworkFineTuning
 from scripts.engines.handlers.loss_history import LossHistory
 from scripts.engines.refinement import CohortRefinement
 from scripts.engines.run_state import RunState
@@ -39,7 +40,15 @@ from scripts.networks.atlas_network import AtlasNetwork
 from scripts.networks.building import published_coding, published_geometry, published_network
 from scripts.networks.checkpoint import load_checkpoint
 from scripts.networks.precision import open_device
-from scripts.processes import barrier, from_first, is_first, share, stop_together, world_size
+from scripts.processes import (
+    barrier,
+    from_first,
+    is_first,
+    rank,
+    share,
+    stop_together,
+    world_size,
+)
 from scripts.progress import progress_bar
 from scripts.run_log import keep_log
 from scripts.settings import LearnedAtlasConfig
@@ -50,6 +59,7 @@ __all__ = [
     "cohort_publisher",
     "cohort_refinement",
     "cohort_transforms",
+    "network_fine_tuning",
     "open_cohort",
     "open_network",
     "open_new_subjects",
@@ -295,6 +305,29 @@ def cohort_refinement(
         mixture_sharpness=settings.model.mixture_sharpness,
         design=None if cohort is None else cohort.design(),
         window=settings.loss.window,
+    )
+
+
+def network_fine_tuning(
+    refinement: CohortRefinement, path: str | Path, settings: LearnedAtlasConfig
+) -> NetworkFineTuning:
+    """The fine-tuning that the settings ask for.
+
+    Args:
+        refinement: of the run.
+        path: of its checkpoint.
+        settings: of the run.
+    """
+    optimizer = settings.optimizer
+    return NetworkFineTuning(
+        refinement,
+        EpochBatches(
+            len(refinement.dataset), optimizer.batch_size, optimizer.seed, rank(), world_size()
+        ),
+        path,
+        epochs=settings.refine.network_epochs,
+        lr=optimizer.lr,
+        gradient_clip=optimizer.gradient_clip,
     )
 
 

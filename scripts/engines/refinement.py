@@ -112,8 +112,8 @@ class CohortRefinement:
         """Centre, refine, and leave the network with its final template; resumes by itself."""
         self.network.eval()
         if not self._load():
-            self._centre_network()
-            self._save()
+            self._centre_network(uncentred=True)
+            self.save()
         if self.round < self.rounds:
             own = len(share(len(self.dataset)))
             with progress_bar(self.rounds * own, "refinement", initial=self.round * own) as bar:
@@ -126,7 +126,7 @@ class CohortRefinement:
 
     def velocity(self, index: int, template: int = 0) -> torch.Tensor:
         """Final velocity of a subject to a template: refined if it was, else the network's."""
-        if self.round and template == self._home(index):
+        if self.round and template == self.home(index):
             return self._stored(self.round - 1, index) - self.offset[template]
         return estimate_velocity(
             self.network, self.image(index), self.dtype, template,
@@ -156,18 +156,23 @@ class CohortRefinement:
             self._update_velocity_slopes(self.round)
         self._update_template(self.round)
         if self.round + 1 == self.rounds:
-            self._recentre_network()
+            self.recentre()
         self.round += 1
-        self._save()
+        self.save()
         if is_first():
             # The sums above were of this round's velocities: no process reads the earlier ones.
             shutil.rmtree(self._round_folder(self.round - 2), ignore_errors=True)
 
-    def _home(self, index: int) -> int:
+    def home(self, index: int) -> int:
+        """Which template explains a subject best."""
         return int(self.assignment[index].argmax())
 
-    def _centre_network(self) -> None:
-        """The exact mean velocity instead of the running one; the template moves with it."""
+    def _centre_network(self, uncentred: bool) -> None:
+        """The exact mean velocity instead of the running one; the template moves with it.
+
+        Args:
+            uncentred: the network was trained without subtracting the running mean.
+        """
         network = self.network
         if network.n_templates > 1:
             self._assign()
@@ -181,11 +186,10 @@ class CohortRefinement:
                     found = estimate_velocity(network, image, self.dtype, k)
                     total[k] += found[0] * (part / float(weight[k]))
         add_up(total)
-        # The fields so far, exp(v), were learned against this template WITHOUT subtracting the
-        # running mean; all in all they lose `moved`. exp(v - m) then needs the template moved by
-        # exp(m), to first order.
-        moved = network.mean_velocity + total
-        network.mean_velocity.copy_(moved)
+        # The fields that were learned against this template lose `moved`: exp(v - m) needs the
+        # template moved by exp(m), to first order.
+        moved = network.mean_velocity + total if uncentred else total
+        network.mean_velocity += total
         for k in range(network.n_templates):
             there = network.displacement(moved[k : k + 1])
             network.template[k] = warp(network.template[k : k + 1], there)[0]
@@ -211,7 +215,7 @@ class CohortRefinement:
         path = self._velocity_file(self.round, index)
         if path.exists():
             return float(load_checkpoint(path)["loss"])
-        home = self._home(index)
+        home = self.home(index)
         start = self.velocity(index, home)
         with torch.enable_grad():
             found, loss = refine_velocity(
@@ -228,7 +232,7 @@ class CohortRefinement:
         total = torch.zeros_like(self.network.mean_velocity)
         count = torch.zeros(self.network.n_templates)
         for index in share(len(self.dataset)):
-            home = self._home(index)
+            home = self.home(index)
             total[home] += self._stored(number, index)[0]
             count[home] += 1
         add_up(total, count)
@@ -264,7 +268,7 @@ class CohortRefinement:
         total = torch.zeros_like(network.template)
         weight = total.new_zeros((network.n_templates, 1, *network.shape))
         for index in share(len(self.dataset)):
-            home = self._home(index)
+            home = self.home(index)
             velocity = self._stored(number, index) - self.offset[home]
             _, inverse = network.displacements(velocity)
             size = jacobian_determinant(inverse[0]).clamp_min(0)
@@ -304,17 +308,25 @@ class CohortRefinement:
         network.density_slopes.copy_(found)
         network.project_template()
 
-    def _recentre_network(self) -> None:
-        """Let the network alone give, on average over the cohort, the refined velocity."""
+    @torch.no_grad()
+    def recentre(self) -> None:
+        """Let the network alone give, on average over the cohort, the refined velocity.
+
+        Without refined velocities it is to give 0, and the template moves with that.
+        """
         network = self.network
+        if not self.history:
+            self._centre_network(uncentred=False)
+            return
         shift = torch.zeros_like(network.mean_velocity)
         count = torch.zeros(network.n_templates)
+        newest = len(self.history) - 1
         for index in share(len(self.dataset)):
-            home = self._home(index)
+            home = self.home(index)
             found = estimate_velocity(
                 network, self.image(index), self.dtype, home, covariates=self.covariates(index)
             )
-            refined = self._stored(self.round, index) - self.offset[home]
+            refined = self._stored(newest, index) - self.offset[home]
             shift[home] += (found - refined)[0]
             count[home] += 1
         add_up(shift, count)
@@ -350,7 +362,8 @@ class CohortRefinement:
         path = self.folder / "state.pt"
         return load_checkpoint(path) if path.exists() else None
 
-    def _save(self) -> None:
+    def save(self) -> None:
+        """Write down how far the rounds are, with the network as it is now."""
         if not is_first():
             return
         with write_whole(self.folder / "state.pt") as path:

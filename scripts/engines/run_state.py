@@ -110,6 +110,11 @@ class RunState:
         """The refined velocities and the templates they belong to."""
         return self.folder / "refinement"
 
+    @property
+    def fine_tuning(self) -> Path:
+        """The network's last epochs, against the finished template."""
+        return self.folder / "fine_tuning.pt"
+
     def belongs_to(self, network_identity: str) -> bool:
         """Whether the folder holds the run that made the given weights from this cohort."""
         there = self._read(self.folder / "run.json")

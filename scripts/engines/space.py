@@ -40,10 +40,10 @@ def checkpoint_bytes(cohort: Cohort, settings: LearnedAtlasConfig) -> dict[str, 
     Returns:
         ``velocities`` of two rounds of refinement, 2 N d R floats with R = B / r^d voxels of the
         reduced box; ``checkpoints``: the weights W once in model.pt and in refinement/state.pt,
-        three times in training.pt (with Adam's two moments), and the largest of them once more
-        while it is written; ``cache`` = N C B with ``cache: disk``. W = K C B template + C B
-        support + K d R mean velocity + p (C B + d R) slopes on p columns of covariates + the
-        convolutions.
+        three times in training.pt and in fine_tuning.pt (with Adam's two moments), and the largest
+        of them once more while it is written; ``cache`` = N C B with ``cache: disk``. W = K C B
+        template + C B support + K d R mean velocity + p (C B + d R) slopes on p columns of
+        covariates + the convolutions.
     """
     model, n, d = settings.model, len(cohort.subjects), len(cohort.crop.shape)
     box = math.prod(cohort.crop.shape)
@@ -57,10 +57,11 @@ def checkpoint_bytes(cohort: Cohort, settings: LearnedAtlasConfig) -> dict[str, 
         weights += (3**d * (below + widest) + 1) * features
         below = features
     rounds = min(2, settings.refine.rounds)
+    trained = 2 if settings.refine.network_epochs else 1
     cached = n * model.channels * box if settings.cohort.cache == "disk" else 0
     return {
         "velocities": rounds * n * d * reduced * _FLOAT,
-        "checkpoints": (1 + 1 + 3 + 3) * weights * _FLOAT,
+        "checkpoints": (1 + 1 + 3 * trained + 3) * weights * _FLOAT,
         "cache": cached * _FLOAT,
     }
 

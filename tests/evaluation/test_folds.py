@@ -17,7 +17,8 @@ ROOT = Path(__file__).resolve().parents[2]
 TINY = {
     "device": "cpu", "dtype": "float32", "min_subjects": 2, "save_fields": False,
     "cohort": {"margin": 1}, "model": {"enc_features": [4], "dec_features": [4, 4]},
-    "optimizer": {"epochs": 1}, "refine": {"rounds": 0}, "loss": {"window": 3, "scales": [1]},
+    "optimizer": {"epochs": 1}, "refine": {"rounds": 0, "network_epochs": 1},
+    "loss": {"window": 3, "scales": [1]},
 }  # fmt: skip
 
 

@@ -26,6 +26,7 @@ TINY = (
     "--learned_atlas#optimizer#epochs=2",
     "--learned_atlas#refine#rounds=1",
     "--learned_atlas#refine#iterations=2",
+    "--learned_atlas#refine#network_epochs=2",
 )
 
 

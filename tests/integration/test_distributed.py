@@ -34,6 +34,7 @@ SETTINGS: dict[str, Any] = {
     "learned_atlas#optimizer#epochs": 3,
     "learned_atlas#optimizer#warmup_epochs": 1,
     "learned_atlas#refine#iterations": 3,
+    "learned_atlas#refine#network_epochs": 2,
 }
 # Seven subjects in batches of three: one process has two of them and the other one, and in the
 # last batch of an epoch the second has none.

@@ -29,6 +29,7 @@ QUICK: dict[str, Any] = {
     "learned_atlas#model#dec_features": [4, 4, 4],
     "learned_atlas#optimizer#epochs": 2,
     "learned_atlas#refine#rounds": 0,
+    "learned_atlas#refine#network_epochs": 1,
 }
 
 

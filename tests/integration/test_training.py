@@ -43,6 +43,7 @@ QUICK: dict[str, Any] = {
     "learned_atlas#optimizer#epochs": 1,
     "learned_atlas#refine#rounds": 1,
     "learned_atlas#refine#iterations": 1,
+    "learned_atlas#refine#network_epochs": 1,
 }
 
 

@@ -7,7 +7,19 @@ import math
 import torch
 from ignite.engine import Engine, Events
 
-__all__ = ["LearningRateSchedule"]
+__all__ = ["LearningRateSchedule", "rate_share"]
+
+
+def rate_share(progress: float, rise: float, final_share: float = 0.01) -> float:
+    """Share of the highest learning rate: a linear rise under a cosine that falls.
+
+    Args:
+        progress: of all steps, 0 to 1.
+        rise: how much of the warm-up is over; from 1 on it is.
+        final_share: at the end.
+    """
+    cosine = 0.5 * (1 + math.cos(math.pi * progress))
+    return (final_share + (1 - final_share) * cosine) * min(1.0, rise)
 
 
 class LearningRateSchedule:
@@ -39,10 +51,9 @@ class LearningRateSchedule:
         """Set the rates of the coming iteration."""
         length, epochs = engine.state.epoch_length or 1, engine.state.max_epochs or 1
         step, total = engine.state.iteration - 1, length * epochs
-        cosine = 0.5 * (1 + math.cos(math.pi * step / total))
-        share = self.final_share + (1 - self.final_share) * cosine
-        rise = min(1.0, (step + 1) / max(10, length)) if self.warmup_epochs else 1.0
+        rise = (step + 1) / max(10, length) if self.warmup_epochs else 1.0
+        share = rate_share(step / total, rise, self.final_share)
         waiting = step < self.warmup_epochs * length and self.warmup_epochs < epochs
         for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
             held = waiting and group.get("name") == "template"
-            group["lr"] = 0.0 if held else peak * share * rise
+            group["lr"] = 0.0 if held else peak * share

@@ -1,0 +1,187 @@
+"""People whom an atlas was not made of, beside those whom it was: network alone, and refined.
+
+    python -m bundle.bench.held_out output/learned_atlas --ckpt_dir models --work output/held_out
+
+Registers both groups to a published model by the command that users give, and measures the files
+that it writes. On the demo cohort the held-out subjects are its own, and the truth is known;
+elsewhere those of the dataset folder that the atlas doesn't name (the ones excluded from training).
+With ``--labels`` their label maps are compared in template space, nearest voxel, mean Dice over
+labels and pairs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from scipy.ndimage import map_coordinates
+
+from bundle.bench.atlas_quality import Build, score, subject_density
+from scripts.atlas import field_names, read_field
+from scripts.cohort import read_cohort
+from scripts.metrics.truth import load_truth, score_atlas
+from scripts.settings import LearnedAtlasConfig
+
+ROOT = Path(__file__).resolve().parents[2]
+SHOWN = (
+    "pairwise_correlation_before", "pairwise_correlation_after", "own_support_correlation",
+    "folded_fields", "smallest_jacobian", "inflation",
+)  # fmt: skip
+
+
+def register(
+    dataset: Path, names: Sequence[str], ckpt_dir: Path, output: Path, iterations: int
+) -> None:
+    """Bring subjects to the model as a user does.
+
+    Raises:
+        RuntimeError: the command failed; the message names its log.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    command = [
+        sys.executable, "-m", "bundle", "register", "--dataset_dir", str(dataset),
+        "--output_dir", str(output), "--ckpt_dir", str(ckpt_dir),
+        "--learned_atlas#cohort#subjects", json.dumps(list(names)),
+        "--learned_atlas#cohort#exclude", "[]",
+        "--learned_atlas#refine#new_subject_iterations", str(iterations),
+    ]  # fmt: skip
+    with (output / "log.txt").open("wb") as log:
+        done = subprocess.run(
+            command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, env=dict(os.environ)
+        )
+    if done.returncode != 0:
+        raise RuntimeError(f"registering failed ({done.returncode}), see {output / 'log.txt'}")
+
+
+def label_dice(maps: Sequence[np.ndarray]) -> float:
+    """Mean Dice over the labels that both have, and over all pairs."""
+    found = []
+    for one, other in itertools.combinations(maps, 2):
+        size = 1 + int(max(one.max(), other.max()))
+        ours, theirs = (np.bincount(m.ravel(), minlength=size) for m in (one, other))
+        shared = np.bincount(one[one == other].ravel(), minlength=size)
+        both = (ours > 0) & (theirs > 0)
+        both[0] = False
+        found.append(float((2 * shared[both] / (ours + theirs)[both]).mean()))
+    return float(np.mean(found))
+
+
+def in_template(labels: np.ndarray, displacement: np.ndarray) -> np.ndarray:
+    """A label map (X, Y, Z) at ``x + u(x)``, nearest voxel; 0 outside."""
+    points = np.indices(labels.shape) + displacement
+    return map_coordinates(labels, points, order=0, mode="constant", cval=0)
+
+
+def read_labels(dataset: Path, pattern: str, name: str) -> np.ndarray:
+    """A subject's label map."""
+    image = nib.load(dataset / pattern.format(subject=name))  # type: ignore[attr-defined]
+    return np.asarray(image.dataobj).astype(np.int32)
+
+
+class Bench:
+    """One model and its cohort.
+
+    Args:
+        atlas: the published folder.
+        labels: path pattern of label maps, or None.
+    """
+
+    def __init__(self, atlas: Path, labels: str | None) -> None:
+        self.about = json.loads((atlas / "atlas.json").read_text())
+        subjects = self.about["cohort"]["subjects"]
+        self.trained = [one["subject"] for one in subjects]
+        first = Path(subjects[0]["maps"][0]["path"])
+        self.dataset = first
+        while self.dataset.name != self.trained[0]:
+            self.dataset = self.dataset.parent
+        self.dataset = self.dataset.parent
+        self.labels = labels
+        self.template = np.asarray(nib.load(atlas / "atlas_mean.nii.gz").dataobj)  # type: ignore[attr-defined]
+        self.truth = load_truth(self.dataset) if (self.dataset / ".truth").is_dir() else None
+
+    def groups(self) -> dict[str, tuple[Path, list[str]]]:
+        """Dataset folder and names by group."""
+        if self.truth is not None:
+            held = [one.name for one in self.truth.held_out]
+            return {
+                "trained on": (self.dataset, self.trained),
+                "held out": (self.truth.held_out[0].path.parent, held),
+            }
+        everyone = self._cohort(self.dataset).subjects
+        held = [one.name for one in everyone if one.name not in self.trained]
+        return {
+            "trained on": (self.dataset, self.trained),
+            **({"held out": (self.dataset, held)} if held else {}),
+        }
+
+    def _cohort(self, dataset: Path, names: Sequence[str] | None = None) -> Any:
+        asked = {
+            key: value
+            for key, value in self.about["settings"]["cohort"].items()
+            if key not in ("exclude", "subjects")
+        }
+        if names is not None:
+            asked["subjects"] = list(names)
+        return read_cohort(
+            dataset, LearnedAtlasConfig.load({"cohort": asked, "device": "cpu", "min_subjects": 1})
+        )
+
+    def measure(self, dataset: Path, names: list[str], registered: Path) -> dict[str, Any]:
+        """Figures of registered subjects."""
+        native, there, back = [], [], []
+        for subject in self._cohort(dataset, names).subjects:
+            described = {"maps": [{**vars(one), "path": str(one.path)} for one in subject.maps]}
+            density = subject_density(described, self.template.shape)[0].astype(np.float32)
+            native.append(density)
+            fields = [
+                read_field(registered / subject.name / file).astype(np.float32)
+                for file in field_names(subject.name)
+            ]
+            there.append(fields[0])
+            back.append(fields[1])
+        offset, presence = self.about["log_offset"], self.about["presence_value"]
+        found = score(Build(self.template, native, there, back, offset, presence))
+        result: dict[str, Any] = {"subjects": len(names), **{key: found[key] for key in SHOWN}}
+        if self.truth is not None:
+            people = [p for p in (*self.truth.training, *self.truth.held_out) if p.name in names]
+            result |= score_atlas(self.truth, there, back, subjects=people)
+        if self.labels is not None:
+            maps = [read_labels(dataset, self.labels, name) for name in sorted(names)]
+            result["label_dice_before"] = label_dice(maps)
+            result["label_dice"] = label_dice(
+                [in_template(one, field) for one, field in zip(maps, there, strict=True)]
+            )
+        return result
+
+
+def main() -> None:
+    """Register, measure, print a JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("atlas", type=Path, help="the published folder")
+    parser.add_argument("--ckpt_dir", type=Path, required=True, help="holds its model.pt")
+    parser.add_argument("--work", type=Path, required=True, help="folder to write to")
+    parser.add_argument("--iterations", type=int, nargs="+", default=[0, 60])
+    parser.add_argument("--labels", help="such as '{subject}/label.nii.gz'")
+    arguments = parser.parse_args()
+    bench = Bench(arguments.atlas, arguments.labels)
+    results: dict[str, Any] = {}
+    for group, (dataset, names) in bench.groups().items():
+        for iterations in arguments.iterations:
+            title = f"{group}, " + (f"{iterations} steps" if iterations else "network alone")
+            output = arguments.work.resolve() / title.replace(" ", "_").replace(",", "")
+            register(dataset, names, arguments.ckpt_dir.resolve(), output, iterations)
+            results[title] = bench.measure(dataset, names, output / "registered")
+    print(json.dumps(results, indent=1))
+
+
+if __name__ == "__main__":
+    main()
