@@ -83,7 +83,7 @@ def in_template(labels: np.ndarray, displacement: np.ndarray) -> np.ndarray:
 
 def read_labels(dataset: Path, pattern: str, name: str) -> np.ndarray:
     """A subject's label map."""
-    image = nib.load(dataset / pattern.format(subject=name))  # type: ignore[attr-defined]
+    image = nib.Nifti1Image.from_filename(dataset / pattern.format(subject=name))
     return np.asarray(image.dataobj).astype(np.int32)
 
 
