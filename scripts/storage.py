@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import fcntl
 import glob
 import hashlib
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -24,6 +27,7 @@ __all__ = [
     "write_whole",
 ]
 
+_HERE, _SWAP = -100, 2  # AT_FDCWD; RENAME_EXCHANGE on Linux, RENAME_SWAP on macOS
 _LONGEST = 200  # bytes of a name that more is put around; systems allow 255
 
 
@@ -200,6 +204,29 @@ def _remove_abandoned(folder: Path) -> None:
                     shutil.rmtree(path, ignore_errors=True)
 
 
+def _exchange(one: Path, other: Path) -> bool:
+    """Let two folders change names in one step of the system; False where it has none for it.
+
+    Raises:
+        OSError: it has, and refuses.
+    """
+    library = ctypes.CDLL(None, use_errno=True)
+    paths = os.fsencode(one), os.fsencode(other)
+    if sys.platform == "linux" and hasattr(library, "renameat2"):
+        call, arguments = library.renameat2, (_HERE, paths[0], _HERE, paths[1], _SWAP)
+    elif sys.platform == "darwin" and hasattr(library, "renamex_np"):
+        call, arguments = library.renamex_np, (*paths, _SWAP)
+    else:
+        return False
+    sys.audit("os.rename", str(one), str(other), -1, -1)  # as os.rename tells of itself
+    if call(*arguments) == 0:
+        return True
+    number = ctypes.get_errno()
+    if number in (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP):
+        return False  # some network file systems
+    raise OSError(number, os.strerror(number), str(other))
+
+
 @contextmanager
 def staging_beside(target: Path) -> Iterator[Path]:
     """A hidden folder beside ``target``, removed at the end; those of killed processes go first.
@@ -247,11 +274,15 @@ def publish_folder(folder: str | Path) -> Iterator[Path]:
         staging.chmod(0o777 & ~umask)
         with _locked(staging):
             yield staging
-            earlier = _set_aside(target)
-            if target.exists():
+            if not target.exists():
+                staging.replace(target)
+            elif not _exchange(staging, target):
+                # A kill between these two leaves the earlier folder under another name, from which
+                # the next run brings it back.
+                earlier = _set_aside(target)
                 target.replace(earlier)
-            staging.replace(target)
-            shutil.rmtree(earlier, ignore_errors=True)
+                staging.replace(target)
+                shutil.rmtree(earlier, ignore_errors=True)
     except OSError as error:
         recover_folder(target)
         raise StorageError(f"{target}: can't be published: {error}") from error
