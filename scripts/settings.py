@@ -87,10 +87,12 @@ class LearnedAtlasCohortConfig(Section):
     )
     subjects: Annotated[list[str] | str | None, BeforeValidator(to_names)] = setting(
         None,
-        "Subjects to use: their names, or a text file of one name per line, or a .csv of "
-        "`subject,path[,tract]` that lists the maps themselves (both relative to the dataset "
-        "folder). Null takes every subject found.",
-        "null, a non-empty list of distinct names, or the path of a .txt or .csv file",
+        "Subjects to use: their names, or a text file of one name per line, or a list of the maps "
+        "themselves: a .csv of `subject,path[,tract]`, or MONAI's .json data list, whose entries "
+        "(of `training`, if it has parts) have the path as `image`, and `subject` and `tract` "
+        "where the path doesn't tell. All are relative to the dataset folder. Null takes every "
+        "subject found.",
+        "null, a non-empty list of distinct names, or the path of a .txt, .csv or .json file",
     )
     participants: Text = setting(
         "participants.tsv",
@@ -159,8 +161,8 @@ class LearnedAtlasCohortConfig(Section):
             if not subjects:
                 raise ValueError("names no subject")
             _check_names(subjects)
-        elif subjects is not None and not subjects.lower().endswith((".txt", ".csv")):
-            raise ValueError("is neither a list nor a .txt or .csv file")
+        elif subjects is not None and not subjects.lower().endswith((".txt", ".csv", ".json")):
+            raise ValueError("is neither a list nor a .txt, .csv or .json file")
         return subjects
 
     @field_validator("participants")

@@ -166,6 +166,7 @@ def weights(path: Path) -> object:
 TEXTS: dict[str, Callable[[Path], object]] = {
     "participants.tsv": lambda path: read_participants(path, ["age"]),
     "list.csv": list_subjects,
+    "list.json": list_subjects,
     "affine.txt": read_any_affine,
     "affine.mat": read_any_affine,
     "weights.txt": weights,

@@ -387,7 +387,7 @@ BAD = [
     ],
     *[
         ("cohort.subjects", value, "non-empty list of distinct names")
-        for value in [[], ["a", "a"], [""], [1], "sub-01", 3, {"a": 1}, "subjects.json", True]
+        for value in [[], ["a", "a"], [""], [1], "sub-01", 3, {"a": 1}, "subjects.xml", True]
     ],
     *[("cohort.exclude", value, "a list of distinct") for value in ["a", None, [1], ["a", "a"]]],
     *[

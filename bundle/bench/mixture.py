@@ -55,7 +55,9 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder to write to")
     parser.add_argument("--shape", type=int, nargs=3, default=(64, 72, 64))
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--override", nargs="+", default=[], help="of all three trainings")
+    parser.add_argument(
+        "--override", nargs=argparse.REMAINDER, default=[], help="last: of all three trainings"
+    )
     arguments = parser.parse_args()
     work = arguments.work.resolve()
     dataset = work / "cohort"

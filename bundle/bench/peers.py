@@ -323,7 +323,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--voxelmorph_steps", type=int, default=480)
     parser.add_argument("--builds", nargs="+", choices=list(BUILDS), default=None)
-    parser.add_argument("--override", nargs="+", default=[], help="more overrides for our builds")
+    parser.add_argument(
+        "--override", nargs=argparse.REMAINDER, default=[], help="last: of all our builds"
+    )
     arguments = parser.parse_args()
     task = open_task(arguments)
     chosen = arguments.builds or [

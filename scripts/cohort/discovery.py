@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import csv
 import functools
+import json
 import logging
 import os
 import re
 import unicodedata
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -131,9 +132,12 @@ def find_subjects(dataset_dir: Path, config: LearnedAtlasConfig) -> Discovery:
         raise CohortError(f"dataset folder {dataset_dir} {what}")
     cohort = config.cohort
     outputs = OUTPUT_FOLDERS | {config.output_subdir}
-    if isinstance(cohort.subjects, str) and cohort.subjects.lower().endswith(".csv"):
+    if isinstance(cohort.subjects, str) and cohort.subjects.lower().endswith((".csv", ".json")):
         listing = dataset_dir / cohort.subjects
-        scan = _Scan(matches=_read_csv(listing, dataset_dir))
+        if cohort.subjects.lower().endswith(".csv"):
+            scan = _Scan(matches=_read_csv(listing, dataset_dir))
+        else:
+            scan = _Scan(matches=_read_datalist(listing, dataset_dir, config))
         pattern = cohort.subjects
         wanted = None
     else:
@@ -233,27 +237,67 @@ def _rows(file: Path) -> Iterator[list[str]]:
         raise CohortError(f"list of subjects {file} can't be read: {say(error)}") from error
 
 
+def _read_datalist(file: Path, dataset_dir: Path, config: LearnedAtlasConfig) -> list[_Match]:
+    """MONAI's data list: entries with an ``image``, relative to the dataset folder."""
+    try:
+        listed = json.loads("\n".join(_read_lines(file)))
+    except (ValueError, RecursionError) as error:
+        raise CohortError(f"{file}: is not JSON ({error})") from error
+    if isinstance(listed, dict):
+        listed = listed.get("training")
+    if not isinstance(listed, list):
+        raise CohortError(
+            f"{file}: must be a list of entries, or a mapping with such a list as 'training'"
+        )
+
+    def matches() -> Iterator[tuple[str, _Match]]:
+        for number, entry in enumerate(listed, start=1):
+            values = entry if isinstance(entry, dict) else {}
+            image, subject, tract = (values.get(key) for key in ("image", "subject", "tract"))
+            said = (value for value in (subject, tract) if value is not None)
+            if not isinstance(image, str) or not all(isinstance(v, str) and v for v in said):
+                raise CohortError(
+                    f"{file}, entry {number}: must have the path of one map as 'image', and may "
+                    f"have texts as 'subject' and 'tract', got {str(entry)[:200]}"
+                )
+            path = (dataset_dir / image).absolute()
+            told = _match_tail(path, config)
+            match = _Match(path, subject or told.subject, tract or told.tract, image)
+            yield f"{file}, entry {number}", match
+
+    return _listed_once(file, matches())
+
+
 def _read_csv(file: Path, dataset_dir: Path) -> list[_Match]:
     """Rows ``subject,path[,tract]``; paths relative to the dataset folder."""
-    matches: list[_Match] = []
-    listed: set[Path] = set()
-    for number, row in enumerate(_rows(file), start=1):
-        cells = [cell.strip() for cell in row]
-        if not any(cells) or cells[0].startswith("#") or cells[:2] == ["subject", "path"]:
-            continue
-        if len(cells) not in (2, 3) or not all(cells):
-            raise CohortError(f"{file}, line {number}: must be subject,path or subject,path,tract")
-        tract = cells[2] if len(cells) == 3 else None
-        path = (dataset_dir / cells[1]).absolute()
-        if path in listed:
-            raise CohortError(f"{file}, line {number}: {cells[1]} was listed before")
-        listed.add(path)
-        matches.append(_Match(path, cells[0], tract, cells[1]))
+
+    def matches() -> Iterator[tuple[str, _Match]]:
+        for number, row in enumerate(_rows(file), start=1):
+            cells = [cell.strip() for cell in row]
+            if not any(cells) or cells[0].startswith("#") or cells[:2] == ["subject", "path"]:
+                continue
+            place = f"{file}, line {number}"
+            if len(cells) not in (2, 3) or not all(cells):
+                raise CohortError(f"{place}: must be subject,path or subject,path,tract")
+            tract = cells[2] if len(cells) == 3 else None
+            path = (dataset_dir / cells[1]).absolute()
+            yield place, _Match(path, cells[0], tract, cells[1])
+
+    return _listed_once(file, matches())
+
+
+def _listed_once(file: Path, listed: Iterable[tuple[str, _Match]]) -> list[_Match]:
+    """A list's maps, each with its place: at least one, none twice, tracts for all or none."""
+    matches: dict[Path, _Match] = {}
+    for place, match in listed:
+        if match.path in matches:
+            raise CohortError(f"{place}: {match.run} was listed before")
+        matches[match.path] = match
     if not matches:
         raise CohortError(f"{file} lists no map")
-    if len({match.tract is None for match in matches}) == 2:
+    if len({match.tract is None for match in matches.values()}) == 2:
         raise CohortError(f"{file}: either every row has a tract or none")
-    return sorted(matches, key=lambda match: (match.subject, match.run))
+    return sorted(matches.values(), key=lambda match: (match.subject, match.run))
 
 
 def _same_name(name: str) -> str:

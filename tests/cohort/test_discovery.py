@@ -1,5 +1,6 @@
 """Which folders are subjects, which never are, and which runs belong together."""
 
+import json
 import logging
 import os
 import unicodedata
@@ -290,9 +291,38 @@ def test_csv_with_tracts(abc):
     assert [(one.subject, one.reason) for one in found.rejected] == [("y", "no map of tract cst")]
 
 
+@pytest.mark.parametrize("parts", [True, False])
+def test_subjects_by_a_data_list(abc, parts):
+    entries = [{"image": "a/tdi.nii", "label": "x.nii"}, {"image": "b/tdi.nii", "subject": "y"}]
+    listed = {"training": entries, "validation": [{"image": "c/tdi.nii"}]} if parts else entries
+    (abc / "data.json").write_text(json.dumps(listed))
+    found = find(abc, cohort={"pattern": PATTERN, "subjects": "data.json"})
+    assert (names(found), files(found, abc)) == (["a", "y"], ["a/tdi.nii", "b/tdi.nii"])
+
+
+def test_data_list_with_tracts(abc):
+    entries = [
+        {"image": f"{folder}/tdi.nii", "subject": subject, "tract": tract}
+        for folder, subject, tract in (("a", "x", "af"), ("b", "x", "cst"), ("c", "y", "af"))
+    ]
+    (abc / "data.json").write_text(json.dumps(entries))
+    found = find(abc, model={"channels": 2}, cohort={"subjects": "data.json"})
+    assert found.tracts == ("af", "cst")
+    assert [one.channel for one in found.candidates[0].maps] == [0, 1]
+
+
 @pytest.mark.parametrize(
     "name, text, words",
     [
+        ("data.json", "{", "is not JSON"),
+        ("data.json", "[" * 100_000, "is not JSON"),
+        ("data.json", '{"validation": []}', "must be a list of entries"),
+        ("data.json", "[]", "lists no map"),
+        ("data.json", '[{"image": "x"}, {"label": "y"}]', "entry 2: must have the path of one map"),
+        ("data.json", '["x"]', "entry 1: must have the path"),
+        ("data.json", '[{"image": "x", "subject": 3}]', "entry 1: must have the path"),
+        ("data.json", '[{"image": "x"}, {"image": "x"}]', "entry 2: x was listed before"),
+        ("data.json", None, "can't be read: No such file"),
         ("list.txt", "\n", "names no subject"),
         ("maps.csv", "subject,path\n", "lists no map"),
         ("maps.csv", "a\n", "line 1: must be subject,path"),
