@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import signal
 import sys
 import warnings
@@ -19,6 +20,7 @@ from typing import Any, TextIO, cast
 from scripts.errors import (
     EXIT_INTERRUPTED,
     INTERRUPTED,
+    StorageError,
     TractAtlasError,
     find_interruption,
     find_user_error,
@@ -133,12 +135,19 @@ def run(argv: Sequence[str] | None = None) -> int:
     return code
 
 
-def _lasting(stream: TextIO) -> TextIO:
+def _lasting(stream: TextIO | None) -> TextIO:
+    if stream is None:  # closed before we began, as by `>&-`
+        stream = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 (until the end)
     return cast(TextIO, LastingStream(stream))
 
 
 def _explained(arguments: list[str]) -> int:
     """Run a verb; what a user can mend is told in one message."""
+    try:
+        Path.cwd()
+    except OSError as error:
+        print(f"error: the working directory can't be entered: {error.strerror}", file=sys.stderr)
+        return StorageError.exit_code
     try:
         return _dispatch(arguments)
     except KeyboardInterrupt:

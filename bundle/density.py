@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 from pathlib import Path
 
 from tqdm import tqdm
 
 from scripts.cohort import count_density, read_reference, write_density
 from scripts.errors import ConfigurationError
-from scripts.storage import check_writable
+from scripts.storage import check_space, check_writable
 from scripts.tractograms import open_tractogram
 
 __all__ = ["write_map_of"]
@@ -34,6 +35,7 @@ def write_map_of(options: argparse.Namespace) -> str:
         raise ConfigurationError(f"--output {output}: must end with .nii or .nii.gz")
     check_writable(output.absolute().parent)
     grid = read_reference(options.reference)
+    check_space({output.absolute().parent: {"map": 4 * math.prod(grid.shape)}})
     counts = [open_tractogram(path).count for path in options.tractograms]
     known = [count for count in counts if count is not None]
     total = sum(known) if len(known) == len(counts) else None

@@ -18,7 +18,8 @@ import urllib.parse
 import urllib.request
 import uuid
 import zipfile
-from pathlib import Path
+import zlib
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import nibabel as nib
@@ -273,11 +274,30 @@ def _application(label: LabelEnvironment, archive: Path, work: Path) -> Path:
         raise LabelCheckError(f"monailabel apps failed:\n{_last_lines(result.stderr)}")
     models = work / "monaibundle" / "model"
     models.mkdir()
-    with zipfile.ZipFile(archive) as packed:
-        packed.extractall(models)
+    unpack(archive, models)
     if not (models / NAME / "models/model.pt").is_file():
         raise LabelCheckError(f"{archive} is no archive of `python -m bundle pack`")
     return models / NAME
+
+
+def unpack(archive: Path, folder: Path) -> None:
+    """Unpack an archive of `pack`, all of which lies in one folder.
+
+    Raises:
+        LabelCheckError: it is no such archive, a name leads elsewhere, or it holds a link.
+    """
+    try:
+        with zipfile.ZipFile(archive) as packed:
+            for one in packed.infolist():
+                parts = PurePosixPath(one.filename).parts
+                link = (one.external_attr >> 16) & 0o170000 == 0o120000
+                if parts[:1] != (NAME,) or ".." in parts or "\\" in one.filename or link:
+                    raise LabelCheckError(f"{archive}: holds {one.filename!r}; nothing is unpacked")
+            if packed.testzip() is not None:
+                raise LabelCheckError(f"{archive}: is damaged; nothing is unpacked")
+            packed.extractall(folder)
+    except (OSError, RuntimeError, NotImplementedError, zlib.error, zipfile.BadZipFile) as error:
+        raise LabelCheckError(f"{archive}: can't be unpacked: {error}") from error
 
 
 class _Server:

@@ -37,6 +37,7 @@ OTHER_BLOCKS = {
     "evaluate": "scripts.evaluation.settings:EvaluateConfig",
     "label_transfer": "scripts.transport.settings:LabelTransferConfig",
     "tract_similarity": "scripts.consumers.settings:TractSimilarityConfig",
+    "warp": "scripts.affine.warp_settings:WarpConfig",
 }
 BLOCKS = (SETTINGS_BLOCK, *OTHER_BLOCKS)
 # Arguments of MONAI's own `run`, `ConfigWorkflow` and experiment tracking: never keys of a config.
@@ -376,7 +377,7 @@ def known_value(config: Mapping[str, Any], value: Any, depth: int = 0) -> Any:
         return _UNRESOLVED
     try:
         tree = ast.parse(re.sub(r"@(\w+)", r"\1", value[1:]), mode="eval")
-    except SyntaxError:
+    except (SyntaxError, ValueError, RecursionError, MemoryError):  # parser's words for "too deep"
         return _UNRESOLVED
     names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
     plain = (ast.Expression, ast.Constant, ast.Name, ast.Load, ast.BinOp, ast.Add)
@@ -388,5 +389,5 @@ def known_value(config: Mapping[str, Any], value: Any, depth: int = 0) -> Any:
         return _UNRESOLVED
     try:
         return eval(compile(tree, "<config>", "eval"), {"__builtins__": {}}, scope)
-    except TypeError:  # such as text + number: MONAI will report it in full
-        return _UNRESOLVED
+    except (TypeError, ValueError, ArithmeticError, MemoryError):
+        return _UNRESOLVED  # such as text + number: MONAI will report it in full

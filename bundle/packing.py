@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from scripts.networks import AtlasNetwork, published_network
-from scripts.storage import write_whole
+from scripts.storage import check_space, write_whole
 
 __all__ = ["LARGE", "NAME", "completed_metadata", "pack", "trained_config"]
 
@@ -59,6 +59,8 @@ def pack(
     contents[_TRAIN] = trained_config(train, network.description["settings"]).encode()
     contents[_METADATA] = (json.dumps(metadata, indent=4, ensure_ascii=False) + "\n").encode()
     contents["models/model.pt"] = model.read_bytes()
+    room = sum(map(len, contents.values()))
+    check_space({output.absolute().parent: {"archive": room}})
     with write_whole(output) as staged, zipfile.ZipFile(staged, "w") as archive:
         for name in sorted(contents):
             entry = zipfile.ZipInfo(f"{NAME}/{name}", date_time=_EPOCH)

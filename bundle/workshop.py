@@ -26,6 +26,8 @@ from typing import BinaryIO
 ROOT = Path(__file__).resolve().parent.parent
 TORCH = "2.13.0"
 REQUIREMENTS = ("requirements.txt", "requirements-dev.txt")
+LOCKS = ("requirements.lock", "requirements-dev.lock")
+"""The same versions with the SHA-256 of every file of each release; made of REQUIREMENTS."""
 DEMO = ("-m", "monai.bundle", "run", "training", "--config_file", "configs/train.yaml")
 CHECKS = (
     ("ruff check", ("-m", "ruff", "check", ".")),
@@ -86,8 +88,11 @@ class Environment:
         digest = hashlib.sha256()
         digest.update(f"{sys.version_info[:2]} {platform.machine()}".encode())
         digest.update(" ".join(torch_candidates(self.driver)).encode())
-        for name in REQUIREMENTS:
-            digest.update(b"\0" + (self.root / name).read_bytes())
+        for name in (*REQUIREMENTS, *LOCKS):
+            try:
+                digest.update(b"\0" + (self.root / name).read_bytes())
+            except OSError as error:
+                raise SetupError(f"{self.root / name} can't be read: {error.strerror}") from error
         return digest.hexdigest()
 
     def prepare(self) -> None:
@@ -114,7 +119,11 @@ class Environment:
             stamp.write(wanted)
 
     def install(self, lock: int) -> None:
-        """Build the environment from nothing: pip, torch, then the pinned rest."""
+        """Build the environment from nothing: pip, what is hashed, then torch.
+
+        What torch needs in turn is among the hashed packages and there before it, so that nothing
+        but torch itself (and, with a driver, its CUDA libraries) comes without a known hash.
+        """
         try:
             # symlinks as `python -m venv` makes them: a copied interpreter may not find its library
             venv.EnvBuilder(symlinks=True, with_pip=True).create(self.folder)
@@ -122,19 +131,26 @@ class Environment:
             raise SetupError(
                 f"the venv module can't make an environment with pip: {error}"
             ) from error
+        say(f"installing {' and '.join(LOCKS)}")
+        files = [word for name in LOCKS for word in ("-r", name)]
+        # Without dependencies: the lists are complete, and one of their packages wants torch.
+        if self.pip(lock, ["--require-hashes", "--no-deps", *files], pinned=False) != 0:
+            raise SetupError(
+                f"pip could not install {' and '.join(LOCKS)}; above it says why (a file that "
+                "isn't the one that was hashed is never installed)"
+            )
         say(f"installing torch {TORCH} ({'CUDA' if self.driver else 'CPU'})")
         *others, last = torch_candidates(self.driver)
         if not any(self.pip(lock, [name], quiet=True) == 0 for name in others) and (
             self.pip(lock, [last]) != 0
         ):
             raise SetupError(f"pip could not install {last}")
-        say(f"installing {' and '.join(REQUIREMENTS)}")
-        if self.pip(lock, [word for name in REQUIREMENTS for word in ("-r", name)]) != 0:
-            raise SetupError("pip could not install the requirements")
 
-    def pip(self, lock: int, arguments: Sequence[str], quiet: bool = False) -> int:
-        """``pip install`` under the pins; with ``quiet`` a failure prints nothing either."""
-        pins = [word for name in REQUIREMENTS for word in ("-c", name)]
+    def pip(
+        self, lock: int, arguments: Sequence[str], quiet: bool = False, pinned: bool = True
+    ) -> int:
+        """``pip install``, under the pins; with ``quiet`` a failure prints nothing either."""
+        pins = [word for name in REQUIREMENTS for word in ("-c", name)] if pinned else []
         command = [str(self.python), "-m", "pip", "install", "-qq", *pins, *arguments]
         return subprocess.run(
             [*command, "--disable-pip-version-check"],

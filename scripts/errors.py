@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from types import TracebackType
 from typing import ClassVar
@@ -113,12 +114,29 @@ def _memory_error(error: Exception) -> OutOfMemoryError | None:
     return found
 
 
+_OF_THE_SYSTEM = (
+    errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT,
+    errno.EROFS, errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE,
+)  # fmt: skip
+
+
+def _storage_error(error: Exception) -> StorageError | None:
+    """What the system refuses wherever it is asked, such as a path longer than any may be."""
+    if not isinstance(error, OSError) or error.errno not in _OF_THE_SYSTEM:
+        return None
+    place = "" if error.filename is None else f"{str(error.filename)[:200]}: "
+    found = StorageError(f"{place}{error.strerror}")
+    found.__cause__ = error
+    return found
+
+
 def find_user_error(error: BaseException | None) -> TractAtlasError | None:
     """First `TractAtlasError` among ``error`` and the errors that it was raised from.
 
     MONAI wraps what a component raises in a ``RuntimeError``, sometimes several times over. The
     chain is walked as a traceback shows it: the cause, or else the context unless suppressed.
-    Memory that ran out is an `OutOfMemoryError`, whoever noticed it. An interruption
+    Memory that ran out is an `OutOfMemoryError`, and what the system refuses everywhere (a full
+    disk, a path that is too long) a `StorageError`, whoever noticed it. An interruption
     (``KeyboardInterrupt``, ``SystemExit``) isn't explained by what came before it.
 
     Args:
@@ -131,8 +149,9 @@ def find_user_error(error: BaseException | None) -> TractAtlasError | None:
     while isinstance(error, Exception) and id(error) not in seen:
         if isinstance(error, TractAtlasError):
             return error
-        if (exhausted := _memory_error(error)) is not None:
-            return exhausted
+        refused = _memory_error(error) or _storage_error(error)
+        if refused is not None:
+            return refused
         seen.add(id(error))
         suppressed = error.__suppress_context__
         error = error.__cause__ or (None if suppressed else error.__context__)

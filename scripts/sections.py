@@ -250,7 +250,7 @@ def _describe_one(violation: Any, model: type[Section], given: Mapping[str, Any]
             value = value[part]
             continue
         field = section.model_fields.get(str(part))
-        path += f".{part}"
+        path += f".{part if str(part).isprintable() else repr(part)}"
         if field is None:
             return f"{path} = {_shorten(violation['input'])}: {_unknown_key(str(part), section)}"
         extra = field.json_schema_extra

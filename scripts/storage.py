@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import fcntl
 import glob
 import hashlib
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -20,9 +23,11 @@ __all__ = [
     "file_hash",
     "publish_folder",
     "recover_folder",
+    "staging_beside",
     "write_whole",
 ]
 
+_HERE, _SWAP = -100, 2  # AT_FDCWD; RENAME_EXCHANGE on Linux, RENAME_SWAP on macOS
 _LONGEST = 200  # bytes of a name that more is put around; systems allow 255
 
 
@@ -39,6 +44,13 @@ def check_writable(folder: str | Path) -> None:
         StorageError: if a file or a folder closed to us is in the way.
     """
     target = Path(folder).absolute()
+    try:
+        os.lstat(target)
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        pass  # told below, where it matters
+    except (OSError, ValueError) as error:  # a name that no system takes
+        why = error.strerror if isinstance(error, OSError) else str(error)
+        raise StorageError(f"{str(target)[:200]!r}: can't be written: {why}") from error
     there = next(path for path in (target, *target.parents) if os.path.lexists(path))
     if not there.is_dir():
         raise StorageError(f"{target}: can't be written: {there} is no folder")
@@ -192,6 +204,46 @@ def _remove_abandoned(folder: Path) -> None:
                     shutil.rmtree(path, ignore_errors=True)
 
 
+def _exchange(one: Path, other: Path) -> bool:
+    """Let two folders change names in one step of the system; False where it has none for it.
+
+    Raises:
+        OSError: it has, and refuses.
+    """
+    library = ctypes.CDLL(None, use_errno=True)
+    paths = os.fsencode(one), os.fsencode(other)
+    if sys.platform == "linux" and hasattr(library, "renameat2"):
+        call, arguments = library.renameat2, (_HERE, paths[0], _HERE, paths[1], _SWAP)
+    elif sys.platform == "darwin" and hasattr(library, "renamex_np"):
+        call, arguments = library.renamex_np, (*paths, _SWAP)
+    else:
+        return False
+    sys.audit("os.rename", str(one), str(other), -1, -1)  # as os.rename tells of itself
+    if call(*arguments) == 0:
+        return True
+    number = ctypes.get_errno()
+    if number in (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP):
+        return False  # some network file systems
+    raise OSError(number, os.strerror(number), str(other))
+
+
+@contextmanager
+def staging_beside(target: Path) -> Iterator[Path]:
+    """A hidden folder beside ``target``, removed at the end; those of killed processes go first.
+
+    Raises:
+        OSError: it can't be made.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    _remove_abandoned(target)
+    staging = Path(tempfile.mkdtemp(prefix=_staging_prefix(target), dir=target.parent))
+    try:
+        with _locked(staging):
+            yield staging
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
 @contextmanager
 def publish_folder(folder: str | Path) -> Iterator[Path]:
     """A staging folder that replaces ``folder`` when the block ends well.
@@ -222,11 +274,15 @@ def publish_folder(folder: str | Path) -> Iterator[Path]:
         staging.chmod(0o777 & ~umask)
         with _locked(staging):
             yield staging
-            earlier = _set_aside(target)
-            if target.exists():
+            if not target.exists():
+                staging.replace(target)
+            elif not _exchange(staging, target):
+                # A kill between these two leaves the earlier folder under another name, from which
+                # the next run brings it back.
+                earlier = _set_aside(target)
                 target.replace(earlier)
-            staging.replace(target)
-            shutil.rmtree(earlier, ignore_errors=True)
+                staging.replace(target)
+                shutil.rmtree(earlier, ignore_errors=True)
     except OSError as error:
         recover_folder(target)
         raise StorageError(f"{target}: can't be published: {error}") from error

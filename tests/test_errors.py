@@ -1,5 +1,7 @@
 """User errors: found through whatever wraps them, shown in one line, with their own status."""
 
+import errno
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -45,6 +47,16 @@ def test_suppressed_context_is_not_searched():
     error.__context__ = errors.StorageError("disk full")
     error.__suppress_context__ = True
     assert errors.find_user_error(error) is None
+
+
+@pytest.mark.parametrize("number", [errno.ENAMETOOLONG, errno.ENOSPC, errno.EACCES, errno.EMFILE])
+def test_what_the_system_refuses_everywhere_is_a_storage_error(number):
+    error = wrapped(OSError(number, os.strerror(number), "a" * 5000), RuntimeError("by MONAI"))
+    found = errors.find_user_error(error)
+    assert isinstance(found, errors.StorageError)
+    assert str(found).endswith(os.strerror(number))
+    assert len(str(found)) < 300
+    assert errors.find_user_error(OSError(errno.EINVAL, "a bug")) is None
 
 
 @pytest.mark.parametrize("other", [None, ValueError("bug"), KeyboardInterrupt()])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from scripts import storage
 from scripts.errors import StorageError
 from scripts.storage import check_writable, publish_folder, recover_folder, write_whole
 
@@ -148,6 +150,7 @@ def test_a_failed_second_rename_puts_the_earlier_folder_back(
         return replace(self, target)
 
     monkeypatch.setattr(Path, "replace", fails)
+    monkeypatch.setattr(storage, "_exchange", lambda one, other: False)
     with pytest.raises(StorageError, match="atlas: can't be published: disk gone"):  # noqa: SIM117
         with publish_folder(earlier) as staging:
             (staging / "x").write_text("1")
@@ -267,3 +270,73 @@ def test_a_closed_folder_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     with pytest.raises(StorageError, match=f"no permission to write in {tmp_path}"):
         check_writable(tmp_path / "a")
+
+
+@pytest.mark.parametrize("name", ["a" * 300, "a/" * 3000, "a\0b"])
+def test_a_name_that_no_system_takes_is_refused(tmp_path, name):
+    with pytest.raises(StorageError, match="can't be written") as told:
+        check_writable(f"{tmp_path}/{name}")
+    assert len(str(told.value)) < 400
+    assert "\0" not in str(told.value)
+
+
+def _publish_and_die(target: Path, at: int, exchange: bool) -> int:
+    """Publish over what is there in a process that is killed before its n-th file operation."""
+    child = os.fork()
+    if child == 0:
+        seen = 0
+
+        def hook(event: str, arguments: tuple) -> None:
+            nonlocal seen
+            if event in ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir"):
+                seen += 1
+                if seen == at:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+        if not exchange:
+            storage._exchange = lambda one, other: False
+        sys.addaudithook(hook)
+        with publish_folder(target) as staging:
+            (staging / "a").write_text("new")
+            (staging / "b").write_text("new")
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+@pytest.mark.parametrize("exchange", [True, False])
+def test_a_kill_before_any_file_operation_leaves_the_old_or_the_new(tmp_path, exchange):
+    target = tmp_path / "atlas"
+    found = []
+    for at in range(1, 200):
+        shutil.rmtree(tmp_path)
+        target.mkdir(parents=True)
+        for name in ("a", "b"):
+            (target / name).write_text("old")
+        status = _publish_and_die(target, at, exchange)
+        if exchange:  # always there, under its name
+            assert target.is_dir(), at
+        else:
+            recover_folder(target)
+        kinds = {path.read_text() for path in target.iterdir()}
+        assert kinds in ({"old"}, {"new"}), at
+        assert {path.name for path in target.iterdir()} == {"a", "b"}, at
+        found += kinds
+        with publish_folder(target) as staging:
+            (staging / "c").write_text("next")
+        assert [path.name for path in tmp_path.iterdir()] == ["atlas"], at
+        if status == 0:
+            break
+        assert status == -signal.SIGKILL
+    assert found.count("old") > 3
+    assert found.count("new") > 1
+
+
+def test_folders_change_names_at_once(tmp_path):
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name).touch()
+    if not storage._exchange(tmp_path / "one", tmp_path / "other"):
+        pytest.skip("the file system of the tests can't")
+    assert [path.name for path in (tmp_path / "one").iterdir()] == ["other"]
+    with pytest.raises(FileNotFoundError):
+        storage._exchange(tmp_path / "one", tmp_path / "nothing")

@@ -8,9 +8,11 @@ import numpy as np
 
 from scripts.atlas.transforms import read_affine
 from scripts.errors import CohortError
+from scripts.outside import FileError, read_text
 
 __all__ = ["read_any_affine", "transform_names", "write_affine_files", "write_itk_affine"]
 
+_LONGEST = 1 << 16  # bytes
 _TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
@@ -83,10 +85,11 @@ def read_any_affine(path: str | Path) -> np.ndarray:
     file = Path(path)
     if not file.name.lower().endswith(".mat"):
         try:
-            rows = [line.split() for line in file.read_text(encoding="ascii").splitlines()]
+            text = read_text(file, _LONGEST, encoding="ascii")
+            rows = [line.split() for line in text.splitlines()]
             rows = [row for row in rows if row and not row[0].startswith("#")]
             matrix = np.array([[float(word) for word in row] for row in rows])
-        except (OSError, ValueError):
+        except (FileError, ValueError):
             return read_affine(file).matrix  # with its own message
         sound = matrix.shape == (4, 4) and bool(np.isfinite(matrix).all())
         if not sound or not np.allclose(matrix[3], (0, 0, 0, 1)):

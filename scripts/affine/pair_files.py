@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,13 +10,21 @@ import numpy as np
 import torch
 
 from scripts.affine.files import write_affine_files
+from scripts.affine.image_pairs import ImagePairs
 from scripts.affine.reading import ReadImage
 from scripts.atlas.fields import write_field
 from scripts.atlas.maps import write_map
-from scripts.atlas.transforms import AffineTransform, FieldTransform, Transform, resample
+from scripts.atlas.transforms import (
+    AffineTransform,
+    FieldTransform,
+    Transform,
+    resample,
+    voxels_of,
+)
 from scripts.errors import FoldingError
+from scripts.storage import check_space
 
-__all__ = ["PairFields", "require_no_fold", "write_pair"]
+__all__ = ["PairFields", "pairs_with_room", "require_no_fold", "room_for_pairs", "write_pair"]
 
 
 @dataclass(frozen=True)
@@ -29,6 +38,34 @@ class PairFields:
 
     forward: torch.Tensor
     inverse: torch.Tensor
+
+
+def room_for_pairs(
+    folder: str | Path, fixed: str | Path, moving: Sequence[str | Path], fields: bool
+) -> None:
+    """Make sure that what `write_pair` writes of these images fits, by their headers.
+
+    Args:
+        folder: where to.
+        fixed: the image that is wanted.
+        moving: those that are brought to it.
+        fields: whether displacements are written too.
+
+    Raises:
+        StorageError: with the arithmetic.
+    """
+    voxels, channels = voxels_of(fixed)
+    images = sum(channels * (voxels + voxels_of(path)[0]) for path in moving)
+    displacements = 6 * voxels * len(moving) if fields else 0
+    check_space({Path(folder): {"fields": 4 * displacements, "images": 4 * images}})
+
+
+def pairs_with_room(
+    settings: ImagePairs, folder: str | Path, fields: bool = False
+) -> list[dict[str, str]]:
+    """The pairs of the settings, for which there is room; see `room_for_pairs`."""
+    room_for_pairs(folder, settings.fixed, settings.moving, fields)
+    return settings.pairs()
 
 
 def require_no_fold(path: str | Path, jacobian: dict[str, dict[str, float]], advice: str) -> None:

@@ -16,7 +16,12 @@ import torch
 from scripts.affine.elastic import ElasticRefinement, ElasticResult
 from scripts.affine.files import read_any_affine
 from scripts.affine.image_pairs import image_name
-from scripts.affine.pair_files import PairFields, require_no_fold, write_pair
+from scripts.affine.pair_files import (
+    PairFields,
+    require_no_fold,
+    room_for_pairs,
+    write_pair,
+)
 from scripts.affine.reading import ReadImage
 from scripts.affine.refinement_settings import RefineConfig
 from scripts.affine.refining import AffineRefinement, AffineResult, start_in_family
@@ -71,6 +76,8 @@ class PairRefiner:
         """
         locks = lock_folders([self.output_dir])
         try:
+            fields = self.settings.mode != "affine"
+            room_for_pairs(self.output_dir, self.settings.fixed, self.moving, fields)
             with progress_bar(len(self.moving), "refinement") as bar:
                 for path, start in zip(self.moving, self.starts, strict=True):
                     self._refine(path, start)

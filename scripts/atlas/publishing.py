@@ -5,13 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import platform
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -20,6 +18,7 @@ import torch
 
 from scripts.atlas.fields import field_names, write_field
 from scripts.atlas.maps import write_map
+from scripts.atlas.provenance import code_identity, description_hash, versions_here
 from scripts.atlas.quality_page import SubjectQuality, quality_page
 from scripts.atlas.registration import Registration, fields_of
 from scripts.atlas.sidecars import describe_atlas
@@ -44,13 +43,14 @@ from scripts.settings import LearnedAtlasConfig
 from scripts.storage import file_hash, publish_folder, write_whole
 from scripts.write_behind import WriteBehind
 
-__all__ = ["NEGLIGIBLE_SHARE", "AtlasPublisher", "description_hash", "weights_identity"]
+__all__ = ["NEGLIGIBLE_SHARE", "AtlasPublisher", "weights_identity"]
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
 _SHOWN = 3  # subjects that the quality page draws
+_PACKAGES = ("torch", "monai", "pytorch-ignite", "nibabel", "numpy", "scipy", "pydantic")
 NEGLIGIBLE_SHARE = 0.01  # of a subject below which a template doesn't see it
 
 
@@ -158,12 +158,6 @@ def weights_identity(network: AtlasNetwork) -> str:
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
-
-
-def description_hash(about: dict[str, Any]) -> str:
-    """SHA-256 of everything that ``atlas.json`` says, but for this number itself."""
-    said = {key: value for key, value in about.items() if key != "description_sha256"}
-    return hashlib.sha256(json.dumps(said, sort_keys=True).encode("ascii")).hexdigest()
 
 
 class AtlasPublisher:
@@ -518,13 +512,8 @@ class AtlasPublisher:
             else None,
             "settings": self.settings.as_dict(),
             "weights": weights_identity(self.network),
-            "versions": {
-                "python": platform.python_version(),
-                **{
-                    package: version(package)
-                    for package in ("torch", "monai", "pytorch-ignite", "nibabel", "numpy")
-                },
-            },
+            "code": code_identity(),
+            "versions": versions_here(*_PACKAGES),
         }
 
     def _covariates(self) -> dict[str, Any]:

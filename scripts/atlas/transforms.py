@@ -6,8 +6,9 @@ resampled, in world millimetres, RAS. Files hold ITK's world, LPS: x and y run t
 
 from __future__ import annotations
 
+import math
+import os
 import re
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,14 +16,14 @@ from typing import Protocol
 
 import nibabel as nib
 import numpy as np
-from nibabel.filebasedimages import ImageFileError
-from nibabel.spatialimages import HeaderDataError
 from scipy.io import loadmat
 from scipy.io.matlab import MatReadError
 from scipy.ndimage import map_coordinates
 
 from scripts.cohort import Grid
+from scripts.cohort.nifti import image_affine, image_values, open_nifti, plausible_shape
 from scripts.errors import CohortError
+from scripts.outside import check_file, read_text
 
 __all__ = [
     "AffineTransform",
@@ -34,11 +35,12 @@ __all__ = [
     "read_transform",
     "read_volume",
     "resample",
+    "voxels_of",
 ]
 
 _TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])  # its own inverse
 _MATRIX_KINDS = ("AffineTransform", "MatrixOffsetTransformBase")
-_MALFORMED = (ImageFileError, HeaderDataError, OSError, EOFError, ValueError, zlib.error)
+_LONGEST_AFFINE = 1 << 16  # bytes; unpacked, MATLAB's files have a thousand times as many at most
 _SLAB = 16  # slices of the wanted grid that are in work at once
 
 
@@ -133,63 +135,69 @@ def read_volume(path: str | Path) -> tuple[np.ndarray, Grid]:
     Raises:
         CohortError: the file can't be read, isn't finite, or is no image of 2 to 4 dimensions.
     """
-    data, affine, header = _load(Path(path))
-    if data.ndim not in (2, 3, 4):
-        raise CohortError(f"{path}: has shape {data.shape}; must be (X, Y), (X, Y, Z) or (.., C)")
+    file = Path(path)
+    image = _image(file)
+    _require_volume(file, image)
+    data = _finite_values(file, image)
     if data.ndim == 2:
         data = data[:, :, None]
     channels = data[None] if data.ndim == 3 else np.moveaxis(data, -1, 0)
-    return np.ascontiguousarray(channels), Grid(tuple(channels.shape[1:]), affine, header)
+    grid = Grid(tuple(channels.shape[1:]), image_affine(file, image), image.header.copy())
+    return np.ascontiguousarray(channels), grid
 
 
 def read_grid(path: str | Path) -> Grid:
-    """The grid of an image of 2 to 4 dimensions whose voxels don't matter, a plane having Z = 1.
+    """The grid of an image of 2 to 4 dimensions whose values don't matter, a plane having Z = 1.
+
+    All its voxels are there all the same: what a header alone claims is no measure of what may be
+    made on such a grid.
 
     Raises:
         CohortError: the file can't be read, or is no such image.
     """
-    image = _open(Path(path))
+    file = Path(path)
+    image = _image(file)
+    _require_volume(file, image)
     shape = tuple(int(n) for n in image.shape)
-    if len(shape) not in (2, 3, 4):
+    return Grid((*shape, 1)[:3], image_affine(file, image), image.header.copy())
+
+
+def voxels_of(path: str | Path) -> tuple[int, int]:
+    """Voxels of an image's grid, and channels, by its header alone; 0 where it can't be read."""
+    shape = plausible_shape(path)
+    return math.prod(shape[:3]) if shape else 0, math.prod(shape[3:])
+
+
+def _image(path: Path) -> nib.Nifti1Image:
+    if not os.path.lexists(path):
+        raise CohortError(f"{path}: there is no such file")
+    return open_nifti(path)[0]
+
+
+def _require_volume(path: Path, image: nib.Nifti1Image) -> None:
+    shape = tuple(int(n) for n in image.shape)
+    if len(shape) not in (2, 3, 4) or min(shape) < 1:
         raise CohortError(f"{path}: has shape {shape}; must be (X, Y), (X, Y, Z) or (.., C)")
-    return Grid((*shape, 1)[:3], _affine(Path(path), image), image.header.copy())
+
+
+def _finite_values(path: Path, image: nib.Nifti1Image) -> np.ndarray:
+    data = image_values(path, image)
+    if not np.isfinite(data).all():
+        raise CohortError(f"{path}: is not finite everywhere")
+    return data
 
 
 def _read_field(path: Path) -> FieldTransform:
-    data, affine, header = _load(path)
-    if data.ndim != 5 or data.shape[3:] != (1, 3):
+    image = _image(path)
+    shape = tuple(int(n) for n in image.shape)
+    if len(shape) != 5 or shape[3:] != (1, 3) or min(shape) < 1:
         raise CohortError(
-            f"{path}: a displacement field has shape (X, Y, Z, 1, 3), this image has {data.shape}"
+            f"{path}: a displacement field has shape (X, Y, Z, 1, 3), this image has {shape}"
         )
+    data = _finite_values(path, image)
     ras = np.moveaxis(data[:, :, :, 0, :], -1, 0) * np.array([-1.0, -1.0, 1.0])[:, None, None, None]
-    return FieldTransform(np.ascontiguousarray(ras), Grid(tuple(data.shape[:3]), affine, header))
-
-
-def _open(path: Path) -> nib.Nifti1Image:
-    try:
-        return nib.Nifti1Image.from_filename(str(path))
-    except FileNotFoundError as error:
-        raise CohortError(f"{path}: there is no such file") from error
-    except _MALFORMED as error:
-        raise CohortError(f"{path}: can't be read: {' '.join(str(error).split())}") from error
-
-
-def _affine(path: Path, image: nib.Nifti1Image) -> np.ndarray:
-    affine = np.asarray(image.affine, dtype=np.float64)
-    if not np.isfinite(affine).all() or not np.isfinite(np.linalg.cond(affine[:3, :3])):
-        raise CohortError(f"{path}: has an affine that can't be inverted")
-    return affine
-
-
-def _load(path: Path) -> tuple[np.ndarray, np.ndarray, nib.Nifti1Header]:
-    image = _open(path)
-    try:
-        data = np.asarray(image.dataobj, dtype=np.float64)
-    except _MALFORMED as error:
-        raise CohortError(f"{path}: can't be read: {' '.join(str(error).split())}") from error
-    if not np.isfinite(data).all():
-        raise CohortError(f"{path}: is not finite everywhere")
-    return data, _affine(path, image), image.header.copy()
+    grid = Grid(shape[:3], image_affine(path, image), image.header.copy())
+    return FieldTransform(np.ascontiguousarray(ras), grid)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -227,10 +235,15 @@ def read_affine(path: str | Path) -> AffineTransform:
 
 
 def _read_mat(path: Path) -> tuple[str, np.ndarray, np.ndarray]:
+    if not os.path.lexists(path):
+        raise CohortError(f"{path}: there is no such file")
+    size = check_file(path).st_size
+    if size > _LONGEST_AFFINE:
+        raise CohortError(
+            f"{path}: can't be read: has {size} bytes, more than any affine ({_LONGEST_AFFINE})"
+        )
     try:
         content = loadmat(str(path), appendmat=False)
-    except FileNotFoundError as error:
-        raise CohortError(f"{path}: there is no such file") from error
     except (
         MatReadError, NotImplementedError, ArithmeticError, LookupError, MemoryError, OSError,
         TypeError, ValueError,
@@ -251,11 +264,11 @@ def _read_mat(path: Path) -> tuple[str, np.ndarray, np.ndarray]:
 
 
 def _read_text(path: Path) -> tuple[str, np.ndarray, np.ndarray]:
+    if not os.path.lexists(path):
+        raise CohortError(f"{path}: there is no such file")
     try:
-        text = path.read_text(encoding="ascii")
-    except FileNotFoundError as error:
-        raise CohortError(f"{path}: there is no such file") from error
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_text(path, _LONGEST_AFFINE, encoding="ascii")
+    except UnicodeDecodeError as error:
         raise CohortError(f"{path}: can't be read: is no text of an ITK transform") from error
     fields = re.findall(r"^(Transform|Parameters|FixedParameters):(.*)$", text, re.MULTILINE)
     if [name for name, _ in fields] != ["Transform", "Parameters", "FixedParameters"]:

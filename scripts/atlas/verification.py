@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-import json
 import math
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import nibabel as nib
 import numpy as np
 import torch
-from nibabel.filebasedimages import ImageFileError
-from nibabel.spatialimages import HeaderDataError, ImageDataError
-from nibabel.wrapstruct import WrapStructError
 
 from scripts.atlas.fields import field_names, read_field
 from scripts.atlas.jacobian import jacobian_determinant, jacobian_summary
-from scripts.atlas.publishing import NEGLIGIBLE_SHARE, description_hash
+from scripts.atlas.provenance import code_identity, description_hash, versions_here
+from scripts.atlas.publishing import NEGLIGIBLE_SHARE
 from scripts.atlas.statistics import DensityStatistics
 from scripts.cohort import CropBox, density_divisor, read_density
+from scripts.cohort.nifti import image_values, open_nifti
 from scripts.errors import CohortError, VerificationError
 from scripts.networks.warp import warp
+from scripts.outside import FileError, read_json
 from scripts.storage import file_hash
 
 __all__ = ["MAP_TOLERANCE", "Check", "Verification", "verify_atlas"]
@@ -39,12 +36,11 @@ JACOBIAN_TOLERANCE = 1e-4
 """How far a determinant may lie from the published one."""
 _RELATIVE = 1e-5  # what float32 maps and mixture shares of six decimals leave open
 
+_WITHOUT_FIELDS = ("averaged", "barycentre")
+
 Outcome = Literal["agrees", "differs", "missing", "unexpected", "not checked"]
 
-_UNREADABLE = (
-    CohortError, HeaderDataError, ImageDataError, ImageFileError, WrapStructError, EOFError,
-    OSError, OverflowError, ValueError, zlib.error,
-)  # fmt: skip
+_UNREADABLE = (CohortError, OSError, OverflowError, ValueError)
 
 
 @dataclass(frozen=True)
@@ -52,7 +48,8 @@ class Check:
     """One thing that was looked at.
 
     Attributes:
-        kind: ``input``, ``divisor``, ``file``, ``field``, ``map`` or ``description``.
+        kind: ``description``, ``code``, ``library``, ``input``, ``divisor``, ``file``, ``field``
+            or ``map``.
         name: of the file, or what of the subject.
         outcome: ``not checked`` is no disagreement: what it takes was never published.
         detail: what was found in place of what.
@@ -145,17 +142,41 @@ def verify_atlas(folder: str | Path) -> Verification:
 def _checks(root: Path, about: dict[str, Any]) -> Iterator[Check]:
     recorded = about.get("description_sha256")
     yield _same("description", "atlas.json", recorded, description_hash(about))
+    yield from _maker_checks(about)
     yield from _file_checks(root, about.get("files") or {})
     for subject in about["cohort"]["subjects"]:
         yield from _input_checks(subject, about["normalisation"])
     yield from _numbers(root, about)
 
 
+def _maker_checks(about: dict[str, Any]) -> Iterator[Check]:
+    """Whether the same code and libraries are at work here; others are told, and are no failure."""
+    made, here = about.get("code"), code_identity()
+    if made is None:
+        yield Check("code", "", "not checked", "was not recorded")
+    elif made == here:
+        yield Check("code", "", "agrees")
+    else:
+        detail = (
+            f"made by version {made['version']} ({made['sha256'][:12]}...), recomputed by "
+            f"{here['version']} ({here['sha256'][:12]}...)"
+        )
+        yield Check("code", "", "not checked", detail)
+    libraries = about.get("versions") or {}
+    ours = versions_here(*(name for name in libraries if name != "python"))
+    for name, version in libraries.items():
+        if version == ours[name]:
+            yield Check("library", name, "agrees")
+        else:
+            detail = f"{version} when it was made, {ours[name]} here"
+            yield Check("library", name, "not checked", detail)
+
+
 def _load(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise VerificationError(f"{path}: can't be read: {error.strerror}") from error
+        found = read_json(path)
+    except FileError as error:
+        raise VerificationError(str(error)) from error
     except ValueError as error:
         raise VerificationError(f"{path}: damaged: {error}") from error
     if not isinstance(found, dict):
@@ -273,6 +294,7 @@ class _Recomputed:
             return (found >= low - 1e-3) & (found <= high + 1e-3)
 
         return {
+            "mean": near("mean", reach),
             "std": near("std", reach),
             "std_error": near("std_error", reach / np.sqrt(n)),
             "cov": cov,
@@ -283,18 +305,21 @@ class _Recomputed:
 def _numbers(root: Path, about: dict[str, Any]) -> Iterator[Check]:
     """Jacobians and maps, from one pass over the subjects."""
     settings = about["settings"]
+    plain = about["kind"] in _WITHOUT_FIELDS
     names = [subject["subject"] for subject in about["cohort"]["subjects"]]
-    if not settings["save_fields"]:
+    if not plain and not settings["save_fields"]:
         yield Check("field", "", "not checked", "the atlas was published without fields")
         yield Check("map", "", "not checked", "statistics are recomputed from fields")
         return
     grid = tuple(about["cohort"]["grid"]["shape"])
     crop = CropBox(*(tuple(about["cohort"]["crop"][end]) for end in ("start", "stop")))
     shape = (settings["model"]["channels"], *grid)
-    shares = about["mixture"] or {name: [1.0] for name in names}
-    gathered = [
-        _Recomputed(shape, about["presence_value"]) for _ in range(settings["model"]["n_templates"])
-    ]
+    shares = about.get("mixture") or {name: [1.0] for name in names}
+    templates = 1 if plain else settings["model"]["n_templates"]
+    gathered = [_Recomputed(shape, about["presence_value"]) for _ in range(templates)]
+    if plain:
+        yield from _plain_maps(root, about, gathered[0], shape, crop)
+        return
     try:
         jacobians = _load(root / "jacobian.json")
     except VerificationError:
@@ -310,7 +335,7 @@ def _numbers(root: Path, about: dict[str, Any]) -> Iterator[Check]:
             try:
                 fields[file] = _field(root / "fields" / file, grid)
             except _UNREADABLE as error:
-                detail = "no such file" if isinstance(error, FileNotFoundError) else str(error)
+                detail = str(error) if (root / "fields" / file).exists() else "no such file"
                 yield Check("field", f"{name} {_way(file)}", "missing", detail)
             else:
                 yield _jacobian_check(name, _way(file), fields[file], jacobians.get(name, {}))
@@ -331,6 +356,18 @@ def _numbers(root: Path, about: dict[str, Any]) -> Iterator[Check]:
     for k, one in enumerate(gathered):
         folder = root if len(gathered) == 1 else root / f"template-{k + 1}"
         yield from _map_checks(root, folder, one, about)
+
+
+def _plain_maps(
+    root: Path, about: dict[str, Any], gathered: _Recomputed, shape: tuple[int, ...], crop: CropBox
+) -> Iterator[Check]:
+    """Maps of a cohort as it lies, without fields."""
+    for subject in about["cohort"]["subjects"]:
+        try:
+            gathered.add(_density(subject, shape, crop), 1.0)
+        except _UNREADABLE:
+            gathered.unknown.append(f"inputs of {subject['subject']} can't be read")
+    yield from _map_checks(root, root, gathered, about)
 
 
 def _way(file: str) -> str:
@@ -384,7 +421,9 @@ def _jacobian_check(
 def _map_checks(
     root: Path, folder: Path, recomputed: _Recomputed, about: dict[str, Any]
 ) -> Iterator[Check]:
-    emitted = [name for name in about["settings"]["emit_baseline_maps"] if name != "mean"]
+    learned = about["kind"] != "averaged"  # or transported: the mean isn't that of the subjects
+    wanted = about["settings"]["emit_baseline_maps"]
+    emitted = [name for name in wanted if not (learned and name == "mean")]
     if recomputed.statistics.subjects == 0 and not recomputed.unknown:
         return  # a template of no subject has no maps
     labels = {name: str((folder / f"atlas_{name}.nii.gz").relative_to(root)) for name in emitted}
@@ -398,7 +437,7 @@ def _map_checks(
         try:
             found = _map(root / labels[name], shape)
         except _UNREADABLE as error:
-            detail = "no such file" if isinstance(error, FileNotFoundError) else str(error)
+            detail = str(error) if (root / labels[name]).exists() else "no such file"
             yield Check("map", labels[name], "missing", detail)
             continue
         wrong = ~ranges[name](found)
@@ -412,8 +451,7 @@ def _map_checks(
 
 def _map(path: Path, shape: tuple[int, ...]) -> np.ndarray:
     """A published map, ``(C, *grid)`` float64."""
-    image = nib.load(path)
-    values = np.asarray(image.dataobj, dtype=np.float64)  # type: ignore[attr-defined]
+    values = image_values(path, open_nifti(path)[0])
     if shape[0] > 1:
         values = np.moveaxis(values, -1, 0)
     return values.reshape(shape)

@@ -34,8 +34,9 @@ from scripts.cohort.discovery import (
 from scripts.cohort.grid import CropBox, Grid
 from scripts.cohort.streamlines import CountedMap, Counting, counting_for
 from scripts.errors import CohortError, ConfigurationError
+from scripts.outside import FileError
 from scripts.settings import LearnedAtlasConfig
-from scripts.tractograms import TractogramError, is_tractogram
+from scripts.tractograms import is_tractogram
 
 __all__ = [
     "Cohort",
@@ -553,7 +554,7 @@ def _inspect_or_reject(
 ) -> Inspection | Rejection:
     try:
         return inspect_subject(candidate, config, counting)
-    except (DensityError, TractogramError) as error:
+    except FileError as error:
         return Rejection(candidate.name, str(error.path), error.reason)
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import difflib
+import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from scripts.errors import CohortError, ConfigurationError
+from scripts.outside import FileError, read_text
 from scripts.settings import LearnedAtlasConfig
 
 __all__ = [
@@ -296,20 +297,21 @@ def read_participants(path: str | Path, columns: Sequence[str]) -> Participants:
     """
     file = Path(path)
     try:
-        text = file.read_text(encoding="utf-8-sig")
-    except OSError as error:
+        text = read_text(file, encoding="utf-8-sig")
+    except FileError as error:
         raise CohortError(
-            f"participants {file} can't be read: {error.strerror}; name the table with "
+            f"participants {file} {error.reason}; name the table with "
             "--learned_atlas#cohort#participants"
         ) from error
     except UnicodeDecodeError as error:
         raise CohortError(f"participants {file} is not UTF-8 text") from error
-    lines = list(csv.reader(text.splitlines(), delimiter="\t", quoting=csv.QUOTE_NONE))
-    header = [cell.strip() for cell in lines[0]] if lines else []
+    # Split by hand: without quotes there is nothing more to it, and no cell is too long.
+    lines = (line.split("\t") for line in io.StringIO(text))
+    header = [cell.strip() for cell in next(lines, [])]
     if _IDENTIFIER not in header:
         raise CohortError(
             f"{file}: its first line has no {_IDENTIFIER}; must be tab-separated names, "
-            f"got {', '.join(header) or 'nothing'}"
+            f"got {', '.join(header)[:200] or 'nothing'}"
         )
     for name in columns:
         if header.count(name) != 1:
@@ -318,7 +320,7 @@ def read_participants(path: str | Path, columns: Sequence[str]) -> Participants:
             what = "several columns" if name in header else "no column"
             raise CohortError(f"{file} has {what} {name} (columns: {', '.join(header)}){hint}")
     rows: dict[str, dict[str, str]] = {}
-    for number, cells in enumerate(lines[1:], start=2):
+    for number, cells in enumerate(lines, start=2):
         if not any(cell.strip() for cell in cells):
             continue
         if len(cells) != len(header):

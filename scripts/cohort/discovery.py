@@ -15,6 +15,7 @@ from pathlib import Path
 
 from scripts.cohort.layouts import Alternative, alternatives
 from scripts.errors import CohortError, ConfigurationError
+from scripts.outside import FileError, read_text, say
 from scripts.settings import LearnedAtlasConfig
 from scripts.tractograms import is_tractogram
 
@@ -222,11 +223,18 @@ def _wanted_names(dataset_dir: Path, subjects: list[str] | str | None) -> list[s
 
 def _read_lines(file: Path) -> list[str]:
     try:
-        return file.read_text(encoding="utf-8-sig").splitlines()
-    except OSError as error:
-        raise CohortError(f"list of subjects {file} can't be read: {error.strerror}") from error
+        return read_text(file, encoding="utf-8-sig").splitlines()
+    except FileError as error:
+        raise CohortError(f"list of subjects {file} {error.reason}") from error
     except UnicodeDecodeError as error:
         raise CohortError(f"list of subjects {file} is not UTF-8 text") from error
+
+
+def _rows(file: Path) -> Iterator[list[str]]:
+    try:
+        yield from csv.reader(_read_lines(file))
+    except csv.Error as error:
+        raise CohortError(f"list of subjects {file} can't be read: {say(error)}") from error
 
 
 def _read_datalist(file: Path, dataset_dir: Path, config: LearnedAtlasConfig) -> list[_Match]:
@@ -264,7 +272,7 @@ def _read_csv(file: Path, dataset_dir: Path) -> list[_Match]:
     """Rows ``subject,path[,tract]``; paths relative to the dataset folder."""
 
     def matches() -> Iterator[tuple[str, _Match]]:
-        for number, row in enumerate(csv.reader(_read_lines(file)), start=1):
+        for number, row in enumerate(_rows(file), start=1):
             cells = [cell.strip() for cell in row]
             if not any(cells) or cells[0].startswith("#") or cells[:2] == ["subject", "path"]:
                 continue

@@ -9,20 +9,21 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-from nibabel.filebasedimages import ImageFileError
-from nibabel.spatialimages import HeaderDataError
 
 from scripts.cohort.discovery import Candidate, FoundMap
 from scripts.cohort.grid import Grid
+from scripts.cohort.nifti import image_affine, open_nifti
 from scripts.errors import CohortError, ConfigurationError
+from scripts.outside import FileError, read_json
 from scripts.settings import LearnedAtlasConfig
-from scripts.storage import check_writable, file_hash, write_whole
+from scripts.storage import check_space, check_writable, file_hash, write_whole
 from scripts.tractograms import (
     DensityCounter,
     TractogramError,
@@ -50,7 +51,7 @@ _METHOD = "exact traversal 1"  # maps counted otherwise are counted anew
 
 
 def read_reference(path: str | Path) -> Grid:
-    """The grid of an image, of which nothing but the header is read.
+    """The grid of an image, whose voxels must be there but whose values don't matter.
 
     Args:
         path: NIfTI file; of four dimensions the first three count.
@@ -58,21 +59,16 @@ def read_reference(path: str | Path) -> Grid:
     Raises:
         CohortError: it can't be read, or is no volume.
     """
-    file = Path(path)
     try:
-        image = nib.load(file)
-        header, affine = image.header, np.asarray(image.affine, dtype=np.float64)  # type: ignore[attr-defined]
-    except (OSError, ValueError, EOFError, ImageFileError, HeaderDataError) as error:
-        why = "does not exist" if not file.exists() else " ".join(str(error).split())
-        raise CohortError(f"reference {file}: can't be read: {why}") from error
-    if not isinstance(header, nib.Nifti1Header):
-        raise CohortError(f"reference {file}: is not a NIfTI file")
-    shape = tuple(int(n) for n in header.get_data_shape()[:3])
+        image, _ = open_nifti(path)
+        affine = image_affine(path, image)
+    except FileError as error:
+        why = error.reason if Path(path).exists() else "can't be read: does not exist"
+        raise CohortError(f"reference {path}: {why}") from error
+    shape = tuple(int(n) for n in image.shape[:3])
     if len(shape) < 3 or min(shape) < 1:
-        raise CohortError(f"reference {file}: has shape {shape}; a volume is needed")
-    if not np.isfinite(affine).all() or not np.isfinite(np.linalg.cond(affine[:3, :3])):
-        raise CohortError(f"reference {file}: has an affine that can't be inverted")
-    return Grid(shape, affine, header.copy())
+        raise CohortError(f"reference {path}: has shape {shape}; a volume is needed")
+    return Grid(shape, affine, image.header.copy())
 
 
 def count_density(
@@ -208,6 +204,7 @@ class Counting:
 
     def _count(self, found: FoundMap, sha256: str, path: Path, about: Path) -> CountedMap:
         check_writable(path.parent)
+        check_space({path.parent: {"density map": 4 * math.prod(self.grid.shape)}})
         counter = count_density([found.path], self.grid)
         counted = CountedMap(
             str(found.path), sha256, counter.streamlines, counter.outside, counter.left
@@ -224,8 +221,8 @@ class Counting:
 def _kept(path: Path, about: Path) -> CountedMap | None:
     """What an earlier run counted; None if it isn't all there."""
     try:
-        counted = CountedMap(**json.loads(about.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+        counted = CountedMap(**read_json(about))
+    except (FileError, ValueError, TypeError):
         return None
     return counted if path.is_file() else None
 

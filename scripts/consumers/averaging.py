@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import math
-import platform
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
 from scripts.atlas.maps import write_map
+from scripts.atlas.provenance import code_identity, description_hash, versions_here
 from scripts.atlas.sidecars import describe_atlas
 from scripts.atlas.statistics import DensityStatistics
 from scripts.cohort import Cohort, Subject, load_density, read_cohort
 from scripts.errors import CohortError
 from scripts.lock import lock_folders
 from scripts.settings import LearnedAtlasConfig
-from scripts.storage import check_space, check_writable, publish_folder
+from scripts.storage import check_space, check_writable, file_hash, publish_folder
 
 __all__ = ["AVERAGING_FOLDER", "AveragingAtlas", "open_averaged_cohort", "subject_density"]
 
@@ -129,9 +127,15 @@ class AveragingAtlas:
             for name in self.settings.emit_baseline_maps:
                 path = staging / f"atlas_{name}.nii.gz"
                 write_map(path, crop.paste(maps[name], grid.shape), grid)
-                hashes[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
+                hashes[path.name] = file_hash(path)
             about = self._description(hashes)
             describe_atlas(staging, about)
+            about["files"] = {
+                path.relative_to(staging).as_posix(): file_hash(path)
+                for path in sorted(staging.rglob("*"))
+                if path.is_file()
+            }
+            about["description_sha256"] = description_hash(about)
             (staging / "atlas.json").write_text(json.dumps(about, indent=1) + "\n", "utf-8")
         logger.info(
             "%s atlas of %d subjects published in %s",
@@ -164,8 +168,6 @@ class AveragingAtlas:
             "cohort": self.cohort.as_dict(),
             "maps": hashes,
             "settings": self.settings.as_dict(),
-            "versions": {
-                "python": platform.python_version(),
-                **{package: version(package) for package in ("nibabel", "numpy")},
-            },
+            "code": code_identity(),
+            "versions": versions_here("nibabel", "numpy"),
         }

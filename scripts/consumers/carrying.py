@@ -17,12 +17,14 @@ from scripts.atlas.transforms import (
     read_transform,
     read_volume,
     resample,
+    voxels_of,
 )
 from scripts.cohort import Grid
 from scripts.consumers.published import open_atlas, sha256_of
 from scripts.consumers.settings import AtlasToPatientConfig
 from scripts.errors import CohortError, ConfigurationError
-from scripts.storage import check_writable, publish_folder
+from scripts.outside import FileError, read_json
+from scripts.storage import check_space, check_writable, publish_folder
 
 __all__ = ["CARRIED_FOLDER", "AtlasCarrier"]
 
@@ -83,6 +85,7 @@ class AtlasCarrier:
             CohortError: a file can't be read, or a patient's grid sees nothing of the atlas.
             StorageError: a folder can't be written.
         """
+        self._check_room()
         for way in self.ways:
             self._carry(way)
         logger.info("atlas carried to %d patients, in %s", len(self.ways), self.output_dir)
@@ -160,9 +163,9 @@ class AtlasCarrier:
 
     def _registered_to(self, report: Path) -> int:
         try:
-            about = json.loads(report.read_text(encoding="utf-8"))
+            about = read_json(report)
             weights, template = about["weights"], int(about["template"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (FileError, ValueError, KeyError, TypeError) as error:
             raise CohortError(f"{report}: can't tell which atlas its field leads to") from error
         chosen = (self.atlas.about.get("covariates") or {}).get("at")
         if chosen is not None:
@@ -177,6 +180,16 @@ class AtlasCarrier:
                 f"{self.atlas.folder}; register the patient again"
             )
         return template
+
+    def _check_room(self) -> None:
+        maps = 0
+        for way in self.ways:
+            paths = self.atlas.maps(way.template)
+            # As `_carry` finds the grid: the reference's, a field's, or the atlas's own.
+            wanted = way.reference or next((file.path for file in way.files), paths["mean"])
+            voxels, _ = voxels_of(wanted)
+            maps += 4 * voxels * sum(voxels_of(path)[1] for path in paths.values())
+        check_space({self.output_dir: {"maps": maps}})
 
     def _carry(self, way: _Way) -> None:
         transforms = [read_transform(file) for file in way.files]

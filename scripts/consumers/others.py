@@ -8,7 +8,7 @@ whatever the size of the cohort.
 
 from __future__ import annotations
 
-import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,7 @@ from scripts.cohort import Cohort, Grid, Subject
 from scripts.consumers.averaging import subject_density
 from scripts.consumers.published import sha256_of
 from scripts.errors import CohortError
+from scripts.outside import read_json
 from scripts.progress import progress_bar
 
 __all__ = ["OthersAverage"]
@@ -129,20 +130,20 @@ class OthersAverage:
 def _read(name: str, folder: Path) -> tuple[_Passage, str, dict[str, str]]:
     """A subject's way, the atlas's folder and its maps' hashes."""
     path = folder / "carried.json"
+    if not os.path.lexists(path):
+        raise CohortError(
+            f"subject {name}: there is no {path}, which tells how the atlas got there; carry it "
+            f"with python -m bundle carry, {_ADVICE}"
+        )
     try:
-        about = json.loads(path.read_text(encoding="utf-8"))
+        about = read_json(path)
         atlas, maps = str(about["atlas"]["folder"]), dict(about["atlas"]["maps"])
         template = int(about["atlas"]["template"])
         there = [
             (TransformFile(Path(one["path"]), bool(one["inverted"])), str(one["sha256"]))
             for one in about["transforms"]
         ]
-    except FileNotFoundError as error:
-        raise CohortError(
-            f"subject {name}: there is no {path}, which tells how the atlas got there; carry it "
-            f"with python -m bundle carry, {_ADVICE}"
-        ) from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise CohortError(f"{path}: can't tell how the atlas got there") from error
     for file, expected in there:
         if not file.path.is_file() or sha256_of(file.path) != expected:

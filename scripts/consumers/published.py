@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from scripts.errors import CohortError
+from scripts.outside import read_json
 from scripts.settings import BASELINE_MAPS
+from scripts.storage import file_hash
 
 __all__ = ["PublishedAtlas", "open_atlas", "sha256_of"]
 
@@ -72,17 +73,17 @@ def open_atlas(folder: str | Path) -> PublishedAtlas:
         CohortError: there is none, or its description can't be understood.
     """
     path = Path(folder).absolute() / "atlas.json"
-    try:
-        about = json.loads(path.read_text(encoding="utf-8"))
-        atlas = PublishedAtlas(path.parent, about)
-        known = about["name"] == "tract_density_atlas"
-        _ = atlas.training_space, atlas.subjects
-    except FileNotFoundError as error:
+    if not os.path.lexists(path):
         raise CohortError(
             f"{path.parent}: there is no atlas (no atlas.json); publish one with `train` or "
             "`average`, or name its folder with --atlas_dir"
-        ) from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        )
+    try:
+        about = read_json(path)
+        atlas = PublishedAtlas(path.parent, about)
+        known = about["name"] == "tract_density_atlas"
+        _ = atlas.training_space, atlas.subjects
+    except (ValueError, KeyError, TypeError) as error:
         raise CohortError(f"{path}: is not the description of an atlas") from error
     if not known:
         raise CohortError(f"{path}: is not the description of an atlas of this bundle")
@@ -91,4 +92,4 @@ def open_atlas(folder: str | Path) -> PublishedAtlas:
 
 def sha256_of(path: Path) -> str:
     """Hash of a file's bytes."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    return file_hash(path)

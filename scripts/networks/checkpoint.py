@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from scripts.errors import CheckpointError
+from scripts.outside import FileError, check_file
 
 __all__ = ["load_checkpoint", "load_weights"]
 
@@ -19,6 +22,7 @@ def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> dic
     Raises:
         CheckpointError: naming the file.
     """
+    _check_container(Path(path))
     try:
         found = torch.load(Path(path), map_location=device, weights_only=True)
     except FileNotFoundError as error:
@@ -35,6 +39,27 @@ def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> dic
     if not isinstance(found, dict):
         raise CheckpointError(f"{path}: holds a {type(found).__name__}, not a checkpoint")
     return found
+
+
+def _check_container(path: Path) -> None:
+    """Refuse what torch would wait for, or unpack to any size; it packs nothing itself."""
+    if not os.path.lexists(path):
+        return  # told by who reads it
+    try:
+        check_file(path)
+        with zipfile.ZipFile(path) as parts:
+            packed = [one for one in parts.infolist() if one.compress_type != zipfile.ZIP_STORED]
+    except FileError as error:
+        raise CheckpointError(
+            f"{path}: not a checkpoint that can be loaded: {error.reason}"
+        ) from error
+    except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile):
+        return  # no zip, or a damaged one: torch knows what else it may be
+    if packed:
+        raise CheckpointError(
+            f"{path}: not a checkpoint that can be loaded: its parts are compressed, which no "
+            "checkpoint's are"
+        )
 
 
 def load_weights(network: torch.nn.Module, found: dict[str, Any], path: Path) -> None:

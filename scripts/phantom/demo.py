@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
-import tempfile
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -21,6 +20,7 @@ from scripts.phantom.ageing import AGES, Ageing, People, composed
 from scripts.phantom.anatomy import ANATOMIES, Bundle, FloatArray
 from scripts.phantom.deformation import ControlGrid
 from scripts.phantom.streamlines import VERTEX_STEP, count_streamlines, deform, draw_streamlines
+from scripts.storage import check_space, check_writable, staging_beside
 
 FIELD_OF_VIEW = 160.0
 """Extent of the first axis in mm: other shapes show the same head in other voxels."""
@@ -99,6 +99,13 @@ class DemoCohort:
         affine = np.diag([self.voxel] * 3 + [1.0])
         affine[:3, 3] = np.array(CENTRE) - self.voxel * (np.array(self.shape) - 1) / 2
         return affine
+
+    @property
+    def size(self) -> int:
+        """Bytes on disk at most: of each person the map, that of each bundle, and two fields."""
+        maps = 1 + len(self.bundles)
+        people = len(self.names) * (maps + 6) + self.anatomies * maps + len(AGES)
+        return 4 * math.prod(self.shape) * people
 
     @property
     def names(self) -> list[str]:
@@ -270,19 +277,16 @@ def write_demo_cohort(
     target = Path(folder)
     if _holds_something(target):
         raise StorageError(f"{target}: not empty, so no demo cohort is written there")
-    staging: Path | None = None
+    check_writable(target.parent)
+    check_space({target: {"maps and fields": cohort.size}})
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-        made = staging / "cohort"
-        made.mkdir()
-        cohort.write(made)
-        made.replace(target)
+        with staging_beside(target) as staging:
+            made = staging / "cohort"
+            made.mkdir()
+            cohort.write(made)
+            made.replace(target)
     except OSError as error:
         raise StorageError(f"{target}: the demo cohort can't be written ({error})") from error
-    finally:
-        if staging is not None:
-            shutil.rmtree(staging, ignore_errors=True)
     return str(folder)
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from scripts.outside import FileError, check_file, say
 from scripts.tractograms.source import Source
 from scripts.tractograms.streamlines import Streamlines, TractogramError
 from scripts.tractograms.tck import open_tck
@@ -36,10 +37,11 @@ SUFFIXES = tuple(_OPENERS)
 
 # What damaged files make of NumPy, nibabel and zipfile (found by feeding them some).
 _MALFORMED = (
+    ArithmeticError,
     EOFError,
     LookupError,
     OSError,
-    OverflowError,
+    RecursionError,
     TypeError,
     ValueError,
     struct.error,
@@ -93,7 +95,7 @@ class Tractogram:
             except TractogramError:
                 raise
             except _MALFORMED as error:
-                raise TractogramError(self.path, f"can't be read: {_say(error)}") from error
+                raise TractogramError(self.path, f"can't be read: {say(error)}") from error
             if chunk is None:
                 break
             if finite:
@@ -131,11 +133,15 @@ def open_tractogram(path: str | Path) -> Tractogram:
         what = "is a broken link" if file.is_symlink() else "does not exist"
         raise TractogramError(file, what)
     try:
+        if not (file.is_dir() and file.suffix.lower() == ".trx"):
+            check_file(file)
         return Tractogram(file, opener(file))
     except TractogramError:
         raise
+    except FileError as error:
+        raise TractogramError(error.path, error.reason) from error
     except _MALFORMED as error:
-        raise TractogramError(file, f"can't be read: {_say(error)}") from error
+        raise TractogramError(file, f"can't be read: {say(error)}") from error
 
 
 def _check_finite(path: Path, chunk: Streamlines, before: int) -> None:
@@ -148,9 +154,3 @@ def _check_finite(path: Path, chunk: Streamlines, before: int) -> None:
         raise TractogramError(
             path, f"has points that are not finite, the first in streamline {first} (from 0 on)"
         )
-
-
-def _say(error: BaseException) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return " ".join(str(error).split()) or type(error).__name__

@@ -4,28 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Self
 
 import numpy as np
 
-from scripts.errors import CohortError
+from scripts.outside import FileError
 
 __all__ = ["Streamlines", "TractogramError", "resample"]
 
 
-class TractogramError(CohortError):
-    """A tractogram can't be used.
-
-    Attributes:
-        path: the file at fault.
-        reason: what is wrong with it.
-    """
-
-    def __init__(self, path: Path, reason: str) -> None:
-        super().__init__(f"{path}: {reason}")
-        self.path = path
-        self.reason = reason
+class TractogramError(FileError):
+    """A tractogram, or a file that belongs to it, can't be used."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -79,9 +79,11 @@ def _chunks(path: Path, offset: int, dtype: np.dtype[Any], size: int) -> Iterato
     with path.open("rb") as file:
         file.seek(offset)
         carried = np.zeros((0, 3), f"=f{dtype.itemsize}")
+        most = path.stat().st_size // (3 * dtype.itemsize) + 1
         ended = False
         while not ended:
-            words = np.fromfile(file, dtype=dtype, count=3 * size)
+            # As much as is carried: a streamline without end is copied a few times, not often.
+            words = np.fromfile(file, dtype=dtype, count=3 * min(max(size, len(carried)), most))
             fresh = words[: len(words) // 3 * 3].reshape(-1, 3)
             fresh = fresh.astype(f"=f{dtype.itemsize}", copy=False)
             if not len(fresh):

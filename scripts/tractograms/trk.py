@@ -17,6 +17,7 @@ import numpy as np
 from nibabel.streamlines.tractogram_file import HeaderError, HeaderWarning
 from nibabel.streamlines.trk import get_affine_trackvis_to_rasmm, header_2_dtype
 
+from scripts.errors import ConfigurationError
 from scripts.tractograms.source import Source, counted_records
 from scripts.tractograms.streamlines import Streamlines, TractogramError
 
@@ -158,7 +159,7 @@ def write_trk(
         The number of streamlines.
 
     Raises:
-        ValueError: more values, or longer names, than the header has room for.
+        ConfigurationError: more values, or longer names, than the header has room for.
     """
     affine = np.eye(4) if affine is None else np.asarray(affine, dtype=np.float64)
     header = nib.streamlines.TrkFile.create_empty_header()
@@ -197,14 +198,18 @@ def write_trk(
 
 def _name_properties(record: np.ndarray, data: dict[str, np.ndarray]) -> None:
     if len(data) > _MOST_NAMES:
-        raise ValueError(f"TRK has room for {_MOST_NAMES} values per streamline, not {len(data)}")
+        raise ConfigurationError(
+            f"TRK has room for {_MOST_NAMES} values per streamline, not {len(data)}; write .trx"
+        )
     named = np.zeros(_MOST_NAMES, dtype="S20")
     total = 0
     for place, (name, values) in enumerate(data.items()):
-        text = name.encode("latin-1")
+        text = name.encode("latin-1", "replace")
         width = values.shape[1]
         if len(text) > _LONGEST_NAME or width > 9:
-            raise ValueError(f"TRK has no room for {name!r} of {width} values per streamline")
+            raise ConfigurationError(
+                f"TRK has no room for {name!r} of {width} values per streamline; write .trx"
+            )
         named[place] = text if width == 1 else text + b"\0" + str(width).encode()
         total += width
     record["property_name"] = named

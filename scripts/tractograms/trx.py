@@ -18,12 +18,15 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from scripts.outside import check_fits
 from scripts.tractograms.source import Source
 from scripts.tractograms.streamlines import Streamlines, TractogramError
 
 __all__ = ["open_trx", "write_trx"]
 
 _BUFFER = 1 << 20
+_LONGEST_HEADER = 1 << 20
+_MUCH = 1 << 27  # bytes
 _SPOOLED = 1 << 22  # bytes of an array that are kept in memory before it goes to a temporary file
 
 
@@ -60,6 +63,8 @@ def open_trx(path: Path) -> Source:
     sizes, opened = _members(path)
     if "header.json" not in sizes:
         raise TractogramError(path, "can't be read: is no TRX file (no header.json)")
+    if sizes["header.json"] > _LONGEST_HEADER:
+        raise TractogramError(path, "can't be read: bad header (more than 1 MB of it)")
     with opened("header.json") as file:
         header = json.loads(file.read())
     vertices, count = int(header["NB_VERTICES"]), int(header["NB_STREAMLINES"])
@@ -70,6 +75,13 @@ def open_trx(path: Path) -> Source:
     if count and not {"positions", "offsets"} <= set(single):
         raise TractogramError(path, "can't be read: is no TRX file (no positions or no offsets)")
     values = {one.name: one for one in arrays if one.member.startswith("dps/")}
+    for name, columns in (("positions", 3), ("offsets", 1)):
+        if name in single and single[name].columns != columns:
+            raise TractogramError(
+                path,
+                f"can't be read: {single[name].member} has {single[name].columns} values an entry "
+                f"instead of {columns}",
+            )
     for one, rows in [
         *[(single[name], n) for name, n in (("positions", vertices),) if name in single],
         *((one, count) for one in values.values()),
@@ -90,6 +102,10 @@ def open_trx(path: Path) -> Source:
         found = {}
         for one in arrays:
             if one.member.startswith("groups/"):
+                if one.rows > count:
+                    raise TractogramError(
+                        path, f"can't be read: {one.member} has {one.rows} of {count} streamlines"
+                    )
                 with opened(one.member) as file:
                     found[one.name] = np.frombuffer(file.read(), one.dtype).astype(np.int64)
         return found
@@ -107,9 +123,31 @@ def _members(path: Path) -> tuple[dict[str, int], Callable[[str], Any]]:
         }
         return found, lambda name: (path / name).open("rb")
     with zipfile.ZipFile(path) as archive:
-        sizes = {one.filename: one.file_size for one in archive.infolist() if not one.is_dir()}
+        parts = [one for one in archive.infolist() if not one.is_dir()]
+    _check_parts(path, parts)
+    sizes = {one.filename: one.file_size for one in parts}
     # Every stream has the archive to itself: it closes with the stream's stack.
     return sizes, lambda name: zipfile.ZipFile(path).open(name)
+
+
+def _check_parts(path: Path, parts: list[zipfile.ZipInfo]) -> None:
+    """Refuse parts that claim more than the file can hold, or can't be read here.
+
+    Names are looked up and never become files, so that one that leads elsewhere leads nowhere.
+    """
+    left = path.stat().st_size
+    for one in parts:
+        if one.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise TractogramError(path, f"can't be read: {one.filename!r} is packed in another way")
+        if one.flag_bits & 1:
+            raise TractogramError(path, f"can't be read: {one.filename!r} is encrypted")
+        left -= one.compress_size
+        # No byte of deflate stands for more than 1032.
+        most = one.compress_size * (1032 if one.compress_type == zipfile.ZIP_DEFLATED else 1)
+        if left < 0 or one.file_size > most:
+            raise TractogramError(
+                path, f"can't be read: {one.filename!r} claims more than the file holds"
+            )
 
 
 def _array(member: str, size: int) -> _Array | None:
@@ -117,7 +155,7 @@ def _array(member: str, size: int) -> _Array | None:
     match = re.fullmatch(
         r"(?:.*/)?([^/.]+)(?:\.(\d+))?\.((?:float|uint|int)(?:8|16|32|64))", member
     )
-    if match is None:
+    if match is None or int(match[2] or 1) == 0:
         return None
     dtype = np.dtype(match[3]).newbyteorder("<")
     return _Array(member, match[1], int(match[2] or 1), dtype, size)
@@ -141,6 +179,8 @@ def _chunks(
 
         def take(one: _Array, rows: int) -> np.ndarray:
             wanted = rows * one.columns * one.dtype.itemsize
+            if wanted > _MUCH:  # of one streamline: others come in chunks
+                check_fits(path, 2 * wanted)
             raw = streams[one.member].read(wanted)
             if len(raw) < wanted:
                 raise TractogramError(path, f"can't be read: truncated within {one.member}")

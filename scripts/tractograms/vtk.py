@@ -19,6 +19,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from scripts.outside import check_fits
 from scripts.tractograms.source import Source, counted_records
 from scripts.tractograms.streamlines import Streamlines, TractogramError
 
@@ -153,6 +154,8 @@ class _Binary:
     def array(self, dtype: str, length: int) -> np.ndarray:
         """The next values."""
         kind = np.dtype(f">{dtype}")
+        if length < 0:
+            raise TractogramError(self.path, "can't be read: a negative number of values")
         if self.at + length * kind.itemsize > self.size:
             raise TractogramError(self.path, "can't be read: truncated")
         if not length:
@@ -167,6 +170,7 @@ class _Text:
 
     def __init__(self, path: Path, start: int) -> None:
         self.path = path
+        check_fits(path, 2 * path.stat().st_size)
         self.raw = path.read_bytes()
         self.at = start
 
@@ -184,6 +188,8 @@ class _Text:
     def array(self, dtype: str, length: int) -> np.ndarray:
         """The next values, over as many lines as they take."""
         kind = np.dtype(dtype)
+        if length < 0:
+            raise TractogramError(self.path, "can't be read: a negative number of values")
         parts: list[np.ndarray] = []
         missing = length
         while missing > 0:

@@ -4,15 +4,23 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from tokenize import TokenError
 
 import numpy as np
 
 from scripts.errors import ConfigurationError
+from scripts.outside import FileError, check_file, read_text, say
 from scripts.tractograms.reading import Tractogram
 from scripts.tractograms.streamlines import Streamlines, TractogramError
 
 __all__ = ["Weights", "open_weights"]
 
+_LONGEST = 1 << 28  # bytes of a text: some 25 million weights
+# What NumPy raises on damaged arrays, whose headers it reads as Python (found by feeding it some).
+_MALFORMED = (
+    ArithmeticError, EOFError, LookupError, MemoryError, OSError, RecursionError, SyntaxError,
+    TokenError, TypeError, ValueError,
+)  # fmt: skip
 _FILES = (".txt", ".csv", ".npy")
 
 
@@ -71,15 +79,20 @@ def open_weights(source: str, tractogram: Tractogram) -> Weights:
         )
     try:
         if path.suffix.lower() == ".npy":
-            values = np.load(path, allow_pickle=False)
+            check_file(path)
+            # Mapped, so that a header can't claim more than the file holds.
+            values = np.load(path, mmap_mode="r", allow_pickle=False)
+            if not isinstance(values, np.ndarray) or values.dtype.kind not in "biuf":
+                raise ValueError("holds no array of real numbers")
         else:
-            lines = path.read_text(encoding="utf-8").splitlines()
+            lines = read_text(path, _LONGEST).splitlines()
             text = " ".join(line for line in lines if not line.startswith("#"))
             values = np.array(text.replace(",", " ").split(), dtype=np.float64)
         values = np.squeeze(np.asarray(values, dtype=np.float64))
-    except (OSError, ValueError, EOFError) as error:
-        why = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise TractogramError(path, f"can't be read as weights: {why}") from error
+    except FileError as error:
+        raise TractogramError(error.path, error.reason) from error
+    except _MALFORMED as error:
+        raise TractogramError(path, f"can't be read as weights: {say(error)}") from error
     if values.ndim > 1:
         raise TractogramError(path, f"has shape {values.shape}, not one weight per streamline")
     return Weights(path, _checked(path, np.atleast_1d(values), 0))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from scripts.tractograms.trx import write_trx
 from scripts.tractograms.vtk import write_vtk
 
 __all__ = ["write_tractogram"]
+
+_LONGEST_NAME = 100  # characters; a file's name has more around it
 
 
 def write_tractogram(
@@ -42,14 +45,15 @@ def write_tractogram(
         The number of streamlines.
 
     Raises:
-        ConfigurationError: the suffix is no tractogram's.
+        ConfigurationError: the suffix is no tractogram's, or the format has no room for a value.
         StorageError: it can't be written.
     """
     target = Path(path)
     suffix = target.suffix.lower()
     if suffix not in SUFFIXES:
         raise ConfigurationError(f"{target}: must end with one of {', '.join(SUFFIXES)}")
-    chunks = iter([streamlines] if isinstance(streamlines, Streamlines) else streamlines)
+    given = [streamlines] if isinstance(streamlines, Streamlines) else streamlines
+    chunks = (_safely_named(chunk) for chunk in given)
     kept: dict[str, list[np.ndarray]] = {}
     with write_whole(target) as staged, staged.open("wb+") as file:
         if suffix == ".trk":
@@ -64,6 +68,21 @@ def write_tractogram(
         with write_whole(target.with_name(f"{target.stem}_{name}.txt")) as staged:
             np.savetxt(staged, np.concatenate(parts), fmt="%.9g")
     return count
+
+
+def _safely_named(chunk: Streamlines) -> Streamlines:
+    """Values whose names, which files and parts of archives are called after, lead nowhere else.
+
+    They may come from another tractogram; VTK allows any character in them.
+    """
+    named: dict[str, np.ndarray] = {}
+    for name, values in chunk.data.items():
+        base = re.sub(r"[^\w+-]+", "_", name)[:_LONGEST_NAME].strip("_") or "values"
+        safe, number = base, 2
+        while safe in named:
+            safe, number = f"{base}_{number}", number + 1
+        named[safe] = values
+    return Streamlines(chunk.points, chunk.offsets, named)
 
 
 def _keep(

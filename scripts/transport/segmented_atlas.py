@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from scripts.errors import ConfigurationError
+from scripts.outside import LONGEST_TEXT, FileError, read_json, read_text
 from scripts.tractograms import (
     Streamlines,
     Tractogram,
@@ -121,8 +121,8 @@ def _labels(
         raw = np.full(count, -1, dtype=np.int64)
         for number, members in enumerate(groups.values()):
             members = np.asarray(members, dtype=np.int64)
-            if len(members) and members.max() >= count:
-                raise TractogramError(path, f"has a group of more than its {count} streamlines")
+            if len(members) and not 0 <= members.min() <= members.max() < count:
+                raise TractogramError(path, f"has a group of others than its {count} streamlines")
             if (raw[members] >= 0).any():
                 raise TractogramError(path, "has a streamline in more than one group")
             raw[members] = number
@@ -146,8 +146,10 @@ def _whole(path: Path, values: np.ndarray, what: str) -> np.ndarray:
 
 def _text(file: Path, count: int, path: Path) -> np.ndarray:
     try:
-        values = np.array(file.read_text(encoding="utf-8").split(), dtype=np.float64)
-    except (OSError, ValueError) as error:
+        values = np.array(read_text(file, LONGEST_TEXT + 64 * count).split(), dtype=np.float64)
+    except FileError as error:
+        raise TractogramError(error.path, error.reason) from error
+    except ValueError as error:
         raise TractogramError(file, f"can't be read: {' '.join(str(error).split())}") from error
     if len(values) != count:
         raise TractogramError(file, f"holds {len(values)} numbers, {path} {count} streamlines")
@@ -158,9 +160,9 @@ def _read_names(names: str | None) -> dict[int, str]:
     if names is None:
         return {}
     try:
-        content = json.loads(Path(names).read_text(encoding="utf-8"))
+        content = read_json(Path(names))
         return {int(number): str(name) for number, name in dict(content).items()}
-    except (OSError, ValueError, TypeError) as error:
+    except (FileError, ValueError, TypeError) as error:
         raise ConfigurationError(
             f"label_transfer.names = {names!r}: must be a JSON file of names by class number "
             f"({' '.join(str(error).split())})"

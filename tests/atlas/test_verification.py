@@ -16,8 +16,11 @@ import torch
 
 from bundle import cli
 from scripts.atlas import AtlasPublisher, field_names, verify_atlas
-from scripts.atlas.publishing import description_hash
-from scripts.cohort import Cohort, DensityMap, Subject
+from scripts.atlas.provenance import code_identity, description_hash
+from scripts.cohort import Cohort, DensityMap, Subject, read_cohort
+from scripts.consumers.averaging import AveragingAtlas
+from scripts.consumers.barycentre import BarycentreAtlas
+from scripts.consumers.settings import BarycentreConfig
 from scripts.errors import VerificationError
 from scripts.networks import AtlasNetwork, build_network
 from scripts.settings import LearnedAtlasConfig
@@ -136,7 +139,9 @@ def test_what_was_published_agrees(
     assert {one.outcome for one in verification.checks} == {"agrees"}
     verification.require()
     kinds = {one.kind for one in verification.checks}
-    assert kinds == {"description", "file", "input", "divisor", "field", "map"}
+    assert kinds == {
+        "description", "code", "library", "file", "input", "divisor", "field", "map",
+    }  # fmt: skip
 
 
 def test_a_voxel_of_a_map_is_told_by_hash_and_by_number(atlas: Path) -> None:
@@ -298,6 +303,50 @@ def test_what_is_no_atlas_is_refused(text: str | None, message: str, tmp_path: P
         (tmp_path / "atlas.json").write_text(text)
     with pytest.raises(VerificationError, match=message):
         verify_atlas(tmp_path)
+
+
+def test_other_code_and_libraries_are_told_and_are_no_failure(atlas: Path) -> None:
+    about = described(atlas)
+    assert about["code"] == code_identity()
+    assert {"python", "torch", "monai", "numpy", "scipy"} <= set(about["versions"])
+    about["code"] = {"version": "0.0.9", "sha256": "0" * 64}
+    about["versions"] |= {"torch": "1.0", "nothing-of-that-name": "3"}
+    describe(atlas, about)
+    verification = verify_atlas(atlas)
+    assert not verification.failures
+    told = {(one.kind, one.name): one.detail for one in verification.checks if one.detail}
+    assert told["code", ""].startswith("made by version 0.0.9 (000000000000...), recomputed by")
+    assert told["library", "torch"] == f"1.0 when it was made, {torch.__version__} here"
+    assert told["library", "nothing-of-that-name"] == "3 when it was made, not installed here"
+    del about["code"]
+    describe(atlas, about)
+    assert ("not checked", "code") in {(c.outcome, c.kind) for c in verify_atlas(atlas).checks}
+
+
+@pytest.mark.parametrize("kind", ["averaged", "barycentre"])
+def test_atlases_that_were_not_learned_agree_too(
+    kind: str, make_cohort: Callable[..., Cohort], tmp_path: Path
+) -> None:
+    data = Path(make_cohort().subjects[0].maps[0].path).parent
+    block = {
+        "cohort": {"layout": "flat", "normalisation": "max"}, "min_subjects": 1, "device": "cpu",
+        "presence_value": 0.05,
+    }  # fmt: skip
+    settings = LearnedAtlasConfig.load(block)
+    cohort = read_cohort(data, settings)
+    if kind == "averaged":
+        folder = AveragingAtlas(cohort, settings, tmp_path).publish()
+    else:
+        transport = BarycentreConfig.load({"iterations": 2})
+        folder = BarycentreAtlas(cohort, settings, transport, tmp_path).publish()
+    checks = verify_atlas(folder).checks
+    assert {one.outcome for one in checks} == {"agrees"}
+    maps = {one.name for one in checks if one.kind == "map"}
+    assert ("atlas_mean.nii.gz" in maps) == (kind == "averaged")
+    assert "atlas_std.nii.gz" in maps
+    flip(folder / "atlas_std.nii.gz", (6, 6, 6), 0.1)
+    wrong = {(one.kind, one.name) for one in verify_atlas(folder).failures}
+    assert wrong == {("file", "atlas_std.nii.gz"), ("map", "atlas_std.nii.gz")}
 
 
 def test_the_verb_prints_a_table_and_ends_with_its_code(

@@ -451,3 +451,28 @@ def test_demo_with_an_age_effect_makes_a_new_cohort_or_says_why_not(tmp_path, mo
     assert cli.main([*words, "--age_effect", "40"]) == 2
     assert "age_effect must be 0 to 8 mm, got 40.0" in capsys.readouterr().err
     assert not (tmp_path / "demo").exists()
+
+
+@pytest.mark.parametrize("redirection", [">&-", ">&- 2>&- <&-"])
+def test_closed_streams_are_no_error(redirection, tmp_path):
+    folder = tmp_path / "demo"
+    command = f"exec {sys.executable} -m bundle demo --folder {folder} --age_effect 1 "
+    command += f"--subjects 3 --size 16 {redirection}"
+    assert subprocess.run(["bash", "-c", command], cwd=ROOT).returncode == 0
+    assert folder.is_dir()
+
+
+def test_a_working_directory_that_is_gone_is_one_line(tmp_path):
+    command = f"cd {tmp_path} && rmdir {tmp_path} && exec {sys.executable} {ROOT}/bundle check"
+    result = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert result.returncode == 7
+    assert "error: the working directory can't be entered: No such file" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_full_disk_below_the_output_is_one_line(tmp_path):
+    command = f"exec {sys.executable} -m bundle demo --folder {tmp_path / 'demo'} --age_effect 1 "
+    command += "--subjects 3 --size 16 >/dev/full"
+    result = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 7
+    assert result.stderr == "error: No space left on device\n"

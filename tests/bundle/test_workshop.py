@@ -1,16 +1,26 @@
 """The set-up: installs once, survives interruptions and parallel calls, fails loudly."""
 
+import hashlib
 import json
 import re
 import subprocess
 import sys
 import textwrap
+import zipfile
 from pathlib import Path
 
 import pytest
 
 from bundle import workshop
-from bundle.workshop import CHECKS, REQUIREMENTS, TORCH, Environment, SetupError, run_checks
+from bundle.workshop import (
+    CHECKS,
+    LOCKS,
+    REQUIREMENTS,
+    TORCH,
+    Environment,
+    SetupError,
+    run_checks,
+)
 
 ROOT = Path(workshop.__file__).resolve().parent.parent
 PIN = re.compile(r"[A-Za-z0-9_.-]+==[A-Za-z0-9_.]+(; .+)?")  # a marker may follow
@@ -42,14 +52,14 @@ class PipEnvironment(Environment):
         self.accepts = accepts
         self.asked: list[str] = []
 
-    def pip(self, lock, arguments, quiet=False):
+    def pip(self, lock, arguments, quiet=False, pinned=True):
         self.asked.append(arguments[0])
-        return 0 if arguments[0] in self.accepts | {"-r"} else 1
+        return 0 if arguments[0] in self.accepts | {"--require-hashes"} else 1
 
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    for name in REQUIREMENTS:
+    for name in (*REQUIREMENTS, *LOCKS):
         (tmp_path / name).write_text("", encoding="utf-8")
     return tmp_path
 
@@ -62,7 +72,7 @@ def test_second_call_installs_nothing(root):
     assert (first.installs, second.installs) == (1, 0)
 
 
-@pytest.mark.parametrize("name", REQUIREMENTS)
+@pytest.mark.parametrize("name", [*REQUIREMENTS, *LOCKS])
 def test_changed_pins_rebuild(root, name):
     RecordingEnvironment(root).prepare()
     (root / name).write_text("numpy==0\n", encoding="utf-8")
@@ -175,11 +185,11 @@ def test_killed_setup_keeps_the_lock_until_its_pip_ends(root):
         (True, {f"torch=={TORCH}"}, [f"torch==={TORCH}", f"torch=={TORCH}"]),
     ],
 )
-def test_torch_comes_first_as_the_build_that_is_there(root, monkeypatch, driver, accepts, asked):
+def test_torch_comes_last_as_the_build_that_is_there(root, monkeypatch, driver, accepts, asked):
     monkeypatch.setattr(workshop.venv.EnvBuilder, "create", lambda self, folder: None)
     environment = PipEnvironment(root, driver, accepts)
     environment.prepare()
-    assert environment.asked == [*asked, "-r"]
+    assert environment.asked == ["--require-hashes", *asked]
 
 
 def test_no_torch_at_all_is_an_error_that_names_it(root, monkeypatch):
@@ -323,6 +333,62 @@ def test_every_requirement_is_pinned_and_torch_is_not_among_them():
         assert pins
         assert all(PIN.fullmatch(pin) for pin in pins)
         assert not any(pin.startswith("torch==") for pin in pins)
+
+
+def test_locks_hold_the_pins_and_hashes_of_each_and_nothing_else():
+    for name, lock in zip(REQUIREMENTS, LOCKS, strict=True):
+        pins = [line for line in (ROOT / name).read_text("utf-8").splitlines() if "==" in line]
+        said = (ROOT / lock).read_text("utf-8").replace(" \\\n", " ").splitlines()
+        locked = [line.split(" --hash=") for line in said if line and not line.startswith("#")]
+        wanted = {re.split("[ ;]", pin.lower().replace("_", "-"))[0] for pin in pins}
+        assert {entry[0].split(" ")[0].replace("_", "-") for entry in locked} == wanted
+        for pin, *hashes in locked:
+            assert hashes, pin
+            assert all(re.fullmatch("sha256:[0-9a-f]{64} *", one) for one in hashes), pin
+            assert (";" in pin) == any(
+                ";" in line and line.startswith(pin.split("=")[0]) for line in pins
+            ), pin
+
+
+def test_a_file_with_another_hash_is_not_installed(tmp_path, monkeypatch, capfd):
+    """A wheel made here, once as it was hashed and once with a byte more."""
+    wheel = tmp_path / "wheels" / "tiny-1.0-py3-none-any.whl"
+    wheel.parent.mkdir()
+    about = "Metadata-Version: 2.1\nName: tiny\nVersion: 1.0\n"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("tiny.py", "found = True\n")
+        archive.writestr("tiny-1.0.dist-info/METADATA", about)
+        archive.writestr("tiny-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
+        archive.writestr("tiny-1.0.dist-info/RECORD", "")
+    sha256 = hashlib.sha256(wheel.read_bytes()).hexdigest()
+    for name in (*REQUIREMENTS, *LOCKS):
+        (tmp_path / name).write_text("", encoding="utf-8")
+    (tmp_path / LOCKS[0]).write_text(f"tiny==1.0 --hash=sha256:{sha256}\n", encoding="utf-8")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(wheel.parent))
+    monkeypatch.setattr(workshop, "ROOT", tmp_path)
+    monkeypatch.setattr(workshop, "has_nvidia_driver", lambda: False)
+    monkeypatch.setattr(workshop, "run_checks", lambda environment, extra: 0)
+    monkeypatch.setattr(workshop, "end_on_sigterm", lambda: None)
+    # Torch isn't there to be found, and nothing here needs it.
+    monkeypatch.setattr(workshop, "torch_candidates", lambda driver: ("tiny",))
+    assert workshop.main(["test"]) == 0
+    with wheel.open("ab") as file:
+        file.write(b"!")
+    (tmp_path / REQUIREMENTS[0]).write_text("# changed\n", encoding="utf-8")
+    capfd.readouterr()
+    assert workshop.main(["test"]) == 1
+    told = capfd.readouterr().err
+    assert "HASHES" in told
+    assert told.splitlines()[-1].startswith("error: pip could not install requirements.lock")
+    assert "Traceback" not in told
+    assert not list((tmp_path / ".venv").rglob("tiny.py"))
+
+
+def test_a_missing_list_of_hashes_is_one_line(root):
+    (root / LOCKS[1]).unlink()
+    with pytest.raises(SetupError, match=r"requirements-dev\.lock can't be read"):
+        RecordingEnvironment(root).prepare()
 
 
 def test_metadata_names_the_same_versions():

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import os
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +18,7 @@ from scripts.engines.run_state import RunState
 from scripts.engines.space import cache_bytes, check_cache, registration_bytes
 from scripts.errors import CheckpointError, ConfigurationError
 from scripts.networks import build_network
-from scripts.networks.checkpoint import load_weights
+from scripts.networks.checkpoint import load_checkpoint, load_weights
 from scripts.settings import LearnedAtlasConfig
 
 
@@ -124,3 +127,26 @@ def test_the_formula_of_registering(
         "fields": 6 * floats, "maps": 2 * floats,
     }  # fmt: skip
     assert registration_bytes(7, crop, make_settings(save_fields=False))["fields"] == 0
+
+
+def test_a_compressed_checkpoint_is_not_unpacked(tmp_path):
+    """Torch would unpack 200 kB to 200 MB, and does not write such files."""
+    written = io.BytesIO()
+    torch.save({"x": torch.zeros(5_000_000)}, written)
+    path = tmp_path / "model.pt"
+    with zipfile.ZipFile(written) as plain, zipfile.ZipFile(path, "w") as packed:
+        for name in plain.namelist():
+            packed.writestr(name, plain.read(name), zipfile.ZIP_DEFLATED)
+    assert path.stat().st_size < 50_000
+    with pytest.raises(CheckpointError, match="are compressed"):
+        load_checkpoint(path)
+    path.write_bytes(written.getvalue())
+    assert len(load_checkpoint(path)["x"]) == 5_000_000
+
+
+def test_a_pipe_in_the_place_of_a_checkpoint_does_not_hang(tmp_path):
+    os.mkfifo(tmp_path / "model.pt")
+    with pytest.raises(CheckpointError, match="is no file"):
+        load_checkpoint(tmp_path / "model.pt")
+    with pytest.raises(CheckpointError, match="no such checkpoint"):
+        load_checkpoint(tmp_path / "nothing.pt")

@@ -34,7 +34,7 @@ def cut(event, arguments):
         raise SystemExit(f"the network is asked for: {event} {arguments}")
 sys.addaudithook(cut)
 data = write_cohort(folder / "data")
-for name in ("train", "register"):
+for name in ("train", "export", "register", "average"):
     assert cli.main(WORKS[name].command(folder, data)) == 0
 """
 MEMORY = """
@@ -82,7 +82,7 @@ def test_kills_leave_the_earlier_or_the_new_result(job: str, tmp_path: Path) -> 
     assert result.returncode == 0, result.stdout + result.stderr
 
 
-def test_training_and_registering_need_no_network(tmp_path: Path) -> None:
+def test_no_job_needs_a_network(tmp_path: Path) -> None:
     result = run(WITHOUT_NETWORK, tmp_path)
     assert result.returncode == 0, result.stdout + result.stderr
 

@@ -312,3 +312,17 @@ def test_true_anatomy_at_an_age_lies_where_age_moved_it(ageing):
 def test_without_an_age_effect_nobody_has_an_age(folder):
     assert not list(folder.rglob("participants.tsv"))
     assert not load_truth(folder).aged
+
+
+def test_what_a_killed_process_left_of_a_cohort_is_removed(tmp_path):
+    program = (
+        "import os, sys\nfrom scripts.phantom import demo\n"
+        "demo.DemoCohort.write = lambda self, folder: os.kill(os.getpid(), 9)\n"
+        "demo.write_demo_cohort(sys.argv[1])"
+    )
+    root = Path(__file__).resolve().parents[2]
+    killed = subprocess.run([sys.executable, "-c", program, str(tmp_path / "demo")], cwd=root)
+    assert killed.returncode == -9
+    assert [path.name.startswith(".demo.staging-") for path in tmp_path.iterdir()] == [True]
+    write_demo_cohort(tmp_path / "demo", subjects=1, held_out=0, shape=(16, 16, 16), streamlines=5)
+    assert [path.name for path in tmp_path.iterdir()] == ["demo"]

@@ -269,6 +269,26 @@ def test_only_tractograms_are_written(tmp_path):
 
 def test_a_name_that_a_trk_has_no_room_for_leaves_no_file(tmp_path):
     long = some_streamlines().with_data(**{"x" * 30: np.zeros(40)})
-    with pytest.raises(ValueError, match="no room"):
+    with pytest.raises(ConfigurationError, match="no room"):
         write_tractogram(tmp_path / "long.trk", long)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_names_of_values_never_lead_out_of_the_folder(suffix, tmp_path):
+    names = ["../../x", "/etc/x", "a b", "a/b", "", "..", "n\nx", "\u8133"]
+    values = {name: np.full(40, float(i)) for i, name in enumerate(names)}
+    path = tmp_path / "a" / "b" / f"some{suffix}"
+    write_tractogram(path, some_streamlines().with_data(**values), SHAPE, AFFINE)
+    files = [one for one in tmp_path.rglob("*") if one.is_file()]
+    assert all(one.parent == path.parent for one in files)
+    if suffix == ".trx":
+        with zipfile.ZipFile(path) as archive:
+            parts = archive.namelist()
+        assert all(".." not in part and part.count("/") <= 1 for part in parts)
+    if suffix == ".tck":
+        assert len(files) >= 1 + len(names)
+    else:
+        found = open_tractogram(path).read()
+        told = sorted(float(v[0, 0]) for v in found.data.values() if (v == v[0]).all())
+        assert [float(i) in told for i in range(len(names))] == [True] * len(names)

@@ -14,7 +14,7 @@ from scripts.engines.run_state import RunState
 from scripts.errors import CheckpointError
 from scripts.networks.checkpoint import load_checkpoint, load_weights
 from scripts.processes import from_first, is_first
-from scripts.storage import write_whole
+from scripts.storage import check_space, write_whole
 
 __all__ = ["TrainingCheckpoint"]
 
@@ -65,6 +65,7 @@ class TrainingCheckpoint:
 
     def load(self, engine: Engine) -> None:
         """Go on after the last saved epoch, if there is one."""
+        from_first(self._check_space)
         found = from_first(self._read)
         if found is None:
             return
@@ -97,6 +98,14 @@ class TrainingCheckpoint:
         if torch.cuda.is_available() and found["cuda_rng"]:
             there = torch.cuda.device_count()  # perhaps fewer than where it was saved
             torch.cuda.set_rng_state_all(found["cuda_rng"][:there])
+
+    def _check_space(self) -> None:
+        """Before the first step: three times the weights (with Adam's two moments), once more while
+        they are written, and the model. A network that has a cohort's size was asked about before.
+        """
+        weights = sum(torch.as_tensor(one).nbytes for one in self.network.state_dict().values())
+        there = self.state.training.exists()
+        check_space({self.state.folder: {"checkpoints": weights * (4 if there else 7)}})
 
     def _read(self) -> dict[str, Any] | None:
         path = self.state.training
