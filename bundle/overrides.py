@@ -37,7 +37,6 @@ OTHER_BLOCKS = {
     "evaluate": "scripts.evaluation.settings:EvaluateConfig",
     "label_transfer": "scripts.transport.settings:LabelTransferConfig",
     "tract_similarity": "scripts.consumers.settings:TractSimilarityConfig",
-    "warp": "scripts.affine.warp_settings:WarpConfig",
 }
 BLOCKS = (SETTINGS_BLOCK, *OTHER_BLOCKS)
 # Arguments of MONAI's own `run`, `ConfigWorkflow` and experiment tracking: never keys of a config.
