@@ -94,6 +94,17 @@ class Task:
     voxelmorph_steps: int
 
 
+# A process inherits its parent's peak memory when it is started: this one has hardly any.
+_LAUNCHER = """
+import json, resource, subprocess, sys
+ended = subprocess.run(sys.argv[2:])
+usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+with open(sys.argv[1], "w") as file:
+    json.dump([usage.ru_utime + usage.ru_stime, usage.ru_maxrss], file)
+sys.exit(ended.returncode)
+"""
+
+
 def run_measured(command: Sequence[str], log: Path, threads: int) -> dict[str, float]:
     """Run a process to its end; its CPU seconds, wall seconds and peak memory.
 
@@ -105,19 +116,20 @@ def run_measured(command: Sequence[str], log: Path, threads: int) -> dict[str, f
         "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS": str(threads),
     }  # fmt: skip
     log.parent.mkdir(parents=True, exist_ok=True)
+    told = log.with_suffix(".usage")
     start = time.perf_counter()
     with log.open("wb") as output:
-        process = subprocess.Popen(
-            command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT
-        )
-        _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode != 0:
-        raise RuntimeError(f"{' '.join(command)} failed ({process.returncode}), see {log}")
+        ended = subprocess.run(
+            [sys.executable, "-c", _LAUNCHER, str(told), *command],
+            cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+    if ended.returncode != 0:
+        raise RuntimeError(f"{' '.join(command)} failed ({ended.returncode}), see {log}")
+    cpu_seconds, peak = json.loads(told.read_text())
     return {
-        "cpu_seconds": usage.ru_utime + usage.ru_stime,
+        "cpu_seconds": cpu_seconds,
         "wall_seconds": time.perf_counter() - start,
-        "peak_gib": usage.ru_maxrss / 2**20,
+        "peak_gib": peak / 2**20,
     }
 
 
