@@ -26,6 +26,7 @@ from bundle.bench.training_step import our_step
 from scripts.atlas.refinement import refine_velocity
 from scripts.cohort import read_cohort
 from scripts.engines.components import atlas_loss, cohort_publisher, cohort_transforms
+from scripts.losses import AtlasLoss
 from scripts.networks import AtlasNetwork, build_network
 from scripts.phantom import write_demo_cohort
 from scripts.settings import LearnedAtlasConfig
@@ -43,7 +44,8 @@ class SmoothVelocities:
         subjects: how many.
     """
 
-    def __init__(self, network: AtlasNetwork, subjects: int) -> None:
+    def __init__(self, network: AtlasNetwork, subjects: int, loss: AtlasLoss) -> None:
+        self.loss = loss
         self.assignment = torch.ones(subjects, 1)
         self.reduced = network.reduced
 
@@ -103,7 +105,7 @@ def measure(folder: Path, shape: tuple[int, int, int], dtype: str) -> dict[str, 
 
     network = build_network(cohort, settings)
     loss = atlas_loss(cohort.grid.spacing, settings)
-    velocities = SmoothVelocities(network, SAMPLE)
+    velocities = SmoothVelocities(network, SAMPLE, loss)
     image, start = item["image"][None], velocities.velocity(0)
     total = cpu_seconds(lambda: refine_velocity(network, loss, image, start, 2))[1]
     found["refinement step"] = total / 3  # the last of them is forward alone
