@@ -132,6 +132,21 @@ def run(argv: Sequence[str] | None = None) -> int:
     code = main(argv)
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, signal.SIG_IGN)
+    return _flushed(code)
+
+
+def _flushed(code: int) -> int:
+    """Write out what standard output holds; the interpreter would end with a code of its own."""
+    stream = sys.stdout
+    if stream is None:
+        return code
+    try:
+        stream.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        if code == 0 and not isinstance(error, BrokenPipeError):  # nobody reads: no fault of ours
+            print(f"error: standard output: {error.strerror}", file=sys.stderr)
+            return StorageError.exit_code
     return code
 
 

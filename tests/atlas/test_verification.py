@@ -6,6 +6,7 @@ import gzip
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -316,7 +317,7 @@ def test_other_code_and_libraries_are_told_and_are_no_failure(atlas: Path) -> No
     assert not verification.failures
     told = {(one.kind, one.name): one.detail for one in verification.checks if one.detail}
     assert told["code", ""].startswith("made by version 0.0.9 (000000000000...), recomputed by")
-    assert told["library", "torch"] == f"1.0 when it was made, {torch.__version__} here"
+    assert told["library", "torch"] == f"1.0 when it was made, {version('torch')} here"
     assert told["library", "nothing-of-that-name"] == "3 when it was made, not installed here"
     del about["code"]
     describe(atlas, about)

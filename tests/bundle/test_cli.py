@@ -470,9 +470,14 @@ def test_a_working_directory_that_is_gone_is_one_line(tmp_path):
     assert "Traceback" not in result.stderr
 
 
-def test_a_full_disk_below_the_output_is_one_line(tmp_path):
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_full_disk_below_the_output_is_one_line(tmp_path, unbuffered):
     command = f"exec {sys.executable} -m bundle demo --folder {tmp_path / 'demo'} --age_effect 1 "
     command += "--subjects 3 --size 16 >/dev/full"
-    result = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True)
+    result = subprocess.run(
+        ["bash", "-c", command], cwd=ROOT, capture_output=True, text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+    )  # fmt: skip
     assert result.returncode == 7
-    assert result.stderr == "error: No space left on device\n"
+    assert result.stderr.endswith("No space left on device\n")
+    assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1

@@ -268,7 +268,7 @@ def test_description_is_complete(trained):
     assert said["mixture"] is None
     assert {"presence_value", "cov_mean_threshold_pct", "log_offset", "created"} <= set(said)
     assert set(said["versions"]) == {
-        "python", "torch", "monai", "pytorch-ignite", "nibabel", "numpy",
+        "python", "torch", "monai", "pytorch-ignite", "nibabel", "numpy", "scipy", "pydantic",
     }  # fmt: skip
     for subject in said["cohort"]["subjects"]:
         (one,) = subject["maps"]
