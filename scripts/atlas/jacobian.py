@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 
 import torch
 
 __all__ = ["jacobian_determinant", "jacobian_summary", "smallest_corner_determinant"]
 
 
-def _determinant(rows: list[list[torch.Tensor]]) -> torch.Tensor:
-    """Determinant of a 2x2 or 3x3 matrix of volumes."""
-    if len(rows) == 2:
-        (a, b), (c, d) = rows
-        return a * d - b * c
-    (a, b, c), (d, e, f), (g, h, i) = rows
-    return a * (e * i - f * h) - b * (d * i - f * g) + c * (d * h - e * g)
+_SLAB = 1 << 18  # voxels of the field that are worked on at once, so that little leaves the cache
+
+
+def _cross(b: Sequence[torch.Tensor], c: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Cross product of two vectors of volumes; of two entries, ``b`` turned by a right angle."""
+    if len(b) == 2:
+        return [b[1], -b[0]]
+    return [torch.addcmul(b[i] * c[j], b[j], c[i], value=-1) for i, j in ((1, 2), (2, 0), (0, 1))]
+
+
+def _product(a: Sequence[torch.Tensor], b: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Inner product of two vectors of volumes."""
+    total = a[0] * b[0]
+    for x, y in zip(a[1:], b[1:], strict=True):
+        total.addcmul_(x, y)
+    return total
 
 
 def jacobian_determinant(displacement: torch.Tensor) -> torch.Tensor:
@@ -30,12 +40,12 @@ def jacobian_determinant(displacement: torch.Tensor) -> torch.Tensor:
     Returns:
         ``(*shape)``.
     """
-    d = displacement.shape[0]
     rows = []
-    for i in range(d):
-        gradients = torch.gradient(displacement[i])
-        rows.append([g + 1.0 if i == j else g for j, g in enumerate(gradients)])
-    return _determinant(rows)
+    for i, component in enumerate(displacement):
+        row = list(torch.gradient(component))
+        row[i] = row[i] + 1.0
+        rows.append(row)
+    return _product(rows[0], _cross(rows[1], rows[-1]))
 
 
 def smallest_corner_determinant(displacement: torch.Tensor) -> torch.Tensor:
@@ -45,6 +55,9 @@ def smallest_corner_determinant(displacement: torch.Tensor) -> torch.Tensor:
     is the plain difference along the three edges that meet there. Central differences, spanning
     two voxels, can miss a fold of one voxel (a checkerboard is invisible to them); these can't.
 
+    The edges of all axes but the first lie in planes that two layers of cells share, so that
+    their cross product is computed once for both.
+
     Args:
         displacement: ``(d, *shape)`` in voxels.
 
@@ -52,21 +65,27 @@ def smallest_corner_determinant(displacement: torch.Tensor) -> torch.Tensor:
         one number a cell, ``(*(n - 1 for n in shape))``.
     """
     d, *shape = displacement.shape
-    edges = [displacement.diff(dim=1 + axis) for axis in range(d)]
+    edges = []
+    for axis in range(d):
+        edge = displacement.diff(dim=1 + axis)
+        edge[axis] += 1.0
+        edges.append(edge)
+
+    def at(axis: int, corner: Sequence[int]) -> Sequence[torch.Tensor]:
+        """Edges along an axis that end in this corner of the cells; the first axis isn't cut."""
+        edge = edges[axis]
+        for other in range(1, d):
+            if other != axis:
+                edge = edge.narrow(1 + other, corner[other - 1], shape[other] - 1)
+        return edge.unbind()
+
     smallest: torch.Tensor | None = None
-    for corner in itertools.product((0, 1), repeat=d):
-        columns = []
-        for axis in range(d):
-            edge = edges[axis]
-            for other in range(d):
-                if other != axis:
-                    edge = edge.narrow(1 + other, corner[other], shape[other] - 1)
-            columns.append(edge)
-        rows = [
-            [columns[j][i] + 1.0 if i == j else columns[j][i] for j in range(d)] for i in range(d)
-        ]
-        det = _determinant(rows)
-        smallest = det if smallest is None else torch.minimum(smallest, det)
+    for corner in itertools.product((0, 1), repeat=d - 1):
+        first = at(0, corner)
+        planes = _cross(at(1, corner), at(d - 1, corner))
+        for layer in (0, 1):
+            det = _product(first, [p.narrow(0, layer, shape[0] - 1) for p in planes])
+            smallest = det if smallest is None else torch.minimum(smallest, det, out=smallest)
     assert smallest is not None
     return smallest
 
@@ -74,15 +93,49 @@ def smallest_corner_determinant(displacement: torch.Tensor) -> torch.Tensor:
 def jacobian_summary(displacement: torch.Tensor) -> dict[str, float]:
     """What ``jacobian.json`` says of one field.
 
+    Worked out slab by slab along the first axis, which on the full size is several times as fast
+    as volume by volume.
+
     Returns:
         ``min`` and ``share_folded`` (share of voxels with det <= 0) by central differences,
         ``corner_min`` and ``corner_share_folded`` over the cells' corners.
     """
-    det = jacobian_determinant(displacement)
-    corner = smallest_corner_determinant(displacement)
+    n = displacement.shape[1]
+    size = max(1, _SLAB // max(1, displacement[0, 0].numel()))
+    central, corner = _Determinants(), _Determinants()
+    for start in range(0, n, size):
+        stop = min(start + size, n)
+        before, after = max(0, start - 1), min(n, stop + 1)
+        slab = displacement[:, before:after]
+        central.add(jacobian_determinant(slab)[start - before : stop - before])
+        if after - start > 1:
+            corner.add(smallest_corner_determinant(displacement[:, start:after]))
     return {
-        "min": float(det.min()),
-        "share_folded": float((det <= 0).double().mean()),
-        "corner_min": float(corner.min()),
-        "corner_share_folded": float((corner <= 0).double().mean()),
+        "min": central.smallest(),
+        "share_folded": central.share_folded(),
+        "corner_min": corner.smallest(),
+        "corner_share_folded": corner.share_folded(),
     }
+
+
+class _Determinants:
+    """The least of all determinants, and how many are folds."""
+
+    def __init__(self) -> None:
+        self.least: list[torch.Tensor] = []
+        self.folded: list[torch.Tensor] = []
+        self.total = 0
+
+    def add(self, determinants: torch.Tensor) -> None:
+        """Take in those of one slab."""
+        self.least.append(determinants.min())  # NaN if one is
+        self.folded.append((determinants <= 0).sum())
+        self.total += determinants.numel()
+
+    def smallest(self) -> float:
+        """Over all slabs."""
+        return float(torch.stack(self.least).min())
+
+    def share_folded(self) -> float:
+        """Share of determinants <= 0."""
+        return float(torch.stack(self.folded).sum()) / self.total

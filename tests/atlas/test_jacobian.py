@@ -103,3 +103,35 @@ def test_a_zero_determinant_counts_as_folded() -> None:
     collapsed = linear(np.diag([-1.0, 0.0]), (5, 5))
     summary = jacobian_summary(collapsed)
     assert summary["share_folded"] == summary["corner_share_folded"] == 1
+
+
+@pytest.mark.parametrize("d", [2, 3])
+def test_the_summary_is_the_same_in_slabs_of_any_size(
+    d: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against the determinants of the whole field; one plane a slab up to all in one."""
+    generator = torch.Generator().manual_seed(0)
+    u = 0.4 * torch.randn(d, 7, *([5] * (d - 1)), dtype=torch.float64, generator=generator)
+    central, corner = jacobian_determinant(u), smallest_corner_determinant(u)
+    for planes in range(1, 9):
+        monkeypatch.setattr("scripts.atlas.jacobian._SLAB", planes * 5 ** (d - 1))
+        assert jacobian_summary(u) == pytest.approx(
+            {
+                "min": float(central.min()),
+                "share_folded": float((central <= 0).double().mean()),
+                "corner_min": float(corner.min()),
+                "corner_share_folded": float((corner <= 0).double().mean()),
+            },
+            rel=1e-12,
+        )
+
+
+def test_a_value_that_is_no_number_is_not_lost_among_the_slabs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("scripts.atlas.jacobian._SLAB", 1)
+    u = torch.zeros(3, 6, 4, 4)
+    u[1, 2, 1, 1] = float("nan")
+    summary = jacobian_summary(u)
+    assert np.isnan(summary["min"])
+    assert np.isnan(summary["corner_min"])
