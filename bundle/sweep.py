@@ -23,7 +23,7 @@ from typing import Any
 
 from bundle.overrides import UsageError, apply_overrides, known_value, parse_overrides, read_config
 from scripts.errors import StorageError, TrainingError
-from scripts.lock import lock_folders
+from scripts.lock import locked_folders
 from scripts.storage import write_whole
 
 __all__ = ["SweepRun", "planned_runs", "sweep", "table_of"]
@@ -114,12 +114,8 @@ def sweep(verb: str, config_file: Path, arguments: Sequence[str], root: Path) ->
     if not isinstance(output, str):
         raise UsageError("output_dir can't be told from the configuration; give --output_dir")
     folder = Path(output).absolute() / "sweep"
-    locks = lock_folders([folder])
-    try:
+    with locked_folders(folder):
         rows = _all_runs(verb, runs, folder, root)
-    finally:
-        for lock in locks:
-            lock.release()
     print(table_of(rows))
     failed = [row["run"] for row in rows if row["status"] != "done"]
     if failed:

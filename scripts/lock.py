@@ -9,13 +9,14 @@ import logging
 import os
 import socket
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from scripts.errors import StorageError
 
-__all__ = ["LOCK_FILE", "FolderLock", "lock_folders"]
+__all__ = ["LOCK_FILE", "FolderLock", "lock_folders", "locked_folders"]
 
 logger = logging.getLogger(__name__)
 
@@ -144,6 +145,21 @@ def lock_folders(folders: list[str | Path] | tuple[str | Path, ...]) -> list[Fol
             lock.release()
         raise
     return locks
+
+
+@contextmanager
+def locked_folders(*folders: str | Path) -> Iterator[None]:
+    """Several folders locked for as long as the block lasts.
+
+    Raises:
+        StorageError: see `FolderLock`.
+    """
+    locks = lock_folders(folders)
+    try:
+        yield
+    finally:
+        for lock in locks:
+            lock.release()
 
 
 def _ourselves() -> dict[str, Any]:

@@ -32,6 +32,10 @@ __all__ = [
     "Section",
     "Text",
     "Texts",
+    "check_folder_names",
+    "check_names",
+    "check_placeholders",
+    "check_relative",
     "section",
     "setting",
     "to_int",
@@ -225,6 +229,60 @@ def _leaves(settings: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, 
             yield from _leaves(value, f"{path}{key}.")
         else:
             yield path + key, value
+
+
+# ---------------------------------------------------------------------------------------------
+# Rules shared by several settings
+# ---------------------------------------------------------------------------------------------
+
+
+def check_relative(path: str) -> None:
+    """Refuse a path that is blank, absolute, or could leave the folder that it is joined to."""
+    if not path.strip():
+        raise ValueError("is empty")
+    if re.search(r"[\x00-\x1f\x7f]", path):
+        raise ValueError("holds a control character")
+    if "\\" in path:
+        raise ValueError("holds a backslash")
+    if path.startswith(("/", "~")) or re.match(r"[A-Za-z]:", path):
+        raise ValueError("is absolute")
+    parts = path.split("/")
+    if ".." in parts:
+        raise ValueError("holds '..'")
+    if "" in parts or "." in parts:
+        raise ValueError("holds an empty part or '.'")
+
+
+def check_placeholders(pattern: str, known: tuple[str, ...]) -> None:
+    for name in re.findall(r"\{([^{}]*)\}", pattern):
+        if name not in known:
+            raise ValueError(f"has an unknown placeholder {{{name}}}")
+    if re.search(r"[{}]", re.sub(r"\{[^{}]*\}", "", pattern)):
+        raise ValueError("has a brace without its partner")
+    for part in pattern.split("/"):
+        if "**" in part and part != "**":
+            raise ValueError("has '**' beside other characters of a part")
+    if pattern.split("/")[-1] == "**":
+        raise ValueError("ends without a file's name")
+
+
+def check_names(names: list[str]) -> None:
+    for name in names:
+        if not name.strip():
+            raise ValueError("has an empty name")
+    if len(set(names)) < len(names):
+        raise ValueError("has a name twice")
+
+
+def check_folder_names(names: list[str]) -> None:
+    """Refuse names of subjects, one at least, that no folder can have."""
+    if not names:
+        raise ValueError("names nobody")
+    if len(set(names)) < len(names):
+        raise ValueError("has a name twice")
+    for name in names:
+        if re.search(r"[/\\\x00-\x1f]", name) or not name.strip() or name.startswith("."):
+            raise ValueError(f"has a name that is no folder's: {name!r}")
 
 
 # ---------------------------------------------------------------------------------------------

@@ -34,6 +34,9 @@ from scripts.sections import (
     Section,
     Text,
     Texts,
+    check_names,
+    check_placeholders,
+    check_relative,
     section,
     setting,
     to_names,
@@ -160,7 +163,7 @@ class LearnedAtlasCohortConfig(Section):
         if isinstance(subjects, list):
             if not subjects:
                 raise ValueError("names no subject")
-            _check_names(subjects)
+            check_names(subjects)
         elif subjects is not None and not subjects.lower().endswith((".txt", ".csv", ".json")):
             raise ValueError("is neither a list nor a .txt, .csv or .json file")
         return subjects
@@ -182,13 +185,13 @@ class LearnedAtlasCohortConfig(Section):
     @field_validator("exclude")
     @classmethod
     def _check_exclude(cls, names: list[str]) -> list[str]:
-        _check_names(names)
+        check_names(names)
         return names
 
     @field_validator("tracts")
     @classmethod
     def _check_tracts(cls, names: list[str]) -> list[str]:
-        _check_names(names)
+        check_names(names)
         for name in names:
             if re.search(r"[/\\\x00]", name) or name in (".", ".."):
                 raise ValueError(f"has a tract that is no file name: {name!r}")
@@ -262,7 +265,7 @@ class LearnedAtlasModelConfig(Section):
     @field_validator("covariates")
     @classmethod
     def _check_covariates(cls, names: list[str], info: ValidationInfo) -> list[str]:
-        _check_names(names)
+        check_names(names)
         for name in names:
             if re.search(r"[=,\x00-\x1f]", name) or name in ("participant_id", "mean"):
                 raise ValueError(f"names {name!r}, which can't be a covariate")
@@ -275,7 +278,7 @@ class LearnedAtlasModelConfig(Section):
     @field_validator("categorical_covariates")
     @classmethod
     def _check_categorical(cls, names: list[str], info: ValidationInfo) -> list[str]:
-        _check_names(names)
+        check_names(names)
         unknown = [name for name in names if name not in info.data.get("covariates", names)]
         if unknown:
             raise ValueError(f"names {unknown[0]!r}, which isn't in covariates")
@@ -592,49 +595,6 @@ class LearnedAtlasConfig(Section):
                 "to covariates is fitted in the rounds of refinement: take at least 1, better 5"
             )
         return refine
-
-
-# ---------------------------------------------------------------------------------------------
-# Rules shared by several settings
-# ---------------------------------------------------------------------------------------------
-
-
-def check_relative(path: str) -> None:
-    """Refuse a path that is blank, absolute, or could leave the folder that it is joined to."""
-    if not path.strip():
-        raise ValueError("is empty")
-    if re.search(r"[\x00-\x1f\x7f]", path):
-        raise ValueError("holds a control character")
-    if "\\" in path:
-        raise ValueError("holds a backslash")
-    if path.startswith(("/", "~")) or re.match(r"[A-Za-z]:", path):
-        raise ValueError("is absolute")
-    parts = path.split("/")
-    if ".." in parts:
-        raise ValueError("holds '..'")
-    if "" in parts or "." in parts:
-        raise ValueError("holds an empty part or '.'")
-
-
-def check_placeholders(pattern: str, known: tuple[str, ...]) -> None:
-    for name in re.findall(r"\{([^{}]*)\}", pattern):
-        if name not in known:
-            raise ValueError(f"has an unknown placeholder {{{name}}}")
-    if re.search(r"[{}]", re.sub(r"\{[^{}]*\}", "", pattern)):
-        raise ValueError("has a brace without its partner")
-    for part in pattern.split("/"):
-        if "**" in part and part != "**":
-            raise ValueError("has '**' beside other characters of a part")
-    if pattern.split("/")[-1] == "**":
-        raise ValueError("ends without a file's name")
-
-
-def _check_names(names: list[str]) -> None:
-    for name in names:
-        if not name.strip():
-            raise ValueError("has an empty name")
-    if len(set(names)) < len(names):
-        raise ValueError("has a name twice")
 
 
 # ---------------------------------------------------------------------------------------------

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -31,16 +30,6 @@ from scripts.tractograms.writing import write_tractogram
 
 SHAPE = (24, 20, 16)
 VOXELS = 24 * 20 * 16
-
-
-@pytest.fixture
-def disk(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
-    """Pretend that so many bytes are free."""
-
-    def free(count: int) -> None:
-        monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=count))
-
-    return free
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from scripts.atlas import (
     read_field,
     smallest_corner_determinant,
 )
-from scripts.cohort import read_density
+from scripts.cohort import Cohort, read_density
 from scripts.metrics import (
     centrality,
     core_share,
@@ -46,6 +46,15 @@ def subject_density(described: dict[str, Any], shape: tuple[int, ...]) -> np.nda
     for one in described["maps"]:
         density[one["channel"]] += read_density(one["path"])[0] / one["divisor"]
     return density
+
+
+def cohort_densities(cohort: Cohort) -> list[np.ndarray]:
+    """Each subject's normalised density (X, Y, Z) on the full grid, float32; of one channel."""
+    found = []
+    for subject in cohort.subjects:
+        described = {"maps": [{**vars(one), "path": str(one.path)} for one in subject.maps]}
+        found.append(subject_density(described, cohort.grid.shape)[0].astype(np.float32))
+    return found
 
 
 def warped(maps: np.ndarray, displacement: np.ndarray) -> np.ndarray:

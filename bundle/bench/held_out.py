@@ -25,9 +25,9 @@ import nibabel as nib
 import numpy as np
 from scipy.ndimage import map_coordinates
 
-from bundle.bench.atlas_quality import Build, score, subject_density
+from bundle.bench.atlas_quality import Build, cohort_densities, score
 from scripts.atlas import field_names, read_field
-from scripts.cohort import read_cohort
+from scripts.cohort import Cohort, read_cohort
 from scripts.metrics.truth import load_truth, score_atlas
 from scripts.settings import LearnedAtlasConfig
 
@@ -124,7 +124,7 @@ class Bench:
             **({"held out": (self.dataset, held)} if held else {}),
         }
 
-    def _cohort(self, dataset: Path, names: Sequence[str] | None = None) -> Any:
+    def _cohort(self, dataset: Path, names: Sequence[str] | None = None) -> Cohort:
         asked = {
             key: value
             for key, value in self.about["settings"]["cohort"].items()
@@ -138,11 +138,9 @@ class Bench:
 
     def measure(self, dataset: Path, names: list[str], registered: Path) -> dict[str, Any]:
         """Figures of registered subjects."""
-        native, there, back = [], [], []
-        for subject in self._cohort(dataset, names).subjects:
-            described = {"maps": [{**vars(one), "path": str(one.path)} for one in subject.maps]}
-            density = subject_density(described, self.template.shape)[0].astype(np.float32)
-            native.append(density)
+        cohort = self._cohort(dataset, names)
+        native, there, back = cohort_densities(cohort), [], []
+        for subject in cohort.subjects:
             fields = [
                 read_field(registered / subject.name / file).astype(np.float32)
                 for file in field_names(subject.name)

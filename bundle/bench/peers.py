@@ -30,7 +30,14 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
-from bundle.bench.atlas_quality import Build, read_build, score, subject_density, true_warps, warped
+from bundle.bench.atlas_quality import (
+    Build,
+    cohort_densities,
+    read_build,
+    score,
+    true_warps,
+    warped,
+)
 from scripts.cohort import Cohort, read_cohort
 from scripts.metrics.truth import load_truth, score_atlas
 from scripts.phantom import ensure_demo_cohort
@@ -311,13 +318,10 @@ def open_task(arguments: argparse.Namespace) -> Task:
         overrides += [f"--learned_atlas#cohort#{key}", str(value)]
     settings = LearnedAtlasConfig.load({"cohort": asked, "device": "cpu"})
     cohort = read_cohort(dataset, settings)
-    native = []
-    for subject in cohort.subjects:
-        described = {"maps": [{**vars(one), "path": str(one.path)} for one in subject.maps]}
-        native.append(subject_density(described, cohort.grid.shape)[0].astype(np.float32))
     return Task(
         work, dataset, (*overrides, *arguments.override), cohort,
-        [subject.name for subject in cohort.subjects], native, arguments.log_offset,
+        [subject.name for subject in cohort.subjects], cohort_densities(cohort),
+        arguments.log_offset,
         arguments.presence, arguments.threads, arguments.voxelmorph_steps,
     )  # fmt: skip
 

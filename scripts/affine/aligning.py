@@ -34,7 +34,7 @@ from scripts.atlas.transforms import read_volume
 from scripts.cohort import Grid, waytotal_file
 from scripts.engines.run_state import RunState
 from scripts.errors import CohortError
-from scripts.lock import lock_folders
+from scripts.lock import locked_folders
 from scripts.networks.precision import open_device
 from scripts.progress import progress_bar
 from scripts.storage import check_space, check_writable, file_hash, publish_folder
@@ -103,8 +103,7 @@ class CohortAligner:
             CheckpointError: an unfinished run of other images or settings is there.
             StorageError: something can't be written; what stood there before stays.
         """
-        locks = lock_folders([self.output_dir])
-        try:
+        with locked_folders(self.output_dir):
             kept = self._open_state()
             alignment = self._to_target(kept) if self.target else self._to_mean(kept)
             self._warn_of_odd_ones(alignment)
@@ -112,9 +111,6 @@ class CohortAligner:
             with publish_folder(self.folder) as staging:
                 self._write(staging, alignment)
             shutil.rmtree(self._state_folder, ignore_errors=True)
-        finally:
-            for lock in locks:
-                lock.release()
         logger.info("%d subjects aligned, in %s", len(self.subjects), self.folder)
         return self.folder
 

@@ -14,10 +14,11 @@ from scripts.sections import (
     Number,
     Text,
     Texts,
+    check_placeholders,
+    check_relative,
     setting,
     to_names,
 )
-from scripts.settings import check_placeholders, check_relative
 
 __all__ = ["AlignConfig", "load_align"]
 

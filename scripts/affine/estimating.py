@@ -20,8 +20,7 @@ from scripts.affine.pair_files import write_pair
 from scripts.affine.reading import ReadImage
 from scripts.affine.training_images import read_image
 from scripts.atlas.transforms import resample
-from scripts.engines.components import reserved
-from scripts.networks.precision import open_device
+from scripts.engines.components import opened
 from scripts.networks.wrapping import unwrapped
 from scripts.storage import publish_folder
 
@@ -33,22 +32,17 @@ logger = logging.getLogger(__name__)
 def open_affine_network(
     path: str | Path, settings: EstimateAffineConfig, written: Sequence[str | Path] = ()
 ) -> AffineNetwork:
-    """A published network, after what can be known beforehand of the run's end.
+    """The network in ``<ckpt_dir>/affine_model.pt``; see `opened`.
 
     Args:
-        path: ``<ckpt_dir>/affine_model.pt``.
+        path: of the network.
         settings: of the job.
-        written: folders that the run will write to; locked while the result is in use.
+        written: folders that the run will write to.
 
     Raises:
-        ConfigurationError: the machine lacks the device.
         CheckpointError: see `load_affine_network`.
-        StorageError: a folder can't be written, or another run is at work there.
     """
-    open_device(settings.device)
-    with reserved(written) as users:
-        network = load_affine_network(path)
-        users.append(network)
+    network = opened(load_affine_network, path, settings.device, written)
     if settings.passes is not None:
         network.passes = settings.passes
     return network

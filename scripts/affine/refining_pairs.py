@@ -26,7 +26,7 @@ from scripts.affine.reading import ReadImage
 from scripts.affine.refinement_settings import RefineConfig
 from scripts.affine.refining import AffineRefinement, AffineResult, start_in_family
 from scripts.errors import CohortError, ConfigurationError
-from scripts.lock import lock_folders
+from scripts.lock import locked_folders
 from scripts.networks.precision import open_device
 from scripts.progress import progress_bar
 from scripts.storage import check_writable, file_hash, publish_folder
@@ -74,17 +74,13 @@ class PairRefiner:
             FoldingError: a field folds, with verify_jacobian; that pair isn't published.
             StorageError: something can't be written.
         """
-        locks = lock_folders([self.output_dir])
-        try:
+        with locked_folders(self.output_dir):
             fields = self.settings.mode != "affine"
             room_for_pairs(self.output_dir, self.settings.fixed, self.moving, fields)
             with progress_bar(len(self.moving), "refinement") as bar:
                 for path, start in zip(self.moving, self.starts, strict=True):
                     self._refine(path, start)
                     bar.update()
-        finally:
-            for lock in locks:
-                lock.release()
 
     # -- one pair --------------------------------------------------------------------------
 

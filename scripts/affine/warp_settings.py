@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator, field_validator
 
 from scripts.consumers.settings import Transforms
-from scripts.sections import Section, Text, setting, to_names
+from scripts.sections import Section, Text, check_folder_names, setting, to_names
 
 __all__ = ["WarpConfig", "load_warp"]
 
@@ -39,13 +38,7 @@ class WarpConfig(Section):
     @field_validator("subjects")
     @classmethod
     def _check_subjects(cls, names: list[str]) -> list[str]:
-        if not names:
-            raise ValueError("names nobody")
-        if len(set(names)) < len(names):
-            raise ValueError("has a name twice")
-        for name in names:
-            if re.search(r"[/\\\x00-\x1f]", name) or not name.strip() or name.startswith("."):
-                raise ValueError(f"has a name that is no folder's: {name!r}")
+        check_folder_names(names)
         return names
 
     @field_validator("image", "reference")

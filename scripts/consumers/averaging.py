@@ -18,7 +18,7 @@ from scripts.atlas.sidecars import describe_atlas
 from scripts.atlas.statistics import DensityStatistics
 from scripts.cohort import Cohort, Subject, load_density, read_cohort
 from scripts.errors import CohortError
-from scripts.lock import lock_folders
+from scripts.lock import locked_folders
 from scripts.settings import LearnedAtlasConfig
 from scripts.storage import check_space, check_writable, file_hash, publish_folder
 
@@ -112,12 +112,8 @@ class AveragingAtlas:
             StorageError: something can't be written, or another run is at work there; the earlier
                 atlas stays.
         """
-        locks = lock_folders([self.folder.parent])
-        try:
+        with locked_folders(self.folder.parent):
             return self._publish()
-        finally:
-            for lock in locks:
-                lock.release()
 
     def _publish(self) -> Path:
         maps = self._maps()

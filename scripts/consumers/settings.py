@@ -14,6 +14,7 @@ from scripts.sections import (
     Number,
     Section,
     Text,
+    check_folder_names,
     setting,
     to_int,
     to_list,
@@ -97,13 +98,8 @@ class AtlasToPatientConfig(Section):
     def _check_patients(cls, names: list[str] | None) -> list[str] | None:
         if names is None:
             return None
-        if not names:
-            raise ValueError("names nobody")
-        if len(set(names)) < len(names):
-            raise ValueError("has a name twice")
+        check_folder_names(names)
         for name in names:
-            if re.search(r"[/\\\x00-\x1f]", name) or not name.strip() or name.startswith("."):
-                raise ValueError(f"has a name that is no folder's: {name!r}")
             if name in OUTPUT_FOLDERS:
                 raise ValueError(f"has the name of an output folder: {name!r}")
         return names

@@ -28,9 +28,8 @@ from scripts.elastic.elastic_network import (
     on_image_grid,
     prepared_images,
 )
-from scripts.engines.components import reserved
+from scripts.engines.components import opened
 from scripts.errors import CohortError
-from scripts.networks.precision import open_device
 from scripts.networks.wrapping import unwrapped
 from scripts.storage import file_hash, publish_folder
 
@@ -47,23 +46,17 @@ _ADVICE = (
 def open_elastic_network(
     path: str | Path, settings: RegisterElasticConfig, written: Sequence[str | Path] = ()
 ) -> ElasticNetwork:
-    """A published network, after what can be known beforehand of the run's end.
+    """The network in ``<ckpt_dir>/elastic_model.pt``; see `opened`.
 
     Args:
-        path: ``<ckpt_dir>/elastic_model.pt``.
+        path: of the network.
         settings: of the job.
-        written: folders that the run will write to; locked while the result is in use.
+        written: folders that the run will write to.
 
     Raises:
-        ConfigurationError: the machine lacks the device.
         CheckpointError: see `load_elastic_network`.
-        StorageError: a folder can't be written, or another run is at work there.
     """
-    open_device(settings.device)
-    with reserved(written) as users:
-        network = load_elastic_network(path)
-        users.append(network)
-    return network
+    return opened(load_elastic_network, path, settings.device, written)
 
 
 class PairInOneWorld(Transform):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -64,6 +64,7 @@ __all__ = [
     "open_network",
     "open_new_subjects",
     "open_published_cohort",
+    "opened",
     "published_history",
     "published_velocities",
     "reserved",
@@ -72,6 +73,8 @@ __all__ = [
 ]
 
 logger = logging.getLogger(__name__)
+
+Network = TypeVar("Network")
 
 
 @contextmanager
@@ -380,27 +383,46 @@ def cohort_publisher(
 # ---------------------------------------------------------------------------------------------
 
 
-def open_network(
-    path: str | Path, settings: LearnedAtlasConfig, written: Sequence[str | Path] = ()
-) -> AtlasNetwork:
-    """The network of a published model, after what can be known beforehand of the run's end.
+def opened(
+    load: Callable[[str | Path], Network],
+    path: str | Path,
+    device: str,
+    written: Sequence[str | Path] = (),
+) -> Network:
+    """A published network, after what can be known beforehand of the run's end.
 
     Args:
-        path: ``<ckpt_dir>/model.pt``.
-        settings: the job's own, as asked for; the model brings the others.
+        load: reads it.
+        path: its file.
+        device: of the job.
         written: folders that the run will write to; they are locked while the result is in use.
 
     Raises:
         ConfigurationError: if the machine lacks the device.
         StorageError: if something that is no writable folder stands in the way of ``written``,
             or another run is at work there.
-        CheckpointError: see `published_network`.
     """
-    open_device(settings.device)
+    open_device(device)
     with reserved(written) as users:
-        network = published_network(path)
+        network = load(path)
         users.append(network)
     return network
+
+
+def open_network(
+    path: str | Path, settings: LearnedAtlasConfig, written: Sequence[str | Path] = ()
+) -> AtlasNetwork:
+    """The network of a published model, ``<ckpt_dir>/model.pt``; see `opened`.
+
+    Args:
+        path: of the model.
+        settings: the job's own, as asked for; the model brings the others.
+        written: folders that the run will write to.
+
+    Raises:
+        CheckpointError: see `published_network`.
+    """
+    return opened(published_network, path, settings.device, written)
 
 
 def open_published_cohort(
@@ -503,7 +525,7 @@ def open_new_subjects(
         at: covariates of all of them, see `parse_values`; None: looked up in the table.
 
     Raises:
-        StorageError: see `open_network`.
+        StorageError: see `opened`.
         CohortError: see `read_new_subjects`.
         ConfigurationError: ``at`` can't be understood.
     """

@@ -105,16 +105,14 @@ class NetworkFineTuning:
         share = rate_share(step / total, (step + 1) / _WARMUP)
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr * share
-        self.optimizer.zero_grad(set_to_none=False)
+        for parameter in self.parameters:
+            parameter.grad = torch.zeros_like(parameter)  # also where no subject is this process's
         loss = torch.zeros((), dtype=torch.float64)
         for index in indices[:own]:
             part = self._loss(index) / whole
-            for gradient, new in zip(
-                self._gradients(), torch.autograd.grad(part, self.parameters), strict=True
-            ):
-                gradient += new
+            part.backward(inputs=self.parameters)  # the template stays as it is
             loss += float(part.detach())
-        add_up(loss, *self._gradients())
+        add_up(loss, *(p.grad for p in self.parameters if p.grad is not None))
         if not bool(torch.isfinite(loss)):
             raise TrainingError(
                 f"loss of the network's fine-tuning is not finite ({float(loss):g}) in epoch "
@@ -125,12 +123,6 @@ class NetworkFineTuning:
         torch.nn.utils.clip_grad_norm_(self.parameters, self.gradient_clip)
         self.optimizer.step()
         return float(loss)
-
-    def _gradients(self) -> list[torch.Tensor]:
-        for parameter in self.parameters:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-        return [p.grad for p in self.parameters if p.grad is not None]
 
     def _loss(self, index: int) -> torch.Tensor:
         """A subject's, to the template that explains it best."""

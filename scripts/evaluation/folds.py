@@ -19,7 +19,7 @@ from scripts.errors import CheckpointError, CohortError, ConfigurationError
 from scripts.evaluation.held_out import EVALUATION_FOLDER
 from scripts.evaluation.report import publish_evaluation, table
 from scripts.evaluation.settings import EvaluateConfig
-from scripts.lock import lock_folders
+from scripts.lock import locked_folders
 from scripts.processes import world_size
 from scripts.settings import LearnedAtlasConfig
 from scripts.storage import check_writable, write_whole
@@ -100,8 +100,7 @@ class CrossValidation:
         block = self._training_block()
         resolved = self._parser(self.train_config, learned_atlas=block)
         settings: LearnedAtlasConfig = resolved.get_parsed_content("settings")
-        locks = lock_folders([self.output_dir, self.ckpt_dir / FOLDER])
-        try:
+        with locked_folders(self.output_dir, self.ckpt_dir / FOLDER):
             cohort = read_cohort(self.dataset_dir, settings)
             parts = self._parts(cohort, settings)
             state = RunState(self.ckpt_dir / FOLDER, settings, cohort, settings.resume)
@@ -112,9 +111,6 @@ class CrossValidation:
             ]
             folder = self._publish(cohort, settings, parts, reports)
             state.finish(" ".join(str(report["weights"]) for report in reports))
-        finally:
-            for lock in locks:
-                lock.release()
         logger.info("cross-validation of %d folds published in %s", len(parts), folder)
         return folder
 

@@ -15,7 +15,7 @@ import torch
 
 from scripts.cohort import Grid, read_reference, write_density
 from scripts.errors import ConfigurationError
-from scripts.lock import lock_folders
+from scripts.lock import locked_folders
 from scripts.progress import progress_bar
 from scripts.storage import check_space, check_writable, file_hash, publish_folder
 from scripts.tractograms import Streamlines, TractogramError, open_tractogram, write_tractogram
@@ -82,12 +82,8 @@ class LabelTransfer:
             CohortError: the reference can't be read.
             StorageError: something can't be written; an earlier folder stays.
         """
-        locks = lock_folders((self.folder.parent,))
-        try:
+        with locked_folders(self.folder.parent):
             return self._publish()
-        finally:
-            for lock in locks:
-                lock.release()
 
     def _publish(self) -> Path:
         grid = None if self.reference is None else read_reference(self.reference)

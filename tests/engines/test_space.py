@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import resource
-import shutil
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,16 +19,6 @@ from scripts.errors import StorageError
 from scripts.networks import build_network
 from scripts.settings import LearnedAtlasConfig
 from scripts.storage import check_space, write_whole
-
-
-@pytest.fixture
-def disk(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
-    """Pretend that so many bytes are free."""
-
-    def free(count: int) -> None:
-        monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=count))
-
-    return free
 
 
 @pytest.fixture
