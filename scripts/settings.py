@@ -249,6 +249,12 @@ class LearnedAtlasModelConfig(Section):
         "The field is predicted and integrated at 1/this of the grid's resolution.",
         "1, 2 or 4; 4 needs at least two levels in enc_features",
     )
+    passes: Integers = setting(
+        [2, 1, 1],
+        "The network's looks at a pair: each sees the template as moved so far and the subject, "
+        "both averaged by its factor, and adds to the velocity.",
+        "a non-empty list of 1, 2, 4 and 8, at most 8 of them",
+    )
     velocity_smoothing: Number = setting(
         3.0,
         "Standard deviation, in voxels, of the Gaussian that makes every velocity: the network's "
@@ -300,6 +306,16 @@ class LearnedAtlasModelConfig(Section):
         if len(features) < levels:
             raise ValueError(f"has {len(features)} entries for {levels} up-sampling steps")
         return features
+
+    @field_validator("passes")
+    @classmethod
+    def _check_passes(cls, factors: list[int]) -> list[int]:
+        if not 1 <= len(factors) <= 8:
+            raise ValueError(f"has {len(factors)} entries")
+        for factor in factors:
+            if factor not in (1, 2, 4, 8):
+                raise ValueError(f"has an entry that is none of them: {factor}")
+        return factors
 
     @field_validator("field_resolution")
     @classmethod

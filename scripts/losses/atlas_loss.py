@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from scripts.losses.local_correlation import LocalCorrelationLoss
 from scripts.losses.presence import PresenceLoss
 from scripts.losses.smoothness import CentralityLoss, SmoothnessLoss
+from scripts.networks.grids import averaged
 
 __all__ = ["AtlasLoss"]
 
@@ -87,12 +87,3 @@ class AtlasLoss(nn.Module):
             terms["centrality"] = self.centrality(velocity, mean_velocity)
         total = torch.stack([self.weights[name] * term for name, term in terms.items()]).sum()
         return {"loss": total, **terms}
-
-
-def averaged(image: torch.Tensor, factor: int) -> torch.Tensor:
-    """Block means of ``(B, C, *shape)``; a block cut by the border counts what it holds."""
-    if factor == 1:
-        return image
-    pool = F.avg_pool3d if image.dim() == 5 else F.avg_pool2d
-    block = [min(factor, n) for n in image.shape[2:]]
-    return pool(image.float(), block, ceil_mode=True, count_include_pad=False)

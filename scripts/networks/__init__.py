@@ -9,7 +9,8 @@ from scripts.networks.building import (
     published_network,
     published_settings,
 )
-from scripts.networks.integration import VelocityIntegration, enlarge, invert_displacement
+from scripts.networks.grids import enlarge
+from scripts.networks.integration import VelocityIntegration, invert_displacement
 from scripts.networks.precision import autocast, open_device
 from scripts.networks.unet import RegistrationUNet
 from scripts.networks.warp import Warp, warp

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from scripts.networks.integration import VelocityIntegration, reduced_shape
+from scripts.networks.grids import averaged, enlarge, reduced_shape
+from scripts.networks.integration import VelocityIntegration
 from scripts.networks.smoothing import GaussianSmoothing
 from scripts.networks.unet import RegistrationUNet
 from scripts.networks.warp import warp
@@ -53,6 +54,14 @@ class AtlasNetwork(nn.Module):
     exp(residual) to first order, so that all fields end in one space whatever the covariates.
     Wherever ``covariates`` is left out, the template is that of the cohort's mean, T.
 
+    One look at a pair seldom finds all of a move. The U-Net therefore looks several times: each
+    pass sees the template as moved so far beside the subject, both averaged by the pass's factor,
+    and what it finds is added to the velocity. A coarse pass costs next to nothing and sees far,
+    a later one corrects what is left, for subjects of the training and others alike. The sum of
+    velocities is the composition of their flows to first order, and whatever that leaves the
+    passes that follow see. All passes share the weights, so that a network can be run with other
+    passes than it was trained with. (Cascades: Zhao et al., ICCV 2019.)
+
     Dalca et al., Learning conditional deformable templates, NeurIPS 2019.
 
     Args:
@@ -67,6 +76,7 @@ class AtlasNetwork(nn.Module):
         description: what else a reader of the checkpoint must know (grid, crop box,
             normalisation...), JSON-able; travels in the state dict as the buffer `described`.
         covariates: p, columns that the template depends on; 0: an unconditional template.
+        passes: for each look of the U-Net the factor by which the pair is averaged, powers of 2.
     """
 
     template: torch.Tensor
@@ -90,6 +100,7 @@ class AtlasNetwork(nn.Module):
         checkpointing: bool = False,
         description: Mapping[str, Any] | None = None,
         covariates: int = 0,
+        passes: Sequence[int] = (1,),
     ) -> None:
         super().__init__()
         # A MetaTensor parameter can't be loaded with weights_only=True: plain tensors only.
@@ -100,6 +111,7 @@ class AtlasNetwork(nn.Module):
         self.log_offset = log_offset
         self.field_resolution = field_resolution
         self.reduced = reduced_shape(self.shape, field_resolution)
+        self.passes = tuple(passes)
         self.template = nn.Parameter(start)
         # Where no subject carries density (after any plausible move) the template is exactly 0.
         self.register_buffer("support", torch.ones_like(start[:1]))
@@ -226,15 +238,32 @@ class AtlasNetwork(nn.Module):
         fixed = self.template[template].expand(image.shape[0], *image.shape[1:])
         if covariates is not None:
             fixed = log_density_of(self.template_density(covariates), self.log_offset)
-        pair = torch.cat([fixed, image], dim=1) * self.input_scale
-        if self.spatial_dims == 3:
-            pair = pair.contiguous(memory_format=torch.channels_last_3d)
-        field = self.unet(pair)
-        velocity = self.smoothing(field.float().contiguous())
+        velocity = self._look(fixed, image, self.passes[0])
+        for factor in self.passes[1:]:
+            velocity = velocity + self._look(fixed, image, factor, velocity)
         if self.training:
             return velocity
         velocity = velocity - self.mean_velocity[template]
         return velocity if covariates is None else velocity + self.covariate_velocity(covariates)
+
+    def _look(
+        self,
+        fixed: torch.Tensor,
+        image: torch.Tensor,
+        factor: int,
+        velocity: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """What one pass adds to the velocity found so far, both ``(B, d, *reduced)``."""
+        with torch.autocast(image.device.type, enabled=False):
+            seen = averaged(fixed, factor)
+            if velocity is not None:
+                move = self.integration(velocity, self.shape, factor) / factor
+                seen = warp(seen, move)
+            pair = torch.cat([seen, averaged(image, factor)], dim=1) * self.input_scale
+        if self.spatial_dims == 3:
+            pair = pair.contiguous(memory_format=torch.channels_last_3d)
+        field = self.unet(pair).float().contiguous()
+        return self.smoothing(enlarge(field, self.reduced, factor) * factor)
 
     def displacement(self, velocity: torch.Tensor) -> torch.Tensor:
         """Forward displacement ``(B, d, *shape)`` of a velocity."""

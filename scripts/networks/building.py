@@ -32,6 +32,8 @@ __all__ = [
 FORMAT = 1
 TRAINED_ON_DIGITS = 16
 """Leading digits of each training map's SHA-256 that a model keeps, to know them again."""
+_ONE_PASS = [1]
+"""Of models that say nothing of passes: they were made before there were several."""
 _COARSE = 12  # voxels along the longest axis of the pictures that subjects are clustered by
 # Settings that made a model what it is: no later job can change them.
 _MODELS_OWN = (
@@ -177,6 +179,7 @@ def _network(
         checkpointing=model["checkpointing"],
         description=description,
         covariates=0 if coding is None else len(coding.columns),
+        passes=model.get("passes", _ONE_PASS),
     )
 
 
@@ -245,6 +248,7 @@ def published_settings(network: AtlasNetwork, asked: LearnedAtlasConfig) -> Lear
         ConfigurationError: where the settings don't go together.
     """
     settings = network.description["settings"]
+    settings["model"].setdefault("passes", _ONE_PASS)
     # Channels keep the tracts that they were learned for, also where the dataset named them.
     settings["cohort"]["tracts"] = network.description["tracts"]
     contradictions = []

@@ -5,50 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from monai.networks.blocks import DVF2DDF
 from torch import nn
 
+from scripts.networks.grids import regridded
 from scripts.networks.warp import Warp, warp
 
-__all__ = [
-    "VelocityIntegration",
-    "enlarge",
-    "invert_displacement",
-    "leading_block",
-    "reduced_shape",
-]
-
-
-def reduced_shape(shape: Sequence[int], factor: int) -> tuple[int, ...]:
-    """The grid on which a field at ``1/factor`` of the resolution lives (rounded up)."""
-    return tuple(-(-n // factor) for n in shape)
-
-
-def enlarge(field: torch.Tensor, shape: Sequence[int], factor: int) -> torch.Tensor:
-    """A field from the reduced grid onto the full one; its values are left as they are.
-
-    A reduced voxel covers ``factor`` full ones, so its centre lies at ``factor * i +
-    (factor - 1) / 2``: that is ``interpolate`` with align_corners=False. (MONAI's
-    ``VoxelMorph(half_res=True)`` aligns the corners instead and is off by half a voxel.)
-
-    Args:
-        field: ``(B, C, *reduced_shape(shape, factor))``.
-        shape: the full grid.
-        factor: how many full voxels one reduced voxel spans along an axis.
-    """
-    if factor == 1:
-        return field
-    mode = "trilinear" if len(shape) == 3 else "bilinear"
-    full = F.interpolate(field, scale_factor=factor, mode=mode, align_corners=False)
-    return leading_block(full, shape)
-
-
-def leading_block(x: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
-    """The first ``shape`` voxels of ``(B, C, ...)``: undoes rounding up to a multiple."""
-    for axis, n in enumerate(shape, start=2):
-        x = x.narrow(axis, 0, n)
-    return x
+__all__ = ["VelocityIntegration", "invert_displacement"]
 
 
 def invert_displacement(displacement: torch.Tensor, iterations: int = 30) -> torch.Tensor:
@@ -87,17 +50,23 @@ class VelocityIntegration(nn.Module):
             # DVF2DDF builds a MONAI Warp of its own; ours gives the same numbers faster.
             self.squaring.warp_layer = Warp(mode="bilinear", padding_mode="border")
 
-    def forward(self, velocity: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
-        """Displacement ``(B, d, *shape)`` in voxels of the full grid.
+    def forward(
+        self, velocity: torch.Tensor, shape: Sequence[int], reduction: int = 1
+    ) -> torch.Tensor:
+        """Displacement in voxels of the full grid, on the full grid or a reduced one.
 
         Args:
             velocity: ``(B, d, *reduced_shape(shape, factor))``, voxels of the full grid.
             shape: the full grid.
+            reduction: by which the grid of the result is reduced.
+
+        Returns:
+            ``(B, d, *reduced_shape(shape, reduction))``.
         """
         displacement = velocity
         if self.int_steps > 0:
             displacement = self.squaring(velocity / self.factor) * self.factor
-        return enlarge(displacement, shape, self.factor)
+        return regridded(displacement, shape, self.factor, reduction)
 
     def both(
         self, velocity: torch.Tensor, shape: Sequence[int]

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from scripts.networks.integration import leading_block
+from scripts.networks.pooling import join_above, max_pool
 
 __all__ = ["RegistrationUNet"]
 
@@ -89,7 +88,6 @@ class RegistrationUNet(nn.Module):
                 f"not {len(dec_features)}"
             )
         convolution = _Conv3d if spatial_dims == 3 else nn.Conv2d
-        self.pool = F.max_pool3d if spatial_dims == 3 else F.max_pool2d
         self.checkpointing = checkpointing
 
         def block(n_in: int, n_out: int) -> nn.Module:
@@ -133,12 +131,10 @@ class RegistrationUNet(nn.Module):
         for block in self.encoder:
             x = self._run(block, x)
             skips.append(x)
-            x = self.pool(x, kernel_size=2, ceil_mode=True)
+            x = max_pool(x)
         for block in self.decoder:
             x = self._run(block, x)
-            skip = skips.pop()
-            x = F.interpolate(x, scale_factor=2, mode="nearest")
-            x = torch.cat([leading_block(x, skip.shape[2:]), skip], dim=1)
+            x = join_above(x, skips.pop())
         for block in self.final:
             x = self._run(block, x)
         return self.field(x)

@@ -18,6 +18,7 @@ from scripts.networks import (
     open_device,
     warp,
 )
+from scripts.networks.grids import averaged
 
 FEATURES: dict[str, Any] = {"enc_features": (4, 4), "dec_features": (4, 4, 4), "int_steps": 4}
 SHAPES = [(11, 9), (9, 10, 7)]
@@ -106,6 +107,94 @@ def test_training_sees_the_raw_velocity_and_evaluation_the_centred_one() -> None
         raw = network.train().velocity(image, k)
         centred = network.eval().velocity(image, k)
         torch.testing.assert_close(raw - centred, network.mean_velocity[k][None])
+
+
+def test_one_pass_at_full_resolution_is_the_u_net_smoothed() -> None:
+    network = moving(AtlasNetwork(templates(1, 1, (9, 10, 7)), passes=[1], **FEATURES)).train()
+    image = torch.rand(1, 1, 9, 10, 7)
+    field = network.unet(torch.cat([network.template, image], 1) * network.input_scale)
+    torch.testing.assert_close(network.velocity(image), network.smoothing(field))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("passes", [(1, 1), (2, 1), (4, 2, 1), (1, 2)])
+@pytest.mark.parametrize("resolution", [1, 2, 4])
+def test_each_pass_sees_what_the_ones_before_left(
+    shape: tuple[int, ...], passes: tuple[int, ...], resolution: int, monkeypatch: Any
+) -> None:
+    """A U-Net that gives a constant move: the pair that it is shown is the moved, averaged one."""
+    d = len(shape)
+    network = AtlasNetwork(
+        templates(1, 1, shape), passes=passes, field_resolution=resolution, **FEATURES
+    ).eval()
+    image, step = torch.rand(1, 1, *shape), torch.arange(1.0, d + 1) / 8
+    pairs = []
+
+    def look(pair: torch.Tensor) -> torch.Tensor:
+        pairs.append(pair)
+        grid = [-(-n // resolution) for n in pair.shape[2:]]
+        return step.view(1, d, *[1] * d).expand(1, d, *grid).clone()
+
+    monkeypatch.setattr(network.unet, "forward", look)
+    velocity = network.velocity(image)
+    done = torch.zeros(d)
+    for pair, factor in zip(pairs, passes, strict=True):
+        whole = done.view(1, d, *[1] * d).expand(1, d, *shape)
+        coarse = whole[(..., *[slice(None, None, factor)] * d)] / factor
+        expected = warp(averaged(network.template.detach(), factor), coarse)
+        expected = torch.cat([expected, averaged(image, factor)], 1) * network.input_scale
+        torch.testing.assert_close(pair, expected)
+        done = done + factor * step
+    expected = done.view(1, d, *[1] * d).expand(1, d, *network.reduced)
+    torch.testing.assert_close(velocity, expected)
+
+
+def test_more_passes_find_more_of_a_move() -> None:
+    """A U-Net that finds half of what is left, as trained ones do, by its closed form 1 - 2^-n."""
+    n = 24
+    x = torch.arange(n, dtype=torch.float32)
+
+    def blob(at: float) -> torch.Tensor:
+        return torch.exp(-((x[:, None] - at) ** 2 + (x[None] - 11) ** 2) / 8)[None, None]
+
+    def centre(of: torch.Tensor) -> torch.Tensor:
+        return (of[0].sum(1) * x).sum() / of[0].sum()
+
+    for passes in ([1], [1, 1], [1, 1, 1]):
+        network = AtlasNetwork(blob(9.0), passes=passes, field_resolution=1, **FEATURES).eval()
+
+        def half(pair: torch.Tensor) -> torch.Tensor:
+            left = centre(pair[:, 0]) - centre(pair[:, 1])
+            return torch.stack([0.5 * left, torch.zeros(())]).view(1, 2, 1, 1).expand(1, 2, n, n)
+
+        network.unet.forward = half  # type: ignore[method-assign, assignment]
+        found = network.velocity(blob(13.0))[0, 0]
+        torch.testing.assert_close(found.mean(), torch.tensor(-4 * (1 - 0.5 ** len(passes))))
+
+
+def test_the_gradient_goes_through_the_moves_that_later_passes_see() -> None:
+    """By differences: half of it would be missing with the moves held fixed."""
+    network = moving(AtlasNetwork(templates(1, 1, (12, 14)), passes=[2, 1], **FEATURES)).train()
+    generator = torch.Generator().manual_seed(0)
+    image = torch.rand(1, 1, 12, 14, generator=generator)
+    weight = torch.randn(1, 2, *network.reduced, generator=generator)
+    bias = network.unet.field.bias
+    assert bias is not None
+
+    def value() -> torch.Tensor:
+        return (network.velocity(image) * weight).sum()
+
+    found = torch.autograd.grad(value(), bias)[0]
+    expected = torch.zeros_like(bias)
+    with torch.no_grad():
+        for i in range(len(bias)):
+            ends = []
+            for step in (-2e-2, 2e-2):
+                bias[i] += step
+                ends.append(value())
+                bias[i] -= step
+            expected[i] = (ends[1] - ends[0]) / 4e-2
+    torch.testing.assert_close(found, expected, rtol=0.02, atol=0.02)
 
 
 def test_inverse_comes_from_the_negated_velocity() -> None:

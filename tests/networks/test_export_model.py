@@ -14,7 +14,9 @@ from scripts.networks import export_model as module
 from scripts.networks.warp import _kept_grids
 from scripts.settings import LearnedAtlasConfig
 
-MODEL = {"enc_features": [4, 4], "dec_features": [4, 4, 4], "int_steps": 5}
+MODEL = {
+    "enc_features": [4, 4], "dec_features": [4, 4, 4], "int_steps": 5, "passes": [2, 1, 1]
+}  # fmt: skip
 
 
 def published(folder: Path, shape: tuple[int, ...], k: int = 1) -> tuple[AtlasNetwork, Path]:

@@ -1,9 +1,12 @@
 """A model's settings travel with it; a later job lays its own over them."""
 
+import json
+
 import pytest
+import torch
 
 from scripts.errors import CheckpointError, ConfigurationError
-from scripts.networks import build_network, published_settings
+from scripts.networks import build_network, published_network, published_settings
 from scripts.settings import LearnedAtlasConfig
 
 
@@ -44,6 +47,19 @@ def test_the_device_is_the_jobs_also_when_it_names_none(network):
 def test_what_made_the_model_cant_be_changed(asked, message, network):
     with pytest.raises(CheckpointError, match=message):
         published_settings(network, LearnedAtlasConfig.load(asked))
+
+
+def test_a_model_that_says_nothing_of_passes_was_made_with_one(network, tmp_path):
+    said = network.description
+    assert said["settings"]["model"].pop("passes") != [1]
+    text = bytearray(json.dumps(said).encode())
+    network.described = torch.frombuffer(text, dtype=torch.uint8)
+    torch.save(network.state_dict(), tmp_path / "model.pt")
+    older = published_network(tmp_path / "model.pt")
+    assert older.passes == (1,)
+    assert published_settings(older, LearnedAtlasConfig.load({})).model.passes == [1]
+    with pytest.raises(CheckpointError, match=r"model\.passes"):
+        published_settings(older, LearnedAtlasConfig.load({"model": {"passes": [2, 1]}}))
 
 
 def test_the_same_value_is_no_contradiction(network):

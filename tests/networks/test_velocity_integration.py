@@ -12,7 +12,7 @@ from monai.networks.blocks import DVF2DDF
 from scipy.linalg import expm
 
 from scripts.networks import VelocityIntegration, enlarge, invert_displacement, warp
-from scripts.networks.integration import reduced_shape
+from scripts.networks.grids import reduced_shape
 
 
 def points(shape: tuple[int, ...]) -> torch.Tensor:

@@ -1,0 +1,64 @@
+"""Grids at a part of the resolution: averages of images, and fields from one to another."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+
+__all__ = ["averaged", "enlarge", "leading_block", "reduced_shape", "regridded"]
+
+
+def reduced_shape(shape: Sequence[int], factor: int) -> tuple[int, ...]:
+    """The grid on which a field at ``1/factor`` of the resolution lives (rounded up)."""
+    return tuple(-(-n // factor) for n in shape)
+
+
+def enlarge(field: torch.Tensor, shape: Sequence[int], factor: int) -> torch.Tensor:
+    """A field from the reduced grid onto the full one; its values are left as they are.
+
+    A reduced voxel covers ``factor`` full ones, so its centre lies at ``factor * i +
+    (factor - 1) / 2``: that is ``interpolate`` with align_corners=False. (MONAI's
+    ``VoxelMorph(half_res=True)`` aligns the corners instead and is off by half a voxel.)
+
+    Args:
+        field: ``(B, C, *reduced_shape(shape, factor))``.
+        shape: the full grid.
+        factor: how many full voxels one reduced voxel spans along an axis.
+    """
+    if factor == 1:
+        return field
+    mode = "trilinear" if len(shape) == 3 else "bilinear"
+    full = F.interpolate(field, scale_factor=factor, mode=mode, align_corners=False)
+    return leading_block(full, shape)
+
+
+def leading_block(x: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+    """The first ``shape`` voxels of ``(B, C, ...)``: undoes rounding up to a multiple."""
+    for axis, n in enumerate(shape, start=2):
+        x = x.narrow(axis, 0, n)
+    return x
+
+
+def averaged(image: torch.Tensor, factor: int) -> torch.Tensor:
+    """Block means of ``(B, C, *shape)``; a block cut by the border counts what it holds."""
+    if factor == 1:
+        return image
+    pool = F.avg_pool3d if image.dim() == 5 else F.avg_pool2d
+    block = [min(factor, n) for n in image.shape[2:]]
+    return pool(image.float(), block, ceil_mode=True, count_include_pad=False)
+
+
+def regridded(field: torch.Tensor, shape: Sequence[int], of: int, to: int) -> torch.Tensor:
+    """A field from a grid reduced by ``of`` onto one reduced by ``to``; values stay as they are.
+
+    Args:
+        field: ``(B, C, *reduced_shape(shape, of))``.
+        shape: the full grid.
+        of: a power of 2.
+        to: another.
+    """
+    if to > of:
+        return averaged(field, to // of)
+    return enlarge(field, reduced_shape(shape, to), of // to)

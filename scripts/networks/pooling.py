@@ -1,0 +1,115 @@
+"""Down and up by two, for feature maps that lie channels last."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from scripts.networks.grids import leading_block
+
+__all__ = ["join_above", "max_pool"]
+
+
+def max_pool(x: torch.Tensor) -> torch.Tensor:
+    """Maxima of ``(B, C, *shape)`` over blocks of 2 along each axis, the border's may be cut.
+
+    PyTorch's ``max_pool3d`` copies feature maps that lie channels last into the other order, and
+    keeps an index of 8 bytes for each maximum. Comparing the eight voxels of each block slice by
+    slice gives the same numbers without either: at 145x174x145 in a sixth of the time. The gradient
+    of a maximum that several voxels share is shared out among them (PyTorch gives it to the first).
+    """
+    if _is_recorded():
+        pool = F.max_pool3d if x.dim() == 5 else F.max_pool2d
+        return pool(x, kernel_size=2, ceil_mode=True)
+    return _MaxPool.apply(x)
+
+
+def join_above(x: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:
+    """``x`` at twice its size, each value in all voxels of its block, with the skip's channels.
+
+    The same numbers as ``interpolate`` (nearest), a crop and ``cat``, written once instead of three
+    times; the gradient skips the copy into the other order of memory that ``interpolate``'s makes.
+
+    Args:
+        x: ``(B, C, *ceil(shape / 2))``.
+        skip: ``(B, S, *shape)``.
+
+    Returns:
+        ``(B, C + S, *shape)``.
+    """
+    if _is_recorded():
+        above = leading_block(F.interpolate(x, scale_factor=2, mode="nearest"), skip.shape[2:])
+        return torch.cat([above, skip], dim=1)
+    return _JoinAbove.apply(x, skip)
+
+
+def _is_recorded() -> bool:
+    """Programs that are recorded hold no Python: they take PyTorch's own operations."""
+    return torch.jit.is_tracing() or torch.compiler.is_compiling()
+
+
+def _corners(x: torch.Tensor) -> list[tuple[torch.Tensor, Any]]:
+    """For each corner of a block the voxels there, and the index of the blocks that have one."""
+    found: list[tuple[torch.Tensor, Any]] = []
+    for corner in itertools.product((0, 1), repeat=x.dim() - 2):
+        start: Any = (..., *[slice(first, None, 2) for first in corner])
+        voxels = x[start]
+        found.append((voxels, (..., *[slice(n) for n in voxels.shape[2:]])))
+    return found
+
+
+class _MaxPool(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        (first, _), *others = _corners(x)
+        pooled = first.clone(memory_format=torch.preserve_format)
+        for voxels, place in others:
+            torch.maximum(pooled[place], voxels, out=pooled[place])
+        ctx.save_for_backward(x, pooled)
+        return pooled
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
+        x, pooled = ctx.saved_tensors
+        sharing = torch.zeros_like(pooled)
+        for voxels, place in _corners(x):
+            sharing[place] += voxels == pooled[place]
+        share = grad / sharing.clamp_min_(1)  # 0 of them where a value is no number
+        result = torch.empty_like(x)
+        for (voxels, place), (gradient, _) in zip(_corners(x), _corners(result), strict=True):
+            torch.mul(share[place], voxels == pooled[place], out=gradient)
+        return result
+
+
+class _JoinAbove(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:
+        channels = x.shape[1]
+        ctx.blocks, ctx.dtypes = x.shape, (x.dtype, skip.dtype)
+        lies_last = x.dim() == 5 and skip.is_contiguous(memory_format=torch.channels_last_3d)
+        joined = torch.empty(
+            (len(x), channels + skip.shape[1], *skip.shape[2:]),
+            dtype=torch.promote_types(x.dtype, skip.dtype),
+            device=x.device,
+            memory_format=torch.channels_last_3d if lies_last else torch.contiguous_format,
+        )
+        for voxels, place in _corners(joined[:, :channels]):
+            voxels.copy_(x[place])
+        joined[:, channels:] = skip
+        return joined
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        channels = ctx.blocks[1]
+        (first, place), *others = _corners(grad[:, :channels])
+        total = grad.new_zeros(ctx.blocks, dtype=torch.promote_types(grad.dtype, torch.float32))
+        if grad.dim() == 5 and grad.is_contiguous(memory_format=torch.channels_last_3d):
+            total = total.contiguous(memory_format=torch.channels_last_3d)
+        total[place] = first.to(total.dtype)
+        for voxels, place in others:
+            total[place] += voxels
+        of_x, of_skip = ctx.dtypes
+        return total.to(of_x), grad[:, channels:].to(of_skip)
