@@ -14,7 +14,7 @@ import json
 import resource
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from scripts.atlas.fields import on_full_grid
 from scripts.atlas.jacobian import jacobian_summary
 from scripts.cohort import CropBox, Grid
 from scripts.networks import AtlasNetwork, autocast, warp
+from scripts.settings import LearnedAtlasConfig
 
 
 def peak_gib() -> float:
@@ -36,10 +37,12 @@ def peak_gib() -> float:
 
 
 @torch.no_grad()
-def measure(shape: tuple[int, ...], dtype: str, device: str, repeats: int) -> dict[str, Any]:
+def measure(
+    shape: tuple[int, ...], dtype: str, device: str, repeats: int, passes: Sequence[int]
+) -> dict[str, Any]:
     """Seconds and CPU seconds of each part, the best of some repeats."""
     image = sparse_volume(shape).roll(3, dims=2).to(device)
-    network = AtlasNetwork(sparse_volume(shape).numpy()).to(device).eval()
+    network = AtlasNetwork(sparse_volume(shape).numpy(), passes=passes).to(device).eval()
     crop = CropBox((0,) * len(shape), shape)
     found: dict[str, Any] = {}
 
@@ -96,9 +99,15 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument(
+        "--passes", type=int, nargs="+", default=LearnedAtlasConfig.load({}).model.passes
+    )
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    about = measure(tuple(arguments.shape), arguments.dtype, arguments.device, arguments.repeats)
+    about = measure(
+        tuple(arguments.shape), arguments.dtype, arguments.device, arguments.repeats,
+        arguments.passes,
+    )  # fmt: skip
     print(json.dumps({**vars(arguments), **about}, indent=1))
 
 
