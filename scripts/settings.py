@@ -251,8 +251,9 @@ class LearnedAtlasModelConfig(Section):
     )
     passes: Integers = setting(
         [2, 1, 1],
-        "The network's looks at a pair: each sees the template as moved so far and the subject, "
-        "both averaged by its factor, and adds to the velocity.",
+        "The network's looks at a pair, once refine.network_epochs taught it more than one: each "
+        "sees the template as moved so far and the subject, both averaged by its factor, and adds "
+        "to the velocity.",
         "a non-empty list of 1, 2, 4 and 8, at most 8 of them",
     )
     velocity_smoothing: Number = setting(

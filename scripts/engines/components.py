@@ -331,6 +331,7 @@ def network_fine_tuning(
         epochs=settings.refine.network_epochs,
         lr=optimizer.lr,
         gradient_clip=optimizer.gradient_clip,
+        passes=settings.model.passes,
     )
 
 

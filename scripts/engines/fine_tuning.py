@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,10 @@ class NetworkFineTuning:
 
     While template and network are learned together the network follows a blurred, moving target;
     the rounds of refinement then leave it behind. Against the finished template the same losses
-    say clearly where everything belongs. The template, the cohort's own velocities and so the
-    maps stay as they are; at the end the network is centred again.
+    say clearly where everything belongs. It now learns to look several times (see `AtlasNetwork`),
+    which would cost as much more in every epoch before and bring the template nothing that the
+    refinement doesn't. The template, the cohort's own velocities and so the maps stay as they are;
+    at the end the network is centred again.
 
     Subjects of a batch are gone through one by one, and over several processes by each one's
     share: the gradient is that of the whole batch, memory that of one subject. A checkpoint after
@@ -46,6 +49,7 @@ class NetworkFineTuning:
         epochs: how many; 0: nothing is done.
         lr: highest learning rate.
         gradient_clip: largest norm of the gradient.
+        passes: of the network from here on.
     """
 
     def __init__(
@@ -56,6 +60,7 @@ class NetworkFineTuning:
         epochs: int = 0,
         lr: float = 1e-3,
         gradient_clip: float = 1.0,
+        passes: Sequence[int] = (1,),
     ) -> None:
         self.refinement = refinement
         self.network = refinement.network
@@ -64,6 +69,7 @@ class NetworkFineTuning:
         self.epochs = epochs
         self.lr = lr
         self.gradient_clip = gradient_clip
+        self.passes = tuple(passes)
         self.parameters = list(self.network.unet.parameters())
         self.optimizer = torch.optim.Adam(self.parameters, lr=lr)
         self.losses: list[float] = []  # means of the epochs
@@ -75,7 +81,10 @@ class NetworkFineTuning:
             TrainingError: a loss isn't finite; the checkpoint stays that of the epoch before.
             CheckpointError: the checkpoint is not of this run.
         """
-        if self._load() or self.epochs == 0:
+        if self.epochs == 0:
+            return
+        self.network.passes = self.passes
+        if self._load():
             return
         done, length = len(self.losses), len(self.batches)
         self.network.eval()  # fields as new subjects get them: centred, with their covariates

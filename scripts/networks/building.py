@@ -38,7 +38,7 @@ _COARSE = 12  # voxels along the longest axis of the pictures that subjects are 
 # Settings that made a model what it is: no later job can change them.
 _MODELS_OWN = (
     "training_space", "model.", "loss.", "optimizer.", "cohort.normalisation", "cohort.tracts",
-    "refine.rounds", "refine.iterations",
+    "refine.rounds", "refine.iterations", "refine.network_epochs",
 )  # fmt: skip
 _REACH = 5  # voxels a sharpened template may lie beyond the cohort's support
 
@@ -154,7 +154,7 @@ class PublishedNetwork(AtlasNetwork):
         """Become the model of these weights."""
         description = description_in(state_dict)
         if description and description != self.description:
-            other = _network(state_dict["template"].cpu(), description, PublishedNetwork)
+            other = _published(state_dict["template"].cpu(), description)
             other.train(self.training).to(self.template.device)
             self.__dict__ = other.__dict__
         # Not `AtlasNetwork`'s: what doesn't fit its own description is damaged, not another cohort.
@@ -165,6 +165,7 @@ def _network(
     template: np.ndarray | torch.Tensor,
     description: dict[str, Any],
     kind: type[AtlasNetwork] = AtlasNetwork,
+    passes: Sequence[int] = (1,),
 ) -> AtlasNetwork:
     model = description["settings"]["model"]
     coding = _coding(description)
@@ -179,8 +180,20 @@ def _network(
         checkpointing=model["checkpointing"],
         description=description,
         covariates=0 if coding is None else len(coding.columns),
-        passes=model.get("passes", _ONE_PASS),
+        passes=passes,
     )
+
+
+def _published(template: torch.Tensor, description: dict[str, Any]) -> AtlasNetwork:
+    passes = _trained_passes(description["settings"])
+    return _network(template, description, PublishedNetwork, passes)
+
+
+def _trained_passes(settings: Mapping[str, Any]) -> list[int]:
+    """The passes of a finished network: only the last epochs teach it more than one."""
+    if settings["refine"].get("network_epochs", 0) == 0:
+        return _ONE_PASS
+    return settings["model"].get("passes", _ONE_PASS)
 
 
 def _coding(description: dict[str, Any]) -> CovariateCoding | None:
@@ -211,7 +224,7 @@ def published_network(path: str | Path) -> AtlasNetwork:
             raise CheckpointError(
                 f"{path}: written in format {description['format']!r}, this version reads {FORMAT}"
             )
-        network = _network(state["template"], description, PublishedNetwork)
+        network = _published(state["template"], description)
         network.load_state_dict(state)
     except (KeyError, ValueError, TypeError, RuntimeError, AttributeError) as error:
         reason = str(error).split("\n")[0]

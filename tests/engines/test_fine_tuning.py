@@ -135,6 +135,17 @@ def test_what_is_done_is_not_done_again(make_training: Callable[..., Any]) -> No
     assert again.losses == made.losses
 
 
+def test_from_here_on_the_network_looks_several_times(make_training: Callable[..., Any]) -> None:
+    """Also where a run is taken up again; without epochs it was never taught to."""
+    trainings = [make_training(made_of=APART) for _ in range(3)]
+    for training, epochs, passes in zip(trainings, (0, 1, 1), ((1,), (2, 1), (2, 1)), strict=True):
+        made = tuning(training, "none" if epochs == 0 else "run", epochs=epochs)
+        made.passes = (2, 1)
+        assert made.network.passes == (1,)
+        made.run()
+        assert made.network.passes == passes
+
+
 def test_a_batch_has_the_mean_of_its_subjects_gradients(make_training: Callable[..., Any]) -> None:
     made = tuning(make_training(made_of=APART), batch_size=3)
     made.gradient_clip = 1e9

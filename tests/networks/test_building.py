@@ -26,6 +26,7 @@ from scripts.settings import LearnedAtlasConfig
 
 
 def publish(network: AtlasNetwork, folder: Path) -> Path:
+    folder.mkdir(exist_ok=True)
     path = folder / "model.pt"
     torch.save(network.state_dict(), path)
     return path
@@ -129,6 +130,28 @@ def test_a_published_network_is_the_network(
     assert grid.header["sform_code"] == 4
     assert grid.header["qform_code"] == 1
     assert crop == cohort.crop
+
+
+@pytest.mark.parametrize(("network_epochs", "passes"), [(0, (1,)), (3, (2, 1))])
+def test_a_published_network_looks_as_often_as_it_was_taught_to(
+    network_epochs: int,
+    passes: tuple[int, ...],
+    make_network: Callable[..., AtlasNetwork],
+    tmp_path: Path,
+) -> None:
+    network = make_network(
+        moving=True, model={"passes": [2, 1]}, refine={"network_epochs": network_epochs}
+    )
+    assert network.passes == (1,)  # while the template is learned too
+    path = publish(network, tmp_path)
+    again = published_network(path)
+    assert again.passes == passes
+    loaded = published_network(publish(make_network(moving=True), tmp_path / "other"))
+    loaded.load_state_dict(torch.load(path, weights_only=True))
+    assert loaded.passes == passes
+    image = torch.rand(1, 1, *network.shape)
+    network.passes = passes
+    torch.testing.assert_close(again(image), network.eval()(image), atol=0, rtol=0)
 
 
 class Malice:

@@ -22,7 +22,9 @@ MODEL = {
 def published(folder: Path, shape: tuple[int, ...], k: int = 1) -> tuple[AtlasNetwork, Path]:
     """A network whose fields move by about a voxel, and its file."""
     torch.manual_seed(0)
-    settings = LearnedAtlasConfig.load({"model": {**MODEL, "n_templates": k}})
+    settings = LearnedAtlasConfig.load(
+        {"model": {**MODEL, "n_templates": k}, "refine": {"network_epochs": 1}}
+    )
     description = {"format": 1, "settings": settings.as_dict()}
     network = AtlasNetwork(
         torch.rand(k, 1, *shape) * 3, settings.loss.log_offset, **MODEL, description=description

@@ -12,12 +12,18 @@ from scripts.settings import LearnedAtlasConfig
 
 @pytest.fixture
 def network(make_network):
-    return make_network(cohort={"layout": "flat"}, save_fields=False, optimizer={"epochs": 7})
+    return make_network(
+        cohort={"layout": "flat"}, save_fields=False, optimizer={"epochs": 7},
+        refine={"network_epochs": 5},
+    )  # fmt: skip
 
 
 def test_what_isnt_asked_for_is_the_trainings(network, make_settings):
     found = published_settings(network, LearnedAtlasConfig.load({"device": "cpu"}))
-    trained = make_settings(cohort={"layout": "flat"}, save_fields=False, optimizer={"epochs": 7})
+    trained = make_settings(
+        cohort={"layout": "flat"}, save_fields=False, optimizer={"epochs": 7},
+        refine={"network_epochs": 5},
+    )  # fmt: skip
     assert found == trained
 
 
@@ -42,6 +48,7 @@ def test_the_device_is_the_jobs_also_when_it_names_none(network):
         ({"loss": {"log_offset": 1}}, "loss.log_offset = 1.0"),
         ({"optimizer": {"epochs": 8}}, "optimizer.epochs = 8: the model was trained with 7"),
         ({"refine": {"rounds": 1}}, "refine.rounds = 1"),
+        ({"refine": {"network_epochs": 6}}, "refine.network_epochs = 6"),
     ],
 )
 def test_what_made_the_model_cant_be_changed(asked, message, network):
