@@ -360,6 +360,10 @@ BAD = [
         for key in ["model.enc_features", "model.dec_features"]
         for value in [[], [0], [16, -1], "16", 16, None, {"a": 1}]
     ],
+    *[
+        ("model.passes", value, "1, 2, 4 and 8")
+        for value in [[], [0], [3], [1, 16], [1] * 9, [-1], 1, "2 1", [True], [2.0], None]
+    ],
     *[("model.field_resolution", value, "1, 2 or 4") for value in [0, 3, 8, -1, "a", True, 2.0]],
     *[
         ("cohort.pattern", value, "a path with {subject}")

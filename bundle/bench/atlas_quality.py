@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,12 @@ def read_build(atlas: Path) -> Build:
     return Build(template, native, there, back, about["log_offset"], presence)
 
 
+def anywhere(maps: Sequence[np.ndarray]) -> np.ndarray:
+    """Where any of the maps is above 0."""
+    found: np.ndarray = np.any([m > 0 for m in maps], axis=0)
+    return found
+
+
 def score(build: Build) -> dict[str, Any]:
     """What can be said of an atlas without a truth: agreement, sharpness, guards."""
     native, template, offset = build.native, build.template, build.offset
@@ -128,6 +135,9 @@ def score(build: Build) -> dict[str, Any]:
         "subjects": len(native),
         "pairwise_correlation_before": pairwise_correlation(native, offset),
         "pairwise_correlation_after": pairwise_correlation(moved, offset),
+        # Over all voxels where anybody has density: more of them agree, on nothing being there.
+        "cohort_correlation_before": pairwise_correlation(native, offset, anywhere(native)),
+        "cohort_correlation_after": pairwise_correlation(moved, offset, anywhere(moved)),
         "own_support_correlation": float(np.mean(own)),
         "own_support_correlation_of_average": float(
             np.mean([log_density_correlation(average, m, offset, m > 0) for m in native])

@@ -102,6 +102,9 @@ def measure(folder: Path, shape: tuple[int, int, int], dtype: str) -> dict[str, 
     step = our_step(dtype, cohort.crop.shape, "cpu")
     step()  # the first one allocates
     found["training step"] = cpu_seconds(step)[1]
+    step = our_step(f"{dtype}-as-shipped", cohort.crop.shape, "cpu")
+    step()
+    found["step of the network's last epochs"] = cpu_seconds(step)[1]
 
     network = build_network(cohort, settings)
     loss = atlas_loss(cohort.grid.spacing, settings)
@@ -132,7 +135,9 @@ def estimate(found: dict[str, float], subjects: int, processes: int) -> dict[str
         ),
         "training, h": EPOCHS * hours * (found["training step"] + found["loading, cache disk"]),
         "network's last epochs, h": (
-            NETWORK_EPOCHS * hours * (found["training step"] + found["loading, cache disk"])
+            NETWORK_EPOCHS
+            * hours
+            * (found["step of the network's last epochs"] + found["loading, cache disk"])
         ),
         "refinement, h": ROUNDS * (ITERATIONS + 1) * hours * found["refinement step"],
         "emission with fields, h": hours * found["emission with fields"],

@@ -33,7 +33,8 @@ from scripts.settings import LearnedAtlasConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 SHOWN = (
-    "pairwise_correlation_before", "pairwise_correlation_after", "own_support_correlation",
+    "pairwise_correlation_before", "pairwise_correlation_after", "cohort_correlation_before",
+    "cohort_correlation_after", "own_support_correlation",
     "folded_fields", "smallest_jacobian", "inflation",
 )  # fmt: skip
 
