@@ -33,7 +33,7 @@ from scripts.settings import LearnedAtlasConfig
 
 SAMPLE = 2  # subjects that are measured
 # As configs/train.yaml has them.
-EPOCHS, ROUNDS, ITERATIONS, NETWORK_EPOCHS = 40, 5, 10, 30
+EPOCHS, ROUNDS, ITERATIONS, NETWORK_EPOCHS = 20, 5, 10, 20
 
 
 class SmoothVelocities:

@@ -222,7 +222,7 @@ BUILDS: dict[str, Callable[[Task, str], tuple[Build, dict[str, float]]]] = {
         "--learned_atlas#refine#rounds", "8", "--learned_atlas#refine#iterations", "20",
         "--learned_atlas#refine#network_epochs", "0",
     ),
-    "ours, quarter of the epochs + refinement": ours(
+    "ours, half of the epochs + refinement": ours(
         "--learned_atlas#optimizer#epochs", "10", "--learned_atlas#refine#network_epochs", "0",
     ),
     "ours as it ships: network + refinement": ours(),
