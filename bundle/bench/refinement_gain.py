@@ -1,6 +1,6 @@
 """What the cohort's refinement after training gives and costs: the atlas with and without it.
 
-    python -m bundle.bench.refinement_gain <folder> --epochs 40 --rounds 0 5
+    python -m bundle.bench.refinement_gain <folder> --rounds 0 5
 
 Trains the same atlas once a number of rounds (the network's training is the same to the bit) on
 the demo cohort, or on the one that --dataset_dir names, and measures what each published.
@@ -49,7 +49,7 @@ def main() -> None:
     """Print the figures as JSON and as a table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("folder", type=Path, help="where the atlases go")
-    parser.add_argument("--epochs", type=int, default=40)
+    parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--rounds", type=int, nargs="+", default=[0, 5])
     arguments, options = parser.parse_known_args()  # what is left are options of train
     rows = [
