@@ -10,6 +10,7 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+import pytest
 
 from bundle.bench.atlas_quality import measure
 from bundle.bench.picture import draw
@@ -25,8 +26,9 @@ def test_quality_is_measured_from_the_published_files(trained: Any) -> None:
     assert found["background_above_zero"] == 0
     assert found["pairwise_correlation_after"] > found["pairwise_correlation_before"]
     described = json.loads((trained.atlas / "atlas.json").read_text())["fields"]
-    assert described["smallest_jacobian"] == min(
-        found["smallest_jacobian"], found["smallest_corner_jacobian"]
+    # In slabs there and in one piece here, which rounds the last bit otherwise.
+    assert described["smallest_jacobian"] == pytest.approx(
+        min(found["smallest_jacobian"], found["smallest_corner_jacobian"]), rel=1e-6
     )
     # The true fields are better than a barely trained network's, and centred.
     assert found["true_warps"]["tre"] < 0.1 < found["truth"]["tre"]
