@@ -415,6 +415,8 @@ def open_network(
 ) -> AtlasNetwork:
     """The network of a published model, ``<ckpt_dir>/model.pt``; see `opened`.
 
+    All passes share the weights, so that a job may ask for others than the network learned.
+
     Args:
         path: of the model.
         settings: the job's own, as asked for; the model brings the others.
@@ -423,7 +425,10 @@ def open_network(
     Raises:
         CheckpointError: see `published_network`.
     """
-    return opened(published_network, path, settings.device, written)
+    network = opened(published_network, path, settings.device, written)
+    if "model.passes" in settings.by_path(given_only=True):
+        network.passes = tuple(settings.model.passes)
+    return network
 
 
 def open_published_cohort(

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from monai.data import MetaTensor
+from monai.utils import convert_to_dst_type
 from torch import nn
 
 from scripts.networks.grids import averaged, enlarge, reduced_shape
@@ -361,7 +363,9 @@ class AtlasNetwork(nn.Module):
     ) -> torch.Tensor | dict[str, torch.Tensor]:
         """Train: what `register_to` gives. Eval: the template's density in the subject's space.
 
-        With several templates, evaluation gives the one that looks most like the image.
+        With several templates, evaluation gives the one that looks most like the image. What a
+        `MetaTensor` knows of its transforms goes over to the prediction, which tools that call the
+        network by itself invert by it.
 
         Args:
             image: ``(B, C, *shape)`` log density on the template's grid.
@@ -369,4 +373,8 @@ class AtlasNetwork(nn.Module):
         """
         if self.training:
             return self.register_to(image)
-        return self.predict(*self.match(image, covariates), covariates)
+        if not isinstance(image, MetaTensor):
+            return self.predict(*self.match(image, covariates), covariates)
+        plain = image.as_tensor()
+        predicted = self.predict(*self.match(plain, covariates), covariates)
+        return convert_to_dst_type(predicted, image)[0]

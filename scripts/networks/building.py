@@ -35,7 +35,7 @@ TRAINED_ON_DIGITS = 16
 _ONE_PASS = [1]
 """Of models that say nothing of passes: they were made before there were several."""
 _COARSE = 12  # voxels along the longest axis of the pictures that subjects are clustered by
-# Settings that made a model what it is: no later job can change them.
+# Settings that made a model what it is: no later job can change them (but for model.passes).
 _MODELS_OWN = (
     "training_space", "model.", "loss.", "optimizer.", "cohort.normalisation", "cohort.tracts",
     "refine.rounds", "refine.iterations", "refine.network_epochs",
@@ -270,7 +270,7 @@ def published_settings(network: AtlasNetwork, asked: LearnedAtlasConfig) -> Lear
         place = settings
         for section in sections:
             place = place[section]
-        if path.startswith(_MODELS_OWN) and place[key] != value:
+        if path.startswith(_MODELS_OWN) and path != "model.passes" and place[key] != value:
             contradictions.append(
                 f"learned_atlas.{path} = {value!r}: the model was trained with {place[key]!r}, "
                 "which only another training can change"

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from monai.data import MetaTensor
 from torch import nn
 
 from scripts.networks import (
@@ -279,3 +280,14 @@ def test_a_device_that_is_not_there_is_a_configuration_error() -> None:
     absent = f"cuda:{torch.cuda.device_count()}"
     with pytest.raises(ConfigurationError, match=f"learned_atlas.device: '{absent}'"):
         open_device(absent)
+
+
+def test_a_prediction_keeps_what_its_image_knows() -> None:
+    network = moving(AtlasNetwork(templates(1, 1, (9, 10, 7)), **FEATURES)).eval()
+    image = torch.rand(1, 1, 9, 10, 7)
+    known = MetaTensor(image, affine=2 * torch.eye(4), meta={"filename_or_obj": "sub-01.nii.gz"})
+    predicted = network(known)
+    assert isinstance(predicted, MetaTensor)
+    assert predicted.meta["filename_or_obj"] == "sub-01.nii.gz"
+    assert torch.equal(predicted.affine, known.affine)
+    torch.testing.assert_close(predicted.as_tensor(), network(image), atol=0, rtol=0)

@@ -1,5 +1,6 @@
 """The whole transfer, from files to files."""
 
+import fcntl
 import json
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 from scripts.errors import CohortError, ConfigurationError, StorageError
-from scripts.lock import FolderLock
+from scripts.lock import LOCK_FILE
 from scripts.tractograms import Streamlines, TractogramError, open_tractogram, write_tractogram
 from scripts.transport import transfer
 from scripts.transport.settings import LabelTransferConfig
@@ -169,11 +170,9 @@ def test_mistakes_are_told_and_publish_nothing(case, tmp_path, change, kind, mes
     assert not (tmp_path / "out").exists()
 
 
-def test_a_folder_that_another_run_writes_to_is_refused(case, tmp_path, monkeypatch):
-    def refuse(folders):
-        raise StorageError(f"{folders[0]}: is in use")
-
-    assert FolderLock.__name__ == "FolderLock"
-    monkeypatch.setattr(transfer, "lock_folders", refuse)
-    with pytest.raises(StorageError, match="in use"):
-        run(case.atlas, case.subject, tmp_path)
+def test_a_folder_that_another_run_writes_to_is_refused(case, tmp_path):
+    with (tmp_path / LOCK_FILE).open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(StorageError, match="another run"):
+            run(case.atlas, case.subject, tmp_path)
+    assert list(tmp_path.iterdir()) == [tmp_path / LOCK_FILE]
