@@ -6,7 +6,7 @@ Registers both groups to a published model by the command that users give, and m
 that it writes. On the demo cohort the held-out subjects are its own, and the truth is known;
 elsewhere those of the dataset folder that the atlas doesn't name (the ones excluded from training).
 With ``--labels`` their label maps are compared in template space, nearest voxel, mean Dice over
-labels and pairs.
+labels and pairs. Further options are the command's, such as ``--learned_atlas#model#passes [2,1]``.
 """
 
 from __future__ import annotations
@@ -40,7 +40,12 @@ SHOWN = (
 
 
 def register(
-    dataset: Path, names: Sequence[str], ckpt_dir: Path, output: Path, iterations: int
+    dataset: Path,
+    names: Sequence[str],
+    ckpt_dir: Path,
+    output: Path,
+    iterations: int,
+    options: Sequence[str] = (),
 ) -> None:
     """Bring subjects to the model as a user does.
 
@@ -53,7 +58,7 @@ def register(
         "--output_dir", str(output), "--ckpt_dir", str(ckpt_dir),
         "--learned_atlas#cohort#subjects", json.dumps(list(names)),
         "--learned_atlas#cohort#exclude", "[]",
-        "--learned_atlas#refine#new_subject_iterations", str(iterations),
+        "--learned_atlas#refine#new_subject_iterations", str(iterations), *options,
     ]  # fmt: skip
     with (output / "log.txt").open("wb") as log:
         done = subprocess.run(
@@ -171,14 +176,14 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder to write to")
     parser.add_argument("--iterations", type=int, nargs="+", default=[0, 60])
     parser.add_argument("--labels", help="such as '{subject}/label.nii.gz'")
-    arguments = parser.parse_args()
+    arguments, options = parser.parse_known_args()  # what is left are options of register
     bench = Bench(arguments.atlas, arguments.labels)
     results: dict[str, Any] = {}
     for group, (dataset, names) in bench.groups().items():
         for iterations in arguments.iterations:
             title = f"{group}, " + (f"{iterations} steps" if iterations else "network alone")
             output = arguments.work.resolve() / title.replace(" ", "_").replace(",", "")
-            register(dataset, names, arguments.ckpt_dir.resolve(), output, iterations)
+            register(dataset, names, arguments.ckpt_dir.resolve(), output, iterations, options)
             results[title] = bench.measure(dataset, names, output / "registered")
     print(json.dumps(results, indent=1))
 
