@@ -69,6 +69,9 @@ class PresenceLoss(_Loss):
     """
 
     def forward(self, moving: torch.Tensor, fixed: torch.Tensor) -> torch.Tensor:
-        """Loss of ``moving`` against ``fixed``, both ``(B, C, *shape)`` log densities."""
+        """Loss of ``moving`` against ``fixed``, both ``(B, C, *shape)`` log densities.
+
+        There is a gradient toward ``moving`` alone; a subject isn't learned.
+        """
         with torch.autocast(moving.device.type, enabled=False):
             return 1 - _WeightedDice.apply(moving.float(), fixed.float()).mean()
