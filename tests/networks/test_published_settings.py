@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+from scripts.engines.components import open_network
 from scripts.errors import CheckpointError, ConfigurationError
 from scripts.networks import build_network, published_network, published_settings
 from scripts.settings import LearnedAtlasConfig
@@ -67,6 +68,16 @@ def test_a_model_that_says_nothing_of_passes_was_made_with_one(network, tmp_path
     assert published_settings(older, LearnedAtlasConfig.load({})).model.passes == [1]
     asked = LearnedAtlasConfig.load({"model": {"passes": [2, 1]}, "device": "cpu"})
     assert published_settings(older, asked).model.passes == [2, 1]  # any network can look again
+
+
+def test_a_job_may_look_more_often_than_the_model_learned(network, tmp_path):
+    torch.save(network.state_dict(), tmp_path / "model.pt")
+    learned = tuple(network.description["settings"]["model"]["passes"])
+    for model, passes in (({}, learned), ({"passes": [2, 1, 1, 1, 1]}, (2, 1, 1, 1, 1))):
+        asked = LearnedAtlasConfig.load({"model": model, "device": "cpu"})
+        found = open_network(tmp_path / "model.pt", asked)
+        assert found.passes == passes
+        assert tuple(published_settings(found, asked).model.passes) == passes
 
 
 def test_the_same_value_is_no_contradiction(network):
