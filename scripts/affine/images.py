@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
+
+from scripts.networks.grids import averaged
 
 __all__ = ["WorldImage", "constant_reason", "reduced", "reduction_factors", "spacing_of"]
 
@@ -73,14 +74,12 @@ def reduced(image: WorldImage, factors: Sequence[int]) -> WorldImage:
     """
     if all(f == 1 for f in factors):
         return image
-    d = len(factors)
-    pool = F.avg_pool3d if d == 3 else F.avg_pool2d
     factors = [min(f, n) for f, n in zip(factors, image.shape, strict=True)]
-    values = pool(image.values, factors, ceil_mode=True, count_include_pad=False)
+    values = averaged(image.values, factors)
     inside = image.inside
     if inside is not None:
-        weighted = pool(image.values * inside, factors, ceil_mode=True, count_include_pad=False)
-        inside = pool(inside, factors, ceil_mode=True, count_include_pad=False)
+        weighted = averaged(image.values * inside, factors)
+        inside = averaged(inside, factors)
         values = weighted / inside.clamp_min(1e-6)
     onto = np.eye(4)
     for axis, f in enumerate(factors):

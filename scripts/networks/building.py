@@ -17,6 +17,7 @@ from scripts.cohort import Cohort, CovariateCoding, CropBox, Grid
 from scripts.errors import CheckpointError
 from scripts.networks.atlas_network import AtlasNetwork, description_in
 from scripts.networks.checkpoint import load_checkpoint
+from scripts.networks.grids import averaged
 from scripts.settings import LearnedAtlasConfig
 
 __all__ = [
@@ -92,9 +93,7 @@ def _clusters(pictures: np.ndarray, count: int, seed: int) -> np.ndarray:
 
 def _coarse(image: torch.Tensor) -> np.ndarray:
     factor = max(1, max(image.shape[1:]) // _COARSE)
-    pool = F.avg_pool3d if image.dim() == 4 else F.avg_pool2d
-    block = [min(factor, n) for n in image.shape[1:]]
-    return pool(image[None].float(), block, ceil_mode=True).flatten().numpy().astype(np.float64)
+    return averaged(image[None].float(), factor).flatten().numpy().astype(np.float64)
 
 
 def build_network(

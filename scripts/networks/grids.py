@@ -41,13 +41,20 @@ def leading_block(x: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
     return x
 
 
-def averaged(image: torch.Tensor, factor: int) -> torch.Tensor:
-    """Block means of ``(B, C, *shape)``; a block cut by the border counts what it holds."""
-    if factor == 1:
+def averaged(image: torch.Tensor, factor: int | Sequence[int]) -> torch.Tensor:
+    """Block means of ``(B, C, *shape)``, at least in float32.
+
+    Args:
+        image: a block of it that the border cuts counts what it holds.
+        factor: voxels a block spans along all axes, or along each.
+    """
+    factors = [factor] * (image.dim() - 2) if isinstance(factor, int) else factor
+    if all(f == 1 for f in factors):
         return image
     pool = F.avg_pool3d if image.dim() == 5 else F.avg_pool2d
-    block = [min(factor, n) for n in image.shape[2:]]
-    return pool(image.float(), block, ceil_mode=True, count_include_pad=False)
+    block = [min(f, n) for f, n in zip(factors, image.shape[2:], strict=True)]
+    values = image.to(torch.promote_types(image.dtype, torch.float32))
+    return pool(values, block, ceil_mode=True, count_include_pad=False)
 
 
 def regridded(field: torch.Tensor, shape: Sequence[int], of: int, to: int) -> torch.Tensor:

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from monai.networks.blocks import Warp as MonaiWarp
 
+from scripts.networks.recording import is_recorded
+
 __all__ = ["Warp", "sample", "sampling_grid", "warp"]
 
 # Each of MONAI's Warps warns that it samples with PyTorch; ours never do otherwise.
@@ -29,8 +31,7 @@ def _identity_grid(
         grid ``(1, *shape, d)`` with the last axis reversed (x is the last array axis), and the
         size of one voxel ``(d,)`` in the same order.
     """
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
-        # Tensors and sizes are a recording's, maybe fakes: kept, they would spoil later calls.
+    if is_recorded():  # fakes, kept, would spoil later calls
         return _made_grid(shape, device)
     key = (shape, device)
     if key not in _kept_grids:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from scripts.losses import AtlasLoss, LocalCorrelationLoss, PresenceLoss, SmoothnessLoss
-from scripts.losses.atlas_loss import averaged
+from scripts.networks.grids import averaged
 
 TERMS = ("similarity", "presence", "smoothness", "centrality")
 
