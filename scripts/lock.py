@@ -22,6 +22,8 @@ logger = logging.getLogger(__name__)
 
 LOCK_FILE = ".tract_atlas.lock"
 
+# How long one who is refused waits for the owner's name: the lock comes before the writing.
+_NAMED_WITHIN_S = 0.5
 _WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 _held: dict[Path, FolderLock] = {}
 
@@ -87,7 +89,7 @@ class FolderLock:
                 if error.errno in _WITHOUT_LOCKS:
                     return self._acquire_by_name()
                 if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-                    raise self._refusal(_owner(self.file)) from error
+                    raise self._refusal(_awaited_owner(self.file)) from error
                 raise
             # Between our opening it and our lock, its owner may have removed it.
             if _is_file(handle, self.file):
@@ -186,6 +188,14 @@ def _owner(path: Path) -> str:
     first = next((i for i, (n, _) in enumerate(spans) if n), len(spans) - 1)
     told = " ".join(f"{n} {unit}" for n, unit in spans[first : first + 2])
     return f"process {there['pid']} on {there.get('host')}, for {told}"
+
+
+def _awaited_owner(path: Path) -> str:
+    """`_owner`, asked again for a moment while the file says nothing yet."""
+    deadline = time.monotonic() + _NAMED_WITHIN_S
+    while not (owner := _owner(path)) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return owner
 
 
 def _is_gone(owner: dict[str, Any]) -> bool:

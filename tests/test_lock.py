@@ -89,6 +89,25 @@ def test_a_second_process_is_refused_at_once_with_owner_age_and_remedy(
     assert (folder / LOCK_FILE).exists()  # the refused one didn't touch it
 
 
+def test_an_owner_that_has_yet_to_write_its_name_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with (tmp_path / LOCK_FILE).open("w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        monkeypatch.setattr(
+            "scripts.lock.time.sleep", lambda _: owned_by(tmp_path, 12345, "elsewhere", 0)
+        )
+        with pytest.raises(StorageError, match="process 12345 on elsewhere"):
+            FolderLock(tmp_path)
+
+
+def test_an_owner_that_never_says_its_name_is_unknown(tmp_path: Path) -> None:
+    with (tmp_path / LOCK_FILE).open("w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(StorageError, match="an unknown process; wait for it"):
+            FolderLock(tmp_path)
+
+
 def test_a_killed_run_leaves_nothing_to_clear(
     tmp_path: Path,
     hold: Callable[[Path], subprocess.Popen[str]],
