@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,49 +16,59 @@ __all__ = ["Warp", "sample", "sampling_grid", "warp"]
 # Each of MONAI's Warps warns that it samples with PyTorch; ours never do otherwise.
 warnings.filterwarnings("ignore", message="monai.networks.blocks.Warp: Using PyTorch native")
 
-_MAX_KEPT_GRIDS = 8
-_kept_grids: dict[tuple, tuple[torch.Tensor, torch.Tensor]] = {}
-
-
-def _identity_grid(
-    shape: tuple[int, ...], device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The identity in ``grid_sample``'s coordinates, and the step of one voxel in them.
-
-    MONAI rebuilds its reference grid on the CPU at every call (20-40 % of the time of an
-    integration); here the few grids in use are kept on their device.
-
-    Returns:
-        grid ``(1, *shape, d)`` with the last axis reversed (x is the last array axis), and the
-        size of one voxel ``(d,)`` in the same order.
-    """
-    if is_recorded():  # fakes, kept, would spoil later calls
-        return _made_grid(shape, device)
-    key = (shape, device)
-    if key not in _kept_grids:
-        if len(_kept_grids) >= _MAX_KEPT_GRIDS:
-            _kept_grids.pop(next(iter(_kept_grids)))
-        _kept_grids[key] = _made_grid(shape, device)
-    return _kept_grids[key]
-
-
-def _made_grid(shape: tuple[int, ...], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    axes = [torch.linspace(-1.0, 1.0, n, device=device) for n in shape]
-    mesh = torch.meshgrid(*axes, indexing="ij")
-    grid = torch.stack(mesh[::-1], dim=-1)[None]
-    # An axis of one voxel has no step: whatever the displacement, that voxel is read.
-    steps = [2.0 / (n - 1) if n > 1 else 0.0 for n in shape[::-1]]
-    return grid, torch.tensor(steps, device=device)
-
 
 def sampling_grid(displacement: torch.Tensor) -> torch.Tensor:
-    """``x + u(x)`` in ``grid_sample``'s coordinates (align_corners), ``(B, *shape, d)``."""
-    grid, voxel = _identity_grid(tuple(displacement.shape[2:]), displacement.device)
-    return torch.addcmul(
-        grid.to(displacement.dtype),
-        displacement.flip(1).movedim(1, -1),
-        voxel.to(displacement.dtype),
-    )
+    """``x + u(x)`` in ``grid_sample``'s coordinates (align_corners), ``(B, *shape, d)``.
+
+    MONAI rebuilds a grid of the identity on the CPU at every call (20-40 % of the time of an
+    integration). The identity is one line of numbers an axis, added on the way; the result keeps
+    an axis in one piece of memory, as the displacement does, which `grid_sample` reads as fast.
+    """
+    if is_recorded():  # a program holds plain operations
+        identity, voxel = _recorded_identity(displacement)
+        return torch.addcmul(identity, displacement.flip(1).movedim(1, -1), voxel)
+    return _SamplingGrid.apply(displacement)
+
+
+def _recorded_identity(displacement: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The identity in ``grid_sample``'s coordinates, and the size of one voxel in them.
+
+    Returns:
+        grid ``(1, *shape, d)`` with the last axis reversed (x is the last array axis), and sizes
+        ``(d,)`` in the same order.
+    """
+    shape = tuple(displacement.shape[2:])
+    axes = [_axis(n, displacement) for n in shape]
+    grid = torch.stack(torch.meshgrid(*axes, indexing="ij")[::-1], dim=-1)[None]
+    return grid, displacement.new_tensor([_voxel(n) for n in shape[::-1]])
+
+
+def _axis(n: int, like: torch.Tensor) -> torch.Tensor:
+    return torch.linspace(-1.0, 1.0, n, device=like.device).to(like.dtype)
+
+
+def _voxel(n: int) -> float:
+    """An axis of one voxel has no step: whatever the displacement, that voxel is read."""
+    return 2.0 / (n - 1) if n > 1 else 0.0
+
+
+class _SamplingGrid(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, displacement: torch.Tensor) -> torch.Tensor:
+        d, shape = displacement.shape[1], displacement.shape[2:]
+        planes = torch.empty_like(displacement, memory_format=torch.contiguous_format)
+        for axis, n in enumerate(shape):
+            line = _axis(n, displacement).view(-1, *[1] * (d - 1 - axis))
+            torch.add(line, displacement[:, axis], alpha=_voxel(n), out=planes[:, d - 1 - axis])
+        return planes.movedim(1, -1)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
+        d, shape = grad.shape[-1], grad.shape[1:-1]
+        result = grad.new_empty((len(grad), d, *shape))
+        for axis, n in enumerate(shape):
+            torch.mul(grad[..., d - 1 - axis], _voxel(n), out=result[:, axis])
+        return result
 
 
 def warp(

@@ -9,6 +9,7 @@ from monai.networks.blocks import Warp as MonaiWarp
 from scipy.ndimage import map_coordinates
 
 from scripts.networks import Warp, warp
+from scripts.networks.warp import sampling_grid
 
 SHAPES = [(9, 7), (16, 16), (7, 9, 5), (8, 6, 10)]
 
@@ -74,6 +75,24 @@ def test_zeros_outside_and_border_outside() -> None:
     out = torch.full((1, 3, 5, 5, 5), 50.0)
     assert warp(image, out, padding_mode="zeros").abs().max() == 0
     assert warp(image, out, padding_mode="border").min() == 1
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")  # sizes are to stay constants
+@pytest.mark.parametrize("shape", [*SHAPES, (1, 4, 3), (5, 1)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_recorded_program_samples_at_the_same_points(
+    shape: tuple[int, ...], dtype: torch.dtype
+) -> None:
+    displacement = torch.randn(2, len(shape), *shape, dtype=dtype)
+    traced = torch.jit.trace(sampling_grid, displacement)
+    other = torch.randn_like(displacement)
+    torch.testing.assert_close(traced(other), sampling_grid(other), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(4, 3), (1, 4, 3), (3, 2, 4)])
+def test_the_gradient_of_the_points_is_that_of_finite_differences(shape: tuple[int, ...]) -> None:
+    displacement = torch.randn(2, len(shape), *shape, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(sampling_grid, displacement)
 
 
 @pytest.mark.usefixtures("threads")
