@@ -259,11 +259,13 @@ class AtlasNetwork(nn.Module):
         with torch.autocast(image.device.type, enabled=False):
             seen = averaged(fixed, factor)
             if velocity is not None:
-                move = self.integration(velocity, self.shape, factor) / factor
-                seen = warp(seen, move)
-            pair = torch.cat([seen, averaged(image, factor)], dim=1) * self.input_scale
-        if self.spatial_dims == 3:
-            pair = pair.contiguous(memory_format=torch.channels_last_3d)
+                move = self.integration(velocity, self.shape, factor, rough=True)
+                seen = warp(seen, move if factor == 1 else move / factor)
+            # Joined as they are to lie, channels last.
+            pair = torch.cat([x.movedim(1, -1) for x in (seen, averaged(image, factor))], dim=-1)
+            pair = pair.mul_(self.input_scale).movedim(-1, 1)
+        if self.spatial_dims == 2:
+            pair = pair.contiguous()
         field = self.unet(pair).float().contiguous()
         return self.smoothing(enlarge(field, self.reduced, factor) * factor)
 

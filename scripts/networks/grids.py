@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+
+from scripts.networks.recording import is_recorded
 
 __all__ = ["averaged", "enlarge", "leading_block", "reduced_shape", "regridded"]
 
@@ -29,9 +32,18 @@ def enlarge(field: torch.Tensor, shape: Sequence[int], factor: int) -> torch.Ten
     """
     if factor == 1:
         return field
-    mode = "trilinear" if len(shape) == 3 else "bilinear"
-    full = F.interpolate(field, scale_factor=factor, mode=mode, align_corners=False)
-    return leading_block(full, shape)
+    if is_recorded():
+        mode = "trilinear" if len(shape) == 3 else "bilinear"
+        full = F.interpolate(field, scale_factor=factor, mode=mode, align_corners=False)
+        return leading_block(full, shape)
+    # What `interpolate` calls, which takes a size or a factor, not both: the part beyond the shape
+    # would be cut off again, and its gradient be filled up with zeros axis by axis.
+    upsample: Any = (
+        torch.ops.aten.upsample_trilinear3d
+        if len(shape) == 3
+        else torch.ops.aten.upsample_bilinear2d
+    )
+    return upsample(field, list(shape), False, *[float(factor)] * len(shape))
 
 
 def leading_block(x: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:

@@ -12,7 +12,7 @@ from monai.networks.blocks import DVF2DDF
 from scipy.linalg import expm
 
 from scripts.networks import VelocityIntegration, enlarge, invert_displacement, warp
-from scripts.networks.grids import reduced_shape
+from scripts.networks.grids import leading_block, reduced_shape
 
 
 def points(shape: tuple[int, ...]) -> torch.Tensor:
@@ -48,6 +48,21 @@ def test_a_constant_velocity_is_its_own_displacement(
     torch.testing.assert_close(inverse, -move.expand_as(inverse), atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("shape", [(40, 48), (32, 36, 32)])
+def test_a_rough_flow_is_off_by_hundredths_of_a_voxel(shape: tuple[int, ...]) -> None:
+    velocity = smooth_velocity(reduced_shape(shape, 2), 4)
+    integration = VelocityIntegration(9, 2)
+    exact, rough = (integration(velocity, shape, rough=rough) for rough in (False, True))
+    assert exact.norm(dim=1).max() > 3
+    assert 0 < (rough - exact).norm(dim=1).max() < 0.08
+
+
+def test_few_steps_are_as_many_for_a_rough_flow() -> None:
+    velocity = smooth_velocity((12, 12), 2)
+    integration = VelocityIntegration(2)
+    assert torch.equal(integration(velocity, (12, 12), rough=True), integration(velocity, (12, 12)))
+
+
 LINEAR_3D = np.array([[0.05, 0.12, 0.0], [-0.10, 0.02, 0.06], [0.03, -0.04, -0.08]])
 LINEAR_2D = np.array([[0.06, 0.15], [-0.12, -0.04]])
 
@@ -71,6 +86,22 @@ def test_a_linear_velocity_flows_by_the_matrix_exponential(matrix: np.ndarray, f
         expected = torch.einsum("ij,j...->i...", flow, offset)[None].float()
         apart = (found - expected)[inside].abs().max()
         assert apart < 4e-3 * expected[inside].abs().max()
+
+
+@pytest.mark.parametrize("factor", [2, 4])
+@pytest.mark.parametrize("shape", [(9, 7), (7, 9, 5)])
+def test_enlarged_is_what_interpolate_makes_cut_to_shape(
+    shape: tuple[int, ...], factor: int
+) -> None:
+    field = torch.randn(2, 3, *reduced_shape(shape, factor), requires_grad=True)
+    mode = "trilinear" if len(shape) == 3 else "bilinear"
+    whole = F.interpolate(field, scale_factor=factor, mode=mode, align_corners=False)
+    expected = leading_block(whole, shape)
+    found = enlarge(field, shape, factor)
+    assert torch.equal(found, expected)
+    weight = torch.randn_like(found)
+    ours, theirs = (torch.autograd.grad((x * weight).sum(), field)[0] for x in (found, expected))
+    torch.testing.assert_close(ours, theirs)
 
 
 @pytest.mark.parametrize("shape", [(21, 24), (17, 20, 15), (24, 26, 25)])
