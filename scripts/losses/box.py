@@ -6,6 +6,8 @@ import torch
 
 __all__ = ["box_sum", "window_size"]
 
+_IN_CACHE = 2**18  # voxels of a slab; a few of these are left as they are
+
 
 def _sum_along(x: torch.Tensor, axis: int, window: int) -> torch.Tensor:
     """Sum of ``window`` neighbours along one axis, zeros outside, same size.
@@ -36,11 +38,25 @@ def _sum_along(x: torch.Tensor, axis: int, window: int) -> torch.Tensor:
 
 def box_sum(x: torch.Tensor, window: int) -> torch.Tensor:
     """Sum over a ``window``-wide cube around each voxel of ``(B, C, *shape)``, zeros outside."""
-    for axis in range(2, x.dim()):
-        x = _sum_along(x, axis, window)
-    return x
+    if x.dim() < 5 or x.device.type != "cpu" or x.numel() <= 4 * _IN_CACHE:
+        for axis in range(2, x.dim()):
+            x = _sum_along(x, axis, window)
+        return x
+    # In slabs across the axis that is summed: what is built up for one stays in the cache.
+    planes, result = torch.empty_like(x), torch.empty_like(x)
+    for axis, source, sums in ((2, x, planes), (3, planes, result)):
+        thick = max(1, _IN_CACHE * x.shape[axis] // x.numel())
+        for part, total in zip(source.split(thick, axis), sums.split(thick, axis), strict=True):
+            if axis == 2:
+                total.copy_(_sum_along(_sum_along(part, 4, window), 3, window))
+            else:
+                total.copy_(_sum_along(part, 2, window))
+    return result
 
 
 def window_size(x: torch.Tensor, window: int) -> torch.Tensor:
     """How many voxels of the image each window holds, ``(1, 1, *shape)``: fewer at the border."""
-    return box_sum(x.new_ones((1, 1, *x.shape[2:])), window)
+    size = x.new_ones(())
+    for n in x.shape[2:]:
+        size = size[..., None] * _sum_along(x.new_ones(n), 0, window)
+    return size[None, None]

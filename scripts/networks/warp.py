@@ -135,7 +135,7 @@ def sample(
 
 
 class Warp(MonaiWarp):
-    """MONAI's ``Warp`` (voxels, array-axis order) with kept grids, spread over the cores.
+    """MONAI's ``Warp`` (voxels, array-axis order), spread over the cores.
 
     A misspelt mode is an error here, where MONAI's falls back silently.
 

@@ -19,6 +19,15 @@ def test_it_is_a_convolution_with_ones(shape: tuple[int, ...], window: int) -> N
     torch.testing.assert_close(box_sum(x, window), expected, atol=1e-12, rtol=0)
 
 
+@pytest.mark.parametrize("window", [3, 7])
+@pytest.mark.parametrize("in_cache", [1, 60, 450])
+def test_slabs_join_seamlessly(window: int, in_cache: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.randn(2, 1, 9, 10, 11, dtype=torch.float64)
+    whole = box_sum(x, window)
+    monkeypatch.setattr("scripts.losses.box._IN_CACHE", in_cache)
+    torch.testing.assert_close(box_sum(x, window), whole, atol=1e-12, rtol=0)
+
+
 @pytest.mark.parametrize("window", [3, 9])
 def test_it_leaves_its_input_alone(window: int) -> None:
     x = torch.randn(1, 1, 6, 7)
