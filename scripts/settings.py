@@ -440,6 +440,13 @@ class LearnedAtlasRefineConfig(Section):
         "an integer >= 0",
         ge=0,
     )
+    network_lr: Number = setting(
+        2e-3,
+        "Adam's highest learning rate in these epochs; the template, which stands, bears more than "
+        "optimizer.lr.",
+        "a number > 0",
+        gt=0,
+    )
     new_subject_iterations: Integer = setting(
         0,
         "Gradient steps that refine the field of a new subject at inference; 0: none.",

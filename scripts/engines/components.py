@@ -329,7 +329,7 @@ def network_fine_tuning(
         ),
         path,
         epochs=settings.refine.network_epochs,
-        lr=optimizer.lr,
+        lr=settings.refine.network_lr,
         gradient_clip=optimizer.gradient_clip,
         passes=settings.model.passes,
     )

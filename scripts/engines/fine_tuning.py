@@ -58,7 +58,7 @@ class NetworkFineTuning:
         batches: EpochBatches,
         path: str | Path,
         epochs: int = 0,
-        lr: float = 1e-3,
+        lr: float = 2e-3,
         gradient_clip: float = 1.0,
         passes: Sequence[int] = (1,),
     ) -> None:
@@ -125,7 +125,7 @@ class NetworkFineTuning:
         if not bool(torch.isfinite(loss)):
             raise TrainingError(
                 f"loss of the network's fine-tuning is not finite ({float(loss):g}) in epoch "
-                f"{step // len(self.batches) + 1}; lower learned_atlas#optimizer#lr or set "
+                f"{step // len(self.batches) + 1}; lower learned_atlas#refine#network_lr or set "
                 "learned_atlas#refine#network_epochs 0, and start afresh with "
                 "--learned_atlas#resume false"
             )

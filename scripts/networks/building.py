@@ -39,7 +39,7 @@ _COARSE = 12  # voxels along the longest axis of the pictures that subjects are 
 # Settings that made a model what it is: no later job can change them (but for model.passes).
 _MODELS_OWN = (
     "training_space", "model.", "loss.", "optimizer.", "cohort.normalisation", "cohort.tracts",
-    "refine.rounds", "refine.iterations", "refine.network_epochs",
+    "refine.rounds", "refine.iterations", "refine.network_",
 )  # fmt: skip
 _REACH = 5  # voxels a sharpened template may lie beyond the cohort's support
 
@@ -269,9 +269,10 @@ def published_settings(network: AtlasNetwork, asked: LearnedAtlasConfig) -> Lear
         place = settings
         for section in sections:
             place = place[section]
-        if path.startswith(_MODELS_OWN) and path != "model.passes" and place[key] != value:
+        trained = place.get(key, value)  # older models know fewer settings
+        if path.startswith(_MODELS_OWN) and path != "model.passes" and trained != value:
             contradictions.append(
-                f"learned_atlas.{path} = {value!r}: the model was trained with {place[key]!r}, "
+                f"learned_atlas.{path} = {value!r}: the model was trained with {trained!r}, "
                 "which only another training can change"
             )
         place[key] = value

@@ -50,6 +50,7 @@ def test_the_device_is_the_jobs_also_when_it_names_none(network):
         ({"optimizer": {"epochs": 8}}, "optimizer.epochs = 8: the model was trained with 7"),
         ({"refine": {"rounds": 1}}, "refine.rounds = 1"),
         ({"refine": {"network_epochs": 6}}, "refine.network_epochs = 6"),
+        ({"refine": {"network_lr": 0.1}}, "refine.network_lr = 0.1"),
     ],
 )
 def test_what_made_the_model_cant_be_changed(asked, message, network):
