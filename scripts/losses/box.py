@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 
 __all__ = ["box_sum", "window_size"]
@@ -44,14 +46,18 @@ def box_sum(x: torch.Tensor, window: int) -> torch.Tensor:
         return x
     # In slabs across the axis that is summed: what is built up for one stays in the cache.
     planes, result = torch.empty_like(x), torch.empty_like(x)
-    for axis, source, sums in ((2, x, planes), (3, planes, result)):
-        thick = max(1, _IN_CACHE * x.shape[axis] // x.numel())
-        for part, total in zip(source.split(thick, axis), sums.split(thick, axis), strict=True):
-            if axis == 2:
-                total.copy_(_sum_along(_sum_along(part, 4, window), 3, window))
-            else:
-                total.copy_(_sum_along(part, 2, window))
+    for part, total in _slabs(x, planes, 2):
+        total.copy_(_sum_along(_sum_along(part, 4, window), 3, window))
+    for part, total in _slabs(planes, result, 3):
+        total.copy_(_sum_along(part, 2, window))
     return result
+
+
+def _slabs(
+    source: torch.Tensor, target: torch.Tensor, axis: int
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    thick = max(1, _IN_CACHE * source.shape[axis] // source.numel())
+    return zip(source.split(thick, axis), target.split(thick, axis), strict=True)
 
 
 def window_size(x: torch.Tensor, window: int) -> torch.Tensor:

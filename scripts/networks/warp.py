@@ -25,49 +25,44 @@ def sampling_grid(displacement: torch.Tensor) -> torch.Tensor:
     an axis in one piece of memory, as the displacement does, which `grid_sample` reads as fast.
     """
     if is_recorded():  # a program holds plain operations
-        identity, voxel = _recorded_identity(displacement)
-        return torch.addcmul(identity, displacement.flip(1).movedim(1, -1), voxel)
+        planes = [
+            line + displacement[:, axis] * voxel
+            for axis, (line, voxel) in enumerate(_identity(displacement))
+        ]
+        return torch.stack(planes[::-1], dim=-1)
     return _SamplingGrid.apply(displacement)
 
 
-def _recorded_identity(displacement: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The identity in ``grid_sample``'s coordinates, and the size of one voxel in them.
+def _identity(displacement: torch.Tensor) -> list[tuple[torch.Tensor, float]]:
+    """For each axis where its voxels lie in ``grid_sample``'s coordinates, and a voxel's size.
 
-    Returns:
-        grid ``(1, *shape, d)`` with the last axis reversed (x is the last array axis), and sizes
-        ``(d,)`` in the same order.
+    An axis of one voxel has no size: whatever the displacement, that voxel is read.
     """
-    shape = tuple(displacement.shape[2:])
-    axes = [_axis(n, displacement) for n in shape]
-    grid = torch.stack(torch.meshgrid(*axes, indexing="ij")[::-1], dim=-1)[None]
-    return grid, displacement.new_tensor([_voxel(n) for n in shape[::-1]])
-
-
-def _axis(n: int, like: torch.Tensor) -> torch.Tensor:
-    return torch.linspace(-1.0, 1.0, n, device=like.device).to(like.dtype)
-
-
-def _voxel(n: int) -> float:
-    """An axis of one voxel has no step: whatever the displacement, that voxel is read."""
-    return 2.0 / (n - 1) if n > 1 else 0.0
+    d, found = displacement.shape[1], []
+    for axis, n in enumerate(displacement.shape[2:]):
+        line = torch.linspace(-1.0, 1.0, n, device=displacement.device).to(displacement.dtype)
+        voxel = 2.0 / (n - 1) if n > 1 else 0.0
+        found.append((line.view(-1, *[1] * (d - 1 - axis)), voxel))
+    return found
 
 
 class _SamplingGrid(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, displacement: torch.Tensor) -> torch.Tensor:
-        d, shape = displacement.shape[1], displacement.shape[2:]
+        last = displacement.shape[1] - 1  # x, the first coordinate, is the last array axis
+        identity = _identity(displacement)
+        ctx.voxels = [voxel for _, voxel in identity]
         planes = torch.empty_like(displacement, memory_format=torch.contiguous_format)
-        for axis, n in enumerate(shape):
-            line = _axis(n, displacement).view(-1, *[1] * (d - 1 - axis))
-            torch.add(line, displacement[:, axis], alpha=_voxel(n), out=planes[:, d - 1 - axis])
+        for axis, (line, voxel) in enumerate(identity):
+            torch.add(line, displacement[:, axis], alpha=voxel, out=planes[:, last - axis])
         return planes.movedim(1, -1)
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
-        d, shape = grad.shape[-1], grad.shape[1:-1]
-        result = grad.new_empty((len(grad), d, *shape))
-        for axis, n in enumerate(shape):
-            torch.mul(grad[..., d - 1 - axis], _voxel(n), out=result[:, axis])
+        last = grad.shape[-1] - 1
+        result = grad.new_empty((len(grad), last + 1, *grad.shape[1:-1]))
+        for axis, voxel in enumerate(ctx.voxels):
+            torch.mul(grad[..., last - axis], voxel, out=result[:, axis])
         return result
 
 
