@@ -95,7 +95,8 @@ def sample(
 
     ``grid_sample`` on a 3-D volume is parallel over the batch alone, so that one volume would
     run on one core. The points are therefore laid out as several batch entries that all look at
-    the same image.
+    the same image: as they lie, sheet by sheet, or, where a gradient is asked for, of which each
+    entry makes a volume of its own, as one entry a core.
 
     Args:
         image: ``(B, C, *source)``.
@@ -110,6 +111,15 @@ def sample(
     batch, channels, shape = image.shape[0], image.shape[1], grid.shape[1:-1]
     slabs = torch.get_num_threads() if image.device.type == "cpu" else 1
     if batch == 1 and slabs > 1 and len(shape) == 3:
+        if not (torch.is_grad_enabled() and (image.requires_grad or grid.requires_grad)):
+            sheets = F.grid_sample(
+                image.expand(shape[0], *image.shape[1:]),
+                grid[0, :, None],
+                mode=mode,
+                padding_mode=padding_mode,
+                align_corners=align_corners,
+            )
+            return sheets.movedim(0, 2).reshape(1, channels, *shape)
         points = grid.reshape(-1, len(shape))
         spare = -len(points) % slabs
         if spare:
