@@ -196,6 +196,9 @@ def peer(script: str, argument: Callable[[Task], int]) -> Callable[..., Any]:
             for kind in ("to_template", "to_subject")
         }
         log_template = np.load(folder / "template_log.npy").astype(np.float64)
+        # Rounding that a peer leaves over the background (antspyx in one build, not in another) is
+        # no density: the template's mean gradient, over all that is above 0, would drown in it.
+        log_template[np.abs(log_template) < 1e-6 * log_template.max()] = 0
         template = task.offset * np.expm1(log_template)
         return Build(template, task.native, **fields, offset=task.offset, presence=task.presence), (
             cost
