@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+import yaml
 
 from bundle.bench.training_step import our_step
 from scripts.atlas.refinement import refine_velocity
@@ -31,9 +32,8 @@ from scripts.networks import AtlasNetwork, build_network
 from scripts.phantom import write_demo_cohort
 from scripts.settings import LearnedAtlasConfig
 
+ROOT = Path(__file__).resolve().parents[2]
 SAMPLE = 2  # subjects that are measured
-# As configs/train.yaml has them.
-EPOCHS, ROUNDS, ITERATIONS, NETWORK_EPOCHS = 20, 5, 10, 20
 
 
 class SmoothVelocities:
@@ -127,19 +127,26 @@ def measure(folder: Path, shape: tuple[int, int, int], dtype: str) -> dict[str, 
 
 
 def estimate(found: dict[str, float], subjects: int, processes: int) -> dict[str, float]:
-    """Hours on so many processes, each as fast as the one measured, and terabytes."""
+    """Hours on so many processes, each as fast as the one measured, and terabytes.
+
+    Epochs and rounds are those of configs/train.yaml.
+    """
     hours = subjects / processes / 3600
+    ships = yaml.safe_load((ROOT / "configs" / "train.yaml").read_text())["learned_atlas"]
+    epochs, refine = ships["optimizer"]["epochs"], ships["refine"]
     return {
         "reading and checking, h (by the first process alone)": (
             subjects / 3600 * found["reading and checking"]
         ),
-        "training, h": EPOCHS * hours * (found["training step"] + found["loading, cache disk"]),
+        "training, h": epochs * hours * (found["training step"] + found["loading, cache disk"]),
         "network's last epochs, h": (
-            NETWORK_EPOCHS
+            refine["network_epochs"]
             * hours
             * (found["step of the network's last epochs"] + found["loading, cache disk"])
         ),
-        "refinement, h": ROUNDS * (ITERATIONS + 1) * hours * found["refinement step"],
+        "refinement, h": (
+            refine["rounds"] * (refine["iterations"] + 1) * hours * found["refinement step"]
+        ),
         "emission with fields, h": hours * found["emission with fields"],
         "emission without fields, h": hours * found["emission without fields"],
         "fields, TB": subjects * found["bytes of both fields"] / 1e12,
