@@ -441,7 +441,7 @@ class LearnedAtlasRefineConfig(Section):
         ge=0,
     )
     network_lr: Number = setting(
-        2e-3,
+        1.5e-3,
         "Adam's highest learning rate in these epochs; the template, which stands, bears more than "
         "optimizer.lr.",
         "a number > 0",

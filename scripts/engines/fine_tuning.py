@@ -58,7 +58,7 @@ class NetworkFineTuning:
         batches: EpochBatches,
         path: str | Path,
         epochs: int = 0,
-        lr: float = 2e-3,
+        lr: float = 1.5e-3,
         gradient_clip: float = 1.0,
         passes: Sequence[int] = (1,),
     ) -> None:
