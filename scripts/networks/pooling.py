@@ -19,7 +19,8 @@ def max_pool(x: torch.Tensor) -> torch.Tensor:
 
     PyTorch's ``max_pool3d`` to the bit, gradient included, but for what is kept in between: where a
     maximum lies is 8 bytes there, and 2 here (4 in very large planes), counted from the block's
-    first voxel. A training step at 145x174x145 then peaks at 1.5 in place of 1.9 GiB.
+    first voxel; and autocast doesn't turn it to float32. A training step at 145x174x145 then peaks
+    at 1.45 in place of 1.65 GiB and takes a fifth less time.
     """
     if is_recorded():
         pool = F.max_pool3d if x.dim() == 5 else F.max_pool2d
