@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from functools import partial
 from typing import Any
 
 import torch
@@ -109,34 +110,21 @@ def sample(
         ``(B, C, *shape)``.
     """
     batch, channels, shape = image.shape[0], image.shape[1], grid.shape[1:-1]
+    take = partial(F.grid_sample, mode=mode, padding_mode=padding_mode, align_corners=align_corners)
     slabs = torch.get_num_threads() if image.device.type == "cpu" else 1
-    if batch == 1 and slabs > 1 and len(shape) == 3:
-        if not (torch.is_grad_enabled() and (image.requires_grad or grid.requires_grad)):
-            sheets = F.grid_sample(
-                image.expand(shape[0], *image.shape[1:]),
-                grid[0, :, None],
-                mode=mode,
-                padding_mode=padding_mode,
-                align_corners=align_corners,
-            )
-            return sheets.movedim(0, 2).reshape(1, channels, *shape)
-        points = grid.reshape(-1, len(shape))
-        spare = -len(points) % slabs
-        if spare:
-            points = F.pad(points, (0, 0, 0, spare))
-        points = points.reshape(slabs, -1, 1, 1, len(shape))
-        sampled = F.grid_sample(
-            image.expand(slabs, *image.shape[1:]),
-            points,
-            mode=mode,
-            padding_mode=padding_mode,
-            align_corners=align_corners,
-        )
-        flat = sampled.reshape(slabs, channels, -1).movedim(1, 0).reshape(channels, -1)
-        return flat[:, : flat.shape[1] - spare].reshape(1, channels, *shape)
-    return F.grid_sample(
-        image, grid, mode=mode, padding_mode=padding_mode, align_corners=align_corners
-    )
+    if batch != 1 or slabs == 1 or len(shape) != 3:
+        return take(image, grid)
+    if not (torch.is_grad_enabled() and (image.requires_grad or grid.requires_grad)):
+        sheets = take(image.expand(shape[0], *image.shape[1:]), grid[0, :, None])
+        return sheets.movedim(0, 2).reshape(1, channels, *shape)
+    points = grid.reshape(-1, len(shape))
+    spare = -len(points) % slabs
+    if spare:
+        points = F.pad(points, (0, 0, 0, spare))
+    points = points.reshape(slabs, -1, 1, 1, len(shape))
+    sampled = take(image.expand(slabs, *image.shape[1:]), points)
+    flat = sampled.reshape(slabs, channels, -1).movedim(1, 0).reshape(channels, -1)
+    return flat[:, : flat.shape[1] - spare].reshape(1, channels, *shape)
 
 
 class Warp(MonaiWarp):
