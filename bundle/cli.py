@@ -17,16 +17,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO, cast
 
-from scripts.errors import (
+from scripts.errors import StorageError, TractAtlasError
+from scripts.runtime.error_report import (
     EXIT_INTERRUPTED,
     INTERRUPTED,
-    StorageError,
-    TractAtlasError,
     find_interruption,
     find_user_error,
 )
-from scripts.run_log import note
-from scripts.terminal import LastingStream
+from scripts.runtime.run_log import note
+from scripts.runtime.terminal import LastingStream
 
 ROOT = Path(__file__).resolve().parent.parent
 DEMO_FOLDER = ROOT / "data" / "demo"
@@ -345,7 +344,7 @@ def _run_tool(options: argparse.Namespace) -> int:
         print(write_map_of(options))
         return 0
     if options.verb == "verify":
-        from scripts.atlas.verification import verify_atlas
+        from scripts.publishing.verification import verify_atlas
 
         verification = verify_atlas(options.atlas)
         print(verification.table())

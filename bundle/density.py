@@ -9,9 +9,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from scripts.cohort import count_density, read_reference, write_density
+from scripts.cohort import count_density
 from scripts.errors import ConfigurationError
-from scripts.storage import check_space, check_writable
+from scripts.runtime.storage import check_space, check_writable
+from scripts.spatial.volumes import read_reference, write_density
 from scripts.tractograms import open_tractogram
 
 __all__ = ["write_map_of"]

@@ -28,9 +28,9 @@ import numpy as np
 from bundle.label_environment import LabelCheckError, LabelEnvironment
 from bundle.packing import NAME, pack
 from bundle.workshop import clean_environment
-from scripts.networks import published_network
+from scripts.atlas.published_model import published_network
 from scripts.phantom import write_demo_cohort
-from scripts.storage import file_hash
+from scripts.runtime.storage import file_hash
 
 __all__ = ["label_check"]
 

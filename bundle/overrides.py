@@ -19,24 +19,24 @@ import yaml
 from fire.parser import DefaultParseValue
 
 from scripts.errors import ConfigurationError
-from scripts.sections import Section
-from scripts.settings import LearnedAtlasConfig
+from scripts.settings.atlas import LearnedAtlasConfig
+from scripts.settings.section import Section
 
 SETTINGS_BLOCK = "learned_atlas"
 # The other blocks of settings that a configuration may have, and what validates them.
 OTHER_BLOCKS = {
-    "align": "scripts.affine.alignment_settings:AlignConfig",
-    "refine": "scripts.affine.refinement_settings:RefineConfig",
-    "warp": "scripts.affine.warp_settings:WarpConfig",
-    "estimate_affine": "scripts.affine.image_pairs:EstimateAffineConfig",
-    "register_elastic": "scripts.affine.image_pairs:RegisterElasticConfig",
-    "learned_affine": "scripts.affine.settings:LearnedAffineConfig",
-    "learned_elastic": "scripts.elastic.settings:LearnedElasticConfig",
-    "atlas_to_patient": "scripts.consumers.settings:AtlasToPatientConfig",
-    "barycentre": "scripts.consumers.settings:BarycentreConfig",
-    "evaluate": "scripts.evaluation.settings:EvaluateConfig",
-    "label_transfer": "scripts.transport.settings:LabelTransferConfig",
-    "tract_similarity": "scripts.consumers.settings:TractSimilarityConfig",
+    "align": "scripts.settings.align:AlignConfig",
+    "refine": "scripts.settings.refine:RefineConfig",
+    "warp": "scripts.settings.warp:WarpConfig",
+    "estimate_affine": "scripts.settings.image_pairs:EstimateAffineConfig",
+    "register_elastic": "scripts.settings.image_pairs:RegisterElasticConfig",
+    "learned_affine": "scripts.settings.affine:LearnedAffineConfig",
+    "learned_elastic": "scripts.settings.elastic:LearnedElasticConfig",
+    "atlas_to_patient": "scripts.settings.applications:AtlasToPatientConfig",
+    "barycentre": "scripts.settings.applications:BarycentreConfig",
+    "evaluate": "scripts.settings.evaluate:EvaluateConfig",
+    "label_transfer": "scripts.settings.label_transfer:LabelTransferConfig",
+    "tract_similarity": "scripts.settings.applications:TractSimilarityConfig",
 }
 BLOCKS = (SETTINGS_BLOCK, *OTHER_BLOCKS)
 # Arguments of MONAI's own `run`, `ConfigWorkflow` and experiment tracking: never keys of a config.

@@ -12,8 +12,9 @@ from typing import Any
 
 import yaml
 
-from scripts.networks import AtlasNetwork, published_network
-from scripts.storage import check_space, write_whole
+from scripts.atlas.network import AtlasNetwork
+from scripts.atlas.published_model import published_network
+from scripts.runtime.storage import check_space, write_whole
 
 __all__ = ["LARGE", "NAME", "completed_metadata", "pack", "trained_config"]
 

@@ -6,13 +6,13 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from scripts.settings import LearnedAtlasConfig
+from scripts.settings.atlas import LearnedAtlasConfig
 
 INTRODUCTION = """\
 # Settings
 
-Written by `python -m bundle settings-docs` from the schema in `scripts/settings.py`; change the
-schema, not this page. `python -m bundle settings-docs --check` fails while the two differ.
+Written by `python -m bundle settings-docs` from the schema in `scripts/settings/atlas.py`; change
+the schema, not this page. `python -m bundle settings-docs --check` fails while the two differ.
 
 All settings stand in one block of a configuration, `learned_atlas:`. A key that is left out takes
 the default below; `configs/train.yaml` sets some of them to other values. Any of them can be given

@@ -23,8 +23,8 @@ from typing import Any
 
 from bundle.overrides import UsageError, apply_overrides, known_value, parse_overrides, read_config
 from scripts.errors import StorageError, TrainingError
-from scripts.lock import locked_folders
-from scripts.storage import write_whole
+from scripts.runtime.lock import locked_folders
+from scripts.runtime.storage import write_whole
 
 __all__ = ["SweepRun", "planned_runs", "sweep", "table_of"]
 

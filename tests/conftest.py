@@ -14,9 +14,11 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-from scripts.cohort import Cohort, CropBox, DensityMap, Grid, Subject
-from scripts.networks import AtlasNetwork, build_network
-from scripts.settings import LearnedAtlasConfig
+from scripts.atlas.building import build_network
+from scripts.atlas.network import AtlasNetwork
+from scripts.cohort import Cohort, DensityMap, Subject
+from scripts.settings.atlas import LearnedAtlasConfig
+from scripts.spatial.grid import CropBox, Grid
 
 # The same examples in every run, and no judgement by the clock: test machines are busy.
 settings.register_profile(

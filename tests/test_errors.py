@@ -123,7 +123,7 @@ def test_submodules_are_reachable_after_a_plain_import_and_torch_stays_out():
             sys.executable,
             "-c",
             "import sys, scripts\nprint(scripts.cohort.read_cohort.__name__)\n"
-            "print(scripts.settings.LearnedAtlasConfig().min_subjects)\n"
+            "print(scripts.settings.atlas.LearnedAtlasConfig().min_subjects)\n"
             "print('torch' in sys.modules, 'monai' in sys.modules, hasattr(scripts, 'nonsense'))\n"
             "print('settings' in dir(scripts))",
         ],

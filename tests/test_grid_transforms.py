@@ -7,9 +7,9 @@ import torch
 from monai.data import MetaTensor
 from nibabel.processing import resample_from_to
 
-from scripts.cohort import Grid
 from scripts.data import OntoGridd, PresenceLabeld
 from scripts.errors import CohortError
+from scripts.spatial.grid import Grid
 
 AFFINE = np.array([[0, 2.0, 0, -7], [1.5, 0, 0, 3], [0, 0, 2.5, 1], [0, 0, 0, 1]])
 

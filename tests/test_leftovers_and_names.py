@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from scripts import run_log
-from scripts.errors import OutOfMemoryError, find_interruption, find_user_error
-from scripts.memory import available_memory
-from scripts.storage import publish_folder, write_whole
-from scripts.terminal import LastingStream
+from scripts.errors import OutOfMemoryError
+from scripts.runtime import run_log
+from scripts.runtime.error_report import find_interruption, find_user_error
+from scripts.runtime.memory import available_memory
+from scripts.runtime.storage import publish_folder, write_whole
+from scripts.runtime.terminal import LastingStream
 
 
 def _ended_process() -> int:

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from scripts.errors import StorageError
-from scripts.lock import LOCK_FILE, FolderLock, lock_folders
+from scripts.runtime.lock import LOCK_FILE, FolderLock, lock_folders
 
 ROOT = Path(__file__).resolve().parents[1]
 HOLD = """
@@ -95,7 +95,7 @@ def test_an_owner_that_has_yet_to_write_its_name_is_waited_for(
     with (tmp_path / LOCK_FILE).open("w") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
         monkeypatch.setattr(
-            "scripts.lock.time.sleep", lambda _: owned_by(tmp_path, 12345, "elsewhere", 0)
+            "scripts.runtime.lock.time.sleep", lambda _: owned_by(tmp_path, 12345, "elsewhere", 0)
         )
         with pytest.raises(StorageError, match="process 12345 on elsewhere"):
             FolderLock(tmp_path)

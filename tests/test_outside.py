@@ -18,21 +18,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scripts.affine.files import read_any_affine
-from scripts.affine.reading import ReadImage
-from scripts.atlas.fields import read_field
-from scripts.atlas.transforms import TransformFile, read_grid, read_transform, read_volume
-from scripts.cohort import (
-    find_subjects,
-    read_density,
-    read_participants,
-    read_reference,
-    waytotal_file,
-)
-from scripts.consumers.published import open_atlas
+from scripts.cohort import find_subjects, read_density, read_participants, waytotal_file
 from scripts.errors import CohortError, TractAtlasError
-from scripts.outside import FileError, read_json, read_text
-from scripts.settings import LearnedAtlasConfig
+from scripts.publishing.published_atlas import open_atlas
+from scripts.registration.images import ReadImage
+from scripts.runtime.input_files import FileError, read_json, read_text
+from scripts.settings.atlas import LearnedAtlasConfig
+from scripts.spatial.fields import read_field
+from scripts.spatial.transform_files import TransformFile, read_any_affine, read_transform
+from scripts.spatial.volumes import read_grid, read_reference, read_volume
 from scripts.tractograms import Streamlines, open_tractogram, open_weights
 from scripts.tractograms.writing import write_tractogram
 

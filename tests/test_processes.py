@@ -10,9 +10,9 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from scripts import processes
 from scripts.errors import CohortError, FoldingError, TractAtlasError
-from scripts.processes import StoppedElsewhere
+from scripts.runtime import processes
+from scripts.runtime.processes import StoppedElsewhere
 
 # -- alone -----------------------------------------------------------------------------------
 

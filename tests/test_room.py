@@ -13,18 +13,18 @@ import pytest
 import torch
 
 from bundle.density import write_map_of
-from scripts.affine.image_pairs import load_estimate_affine
-from scripts.affine.pair_files import pairs_with_room
-from scripts.affine.refinement_settings import load_refine
-from scripts.affine.refining_pairs import PairRefiner
-from scripts.affine.warp_settings import load_warp
-from scripts.affine.warping import ImageWarper
-from scripts.atlas.transforms import voxels_of
-from scripts.cohort.nifti import plausible_shape
+from scripts.applications.warp_images import ImageWarper
 from scripts.engines.handlers import LossHistory, TrainingCheckpoint
 from scripts.errors import StorageError
 from scripts.evaluation.report import publish_evaluation
 from scripts.phantom import write_demo_cohort
+from scripts.registration.pair_output import pairs_with_room
+from scripts.registration.refine_pairs import PairRefiner
+from scripts.settings.image_pairs import load_estimate_affine
+from scripts.settings.refine import load_refine
+from scripts.settings.warp import load_warp
+from scripts.spatial.nifti import plausible_shape
+from scripts.spatial.volumes import voxels_of
 from scripts.tractograms import Streamlines
 from scripts.tractograms.writing import write_tractogram
 

@@ -13,10 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scripts import sections
-from scripts.settings import (
-    ConfigurationError,
-    LearnedAtlasCohortConfig,
+from scripts.errors import ConfigurationError
+from scripts.settings import section as sections
+from scripts.settings.atlas import (
     LearnedAtlasConfig,
     LearnedAtlasLossConfig,
     LearnedAtlasModelConfig,
@@ -24,6 +23,7 @@ from scripts.settings import (
     LearnedAtlasRefineConfig,
     load_settings,
 )
+from scripts.settings.cohort import LearnedAtlasCohortConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 AFFINE = {"training_space": "affine_native"}
@@ -624,7 +624,7 @@ def test_load_settings_shows_violations_without_a_traceback():
         [
             sys.executable,
             "-c",
-            "from scripts.settings import load_settings\nload_settings({'optimizer': {'lr': -1}})",
+            "from scripts.settings.atlas import load_settings as s\ns({'optimizer': {'lr': -1}})",
         ],
         capture_output=True,
         text=True,
@@ -640,7 +640,7 @@ def test_settings_need_nothing_heavy():
         [
             sys.executable,
             "-c",
-            "import sys\nfrom scripts.settings import LearnedAtlasConfig\n"
+            "import sys\nfrom scripts.settings.atlas import LearnedAtlasConfig\n"
             "LearnedAtlasConfig.load({'model': {'channels': '2'}})\n"
             "print([name for name in ('torch', 'monai', 'numpy') if name in sys.modules])",
         ],

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from scripts import storage
 from scripts.errors import StorageError
-from scripts.storage import check_writable, publish_folder, recover_folder, write_whole
+from scripts.runtime import storage
+from scripts.runtime.storage import check_writable, publish_folder, recover_folder, write_whole
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -161,7 +161,7 @@ def test_a_running_process_keeps_its_staging_and_a_killed_one_loses_it(tmp_path:
     target = tmp_path / "atlas"
     code = (
         "import sys, time\n"
-        "from scripts.storage import publish_folder\n"
+        "from scripts.runtime.storage import publish_folder\n"
         f"with publish_folder({str(target)!r}) as staging:\n"
         "    print(staging, flush=True)\n"
         "    time.sleep(60)\n"

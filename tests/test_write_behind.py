@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.write_behind import WriteBehind
+from scripts.runtime.write_behind import WriteBehind
 
 
 def test_everything_is_written_when_the_block_ends(tmp_path: Path) -> None:

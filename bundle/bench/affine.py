@@ -33,23 +33,17 @@ import numpy as np
 import torch
 
 from bundle.bench.affine_networks import named_networks, trained_on
-from scripts.affine.affine_network import AffineNetwork
-from scripts.affine.elastic import ElasticRefinement
-from scripts.affine.estimation import estimate_matrix
-from scripts.affine.families import Frame, matrix_of, parameter_count
-from scripts.affine.images import WorldImage
-from scripts.affine.reading import ReadImage
-from scripts.affine.refining import AffineRefinement
-from scripts.affine.resampling import resample_by_matrix
-from scripts.atlas import field_names
-from scripts.atlas.transforms import (
-    AffineTransform,
-    TransformFile,
-    read_grid,
-    read_transform,
-    read_volume,
-    resample,
-)
+from scripts.affine.inference import estimate_matrix
+from scripts.affine.network import AffineNetwork
+from scripts.registration.affine import AffineRefinement
+from scripts.registration.deformable import ElasticRefinement
+from scripts.registration.images import ReadImage, WorldImage
+from scripts.spatial.affine_parameters import Frame, matrix_of, parameter_count
+from scripts.spatial.fields import field_names
+from scripts.spatial.resampling import resample_by_matrix
+from scripts.spatial.transform_files import TransformFile, read_transform
+from scripts.spatial.transforms import AffineTransform, resample
+from scripts.spatial.volumes import read_grid, read_volume
 
 ROOT = Path(__file__).resolve().parents[2]
 DEMO = ROOT / "data" / "demo"

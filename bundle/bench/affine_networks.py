@@ -24,14 +24,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from scripts.affine.affine_network import AffineNetwork
-from scripts.affine.estimation import estimate_matrix, load_affine_network, matrix_errors
-from scripts.affine.families import Frame
-from scripts.affine.images import WorldImage
-from scripts.affine.refining import AffineRefinement
-from scripts.affine.resampling import resample_by_matrix
-from scripts.affine.settings import LearnedAffineConfig
-from scripts.affine.training_images import between_0_and_1, read_affine_images, read_image
+from scripts.affine.inference import estimate_matrix, load_affine_network
+from scripts.affine.network import AffineNetwork
+from scripts.metrics.matrices import matrix_errors
+from scripts.pairwise.images import read_affine_images, read_image
+from scripts.pairwise.network_grid import between_0_and_1
+from scripts.registration.affine import AffineRefinement
+from scripts.registration.images import WorldImage
+from scripts.settings.affine import LearnedAffineConfig
+from scripts.spatial.affine_parameters import Frame
+from scripts.spatial.resampling import resample_by_matrix
 
 CASES = ((0.0, 0.0), (10.0, 0.0), (20.0, 0.0), (30.0, 0.0), (45.0, 0.0), (60.0, 0.0), (90.0, 0.0))
 SHIFTS = (0.125, 0.25, 0.5, 0.75)

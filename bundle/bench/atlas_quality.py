@@ -19,12 +19,6 @@ import nibabel as nib
 import numpy as np
 import torch
 
-from scripts.atlas import (
-    field_names,
-    jacobian_determinant,
-    read_field,
-    smallest_corner_determinant,
-)
 from scripts.cohort import Cohort, read_density
 from scripts.metrics import (
     centrality,
@@ -36,8 +30,11 @@ from scripts.metrics import (
     log_density_correlation,
     pairwise_correlation,
 )
-from scripts.metrics.truth import load_truth, score_atlas
-from scripts.networks import warp
+from scripts.phantom.scores import score_atlas
+from scripts.phantom.truth import load_truth
+from scripts.spatial.fields import field_names, read_field
+from scripts.spatial.jacobian import jacobian_determinant, smallest_corner_determinant
+from scripts.spatial.warp import warp
 
 
 def subject_density(described: dict[str, Any], shape: tuple[int, ...]) -> np.ndarray:

@@ -21,9 +21,9 @@ import numpy as np
 import torch
 
 from bundle.bench.atlas_quality import subject_density
-from scripts.atlas.barycentre import wasserstein_barycentre
-from scripts.atlas.quality_page import three_views
+from scripts.baselines.wasserstein import wasserstein_barycentre
 from scripts.metrics import entropy_focus_criterion, gradient_ratio, log_density_correlation
+from scripts.spatial.projections import three_views
 
 
 def measure(output: Path) -> tuple[dict[str, Any], dict[str, np.ndarray], float]:

@@ -24,13 +24,15 @@ import torch.nn.functional as F
 import yaml
 
 from bundle.bench.training_step import our_step
-from scripts.atlas.refinement import refine_velocity
+from scripts.atlas.building import build_network
+from scripts.atlas.components import atlas_loss, cohort_transforms
+from scripts.atlas.network import AtlasNetwork
+from scripts.atlas.velocity_refinement import refine_velocity
 from scripts.cohort import read_cohort
-from scripts.engines.components import atlas_loss, cohort_publisher, cohort_transforms
 from scripts.losses import AtlasLoss
-from scripts.networks import AtlasNetwork, build_network
 from scripts.phantom import write_demo_cohort
-from scripts.settings import LearnedAtlasConfig
+from scripts.publishing.components import cohort_publisher
+from scripts.settings.atlas import LearnedAtlasConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 SAMPLE = 2  # subjects that are measured

@@ -20,10 +20,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from scripts.atlas.quality_page import three_views
+from scripts.atlas.network import AtlasNetwork
+from scripts.atlas.published_model import published_coding, published_geometry, published_network
 from scripts.metrics import log_density_correlation
-from scripts.networks import AtlasNetwork, published_coding, published_geometry, published_network
 from scripts.phantom import Truth, load_truth
+from scripts.spatial.projections import three_views
 
 Volume = NDArray[np.float32]
 

@@ -24,18 +24,18 @@ import numpy as np
 import torch
 
 from bundle.bench.affine import label_dice, table
-from scripts.affine.elastic import ElasticRefinement
-from scripts.affine.images import WorldImage
-from scripts.affine.resampling import resample_by_matrix
-from scripts.atlas.jacobian import jacobian_summary
-from scripts.atlas.transforms import read_volume
-from scripts.cohort import Grid
-from scripts.elastic.elastic_network import (
+from scripts.elastic.network import (
     ElasticNetwork,
     load_elastic_network,
     on_image_grid,
     register_images,
 )
+from scripts.registration.deformable import ElasticRefinement
+from scripts.registration.images import WorldImage
+from scripts.spatial.grid import Grid
+from scripts.spatial.jacobian import jacobian_summary
+from scripts.spatial.resampling import resample_by_matrix
+from scripts.spatial.volumes import read_volume
 
 Volume = tuple[np.ndarray, Grid]
 Method = Callable[[Volume, Volume], torch.Tensor]

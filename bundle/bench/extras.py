@@ -33,9 +33,9 @@ def check_onnx(folder: Path) -> None:
     """Export networks of three sizes, with one and two templates, in three and two dimensions."""
     import torch
 
-    from scripts.networks import AtlasNetwork
-    from scripts.networks.export_model import save_program
-    from scripts.settings import LearnedAtlasConfig
+    from scripts.atlas.export_model import save_program
+    from scripts.atlas.network import AtlasNetwork
+    from scripts.settings.atlas import LearnedAtlasConfig
 
     model = {"enc_features": [4, 4], "dec_features": [4, 4, 4], "int_steps": 5}
     for shape, k in (((12, 16, 8), 1), ((13, 11, 9), 2), ((17, 12), 1)):

@@ -44,8 +44,8 @@ import numpy as np
 import torch
 
 from bundle import cli
-from scripts.atlas import weights_identity
-from scripts.networks import published_network
+from scripts.atlas.published_model import published_network
+from scripts.networks.described import weights_identity
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGKILL)
 SHAPE = (16, 16, 16)

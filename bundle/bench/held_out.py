@@ -26,10 +26,11 @@ import numpy as np
 from scipy.ndimage import map_coordinates
 
 from bundle.bench.atlas_quality import Build, cohort_densities, score
-from scripts.atlas import field_names, read_field
 from scripts.cohort import Cohort, read_cohort
-from scripts.metrics.truth import load_truth, score_atlas
-from scripts.settings import LearnedAtlasConfig
+from scripts.phantom.scores import score_atlas
+from scripts.phantom.truth import load_truth
+from scripts.settings.atlas import LearnedAtlasConfig
+from scripts.spatial.fields import field_names, read_field
 
 ROOT = Path(__file__).resolve().parents[2]
 SHOWN = (

@@ -19,8 +19,8 @@ import numpy as np
 
 from bundle.bench.peers import TRAINING, run_measured
 from scripts.metrics import entropy_focus_criterion, gradient_magnitude, log_density_correlation
-from scripts.metrics.truth import load_truth
 from scripts.phantom import write_demo_cohort
+from scripts.phantom.truth import load_truth
 
 
 def train(work: Path, name: str, dataset: Path, threads: int, *overrides: str) -> Path:

@@ -39,9 +39,10 @@ from bundle.bench.atlas_quality import (
     warped,
 )
 from scripts.cohort import Cohort, read_cohort
-from scripts.metrics.truth import load_truth, score_atlas
 from scripts.phantom import ensure_demo_cohort
-from scripts.settings import LearnedAtlasConfig
+from scripts.phantom.scores import score_atlas
+from scripts.phantom.truth import load_truth
+from scripts.settings.atlas import LearnedAtlasConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 PEERS = ("antspyx==0.6.3", "voxelmorph==0.3.4", "torch==2.13.0")

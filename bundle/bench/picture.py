@@ -13,7 +13,7 @@ import nibabel as nib
 import numpy as np
 
 from bundle.bench.atlas_quality import subject_density
-from scripts.atlas.quality_page import three_views
+from scripts.spatial.projections import three_views
 
 
 def draw(atlas: Path, target: Path) -> None:

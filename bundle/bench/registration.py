@@ -23,12 +23,13 @@ import numpy as np
 import torch
 
 from bundle.bench.training_step import sparse_volume
-from scripts.atlas import write_field
-from scripts.atlas.fields import on_full_grid
-from scripts.atlas.jacobian import jacobian_summary
-from scripts.cohort import CropBox, Grid
-from scripts.networks import AtlasNetwork, autocast, warp
-from scripts.settings import LearnedAtlasConfig
+from scripts.atlas.network import AtlasNetwork
+from scripts.networks import autocast
+from scripts.settings.atlas import LearnedAtlasConfig
+from scripts.spatial.fields import on_full_grid, write_field
+from scripts.spatial.grid import CropBox, Grid
+from scripts.spatial.jacobian import jacobian_summary
+from scripts.spatial.warp import warp
 
 
 def peak_gib() -> float:

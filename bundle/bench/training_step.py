@@ -37,9 +37,10 @@ def sparse_volume(shape: tuple[int, ...]) -> torch.Tensor:
 
 def our_step(layout: str, shape: tuple[int, ...], device: str) -> Callable[[], None]:
     """One step of this bundle's trainer without its handlers."""
+    from scripts.atlas.network import AtlasNetwork
     from scripts.losses import AtlasLoss
-    from scripts.networks import AtlasNetwork, autocast
-    from scripts.settings import LearnedAtlasConfig
+    from scripts.networks import autocast
+    from scripts.settings.atlas import LearnedAtlasConfig
 
     network = AtlasNetwork(
         sparse_volume(shape).numpy(),

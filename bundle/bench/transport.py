@@ -27,12 +27,12 @@ import numpy as np
 import torch
 
 from bundle.bench.transport_phantom import COURSE, WALK, synthetic_fibres
+from scripts.settings.label_transfer import LabelTransferConfig
 from scripts.tractograms import Streamlines
 from scripts.transport.clusters import cluster_classes, cluster_fibres, flipped
 from scripts.transport.features import fibre_features
 from scripts.transport.labelling import OUTLIER, label_fibres
 from scripts.transport.segmented_atlas import read_atlas
-from scripts.transport.settings import LabelTransferConfig
 
 SOLVERS = ("own", "dense", "geomloss", "example", "nearest")
 """own: the default; example: GeomLoss' example; geomloss: our option of that name."""

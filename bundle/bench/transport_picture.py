@@ -14,9 +14,9 @@ from matplotlib.figure import Figure
 
 from bundle.bench.transport import vectors
 from bundle.bench.transport_phantom import COURSE, WALK, synthetic_fibres
+from scripts.settings.label_transfer import LabelTransferConfig
 from scripts.transport.labelling import label_fibres
 from scripts.transport.picture import draw_classes
-from scripts.transport.settings import LabelTransferConfig
 
 
 def draw(folder: Path, count: int = 4000) -> None:

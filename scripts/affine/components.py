@@ -4,25 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from monai.data import CacheDataset
 from monai.transforms import Compose
 
 from scripts.affine.pairs import SyntheticPairs
-from scripts.affine.settings import LearnedAffineConfig
-from scripts.affine.training import AffineLoss, RepeatedDataset
-from scripts.affine.training_images import AffineImages, OntoNetworkGridd, read_affine_images
-from scripts.engines.components import reserved
+from scripts.affine.training import AffineLoss
+from scripts.engines.opening import reserved
 from scripts.networks.precision import open_device
+from scripts.pairwise.images import AffineImages, OntoNetworkGridd, read_affine_images
+from scripts.settings.affine import LearnedAffineConfig
 
-__all__ = [
-    "affine_loss",
-    "affine_transforms",
-    "open_affine_images",
-    "pair_dataset",
-    "synthetic_pairs",
-]
+__all__ = ["affine_loss", "affine_transforms", "open_affine_images", "synthetic_pairs"]
 
 
 def open_affine_images(
@@ -50,11 +42,6 @@ def open_affine_images(
 def affine_transforms(images: AffineImages, settings: LearnedAffineConfig) -> Compose:
     """From a subject's files to its image on the network's grid."""
     return Compose([OntoNetworkGridd("image", images.grid, settings.images.log_share)])
-
-
-def pair_dataset(data: Sequence[dict[str, Any]], transform: Compose, times: int) -> RepeatedDataset:
-    """Images kept in memory (small ones, on the network's grid), each coming several times."""
-    return RepeatedDataset(CacheDataset(data, transform, progress=False), times)
 
 
 def synthetic_pairs(images: AffineImages, settings: LearnedAffineConfig) -> SyntheticPairs:

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from scripts.affine.families import FAMILIES
+from scripts.spatial.affine_parameters import FAMILIES
 
 __all__ = ["LEVELS", "KeypointFit", "effective_points", "fit_matrix", "nearest_rotation"]
 

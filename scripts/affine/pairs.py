@@ -7,30 +7,16 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from monai.transforms import (
-    Compose,
-    RandAdjustContrast,
-    RandBiasField,
-    RandCoarseDropout,
-    RandGaussianNoise,
-    RandGaussianSmooth,
-    RandGibbsNoise,
-    RandHistogramShift,
-    RandSimulateLowResolution,
-    Transform,
-)
 from monai.utils import convert_to_tensor
 
-from scripts.affine.families import Frame, compose, invert, matrix_of, parameter_names
-from scripts.affine.resampling import resample_by_matrix
-from scripts.affine.settings import LearnedAffinePairsConfig
-from scripts.affine.training_images import WorkingGrid
-from scripts.networks.warp import warp
+from scripts.pairwise.augmentation import intensity_augmentation, smooth_field
+from scripts.pairwise.network_grid import WorkingGrid
+from scripts.settings.affine import LearnedAffinePairsConfig
+from scripts.spatial.affine_parameters import Frame, compose, invert, matrix_of, parameter_names
+from scripts.spatial.resampling import resample_by_matrix
+from scripts.spatial.warp import warp
 
-__all__ = ["Pairs", "SyntheticPairs", "intensity_augmentation", "sample_parameters", "smooth_field"]
-
-_CONTROL = 4  # control points along an axis of a random smooth field
+__all__ = ["Pairs", "SyntheticPairs", "sample_parameters"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,46 +55,6 @@ def sample_parameters(
     reach = torch.tensor([largest[name.split("_")[0]] for name in names], dtype=torch.float64)
     random = torch.rand(count, len(names), generator=generator, dtype=torch.float64)
     return (2 * random - 1) * reach * share
-
-
-def smooth_field(
-    count: int, shape: Sequence[int], rms: float, generator: torch.Generator
-) -> torch.Tensor:
-    """Random displacements ``(count, d, *shape)`` in voxels of the given root mean square."""
-    d = len(shape)
-    coarse = torch.randn(count, d, *[_CONTROL] * d, generator=generator)
-    mode = "trilinear" if d == 3 else "bilinear"
-    field = F.interpolate(coarse, size=tuple(shape), mode=mode, align_corners=True)
-    length = field.square().sum(1, keepdim=True).flatten(1).mean(1).sqrt()
-    return field * (rms / length).view(-1, *[1] * (d + 1))
-
-
-def intensity_augmentation(
-    names: Sequence[str], shape: Sequence[int], probability: float
-) -> Compose:
-    """MONAI's random intensity transforms for an image ``(1, *shape)`` from 0 to 1."""
-    made: dict[str, Transform] = {
-        "bias_field": RandBiasField(degree=3, coeff_range=(0.0, 0.3), prob=probability),
-        "contrast": RandAdjustContrast(gamma=(0.5, 2.0), prob=probability),
-        "histogram_shift": RandHistogramShift(num_control_points=(5, 15), prob=probability),
-        "smoothing": RandGaussianSmooth((0.25, 1.2), (0.25, 1.2), (0.25, 1.2), prob=probability),
-        "gibbs": RandGibbsNoise(alpha=(0.0, 0.6), prob=probability),
-        "low_resolution": RandSimulateLowResolution(
-            upsample_mode="trilinear" if len(shape) == 3 else "bilinear",
-            zoom_range=(0.4, 1.0),
-            prob=probability,
-        ),
-        "dropout": RandCoarseDropout(
-            holes=1,
-            max_holes=6,
-            spatial_size=[max(1, n // 10) for n in shape],
-            max_spatial_size=[max(2, n // 4) for n in shape],
-            fill_value=0.0,
-            prob=probability,
-        ),
-        "noise": RandGaussianNoise(std=0.1, prob=probability),
-    }
-    return Compose([transform for name, transform in made.items() if name in names])
 
 
 class SyntheticPairs:

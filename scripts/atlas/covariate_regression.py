@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from scripts.losses.box import box_sum, window_size
-from scripts.processes import add_up
+from scripts.runtime.processes import add_up
 
 __all__ = ["CovariateRegression", "shrunken"]
 

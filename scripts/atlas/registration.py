@@ -7,15 +7,15 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from scripts.atlas.fields import on_full_grid
-from scripts.atlas.jacobian import jacobian_summary
-from scripts.atlas.refinement import refine_velocity
-from scripts.atlas.unfolding import unfolded_velocity
-from scripts.cohort import CropBox
+from scripts.atlas.network import AtlasNetwork
+from scripts.atlas.velocity_refinement import refine_velocity
 from scripts.losses.atlas_loss import AtlasLoss
-from scripts.networks.atlas_network import AtlasNetwork
 from scripts.networks.precision import autocast
-from scripts.networks.warp import warp
+from scripts.spatial.fields import on_full_grid
+from scripts.spatial.grid import CropBox
+from scripts.spatial.jacobian import jacobian_summary
+from scripts.spatial.unfolding import unfolded_velocity
+from scripts.spatial.warp import warp
 
 __all__ = ["Registration", "estimate_velocity", "fields_of", "polished_velocity"]
 

@@ -1,16 +1,6 @@
 """Where subjects are found, checked, normalised and cropped; needs NumPy and nibabel alone."""
 
-from scripts.cohort.cohort import (
-    Cohort,
-    DensityMap,
-    Inspection,
-    NewSubjects,
-    Progress,
-    Subject,
-    inspect_subject,
-    read_cohort,
-    read_new_subjects,
-)
+from scripts.cohort.cohort import Cohort, DensityMap, NewSubjects, Subject
 from scripts.cohort.covariates import (
     Covariate,
     CovariateCoding,
@@ -32,19 +22,15 @@ from scripts.cohort.discovery import (
     Candidate,
     Discovery,
     FoundMap,
-    Rejection,
     are_left_and_right,
     candidates_from_files,
     find_subjects,
 )
-from scripts.cohort.grid import CropBox, Grid
+from scripts.cohort.inspection import Inspection, inspect_subject
 from scripts.cohort.layouts import LAYOUTS, Alternative, alternatives, drop_tract
-from scripts.cohort.streamlines import (
-    CountedMap,
-    count_density,
-    read_reference,
-    write_density,
-)
+from scripts.cohort.patterns import Rejection
+from scripts.cohort.reading import Progress, read_cohort, read_new_subjects
+from scripts.cohort.tractogram_maps import CountedMap, count_density
 
 __all__ = [
     "LAYOUTS",
@@ -54,12 +40,10 @@ __all__ = [
     "CountedMap",
     "Covariate",
     "CovariateCoding",
-    "CropBox",
     "DensityError",
     "DensityMap",
     "Discovery",
     "FoundMap",
-    "Grid",
     "Inspection",
     "LoadedDensity",
     "NewSubjects",
@@ -83,7 +67,5 @@ __all__ = [
     "read_density",
     "read_new_subjects",
     "read_participants",
-    "read_reference",
     "waytotal_file",
-    "write_density",
 ]

@@ -13,8 +13,8 @@ from typing import Any, Literal
 import numpy as np
 
 from scripts.errors import CohortError, ConfigurationError
-from scripts.outside import FileError, read_text
-from scripts.settings import LearnedAtlasConfig
+from scripts.runtime.input_files import FileError, read_text
+from scripts.settings.atlas import LearnedAtlasConfig
 
 __all__ = [
     "Covariate",

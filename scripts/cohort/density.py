@@ -11,9 +11,11 @@ import nibabel as nib
 import numpy as np
 from nibabel.spatialimages import HeaderDataError
 
-from scripts.cohort.grid import Grid
-from scripts.cohort.nifti import image_affine, image_values, open_nifti
-from scripts.outside import FileError, read_text, say
+from scripts.cohort.cohort import Subject
+from scripts.errors import CohortError
+from scripts.runtime.input_files import FileError, read_text, say
+from scripts.spatial.grid import Grid
+from scripts.spatial.nifti import image_affine, image_values, open_nifti
 
 __all__ = [
     "DensityError",
@@ -22,6 +24,7 @@ __all__ = [
     "density_divisor",
     "load_density",
     "read_density",
+    "subject_density",
     "waytotal_file",
 ]
 
@@ -203,3 +206,26 @@ def _read_waytotal(file: Path) -> float:
 
 def _stem(path: Path) -> str:
     return path.name.removesuffix(".gz").removesuffix(".nii")
+
+
+def subject_density(subject: Subject, channels: int, shape: tuple[int, ...]) -> np.ndarray:
+    """A subject's normalised density as it was inspected, in float64.
+
+    Args:
+        subject: with files, divisors and hashes.
+        channels: of the cohort.
+        shape: of the cohort's grid.
+
+    Returns:
+        ``(channels, *shape)``.
+
+    Raises:
+        CohortError: a file can't be read any more, or isn't the one that was inspected.
+    """
+    density = np.zeros((channels, *shape))
+    for one in subject.maps:
+        loaded = load_density(one.path)
+        if loaded.sha256 != one.sha256:
+            raise CohortError(f"{one.path}: was changed while it was being used")
+        density[one.channel] += loaded.data / one.divisor
+    return density

@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass
 
 from scripts.errors import ConfigurationError
-from scripts.settings import LearnedAtlasConfig
+from scripts.settings.atlas import LearnedAtlasConfig
 from scripts.tractograms import SUFFIXES
 
 __all__ = ["LAYOUTS", "Alternative", "alternatives", "drop_tract"]

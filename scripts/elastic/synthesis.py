@@ -17,12 +17,13 @@ from monai.config import KeysCollection
 from monai.transforms import MapTransform
 from monai.utils import convert_to_tensor
 
-from scripts.affine.pairs import intensity_augmentation, smooth_field
-from scripts.affine.training_images import AffineImages, WorkingGrid, read_image
 from scripts.cohort.density import DensityError
-from scripts.elastic.settings import LearnedElasticConfig, LearnedElasticSynthesisConfig
 from scripts.errors import CohortError
-from scripts.networks.warp import warp
+from scripts.pairwise.augmentation import intensity_augmentation, smooth_field
+from scripts.pairwise.images import AffineImages, read_image
+from scripts.pairwise.network_grid import WorkingGrid
+from scripts.settings.elastic import LearnedElasticConfig, LearnedElasticSynthesisConfig
+from scripts.spatial.warp import warp
 
 __all__ = ["LabelMapsd", "SyntheticPair", "SyntheticPairsOfLabels", "label_values", "painted"]
 

@@ -11,16 +11,16 @@ from monai.engines import SupervisedEvaluator, SupervisedTrainer
 from monai.engines.utils import IterationEvents
 from monai.transforms import Compose
 
-from scripts.affine.training_images import AffineImages, read_affine_images
-from scripts.elastic.elastic_network import ElasticNetwork
-from scripts.elastic.settings import LearnedElasticConfig
+from scripts.elastic.network import ElasticNetwork
 from scripts.elastic.synthesis import LabelMapsd, SyntheticPair, SyntheticPairsOfLabels
-from scripts.engines.components import reserved
-from scripts.engines.training_step import descend
+from scripts.engines.descent import descend
+from scripts.engines.opening import reserved
 from scripts.losses.smoothness import SmoothnessLoss
 from scripts.networks.precision import autocast, open_device
-from scripts.networks.warp import warp
 from scripts.networks.wrapping import unwrapped
+from scripts.pairwise.images import AffineImages, read_affine_images
+from scripts.settings.elastic import LearnedElasticConfig
+from scripts.spatial.warp import warp
 
 __all__ = [
     "ElasticLoss",

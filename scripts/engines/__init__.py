@@ -1,1 +1,1 @@
-"""Training, refinement and what follows: everything that runs."""
+"""What every training needs: run state, checkpoints, descent, handlers."""

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from scripts.errors import CheckpointError, StorageError
-from scripts.processes import from_first
-from scripts.sections import Section
-from scripts.storage import write_whole
+from scripts.runtime.processes import from_first
+from scripts.runtime.storage import write_whole
+from scripts.settings.section import Section
 
 __all__ = ["Identified", "RunState"]
 

@@ -18,11 +18,11 @@ from scripts.engines.run_state import RunState
 from scripts.errors import CheckpointError, CohortError, ConfigurationError
 from scripts.evaluation.held_out import EVALUATION_FOLDER
 from scripts.evaluation.report import publish_evaluation, table
-from scripts.evaluation.settings import EvaluateConfig
-from scripts.lock import locked_folders
-from scripts.processes import world_size
-from scripts.settings import LearnedAtlasConfig
-from scripts.storage import check_writable, write_whole
+from scripts.runtime.lock import locked_folders
+from scripts.runtime.processes import world_size
+from scripts.runtime.storage import check_writable, write_whole
+from scripts.settings.atlas import LearnedAtlasConfig
+from scripts.settings.evaluate import EvaluateConfig
 
 __all__ = ["CrossValidation", "cut"]
 

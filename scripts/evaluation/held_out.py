@@ -12,19 +12,20 @@ import torch
 from ignite.engine import Engine, Events
 from monai.utils import convert_to_tensor
 
-from scripts.atlas.publishing import weights_identity
+from scripts.atlas.building import TRAINED_ON_DIGITS
+from scripts.atlas.network import AtlasNetwork, density_of
+from scripts.atlas.published_components import open_new_subjects
+from scripts.atlas.published_model import published_geometry
 from scripts.atlas.registration import fields_of
+from scripts.atlas.training_step import bare
 from scripts.cohort import NewSubjects, read_cohort
-from scripts.engines.components import open_new_subjects
-from scripts.engines.training_step import bare
 from scripts.errors import CohortError, TrainingError
 from scripts.evaluation.measures import field_measures, likeness, sharpness
 from scripts.evaluation.report import Row, publish_evaluation, table
-from scripts.evaluation.settings import EvaluateConfig
-from scripts.networks.atlas_network import AtlasNetwork, density_of
-from scripts.networks.building import TRAINED_ON_DIGITS, published_geometry
-from scripts.progress import progress_bar
-from scripts.settings import LearnedAtlasConfig
+from scripts.networks.described import weights_identity
+from scripts.runtime.progress import progress_bar
+from scripts.settings.atlas import LearnedAtlasConfig
+from scripts.settings.evaluate import EvaluateConfig
 
 __all__ = ["EVALUATION_FOLDER", "EvaluationWriter", "open_held_out", "training_average"]
 

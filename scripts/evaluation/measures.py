@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import numpy as np
 
 from scripts.atlas.registration import Registration
-from scripts.cohort import CropBox
 from scripts.metrics import (
     dice,
     entropy_focus_criterion,
@@ -15,6 +14,7 @@ from scripts.metrics import (
     inverse_consistency,
     log_density_correlation,
 )
+from scripts.spatial.grid import CropBox
 
 __all__ = ["field_measures", "likeness", "sharpness"]
 

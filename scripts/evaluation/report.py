@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from scripts.storage import check_space, publish_folder
+from scripts.runtime.storage import check_space, publish_folder
 
 __all__ = ["LABELS", "publish_evaluation", "summary", "table", "versions"]
 

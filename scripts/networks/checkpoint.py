@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from scripts.errors import CheckpointError
-from scripts.outside import FileError, check_file
+from scripts.runtime.input_files import FileError, check_file
 
 __all__ = ["load_checkpoint", "load_weights"]
 

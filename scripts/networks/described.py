@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -10,10 +11,12 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from scripts.errors import CheckpointError
+from scripts.errors import (
+    CheckpointError,
+)
 from scripts.networks.checkpoint import load_checkpoint
 
-__all__ = ["DescribedNetwork", "load_described"]
+__all__ = ["DescribedNetwork", "load_described", "weights_identity"]
 
 FORMAT = 1
 """Of the description; a network's own ``format`` is this one."""
@@ -71,3 +74,13 @@ def load_described(
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(f"{path}: holds no {kind} of this version: {reason}") from error
     return network.eval()
+
+
+def weights_identity(network: nn.Module) -> str:
+    """SHA-256 over the bytes of everything the network learned, its description left out."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        if name != "described":
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from scripts.networks.recording import is_recorded
+from scripts.runtime.tracing import is_recorded
 
 __all__ = ["averaged", "enlarge", "leading_block", "reduced_shape", "regridded"]
 

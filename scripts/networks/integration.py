@@ -9,7 +9,7 @@ from monai.networks.blocks import DVF2DDF
 from torch import nn
 
 from scripts.networks.grids import regridded
-from scripts.networks.warp import Warp, warp
+from scripts.spatial.warp import Warp, warp
 
 __all__ = ["VelocityIntegration", "invert_displacement"]
 

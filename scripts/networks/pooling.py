@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from scripts.networks.grids import leading_block
-from scripts.networks.recording import is_recorded
+from scripts.runtime.tracing import is_recorded
 
 __all__ = ["join_above", "max_pool"]
 

@@ -20,7 +20,7 @@ from scripts.phantom.ageing import AGES, Ageing, People, composed
 from scripts.phantom.anatomy import ANATOMIES, Bundle, FloatArray
 from scripts.phantom.deformation import ControlGrid
 from scripts.phantom.streamlines import VERTEX_STEP, count_streamlines, deform, draw_streamlines
-from scripts.storage import check_space, check_writable, staging_beside
+from scripts.runtime.storage import check_space, check_writable, staging_beside
 
 FIELD_OF_VIEW = 160.0
 """Extent of the first axis in mm: other shapes show the same head in other voxels."""

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from scripts.outside import FileError, check_file, say
+from scripts.runtime.input_files import FileError, check_file, say
 from scripts.tractograms.source import Source
 from scripts.tractograms.streamlines import Streamlines, TractogramError
 from scripts.tractograms.tck import open_tck

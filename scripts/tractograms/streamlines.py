@@ -8,7 +8,7 @@ from typing import Self
 
 import numpy as np
 
-from scripts.outside import FileError
+from scripts.runtime.input_files import FileError
 
 __all__ = ["Streamlines", "TractogramError", "resample"]
 

@@ -9,7 +9,7 @@ from tokenize import TokenError
 import numpy as np
 
 from scripts.errors import ConfigurationError
-from scripts.outside import FileError, check_file, read_text, say
+from scripts.runtime.input_files import FileError, check_file, read_text, say
 from scripts.tractograms.reading import Tractogram
 from scripts.tractograms.streamlines import Streamlines, TractogramError
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from scripts.errors import ConfigurationError
-from scripts.storage import write_whole
+from scripts.runtime.storage import write_whole
 from scripts.tractograms.reading import SUFFIXES
 from scripts.tractograms.streamlines import Streamlines
 from scripts.tractograms.tck import write_tck

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from scripts.settings.label_transfer import LabelTransferConfig
 from scripts.transport.clusters import cluster_classes, cluster_fibres
 from scripts.transport.geomloss_solver import geomloss_works, solve_with_geomloss
-from scripts.transport.settings import LabelTransferConfig
 from scripts.transport.sinkhorn import Annealing, Fine, class_masses, passes, solve
 
 __all__ = ["OUTLIER", "Labelling", "label_fibres"]

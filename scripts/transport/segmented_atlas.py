@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from scripts.errors import ConfigurationError
-from scripts.outside import LONGEST_TEXT, FileError, read_json, read_text
+from scripts.runtime.input_files import LONGEST_TEXT, FileError, read_json, read_text
 from scripts.tractograms import (
     Streamlines,
     Tractogram,

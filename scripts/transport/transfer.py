@@ -13,11 +13,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from scripts.cohort import Grid, read_reference, write_density
 from scripts.errors import ConfigurationError
-from scripts.lock import locked_folders
-from scripts.progress import progress_bar
-from scripts.storage import check_space, check_writable, file_hash, publish_folder
+from scripts.runtime.lock import locked_folders
+from scripts.runtime.progress import progress_bar
+from scripts.runtime.storage import check_space, check_writable, file_hash, publish_folder
+from scripts.settings.label_transfer import LabelTransferConfig
+from scripts.spatial.grid import Grid
+from scripts.spatial.volumes import read_reference, write_density
 from scripts.tractograms import Streamlines, TractogramError, open_tractogram, write_tractogram
 from scripts.tractograms.density import DensityCounter
 from scripts.transport.features import Features, fibre_features
@@ -29,7 +31,6 @@ from scripts.transport.segmented_atlas import (
     read_atlas,
     read_streamlines,
 )
-from scripts.transport.settings import LabelTransferConfig
 
 __all__ = ["FOLDER", "LabelTransfer"]
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from scripts.affine.images import WorldImage
+from scripts.registration.images import WorldImage
 
 # Centre (mm), radii (mm) and height of each bump.
 _BUMPS = (

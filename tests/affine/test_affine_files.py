@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 import torch
 
-from scripts.affine.families import Frame, matrix_of
-from scripts.affine.files import (
+from scripts.errors import CohortError
+from scripts.spatial.affine_parameters import Frame, matrix_of
+from scripts.spatial.resampling import resample_by_matrix
+from scripts.spatial.transform_files import (
+    read_affine,
     read_any_affine,
     transform_names,
     write_affine_files,
     write_itk_affine,
 )
-from scripts.affine.resampling import resample_by_matrix
-from scripts.atlas.transforms import read_affine
-from scripts.errors import CohortError
 
 SHAPE = (14, 12, 10)
 AFFINE = np.diag([-1.5, 2.0, 1.8, 1.0])

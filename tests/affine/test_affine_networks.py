@@ -8,16 +8,18 @@ import pytest
 import torch
 from affine_blobs import blobs
 
-from scripts.affine.affine_network import AffineNetwork, corner_points, nearest_member
-from scripts.affine.estimation import estimate_matrix, matrix_errors
 from scripts.affine.estimators import KeypointEstimator, centres_of_mass
-from scripts.affine.families import FAMILIES, matrix_of, parameter_count, parameters_of
+from scripts.affine.inference import estimate_matrix
+from scripts.affine.network import AffineNetwork, corner_points, nearest_member
 from scripts.affine.pairs import SyntheticPairs, sample_parameters
-from scripts.affine.resampling import resample_by_matrix
-from scripts.affine.settings import AUGMENTATIONS, LearnedAffinePairsConfig
 from scripts.affine.training import AffineLoss
-from scripts.affine.training_images import WorkingGrid, between_0_and_1
 from scripts.errors import CohortError
+from scripts.metrics.matrices import matrix_errors
+from scripts.pairwise.network_grid import WorkingGrid, between_0_and_1
+from scripts.settings.affine import LearnedAffinePairsConfig
+from scripts.settings.pairwise import AUGMENTATIONS
+from scripts.spatial.affine_parameters import FAMILIES, matrix_of, parameter_count, parameters_of
+from scripts.spatial.resampling import resample_by_matrix
 
 GRID = WorkingGrid((16, 18, 17), 2.0)
 PLANE = WorkingGrid((20, 16), 1.5)

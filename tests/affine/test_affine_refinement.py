@@ -6,11 +6,17 @@ import numpy as np
 import pytest
 import torch
 
-from scripts.affine.families import FAMILIES, Frame, matrix_of, parameter_count, parameters_of
-from scripts.affine.images import WorldImage, reduced, reduction_factors
-from scripts.affine.refining import AffineRefinement
-from scripts.affine.similarity import PairLoss, correlation_loss
-from scripts.affine.starts import rotations_all_over, starting_matrices
+from scripts.registration.affine import AffineRefinement
+from scripts.registration.images import WorldImage, reduced, reduction_factors
+from scripts.registration.initialisation import rotations_all_over, starting_matrices
+from scripts.registration.similarity import PairLoss, correlation_loss
+from scripts.spatial.affine_parameters import (
+    FAMILIES,
+    Frame,
+    matrix_of,
+    parameter_count,
+    parameters_of,
+)
 
 
 def angle_between(a: np.ndarray, b: np.ndarray) -> float:

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from scripts.affine.settings import LearnedAffineConfig
-from scripts.elastic.settings import LearnedElasticConfig
 from scripts.errors import ConfigurationError
+from scripts.settings.affine import LearnedAffineConfig
+from scripts.settings.elastic import LearnedElasticConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -71,7 +71,7 @@ def test_shipped_configurations_keep_the_rules(config, kind):
 
 def test_settings_need_no_torch():
     code = (
-        "import sys, scripts.affine.settings, scripts.elastic.settings; "
+        "import sys, scripts.settings.affine, scripts.settings.elastic; "
         "sys.exit('torch' in sys.modules or 'monai' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from scripts.affine.alignment import MeanAlignment, common_grid, mean_log
-from scripts.affine.families import Frame, matrix_of
-from scripts.affine.images import WorldImage
-from scripts.affine.mean import group_mean
-from scripts.affine.refining import AffineRefinement
-from scripts.affine.resampling import resample_by_matrix
+from scripts.registration.affine import AffineRefinement
+from scripts.registration.group_mean import group_mean
+from scripts.registration.images import WorldImage
+from scripts.registration.mean_alignment import MeanAlignment, common_grid, mean_log
+from scripts.spatial.affine_parameters import Frame, matrix_of
+from scripts.spatial.resampling import resample_by_matrix
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +80,7 @@ def test_the_grid_is_cubic_and_keeps_the_handedness_of_the_images(cohort) -> Non
 
 
 def test_transforms_half_a_turn_apart_have_no_mean(cohort) -> None:
-    from scripts.affine.alignment import centred
+    from scripts.registration.mean_alignment import centred
 
     with pytest.raises(ValueError, match="logarithm"):
         centred(np.stack([np.eye(4), np.diag([-1.0, -1.0, 1.0, 1.0])]))

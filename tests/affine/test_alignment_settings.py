@@ -7,10 +7,10 @@ import sys
 
 import pytest
 
-from scripts.affine.alignment_settings import AlignConfig
-from scripts.affine.refinement_settings import RefineConfig
-from scripts.affine.warp_settings import WarpConfig
 from scripts.errors import ConfigurationError
+from scripts.settings.align import AlignConfig
+from scripts.settings.refine import RefineConfig
+from scripts.settings.warp import WarpConfig
 
 PAIR = {"fixed": "a.nii.gz", "moving": ["b.nii.gz"]}
 WARP = {"subjects": ["a"], "image": "i", "reference": "r", "transforms": ["t.txt"]}
@@ -60,8 +60,8 @@ def test_defaults_hold_and_numbers_may_be_text() -> None:
 
 def test_settings_need_no_torch() -> None:
     code = (
-        "import sys; import scripts.affine.alignment_settings, scripts.affine.refinement_settings;"
-        "import scripts.affine.warp_settings, scripts.affine.image_pairs;"
+        "import sys; import scripts.settings.align, scripts.settings.refine;"
+        "import scripts.settings.warp, scripts.settings.image_pairs;"
         "assert 'torch' not in sys.modules and 'monai' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from scripts.affine.elastic import ElasticRefinement
-from scripts.affine.images import WorldImage
-from scripts.affine.refining import moved_by
-from scripts.networks.warp import warp
+from scripts.registration.affine import moved_by
+from scripts.registration.deformable import ElasticRefinement
+from scripts.registration.images import WorldImage
+from scripts.spatial.warp import warp
 
 
 @pytest.fixture(scope="module")

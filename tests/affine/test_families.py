@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scripts.affine.families import (
+from scripts.spatial.affine_parameters import (
     FAMILIES,
     Frame,
     compose,

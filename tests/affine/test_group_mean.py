@@ -7,8 +7,8 @@ import pytest
 import torch
 from scipy.linalg import expm
 
-from scripts.affine.families import Frame, matrix_of
-from scripts.affine.mean import group_mean, log_of
+from scripts.registration.group_mean import group_mean, log_of
+from scripts.spatial.affine_parameters import Frame, matrix_of
 
 FRAME = Frame.of_grid(np.diag([1.0, 2.0, 1.5, 1.0]), (20, 16, 12))
 

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from scripts.affine.families import Frame, matrix_of
-from scripts.affine.resampling import resample_by_matrix, voxel_matrix
-from scripts.atlas.transforms import AffineTransform, resample
-from scripts.cohort import Grid
+from scripts.spatial.affine_parameters import Frame, matrix_of
+from scripts.spatial.grid import Grid
+from scripts.spatial.resampling import resample_by_matrix, voxel_matrix
+from scripts.spatial.transforms import AffineTransform, resample
 
 SOURCE = np.array(
     [[0.0, -1.5, 0.2, 20.0], [2.0, 0.1, 0.0, -14.0], [0.1, 0.0, 2.5, -9.0], [0, 0, 0, 1]]

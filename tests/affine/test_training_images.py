@@ -13,15 +13,12 @@ import torch
 from affine_blobs import blobs, write_blobs
 from monai.bundle import ConfigWorkflow
 
-from scripts.affine.estimation import load_affine_network
-from scripts.affine.settings import LearnedAffineConfig
-from scripts.affine.training_images import (
-    WorkingGrid,
-    between_0_and_1,
-    read_affine_images,
-    read_image,
-)
-from scripts.errors import CheckpointError, CohortError, find_user_error
+from scripts.affine.inference import load_affine_network
+from scripts.errors import CheckpointError, CohortError
+from scripts.pairwise.images import read_affine_images, read_image
+from scripts.pairwise.network_grid import WorkingGrid, between_0_and_1
+from scripts.runtime.error_report import find_user_error
+from scripts.settings.affine import LearnedAffineConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 

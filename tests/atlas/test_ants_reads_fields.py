@@ -12,10 +12,13 @@ import numpy as np
 import pytest
 import torch
 
-from scripts.atlas import field_names, fields_of, write_field, write_map
-from scripts.atlas.transforms import TransformFile, read_transform, read_volume, resample
-from scripts.cohort import CropBox, Grid
-from scripts.networks import AtlasNetwork
+from scripts.atlas.network import AtlasNetwork
+from scripts.atlas.registration import fields_of
+from scripts.spatial.fields import field_names, write_field
+from scripts.spatial.grid import CropBox, Grid
+from scripts.spatial.transform_files import TransformFile, read_transform
+from scripts.spatial.transforms import resample
+from scripts.spatial.volumes import read_volume, write_map
 
 # As requirements-dev.txt installs it. Where it has wheels its absence is a failure.
 pytestmark = pytest.mark.skipif(

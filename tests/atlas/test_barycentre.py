@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from scripts.atlas.barycentre import OutOfReachError, log_gaussian, wasserstein_barycentre
+from scripts.baselines.wasserstein import OutOfReachError, log_gaussian, wasserstein_barycentre
 
 SHAPE = (20, 18, 16)
 

@@ -11,10 +11,11 @@ import pytest
 import torch
 from scipy.ndimage import map_coordinates
 
-from scripts.atlas import field_names, jacobian_summary, on_full_grid, read_field, write_field
-from scripts.cohort import CropBox, Grid
 from scripts.errors import CohortError
-from scripts.networks import warp
+from scripts.spatial.fields import field_names, on_full_grid, read_field, write_field
+from scripts.spatial.grid import CropBox, Grid
+from scripts.spatial.jacobian import jacobian_summary
+from scripts.spatial.warp import warp
 
 
 def oblique(seed: int = 0, flip: bool = False) -> np.ndarray:

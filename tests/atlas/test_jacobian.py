@@ -8,7 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from scripts.atlas import jacobian_determinant, jacobian_summary, smallest_corner_determinant
+from scripts.spatial.jacobian import (
+    jacobian_determinant,
+    jacobian_summary,
+    smallest_corner_determinant,
+)
 
 MATRICES = {
     "2d": np.array([[0.1, 0.3], [-0.2, -0.15]]),
@@ -114,7 +118,7 @@ def test_the_summary_is_the_same_in_slabs_of_any_size(
     u = 0.4 * torch.randn(d, 7, *([5] * (d - 1)), dtype=torch.float64, generator=generator)
     central, corner = jacobian_determinant(u), smallest_corner_determinant(u)
     for planes in range(1, 9):
-        monkeypatch.setattr("scripts.atlas.jacobian._SLAB", planes * 5 ** (d - 1))
+        monkeypatch.setattr("scripts.spatial.jacobian._SLAB", planes * 5 ** (d - 1))
         assert jacobian_summary(u) == pytest.approx(
             {
                 "min": float(central.min()),
@@ -129,7 +133,7 @@ def test_the_summary_is_the_same_in_slabs_of_any_size(
 def test_a_value_that_is_no_number_is_not_lost_among_the_slabs(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("scripts.atlas.jacobian._SLAB", 1)
+    monkeypatch.setattr("scripts.spatial.jacobian._SLAB", 1)
     u = torch.zeros(3, 6, 4, 4)
     u[1, 2, 1, 1] = float("nan")
     summary = jacobian_summary(u)

@@ -9,8 +9,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from scripts.atlas import write_map
-from scripts.cohort import Grid
+from scripts.spatial.grid import Grid
+from scripts.spatial.volumes import write_map
 
 OBLIQUE = np.array([[1.9, 0.3, 0, 5], [-0.3, 1.9, 0, -7], [0, 0, 2.5, 1], [0, 0, 0, 1.0]])
 

@@ -12,11 +12,16 @@ import numpy as np
 import pytest
 import torch
 
-from scripts.atlas import AtlasPublisher, field_names, read_field, weights_identity
+from scripts.atlas.building import build_network
+from scripts.atlas.network import AtlasNetwork
+from scripts.atlas.published_model import published_network
 from scripts.cohort import Cohort
 from scripts.errors import FoldingError, StorageError, TrainingError
-from scripts.networks import AtlasNetwork, build_network, published_network, warp
-from scripts.settings import LearnedAtlasConfig
+from scripts.networks.described import weights_identity
+from scripts.publishing.publisher import AtlasPublisher
+from scripts.settings.atlas import LearnedAtlasConfig
+from scripts.spatial.fields import field_names, read_field
+from scripts.spatial.warp import warp
 
 MAPS = ["mean", "std", "std_error", "cov", "prob_threshold"]
 BESIDE = {"atlas.json", "dataset_description.json", "jacobian.json", "quality.html"}

@@ -9,7 +9,8 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from scripts.atlas.quality_page import quality_page, three_views
+from scripts.publishing.quality_page import quality_page
+from scripts.spatial.projections import three_views
 
 ABOUT = {
     "n_subjects": 2,

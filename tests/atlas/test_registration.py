@@ -8,17 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from scripts.atlas import (
-    Registration,
-    estimate_velocity,
-    fields_of,
-    jacobian_summary,
-    refine_velocity,
-    unfolded_velocity,
-)
-from scripts.cohort import CropBox
+from scripts.atlas.network import AtlasNetwork
+from scripts.atlas.registration import Registration, estimate_velocity, fields_of
+from scripts.atlas.velocity_refinement import refine_velocity
 from scripts.losses import AtlasLoss
-from scripts.networks import AtlasNetwork
+from scripts.spatial.grid import CropBox
+from scripts.spatial.jacobian import jacobian_summary
+from scripts.spatial.unfolding import unfolded_velocity
 
 FEATURES: dict[str, Any] = {"enc_features": (4, 4), "dec_features": (4, 4, 4), "int_steps": 5}
 

@@ -11,15 +11,17 @@ from urllib.parse import unquote, urlparse
 import numpy as np
 import pytest
 
-from scripts.atlas import field_names, write_map
-from scripts.atlas.sidecars import (
+from scripts.cohort import Cohort
+from scripts.publishing.sidecars import (
     VERSION,
     dataset_description,
     describe_atlas,
     describe_registration,
     sidecar_of,
 )
-from scripts.cohort import Cohort, Grid
+from scripts.spatial.fields import field_names
+from scripts.spatial.grid import Grid
+from scripts.spatial.volumes import write_map
 
 ROOT = Path(__file__).resolve().parents[2]
 MAPS = ("mean", "std", "std_error", "cov", "prob_threshold")

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from scripts.atlas import DensityStatistics
+from scripts.publishing.statistics import DensityStatistics
 
 MAPS = ("mean", "std", "std_error", "cov", "prob_threshold")
 cohorts = arrays(

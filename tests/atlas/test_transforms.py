@@ -5,18 +5,11 @@ import numpy as np
 import pytest
 from scipy.io import savemat
 
-from scripts.atlas.fields import write_field
-from scripts.atlas.transforms import (
-    AffineTransform,
-    FieldTransform,
-    TransformFile,
-    read_affine,
-    read_grid,
-    read_transform,
-    read_volume,
-    resample,
-)
 from scripts.errors import CohortError
+from scripts.spatial.fields import write_field
+from scripts.spatial.transform_files import TransformFile, read_affine, read_transform
+from scripts.spatial.transforms import AffineTransform, FieldTransform, resample
+from scripts.spatial.volumes import read_grid, read_volume
 
 SHAPE = (9, 8, 7)
 AFFINE = np.array([[-2.0, 0, 0, 10], [0, 2.5, 0, -7], [0, 0, 1.5, 4], [0, 0, 0, 1]])

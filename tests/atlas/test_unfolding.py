@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from scripts.atlas import smallest_corner_determinant, unfolded_velocity
-from scripts.networks import AtlasNetwork
+from scripts.atlas.network import AtlasNetwork
+from scripts.spatial.jacobian import smallest_corner_determinant
+from scripts.spatial.unfolding import unfolded_velocity
 
 
 def network(factor: int = 2) -> AtlasNetwork:

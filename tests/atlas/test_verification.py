@@ -16,16 +16,19 @@ import pytest
 import torch
 
 from bundle import cli
-from scripts.atlas import AtlasPublisher, field_names, verify_atlas
-from scripts.atlas.provenance import code_identity, description_hash
+from scripts.atlas.building import build_network
+from scripts.atlas.network import AtlasNetwork
+from scripts.baselines.averaging import AveragingAtlas
+from scripts.baselines.barycentre import BarycentreAtlas
 from scripts.cohort import Cohort, DensityMap, Subject, read_cohort
-from scripts.consumers.averaging import AveragingAtlas
-from scripts.consumers.barycentre import BarycentreAtlas
-from scripts.consumers.settings import BarycentreConfig
 from scripts.errors import VerificationError
-from scripts.networks import AtlasNetwork, build_network
-from scripts.settings import LearnedAtlasConfig
-from scripts.storage import file_hash
+from scripts.publishing.provenance import code_identity, description_hash
+from scripts.publishing.publisher import AtlasPublisher
+from scripts.publishing.verification import verify_atlas
+from scripts.runtime.storage import file_hash
+from scripts.settings.applications import BarycentreConfig
+from scripts.settings.atlas import LearnedAtlasConfig
+from scripts.spatial.fields import field_names
 
 WAY = "from-subject_to-template"
 

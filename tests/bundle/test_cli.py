@@ -25,7 +25,7 @@ learned_atlas:
   device: "$'cuda' if torch.cuda.is_available() else 'cpu'"
   optimizer: {lr: 1e-3}
 settings:
-  _target_: scripts.settings.load_settings
+  _target_: scripts.settings.atlas.load_settings
   block: '@learned_atlas'
 training:
 - "$print('ran', @settings.optimizer.epochs, @settings.save_fields, @settings.refine.rounds)"

@@ -15,8 +15,8 @@ from pydantic import BaseModel
 from bundle import cli
 from bundle.overrides import OTHER_BLOCKS, early_check, read_config
 from scripts.errors import ConfigurationError
-from scripts.sections import Section
-from scripts.settings import LearnedAtlasConfig
+from scripts.settings.atlas import LearnedAtlasConfig
+from scripts.settings.section import Section
 
 
 def kind_of(place: str) -> type[Section]:

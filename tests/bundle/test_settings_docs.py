@@ -6,7 +6,7 @@ import pytest
 
 from bundle import cli
 from bundle.settings_docs import settings_page
-from scripts.settings import LearnedAtlasConfig
+from scripts.settings.atlas import LearnedAtlasConfig
 
 
 def fields(model=LearnedAtlasConfig, path="learned_atlas"):

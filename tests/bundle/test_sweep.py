@@ -13,7 +13,7 @@ from bundle import cli
 from bundle.overrides import UsageError, parse_overrides
 from bundle.sweep import planned_runs, sweep, table_of
 from scripts.errors import StorageError, TrainingError
-from scripts.lock import lock_folders
+from scripts.runtime.lock import lock_folders
 
 JOB = """\
 # Stands in for `python bundle <verb> --key=value ...`: leaves a report, or fails.
@@ -124,7 +124,7 @@ def test_a_failing_run_is_named_and_the_others_are_done(root, capsys):
 
 def test_two_sweeps_in_one_folder_are_refused(root):
     holder = (
-        "import sys, time; from scripts.lock import lock_folders; "
+        "import sys, time; from scripts.runtime.lock import lock_folders; "
         "kept = lock_folders([sys.argv[1]]); print('held', flush=True); time.sleep(60)"
     )
 

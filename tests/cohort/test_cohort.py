@@ -13,7 +13,7 @@ import pytest
 
 from scripts.cohort import Candidate, FoundMap, inspect_subject, read_cohort, read_new_subjects
 from scripts.errors import CohortError, ConfigurationError
-from scripts.settings import LearnedAtlasConfig
+from scripts.settings.atlas import LearnedAtlasConfig
 
 
 def config(**values) -> LearnedAtlasConfig:

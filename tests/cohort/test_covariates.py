@@ -12,7 +12,7 @@ import pytest
 from scripts.cohort import CovariateCoding, parse_values, read_cohort, read_participants
 from scripts.errors import CohortError, ConfigurationError
 from scripts.phantom import write_demo_cohort
-from scripts.settings import LearnedAtlasConfig
+from scripts.settings.atlas import LearnedAtlasConfig
 
 PEOPLE = [
     {"age": 20.0, "site": "B"},

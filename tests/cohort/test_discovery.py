@@ -10,7 +10,7 @@ import pytest
 
 from scripts.cohort import are_left_and_right, candidates_from_files, find_subjects
 from scripts.errors import CohortError, ConfigurationError
-from scripts.settings import LearnedAtlasConfig
+from scripts.settings.atlas import LearnedAtlasConfig
 
 
 def touch(root: Path, *paths: str) -> None:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from scripts.cohort import find_subjects, read_cohort, read_density
 from scripts.cohort.density import check_density
 from scripts.errors import CohortError
-from scripts.settings import LearnedAtlasConfig
+from scripts.settings.atlas import LearnedAtlasConfig
 
 FLAT = {"cohort": {"layout": "flat", "normalisation": "none"}, "min_subjects": 1}
 MAP = np.zeros((6, 5, 4), np.float32)
@@ -97,9 +97,9 @@ def test_nested_members_count_as_one_file(tmp_path: Path) -> None:
 def test_a_map_that_memory_cannot_hold_is_refused_before_it_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("scripts.cohort.nifti.available_memory", lambda: 2879)
+    monkeypatch.setattr("scripts.runtime.memory.available_memory", lambda: 2879)
     assert "120 voxels need" in refused(written(tmp_path, raw_map(), "a.nii"))
-    monkeypatch.setattr("scripts.cohort.nifti.available_memory", lambda: 2880)
+    monkeypatch.setattr("scripts.runtime.memory.available_memory", lambda: 2880)
     read_density(tmp_path / "a.nii")
 
 

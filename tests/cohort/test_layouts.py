@@ -4,7 +4,8 @@ import pytest
 
 from scripts.cohort import LAYOUTS, alternatives, drop_tract
 from scripts.errors import ConfigurationError
-from scripts.settings import LearnedAtlasCohortConfig, LearnedAtlasConfig
+from scripts.settings.atlas import LearnedAtlasConfig
+from scripts.settings.cohort import LearnedAtlasCohortConfig
 
 
 @pytest.mark.parametrize(

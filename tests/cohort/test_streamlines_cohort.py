@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from scripts.cohort import read_cohort, read_density, read_new_subjects
-from scripts.cohort import streamlines as counting
+from scripts.cohort import tractogram_maps as counting
 from scripts.errors import CohortError, ConfigurationError
-from scripts.settings import LearnedAtlasConfig
+from scripts.settings.atlas import LearnedAtlasConfig
 from scripts.tractograms import SUFFIXES, DensityCounter, Streamlines, write_tractogram
 
 SHAPE, AFFINE = (10, 9, 8), np.diag([2.0, 2.0, 2.0, 1.0])

@@ -4,10 +4,11 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from scripts.baselines.averaging import AveragingAtlas
 from scripts.cohort import read_cohort
-from scripts.consumers.averaging import AveragingAtlas, subject_density
+from scripts.cohort.density import subject_density
 from scripts.errors import CohortError
-from scripts.settings import LearnedAtlasConfig
+from scripts.settings.atlas import LearnedAtlasConfig
 
 
 @pytest.fixture

@@ -9,13 +9,13 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from scripts.baselines.averaging import AveragingAtlas
+from scripts.baselines.barycentre import BarycentreAtlas
 from scripts.cohort import Cohort, Subject
-from scripts.consumers.averaging import AveragingAtlas
-from scripts.consumers.barycentre import BarycentreAtlas
-from scripts.consumers.published import open_atlas
-from scripts.consumers.settings import load_barycentre
 from scripts.errors import ConfigurationError
-from scripts.storage import file_hash
+from scripts.publishing.published_atlas import open_atlas
+from scripts.runtime.storage import file_hash
+from scripts.settings.applications import load_barycentre
 
 
 @pytest.fixture

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from scripts.consumers.settings import AtlasToPatientConfig, TractSimilarityConfig
 from scripts.errors import ConfigurationError
+from scripts.settings.applications import AtlasToPatientConfig, TractSimilarityConfig
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "consumers.md"
 

@@ -9,11 +9,12 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from scripts.atlas.fields import field_names, write_field
-from scripts.cohort import Cohort, CropBox, DensityMap, Grid, Subject, load_density
-from scripts.consumers.others import OthersAverage
-from scripts.consumers.published import sha256_of
+from scripts.applications.leave_one_out import OthersAverage
+from scripts.cohort import Cohort, DensityMap, Subject, load_density
 from scripts.errors import CohortError
+from scripts.publishing.published_atlas import sha256_of
+from scripts.spatial.fields import field_names, write_field
+from scripts.spatial.grid import CropBox, Grid
 
 SHAPE = (12, 11, 10)
 

@@ -7,14 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from scripts.affine.training_images import WorkingGrid, read_affine_images
-from scripts.elastic.elastic_network import (
+from scripts.elastic.network import (
     ElasticNetwork,
     build_elastic_network,
     load_elastic_network,
     register_images,
 )
-from scripts.elastic.settings import LearnedElasticConfig
 from scripts.elastic.synthesis import (
     LabelMapsd,
     SyntheticPair,
@@ -24,7 +22,10 @@ from scripts.elastic.synthesis import (
 )
 from scripts.elastic.training import ElasticLoss, soft_overlap
 from scripts.errors import CheckpointError, CohortError
-from scripts.networks.warp import warp
+from scripts.pairwise.images import read_affine_images
+from scripts.pairwise.network_grid import WorkingGrid
+from scripts.settings.elastic import LearnedElasticConfig
+from scripts.spatial.warp import warp
 
 SHAPE = (24, 24)
 SMALL = {"enc_features": [8, 16, 16], "dec_features": [16, 16, 16], "field_resolution": 2}

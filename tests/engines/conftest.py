@@ -12,13 +12,14 @@ from monai.data import DataLoader
 from monai.engines import SupervisedTrainer
 from monai.inferers import SimpleInferer
 
+from scripts.atlas.building import build_network
+from scripts.atlas.components import atlas_loss, cohort_transforms, train_dataset
+from scripts.atlas.network import AtlasNetwork
+from scripts.atlas.training_step import AtlasStep, atlas_optimizer
 from scripts.cohort import Cohort
 from scripts.data import EpochBatches
-from scripts.engines.components import atlas_loss, cohort_transforms, train_dataset
 from scripts.engines.handlers import LossHistory
-from scripts.engines.training_step import AtlasStep, atlas_optimizer
-from scripts.networks import AtlasNetwork, build_network
-from scripts.settings import LearnedAtlasConfig
+from scripts.settings.atlas import LearnedAtlasConfig
 
 
 class Training:

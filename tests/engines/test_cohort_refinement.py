@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from scripts.engines.refinement import CohortRefinement
-from scripts.networks import AtlasNetwork, density_of, warp
+from scripts.atlas.cohort_refinement import CohortRefinement
+from scripts.atlas.network import AtlasNetwork, density_of
+from scripts.spatial.warp import warp
 
 ROUNDS: dict[str, Any] = {"rounds": 2, "iterations": 3}
 
@@ -189,7 +190,7 @@ def test_the_template_weighs_subjects_by_how_much_they_are_enlarged(
     make_training: Callable[..., Any],
 ) -> None:
     """sum J_i d_i / sum J_i, checked against the formula for velocities of two kinds."""
-    from scripts.atlas import jacobian_determinant
+    from scripts.spatial.jacobian import jacobian_determinant
 
     training = make_training(made_of={"subjects": 2})
     network = training.network

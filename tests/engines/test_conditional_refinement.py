@@ -14,24 +14,23 @@ import pytest
 import torch
 from monai.bundle import ConfigParser
 
+from scripts.applications.atlas_to_patient import AtlasCarrier
+from scripts.atlas.building import build_network
+from scripts.atlas.cohort_refinement import CohortRefinement
+from scripts.atlas.components import atlas_loss, cohort_refinement, cohort_transforms, train_dataset
+from scripts.atlas.network import AtlasNetwork
+from scripts.atlas.published_model import published_network
 from scripts.atlas.registration import fields_of
-from scripts.atlas.verification import verify_atlas
 from scripts.cohort import Cohort, read_cohort
-from scripts.consumers.carrying import AtlasCarrier
-from scripts.consumers.settings import AtlasToPatientConfig
-from scripts.engines.components import (
-    atlas_loss,
-    cohort_publisher,
-    cohort_refinement,
-    cohort_transforms,
-    train_dataset,
-)
-from scripts.engines.refinement import CohortRefinement
-from scripts.errors import CohortError, ConfigurationError, find_user_error
+from scripts.errors import CohortError, ConfigurationError
 from scripts.metrics import log_density_correlation
-from scripts.networks import AtlasNetwork, build_network, published_network, warp
 from scripts.phantom import Truth, load_truth, write_demo_cohort
-from scripts.settings import LearnedAtlasConfig
+from scripts.publishing.components import cohort_publisher
+from scripts.publishing.verification import verify_atlas
+from scripts.runtime.error_report import find_user_error
+from scripts.settings.applications import AtlasToPatientConfig
+from scripts.settings.atlas import LearnedAtlasConfig
+from scripts.spatial.warp import warp
 
 ROOT = Path(__file__).resolve().parents[2]
 SHAPE = (24, 27, 24)

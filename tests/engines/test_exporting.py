@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from scripts.cohort import CropBox
+from scripts.atlas.building import build_network
+from scripts.atlas.components import atlas_loss, cohort_transforms
+from scripts.atlas.network_velocities import NetworkVelocities
+from scripts.atlas.published_components import in_box
 from scripts.data import density_dataset
-from scripts.engines.components import atlas_loss, cohort_transforms
-from scripts.engines.exporting import NetworkVelocities, in_box
-from scripts.networks import build_network
+from scripts.spatial.grid import CropBox
 
 
 @pytest.fixture

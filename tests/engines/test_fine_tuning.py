@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 
+from scripts.atlas.cohort_refinement import CohortRefinement
+from scripts.atlas.fine_tuning import NetworkFineTuning
+from scripts.atlas.network import AtlasNetwork
 from scripts.data import EpochBatches
-from scripts.engines.fine_tuning import NetworkFineTuning
-from scripts.engines.refinement import CohortRefinement
 from scripts.errors import CheckpointError, TrainingError
-from scripts.networks import AtlasNetwork
 
 APART = {"spread": 2.0}
 

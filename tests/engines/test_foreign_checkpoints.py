@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 import torch
 
+from scripts.atlas import resources as space
+from scripts.atlas.building import build_network
+from scripts.atlas.resources import cache_bytes, check_cache, registration_bytes
 from scripts.cohort import Cohort
-from scripts.engines import space
 from scripts.engines.run_state import RunState
-from scripts.engines.space import cache_bytes, check_cache, registration_bytes
 from scripts.errors import CheckpointError, ConfigurationError
-from scripts.networks import build_network
 from scripts.networks.checkpoint import load_checkpoint, load_weights
-from scripts.settings import LearnedAtlasConfig
+from scripts.settings.atlas import LearnedAtlasConfig
 
 
 @pytest.mark.parametrize(

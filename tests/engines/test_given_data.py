@@ -12,12 +12,12 @@ import pytest
 import torch
 from monai.bundle import ConfigWorkflow
 
+from scripts.atlas.components import open_cohort
+from scripts.atlas.held_out import HeldOutSubjects
+from scripts.atlas.network import AtlasNetwork
 from scripts.cohort import Cohort
-from scripts.engines.components import open_cohort
-from scripts.engines.held_out import HeldOutSubjects
 from scripts.errors import CohortError
-from scripts.networks import AtlasNetwork
-from scripts.settings import LearnedAtlasConfig
+from scripts.settings.atlas import LearnedAtlasConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -15,18 +15,18 @@ from ignite.engine import Engine, Events
 from matplotlib.image import imread
 from monai.engines.utils import IterationEvents
 
+from scripts.atlas.handlers.centring import Centring
+from scripts.atlas.handlers.fold_monitor import FoldMonitor
+from scripts.atlas.handlers.snapshots import TemplateSnapshots
+from scripts.atlas.network import AtlasNetwork
 from scripts.engines.handlers import (
-    Centring,
     EarlyStop,
-    FoldMonitor,
     LearningRateSchedule,
     LossHistory,
     NonFiniteGuard,
     ProgressBar,
-    TemplateSnapshots,
 )
 from scripts.errors import StorageError, TrainingError
-from scripts.networks import AtlasNetwork
 
 
 def engine_of(losses: list[float], **more: list[float]) -> Engine:

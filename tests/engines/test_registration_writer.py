@@ -6,10 +6,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from scripts.atlas.components import atlas_loss
 from scripts.cohort import NewSubjects, Rejection
-from scripts.engines.components import atlas_loss
-from scripts.engines.handlers import RegistrationWriter
 from scripts.errors import CohortError, FoldingError
+from scripts.publishing.registration_writer import RegistrationWriter
 
 
 @pytest.fixture

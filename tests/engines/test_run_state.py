@@ -12,7 +12,7 @@ import pytest
 from scripts.cohort import Cohort
 from scripts.engines.run_state import RunState
 from scripts.errors import CheckpointError
-from scripts.settings import LearnedAtlasConfig
+from scripts.settings.atlas import LearnedAtlasConfig
 
 
 @pytest.fixture

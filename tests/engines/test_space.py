@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 import torch
 
+from scripts.atlas import components
+from scripts.atlas.building import build_network
+from scripts.atlas.components import open_cohort
+from scripts.atlas.resources import checkpoint_bytes, output_bytes
 from scripts.cohort import Cohort
-from scripts.engines import components
-from scripts.engines.components import open_cohort
-from scripts.engines.space import checkpoint_bytes, output_bytes
 from scripts.errors import StorageError
-from scripts.networks import build_network
-from scripts.settings import LearnedAtlasConfig
-from scripts.storage import check_space, write_whole
+from scripts.runtime.storage import check_space, write_whole
+from scripts.settings.atlas import LearnedAtlasConfig
 
 
 @pytest.fixture

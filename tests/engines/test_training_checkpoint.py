@@ -9,8 +9,8 @@ import pytest
 import torch
 from ignite.engine import Engine, Events
 
+from scripts.atlas.handlers.centring import Centring
 from scripts.engines.handlers import (
-    Centring,
     EarlyStop,
     LearningRateSchedule,
     NonFiniteGuard,

@@ -10,8 +10,8 @@ import torch
 from monai.engines.utils import IterationEvents
 from torch import nn
 
-from scripts.engines.training_step import atlas_optimizer, bare, responsibilities
-from scripts.networks import AtlasNetwork
+from scripts.atlas.network import AtlasNetwork
+from scripts.atlas.training_step import atlas_optimizer, bare, responsibilities
 
 TERMS = ("loss", "similarity", "presence", "smoothness", "centrality")
 

@@ -9,9 +9,9 @@ import pytest
 
 from scripts.errors import CheckpointError, CohortError, ConfigurationError
 from scripts.evaluation.folds import CrossValidation, cut
-from scripts.evaluation.settings import EvaluateConfig
 from scripts.phantom import write_demo_cohort
-from scripts.settings import LearnedAtlasConfig
+from scripts.settings.atlas import LearnedAtlasConfig
+from scripts.settings.evaluate import EvaluateConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = {

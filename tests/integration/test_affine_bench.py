@@ -12,12 +12,12 @@ import torch
 
 from bundle.bench import affine_networks
 from bundle.bench.affine import carried, cohort, errors, label_dice, pair_apart, pairs, table
-from scripts.affine.affine_network import AffineNetwork
-from scripts.affine.images import WorldImage
-from scripts.affine.refining import moved_by
-from scripts.affine.training_images import WorkingGrid
-from scripts.atlas.fields import field_names, write_field
-from scripts.atlas.transforms import read_grid
+from scripts.affine.network import AffineNetwork
+from scripts.pairwise.network_grid import WorkingGrid
+from scripts.registration.affine import moved_by
+from scripts.registration.images import WorldImage
+from scripts.spatial.fields import field_names, write_field
+from scripts.spatial.volumes import read_grid
 
 
 def blob() -> WorldImage:
@@ -92,7 +92,7 @@ def test_pairs_and_cohorts_are_read_from_files(tmp_path: Path) -> None:
         (aligned / name / "xfm").mkdir(parents=True)
         matrix = np.eye(4)
         matrix[0, 3] = shift
-        from scripts.affine.files import write_affine_files
+        from scripts.spatial.transform_files import write_affine_files
 
         write_affine_files(aligned / name / "xfm", name, "native", "aligned", matrix)
         image = {"path": str(tmp_path / name / "l.nii.gz"), "name": "l.nii.gz"}

@@ -14,15 +14,15 @@ import pytest
 import torch
 
 from bundle import cli
-from scripts.affine.alignment_state import KeptTransforms
-from scripts.affine.families import Frame, matrix_of
-from scripts.affine.files import read_any_affine
-from scripts.affine.mean import group_mean
-from scripts.affine.reading import ReadImage
-from scripts.affine.refining import AffineRefinement
 from scripts.cohort import read_cohort
 from scripts.errors import CheckpointError
-from scripts.settings import LearnedAtlasConfig
+from scripts.registration.affine import AffineRefinement
+from scripts.registration.align_state import KeptTransforms
+from scripts.registration.group_mean import group_mean
+from scripts.registration.images import ReadImage
+from scripts.settings.atlas import LearnedAtlasConfig
+from scripts.spatial.affine_parameters import Frame, matrix_of
+from scripts.spatial.transform_files import read_any_affine
 
 ROOT = Path(__file__).resolve().parents[2]
 SHAPES = [(16, 18, 14), (18, 16, 16), (16, 16, 16)]

@@ -14,7 +14,7 @@ import pytest
 from scipy.io import savemat
 from scipy.ndimage import map_coordinates
 
-from scripts.atlas.fields import field_names
+from scripts.spatial.fields import field_names
 
 ROOT = Path(__file__).resolve().parents[2]
 RUN = Path("tractography/probtrackx2/whole_brain/warped_streamlines")

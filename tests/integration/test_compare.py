@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from scipy.ndimage import map_coordinates
 
-from scripts.atlas.fields import field_names, read_field
+from scripts.spatial.fields import field_names, read_field
 
 RUN = Path("tractography/probtrackx2/whole_brain/warped_streamlines")
 PLACE = Path("atlas_in_patient_space/atlas_mean.nii.gz")

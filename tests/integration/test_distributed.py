@@ -17,10 +17,10 @@ import torch
 import yaml
 from monai.bundle import ConfigWorkflow
 
-from scripts.atlas import field_names
-from scripts.atlas.verification import verify_atlas
 from scripts.phantom import write_demo_cohort
-from scripts.settings import BASELINE_MAPS
+from scripts.publishing.verification import verify_atlas
+from scripts.settings.atlas import BASELINE_MAPS
+from scripts.spatial.fields import field_names
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = [str(ROOT / "configs" / name) for name in ("train.yaml", "multi_gpu_train.yaml")]

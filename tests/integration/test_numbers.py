@@ -13,9 +13,9 @@ import pytest
 import torch
 from monai.bundle import ConfigWorkflow
 
-from scripts.consumers.averaging import AveragingAtlas, open_averaged_cohort
-from scripts.errors import find_user_error
-from scripts.settings import LearnedAtlasConfig
+from scripts.baselines.averaging import AveragingAtlas, open_averaged_cohort
+from scripts.runtime.error_report import find_user_error
+from scripts.settings.atlas import LearnedAtlasConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICK: dict[str, Any] = {

@@ -17,7 +17,8 @@ import yaml
 from monai.bundle import ConfigWorkflow
 
 from bundle.packing import NAME, completed_metadata, trained_config
-from scripts.networks import AtlasNetwork, published_geometry, published_network
+from scripts.atlas.network import AtlasNetwork
+from scripts.atlas.published_model import published_geometry, published_network
 
 ROOT = Path(__file__).resolve().parents[2]
 # What the zoo's schema of 2024-07-25 asks of every bundle, and of each tensor.

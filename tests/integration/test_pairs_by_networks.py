@@ -12,13 +12,14 @@ import torch
 from monai.bundle import ConfigWorkflow
 
 from bundle import cli
-from scripts.affine.estimation import estimate_matrix, load_affine_network
-from scripts.affine.files import read_any_affine
-from scripts.affine.pair_files import require_no_fold
-from scripts.affine.training_images import WorkingGrid
-from scripts.atlas.transforms import TransformFile, read_transform, read_volume, resample
-from scripts.elastic.elastic_network import on_image_grid
+from scripts.affine.inference import estimate_matrix, load_affine_network
+from scripts.elastic.network import on_image_grid
 from scripts.errors import FoldingError
+from scripts.pairwise.network_grid import WorkingGrid
+from scripts.registration.pair_output import require_no_fold
+from scripts.spatial.transform_files import TransformFile, read_any_affine, read_transform
+from scripts.spatial.transforms import resample
+from scripts.spatial.volumes import read_volume
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -15,8 +15,8 @@ import torch
 from monai.bundle import ConfigParser, ConfigWorkflow
 from scipy.ndimage import affine_transform, map_coordinates
 
-from scripts.atlas.fields import field_names
 from scripts.metrics import log_density_correlation
+from scripts.spatial.fields import field_names
 
 ROOT = Path(__file__).resolve().parents[2]
 RUN = Path("tractography/probtrackx2/whole_brain/warped_streamlines")

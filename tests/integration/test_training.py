@@ -23,11 +23,13 @@ import torch
 from monai.bundle import ConfigWorkflow
 from scipy import ndimage
 
-from scripts.atlas import field_names, weights_identity
-from scripts.errors import CheckpointError, find_user_error
-from scripts.networks import published_network
+from scripts.atlas.published_model import published_network
+from scripts.errors import CheckpointError
+from scripts.networks.described import weights_identity
 from scripts.phantom import write_demo_cohort
-from scripts.settings import BASELINE_MAPS, LearnedAtlasConfig
+from scripts.runtime.error_report import find_user_error
+from scripts.settings.atlas import BASELINE_MAPS, LearnedAtlasConfig
+from scripts.spatial.fields import field_names
 
 ROOT = Path(__file__).resolve().parents[2]
 COUNTS = "tractography/probtrackx2/whole_brain/warped_streamlines/fdt_paths.nii.gz"

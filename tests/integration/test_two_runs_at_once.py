@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-from scripts.lock import LOCK_FILE
+from scripts.runtime.lock import LOCK_FILE
 
 ROOT = Path(__file__).resolve().parents[2]
 

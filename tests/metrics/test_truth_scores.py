@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from scripts.metrics.truth import landmark_scatter, score_atlas
+from scripts.phantom.scores import landmark_scatter, score_atlas
 from scripts.phantom.truth import SubjectTruth, Truth
 
 SHAPE = (24, 20, 20)

@@ -11,15 +11,10 @@ import torch
 from monai.data import MetaTensor
 from torch import nn
 
-from scripts.networks import (
-    AtlasNetwork,
-    autocast,
-    density_of,
-    log_density_of,
-    open_device,
-    warp,
-)
+from scripts.atlas.network import AtlasNetwork, density_of, log_density_of
+from scripts.networks import autocast, open_device
 from scripts.networks.grids import averaged
+from scripts.spatial.warp import warp
 
 FEATURES: dict[str, Any] = {"enc_features": (4, 4), "dec_features": (4, 4, 4), "int_steps": 4}
 SHAPES = [(11, 9), (9, 10, 7)]

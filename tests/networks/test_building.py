@@ -13,16 +13,12 @@ import numpy as np
 import pytest
 import torch
 
+from scripts.atlas.building import build_network, initial_templates
+from scripts.atlas.network import AtlasNetwork
+from scripts.atlas.published_model import published_geometry, published_network
 from scripts.cohort import Cohort
 from scripts.errors import CheckpointError
-from scripts.networks import (
-    AtlasNetwork,
-    build_network,
-    initial_templates,
-    published_geometry,
-    published_network,
-)
-from scripts.settings import LearnedAtlasConfig
+from scripts.settings.atlas import LearnedAtlasConfig
 
 
 def publish(network: AtlasNetwork, folder: Path) -> Path:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from scripts.networks import AtlasNetwork, density_of, log_density_of, warp
+from scripts.atlas.network import AtlasNetwork, density_of, log_density_of
+from scripts.spatial.warp import warp
 
 SHAPE = (12, 10, 8)
 MODEL = {"enc_features": [4, 4], "dec_features": [4, 4, 4], "log_offset": 0.01}

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import nn
 
+from scripts.atlas import export_model as module
+from scripts.atlas.network import AtlasNetwork
 from scripts.errors import CheckpointError, ConfigurationError
-from scripts.networks import AtlasNetwork
-from scripts.networks import export_model as module
-from scripts.settings import LearnedAtlasConfig
+from scripts.settings.atlas import LearnedAtlasConfig
 
 MODEL = {
     "enc_features": [4, 4], "dec_features": [4, 4, 4], "int_steps": 5, "passes": [2, 1, 1]

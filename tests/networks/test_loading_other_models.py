@@ -8,14 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from scripts.atlas.building import build_network
+from scripts.atlas.network import AtlasNetwork
+from scripts.atlas.published_model import published_geometry, published_network
 from scripts.cohort import Cohort
-from scripts.networks import (
-    AtlasNetwork,
-    build_network,
-    published_geometry,
-    published_network,
-)
-from scripts.settings import LearnedAtlasConfig
+from scripts.settings.atlas import LearnedAtlasConfig
 
 Make = Callable[..., AtlasNetwork]
 

@@ -5,10 +5,11 @@ import json
 import pytest
 import torch
 
-from scripts.engines.components import open_network
+from scripts.atlas.building import build_network
+from scripts.atlas.published_components import open_network
+from scripts.atlas.published_model import published_network, published_settings
 from scripts.errors import CheckpointError, ConfigurationError
-from scripts.networks import build_network, published_network, published_settings
-from scripts.settings import LearnedAtlasConfig
+from scripts.settings.atlas import LearnedAtlasConfig
 
 
 @pytest.fixture

@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from monai.networks.blocks import DVF2DDF
 from scipy.linalg import expm
 
-from scripts.networks import VelocityIntegration, enlarge, invert_displacement, warp
+from scripts.networks import VelocityIntegration, enlarge, invert_displacement
 from scripts.networks.grids import leading_block, reduced_shape
+from scripts.spatial.warp import warp
 
 
 def points(shape: tuple[int, ...]) -> torch.Tensor:

@@ -8,8 +8,7 @@ import torch
 from monai.networks.blocks import Warp as MonaiWarp
 from scipy.ndimage import map_coordinates
 
-from scripts.networks import Warp, warp
-from scripts.networks.warp import sampling_grid
+from scripts.spatial.warp import Warp, sampling_grid, warp
 
 SHAPES = [(9, 7), (16, 16), (7, 9, 5), (8, 6, 10)]
 

@@ -8,8 +8,9 @@ import pytest
 import torch
 from monai.networks.blocks import DVF2DDF, Warp
 
+from scripts.atlas.network import AtlasNetwork
 from scripts.losses import AtlasLoss
-from scripts.networks import AtlasNetwork, autocast
+from scripts.networks import autocast
 
 SHAPE = (24, 28, 20)
 

@@ -94,7 +94,7 @@ def test_tracts_lie_on_the_side_that_their_name_says(truth):
 
 def test_subjects_are_deformed_as_the_truth_says(truth):
     """Counts carried back with the true displacement lie on the central anatomy, as drawn not."""
-    from scripts.metrics.truth import score_atlas
+    from scripts.phantom.scores import score_atlas
 
     none = [np.zeros((3, 32, 36, 32), np.float32)] * 4
     before = score_atlas(truth, none, none)
@@ -263,7 +263,7 @@ def test_a_list_serves_as_shape_and_the_record_is_plain_json(tmp_path):
 
 
 def test_the_generator_needs_no_torch():
-    code = "import sys, scripts.phantom, scripts.metrics.truth; sys.exit('torch' in sys.modules)"
+    code = "import sys, scripts.phantom, scripts.phantom.scores; sys.exit('torch' in sys.modules)"
     root = Path(demo.__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", code], cwd=root, env=os.environ, check=False)
     assert done.returncode == 0

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from scripts.errors import CohortError, ConfigurationError, StorageError
-from scripts.lock import LOCK_FILE
+from scripts.runtime.lock import LOCK_FILE
+from scripts.settings.label_transfer import LabelTransferConfig
 from scripts.tractograms import Streamlines, TractogramError, open_tractogram, write_tractogram
 from scripts.transport import transfer
-from scripts.transport.settings import LabelTransferConfig
 from scripts.transport.transfer import LabelTransfer
 
 

@@ -9,11 +9,11 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bundle.bench.transport_phantom import synthetic_fibres
+from scripts.settings.label_transfer import LabelTransferConfig
 from scripts.tractograms import Streamlines
 from scripts.transport import geomloss_solver
 from scripts.transport.features import fibre_features
 from scripts.transport.labelling import OUTLIER, label_fibres
-from scripts.transport.settings import LabelTransferConfig
 
 
 def vectors(fibres):

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from scripts.errors import ConfigurationError
-from scripts.transport.settings import LabelTransferConfig
+from scripts.settings.label_transfer import LabelTransferConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -10,7 +10,7 @@ import torch
 from ignite.engine import Engine, Events
 
 from scripts.errors import StorageError
-from scripts.processes import is_first
+from scripts.runtime.processes import is_first
 
 __all__ = ["LossHistory", "scalar_terms"]
 

@@ -9,7 +9,7 @@ from ignite.engine import Engine, Events
 from monai.engines.utils import IterationEvents
 
 from scripts.errors import TrainingError
-from scripts.processes import everyones, is_first, stop_together
+from scripts.runtime.processes import everyones, is_first, stop_together
 
 __all__ = ["NonFiniteGuard"]
 

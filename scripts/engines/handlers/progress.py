@@ -6,7 +6,7 @@ from ignite.engine import Engine, Events
 from tqdm import tqdm
 
 from scripts.engines.handlers.loss_history import scalar_terms
-from scripts.progress import progress_bar
+from scripts.runtime.progress import progress_bar
 
 __all__ = ["ProgressBar", "progress_bar"]
 

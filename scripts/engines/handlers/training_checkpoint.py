@@ -13,8 +13,8 @@ from scripts.engines.handlers.loss_history import LossHistory
 from scripts.engines.run_state import RunState
 from scripts.errors import CheckpointError
 from scripts.networks.checkpoint import load_checkpoint, load_weights
-from scripts.processes import from_first, is_first
-from scripts.storage import check_space, write_whole
+from scripts.runtime.processes import from_first, is_first
+from scripts.runtime.storage import check_space, write_whole
 
 __all__ = ["TrainingCheckpoint"]
 

@@ -7,7 +7,7 @@ import sys
 
 from ignite.engine import Engine
 
-from scripts.errors import find_user_error
+from scripts.runtime.error_report import find_user_error
 
 __all__ = ["UserErrorsOnce"]
 

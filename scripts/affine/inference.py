@@ -1,0 +1,265 @@
+"""Affine networks used: built, read from a checkpoint, and asked about a pair of images."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ignite.engine import Engine, Events
+from monai.transforms import Transform
+
+from scripts.affine.network import AffineNetwork
+from scripts.engines.opening import opened
+from scripts.errors import CohortError
+from scripts.networks.described import FORMAT, load_described
+from scripts.networks.wrapping import unwrapped
+from scripts.pairwise.images import AffineImages, read_image
+from scripts.pairwise.network_grid import WorkingGrid, between_0_and_1
+from scripts.registration.images import ReadImage
+from scripts.registration.pair_output import write_pair
+from scripts.runtime.storage import publish_folder
+from scripts.settings.affine import LearnedAffineConfig
+from scripts.settings.image_pairs import EstimateAffineConfig
+from scripts.spatial.grid import Grid
+from scripts.spatial.transforms import resample
+
+logger = logging.getLogger(__name__)
+
+__all__ = [
+    "EstimateWriter",
+    "PairOfImages",
+    "build_affine_network",
+    "estimate_matrix",
+    "load_affine_network",
+    "open_affine_network",
+    "prepared_pair",
+    "world_matrix",
+]
+
+
+def build_affine_network(images: AffineImages, settings: LearnedAffineConfig) -> AffineNetwork:
+    """The network that the settings ask for, initialised by their seed."""
+    torch.manual_seed(settings.optimizer.seed)
+    description = {
+        "format": FORMAT,
+        "grid": asdict(images.grid),
+        "settings": settings.as_dict(),
+        "trained_on": [item["subject"] for item in images.training()],
+        "cohort": images.identity(),
+    }
+    return _built(images.grid, settings, description)
+
+
+def _built(
+    grid: WorkingGrid, settings: LearnedAffineConfig, description: dict[str, Any]
+) -> AffineNetwork:
+    model = settings.model
+    return AffineNetwork(
+        grid,
+        settings.family,
+        model.kind,
+        model.pair,
+        model.backbone,
+        model.keypoints,
+        model.width,
+        model.passes,
+        model.ridge,
+        description,
+    )
+
+
+def load_affine_network(path: str | Path) -> AffineNetwork:
+    """A published network, ready to be asked.
+
+    Raises:
+        CheckpointError: the file isn't there, is damaged, or is no affine network's.
+    """
+
+    def build(described: dict[str, Any]) -> AffineNetwork:
+        settings = LearnedAffineConfig.load(described["settings"])
+        return _built(WorkingGrid.of_dict(described["grid"]), settings, described)
+
+    return load_described(path, "affine network", "estimator", build)
+
+
+def prepared_pair(
+    network: AffineNetwork,
+    fixed: np.ndarray,
+    fixed_affine: np.ndarray,
+    moving: np.ndarray,
+    moving_affine: np.ndarray,
+) -> torch.Tensor:
+    """Two images, on whatever grids, as the network sees them: ``(1, 2, *shape)``.
+
+    Each is brought onto the network's grid about the centre of its own volume.
+
+    Raises:
+        CohortError: an image is constant or not finite, or has other dimensions than the network.
+    """
+    log_share = network.description["settings"]["images"]["log_share"]
+    seen = []
+    for name, data, affine in (("fixed", fixed, fixed_affine), ("moving", moving, moving_affine)):
+        if data.ndim != len(network.grid.shape):
+            raise CohortError(
+                f"the {name} image has {data.ndim} dimensions, the network "
+                f"{len(network.grid.shape)}"
+            )
+        if not np.isfinite(data).all():
+            raise CohortError(f"the {name} image is not finite")
+        if not np.ptp(data) > 0:
+            raise CohortError(f"the {name} image is constant: there is nothing to align")
+        seen.append(network.grid.of_image(between_0_and_1(data, log_share), affine))
+    return torch.cat(seen)[None]
+
+
+@torch.no_grad()
+def estimate_matrix(
+    network: AffineNetwork,
+    fixed: np.ndarray,
+    fixed_affine: np.ndarray,
+    moving: np.ndarray,
+    moving_affine: np.ndarray,
+    passes: int | None = None,
+) -> torch.Tensor:
+    """The network's matrix ``(4, 4)`` float64, fixed world point to moving world point (RAS, mm).
+
+    Images ``(*shape)`` of any two grids; ``passes`` takes the place of the trained cascade's.
+
+    Raises:
+        CohortError: see `prepared_pair`.
+    """
+    pair = prepared_pair(network, fixed, fixed_affine, moving, moving_affine)
+    device = next(network.parameters()).device
+    local = network.cascade(pair.to(device), passes)[-1].matrix[0].cpu()
+    return _in_world(network, local, fixed_affine, fixed.shape, moving_affine, moving.shape)
+
+
+def world_matrix(
+    network: AffineNetwork, local: torch.Tensor, fixed: Grid, moving: Grid
+) -> torch.Tensor:
+    """A matrix of the network's grid ``(4, 4)`` between the worlds of two images' grids."""
+    d = len(network.grid.shape)  # a plane's file may have a third axis of one voxel
+    return _in_world(network, local, fixed.affine, fixed.shape[:d], moving.affine, moving.shape[:d])
+
+
+def _in_world(
+    network: AffineNetwork,
+    local: torch.Tensor,
+    fixed_affine: np.ndarray,
+    fixed_shape: Sequence[int],
+    moving_affine: np.ndarray,
+    moving_shape: Sequence[int],
+) -> torch.Tensor:
+    there = network.grid.place_of(fixed_affine, fixed_shape)
+    here = network.grid.place_of(moving_affine, moving_shape)
+    return here @ local @ torch.linalg.inv(there)
+
+
+def open_affine_network(
+    path: str | Path, settings: EstimateAffineConfig, written: Sequence[str | Path] = ()
+) -> AffineNetwork:
+    """The network in ``<ckpt_dir>/affine_model.pt``; see `opened`.
+
+    Args:
+        path: of the network.
+        settings: of the job.
+        written: folders that the run will write to.
+
+    Raises:
+        CheckpointError: see `load_affine_network`.
+    """
+    network = opened(load_affine_network, path, settings.device, written)
+    if settings.passes is not None:
+        network.passes = settings.passes
+    return network
+
+
+class PairOfImages(Transform):
+    """Reads a pair of files and brings each onto the network's grid, as ``image``.
+
+    Args:
+        network: as published.
+    """
+
+    def __init__(self, network: AffineNetwork) -> None:
+        self.network = network
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Add ``image (2, *shape)``, fixed and moving.
+
+        Raises:
+            CohortError: an image can't be read, is constant, or has other dimensions.
+        """
+        dims = len(self.network.grid.shape)
+        fixed, fixed_grid = read_image([data["fixed"]], dims)
+        moving, moving_grid = read_image([data["moving"]], dims)
+        pair = prepared_pair(self.network, fixed, fixed_grid.affine, moving, moving_grid.affine)
+        return {**data, "image": pair[0]}
+
+
+class EstimateWriter:
+    """Publishes ``<folder>/<moving image's name>/``, whole or not at all.
+
+    Both directions as ITK text and 4x4 text, each image on the other's grid, ``estimated.json``.
+
+    Args:
+        network: as published.
+        folder: where to.
+    """
+
+    def __init__(self, network: torch.nn.Module, folder: str | Path) -> None:
+        self.network = unwrapped(network, AffineNetwork)
+        self.folder = Path(folder)
+
+    def attach(self, engine: Engine) -> None:
+        """Write after each iteration."""
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Write the pairs of the last iteration.
+
+        Raises:
+            StorageError: something can't be written.
+        """
+        items: Any = engine.state.batch
+        found: Any = engine.state.output
+        for item, output in zip(items, found, strict=True):
+            self._write(item, torch.as_tensor(output["pred"]).cpu().double())
+
+    def _write(self, item: Mapping[str, Any], local: torch.Tensor) -> None:
+        fixed, moving = (ReadImage(item[key]) for key in ("fixed", "moving"))
+        matrix = world_matrix(self.network, local, fixed.grid, moving.grid).numpy()
+        name = item["subject"]
+        before = resample(moving.values, moving.grid, [], fixed.grid)
+        with publish_folder(self.folder / name) as staging:
+            moved = write_pair(staging, name, fixed, moving, matrix)
+            correlations = {
+                "before": _correlation(before, fixed.values),
+                "after": _correlation(moved, fixed.values),
+            }
+            report = {
+                "fixed": item["fixed"],
+                "moving": item["moving"],
+                "family": self.network.family,
+                "passes": self.network.passes,
+                "matrix_fixed_to_moving_ras_mm": matrix.tolist(),
+                "correlation": correlations,
+            }
+            (staging / "estimated.json").write_text(json.dumps(report, indent=1) + "\n", "utf-8")
+        logger.info(
+            "%s: correlation %.3f before, %.3f after",
+            name, correlations["before"], correlations["after"],
+        )  # fmt: skip
+
+
+def _correlation(first: np.ndarray, second: np.ndarray) -> float:
+    """Pearson's; 0 where one of the two is constant."""
+    if not (np.ptp(first) > 0 and np.ptp(second) > 0):
+        return 0.0
+    return float(np.corrcoef(first.ravel(), second.ravel())[0, 1])

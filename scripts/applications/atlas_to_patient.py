@@ -1,0 +1,243 @@
+"""The published maps in the space of a subject or of a new patient."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from scripts.errors import CohortError, ConfigurationError
+from scripts.publishing.published_atlas import open_atlas, sha256_of
+from scripts.runtime.input_files import FileError, read_json
+from scripts.runtime.storage import check_space, check_writable, publish_folder
+from scripts.settings.applications import AtlasToPatientConfig
+from scripts.spatial.fields import field_names
+from scripts.spatial.grid import Grid
+from scripts.spatial.transform_files import TransformFile, read_transform
+from scripts.spatial.transforms import FieldTransform, resample
+from scripts.spatial.volumes import read_grid, read_volume, voxels_of, write_map
+
+__all__ = ["CARRIED_FOLDER", "AtlasCarrier"]
+
+logger = logging.getLogger(__name__)
+
+CARRIED_FOLDER = "atlas_in_patient_space"
+
+
+@dataclass(frozen=True)
+class _Way:
+    """How one patient's points get to the atlas."""
+
+    patient: str
+    template: int
+    files: tuple[TransformFile, ...]
+    reference: Path | None
+
+
+class AtlasCarrier:
+    """Carries the maps to patients, each into ``<output_dir>/<patient>/atlas_in_patient_space``.
+
+    Everybody's files are looked up before anything is written, and each patient's folder appears
+    whole. With the bundle's own fields: ``<atlas_dir>/fields`` for the cohort's subjects,
+    ``<registered_dir>/<patient>`` for those that ``registering`` brought to the same model. An
+    averaging atlas needs none.
+
+    Args:
+        atlas_dir: the published folder.
+        settings: whom to carry to, and how.
+        registered_dir: where ``registering`` wrote.
+        output_dir: holds the patients' folders.
+
+    Raises:
+        CohortError: no atlas, an unknown patient, a transform that isn't there or can't be read.
+        ConfigurationError: an affine_native atlas is asked for in template space.
+        StorageError: ``output_dir`` can't be written.
+    """
+
+    def __init__(
+        self,
+        atlas_dir: str | Path,
+        settings: AtlasToPatientConfig,
+        registered_dir: str | Path,
+        output_dir: str | Path,
+    ) -> None:
+        check_writable(output_dir)
+        self.atlas = open_atlas(atlas_dir)
+        self.settings = settings
+        self.registered = Path(registered_dir)
+        self.output_dir = Path(output_dir)
+        self._check_space()
+        self.ways = [self._way(patient) for patient in settings.patients or self.atlas.subjects]
+
+    def run(self) -> None:
+        """Carry the maps to every patient.
+
+        Raises:
+            CohortError: a file can't be read, or a patient's grid sees nothing of the atlas.
+            StorageError: a folder can't be written.
+        """
+        self._check_room()
+        for way in self.ways:
+            self._carry(way)
+        logger.info("atlas carried to %d patients, in %s", len(self.ways), self.output_dir)
+
+    def _check_space(self) -> None:
+        asked, own = self.settings.space, self.atlas.training_space
+        extra = self.settings.extra_transforms
+        if own == "affine_native" and asked == "template_native" and not extra:
+            raise ConfigurationError(
+                "atlas_to_patient.space = 'template_native': the atlas was made of affine_native "
+                "maps and doesn't lie in template space; must come with "
+                "atlas_to_patient#extra_transforms, or be 'affine_native'"
+            )
+        if own == "template_native" and (asked == "affine_native" or extra):
+            key = "extra_transforms" if extra else "space"
+            given = [path for path, _ in extra] if extra else asked
+            raise ConfigurationError(
+                f"atlas_to_patient.{key} = {given!r}: the atlas lies in template space; must be "
+                f"{'empty' if extra else 'template_native'}"
+            )
+
+    def _way(self, patient: str) -> _Way:
+        extra = _files(self.settings.extra_transforms, patient)
+        own: tuple[TransformFile, ...] = ()
+        template = 1
+        given = _files(self.settings.transforms, patient)
+        if not given:
+            own, template = self._own_field(patient)
+        files = (*given, *extra, *own)
+        for file in files:
+            if not file.path.is_file():
+                raise CohortError(f"patient {patient}: there is no transform {file.path}")
+        reference = self.settings.reference
+        image = None if reference is None else Path(reference.replace("{patient}", patient))
+        if image is not None and not image.is_file():
+            raise CohortError(f"patient {patient}: there is no reference image {image}")
+        if image is None and files and not files[0].path.name.endswith((".nii", ".nii.gz")):
+            raise CohortError(
+                f"patient {patient}: the first transform is an affine, which has no grid; name an "
+                "image that has with --atlas_to_patient#reference"
+            )
+        self.atlas.maps(template)
+        return _Way(patient, template, files, image)
+
+    def _own_field(self, patient: str) -> tuple[tuple[TransformFile, ...], int]:
+        """The field that leads a patient's points to the template, and to which template."""
+        known = patient in self.atlas.subjects
+        if self.atlas.averaged:
+            if not known and self.settings.reference is None:
+                raise CohortError(
+                    f"unknown patient {patient}: not in the atlas's cohort "
+                    f"({_some(self.atlas.subjects)}); a new one needs an image in template space "
+                    "(--atlas_to_patient#reference) or atlas_to_patient#transforms"
+                )
+            return (), 1
+        name = field_names(patient)[1]
+        field = self.atlas.folder / "fields" / name
+        if known and field.is_file():
+            return (TransformFile(field),), self.atlas.home(patient)
+        field = self.registered / patient / name
+        if field.is_file():
+            return (TransformFile(field),), self._registered_to(field.with_name(
+                "registration.json"
+            ))  # fmt: skip
+        if known:
+            raise CohortError(
+                f"patient {patient}: there is no field {self.atlas.folder / 'fields' / name}; "
+                "publish the atlas with learned_atlas#save_fields true"
+            )
+        raise CohortError(
+            f"unknown patient {patient}: neither in the atlas's cohort "
+            f"({_some(self.atlas.subjects)}) nor registered in {self.registered}; register it "
+            "first, or give atlas_to_patient#transforms"
+        )
+
+    def _registered_to(self, report: Path) -> int:
+        try:
+            about = read_json(report)
+            weights, template = about["weights"], int(about["template"])
+        except (FileError, ValueError, KeyError, TypeError) as error:
+            raise CohortError(f"{report}: can't tell which atlas its field leads to") from error
+        chosen = (self.atlas.about.get("covariates") or {}).get("at")
+        if chosen is not None:
+            raise CohortError(
+                f"{report.parent}: its field leads to the template of the cohort's mean, and the "
+                f"atlas in {self.atlas.folder} is that at {chosen}; carry the mean's, or give "
+                "atlas_to_patient#transforms"
+            )
+        if weights != self.atlas.about.get("weights"):
+            raise CohortError(
+                f"{report.parent}: was registered to another model than that of the atlas in "
+                f"{self.atlas.folder}; register the patient again"
+            )
+        return template
+
+    def _check_room(self) -> None:
+        maps = 0
+        for way in self.ways:
+            paths = self.atlas.maps(way.template)
+            # As `_carry` finds the grid: the reference's, a field's, or the atlas's own.
+            wanted = way.reference or next((file.path for file in way.files), paths["mean"])
+            voxels, _ = voxels_of(wanted)
+            maps += 4 * voxels * sum(voxels_of(path)[1] for path in paths.values())
+        check_space({self.output_dir: {"maps": maps}})
+
+    def _carry(self, way: _Way) -> None:
+        transforms = [read_transform(file) for file in way.files]
+        paths = self.atlas.maps(way.template)
+        first = transforms[0] if transforms else None
+        wanted: Grid
+        if way.reference is not None:
+            wanted = read_grid(way.reference)
+        elif isinstance(first, FieldTransform):
+            wanted = first.grid
+        else:
+            wanted = read_grid(paths["mean"])
+        with publish_folder(self.output_dir / way.patient / CARRIED_FOLDER) as staging:
+            for name, path in paths.items():
+                volume, source = read_volume(path)
+                carried = resample(volume, source, transforms, wanted)
+                if name == "mean" and not carried.any():
+                    raise CohortError(
+                        f"patient {way.patient}: nothing of the atlas lies on its grid; are the "
+                        "transforms the right ones, in antsApplyTransforms's order?"
+                    )
+                write_map(staging / path.name, carried, wanted)
+            about = json.dumps(self._description(way, paths), indent=1) + "\n"
+            (staging / "carried.json").write_text(about, encoding="utf-8")
+
+    def _description(self, way: _Way, paths: dict[str, Path]) -> dict[str, Any]:
+        """``carried.json``: what these maps were made of."""
+        return {
+            "patient": way.patient,
+            "space": self.settings.space,
+            "atlas": {
+                "folder": str(self.atlas.folder),
+                "kind": "averaged" if self.atlas.averaged else "learned",
+                "training_space": self.atlas.training_space,
+                "template": way.template,
+                "maps": {path.name: sha256_of(path) for path in paths.values()},
+            },
+            "transforms": [
+                {
+                    "path": str(file.path),
+                    "inverted": file.inverted,
+                    "sha256": sha256_of(file.path),
+                }
+                for file in way.files
+            ],
+            "reference": None if way.reference is None else str(way.reference),
+        }
+
+
+def _files(entries: list[tuple[str, bool]], patient: str) -> tuple[TransformFile, ...]:
+    return tuple(
+        TransformFile(Path(path.replace("{patient}", patient)), inverted)
+        for path, inverted in entries
+    )
+
+
+def _some(names: list[str], most: int = 10) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" * (len(names) > most))

@@ -1,0 +1,195 @@
+"""Leave-one-out: the average of everybody else, as one subject's space sees it.
+
+Each subject's density is carried into template space and summed; a subject's own share is taken
+away from the sum again, and what is left of it is carried through the template into the subject's
+space. Both ways every image is interpolated once. Memory is a sum a template and one subject,
+whatever the size of the cohort.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from scripts.cohort import Cohort, Subject
+from scripts.cohort.density import subject_density
+from scripts.errors import CohortError
+from scripts.publishing.published_atlas import sha256_of
+from scripts.runtime.input_files import read_json
+from scripts.runtime.progress import progress_bar
+from scripts.spatial.fields import field_names
+from scripts.spatial.grid import Grid
+from scripts.spatial.transform_files import TransformFile, read_transform
+from scripts.spatial.transforms import Transform, resample
+from scripts.spatial.volumes import read_grid
+
+__all__ = ["OthersAverage"]
+
+_ADVICE = "or compare without it: --tract_similarity#leave_one_out false"
+
+
+@dataclass(frozen=True)
+class _Passage:
+    """How a subject's points get to the template, and the template's to the subject."""
+
+    template: int
+    there: tuple[TransformFile, ...]
+    back: tuple[TransformFile, ...]
+
+
+class OthersAverage:
+    """For each subject the average of the others, carried through the template.
+
+    The way is the one that the atlas took into the subject's space, as ``carried.json`` beside
+    it tells: the bundle's own fields, of which both directions lie in one folder, and affines,
+    which can be inverted. An averaging atlas needs no way. Of a mixture the subjects of the same
+    template are averaged.
+
+    Args:
+        cohort: subjects; none is read before `gather`.
+        channels: of their maps.
+        folders: the atlas's folder in each subject's space, in the cohort's order.
+
+    Raises:
+        CohortError: fewer than 2 subjects of a template, a folder doesn't tell which atlas it
+            holds and how that got there, the atlases differ, or a way has no way back.
+    """
+
+    def __init__(self, cohort: Cohort, channels: int, folders: Sequence[Path]) -> None:
+        self.cohort = cohort
+        self.channels = channels
+        self.passages: list[_Passage] = []
+        self.sums: dict[int, np.ndarray] = {}
+        self.counts: dict[int, int] = {}
+        first: tuple[str, dict[str, str]] | None = None
+        for subject, folder in zip(cohort.subjects, folders, strict=True):
+            passage, atlas, maps = _read(subject.name, folder)
+            of_template = {f"{passage.template} {name}": value for name, value in maps.items()}
+            if first is None:
+                first = (atlas, {})
+            known = first[1]
+            if any(known.get(name, value) != value for name, value in of_template.items()):
+                raise CohortError(
+                    f"subject {subject.name}: {folder} holds another atlas ({atlas}) than that of "
+                    f"subject {cohort.subjects[0].name} ({first[0]}); carry one atlas to all of "
+                    f"them, {_ADVICE}"
+                )
+            known.update(of_template)
+            self.passages.append(passage)
+            self.counts[passage.template] = self.counts.get(passage.template, 0) + 1
+        for subject, passage in zip(cohort.subjects, self.passages, strict=True):
+            if self.counts[passage.template] < 2:
+                what = "" if len(self.counts) == 1 else f" of template {passage.template}"
+                raise CohortError(
+                    f"leave-one-out needs at least 2 subjects{what}, there is {subject.name} "
+                    f"alone; {_ADVICE.removeprefix('or ')}"
+                )
+        self.grid = _grid_of(Path(first[0]), cohort) if first is not None else cohort.grid
+
+    def gather(self) -> None:
+        """Sum everybody's density in template space.
+
+        Raises:
+            CohortError: a map or a transform can't be read.
+        """
+        with progress_bar(len(self.cohort.subjects), "others") as bar:
+            for subject, passage in zip(self.cohort.subjects, self.passages, strict=True):
+                share = self._in_template(subject, passage)
+                if passage.template in self.sums:
+                    self.sums[passage.template] += share
+                else:
+                    self.sums[passage.template] = share
+                bar.update()
+
+    def average(self, index: int) -> np.ndarray:
+        """The others' average density in a subject's space, ``(C, *shape)`` float64.
+
+        Args:
+            index: of the subject in the cohort; `gather` has been called.
+        """
+        passage, shape = self.passages[index], self.cohort.grid.shape
+        rest = self.sums[passage.template] - self._in_template(self.cohort.subjects[index], passage)
+        rest /= self.counts[passage.template] - 1
+        # Where this subject alone is present, rounding may leave next to nothing of it.
+        rest[rest < 1e-12 * float(rest.max(initial=0))] = 0
+        seen = resample(rest, _solid(self.grid), _opened(passage.there), _solid(self.cohort.grid))
+        return seen.reshape(self.channels, *shape).astype(np.float64)
+
+    def _in_template(self, subject: Subject, passage: _Passage) -> np.ndarray:
+        """``(C, X, Y, Z)`` float64; a plane has Z = 1."""
+        own = _solid(self.cohort.grid)
+        density = subject_density(subject, self.channels, self.cohort.grid.shape)
+        density = density.reshape(self.channels, *own.shape)
+        if not passage.back and self.grid.same_as(self.cohort.grid) is None:
+            return density
+        carried = resample(density, own, _opened(passage.back), _solid(self.grid))
+        return carried.astype(np.float64)
+
+
+def _read(name: str, folder: Path) -> tuple[_Passage, str, dict[str, str]]:
+    """A subject's way, the atlas's folder and its maps' hashes."""
+    path = folder / "carried.json"
+    if not os.path.lexists(path):
+        raise CohortError(
+            f"subject {name}: there is no {path}, which tells how the atlas got there; carry it "
+            f"with python -m bundle carry, {_ADVICE}"
+        )
+    try:
+        about = read_json(path)
+        atlas, maps = str(about["atlas"]["folder"]), dict(about["atlas"]["maps"])
+        template = int(about["atlas"]["template"])
+        there = [
+            (TransformFile(Path(one["path"]), bool(one["inverted"])), str(one["sha256"]))
+            for one in about["transforms"]
+        ]
+    except (ValueError, KeyError, TypeError) as error:
+        raise CohortError(f"{path}: can't tell how the atlas got there") from error
+    for file, expected in there:
+        if not file.path.is_file() or sha256_of(file.path) != expected:
+            raise CohortError(
+                f"subject {name}: {file.path}, which brought the atlas there, is gone or has "
+                "changed; carry the atlas again"
+            )
+    back = tuple(_reverse(name, file) for file, _ in reversed(there))
+    return _Passage(template, tuple(file for file, _ in there), back), atlas, maps
+
+
+def _reverse(name: str, file: TransformFile) -> TransformFile:
+    """The transform the other way."""
+    if not file.path.name.endswith((".nii", ".nii.gz")):
+        return TransformFile(file.path, not file.inverted)
+    to_template, to_subject = field_names(name)
+    other = {to_template: to_subject, to_subject: to_template}.get(file.path.name)
+    if other is None or not file.path.with_name(other).is_file():
+        raise CohortError(
+            f"subject {name}: leave-one-out needs both directions of {file.path}, and its inverse "
+            f"isn't known; publish the bundle's own fields (learned_atlas#save_fields true), "
+            f"{_ADVICE}"
+        )
+    return TransformFile(file.path.with_name(other))
+
+
+def _grid_of(atlas: Path, cohort: Cohort) -> Grid:
+    """The atlas's grid, a plane as the cohort counts its axes."""
+    found = next(iter(sorted(atlas.glob("atlas_mean.nii.gz"))), None) or next(
+        iter(sorted(atlas.glob("template-*/atlas_mean.nii.gz"))), None
+    )
+    if found is None:
+        raise CohortError(f"{atlas}: there is no atlas any more; carry one again, {_ADVICE}")
+    grid = read_grid(found)
+    if len(cohort.grid.shape) == 2 and grid.shape[2] == 1:
+        return Grid(grid.shape[:2], grid.affine, grid.header)
+    return grid
+
+
+def _solid(grid: Grid) -> Grid:
+    """The grid with three axes, a plane having one voxel along the third."""
+    return Grid((*grid.shape, 1)[:3], grid.affine, grid.header)
+
+
+def _opened(files: Sequence[TransformFile]) -> list[Transform]:
+    return [read_transform(file) for file in files]

@@ -1,0 +1,103 @@
+"""Images through a chain of transforms onto another grid, interpolated once."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+from scripts.errors import CohortError
+from scripts.runtime.storage import check_space, check_writable, file_hash, publish_folder
+from scripts.settings.warp import WarpConfig
+from scripts.spatial.transform_files import TransformFile, read_transform
+from scripts.spatial.transforms import resample
+from scripts.spatial.volumes import read_grid, read_volume, voxels_of, write_labels, write_map
+
+__all__ = ["WARPED_FOLDER", "ImageWarper"]
+
+logger = logging.getLogger(__name__)
+
+WARPED_FOLDER = "warped"
+
+
+class ImageWarper:
+    """Warps each subject's image into ``<output_dir>/warped/<subject>/<the image's name>``.
+
+    A point of the reference passes through all transforms, and only then is the image read: a
+    native map reaches the atlas by its field and its affine in one interpolation.
+
+    Args:
+        settings: of the warp.
+        output_dir: where to.
+
+    Raises:
+        CohortError: a file isn't there.
+        StorageError: ``output_dir`` can't be written.
+    """
+
+    def __init__(self, settings: WarpConfig, output_dir: str | Path) -> None:
+        check_writable(output_dir)
+        self.settings = settings
+        self.output_dir = Path(output_dir)
+        for subject in settings.subjects:
+            image, reference, transforms = self._files(subject)
+            for path in (image, reference, *(file.path for file in transforms)):
+                if not path.is_file():
+                    raise CohortError(f"subject {subject}: there is no file {path}")
+
+    def run(self) -> None:
+        """Warp everybody's image.
+
+        Raises:
+            CohortError: a file can't be read, or nothing of an image lies on the reference.
+            StorageError: something can't be written.
+        """
+        self._check_space()
+        for subject in self.settings.subjects:
+            self._warp(subject)
+        logger.info("%d images warped, in %s", len(self.settings.subjects), self.output_dir)
+
+    def _check_space(self) -> None:
+        images = 0
+        for subject in self.settings.subjects:
+            image, reference, _ = self._files(subject)
+            # A label's type may have 8 bytes, floats have 4.
+            images += 8 * voxels_of(reference)[0] * voxels_of(image)[1]
+        check_space({self.output_dir: {"images": images}})
+
+    def _warp(self, subject: str) -> None:
+        image, reference, files = self._files(subject)
+        chain = [read_transform(file) for file in files]
+        volume, source = read_volume(image)
+        wanted = read_grid(reference)
+        nearest = self.settings.interpolation == "nearest"
+        found = resample(volume, source, chain, wanted, order=0 if nearest else 1)
+        if volume.any() and not found.any():
+            raise CohortError(
+                f"subject {subject}: nothing of {image} lies on the grid of {reference}; are the "
+                "transforms the right ones, in antsApplyTransforms's order?"
+            )
+        with publish_folder(self.output_dir / WARPED_FOLDER / subject) as staging:
+            if nearest:
+                write_labels(staging / image.name, found, wanted, source.header.get_data_dtype())
+            else:
+                write_map(staging / image.name, found, wanted)
+            about = {
+                "image": {"path": str(image), "sha256": file_hash(image)},
+                "reference": str(reference),
+                "interpolation": self.settings.interpolation,
+                "transforms": [
+                    {"path": str(file.path), "inverted": file.inverted,
+                     "sha256": file_hash(file.path)}
+                    for file in files
+                ],
+            }  # fmt: skip
+            (staging / "warped.json").write_text(json.dumps(about, indent=1) + "\n", "utf-8")
+
+    def _files(self, subject: str) -> tuple[Path, Path, tuple[TransformFile, ...]]:
+        def named(path: str) -> Path:
+            return Path(path.replace("{subject}", subject))
+
+        settings = self.settings
+        transforms = tuple(TransformFile(named(path), back) for path, back in settings.transforms)
+        return named(settings.image), named(settings.reference), transforms

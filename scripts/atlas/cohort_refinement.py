@@ -1,0 +1,379 @@
+"""After training: exact centring, and the cohort's velocities polished with the template."""
+
+from __future__ import annotations
+
+import logging
+import math
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from scripts.atlas.covariate_regression import CovariateRegression, shrunken
+from scripts.atlas.network import density_of, log_density_of
+from scripts.atlas.registration import estimate_velocity
+from scripts.atlas.training_step import bare, soft_assignment
+from scripts.atlas.velocity_refinement import refine_velocity
+from scripts.losses.atlas_loss import AtlasLoss
+from scripts.networks.checkpoint import load_checkpoint, load_weights
+from scripts.runtime.processes import add_up, from_first, is_first, share
+from scripts.runtime.progress import progress_bar
+from scripts.runtime.storage import write_whole
+from scripts.spatial.jacobian import jacobian_determinant
+from scripts.spatial.unfolding import unfolded_velocity
+from scripts.spatial.warp import warp
+
+__all__ = ["CohortRefinement"]
+
+logger = logging.getLogger(__name__)
+
+
+class CohortRefinement:
+    """Alternates between every subject's velocity and the template, as atlas building does.
+
+    A round: each velocity takes some gradient steps against the template (`refine_velocity`) and
+    is smoothed where it comes close to folding (`unfolded_velocity`);
+    the cohort's mean velocity is subtracted from all of them, so that the template stands in the
+    cohort's middle; the template becomes the least-squares fit to the subjects in their own
+    spaces, sum_i J_i d_i(phi_i(x)) / sum_i J_i, with phi_i from template to subject and J_i its
+    Jacobian determinant (Ma et al., NeuroImage 2008).
+
+    With covariates the template is a function of them (see `AtlasNetwork`) and a round fits all of
+    it: the velocities' regression on the covariates gives its deformation, and the least-squares
+    fit of the densities gives an image a covariate beside the template. Both are shrunken where
+    they don't stand out from chance (`shrunken`). Without covariates, the columns are the
+    constant alone, and the regression is the mean.
+
+    With no rounds the network's velocities stand, exactly centred, and the learned template is
+    moved along with the centring.
+
+    Velocities of a round lie in files, one a subject, each written whole: an interrupted round
+    goes on at the subject where it stopped, and memory doesn't grow with the cohort.
+
+    Over several processes each one refines its share of the subjects; means and templates are made
+    of sums over all of them, so that the result is that of one process, to rounding.
+
+    Args:
+        network: the trained network.
+        dataset: log densities, in the cohort's order (``image``).
+        loss: the training's.
+        folder: where the velocities and the state go.
+        rounds: how often; 0: centring alone.
+        iterations: gradient steps a subject and round.
+        lr: their size, voxels.
+        dtype: of the convolutions.
+        device: where it runs.
+        mixture_sharpness: of the soft assignment with K > 1.
+        design: coded covariates ``(N, p)`` of a conditional template, of mean 0.
+        window: side, in voxels, of the windows in which slopes are shrunken.
+    """
+
+    def __init__(
+        self,
+        network: torch.nn.Module,
+        dataset: Sequence[dict[str, Any]],
+        loss: AtlasLoss,
+        folder: str | Path,
+        rounds: int = 0,
+        iterations: int = 10,
+        lr: float = 0.3,
+        dtype: str = "float32",
+        device: torch.device | str = "cpu",
+        mixture_sharpness: float = 50.0,
+        design: np.ndarray | None = None,
+        window: int = 7,
+    ) -> None:
+        self.network = bare(network)
+        self.dataset = dataset
+        self.loss = loss
+        self.folder = Path(folder)
+        self.rounds = rounds
+        self.iterations = iterations
+        self.lr = lr
+        self.dtype = dtype
+        self.device = torch.device(device)
+        self.mixture_sharpness = mixture_sharpness
+        self.design = None if design is None else torch.as_tensor(design).to(self.device)
+        self.window = window
+        self.round = 0
+        self.history: list[float] = []
+        self.offset = torch.zeros_like(self.network.mean_velocity)
+        # Share of each subject that each template explains, (N, K).
+        self.assignment = torch.ones(len(dataset), self.network.n_templates)
+
+    # -- the run ---------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def run(self) -> None:
+        """Centre, refine, and leave the network with its final template; resumes by itself."""
+        self.network.eval()
+        if not self._load():
+            self._centre_network(uncentred=True)
+            self.save()
+        if self.round < self.rounds:
+            own = len(share(len(self.dataset)))
+            with progress_bar(self.rounds * own, "refinement", initial=self.round * own) as bar:
+                while self.round < self.rounds:
+                    self._run_round(bar)
+
+    def image(self, index: int) -> torch.Tensor:
+        """A subject's log density, ``(1, C, *shape)``, on the device."""
+        return torch.as_tensor(self.dataset[index]["image"]).to(self.device)[None]
+
+    def velocity(self, index: int, template: int = 0) -> torch.Tensor:
+        """Final velocity of a subject to a template: refined if it was, else the network's."""
+        if self.round and template == self.home(index):
+            return self._stored(self.round - 1, index) - self.offset[template]
+        return estimate_velocity(
+            self.network, self.image(index), self.dtype, template,
+            covariates=self.covariates(index),
+        )  # fmt: skip
+
+    def covariates(self, index: int) -> torch.Tensor | None:
+        """A subject's coded covariates ``(1, p)``; None for an unconditional template."""
+        return None if self.design is None else self.design[index : index + 1]
+
+    # -- pieces ----------------------------------------------------------------------------
+
+    def _run_round(self, bar: tqdm) -> None:
+        total = torch.zeros((), dtype=torch.float64)
+        for index in share(len(self.dataset)):
+            loss = self._refine_subject(index)
+            total += loss
+            bar.set_postfix(
+                {"round": f"{self.round + 1}/{self.rounds}", "loss": f"{loss:.3f}"},
+                refresh=False,
+            )
+            bar.update()
+        add_up(total)
+        self.history.append(float(total) / len(self.dataset))
+        self.offset = self._mean(self.round)
+        if self.design is not None:
+            self._update_velocity_slopes(self.round)
+        self._update_template(self.round)
+        if self.round + 1 == self.rounds:
+            self.recentre()
+        self.round += 1
+        self.save()
+        if is_first():
+            # The sums above were of this round's velocities: no process reads the earlier ones.
+            shutil.rmtree(self._round_folder(self.round - 2), ignore_errors=True)
+
+    def home(self, index: int) -> int:
+        """Which template explains a subject best."""
+        return int(self.assignment[index].argmax())
+
+    def _centre_network(self, uncentred: bool) -> None:
+        """The exact mean velocity instead of the running one; the template moves with it.
+
+        Args:
+            uncentred: the network was trained without subtracting the running mean.
+        """
+        network = self.network
+        if network.n_templates > 1:
+            self._assign()
+        total = torch.zeros_like(network.mean_velocity)
+        weight = self.assignment.sum(0).clamp_min(1e-6)
+        for index in share(len(self.dataset)):
+            image = self.image(index)
+            for k in range(network.n_templates):
+                part = float(self.assignment[index, k])
+                if part > 0.01:
+                    found = estimate_velocity(network, image, self.dtype, k)
+                    total[k] += found[0] * (part / float(weight[k]))
+        add_up(total)
+        # The fields that were learned against this template lose `moved`: exp(v - m) needs the
+        # template moved by exp(m), to first order.
+        moved = network.mean_velocity + total if uncentred else total
+        network.mean_velocity += total
+        for k in range(network.n_templates):
+            there = network.displacement(moved[k : k + 1])
+            network.template[k] = warp(network.template[k : k + 1], there)[0]
+        network.project_template()
+
+    def _assign(self) -> None:
+        """Soft assignment of each subject to the templates, by its losses."""
+        network = self.network
+        self.assignment.zero_()
+        for index in share(len(self.dataset)):
+            image = self.image(index)
+            # Fields are learned uncentred, see `_centre_network`.
+            raw = [
+                estimate_velocity(network, image, self.dtype, k) + network.mean_velocity[k]
+                for k in range(network.n_templates)
+            ]
+            shares = soft_assignment(network, self.loss, image, raw, self.mixture_sharpness)
+            self.assignment[index] = shares[0]
+        add_up(self.assignment)
+        network.mixture.copy_(self.assignment.mean(0))
+
+    def _refine_subject(self, index: int) -> float:
+        path = self._velocity_file(self.round, index)
+        if path.exists():
+            return float(load_checkpoint(path)["loss"])
+        home = self.home(index)
+        start = self.velocity(index, home)
+        with torch.enable_grad():
+            found, loss = refine_velocity(
+                self.network, self.loss, self.image(index), start,
+                self.iterations, self.lr, home, self.covariates(index),
+            )  # fmt: skip
+        found = unfolded_velocity(self.network, found)
+        with write_whole(path) as staged:
+            torch.save({"velocity": found[0].cpu(), "loss": loss}, staged)
+        return loss
+
+    def _mean(self, number: int) -> torch.Tensor:
+        """Mean velocity over each template's own subjects."""
+        total = torch.zeros_like(self.network.mean_velocity)
+        count = torch.zeros(self.network.n_templates)
+        for index in share(len(self.dataset)):
+            home = self.home(index)
+            total[home] += self._stored(number, index)[0]
+            count[home] += 1
+        add_up(total, count)
+        return total / count.clamp_min(1).to(total).view(-1, *([1] * (total.dim() - 1)))
+
+    def _update_velocity_slopes(self, number: int) -> None:
+        """The conditional template's deformation: velocities regressed on covariates."""
+        network = self.network
+        shape = network.velocity_slopes.shape[1:]
+        fit = CovariateRegression(
+            network.covariates, shape[0], math.prod(shape[1:]), device=self.device
+        )
+        for index in share(len(self.dataset)):
+            velocity = self._stored(number, index) - self.offset
+            fit.add(velocity[0].flatten(1), self._design[index])
+        fit.join()
+        slopes, variance = fit.solve()
+        window = 2 * (self.window // 2 // network.field_resolution) + 1
+        found = shrunken(slopes.reshape(-1, *shape), variance.reshape(-1, *shape[1:]), window)
+        network.velocity_slopes.copy_(found)
+
+    @property
+    def _design(self) -> torch.Tensor:
+        assert self.design is not None
+        return self.design
+
+    def _update_template(self, number: int) -> None:
+        """Least-squares template in linear density; a template without subjects stays."""
+        network = self.network
+        if self.design is not None:
+            self._update_conditional_template(number)
+            return
+        total = torch.zeros_like(network.template)
+        weight = total.new_zeros((network.n_templates, 1, *network.shape))
+        for index in share(len(self.dataset)):
+            home = self.home(index)
+            velocity = self._stored(number, index) - self.offset[home]
+            _, inverse = network.displacements(velocity)
+            size = jacobian_determinant(inverse[0]).clamp_min(0)
+            density = density_of(self.image(index), network.log_offset)
+            total[home] += size * warp(density, inverse)[0]
+            weight[home] += size
+        add_up(total, weight)
+        for k in range(network.n_templates):
+            if float(weight[k].amax()) > 0:
+                density = total[k] / weight[k].clamp_min(1e-6)
+                network.template[k] = log_density_of(density, network.log_offset)
+        network.project_template()
+
+    def _update_conditional_template(self, number: int) -> None:
+        """Least-squares template and density slopes; what is outside the support is 0."""
+        network = self.network
+        inside = network.support[0].bool().any(0)
+        fit = CovariateRegression(
+            network.covariates, network.channels, int(inside.sum()), True, self.device
+        )
+        for index in share(len(self.dataset)):
+            velocity = self._stored(number, index) - self.offset
+            _, inverse = network.displacements(velocity)
+            size = jacobian_determinant(inverse[0]).clamp_min(0)
+            density = warp(density_of(self.image(index), network.log_offset), inverse)[0]
+            fit.add(density[:, inside], self._design[index], size[inside])
+        fit.join()
+        slopes, variance = fit.solve()
+        shape = network.density_slopes.shape
+        full = slopes.new_zeros(shape)
+        spread = slopes.new_zeros((shape[0], *shape[2:]))
+        full[:, :, inside], spread[:, inside] = slopes, variance
+        found = shrunken(full, spread, self.window) * network.support
+        density = found.new_zeros(shape[1:])
+        density[:, inside] = fit.intercept(found[:, :, inside]).clamp_min(0)
+        network.template[0] = log_density_of(density, network.log_offset)
+        network.density_slopes.copy_(found)
+        network.project_template()
+
+    @torch.no_grad()
+    def recentre(self) -> None:
+        """Let the network alone give, on average over the cohort, the refined velocity.
+
+        Without refined velocities it is to give 0, and the template moves with that.
+        """
+        network = self.network
+        if not self.history:
+            self._centre_network(uncentred=False)
+            return
+        shift = torch.zeros_like(network.mean_velocity)
+        count = torch.zeros(network.n_templates)
+        newest = len(self.history) - 1
+        for index in share(len(self.dataset)):
+            home = self.home(index)
+            found = estimate_velocity(
+                network, self.image(index), self.dtype, home, covariates=self.covariates(index)
+            )
+            refined = self._stored(newest, index) - self.offset[home]
+            shift[home] += (found - refined)[0]
+            count[home] += 1
+        add_up(shift, count)
+        count = count.clamp_min(1).to(shift)
+        network.mean_velocity += shift / count.view(-1, *([1] * (shift.dim() - 1)))
+
+    # -- files -----------------------------------------------------------------------------
+
+    def _round_folder(self, number: int) -> Path:
+        return self.folder / f"round-{number:03d}"
+
+    def _velocity_file(self, number: int, index: int) -> Path:
+        return self._round_folder(number) / f"{index:06d}.pt"
+
+    def _stored(self, number: int, index: int) -> torch.Tensor:
+        found = load_checkpoint(self._velocity_file(number, index))
+        return found["velocity"].to(self.device)[None]
+
+    def _load(self) -> bool:
+        found = from_first(self._read)
+        if found is None:
+            return False
+        load_weights(self.network, found, self.folder / "state.pt")
+        self.round = found["round"]
+        self.offset = found["offset"].to(self.device)
+        self.assignment = found["assignment"]
+        self.history = list(found["history"])
+        if self.round < self.rounds:
+            logger.info("refinement goes on after round %d", self.round)
+        return True
+
+    def _read(self) -> dict[str, Any] | None:
+        path = self.folder / "state.pt"
+        return load_checkpoint(path) if path.exists() else None
+
+    def save(self) -> None:
+        """Write down how far the rounds are, with the network as it is now."""
+        if not is_first():
+            return
+        with write_whole(self.folder / "state.pt") as path:
+            torch.save(
+                {
+                    "round": self.round,
+                    "network": self.network.state_dict(),
+                    "offset": self.offset.cpu(),
+                    "assignment": self.assignment,
+                    "history": self.history,
+                },
+                path,
+            )

@@ -1,0 +1,287 @@
+"""What the configs name: the pieces above, made for a cohort and its settings."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from monai.transforms import Compose
+
+from scripts.atlas.cohort_refinement import CohortRefinement
+from scripts.atlas.fine_tuning import NetworkFineTuning
+from scripts.atlas.network import AtlasNetwork
+from scripts.atlas.resources import check_cache, checkpoint_bytes, output_bytes
+from scripts.cohort import (
+    Cohort,
+    read_cohort,
+)
+from scripts.data import EpochBatches, density_dataset, density_transforms
+from scripts.engines.opening import reserved
+from scripts.errors import CohortError, ConfigurationError
+from scripts.losses.atlas_loss import AtlasLoss
+from scripts.networks.precision import open_device
+from scripts.runtime.processes import (
+    barrier,
+    from_first,
+    rank,
+    share,
+    stop_together,
+    world_size,
+)
+from scripts.runtime.run_log import keep_log
+from scripts.runtime.storage import check_space
+from scripts.settings.atlas import LearnedAtlasConfig
+
+__all__ = [
+    "atlas_loss",
+    "cohort_refinement",
+    "cohort_transforms",
+    "network_fine_tuning",
+    "open_cohort",
+    "train_dataset",
+]
+
+logger = logging.getLogger(__name__)
+
+
+def open_cohort(
+    dataset_dir: str | Path,
+    settings: LearnedAtlasConfig,
+    written: Sequence[str | Path] = (),
+    data: Sequence[Mapping[str, Any]] | None = None,
+) -> Cohort:
+    """Read and check the cohort, after what can be known beforehand of the run's end.
+
+    Args:
+        dataset_dir: the dataset folder.
+        settings: of the run.
+        written: output_dir and ckpt_dir; they are locked while the result is in use, and the
+            run's log is kept in the last one.
+        data: a data list as MONAI's tools give it, a mapping a map with its path as ``image``, in
+            place of the folder; what else it holds (a ``label``) isn't read.
+
+    Raises:
+        ConfigurationError: if the machine lacks the device, or a batch has fewer subjects than
+            there are processes.
+        StorageError: if something that is no writable folder stands in the way of ``written``,
+            another run is at work there, or there isn't room for what the run writes.
+        ConfigurationError: also if the cache that is asked for doesn't fit into memory.
+        CohortError: see `read_cohort`.
+    """
+    _check_processes(settings)
+
+    def read() -> Cohort:
+        with reserved(written) as users:
+            files = None if data is None else _listed_maps(data)
+            cohort = read_cohort(dataset_dir, settings, files=files)
+            _check_box(cohort)
+            _warn_of_scale(cohort, settings)
+            check_cache(cohort, settings, world_size())
+            if len(written) == 2:
+                _check_space(cohort, settings, *map(Path, written))
+            users.append(cohort)
+            if written:
+                keep_log(written[-1])
+        return cohort
+
+    return from_first(read)
+
+
+def _check_processes(settings: LearnedAtlasConfig) -> None:
+    """Make sure that each process has its device, and something to do.
+
+    Raises:
+        ConfigurationError: if one hasn't.
+    """
+    error = None
+    try:
+        open_device(settings.device)
+        if settings.optimizer.batch_size < world_size():
+            raise ConfigurationError(
+                f"learned_atlas.optimizer.batch_size = {settings.optimizer.batch_size}: must be at "
+                f"least the number of processes, {world_size()}, which share each batch"
+            )
+    except ConfigurationError as failure:
+        error = failure
+    stop_together(error)
+
+
+def _check_box(cohort: Cohort) -> None:
+    """Refuse a box in which a field has no derivative along some axis."""
+    if min(cohort.crop.shape) > 1:
+        return
+    raise CohortError(
+        f"the cohort's box has {' x '.join(map(str, cohort.crop.shape))} voxels: a deformation "
+        "needs at least 2 along every axis; raise learned_atlas#cohort#margin if the grid has "
+        "more, and bring planes as (X, Y) or (X, Y, 1)"
+    )
+
+
+def _listed_maps(data: Sequence[Mapping[str, Any]]) -> list[Path]:
+    """Paths of a data list's images."""
+    images = [item.get("image") for item in data]
+    wrong = [image for image in images if not isinstance(image, str | Path)]
+    if wrong:
+        raise CohortError(
+            f"train#dataset#data names {wrong[0]!r} as an image; each entry must have the path of "
+            "one density map as 'image'"
+        )
+    return [Path(str(image)) for image in images]
+
+
+def _check_space(
+    cohort: Cohort, settings: LearnedAtlasConfig, output_dir: Path, ckpt_dir: Path
+) -> None:
+    """Refuse a night's work that couldn't be written down."""
+    output, kept = output_bytes(cohort, settings), checkpoint_bytes(cohort, settings)
+    # An earlier run's files are gone on with or thrown away: their space is the run's own.
+    earlier = [path for path in (ckpt_dir / "run_state").rglob("*") if path.is_file()]
+    for path in earlier:
+        largest = max(kept, key=kept.__getitem__)
+        kept[largest] = max(0, kept[largest] - path.stat().st_size)
+    both = {**output, **kept}
+    same = output_dir.absolute() == ckpt_dir.absolute()
+    check_space({output_dir: both} if same else {output_dir: output, ckpt_dir: kept})
+
+
+def _warn_of_scale(cohort: Cohort, settings: LearnedAtlasConfig) -> None:
+    """Say so where a threshold is far from any density that the cohort has."""
+    found = cohort.mean_density[cohort.mean_density > 0]
+    typical, largest = float(np.median(found)), float(found.max())
+    ratio = typical / settings.loss.log_offset
+    if not 0.003 < ratio < 300:
+        logger.warning(
+            "learned_atlas.loss.log_offset = %g is far from this cohort's densities (median of "
+            "the mean map %.2g, maximum %.2g): their logarithms are nearly %s; a density that "
+            "just counts as present is a good choice",
+            settings.loss.log_offset,
+            typical,
+            largest,
+            "alike" if ratio >= 300 else "linear",
+        )
+    if settings.presence_value >= largest:
+        logger.warning(
+            "learned_atlas.presence_value = %g is above every mean density (maximum %.2g): "
+            "prob_threshold will be almost or wholly 0",
+            settings.presence_value,
+            largest,
+        )
+
+
+def cohort_transforms(cohort: Cohort, settings: LearnedAtlasConfig, log: bool = True) -> Compose:
+    """From a cohort's files to its (log) densities in its box."""
+    return density_transforms(
+        cohort.normalisation,
+        settings.model.channels,
+        settings.loss.log_offset if log else None,
+        cohort.crop.start,
+        cohort.crop.stop,
+    )
+
+
+def train_dataset(
+    data: Sequence[Mapping[str, Any]] | None,
+    transform: Compose,
+    settings: LearnedAtlasConfig,
+    cache_dir: str | Path,
+    cohort: Cohort | None = None,
+) -> Any:
+    """The training dataset, cached as the settings say.
+
+    In memory each process keeps the whole cohort, since a batch may bring it any subject. On disk
+    the processes share one cache, which they fill together before any of them reads from it.
+
+    Args:
+        data: a mapping a subject.
+        transform: see `cohort_transforms`.
+        settings: of the run.
+        cache_dir: for a cache on disk.
+        cohort: what `open_cohort` made of ``data``, or found itself: its own list, which knows
+            each map's divisor and channel as well, takes the place of ``data``.
+    """
+    listed = data if cohort is None else cohort.datalist()
+    dataset = density_dataset(
+        listed or [],
+        transform,
+        cache=settings.cohort.cache,
+        cache_dir=cache_dir,
+        device=settings.device,
+        num_workers=settings.cohort.num_workers,
+    )
+    if settings.cohort.cache == "disk" and world_size() > 1:
+        for index in share(len(dataset)):
+            dataset[index]
+        barrier()
+    return dataset
+
+
+def atlas_loss(spacing: Sequence[float], settings: LearnedAtlasConfig) -> AtlasLoss:
+    """The weighted loss that the settings ask for."""
+    return AtlasLoss(
+        spacing,
+        settings.model.field_resolution,
+        settings.loss.similarity_weight,
+        settings.loss.presence_weight,
+        settings.loss.smoothness_weight,
+        settings.loss.centrality_weight,
+        settings.loss.window,
+        settings.loss.scales,
+    )
+
+
+def cohort_refinement(
+    network: AtlasNetwork,
+    dataset: Sequence[dict[str, Any]],
+    loss: AtlasLoss,
+    folder: str | Path,
+    settings: LearnedAtlasConfig,
+    cohort: Cohort | None = None,
+) -> CohortRefinement:
+    """The refinement that the settings ask for; covariates, where asked for, come by ``cohort``."""
+    return CohortRefinement(
+        network,
+        dataset,
+        loss,
+        folder,
+        rounds=settings.refine.rounds,
+        iterations=settings.refine.iterations,
+        lr=settings.refine.lr,
+        dtype=settings.dtype,
+        device=torch.device(settings.device),
+        mixture_sharpness=settings.model.mixture_sharpness,
+        design=None if cohort is None else cohort.design(),
+        window=settings.loss.window,
+    )
+
+
+def network_fine_tuning(
+    refinement: CohortRefinement, path: str | Path, settings: LearnedAtlasConfig
+) -> NetworkFineTuning:
+    """The fine-tuning that the settings ask for.
+
+    Args:
+        refinement: of the run.
+        path: of its checkpoint.
+        settings: of the run.
+    """
+    optimizer = settings.optimizer
+    return NetworkFineTuning(
+        refinement,
+        EpochBatches(
+            len(refinement.dataset), optimizer.batch_size, optimizer.seed, rank(), world_size()
+        ),
+        path,
+        epochs=settings.refine.network_epochs,
+        lr=settings.refine.network_lr,
+        gradient_clip=optimizer.gradient_clip,
+        passes=settings.model.passes,
+    )
+
+
+# ---------------------------------------------------------------------------------------------
+# With a published model
+# ---------------------------------------------------------------------------------------------

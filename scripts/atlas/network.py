@@ -1,0 +1,382 @@
+"""The learned atlas as one network: a template, a U-Net, the flow of its velocity, a warp."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from monai.utils import convert_to_dst_type
+from torch import nn
+
+from scripts.networks.grids import averaged, enlarge, reduced_shape
+from scripts.networks.integration import VelocityIntegration
+from scripts.networks.smoothing import GaussianSmoothing
+from scripts.networks.unet import RegistrationUNet
+from scripts.spatial.warp import warp
+
+__all__ = ["AtlasNetwork", "density_of", "description_in", "log_density_of"]
+
+logger = logging.getLogger(__name__)
+
+
+def log_density_of(density: torch.Tensor, log_offset: float) -> torch.Tensor:
+    """``log1p(x / log_offset)``: log(x + offset) up to a constant, exactly 0 where x is 0."""
+    return torch.log1p(density / log_offset)
+
+
+def density_of(log_density: torch.Tensor, log_offset: float) -> torch.Tensor:
+    """The inverse of `log_density_of`."""
+    return torch.expm1(log_density) * log_offset
+
+
+def description_in(state_dict: Mapping[str, Any]) -> dict[str, Any]:
+    """What a network's weights say of themselves; nothing if they aren't of an `AtlasNetwork`."""
+    if "described" not in state_dict:
+        return {}
+    return json.loads(bytes(state_dict["described"].cpu().numpy()).decode())
+
+
+class AtlasNetwork(nn.Module):
+    """K learnable templates and the network that registers them to a subject.
+
+    The network predicts fields only, never densities, so that whatever the atlas shows was in
+    the subjects. For a pair (template, subject) it gives a stationary velocity v, less the
+    cohort's mean velocity: the template stays in the cohort's middle. Its flow maps subject
+    points to template points (the forward field: it warps the template to the subject); the flow
+    of -v is the inverse.
+
+    A conditional template depends on p coded covariates c of a person, all 0 at the cohort's mean:
+    T(c) = max(0, T + sum_j c_j S_j) o exp(sum_j c_j w_j), with S_j an image (linear density) and
+    w_j a velocity. Velocities of subjects lead to T's own space, exp(v) = exp(sum_j c_j w_j) o
+    exp(residual) to first order, so that all fields end in one space whatever the covariates.
+    Wherever ``covariates`` is left out, the template is that of the cohort's mean, T.
+
+    One look at a pair seldom finds all of a move. The U-Net therefore looks several times: each
+    pass sees the template as moved so far beside the subject, both averaged by the pass's factor,
+    and what it finds is added to the velocity. A coarse pass costs next to nothing and sees far,
+    a later one corrects what is left, for subjects of the training and others alike. The sum of
+    velocities is the composition of their flows to first order, and whatever that leaves the
+    passes that follow see. All passes share the weights, so that a network can be run with other
+    passes than it was trained with. (Cascades: Zhao et al., ICCV 2019.)
+
+    Dalca et al., Learning conditional deformable templates, NeurIPS 2019.
+
+    Args:
+        template: starting value ``(K, C, *shape)``, log density, not negative.
+        log_offset: the density at which log1p turns from linear to logarithmic.
+        enc_features: see `RegistrationUNet`.
+        dec_features: see `RegistrationUNet`.
+        int_steps: squarings of the integration; 0: plain displacement.
+        field_resolution: the field lives on a grid reduced by this factor.
+        velocity_smoothing: of every velocity, standard deviation in voxels of the full grid.
+        checkpointing: recompute activations in the backward pass.
+        description: what else a reader of the checkpoint must know (grid, crop box,
+            normalisation...), JSON-able; travels in the state dict as the buffer `described`.
+        covariates: p, columns that the template depends on; 0: an unconditional template.
+        passes: for each look of the U-Net the factor by which the pair is averaged, powers of 2.
+    """
+
+    template: torch.Tensor
+    support: torch.Tensor
+    mean_velocity: torch.Tensor
+    mixture: torch.Tensor
+    input_scale: torch.Tensor
+    described: torch.Tensor
+    density_slopes: torch.Tensor
+    velocity_slopes: torch.Tensor
+
+    def __init__(
+        self,
+        template: np.ndarray | torch.Tensor,
+        log_offset: float = 1e-3,
+        enc_features: Sequence[int] = (16, 32, 32, 32),
+        dec_features: Sequence[int] = (32, 32, 32, 16, 16),
+        int_steps: int = 7,
+        field_resolution: int = 2,
+        velocity_smoothing: float = 3.0,
+        checkpointing: bool = False,
+        description: Mapping[str, Any] | None = None,
+        covariates: int = 0,
+        passes: Sequence[int] = (1,),
+    ) -> None:
+        super().__init__()
+        # A MetaTensor parameter can't be loaded with weights_only=True: plain tensors only.
+        start = torch.as_tensor(np.asarray(template), dtype=torch.float32).clone()
+        self.shape = tuple(start.shape[2:])
+        self.n_templates, self.channels = start.shape[:2]
+        self.spatial_dims = len(self.shape)
+        self.log_offset = log_offset
+        self.field_resolution = field_resolution
+        self.reduced = reduced_shape(self.shape, field_resolution)
+        self.passes = tuple(passes)
+        self.template = nn.Parameter(start)
+        # Where no subject carries density (after any plausible move) the template is exactly 0.
+        self.register_buffer("support", torch.ones_like(start[:1]))
+        self.register_buffer(
+            "mean_velocity", torch.zeros(self.n_templates, self.spatial_dims, *self.reduced)
+        )
+        self.register_buffer("mixture", torch.full((self.n_templates,), 1 / self.n_templates))
+        self.register_buffer("input_scale", start.amax().clamp_min(1e-6).reciprocal())
+        text = json.dumps(dict(description or {}), sort_keys=True).encode()
+        self.register_buffer("described", torch.frombuffer(bytearray(text), dtype=torch.uint8))
+        self.covariates = covariates
+        if covariates:
+            if self.n_templates > 1:
+                raise ValueError("a mixture of templates can't depend on covariates")
+            self.register_buffer("density_slopes", torch.zeros(covariates, *start.shape[1:]))
+            self.register_buffer(
+                "velocity_slopes", torch.zeros(covariates, self.spatial_dims, *self.reduced)
+            )
+        self.unet = RegistrationUNet(
+            self.spatial_dims,
+            2 * self.channels,
+            enc_features,
+            dec_features,
+            factor=field_resolution,
+            checkpointing=checkpointing,
+        )
+        if self.spatial_dims == 3:
+            self.unet.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+        self.smoothing = GaussianSmoothing(velocity_smoothing / field_resolution)
+        self.integration = VelocityIntegration(int_steps, field_resolution)
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """What the checkpoint says of itself."""
+        return description_in({"described": self.described})
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """Load weights; of another cohort's atlas, those that any cohort can start from.
+
+        Fine-tuning tools load a published model into the network of a new cohort. Template, box
+        and description are then the new cohort's own; the U-Net, which works on any grid, and the
+        scale that it saw its input in are taken over, if it is built alike. From a model of the
+        same cohort all is taken but what it says of its own run.
+        """
+        theirs, own = description_in(state_dict), self.description
+        if "cohort" in theirs and "cohort" in own:
+            same = theirs["cohort"] == own["cohort"] and all(
+                state_dict[name].shape == getattr(self, name).shape
+                for name in ("template", "mean_velocity")
+            )
+            taken = state_dict if same else self._start_from(state_dict)
+            state_dict = {**taken, "described": self.described}
+        return super().load_state_dict(state_dict, strict=strict, assign=assign)
+
+    def _start_from(self, state_dict: Mapping[str, Any]) -> dict[str, Any]:
+        """These weights, with the U-Net of another cohort's model where that fits."""
+        own = self.state_dict()
+        unet = {name: value for name, value in own.items() if name.startswith("unet.")}
+        alike = all(
+            name in state_dict and state_dict[name].shape == value.shape
+            for name, value in unet.items()
+        )
+        if not alike:
+            logger.warning(
+                "the given model's U-Net is built otherwise than this one: nothing of it is used"
+            )
+            return own
+        logger.info("training starts from the U-Net of another cohort's model")
+        return {**own, **{name: state_dict[name] for name in (*unet, "input_scale")}}
+
+    def template_density(self, covariates: torch.Tensor | None = None) -> torch.Tensor:
+        """The templates in linear density.
+
+        Args:
+            covariates: coded, ``(B, p)``.
+
+        Returns:
+            ``(K, C, *shape)``; with covariates ``(B, C, *shape)``.
+        """
+        if covariates is None:
+            return density_of(self.template.detach(), self.log_offset)
+        move = self.displacement(self.covariate_velocity(covariates))
+        with torch.autocast(move.device.type, enabled=False):
+            return warp(self.undeformed_density(covariates), move)
+
+    def undeformed_density(self, covariates: torch.Tensor) -> torch.Tensor:
+        """The conditional template's density before it is deformed, ``(B, C, *shape)``."""
+        density = density_of(self.template.detach(), self.log_offset)
+        change = torch.einsum("bp,p...->b...", covariates, self.density_slopes)
+        return (density + change).clamp_min(0)
+
+    def covariate_velocity(self, covariates: torch.Tensor) -> torch.Tensor:
+        """What of a velocity is owed to covariates ``(B, p)``: ``(B, d, *reduced)``."""
+        return torch.einsum("bp,p...->b...", covariates, self.velocity_slopes)
+
+    def set_support(self, support: torch.Tensor) -> None:
+        """Fix where the template may be above zero (bool, broadcast to ``(1, C, *shape)``)."""
+        self.support.copy_(support.to(self.support))
+        self.project_template()
+
+    @torch.no_grad()
+    def project_template(self) -> None:
+        """Back to the feasible set after a gradient step: not negative, 0 off the support."""
+        self.template.clamp_(min=0).mul_(self.support)
+
+    def velocity(
+        self, image: torch.Tensor, template: int = 0, covariates: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Stationary velocity of template k to each image, centred in evaluation.
+
+        Training sees the field uncentred: subtracting a running mean there would hide its drift
+        from the loss.
+
+        Args:
+            image: ``(B, C, *shape)`` log density.
+            template: which of the K templates.
+            covariates: coded, ``(B, p)``: the network then sees the template that they make.
+
+        Returns:
+            ``(B, d, *reduced)`` in voxels of the full grid, float32.
+        """
+        fixed = self.template[template].expand(image.shape[0], *image.shape[1:])
+        if covariates is not None:
+            fixed = log_density_of(self.template_density(covariates), self.log_offset)
+        velocity = self._look(fixed, image, self.passes[0])
+        for factor in self.passes[1:]:
+            velocity = velocity + self._look(fixed, image, factor, velocity)
+        if self.training:
+            return velocity
+        velocity = velocity - self.mean_velocity[template]
+        return velocity if covariates is None else velocity + self.covariate_velocity(covariates)
+
+    def _look(
+        self,
+        fixed: torch.Tensor,
+        image: torch.Tensor,
+        factor: int,
+        velocity: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """What one pass adds to the velocity found so far, both ``(B, d, *reduced)``."""
+        with torch.autocast(image.device.type, enabled=False):
+            seen = averaged(fixed, factor)
+            if velocity is not None:
+                move = self.integration(velocity, self.shape, factor, rough=True)
+                seen = warp(seen, move if factor == 1 else move / factor)
+            # Joined as they are to lie, channels last.
+            pair = torch.cat([x.movedim(1, -1) for x in (seen, averaged(image, factor))], dim=-1)
+            pair = pair.mul_(self.input_scale).movedim(-1, 1)
+        if self.spatial_dims == 2:
+            pair = pair.contiguous()
+        field = self.unet(pair).float().contiguous()
+        return self.smoothing(enlarge(field, self.reduced, factor) * factor)
+
+    def displacement(self, velocity: torch.Tensor) -> torch.Tensor:
+        """Forward displacement ``(B, d, *shape)`` of a velocity."""
+        with torch.autocast(velocity.device.type, enabled=False):
+            return self.integration(velocity, self.shape)
+
+    def displacements(self, velocity: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Forward and inverse displacement of a velocity."""
+        with torch.autocast(velocity.device.type, enabled=False):
+            return self.integration.both(velocity, self.shape)
+
+    def warped_template(
+        self,
+        displacement: torch.Tensor,
+        template: int = 0,
+        covariates: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Template k (log density) in the subject's space, ``(B, C, *shape)``."""
+        moving = self.template[template].expand(displacement.shape[0], -1, *self.shape)
+        if covariates is not None:
+            moving = log_density_of(self.undeformed_density(covariates), self.log_offset)
+        with torch.autocast(displacement.device.type, enabled=False):
+            return warp(moving, displacement)
+
+    def register_to(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Every template registered to every image.
+
+        Returns:
+            ``velocity (B, K, d, *reduced)`` and ``warped (B, K, C, *shape)`` (log density).
+        """
+        velocities, warped = [], []
+        for k in range(self.n_templates):
+            velocity = self.velocity(image, k)
+            velocities.append(velocity)
+            warped.append(self.warped_template(self.displacement(velocity), k))
+        return {"velocity": torch.stack(velocities, 1), "warped": torch.stack(warped, 1)}
+
+    def match(
+        self, image: torch.Tensor, covariates: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Each image registered to the template that comes to look most like it.
+
+        Likeness is the cosine of log densities.
+
+        Args:
+            image: ``(B, C, *shape)`` log density.
+            covariates: coded, ``(B, p)``.
+
+        Returns:
+            velocity ``(B, d, *reduced)``, and which of the templates it is to ``(B,)`` int64.
+        """
+        which = torch.zeros(len(image), dtype=torch.long, device=image.device)
+        best = self.velocity(image, 0, covariates)
+        if self.n_templates > 1:
+            score = self._likeness(image, best, which)
+            for k in range(1, self.n_templates):
+                velocity, other = self.velocity(image, k), torch.full_like(which, k)
+                found = self._likeness(image, velocity, other)
+                better = found > score
+                score, which = torch.where(better, found, score), torch.where(better, other, which)
+                best = torch.where(better.view(-1, *[1] * (best.dim() - 1)), velocity, best)
+        return best, which
+
+    def predict(
+        self,
+        velocity: torch.Tensor,
+        template: torch.Tensor,
+        covariates: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Templates in the subjects' space in linear density, ``(B, C, *shape)``.
+
+        Args:
+            velocity: ``(B, d, *reduced)``.
+            template: which of the templates, ``(B,)`` int64.
+            covariates: coded, ``(B, p)``.
+        """
+        density = self.template_density()
+        if covariates is not None:
+            moving = self.undeformed_density(covariates)
+        elif self.n_templates == 1:
+            moving = density.expand(len(velocity), *density.shape[1:])
+        else:
+            moving = density[template]
+        with torch.autocast(velocity.device.type, enabled=False):
+            return warp(moving, self.displacement(velocity))
+
+    def _likeness(
+        self, image: torch.Tensor, velocity: torch.Tensor, template: torch.Tensor
+    ) -> torch.Tensor:
+        predicted = log_density_of(self.predict(velocity, template), self.log_offset)
+        return torch.nn.functional.cosine_similarity(predicted.flatten(1), image.flatten(1), dim=1)
+
+    def forward(
+        self, image: torch.Tensor, covariates: torch.Tensor | None = None
+    ) -> torch.Tensor | dict[str, torch.Tensor]:
+        """Train: what `register_to` gives. Eval: the template's density in the subject's space.
+
+        With several templates, evaluation gives the one that looks most like the image. What a
+        `MetaTensor` knows of its transforms goes over to the prediction, which tools that call the
+        network by itself invert by it.
+
+        Args:
+            image: ``(B, C, *shape)`` log density on the template's grid.
+            covariates: coded, ``(B, p)``, of a conditional template; only read in evaluation.
+        """
+        if self.training:
+            return self.register_to(image)
+        if not isinstance(image, MetaTensor):
+            return self.predict(*self.match(image, covariates), covariates)
+        plain = image.as_tensor()
+        predicted = self.predict(*self.match(plain, covariates), covariates)
+        return convert_to_dst_type(predicted, image)[0]

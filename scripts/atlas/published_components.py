@@ -1,0 +1,220 @@
+"""What the configs name for a model that is out: its network, cohort, velocities, new subjects."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.transforms import Compose
+
+from scripts.atlas.cohort_refinement import CohortRefinement
+from scripts.atlas.components import cohort_refinement
+from scripts.atlas.network import AtlasNetwork
+from scripts.atlas.network_velocities import NetworkVelocities
+from scripts.atlas.published_model import published_coding, published_geometry, published_network
+from scripts.atlas.resources import output_bytes, registration_bytes
+from scripts.cohort import (
+    Cohort,
+    NewSubjects,
+    parse_values,
+    read_cohort,
+    read_new_subjects,
+)
+from scripts.data import density_transforms
+from scripts.engines.handlers.loss_history import LossHistory
+from scripts.engines.opening import opened, reserved
+from scripts.engines.run_state import RunState
+from scripts.errors import CohortError
+from scripts.losses.atlas_loss import AtlasLoss
+from scripts.networks.checkpoint import load_checkpoint
+from scripts.networks.described import weights_identity
+from scripts.runtime.storage import check_space
+from scripts.settings.atlas import LearnedAtlasConfig
+from scripts.spatial.grid import CropBox
+
+__all__ = [
+    "in_box",
+    "open_network",
+    "open_new_subjects",
+    "open_published_cohort",
+    "published_history",
+    "published_velocities",
+    "subject_transforms",
+]
+
+logger = logging.getLogger(__name__)
+
+
+def open_network(
+    path: str | Path, settings: LearnedAtlasConfig, written: Sequence[str | Path] = ()
+) -> AtlasNetwork:
+    """The network of a published model, ``<ckpt_dir>/model.pt``; see `opened`.
+
+    All passes share the weights, so that a job may ask for others than the network learned.
+
+    Args:
+        path: of the model.
+        settings: the job's own, as asked for; the model brings the others.
+        written: folders that the run will write to.
+
+    Raises:
+        CheckpointError: see `published_network`.
+    """
+    network = opened(published_network, path, settings.device, written)
+    if "model.passes" in settings.by_path(given_only=True):
+        network.passes = tuple(settings.model.passes)
+    return network
+
+
+def open_published_cohort(
+    dataset_dir: str | Path,
+    network: AtlasNetwork,
+    settings: LearnedAtlasConfig,
+    written: str | Path | None = None,
+) -> Cohort:
+    """A cohort to emit a published model's atlas from, in the model's box.
+
+    Args:
+        dataset_dir: the dataset folder.
+        network: as published.
+        settings: of the model and the job.
+        written: output_dir, where there has to be room.
+
+    Raises:
+        CohortError: see `read_cohort`; or the cohort isn't on the model's grid.
+        StorageError: if there isn't room for what the run writes.
+    """
+    cohort = read_cohort(dataset_dir, settings, coding=published_coding(network))
+    grid, crop = published_geometry(network)
+    difference = cohort.grid.same_as(grid)
+    if difference is not None:
+        raise CohortError(
+            f"the cohort in dataset folder {dataset_dir} is not on the grid of the model: "
+            f"{difference}; nothing is resampled silently"
+        )
+    if cohort.identity() != network.description["cohort"]:
+        logger.warning(
+            "the model was trained on another cohort than the one in %s: the atlas gets its "
+            "template, and statistics and fields of this cohort",
+            dataset_dir,
+        )
+    cohort = in_box(cohort, crop, dataset_dir)
+    if written is not None:
+        check_space({Path(written): output_bytes(cohort, settings)})
+    return cohort
+
+
+def published_velocities(
+    network: AtlasNetwork,
+    dataset: Sequence[dict[str, Any]],
+    loss: AtlasLoss,
+    state: RunState,
+    settings: LearnedAtlasConfig,
+    cohort: Cohort | None = None,
+) -> CohortRefinement | NetworkVelocities:
+    """The training's own velocities where they still lie, else what the network finds now."""
+    if state.belongs_to(weights_identity(network)):
+        stored = cohort_refinement(network, dataset, loss, state.refinement, settings, cohort)
+        stored.run()  # all its rounds are done: it only reads them
+        return stored
+    logger.warning(
+        "%s holds no velocities of this model and cohort: fields are estimated by the network%s",
+        state.folder,
+        f" and refined in {settings.refine.new_subject_iterations} iterations"
+        if settings.refine.new_subject_iterations
+        else "; see learned_atlas#refine#new_subject_iterations",
+    )
+    return NetworkVelocities(
+        network,
+        dataset,
+        loss,
+        iterations=settings.refine.new_subject_iterations,
+        lr=settings.refine.lr,
+        dtype=settings.dtype,
+        device=torch.device(settings.device),
+        mixture_sharpness=settings.model.mixture_sharpness,
+        design=None if cohort is None else cohort.design(),
+    )
+
+
+def published_history(network: AtlasNetwork, state: RunState) -> LossHistory | None:
+    """The losses of the training that made a model, if they still lie there."""
+    if not state.belongs_to(weights_identity(network)):
+        return None
+    history = LossHistory()
+    history.epochs = [dict(epoch) for epoch in load_checkpoint(state.training)["history"]]
+    return history
+
+
+def open_new_subjects(
+    network: AtlasNetwork,
+    settings: LearnedAtlasConfig,
+    dataset_dir: str | Path,
+    maps: str | Path | Sequence[str | Path] | None = None,
+    written: Sequence[str | Path] = (),
+    at: str | Mapping[str, Any] | None = None,
+) -> NewSubjects:
+    """Subjects to register, checked against the atlas's grid.
+
+    Args:
+        network: as published.
+        settings: of the model and the job.
+        dataset_dir: a folder in a cohort's layout.
+        maps: a map, or a list of them, in place of the folder.
+        written: folders that the run will write to, the first one the results; they are locked
+            while the result is in use.
+        at: covariates of all of them, see `parse_values`; None: looked up in the table.
+
+    Raises:
+        StorageError: see `opened`.
+        CohortError: see `read_new_subjects`.
+        ConfigurationError: ``at`` can't be understood.
+    """
+    if maps is not None and not maps:
+        raise CohortError("input names no map; give it a .nii.gz file or a list of them")
+    grid, crop = published_geometry(network)
+    coding = published_coding(network)
+    values = parse_values(at, coding)
+    source = dataset_dir if maps is None else maps
+    with reserved(written) as users:
+        found = read_new_subjects(source, settings, grid, crop, coding, values)
+        if written:
+            room = registration_bytes(len(found.subjects), crop, settings)
+            check_space({Path(written[0]): room})
+        users.append(found)
+    return found
+
+
+def subject_transforms(network: AtlasNetwork, settings: LearnedAtlasConfig) -> Compose:
+    """From a new subject's files to its log density in the model's box, for `Invertd` to undo."""
+    grid, crop = published_geometry(network)
+    return density_transforms(
+        settings.cohort.normalisation,
+        settings.model.channels,
+        settings.loss.log_offset,
+        crop.start,
+        crop.stop,
+        track_meta=True,
+        grid=grid,
+        resample=settings.cohort.resample,
+    )
+
+
+def in_box(cohort: Cohort, crop: CropBox, dataset_dir: str | Path) -> Cohort:
+    """A cohort in the box of a model that another cohort made; tells what is cut off."""
+    if cohort.crop == crop:
+        return cohort
+    whole = cohort.crop.paste(cohort.mean_density, cohort.grid.shape)
+    inside = crop.crop(whole)
+    lost = 1 - float(inside.sum(dtype="float64")) / float(whole.sum(dtype="float64"))
+    if lost > 0:
+        logger.warning(
+            "%.2g %% of the density of the cohort in %s is outside the model's box and cut off",
+            100 * lost,
+            dataset_dir,
+        )
+    return replace(cohort, crop=crop, mean_density=inside.copy())

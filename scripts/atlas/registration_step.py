@@ -1,0 +1,94 @@
+"""One iteration of the evaluator: subjects registered to the published templates."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+from monai.engines import SupervisedEvaluator
+from monai.engines.utils import IterationEvents
+from monai.utils import convert_to_dst_type, convert_to_tensor
+
+from scripts.atlas.registration import polished_velocity
+from scripts.atlas.training_step import bare
+from scripts.losses.atlas_loss import AtlasLoss
+from scripts.networks.precision import autocast
+
+__all__ = ["RegistrationStep"]
+
+
+class RegistrationStep:
+    """The evaluator's ``iteration_update``.
+
+    MONAI's own step keeps the network's prediction alone. This one keeps the velocity that the
+    prediction was made with, so that the fields don't cost the network a second time, and
+    refines it where asked.
+
+    Args:
+        loss: the training's, for the refinement.
+        dtype: of the convolutions.
+        iterations: gradient steps that refine each velocity; 0: the network's stands.
+        lr: their size, voxels.
+    """
+
+    def __init__(
+        self, loss: AtlasLoss, dtype: str = "float32", iterations: int = 0, lr: float = 0.3
+    ) -> None:
+        self.loss = loss
+        self.dtype = dtype
+        self.iterations = iterations
+        self.lr = lr
+
+    @torch.no_grad()
+    def __call__(self, engine: SupervisedEvaluator, batch: dict[str, Any]) -> dict[str, Any]:
+        """Run one iteration.
+
+        Args:
+            engine: brings network and inferer.
+            batch: ``image (B, C, *shape)`` log densities and ``subject`` names; for a conditional
+                template ``covariates (B, p)``, coded.
+
+        Returns:
+            ``pred (B, C, *shape)`` the template's density in the subject's space, ``velocity
+            (B, d, *reduced)``, ``template (B,)`` and ``seconds (B,)``; ``image`` and ``subject``.
+        """
+        started = time.perf_counter()
+        network = bare(engine.network)
+        network.eval()
+        device = engine.state.device
+        image = batch["image"].to(device, non_blocking=engine.non_blocking)
+        # The metadata stay with what is inverted later; the network computes without them.
+        plain = convert_to_tensor(image, track_meta=False)
+        covariates = batch.get("covariates")
+        if covariates is not None:
+            covariates = torch.as_tensor(covariates).to(device)
+        with autocast(plain.device, self.dtype):
+            velocity, template = engine.inferer(plain, network.match, covariates)
+        engine.state.output = {"image": image, "subject": batch["subject"]}
+        engine.fire_event(IterationEvents.FORWARD_COMPLETED)
+        if self.iterations:
+            velocity = torch.cat(
+                [
+                    polished_velocity(
+                        network, self.loss, plain[b : b + 1], velocity[b : b + 1],
+                        self.iterations, self.lr, int(template[b]),
+                        None if covariates is None else covariates[b : b + 1],
+                    )
+                    for b in range(len(plain))
+                ]
+            )  # fmt: skip
+        pred = network.predict(velocity, template, covariates)
+        if pred.is_cuda:
+            torch.cuda.synchronize(pred.device)
+        seconds = (time.perf_counter() - started) / len(plain)
+        engine.state.output.update(
+            pred=convert_to_dst_type(pred, image)[0],
+            velocity=velocity,
+            template=template,
+            seconds=torch.full((len(plain),), seconds),
+        )
+        if covariates is not None:
+            engine.state.output["covariates"] = covariates
+        engine.fire_event(IterationEvents.MODEL_COMPLETED)
+        return engine.state.output

@@ -1,0 +1,120 @@
+"""How much disk and memory a run needs, worked out before it starts."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from scripts.cohort import Cohort
+from scripts.errors import ConfigurationError
+from scripts.runtime.memory import available_memory
+from scripts.settings.atlas import LearnedAtlasConfig
+from scripts.spatial.grid import CropBox
+
+__all__ = ["cache_bytes", "check_cache", "checkpoint_bytes", "output_bytes", "registration_bytes"]
+
+_FLOAT = 4
+_PAGES = 4_000_000  # reports, pictures, logs: hardly grow with anything
+
+
+def output_bytes(cohort: Cohort, settings: LearnedAtlasConfig) -> dict[str, int]:
+    """What a run writes to ``output_dir``, at most, by what it is for.
+
+    Floats that gzip couldn't compress at all, over the cohort's box: outside of it fields are
+    constant and maps 0, of which next to nothing is left. An earlier atlas stays until the new
+    one is whole, so that its space isn't counted as free.
+
+    Returns:
+        ``fields`` = 2 N 3 B floats (three components in planes as well) and ``maps`` = K M C B,
+        for N subjects, K templates, M maps, C channels and B voxels in the box; ``reports``.
+    """
+    box = math.prod(cohort.crop.shape)
+    maps = settings.model.n_templates * len(settings.emit_baseline_maps) * settings.model.channels
+    fields = 2 * len(cohort.subjects) * 3 if settings.save_fields else 0
+    return {"fields": fields * box * _FLOAT, "maps": maps * box * _FLOAT, "reports": _PAGES}
+
+
+def checkpoint_bytes(cohort: Cohort, settings: LearnedAtlasConfig) -> dict[str, int]:
+    """What a run writes to ``ckpt_dir``, at most, by what it is for.
+
+    Returns:
+        ``velocities`` of two rounds of refinement, 2 N d R floats with R = B / r^d voxels of the
+        reduced box; ``checkpoints``: the weights W once in model.pt and in refinement/state.pt,
+        three times in training.pt and in fine_tuning.pt (with Adam's two moments), and the largest
+        of them once more while it is written; ``cache`` = N C B with ``cache: disk``. W = K C B
+        template + C B support + K d R mean velocity + p (C B + d R) slopes on p columns of
+        covariates + the convolutions.
+    """
+    model, n, d = settings.model, len(cohort.subjects), len(cohort.crop.shape)
+    box = math.prod(cohort.crop.shape)
+    reduced = math.prod(math.ceil(size / model.field_resolution) for size in cohort.crop.shape)
+    weights = (model.n_templates + 1) * model.channels * box + model.n_templates * d * reduced
+    columns = 0 if cohort.coding is None else len(cohort.coding.columns)
+    weights += columns * (model.channels * box + d * reduced)
+    # A convolution sees at most the features below it and those that skip to it.
+    below, widest = 2 * model.channels, max((*model.enc_features, 2 * model.channels))
+    for features in (*model.enc_features, *model.dec_features, d):
+        weights += (3**d * (below + widest) + 1) * features
+        below = features
+    rounds = min(2, settings.refine.rounds)
+    trained = 2 if settings.refine.network_epochs else 1
+    cached = n * model.channels * box if settings.cohort.cache == "disk" else 0
+    return {
+        "velocities": rounds * n * d * reduced * _FLOAT,
+        "checkpoints": (1 + 1 + 3 * trained + 3) * weights * _FLOAT,
+        "cache": cached * _FLOAT,
+    }
+
+
+def registration_bytes(
+    subjects: int, crop: CropBox, settings: LearnedAtlasConfig
+) -> dict[str, int]:
+    """What registering writes to ``output_dir``, at most.
+
+    Returns:
+        ``fields`` = 2 N 3 B floats and ``maps`` = 2 N C B (the atlas in the subject's space, the
+        subject in template space), for N subjects, C channels and B voxels in the box.
+    """
+    floats = subjects * math.prod(crop.shape) * _FLOAT
+    return {
+        "fields": 6 * floats if settings.save_fields else 0,
+        "maps": 2 * settings.model.channels * floats,
+    }
+
+
+def cache_bytes(cohort: Cohort, settings: LearnedAtlasConfig) -> int:
+    """What ``cache: ram`` or ``device`` holds: N C B floats, in each process."""
+    box = math.prod(cohort.crop.shape)
+    return len(cohort.subjects) * settings.model.channels * box * _FLOAT
+
+
+def check_cache(cohort: Cohort, settings: LearnedAtlasConfig, processes: int = 1) -> None:
+    """Refuse a cache that memory can't hold.
+
+    Args:
+        cohort: subjects and box.
+        settings: cache and device are read.
+        processes: of the run; with ``ram`` each holds the whole cohort.
+
+    Raises:
+        ConfigurationError: with the arithmetic.
+    """
+    cache, device = settings.cohort.cache, torch.device(settings.device)
+    if cache not in ("ram", "device"):
+        return
+    if cache == "device" and device.type == "cuda":
+        free: int | None = torch.cuda.mem_get_info(device)[0]
+        copies, what = 1, f"device {settings.device}"
+    else:
+        free, copies, what = available_memory(), processes, "memory"
+    needed = copies * cache_bytes(cohort, settings)
+    if free is None or needed <= free:
+        return
+    shared = f" x {copies} processes" if copies > 1 else ""
+    raise ConfigurationError(
+        f"learned_atlas.cohort.cache = {cache!r}: {len(cohort.subjects)} subjects x "
+        f"{settings.model.channels} channels x {math.prod(cohort.crop.shape)} voxels x {_FLOAT} "
+        f"bytes{shared} = {needed / 1e9:.2f} GB, of {what} {free / 1e9:.2f} GB are free; must fit "
+        "into it (disk or none hold nothing there)"
+    )

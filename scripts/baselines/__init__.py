@@ -1,0 +1,1 @@
+"""Atlases that need no network: the plain average and the Wasserstein barycentre."""

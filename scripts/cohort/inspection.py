@@ -1,0 +1,151 @@
+"""A subject's files read once: what they hold, or why the subject is left out."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+
+from scripts.cohort.cohort import DensityMap, Subject
+from scripts.cohort.density import (
+    DensityError,
+    check_density,
+    density_divisor,
+    load_density,
+)
+from scripts.cohort.discovery import (
+    Candidate,
+)
+from scripts.cohort.patterns import Rejection
+from scripts.cohort.tractogram_maps import Counting
+from scripts.errors import CohortError
+from scripts.runtime.input_files import FileError
+from scripts.settings.atlas import LearnedAtlasConfig
+from scripts.spatial.grid import CropBox, Grid
+
+__all__ = ["Inspection", "inspect_subject"]
+
+
+@dataclass(frozen=True, eq=False)
+class Inspection:
+    """What reading a subject's maps told.
+
+    Attributes:
+        subject: files, channels, divisors, hashes.
+        grid: of its first map; the others lie on it as well.
+        box: smallest box that holds its support.
+        density: float64 ``(C, *box.shape)``, normalised, everything outside the box being 0.
+        content: digest of the voxels, equal for copies of one map however they are stored.
+        remarks: what isn't wrong but worth a warning.
+    """
+
+    subject: Subject
+    grid: Grid
+    box: CropBox
+    density: np.ndarray
+    content: str
+    remarks: tuple[str, ...]
+
+
+def inspect_subject(
+    candidate: Candidate, config: LearnedAtlasConfig, counting: Counting | None = None
+) -> Inspection:
+    """Read and check every map of a subject, and normalise them.
+
+    A tract may be empty as long as another one isn't: its absence counts.
+
+    Args:
+        candidate: the subject as found.
+        config: normalisation and number of channels are read.
+        counting: how tractograms become maps; needed if it has any.
+
+    Raises:
+        CohortError: the subject can't be used; the message names the file and the reason.
+    """
+    method = config.cohort.normalisation
+    maps: list[DensityMap] = []
+    grid: Grid | None = None
+    density: np.ndarray | None = None
+    content = hashlib.sha256()
+    remarks: list[str] = []
+    for given in candidate.maps:
+        found, counted = given, None
+        if counting is not None:
+            found, counted = counting.map_of(candidate.name, given)
+        loaded = load_density(found.path)
+        if grid is None or density is None:
+            grid = loaded.grid
+            density = np.zeros((config.model.channels, *grid.shape))
+        elif (difference := loaded.grid.same_as(grid)) is not None:
+            raise DensityError(
+                found.path, f"is not on the grid of {candidate.maps[0].path}: {difference}"
+            )
+        check_density(found.path, loaded.data, may_be_empty=found.tract is not None)
+        empty = not loaded.data.any()
+        if empty:
+            remarks.append(f"tract {found.tract} is empty and counts as absent")
+        divisor = 1.0 if empty else density_divisor(method, found.path, loaded.data)
+        content.update(f"{found.channel}{loaded.data.shape}".encode())
+        content.update(np.ascontiguousarray(loaded.data).data)
+        with np.errstate(over="ignore"):  # what overflows is refused below
+            density[found.channel] += loaded.data / divisor
+        further = () if counted is None else counted.remarks
+        remarks += [f"{given.path}: {remark}" for remark in (*loaded.remarks, *further)]
+        maps.append(DensityMap(found.path, found.channel, divisor, loaded.sha256, counted))
+    if grid is None or density is None:
+        raise CohortError(f"subject {candidate.name} has no map")
+    high = float(density.max())
+    first = candidate.maps[0].path
+    if high > float(np.finfo(np.float32).max):
+        raise DensityError(first, f"is too large after normalisation ({high:g})")
+    if np.float32(high) < np.finfo(np.float32).tiny:
+        what = "every tract is empty" if high == 0 else f"at most {high:g} after normalisation"
+        raise DensityError(first, f"is empty: {what}")
+    box = CropBox.around(np.asarray(density.any(axis=0)))
+    subject = Subject(candidate.name, tuple(maps))
+    # A copy, since a view would keep the whole grid alive.
+    inside = box.crop(density).copy()
+    return Inspection(subject, grid, box, inside, content.hexdigest(), tuple(remarks))
+
+
+def inspect_all(
+    candidates: Sequence[Candidate], config: LearnedAtlasConfig, counting: Counting | None
+) -> Iterator[tuple[Candidate, Inspection | Rejection]]:
+    """Inspect subjects in threads; results come in order, few are alive at once."""
+    workers = _readers()
+    with ThreadPoolExecutor(workers) as executor:
+        ahead: deque[tuple[Candidate, Future[Inspection | Rejection]]] = deque()
+        try:
+            for candidate in candidates:
+                ahead.append(
+                    (candidate, executor.submit(_inspect_or_reject, candidate, config, counting))
+                )
+                if len(ahead) > workers:
+                    done, future = ahead.popleft()
+                    yield done, future.result()
+            while ahead:
+                done, future = ahead.popleft()
+                yield done, future.result()
+        finally:
+            for _, future in ahead:
+                future.cancel()
+
+
+def _inspect_or_reject(
+    candidate: Candidate, config: LearnedAtlasConfig, counting: Counting | None
+) -> Inspection | Rejection:
+    try:
+        return inspect_subject(candidate, config, counting)
+    except FileError as error:
+        return Rejection(candidate.name, str(error.path), error.reason)
+
+
+def _readers() -> int:
+    """Threads that read: decompression runs outside Python's lock, so a few of them pay."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return min(4, usable or 1)

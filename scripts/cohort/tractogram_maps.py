@@ -1,0 +1,222 @@
+"""Density maps counted from tractograms, and kept beside the dataset for the next run.
+
+A cohort of tractograms enters as the maps that are counted from them: everything behind this page
+sees NIfTI files on one grid.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from scripts.cohort.discovery import Candidate, FoundMap
+from scripts.errors import ConfigurationError
+from scripts.runtime.input_files import FileError, read_json
+from scripts.runtime.storage import check_space, check_writable, file_hash, write_whole
+from scripts.settings.atlas import LearnedAtlasConfig
+from scripts.spatial.grid import Grid
+from scripts.spatial.volumes import read_reference, write_density
+from scripts.tractograms import (
+    DensityCounter,
+    TractogramError,
+    count_tractogram,
+    is_tractogram,
+    open_tractogram,
+    open_weights,
+)
+from scripts.tractograms.density import Progress
+
+__all__ = ["MAPS_FOLDER", "CountedMap", "Counting", "count_density", "counting_for"]
+
+logger = logging.getLogger(__name__)
+
+MAPS_FOLDER = ".density_maps"
+_METHOD = "exact traversal 1"  # maps counted otherwise are counted anew
+
+
+def count_density(
+    paths: Sequence[str | Path],
+    grid: Grid,
+    weights: Sequence[str] = (),
+    ends: bool = False,
+    progress: Progress | None = None,
+) -> DensityCounter:
+    """Count tractograms into one density map; see `DensityCounter`.
+
+    Args:
+        paths: tractograms, their maps added up.
+        grid: to count on.
+        weights: none, or one source a tractogram, see `open_weights`.
+        ends: only where streamlines end.
+        progress: called after each part of each tractogram.
+
+    Raises:
+        TractogramError: a file can't be used, or none of the streamlines touches the grid.
+        ConfigurationError: weights and tractograms don't go together.
+    """
+    if weights and len(weights) != len(paths):
+        raise ConfigurationError(
+            f"weights = {list(weights)}: must be as many as tractograms ({len(paths)})"
+        )
+    opened = [open_tractogram(path) for path in paths]  # headers first: a mistake is told early
+    sources = [open_weights(one, of) for one, of in zip(weights, opened, strict=False)]
+    counter = DensityCounter(grid.shape, grid.affine, ends)
+    for number, one in enumerate(opened):
+        count_tractogram(counter, one, sources[number] if sources else None, progress)
+    if counter.streamlines and counter.missed == counter.streamlines:
+        raise TractogramError(
+            Path(paths[0]),
+            f"none of {counter.streamlines} streamlines touches the reference's grid: do they "
+            "belong to the same space?",
+        )
+    return counter
+
+
+# ---------------------------------------------------------------------------------------------
+# Cohorts
+# ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class CountedMap:
+    """Where a map was counted from.
+
+    Attributes:
+        tractogram: path of its file.
+        sha256: of that file.
+        streamlines: how many it holds; also the map's waytotal.
+        outside: how many of their points lie outside the grid.
+        left: how many streamlines have such a point.
+    """
+
+    tractogram: str
+    sha256: str
+    streamlines: int
+    outside: int
+    left: int
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What isn't wrong but worth a warning."""
+        if not self.outside:
+            return ()
+        return (f"{self.outside} points of {self.left} streamlines lie outside the grid",)
+
+
+@dataclass(frozen=True, eq=False)
+class Counting:
+    """How tractograms of a cohort become maps.
+
+    Attributes:
+        grid: that all are counted on.
+        folder: where their maps are kept; None: hidden beside each tractogram.
+    """
+
+    grid: Grid
+    folder: Path | None
+
+    def map_of(self, name: str, found: FoundMap) -> tuple[FoundMap, CountedMap | None]:
+        """The map of a tractogram: kept from an earlier run, or counted now.
+
+        It is known by the tractogram's bytes and the grid, so that whatever changes is counted
+        anew. Beside it lie its waytotal (the number of streamlines), which makes the maps
+        probabilities, and a description.
+
+        Args:
+            name: of the subject; it begins the file's name.
+            found: a tractogram, or a map, which stays as it is.
+
+        Raises:
+            TractogramError: the tractogram can't be used, or is empty though it is a whole map.
+            StorageError: the map can't be written.
+        """
+        if not is_tractogram(found.path):
+            return found, None
+        try:
+            sha256 = file_hash(found.path)
+        except OSError as error:
+            raise TractogramError(found.path, f"can't be read: {error.strerror}") from error
+        folder = self.folder or found.path.parent / MAPS_FOLDER
+        label = name if found.tract is None else f"{name}_{found.tract}"
+        stem = f"{label}_{self._key(sha256)}"
+        path, about = folder / f"{stem}.nii.gz", folder / f"{stem}.json"
+        counted = _kept(path, about)
+        if counted is None:
+            counted = self._count(found, sha256, path, about)
+        if not counted.streamlines and found.tract is None:
+            raise TractogramError(found.path, "is empty: it holds no streamline")
+        # The same bytes may have lain elsewhere when they were counted.
+        return replace(found, path=path), replace(counted, tractogram=str(found.path))
+
+    def _key(self, sha256: str) -> str:
+        text = json.dumps([_METHOD, sha256, self.grid.shape, self.grid.affine.round(9).tolist()])
+        return hashlib.sha256(text.encode("ascii")).hexdigest()[:16]
+
+    def _count(self, found: FoundMap, sha256: str, path: Path, about: Path) -> CountedMap:
+        check_writable(path.parent)
+        check_space({path.parent: {"density map": 4 * math.prod(self.grid.shape)}})
+        counter = count_density([found.path], self.grid)
+        counted = CountedMap(
+            str(found.path), sha256, counter.streamlines, counter.outside, counter.left
+        )
+        with write_whole(path.with_name(f"{about.stem}_waytotal")) as staged:
+            staged.write_text(f"{counter.streamlines}\n", encoding="ascii")
+        write_density(path, counter.density, self.grid)
+        # Last: where there is a description, everything is there.
+        with write_whole(about) as staged:
+            staged.write_text(json.dumps(asdict(counted), indent=1) + "\n", encoding="utf-8")
+        return counted
+
+
+def _kept(path: Path, about: Path) -> CountedMap | None:
+    """What an earlier run counted; None if it isn't all there."""
+    try:
+        counted = CountedMap(**read_json(about))
+    except (FileError, ValueError, TypeError):
+        return None
+    return counted if path.is_file() else None
+
+
+def counting_for(
+    candidates: Sequence[Candidate],
+    config: LearnedAtlasConfig,
+    dataset_dir: Path | None,
+    grid: Grid | None = None,
+) -> Counting | None:
+    """How the tractograms among some subjects' files are to be counted; None without any.
+
+    Args:
+        candidates: as found.
+        config: cohort.reference and cohort.density_dir are read.
+        dataset_dir: that relative paths start from; None for files named one by one.
+        grid: of an atlas that the subjects are brought to; it takes the reference's place.
+
+    Raises:
+        ConfigurationError: there are tractograms and no reference.
+        CohortError: the reference can't be read.
+    """
+    every = [found.path for candidate in candidates for found in candidate.maps]
+    streamlines = [path for path in every if is_tractogram(path)]
+    if not streamlines:
+        return None
+    base = dataset_dir or Path.cwd()
+    if grid is None:
+        if config.cohort.reference is None:
+            raise ConfigurationError(
+                f"learned_atlas.cohort.reference = None: {streamlines[0]} is a tractogram; must be "
+                "the path of an image whose grid the density maps are counted on"
+            )
+        grid = read_reference(base / config.cohort.reference)
+    given = config.cohort.density_dir
+    folder = base / given if given is not None else dataset_dir and dataset_dir / MAPS_FOLDER
+    logger.info(
+        "%d tractograms are counted into density maps, kept in %s",
+        len(streamlines),
+        folder or f"{MAPS_FOLDER} beside each",
+    )
+    return Counting(grid, folder)

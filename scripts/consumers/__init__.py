@@ -1,1 +1,0 @@
-"""What is made of densities and published maps without a network."""

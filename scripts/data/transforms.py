@@ -1,0 +1,284 @@
+"""Dictionary transforms and datasets: the same path for training, export and inference."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Hashable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import torch
+from monai.config import KeysCollection
+from monai.data import CacheDataset, Dataset, MetaTensor, NibabelReader, PersistentDataset
+from monai.transforms import (
+    Compose,
+    EnsureTyped,
+    LoadImaged,
+    MapTransform,
+    SpatialCropd,
+    Transform,
+)
+from monai.utils import ensure_tuple
+from scipy.ndimage import affine_transform
+
+from scripts.cohort import density_divisor
+from scripts.errors import CohortError
+from scripts.spatial.grid import Grid
+
+__all__ = [
+    "LogDensityd",
+    "MapsReader",
+    "NormaliseDensityd",
+    "OntoGridd",
+    "PresenceLabeld",
+    "density_dataset",
+    "density_transforms",
+]
+
+
+class MapsReader(NibabelReader):
+    """MONAI's reader of NIfTI files, for several threads at once.
+
+    `NibabelReader` keeps the names of the files it read last in itself and pairs them with the
+    images it is asked to unpack next. Where threads fill a cache through one reader, a subject
+    of several maps then loses maps to another thread's shorter list (MONAI 1.6.1). Here each call
+    takes the names from its own images.
+    """
+
+    def get_data(self, img: Any) -> tuple[np.ndarray, dict[str, Any]]:
+        """The images' values, stacked as channels, and their metadata."""
+        own = copy.copy(self)
+        own.filenames = tuple(one.get_filename() for one in ensure_tuple(img))
+        return NibabelReader.get_data(own, img)
+
+
+class NormaliseDensityd(MapTransform):
+    """Counts to densities: each map divided by its divisor, maps of one channel summed.
+
+    A cohort's data list brings ``divisor`` and ``channel``, one entry a map. A lone image (an
+    annotation tool's, say) brings neither: the divisor is then found by the same rule as the
+    cohort's, from the map and what lies beside it.
+
+    Args:
+        keys: of the images, ``(maps, *shape)`` as loaded.
+        normalisation: waytotal, streamline_density, max or none.
+        channels: how many channels come out.
+        spatial_dims: 2 or 3; a last axis of length 1 beyond them is dropped.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        normalisation: str,
+        channels: int = 1,
+        spatial_dims: int = 3,
+    ) -> None:
+        super().__init__(keys)
+        self.normalisation = normalisation
+        self.channels = channels
+        self.spatial_dims = spatial_dims
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Replace ``(maps, *shape)`` by ``(channels, *shape)`` float32 densities."""
+        result = dict(data)
+        for key in self.key_iterator(result):
+            maps = result[key]
+            while maps.dim() > self.spatial_dims + 1 and maps.shape[-1] == 1:
+                maps = maps[..., 0]
+            divisors = result.get("divisor")
+            if divisors is None:
+                path = Path(str(maps.meta["filename_or_obj"]))
+                divisors = [
+                    density_divisor(self.normalisation, path, np.asarray(one)) for one in maps
+                ]
+            places = result.get("channel", list(range(len(divisors))))
+            density = maps[:1].new_zeros((self.channels, *maps.shape[1:]))
+            for one, divisor, place in zip(maps, divisors, places, strict=True):
+                density[place] += one / float(divisor)
+            result[key] = density
+        # Lists of one length a subject can't be collated into a batch, and are done with.
+        for done in ("divisor", "channel"):
+            result.pop(done, None)
+        return result
+
+
+class OntoGridd(MapTransform):
+    """Holds images to an atlas's grid: what lies elsewhere is refused, or resampled if asked.
+
+    Density is interpolated linearly, 0 outside of what was imaged.
+
+    Args:
+        keys: of the images, ``(C, *shape)`` with MONAI's metadata.
+        grid: the atlas's.
+        resample: bring an image from another grid onto this one.
+    """
+
+    def __init__(self, keys: KeysCollection, grid: Grid, resample: bool = False) -> None:
+        super().__init__(keys)
+        self.grid = grid
+        self.resample = resample
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Give back images on the grid.
+
+        Raises:
+            CohortError: naming the image's file and how its grid differs.
+        """
+        result = dict(data)
+        for key in self.key_iterator(result):
+            image = result[key]
+            affine = np.asarray(image.affine, dtype=np.float64)
+            own = Grid(tuple(image.shape[1:]), affine, nib.Nifti1Header())
+            difference = own.same_as(self.grid)
+            if difference is None:
+                continue
+            meta = {name: value for name, value in image.meta.items() if name != "affine"}
+            path = meta.get("filename_or_obj", key)
+            if not self.resample:
+                raise CohortError(
+                    f"{path} is not on the atlas's grid: {difference}; resample it with "
+                    "--learned_atlas#cohort#resample true"
+                )
+            result[key] = MetaTensor(
+                torch.from_numpy(self._resampled(image.numpy(), affine, str(path))),
+                affine=torch.from_numpy(self.grid.affine),
+                meta={**meta, "spatial_shape": np.array(self.grid.shape)},
+            )
+        return result
+
+    def _resampled(self, image: np.ndarray, affine: np.ndarray, path: str) -> np.ndarray:
+        d = len(self.grid.shape)
+        here = np.linalg.solve(affine, self.grid.affine)  # voxels of the atlas to the image's
+        if image.ndim != d + 1 or not np.allclose(here[d:3, [*range(d), 3]], 0, atol=1e-3):
+            raise CohortError(
+                f"{path}: an image of {image.ndim - 1} dimensions can't be resampled onto the "
+                f"atlas's {d}, or lies in another plane"
+            )
+        return np.stack(
+            [
+                affine_transform(
+                    channel, here[:d, :d], here[:d, 3], self.grid.shape,
+                    order=1, mode="grid-constant",
+                )
+                for channel in image
+            ]
+        ).astype(np.float32)  # fmt: skip
+
+
+class PresenceLabeld(MapTransform):
+    """Densities to one map of labels, as annotation tools show them.
+
+    A voxel's label is 1 + the channel with the most density there, 0 where none is present.
+
+    Args:
+        keys: of the densities, ``(C, *shape)``.
+        presence_value: density above which a tract is present.
+    """
+
+    def __init__(self, keys: KeysCollection, presence_value: float) -> None:
+        super().__init__(keys)
+        self.presence_value = presence_value
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Replace densities by labels ``(1, *shape)`` uint8."""
+        result = dict(data)
+        for key in self.key_iterator(result):
+            most, channel = result[key].max(dim=0, keepdim=True)
+            result[key] = ((channel + 1) * (most > self.presence_value)).to(torch.uint8)
+        return result
+
+
+class LogDensityd(MapTransform):
+    """``log1p(x / log_offset)``: log(x + offset) up to a constant, 0 where there is nothing.
+
+    Args:
+        keys: of the densities.
+        log_offset: the density at which the logarithm takes over, > 0.
+    """
+
+    def __init__(self, keys: KeysCollection, log_offset: float) -> None:
+        super().__init__(keys)
+        self.log_offset = log_offset
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Replace densities by log densities."""
+        result = dict(data)
+        for key in self.key_iterator(result):
+            result[key] = torch.log1p(result[key] / self.log_offset)
+        return result
+
+
+def density_transforms(
+    normalisation: str,
+    channels: int,
+    log_offset: float | None,
+    crop_start: Sequence[int],
+    crop_stop: Sequence[int],
+    track_meta: bool = False,
+    key: str = "image",
+    grid: Grid | None = None,
+    resample: bool = False,
+) -> Compose:
+    """From files to log densities inside the cohort's box.
+
+    Args:
+        normalisation: the cohort's.
+        channels: bundles learned jointly.
+        log_offset: see `LogDensityd`; None leaves densities linear.
+        crop_start: first voxel of the box.
+        crop_stop: one past its last voxel.
+        track_meta: keep MONAI's metadata (needed to invert the crop).
+        key: of the image.
+        grid: which every image must lie on (a cohort's was checked when it was read).
+        resample: bring images onto the grid, see `OntoGridd`.
+    """
+    transforms: list[Transform] = [
+        LoadImaged(
+            keys=key,
+            reader=MapsReader,
+            dtype=np.float32,
+            image_only=True,
+            ensure_channel_first=True,
+            squeeze_non_spatial_dims=True,
+        ),
+        NormaliseDensityd(key, normalisation, channels, spatial_dims=len(tuple(crop_start))),
+    ]
+    if grid is not None:
+        transforms.append(OntoGridd(key, grid, resample))
+    transforms.append(SpatialCropd(key, roi_start=list(crop_start), roi_end=list(crop_stop)))
+    if log_offset is not None:
+        transforms.append(LogDensityd(key, log_offset))
+    transforms.append(EnsureTyped(key, dtype=torch.float32, track_meta=track_meta))
+    return Compose(transforms)
+
+
+def density_dataset(
+    data: Sequence[Mapping[str, Any]],
+    transform: Compose,
+    cache: str = "ram",
+    cache_dir: str | Path | None = None,
+    device: torch.device | str = "cpu",
+    num_workers: int = 0,
+) -> Dataset:
+    """The cohort as a MONAI dataset, cached where one setting says.
+
+    Args:
+        data: the cohort's data list.
+        transform: see `density_transforms`.
+        cache: ``ram``, ``device`` (kept on the training device), ``disk`` or ``none``.
+        cache_dir: for ``disk``.
+        device: for ``device``.
+        num_workers: threads that fill a cache in memory.
+    """
+    if cache == "ram":
+        return CacheDataset(data, transform, num_workers=num_workers or None, progress=False)
+    if cache == "device":
+        moved = Compose([*transform.transforms, EnsureTyped("image", device=torch.device(device))])
+        return CacheDataset(data, moved, num_workers=num_workers or None, progress=False)
+    if cache == "disk":
+        if cache_dir is None:
+            raise ValueError("cache 'disk' needs cache_dir")
+        return PersistentDataset(data, transform, cache_dir=cache_dir)
+    return Dataset(data, transform)

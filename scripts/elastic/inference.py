@@ -1,0 +1,189 @@
+"""The job that registers pairs of images across contrasts by an elastic network."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ignite.engine import Engine, Events
+from monai.inferers import Inferer
+from monai.transforms import Transform
+
+from scripts.elastic.network import (
+    ElasticNetwork,
+    load_elastic_network,
+    on_image_grid,
+    prepared_images,
+)
+from scripts.engines.opening import opened
+from scripts.errors import CohortError
+from scripts.networks.wrapping import unwrapped
+from scripts.registration.images import ReadImage
+from scripts.registration.pair_output import PairFields, require_no_fold, write_pair
+from scripts.runtime.storage import file_hash, publish_folder
+from scripts.settings.image_pairs import RegisterElasticConfig
+from scripts.spatial.jacobian import jacobian_summary
+from scripts.spatial.transform_files import read_any_affine
+from scripts.spatial.unfolding import unfolded_velocity
+
+__all__ = ["PairInOneWorld", "RegisteredPairWriter", "VelocityInferer", "open_elastic_network"]
+
+logger = logging.getLogger(__name__)
+
+_ADVICE = (
+    "bring the images closer by register_elastic#start, or publish it with "
+    "register_elastic#verify_jacobian false"
+)
+
+
+def open_elastic_network(
+    path: str | Path, settings: RegisterElasticConfig, written: Sequence[str | Path] = ()
+) -> ElasticNetwork:
+    """The network in ``<ckpt_dir>/elastic_model.pt``; see `opened`.
+
+    Args:
+        path: of the network.
+        settings: of the job.
+        written: folders that the run will write to.
+
+    Raises:
+        CheckpointError: see `load_elastic_network`.
+    """
+    return opened(load_elastic_network, path, settings.device, written)
+
+
+class PairInOneWorld(Transform):
+    """Reads a pair of files and its affine start; both images on the network's grid as ``image``.
+
+    Args:
+        network: as published.
+        settings: of the job.
+    """
+
+    def __init__(self, network: ElasticNetwork, settings: RegisterElasticConfig) -> None:
+        self.network = network
+        self.settings = settings
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Add ``image (2, *shape)``, fixed and moving, and ``matrix (4, 4)``, the start.
+
+        Raises:
+            CohortError: an image or the start can't be read, an image is constant, of several
+                channels or of other dimensions than the network.
+        """
+        fixed, moving = (self._read(data[key]) for key in ("fixed", "moving"))
+        matrix = np.eye(4)
+        if self.settings.start is not None:
+            matrix = read_any_affine(self.settings.start.replace("{name}", data["subject"]))
+        pair = prepared_images(
+            self.network, *_as_array(fixed), *_as_array(moving), self.settings.log_share,
+            torch.from_numpy(matrix),
+        )  # fmt: skip
+        return {**data, "image": pair[0], "matrix": matrix}
+
+    def _read(self, path: str) -> ReadImage:
+        image = ReadImage(path)
+        dims = len(self.network.grid.shape)
+        if image.spatial_dims != dims:
+            raise CohortError(f"{path}: has {image.spatial_dims} dimensions, the network {dims}")
+        if len(image.values) != 1:
+            raise CohortError(f"{path}: has {len(image.values)} channels; must have one")
+        return image
+
+
+def _as_array(image: ReadImage) -> tuple[np.ndarray, np.ndarray]:
+    values = image.values[0]
+    return values[..., 0] if image.spatial_dims == 2 else values, image.grid.affine
+
+
+class VelocityInferer(Inferer):
+    """Asks an elastic network for velocities: from them come both directions."""
+
+    def __call__(
+        self, inputs: torch.Tensor, network: Callable[..., Any], *_: Any, **__: Any
+    ) -> torch.Tensor:
+        """Velocities ``(B, d, *reduced)`` of pairs ``(B, 2, *shape)``."""
+        assert isinstance(network, torch.nn.Module)
+        return unwrapped(network, ElasticNetwork).velocity(inputs)
+
+
+class RegisteredPairWriter:
+    """Publishes ``<folder>/<moving image's name>/``, whole or not at all.
+
+    Both fields on the fixed grid, the affine start, each image on the other's grid,
+    ``registered.json``. The files are named and composed as those of a refinement.
+
+    Args:
+        network: as published.
+        settings: of the job.
+        folder: where to.
+    """
+
+    def __init__(
+        self, network: torch.nn.Module, settings: RegisterElasticConfig, folder: str | Path
+    ) -> None:
+        self.network = unwrapped(network, ElasticNetwork)
+        self.settings = settings
+        self.folder = Path(folder)
+
+    def attach(self, engine: Engine) -> None:
+        """Write after each iteration."""
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Write the pairs of the last iteration.
+
+        Raises:
+            FoldingError: a field folds, with verify_jacobian; that pair isn't published.
+            StorageError: something can't be written.
+        """
+        items: Any = engine.state.batch
+        found: Any = engine.state.output
+        for item, output in zip(items, found, strict=True):
+            self._write(item, torch.as_tensor(output["pred"])[None])
+
+    @torch.no_grad()
+    def _write(self, item: Mapping[str, Any], velocity: torch.Tensor) -> None:
+        fixed, moving = (ReadImage(item[key]) for key in ("fixed", "moving"))
+        velocity = unfolded_velocity(self.network, velocity)
+        shape = fixed.grid.shape[: fixed.spatial_dims]
+        forward, inverse = (
+            on_image_grid(one.cpu(), self.network.grid, fixed.grid.affine, shape)
+            for one in self.network.displacements(velocity)
+        )
+        jacobian = {
+            "displacement": jacobian_summary(forward[0]),
+            "inverse": jacobian_summary(inverse[0]),
+        }
+        if self.settings.verify_jacobian:
+            require_no_fold(item["moving"], jacobian, _ADVICE)
+        name, matrix = item["subject"], np.asarray(item["matrix"], dtype=np.float64)
+        axes = torch.from_numpy(fixed.grid.affine[:3, : fixed.spatial_dims])
+        moves = torch.einsum("ij,bj...->bi...", axes, forward.double())
+        report = {
+            "name": "tract_density_atlas",
+            "kind": "elastic registration",
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "fixed": {"path": item["fixed"], "sha256": file_hash(item["fixed"])},
+            "moving": {"path": item["moving"], "sha256": file_hash(item["moving"])},
+            "start": matrix.tolist(),
+            "displacement_rms_mm": float(moves.square().sum(1).mean().sqrt()),
+            "jacobian": jacobian,
+            "settings": self.settings.as_dict(),
+            "versions": {one: version(one) for one in ("monai", "nibabel", "numpy", "torch")},
+        }
+        with publish_folder(self.folder / name) as staging:
+            write_pair(staging, name, fixed, moving, matrix, PairFields(forward, inverse))
+            (staging / "registered.json").write_text(json.dumps(report, indent=1) + "\n", "utf-8")
+        smallest = min(one["corner_min"] for one in jacobian.values())
+        logger.info(
+            "%s: moved by %.2f mm r.m.s., smallest Jacobian determinant %.2f",
+            name, report["displacement_rms_mm"], smallest,
+        )  # fmt: skip

@@ -1,0 +1,226 @@
+"""The elastic network: the atlas's U-Net, integration and warp, between any two images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from scripts.errors import CohortError
+from scripts.networks.described import FORMAT, DescribedNetwork, load_described
+from scripts.networks.integration import VelocityIntegration
+from scripts.networks.unet import RegistrationUNet
+from scripts.pairwise.images import AffineImages
+from scripts.pairwise.network_grid import WorkingGrid, between_0_and_1
+from scripts.settings.elastic import LearnedElasticConfig
+from scripts.spatial.resampling import resample_by_matrix
+from scripts.spatial.warp import warp
+
+__all__ = [
+    "ElasticNetwork",
+    "build_elastic_network",
+    "load_elastic_network",
+    "on_image_grid",
+    "prepared_images",
+    "register_images",
+]
+
+
+class ElasticNetwork(DescribedNetwork):
+    """Stationary velocities between pairs of images of any contrast.
+
+    The velocity's flow maps fixed points to moving points: it warps the moving image to the
+    fixed one. The flow of its negative goes back.
+
+    Args:
+        grid: the network's.
+        enc_features: see `RegistrationUNet`.
+        dec_features: see `RegistrationUNet`.
+        int_steps: squarings of the integration; 0: plain displacement.
+        field_resolution: the field lives on a grid reduced by this factor.
+        description: see `DescribedNetwork`.
+    """
+
+    def __init__(
+        self,
+        grid: WorkingGrid,
+        enc_features: Sequence[int] = (16, 32, 32, 32),
+        dec_features: Sequence[int] = (32, 32, 32, 16, 16),
+        int_steps: int = 7,
+        field_resolution: int = 2,
+        description: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(description)
+        self.grid = grid
+        self.field_resolution = field_resolution
+        self.unet = RegistrationUNet(
+            len(grid.shape), 2, enc_features, dec_features, factor=field_resolution
+        )
+        self.integration = VelocityIntegration(int_steps, field_resolution)
+
+    def velocity(self, pair: torch.Tensor) -> torch.Tensor:
+        """Velocities ``(B, d, *reduced)``, voxels of the grid, of pairs ``(B, 2, *shape)``."""
+        return self.unet(pair).float().contiguous()
+
+    def displacement(self, velocity: torch.Tensor) -> torch.Tensor:
+        """Displacements ``(B, d, *shape)`` in voxels, fixed point to moving point."""
+        with torch.autocast(velocity.device.type, enabled=False):
+            return self.integration(velocity, self.grid.shape)
+
+    def displacements(self, velocity: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Displacements there and back."""
+        with torch.autocast(velocity.device.type, enabled=False):
+            return self.integration.both(velocity, self.grid.shape)
+
+    def forward(self, pair: torch.Tensor) -> torch.Tensor:
+        """Displacements ``(B, d, *shape)`` in voxels, of pairs ``(B, 2, *shape)`` from 0 to 1."""
+        return self.displacement(self.velocity(pair))
+
+
+def build_elastic_network(
+    images: AffineImages, settings: LearnedElasticConfig, labels: Sequence[int] = ()
+) -> ElasticNetwork:
+    """The network that the settings ask for, initialised by their seed."""
+    torch.manual_seed(settings.optimizer.seed)
+    description = {
+        "format": FORMAT,
+        "grid": asdict(images.grid),
+        "settings": settings.as_dict(),
+        "labels": list(labels),
+        "trained_on": [item["subject"] for item in images.training()],
+        "cohort": images.identity(),
+    }
+    return _built(images.grid, settings, description)
+
+
+def _built(
+    grid: WorkingGrid, settings: LearnedElasticConfig, description: dict[str, Any]
+) -> ElasticNetwork:
+    model = settings.model
+    return ElasticNetwork(
+        grid,
+        model.enc_features,
+        model.dec_features,
+        model.int_steps,
+        model.field_resolution,
+        description,
+    )
+
+
+def load_elastic_network(path: str | Path) -> ElasticNetwork:
+    """A published network, ready to be asked.
+
+    Raises:
+        CheckpointError: the file isn't there, is damaged, or is no elastic network's.
+    """
+
+    def build(described: dict[str, Any]) -> ElasticNetwork:
+        settings = LearnedElasticConfig.load(described["settings"])
+        return _built(WorkingGrid.of_dict(described["grid"]), settings, described)
+
+    return load_described(path, "elastic network", "unet", build)
+
+
+def prepared_images(
+    network: ElasticNetwork,
+    fixed: np.ndarray,
+    fixed_affine: np.ndarray,
+    moving: np.ndarray,
+    moving_affine: np.ndarray,
+    log_share: float | None = None,
+    matrix: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Two images, on whatever grids, as the network sees them: ``(1, 2, *shape)``, 0 to 1.
+
+    The network's grid lies about the centre of the fixed volume.
+
+    Args:
+        network: as trained.
+        fixed: ``(*shape)``.
+        fixed_affine: voxel to RAS mm.
+        moving: ``(*shape)``, maybe on another grid.
+        moving_affine: voxel to RAS mm.
+        log_share: for densities, see `LearnedAffineImagesConfig`.
+        matrix: ``(4, 4)``, fixed point to moving point, RAS mm; None: they lie in one world.
+
+    Raises:
+        CohortError: an image is constant or not finite, or has other dimensions.
+    """
+    grid = network.grid
+    here = torch.eye(4, dtype=torch.float64)
+    there = here if matrix is None else matrix.double()
+    seen = []
+    for name, data, affine, onto in (
+        ("fixed", fixed, fixed_affine, here),
+        ("moving", moving, moving_affine, there),
+    ):
+        if data.ndim != len(grid.shape):
+            raise CohortError(
+                f"the {name} image has {data.ndim} dimensions, the network {len(grid.shape)}"
+            )
+        if not np.isfinite(data).all():
+            raise CohortError(f"the {name} image is not finite")
+        if not np.ptp(data) > 0:
+            raise CohortError(f"the {name} image is constant: there is nothing to register")
+        place = onto @ grid.place_of(fixed_affine, fixed.shape)
+        seen.append(grid.of_image(between_0_and_1(data, log_share), affine, place))
+    return torch.cat(seen)[None]
+
+
+def on_image_grid(
+    displacement: torch.Tensor,
+    grid: WorkingGrid,
+    affine: np.ndarray,
+    shape: Sequence[int],
+) -> torch.Tensor:
+    """A displacement of the network's grid on the grid of an image about whose centre it lies.
+
+    Args:
+        displacement: ``(1, d, *grid.shape)`` in voxels of the network's grid.
+        grid: the network's.
+        affine: of the image, voxel to RAS mm.
+        shape: of the image.
+
+    Returns:
+        ``(1, d, *shape)`` in voxels of the image's grid; constant beyond the network's.
+    """
+    d = len(grid.shape)
+    place = grid.place_of(affine, shape)
+    there = torch.linalg.inv(place)
+    found = resample_by_matrix(
+        displacement, grid.affine, there, affine, shape, padding_mode="border"
+    )
+    # A vector of the network's voxels in millimetres of the world, then in the image's voxels.
+    world = place[:3, :d] * grid.spacing
+    turn = torch.linalg.pinv(torch.from_numpy(np.asarray(affine[:3, :d], dtype=np.float64))) @ world
+    return torch.einsum("ij,bj...->bi...", turn.to(found), found)
+
+
+@torch.no_grad()
+def register_images(
+    network: ElasticNetwork,
+    fixed: np.ndarray,
+    fixed_affine: np.ndarray,
+    moving: np.ndarray,
+    moving_affine: np.ndarray,
+    log_share: float | None = None,
+    matrix: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Two aligned images of whatever contrast, registered; arguments as of `prepared_images`.
+
+    Returns:
+        displacement ``(d, *grid.shape)`` in voxels of the network's grid, and the moving image
+        there after it ``(1, *grid.shape)``, 0 to 1.
+
+    Raises:
+        CohortError: an image is constant or not finite, or has other dimensions.
+    """
+    pair = prepared_images(
+        network, fixed, fixed_affine, moving, moving_affine, log_share, matrix
+    ).to(network.described.device)
+    displacement = network(pair)
+    return displacement[0], warp(pair[:, 1:], displacement)[0]

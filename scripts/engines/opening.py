@@ -1,0 +1,71 @@
+"""Folders that a run reserves, and models that it opens."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+from scripts.networks.precision import open_device
+from scripts.runtime.lock import lock_folders
+from scripts.runtime.processes import (
+    is_first,
+)
+from scripts.runtime.storage import check_writable
+
+__all__ = ["opened", "reserved"]
+
+
+Network = TypeVar("Network")
+
+
+@contextmanager
+def reserved(folders: Sequence[str | Path]) -> Iterator[list[object]]:
+    """Folders that this run alone writes to, for as long as what the block lists is in use.
+
+    Raises:
+        StorageError: if one can't be written, or another run is at work there.
+    """
+    for folder in folders:
+        check_writable(folder)
+    # Several processes are one run: the first holds its locks.
+    locks = lock_folders(tuple(folders)) if is_first() else []
+    users: list[object] = []
+    try:
+        yield users
+        for user in users:
+            for lock in locks:
+                # Also called at the interpreter's end. A killed run's locks end by themselves.
+                weakref.finalize(user, lock.release)
+    finally:
+        if not users:
+            for lock in locks:
+                lock.release()
+
+
+def opened(
+    load: Callable[[str | Path], Network],
+    path: str | Path,
+    device: str,
+    written: Sequence[str | Path] = (),
+) -> Network:
+    """A published network, after what can be known beforehand of the run's end.
+
+    Args:
+        load: reads it.
+        path: its file.
+        device: of the job.
+        written: folders that the run will write to; they are locked while the result is in use.
+
+    Raises:
+        ConfigurationError: if the machine lacks the device.
+        StorageError: if something that is no writable folder stands in the way of ``written``,
+            or another run is at work there.
+    """
+    open_device(device)
+    with reserved(written) as users:
+        network = load(path)
+        users.append(network)
+    return network

@@ -1,0 +1,43 @@
+"""Errors of an affine matrix against the true one."""
+
+from __future__ import annotations
+
+import torch
+
+__all__ = ["matrix_errors"]
+
+
+def matrix_errors(
+    found: torch.Tensor, truth: torch.Tensor, half_width: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    """How far matrices about a common centre 0 are from the truth, one number a pair.
+
+    - ``rotation_error``: angle between the rotations nearest to both, degrees;
+    - ``translation_error``: distance between where both take the centre, mm;
+    - ``distance``: root mean square over the volume of the distance between where both take a
+      point, mm: sqrt(|t|^2 + sum_j |column_j|^2 h_j^2 / 3) of the difference, half widths h.
+
+    Args:
+        found: ``(B, 4, 4)``.
+        truth: ``(B, 4, 4)``.
+        half_width: ``(d,)`` mm.
+    """
+    d = len(half_width)
+    apart = found[:, :d] - truth[:, :d]
+    squares = apart[:, :, :d].square().sum(1) * half_width.square() / 3
+    far = apart[:, :, 3].square().sum(1)
+    rotations = []
+    for matrix in (found, truth):
+        u, _, vh = torch.linalg.svd(matrix[:, :d, :d])
+        sign = torch.linalg.det(u @ vh)
+        u = torch.cat([u[:, :, :-1], u[:, :, -1:] * sign.view(-1, 1, 1)], dim=2)
+        rotations.append(u @ vh)
+    turn = rotations[0] @ rotations[1].mT
+    # By the chord, which unlike the arc cosine of the trace is exact for small angles too.
+    chord = (turn - torch.eye(d, dtype=turn.dtype, device=turn.device)).square().sum((1, 2)).sqrt()
+    angle = 2 * torch.asin((chord / 8**0.5).clamp(max=1))
+    return {
+        "rotation_error": torch.rad2deg(angle),
+        "translation_error": far.sqrt(),
+        "distance": (far + squares.sum(1)).sqrt(),
+    }

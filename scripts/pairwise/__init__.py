@@ -1,0 +1,1 @@
+"""What the networks for pairs of images share: their data, training and measurement."""

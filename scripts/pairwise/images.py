@@ -1,0 +1,241 @@
+"""Images as the affine networks see them: on one centred grid, between 0 and 1; and folds."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from monai.config import KeysCollection
+from monai.data import CacheDataset
+from monai.transforms import Compose, MapTransform
+
+from scripts.cohort import Candidate, Rejection, find_subjects
+from scripts.cohort.density import DensityError, load_density
+from scripts.data.sampling import RepeatedDataset
+from scripts.errors import CohortError
+from scripts.pairwise.network_grid import WorkingGrid, between_0_and_1
+from scripts.settings.affine import LearnedAffineConfig
+from scripts.settings.elastic import LearnedElasticConfig
+from scripts.spatial.grid import Grid
+
+__all__ = [
+    "AffineImages",
+    "ImageSubject",
+    "OntoNetworkGridd",
+    "pair_dataset",
+    "read_affine_images",
+    "read_image",
+]
+
+logger = logging.getLogger(__name__)
+
+_FOLD_SEED = 0  # folds don't change with the training's seed: runs of a sweep can be compared
+
+
+def read_image(paths: Sequence[str | Path], dims: int | None = None) -> tuple[np.ndarray, Grid]:
+    """One image, or the sum of several on one grid; float64, and its grid.
+
+    Args:
+        paths: NIfTI files.
+        dims: 2 or 3, if it must be that.
+
+    Raises:
+        CohortError: naming the file that can't be read, isn't finite, is constant, lies on
+            another grid than the first, or has another number of dimensions.
+    """
+    total: np.ndarray | None = None
+    grid: Grid | None = None
+    for one in map(Path, paths):
+        loaded = load_density(one)
+        if not np.isfinite(loaded.data).all():
+            count = int(loaded.data.size - np.isfinite(loaded.data).sum())
+            raise DensityError(one, f"is not finite in {count} voxels")
+        if dims is not None and loaded.data.ndim != dims:
+            raise DensityError(
+                one,
+                f"has {loaded.data.ndim} dimensions, images.shape of the settings has {dims}",
+            )
+        if grid is None or total is None:
+            grid, total = loaded.grid, loaded.data.copy()
+        elif (difference := loaded.grid.same_as(grid)) is not None:
+            raise DensityError(one, f"is not on the grid of {paths[0]}: {difference}")
+        else:
+            total += loaded.data
+    if grid is None or total is None:
+        raise CohortError("no image to read")
+    if not np.ptp(total) > 0:
+        raise DensityError(
+            Path(paths[0]),
+            f"is constant ({total.flat[0]:g} everywhere): there is nothing to align",
+        )
+    return total, grid
+
+
+class OntoNetworkGridd(MapTransform):
+    """Reads images and brings them onto the network's grid.
+
+    Args:
+        keys: of lists of paths.
+        grid: the network's.
+        log_share: see `LearnedAffineImagesConfig`.
+    """
+
+    def __init__(
+        self, keys: KeysCollection, grid: WorkingGrid, log_share: float | None = None
+    ) -> None:
+        super().__init__(keys)
+        self.grid = grid
+        self.log_share = log_share
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Replace paths by ``(1, *shape)`` float32 from 0 to 1."""
+        result = dict(data)
+        for key in self.key_iterator(result):
+            image, grid = read_image(result[key], len(self.grid.shape))
+            result[key] = self.grid.of_image(between_0_and_1(image, self.log_share), grid.affine)
+        result.pop("channel", None)  # lists of one length a subject can't be collated
+        return result
+
+
+@dataclass(frozen=True)
+class ImageSubject:
+    """A subject's files, the channel (tract) that each belongs to, the digest of their bytes."""
+
+    name: str
+    paths: tuple[str, ...]
+    channels: tuple[int, ...]
+    sha256: str
+
+
+@dataclass(frozen=True, eq=False)
+class AffineImages:
+    """The images to learn from, and the grid on which they are seen.
+
+    Attributes:
+        subjects: usable ones, by name.
+        rejected: those left out, with reasons.
+        grid: the network's.
+        pattern: where they were found.
+        folds: how many parts the subjects are divided into.
+        fold: the part that is measured with; None: none is.
+    """
+
+    subjects: tuple[ImageSubject, ...]
+    rejected: tuple[Rejection, ...]
+    grid: WorkingGrid
+    pattern: str
+    folds: int
+    fold: int | None
+
+    def fold_of(self) -> dict[str, int]:
+        """The one fold of each subject, a fixed random order dealt out in turn."""
+        order = np.random.default_rng(_FOLD_SEED).permutation(len(self.subjects))
+        return {self.subjects[int(i)].name: turn % self.folds for turn, i in enumerate(order)}
+
+    def training(self) -> list[dict[str, Any]]:
+        """Subjects to train on, as dictionary transforms take them."""
+        return self._items(held_out=False)
+
+    def held_out(self) -> list[dict[str, Any]]:
+        """Subjects to measure with: those of the fold."""
+        return self._items(held_out=True)
+
+    def _items(self, held_out: bool) -> list[dict[str, Any]]:
+        folds = self.fold_of()
+        return [
+            {"subject": one.name, "image": list(one.paths), "channel": list(one.channels)}
+            for one in self.subjects
+            if (folds[one.name] == self.fold) is held_out
+        ]
+
+    def identity(self) -> str:
+        """SHA-256 over what training depends on; the same wherever the dataset lies."""
+        text = json.dumps([asdict(self.grid), [(one.name, one.sha256) for one in self.subjects]])
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def read_affine_images(
+    dataset_dir: str | Path, settings: LearnedAffineConfig | LearnedElasticConfig
+) -> AffineImages:
+    """Find, read and check images (or label maps); they may lie on different grids.
+
+    Raises:
+        CohortError: too few usable subjects, or fewer than there are folds.
+    """
+    root = Path(dataset_dir).absolute()
+    found = find_subjects(root, settings.images.discovery())
+    dims = len(settings.images.shape)
+    subjects: list[ImageSubject] = []
+    rejected = list(found.rejected)
+    widest = 0.0
+    for candidate in found.candidates:
+        try:
+            subject, extent = _inspect(candidate, dims, settings.images.shape)
+        except DensityError as error:
+            rejected.append(Rejection(candidate.name, str(error.path), error.reason))
+            logger.warning("subject %s is left out: %s", candidate.name, error)
+            continue
+        subjects.append(subject)
+        widest = max(widest, extent)
+    needed = max(settings.min_subjects, settings.folds if settings.fold is not None else 1)
+    if len(subjects) < needed:
+        reasons = "".join(f"\n{one.subject}: {one.path}: {one.reason}" for one in rejected)
+        why = (
+            f"{settings.key_path}.min_subjects = {settings.min_subjects}"
+            if needed == settings.min_subjects
+            else f"{settings.key_path}.folds = {settings.folds}"
+        )
+        raise CohortError(
+            f"{len(subjects)} usable images in dataset folder {root} at {found.pattern}, fewer "
+            f"than {why}{reasons}"
+        )
+    spacing = settings.images.spacing or _rounded_up(widest)
+    grid = WorkingGrid(tuple(settings.images.shape), spacing)
+    logger.info(
+        "%d subjects, %d left out; the network sees %s voxels of %g mm",
+        len(subjects),
+        len(rejected),
+        "x".join(map(str, grid.shape)),
+        grid.spacing,
+    )
+    return AffineImages(
+        tuple(subjects), tuple(rejected), grid, found.pattern, settings.folds, settings.fold
+    )
+
+
+def _inspect(candidate: Candidate, dims: int, shape: Sequence[int]) -> tuple[ImageSubject, float]:
+    """A subject, and the voxel size that lets the network's grid hold its image."""
+    paths = [one.path for one in candidate.maps]
+    _, grid = read_image(paths, dims)
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(path.read_bytes())
+    extent = np.array(grid.shape) * grid.spacing
+    if dims == 3:  # along the world's axes
+        directions = np.abs(grid.affine[:3, :3]) / grid.spacing
+        extent = directions @ extent
+    subject = ImageSubject(
+        candidate.name,
+        tuple(map(str, paths)),
+        tuple(one.channel for one in candidate.maps),
+        digest.hexdigest(),
+    )
+    return subject, float((extent / np.array(shape)).max())
+
+
+def _rounded_up(value: float, digits: int = 3) -> float:
+    """To a few significant digits, so that headers' rounding doesn't change the grid."""
+    power = 10.0 ** (math.floor(math.log10(value)) - digits + 1)
+    return float(f"{math.ceil(value / power - 1e-6) * power:.12g}")
+
+
+def pair_dataset(data: Sequence[dict[str, Any]], transform: Compose, times: int) -> RepeatedDataset:
+    """Images kept in memory (small ones, on the network's grid), each coming several times."""
+    return RepeatedDataset(CacheDataset(data, transform, progress=False), times)

@@ -1,0 +1,100 @@
+"""The grid that a network of pairs works on, and images brought onto it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.ndimage import gaussian_filter
+
+from scripts.spatial.affine_parameters import Frame
+from scripts.spatial.resampling import resample_by_matrix
+
+__all__ = ["WorkingGrid", "between_0_and_1"]
+
+
+_CUT = (0.005, 0.999)  # shares of the voxels at which intensities are cut off
+
+
+@dataclass(frozen=True)
+class WorkingGrid:
+    """The network's grid: ``shape`` voxels of ``spacing`` mm about the origin.
+
+    Its axes are the world's, so that an image's header is trusted for its orientation and not for
+    its place: centres of volumes are laid over each other. A plane keeps its own axes.
+    """
+
+    shape: tuple[int, ...]
+    spacing: float
+
+    @classmethod
+    def of_dict(cls, said: Mapping[str, Any]) -> WorkingGrid:
+        """From what ``dataclasses.asdict`` made of one."""
+        return cls(tuple(said["shape"]), float(said["spacing"]))
+
+    @property
+    def affine(self) -> np.ndarray:
+        """``(4, 4)``, voxel to mm from the centre."""
+        d = len(self.shape)
+        affine = np.diag([self.spacing] * 3 + [1.0])
+        affine[:d, 3] = -self.spacing * (np.array(self.shape) - 1) / 2
+        return affine
+
+    @property
+    def frame(self) -> Frame:
+        """Axes, centre and half width, where parameters have their meaning."""
+        return Frame.of_grid(self.affine, self.shape)
+
+    def place_of(self, affine: np.ndarray, shape: Sequence[int]) -> torch.Tensor:
+        """``(4, 4)`` float64: mm of this grid to the world of an image's grid."""
+        frame = Frame.of_grid(affine, shape)
+        place = torch.eye(4, dtype=torch.float64)
+        if len(shape) == 2:
+            return frame.world
+        place[:3, 3] = frame.centre
+        return place
+
+    def of_image(
+        self, data: np.ndarray, affine: np.ndarray, place: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """An image ``(*shape)`` brought onto this grid, ``(1, *self.shape)`` float32.
+
+        Finer images are smoothed first, so that nothing is aliased.
+
+        Args:
+            data: the image.
+            affine: voxel to RAS mm.
+            place: ``(4, 4)``, mm of this grid to the image's world; None: by `place_of`.
+        """
+        place = self.place_of(affine, data.shape) if place is None else place
+        spacing = np.linalg.norm(affine[:3, : data.ndim], axis=0)
+        ratio = np.maximum(self.spacing / spacing, 1)
+        smooth = gaussian_filter(
+            data.astype(np.float32), 0.5 * np.sqrt(ratio**2 - 1), mode="nearest"
+        )
+        return resample_by_matrix(
+            torch.from_numpy(smooth)[None, None],
+            affine,
+            place[None],
+            self.affine,
+            self.shape,
+        )[0]
+
+
+def between_0_and_1(data: np.ndarray, log_share: float | None = None) -> np.ndarray:
+    """Intensities from 0 to 1, float32; the few lowest and highest are cut off.
+
+    Args:
+        data: finite and not constant.
+        log_share: see `LearnedAffineImagesConfig`.
+    """
+    values = data.astype(np.float64)
+    if log_share is not None:
+        values = np.log1p((values - values.min()) / (log_share * np.ptp(values)))
+    low, high = np.quantile(values, _CUT)
+    if not high > low:  # nearly empty: what there is lies above the highest share
+        low, high = values.min(), values.max()
+    return np.clip((values - low) / (high - low), 0, 1).astype(np.float32)

@@ -1,0 +1,87 @@
+"""A trained network of pairs, written with its result."""
+
+from __future__ import annotations
+
+import json
+import logging
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from scripts.engines.handlers.loss_history import LossHistory
+from scripts.engines.run_state import RunState
+from scripts.pairwise.images import AffineImages
+from scripts.pairwise.measurement import Measurement, error_texts
+from scripts.runtime.storage import write_whole
+from scripts.settings.affine import LearnedAffineConfig
+from scripts.settings.elastic import LearnedElasticConfig
+
+__all__ = ["NetworkPublisher"]
+
+logger = logging.getLogger(__name__)
+
+
+class NetworkPublisher:
+    """Writes the trained network and what it was measured to do.
+
+    Each file whole.
+
+    Args:
+        network: as trained.
+        images: of the cohort.
+        settings: of the run.
+        measurement: on the held-out subjects.
+        history: of the losses.
+        state: finished once all is written.
+        report: file of the report, JSON.
+        model_file: file of the network.
+    """
+
+    def __init__(
+        self,
+        network: torch.nn.Module,
+        images: AffineImages,
+        settings: LearnedAffineConfig | LearnedElasticConfig,
+        measurement: Measurement,
+        history: LossHistory,
+        state: RunState,
+        report: str | Path,
+        model_file: str | Path,
+    ) -> None:
+        self.network: torch.nn.Module = getattr(network, "module", network)
+        self.images = images
+        self.settings = settings
+        self.measurement = measurement
+        self.history = history
+        self.state = state
+        self.report = Path(report)
+        self.model_file = Path(model_file)
+
+    def publish(self) -> None:
+        """Measure for the last time, write everything, and end the run."""
+        metrics = self.measurement.measured()
+        weights = {
+            name: torch.as_tensor(value).detach().cpu()
+            for name, value in self.network.state_dict().items()
+        }
+        with write_whole(self.model_file) as path:
+            torch.save(weights, path)
+        last = self.history.epochs[-1] if self.history.epochs else {}
+        report = {
+            "metrics": metrics,
+            "loss": last,
+            "fold": self.settings.fold,
+            "trained_on": [item["subject"] for item in self.images.training()],
+            "held_out": [item["subject"] for item in self.images.held_out()],
+            "rejected": {one.subject: one.reason for one in self.images.rejected},
+            "model": str(self.model_file),
+            "settings": self.settings.as_dict(),
+            "versions": {name: version(name) for name in ("torch", "monai", "numpy")},
+        }
+        with write_whole(self.report) as path:
+            path.write_text(json.dumps(report, indent=1) + "\n")
+        self.state.finish("")
+        if metrics:
+            logger.info("held out: %s", error_texts(metrics))
+        logger.info("network in %s, report in %s", self.model_file, self.report)

@@ -1,0 +1,1 @@
+"""What a run leaves: maps, fields, sidecars, the quality page, and their verification."""

@@ -1,0 +1,70 @@
+"""What the configs name to publish a cohort's atlas."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from scripts.atlas.components import cohort_transforms
+from scripts.atlas.network import AtlasNetwork
+from scripts.atlas.published_model import published_coding
+from scripts.cohort import (
+    Cohort,
+    parse_values,
+)
+from scripts.data import density_dataset
+from scripts.publishing.publisher import AtlasPublisher
+from scripts.runtime.progress import progress_bar
+from scripts.settings.atlas import LearnedAtlasConfig
+
+__all__ = ["cohort_publisher"]
+
+logger = logging.getLogger(__name__)
+
+
+def cohort_publisher(
+    network: AtlasNetwork,
+    cohort: Cohort,
+    settings: LearnedAtlasConfig,
+    velocities: Any,
+    output_dir: str | Path,
+    model_file: str | Path | None = None,
+    history: Any = None,
+    state: Any = None,
+    at: str | Mapping[str, Any] | None = None,
+) -> AtlasPublisher:
+    """Publishes the cohort's atlas from LINEAR densities, read again one subject at a time.
+
+    ``at`` asks for a conditional template at chosen covariates, see `parse_values`; it goes to a
+    folder of its own.
+
+    Raises:
+        ConfigurationError: ``at`` can't be understood.
+    """
+    coding = published_coding(network)
+    values = parse_values(at, coding)
+    for sentence in coding.beyond(values) if coding is not None and values is not None else ():
+        logger.warning("%s", sentence)
+    dataset: Any = density_dataset(
+        cohort.datalist(), cohort_transforms(cohort, settings, log=False), cache="none"
+    )
+    return AtlasPublisher(
+        network,
+        dataset,
+        cohort,
+        settings,
+        velocities,
+        output_dir,
+        model_file,
+        history=history,
+        state=state,
+        device=torch.device(settings.device),
+        bar=progress_bar,
+        coding=coding,
+        at=values or None,
+        loss=velocities.loss,
+    )

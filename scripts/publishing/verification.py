@@ -1,0 +1,458 @@
+"""Whether a published atlas is still what its description says, recomputed from its files."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from scripts.cohort import density_divisor, read_density
+from scripts.errors import CohortError, VerificationError
+from scripts.publishing.emission import NEGLIGIBLE_SHARE
+from scripts.publishing.provenance import code_identity, description_hash, versions_here
+from scripts.publishing.statistics import DensityStatistics
+from scripts.runtime.input_files import FileError, read_json
+from scripts.runtime.storage import file_hash
+from scripts.spatial.fields import field_names, read_field
+from scripts.spatial.grid import CropBox
+from scripts.spatial.jacobian import jacobian_determinant, jacobian_summary
+from scripts.spatial.nifti import image_values, open_nifti
+from scripts.spatial.warp import warp
+
+__all__ = ["MAP_TOLERANCE", "Check", "Verification", "verify_atlas"]
+
+MAP_TOLERANCE = 2e-5
+"""How far a resampled density may lie from the published one, as a share of its maximum.
+
+Fields lie on disk in float32 millimetres and are sampled at float32 coordinates: together about
+1e-5 of a voxel on a grid of 256, and a density changes by at most its maximum over a voxel.
+"""
+JACOBIAN_TOLERANCE = 1e-4
+"""How far a determinant may lie from the published one."""
+_RELATIVE = 1e-5  # what float32 maps and mixture shares of six decimals leave open
+
+_WITHOUT_FIELDS = ("averaged", "barycentre")
+
+Outcome = Literal["agrees", "differs", "missing", "unexpected", "not checked"]
+
+_UNREADABLE = (CohortError, OSError, OverflowError, ValueError)
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at.
+
+    Attributes:
+        kind: ``description``, ``code``, ``library``, ``input``, ``divisor``, ``file``, ``field``
+            or ``map``.
+        name: of the file, or what of the subject.
+        outcome: ``not checked`` is no disagreement: what it takes was never published.
+        detail: what was found in place of what.
+    """
+
+    kind: str
+    name: str
+    outcome: Outcome
+    detail: str = ""
+
+    @property
+    def fails(self) -> bool:
+        """Whether the atlas isn't what its description says."""
+        return self.outcome not in ("agrees", "not checked")
+
+
+@dataclass(frozen=True)
+class Verification:
+    """All that was looked at in one atlas.
+
+    Attributes:
+        folder: of the atlas.
+        checks: in the order in which they were made.
+    """
+
+    folder: Path
+    checks: tuple[Check, ...]
+
+    @property
+    def failures(self) -> list[Check]:
+        """What doesn't agree."""
+        return [check for check in self.checks if check.fails]
+
+    def table(self) -> str:
+        """What agrees as a count a kind, everything else by name."""
+        agreeing = Counter(check.kind for check in self.checks if check.outcome == "agrees")
+        rows = [("agrees", kind, f"{count} of them") for kind, count in agreeing.items()]
+        rows += [
+            (check.outcome, check.kind, ": ".join(filter(None, (check.name, check.detail))))
+            for check in self.checks
+            if check.outcome != "agrees"
+        ]
+        widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
+        return "\n".join(f"{a:{widths[0]}}  {b:{widths[1]}}  {c}" for a, b, c in rows)
+
+    def require(self) -> None:
+        """Go on only if everything agrees.
+
+        Raises:
+            VerificationError: naming what doesn't.
+        """
+        found = self.failures
+        if found:
+            first = "; ".join(f"{check.kind} {check.name} {check.outcome}" for check in found[:3])
+            more = f"; and {len(found) - 3} more" if len(found) > 3 else ""
+            raise VerificationError(
+                f"{self.folder}: {len(found)} of {len(self.checks)} checks fail: {first}{more}"
+            )
+
+
+def verify_atlas(folder: str | Path) -> Verification:
+    """Recompute everything that can be recomputed of a published atlas.
+
+    Hashes of the inputs and of the published files, the divisors, each field's Jacobian, and the
+    statistics maps from inputs and fields. The template (``mean``) is learned and has its hash
+    alone. One subject is in memory at a time.
+
+    A hash proves that a file is the one that was published, not who published it: who rewrites a
+    file together with its hash isn't found out by the hash, but is by the recomputed numbers.
+
+    Args:
+        folder: ``<output_dir>/<output_subdir>``.
+
+    Raises:
+        VerificationError: if there is no atlas, or its description can't be understood.
+    """
+    root = Path(folder)
+    about = _load(root / "atlas.json")
+    try:
+        return Verification(root, tuple(_checks(root, about)))
+    except (AttributeError, IndexError, KeyError, TypeError) as error:
+        # Only the description brings mappings whose keys and kinds aren't ours to choose.
+        reason = f"{type(error).__name__}: {error}"
+        raise VerificationError(
+            f"{root / 'atlas.json'}: not the description of an atlas that this version can check "
+            f"({reason})"
+        ) from error
+
+
+def _checks(root: Path, about: dict[str, Any]) -> Iterator[Check]:
+    recorded = about.get("description_sha256")
+    yield _same("description", "atlas.json", recorded, description_hash(about))
+    yield from _maker_checks(about)
+    yield from _file_checks(root, about.get("files") or {})
+    for subject in about["cohort"]["subjects"]:
+        yield from _input_checks(subject, about["normalisation"])
+    yield from _numbers(root, about)
+
+
+def _maker_checks(about: dict[str, Any]) -> Iterator[Check]:
+    """Whether the same code and libraries are at work here; others are told, and are no failure."""
+    made, here = about.get("code"), code_identity()
+    if made is None:
+        yield Check("code", "", "not checked", "was not recorded")
+    elif made == here:
+        yield Check("code", "", "agrees")
+    else:
+        detail = (
+            f"made by version {made['version']} ({made['sha256'][:12]}...), recomputed by "
+            f"{here['version']} ({here['sha256'][:12]}...)"
+        )
+        yield Check("code", "", "not checked", detail)
+    libraries = about.get("versions") or {}
+    ours = versions_here(*(name for name in libraries if name != "python"))
+    for name, version in libraries.items():
+        if version == ours[name]:
+            yield Check("library", name, "agrees")
+        else:
+            detail = f"{version} when it was made, {ours[name]} here"
+            yield Check("library", name, "not checked", detail)
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        found = read_json(path)
+    except FileError as error:
+        raise VerificationError(str(error)) from error
+    except ValueError as error:
+        raise VerificationError(f"{path}: damaged: {error}") from error
+    if not isinstance(found, dict):
+        raise VerificationError(f"{path}: damaged: holds no mapping")
+    return found
+
+
+def _same(kind: str, name: str, recorded: str | None, found: str) -> Check:
+    if recorded == found:
+        return Check(kind, name, "agrees")
+    if recorded is None:
+        return Check(kind, name, "missing", "its SHA-256 was never recorded")
+    return Check(kind, name, "differs", f"SHA-256 {found[:12]}..., recorded {recorded[:12]}...")
+
+
+# ---------------------------------------------------------------------------------------------
+# Hashes
+# ---------------------------------------------------------------------------------------------
+
+
+def _file_checks(root: Path, recorded: dict[str, str]) -> Iterator[Check]:
+    there = {
+        path.relative_to(root).as_posix(): path
+        for path in sorted(root.rglob("*"))
+        if path.is_file()
+    }
+    there.pop("atlas.json", None)  # has a hash of its own
+    for name in sorted(recorded.keys() | there.keys()):
+        if name not in there:
+            yield Check("file", name, "missing")
+        elif name not in recorded:
+            yield Check("file", name, "unexpected", "wasn't published with this atlas")
+        else:
+            yield _hashed("file", name, there[name], recorded[name])
+
+
+def _hashed(kind: str, name: str, path: Path, recorded: str) -> Check:
+    try:
+        return _same(kind, name, recorded, file_hash(path))
+    except FileNotFoundError:
+        return Check(kind, name, "missing")
+    except OSError as error:
+        return Check(kind, name, "missing", f"can't be read: {error.strerror}")
+
+
+def _input_checks(subject: dict[str, Any], normalisation: str) -> Iterator[Check]:
+    for one in subject["maps"]:
+        path = Path(one["path"])
+        yield _hashed("input", f"{subject['subject']} {path}", path, one["sha256"])
+        if path.is_file():
+            yield _divisor_check(subject["subject"], path, one["divisor"], normalisation)
+
+
+def _divisor_check(subject: str, path: Path, recorded: float, normalisation: str) -> Check:
+    name = f"{normalisation} of {subject} {path.name}"
+    try:
+        found = density_divisor(normalisation, path, read_density(path)[0])
+    except _UNREADABLE as error:
+        return Check("divisor", name, "missing", str(error))
+    if math.isclose(found, recorded, rel_tol=1e-9):
+        return Check("divisor", name, "agrees")
+    return Check("divisor", name, "differs", f"{found:.9g}, recorded {recorded:.9g}")
+
+
+# ---------------------------------------------------------------------------------------------
+# Numbers
+# ---------------------------------------------------------------------------------------------
+
+
+class _Recomputed:
+    """The statistics of one template's subjects, and how far they are certain.
+
+    Args:
+        shape: ``(C, *grid)``.
+        presence_value: see `DensityStatistics`.
+    """
+
+    def __init__(self, shape: tuple[int, ...], presence_value: float) -> None:
+        self.statistics = DensityStatistics(shape, presence_value)
+        self.largest = 0.0
+        self.surely, self.perhaps = np.zeros(shape), np.zeros(shape)
+        self.unknown: list[str] = []
+
+    def add(self, density: np.ndarray, weight: float) -> None:
+        """Take in one subject in template space."""
+        self.statistics.add(density, weight)
+        self.largest = max(self.largest, float(density.max()))
+        open_range = MAP_TOLERANCE * float(density.max())
+        self.surely += weight * (density > self.statistics.presence_value + open_range)
+        self.perhaps += weight * (density > self.statistics.presence_value - open_range)
+
+    def ranges(self, threshold: float) -> dict[str, Callable[[np.ndarray], np.ndarray]]:
+        """For each map, which voxels of a published one may be as they are."""
+        maps = self.statistics.maps(None, threshold)
+        n, mean = self.statistics.subjects, self.statistics.sample_mean
+        reach = MAP_TOLERANCE * self.largest
+
+        def near(name: str, reach: float | np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+            expected = maps[name].astype(np.float64)
+            return lambda found: np.abs(found - expected) <= reach + _RELATIVE * np.abs(expected)
+
+        def cov(found: np.ndarray) -> np.ndarray:
+            firm = threshold * mean.max()
+            spread = maps["std"].astype(np.float64)
+            ratio = np.divide(spread, mean, out=np.zeros_like(mean), where=mean > reach)
+            off = np.divide(reach * (1 + ratio), mean, out=np.zeros_like(mean), where=mean > reach)
+            is_ratio = np.abs(found - ratio) <= off + _RELATIVE * ratio
+            # At the threshold itself either side may have been taken.
+            return np.where(mean > firm - 2 * reach, is_ratio, False) | np.where(
+                mean < firm + 2 * reach, found == 0, False
+            )
+
+        def presence(found: np.ndarray) -> np.ndarray:
+            low, high = 100 * self.surely / n, 100 * self.perhaps / n
+            return (found >= low - 1e-3) & (found <= high + 1e-3)
+
+        return {
+            "mean": near("mean", reach),
+            "std": near("std", reach),
+            "std_error": near("std_error", reach / np.sqrt(n)),
+            "cov": cov,
+            "prob_threshold": presence,
+        }
+
+
+def _numbers(root: Path, about: dict[str, Any]) -> Iterator[Check]:
+    """Jacobians and maps, from one pass over the subjects."""
+    settings = about["settings"]
+    plain = about["kind"] in _WITHOUT_FIELDS
+    names = [subject["subject"] for subject in about["cohort"]["subjects"]]
+    if not plain and not settings["save_fields"]:
+        yield Check("field", "", "not checked", "the atlas was published without fields")
+        yield Check("map", "", "not checked", "statistics are recomputed from fields")
+        return
+    grid = tuple(about["cohort"]["grid"]["shape"])
+    crop = CropBox(*(tuple(about["cohort"]["crop"][end]) for end in ("start", "stop")))
+    shape = (settings["model"]["channels"], *grid)
+    shares = about.get("mixture") or {name: [1.0] for name in names}
+    templates = 1 if plain else settings["model"]["n_templates"]
+    gathered = [_Recomputed(shape, about["presence_value"]) for _ in range(templates)]
+    if plain:
+        yield from _plain_maps(root, about, gathered[0], shape, crop)
+        return
+    try:
+        jacobians = _load(root / "jacobian.json")
+    except VerificationError:
+        jacobians = {}  # the table of files tells
+    for name in sorted(jacobians.keys() - set(names)):
+        yield Check("field", f"jacobian.json: {name}", "unexpected", "no subject of the cohort")
+    for subject in about["cohort"]["subjects"]:
+        name = subject["subject"]
+        weights = shares[name]
+        home = int(np.argmax(weights))
+        fields = {}
+        for file in field_names(name):
+            try:
+                fields[file] = _field(root / "fields" / file, grid)
+            except _UNREADABLE as error:
+                detail = str(error) if (root / "fields" / file).exists() else "no such file"
+                yield Check("field", f"{name} {_way(file)}", "missing", detail)
+            else:
+                yield _jacobian_check(name, _way(file), fields[file], jacobians.get(name, {}))
+        try:
+            density = _density(subject, shape, crop)
+            moved = _moved(density, fields[field_names(name)[0]])
+        except (*_UNREADABLE, KeyError):
+            moved = None  # an input or a field that is already told of
+        for k, weight in enumerate(weights):
+            if weight < NEGLIGIBLE_SHARE and k != home:
+                continue
+            if moved is None:
+                gathered[k].unknown.append(f"inputs or fields of {name} can't be read")
+            elif k != home:
+                gathered[k].unknown.append(f"the field of {name} to it isn't published")
+            else:
+                gathered[k].add(moved, weight)
+    for k, one in enumerate(gathered):
+        folder = root if len(gathered) == 1 else root / f"template-{k + 1}"
+        yield from _map_checks(root, folder, one, about)
+
+
+def _plain_maps(
+    root: Path, about: dict[str, Any], gathered: _Recomputed, shape: tuple[int, ...], crop: CropBox
+) -> Iterator[Check]:
+    """Maps of a cohort as it lies, without fields."""
+    for subject in about["cohort"]["subjects"]:
+        try:
+            gathered.add(_density(subject, shape, crop), 1.0)
+        except _UNREADABLE:
+            gathered.unknown.append(f"inputs of {subject['subject']} can't be read")
+    yield from _map_checks(root, root, gathered, about)
+
+
+def _way(file: str) -> str:
+    """``from-subject_to-template`` or the reverse, out of a field's file name."""
+    stem = file.removesuffix("_mode-image_xfm.nii.gz")
+    return stem[stem.rindex("_from-") + 1 :]
+
+
+def _field(path: Path, grid: tuple[int, ...]) -> np.ndarray:
+    field = read_field(path, spatial_dims=len(grid))
+    if field.shape != (len(grid), *grid):
+        raise CohortError(f"its shape {field.shape[1:]} isn't the grid's {grid}")
+    return field
+
+
+def _density(subject: dict[str, Any], shape: tuple[int, ...], crop: CropBox) -> np.ndarray:
+    """Normalised density ``(C, *grid)`` float32 from the files, 0 outside the box."""
+    density = np.zeros(shape)
+    for one in subject["maps"]:
+        data, grid = read_density(one["path"])
+        if grid.shape != shape[1:]:
+            raise CohortError(f"{one['path']}: is on another grid than the atlas")
+        density[one["channel"]] += data / one["divisor"]
+    return crop.paste(crop.crop(density), shape[1:]).astype(np.float32)
+
+
+def _moved(density: np.ndarray, field: np.ndarray) -> np.ndarray:
+    image, u = (torch.as_tensor(x, dtype=torch.float32)[None] for x in (density, field))
+    return warp(image, u)[0].numpy()
+
+
+def _jacobian_check(
+    subject: str, way: str, field: np.ndarray, recorded: dict[str, dict[str, float]]
+) -> Check:
+    name = f"{subject} {way}"
+    if way not in recorded:
+        return Check("field", name, "missing", "jacobian.json doesn't tell of it")
+    u = torch.as_tensor(field)
+    found = jacobian_summary(u)
+    near_fold = float((jacobian_determinant(u).abs() <= JACOBIAN_TOLERANCE).double().mean())
+    for key, value in found.items():
+        told = float(recorded[way][key])
+        reach = JACOBIAN_TOLERANCE * (1 + abs(value))
+        if "share" in key:  # only what is nearly folded may have been counted otherwise
+            reach = near_fold + 1e-9
+        if not abs(told - value) <= reach:  # nor is NaN near anything
+            return Check("field", name, "differs", f"{key} {value:.6g}, recorded {told:.6g}")
+    return Check("field", name, "agrees")
+
+
+def _map_checks(
+    root: Path, folder: Path, recomputed: _Recomputed, about: dict[str, Any]
+) -> Iterator[Check]:
+    learned = about["kind"] != "averaged"  # or transported: the mean isn't that of the subjects
+    wanted = about["settings"]["emit_baseline_maps"]
+    emitted = [name for name in wanted if not (learned and name == "mean")]
+    if recomputed.statistics.subjects == 0 and not recomputed.unknown:
+        return  # a template of no subject has no maps
+    labels = {name: str((folder / f"atlas_{name}.nii.gz").relative_to(root)) for name in emitted}
+    if recomputed.unknown:
+        for name in emitted:
+            yield Check("map", labels[name], "not checked", recomputed.unknown[0])
+        return
+    shape = recomputed.statistics.sample_mean.shape
+    ranges = recomputed.ranges(about["cov_mean_threshold_pct"])
+    for name in emitted:
+        try:
+            found = _map(root / labels[name], shape)
+        except _UNREADABLE as error:
+            detail = str(error) if (root / labels[name]).exists() else "no such file"
+            yield Check("map", labels[name], "missing", detail)
+            continue
+        wrong = ~ranges[name](found)
+        if wrong.any():
+            voxel = tuple(int(i) for i in np.argwhere(wrong)[0][1:])
+            detail = f"{int(wrong.sum())} voxels aren't what fields and inputs give, first {voxel}"
+            yield Check("map", labels[name], "differs", detail)
+        else:
+            yield Check("map", labels[name], "agrees")
+
+
+def _map(path: Path, shape: tuple[int, ...]) -> np.ndarray:
+    """A published map, ``(C, *grid)`` float64."""
+    values = image_values(path, open_nifti(path)[0])
+    if shape[0] > 1:
+        values = np.moveaxis(values, -1, 0)
+    return values.reshape(shape)

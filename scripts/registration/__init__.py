@@ -1,0 +1,1 @@
+"""Registration by optimisation: pairs of images, and cohorts to their mean."""

@@ -1,0 +1,308 @@
+"""The alignment job: a native cohort in, aligned maps and their transforms out."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from datetime import UTC, datetime
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import torch
+
+from scripts.cohort import waytotal_file
+from scripts.engines.run_state import RunState
+from scripts.errors import CohortError
+from scripts.networks.precision import open_device
+from scripts.registration.affine import AffineRefinement
+from scripts.registration.align_state import AlignedFiles, KeptTransforms
+from scripts.registration.images import ReadImage
+from scripts.registration.mean_alignment import (
+    Alignment,
+    CommonGrid,
+    MeanAlignment,
+    correlation,
+    transform_of,
+)
+from scripts.registration.native_subjects import NativeFile, NativeSubject, find_native_subjects
+from scripts.runtime.lock import locked_folders
+from scripts.runtime.progress import progress_bar
+from scripts.runtime.storage import check_space, check_writable, file_hash, publish_folder
+from scripts.settings.align import AlignConfig
+from scripts.spatial.grid import Grid
+from scripts.spatial.resampling import resample_by_matrix
+from scripts.spatial.transform_files import transform_names, write_affine_files
+from scripts.spatial.volumes import read_volume, write_labels, write_map
+
+__all__ = ["CohortAligner", "pair_refinement"]
+
+logger = logging.getLogger(__name__)
+
+TEMPLATE = "template.nii.gz"
+_ODD = 5.0  # median absolute deviations below the cohort's median correlation
+
+
+def pair_refinement(settings: Any) -> AffineRefinement:
+    """The refinement that a block of `PairSettings` asks for."""
+    return AffineRefinement(
+        settings.family, settings.starts, settings.levels, settings.iterations, settings.window,
+        settings.tolerance, settings.similarity, settings.correlation_window,
+    )  # fmt: skip
+
+
+class CohortAligner:
+    """Brings a native cohort to one affine space and publishes it as a dataset folder.
+
+    ``<output_dir>/<output_subdir>/`` then holds ``template.nii.gz`` (the mean of the aligned
+    images), ``alignment.json``, and for each subject its images under their own names, interpolated
+    once, ``template_in_native.nii.gz`` on its own grid, and ``xfm/`` with the transform in both
+    directions, as ITK text and as 4x4 text.
+
+    Until it is published, each transform lies in the hidden folder ``.<output_subdir>.unfinished``
+    beside it: a run that was stopped goes on there, to the bits of an unbroken one.
+
+    Args:
+        dataset_dir: the native cohort.
+        settings: of the alignment.
+        output_dir: where to.
+
+    Raises:
+        CohortError: too few usable subjects, or a target that can't be read.
+        ConfigurationError: the machine lacks the device.
+        StorageError: ``output_dir`` can't be written, or another run is at work there.
+    """
+
+    def __init__(
+        self, dataset_dir: str | Path, settings: AlignConfig, output_dir: str | Path
+    ) -> None:
+        device = open_device(settings.device)
+        check_writable(output_dir)
+        self.settings = settings
+        self.output_dir = Path(output_dir)
+        self.folder = self.output_dir / settings.output_subdir
+        self.target = None
+        if settings.target is not None:
+            self.target = ReadImage(
+                settings.target, settings.log_offset, settings.background, device
+            )
+        self.subjects, self.rejected = find_native_subjects(dataset_dir, settings, device)
+
+    def run(self) -> Path:
+        """Align and publish.
+
+        Returns:
+            the published folder.
+
+        Raises:
+            CohortError: the cohort's transforms have no mean.
+            CheckpointError: an unfinished run of other images or settings is there.
+            StorageError: something can't be written; what stood there before stays.
+        """
+        with locked_folders(self.output_dir):
+            kept = self._open_state()
+            alignment = self._to_target(kept) if self.target else self._to_mean(kept)
+            self._warn_of_odd_ones(alignment)
+            self._check_space(alignment.grid)
+            with publish_folder(self.folder) as staging:
+                self._write(staging, alignment)
+            shutil.rmtree(self._state_folder, ignore_errors=True)
+        logger.info("%d subjects aligned, in %s", len(self.subjects), self.folder)
+        return self.folder
+
+    # -- an unfinished run -----------------------------------------------------------------
+
+    @property
+    def _state_folder(self) -> Path:
+        return self.output_dir / f".{self.settings.output_subdir}.unfinished"
+
+    def _open_state(self) -> KeptTransforms:
+        """What an interrupted run of the same images and settings found; else an empty folder."""
+        files = AlignedFiles(
+            [(subject.name, subject.read.path) for subject in self.subjects],
+            None if self.target is None else self.target.path,
+        )
+        state = RunState(self._state_folder, self.settings, files, self.settings.resume)
+        return KeptTransforms(state.folder)
+
+    # -- estimation ------------------------------------------------------------------------
+
+    def _to_mean(self, kept: KeptTransforms) -> Alignment:
+        settings = self.settings
+        aligner = MeanAlignment(
+            pair_refinement(settings), settings.rounds, settings.spacing, settings.margin, kept
+        )
+        images = [subject.read.image for subject in self.subjects]
+        with progress_bar(aligner.steps(len(images)), "alignment") as bar:
+            try:
+                return aligner(images, bar)
+            except ValueError as error:
+                # Other settings are called for, which would be refused beside this run's.
+                shutil.rmtree(self._state_folder, ignore_errors=True)
+                raise CohortError(
+                    f"the cohort can't be centred: {error}; a subject may have been taken the "
+                    "wrong way round, which align#starts '[identity, centre]' rules out"
+                ) from error
+
+    def _to_target(self, kept: KeptTransforms) -> Alignment:
+        assert self.target is not None
+        target, refine = self.target.image, pair_refinement(self.settings)
+        if target.values.shape[1] != self.subjects[0].read.image.values.shape[1]:
+            raise CohortError(f"{self.target.path}: has another number of channels")
+        if self.target.spatial_dims != self.subjects[0].read.spatial_dims:
+            raise CohortError(f"{self.target.path}: must be a plane where the subjects are")
+        grid = CommonGrid(target.affine, target.shape)
+        matrices, losses, agreement = [], [], []
+        with progress_bar(len(self.subjects), "alignment") as bar:
+            for index, subject in enumerate(self.subjects):
+                image = subject.read.image
+                matrix, loss = kept(0, index, partial(transform_of, refine, target, image))
+                matrices.append(matrix)
+                losses.append(loss)
+                agreement.append(correlation(image, matrix, target.values, grid))
+                bar.update()
+        return Alignment(
+            np.stack(matrices), target.values[0].cpu().numpy(), grid, agreement,
+            float("nan"), [float(np.mean(losses))],
+        )  # fmt: skip
+
+    def _warn_of_odd_ones(self, alignment: Alignment) -> None:
+        values = np.array(alignment.correlation)
+        spread = float(np.median(np.abs(values - np.median(values))))
+        low = float(np.median(values)) - _ODD * max(spread, 0.01)
+        for subject, value in zip(self.subjects, values, strict=True):
+            if value < low:
+                logger.warning(
+                    "subject %s: correlation with the template is %.2f, the cohort's median %.2f; "
+                    "look at it, it may be misaligned (align#starts with search tries more)",
+                    subject.name, value, float(np.median(values)),
+                )  # fmt: skip
+
+    # -- writing ---------------------------------------------------------------------------
+
+    def _check_space(self, grid: CommonGrid) -> None:
+        images = sum(len(subject.files) for subject in self.subjects)
+        own = sum(int(np.prod(subject.read.grid.shape)) for subject in self.subjects)
+        check_space({self.output_dir: {"images": 4 * (images * int(np.prod(grid.shape)) + own)}})
+
+    def _write(self, staging: Path, alignment: Alignment) -> None:
+        common = self._common_grid(alignment.grid)
+        template = alignment.template
+        if self.target is not None:
+            values, target_grid = self.target.values, self.target.grid
+            write_map(staging / TEMPLATE, values, target_grid)
+        else:
+            values = self._as_in_files(template)
+            write_map(staging / TEMPLATE, self._solid(values), common)
+        with progress_bar(len(self.subjects), "writing") as bar:
+            for subject, matrix in zip(self.subjects, alignment.matrices, strict=True):
+                self._write_subject(staging / subject.name, subject, matrix, alignment.grid, common)
+                self._write_template(staging / subject.name, subject, matrix, alignment)
+                bar.update()
+        about = json.dumps(self._description(alignment), indent=1) + "\n"
+        (staging / "alignment.json").write_text(about, encoding="utf-8")
+
+    def _write_subject(
+        self, folder: Path, subject: NativeSubject, matrix: np.ndarray, grid: CommonGrid,
+        common: Grid,
+    ) -> None:  # fmt: skip
+        for file in subject.files:
+            volume, own = read_volume(file.path)
+            moved = _resampled(volume, own, matrix, grid, file.labels)
+            path = folder / file.name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if file.labels:
+                write_labels(path, self._solid(moved), common, own.header.get_data_dtype())
+            else:
+                write_map(path, self._solid(moved), common)
+            _copy_waytotal(file, path)
+        (folder / "xfm").mkdir()
+        write_affine_files(
+            folder / "xfm", subject.name, "native", "aligned", matrix, len(grid.shape)
+        )
+
+    def _write_template(
+        self, folder: Path, subject: NativeSubject, matrix: np.ndarray, alignment: Alignment
+    ) -> None:
+        own = subject.read.grid
+        source = torch.as_tensor(self._as_in_files(alignment.template), dtype=torch.float32)[None]
+        back = torch.from_numpy(np.linalg.inv(matrix))
+        shape = own.shape[: subject.read.spatial_dims]
+        seen = resample_by_matrix(source, alignment.grid.affine, back, own.affine, shape)
+        write_map(folder / "template_in_native.nii.gz", self._solid(seen[0].numpy()), own)
+
+    def _as_in_files(self, template: np.ndarray) -> np.ndarray:
+        offset = self.settings.log_offset
+        return template if offset is None else np.expm1(template) * offset
+
+    @staticmethod
+    def _solid(values: np.ndarray) -> np.ndarray:
+        """``(C, X, Y, Z)``, planes with Z = 1."""
+        return values[..., None] if values.ndim == 3 else values
+
+    @staticmethod
+    def _common_grid(grid: CommonGrid) -> Grid:
+        header = nib.Nifti1Header()
+        header["sform_code"], header["qform_code"] = 2, 2  # aligned
+        header.set_xyzt_units(xyz="mm")
+        return Grid((*grid.shape, 1)[:3], grid.affine, header)
+
+    def _description(self, alignment: Alignment) -> dict[str, Any]:
+        """``alignment.json``: what these images were made of."""
+        return {
+            "name": "tract_density_atlas",
+            "kind": "alignment",
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "settings": self.settings.as_dict(),
+            "target": None if self.target is None else
+            {"path": str(self.target.path), "sha256": file_hash(self.target.path)},
+            "grid": {"shape": list(alignment.grid.shape), "affine": alignment.grid.affine.tolist()},
+            "mean_log_residual": None if self.target else alignment.residual,
+            "loss_by_round": alignment.history,
+            "subjects": [
+                {
+                    "subject": subject.name,
+                    "correlation": round(value, 4),
+                    "matrix": matrix.tolist(),
+                    "transforms": list(transform_names(subject.name, "native", "aligned"))
+                    + list(transform_names(subject.name, "aligned", "native")),
+                    "images": [
+                        {"path": str(file.path), "name": file.name, "labels": file.labels,
+                         "sha256": file_hash(file.path)}
+                        for file in subject.files
+                    ],
+                }
+                for subject, matrix, value in zip(
+                    self.subjects, alignment.matrices, alignment.correlation, strict=True
+                )
+            ],
+            "rejected": [
+                {"subject": one.subject, "path": one.path, "reason": one.reason}
+                for one in self.rejected
+            ],
+            "versions": {name: version(name) for name in ("nibabel", "numpy", "scipy", "torch")},
+        }  # fmt: skip
+
+
+def _resampled(
+    volume: np.ndarray, own: Grid, matrix: np.ndarray, grid: CommonGrid, labels: bool
+) -> np.ndarray:
+    """``(C, X, Y, Z)`` on its own grid to ``(C, *grid.shape)``, interpolated once."""
+    flat = volume[..., 0] if len(grid.shape) == 2 else volume
+    source = torch.as_tensor(np.ascontiguousarray(flat), dtype=torch.float32)[None]
+    moved = resample_by_matrix(
+        source, own.affine, torch.from_numpy(matrix), grid.affine, grid.shape,
+        mode="nearest" if labels else "bilinear",
+    )  # fmt: skip
+    return moved[0].numpy()
+
+
+def _copy_waytotal(file: NativeFile, path: Path) -> None:
+    """A map's waytotal goes with it, so that training can divide by it."""
+    found = waytotal_file(file.path)
+    if not file.labels and found.is_file():
+        shutil.copyfile(found, path.with_name(found.name))

@@ -1,0 +1,251 @@
+"""Beyond the affine transform of a pair: a stationary velocity, alone or together with it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from scripts.losses.smoothness import SmoothnessLoss
+from scripts.networks.integration import VelocityIntegration
+from scripts.registration.affine import level_of, moved_by
+from scripts.registration.images import WorldImage, constant_reason
+from scripts.registration.similarity import PairLoss
+from scripts.spatial.affine_parameters import (
+    FAMILIES,
+    Frame,
+    matrix_of,
+    parameter_count,
+    parameters_of,
+)
+from scripts.spatial.jacobian import jacobian_summary
+from scripts.spatial.resampling import resample_by_matrix
+from scripts.spatial.unfolding import unfolded_velocity
+
+__all__ = ["ElasticRefinement", "ElasticResult"]
+
+_FIRST_STEP, _LAST_STEP = 0.2, 0.02  # of the velocity, voxels of the level
+_SHRINK = 0.5
+_AFFINE_STEP = 0.05  # of the matrix's parameters in a joint refinement, as a part of half widths
+
+
+@dataclass(frozen=True)
+class ElasticResult:
+    """What a refinement found: a fixed point x is read at ``matrix (x + displacement(x))``.
+
+    Attributes:
+        matrix: ``(4, 4)`` float64, RAS mm.
+        displacement: ``(1, d, *shape)`` in voxels, on the fixed grid.
+        inverse: of it, on the fixed grid too: a moving point y comes from x = z + inverse(z) with
+            z = matrix^-1 y.
+        loss: similarity and weighted smoothness at the finest level.
+        start_loss: the same of the start.
+        levels: per level: reduction, gradient steps, the best loss.
+        jacobian: `jacobian_summary` of both displacements on the fixed grid.
+    """
+
+    matrix: torch.Tensor
+    displacement: torch.Tensor
+    inverse: torch.Tensor
+    loss: float
+    start_loss: float
+    levels: list[dict[str, float]] = field(default_factory=list)
+    jacobian: dict[str, dict[str, float]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _LevelFlow:
+    """The integration on one level's grid."""
+
+    integration: VelocityIntegration
+    shape: tuple[int, ...]
+    field_resolution: int = 1
+
+    def displacements(self, velocity: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.integration.both(velocity, self.shape)
+
+
+class ElasticRefinement:
+    """Adam on a stationary velocity over a pyramid, from an affine transform.
+
+    The moving image is read once, through the matrix after the displacement. The velocity lives
+    on each level's grid; a window without progress shrinks its steps, the best is kept and
+    carried to the next level, and where its flow comes close to folding it is smoothed
+    (`unfolded_velocity`). The result is compared with the start and is never worse.
+
+    Args:
+        levels: reductions, coarse to fine, in units of the fixed image's smallest voxel side.
+        iterations: most gradient steps of a level.
+        window: steps over which the loss must improve by ``tolerance``.
+        tolerance: of the loss.
+        similarity: as `PairLoss` takes it.
+        correlation_window: voxels, of the local correlation.
+        smoothness_weight: of the velocity's squared gradient.
+        int_steps: squarings of the integration.
+        family: refine the matrix as well, within this family; None: it stays.
+    """
+
+    def __init__(
+        self,
+        levels: Sequence[int] = (4, 2),
+        iterations: int = 60,
+        window: int = 8,
+        tolerance: float = 1e-4,
+        similarity: str = "local_correlation",
+        correlation_window: int = 5,
+        smoothness_weight: float = 0.5,
+        int_steps: int = 7,
+        family: str | None = None,
+    ) -> None:
+        if family is not None and family not in FAMILIES:
+            raise ValueError(f"family is one of {', '.join(FAMILIES)} or None, not {family!r}")
+        self.levels = tuple(levels)
+        self.iterations = iterations
+        self.window = window
+        self.tolerance = tolerance
+        self.similarity = similarity
+        self.correlation_window = correlation_window
+        self.smoothness_weight = smoothness_weight
+        self.integration = VelocityIntegration(int_steps)
+        self.family = family
+
+    def __call__(
+        self, fixed: WorldImage, moving: WorldImage, start: torch.Tensor | None = None
+    ) -> ElasticResult:
+        """Find the velocity, and with a family the matrix.
+
+        Args:
+            fixed: the image that is wanted.
+            moving: the one to be brought to it.
+            start: ``(4, 4)``; with a family inside it. None: the identity.
+
+        Raises:
+            ValueError: an image is constant or not finite, or the start lies outside of the family.
+        """
+        for name, image in (("fixed", fixed), ("moving", moving)):
+            reason = constant_reason(image.values)
+            if reason:
+                raise ValueError(f"the {name} image {reason}")
+        device = fixed.values.device
+        given = torch.eye(4, dtype=torch.float64, device=device)
+        given = (given if start is None else start.to(given)).reshape(1, 4, 4)
+        matrix = given
+        velocity: torch.Tensor | None = None
+        grid: WorldImage | None = None
+        told: list[dict[str, float]] = []
+        for size in self.levels:
+            small = [level_of(image, fixed, size) for image in (fixed, moving)]
+            begun = self._carried(velocity, grid, small[0])
+            level = _Level(self, small[0], small[1], fixed)
+            velocity, matrix, steps, loss = level.run(begun, matrix)
+            grid = small[0]
+            told.append({"reduction": size, "steps": steps, "loss": loss})
+        assert velocity is not None and grid is not None
+        velocity = unfolded_velocity(_LevelFlow(self.integration, grid.shape), velocity)
+        still = torch.zeros_like(velocity)
+        start_loss, loss = level.loss(still, given), level.loss(velocity, matrix)
+        if not loss <= start_loss:
+            velocity, matrix, loss = still, given, start_loss
+        forward, inverse = (
+            self._carried(u, grid, fixed) for u in self.integration.both(velocity, grid.shape)
+        )
+        jacobian = {
+            "displacement": jacobian_summary(forward[0]),
+            "inverse": jacobian_summary(inverse[0]),
+        }
+        return ElasticResult(matrix[0], forward, inverse, loss, start_loss, told, jacobian)
+
+    @staticmethod
+    def _carried(
+        vectors: torch.Tensor | None, source: WorldImage | None, wanted: WorldImage
+    ) -> torch.Tensor:
+        """Vectors in voxels of one grid as vectors in voxels of another with the same axes."""
+        d = len(wanted.shape)
+        if vectors is None or source is None:
+            return wanted.values.new_zeros(1, d, *wanted.shape)
+        still = torch.eye(4, dtype=torch.float64, device=vectors.device)
+        found = resample_by_matrix(
+            vectors, source.affine, still, wanted.affine, wanted.shape, padding_mode="border"
+        )
+        ratio = torch.as_tensor(source.spacing / wanted.spacing).to(found)
+        return found * ratio.view(1, d, *[1] * d)
+
+
+class _Level:
+    """One level's descent.
+
+    Args:
+        owner: the settings.
+        fixed: the level's fixed image.
+        moving: the level's moving image.
+        full: the full fixed image, whose frame the parameters belong to.
+    """
+
+    def __init__(
+        self, owner: ElasticRefinement, fixed: WorldImage, moving: WorldImage, full: WorldImage
+    ) -> None:
+        self.owner, self.fixed, self.moving = owner, fixed, moving
+        self.pair = PairLoss(fixed, owner.similarity, owner.correlation_window)
+        self.smoothness = SmoothnessLoss(fixed.spacing.tolist())
+        self.frame = Frame.of_grid(full.affine, full.shape).to(fixed.values.device)
+
+    def loss(self, velocity: torch.Tensor, matrix: torch.Tensor) -> float:
+        """Without gradients."""
+        with torch.no_grad():
+            return float(self._loss(velocity, matrix))
+
+    def run(
+        self, velocity: torch.Tensor, matrix: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, int, float]:
+        """The best velocity, the best matrix, the steps taken, the loss."""
+        owner, family = self.owner, self.owner.family
+        current = velocity.detach().clone().requires_grad_(True)
+        groups = [{"params": [current], "lr": _FIRST_STEP}]
+        turn: torch.Tensor | None = None
+        if family is not None:
+            parameters = parameters_of(matrix, family, self.frame)
+            rigid = parameter_count("rigid", self.frame.spatial_dims)
+            base = matrix_of(parameters[:, :rigid], "rigid", self.frame)
+            rest = torch.cat([torch.zeros_like(parameters[:, :rigid]), parameters[:, rigid:]], 1)
+            turn = torch.zeros_like(parameters).requires_grad_(True)
+            groups.append({"params": [turn], "lr": self._turning_step()})
+        optimizer = torch.optim.Adam(groups, betas=(0.9, 0.99))
+        best, best_matrix, best_loss = velocity.detach().clone(), matrix, float("inf")
+        marked, since, shrunk, step = float("inf"), 0, 1.0, 0
+        for step in range(owner.iterations + 1):
+            at = matrix
+            if turn is not None and family is not None:
+                at = base @ matrix_of(rest + turn, family, self.frame)
+            total = self._loss(current, at)
+            value = float(total.detach())
+            if value < best_loss:
+                best, best_matrix = current.detach().clone(), at.detach()
+                best_loss = value
+            if value < marked - owner.tolerance:
+                marked, since = value, 0
+            else:
+                since += 1
+            if since >= owner.window:
+                since, shrunk = 0, shrunk * _SHRINK
+                for group in optimizer.param_groups:
+                    group["lr"] *= _SHRINK
+            if step == owner.iterations or _FIRST_STEP * shrunk < _LAST_STEP:
+                break
+            wanted = [current] if turn is None else [current, turn]
+            slopes = torch.autograd.grad(total, wanted)
+            for leaf, slope in zip(wanted, slopes, strict=True):
+                leaf.grad = slope
+            optimizer.step()
+        return best, best_matrix, step, best_loss
+
+    def _loss(self, velocity: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
+        displacement = self.owner.integration(velocity, self.fixed.shape)
+        moved, seen = moved_by(matrix, self.fixed, self.moving, displacement)
+        smooth = self.owner.smoothness_weight * self.smoothness(velocity)
+        return self.pair(moved, seen)[0] + smooth
+
+    def _turning_step(self) -> float:
+        """About a twentieth of a voxel at the image's border: the velocity does the rest."""
+        half = self.frame.half_width.min()
+        return _AFFINE_STEP * float(torch.as_tensor(self.fixed.spacing).min() / half)

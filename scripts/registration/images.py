@@ -1,0 +1,154 @@
+"""Images with their place in the world, and their pyramids."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from scripts.errors import CohortError
+from scripts.networks.grids import averaged
+from scripts.spatial.grid import Grid
+from scripts.spatial.volumes import read_volume
+
+__all__ = [
+    "ReadImage",
+    "WorldImage",
+    "constant_reason",
+    "normalised",
+    "read_image",
+    "reduced",
+    "reduction_factors",
+    "spacing_of",
+]
+
+
+@dataclass(frozen=True, eq=False)
+class WorldImage:
+    """An image and where its voxels lie.
+
+    Attributes:
+        values: ``(1, C, *shape)`` float32, 2 or 3 axes.
+        affine: ``(4, 4)`` float64, voxel to RAS mm.
+        inside: ``(1, 1, *shape)``, how much of each voxel was seen, 0 to 1. None: everything,
+            and what lies outside of the image is background of value 0.
+    """
+
+    values: torch.Tensor
+    affine: np.ndarray
+    inside: torch.Tensor | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Voxels along each axis."""
+        return tuple(self.values.shape[2:])
+
+    @property
+    def spacing(self) -> np.ndarray:
+        """Size of a voxel along each axis, mm."""
+        return spacing_of(self.affine, len(self.shape))
+
+    def without_background(self) -> WorldImage:
+        """The same image, of which nothing is known outside of its grid."""
+        return WorldImage(self.values, self.affine, torch.ones_like(self.values[:, :1]))
+
+
+def spacing_of(affine: np.ndarray, spatial_dims: int) -> np.ndarray:
+    """Size of a voxel along each axis, mm."""
+    return np.linalg.norm(np.asarray(affine)[:3, :spatial_dims], axis=0)
+
+
+def constant_reason(values: torch.Tensor) -> str | None:
+    """Why an image can't be aligned: it isn't finite, or the same everywhere; else None."""
+    if not bool(torch.isfinite(values).all()):
+        return "holds values that aren't finite"
+    low, high = float(values.amin()), float(values.amax())
+    if high - low <= 1e-6 * max(abs(low), abs(high)):
+        return f"has the same value everywhere ({low:g}), so that there is nothing to align by"
+    return None
+
+
+def reduction_factors(spacing: Sequence[float] | np.ndarray, size: float) -> tuple[int, ...]:
+    """By how much to reduce each axis so that voxels come near ``size`` mm and near cubes."""
+    return tuple(max(1, int(np.floor(size / step + 0.5))) for step in spacing)
+
+
+def reduced(image: WorldImage, factors: Sequence[int]) -> WorldImage:
+    """Block means; a block's centre lies at ``f i + (f - 1) / 2`` of the full grid.
+
+    A block that reaches over the border is the mean of what it holds.
+
+    Args:
+        image: the full one.
+        factors: voxels a block spans along each axis.
+    """
+    if all(f == 1 for f in factors):
+        return image
+    factors = [min(f, n) for f, n in zip(factors, image.shape, strict=True)]
+    values = averaged(image.values, factors)
+    inside = image.inside
+    if inside is not None:
+        weighted = averaged(image.values * inside, factors)
+        inside = averaged(inside, factors)
+        values = weighted / inside.clamp_min(1e-6)
+    onto = np.eye(4)
+    for axis, f in enumerate(factors):
+        onto[axis, axis], onto[axis, 3] = f, (f - 1) / 2
+    return WorldImage(values, image.affine @ onto, inside)
+
+
+class ReadImage:
+    """An image as it is in its file, and as alignment compares it.
+
+    Args:
+        path: ``.nii`` or ``.nii.gz``.
+        log_offset: compare log1p(x / this); None: x over its 99th percentile.
+        background: ``zero`` or ``unknown``, what lies outside of the image.
+        device: of the image that is compared.
+
+    Raises:
+        CohortError: the file can't be read, or is the same everywhere.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        log_offset: float | None = None,
+        background: str = "zero",
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.path = Path(path)
+        self.values, grid = read_volume(path)
+        self.grid, self.spatial_dims = grid, 3
+        if grid.shape[2] == 1:
+            self.spatial_dims = 2
+        compared = normalised(self.values, log_offset)
+        # Negative densities are cut off by the logarithm, and may leave nothing.
+        for values in (self.values, compared):
+            reason = constant_reason(torch.from_numpy(values))
+            if reason:
+                raise CohortError(f"{path}: {reason}")
+        self.image = read_image(compared, grid, self.spatial_dims, device)
+        if background == "unknown":
+            self.image = self.image.without_background()
+
+
+def normalised(values: np.ndarray, log_offset: float | None) -> np.ndarray:
+    """Log densities, or intensities over the 99th percentile of those that aren't 0."""
+    if log_offset is not None:
+        return np.log1p(np.maximum(values, 0) / log_offset)
+    filled = np.abs(values[values != 0])
+    high = float(np.percentile(filled, 99)) if filled.size else 1.0
+    return values / high
+
+
+def read_image(
+    values: np.ndarray, grid: Grid, spatial_dims: int, device: torch.device | str = "cpu"
+) -> WorldImage:
+    """``(C, X, Y, Z)`` as a `WorldImage`, a plane without its third axis."""
+    array = values[..., 0] if spatial_dims == 2 else values
+    tensor = torch.as_tensor(np.ascontiguousarray(array), dtype=torch.float32, device=device)
+    return WorldImage(tensor[None], np.asarray(grid.affine, dtype=np.float64))

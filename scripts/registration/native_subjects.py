@@ -1,0 +1,149 @@
+"""Native subjects as alignment finds them: an image each, and further images beside it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from scripts.cohort import Rejection, find_subjects
+from scripts.errors import CohortError, ConfigurationError
+from scripts.registration.images import ReadImage
+from scripts.settings.align import AlignConfig
+from scripts.settings.atlas import LearnedAtlasConfig
+
+__all__ = ["NativeFile", "NativeSubject", "find_native_subjects"]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class NativeFile:
+    """An image that is brought along.
+
+    Attributes:
+        path: its file.
+        name: its path inside the subject's folder of the output.
+        labels: whether it is read by the nearest voxel.
+    """
+
+    path: Path
+    name: str
+    labels: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class NativeSubject:
+    """A subject on its own grid.
+
+    Attributes:
+        name: the subject's.
+        read: the image that transforms are estimated on.
+        files: all images to bring along, that one first.
+    """
+
+    name: str
+    read: ReadImage
+    files: tuple[NativeFile, ...]
+
+
+def find_native_subjects(
+    dataset_dir: str | Path, settings: AlignConfig, device: object = "cpu"
+) -> tuple[list[NativeSubject], list[Rejection]]:
+    """Find and read the subjects; one that can't be used is left out with its reason.
+
+    Args:
+        dataset_dir: the dataset folder.
+        settings: patterns, subjects, exclude, min_subjects.
+        device: of the images that are compared.
+
+    Raises:
+        CohortError: fewer than ``min_subjects`` can be used, or two of their images would get one
+            name.
+        ConfigurationError: patterns that don't go together.
+    """
+    root = Path(dataset_dir)
+    found = {kind: _found(root, kind, settings) for kind in _patterns(settings)}
+    main, rejected = found[settings.image]
+    subjects = []
+    for name, path in sorted(main.items()):
+        files = [NativeFile(path, _relative(path, root, name))]
+        missing = None
+        for pattern in (*settings.images, *settings.labels):
+            other = found[pattern][0].get(name)
+            if other is None:
+                missing = f"has no image at {pattern.replace('{subject}', name)}"
+                break
+            files.append(
+                NativeFile(other, _relative(other, root, name), pattern in settings.labels)
+            )
+        if missing:
+            rejected.append(Rejection(name, str(root / name), missing))
+            continue
+        names = [file.name for file in files]
+        if len(set(names)) < len(names):
+            raise CohortError(
+                f"subject {name}: two of its images would both be written as "
+                f"{max(names, key=names.count)}"
+            )
+        try:
+            read = ReadImage(path, settings.log_offset, settings.background, str(device))
+        except CohortError as error:
+            rejected.append(Rejection(name, str(path), str(error).removeprefix(f"{path}: ")))
+            continue
+        subjects.append(NativeSubject(name, read, tuple(files)))
+    _require(subjects, rejected, settings.min_subjects, root)
+    return subjects, rejected
+
+
+def _patterns(settings: AlignConfig) -> tuple[str, ...]:
+    everything = (settings.image, *settings.images, *settings.labels)
+    if len(set(everything)) < len(everything):
+        raise ConfigurationError(
+            "align.image, align.images, align.labels: must name every image once"
+        )
+    return everything
+
+
+def _found(
+    root: Path, pattern: str, settings: AlignConfig
+) -> tuple[dict[str, Path], list[Rejection]]:
+    """One file a subject, by name; who is left out."""
+    cohort = {
+        "pattern": pattern,
+        "subjects": settings.subjects,
+        "exclude": settings.exclude,
+        "normalisation": "none",
+    }
+    config = LearnedAtlasConfig.load({"cohort": cohort, "output_subdir": settings.output_subdir})
+    discovery = find_subjects(root, config)
+    return (
+        {one.name: one.maps[0].path for one in discovery.candidates},
+        list(discovery.rejected),
+    )
+
+
+def _relative(path: Path, root: Path, subject: str) -> str:
+    """Where an image goes inside its subject's folder: as in the dataset, below what names it."""
+    parts = path.relative_to(root).parts
+    depth = next(i for i, part in enumerate(parts) if subject in part)
+    return "/".join(parts[depth + 1 :] or parts[-1:])
+
+
+def _require(
+    subjects: Sequence[NativeSubject], rejected: Sequence[Rejection], least: int, root: Path
+) -> None:
+    for one in rejected:
+        logger.warning("left out: %s: %s (%s)", one.subject, one.reason, one.path)
+    if len(subjects) < least:
+        lines = [f"  {one.subject}: {one.reason}" for one in rejected]
+        raise CohortError(
+            "\n".join(
+                [f"{root}: {len(subjects)} usable subjects, at least {least} are needed", *lines]
+            )
+        )
+    planes = {subject.read.spatial_dims for subject in subjects}
+    channels = {subject.read.image.values.shape[1] for subject in subjects}
+    if len(planes) > 1 or len(channels) > 1:
+        raise CohortError(f"{root}: has planes and volumes, or different numbers of channels")

@@ -1,0 +1,125 @@
+"""What a registered pair of images leaves: transforms and moved images, in both directions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from scripts.errors import FoldingError
+from scripts.registration.images import ReadImage
+from scripts.runtime.storage import check_space
+from scripts.settings.image_pairs import ImagePairs
+from scripts.spatial.fields import write_field
+from scripts.spatial.transform_files import write_affine_files
+from scripts.spatial.transforms import AffineTransform, FieldTransform, Transform, resample
+from scripts.spatial.volumes import voxels_of, write_map
+
+__all__ = ["PairFields", "pairs_with_room", "require_no_fold", "room_for_pairs", "write_pair"]
+
+
+@dataclass(frozen=True)
+class PairFields:
+    """Both displacements of a pair, ``(1, d, *shape)`` in voxels of the fixed grid.
+
+    Attributes:
+        forward: a fixed point x is read at ``matrix (x + forward(x))``.
+        inverse: a moving point y comes from ``z + inverse(z)`` with ``z = matrix^-1 y``.
+    """
+
+    forward: torch.Tensor
+    inverse: torch.Tensor
+
+
+def room_for_pairs(
+    folder: str | Path, fixed: str | Path, moving: Sequence[str | Path], fields: bool
+) -> None:
+    """Make sure that what `write_pair` writes of these images fits, by their headers.
+
+    Args:
+        folder: where to.
+        fixed: the image that is wanted.
+        moving: those that are brought to it.
+        fields: whether displacements are written too.
+
+    Raises:
+        StorageError: with the arithmetic.
+    """
+    voxels, channels = voxels_of(fixed)
+    images = sum(channels * (voxels + voxels_of(path)[0]) for path in moving)
+    displacements = 6 * voxels * len(moving) if fields else 0
+    check_space({Path(folder): {"fields": 4 * displacements, "images": 4 * images}})
+
+
+def pairs_with_room(
+    settings: ImagePairs, folder: str | Path, fields: bool = False
+) -> list[dict[str, str]]:
+    """The pairs of the settings, for which there is room; see `room_for_pairs`."""
+    room_for_pairs(folder, settings.fixed, settings.moving, fields)
+    return settings.pairs()
+
+
+def require_no_fold(path: str | Path, jacobian: dict[str, dict[str, float]], advice: str) -> None:
+    """Refuse fields whose Jacobian determinant isn't positive everywhere.
+
+    Args:
+        path: of the moving image, for the message.
+        jacobian: `jacobian_summary` of each field.
+        advice: what to do about it.
+
+    Raises:
+        FoldingError: by either scheme of differences.
+    """
+    # Not `<= 0`: what isn't finite proves nothing.
+    if not all(one["min"] > 0 and one["corner_min"] > 0 for one in jacobian.values()):
+        smallest = min(min(one["min"], one["corner_min"]) for one in jacobian.values())
+        raise FoldingError(
+            f"{path}: its field folds (smallest Jacobian determinant {smallest:.3g}); {advice}"
+        )
+
+
+def write_pair(
+    folder: Path,
+    name: str,
+    fixed: ReadImage,
+    moving: ReadImage,
+    matrix: np.ndarray,
+    fields: PairFields | None = None,
+) -> np.ndarray:
+    """Affine files and fields in both directions, and each image on the other's grid.
+
+    Each image is interpolated once.
+
+    Args:
+        folder: where to.
+        name: of the pair.
+        fixed: the image that was wanted.
+        moving: the one that was brought to it.
+        matrix: ``(4, 4)``, RAS mm, fixed point to moving point.
+        fields: that come before the matrix.
+
+    Returns:
+        the moving image on the fixed grid, ``(C, X, Y, Z)``.
+    """
+    d = fixed.spatial_dims
+    there: list[Transform] = [AffineTransform(matrix)]
+    back: list[Transform] = [AffineTransform(matrix).inverted()]
+    write_affine_files(folder, name, "moving", "fixed", matrix, d)
+    if fields is not None:
+        for field, file, chain, place in (
+            (fields.forward, "forward", there, 0),
+            (fields.inverse, "inverse", back, 1),
+        ):
+            voxels = field[0].cpu().numpy()
+            voxels = voxels[..., None] if d == 2 else voxels
+            write_field(folder / f"{name}_{file}_field.nii.gz", voxels, fixed.grid)
+            world = np.tensordot(fixed.grid.affine[:3, :d], voxels, axes=([1], [0]))
+            chain.insert(place, FieldTransform(world, fixed.grid))
+    moved = resample(moving.values, moving.grid, there, fixed.grid)
+    write_map(folder / "moving_in_fixed.nii.gz", moved, fixed.grid)
+    seen = resample(fixed.values, fixed.grid, back, moving.grid)
+    write_map(folder / "fixed_in_moving.nii.gz", seen, moving.grid)
+    return moved

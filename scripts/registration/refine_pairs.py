@@ -1,0 +1,176 @@
+"""The refinement job: images brought to one fixed image, each on its own."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from scripts.errors import CohortError, ConfigurationError
+from scripts.networks.precision import open_device
+from scripts.registration.affine import AffineRefinement, AffineResult, start_in_family
+from scripts.registration.deformable import ElasticRefinement, ElasticResult
+from scripts.registration.images import ReadImage
+from scripts.registration.pair_output import PairFields, require_no_fold, room_for_pairs, write_pair
+from scripts.runtime.lock import locked_folders
+from scripts.runtime.progress import progress_bar
+from scripts.runtime.storage import check_writable, file_hash, publish_folder
+from scripts.settings.image_pairs import image_name
+from scripts.settings.refine import RefineConfig
+from scripts.spatial.transform_files import read_any_affine
+
+__all__ = ["REFINED_FOLDER", "PairRefiner"]
+
+logger = logging.getLogger(__name__)
+
+REFINED_FOLDER = "refined"
+_ADVICE = "raise refine#smoothness_weight, or publish it with refine#verify_jacobian false"
+
+
+class PairRefiner:
+    """Registers each moving image to the fixed one, into ``<output_dir>/refined/<name>/``.
+
+    Affine files in both directions (ITK text, 4x4 text), with a velocity both fields on the fixed
+    grid, ``moving_in_fixed.nii.gz``, ``fixed_in_moving.nii.gz`` and ``refined.json``. Each image is
+    interpolated once. `antsApplyTransforms` brings moving to fixed by ``-t <field> -t <affine
+    from-moving_to-fixed>``, and back by ``-t <affine from-fixed_to-moving> -t <inverse field>``.
+
+    Args:
+        settings: of the refinement.
+        output_dir: where to.
+
+    Raises:
+        CohortError: an image or a start can't be read.
+        ConfigurationError: the machine lacks the device, or a start lies outside of the family.
+        StorageError: ``output_dir`` can't be written.
+    """
+
+    def __init__(self, settings: RefineConfig, output_dir: str | Path) -> None:
+        self.settings = settings
+        self.output_dir = Path(output_dir)
+        self.device = open_device(settings.device)
+        check_writable(output_dir)
+        self.fixed = self._read(settings.fixed)
+        self.moving = [Path(path) for path in settings.moving]
+        self.starts = [self._start(image_name(path)) for path in self.moving]
+
+    def run(self) -> None:
+        """Refine and publish each pair.
+
+        Raises:
+            CohortError: an image can't be read, or differs from the fixed one in its dimensions.
+            FoldingError: a field folds, with verify_jacobian; that pair isn't published.
+            StorageError: something can't be written.
+        """
+        with locked_folders(self.output_dir):
+            fields = self.settings.mode != "affine"
+            room_for_pairs(self.output_dir, self.settings.fixed, self.moving, fields)
+            with progress_bar(len(self.moving), "refinement") as bar:
+                for path, start in zip(self.moving, self.starts, strict=True):
+                    self._refine(path, start)
+                    bar.update()
+
+    # -- one pair --------------------------------------------------------------------------
+
+    def _refine(self, path: Path, start: torch.Tensor | None) -> None:
+        settings, fixed = self.settings, self.fixed
+        moving = self._read(path)
+        if moving.spatial_dims != fixed.spatial_dims:
+            raise CohortError(f"{path}: must have as many dimensions as {settings.fixed}")
+        if len(moving.values) != len(fixed.values):
+            raise CohortError(f"{path}: must have as many channels as {settings.fixed}")
+        begun = time.process_time()
+        affine: AffineResult | None = None
+        elastic: ElasticResult | None = None
+        matrix = start
+        if settings.mode != "elastic":
+            affine = AffineRefinement(
+                settings.family, settings.starts, settings.levels, settings.iterations,
+                settings.window, settings.tolerance, settings.similarity,
+                settings.correlation_window,
+            )(fixed.image, moving.image, start)  # fmt: skip
+            matrix = affine.matrix
+        if settings.mode != "affine":
+            family = settings.family if settings.mode == "joint" else None
+            elastic = ElasticRefinement(
+                settings.levels, settings.iterations, settings.window, settings.tolerance,
+                settings.similarity, settings.correlation_window, settings.smoothness_weight,
+                settings.int_steps, family,
+            )(fixed.image, moving.image, matrix)  # fmt: skip
+            matrix = elastic.matrix
+            if settings.verify_jacobian:
+                require_no_fold(path, elastic.jacobian, _ADVICE)
+        assert matrix is not None
+        seconds = time.process_time() - begun
+        self._write(path, moving, matrix.cpu().numpy(), affine, elastic, seconds)
+
+    def _write(
+        self,
+        path: Path,
+        moving: ReadImage,
+        matrix: np.ndarray,
+        affine: AffineResult | None,
+        elastic: ElasticResult | None,
+        seconds: float,
+    ) -> None:
+        name = image_name(path)
+        fields = None if elastic is None else PairFields(elastic.displacement, elastic.inverse)
+        with publish_folder(self.output_dir / REFINED_FOLDER / name) as staging:
+            write_pair(staging, name, self.fixed, moving, matrix, fields)
+            about = json.dumps(self._description(path, matrix, affine, elastic, seconds), indent=1)
+            (staging / "refined.json").write_text(about + "\n", encoding="utf-8")
+
+    def _description(
+        self,
+        path: Path,
+        matrix: np.ndarray,
+        affine: AffineResult | None,
+        elastic: ElasticResult | None,
+        seconds: float,
+    ) -> dict[str, Any]:
+        steps: dict[str, Any] = {}
+        for kind, result in (("affine", affine), ("elastic", elastic)):
+            if result is not None:
+                steps[kind] = {
+                    "start_loss": result.start_loss, "loss": result.loss, "levels": result.levels,
+                }  # fmt: skip
+        if elastic is not None:
+            steps["elastic"]["jacobian"] = elastic.jacobian
+        return {
+            "name": "tract_density_atlas",
+            "kind": "refinement",
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "fixed": {"path": str(self.settings.fixed), "sha256": file_hash(self.settings.fixed)},
+            "moving": {"path": str(path), "sha256": file_hash(path)},
+            "matrix": matrix.tolist(),
+            "steps": steps,
+            "cpu_seconds": round(seconds, 2),
+            "settings": self.settings.as_dict(),
+            "versions": {one: version(one) for one in ("nibabel", "numpy", "torch")},
+        }
+
+    # -- reading ---------------------------------------------------------------------------
+
+    def _read(self, path: str | Path) -> ReadImage:
+        return ReadImage(path, self.settings.log_offset, self.settings.background, self.device)
+
+    def _start(self, name: str) -> torch.Tensor | None:
+        """The start's matrix, read before any work begins."""
+        if self.settings.start is None:
+            return None
+        path = self.settings.start.replace("{name}", name)
+        matrix = torch.from_numpy(read_any_affine(path))
+        needs_family = self.settings.mode != "elastic"
+        if needs_family and not start_in_family(matrix, self.settings.family, self.fixed.image):
+            raise ConfigurationError(
+                f"refine.start = {path!r}: is no {self.settings.family} transform of the fixed "
+                "image's grid; must come with a refine#family that holds it"
+            )
+        return matrix

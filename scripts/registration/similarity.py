@@ -1,0 +1,82 @@
+"""How alike a moved image is to the fixed one: what refinement descends on."""
+
+from __future__ import annotations
+
+import torch
+
+from scripts.losses.local_correlation import LocalCorrelationLoss
+from scripts.registration.images import WorldImage
+
+__all__ = ["SIMILARITIES", "PairLoss", "correlation_loss"]
+
+SIMILARITIES = ("correlation", "local_correlation")
+_LEAST_OVERLAP = 0.25  # of the fixed image; with less, any two images can be made to agree
+
+
+def correlation_loss(
+    moved: torch.Tensor, fixed: torch.Tensor, weight: torch.Tensor | None = None
+) -> torch.Tensor:
+    """One minus Pearson's correlation, 0 for equal images up to gain and offset; ``(B,)``.
+
+    Images that are the same everywhere have no correlation: it counts as 0, with no gradient.
+
+    Args:
+        moved: ``(B, C, *shape)``; the mean over the channels is taken.
+        fixed: the same shape, or a batch of one.
+        weight: ``(B, 1, *shape)`` of the voxels; None: all count.
+    """
+    moved, fixed = moved.flatten(2), fixed.flatten(2)
+    weight = torch.ones_like(moved[:1, :1]) if weight is None else weight.flatten(2)
+    total = weight.sum(2, keepdim=True).clamp_min(1e-6)
+    away_m = moved - (moved * weight).sum(2, keepdim=True) / total
+    away_f = fixed - (fixed * weight).sum(2, keepdim=True) / total
+    var_m = (weight * away_m.square()).sum(2) / total[:, :, 0]
+    var_f = (weight * away_f.square()).sum(2) / total[:, :, 0]
+    cross = (weight * away_m * away_f).sum(2) / total[:, :, 0]
+    power = (moved.detach().square().mean(2), fixed.square().mean(2))
+    flat = [v <= 1e-10 * p + 1e-30 for v, p in zip((var_m, var_f), power, strict=True)]
+    none = flat[0] | flat[1]
+    below = torch.where(none, torch.ones_like(cross), var_m * var_f)
+    r = torch.where(none, torch.zeros_like(cross), cross / below.sqrt())
+    return 1 - r.mean(1)
+
+
+class PairLoss:
+    """The loss of moved images against one fixed image, one number an entry of the batch.
+
+    Args:
+        fixed: the fixed image.
+        similarity: one of `SIMILARITIES`.
+        window: of the local correlation, voxels.
+    """
+
+    def __init__(self, fixed: WorldImage, similarity: str = "correlation", window: int = 5) -> None:
+        if similarity not in SIMILARITIES:
+            raise ValueError(f"similarity is one of {', '.join(SIMILARITIES)}, not {similarity!r}")
+        self.fixed = fixed
+        self.local = LocalCorrelationLoss(window) if similarity == "local_correlation" else None
+
+    def __call__(self, moved: torch.Tensor, seen: torch.Tensor | None = None) -> torch.Tensor:
+        """``(B,)`` losses in [0, 2].
+
+        Args:
+            moved: ``(B, C, *shape)`` on the fixed grid.
+            seen: ``(B, 1, *shape)``, how much of each voxel the moving image's grid holds; None
+                where what it doesn't hold is background.
+        """
+        fixed, known = self.fixed.values, self.fixed.inside
+        weight = seen if known is None else known if seen is None else seen * known
+        if self.local is None:
+            loss = correlation_loss(moved, fixed, weight)
+        else:
+            # Outside of what both know, both are 0: flat windows, which don't count.
+            mask = 1.0 if weight is None else weight
+            pair = (moved * mask, (fixed * mask).expand_as(moved))
+            loss = torch.stack(
+                [self.local(pair[0][b : b + 1], pair[1][b : b + 1]) for b in range(len(moved))]
+            )
+        if weight is None:
+            return loss
+        share = weight.flatten(1).mean(1) / (1.0 if known is None else float(known.mean()))
+        lacking = (_LEAST_OVERLAP - share).clamp_min(0) / _LEAST_OVERLAP
+        return loss + lacking * (2 - loss.detach()).clamp_min(0)

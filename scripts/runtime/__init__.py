@@ -1,0 +1,1 @@
+"""What any job needs of the machine: files, locks, processes, memory, messages."""

@@ -1,0 +1,195 @@
+"""Typed settings of the ``learned_affine:`` block; torch-free."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal, Self
+
+from pydantic import BeforeValidator, field_validator, model_validator
+
+from scripts.settings.pairwise import (
+    AUGMENTATIONS,
+    FoldedConfig,
+    LearnedAffineImagesConfig,
+    LearnedAffineOptimizerConfig,
+)
+from scripts.settings.section import (
+    Integer,
+    Number,
+    Section,
+    Texts,
+    section,
+    setting,
+    to_section,
+)
+
+__all__ = ["LearnedAffineConfig", "load_learned_affine"]
+
+
+class LearnedAffineModelConfig(Section):
+    """The network."""
+
+    key_path: ClassVar[str] = "learned_affine.model"
+
+    kind: Literal["parameters", "keypoints"] = setting(
+        "parameters",
+        "parameters: a ResNet-18 that gives the transform's parameters; keypoints: features whose "
+        "centres of mass are matched by least squares.",
+        "parameters or keypoints",
+    )
+    pair: Literal["channels", "towers"] = setting(
+        "channels",
+        "How the parameter network sees a pair: as two channels, or through two towers of equal "
+        "weights whose features are concatenated. The keypoint network has towers by nature.",
+        "channels or towers",
+    )
+    backbone: Literal["unet", "resnet"] = setting(
+        "unet", "Features of the keypoint network.", "unet or resnet"
+    )
+    keypoints: Integer = setting(32, "Keypoints of the keypoint network.", "an integer >= 4", ge=4)
+    width: Number = setting(
+        0.25,
+        "Width of the networks: 1 is the ResNet-18 of 64 to 512 channels.",
+        "a number >= 0.125 and <= 2",
+        ge=0.125,
+        le=2,
+    )
+    passes: Integer = setting(
+        1,
+        "Passes of the cascade: each sees the original moving image, warped by what the passes "
+        "before it found together.",
+        "an integer from 1 to 8",
+        ge=1,
+        le=8,
+    )
+    ridge: Number = setting(
+        1e-4,
+        "Pull of an affine solution of the keypoint network to the identity, relative to the "
+        "keypoints' variance.",
+        "a number >= 0",
+        ge=0,
+    )
+
+
+class LearnedAffinePairsConfig(Section):
+    """Pairs made on the fly from single images."""
+
+    key_path: ClassVar[str] = "learned_affine.pairs"
+
+    rotation: Number = setting(
+        30.0,
+        "Largest rotation about each axis, degrees (beyond 90 one rotation has several sets of "
+        "angles).",
+        "a number >= 0 and <= 90",
+        ge=0,
+        le=90,
+    )
+    translation: Number = setting(
+        0.25,
+        "Largest translation along each axis, as a ratio of half the image width.",
+        "a number >= 0 and <= 1",
+        ge=0,
+        le=1,
+    )
+    scale: Number = setting(
+        0.15, "Largest deviation of a scale from 1.", "a number >= 0 and < 1", ge=0, lt=1
+    )
+    shear: Number = setting(0.1, "Largest shear.", "a number >= 0 and < 1", ge=0, lt=1)
+    pose: Number = setting(
+        0.3,
+        "Both images of a pair are posed at random beforehand, by up to this share of the ranges.",
+        "a number >= 0 and <= 1",
+        ge=0,
+        le=1,
+    )
+    warp: Number = setting(
+        0.0,
+        "Each image of a pair is warped by a smooth random field of this root mean square in "
+        "voxels of the network's grid, as different people differ.",
+        "a number >= 0",
+        ge=0,
+    )
+    augmentations: Texts = setting(
+        list(AUGMENTATIONS),
+        "What is done to the intensities of both images of a pair, independently.",
+        f"a list out of {', '.join(AUGMENTATIONS)}, without duplicates",
+    )
+    probability: Number = setting(
+        0.5, "How often each augmentation is applied.", "a number >= 0 and <= 1", ge=0, le=1
+    )
+
+    @field_validator("augmentations")
+    @classmethod
+    def _check_augmentations(cls, names: list[str]) -> list[str]:
+        for name in names:
+            if name not in AUGMENTATIONS:
+                raise ValueError(f"names {name!r}, which is no augmentation")
+        if len(set(names)) < len(names):
+            raise ValueError("names one twice")
+        return names
+
+    @model_validator(mode="after")
+    def _check_ranges(self) -> Self:
+        if self.rotation == self.translation == self.scale == self.shear == 0:
+            raise ValueError("rotation, translation, scale and shear are all 0: nothing to learn")
+        return self
+
+
+class LearnedAffineLossConfig(Section):
+    """Terms of the loss."""
+
+    key_path: ClassVar[str] = "learned_affine.loss"
+
+    parameter_weight: Number = setting(
+        1.0,
+        "Weight of the squared error of the parameters (keypoint network: of the matrix, lengths "
+        "in half widths).",
+        "a number >= 0",
+        ge=0,
+    )
+    image_weight: Number = setting(
+        0.0,
+        "Weight of the squared difference of the images without augmentation, once aligned.",
+        "a number >= 0",
+        ge=0,
+    )
+
+    @model_validator(mode="after")
+    def _check_weights(self) -> Self:
+        if self.parameter_weight == self.image_weight == 0:
+            raise ValueError("parameter_weight and image_weight are both 0; one must be > 0")
+        return self
+
+
+class LearnedAffineConfig(FoldedConfig):
+    """The whole ``learned_affine:`` block."""
+
+    key_path: ClassVar[str] = "learned_affine"
+
+    dtype: Literal["float16", "float32", "bfloat16"] = setting(
+        "float32",
+        "Autocast type of the convolutions; matrices are float64, resampling is float32.",
+        "one of float16, float32, bfloat16",
+    )
+    family: Literal["rigid", "rigid_isotropic", "rigid_anisotropic", "affine"] = setting(
+        "affine",
+        "Transforms that the network gives.",
+        "one of rigid, rigid_isotropic, rigid_anisotropic, affine",
+    )
+    images: Annotated[LearnedAffineImagesConfig, BeforeValidator(to_section)] = section(
+        LearnedAffineImagesConfig, "Images, and the grid of the network."
+    )
+    model: Annotated[LearnedAffineModelConfig, BeforeValidator(to_section)] = section(
+        LearnedAffineModelConfig, "The network."
+    )
+    pairs: Annotated[LearnedAffinePairsConfig, BeforeValidator(to_section)] = section(
+        LearnedAffinePairsConfig, "Synthetic pairs."
+    )
+    loss: Annotated[LearnedAffineLossConfig, BeforeValidator(to_section)] = section(
+        LearnedAffineLossConfig, "Terms of the loss."
+    )
+    optimizer: Annotated[LearnedAffineOptimizerConfig, BeforeValidator(to_section)] = section(
+        LearnedAffineOptimizerConfig, "Training."
+    )
+
+
+load_learned_affine = LearnedAffineConfig.of_config

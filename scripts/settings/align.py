@@ -1,0 +1,121 @@
+"""Typed settings of the alignment of a cohort; rules as in `scripts.settings.atlas`. No torch."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar
+
+from pydantic import BeforeValidator, field_validator
+
+from scripts.settings.image_pairs import check_distinct, to_paths
+from scripts.settings.refine import PairSettings
+from scripts.settings.section import (
+    Flag,
+    Integer,
+    Number,
+    Text,
+    Texts,
+    check_placeholders,
+    check_relative,
+    setting,
+    to_names,
+)
+
+__all__ = ["AlignConfig", "load_align"]
+
+
+class AlignConfig(PairSettings):
+    """The whole ``align:`` block."""
+
+    key_path: ClassVar[str] = "align"
+
+    image: Text = setting(
+        "{subject}/t2.nii.gz",
+        "Path inside the dataset folder of the image that transforms are estimated on; `{subject}` "
+        "stands for the subject's name, other parts may hold `*`, `?` and `**`.",
+        "a relative path with {subject}",
+    )
+    images: Annotated[list[str], BeforeValidator(to_paths)] = setting(
+        [],
+        "Paths of further images that the same transforms are applied to (density maps, say), "
+        "interpolated linearly.",
+        "a list of relative paths with {subject}",
+    )
+    labels: Annotated[list[str], BeforeValidator(to_paths)] = setting(
+        [],
+        "Paths of label images that the same transforms are applied to, by the nearest voxel.",
+        "a list of relative paths with {subject}",
+    )
+    subjects: Annotated[list[str] | None, BeforeValidator(to_names)] = setting(
+        None, "Subjects to align. Null: all that are found.", "null or a list of distinct names"
+    )
+    exclude: Texts = setting([], "Names of subjects to leave out.", "a list of distinct names")
+    min_subjects: Integer = setting(
+        2, "Fewest usable subjects to go on with.", "an integer >= 1", ge=1
+    )
+    target: Text | None = setting(
+        None,
+        "Image to align everybody to, such as the template of an earlier alignment for new "
+        "subjects. Null: the cohort's own mean, found by rounds.",
+        "null or a path",
+    )
+    rounds: Integer = setting(
+        3,
+        "Rounds of aligning to the mean image and making it anew; before them everybody is "
+        "brought to one subject, coarsely.",
+        "an integer >= 1",
+        ge=1,
+    )
+    spacing: Number | None = setting(
+        None,
+        "Voxel size of the common grid, mm. Null: the median of the cohort's.",
+        "null or a number > 0",
+        gt=0,
+    )
+    margin: Integer = setting(
+        5, "Voxels kept around what the aligned images hold.", "an integer >= 0", ge=0
+    )
+    resume: Flag = setting(
+        True,
+        "Go on with an interrupted run of the same images and settings, if there is one.",
+        "true or false",
+    )
+    output_subdir: Text = setting(
+        "aligned",
+        "Folder of the aligned cohort, inside the output folder.",
+        "one path component without separators or leading dot",
+    )
+
+    @field_validator("image")
+    @classmethod
+    def _check_image(cls, pattern: str) -> str:
+        return _check_pattern(pattern)
+
+    @field_validator("images", "labels")
+    @classmethod
+    def _check_images(cls, patterns: list[str]) -> list[str]:
+        return [_check_pattern(pattern) for pattern in check_distinct(patterns)]
+
+    @field_validator("subjects", "exclude")
+    @classmethod
+    def _check_names(cls, names: list[str] | None) -> list[str] | None:
+        if names is not None:
+            check_distinct(names)
+        return names
+
+    @field_validator("output_subdir")
+    @classmethod
+    def _check_subdir(cls, name: str) -> str:
+        if not name.strip() or "/" in name or "\\" in name or name.startswith("."):
+            raise ValueError("is no such component")
+        return name
+
+
+def _check_pattern(pattern: str) -> str:
+    check_relative(pattern)
+    check_placeholders(pattern, ("subject",))
+    if "{subject}" not in pattern:
+        raise ValueError(f"has no {{subject}}: {pattern!r}")
+    return pattern
+
+
+load_align = AlignConfig.of_config

@@ -1,0 +1,176 @@
+"""Typed settings of the jobs that use a published atlas; rules as in `scripts.settings.section`."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import BeforeValidator, ValidationInfo, field_validator
+
+from scripts.settings.cohort import OUTPUT_FOLDERS
+from scripts.settings.section import (
+    Flag,
+    Integer,
+    Number,
+    Section,
+    Text,
+    check_folder_names,
+    setting,
+    to_int,
+    to_list,
+    to_names,
+)
+
+__all__ = [
+    "AtlasToPatientConfig",
+    "BarycentreConfig",
+    "TractSimilarityConfig",
+    "load_atlas_to_patient",
+    "load_barycentre",
+    "load_tract_similarity",
+]
+
+
+def _to_transforms(value: object) -> object:
+    """Entries as paths or (path, 0 or 1); antsApplyTransforms writes ``[path,1]``."""
+    given = [value] if isinstance(value, str) else to_list(value)
+    if len(given) == 2 and isinstance(given[0], str) and not isinstance(given[1], str | list):
+        given = [given]  # one [path, 1], its brackets taken for those of the list
+    entries = []
+    for entry in given:
+        if isinstance(entry, str):
+            match = re.fullmatch(r"\[\s*(.+?)\s*,\s*([01])\s*\]", entry)
+            path, inverted = (match[1], int(match[2])) if match else (entry, 0)
+        else:
+            pair = to_list(entry)
+            if len(pair) != 2 or not isinstance(pair[0], str):
+                raise ValueError(f"has an entry that is no transform: {entry!r}")
+            path, inverted = pair[0], to_int(int(pair[1]) if pair[1] is True else pair[1])
+        if not path.strip() or inverted not in (0, 1):
+            raise ValueError(f"has an entry that is no transform: {entry!r}")
+        entries.append((path, bool(inverted)))
+    return entries
+
+
+Transforms = Annotated[list[tuple[str, bool]], BeforeValidator(_to_transforms)]
+_LIST = "a path, or a list of paths and [path, 1] in the order of antsApplyTransforms's -t"
+
+
+class AtlasToPatientConfig(Section):
+    """The whole ``atlas_to_patient:`` block."""
+
+    key_path: ClassVar[str] = "atlas_to_patient"
+
+    patients: Annotated[list[str] | None, BeforeValidator(to_names)] = setting(
+        None,
+        "Whom to carry the maps to. Null: every subject of the atlas.",
+        "null or a non-empty list of distinct names, each one safe path component",
+    )
+    space: Literal["template_native", "affine_native"] = setting(
+        "template_native",
+        "Space that the patients' images, or the transforms from them, belong to. An atlas of "
+        "affine_native maps is refused in template_native unless extra_transforms are given.",
+        "template_native or affine_native",
+    )
+    transforms: Transforms = setting(
+        [],
+        "Transforms from elsewhere, in place of the bundle's own fields: as antsApplyTransforms "
+        "would take them to bring the atlas to the patient. `{patient}` in a path stands for the "
+        "patient's name, `[path, 1]` for an affine's inverse.",
+        _LIST,
+    )
+    extra_transforms: Transforms = setting(
+        [],
+        "The extra warp that an affine_native atlas needs in template space: the transforms that "
+        "bring affine-space images to template space. They follow `transforms`, or precede the "
+        "bundle's own field.",
+        _LIST,
+    )
+    reference: Text | None = setting(
+        None,
+        "Image whose grid the maps are made on, with `{patient}` as above. Null: the grid of the "
+        "first transform if that is a field, the atlas's grid if there is none.",
+        "null or a path",
+    )
+
+    @field_validator("patients")
+    @classmethod
+    def _check_patients(cls, names: list[str] | None) -> list[str] | None:
+        if names is None:
+            return None
+        check_folder_names(names)
+        for name in names:
+            if name in OUTPUT_FOLDERS:
+                raise ValueError(f"has the name of an output folder: {name!r}")
+        return names
+
+    @field_validator("reference")
+    @classmethod
+    def _check_reference(cls, reference: str | None) -> str | None:
+        if reference is not None and not reference.strip():
+            raise ValueError("is empty")
+        return reference
+
+
+load_atlas_to_patient = AtlasToPatientConfig.of_config
+
+
+class TractSimilarityConfig(Section):
+    """The whole ``tract_similarity:`` block."""
+
+    key_path: ClassVar[str] = "tract_similarity"
+
+    threshold: Number = setting(
+        0.05, "Density above which a map counts as present.", "a number >= 0", ge=0
+    )
+    threshold_mode: Literal["fraction", "absolute"] = setting(
+        "fraction",
+        "Whether the threshold is a fraction of each map's maximum or a density.",
+        "fraction or absolute",
+    )
+    bins: Integer = setting(
+        64, "Bins of the histograms that distributions are compared by.", "an integer >= 2", ge=2
+    )
+    leave_one_out: Flag = setting(
+        True,
+        "Compare each subject with the average of the others as well, carried through the template "
+        "into its space.",
+        "true or false",
+    )
+
+    @field_validator("threshold_mode")
+    @classmethod
+    def _check_mode(cls, mode: str, info: ValidationInfo) -> str:
+        if mode == "fraction" and info.data.get("threshold", 0) >= 1:
+            raise ValueError(f"takes a threshold below 1, not {info.data['threshold']:g}")
+        return mode
+
+
+load_tract_similarity = TractSimilarityConfig.of_config
+
+
+class BarycentreConfig(Section):
+    """The whole ``barycentre:`` block."""
+
+    key_path: ClassVar[str] = "barycentre"
+
+    blur: Number | None = setting(
+        None,
+        "Detail below which mass isn't transported, mm (standard deviation). Null: the longest "
+        "side of a voxel.",
+        "null or a number > 0",
+        gt=0,
+    )
+    iterations: Integer = setting(
+        30, "Iterations at that blur, after larger ones.", "an integer >= 1", ge=1
+    )
+    scaling: Number = setting(
+        0.8,
+        "Factor by which the blur shrinks from half the grid's extent.",
+        "a number > 0 and < 1",
+        gt=0,
+        lt=1,
+    )
+
+
+load_barycentre = BarycentreConfig.of_config

@@ -1,0 +1,520 @@
+"""Typed settings of the ``learned_atlas:`` block: names, defaults and rules stand here only.
+
+Validating needs neither torch nor monai, so that a mistyped setting is told at once::
+
+    from scripts.settings import LearnedAtlasConfig
+
+    config = LearnedAtlasConfig.load({"optimizer": {"epochs": 20, "lr": "1e-4"}})
+    config.optimizer.lr  # 0.0001
+
+Every violation ends in a `ConfigurationError` with a line of its own: key path, value, rule.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import (
+    BeforeValidator,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+from scripts.errors import ConfigurationError
+from scripts.runtime.error_report import report_errors_in_one_line
+from scripts.settings.cohort import RELATIVE, LearnedAtlasCohortConfig
+from scripts.settings.section import (
+    Flag,
+    Integer,
+    Integers,
+    Number,
+    Section,
+    Text,
+    Texts,
+    check_names,
+    check_placeholders,
+    check_relative,
+    section,
+    setting,
+    to_section,
+)
+
+__all__ = [
+    "ConfigurationError",
+    "LearnedAtlasConfig",
+    "LearnedAtlasLossConfig",
+    "LearnedAtlasModelConfig",
+    "LearnedAtlasOptimizerConfig",
+    "LearnedAtlasRefineConfig",
+    "load_settings",
+]
+
+logger = logging.getLogger(__name__)
+
+BASELINE_MAPS = ("mean", "std", "std_error", "cov", "prob_threshold")
+
+
+# ---------------------------------------------------------------------------------------------
+# Sections
+# ---------------------------------------------------------------------------------------------
+
+
+_SAFE_NAME = "one path component: no separator, no leading dot, at most 255 bytes"
+
+
+class LearnedAtlasModelConfig(Section):
+    """Templates and the network that predicts fields."""
+
+    key_path: ClassVar[str] = "learned_atlas.model"
+
+    channels: Integer = setting(
+        1, "Tracts learned jointly under one deformation.", "an integer >= 1", ge=1
+    )
+    n_templates: Integer = setting(1, "Templates in the mixture (K).", "an integer >= 1", ge=1)
+    mixture_sharpness: Number = setting(
+        50.0,
+        "How firmly a subject's losses assign it to templates: exp(-sharpness * loss).",
+        "a number > 0",
+        gt=0,
+    )
+    covariates: Texts = setting(
+        [],
+        "Columns of cohort.participants that the template depends on (a conditional template): "
+        "numbers are standardised, anything else is a category. Empty: one template for all.",
+        "a list of distinct, non-empty names other than participant_id, without = or comma; with "
+        "any, n_templates must be 1 and refine.rounds >= 1",
+    )
+    categorical_covariates: Texts = setting(
+        [],
+        "Covariates whose numbers are names of categories, such as the site's.",
+        "a list of distinct names out of covariates",
+    )
+    int_steps: Integer = setting(
+        7,
+        "Scaling-and-squaring steps; 0 takes the network's output as the displacement itself.",
+        "an integer from 0 to 10",
+        ge=0,
+        le=10,
+    )
+    enc_features: Integers = setting(
+        [16, 32, 32, 32],
+        "Channels of the encoder's convolutions at full, 1/2, 1/4, ... resolution.",
+        "a non-empty list of integers, each >= 1",
+    )
+    dec_features: Integers = setting(
+        [32, 32, 32, 16, 16],
+        "Channels of the decoder: an up-convolution per encoder level, then convolutions at full "
+        "resolution.",
+        "a non-empty list of integers, each >= 1, at least as long as enc_features (one "
+        "up-sampling step per encoder level)",
+    )
+    field_resolution: Integer = setting(
+        2,
+        "The field is predicted and integrated at 1/this of the grid's resolution.",
+        "1, 2 or 4; 4 needs at least two levels in enc_features",
+    )
+    passes: Integers = setting(
+        [2, 1, 1],
+        "The network's looks at a pair, once refine.network_epochs taught it more than one: each "
+        "sees the template as moved so far and the subject, both averaged by its factor, and adds "
+        "to the velocity.",
+        "a non-empty list of 1, 2, 4 and 8, at most 8 of them",
+    )
+    velocity_smoothing: Number = setting(
+        3.0,
+        "Standard deviation, in voxels, of the Gaussian that makes every velocity: the network's "
+        "output and the steps of a refinement pass through it. 0: none.",
+        "a number >= 0",
+        ge=0,
+    )
+    checkpointing: Flag = setting(
+        False,
+        "Recompute activations in the backward pass: less memory, more time.",
+        "true or false",
+    )
+
+    @field_validator("covariates")
+    @classmethod
+    def _check_covariates(cls, names: list[str], info: ValidationInfo) -> list[str]:
+        check_names(names)
+        for name in names:
+            if re.search(r"[=,\x00-\x1f]", name) or name in ("participant_id", "mean"):
+                raise ValueError(f"names {name!r}, which can't be a covariate")
+        if names and info.data.get("n_templates", 1) > 1:
+            raise ValueError(
+                "several templates (n_templates) that each depend on covariates aren't supported"
+            )
+        return names
+
+    @field_validator("categorical_covariates")
+    @classmethod
+    def _check_categorical(cls, names: list[str], info: ValidationInfo) -> list[str]:
+        check_names(names)
+        unknown = [name for name in names if name not in info.data.get("covariates", names)]
+        if unknown:
+            raise ValueError(f"names {unknown[0]!r}, which isn't in covariates")
+        return names
+
+    @field_validator("enc_features", "dec_features")
+    @classmethod
+    def _check_features(cls, features: list[int]) -> list[int]:
+        if not features:
+            raise ValueError("is empty")
+        if min(features) < 1:
+            raise ValueError(f"has an entry below 1: {min(features)}")
+        return features
+
+    @field_validator("dec_features")
+    @classmethod
+    def _check_decoder(cls, features: list[int], info: ValidationInfo) -> list[int]:
+        levels = len(info.data.get("enc_features", ()))
+        if len(features) < levels:
+            raise ValueError(f"has {len(features)} entries for {levels} up-sampling steps")
+        return features
+
+    @field_validator("passes")
+    @classmethod
+    def _check_passes(cls, factors: list[int]) -> list[int]:
+        if not 1 <= len(factors) <= 8:
+            raise ValueError(f"has {len(factors)} entries")
+        for factor in factors:
+            if factor not in (1, 2, 4, 8):
+                raise ValueError(f"has an entry that is none of them: {factor}")
+        return factors
+
+    @field_validator("field_resolution")
+    @classmethod
+    def _check_field_resolution(cls, factor: int, info: ValidationInfo) -> int:
+        if factor not in (1, 2, 4):
+            raise ValueError("is none of them")
+        levels = len(info.data.get("enc_features", (1, 1)))
+        if factor > 2**levels:
+            raise ValueError(f"is out of reach of {levels} encoder level")
+        return factor
+
+
+class LearnedAtlasLossConfig(Section):
+    """Weights and scales of the training loss."""
+
+    key_path: ClassVar[str] = "learned_atlas.loss"
+
+    similarity_weight: Number = setting(
+        1.0, "Weight of the local correlation of log densities.", "a number >= 0", ge=0
+    )
+    presence_weight: Number = setting(
+        0.5, "Weight of the presence-weighted soft Dice.", "a number >= 0", ge=0
+    )
+    smoothness_weight: Number = setting(
+        0.5, "Weight of the field's squared gradient.", "a number >= 0", ge=0
+    )
+    log_offset: Number = setting(
+        1e-3,
+        "Density at which the logarithm takes over: log1p(x / log_offset).",
+        "a number > 0",
+        gt=0,
+    )
+    window: Integer = setting(
+        7, "Side of the local correlation's window in voxels.", "an odd integer >= 3", ge=3
+    )
+    scales: Integers = setting(
+        [1, 2, 4],
+        "Levels of the image pyramid that similarity and presence are averaged over, as factors.",
+        "a non-empty list of different integers >= 1",
+        min_length=1,
+    )
+    centrality_weight: Number = setting(
+        0.05, "Weight of the cohort's mean velocity during training.", "a number >= 0", ge=0
+    )
+
+    @field_validator("window")
+    @classmethod
+    def _check_window(cls, window: int) -> int:
+        if window % 2 == 0:
+            raise ValueError("is even")
+        return window
+
+    @field_validator("scales")
+    @classmethod
+    def _check_scales(cls, scales: list[int]) -> list[int]:
+        if min(scales) < 1:
+            raise ValueError("holds a factor below 1")
+        if len(set(scales)) < len(scales):
+            raise ValueError("holds a factor twice")
+        return scales
+
+    @model_validator(mode="after")
+    def _check_weights(self) -> Self:
+        if self.similarity_weight == self.presence_weight == self.smoothness_weight == 0:
+            raise ValueError(
+                "similarity_weight, presence_weight and smoothness_weight are all 0; "
+                "at least one of them must be > 0"
+            )
+        return self
+
+
+class LearnedAtlasOptimizerConfig(Section):
+    """How long and how fast template and network learn."""
+
+    key_path: ClassVar[str] = "learned_atlas.optimizer"
+
+    lr: Number = setting(1e-4, "Adam's learning rate for the network.", "a number > 0", gt=0)
+    epochs: Integer = setting(50, "Passes over the cohort.", "an integer >= 1", ge=1)
+    batch_size: Integer = setting(2, "Subjects per step.", "an integer >= 1", ge=1)
+    seed: Integer = setting(0, "Seed of every random choice.", "an integer >= 0", ge=0)
+    template_lr_ratio: Number = setting(
+        5.0,
+        "The template's learning rate as a multiple of the network's.",
+        "a number > 0 and <= 10",
+        gt=0,
+        le=10,
+    )
+    warmup_epochs: Integer = setting(
+        2,
+        "First epochs, in which the template stays as it was initialised.",
+        "an integer >= 0",
+        ge=0,
+    )
+    gradient_clip: Number = setting(
+        1.0,
+        "Greatest norm of a step's gradient; longer ones are scaled down.",
+        "a number > 0",
+        gt=0,
+    )
+    early_stop_patience: Integer = setting(
+        0, "Epochs without progress after which training ends; 0: never.", "an integer >= 0", ge=0
+    )
+
+
+class LearnedAtlasRefineConfig(Section):
+    """Refinement of every subject's field, and of the template, after the network's training."""
+
+    key_path: ClassVar[str] = "learned_atlas.refine"
+
+    rounds: Integer = setting(
+        0, "Rounds of refinement over the cohort; 0: none.", "an integer >= 0", ge=0
+    )
+    iterations: Integer = setting(
+        10, "Gradient steps per subject in a round.", "an integer >= 1", ge=1
+    )
+    lr: Number = setting(0.3, "Learning rate of the refined velocities.", "a number > 0", gt=0)
+    network_epochs: Integer = setting(
+        0,
+        "Epochs in which the network alone is trained on, against the template as the rounds left "
+        "it: new subjects are registered better; 0: none.",
+        "an integer >= 0",
+        ge=0,
+    )
+    network_lr: Number = setting(
+        1.5e-3,
+        "Adam's highest learning rate in these epochs; the template, which stands, bears more than "
+        "optimizer.lr.",
+        "a number > 0",
+        gt=0,
+    )
+    new_subject_iterations: Integer = setting(
+        0,
+        "Gradient steps that refine the field of a new subject at inference; 0: none.",
+        "an integer >= 0",
+        ge=0,
+    )
+
+
+class LearnedAtlasConfig(Section):
+    """The whole ``learned_atlas:`` block."""
+
+    enabled: Flag = setting(
+        True,
+        "False ends the run at once: a log line, exit status 0, nothing written.",
+        "true or false",
+    )
+    training_space: Literal["template_native", "affine_native"] = setting(
+        "template_native",
+        "template_native trains on maps that were already warped to the template; affine_native "
+        "trains on affinely aligned maps, and its atlas needs an extra warp in template space.",
+        "template_native or affine_native",
+    )
+    device: Text = setting(
+        "cuda", "Where to compute.", "cpu, cuda or cuda:N", pattern=r"^(?:cpu|cuda(?::[0-9]+)?)$"
+    )
+    dtype: Literal["float16", "float32", "bfloat16"] = setting(
+        "float32",
+        "Autocast type of the convolutions; grids, warps, integration and losses stay float32.",
+        "one of float16, float32, bfloat16",
+    )
+    affine_native_relpath: Text | None = setting(
+        None,
+        "Path of the map inside the subject's folder, for affine_native. `{tract}` in it stands "
+        "for a tract's name and is dropped, for the whole cohort, when no tract is asked for.",
+        f"null or a path inside the subject's folder ({RELATIVE}), optionally with {{tract}} and "
+        "{run}; required and non-empty with training_space affine_native",
+    )
+    emit_baseline_maps: Texts = setting(
+        list(BASELINE_MAPS),
+        "The maps to publish.",
+        "a non-empty list out of mean, std, std_error, cov, prob_threshold, with mean and without "
+        "duplicates",
+    )
+    output_subdir: Text = setting(
+        "learned_atlas",
+        "Folder of the published atlas, inside the output folder.",
+        f"{_SAFE_NAME}, only letters, digits, spaces and . _ - + = , @ ( ) inside; never 'atlas', "
+        "the averaging atlas's folder",
+    )
+    min_subjects: Integer = setting(
+        5, "Fewest usable subjects to go on with.", "an integer >= 1", ge=1
+    )
+    save_fields: Flag = setting(True, "Write every subject's displacement fields.", "true or false")
+    verify_jacobian: Flag = setting(
+        True, "End without publishing when a field folds (det J <= 0).", "true or false"
+    )
+    presence_value: Number = setting(
+        0.10,
+        "Density above which a tract counts as present in prob_threshold.",
+        "a number >= 0",
+        ge=0,
+    )
+    cov_mean_threshold_pct: Number = setting(
+        0.01,
+        "Share of the sample mean's maximum up to which cov is set to 0.",
+        "a number >= 0 and < 1",
+        ge=0,
+        lt=1,
+    )
+    resume: Flag = setting(
+        True, "Go on from the checkpoint of an interrupted run, if there is one.", "true or false"
+    )
+    model: Annotated[LearnedAtlasModelConfig, BeforeValidator(to_section)] = section(
+        LearnedAtlasModelConfig, "Templates and network."
+    )
+    # After `model`: the number of tracts is checked against the number of channels.
+    cohort: Annotated[LearnedAtlasCohortConfig, BeforeValidator(to_section)] = Field(
+        default_factory=LearnedAtlasCohortConfig,
+        description="Subjects and their maps.",
+        json_schema_extra={"rule": "a mapping of settings"},
+        validate_default=True,
+    )
+    loss: Annotated[LearnedAtlasLossConfig, BeforeValidator(to_section)] = section(
+        LearnedAtlasLossConfig, "Terms of the loss."
+    )
+    optimizer: Annotated[LearnedAtlasOptimizerConfig, BeforeValidator(to_section)] = section(
+        LearnedAtlasOptimizerConfig, "Training."
+    )
+    # After `model`: what depends on covariates is fitted in the rounds.
+    refine: Annotated[LearnedAtlasRefineConfig, BeforeValidator(to_section)] = Field(
+        default_factory=LearnedAtlasRefineConfig,
+        description="Refinement after training.",
+        json_schema_extra={"rule": "a mapping of settings"},
+        validate_default=True,
+    )
+
+    @field_validator("affine_native_relpath")
+    @classmethod
+    def _check_relpath(cls, relpath: str | None, info: ValidationInfo) -> str | None:
+        required = info.data.get("training_space") == "affine_native"
+        if relpath is None or not relpath.strip():
+            if required:
+                raise ValueError("is required with training_space affine_native")
+            return relpath
+        check_relative(relpath)
+        check_placeholders(relpath, ("tract", "run"))
+        return relpath
+
+    @field_validator("emit_baseline_maps")
+    @classmethod
+    def _check_maps(cls, maps: list[str]) -> list[str]:
+        if not maps:
+            raise ValueError("is empty")
+        for name in maps:
+            if name not in BASELINE_MAPS:
+                raise ValueError(f"names {name!r}, which is no map")
+        if len(set(maps)) < len(maps):
+            raise ValueError("names a map twice")
+        if "mean" not in maps:
+            raise ValueError("is without mean")
+        return maps
+
+    @field_validator("output_subdir")
+    @classmethod
+    def _check_output_subdir(cls, name: str) -> str:
+        if not name:
+            raise ValueError("is empty")
+        if "/" in name or "\\" in name:
+            raise ValueError("holds a path separator")
+        if name.startswith("."):
+            raise ValueError("starts with a dot")
+        if re.fullmatch(r"\w[\w .+=,@()-]*", name) is None:
+            raise ValueError("holds a character that isn't safe in a file name")
+        if name.endswith((".", " ")):
+            raise ValueError("ends with a dot or a space")
+        if len(name.encode("utf-8")) > 255:
+            raise ValueError(f"is {len(name.encode('utf-8'))} bytes long")
+        if name.casefold() == "atlas":  # Atlas is the same folder on macOS and Windows
+            raise ValueError("is the averaging atlas's folder")
+        return name
+
+    @field_validator("cohort")
+    @classmethod
+    def _check_cohort(
+        cls, cohort: LearnedAtlasCohortConfig, info: ValidationInfo
+    ) -> LearnedAtlasCohortConfig:
+        if cohort.pattern is not None and info.data.get("training_space") == "affine_native":
+            raise ValueError(
+                "pattern isn't read with training_space affine_native, whose maps are at "
+                "affine_native_relpath; leave one of them out"
+            )
+        model = info.data.get("model")
+        # Without names the tracts are looked up in the dataset, and counted there.
+        if model is not None and cohort.tracts and model.channels != len(cohort.tracts):
+            raise ValueError(
+                f"tracts has {len(cohort.tracts)} names and model.channels is {model.channels}; "
+                "there must be one channel per tract"
+            )
+        return cohort
+
+    @field_validator("refine")
+    @classmethod
+    def _check_refine(
+        cls, refine: LearnedAtlasRefineConfig, info: ValidationInfo
+    ) -> LearnedAtlasRefineConfig:
+        model = info.data.get("model")
+        if model is not None and model.covariates and refine.rounds == 0:
+            raise ValueError(
+                f"rounds is 0 and model.covariates is {model.covariates}; what the template owes "
+                "to covariates is fitted in the rounds of refinement: take at least 1, better 5"
+            )
+        return refine
+
+
+# ---------------------------------------------------------------------------------------------
+# What configs name
+# ---------------------------------------------------------------------------------------------
+
+
+def load_settings(block: Mapping[str, Any] | LearnedAtlasConfig | None) -> LearnedAtlasConfig:
+    """Validate the ``learned_atlas:`` block of a config; the first component that a job builds.
+
+    From here on user errors are shown in one line. With ``enabled: false`` the run ends here, with
+    a log line and exit status 0.
+
+    Args:
+        block: the block as MONAI parsed it, overrides applied.
+
+    Returns:
+        The validated settings.
+
+    Raises:
+        ConfigurationError: with a line per violation.
+        SystemExit: with status 0 when the block is disabled.
+    """
+    report_errors_in_one_line()
+    config = LearnedAtlasConfig.load(block)
+    if not config.enabled:
+        # A warning, so that it shows without any logging configuration too.
+        logger.warning("learned_atlas.enabled is false: nothing to do, nothing written")
+        raise SystemExit(0)
+    return config

@@ -1,0 +1,172 @@
+"""Settings of a cohort: where subjects lie, what a map is divided by."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import (
+    BeforeValidator,
+    field_validator,
+)
+
+from scripts.settings.section import (
+    Flag,
+    Integer,
+    Section,
+    Text,
+    Texts,
+    check_names,
+    check_placeholders,
+    check_relative,
+    setting,
+    to_names,
+)
+
+__all__ = ["LearnedAtlasCohortConfig"]
+
+
+OUTPUT_FOLDERS = frozenset(
+    {
+        "atlas",
+        "atlas_in_patient_space",
+        "barycentre",
+        "cross_validation",
+        "evaluation",
+        "learned_atlas",
+        "registered",
+        "tract_similarity",
+    }
+)
+
+RELATIVE = "relative, with / between its parts, none of them '..'"
+
+
+class LearnedAtlasCohortConfig(Section):
+    """Where subjects are found and how their density maps are read."""
+
+    key_path: ClassVar[str] = "learned_atlas.cohort"
+
+    layout: Literal[
+        "probtrackx2", "mrtrix3", "xtract", "tractseg", "bids", "flat", "streamlines"
+    ] = setting(
+        "probtrackx2",
+        "Known arrangement of the dataset folder; with streamlines the subjects are tractograms "
+        "(see `reference`).",
+        "one of probtrackx2, mrtrix3, xtract, tractseg, bids, flat, streamlines",
+    )
+    pattern: Text | None = setting(
+        None,
+        "Path of a map inside the dataset folder, for any other arrangement; takes the place of "
+        "the layout. `{subject}` stands for the subject's name, `{tract}` for a tract's, `{run}` "
+        "for one of several runs; other parts may hold `*`, `?` and `**`.",
+        f"null or a path with {{subject}}, optionally {{tract}} and {{run}}; {RELATIVE}",
+    )
+    subjects: Annotated[list[str] | str | None, BeforeValidator(to_names)] = setting(
+        None,
+        "Subjects to use: their names, or a text file of one name per line, or a list of the maps "
+        "themselves: a .csv of `subject,path[,tract]`, or MONAI's .json data list, whose entries "
+        "(of `training`, if it has parts) have the path as `image`, and `subject` and `tract` "
+        "where the path doesn't tell. All are relative to the dataset folder. Null takes every "
+        "subject found.",
+        "null, a non-empty list of distinct names, or the path of a .txt, .csv or .json file",
+    )
+    participants: Text = setting(
+        "participants.tsv",
+        "Table of the subjects' covariates (BIDS: tab-separated, with a participant_id), relative "
+        "to the dataset folder; read where model.covariates names any.",
+        "the path of a .tsv file",
+    )
+    exclude: Texts = setting(
+        [], "Names of subjects to leave out.", "a list of distinct, non-empty names"
+    )
+    tracts: Texts = setting(
+        [],
+        "Names of the tracts to learn jointly, one channel each. Empty: with model.channels 1 the "
+        "whole map, or the sum of a subject's tracts where the layout has nothing else; with more "
+        "channels the dataset's tracts, if there are exactly as many.",
+        "a list of distinct tract names, as many as model.channels, or empty",
+    )
+    reference: Text | None = setting(
+        None,
+        "Image whose grid tractograms are counted on; needed where a layout or pattern leads to "
+        "tractograms (.trk, .tck, .trx, .vtk). Relative to the dataset folder, or absolute.",
+        "null or the path of a NIfTI file",
+    )
+    density_dir: Text | None = setting(
+        None,
+        "Folder that keeps the maps counted from tractograms, so that each is counted once. Null: "
+        "a hidden folder `.density_maps` in the dataset folder.",
+        "null or the path of a folder",
+    )
+    normalisation: Literal["waytotal", "streamline_density", "max", "none"] = setting(
+        "waytotal",
+        "What each map is divided by: the sum of its waytotal file (of a tractogram: the number "
+        "of its streamlines), the map's own sum, its maximum, or nothing.",
+        "one of waytotal, streamline_density, max, none",
+    )
+    margin: Integer = setting(
+        8, "Voxels kept around the cohort's support when cropping.", "an integer >= 0", ge=0
+    )
+    cache: Literal["ram", "device", "disk", "none"] = setting(
+        "ram", "Where prepared maps are kept between epochs.", "one of ram, device, disk, none"
+    )
+    num_workers: Integer = setting(
+        0, "Processes that read maps while training.", "an integer >= 0", ge=0
+    )
+    resample: Flag = setting(
+        False,
+        "Bring new subjects that lie on another grid onto the atlas's grid. Training subjects are "
+        "never resampled.",
+        "true or false",
+    )
+
+    @field_validator("pattern")
+    @classmethod
+    def _check_pattern(cls, pattern: str | None) -> str | None:
+        if pattern is not None:
+            check_relative(pattern)
+            check_placeholders(pattern, ("subject", "tract", "run"))
+            if "{subject}" not in pattern:
+                raise ValueError("has no {subject}")
+        return pattern
+
+    @field_validator("subjects")
+    @classmethod
+    def _check_subjects(cls, subjects: list[str] | str | None) -> list[str] | str | None:
+        if isinstance(subjects, list):
+            if not subjects:
+                raise ValueError("names no subject")
+            check_names(subjects)
+        elif subjects is not None and not subjects.lower().endswith((".txt", ".csv", ".json")):
+            raise ValueError("is neither a list nor a .txt, .csv or .json file")
+        return subjects
+
+    @field_validator("participants")
+    @classmethod
+    def _check_participants(cls, path: str) -> str:
+        if not path.lower().endswith(".tsv") or not path[:-4].strip():
+            raise ValueError("is no .tsv file")
+        return path
+
+    @field_validator("reference", "density_dir")
+    @classmethod
+    def _check_path(cls, path: str | None) -> str | None:
+        if path is not None and not path.strip():
+            raise ValueError("is empty")
+        return path
+
+    @field_validator("exclude")
+    @classmethod
+    def _check_exclude(cls, names: list[str]) -> list[str]:
+        check_names(names)
+        return names
+
+    @field_validator("tracts")
+    @classmethod
+    def _check_tracts(cls, names: list[str]) -> list[str]:
+        check_names(names)
+        for name in names:
+            if re.search(r"[/\\\x00]", name) or name in (".", ".."):
+                raise ValueError(f"has a tract that is no file name: {name!r}")
+        return names

@@ -1,0 +1,223 @@
+"""Typed settings of the ``learned_elastic:`` block; torch-free."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal, Self
+
+from pydantic import BeforeValidator, ValidationInfo, field_validator, model_validator
+
+from scripts.settings.atlas import LearnedAtlasConfig, LearnedAtlasModelConfig
+from scripts.settings.cohort import LearnedAtlasCohortConfig
+from scripts.settings.pairwise import (
+    AUGMENTATIONS,
+    FoldedConfig,
+    LearnedAffineImagesConfig,
+    LearnedAffineOptimizerConfig,
+)
+from scripts.settings.section import (
+    Integer,
+    Integers,
+    Number,
+    Section,
+    Texts,
+    section,
+    setting,
+    to_list,
+    to_section,
+)
+
+__all__ = ["LearnedElasticConfig", "load_learned_elastic"]
+
+Numbers = Annotated[list[Number], BeforeValidator(to_list)]
+
+
+class LearnedElasticImagesConfig(LearnedAffineImagesConfig):
+    """Label maps to learn from, and the grid of the network."""
+
+    key_path: ClassVar[str] = "learned_elastic.images"
+
+    kind: Literal["presence", "labels"] = setting(
+        "presence",
+        "presence: density maps, each made into maps of where it exceeds shares of its maximum; "
+        "labels: label volumes of whole numbers, 0 for background.",
+        "presence or labels",
+    )
+    levels: Numbers = setting(
+        [0.02, 0.1, 0.3],
+        "Shares of its maximum above which a density counts as present; each gives a map of its "
+        "own.",
+        "a non-empty list of different numbers >= 0 and < 1",
+        min_length=1,
+    )
+    tracts: Texts = setting(
+        [], "Tracts whose maps are taken, as in `learned_atlas#cohort#tracts`.",
+        "a list of distinct tract names, or empty",
+    )  # fmt: skip
+
+    @field_validator("levels")
+    @classmethod
+    def _check_levels(cls, levels: list[float]) -> list[float]:
+        if not all(0 <= level < 1 for level in levels):
+            raise ValueError("holds a number out of range")
+        if len(set(levels)) < len(levels):
+            raise ValueError("holds a number twice")
+        return levels
+
+    @field_validator("tracts")
+    @classmethod
+    def _check_tracts(cls, names: list[str]) -> list[str]:
+        return LearnedAtlasCohortConfig._check_tracts(names)
+
+    def discovery(self) -> LearnedAtlasConfig:
+        """The same as the atlas's settings, which the search for subjects reads."""
+        shared = {
+            name: getattr(self, name)
+            for name in ("layout", "pattern", "subjects", "exclude", "tracts")
+        }
+        model = {"channels": max(1, len(self.tracts))}
+        return LearnedAtlasConfig.load(
+            {"cohort": {**shared, "normalisation": "none"}, "model": model}
+        )
+
+
+class LearnedElasticModelConfig(Section):
+    """The network: the atlas's U-Net and integration."""
+
+    key_path: ClassVar[str] = "learned_elastic.model"
+
+    int_steps: Integer = setting(
+        7, "Scaling-and-squaring steps; 0: plain displacement.", "an integer from 0 to 10",
+        ge=0, le=10,
+    )  # fmt: skip
+    enc_features: Integers = setting(
+        [16, 32, 32, 32],
+        "Channels of the encoder's convolutions at full, 1/2, 1/4, ... resolution.",
+        "a non-empty list of integers, each >= 1",
+    )
+    dec_features: Integers = setting(
+        [32, 32, 32, 16, 16],
+        "Channels of the decoder's convolutions.",
+        "a non-empty list of integers, each >= 1, at least as long as enc_features",
+    )
+    field_resolution: Integer = setting(
+        2,
+        "The field is predicted and integrated at 1/this of the grid's resolution.",
+        "1, 2 or 4; 4 needs at least two levels in enc_features",
+    )
+
+    @field_validator("enc_features", "dec_features")
+    @classmethod
+    def _check_features(cls, features: list[int]) -> list[int]:
+        return LearnedAtlasModelConfig._check_features(features)
+
+    @field_validator("dec_features")
+    @classmethod
+    def _check_decoder(cls, features: list[int], info: ValidationInfo) -> list[int]:
+        return LearnedAtlasModelConfig._check_decoder(features, info)
+
+    @field_validator("field_resolution")
+    @classmethod
+    def _check_field_resolution(cls, factor: int, info: ValidationInfo) -> int:
+        return LearnedAtlasModelConfig._check_field_resolution(factor, info)
+
+
+class LearnedElasticSynthesisConfig(Section):
+    """How label maps become pairs of images."""
+
+    key_path: ClassVar[str] = "learned_elastic.synthesis"
+
+    warp: Number = setting(
+        1.5,
+        "Each label map is warped by a smooth random field of this root mean square, voxels.",
+        "a number >= 0",
+        ge=0,
+    )
+    between_subjects: Number = setting(
+        0.5,
+        "How often a pair is made of two subjects' label maps instead of one's.",
+        "a number >= 0 and <= 1",
+        ge=0,
+        le=1,
+    )
+    empty_background: Number = setting(
+        0.5,
+        "How often the background is 0 instead of a random shade.",
+        "a number >= 0 and <= 1",
+        ge=0,
+        le=1,
+    )
+    augmentations: Texts = setting(
+        ["bias_field", "contrast", "noise", "smoothing", "gibbs", "low_resolution"],
+        "What is done to the synthetic images, independently.",
+        f"a list out of {', '.join(AUGMENTATIONS)}, without duplicates",
+    )
+    probability: Number = setting(
+        0.5, "How often each augmentation is applied.", "a number >= 0 and <= 1", ge=0, le=1
+    )
+
+    @field_validator("augmentations")
+    @classmethod
+    def _check_augmentations(cls, names: list[str]) -> list[str]:
+        for name in names:
+            if name not in AUGMENTATIONS:
+                raise ValueError(f"names {name!r}, which is no augmentation")
+        if len(set(names)) < len(names):
+            raise ValueError("names one twice")
+        return names
+
+    @model_validator(mode="after")
+    def _check_difference(self) -> Self:
+        if self.warp == self.between_subjects == 0:
+            raise ValueError("warp and between_subjects are both 0: nothing to register")
+        return self
+
+
+class LearnedElasticLossConfig(Section):
+    """Terms of the loss."""
+
+    key_path: ClassVar[str] = "learned_elastic.loss"
+
+    overlap_weight: Number = setting(
+        1.0, "Weight of the soft Dice of the labels.", "a number > 0", gt=0
+    )
+    smoothness_weight: Number = setting(
+        0.3, "Weight of the velocity's squared gradient.", "a number >= 0", ge=0
+    )
+
+
+class LearnedElasticOptimizerConfig(LearnedAffineOptimizerConfig):
+    """How long and how fast the network learns."""
+
+    key_path: ClassVar[str] = "learned_elastic.optimizer"
+
+    batch_size: Integer = setting(2, "Pairs per step.", "an integer >= 1", ge=1)
+
+
+class LearnedElasticConfig(FoldedConfig):
+    """The whole ``learned_elastic:`` block."""
+
+    key_path: ClassVar[str] = "learned_elastic"
+
+    dtype: Literal["float16", "float32", "bfloat16"] = setting(
+        "float32",
+        "Autocast type of the convolutions; warps, integration and losses stay float32.",
+        "one of float16, float32, bfloat16",
+    )
+    images: Annotated[LearnedElasticImagesConfig, BeforeValidator(to_section)] = section(
+        LearnedElasticImagesConfig, "Label maps, and the grid of the network."
+    )
+    model: Annotated[LearnedElasticModelConfig, BeforeValidator(to_section)] = section(
+        LearnedElasticModelConfig, "The network."
+    )
+    synthesis: Annotated[LearnedElasticSynthesisConfig, BeforeValidator(to_section)] = section(
+        LearnedElasticSynthesisConfig, "Synthetic images."
+    )
+    loss: Annotated[LearnedElasticLossConfig, BeforeValidator(to_section)] = section(
+        LearnedElasticLossConfig, "Terms of the loss."
+    )
+    optimizer: Annotated[LearnedElasticOptimizerConfig, BeforeValidator(to_section)] = section(
+        LearnedElasticOptimizerConfig, "Training."
+    )
+
+
+load_learned_elastic = LearnedElasticConfig.of_config

@@ -1,0 +1,167 @@
+"""Settings that the networks of pairs share."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import BeforeValidator, ValidationInfo, field_validator
+
+from scripts.settings.atlas import LearnedAtlasConfig
+from scripts.settings.cohort import LearnedAtlasCohortConfig
+from scripts.settings.section import (
+    Flag,
+    Integer,
+    Integers,
+    Number,
+    Section,
+    Text,
+    Texts,
+    setting,
+    to_int,
+    to_names,
+)
+
+__all__ = [
+    "AUGMENTATIONS",
+    "FoldedConfig",
+    "LearnedAffineImagesConfig",
+    "LearnedAffineOptimizerConfig",
+]
+
+
+AUGMENTATIONS = (
+    "bias_field", "contrast", "noise", "smoothing", "histogram_shift", "gibbs", "dropout",
+    "low_resolution",
+)  # fmt: skip
+
+
+def _to_fold(value: object) -> object:
+    return None if value is None else to_int(value)
+
+
+class LearnedAffineImagesConfig(Section):
+    """Where images are found, and the grid on which the network sees them."""
+
+    key_path: ClassVar[str] = "learned_affine.images"
+
+    layout: Literal["probtrackx2", "mrtrix3", "xtract", "tractseg", "bids", "flat"] = setting(
+        "probtrackx2",
+        "Known arrangement of the dataset folder.",
+        "one of probtrackx2, mrtrix3, xtract, tractseg, bids, flat",
+    )
+    pattern: Text | None = setting(
+        None,
+        "Path of an image inside the dataset folder, as in `learned_atlas#cohort#pattern`; takes "
+        "the place of the layout. Several images of a subject are summed.",
+        "null or a path with {subject}, optionally {tract} and {run}",
+    )
+    subjects: Annotated[list[str] | str | None, BeforeValidator(to_names)] = setting(
+        None,
+        "Subjects to use, as in `learned_atlas#cohort#subjects`.",
+        "null, a non-empty list of distinct names, or the path of a .txt or .csv file",
+    )
+    exclude: Texts = setting(
+        [], "Names of subjects to leave out.", "a list of distinct, non-empty names"
+    )
+    shape: Integers = setting(
+        [32, 32, 32],
+        "Voxels of the network's grid. Every image is brought onto it about its own centre.",
+        "a list of 2 or 3 integers, each >= 16",
+    )
+    spacing: Number | None = setting(
+        None,
+        "Voxel size of that grid in mm. Null: the smallest at which it holds every image.",
+        "null or a number > 0",
+        gt=0,
+    )
+    log_share: Number | None = setting(
+        None,
+        "For densities: log1p(x / (log_share * maximum)) takes the place of x. Null for images of "
+        "ordinary contrast.",
+        "null or a number > 0",
+        gt=0,
+    )
+
+    @field_validator("shape")
+    @classmethod
+    def _check_shape(cls, shape: list[int]) -> list[int]:
+        if len(shape) not in (2, 3):
+            raise ValueError(f"has {len(shape)} entries")
+        if min(shape) < 16:
+            raise ValueError(f"has an entry below 16: {min(shape)}")
+        return shape
+
+    @field_validator("pattern")
+    @classmethod
+    def _check_pattern(cls, pattern: str | None) -> str | None:
+        return LearnedAtlasCohortConfig._check_pattern(pattern)
+
+    @field_validator("subjects")
+    @classmethod
+    def _check_subjects(cls, subjects: list[str] | str | None) -> list[str] | str | None:
+        return LearnedAtlasCohortConfig._check_subjects(subjects)
+
+    @field_validator("exclude")
+    @classmethod
+    def _check_exclude(cls, names: list[str]) -> list[str]:
+        return LearnedAtlasCohortConfig._check_exclude(names)
+
+    def discovery(self) -> LearnedAtlasConfig:
+        """The same as the atlas's settings, which the search for subjects reads."""
+        shared = {
+            name: getattr(self, name) for name in ("layout", "pattern", "subjects", "exclude")
+        }
+        return LearnedAtlasConfig.load({"cohort": {**shared, "normalisation": "none"}})
+
+
+class LearnedAffineOptimizerConfig(Section):
+    """How long and how fast the network learns."""
+
+    key_path: ClassVar[str] = "learned_affine.optimizer"
+
+    lr: Number = setting(1e-3, "Adam's largest learning rate.", "a number > 0", gt=0)
+    epochs: Integer = setting(50, "Passes over the training subjects.", "an integer >= 1", ge=1)
+    pairs_per_subject: Integer = setting(
+        4, "Pairs made of each subject in an epoch.", "an integer >= 1", ge=1
+    )
+    batch_size: Integer = setting(4, "Pairs per step.", "an integer >= 1", ge=1)
+    seed: Integer = setting(0, "Seed of every random choice.", "an integer >= 0", ge=0)
+    gradient_clip: Number = setting(
+        1.0, "Greatest norm of a step's gradient; longer ones are scaled down.", "a number > 0",
+        gt=0,
+    )  # fmt: skip
+    validation_pairs: Integer = setting(
+        4, "Pairs made of each held-out subject to measure with.", "an integer >= 1", ge=1
+    )
+    validation_interval: Integer = setting(
+        10, "Epochs between measurements; the last one is always measured.", "an integer >= 1", ge=1
+    )
+
+
+class FoldedConfig(Section):
+    """What every training over folds of subjects has at the top of its block."""
+
+    device: Text = setting(
+        "cuda", "Where to compute.", "cpu, cuda or cuda:N", pattern=r"^(?:cpu|cuda(?::[0-9]+)?)$"
+    )
+    folds: Integer = setting(
+        5, "Folds of the cross-validation; a subject is in exactly one.", "an integer >= 2", ge=2
+    )
+    fold: Annotated[int | None, BeforeValidator(_to_fold)] = setting(
+        0,
+        "The fold to measure with, the others are trained on. Null: train on everyone.",
+        "null or an integer >= 0 and below folds",
+    )
+    min_subjects: Integer = setting(
+        2, "Fewest usable subjects to go on with.", "an integer >= 1", ge=1
+    )
+    resume: Flag = setting(
+        True, "Go on from the checkpoint of an interrupted run, if there is one.", "true or false"
+    )
+
+    @field_validator("fold")
+    @classmethod
+    def _check_fold(cls, fold: int | None, info: ValidationInfo) -> int | None:
+        if fold is not None and not 0 <= fold < info.data.get("folds", fold + 1):
+            raise ValueError("is no fold")
+        return fold

@@ -1,0 +1,129 @@
+"""Typed settings of the refinement of pairs; rules as in `scripts.settings.atlas`. No torch."""
+
+from __future__ import annotations
+
+import itertools
+from typing import ClassVar, Literal
+
+from pydantic import field_validator
+
+from scripts.settings.image_pairs import ImagePairs
+from scripts.settings.section import Flag, Integer, Integers, Number, Section, Text, Texts, setting
+
+__all__ = ["PairSettings", "RefineConfig", "load_refine"]
+
+STARTS = ("identity", "centre", "axes", "search")
+
+
+class PairSettings(Section):
+    """How two images are compared and brought together: shared by ``refine`` and ``align``."""
+
+    family: Literal["rigid", "rigid_isotropic", "rigid_anisotropic", "affine"] = setting(
+        "affine",
+        "Transforms to look among.",
+        "one of rigid, rigid_isotropic, rigid_anisotropic, affine",
+    )
+    starts: Texts = setting(
+        ["identity", "centre", "axes"],
+        "Where to start from, each one tried at the coarsest level: as the images lie, with their "
+        "centres of mass or their principal axes upon each other, or from rotations all over.",
+        "a list of different ones of identity, centre, axes, search",
+    )
+    levels: Integers = setting(
+        [4, 2],
+        "Reductions of the images, coarse to fine, in units of the fixed image's smallest voxel "
+        "side.",
+        "a non-empty list of falling integers >= 1",
+    )
+    iterations: Integer = setting(80, "Most gradient steps of a level.", "an integer >= 1", ge=1)
+    window: Integer = setting(
+        8,
+        "Steps over which the loss must improve by `tolerance`; where it doesn't, steps shrink, "
+        "and in the end the level is done.",
+        "an integer >= 1",
+        ge=1,
+    )
+    tolerance: Number = setting(1e-4, "Progress that counts.", "a number > 0", gt=0)
+    similarity: Literal["correlation", "local_correlation"] = setting(
+        "local_correlation",
+        "What is compared: the whole images' correlation, or that of windows.",
+        "correlation or local_correlation",
+    )
+    correlation_window: Integer = setting(
+        5, "Side of the local correlation's window, voxels of the level.", "an odd integer >= 3",
+        ge=3,
+    )  # fmt: skip
+    background: Literal["zero", "unknown"] = setting(
+        "zero",
+        "What lies outside of an image: background of value 0 (brains without skull, densities), "
+        "or nobody knows (crops), so that only the overlap counts.",
+        "zero or unknown",
+    )
+    log_offset: Number | None = setting(
+        None,
+        "Compare log1p(x / this) instead of x, for densities. Null: x itself.",
+        "null or a number > 0",
+        gt=0,
+    )
+    device: Text = setting(
+        "cpu", "Where to compute.", "cpu, cuda or cuda:N", pattern=r"^(?:cpu|cuda(?::[0-9]+)?)$"
+    )
+
+    @field_validator("starts")
+    @classmethod
+    def _check_starts(cls, starts: list[str]) -> list[str]:
+        if len(set(starts)) < len(starts):
+            raise ValueError("names a start twice")
+        for start in starts:
+            if start not in STARTS:
+                raise ValueError(f"names {start!r}, which is no start")
+        return starts
+
+    @field_validator("levels")
+    @classmethod
+    def _check_levels(cls, levels: list[int]) -> list[int]:
+        if not levels:
+            raise ValueError("is empty")
+        if min(levels) < 1:
+            raise ValueError(f"has an entry below 1: {min(levels)}")
+        if any(b >= a for a, b in itertools.pairwise(levels)):
+            raise ValueError("doesn't fall from coarse to fine")
+        return levels
+
+    @field_validator("correlation_window")
+    @classmethod
+    def _check_window(cls, window: int) -> int:
+        if window % 2 == 0:
+            raise ValueError("is even")
+        return window
+
+
+class RefineConfig(PairSettings, ImagePairs):
+    """The whole ``refine:`` block."""
+
+    key_path: ClassVar[str] = "refine"
+
+    mode: Literal["affine", "elastic", "joint"] = setting(
+        "affine",
+        "affine: a matrix; elastic: a velocity after the start's matrix, which stays; joint: a "
+        "matrix first, then velocity and matrix together.",
+        "affine, elastic or joint",
+    )
+    start: Text | None = setting(
+        None,
+        "Affine to start from, such as a network's estimate: ITK's .mat, .txt or .tfm, or 4x4 text "
+        "in RAS mm; `{name}` stands for the moving image's file name without its ending.",
+        "null or a path",
+    )
+    smoothness_weight: Number = setting(
+        0.5, "Weight of the velocity's squared gradient.", "a number >= 0", ge=0
+    )
+    int_steps: Integer = setting(
+        7, "Scaling-and-squaring steps of the velocity.", "an integer from 1 to 10", ge=1, le=10
+    )
+    verify_jacobian: Flag = setting(
+        True, "End without publishing when a field folds (det J <= 0).", "true or false"
+    )
+
+
+load_refine = RefineConfig.of_config

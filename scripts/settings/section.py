@@ -1,0 +1,339 @@
+"""Groups of typed settings: what counts as a number or a flag, rules, errors in one line each.
+
+The ground of `scripts.settings.atlas` and of every other block of settings. Needs neither torch nor
+monai::
+
+    class MyConfig(Section):
+        key_path: ClassVar[str] = "my_job"
+
+        bins: Integer = setting(64, "Bins of the histogram.", "an integer >= 2", ge=2)
+
+    MyConfig.load({"bins": 1})  # my_job.bins = 1: must be an integer >= 2
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections.abc import Iterator, Mapping
+from numbers import Integral, Real
+from typing import Annotated, Any, ClassVar, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from scripts.errors import ConfigurationError
+from scripts.runtime.error_report import report_errors_in_one_line
+
+__all__ = [
+    "Flag",
+    "Integer",
+    "Integers",
+    "Number",
+    "Section",
+    "Text",
+    "Texts",
+    "check_folder_names",
+    "check_names",
+    "check_placeholders",
+    "check_relative",
+    "section",
+    "setting",
+    "to_int",
+    "to_list",
+    "to_names",
+    "to_section",
+]
+
+_LARGEST = 3.4028234e38  # of float32
+
+
+# ---------------------------------------------------------------------------------------------
+# Values: what counts as a number, a flag, a text
+# ---------------------------------------------------------------------------------------------
+
+
+def to_float(value: object) -> float:
+    """A finite float; numeric text counts (YAML 1.1 reads ``1e-4`` as text), booleans don't."""
+    if isinstance(value, str):
+        if "_" in value:  # Python's own 1_000 is no number elsewhere
+            raise ValueError("is not a number")
+    elif isinstance(value, bool) or not isinstance(value, Real):
+        raise ValueError("is not a number")
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        raise ValueError("is not a number") from None
+    if not math.isfinite(number):
+        raise ValueError("is not a finite number")
+    if abs(number) > _LARGEST:
+        raise ValueError("is beyond float32, in which everything is computed")
+    return number
+
+
+def to_int(value: object) -> int:
+    """An int; integral text counts, booleans and floats don't."""
+    if isinstance(value, str):
+        if re.fullmatch(r"\s*[+-]?[0-9]{1,18}\s*", value) is None:
+            raise ValueError("is not an integer")
+        return int(value)
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise ValueError("is not an integer")
+    return int(value)
+
+
+def to_bool(value: object) -> bool:
+    """A bool; ``true`` and ``false`` as text count, since command-line overrides are text."""
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, str) and value.strip().lower() in ("true", "false"):
+        return value.strip().lower() == "true"
+    raise ValueError("is neither true nor false")
+
+
+def to_text(value: object) -> str:
+    if not isinstance(value, str):
+        raise ValueError("is not text")
+    return value
+
+
+def to_list(value: object) -> list[Any]:
+    if not isinstance(value, list | tuple):
+        raise ValueError("is not a list")
+    return list(value)
+
+
+def to_names(value: object) -> object:
+    if value is None or isinstance(value, str):
+        return value
+    names = to_list(value)
+    for name in names:
+        if not isinstance(name, str):
+            raise ValueError(f"has an entry that is not text: {name!r}")
+    return names
+
+
+def to_section(value: object) -> object:
+    """An empty section (None in YAML) means its defaults."""
+    if value is None:
+        return {}
+    return dict(value) if isinstance(value, Mapping) else value
+
+
+Number = Annotated[float, BeforeValidator(to_float)]
+Integer = Annotated[int, BeforeValidator(to_int)]
+Flag = Annotated[bool, BeforeValidator(to_bool)]
+Text = Annotated[str, BeforeValidator(to_text)]
+Integers = Annotated[list[Integer], BeforeValidator(to_list)]
+Texts = Annotated[list[Text], BeforeValidator(to_list)]
+
+
+def setting(default: Any, description: str, rule: str, **bounds: Any) -> Any:
+    """A field whose ``rule`` is both the text of the error and that of the docs."""
+    return Field(
+        default,
+        description=description,
+        json_schema_extra={"rule": rule},
+        validate_default=True,
+        **bounds,
+    )
+
+
+def section(kind: type[Section], description: str) -> Any:
+    return Field(
+        default_factory=kind,
+        description=description,
+        json_schema_extra={"rule": "a mapping of settings"},
+    )
+
+
+# ---------------------------------------------------------------------------------------------
+# Sections
+# ---------------------------------------------------------------------------------------------
+
+
+class Section(BaseModel):
+    """A frozen group of settings that refuses unknown keys, with errors in the house's words."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    key_path: ClassVar[str] = "learned_atlas"
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise ConfigurationError(_describe(error, type(self), values)) from None
+
+    # Marks it as pydantic's own, or else pydantic calls it for nested sections as well and their
+    # violations arrive as one opaque error instead of one each.
+    __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
+
+    @classmethod
+    def load(cls, values: Mapping[str, Any] | Self | None = None) -> Self:
+        """Validate ``values``.
+
+        Args:
+            values: settings by key; missing keys (or None for all of them) take their defaults.
+
+        Returns:
+            The frozen settings.
+
+        Raises:
+            ConfigurationError: with a line per violation, each naming key path, value and rule.
+        """
+        if isinstance(values, cls):
+            return values
+        if values is None:
+            values = {}
+        if not isinstance(values, Mapping):
+            raise ConfigurationError(
+                f"{cls.key_path} = {_shorten(values)}: must be a mapping of settings"
+            )
+        try:
+            return cls.model_validate(dict(values))
+        except ValidationError as error:
+            raise ConfigurationError(_describe(error, cls, values)) from None
+
+    @classmethod
+    def of_config(cls, block: Mapping[str, Any] | None) -> Self:
+        """Validate a configuration's block; from here on user errors are shown in one line.
+
+        What configurations name, as the ``load_...`` beside each block's settings.
+
+        Raises:
+            ConfigurationError: with a line per violation.
+        """
+        report_errors_in_one_line()
+        return cls.load(block)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Every setting as plain JSON values."""
+        return self.model_dump(mode="json")
+
+    def by_path(self, given_only: bool = False) -> dict[str, Any]:
+        """Settings as plain JSON values by their dotted path, sections resolved.
+
+        Args:
+            given_only: leave out those that nobody gave and that stand at their defaults.
+
+        Example:
+            >>> LearnedAtlasConfig.load({"optimizer": {"lr": 1}}).by_path(given_only=True)
+            {'optimizer.lr': 1.0}
+        """
+        return dict(_leaves(self.model_dump(mode="json", exclude_unset=given_only)))
+
+
+def _leaves(settings: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{path}{key}.")
+        else:
+            yield path + key, value
+
+
+# ---------------------------------------------------------------------------------------------
+# Rules shared by several settings
+# ---------------------------------------------------------------------------------------------
+
+
+def check_relative(path: str) -> None:
+    """Refuse a path that is blank, absolute, or could leave the folder that it is joined to."""
+    if not path.strip():
+        raise ValueError("is empty")
+    if re.search(r"[\x00-\x1f\x7f]", path):
+        raise ValueError("holds a control character")
+    if "\\" in path:
+        raise ValueError("holds a backslash")
+    if path.startswith(("/", "~")) or re.match(r"[A-Za-z]:", path):
+        raise ValueError("is absolute")
+    parts = path.split("/")
+    if ".." in parts:
+        raise ValueError("holds '..'")
+    if "" in parts or "." in parts:
+        raise ValueError("holds an empty part or '.'")
+
+
+def check_placeholders(pattern: str, known: tuple[str, ...]) -> None:
+    for name in re.findall(r"\{([^{}]*)\}", pattern):
+        if name not in known:
+            raise ValueError(f"has an unknown placeholder {{{name}}}")
+    if re.search(r"[{}]", re.sub(r"\{[^{}]*\}", "", pattern)):
+        raise ValueError("has a brace without its partner")
+    for part in pattern.split("/"):
+        if "**" in part and part != "**":
+            raise ValueError("has '**' beside other characters of a part")
+    if pattern.split("/")[-1] == "**":
+        raise ValueError("ends without a file's name")
+
+
+def check_names(names: list[str]) -> None:
+    for name in names:
+        if not name.strip():
+            raise ValueError("has an empty name")
+    if len(set(names)) < len(names):
+        raise ValueError("has a name twice")
+
+
+def check_folder_names(names: list[str]) -> None:
+    """Refuse names of subjects, one at least, that no folder can have."""
+    if not names:
+        raise ValueError("names nobody")
+    if len(set(names)) < len(names):
+        raise ValueError("has a name twice")
+    for name in names:
+        if re.search(r"[/\\\x00-\x1f]", name) or not name.strip() or name.startswith("."):
+            raise ValueError(f"has a name that is no folder's: {name!r}")
+
+
+# ---------------------------------------------------------------------------------------------
+# Messages
+# ---------------------------------------------------------------------------------------------
+
+
+def _describe(error: ValidationError, model: type[Section], given: Mapping[str, Any]) -> str:
+    """One line per violation, each with key path, value as it was given, and rule."""
+    return "\n".join(
+        _describe_one(violation, model, given) for violation in error.errors(include_url=False)
+    )
+
+
+def _describe_one(violation: Any, model: type[Section], given: Mapping[str, Any]) -> str:
+    path = model.key_path
+    section: type[BaseModel] | None = model
+    rule = "a mapping of settings"
+    value: Any = given
+    for part in violation["loc"]:
+        if section is None:
+            path += f"[{part}]"  # an index: only lists follow below a plain setting
+            value = value[part]
+            continue
+        field = section.model_fields.get(str(part))
+        path += f".{part if str(part).isprintable() else repr(part)}"
+        if field is None:
+            return f"{path} = {_shorten(violation['input'])}: {_unknown_key(str(part), section)}"
+        extra = field.json_schema_extra
+        rule = str(extra["rule"]) if isinstance(extra, dict) else rule
+        kind = field.annotation
+        section = kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
+        # A default has no place in what was given (null stands for an empty section too).
+        value = value[part] if isinstance(value, Mapping) and part in value else violation["input"]
+
+    cause = violation.get("ctx", {}).get("error")
+    if section is not None and cause is not None:  # keys of a section contradict each other
+        shown = value.as_dict() if isinstance(value, Section) else value
+        return f"{path}: {cause} (given: {_shorten(shown)})"
+    reason = f"{cause}; " if cause is not None else ""
+    return f"{path} = {_shorten(value)}: {reason}must be {rule}"
+
+
+def _unknown_key(name: str, section: type[BaseModel]) -> str:
+    known = list(section.model_fields)
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {close[0]}? " if close else ""
+    return f"unknown key; {hint}must be one of {', '.join(known)}"
+
+
+def _shorten(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:150]}... ({len(text)} characters)"

@@ -1,0 +1,1 @@
+"""Space: grids, volumes, transforms and their files, fields, resampling, Jacobians."""

@@ -1,0 +1,106 @@
+"""Displacement fields as files that ITK and ANTs read as they are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from scripts.errors import CohortError
+from scripts.spatial.grid import CropBox, Grid
+from scripts.spatial.nifti import image_affine, image_values, open_nifti
+
+__all__ = [
+    "field_names",
+    "on_full_grid",
+    "read_field",
+    "world_displacement",
+    "write_field",
+]
+
+_VECTOR = 1007  # NIfTI's vectors: what ITK writes and ANTs expects
+
+
+def field_names(subject: str) -> tuple[str, str]:
+    """File names of a subject's two fields, as BIDS derivatives name transforms.
+
+    Returns:
+        the field that resamples the subject into template space (it lives on the template grid
+        and maps template points to subject points), and the reverse.
+    """
+    return (
+        f"{subject}_from-subject_to-template_mode-image_xfm.nii.gz",
+        f"{subject}_from-template_to-subject_mode-image_xfm.nii.gz",
+    )
+
+
+def on_full_grid(displacement: torch.Tensor, crop: CropBox, shape: tuple[int, ...]) -> torch.Tensor:
+    """Continue a field of the cropped box over the whole grid by its border's values.
+
+    Constant outside, so that no fold arises at the seam, where zeros would make one.
+
+    Args:
+        displacement: ``(B, d, *crop.shape)`` in voxels.
+        crop: the box.
+        shape: the whole grid.
+    """
+    padding: list[int] = []
+    for start, stop, n in reversed(list(zip(crop.start, crop.stop, shape, strict=True))):
+        padding += [start, n - stop]
+    return F.pad(displacement, padding, mode="replicate") if any(padding) else displacement
+
+
+def world_displacement(displacement: np.ndarray, affine: np.ndarray) -> np.ndarray:
+    """Voxels along the axes to millimetres in ITK's world (LPS: x and y run the other way).
+
+    Args:
+        displacement: ``(d, *shape)`` in voxels; a plane has no third component.
+        affine: 4x4, voxel to RAS mm.
+
+    Returns:
+        ``(*shape, 3)`` float32.
+    """
+    axes = affine[:3, : displacement.shape[0]]
+    ras = np.tensordot(displacement.astype(np.float64), axes, axes=([0], [1]))
+    return (ras * np.array([-1.0, -1.0, 1.0])).astype(np.float32)
+
+
+def write_field(path: str | Path, displacement: np.ndarray, grid: Grid) -> None:
+    """Write a displacement as a 5-D NIfTI ``(X, Y, Z, 1, 3)``, intent 1007, mm, LPS.
+
+    Args:
+        path: ``.nii`` or ``.nii.gz``.
+        displacement: ``(d, *grid.shape)`` in voxels, on the grid that it lives on.
+        grid: shape, affine and header codes.
+    """
+    vectors = world_displacement(displacement, grid.affine)
+    if vectors.ndim == 3:
+        vectors = vectors[:, :, None]
+    image = nib.Nifti1Image(vectors[:, :, :, None, :], grid.affine)
+    header = image.header
+    header.set_intent(_VECTOR)
+    header.set_xyzt_units(xyz="mm")
+    image.set_sform(grid.affine, code=int(grid.header["sform_code"]) or 1)
+    image.set_qform(grid.affine, code=int(grid.header["qform_code"]) or 1)
+    nib.save(image, str(path))
+
+
+def read_field(path: str | Path, spatial_dims: int = 3) -> np.ndarray:
+    """A field file as displacement in voxels ``(d, *shape)`` float64, `write_field` undone.
+
+    Raises:
+        CohortError: if the file isn't a 5-D vector image.
+    """
+    image, _ = open_nifti(path)
+    if image.ndim != 5 or image.shape[3] != 1 or image.shape[4] != 3:
+        raise CohortError(
+            f"{path}: a displacement field is a 5-D image (X, Y, Z, 1, 3), "
+            f"this one is {image.shape}"
+        )
+    ras = image_values(path, image)[:, :, :, 0, :] * np.array([-1.0, -1.0, 1.0])
+    inverse = np.linalg.inv(image_affine(path, image)[:3, :3])
+    voxels = np.moveaxis(ras @ inverse.T, -1, 0)
+    return voxels[:2, :, :, 0] if spatial_dims == 2 else voxels

@@ -1,0 +1,243 @@
+"""Affine transforms as files: ITK's text, and 4x4 text in RAS millimetres."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from scipy.io import loadmat
+from scipy.io.matlab import MatReadError
+
+from scripts.errors import CohortError
+from scripts.runtime.input_files import FileError, check_file, read_text
+from scripts.spatial.grid import Grid
+from scripts.spatial.nifti import image_affine
+from scripts.spatial.transforms import TO_LPS, AffineTransform, FieldTransform
+from scripts.spatial.volumes import finite_values, open_image
+
+__all__ = [
+    "TransformFile",
+    "read_affine",
+    "read_any_affine",
+    "read_transform",
+    "transform_names",
+    "write_affine_files",
+    "write_itk_affine",
+]
+
+_LONGEST = 1 << 16  # bytes
+
+
+def transform_names(subject: str, source: str, target: str) -> tuple[str, str]:
+    """File names of an affine, as BIDS derivatives name transforms: ITK text, 4x4 text.
+
+    Either resamples images of ``source`` onto ``target``: it takes target points to source points.
+    """
+    stem = f"{subject}_from-{source}_to-{target}_mode-image_xfm"
+    return f"{stem}.txt", f"{stem}_ras.txt"
+
+
+def write_itk_affine(path: str | Path, matrix: np.ndarray, spatial_dims: int = 3) -> None:
+    """Write a transform that antsApplyTransforms and SimpleITK read, in ITK's world (LPS).
+
+    Args:
+        path: ``.txt`` or ``.tfm``.
+        matrix: ``(4, 4)``, RAS mm, target point to source point, ITK's own direction.
+        spatial_dims: 2 for a plane, whose matrix leaves z alone.
+
+    Raises:
+        ValueError: a matrix for a plane moves z.
+    """
+    d = spatial_dims
+    lps = TO_LPS @ np.asarray(matrix, dtype=np.float64) @ TO_LPS
+    if d == 2 and not np.allclose(lps[2], (0, 0, 1, 0), atol=1e-6):
+        raise ValueError("the transform of a plane moves z: ITK can't hold it in two dimensions")
+    values = [*lps[:d, :d].ravel(), *lps[:d, 3]]
+    lines = (
+        "#Insight Transform File V1.0",
+        "#Transform 0",
+        f"Transform: AffineTransform_double_{d}_{d}",
+        "Parameters: " + " ".join(f"{value:.17g}" for value in values),
+        "FixedParameters: " + " ".join(["0"] * d),
+        "",
+    )
+    Path(path).write_text("\n".join(lines), encoding="ascii")
+
+
+def write_affine_files(
+    folder: Path, subject: str, source: str, target: str, matrix: np.ndarray, spatial_dims: int = 3
+) -> None:
+    """Both directions, each as ITK text and as 4x4 text.
+
+    Args:
+        folder: where to.
+        subject: names the files.
+        source: what the space of the images is called that the matrix resamples.
+        target: what the space is called that they are brought to.
+        matrix: ``(4, 4)``, RAS mm, target point to source point.
+        spatial_dims: 2 for planes.
+    """
+    back = np.linalg.inv(matrix)
+    for names, one in (
+        (transform_names(subject, source, target), matrix),
+        (transform_names(subject, target, source), back),
+    ):
+        # A plane that lies obliquely in the world is no transform of ITK's two dimensions.
+        flat = spatial_dims == 2 and np.allclose(one[2], (0, 0, 1, 0), atol=1e-6)
+        write_itk_affine(folder / names[0], one, 2 if flat else 3)
+        np.savetxt(folder / names[1], one, fmt="%.17g")
+
+
+def read_any_affine(path: str | Path) -> np.ndarray:
+    """A ``(4, 4)`` matrix in RAS mm from ITK's ``.mat``, ``.txt`` and ``.tfm``, or 4x4 text.
+
+    Raises:
+        CohortError: the file is none of them, or its matrix can't be inverted.
+    """
+    file = Path(path)
+    if not file.name.lower().endswith(".mat"):
+        try:
+            text = read_text(file, _LONGEST, encoding="ascii")
+            rows = [line.split() for line in text.splitlines()]
+            rows = [row for row in rows if row and not row[0].startswith("#")]
+            matrix = np.array([[float(word) for word in row] for row in rows])
+        except (FileError, ValueError):
+            return read_affine(file).matrix  # with its own message
+        sound = matrix.shape == (4, 4) and bool(np.isfinite(matrix).all())
+        if not sound or not np.allclose(matrix[3], (0, 0, 0, 1)):
+            raise CohortError(f"{file}: holds no 4x4 matrix whose last row is 0 0 0 1")
+        if abs(np.linalg.det(matrix[:3, :3])) < 1e-9:
+            raise CohortError(f"{file}: its matrix can't be inverted, so that it is no transform")
+        return matrix
+    return read_affine(file).matrix
+
+
+_MATRIX_KINDS = ("AffineTransform", "MatrixOffsetTransformBase")
+
+_LONGEST_AFFINE = 1 << 16  # bytes; unpacked, MATLAB's files have a thousand times as many at most
+
+
+@dataclass(frozen=True)
+class TransformFile:
+    """A transform's file, to be inverted or not, as antsApplyTransforms takes ``[file,1]``."""
+
+    path: Path
+    inverted: bool = False
+
+
+def read_transform(file: TransformFile) -> AffineTransform | FieldTransform:
+    """Read a displacement field (``.nii[.gz]``) or an affine (``.mat``, ``.txt``, ``.tfm``).
+
+    Raises:
+        CohortError: the file can't be read, is of another kind, or can't be inverted.
+    """
+    name = file.path.name.lower()
+    if name.endswith((".nii", ".nii.gz")):
+        if file.inverted:
+            raise CohortError(
+                f"{file.path}: a displacement field can't be inverted here; give the field of the "
+                "other direction (ANTs writes it as ...InverseWarp.nii.gz)"
+            )
+        return _read_field(file.path)
+    if name.endswith((".mat", ".txt", ".tfm")):
+        affine = read_affine(file.path)
+        return affine.inverted() if file.inverted else affine
+    raise CohortError(
+        f"{file.path}: is no transform known here; must be a displacement field (.nii, .nii.gz) or "
+        "an affine as ITK writes it (.mat, .txt, .tfm)"
+    )
+
+
+def _read_field(path: Path) -> FieldTransform:
+    image = open_image(path)
+    shape = tuple(int(n) for n in image.shape)
+    if len(shape) != 5 or shape[3:] != (1, 3) or min(shape) < 1:
+        raise CohortError(
+            f"{path}: a displacement field has shape (X, Y, Z, 1, 3), this image has {shape}"
+        )
+    data = finite_values(path, image)
+    ras = np.moveaxis(data[:, :, :, 0, :], -1, 0) * np.array([-1.0, -1.0, 1.0])[:, None, None, None]
+    grid = Grid(shape[:3], image_affine(path, image), image.header.copy())
+    return FieldTransform(np.ascontiguousarray(ras), grid)
+
+
+def read_affine(path: str | Path) -> AffineTransform:
+    """Read an affine as ITK writes it: binary (``.mat``, MATLAB v4) or text (``.txt``, ``.tfm``).
+
+    ``y = M (x - c) + t + c`` with M row by row, then t, in the parameters and the centre c in the
+    fixed parameters (ITK's `MatrixOffsetTransformBase`), LPS. A plane's transform leaves z alone.
+
+    Raises:
+        CohortError: the file can't be read, or holds anything but one such transform.
+    """
+    file = Path(path)
+    stored = _read_mat(file) if file.name.lower().endswith(".mat") else _read_text(file)
+    kind, parameters, centre = stored
+    if kind.split("_")[0] not in _MATRIX_KINDS or (len(parameters), len(centre)) not in (
+        (12, 3),
+        (6, 2),
+    ):
+        raise CohortError(
+            f"{file}: holds {kind} of {len(parameters)} parameters; must be one of "
+            f"{', '.join(_MATRIX_KINDS)} with 12 and a centre"
+        )
+    d = len(centre)
+    lps = np.eye(4)
+    lps[:d, :d] = parameters[: d * d].reshape(d, d)
+    lps[:d, 3] = parameters[d * d :] + centre - lps[:d, :d] @ centre
+    if not np.isfinite(lps).all() or abs(np.linalg.det(lps)) < 1e-12:
+        raise CohortError(f"{file}: its matrix can't be inverted, so that it is no transform")
+    return AffineTransform(TO_LPS @ lps @ TO_LPS)
+
+
+def _read_mat(path: Path) -> tuple[str, np.ndarray, np.ndarray]:
+    if not os.path.lexists(path):
+        raise CohortError(f"{path}: there is no such file")
+    size = check_file(path).st_size
+    if size > _LONGEST_AFFINE:
+        raise CohortError(
+            f"{path}: can't be read: has {size} bytes, more than any affine ({_LONGEST_AFFINE})"
+        )
+    try:
+        content = loadmat(str(path), appendmat=False)
+    except (
+        MatReadError, NotImplementedError, ArithmeticError, LookupError, MemoryError, OSError,
+        TypeError, ValueError,
+    ) as error:  # fmt: skip
+        reason = " ".join(str(error).split()) or "is no MATLAB file"
+        raise CohortError(f"{path}: can't be read: {reason}") from error
+    kinds = [name for name in content if not name.startswith("__") and name != "fixed"]
+    if len(kinds) != 1 or "fixed" not in content:
+        found = ", ".join(name for name in content if not name.startswith("__")) or "nothing"
+        raise CohortError(f"{path}: holds {found}, not one ITK transform and its centre ('fixed')")
+    try:
+        parameters, centre = (
+            np.asarray(content[name], dtype=np.float64).ravel() for name in (kinds[0], "fixed")
+        )
+    except (TypeError, ValueError) as error:
+        raise CohortError(f"{path}: {kinds[0]} holds something that is no number") from error
+    return kinds[0], parameters, centre
+
+
+def _read_text(path: Path) -> tuple[str, np.ndarray, np.ndarray]:
+    if not os.path.lexists(path):
+        raise CohortError(f"{path}: there is no such file")
+    try:
+        text = read_text(path, _LONGEST_AFFINE, encoding="ascii")
+    except UnicodeDecodeError as error:
+        raise CohortError(f"{path}: can't be read: is no text of an ITK transform") from error
+    fields = re.findall(r"^(Transform|Parameters|FixedParameters):(.*)$", text, re.MULTILINE)
+    if [name for name, _ in fields] != ["Transform", "Parameters", "FixedParameters"]:
+        kinds = [value.strip() for name, value in fields if name == "Transform"]
+        raise CohortError(
+            f"{path}: holds {', '.join(kinds) or 'no transform'}; must hold one ITK transform with "
+            "Transform:, Parameters: and FixedParameters:"
+        )
+    try:
+        parameters, centre = (np.array(fields[i][1].split(), dtype=np.float64) for i in (1, 2))
+    except ValueError as error:
+        raise CohortError(f"{path}: holds a parameter that is no number") from error
+    return fields[0][1].strip(), parameters, centre
