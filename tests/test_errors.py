@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from scripts import errors
+from scripts.runtime import error_report
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -33,52 +34,56 @@ def test_configuration_error_is_a_value_error():
 
 def test_user_error_is_found_below_several_wrappers():
     cause = errors.CohortError("two grids")
-    assert errors.find_user_error(wrapped(cause, KeyError("a"), RuntimeError("b"))) is cause
+    assert error_report.find_user_error(wrapped(cause, KeyError("a"), RuntimeError("b"))) is cause
 
 
 def test_user_error_is_found_as_context():
     error = RuntimeError("while handling")
     error.__context__ = errors.StorageError("disk full")
-    assert errors.find_user_error(error) is error.__context__
+    assert error_report.find_user_error(error) is error.__context__
 
 
 def test_suppressed_context_is_not_searched():
     error = RuntimeError("on its own")
     error.__context__ = errors.StorageError("disk full")
     error.__suppress_context__ = True
-    assert errors.find_user_error(error) is None
+    assert error_report.find_user_error(error) is None
 
 
 @pytest.mark.parametrize("number", [errno.ENAMETOOLONG, errno.ENOSPC, errno.EACCES, errno.EMFILE])
 def test_what_the_system_refuses_everywhere_is_a_storage_error(number):
     error = wrapped(OSError(number, os.strerror(number), "a" * 5000), RuntimeError("by MONAI"))
-    found = errors.find_user_error(error)
+    found = error_report.find_user_error(error)
     assert isinstance(found, errors.StorageError)
     assert str(found).endswith(os.strerror(number))
     assert len(str(found)) < 300
-    assert errors.find_user_error(OSError(errno.EINVAL, "a bug")) is None
+    assert error_report.find_user_error(OSError(errno.EINVAL, "a bug")) is None
 
 
 @pytest.mark.parametrize("other", [None, ValueError("bug"), KeyboardInterrupt()])
 def test_other_errors_are_none(other):
-    assert errors.find_user_error(other) is None
+    assert error_report.find_user_error(other) is None
 
 
 def test_interruption_is_not_explained_by_an_earlier_error():
     interruption = KeyboardInterrupt()
     interruption.__context__ = errors.CohortError("before")
-    assert errors.find_user_error(interruption) is None
+    assert error_report.find_user_error(interruption) is None
 
 
 def test_a_chain_in_a_circle_ends():
     one, other = RuntimeError("one"), RuntimeError("other")
     one.__cause__, other.__cause__ = other, one
-    assert errors.find_user_error(one) is None
+    assert error_report.find_user_error(one) is None
 
 
 def run(code: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-c", f"from scripts.errors import *\n{code}"],
+        [
+            sys.executable,
+            "-c",
+            f"from scripts.errors import *\nfrom scripts.runtime.error_report import *\n{code}",
+        ],
         capture_output=True,
         text=True,
         cwd=ROOT,
@@ -98,8 +103,8 @@ def test_uncaught_user_error_is_one_line_and_its_own_status():
 
 def test_uncaught_interruption_is_one_line_and_130():
     done = run("report_errors_in_one_line()\nraise KeyboardInterrupt")
-    assert done.stderr == f"\n{errors.INTERRUPTED}\n"
-    assert done.returncode == errors.EXIT_INTERRUPTED == 130
+    assert done.stderr == f"\n{error_report.INTERRUPTED}\n"
+    assert done.returncode == error_report.EXIT_INTERRUPTED == 130
 
 
 def test_other_exceptions_keep_their_traceback():

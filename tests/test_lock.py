@@ -23,7 +23,7 @@ from scripts.runtime.lock import LOCK_FILE, FolderLock, lock_folders
 ROOT = Path(__file__).resolve().parents[1]
 HOLD = """
 import sys, time
-from scripts.lock import lock_folders
+from scripts.runtime.lock import lock_folders
 lock_folders([sys.argv[1]])
 print("held", flush=True)
 time.sleep(120)
