@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ast
 import difflib
-import importlib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -19,26 +18,11 @@ import yaml
 from fire.parser import DefaultParseValue
 
 from scripts.errors import ConfigurationError
+from scripts.settings import BLOCKS
 from scripts.settings.atlas import LearnedAtlasConfig
 from scripts.settings.section import Section
 
 SETTINGS_BLOCK = "learned_atlas"
-# The other blocks of settings that a configuration may have, and what validates them.
-OTHER_BLOCKS = {
-    "align": "scripts.settings.align:AlignConfig",
-    "refine": "scripts.settings.refine:RefineConfig",
-    "warp": "scripts.settings.warp:WarpConfig",
-    "estimate_affine": "scripts.settings.image_pairs:EstimateAffineConfig",
-    "register_elastic": "scripts.settings.image_pairs:RegisterElasticConfig",
-    "learned_affine": "scripts.settings.affine:LearnedAffineConfig",
-    "learned_elastic": "scripts.settings.elastic:LearnedElasticConfig",
-    "atlas_to_patient": "scripts.settings.applications:AtlasToPatientConfig",
-    "barycentre": "scripts.settings.applications:BarycentreConfig",
-    "evaluate": "scripts.settings.evaluate:EvaluateConfig",
-    "label_transfer": "scripts.settings.label_transfer:LabelTransferConfig",
-    "tract_similarity": "scripts.settings.applications:TractSimilarityConfig",
-}
-BLOCKS = (SETTINGS_BLOCK, *OTHER_BLOCKS)
 # Arguments of MONAI's own `run`, `ConfigWorkflow` and experiment tracking: never keys of a config.
 MONAI_ARGUMENTS = frozenset(
     {
@@ -281,10 +265,9 @@ def early_check(config: Mapping[str, Any]) -> LearnedAtlasConfig | None:
     Returns:
         The atlas's settings, if they are there and known.
     """
-    for name, place in OTHER_BLOCKS.items():
-        if name in config:  # others' settings needn't be imported
-            module, _, kind = place.partition(":")
-            early_block(config, getattr(importlib.import_module(module), kind))
+    for name, block in BLOCKS.items():
+        if name in config and name != SETTINGS_BLOCK:  # others' settings needn't be imported
+            early_block(config, block.schema())
     return early_settings(config)
 
 

@@ -6,22 +6,22 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from scripts.settings.atlas import LearnedAtlasConfig
+from scripts.settings import BLOCKS
 
 INTRODUCTION = """\
 # Settings
 
-Written by `python -m bundle settings-docs` from the schema in `scripts/settings/atlas.py`; change
-the schema, not this page. `python -m bundle settings-docs --check` fails while the two differ.
+Written by `python -m bundle settings-docs` from the schemas in `scripts/settings/`; change a
+schema, not this page. `python -m bundle settings-docs --check` fails while the two differ.
 
-All settings stand in one block of a configuration, `learned_atlas:`. A key that is left out takes
-the default below; `configs/train.yaml` sets some of them to other values. Any of them can be given
-on the command line, with `#` between section and key:
+The settings of a job stand in blocks of its configuration. A key that is left out takes the
+default below; a shipped configuration may set it to another value. Any setting can be given on the
+command line, with `#` between section and key:
 
     python -m monai.bundle run training --config_file configs/train.yaml \\
         --learned_atlas#optimizer#epochs 20 --learned_atlas#loss#smoothness_weight 1.0
 
-The block is checked as a whole before any data is read (`python -m bundle` checks it even before
+A block is checked as a whole before any data is read (`python -m bundle` checks it even before
 torch is loaded). An unknown key or a value that breaks its rule ends the run with exit code 2 and
 one line each: key path, value, rule. Numbers may be written as text (`1e-4` is text in YAML 1.1);
 booleans, `nan` and `inf` are never numbers.
@@ -29,27 +29,27 @@ booleans, `nan` and `inf` are never numbers.
 
 
 def settings_page() -> str:
-    """The whole page, Markdown."""
-    schema = LearnedAtlasConfig.model_json_schema()
-    pages = [INTRODUCTION]
-    for path, section in _sections("learned_atlas", schema, schema.get("$defs", {})):
-        rows = [_row(key, field) for key, field in section["properties"].items()]
-        plain = [row for row in rows if row is not None]
-        pages.append(
-            "\n".join(
-                [
-                    f"## `{path}`",
-                    "",
-                    _one_line(section["description"]),
-                    "",
-                    "| key | type | default | rule | what it does |",
-                    "|---|---|---|---|---|",
-                    *plain,
-                    "",
-                ]
-            )
-        )
+    """The whole page, Markdown: a table of the blocks, then each block section by section."""
+    pages = [INTRODUCTION, _contents()]
+    for name, block in BLOCKS.items():
+        schema = block.schema().model_json_schema()
+        for path, section in _sections(name, schema, schema.get("$defs", {})):
+            rows = [_row(key, field) for key, field in section["properties"].items()]
+            lines = [f"## `{path}`", "", _one_line(section["description"]), ""]
+            if path == name:
+                files = ", ".join(f"`configs/{config}.yaml`" for config in block.configs)
+                lines += [f"In {files}.", ""]
+            head = ["| key | type | default | rule | what it does |", "|---|---|---|---|---|"]
+            pages.append("\n".join([*lines, *head, *filter(None, rows), ""]))
     return "\n".join(pages)
+
+
+def _contents() -> str:
+    lines = ["| block | configurations |", "|---|---|"]
+    for name, block in BLOCKS.items():
+        files = ", ".join(f"`{config}.yaml`" for config in block.configs)
+        lines.append(f"| [`{name}`](#{name}) | {files} |")
+    return "\n".join([*lines, ""])
 
 
 def _sections(
@@ -85,6 +85,12 @@ def _type(field: Mapping[str, Any]) -> str:
         return " or ".join(_type(option) for option in field["anyOf"])
     if "enum" in field or "const" in field:
         return "choice"
+    if "prefixItems" in field:
+        return f"[{', '.join(_type(item) for item in field['prefixItems'])}]"
+    if "type" not in field:
+        return "any"
+    if field["type"] == "array" and "items" not in field:
+        return "list"
     if field["type"] == "array":
         items = _type(field["items"])
         return f"list of {items}" if items == "text" else f"list of {items}s"
@@ -94,6 +100,7 @@ def _type(field: Mapping[str, Any]) -> str:
         "boolean": "true/false",
         "string": "text",
         "null": "null",
+        "object": "mapping",
     }[field["type"]]
 
 

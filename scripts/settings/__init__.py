@@ -1,1 +1,61 @@
-"""The blocks of settings, one file a block, validated without torch or monai."""
+"""The blocks of settings, one file a block, validated without torch or monai.
+
+`BLOCKS` is the table that the command line and the settings page read: a new block is one line.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from scripts.settings.section import Section
+
+__all__ = ["BLOCKS", "Block"]
+
+
+class Block(NamedTuple):
+    """A block of settings.
+
+    Attributes:
+        target: ``module:Class`` that validates it; imported when it is needed.
+        configs: the shipped configurations that have the block, the most typical one first.
+    """
+
+    target: str
+    configs: tuple[str, ...]
+
+    def schema(self) -> type[Section]:
+        """The class that validates the block."""
+        module, _, name = self.target.partition(":")
+        return getattr(importlib.import_module(module), name)
+
+
+BLOCKS = {
+    "learned_atlas": Block(
+        "scripts.settings.atlas:LearnedAtlasConfig",
+        ("train", "export", "inference", "average", "barycentre", "tract_similarity", "evaluate"),
+    ),
+    "align": Block("scripts.settings.align:AlignConfig", ("align",)),
+    "refine": Block("scripts.settings.refine:RefineConfig", ("refine",)),
+    "warp": Block("scripts.settings.warp:WarpConfig", ("warp",)),
+    "learned_affine": Block("scripts.settings.affine:LearnedAffineConfig", ("train_affine",)),
+    "estimate_affine": Block(
+        "scripts.settings.image_pairs:EstimateAffineConfig", ("estimate_affine",)
+    ),
+    "learned_elastic": Block("scripts.settings.elastic:LearnedElasticConfig", ("train_elastic",)),
+    "register_elastic": Block(
+        "scripts.settings.image_pairs:RegisterElasticConfig", ("register_elastic",)
+    ),
+    "atlas_to_patient": Block(
+        "scripts.settings.applications:AtlasToPatientConfig", ("atlas_to_patient",)
+    ),
+    "tract_similarity": Block(
+        "scripts.settings.applications:TractSimilarityConfig", ("tract_similarity",)
+    ),
+    "barycentre": Block("scripts.settings.applications:BarycentreConfig", ("barycentre",)),
+    "evaluate": Block("scripts.settings.evaluate:EvaluateConfig", ("evaluate",)),
+    "label_transfer": Block(
+        "scripts.settings.label_transfer:LabelTransferConfig", ("transfer_labels",)
+    ),
+}

@@ -45,7 +45,7 @@ class LearnedAffineModelConfig(Section):
     backbone: Literal["unet", "resnet"] = setting(
         "unet", "Features of the keypoint network.", "unet or resnet"
     )
-    keypoints: Integer = setting(32, "Keypoints of the keypoint network.", "an integer >= 4", ge=4)
+    keypoints: Integer = setting(32, "Keypoints of the keypoint network.", ge=4)
     width: Number = setting(
         0.25,
         "Width of the networks: 1 is the ResNet-18 of 64 to 512 channels.",
@@ -57,7 +57,6 @@ class LearnedAffineModelConfig(Section):
         1,
         "Passes of the cascade: each sees the original moving image, warped by what the passes "
         "before it found together.",
-        "an integer from 1 to 8",
         ge=1,
         le=8,
     )
@@ -65,7 +64,6 @@ class LearnedAffineModelConfig(Section):
         1e-4,
         "Pull of an affine solution of the keypoint network to the identity, relative to the "
         "keypoints' variance.",
-        "a number >= 0",
         ge=0,
     )
 
@@ -90,10 +88,8 @@ class LearnedAffinePairsConfig(Section):
         ge=0,
         le=1,
     )
-    scale: Number = setting(
-        0.15, "Largest deviation of a scale from 1.", "a number >= 0 and < 1", ge=0, lt=1
-    )
-    shear: Number = setting(0.1, "Largest shear.", "a number >= 0 and < 1", ge=0, lt=1)
+    scale: Number = setting(0.15, "Largest deviation of a scale from 1.", ge=0, lt=1)
+    shear: Number = setting(0.1, "Largest shear.", ge=0, lt=1)
     pose: Number = setting(
         0.3,
         "Both images of a pair are posed at random beforehand, by up to this share of the ranges.",
@@ -105,7 +101,6 @@ class LearnedAffinePairsConfig(Section):
         0.0,
         "Each image of a pair is warped by a smooth random field of this root mean square in "
         "voxels of the network's grid, as different people differ.",
-        "a number >= 0",
         ge=0,
     )
     augmentations: Texts = setting(
@@ -143,13 +138,11 @@ class LearnedAffineLossConfig(Section):
         1.0,
         "Weight of the squared error of the parameters (keypoint network: of the matrix, lengths "
         "in half widths).",
-        "a number >= 0",
         ge=0,
     )
     image_weight: Number = setting(
         0.0,
         "Weight of the squared difference of the images without augmentation, once aligned.",
-        "a number >= 0",
         ge=0,
     )
 

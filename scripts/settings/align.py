@@ -49,9 +49,7 @@ class AlignConfig(PairSettings):
         None, "Subjects to align. Null: all that are found.", "null or a list of distinct names"
     )
     exclude: Texts = setting([], "Names of subjects to leave out.", "a list of distinct names")
-    min_subjects: Integer = setting(
-        2, "Fewest usable subjects to go on with.", "an integer >= 1", ge=1
-    )
+    min_subjects: Integer = setting(2, "Fewest usable subjects to go on with.", ge=1)
     target: Text | None = setting(
         None,
         "Image to align everybody to, such as the template of an earlier alignment for new "
@@ -62,22 +60,17 @@ class AlignConfig(PairSettings):
         3,
         "Rounds of aligning to the mean image and making it anew; before them everybody is "
         "brought to one subject, coarsely.",
-        "an integer >= 1",
         ge=1,
     )
     spacing: Number | None = setting(
         None,
         "Voxel size of the common grid, mm. Null: the median of the cohort's.",
-        "null or a number > 0",
         gt=0,
     )
-    margin: Integer = setting(
-        5, "Voxels kept around what the aligned images hold.", "an integer >= 0", ge=0
-    )
+    margin: Integer = setting(5, "Voxels kept around what the aligned images hold.", ge=0)
     resume: Flag = setting(
         True,
         "Go on with an interrupted run of the same images and settings, if there is one.",
-        "true or false",
     )
     output_subdir: Text = setting(
         "aligned",

@@ -120,22 +120,17 @@ class TractSimilarityConfig(Section):
 
     key_path: ClassVar[str] = "tract_similarity"
 
-    threshold: Number = setting(
-        0.05, "Density above which a map counts as present.", "a number >= 0", ge=0
-    )
+    threshold: Number = setting(0.05, "Density above which a map counts as present.", ge=0)
     threshold_mode: Literal["fraction", "absolute"] = setting(
         "fraction",
         "Whether the threshold is a fraction of each map's maximum or a density.",
         "fraction or absolute",
     )
-    bins: Integer = setting(
-        64, "Bins of the histograms that distributions are compared by.", "an integer >= 2", ge=2
-    )
+    bins: Integer = setting(64, "Bins of the histograms that distributions are compared by.", ge=2)
     leave_one_out: Flag = setting(
         True,
         "Compare each subject with the average of the others as well, carried through the template "
         "into its space.",
-        "true or false",
     )
 
     @field_validator("threshold_mode")
@@ -158,16 +153,12 @@ class BarycentreConfig(Section):
         None,
         "Detail below which mass isn't transported, mm (standard deviation). Null: the longest "
         "side of a voxel.",
-        "null or a number > 0",
         gt=0,
     )
-    iterations: Integer = setting(
-        30, "Iterations at that blur, after larger ones.", "an integer >= 1", ge=1
-    )
+    iterations: Integer = setting(30, "Iterations at that blur, after larger ones.", ge=1)
     scaling: Number = setting(
         0.8,
         "Factor by which the blur shrinks from half the grid's extent.",
-        "a number > 0 and < 1",
         gt=0,
         lt=1,
     )

@@ -72,14 +72,11 @@ class LearnedAtlasModelConfig(Section):
 
     key_path: ClassVar[str] = "learned_atlas.model"
 
-    channels: Integer = setting(
-        1, "Tracts learned jointly under one deformation.", "an integer >= 1", ge=1
-    )
-    n_templates: Integer = setting(1, "Templates in the mixture (K).", "an integer >= 1", ge=1)
+    channels: Integer = setting(1, "Tracts learned jointly under one deformation.", ge=1)
+    n_templates: Integer = setting(1, "Templates in the mixture (K).", ge=1)
     mixture_sharpness: Number = setting(
         50.0,
         "How firmly a subject's losses assign it to templates: exp(-sharpness * loss).",
-        "a number > 0",
         gt=0,
     )
     covariates: Texts = setting(
@@ -97,7 +94,6 @@ class LearnedAtlasModelConfig(Section):
     int_steps: Integer = setting(
         7,
         "Scaling-and-squaring steps; 0 takes the network's output as the displacement itself.",
-        "an integer from 0 to 10",
         ge=0,
         le=10,
     )
@@ -129,13 +125,11 @@ class LearnedAtlasModelConfig(Section):
         3.0,
         "Standard deviation, in voxels, of the Gaussian that makes every velocity: the network's "
         "output and the steps of a refinement pass through it. 0: none.",
-        "a number >= 0",
         ge=0,
     )
     checkpointing: Flag = setting(
         False,
         "Recompute activations in the backward pass: less memory, more time.",
-        "true or false",
     )
 
     @field_validator("covariates")
@@ -204,18 +198,13 @@ class LearnedAtlasLossConfig(Section):
     key_path: ClassVar[str] = "learned_atlas.loss"
 
     similarity_weight: Number = setting(
-        1.0, "Weight of the local correlation of log densities.", "a number >= 0", ge=0
+        1.0, "Weight of the local correlation of log densities.", ge=0
     )
-    presence_weight: Number = setting(
-        0.5, "Weight of the presence-weighted soft Dice.", "a number >= 0", ge=0
-    )
-    smoothness_weight: Number = setting(
-        0.5, "Weight of the field's squared gradient.", "a number >= 0", ge=0
-    )
+    presence_weight: Number = setting(0.5, "Weight of the presence-weighted soft Dice.", ge=0)
+    smoothness_weight: Number = setting(0.5, "Weight of the field's squared gradient.", ge=0)
     log_offset: Number = setting(
         1e-3,
         "Density at which the logarithm takes over: log1p(x / log_offset).",
-        "a number > 0",
         gt=0,
     )
     window: Integer = setting(
@@ -228,7 +217,7 @@ class LearnedAtlasLossConfig(Section):
         min_length=1,
     )
     centrality_weight: Number = setting(
-        0.05, "Weight of the cohort's mean velocity during training.", "a number >= 0", ge=0
+        0.05, "Weight of the cohort's mean velocity during training.", ge=0
     )
 
     @field_validator("window")
@@ -262,31 +251,28 @@ class LearnedAtlasOptimizerConfig(Section):
 
     key_path: ClassVar[str] = "learned_atlas.optimizer"
 
-    lr: Number = setting(1e-4, "Adam's learning rate for the network.", "a number > 0", gt=0)
-    epochs: Integer = setting(50, "Passes over the cohort.", "an integer >= 1", ge=1)
-    batch_size: Integer = setting(2, "Subjects per step.", "an integer >= 1", ge=1)
-    seed: Integer = setting(0, "Seed of every random choice.", "an integer >= 0", ge=0)
+    lr: Number = setting(1e-4, "Adam's learning rate for the network.", gt=0)
+    epochs: Integer = setting(50, "Passes over the cohort.", ge=1)
+    batch_size: Integer = setting(2, "Subjects per step.", ge=1)
+    seed: Integer = setting(0, "Seed of every random choice.", ge=0)
     template_lr_ratio: Number = setting(
         5.0,
         "The template's learning rate as a multiple of the network's.",
-        "a number > 0 and <= 10",
         gt=0,
         le=10,
     )
     warmup_epochs: Integer = setting(
         2,
         "First epochs, in which the template stays as it was initialised.",
-        "an integer >= 0",
         ge=0,
     )
     gradient_clip: Number = setting(
         1.0,
         "Greatest norm of a step's gradient; longer ones are scaled down.",
-        "a number > 0",
         gt=0,
     )
     early_stop_patience: Integer = setting(
-        0, "Epochs without progress after which training ends; 0: never.", "an integer >= 0", ge=0
+        0, "Epochs without progress after which training ends; 0: never.", ge=0
     )
 
 
@@ -295,31 +281,24 @@ class LearnedAtlasRefineConfig(Section):
 
     key_path: ClassVar[str] = "learned_atlas.refine"
 
-    rounds: Integer = setting(
-        0, "Rounds of refinement over the cohort; 0: none.", "an integer >= 0", ge=0
-    )
-    iterations: Integer = setting(
-        10, "Gradient steps per subject in a round.", "an integer >= 1", ge=1
-    )
-    lr: Number = setting(0.3, "Learning rate of the refined velocities.", "a number > 0", gt=0)
+    rounds: Integer = setting(0, "Rounds of refinement over the cohort; 0: none.", ge=0)
+    iterations: Integer = setting(10, "Gradient steps per subject in a round.", ge=1)
+    lr: Number = setting(0.3, "Learning rate of the refined velocities.", gt=0)
     network_epochs: Integer = setting(
         0,
         "Epochs in which the network alone is trained on, against the template as the rounds left "
         "it: new subjects are registered better; 0: none.",
-        "an integer >= 0",
         ge=0,
     )
     network_lr: Number = setting(
         1.5e-3,
         "Adam's highest learning rate in these epochs; the template, which stands, bears more than "
         "optimizer.lr.",
-        "a number > 0",
         gt=0,
     )
     new_subject_iterations: Integer = setting(
         0,
         "Gradient steps that refine the field of a new subject at inference; 0: none.",
-        "an integer >= 0",
         ge=0,
     )
 
@@ -330,7 +309,6 @@ class LearnedAtlasConfig(Section):
     enabled: Flag = setting(
         True,
         "False ends the run at once: a log line, exit status 0, nothing written.",
-        "true or false",
     )
     training_space: Literal["template_native", "affine_native"] = setting(
         "template_native",
@@ -365,28 +343,22 @@ class LearnedAtlasConfig(Section):
         f"{_SAFE_NAME}, only letters, digits, spaces and . _ - + = , @ ( ) inside; never 'atlas', "
         "the averaging atlas's folder",
     )
-    min_subjects: Integer = setting(
-        5, "Fewest usable subjects to go on with.", "an integer >= 1", ge=1
-    )
-    save_fields: Flag = setting(True, "Write every subject's displacement fields.", "true or false")
-    verify_jacobian: Flag = setting(
-        True, "End without publishing when a field folds (det J <= 0).", "true or false"
-    )
+    min_subjects: Integer = setting(5, "Fewest usable subjects to go on with.", ge=1)
+    save_fields: Flag = setting(True, "Write every subject's displacement fields.")
+    verify_jacobian: Flag = setting(True, "End without publishing when a field folds (det J <= 0).")
     presence_value: Number = setting(
         0.10,
         "Density above which a tract counts as present in prob_threshold.",
-        "a number >= 0",
         ge=0,
     )
     cov_mean_threshold_pct: Number = setting(
         0.01,
         "Share of the sample mean's maximum up to which cov is set to 0.",
-        "a number >= 0 and < 1",
         ge=0,
         lt=1,
     )
     resume: Flag = setting(
-        True, "Go on from the checkpoint of an interrupted run, if there is one.", "true or false"
+        True, "Go on from the checkpoint of an interrupted run, if there is one."
     )
     model: Annotated[LearnedAtlasModelConfig, BeforeValidator(to_section)] = section(
         LearnedAtlasModelConfig, "Templates and network."

@@ -105,20 +105,15 @@ class LearnedAtlasCohortConfig(Section):
         "of its streamlines), the map's own sum, its maximum, or nothing.",
         "one of waytotal, streamline_density, max, none",
     )
-    margin: Integer = setting(
-        8, "Voxels kept around the cohort's support when cropping.", "an integer >= 0", ge=0
-    )
+    margin: Integer = setting(8, "Voxels kept around the cohort's support when cropping.", ge=0)
     cache: Literal["ram", "device", "disk", "none"] = setting(
         "ram", "Where prepared maps are kept between epochs.", "one of ram, device, disk, none"
     )
-    num_workers: Integer = setting(
-        0, "Processes that read maps while training.", "an integer >= 0", ge=0
-    )
+    num_workers: Integer = setting(0, "Processes that read maps while training.", ge=0)
     resample: Flag = setting(
         False,
         "Bring new subjects that lie on another grid onto the atlas's grid. Training subjects are "
         "never resampled.",
-        "true or false",
     )
 
     @field_validator("pattern")

@@ -86,7 +86,7 @@ class LearnedElasticModelConfig(Section):
     key_path: ClassVar[str] = "learned_elastic.model"
 
     int_steps: Integer = setting(
-        7, "Scaling-and-squaring steps; 0: plain displacement.", "an integer from 0 to 10",
+        7, "Scaling-and-squaring steps; 0: plain displacement.",
         ge=0, le=10,
     )  # fmt: skip
     enc_features: Integers = setting(
@@ -129,7 +129,6 @@ class LearnedElasticSynthesisConfig(Section):
     warp: Number = setting(
         1.5,
         "Each label map is warped by a smooth random field of this root mean square, voxels.",
-        "a number >= 0",
         ge=0,
     )
     between_subjects: Number = setting(
@@ -177,12 +176,8 @@ class LearnedElasticLossConfig(Section):
 
     key_path: ClassVar[str] = "learned_elastic.loss"
 
-    overlap_weight: Number = setting(
-        1.0, "Weight of the soft Dice of the labels.", "a number > 0", gt=0
-    )
-    smoothness_weight: Number = setting(
-        0.3, "Weight of the velocity's squared gradient.", "a number >= 0", ge=0
-    )
+    overlap_weight: Number = setting(1.0, "Weight of the soft Dice of the labels.", gt=0)
+    smoothness_weight: Number = setting(0.3, "Weight of the velocity's squared gradient.", ge=0)
 
 
 class LearnedElasticOptimizerConfig(LearnedAffineOptimizerConfig):
@@ -190,7 +185,7 @@ class LearnedElasticOptimizerConfig(LearnedAffineOptimizerConfig):
 
     key_path: ClassVar[str] = "learned_elastic.optimizer"
 
-    batch_size: Integer = setting(2, "Pairs per step.", "an integer >= 1", ge=1)
+    batch_size: Integer = setting(2, "Pairs per step.", ge=1)
 
 
 class LearnedElasticConfig(FoldedConfig):

@@ -14,16 +14,11 @@ class EvaluateConfig(Section):
 
     key_path: ClassVar[str] = "evaluate"
 
-    folds: Integer = setting(
-        5, "Parts that cross-validation cuts the cohort into.", "an integer >= 2", ge=2
-    )
-    seed: Integer = setting(
-        0, "Seed of the cut: which subjects go into which part.", "an integer >= 0", ge=0
-    )
+    folds: Integer = setting(5, "Parts that cross-validation cuts the cohort into.", ge=2)
+    seed: Integer = setting(0, "Seed of the cut: which subjects go into which part.", ge=0)
     allow_training_subjects: Flag = setting(
         False,
         "Evaluate subjects all the same whose maps the model was trained on.",
-        "true or false",
     )
 
 

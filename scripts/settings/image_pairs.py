@@ -92,7 +92,6 @@ class EstimateAffineConfig(ImagePairs):
     passes: Integer | None = setting(
         None,
         "Passes of the cascade. Null: as many as the network was trained with.",
-        "null or an integer >= 1",
         ge=1,
     )
 
@@ -112,12 +111,9 @@ class RegisterElasticConfig(ImagePairs):
     log_share: Number | None = setting(
         None,
         "For densities: log1p(x / (log_share * maximum)) takes the place of x.",
-        "null or a number > 0",
         gt=0,
     )
-    verify_jacobian: Flag = setting(
-        True, "End without publishing when a field folds (det J <= 0).", "true or false"
-    )
+    verify_jacobian: Flag = setting(True, "End without publishing when a field folds (det J <= 0).")
 
 
 load_estimate_affine = EstimateAffineConfig.of_config

@@ -28,35 +28,29 @@ class LabelTransferConfig(Section):
         None, "JSON file with a name for each class number. Null: numbers.", "null or a path"
     )
     n_points: Integer = setting(
-        20, "Points that every streamline is resampled to.", "an integer from 2 to 1000",
+        20, "Points that every streamline is resampled to.",
         ge=2, le=1000,
     )  # fmt: skip
     end_weight: Number = setting(
         2.0,
         "Factor on both ends' coordinates: their squared distances count its square times.",
-        "a number > 0",
         gt=0,
     )
-    blur: Number = setting(
-        3.0, "Distance below which fibres count as alike, mm.", "a number > 0", gt=0
-    )
+    blur: Number = setting(3.0, "Distance below which fibres count as alike, mm.", gt=0)
     reach: Number = setting(
         20.0,
         "Distance at which leaving a fibre without a partner gets cheaper than finding one, mm.",
-        "a number > 0",
         gt=0,
     )
     scaling: Number = setting(
         0.5,
         "Ratio of the blurs of successive iterations; nearer 1 is slower and converges further.",
-        "a number > 0 and < 1",
         gt=0,
         lt=1,
     )
     outlier_threshold: Number = setting(
         0.2,
         "A fibre whose largest class mass is below this is an outlier.",
-        "a number from 0 to 1",
         ge=0,
         le=1,
     )
@@ -71,14 +65,11 @@ class LabelTransferConfig(Section):
         None,
         "Clusters of each side for multiscale and geomloss. Null: a tenth of the fibres, at most "
         "1,000.",
-        "null or an integer >= 1",
         ge=1,
     )
-    seed: Integer = setting(0, "Of the clusters' first centres.", "an integer >= 0", ge=0)
+    seed: Integer = setting(0, "Of the clusters' first centres.", ge=0)
     device: Text = setting("cpu", "Where to compute.", "cpu, cuda or cuda:<number>")
-    threads: Integer | None = setting(
-        None, "Threads on a CPU. Null: as torch is set.", "null or an integer >= 1", ge=1
-    )
+    threads: Integer | None = setting(None, "Threads on a CPU. Null: as torch is set.", ge=1)
     format: Literal["trk", "tck", "trx", "vtk"] | None = setting(
         None, "Format of the tractograms written. Null: the subject's.",
         "null, trk, tck, trx or vtk",

@@ -71,14 +71,12 @@ class LearnedAffineImagesConfig(Section):
     spacing: Number | None = setting(
         None,
         "Voxel size of that grid in mm. Null: the smallest at which it holds every image.",
-        "null or a number > 0",
         gt=0,
     )
     log_share: Number | None = setting(
         None,
         "For densities: log1p(x / (log_share * maximum)) takes the place of x. Null for images of "
         "ordinary contrast.",
-        "null or a number > 0",
         gt=0,
     )
 
@@ -119,22 +117,20 @@ class LearnedAffineOptimizerConfig(Section):
 
     key_path: ClassVar[str] = "learned_affine.optimizer"
 
-    lr: Number = setting(1e-3, "Adam's largest learning rate.", "a number > 0", gt=0)
-    epochs: Integer = setting(50, "Passes over the training subjects.", "an integer >= 1", ge=1)
-    pairs_per_subject: Integer = setting(
-        4, "Pairs made of each subject in an epoch.", "an integer >= 1", ge=1
-    )
-    batch_size: Integer = setting(4, "Pairs per step.", "an integer >= 1", ge=1)
-    seed: Integer = setting(0, "Seed of every random choice.", "an integer >= 0", ge=0)
+    lr: Number = setting(1e-3, "Adam's largest learning rate.", gt=0)
+    epochs: Integer = setting(50, "Passes over the training subjects.", ge=1)
+    pairs_per_subject: Integer = setting(4, "Pairs made of each subject in an epoch.", ge=1)
+    batch_size: Integer = setting(4, "Pairs per step.", ge=1)
+    seed: Integer = setting(0, "Seed of every random choice.", ge=0)
     gradient_clip: Number = setting(
-        1.0, "Greatest norm of a step's gradient; longer ones are scaled down.", "a number > 0",
+        1.0, "Greatest norm of a step's gradient; longer ones are scaled down.",
         gt=0,
     )  # fmt: skip
     validation_pairs: Integer = setting(
-        4, "Pairs made of each held-out subject to measure with.", "an integer >= 1", ge=1
+        4, "Pairs made of each held-out subject to measure with.", ge=1
     )
     validation_interval: Integer = setting(
-        10, "Epochs between measurements; the last one is always measured.", "an integer >= 1", ge=1
+        10, "Epochs between measurements; the last one is always measured.", ge=1
     )
 
 
@@ -144,19 +140,15 @@ class FoldedConfig(Section):
     device: Text = setting(
         "cuda", "Where to compute.", "cpu, cuda or cuda:N", pattern=r"^(?:cpu|cuda(?::[0-9]+)?)$"
     )
-    folds: Integer = setting(
-        5, "Folds of the cross-validation; a subject is in exactly one.", "an integer >= 2", ge=2
-    )
+    folds: Integer = setting(5, "Folds of the cross-validation; a subject is in exactly one.", ge=2)
     fold: Annotated[int | None, BeforeValidator(_to_fold)] = setting(
         0,
         "The fold to measure with, the others are trained on. Null: train on everyone.",
         "null or an integer >= 0 and below folds",
     )
-    min_subjects: Integer = setting(
-        2, "Fewest usable subjects to go on with.", "an integer >= 1", ge=1
-    )
+    min_subjects: Integer = setting(2, "Fewest usable subjects to go on with.", ge=1)
     resume: Flag = setting(
-        True, "Go on from the checkpoint of an interrupted run, if there is one.", "true or false"
+        True, "Go on from the checkpoint of an interrupted run, if there is one."
     )
 
     @field_validator("fold")

@@ -35,15 +35,14 @@ class PairSettings(Section):
         "side.",
         "a non-empty list of falling integers >= 1",
     )
-    iterations: Integer = setting(80, "Most gradient steps of a level.", "an integer >= 1", ge=1)
+    iterations: Integer = setting(80, "Most gradient steps of a level.", ge=1)
     window: Integer = setting(
         8,
         "Steps over which the loss must improve by `tolerance`; where it doesn't, steps shrink, "
         "and in the end the level is done.",
-        "an integer >= 1",
         ge=1,
     )
-    tolerance: Number = setting(1e-4, "Progress that counts.", "a number > 0", gt=0)
+    tolerance: Number = setting(1e-4, "Progress that counts.", gt=0)
     similarity: Literal["correlation", "local_correlation"] = setting(
         "local_correlation",
         "What is compared: the whole images' correlation, or that of windows.",
@@ -62,7 +61,6 @@ class PairSettings(Section):
     log_offset: Number | None = setting(
         None,
         "Compare log1p(x / this) instead of x, for densities. Null: x itself.",
-        "null or a number > 0",
         gt=0,
     )
     device: Text = setting(
@@ -115,15 +113,9 @@ class RefineConfig(PairSettings, ImagePairs):
         "in RAS mm; `{name}` stands for the moving image's file name without its ending.",
         "null or a path",
     )
-    smoothness_weight: Number = setting(
-        0.5, "Weight of the velocity's squared gradient.", "a number >= 0", ge=0
-    )
-    int_steps: Integer = setting(
-        7, "Scaling-and-squaring steps of the velocity.", "an integer from 1 to 10", ge=1, le=10
-    )
-    verify_jacobian: Flag = setting(
-        True, "End without publishing when a field folds (det J <= 0).", "true or false"
-    )
+    smoothness_weight: Number = setting(0.5, "Weight of the velocity's squared gradient.", ge=0)
+    int_steps: Integer = setting(7, "Scaling-and-squaring steps of the velocity.", ge=1, le=10)
+    verify_jacobian: Flag = setting(True, "End without publishing when a field folds (det J <= 0).")
 
 
 load_refine = RefineConfig.of_config

@@ -1,12 +1,11 @@
 """Groups of typed settings: what counts as a number or a flag, rules, errors in one line each.
 
-The ground of `scripts.settings.atlas` and of every other block of settings. Needs neither torch nor
-monai::
+The base of every block of settings. Needs neither torch nor monai::
 
     class MyConfig(Section):
         key_path: ClassVar[str] = "my_job"
 
-        bins: Integer = setting(64, "Bins of the histogram.", "an integer >= 2", ge=2)
+        bins: Integer = setting(64, "Bins of the histogram.", ge=2)
 
     MyConfig.load({"bins": 1})  # my_job.bins = 1: must be an integer >= 2
 """
@@ -18,9 +17,10 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from numbers import Integral, Real
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic.fields import FieldInfo
 
 from scripts.errors import ConfigurationError
 from scripts.runtime.error_report import report_errors_in_one_line
@@ -37,6 +37,7 @@ __all__ = [
     "check_names",
     "check_placeholders",
     "check_relative",
+    "rule_of",
     "section",
     "setting",
     "to_int",
@@ -128,8 +129,16 @@ Integers = Annotated[list[Integer], BeforeValidator(to_list)]
 Texts = Annotated[list[Text], BeforeValidator(to_list)]
 
 
-def setting(default: Any, description: str, rule: str, **bounds: Any) -> Any:
-    """A field whose ``rule`` is both the text of the error and that of the docs."""
+def setting(default: Any, description: str, rule: str | None = None, **bounds: Any) -> Any:
+    """A field whose ``rule`` is both the text of the error and that of the docs.
+
+    Args:
+        default: value of a key that is left out.
+        description: what the setting does, for the docs.
+        rule: which values are allowed. None: made from the type and the bounds, so that a bound
+            is written once.
+        bounds: ``gt``, ``ge``, ``lt``, ``le`` as pydantic's ``Field`` takes them.
+    """
     return Field(
         default,
         description=description,
@@ -147,6 +156,32 @@ def section(kind: type[Section], description: str) -> Any:
     )
 
 
+def rule_of(field: FieldInfo) -> str:
+    """The rule of a number or a flag in words, from its type and bounds.
+
+    Example:
+        >>> class Histogram(Section):
+        ...     bins: Integer = setting(64, "Bins of the histogram.", ge=2)
+        >>> rule_of(Histogram.model_fields["bins"])
+        'an integer >= 2'
+    """
+    kinds = {str(option) for option in (get_args(field.annotation) or (field.annotation,))}
+    bounds: dict[str, Any] = {}
+    for part in field.metadata:
+        bounds.update({n: getattr(part, n) for n in ("gt", "ge", "lt", "le") if hasattr(part, n)})
+    if any("to_bool" in kind for kind in (*kinds, *map(str, field.metadata))):
+        return "true or false"
+    whole = any("int" in kind for kind in kinds) and not any("float" in kind for kind in kinds)
+    noun = "an integer" if whole else "a number"
+    if set(bounds) == {"ge", "le"}:
+        words = f"{noun} from {bounds['ge']} to {bounds['le']}"
+    else:
+        signs = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
+        limits = [f"{sign} {bounds[name]}" for name, sign in signs.items() if name in bounds]
+        words = " ".join([noun, " and ".join(limits)]).strip()
+    return f"null or {words}" if any("None" in kind for kind in kinds) else words
+
+
 # ---------------------------------------------------------------------------------------------
 # Sections
 # ---------------------------------------------------------------------------------------------
@@ -158,6 +193,23 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     key_path: ClassVar[str] = "learned_atlas"
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        super().__pydantic_init_subclass__(**kwargs)
+        for field in cls.model_fields.values():
+            extra = field.json_schema_extra
+            if isinstance(extra, dict) and extra["rule"] is None:
+                field.json_schema_extra = {"rule": rule_of(field)}
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: Any, handler: Any) -> dict[str, Any]:
+        schema = handler(core_schema)
+        # Pydantic keeps what a field said before its rule was made.
+        for name, entry in handler.resolve_ref_schema(schema)["properties"].items():
+            extra = cls.model_fields[name].json_schema_extra
+            entry["rule"] = extra["rule"] if isinstance(extra, dict) else entry["rule"]
+        return schema
 
     def __init__(self, **values: Any) -> None:
         try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,21 +12,12 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from bundle import cli
-from bundle.overrides import OTHER_BLOCKS, early_check, read_config
+from bundle.overrides import early_check, read_config
+from scripts import settings as blocks
 from scripts.errors import ConfigurationError
-from scripts.settings.atlas import LearnedAtlasConfig
 from scripts.settings.section import Section
 
-
-def kind_of(place: str) -> type[Section]:
-    module, _, name = place.partition(":")
-    return getattr(importlib.import_module(module), name)
-
-
-BLOCKS = {
-    "learned_atlas": LearnedAtlasConfig,
-    **{name: kind_of(place) for name, place in OTHER_BLOCKS.items()},
-}
+BLOCKS: dict[str, type[Section]] = {name: block.schema() for name, block in blocks.BLOCKS.items()}
 FILES = sorted({job.config for job in cli.JOBS.values()})
 NASTY = st.one_of(
     st.none(),

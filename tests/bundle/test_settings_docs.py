@@ -1,4 +1,4 @@
-"""The settings page follows the schema."""
+"""The settings page follows the schemas."""
 
 import json
 
@@ -6,10 +6,10 @@ import pytest
 
 from bundle import cli
 from bundle.settings_docs import settings_page
-from scripts.settings.atlas import LearnedAtlasConfig
+from scripts.settings import BLOCKS
 
 
-def fields(model=LearnedAtlasConfig, path="learned_atlas"):
+def fields(model, path):
     """Key path, key and field of every plain setting."""
     for key, field in model.model_fields.items():
         if isinstance(field.annotation, type) and hasattr(field.annotation, "model_fields"):
@@ -18,27 +18,37 @@ def fields(model=LearnedAtlasConfig, path="learned_atlas"):
             yield path, key, field
 
 
+def sections():
+    """Lines of the page by the key path of their section."""
+    parts = settings_page().split("\n## `")[1:]
+    return {part.split("`", 1)[0]: part.splitlines() for part in parts}
+
+
 def test_page_in_the_repository_is_current():
     assert cli.SETTINGS_PAGE.read_text(encoding="utf-8") == settings_page()
 
 
-def test_every_setting_has_its_line_with_default_rule_and_description():
-    sections = {
-        part.split("`", 1)[0]: part.splitlines() for part in settings_page().split("\n## `")[1:]
-    }
-    defaults = LearnedAtlasConfig.load({}).as_dict()
+@pytest.mark.parametrize("name", BLOCKS)
+def test_every_setting_has_its_line_with_default_rule_and_description(name):
+    page = sections()
     seen = 0
-    for path, key, field in fields():
-        (line,) = [line for line in sections[path] if line.startswith(f"| `{key}` |")]
-        section = defaults
-        for part in path.split("#")[1:]:
-            section = section[part]
-        assert f"`{json.dumps(section[key])}`" in line
+    for path, key, field in fields(BLOCKS[name].schema(), name):
+        (line,) = [line for line in page[path] if line.startswith(f"| `{key}` |")]
+        default = field.get_default(call_default_factory=True)
+        assert f"`{json.dumps(default)}`" in line
         assert " ".join(field.description.split()) in line
-        assert field.json_schema_extra["rule"] in line
+        assert field.json_schema_extra["rule"].replace("|", "\\|") in line
         seen += 1
-    assert seen > 40
-    assert sum(line.startswith("| `") for lines in sections.values() for line in lines) == seen
+    own = [lines for path, lines in page.items() if path.split("#")[0] == name]
+    assert sum(line.startswith("| `") for lines in own for line in lines) == seen > 0
+
+
+def test_every_block_of_a_shipped_configuration_points_at_its_place_on_the_page():
+    for name, block in BLOCKS.items():
+        for config in block.configs:
+            text = (cli.ROOT / "configs" / f"{config}.yaml").read_text(encoding="utf-8")
+            assert f"\n{name}:" in text, (config, name)
+            assert f"docs/settings.md#{name}" in text, (config, name)
 
 
 @pytest.mark.parametrize("stale", [None, "# Settings\n"])
