@@ -108,6 +108,7 @@ def write_whole(path: str | Path) -> Iterator[Path]:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         _remove_halves(target)
+        staged.unlink(missing_ok=True)  # a link there would lead the writing elsewhere
         yield staged
         with staged.open("rb+") as file:
             os.fsync(file.fileno())
