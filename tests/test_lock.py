@@ -28,6 +28,42 @@ lock_folders([sys.argv[1]])
 print("held", flush=True)
 time.sleep(120)
 """
+RACE = """
+import errno, fcntl, json, multiprocessing, pathlib, socket, sys
+
+def fails(handle, operation):
+    raise OSError(errno.ENOLCK, "No locks available")
+
+fcntl.flock = fails
+from scripts.errors import StorageError
+from scripts.lock import LOCK_FILE, lock_folders
+
+def start(folder, all_there, all_tried, winners):
+    all_there.wait()
+    try:
+        lock_folders([folder])
+    except StorageError:
+        pass
+    else:
+        with winners.get_lock():
+            winners.value += 1
+    all_tried.wait()
+
+fork = multiprocessing.get_context("fork")
+for turn in range(20):
+    folder = pathlib.Path(sys.argv[1], str(turn))
+    if len(sys.argv) == 3:
+        folder.mkdir()
+        said = {"pid": int(sys.argv[2]), "host": socket.gethostname(), "since": 1}
+        (folder / LOCK_FILE).write_text(json.dumps(said))
+    shared = folder, fork.Barrier(4), fork.Barrier(4), fork.Value("i", 0)
+    runs = [fork.Process(target=start, args=shared) for _ in range(4)]
+    for run in runs:
+        run.start()
+    for run in runs:
+        run.join()
+    print(shared[-1].value)
+"""
 
 
 @pytest.fixture
@@ -171,6 +207,55 @@ def test_a_forked_child_neither_frees_nor_takes_its_parents_folder(tmp_path: Pat
     lock.release()
 
 
+def test_a_killed_runs_children_do_not_keep_its_folder(tmp_path: Path) -> None:
+    script = (
+        "import os, sys, time; from scripts.lock import lock_folders; lock_folders([sys.argv[1]])\n"
+        "child = os.fork()\n"
+        "print(child, flush=True) if child else None\n"
+        "time.sleep(120)"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    ) as parent:
+        assert parent.stdout is not None
+        child = int(parent.stdout.readline())
+        parent.kill()
+        parent.wait()
+        try:
+            FolderLock(tmp_path).release()
+        finally:
+            os.kill(child, signal.SIGKILL)
+
+
+def test_a_run_that_ends_frees_its_folder(tmp_path: Path) -> None:
+    script = "import sys; from scripts.lock import lock_folders; lock_folders([sys.argv[1]])"
+    subprocess.run([sys.executable, "-c", script, str(tmp_path / "a")], cwd=ROOT, check=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_release_leaves_the_file_of_whoever_came_after(tmp_path: Path) -> None:
+    first = FolderLock(tmp_path)
+    (tmp_path / LOCK_FILE).unlink()  # as the message advises, too early
+    owned_by(tmp_path, 12345, "elsewhere", 0)
+    first.release()
+    assert json.loads((tmp_path / LOCK_FILE).read_text())["pid"] == 12345
+
+
+@pytest.mark.parametrize("target", ["there", "nowhere"])
+def test_a_link_in_the_files_place_is_not_followed(tmp_path: Path, target: str) -> None:
+    (tmp_path / "there").write_text("precious")
+    folder = tmp_path / "out"
+    folder.mkdir()
+    (folder / LOCK_FILE).symlink_to(tmp_path / target)
+    with pytest.raises(StorageError) as refused:
+        FolderLock(folder)
+    assert str(refused.value) == (
+        f"{folder}: can't be locked: {folder / LOCK_FILE} is a link; delete it"
+    )
+    assert (tmp_path / "there").read_text() == "precious"
+    assert not (tmp_path / "nowhere").exists()
+
+
 def test_a_folder_that_cannot_be_made_is_a_storage_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(StorageError, match="can't be locked"):
@@ -209,4 +294,36 @@ def test_without_flock_anybody_else_is_waited_for(whose: str, tmp_path: Path) ->
     with pytest.raises(StorageError, match=f"process {pid} on {host}, for 2 d 1 h"):
         FolderLock(tmp_path)
     (tmp_path / LOCK_FILE).unlink()  # as the message advises
+    FolderLock(tmp_path).release()
+
+
+@pytest.mark.parametrize("left", ["nothing", "a stale file"])
+def test_without_flock_one_of_several_starts_wins(tmp_path: Path, left: str) -> None:
+    stale = [str(ended_process())] if left == "a stale file" else []
+    runs = subprocess.run(
+        [sys.executable, "-c", RACE, str(tmp_path), *stale],
+        cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True,
+    )  # fmt: skip
+    assert runs.stdout.split() == ["1"] * 20
+
+
+@pytest.mark.usefixtures("no_flock")
+@pytest.mark.parametrize("name", [LOCK_FILE, f"{LOCK_FILE}.guard"])
+def test_without_flock_no_link_is_followed(tmp_path: Path, name: str) -> None:
+    (tmp_path / "there").write_text("precious")
+    folder = tmp_path / "out"
+    folder.mkdir()
+    (folder / name).symlink_to(tmp_path / "there")
+    with pytest.raises(StorageError, match=f"delete .*{name}|{name} is a link; delete it"):
+        FolderLock(folder)
+    assert (tmp_path / "there").read_text() == "precious"
+
+
+@pytest.mark.usefixtures("no_flock")
+def test_without_flock_a_judging_that_never_ends_is_told(tmp_path: Path) -> None:
+    guard = tmp_path / f"{LOCK_FILE}.guard"
+    guard.write_text(f"{ended_process()}\nelsewhere\n")
+    with pytest.raises(StorageError, match=f"an unknown process; .* delete {guard}"):
+        FolderLock(tmp_path)
+    guard.unlink()
     FolderLock(tmp_path).release()

@@ -231,6 +231,18 @@ def test_a_block_that_writes_nothing_is_an_error(tmp_path: Path) -> None:
     assert content(tmp_path) == {"model.pt": b"old"}
 
 
+def test_a_link_in_the_temporary_names_place_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "there").write_bytes(b"precious")
+    with write_whole(tmp_path / "model.pt") as staged:
+        name = staged.name
+        staged.write_bytes(b"1")
+    (tmp_path / name).symlink_to(tmp_path / "there")
+    with write_whole(tmp_path / "model.pt") as staged:
+        staged.write_bytes(b"2")
+    assert content(tmp_path) == {"there": b"precious", "model.pt": b"2"}
+    assert not (tmp_path / "model.pt").is_symlink()
+
+
 @pytest.mark.parametrize("obstacle", ["parent", "target"])
 def test_obstacles_are_storage_errors(obstacle: str, tmp_path: Path) -> None:
     if obstacle == "parent":

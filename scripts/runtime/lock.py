@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
 import errno
-import fcntl
 import json
 import logging
 import os
@@ -14,7 +14,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, SoftFileLock, Timeout
+
 from scripts.errors import StorageError
+from scripts.outside import say
+from scripts.storage import is_alive
 
 __all__ = ["LOCK_FILE", "FolderLock", "lock_folders", "locked_folders"]
 
@@ -22,22 +26,21 @@ logger = logging.getLogger(__name__)
 
 LOCK_FILE = ".tract_atlas.lock"
 
-# How long one who is refused waits for the owner's name: the lock comes before the writing.
-_NAMED_WITHIN_S = 0.5
-_WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
+# How long one who finds the folder taken waits for the owner's name, written after the lock.
+_PATIENCE_S = 1.0
+_NO_FLOCK = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 _held: dict[Path, FolderLock] = {}
 
 
 class FolderLock:
     """A folder that no other process's run writes to until `release`.
 
-    The system's own lock (flock) on a file in the folder: however the process ends, the lock
-    ends with it, and a file that a killed run leaves means nothing. On a file system without
-    such locks the file itself is the lock, and is taken over if it names a process of this host
-    that is no more. The file says who holds it.
+    The lock is the system's own (flock) on a file in the folder: it ends with the process. On a
+    file system without flock the file itself is the lock, and is taken over if it names a process
+    of this host that is no more. The file says who holds it, since when.
 
-    A process may lock a folder several times: its jobs follow one another, and only the last
-    release frees the folder.
+    A process may lock a folder several times, see `lock_folders`: its jobs follow one another,
+    and only the last release frees the folder.
 
     Args:
         folder: made if it isn't there; removed at the release if nothing was put there.
@@ -51,80 +54,70 @@ class FolderLock:
         self.file = self.folder / LOCK_FILE
         self.process = os.getpid()
         self.count = 0
-        self._made = [
-            path for path in (self.folder, *self.folder.parents) if not os.path.lexists(path)
-        ]
+        self._made = [p for p in (self.folder, *self.folder.parents) if not os.path.lexists(p)]
+        self._owner = {"pid": self.process, "host": socket.gethostname(), "since": time.time()}
+        self._lock = FileLock(
+            self.file, _PATIENCE_S, thread_local=False, poll_interval=0.01, on_acquired=self._sign
+        )
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._handle = self._acquire()
-            os.ftruncate(self._handle, 0)
-            os.pwrite(self._handle, json.dumps(_ourselves()).encode(), 0)
+            try:
+                self._lock.acquire(cancel_check=self._is_taken)
+            except OSError as error:
+                if error.errno not in _NO_FLOCK:
+                    raise
+                self._take_by_name()
+        except Timeout as taken:
+            raise StorageError(
+                f"{self.folder}: another run is at work there: {_describe(self.file)}; wait for "
+                "it, or choose another folder; if that run is no more, delete "
+                f"{self.file if self._is_taken() else taken.lock_file}"
+            ) from taken
         except OSError as error:
-            raise StorageError(f"{self.folder}: can't be locked: {error}") from error
+            why = f"{self.file} is a link; delete it" if self.file.is_symlink() else say(error)
+            raise StorageError(f"{self.folder}: can't be locked: {why}") from error
 
     def release(self) -> None:
         """Let others in. In a forked child this does nothing: the lock is its parent's."""
-        if os.getpid() != self.process or self._handle < 0:
-            return
         self.count -= 1
-        if self.count > 0:
+        if os.getpid() != self.process or self.count > 0 or not self._owner:
             return
         _held.pop(self.folder, None)
-        # Removed while it is still locked; who waits for it sees that it is gone, see _acquire.
-        with suppress(OSError):
-            self.file.unlink()
-        os.close(self._handle)
-        self._handle = -1
+        with suppress(OSError):  # a file left behind names a run that is no more
+            if _read_owner(self.file) == self._owner:
+                self.file.unlink()
+        self._owner = {}
+        self._lock.release()
         with suppress(OSError):  # something was put there: it stays
             for path in self._made:
                 path.rmdir()
 
-    def _acquire(self) -> int:
-        while True:
-            handle = os.open(self.file, os.O_RDWR | os.O_CREAT, 0o666)
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                os.close(handle)
-                if error.errno in _WITHOUT_LOCKS:
-                    return self._acquire_by_name()
-                if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-                    raise self._refusal(_awaited_owner(self.file)) from error
-                raise
-            # Between our opening it and our lock, its owner may have removed it.
-            if _is_file(handle, self.file):
-                left = _owner(self.file)
-                if left:
-                    logger.warning("%s: taken over from %s, which is no more", self.folder, left)
-                return handle
-            os.close(handle)
-
-    def _acquire_by_name(self) -> int:
-        """Where there is no flock: the file is the lock, written before it gets its name."""
-        there = _read(self.file)
-        if there is not None and not _is_gone(there):
-            raise self._refusal(_owner(self.file))
-        if there is not None:
-            logger.warning(
-                "%s: taken over from %s, which is no more", self.folder, _owner(self.file)
-            )
-        own = self.file.with_name(f"{LOCK_FILE}.{os.getpid()}")
-        own.write_text(json.dumps(_ourselves()), encoding="utf-8")
-        # The empty file that _acquire just made, or the stale one.
-        self.file.unlink(missing_ok=True)
-        try:
-            os.link(own, self.file)  # fails if another was quicker
-        except FileExistsError as error:
-            raise self._refusal(_owner(self.file)) from error
-        finally:
-            own.unlink()
-        return os.open(self.file, os.O_RDWR)
-
-    def _refusal(self, owner: str) -> StorageError:
-        return StorageError(
-            f"{self.folder}: another run is at work there: {owner or 'an unknown process'}; wait "
-            f"for it, or choose another folder; if that run is no more, delete {self.file}"
+    def _is_taken(self) -> bool:
+        """Whether the file names a process that may be at work."""
+        owner = _read_owner(self.file)
+        return owner is not None and (
+            owner.get("host") != self._owner["host"] or is_alive(owner["pid"])
         )
+
+    def _take_by_name(self) -> None:
+        """Where there is no flock: a short lock makes judging the file and writing it one step."""
+        guard = SoftFileLock(f"{self.file}.guard", _PATIENCE_S, poll_interval=0.01)
+        with guard.acquire(cancel_check=self._is_taken):
+            if self._is_taken():
+                raise Timeout(str(self.file))
+            handle = os.open(self.file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+            try:
+                self._sign(handle)
+            finally:
+                os.close(handle)
+
+    def _sign(self, handle: int) -> None:
+        """Write the owner into the file that is now ours."""
+        if _read_owner(self.file):
+            logger.warning(
+                "%s: taken over from %s, which is no more", self.folder, _describe(self.file)
+            )
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, json.dumps(self._owner).encode(), 0)
 
 
 def lock_folders(folders: list[str | Path] | tuple[str | Path, ...]) -> list[FolderLock]:
@@ -164,55 +157,33 @@ def locked_folders(*folders: str | Path) -> Iterator[None]:
             lock.release()
 
 
-def _ourselves() -> dict[str, Any]:
-    return {"pid": os.getpid(), "host": socket.gethostname(), "since": time.time()}
+@atexit.register
+def _release_all() -> None:
+    """Registered after filelock's own, so called before it, which would leave our files."""
+    for lock in list(_held.values()):
+        lock.count = 0
+        lock.release()
 
 
-def _read(path: Path) -> dict[str, Any] | None:
+def _read_owner(file: Path) -> dict[str, Any] | None:
     """What a lock file says; None without one, or with one that says nothing."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        handle = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        with os.fdopen(handle, encoding="utf-8") as opened:
+            found = json.load(opened)
     except (OSError, ValueError):
         return None
     sound = isinstance(found, dict) and isinstance(found.get("pid"), int)
     return found if sound and isinstance(found.get("since"), int | float) else None
 
 
-def _owner(path: Path) -> str:
+def _describe(file: Path) -> str:
     """The process that a lock file names, and for how long it has had it."""
-    there = _read(path)
-    if there is None:
-        return ""
-    age = max(0, int(time.time() - there["since"]))
+    owner = _read_owner(file)
+    if owner is None:
+        return "an unknown process"
+    age = max(0, int(time.time() - owner["since"]))
     spans = ((age // 86400, "d"), (age // 3600 % 24, "h"), (age // 60 % 60, "min"), (age % 60, "s"))
     first = next((i for i, (n, _) in enumerate(spans) if n), len(spans) - 1)
     told = " ".join(f"{n} {unit}" for n, unit in spans[first : first + 2])
-    return f"process {there['pid']} on {there.get('host')}, for {told}"
-
-
-def _awaited_owner(path: Path) -> str:
-    """`_owner`, asked again for a moment while the file says nothing yet."""
-    deadline = time.monotonic() + _NAMED_WITHIN_S
-    while not (owner := _owner(path)) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    return owner
-
-
-def _is_gone(owner: dict[str, Any]) -> bool:
-    """Whether a process was one of this host and has ended."""
-    if owner.get("host") != socket.gethostname():
-        return False
-    try:
-        os.kill(owner["pid"], 0)
-    except ProcessLookupError:
-        return True
-    except OSError:  # it lives, and is another user's
-        return False
-    return False
-
-
-def _is_file(handle: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(handle), path.stat())
-    except FileNotFoundError:
-        return False
+    return f"process {owner['pid']} on {owner.get('host')}, for {told}"

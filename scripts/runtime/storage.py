@@ -21,6 +21,7 @@ __all__ = [
     "check_space",
     "check_writable",
     "file_hash",
+    "is_alive",
     "publish_folder",
     "recover_folder",
     "staging_beside",
@@ -107,6 +108,7 @@ def write_whole(path: str | Path) -> Iterator[Path]:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         _remove_halves(target)
+        staged.unlink(missing_ok=True)  # a link there would lead the writing elsewhere
         yield staged
         with staged.open("rb+") as file:
             os.fsync(file.fileno())
@@ -138,11 +140,12 @@ def _remove_halves(target: Path) -> None:
     """Remove what killed processes of this host left of a file."""
     for path in target.parent.glob(f".*.{glob.escape(_fitting(target.name))}"):
         process = path.name.split(".")[1]
-        if process.isascii() and process.isdigit() and not _is_alive(int(process)):
+        if process.isascii() and process.isdigit() and not is_alive(int(process)):
             path.unlink(missing_ok=True)
 
 
-def _is_alive(process: int) -> bool:
+def is_alive(process: int) -> bool:
+    """Whether a process of this host, named by its number, runs."""
     if process == os.getpid():
         return True
     try:
