@@ -36,7 +36,7 @@ def fails(handle, operation):
 
 fcntl.flock = fails
 from scripts.errors import StorageError
-from scripts.lock import LOCK_FILE, lock_folders
+from scripts.runtime.lock import LOCK_FILE, lock_folders
 
 def start(folder, all_there, all_tried, winners):
     all_there.wait()
@@ -209,7 +209,8 @@ def test_a_forked_child_neither_frees_nor_takes_its_parents_folder(tmp_path: Pat
 
 def test_a_killed_runs_children_do_not_keep_its_folder(tmp_path: Path) -> None:
     script = (
-        "import os, sys, time; from scripts.lock import lock_folders; lock_folders([sys.argv[1]])\n"
+        "import os, sys, time\nfrom scripts.runtime.lock import lock_folders\n"
+        "lock_folders([sys.argv[1]])\n"
         "child = os.fork()\n"
         "print(child, flush=True) if child else None\n"
         "time.sleep(120)"
@@ -228,7 +229,9 @@ def test_a_killed_runs_children_do_not_keep_its_folder(tmp_path: Path) -> None:
 
 
 def test_a_run_that_ends_frees_its_folder(tmp_path: Path) -> None:
-    script = "import sys; from scripts.lock import lock_folders; lock_folders([sys.argv[1]])"
+    script = (
+        "import sys; from scripts.runtime.lock import lock_folders; lock_folders([sys.argv[1]])"
+    )
     subprocess.run([sys.executable, "-c", script, str(tmp_path / "a")], cwd=ROOT, check=True)
     assert list(tmp_path.iterdir()) == []
 

@@ -17,8 +17,8 @@ from typing import Any
 from filelock import FileLock, SoftFileLock, Timeout
 
 from scripts.errors import StorageError
-from scripts.outside import say
-from scripts.storage import is_alive
+from scripts.runtime.input_files import say
+from scripts.runtime.storage import is_alive
 
 __all__ = ["LOCK_FILE", "FolderLock", "lock_folders", "locked_folders"]
 
