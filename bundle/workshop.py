@@ -33,6 +33,10 @@ CHECKS = (
     ("ruff check", ("-m", "ruff", "check", ".")),
     ("ruff format", ("-m", "ruff", "format", "--check", ".")),
     ("mypy", ("-m", "mypy")),
+    (
+        "import-linter",
+        ("-c", "from importlinter.cli import lint_imports_command as check; check()"),
+    ),
     # A process a core; tests of one file share what they set up, so they stay together.
     ("pytest", ("-m", "pytest", "-n", "auto", "--dist", "loadfile", "--cov", "--cov-report=term")),
 )

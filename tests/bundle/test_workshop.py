@@ -300,7 +300,13 @@ def test_all_checks_run_and_one_failure_fails(root, capfd):
 
 
 def test_checks_are_lint_format_types_tests_with_coverage():
-    assert [name for name, _ in CHECKS] == ["ruff check", "ruff format", "mypy", "pytest"]
+    assert [name for name, _ in CHECKS] == [
+        "ruff check",
+        "ruff format",
+        "mypy",
+        "import-linter",
+        "pytest",
+    ]
     assert "--cov" in CHECKS[-1][1]
 
 
