@@ -391,8 +391,8 @@ def _check_label(options: argparse.Namespace) -> int:
     import json
     import tempfile
 
-    from bundle.label_check import label_check
-    from bundle.label_environment import LabelCheckError
+    from bundle.monai_label.check import label_check
+    from bundle.monai_label.environment import LabelCheckError
 
     try:
         with contextlib.ExitStack() as stack:

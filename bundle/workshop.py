@@ -35,7 +35,7 @@ CHECKS = (
     ("mypy", ("-m", "mypy")),
     (
         "import-linter",
-        ("-c", "from importlinter.cli import lint_imports_command as check; check()"),
+        ("-c", "from importlinter.cli import lint_imports_command as check; check()", "--no-cache"),
     ),
     # A process a core; tests of one file share what they set up, so they stay together.
     ("pytest", ("-m", "pytest", "-n", "auto", "--dist", "loadfile", "--cov", "--cov-report=term")),

@@ -8,7 +8,12 @@ import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-LINT = (sys.executable, "-c", "from importlinter.cli import lint_imports_command as c; c()")
+LINT = (
+    sys.executable,
+    "-c",
+    "from importlinter.cli import lint_imports_command as c; c()",
+    "--no-cache",
+)
 
 
 def linted(folder: Path) -> subprocess.CompletedProcess[str]:

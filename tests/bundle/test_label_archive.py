@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from bundle.label_check import unpack
-from bundle.label_environment import LabelCheckError
+from bundle.monai_label.check import unpack
+from bundle.monai_label.environment import LabelCheckError
 from bundle.packing import NAME
 
 

@@ -8,7 +8,7 @@ import re
 import pytest
 
 from bundle import cli
-from bundle.label_environment import LabelCheckError, LabelEnvironment
+from bundle.monai_label.environment import LabelCheckError, LabelEnvironment
 
 PINS = (cli.ROOT / "requirements.txt").read_text(encoding="utf-8")
 

@@ -25,7 +25,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
-from bundle.label_environment import LabelCheckError, LabelEnvironment
+from bundle.monai_label.environment import LabelCheckError, LabelEnvironment
 from bundle.packing import NAME, pack
 from bundle.workshop import clean_environment
 from scripts.atlas.published_model import published_network
