@@ -97,7 +97,7 @@ def test_the_cohort_is_centred_and_trains_as_affine_native(aligned: Path) -> Non
 DIE_AT_THE_SIXTH = """
 import os, signal, sys
 from bundle import cli
-from scripts.affine.alignment_state import KeptTransforms
+from scripts.registration.align_state import KeptTransforms
 
 calls, kept = [], KeptTransforms.__call__
 
