@@ -101,7 +101,7 @@ class CrossValidation:
         resolved = self._parser(self.train_config, learned_atlas=block)
         settings: LearnedAtlasConfig = resolved.get_parsed_content("settings")
         with locked_folders(self.output_dir, self.ckpt_dir / FOLDER):
-            cohort = read_cohort(self.dataset_dir, settings)
+            cohort = read_cohort(self.dataset_dir, settings.cohort_request())
             parts = self._parts(cohort, settings)
             state = RunState(self.ckpt_dir / FOLDER, settings, cohort, settings.resume)
             self._keep_plan(state.folder, parts)
