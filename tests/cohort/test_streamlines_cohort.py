@@ -94,9 +94,8 @@ def test_tracts_in_folders_with_an_absent_one(tmp_path):
             made = Streamlines.of([]) if empty else lines(seed)
             (tmp_path / subject).mkdir(exist_ok=True)
             write_tractogram(tmp_path / subject / f"{tract}.trk", made, SHAPE, AFFINE)
-    block = settings().as_dict()
-    block["model"]["channels"] = 2
-    block["cohort"]["tracts"] = ["cst", "af"]
+    cohort = {**settings().cohort.as_dict(), "tracts": ["cst", "af"]}
+    block = {"min_subjects": 2, "model": {"channels": 2}, "cohort": cohort}
     cohort = read_cohort(tmp_path, LearnedAtlasConfig.load(block).cohort_request())
     assert [one.channel for one in cohort.subjects[1].maps] == [0, 1]
     assert cohort.mean_density.shape[0] == 2
