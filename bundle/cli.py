@@ -503,7 +503,7 @@ def _check(config: Mapping[str, Any], settings: Any) -> int:
 
     if settings is None:
         raise UsageError("the settings hold an expression that only the job itself can evaluate")
-    cohort = read_cohort(known_path(config, "dataset_dir"), settings)
+    cohort = read_cohort(known_path(config, "dataset_dir"), settings.cohort_request())
     share = math.prod(cohort.crop.shape) / math.prod(cohort.grid.shape)
     spacing = " x ".join(f"{step:g}" for step in cohort.grid.spacing)
     print(cohort.table())

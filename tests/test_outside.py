@@ -148,7 +148,7 @@ def long_file(path: Path) -> Path:
 
 def list_subjects(path: Path) -> object:
     cohort = {"layout": "flat", "subjects": path.name}
-    return find_subjects(path.parent, LearnedAtlasConfig.load({"cohort": cohort}))
+    return find_subjects(path.parent, LearnedAtlasConfig.load({"cohort": cohort}).subject_search())
 
 
 def weights(path: Path) -> object:

@@ -91,7 +91,7 @@ def measure(folder: Path, shape: tuple[int, int, int], dtype: str) -> dict[str, 
          "verify_jacobian": False}
     )  # fmt: skip
     found: dict[str, float] = {}
-    cohort, total = cpu_seconds(lambda: read_cohort(folder / "demo", settings))
+    cohort, total = cpu_seconds(lambda: read_cohort(folder / "demo", settings.cohort_request()))
     found["reading and checking"] = total / SAMPLE
     found["voxels of the box"] = math.prod(cohort.crop.shape)
 

@@ -139,9 +139,8 @@ class Bench:
         }
         if names is not None:
             asked["subjects"] = list(names)
-        return read_cohort(
-            dataset, LearnedAtlasConfig.load({"cohort": asked, "device": "cpu", "min_subjects": 1})
-        )
+        settings = LearnedAtlasConfig.load({"cohort": asked, "device": "cpu", "min_subjects": 1})
+        return read_cohort(dataset, settings.cohort_request())
 
     def measure(self, dataset: Path, names: list[str], registered: Path) -> dict[str, Any]:
         """Figures of registered subjects."""

@@ -321,7 +321,7 @@ def open_task(arguments: argparse.Namespace) -> Task:
     for key, value in asked.items():
         overrides += [f"--learned_atlas#cohort#{key}", str(value)]
     settings = LearnedAtlasConfig.load({"cohort": asked, "device": "cpu"})
-    cohort = read_cohort(dataset, settings)
+    cohort = read_cohort(dataset, settings.cohort_request())
     return Task(
         work, dataset, (*overrides, *arguments.override), cohort,
         [subject.name for subject in cohort.subjects], cohort_densities(cohort),

@@ -32,7 +32,7 @@ def open_affine_images(
         StorageError: a folder can't be written, or another run is at work there.
         CohortError: see `read_affine_images`.
     """
-    open_device(settings.device)
+    open_device(settings.device, settings.key("device"))
     with reserved(written) as users:
         images = read_affine_images(dataset_dir, settings)
         users.append(images)

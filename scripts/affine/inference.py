@@ -174,7 +174,7 @@ def open_affine_network(
     Raises:
         CheckpointError: see `load_affine_network`.
     """
-    network = opened(load_affine_network, path, settings.device, written)
+    network = opened(load_affine_network, path, settings.device, settings.key("device"), written)
     if settings.passes is not None:
         network.passes = settings.passes
     return network

@@ -77,7 +77,7 @@ def open_cohort(
     def read() -> Cohort:
         with reserved(written) as users:
             files = None if data is None else _listed_maps(data)
-            cohort = read_cohort(dataset_dir, settings, files=files)
+            cohort = read_cohort(dataset_dir, settings.cohort_request(), files=files)
             _check_box(cohort)
             _warn_of_scale(cohort, settings)
             check_cache(cohort, settings, world_size())
@@ -99,7 +99,7 @@ def _check_processes(settings: LearnedAtlasConfig) -> None:
     """
     error = None
     try:
-        open_device(settings.device)
+        open_device(settings.device, settings.key("device"))
         if settings.optimizer.batch_size < world_size():
             raise ConfigurationError(
                 f"learned_atlas.optimizer.batch_size = {settings.optimizer.batch_size}: must be at "

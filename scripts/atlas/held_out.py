@@ -62,7 +62,7 @@ class HeldOutSubjects:
             return {}
         grid, crop = published_geometry(self.network)
         try:
-            subjects = read_new_subjects(self.files, self.settings, grid, crop)
+            subjects = read_new_subjects(self.files, self.settings.cohort_request(), grid, crop)
         except CohortError as error:
             logger.warning("the subjects that were held back can't be used: %s", error)
             return {}

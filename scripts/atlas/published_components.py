@@ -64,7 +64,7 @@ def open_network(
     Raises:
         CheckpointError: see `published_network`.
     """
-    network = opened(published_network, path, settings.device, written)
+    network = opened(published_network, path, settings.device, settings.key("device"), written)
     if "model.passes" in settings.by_path(given_only=True):
         network.passes = tuple(settings.model.passes)
     return network
@@ -88,7 +88,8 @@ def open_published_cohort(
         CohortError: see `read_cohort`; or the cohort isn't on the model's grid.
         StorageError: if there isn't room for what the run writes.
     """
-    cohort = read_cohort(dataset_dir, settings, coding=published_coding(network))
+    coding = published_coding(network)
+    cohort = read_cohort(dataset_dir, settings.cohort_request(), coding=coding)
     grid, crop = published_geometry(network)
     difference = cohort.grid.same_as(grid)
     if difference is not None:
@@ -181,7 +182,7 @@ def open_new_subjects(
     values = parse_values(at, coding)
     source = dataset_dir if maps is None else maps
     with reserved(written) as users:
-        found = read_new_subjects(source, settings, grid, crop, coding, values)
+        found = read_new_subjects(source, settings.cohort_request(), grid, crop, coding, values)
         if written:
             room = registration_bytes(len(found.subjects), crop, settings)
             check_space({Path(written[0]): room})

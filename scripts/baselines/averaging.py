@@ -46,7 +46,7 @@ def open_averaged_cohort(
     """
     for folder in written:
         check_writable(folder)
-    cohort = read_cohort(dataset_dir, settings)
+    cohort = read_cohort(dataset_dir, settings.cohort_request())
     # Float32 that gzip couldn't compress at all, over the box: outside of it maps are 0.
     voxels = settings.model.channels * math.prod(cohort.crop.shape)
     maps = 4 * len(settings.emit_baseline_maps) * voxels

@@ -16,6 +16,7 @@ from scripts.baselines.wasserstein import OutOfReachError, wasserstein_barycentr
 from scripts.cohort import Cohort
 from scripts.cohort.density import subject_density
 from scripts.errors import ConfigurationError
+from scripts.networks.precision import open_device
 from scripts.publishing.statistics import DensityStatistics
 from scripts.settings.applications import BarycentreConfig
 from scripts.settings.atlas import LearnedAtlasConfig
@@ -56,11 +57,7 @@ class BarycentreAtlas(AveragingAtlas):
         super().__init__(cohort, settings, output_dir)
         self.transport = transport
         self.blur = transport.blur or max(cohort.grid.spacing)
-        if settings.device != "cpu" and not torch.cuda.is_available():
-            raise ConfigurationError(
-                f"learned_atlas.device = {settings.device!r}: this machine has no such device; "
-                "use cpu"
-            )
+        self.device = open_device(settings.device, settings.key("device"))
         self._moved: list[float] = []
 
     def _maps(self) -> dict[str, np.ndarray]:
@@ -88,7 +85,7 @@ class BarycentreAtlas(AveragingAtlas):
 
             try:
                 result, moved = wasserstein_barycentre(
-                    [torch.from_numpy(one).to(self.settings.device) for one in maps],
+                    [torch.from_numpy(one).to(self.device) for one in maps],
                     self.cohort.grid.spacing,
                     self.blur,
                     self.transport.iterations,

@@ -14,7 +14,7 @@ import numpy as np
 
 from scripts.errors import CohortError, ConfigurationError
 from scripts.runtime.input_files import FileError, read_text
-from scripts.settings.atlas import LearnedAtlasConfig
+from scripts.settings.cohort import CohortRequest
 
 __all__ = [
     "Covariate",
@@ -158,38 +158,37 @@ class CovariateCoding:
         return cls(tuple(Covariate(**one) for one in plain))
 
     @classmethod
-    def of_cohort(cls, people: Sequence[Values], config: LearnedAtlasConfig) -> CovariateCoding:
+    def of_cohort(cls, people: Sequence[Values], request: CohortRequest) -> CovariateCoding:
         """Mean, spread and categories of a cohort.
 
         Args:
             people: every covariate of every usable subject.
-            config: which covariates, and which of them are categories.
+            request: which covariates.
 
         Raises:
             CohortError: a covariate has one value only, the columns can't be told apart, or there
                 are too few subjects for them.
         """
-        model = config.model
         made = [
             _category(name, [str(one[name]) for one in people])
             if isinstance(people[0][name], str)
             else _numeric(name, [float(one[name]) for one in people])
-            for name in model.covariates
+            for name in request.covariates
         ]
         coding = cls(tuple(made))
         count = len(coding.columns)
         if len(people) < count + 2:
             raise CohortError(
-                f"{len(people)} usable subjects are too few for learned_atlas.model.covariates = "
-                f"{model.covariates}: {count} columns ({', '.join(coding.columns)}) need at least "
-                f"{count + 2}"
+                f"{len(people)} usable subjects are too few for {request.key('covariates')} = "
+                f"{list(request.covariates)}: {count} columns ({', '.join(coding.columns)}) need "
+                f"at least {count + 2}"
             )
         design = np.stack([np.r_[1.0, coding.code(one)] for one in people])
         if np.linalg.matrix_rank(design, tol=1e-4) <= count:
             raise CohortError(
                 f"the covariates {', '.join(coding.columns)} can't be told apart in this cohort: "
                 "one of them follows from the others; leave it out of "
-                "learned_atlas#model#covariates"
+                f"{request.option('covariates')}"
             )
         return coding
 
@@ -232,11 +231,13 @@ class Participants:
         path: the file.
         columns: the covariates asked for.
         rows: by participant, the text of each column.
+        categorical_option: the setting that names categories, for the message.
     """
 
     path: Path
     columns: tuple[str, ...]
     rows: Mapping[str, Mapping[str, str]]
+    categorical_option: str = "categorical_covariates"
 
     def reason_against(self, subject: str) -> str | None:
         """Why a subject can't be used; None if all its covariates are there."""
@@ -269,7 +270,7 @@ class Participants:
                 raise CohortError(
                     f"{self.path}: {column} of {first} is {texts[first]!r}, which is no number, "
                     "and others are; mend it, or name the column in "
-                    "learned_atlas#model#categorical_covariates"
+                    f"{self.categorical_option}"
                 )
             for name, text in texts.items():
                 number = numbers[name]
@@ -285,12 +286,19 @@ class Participants:
         return None
 
 
-def read_participants(path: str | Path, columns: Sequence[str]) -> Participants:
+def read_participants(
+    path: str | Path,
+    columns: Sequence[str],
+    option: str = "participants",
+    categorical_option: str = "categorical_covariates",
+) -> Participants:
     """Read a BIDS ``participants.tsv``.
 
     Args:
         path: the file: tab-separated, one line of names, ``participant_id`` among them.
         columns: the covariates asked for.
+        option: the setting that names the file, for the message.
+        categorical_option: the setting that names categories.
 
     Raises:
         CohortError: naming the file and the line.
@@ -300,8 +308,7 @@ def read_participants(path: str | Path, columns: Sequence[str]) -> Participants:
         text = read_text(file, encoding="utf-8-sig")
     except FileError as error:
         raise CohortError(
-            f"participants {file} {error.reason}; name the table with "
-            "--learned_atlas#cohort#participants"
+            f"participants {file} {error.reason}; name the table with --{option}"
         ) from error
     except UnicodeDecodeError as error:
         raise CohortError(f"participants {file} is not UTF-8 text") from error
@@ -331,7 +338,7 @@ def read_participants(path: str | Path, columns: Sequence[str]) -> Participants:
         if row[_IDENTIFIER] in rows:
             raise CohortError(f"{file}, line {number}: {row[_IDENTIFIER]} was listed before")
         rows[row[_IDENTIFIER]] = {name: row[name] for name in columns}
-    return Participants(file, tuple(columns), rows)
+    return Participants(file, tuple(columns), rows, categorical_option)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -358,8 +365,8 @@ def parse_values(
         return None
     if coding is None:
         raise ConfigurationError(
-            f"at = {asked!r}: the model has no covariates (learned_atlas.model.covariates), so "
-            "that its template is the same everywhere"
+            f"at = {asked!r}: the model has no covariates, it was trained without any; its "
+            "template is the same everywhere"
         )
     if isinstance(asked, str):
         text = asked.strip()

@@ -134,7 +134,9 @@ def check_density(path: Path, data: np.ndarray, may_be_empty: bool = False) -> N
         raise DensityError(path, "is empty: no voxel has density > 0")
 
 
-def density_divisor(method: str, path: Path, data: np.ndarray) -> float:
+def density_divisor(
+    method: str, path: Path, data: np.ndarray, setting: str = "normalisation"
+) -> float:
     """The number that a map is divided by, the same method for the whole cohort.
 
     XTRACT's ``densityNorm`` was divided by its waytotal when it was written: 1 for that method.
@@ -144,6 +146,7 @@ def density_divisor(method: str, path: Path, data: np.ndarray) -> float:
             (sum of the map), ``max`` (its maximum) or ``none`` (1).
         path: the map's file.
         data: its density, ``spatial shape``.
+        setting: that names the method, for the message.
 
     Raises:
         CohortError: the divisor isn't a finite number above 0.
@@ -151,7 +154,7 @@ def density_divisor(method: str, path: Path, data: np.ndarray) -> float:
     if method == "none":
         return 1.0
     if method == "waytotal":
-        return 1.0 if _stem(path) == "densityNorm" else _read_waytotal(waytotal_file(path))
+        return 1.0 if _stem(path) == "densityNorm" else _read_waytotal(waytotal_file(path), setting)
     if method not in ("streamline_density", "max"):
         raise ValueError(f"unknown normalisation: {method!r}")
     with np.errstate(over="ignore"):  # an infinite sum is refused below
@@ -174,12 +177,11 @@ def waytotal_file(path: Path) -> Path:
     return next((file for file in own if file.exists()), path.with_name("waytotal"))
 
 
-def _read_waytotal(file: Path) -> float:
+def _read_waytotal(file: Path, setting: str) -> float:
     if not os.path.lexists(file):
         raise DensityError(
             file,
-            "is missing (maps without one need learned_atlas#cohort#normalisation "
-            "streamline_density, max or none)",
+            f"is missing (maps without one need {setting} streamline_density, max or none)",
         )
     try:
         text = read_text(file, _LONGEST_WAYTOTAL, encoding="ascii")

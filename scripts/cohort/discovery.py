@@ -20,8 +20,7 @@ from scripts.cohort.patterns import (
     unfit_name,
 )
 from scripts.errors import CohortError, ConfigurationError
-from scripts.settings.atlas import LearnedAtlasConfig
-from scripts.settings.cohort import OUTPUT_FOLDERS
+from scripts.settings.cohort import OUTPUT_FOLDERS, SubjectSearch
 
 __all__ = [
     "Candidate",
@@ -79,14 +78,14 @@ class Discovery:
     tracts: tuple[str, ...]
 
 
-def find_subjects(dataset_dir: Path, config: LearnedAtlasConfig) -> Discovery:
+def find_subjects(dataset_dir: Path, search: SubjectSearch) -> Discovery:
     """Look for subjects and their maps.
 
     Hidden entries and folders of earlier outputs are passed over.
 
     Args:
         dataset_dir: the dataset folder.
-        config: its cohort section, training space, channels and output folder are read.
+        search: which of them, where their maps are.
 
     Raises:
         CohortError: the folder can't be read, or a subject has several unexplained runs.
@@ -95,26 +94,24 @@ def find_subjects(dataset_dir: Path, config: LearnedAtlasConfig) -> Discovery:
     if not dataset_dir.is_dir():
         what = "is not a folder" if dataset_dir.exists() else "does not exist"
         raise CohortError(f"dataset folder {dataset_dir} {what}")
-    cohort = config.cohort
-    outputs = OUTPUT_FOLDERS | {config.output_subdir}
-    if isinstance(cohort.subjects, str) and cohort.subjects.lower().endswith((".csv", ".json")):
-        listing = dataset_dir / cohort.subjects
-        if cohort.subjects.lower().endswith(".csv"):
+    outputs = OUTPUT_FOLDERS | ({search.output_subdir} if search.output_subdir else set())
+    if isinstance(search.subjects, str) and search.subjects.lower().endswith((".csv", ".json")):
+        listing = dataset_dir / search.subjects
+        if search.subjects.lower().endswith(".csv"):
             scan = Scan(matches=read_csv(listing, dataset_dir))
         else:
-            scan = Scan(matches=read_datalist(listing, dataset_dir, config))
-        pattern = cohort.subjects
+            scan = Scan(matches=read_datalist(listing, dataset_dir, search))
+        pattern = search.subjects
         wanted = None
     else:
-        wanted = wanted_names(dataset_dir, cohort.subjects)
-        scan, pattern = scan_alternatives(dataset_dir, config, outputs, wanted)
+        wanted = wanted_names(dataset_dir, search.subjects)
+        scan, pattern = scan_alternatives(dataset_dir, search, outputs, wanted)
 
-    left_out = {same_name(name) for name in cohort.exclude}
+    left_out = {same_name(name) for name in search.exclude}
     unknown = left_out - {same_name(name) for name in scan.subjects}
     if unknown:
-        logger.warning(
-            "learned_atlas.cohort.exclude names no subject: %s", ", ".join(sorted(unknown))
-        )
+        names = ", ".join(sorted(unknown))
+        logger.warning("%s names no subject: %s", search.key("exclude"), names)
     matches = [match for match in scan.matches if same_name(match.subject) not in left_out]
 
     rejected = [one for one in scan.unreadable if same_name(one.subject) not in left_out]
@@ -130,15 +127,16 @@ def find_subjects(dataset_dir: Path, config: LearnedAtlasConfig) -> Discovery:
     known = found | {same_name(name) for name in unreadable} | left_out
     for name in wanted or ():
         if same_name(name) not in known:
-            rejected.append(Rejection(name, str(dataset_dir / name), f"no map at {pattern}"))
+            reason = f"no map at {pattern}, though {search.key('subjects')} names it"
+            rejected.append(Rejection(name, str(dataset_dir / name), reason))
     without_map = sorted(
         name
         for name in scan.subjects
         if wanted is None and same_name(name) not in known and unfit_name(name, outputs) is None
     )
 
-    tracts = _tracts(matches, config)
-    candidates, incomplete = _group(matches, tracts)
+    tracts = _tracts(matches, search)
+    candidates, incomplete = _group(matches, tracts, search)
     if not tracts:
         _tell_of_summed_tracts(candidates)
     return Discovery(
@@ -150,7 +148,7 @@ def find_subjects(dataset_dir: Path, config: LearnedAtlasConfig) -> Discovery:
     )
 
 
-def candidates_from_files(files: Sequence[Path], config: LearnedAtlasConfig) -> Discovery:
+def candidates_from_files(files: Sequence[Path], search: SubjectSearch) -> Discovery:
     """Subjects of files that are named one by one.
 
     The name of a file's subject (and tract) is read off its path where a pattern of the layout
@@ -158,15 +156,15 @@ def candidates_from_files(files: Sequence[Path], config: LearnedAtlasConfig) -> 
 
     Args:
         files: paths of density maps.
-        config: as for `find_subjects`.
+        search: as for `find_subjects`.
 
     Raises:
         CohortError: a subject has several unexplained runs.
         ConfigurationError: tracts, channels and the files don't go together.
     """
-    matches = [match_tail(file.absolute(), config) for file in files]
-    tracts = _tracts(matches, config)
-    candidates, incomplete = _group(matches, tracts)
+    matches = [match_tail(file.absolute(), search) for file in files]
+    tracts = _tracts(matches, search)
+    candidates, incomplete = _group(matches, tracts, search)
     return Discovery(candidates, tuple(incomplete), (), ONE_BY_ONE, tracts)
 
 
@@ -185,9 +183,9 @@ def candidates_from_files(files: Sequence[Path], config: LearnedAtlasConfig) -> 
 # ---------------------------------------------------------------------------------------------
 
 
-def _tracts(matches: Sequence[Match], config: LearnedAtlasConfig) -> tuple[str, ...]:
+def _tracts(matches: Sequence[Match], search: SubjectSearch) -> tuple[str, ...]:
     """Name per channel; empty when the one channel is the whole map."""
-    asked, channels = config.cohort.tracts, config.model.channels
+    asked, channels = list(search.tracts), search.channels
     if not matches or (not asked and channels == 1):
         return ()
     present = sorted({match.tract for match in matches if match.tract is not None})
@@ -195,19 +193,19 @@ def _tracts(matches: Sequence[Match], config: LearnedAtlasConfig) -> tuple[str, 
     for tract in asked:
         if tract not in present:
             raise ConfigurationError(
-                f"learned_atlas.cohort.tracts = {asked}: {tract!r} is found in no subject; "
+                f"{search.key('tracts')} = {asked}: {tract!r} is found in no subject; "
                 f"must be out of the dataset's tracts ({shown})"
             )
     if not asked and len(present) != channels:
         raise ConfigurationError(
-            f"learned_atlas.model.channels = {channels}: the dataset has {len(present)} tracts "
-            f"({shown}); must be as many, or learned_atlas.cohort.tracts must name {channels}"
+            f"{search.key('channels')} = {channels}: the dataset has {len(present)} tracts "
+            f"({shown}); must be as many, or {search.key('tracts')} must name {channels}"
         )
     return tuple(asked or present)
 
 
 def _group(
-    matches: Sequence[Match], tracts: tuple[str, ...]
+    matches: Sequence[Match], tracts: tuple[str, ...], search: SubjectSearch
 ) -> tuple[tuple[Candidate, ...], list[Rejection]]:
     """Maps by subject and channel, every run accounted for."""
     by_subject: dict[str, dict[str | None, list[Match]]] = {}
@@ -219,7 +217,7 @@ def _group(
     candidates, incomplete = [], []
     for subject, by_tract in sorted(by_subject.items()):
         for runs in by_tract.values():
-            _check_runs(subject, runs)
+            _check_runs(subject, runs, search)
         missing = [tract for tract in tracts if tract not in by_tract]
         if missing:
             reason = f"no map of tract {', '.join(missing)}"
@@ -251,7 +249,7 @@ def _folder(matches: Sequence[Match], subject: str) -> Path:
     return next(match.path.parent for match in matches if match.subject == subject)
 
 
-def _check_runs(subject: str, runs: Sequence[Match]) -> None:
+def _check_runs(subject: str, runs: Sequence[Match], search: SubjectSearch) -> None:
     """One run, or a left and a right one; anything else might count a tract twice."""
     if len(runs) == 1 or (len(runs) == 2 and are_left_and_right(runs[0].run, runs[1].run)):
         return
@@ -259,7 +257,7 @@ def _check_runs(subject: str, runs: Sequence[Match]) -> None:
     of_tract = f" of tract {runs[0].tract}" if runs[0].tract is not None else ""
     raise CohortError(
         f"subject {subject} has {len(runs)} runs{of_tract} that are not a left and a right one: "
-        f"{paths}; keep one of them, or name the one to use in learned_atlas#cohort#pattern (or "
+        f"{paths}; keep one of them, or name the one to use in {search.option('pattern')} (or "
         "put {tract} there if each is of another tract)"
     )
 

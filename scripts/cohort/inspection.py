@@ -25,7 +25,7 @@ from scripts.cohort.patterns import Rejection
 from scripts.cohort.tractogram_maps import Counting
 from scripts.errors import CohortError
 from scripts.runtime.input_files import FileError
-from scripts.settings.atlas import LearnedAtlasConfig
+from scripts.settings.cohort import CohortRequest
 from scripts.spatial.grid import CropBox, Grid
 
 __all__ = ["Inspection", "inspect_subject"]
@@ -53,7 +53,7 @@ class Inspection:
 
 
 def inspect_subject(
-    candidate: Candidate, config: LearnedAtlasConfig, counting: Counting | None = None
+    candidate: Candidate, request: CohortRequest, counting: Counting | None = None
 ) -> Inspection:
     """Read and check every map of a subject, and normalise them.
 
@@ -61,13 +61,13 @@ def inspect_subject(
 
     Args:
         candidate: the subject as found.
-        config: normalisation and number of channels are read.
+        request: normalisation and number of channels are read.
         counting: how tractograms become maps; needed if it has any.
 
     Raises:
         CohortError: the subject can't be used; the message names the file and the reason.
     """
-    method = config.cohort.normalisation
+    method, setting = request.cohort.normalisation, request.option("normalisation")
     maps: list[DensityMap] = []
     grid: Grid | None = None
     density: np.ndarray | None = None
@@ -80,7 +80,7 @@ def inspect_subject(
         loaded = load_density(found.path)
         if grid is None or density is None:
             grid = loaded.grid
-            density = np.zeros((config.model.channels, *grid.shape))
+            density = np.zeros((request.search.channels, *grid.shape))
         elif (difference := loaded.grid.same_as(grid)) is not None:
             raise DensityError(
                 found.path, f"is not on the grid of {candidate.maps[0].path}: {difference}"
@@ -89,7 +89,7 @@ def inspect_subject(
         empty = not loaded.data.any()
         if empty:
             remarks.append(f"tract {found.tract} is empty and counts as absent")
-        divisor = 1.0 if empty else density_divisor(method, found.path, loaded.data)
+        divisor = 1.0 if empty else density_divisor(method, found.path, loaded.data, setting)
         content.update(f"{found.channel}{loaded.data.shape}".encode())
         content.update(np.ascontiguousarray(loaded.data).data)
         with np.errstate(over="ignore"):  # what overflows is refused below
@@ -114,7 +114,7 @@ def inspect_subject(
 
 
 def inspect_all(
-    candidates: Sequence[Candidate], config: LearnedAtlasConfig, counting: Counting | None
+    candidates: Sequence[Candidate], request: CohortRequest, counting: Counting | None
 ) -> Iterator[tuple[Candidate, Inspection | Rejection]]:
     """Inspect subjects in threads; results come in order, few are alive at once."""
     workers = _readers()
@@ -123,7 +123,7 @@ def inspect_all(
         try:
             for candidate in candidates:
                 ahead.append(
-                    (candidate, executor.submit(_inspect_or_reject, candidate, config, counting))
+                    (candidate, executor.submit(_inspect_or_reject, candidate, request, counting))
                 )
                 if len(ahead) > workers:
                     done, future = ahead.popleft()
@@ -137,10 +137,10 @@ def inspect_all(
 
 
 def _inspect_or_reject(
-    candidate: Candidate, config: LearnedAtlasConfig, counting: Counting | None
+    candidate: Candidate, request: CohortRequest, counting: Counting | None
 ) -> Inspection | Rejection:
     try:
-        return inspect_subject(candidate, config, counting)
+        return inspect_subject(candidate, request, counting)
     except FileError as error:
         return Rejection(candidate.name, str(error.path), error.reason)
 

@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass
 
 from scripts.errors import ConfigurationError
-from scripts.settings.atlas import LearnedAtlasConfig
+from scripts.settings.cohort import SubjectSearch
 from scripts.tractograms import SUFFIXES
 
 __all__ = ["LAYOUTS", "Alternative", "alternatives", "drop_tract"]
@@ -91,43 +91,50 @@ LAYOUTS: dict[str, tuple[Alternative, ...]] = {
 }
 
 
-def alternatives(config: LearnedAtlasConfig) -> tuple[Alternative, ...]:
+def alternatives(search: SubjectSearch) -> tuple[Alternative, ...]:
     """The alternatives to try for a cohort, in order.
 
     Whole maps come before maps of single tracts when no tract is asked for; only maps of single
     tracts will do when one is, or when the model has several channels.
 
     Args:
-        config: its training space, pattern, layout, tracts and channels are read.
+        search: its pattern, layout, tracts and channels are read.
 
     Raises:
         ConfigurationError: tracts are wanted and no pattern has ``{tract}``.
     """
-    wants_tracts = bool(config.cohort.tracts) or config.model.channels > 1
+    wants_tracts = bool(search.tracts) or search.channels > 1
     found: tuple[Alternative, ...]
-    if config.training_space == "affine_native":
-        relpath = str(config.affine_native_relpath)
-        whole = relpath if wants_tracts else drop_tract(relpath)
+    if search.inside_subject is not None:
+        relpath, key = search.inside_subject, search.key("inside_subject")
+        whole = relpath if wants_tracts else drop_tract(relpath, key, search.key("tracts"))
         found = (Alternative((f"{{subject}}/{whole}",)),)
-        source = f"learned_atlas.affine_native_relpath = {relpath!r}"
-    elif config.cohort.pattern is not None:
-        found = (Alternative((config.cohort.pattern,)),)
-        source = f"learned_atlas.cohort.pattern = {config.cohort.pattern!r}"
+        source = f"{key} = {relpath!r}"
+    elif search.pattern is not None:
+        found = (Alternative((search.pattern,)),)
+        source = f"{search.key('pattern')} = {search.pattern!r}"
+    elif search.layout is not None:
+        found = LAYOUTS[search.layout]
+        source = f"{search.key('layout')} = {search.layout!r}"
     else:
-        found = LAYOUTS[config.cohort.layout]
-        source = f"learned_atlas.cohort.layout = {config.cohort.layout!r}"
+        raise ConfigurationError(f"{search.key('pattern')} = None: must be a path with {{subject}}")
     if wants_tracts:
         found = tuple(one for one in found if one.names_tracts)
         if not found:
             raise ConfigurationError(
-                f"{source}: must hold {{tract}}, since {_wanted(config)} asks for single tracts"
+                f"{source}: must hold {{tract}}, since {_wanted(search)} asks for single tracts"
             )
         return found
     return tuple(sorted(found, key=lambda one: one.names_tracts))  # stable
 
 
-def drop_tract(relpath: str) -> str:
+def drop_tract(relpath: str, key: str = "path", tracts_key: str = "tracts") -> str:
     """The path of the whole map: ``{tract}`` left out, with the separator that it came with.
+
+    Args:
+        relpath: path inside a subject's folder.
+        key: of the setting that holds it, for the message.
+        tracts_key: of the setting that names tracts.
 
     Example:
         >>> drop_tract("dwi/{tract}/tdi.nii.gz")
@@ -151,8 +158,8 @@ def drop_tract(relpath: str) -> str:
     whole = "/".join(parts)
     if not parts or parts[-1].startswith("."):
         raise ConfigurationError(
-            f"learned_atlas.affine_native_relpath = {relpath!r}: only the tract names the file, so "
-            "there is no whole map; must be used with learned_atlas.cohort.tracts"
+            f"{key} = {relpath!r}: only the tract names the file, so there is no whole map; must "
+            f"be used with {tracts_key}"
         )
     return whole
 
@@ -161,7 +168,7 @@ def _joint(match: re.Match[str]) -> str:
     return match[1] if match[1] and match[2] else ""
 
 
-def _wanted(config: LearnedAtlasConfig) -> str:
-    if config.cohort.tracts:
-        return f"learned_atlas.cohort.tracts = {config.cohort.tracts}"
-    return f"learned_atlas.model.channels = {config.model.channels}"
+def _wanted(search: SubjectSearch) -> str:
+    if search.tracts:
+        return f"{search.key('tracts')} = {list(search.tracts)}"
+    return f"{search.key('channels')} = {search.channels}"

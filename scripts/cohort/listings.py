@@ -10,7 +10,7 @@ from pathlib import Path
 from scripts.cohort.patterns import Match, match_tail
 from scripts.errors import CohortError
 from scripts.runtime.input_files import FileError, read_text, say
-from scripts.settings.atlas import LearnedAtlasConfig
+from scripts.settings.cohort import SubjectSearch
 
 __all__ = []
 
@@ -42,7 +42,7 @@ def _rows(file: Path) -> Iterator[list[str]]:
         raise CohortError(f"list of subjects {file} can't be read: {say(error)}") from error
 
 
-def read_datalist(file: Path, dataset_dir: Path, config: LearnedAtlasConfig) -> list[Match]:
+def read_datalist(file: Path, dataset_dir: Path, search: SubjectSearch) -> list[Match]:
     """MONAI's data list: entries with an ``image``, relative to the dataset folder."""
     try:
         listed = json.loads("\n".join(_read_lines(file)))
@@ -66,7 +66,7 @@ def read_datalist(file: Path, dataset_dir: Path, config: LearnedAtlasConfig) -> 
                     f"have texts as 'subject' and 'tract', got {str(entry)[:200]}"
                 )
             path = (dataset_dir / image).absolute()
-            told = match_tail(path, config)
+            told = match_tail(path, search)
             match = Match(path, subject or told.subject, tract or told.tract, image)
             yield f"{file}, entry {number}", match
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from scripts.cohort.layouts import Alternative, alternatives
 from scripts.errors import CohortError
-from scripts.settings.atlas import LearnedAtlasConfig
+from scripts.settings.cohort import SubjectSearch
 from scripts.tractograms import is_tractogram
 
 __all__ = ["Rejection"]
@@ -82,13 +82,13 @@ class Scan:
 
 def scan_alternatives(
     dataset_dir: Path,
-    config: LearnedAtlasConfig,
+    search: SubjectSearch,
     outputs: Collection[str],
     wanted: list[str] | None,
 ) -> tuple[Scan, str]:
     """Scan for the first alternative that fits a file; it holds for the whole cohort."""
     names = None if wanted is None else {same_name(name) for name in wanted}
-    tried = alternatives(config)
+    tried = alternatives(search)
     seen = Scan()
     for alternative in tried:
         scan = _scan(dataset_dir.absolute(), alternative, outputs, names)
@@ -225,9 +225,9 @@ def _expression(part: str, bound: dict[str, str]) -> str:
     return expression
 
 
-def match_tail(file: Path, config: LearnedAtlasConfig) -> Match:
+def match_tail(file: Path, search: SubjectSearch) -> Match:
     """Subject, tract and run of a file by the end of its path, else by its BIDS entities."""
-    for alternative in alternatives(config):
+    for alternative in alternatives(search):
         for pattern in alternative.patterns:
             parts = pattern.split("/")
             if "**" in parts:  # which of the folders is the subject's can't be told

@@ -25,7 +25,7 @@ from scripts.cohort.inspection import Inspection, inspect_all
 from scripts.cohort.patterns import Rejection
 from scripts.cohort.tractogram_maps import counting_for
 from scripts.errors import CohortError, ConfigurationError
-from scripts.settings.atlas import LearnedAtlasConfig
+from scripts.settings.cohort import CohortRequest, SubjectSearch
 from scripts.spatial.grid import CropBox, Grid
 from scripts.tractograms import is_tractogram
 
@@ -42,7 +42,7 @@ _SCALE_RATIO = 50  # between sums of normalised maps: beyond it counts were mixe
 
 def read_cohort(
     dataset_dir: str | Path,
-    config: LearnedAtlasConfig,
+    request: CohortRequest,
     progress: Progress | None = None,
     files: Sequence[Path] | None = None,
     coding: CovariateCoding | None = None,
@@ -54,7 +54,7 @@ def read_cohort(
 
     Args:
         dataset_dir: the dataset folder.
-        config: its cohort section, training space, channels and ``min_subjects`` are read.
+        request: where its subjects are, how their maps are read, how many are needed.
         progress: called after each subject.
         files: the maps one by one, in place of the folder.
         coding: of a model whose covariates these subjects have; None: the cohort fixes its own.
@@ -69,20 +69,21 @@ def read_cohort(
     """
     root = Path(dataset_dir).absolute()
     source = f"dataset folder {root}" if files is None else f"the list of {len(files)} maps"
-    found = find_subjects(root, config) if files is None else candidates_from_files(files, config)
+    search = request.search
+    found = find_subjects(root, search) if files is None else candidates_from_files(files, search)
     if not found.candidates and not found.rejected:
         folders = f"; folders without a map: {some_of(found.without_map)}"
         raise CohortError(
             f"no subject found in {source}: no map at {found.pattern}"
-            f"{folders if found.without_map else ''} (see learned_atlas#cohort#layout and "
-            "learned_atlas#cohort#pattern)"
+            f"{folders if found.without_map else ''} (see {search.option('layout')} and "
+            f"{search.option('pattern')})"
         )
     pool = _Pool()
-    found, known = _with_covariates(found, root, config)
+    found, known = _with_covariates(found, root, request)
     rejected = list(found.rejected)
-    counting = counting_for(found.candidates, config, root)
+    counting = counting_for(found.candidates, request, root)
     for done, (candidate, result) in enumerate(
-        inspect_all(found.candidates, config, counting), start=1
+        inspect_all(found.candidates, request, counting), start=1
     ):
         if isinstance(result, Rejection):
             rejected.append(result)
@@ -94,10 +95,10 @@ def read_cohort(
     subjects = tuple(pool.subjects)
     left_out = tuple(sorted(rejected, key=lambda one: one.subject))
     table = subjects_table(subjects, left_out, found.without_map, found.pattern)
-    if len(subjects) < config.min_subjects or pool.grid is None or pool.box is None:
+    if len(subjects) < request.min_subjects or pool.grid is None or pool.box is None:
         raise CohortError(
             f"{len(subjects)} usable subjects in {source}, fewer than "
-            f"learned_atlas.min_subjects = {config.min_subjects}\n{table}"
+            f"{request.key('min_subjects')} = {request.min_subjects}\n{table}"
         )
     for rejection in left_out:
         logger.warning(
@@ -105,13 +106,13 @@ def read_cohort(
         )
     if found.without_map:
         logger.warning("folders without a map: %s", some_of(found.without_map))
-    pool.warn(config)
-    if config.model.covariates:
+    pool.warn(request)
+    if request.covariates:
         subjects = _described(subjects, known)
         people = [dict(subject.covariates) for subject in subjects]
-        coding = coding or CovariateCoding.of_cohort(people, config)
+        coding = coding or CovariateCoding.of_cohort(people, request)
         _check_coded(subjects, coding)
-    crop = pool.box.grown(config.cohort.margin, pool.grid.shape)
+    crop = pool.box.grown(request.cohort.margin, pool.grid.shape)
     mean = pool.box.within(crop).paste(pool.total / len(subjects), crop.shape)
     logger.info("cohort of %d subjects, %d left out", len(subjects), len(left_out))
     return Cohort(
@@ -120,7 +121,7 @@ def read_cohort(
         grid=pool.grid,
         crop=crop,
         mean_density=mean.astype(np.float32),
-        normalisation=config.cohort.normalisation,
+        normalisation=request.cohort.normalisation,
         pattern=found.pattern,
         tracts=found.tracts,
         sums=tuple(pool.sums),
@@ -130,12 +131,17 @@ def read_cohort(
 
 
 def _with_covariates(
-    found: Discovery, root: Path, config: LearnedAtlasConfig
+    found: Discovery, root: Path, request: CohortRequest
 ) -> tuple[Discovery, Mapping[str, Values]]:
     """Subjects whose covariates are known, and these; the others are left out with the reason."""
-    if not config.model.covariates:
+    if not request.covariates:
         return found, {}
-    people = read_participants(root / config.cohort.participants, config.model.covariates)
+    people = read_participants(
+        root / request.cohort.participants,
+        request.covariates,
+        request.option("participants"),
+        request.option("categorical_covariates"),
+    )
     usable, rejected = [], list(found.rejected)
     for candidate in found.candidates:
         reason = people.reason_against(candidate.name)
@@ -144,7 +150,7 @@ def _with_covariates(
         else:
             rejected.append(Rejection(candidate.name, str(people.path), reason))
     names = [candidate.name for candidate in usable]
-    known = people.values(names, config.model.categorical_covariates)
+    known = people.values(names, request.categorical_covariates)
     return replace(found, candidates=tuple(usable), rejected=tuple(rejected)), known
 
 
@@ -170,7 +176,7 @@ def _check_coded(subjects: Sequence[Subject], coding: CovariateCoding) -> None:
 
 def read_new_subjects(
     source: str | Path | Sequence[str | Path],
-    config: LearnedAtlasConfig,
+    request: CohortRequest,
     grid: Grid,
     crop: CropBox,
     coding: CovariateCoding | None = None,
@@ -181,7 +187,7 @@ def read_new_subjects(
     Args:
         source: a dataset folder, one file (``.nii``, ``.nii.gz`` or a tractogram) or several;
             tractograms are counted on the atlas's grid.
-        config: as for `read_cohort`; ``min_subjects`` doesn't apply.
+        request: as for `read_cohort`; ``min_subjects`` doesn't apply.
         grid: the atlas's.
         crop: the atlas's; a warning tells which share of a density lies outside of it.
         coding: of the atlas's covariates; None if it has none.
@@ -190,30 +196,30 @@ def read_new_subjects(
 
     Raises:
         CohortError: no subject can be used, or one lies on another grid and
-            ``learned_atlas.cohort.resample`` is false.
+            ``cohort.resample`` is false.
     """
-    found = _find_new(source, config)
+    found = _find_new(source, request.search)
     known: Mapping[str, Values] = {}
     if coding is not None and at is None:
         root = Path() if found.pattern == ONE_BY_ONE else Path(str(source))
-        found, known = _with_covariates(found, root, config)
+        found, known = _with_covariates(found, root, request)
     elif at is not None:
         known = {candidate.name: at for candidate in found.candidates}
     subjects: list[Subject] = []
     rejected = list(found.rejected)
     folder = Path(source).absolute() if _is_folder(source) else None
-    counting = counting_for(found.candidates, config, folder, grid)
-    for _, result in inspect_all(found.candidates, config, counting):
+    counting = counting_for(found.candidates, request, folder, grid)
+    for _, result in inspect_all(found.candidates, request, counting):
         if isinstance(result, Rejection):
             rejected.append(result)
             continue
         path = result.subject.maps[0].path
         difference = result.grid.same_as(grid)
-        if difference is not None and not config.cohort.resample:
+        if difference is not None and not request.cohort.resample:
             raise CohortError(
                 f"subject {result.subject.name} ({path}) is not on the atlas's grid: {difference}; "
                 "a map must have the atlas's shape and affine, or be resampled with "
-                "--learned_atlas#cohort#resample true"
+                f"--{request.option('resample')} true"
             )
         if difference is None:
             _warn_outside(result, crop)
@@ -236,13 +242,13 @@ def read_new_subjects(
 
 def _find_new(
     source: str | Path | Sequence[str | Path],
-    config: LearnedAtlasConfig,
+    search: SubjectSearch,
 ) -> Discovery:
     if isinstance(source, str | Path):
         if _is_folder(source):
-            return find_subjects(Path(source).absolute(), config)
+            return find_subjects(Path(source).absolute(), search)
         source = [source]
-    return candidates_from_files([Path(path) for path in source], config)
+    return candidates_from_files([Path(path) for path in source], search)
 
 
 def _is_folder(source: str | Path | Sequence[str | Path]) -> TypeGuard[str | Path]:
@@ -308,7 +314,7 @@ class _Pool:
         self.remarks += [f"subject {name}: {remark}" for remark in inspection.remarks]
         self.contents.setdefault(inspection.content, []).append(name)
 
-    def warn(self, config: LearnedAtlasConfig) -> None:
+    def warn(self, request: CohortRequest) -> None:
         """Log what doesn't stop the run but may spoil the atlas.
 
         Raises:
@@ -334,7 +340,7 @@ class _Pool:
                 self.subjects[low].name,
                 self.sums[low],
             )
-        if config.cohort.normalisation == "waytotal":
+        if request.cohort.normalisation == "waytotal":
             _check_waytotals(self.subjects)
 
 

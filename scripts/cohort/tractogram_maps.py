@@ -18,7 +18,7 @@ from scripts.cohort.discovery import Candidate, FoundMap
 from scripts.errors import ConfigurationError
 from scripts.runtime.input_files import FileError, read_json
 from scripts.runtime.storage import check_space, check_writable, file_hash, write_whole
-from scripts.settings.atlas import LearnedAtlasConfig
+from scripts.settings.cohort import CohortRequest
 from scripts.spatial.grid import Grid
 from scripts.spatial.volumes import read_reference, write_density
 from scripts.tractograms import (
@@ -184,7 +184,7 @@ def _kept(path: Path, about: Path) -> CountedMap | None:
 
 def counting_for(
     candidates: Sequence[Candidate],
-    config: LearnedAtlasConfig,
+    request: CohortRequest,
     dataset_dir: Path | None,
     grid: Grid | None = None,
 ) -> Counting | None:
@@ -192,7 +192,7 @@ def counting_for(
 
     Args:
         candidates: as found.
-        config: cohort.reference and cohort.density_dir are read.
+        request: reference and density_dir are read.
         dataset_dir: that relative paths start from; None for files named one by one.
         grid: of an atlas that the subjects are brought to; it takes the reference's place.
 
@@ -206,13 +206,13 @@ def counting_for(
         return None
     base = dataset_dir or Path.cwd()
     if grid is None:
-        if config.cohort.reference is None:
+        if request.cohort.reference is None:
             raise ConfigurationError(
-                f"learned_atlas.cohort.reference = None: {streamlines[0]} is a tractogram; must be "
+                f"{request.key('reference')} = None: {streamlines[0]} is a tractogram; must be "
                 "the path of an image whose grid the density maps are counted on"
             )
-        grid = read_reference(base / config.cohort.reference)
-    given = config.cohort.density_dir
+        grid = read_reference(base / request.cohort.reference)
+    given = request.cohort.density_dir
     folder = base / given if given is not None else dataset_dir and dataset_dir / MAPS_FOLDER
     logger.info(
         "%d tractograms are counted into density maps, kept in %s",

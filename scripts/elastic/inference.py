@@ -56,7 +56,7 @@ def open_elastic_network(
     Raises:
         CheckpointError: see `load_elastic_network`.
     """
-    return opened(load_elastic_network, path, settings.device, written)
+    return opened(load_elastic_network, path, settings.device, settings.key("device"), written)
 
 
 class PairInOneWorld(Transform):

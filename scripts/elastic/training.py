@@ -171,7 +171,7 @@ def open_label_maps(
     dataset_dir: str | Path, settings: LearnedElasticConfig, written: Sequence[str | Path] = ()
 ) -> AffineImages:
     """The label maps to learn from; see `scripts.affine.components.open_affine_images`."""
-    open_device(settings.device)
+    open_device(settings.device, settings.key("device"))
     with reserved(written) as users:
         images = read_affine_images(dataset_dir, settings)
         users.append(images)

@@ -49,6 +49,7 @@ def opened(
     load: Callable[[str | Path], Network],
     path: str | Path,
     device: str,
+    key: str,
     written: Sequence[str | Path] = (),
 ) -> Network:
     """A published network, after what can be known beforehand of the run's end.
@@ -57,6 +58,7 @@ def opened(
         load: reads it.
         path: its file.
         device: of the job.
+        key: dotted path of the setting that names it, for the message.
         written: folders that the run will write to; they are locked while the result is in use.
 
     Raises:
@@ -64,7 +66,7 @@ def opened(
         StorageError: if something that is no writable folder stands in the way of ``written``,
             or another run is at work there.
     """
-    open_device(device)
+    open_device(device, key)
     with reserved(written) as users:
         network = load(path)
         users.append(network)

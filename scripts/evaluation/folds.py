@@ -18,6 +18,7 @@ from scripts.engines.run_state import RunState
 from scripts.errors import CheckpointError, CohortError, ConfigurationError
 from scripts.evaluation.held_out import EVALUATION_FOLDER
 from scripts.evaluation.report import publish_evaluation, table
+from scripts.networks.precision import open_device
 from scripts.runtime.lock import locked_folders
 from scripts.runtime.processes import world_size
 from scripts.runtime.storage import check_writable, write_whole
@@ -100,8 +101,9 @@ class CrossValidation:
         block = self._training_block()
         resolved = self._parser(self.train_config, learned_atlas=block)
         settings: LearnedAtlasConfig = resolved.get_parsed_content("settings")
+        open_device(settings.device, settings.key("device"))
         with locked_folders(self.output_dir, self.ckpt_dir / FOLDER):
-            cohort = read_cohort(self.dataset_dir, settings)
+            cohort = read_cohort(self.dataset_dir, settings.cohort_request())
             parts = self._parts(cohort, settings)
             state = RunState(self.ckpt_dir / FOLDER, settings, cohort, settings.resume)
             self._keep_plan(state.folder, parts)

@@ -90,7 +90,7 @@ def training_average(network: AtlasNetwork, training_dir: str | Path | None) -> 
         return None
     # However few there are: whether they are the right ones is asked below.
     settings = {**network.description["settings"], "min_subjects": 1}
-    cohort = read_cohort(training_dir, LearnedAtlasConfig.load(settings))
+    cohort = read_cohort(training_dir, LearnedAtlasConfig.load(settings).cohort_request())
     if cohort.identity() != network.description["cohort"]:
         raise CohortError(
             f"{training_dir}: is not the cohort that the model was trained on; name its folder "

@@ -23,8 +23,12 @@ def autocast(device: torch.device | str, dtype: str) -> torch.autocast:
     return torch.autocast(kind, dtype=_TYPES[dtype])
 
 
-def open_device(name: str) -> torch.device:
+def open_device(name: str, key: str = "device") -> torch.device:
     """The device a setting names, checked before any data is read.
+
+    Args:
+        name: ``cpu``, ``cuda`` or ``cuda:N``.
+        key: the setting's dotted path, such as ``align.device``, for the message.
 
     Raises:
         ConfigurationError: if the machine lacks it.
@@ -34,7 +38,7 @@ def open_device(name: str) -> torch.device:
         there = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if (device.index or 0) >= there:
             raise ConfigurationError(
-                f"learned_atlas.device: {name!r} asks for a CUDA device that this machine "
-                f"lacks ({there} found); set it to cpu"
+                f"{key}: {name!r} asks for a CUDA device that this machine lacks ({there} "
+                "found); set it to cpu"
             )
     return device

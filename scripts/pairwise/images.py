@@ -170,7 +170,7 @@ def read_affine_images(
         CohortError: too few usable subjects, or fewer than there are folds.
     """
     root = Path(dataset_dir).absolute()
-    found = find_subjects(root, settings.images.discovery())
+    found = find_subjects(root, settings.images.subject_search())
     dims = len(settings.images.shape)
     subjects: list[ImageSubject] = []
     rejected = list(found.rejected)
@@ -194,7 +194,8 @@ def read_affine_images(
         )
         raise CohortError(
             f"{len(subjects)} usable images in dataset folder {root} at {found.pattern}, fewer "
-            f"than {why}{reasons}"
+            f"than {why} (see {settings.images.key('layout')} and "
+            f"{settings.images.key('pattern')}){reasons}"
         )
     spacing = settings.images.spacing or _rounded_up(widest)
     grid = WorkingGrid(tuple(settings.images.shape), spacing)

@@ -80,7 +80,7 @@ class CohortAligner:
     def __init__(
         self, dataset_dir: str | Path, settings: AlignConfig, output_dir: str | Path
     ) -> None:
-        device = open_device(settings.device)
+        device = open_device(settings.device, settings.key("device"))
         check_writable(output_dir)
         self.settings = settings
         self.output_dir = Path(output_dir)

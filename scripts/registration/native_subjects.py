@@ -11,7 +11,6 @@ from scripts.cohort import Rejection, find_subjects
 from scripts.errors import CohortError, ConfigurationError
 from scripts.registration.images import ReadImage
 from scripts.settings.align import AlignConfig
-from scripts.settings.atlas import LearnedAtlasConfig
 
 __all__ = ["NativeFile", "NativeSubject", "find_native_subjects"]
 
@@ -93,7 +92,7 @@ def find_native_subjects(
             rejected.append(Rejection(name, str(path), str(error).removeprefix(f"{path}: ")))
             continue
         subjects.append(NativeSubject(name, read, tuple(files)))
-    _require(subjects, rejected, settings.min_subjects, root)
+    _require(subjects, rejected, settings, root)
     return subjects, rejected
 
 
@@ -110,14 +109,7 @@ def _found(
     root: Path, pattern: str, settings: AlignConfig
 ) -> tuple[dict[str, Path], list[Rejection]]:
     """One file a subject, by name; who is left out."""
-    cohort = {
-        "pattern": pattern,
-        "subjects": settings.subjects,
-        "exclude": settings.exclude,
-        "normalisation": "none",
-    }
-    config = LearnedAtlasConfig.load({"cohort": cohort, "output_subdir": settings.output_subdir})
-    discovery = find_subjects(root, config)
+    discovery = find_subjects(root, settings.subject_search(pattern))
     return (
         {one.name: one.maps[0].path for one in discovery.candidates},
         list(discovery.rejected),
@@ -132,15 +124,24 @@ def _relative(path: Path, root: Path, subject: str) -> str:
 
 
 def _require(
-    subjects: Sequence[NativeSubject], rejected: Sequence[Rejection], least: int, root: Path
+    subjects: Sequence[NativeSubject],
+    rejected: Sequence[Rejection],
+    settings: AlignConfig,
+    root: Path,
 ) -> None:
+    least = settings.min_subjects
     for one in rejected:
         logger.warning("left out: %s: %s (%s)", one.subject, one.reason, one.path)
     if len(subjects) < least:
         lines = [f"  {one.subject}: {one.reason}" for one in rejected]
         raise CohortError(
             "\n".join(
-                [f"{root}: {len(subjects)} usable subjects, at least {least} are needed", *lines]
+                [
+                    f"{root}: {len(subjects)} usable subjects, at least {least} are needed "
+                    f"({settings.key('min_subjects')}; see {settings.key('image')} and "
+                    f"{settings.key('subjects')})",
+                    *lines,
+                ]
             )
         )
     planes = {subject.read.spatial_dims for subject in subjects}

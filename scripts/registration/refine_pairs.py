@@ -55,7 +55,7 @@ class PairRefiner:
     def __init__(self, settings: RefineConfig, output_dir: str | Path) -> None:
         self.settings = settings
         self.output_dir = Path(output_dir)
-        self.device = open_device(settings.device)
+        self.device = open_device(settings.device, settings.key("device"))
         check_writable(output_dir)
         self.fixed = self._read(settings.fixed)
         self.moving = [Path(path) for path in settings.moving]

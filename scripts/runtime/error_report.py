@@ -12,6 +12,7 @@ from scripts.runtime.run_log import note
 __all__ = [
     "EXIT_INTERRUPTED",
     "INTERRUPTED",
+    "advise_on_memory",
     "find_interruption",
     "find_user_error",
     "report_errors_in_one_line",
@@ -23,12 +24,20 @@ EXIT_INTERRUPTED = 130
 
 INTERRUPTED = "interrupted: an unfinished training or alignment goes on when it is started again"
 
-_LESS_MEMORY = (
-    "use learned_atlas#dtype bfloat16, a higher learned_atlas#model#field_resolution, "
-    "learned_atlas#model#checkpointing true, a smaller learned_atlas#optimizer#batch_size, or "
-    "learned_atlas#cohort#cache disk; nothing was published, and a training goes on from its last "
-    "checkpoint where its settings stay"
-)
+_memory_advice = "use fewer or smaller images, or another device"
+
+
+def advise_on_memory(advice: str) -> None:
+    """Say what helps this process's job when memory runs out.
+
+    A job's settings say it as they are loaded: out of memory is noticed where nobody knows the
+    job, and each block has keys of its own.
+
+    Args:
+        advice: names settings, such as ``use train#dtype bfloat16``.
+    """
+    global _memory_advice
+    _memory_advice = advice
 
 
 def _memory_error(error: Exception) -> OutOfMemoryError | None:
@@ -42,7 +51,10 @@ def _memory_error(error: Exception) -> OutOfMemoryError | None:
         return None
     where = "the device" if of_torch else "the machine"
     said = f" ({text[:200]})" if text else ""
-    found = OutOfMemoryError(f"{where} is out of memory{said}; {_LESS_MEMORY}")
+    found = OutOfMemoryError(
+        f"{where} is out of memory{said}; {_memory_advice}; nothing was published, and an "
+        "interrupted run goes on from its last checkpoint where its settings stay"
+    )
     found.__cause__ = error
     return found
 

@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
+from types import ModuleType
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -59,3 +61,11 @@ BLOCKS = {
         "scripts.settings.label_transfer:LabelTransferConfig", ("transfer_labels",)
     ),
 }
+
+
+def __getattr__(name: str) -> ModuleType:
+    """Import a block when it is first named, as `scripts` does with its rooms."""
+    qualified = f"{__name__}.{name}"
+    if name.startswith("__") or importlib.util.find_spec(qualified) is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return importlib.import_module(qualified)

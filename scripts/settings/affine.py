@@ -157,6 +157,10 @@ class LearnedAffineConfig(FoldedConfig):
     """The whole ``learned_affine:`` block."""
 
     key_path: ClassVar[str] = "learned_affine"
+    less_memory: ClassVar[str] = (
+        "use learned_affine#dtype bfloat16, a smaller learned_affine#optimizer#batch_size or "
+        "a smaller learned_affine#images#shape"
+    )
 
     dtype: Literal["float16", "float32", "bfloat16"] = setting(
         "float32",

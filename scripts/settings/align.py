@@ -6,6 +6,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import BeforeValidator, field_validator
 
+from scripts.settings.cohort import SubjectSearch
 from scripts.settings.image_pairs import check_distinct, to_paths
 from scripts.settings.refine import PairSettings
 from scripts.settings.section import (
@@ -27,6 +28,7 @@ class AlignConfig(PairSettings):
     """The whole ``align:`` block."""
 
     key_path: ClassVar[str] = "align"
+    less_memory: ClassVar[str] = "use larger align#levels, or align#device cpu"
 
     image: Text = setting(
         "{subject}/t2.nii.gz",
@@ -94,6 +96,19 @@ class AlignConfig(PairSettings):
         if names is not None:
             check_distinct(names)
         return names
+
+    def subject_search(self, pattern: str) -> SubjectSearch:
+        """Where the images of one of its patterns are looked for."""
+        kinds = {"images": self.images, "labels": self.labels}
+        kind = next((name for name, those in kinds.items() if pattern in those), "image")
+        return SubjectSearch(
+            section=self.key_path,
+            pattern=pattern,
+            subjects=self.subjects,
+            exclude=tuple(self.exclude),
+            output_subdir=self.output_subdir,
+            keys={"pattern": self.key(kind)},
+        )
 
     @field_validator("output_subdir")
     @classmethod

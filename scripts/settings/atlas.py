@@ -26,8 +26,12 @@ from pydantic import (
 )
 
 from scripts.errors import ConfigurationError
-from scripts.runtime.error_report import report_errors_in_one_line
-from scripts.settings.cohort import RELATIVE, LearnedAtlasCohortConfig
+from scripts.settings.cohort import (
+    RELATIVE,
+    CohortRequest,
+    LearnedAtlasCohortConfig,
+    SubjectSearch,
+)
 from scripts.settings.section import (
     Flag,
     Integer,
@@ -306,6 +310,13 @@ class LearnedAtlasRefineConfig(Section):
 class LearnedAtlasConfig(Section):
     """The whole ``learned_atlas:`` block."""
 
+    key_path: ClassVar[str] = "learned_atlas"
+    less_memory: ClassVar[str] = (
+        "use learned_atlas#dtype bfloat16, a higher learned_atlas#model#field_resolution, "
+        "learned_atlas#model#checkpointing true, a smaller learned_atlas#optimizer#batch_size, or "
+        "learned_atlas#cohort#cache disk"
+    )
+
     enabled: Flag = setting(
         True,
         "False ends the run at once: a log line, exit status 0, nothing written.",
@@ -461,6 +472,41 @@ class LearnedAtlasConfig(Section):
             )
         return refine
 
+    def subject_search(self) -> SubjectSearch:
+        """Where subjects are looked for."""
+        cohort = self.cohort
+        native = self.training_space == "affine_native"
+        return SubjectSearch(
+            section=cohort.key_path,
+            layout=cohort.layout,
+            pattern=cohort.pattern,
+            subjects=cohort.subjects,
+            exclude=tuple(cohort.exclude),
+            tracts=tuple(cohort.tracts),
+            channels=self.model.channels,
+            inside_subject=self.affine_native_relpath if native else None,
+            output_subdir=self.output_subdir,
+            keys={
+                "channels": self.model.key("channels"),
+                "inside_subject": self.key("affine_native_relpath"),
+            },
+        )
+
+    def cohort_request(self) -> CohortRequest:
+        """The cohort that a job asks for."""
+        return CohortRequest(
+            search=self.subject_search(),
+            cohort=self.cohort,
+            min_subjects=self.min_subjects,
+            covariates=tuple(self.model.covariates),
+            categorical_covariates=tuple(self.model.categorical_covariates),
+            keys={
+                "min_subjects": self.key("min_subjects"),
+                "covariates": self.model.key("covariates"),
+                "categorical_covariates": self.model.key("categorical_covariates"),
+            },
+        )
+
 
 # ---------------------------------------------------------------------------------------------
 # What configs name
@@ -483,8 +529,7 @@ def load_settings(block: Mapping[str, Any] | LearnedAtlasConfig | None) -> Learn
         ConfigurationError: with a line per violation.
         SystemExit: with status 0 when the block is disabled.
     """
-    report_errors_in_one_line()
-    config = LearnedAtlasConfig.load(block)
+    config = LearnedAtlasConfig.of_config(block)
     if not config.enabled:
         # A warning, so that it shows without any logging configuration too.
         logger.warning("learned_atlas.enabled is false: nothing to do, nothing written")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import (
@@ -23,7 +25,7 @@ from scripts.settings.section import (
     to_names,
 )
 
-__all__ = ["LearnedAtlasCohortConfig"]
+__all__ = ["CohortRequest", "LearnedAtlasCohortConfig", "SubjectSearch"]
 
 
 OUTPUT_FOLDERS = frozenset(
@@ -165,3 +167,78 @@ class LearnedAtlasCohortConfig(Section):
             if re.search(r"[/\\\x00]", name) or name in (".", ".."):
                 raise ValueError(f"has a tract that is no file name: {name!r}")
         return names
+
+
+# ---------------------------------------------------------------------------------------------
+# What jobs ask the cohort room for
+# ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class SubjectSearch:
+    """Where a job looks for its subjects, and how its user writes these settings.
+
+    Every job that reads a dataset folder makes one of its own block, so that a message names a
+    setting that its user knows.
+
+    Attributes:
+        section: dotted path of the settings that say where subjects lie.
+        layout: known arrangement of the folder; None for a job that takes patterns only.
+        pattern: path of a map, in place of the layout.
+        subjects: names, or the path of a list; None takes every subject found.
+        exclude: names of subjects to leave out.
+        tracts: names of tracts, one channel each.
+        channels: maps of a subject; must be as many as tracts where these are named.
+        inside_subject: path of the map inside a subject's folder; it goes before pattern and
+            layout.
+        output_subdir: folder that the job writes to; no subject.
+        keys: dotted paths of settings that don't stand in ``section`` under their name here.
+    """
+
+    section: str
+    layout: str | None = None
+    pattern: str | None = None
+    subjects: list[str] | str | None = None
+    exclude: tuple[str, ...] = ()
+    tracts: tuple[str, ...] = ()
+    channels: int = 1
+    inside_subject: str | None = None
+    output_subdir: str | None = None
+    keys: Mapping[str, str] = field(default_factory=dict)
+
+    def key(self, name: str) -> str:
+        """A setting as errors name it: ``learned_atlas.cohort.pattern``."""
+        return self.keys.get(name, f"{self.section}.{name}")
+
+    def option(self, name: str) -> str:
+        """A setting as the command line takes it: ``learned_atlas#cohort#pattern``."""
+        return self.key(name).replace(".", "#")
+
+
+@dataclass(frozen=True)
+class CohortRequest:
+    """The cohort of density maps that a job asks for.
+
+    Attributes:
+        search: where its subjects are.
+        cohort: how their maps are read.
+        min_subjects: fewest usable subjects to go on with.
+        covariates: columns of the participants' table to read.
+        categorical_covariates: those of them that are categories.
+        keys: dotted paths of the settings that don't stand in ``cohort``.
+    """
+
+    search: SubjectSearch
+    cohort: LearnedAtlasCohortConfig
+    min_subjects: int = 1
+    covariates: tuple[str, ...] = ()
+    categorical_covariates: tuple[str, ...] = ()
+    keys: Mapping[str, str] = field(default_factory=dict)
+
+    def key(self, name: str) -> str:
+        """A setting as errors name it."""
+        return self.keys.get(name) or self.search.key(name)
+
+    def option(self, name: str) -> str:
+        """A setting as the command line takes it."""
+        return self.key(name).replace(".", "#")

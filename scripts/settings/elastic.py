@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, ValidationInfo, field_validator, model_validator
 
-from scripts.settings.atlas import LearnedAtlasConfig, LearnedAtlasModelConfig
-from scripts.settings.cohort import LearnedAtlasCohortConfig
+from scripts.settings.atlas import LearnedAtlasModelConfig
+from scripts.settings.cohort import LearnedAtlasCohortConfig, SubjectSearch
 from scripts.settings.pairwise import (
     AUGMENTATIONS,
     FoldedConfig,
@@ -68,16 +69,10 @@ class LearnedElasticImagesConfig(LearnedAffineImagesConfig):
     def _check_tracts(cls, names: list[str]) -> list[str]:
         return LearnedAtlasCohortConfig._check_tracts(names)
 
-    def discovery(self) -> LearnedAtlasConfig:
-        """The same as the atlas's settings, which the search for subjects reads."""
-        shared = {
-            name: getattr(self, name)
-            for name in ("layout", "pattern", "subjects", "exclude", "tracts")
-        }
-        model = {"channels": max(1, len(self.tracts))}
-        return LearnedAtlasConfig.load(
-            {"cohort": {**shared, "normalisation": "none"}, "model": model}
-        )
+    def subject_search(self) -> SubjectSearch:
+        """Where subjects are looked for, a channel for each tract."""
+        tracts = tuple(self.tracts)
+        return replace(super().subject_search(), tracts=tracts, channels=max(1, len(tracts)))
 
 
 class LearnedElasticModelConfig(Section):
@@ -192,6 +187,10 @@ class LearnedElasticConfig(FoldedConfig):
     """The whole ``learned_elastic:`` block."""
 
     key_path: ClassVar[str] = "learned_elastic"
+    less_memory: ClassVar[str] = (
+        "use learned_elastic#dtype bfloat16, a smaller learned_elastic#optimizer#batch_size or "
+        "a smaller learned_elastic#images#shape"
+    )
 
     dtype: Literal["float16", "float32", "bfloat16"] = setting(
         "float32",

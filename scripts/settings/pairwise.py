@@ -6,8 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator, ValidationInfo, field_validator
 
-from scripts.settings.atlas import LearnedAtlasConfig
-from scripts.settings.cohort import LearnedAtlasCohortConfig
+from scripts.settings.cohort import LearnedAtlasCohortConfig, SubjectSearch
 from scripts.settings.section import (
     Flag,
     Integer,
@@ -104,12 +103,15 @@ class LearnedAffineImagesConfig(Section):
     def _check_exclude(cls, names: list[str]) -> list[str]:
         return LearnedAtlasCohortConfig._check_exclude(names)
 
-    def discovery(self) -> LearnedAtlasConfig:
-        """The same as the atlas's settings, which the search for subjects reads."""
-        shared = {
-            name: getattr(self, name) for name in ("layout", "pattern", "subjects", "exclude")
-        }
-        return LearnedAtlasConfig.load({"cohort": {**shared, "normalisation": "none"}})
+    def subject_search(self) -> SubjectSearch:
+        """Where subjects are looked for."""
+        return SubjectSearch(
+            section=self.key_path,
+            layout=self.layout,
+            pattern=self.pattern,
+            subjects=self.subjects,
+            exclude=tuple(self.exclude),
+        )
 
 
 class LearnedAffineOptimizerConfig(Section):

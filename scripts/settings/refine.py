@@ -100,6 +100,7 @@ class RefineConfig(PairSettings, ImagePairs):
     """The whole ``refine:`` block."""
 
     key_path: ClassVar[str] = "refine"
+    less_memory: ClassVar[str] = "use larger refine#levels, or refine#device cpu"
 
     mode: Literal["affine", "elastic", "joint"] = setting(
         "affine",

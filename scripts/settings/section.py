@@ -23,7 +23,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from pydantic.fields import FieldInfo
 
 from scripts.errors import ConfigurationError
-from scripts.runtime.error_report import report_errors_in_one_line
+from scripts.runtime.error_report import advise_on_memory, report_errors_in_one_line
 
 __all__ = [
     "Flag",
@@ -192,7 +192,11 @@ class Section(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    key_path: ClassVar[str] = "learned_atlas"
+    key_path: ClassVar[str]
+    """Dotted path of the group in a configuration, such as ``learned_atlas.cohort``."""
+
+    less_memory: ClassVar[str] = ""
+    """What a job of this block can change when memory runs out; for that error's message."""
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
@@ -248,7 +252,7 @@ class Section(BaseModel):
             raise ConfigurationError(_describe(error, cls, values)) from None
 
     @classmethod
-    def of_config(cls, block: Mapping[str, Any] | None) -> Self:
+    def of_config(cls, block: Mapping[str, Any] | Self | None) -> Self:
         """Validate a configuration's block; from here on user errors are shown in one line.
 
         What configurations name, as the ``load_...`` beside each block's settings.
@@ -257,7 +261,19 @@ class Section(BaseModel):
             ConfigurationError: with a line per violation.
         """
         report_errors_in_one_line()
+        if cls.less_memory:
+            advise_on_memory(cls.less_memory)
         return cls.load(block)
+
+    @classmethod
+    def key(cls, name: str) -> str:
+        """A setting of this group as messages name it.
+
+        Example:
+            >>> LearnedAtlasConfig.key("device")
+            'learned_atlas.device'
+        """
+        return f"{cls.key_path}.{name}"
 
     def as_dict(self) -> dict[str, Any]:
         """Every setting as plain JSON values."""

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from scripts.errors import ConfigurationError
+from scripts.networks.precision import open_device
 from scripts.runtime.lock import locked_folders
 from scripts.runtime.progress import progress_bar
 from scripts.runtime.storage import check_space, check_writable, file_hash, publish_folder
@@ -65,7 +65,7 @@ class LabelTransfer:
         for name, value in (("atlas", atlas), ("subject", subject)):
             if not isinstance(value, str | Path) or not str(value).strip():
                 raise ConfigurationError(f"{name} = {value!r}: must be a path; give --{name} FILE")
-        _check_device(settings.device)
+        open_device(settings.device, settings.key("device"))
         self.atlas, self.subject = Path(str(atlas)), Path(str(subject))
         self.settings = settings
         self.folder = Path(output_dir) / FOLDER
@@ -232,16 +232,6 @@ class LabelTransfer:
             "settings": self.settings.as_dict(),
             "versions": {name: version(name) for name in ("nibabel", "numpy", "torch")},
         }
-
-
-def _check_device(device: str) -> None:
-    if device.startswith("cuda"):
-        number = int(device.partition(":")[2] or 0)
-        if number >= torch.cuda.device_count():
-            raise ConfigurationError(
-                f"label_transfer.device = {device!r}: this machine has "
-                f"{torch.cuda.device_count()} CUDA devices; must be there"
-            )
 
 
 def _usable(path: Path, atlas: SegmentedAtlas, features: Features) -> SegmentedAtlas:

@@ -337,7 +337,7 @@ def test_atlases_that_were_not_learned_agree_too(
         "presence_value": 0.05,
     }  # fmt: skip
     settings = LearnedAtlasConfig.load(block)
-    cohort = read_cohort(data, settings)
+    cohort = read_cohort(data, settings.cohort_request())
     if kind == "averaged":
         folder = AveragingAtlas(cohort, settings, tmp_path).publish()
     else:

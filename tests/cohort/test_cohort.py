@@ -14,10 +14,11 @@ import pytest
 from scripts.cohort import Candidate, FoundMap, inspect_subject, read_cohort, read_new_subjects
 from scripts.errors import CohortError, ConfigurationError
 from scripts.settings.atlas import LearnedAtlasConfig
+from scripts.settings.cohort import CohortRequest
 
 
-def config(**values) -> LearnedAtlasConfig:
-    return LearnedAtlasConfig.load(values)
+def config(**values) -> CohortRequest:
+    return LearnedAtlasConfig.load(values).cohort_request()
 
 
 def read(dataset, **values):

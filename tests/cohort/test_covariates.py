@@ -13,6 +13,7 @@ from scripts.cohort import CovariateCoding, parse_values, read_cohort, read_part
 from scripts.errors import CohortError, ConfigurationError
 from scripts.phantom import write_demo_cohort
 from scripts.settings.atlas import LearnedAtlasConfig
+from scripts.settings.cohort import CohortRequest
 
 PEOPLE = [
     {"age": 20.0, "site": "B"},
@@ -23,7 +24,7 @@ PEOPLE = [
 ]
 
 
-def config(*covariates: str, **cohort: Any) -> LearnedAtlasConfig:
+def config(*covariates: str, **cohort: Any) -> CohortRequest:
     categorical = [name for name in covariates if name == "site"]
     return LearnedAtlasConfig.load(
         {
@@ -33,7 +34,7 @@ def config(*covariates: str, **cohort: Any) -> LearnedAtlasConfig:
             "refine": {"rounds": 1},
             "cohort": cohort,
         }
-    )
+    ).cohort_request()
 
 
 def coding(*covariates: str) -> CovariateCoding:

@@ -274,8 +274,9 @@ def test_waytotal_sums_its_lines(tmp_path, text, total):
 def test_waytotals_that_are_none(tmp_path, content, reason):
     if content is not None:
         (tmp_path / "waytotal").write_bytes(content)
+    setting = "learned_atlas#cohort#normalisation"
     with pytest.raises(DensityError, match=reason) as caught:
-        density_divisor("waytotal", tmp_path / "a.nii.gz", np.ones(1))
+        density_divisor("waytotal", tmp_path / "a.nii.gz", np.ones(1), setting)
     assert caught.value.path == tmp_path / "waytotal"
 
 

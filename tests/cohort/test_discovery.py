@@ -20,7 +20,7 @@ def touch(root: Path, *paths: str) -> None:
 
 
 def find(root: Path, **values):
-    return find_subjects(root, LearnedAtlasConfig.load(values))
+    return find_subjects(root, LearnedAtlasConfig.load(values).subject_search())
 
 
 def names(found) -> list[str]:
@@ -524,19 +524,20 @@ def test_affine_space_falls_back_to_the_whole_map_for_the_whole_cohort(tmp_path)
     ],
 )
 def test_names_of_single_files(tmp_path, file, values, name):
-    config = LearnedAtlasConfig.load({"cohort": values})
+    config = LearnedAtlasConfig.load({"cohort": values}).subject_search()
     found = candidates_from_files([tmp_path / file], config)
     assert names(found) == [name]
 
 
 def test_tract_of_a_single_bids_file(tmp_path):
-    config = LearnedAtlasConfig.load({"cohort": {"layout": "bids", "tracts": ["AF"]}})
+    block = {"cohort": {"layout": "bids", "tracts": ["AF"]}}
+    config = LearnedAtlasConfig.load(block).subject_search()
     found = candidates_from_files([tmp_path / "sub-9_bundle-AF_tdi.nii.gz"], config)
     assert (names(found), found.candidates[0].maps[0].tract) == (["sub-9"], "AF")
 
 
 def test_single_files_of_one_subject_are_sides_or_an_error(tmp_path):
-    config = LearnedAtlasConfig.load()
+    config = LearnedAtlasConfig.load().subject_search()
     sides = [tmp_path / fdt("s", "cst_left"), tmp_path / fdt("s", "cst_right")]
     assert len(candidates_from_files(sides, config).candidates[0].maps) == 2
     with pytest.raises(CohortError, match="has 2 runs"):

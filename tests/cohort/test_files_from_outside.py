@@ -127,7 +127,7 @@ def test_absurd_header_is_refused_with_a_reason(
 ) -> None:
     path = written(tmp_path, raw_map(**fields), "sub-1.nii")
     with pytest.raises(CohortError) as caught:
-        read_cohort(tmp_path, LearnedAtlasConfig.load(FLAT))
+        read_cohort(tmp_path, LearnedAtlasConfig.load(FLAT).cohort_request())
     assert "sub-1" in str(caught.value)
     assert reason in str(caught.value)
     assert path.exists()
@@ -207,14 +207,14 @@ def test_fields_over_their_whole_range(
 )
 def test_odd_names_are_names(tmp_path: Path, name: str) -> None:
     nib.save(nib.Nifti1Image(MAP, np.eye(4)), tmp_path / f"{name}.nii.gz")
-    cohort = read_cohort(tmp_path, LearnedAtlasConfig.load(FLAT))
+    cohort = read_cohort(tmp_path, LearnedAtlasConfig.load(FLAT).cohort_request())
     assert [subject.name for subject in cohort.subjects] == [name]
 
 
 @pytest.mark.parametrize("name", ["line\nbreak", "bell\x07", "a" * 201, "back\\slash"])
 def test_names_that_no_file_can_be_named_after(tmp_path: Path, name: str) -> None:
     nib.save(nib.Nifti1Image(MAP, np.eye(4)), tmp_path / f"{name}.nii.gz")
-    found = find_subjects(tmp_path, LearnedAtlasConfig.load(FLAT))
+    found = find_subjects(tmp_path, LearnedAtlasConfig.load(FLAT).subject_search())
     assert not found.candidates
     assert "has a name" in found.rejected[0].reason
 
@@ -224,7 +224,7 @@ def test_listed_names_never_leave_a_folder(tmp_path: Path, name: str) -> None:
     nib.save(nib.Nifti1Image(MAP, np.eye(4)), tmp_path / "map.nii.gz")
     (tmp_path / "list.csv").write_text(f"{name},map.nii.gz\n")
     block = {**FLAT, "cohort": {**FLAT["cohort"], "subjects": "list.csv"}}
-    found = find_subjects(tmp_path, LearnedAtlasConfig.load(block))
+    found = find_subjects(tmp_path, LearnedAtlasConfig.load(block).subject_search())
     assert not found.candidates
     assert "no file name" in found.rejected[0].reason
 
@@ -241,7 +241,7 @@ def test_links_are_followed_and_only_read(tmp_path: Path) -> None:
     (data / "sub-3.nii.gz").symlink_to("sub-3.nii.gz")
     (data / "sub-4.nii.gz").symlink_to("/dev/zero")
     os.mkfifo(data / "sub-5.nii.gz")
-    cohort = read_cohort(data, LearnedAtlasConfig.load(FLAT))
+    cohort = read_cohort(data, LearnedAtlasConfig.load(FLAT).cohort_request())
     assert [subject.name for subject in cohort.subjects] == ["sub-1"]
     assert "elsewhere" not in str(cohort.subjects[0].maps[0].path)
     after = outside.stat()

@@ -5,7 +5,7 @@ import pytest
 from scripts.cohort import LAYOUTS, alternatives, drop_tract
 from scripts.errors import ConfigurationError
 from scripts.settings.atlas import LearnedAtlasConfig
-from scripts.settings.cohort import LearnedAtlasCohortConfig
+from scripts.settings.cohort import LearnedAtlasCohortConfig, SubjectSearch
 
 
 @pytest.mark.parametrize(
@@ -34,13 +34,13 @@ def test_a_file_named_after_the_tract_alone_has_no_whole_map(relpath):
         drop_tract(relpath)
 
 
-def config(**values) -> LearnedAtlasConfig:
-    return LearnedAtlasConfig.load(values)
+def config(**values) -> SubjectSearch:
+    return LearnedAtlasConfig.load(values).subject_search()
 
 
 def test_every_layout_of_the_settings_is_there_and_valid():
     for name in LAYOUTS:
-        assert config(cohort={"layout": name}).cohort.layout == name
+        assert config(cohort={"layout": name}).layout == name
         for alternative in LAYOUTS[name]:
             for pattern in alternative.patterns:
                 LearnedAtlasCohortConfig.load({"pattern": pattern})

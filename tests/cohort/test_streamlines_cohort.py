@@ -13,6 +13,7 @@ from scripts.cohort import read_cohort, read_density, read_new_subjects
 from scripts.cohort import tractogram_maps as counting
 from scripts.errors import CohortError, ConfigurationError
 from scripts.settings.atlas import LearnedAtlasConfig
+from scripts.settings.cohort import CohortRequest
 from scripts.tractograms import SUFFIXES, DensityCounter, Streamlines, write_tractogram
 
 SHAPE, AFFINE = (10, 9, 8), np.diag([2.0, 2.0, 2.0, 1.0])
@@ -33,9 +34,9 @@ def dataset(tmp_path) -> Path:
     return folder
 
 
-def settings(**cohort) -> LearnedAtlasConfig:
+def settings(**cohort) -> CohortRequest:
     block = {"layout": "streamlines", "reference": "reference.nii.gz", **cohort}
-    return LearnedAtlasConfig.load({"min_subjects": 2, "cohort": block})
+    return LearnedAtlasConfig.load({"min_subjects": 2, "cohort": block}).cohort_request()
 
 
 def test_every_format_becomes_the_share_of_streamlines_through_a_voxel(dataset):
@@ -93,10 +94,9 @@ def test_tracts_in_folders_with_an_absent_one(tmp_path):
             made = Streamlines.of([]) if empty else lines(seed)
             (tmp_path / subject).mkdir(exist_ok=True)
             write_tractogram(tmp_path / subject / f"{tract}.trk", made, SHAPE, AFFINE)
-    block = settings().as_dict()
-    block["model"]["channels"] = 2
-    block["cohort"]["tracts"] = ["cst", "af"]
-    cohort = read_cohort(tmp_path, LearnedAtlasConfig.load(block))
+    cohort = {**settings().cohort.as_dict(), "tracts": ["cst", "af"]}
+    block = {"min_subjects": 2, "model": {"channels": 2}, "cohort": cohort}
+    cohort = read_cohort(tmp_path, LearnedAtlasConfig.load(block).cohort_request())
     assert [one.channel for one in cohort.subjects[1].maps] == [0, 1]
     assert cohort.mean_density.shape[0] == 2
     assert read_density(cohort.subjects[1].maps[1].path)[0].sum() == 0

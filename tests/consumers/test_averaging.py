@@ -30,7 +30,7 @@ def two_tracts(tmp_path):
             "cohort": {"layout": "xtract", "margin": 1, "normalisation": "none"},
         }
     )
-    return read_cohort(tmp_path / "data", settings), settings
+    return read_cohort(tmp_path / "data", settings.cohort_request()), settings
 
 
 def test_a_channel_per_tract(two_tracts, tmp_path):

@@ -73,7 +73,7 @@ class Fitted:
 
 def fitted(dataset: Path, work: Path, *covariates: str) -> Fitted:
     config = settings(*covariates)
-    cohort = read_cohort(dataset, config)
+    cohort = read_cohort(dataset, config.cohort_request())
     transform = cohort_transforms(cohort, config)
     data = train_dataset(cohort.datalist(), transform, config, work / "cache")
     network = build_network(cohort, config, data)

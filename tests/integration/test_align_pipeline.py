@@ -90,7 +90,7 @@ def test_the_cohort_is_centred_and_trains_as_affine_native(aligned: Path) -> Non
             "min_subjects": 3,
         }
     )
-    cohort = read_cohort(aligned, settings)
+    cohort = read_cohort(aligned, settings.cohort_request())
     assert [subject.name for subject in cohort.subjects] == ["sub-0", "sub-1", "sub-2"]
 
 

@@ -274,7 +274,7 @@ def test_a_device_that_is_not_there_is_a_configuration_error() -> None:
     assert open_device("cpu") == torch.device("cpu")
     absent = f"cuda:{torch.cuda.device_count()}"
     with pytest.raises(ConfigurationError, match=f"learned_atlas.device: '{absent}'"):
-        open_device(absent)
+        open_device(absent, "learned_atlas.device")
 
 
 def test_a_prediction_keeps_what_its_image_knows() -> None:

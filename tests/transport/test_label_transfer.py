@@ -157,7 +157,7 @@ def test_what_ends_early_leaves_nothing_and_what_was_there_stays(
         ({"subject": "none.trk"}, TractogramError, "none.trk: does not exist"),
         ({"subject": "none.nii"}, TractogramError, "none.nii: is no tractogram"),
         ({"reference": "none.nii.gz"}, CohortError, "none.nii.gz"),
-        ({"device": "cuda:77"}, ConfigurationError, "label_transfer.device = 'cuda:77'"),
+        ({"device": "cuda:77"}, ConfigurationError, "label_transfer.device: 'cuda:77'"),
     ],
 )
 def test_mistakes_are_told_and_publish_nothing(case, tmp_path, change, kind, message):

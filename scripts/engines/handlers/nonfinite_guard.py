@@ -14,8 +14,8 @@ from scripts.runtime.processes import everyones, is_first, stop_together
 __all__ = ["NonFiniteGuard"]
 
 _ADVICE = (
-    "the last checkpoint is kept; lower {block}#optimizer#lr or the loss weights, or use "
-    "dtype float32, and start afresh with --{block}#resume false"
+    "the last checkpoint is kept; lower {block}optimizer#lr or the loss weights, or use "
+    "dtype float32, and start afresh with {block}resume false"
 )
 
 
@@ -28,11 +28,11 @@ class NonFiniteGuard:
     Over several processes one's fault stops all, and the first of them tells.
 
     Args:
-        block: of the settings, for the advice.
+        block: of the run's settings (``learned_affine``), for the advice.
     """
 
-    def __init__(self, block: str = "learned_atlas") -> None:
-        self.advice = _ADVICE.format(block=block)
+    def __init__(self, block: str = "") -> None:
+        self.advice = _ADVICE.format(block=f"--{block}#" if block else "")
 
     def attach(self, engine: Engine) -> None:
         """Look at each loss as soon as it is known, at the network after each epoch."""

@@ -73,7 +73,7 @@ class TrainingCheckpoint:
         if found.get("format", FORMAT) != FORMAT:
             raise CheckpointError(
                 f"{path}: written in format {found['format']!r}, this version reads {FORMAT}; "
-                "throw the unfinished run away with --learned_atlas#resume false"
+                f"throw the unfinished run away with --{self.state.block}#resume false"
             )
         load_weights(self.network, found, path)
         try:
@@ -81,7 +81,7 @@ class TrainingCheckpoint:
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise CheckpointError(
                 f"{path}: is no complete checkpoint of a training ({error}); throw the unfinished "
-                "run away with --learned_atlas#resume false"
+                f"run away with --{self.state.block}#resume false"
             ) from error
         engine.state.epoch = self.batches.first_epoch = found["epoch"]
         engine.state.iteration = found["epoch"] * (engine.state.epoch_length or 1)
