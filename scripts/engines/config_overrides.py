@@ -38,6 +38,7 @@ def config_overrides(
 
     Raises:
         ConfigurationError: no configuration is being read, or the shipped file is missing.
+        KeyError: one of the two has no such section.
     """
     parser = _reading_parser()
     path = _CONFIGS / f"{shipped}.yaml"
@@ -47,12 +48,12 @@ def config_overrides(
         )
     original = ConfigParser.load_config_file(str(path))
     found: dict[str, Any] = {}
-    for section in sections:
+    for section in map(_written, sections):
         found |= differences(_at(parser.config, section), _at(original, section), section)
     return {
         id: json.loads(json.dumps(value, default=str))
         for id, value in found.items()
-        if not any(id == one or id.startswith(f"{one}#") for one in without)
+        if not any(f"{id}#".startswith(f"{one}#") for one in map(_written, without))
     }
 
 
@@ -85,13 +86,13 @@ def differences(value: Any, original: Any, id: str) -> dict[str, Any]:
 
 
 def _written(value: Any) -> Any:
-    """A value without what MONAI does to the text of expressions when it reads them."""
+    """A value without what MONAI does to text when it reads it: ``#`` becomes ``::``."""
     return value.replace("::", "#") if isinstance(value, str) else value
 
 
 def _at(config: Any, id: str) -> Any:
     for key in id.split("#"):
-        config = config.get(key, _ABSENT) if isinstance(config, Mapping) else _ABSENT
+        config = config[key]
     return config
 
 
