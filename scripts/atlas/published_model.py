@@ -158,8 +158,7 @@ def network_of(
         told = description.get("parts", {})
         arguments = part_arguments(template, description["settings"])
         parts = {
-            name: part(**{**arguments[name], **told.get(name, {})})
-            for name, part in _PARTS.items()
+            name: part(**{**arguments[name], **told.get(name, {})}) for name, part in _PARTS.items()
         }
     return kind(
         template,
@@ -214,7 +213,7 @@ def published_network(path: str | Path) -> AtlasNetwork:
             )
         network = _published(state["template"], description)
         network.load_state_dict(state)
-    except (KeyError, ValueError, TypeError, RuntimeError, AttributeError) as error:
+    except (LookupError, ValueError, TypeError, RuntimeError, AttributeError) as error:
         reason = str(error).split("\n")[0]
         raise CheckpointError(f"{path}: damaged or foreign: {reason}") from error
     return network.eval()

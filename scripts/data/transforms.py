@@ -275,7 +275,9 @@ def density_transforms(
 
 def linear_transforms(transform: Compose) -> Compose:
     """The same path without its logarithm."""
-    return Compose([one for one in transform.flatten().transforms if not isinstance(one, LogDensityd)])
+    return Compose(
+        [one for one in transform.flatten().transforms if not isinstance(one, LogDensityd)]
+    )
 
 
 def density_dataset(
