@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,12 +10,19 @@ import torch
 import torch.nn.functional as F
 from scipy.cluster.vq import kmeans2
 
+from scripts.atlas.components import atlas_loss
 from scripts.atlas.network import AtlasNetwork
-from scripts.atlas.published_model import FORMAT, network_of
+from scripts.atlas.published_model import FORMAT, carried_transforms, changed_parts, network_of
 from scripts.cohort import Cohort
-from scripts.errors import CheckpointError
+from scripts.data import LogDensityd
+from scripts.errors import CheckpointError, ConfigurationError
+from scripts.losses.atlas_loss import AtlasLoss
 from scripts.networks.grids import averaged
+from scripts.networks.integration import VelocityIntegration
+from scripts.networks.smoothing import GaussianSmoothing
+from scripts.networks.unet import RegistrationUNet
 from scripts.settings.atlas import LearnedAtlasConfig
+from scripts.spatial.warp import Warp
 
 __all__ = ["build_network", "initial_templates"]
 
@@ -78,15 +85,38 @@ def _coarse(image: torch.Tensor) -> np.ndarray:
 
 
 def build_network(
-    cohort: Cohort, settings: LearnedAtlasConfig, dataset: Sequence[dict[str, Any]] = ()
+    cohort: Cohort,
+    settings: LearnedAtlasConfig,
+    dataset: Any = (),
+    unet: RegistrationUNet | None = None,
+    integration: VelocityIntegration | None = None,
+    smoothing: GaussianSmoothing | None = None,
+    warp: Warp | None = None,
+    loss: AtlasLoss | None = None,
+    overrides: Mapping[str, Any] | None = None,
 ) -> AtlasNetwork:
     """The network that learns a cohort's atlas, with its templates at their start.
+
+    The network describes itself in its checkpoint: what its parts, the loss and the transforms
+    are made of is told there wherever the settings don't tell it, so that a later job needs the
+    model alone.
 
     Args:
         cohort: grid, box and mean.
         settings: of the model.
-        dataset: log densities of the cohort, read for K > 1 alone.
+        dataset: log densities of the cohort, a MONAI dataset; values are read for K > 1 alone.
+        unet: see `AtlasNetwork`; None: all four parts as the settings say.
+        integration: see ``unet``.
+        smoothing: see ``unet``.
+        warp: see ``unet``.
+        loss: of the training; None: as the settings say.
+        overrides: see `config_overrides`.
+
+    Raises:
+        ConfigurationError: a part can't be told of in a model, or parts contradict each other.
     """
+    transforms = getattr(getattr(dataset, "transform", None), "transforms", ())
+    _check_offset(transforms, settings)
     torch.manual_seed(settings.optimizer.seed)
     template = initial_templates(
         cohort.mean_density,
@@ -114,8 +144,52 @@ def build_network(
     }
     if cohort.coding is not None:
         description["covariates"] = cohort.coding.as_list()
-    network = network_of(template, description)
+    parts = None
+    if unet is not None:
+        parts = {
+            "unet": unet,
+            "integration": integration,
+            "smoothing": smoothing,
+            "warp": warp,
+        }
+        changed = changed_parts(template, description["settings"], parts)
+        if changed:
+            description["parts"] = changed
+    if loss is not None:
+        changed = _changed_loss(loss, atlas_loss(cohort.grid.spacing, settings))
+        if changed:
+            description["loss"] = changed
+    if overrides:
+        description["overrides"] = dict(overrides)
+        carried, left = carried_transforms(overrides, transforms)
+        description |= {"transforms": carried, "not_carried": left}
+    network = network_of(template, description, parts=parts)
     present = torch.from_numpy(cohort.mean_density > 0).float()[None]
     pool = F.max_pool3d if network.spatial_dims == 3 else F.max_pool2d
     network.set_support(pool(present, 2 * _REACH + 1, stride=1, padding=_REACH))
     return network
+
+
+def _check_offset(transforms: Sequence[Any], settings: LearnedAtlasConfig) -> None:
+    """Refuse log densities of another offset than the template's."""
+    for index, one in enumerate(transforms):
+        if isinstance(one, LogDensityd) and one.log_offset != settings.loss.log_offset:
+            raise ConfigurationError(
+                f"train#preprocessing#transforms#{index}#log_offset = {one.log_offset!r}: must be "
+                f"{settings.loss.log_offset!r}, the template's own; change both by "
+                "--learned_atlas#loss#log_offset"
+            )
+
+
+def _changed_loss(loss: AtlasLoss, alone: AtlasLoss) -> dict[str, Any]:
+    """What of a loss the settings alone don't give."""
+    found: dict[str, Any] = {}
+    theirs = alone.arguments
+    for name, value in loss.arguments.items():
+        if isinstance(value, dict):
+            value = {key: one for key, one in value.items() if one != theirs[name].get(key)}
+            if value:
+                found[name] = value
+        elif value != theirs[name]:
+            found[name] = value
+    return found

@@ -14,6 +14,7 @@ from monai.transforms import Compose
 from scripts.atlas.cohort_refinement import CohortRefinement
 from scripts.atlas.fine_tuning import NetworkFineTuning
 from scripts.atlas.network import AtlasNetwork
+from scripts.atlas.published_model import published_transforms
 from scripts.atlas.resources import check_cache, checkpoint_bytes, output_bytes
 from scripts.cohort import (
     Cohort,
@@ -22,7 +23,13 @@ from scripts.cohort import (
 from scripts.data import EpochBatches, density_dataset, density_transforms
 from scripts.engines.opening import reserved
 from scripts.errors import CohortError, ConfigurationError
-from scripts.losses.atlas_loss import AtlasLoss
+from scripts.losses import (
+    AtlasLoss,
+    CentralityLoss,
+    LocalCorrelationLoss,
+    PresenceLoss,
+    SmoothnessLoss,
+)
 from scripts.networks.precision import open_device
 from scripts.runtime.processes import (
     barrier,
@@ -172,14 +179,27 @@ def _warn_of_scale(cohort: Cohort, settings: LearnedAtlasConfig) -> None:
         )
 
 
-def cohort_transforms(cohort: Cohort, settings: LearnedAtlasConfig, log: bool = True) -> Compose:
-    """From a cohort's files to its (log) densities in its box."""
+def cohort_transforms(
+    cohort: Cohort,
+    settings: LearnedAtlasConfig,
+    log: bool = True,
+    network: AtlasNetwork | None = None,
+) -> Compose:
+    """From a cohort's files to its (log) densities in its box.
+
+    Args:
+        cohort: normalisation and box.
+        settings: channels and offset.
+        log: False: linear densities.
+        network: a published one, whose training may have read its maps otherwise.
+    """
     return density_transforms(
         cohort.normalisation,
         settings.model.channels,
         settings.loss.log_offset if log else None,
         cohort.crop.start,
         cohort.crop.stop,
+        changes=None if network is None else published_transforms(network),
     )
 
 
@@ -219,17 +239,48 @@ def train_dataset(
     return dataset
 
 
-def atlas_loss(spacing: Sequence[float], settings: LearnedAtlasConfig) -> AtlasLoss:
-    """The weighted loss that the settings ask for."""
+def atlas_loss(
+    spacing: Sequence[float], settings: LearnedAtlasConfig, network: AtlasNetwork | None = None
+) -> AtlasLoss:
+    """The weighted loss that the settings ask for.
+
+    Args:
+        spacing: voxel sizes in mm.
+        settings: weights, window, scales.
+        network: a published one, whose training may have had another loss.
+    """
+    loss = settings.loss
+    arguments: dict[str, Any] = {
+        "similarity_weight": loss.similarity_weight,
+        "presence_weight": loss.presence_weight,
+        "smoothness_weight": loss.smoothness_weight,
+        "centrality_weight": loss.centrality_weight,
+        "scales": loss.scales,
+    }
+    terms: dict[str, dict[str, Any]] = {
+        "similarity": {"window": loss.window},
+        "presence": {},
+        "smoothness": {"spacing": spacing, "factor": settings.model.field_resolution},
+        "centrality": {},
+    }
+    for name, value in ({} if network is None else network.description.get("loss", {})).items():
+        if name not in terms:
+            arguments[name] = value
+        elif "_target_" in value:
+            logger.warning(
+                "the model was trained with a loss#%s of its own (%s), which a model file can't "
+                "bring: this job uses the term that the settings tell",
+                name,
+                value["_target_"],
+            )
+        else:
+            terms[name] |= value
     return AtlasLoss(
-        spacing,
-        settings.model.field_resolution,
-        settings.loss.similarity_weight,
-        settings.loss.presence_weight,
-        settings.loss.smoothness_weight,
-        settings.loss.centrality_weight,
-        settings.loss.window,
-        settings.loss.scales,
+        **arguments,
+        similarity=LocalCorrelationLoss(**terms["similarity"]),
+        presence=PresenceLoss(),
+        smoothness=SmoothnessLoss(**terms["smoothness"]),
+        centrality=CentralityLoss(),
     )
 
 

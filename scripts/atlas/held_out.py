@@ -12,7 +12,7 @@ import torch
 from monai.utils import convert_to_tensor
 
 from scripts.atlas.network import AtlasNetwork, density_of
-from scripts.atlas.published_model import published_geometry
+from scripts.atlas.published_model import published_geometry, published_transforms
 from scripts.atlas.training_step import bare
 from scripts.cohort import read_new_subjects
 from scripts.data import density_transforms
@@ -74,6 +74,7 @@ class HeldOutSubjects:
             crop.stop,
             grid=grid,
             resample=self.settings.cohort.resample,
+            changes=published_transforms(self.network),
         )
         self.network.eval()
         found = {}

@@ -17,7 +17,7 @@ from scripts.networks.grids import averaged, enlarge, reduced_shape
 from scripts.networks.integration import VelocityIntegration
 from scripts.networks.smoothing import GaussianSmoothing
 from scripts.networks.unet import RegistrationUNet
-from scripts.spatial.warp import warp
+from scripts.spatial.warp import Warp
 
 __all__ = ["AtlasNetwork", "density_of", "description_in", "log_density_of"]
 
@@ -79,6 +79,11 @@ class AtlasNetwork(nn.Module):
             normalisation...), JSON-able; travels in the state dict as the buffer `described`.
         covariates: p, columns that the template depends on; 0: an unconditional template.
         passes: for each look of the U-Net the factor by which the pair is averaged, powers of 2.
+        unet: in place of one of the features above; its field on a grid reduced by
+            ``field_resolution``, in voxels of the full one.
+        integration: in place of one of ``int_steps``.
+        smoothing: in place of one of ``velocity_smoothing``.
+        warp: in place of a linear one, zeros outside.
     """
 
     template: torch.Tensor
@@ -103,6 +108,10 @@ class AtlasNetwork(nn.Module):
         description: Mapping[str, Any] | None = None,
         covariates: int = 0,
         passes: Sequence[int] = (1,),
+        unet: RegistrationUNet | None = None,
+        integration: VelocityIntegration | None = None,
+        smoothing: GaussianSmoothing | None = None,
+        warp: Warp | None = None,
     ) -> None:
         super().__init__()
         # A MetaTensor parameter can't be loaded with weights_only=True: plain tensors only.
@@ -132,7 +141,7 @@ class AtlasNetwork(nn.Module):
             self.register_buffer(
                 "velocity_slopes", torch.zeros(covariates, self.spatial_dims, *self.reduced)
             )
-        self.unet = RegistrationUNet(
+        self.unet = unet or RegistrationUNet(
             self.spatial_dims,
             2 * self.channels,
             enc_features,
@@ -142,8 +151,9 @@ class AtlasNetwork(nn.Module):
         )
         if self.spatial_dims == 3:
             self.unet.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-        self.smoothing = GaussianSmoothing(velocity_smoothing / field_resolution)
-        self.integration = VelocityIntegration(int_steps, field_resolution)
+        self.smoothing = smoothing or GaussianSmoothing(velocity_smoothing / field_resolution)
+        self.integration = integration or VelocityIntegration(int_steps, field_resolution)
+        self.warp = warp or Warp()
 
     @property
     def description(self) -> dict[str, Any]:
@@ -199,7 +209,7 @@ class AtlasNetwork(nn.Module):
             return density_of(self.template.detach(), self.log_offset)
         move = self.displacement(self.covariate_velocity(covariates))
         with torch.autocast(move.device.type, enabled=False):
-            return warp(self.undeformed_density(covariates), move)
+            return self.warp(self.undeformed_density(covariates), move)
 
     def undeformed_density(self, covariates: torch.Tensor) -> torch.Tensor:
         """The conditional template's density before it is deformed, ``(B, C, *shape)``."""
@@ -260,7 +270,7 @@ class AtlasNetwork(nn.Module):
             seen = averaged(fixed, factor)
             if velocity is not None:
                 move = self.integration(velocity, self.shape, factor, rough=True)
-                seen = warp(seen, move if factor == 1 else move / factor)
+                seen = self.warp(seen, move if factor == 1 else move / factor)
             # Joined as they are to lie, channels last.
             pair = torch.cat([x.movedim(1, -1) for x in (seen, averaged(image, factor))], dim=-1)
             pair = pair.mul_(self.input_scale).movedim(-1, 1)
@@ -290,7 +300,7 @@ class AtlasNetwork(nn.Module):
         if covariates is not None:
             moving = log_density_of(self.undeformed_density(covariates), self.log_offset)
         with torch.autocast(displacement.device.type, enabled=False):
-            return warp(moving, displacement)
+            return self.warp(moving, displacement)
 
     def register_to(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
         """Every template registered to every image.
@@ -352,7 +362,7 @@ class AtlasNetwork(nn.Module):
         else:
             moving = density[template]
         with torch.autocast(velocity.device.type, enabled=False):
-            return warp(moving, self.displacement(velocity))
+            return self.warp(moving, self.displacement(velocity))
 
     def _likeness(
         self, image: torch.Tensor, velocity: torch.Tensor, template: torch.Tensor

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,12 @@ from scripts.atlas.cohort_refinement import CohortRefinement
 from scripts.atlas.components import cohort_refinement
 from scripts.atlas.network import AtlasNetwork
 from scripts.atlas.network_velocities import NetworkVelocities
-from scripts.atlas.published_model import published_coding, published_geometry, published_network
+from scripts.atlas.published_model import (
+    published_coding,
+    published_geometry,
+    published_network,
+    published_transforms,
+)
 from scripts.atlas.resources import output_bytes, registration_bytes
 from scripts.cohort import (
     Cohort,
@@ -37,6 +43,7 @@ from scripts.settings.atlas import LearnedAtlasConfig
 from scripts.spatial.grid import CropBox
 
 __all__ = [
+    "as_trained",
     "in_box",
     "open_network",
     "open_new_subjects",
@@ -202,7 +209,27 @@ def subject_transforms(network: AtlasNetwork, settings: LearnedAtlasConfig) -> C
         track_meta=True,
         grid=grid,
         resample=settings.cohort.resample,
+        changes=published_transforms(network),
     )
+
+
+def as_trained(network: AtlasNetwork, transforms: Sequence[Callable[..., Any]]) -> Compose:
+    """Transforms with the arguments that a model's training gave them in place of its settings.
+
+    Args:
+        network: as published.
+        transforms: classes with their arguments so far (`functools.partial`), which MONAI makes of
+            a component of ``_mode_: callable``.
+    """
+    changes = published_transforms(network)
+    made = []
+    for one in transforms:
+        kind = one.func if isinstance(one, partial) else one
+        changed = changes.get(getattr(kind, "__name__", ""), {})
+        for key, value in changed.items():
+            logger.info("%s: %s = %r, as in the model's training", kind.__name__, key, value)
+        made.append(one(**changed))
+    return Compose(made)
 
 
 def in_box(cohort: Cohort, crop: CropBox, dataset_dir: str | Path) -> Cohort:

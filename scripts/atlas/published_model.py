@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,10 +15,14 @@ import torch
 
 from scripts.atlas.network import AtlasNetwork, description_in
 from scripts.cohort import CovariateCoding
-from scripts.errors import CheckpointError
+from scripts.errors import CheckpointError, ConfigurationError
 from scripts.networks.checkpoint import load_checkpoint
+from scripts.networks.integration import VelocityIntegration
+from scripts.networks.smoothing import GaussianSmoothing
+from scripts.networks.unet import RegistrationUNet
 from scripts.settings.atlas import LearnedAtlasConfig
 from scripts.spatial.grid import CropBox, Grid
+from scripts.spatial.warp import Warp
 
 __all__ = [
     "PublishedNetwork",
@@ -24,8 +30,10 @@ __all__ = [
     "published_geometry",
     "published_network",
     "published_settings",
+    "published_transforms",
 ]
 
+logger = logging.getLogger(__name__)
 
 FORMAT = 1
 
@@ -59,26 +67,107 @@ class PublishedNetwork(AtlasNetwork):
         return torch.nn.Module.load_state_dict(self, state_dict, strict=strict, assign=assign)
 
 
+_PARTS: dict[str, type[torch.nn.Module]] = {
+    "unet": RegistrationUNet,
+    "integration": VelocityIntegration,
+    "smoothing": GaussianSmoothing,
+    "warp": Warp,
+}
+"""A network's parts, as ``network_def`` of ``configs/train.yaml`` names them."""
+
+
+def part_arguments(
+    template: np.ndarray | torch.Tensor, settings: Mapping[str, Any]
+) -> dict[str, dict[str, Any]]:
+    """What the settings alone make of each part; its own ``arguments`` say what it is.
+
+    Args:
+        template: ``(K, C, *shape)``.
+        settings: as a model's description holds them.
+    """
+    model = settings["model"]
+    factor = model["field_resolution"]
+    return {
+        "unet": {
+            "spatial_dims": template.ndim - 2,
+            "in_channels": 2 * template.shape[1],
+            "enc_features": list(model["enc_features"]),
+            "dec_features": list(model["dec_features"]),
+            "factor": factor,
+            "checkpointing": model["checkpointing"],
+        },
+        "integration": {"int_steps": model["int_steps"], "factor": factor},
+        "smoothing": {"sigma": model["velocity_smoothing"] / factor},
+        "warp": {},
+    }
+
+
+def changed_parts(
+    template: np.ndarray | torch.Tensor,
+    settings: Mapping[str, Any],
+    parts: Mapping[str, torch.nn.Module],
+) -> dict[str, dict[str, Any]]:
+    """Arguments of ready parts that the settings don't tell, for the model's description.
+
+    Raises:
+        ConfigurationError: a part is of another class, which no model file could bring, or
+            doesn't fit the others.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for name, alone in part_arguments(template, settings).items():
+        part, kind = parts[name], _PARTS[name]
+        if type(part) is not kind:
+            raise ConfigurationError(
+                f"network_def#{name} is a {type(part).__name__}: must be a {kind.__name__}, whose "
+                "arguments alone can be overridden, since model.pt has to tell what it is made of"
+            )
+        given: dict[str, Any] = part.arguments  # type: ignore[assignment]
+        alone = kind(**alone).arguments if name != "unet" else alone  # type: ignore[assignment]
+        for key, value in given.items():
+            if value == alone[key]:
+                continue
+            if key in ("factor", "spatial_dims", "in_channels"):
+                raise ConfigurationError(
+                    f"network_def#{name}#{key} = {value!r}: must be {alone[key]!r}, which follows "
+                    "from the cohort, learned_atlas#model#channels and "
+                    "learned_atlas#model#field_resolution"
+                )
+            found.setdefault(name, {})[key] = value
+    return found
+
+
 def network_of(
     template: np.ndarray | torch.Tensor,
     description: dict[str, Any],
     kind: type[AtlasNetwork] = AtlasNetwork,
     passes: Sequence[int] = (1,),
+    parts: Mapping[str, Any] | None = None,
 ) -> AtlasNetwork:
+    """The network that a description tells of.
+
+    Args:
+        template: ``(K, C, *shape)`` log density.
+        description: see `build_network`.
+        kind: class of the network.
+        passes: see `AtlasNetwork`.
+        parts: U-Net, integration, smoothing and warp where they are at hand already.
+    """
     model = description["settings"]["model"]
     coding = _coding(description)
+    if parts is None:
+        told = description.get("parts", {})
+        arguments = part_arguments(template, description["settings"])
+        parts = {
+            name: part(**{**arguments[name], **told.get(name, {})}) for name, part in _PARTS.items()
+        }
     return kind(
         template,
         log_offset=description["settings"]["loss"]["log_offset"],
-        enc_features=model["enc_features"],
-        dec_features=model["dec_features"],
-        int_steps=model["int_steps"],
         field_resolution=model["field_resolution"],
-        velocity_smoothing=model["velocity_smoothing"],
-        checkpointing=model["checkpointing"],
         description=description,
         covariates=0 if coding is None else len(coding.columns),
         passes=passes,
+        **parts,
     )
 
 
@@ -124,7 +213,7 @@ def published_network(path: str | Path) -> AtlasNetwork:
             )
         network = _published(state["template"], description)
         network.load_state_dict(state)
-    except (KeyError, ValueError, TypeError, RuntimeError, AttributeError) as error:
+    except (LookupError, ValueError, TypeError, RuntimeError, AttributeError) as error:
         reason = str(error).split("\n")[0]
         raise CheckpointError(f"{path}: damaged or foreign: {reason}") from error
     return network.eval()
@@ -179,3 +268,58 @@ def published_settings(network: AtlasNetwork, asked: LearnedAtlasConfig) -> Lear
         raise CheckpointError("\n".join(contradictions))
     settings["device"] = asked.device
     return LearnedAtlasConfig.load(settings)
+
+
+# The reader is a name that would be imported; the others are the job's own.
+_NOT_CARRIED = ("keys", "reader", "track_meta")
+
+
+def carried_transforms(
+    overrides: Mapping[str, Any], transforms: Sequence[Any]
+) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """Which overrides of a training's transforms later jobs repeat.
+
+    Args:
+        overrides: see `config_overrides`.
+        transforms: the training's own, in order.
+
+    Returns:
+        plain arguments by the class that they went to, and the ids of everything else, which a
+        model file can't bring: other classes, expressions.
+    """
+    carried: dict[str, dict[str, Any]] = {}
+    left = []
+    for id, value in overrides.items():
+        if not id.startswith("train#preprocessing"):
+            continue
+        place = re.fullmatch(r"train#preprocessing#transforms#(\d+)#([a-z]\w*)", id)
+        if place is None or place[2] in _NOT_CARRIED or not _is_plain(value):
+            left.append(id)
+        else:
+            name = type(transforms[int(place[1])]).__name__
+            carried.setdefault(name, {})[place[2]] = value
+    return carried, left
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether MONAI reads a value as it stands."""
+    if isinstance(value, Mapping):
+        return False
+    if isinstance(value, list):
+        return all(map(_is_plain, value))
+    return not (isinstance(value, str) and value.startswith(("$", "@", "%")))
+
+
+def published_transforms(network: AtlasNetwork) -> dict[str, dict[str, Any]]:
+    """How the training read its maps otherwise than the settings tell, by class of transform."""
+    said = network.description
+    if said.get("not_carried"):
+        logger.warning(
+            "the model was trained with its own %s, which a model file can't bring: give the same "
+            "to this job's configuration if densities are to be alike",
+            ", ".join(said["not_carried"]),
+        )
+    return {
+        name: {key: value for key, value in arguments.items() if key not in _NOT_CARRIED}
+        for name, arguments in said.get("transforms", {}).items()
+    }

@@ -9,6 +9,7 @@ from scripts.data.transforms import (
     PresenceLabeld,
     density_dataset,
     density_transforms,
+    linear_transforms,
 )
 
 __all__ = [
@@ -21,4 +22,5 @@ __all__ = [
     "RepeatedDataset",
     "density_dataset",
     "density_transforms",
+    "linear_transforms",
 ]

@@ -14,6 +14,7 @@ from monai.config import KeysCollection
 from monai.data import CacheDataset, Dataset, MetaTensor, NibabelReader, PersistentDataset
 from monai.transforms import (
     Compose,
+    EnsureChannelFirstd,
     EnsureTyped,
     LoadImaged,
     MapTransform,
@@ -35,6 +36,7 @@ __all__ = [
     "PresenceLabeld",
     "density_dataset",
     "density_transforms",
+    "linear_transforms",
 ]
 
 
@@ -220,8 +222,9 @@ def density_transforms(
     key: str = "image",
     grid: Grid | None = None,
     resample: bool = False,
+    changes: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Compose:
-    """From files to log densities inside the cohort's box.
+    """From files to log densities inside the cohort's box, as ``configs/train.yaml`` lists it.
 
     Args:
         normalisation: the cohort's.
@@ -233,25 +236,48 @@ def density_transforms(
         key: of the image.
         grid: which every image must lie on (a cohort's was checked when it was read).
         resample: bring images onto the grid, see `OntoGridd`.
+        changes: by the name of a transform's class, arguments that differ from these.
     """
-    transforms: list[Transform] = [
-        LoadImaged(
-            keys=key,
-            reader=MapsReader,
-            dtype=np.float32,
-            image_only=True,
-            ensure_channel_first=True,
-            squeeze_non_spatial_dims=True,
+    changed = changes or {}
+    listed: list[tuple[type[Transform], dict[str, Any]]] = [
+        (
+            LoadImaged,
+            {
+                "reader": MapsReader,
+                "dtype": np.float32,
+                "image_only": True,
+                "squeeze_non_spatial_dims": True,
+            },
         ),
-        NormaliseDensityd(key, normalisation, channels, spatial_dims=len(tuple(crop_start))),
+        (EnsureChannelFirstd, {}),
+        (
+            NormaliseDensityd,
+            {
+                "normalisation": normalisation,
+                "channels": channels,
+                "spatial_dims": len(tuple(crop_start)),
+            },
+        ),
     ]
     if grid is not None:
-        transforms.append(OntoGridd(key, grid, resample))
-    transforms.append(SpatialCropd(key, roi_start=list(crop_start), roi_end=list(crop_stop)))
+        listed.append((OntoGridd, {"grid": grid, "resample": resample}))
+    listed.append((SpatialCropd, {"roi_start": list(crop_start), "roi_end": list(crop_stop)}))
     if log_offset is not None:
-        transforms.append(LogDensityd(key, log_offset))
-    transforms.append(EnsureTyped(key, dtype=torch.float32, track_meta=track_meta))
-    return Compose(transforms)
+        listed.append((LogDensityd, {"log_offset": log_offset}))
+    listed.append((EnsureTyped, {"dtype": torch.float32, "track_meta": track_meta}))
+    return Compose(
+        [
+            kind(**{"keys": key, **arguments, **changed.get(kind.__name__, {})})
+            for kind, arguments in listed
+        ]
+    )
+
+
+def linear_transforms(transform: Compose) -> Compose:
+    """The same path without its logarithm."""
+    return Compose(
+        [one for one in transform.flatten().transforms if not isinstance(one, LogDensityd)]
+    )
 
 
 def density_dataset(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -40,6 +41,14 @@ def _binding(settings: Section) -> dict[str, Any]:
     return {path: value for path, value in settings.by_path().items() if path not in _FREE}
 
 
+def _changed(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
+    return [
+        f"{key} was {theirs.get(key)!r}, now {ours.get(key)!r}"
+        for key in sorted(ours.keys() | theirs.keys())
+        if ours.get(key) != theirs.get(key)
+    ]
+
+
 class RunState:
     """The folder of an unfinished run.
 
@@ -52,6 +61,7 @@ class RunState:
         cohort: of this run.
         resume: False throws an unfinished run away.
         read_only: look at what is there, for an export; see `belongs_to`.
+        overrides: what else was changed, by its id in the configuration; see `config_overrides`.
 
     Raises:
         CheckpointError: if the folder belongs to other settings, another cohort or another
@@ -65,6 +75,7 @@ class RunState:
         cohort: Identified,
         resume: bool = True,
         read_only: bool = False,
+        overrides: Mapping[str, Any] | None = None,
     ) -> None:
         self.folder = Path(folder)
         self.block = settings.key_path
@@ -73,6 +84,8 @@ class RunState:
             "cohort": cohort.identity(),
             "settings": _binding(settings),
         }
+        if overrides:
+            self.signature["overrides"] = dict(overrides)
         if read_only:
             self._read(self.folder / "run.json")
         else:
@@ -142,7 +155,11 @@ class RunState:
         if not isinstance(there, dict) or not {"signature", "finished"} <= set(there):
             return None
         signature = there["signature"]
-        if not (isinstance(signature, dict) and isinstance(signature.get("settings"), dict)):
+        if not (
+            isinstance(signature, dict)
+            and isinstance(signature.get("settings"), dict)
+            and isinstance(signature.get("overrides", {}), dict)
+        ):
             raise CheckpointError(f"{path}: says nothing of its run; delete {self.folder}")
         return there
 
@@ -160,10 +177,7 @@ class RunState:
             raise CheckpointError(f"the run belongs to another cohort: {advice}")
         ours: dict[str, Any] = json.loads(json.dumps(self.signature["settings"]))
         theirs: dict[str, Any] = there["settings"]
-        changed = [
-            f"{self.block}.{key} was {theirs.get(key)!r}, now {ours.get(key)!r}"
-            for key in sorted(ours.keys() | theirs.keys())
-            if ours.get(key) != theirs.get(key)
-        ]
+        changed = [f"{self.block}.{one}" for one in _changed(ours, theirs)]
+        changed += _changed(self.signature.get("overrides", {}), there.get("overrides", {}))
         if changed:
             raise CheckpointError(f"the run has other settings ({'; '.join(changed)}): {advice}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -32,11 +33,18 @@ class AtlasLoss(nn.Module):
         centrality_weight: of `CentralityLoss`.
         window: of the local correlation, in voxels of each level.
         scales: the levels, as factors of averaging.
+        similarity: in place of a `LocalCorrelationLoss` of ``window``.
+        presence: in place of a `PresenceLoss`.
+        smoothness: in place of a `SmoothnessLoss` of ``spacing`` and ``field_resolution``.
+        centrality: in place of a `CentralityLoss`.
+
+    Raises:
+        ValueError: there is neither ``spacing`` nor ``smoothness``.
     """
 
     def __init__(
         self,
-        spacing: Sequence[float],
+        spacing: Sequence[float] | None = None,
         field_resolution: int = 1,
         similarity_weight: float = 1.0,
         presence_weight: float = 0.5,
@@ -44,8 +52,16 @@ class AtlasLoss(nn.Module):
         centrality_weight: float = 0.0,
         window: int = 7,
         scales: Sequence[int] = (1, 2, 4),
+        similarity: nn.Module | None = None,
+        presence: nn.Module | None = None,
+        smoothness: nn.Module | None = None,
+        centrality: nn.Module | None = None,
     ) -> None:
         super().__init__()
+        if smoothness is None:
+            if spacing is None:
+                raise ValueError("the loss needs spacing, or a smoothness term that has one")
+            smoothness = SmoothnessLoss(spacing, field_resolution)
         self.weights = {
             "similarity": similarity_weight,
             "presence": presence_weight,
@@ -53,10 +69,29 @@ class AtlasLoss(nn.Module):
             "centrality": centrality_weight,
         }
         self.scales = tuple(scales)
-        self.similarity = LocalCorrelationLoss(window)
-        self.presence = PresenceLoss()
-        self.smoothness = SmoothnessLoss(spacing, field_resolution)
-        self.centrality = CentralityLoss()
+        self.similarity = similarity or LocalCorrelationLoss(window)
+        self.presence = presence or PresenceLoss()
+        self.smoothness = smoothness
+        self.centrality = centrality or CentralityLoss()
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What the loss was made of, JSON-able; of a term from elsewhere its class alone."""
+        ours = {
+            "similarity": LocalCorrelationLoss,
+            "presence": PresenceLoss,
+            "smoothness": SmoothnessLoss,
+            "centrality": CentralityLoss,
+        }
+        terms: dict[str, Any] = {}
+        for name, kind in ours.items():
+            term = getattr(self, name)
+            if type(term) is kind:
+                terms[name] = dict(getattr(term, "arguments", {}))
+            else:
+                terms[name] = {"_target_": f"{type(term).__module__}.{type(term).__qualname__}"}
+        weights = {f"{name}_weight": weight for name, weight in self.weights.items()}
+        return {**weights, "scales": list(self.scales), **terms}
 
     def forward(
         self,

@@ -112,6 +112,7 @@ class LocalCorrelationLoss(_Loss):
         if window < 3 or window % 2 == 0:
             raise ValueError(f"window is odd and at least 3, not {window}")
         self.window = window
+        self.arguments = {"window": window}
 
     def forward(self, moving: torch.Tensor, fixed: torch.Tensor) -> torch.Tensor:
         """Loss of ``moving`` against ``fixed``, both ``(B, C, *shape)`` log densities."""

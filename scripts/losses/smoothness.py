@@ -28,6 +28,7 @@ class SmoothnessLoss(_Loss):
         super().__init__()
         self.spacing = tuple(float(s) for s in spacing)
         self.factor = factor
+        self.arguments = {"spacing": list(self.spacing), "factor": factor}
 
     def forward(self, field: torch.Tensor) -> torch.Tensor:
         """Loss of a velocity or displacement ``(B, d, *shape)`` in voxels."""

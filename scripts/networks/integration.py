@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from monai.networks.blocks import DVF2DDF
@@ -32,10 +33,10 @@ def invert_displacement(displacement: torch.Tensor, iterations: int = 30) -> tor
     return inverse
 
 
-def _squaring(steps: int) -> DVF2DDF:
-    squaring = DVF2DDF(num_steps=steps, mode="bilinear", padding_mode="border")
+def _squaring(steps: int, padding_mode: str) -> DVF2DDF:
+    squaring = DVF2DDF(num_steps=steps, mode="bilinear", padding_mode=padding_mode)
     # DVF2DDF builds a MONAI Warp of its own; ours gives the same numbers faster.
-    squaring.warp_layer = Warp(mode="bilinear", padding_mode="border")
+    squaring.warp_layer = Warp(mode="bilinear", padding_mode=padding_mode)
     return squaring
 
 
@@ -48,15 +49,29 @@ class VelocityIntegration(nn.Module):
         int_steps: squarings; 0 reads the velocity as a plain displacement.
         factor: the velocity lives on a grid reduced by this factor; its values are voxels of
             the FULL grid.
+        padding_mode: the velocity outside of the grid: ``border`` or ``zeros``.
+        rough_steps: squarings, at most, where a rough flow is asked for.
     """
 
-    def __init__(self, int_steps: int = 7, factor: int = 1) -> None:
+    def __init__(
+        self,
+        int_steps: int = 7,
+        factor: int = 1,
+        padding_mode: str = "border",
+        rough_steps: int = _ROUGH_STEPS,
+    ) -> None:
         super().__init__()
+        self.arguments: dict[str, Any] = {
+            "int_steps": int_steps,
+            "factor": factor,
+            "padding_mode": padding_mode,
+            "rough_steps": rough_steps,
+        }
         self.int_steps = int_steps
         self.factor = factor
         if int_steps > 0:
-            self.squaring = _squaring(int_steps)
-            self.rough_squaring = _squaring(min(int_steps, _ROUGH_STEPS))
+            self.squaring = _squaring(int_steps, padding_mode)
+            self.rough_squaring = _squaring(min(int_steps, rough_steps), padding_mode)
 
     def forward(
         self,

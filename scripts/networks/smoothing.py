@@ -35,6 +35,7 @@ class GaussianSmoothing(nn.Module):
     def __init__(self, sigma: float) -> None:
         super().__init__()
         self.sigma = sigma
+        self.arguments = {"sigma": sigma}
 
     def forward(self, field: torch.Tensor) -> torch.Tensor:
         """Smooth ``(B, C, *shape)``, float32."""

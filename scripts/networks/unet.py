@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -66,6 +67,7 @@ class RegistrationUNet(nn.Module):
         dec_features: output channels of the decoder's convolutions, at least as many.
         factor: 1, 2, 4, ...; the field lives on ``ceil(shape / factor)``.
         checkpointing: recompute activations in the backward pass instead of keeping them.
+        seed: of the starting weights; None: torch's generator goes on from where it is.
     """
 
     def __init__(
@@ -76,8 +78,17 @@ class RegistrationUNet(nn.Module):
         dec_features: Sequence[int] = (32, 32, 32, 16, 16),
         factor: int = 1,
         checkpointing: bool = False,
+        seed: int | None = None,
     ) -> None:
         super().__init__()
+        self.arguments: dict[str, Any] = {
+            "spatial_dims": spatial_dims,
+            "in_channels": in_channels,
+            "enc_features": list(enc_features),
+            "dec_features": list(dec_features),
+            "factor": factor,
+            "checkpointing": checkpointing,
+        }
         levels = len(enc_features)
         skipped = factor.bit_length() - 1
         if 2**skipped != factor or skipped > levels:
@@ -87,8 +98,23 @@ class RegistrationUNet(nn.Module):
                 f"dec_features needs at least {levels} entries, one an encoder level, "
                 f"not {len(dec_features)}"
             )
-        convolution = _Conv3d if spatial_dims == 3 else nn.Conv2d
         self.checkpointing = checkpointing
+        # Weights start on the CPU: other devices' generators are left alone.
+        with torch.random.fork_rng(devices=[], enabled=seed is not None):
+            if seed is not None:
+                torch.default_generator.manual_seed(seed)
+            self._make_layers(spatial_dims, in_channels, enc_features, dec_features, skipped)
+
+    def _make_layers(
+        self,
+        spatial_dims: int,
+        in_channels: int,
+        enc_features: Sequence[int],
+        dec_features: Sequence[int],
+        skipped: int,
+    ) -> None:
+        levels = len(enc_features)
+        convolution = _Conv3d if spatial_dims == 3 else nn.Conv2d
 
         def block(n_in: int, n_out: int) -> nn.Module:
             return nn.Sequential(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from monai.transforms import Compose
 
 from scripts.atlas.components import cohort_transforms
 from scripts.atlas.network import AtlasNetwork
@@ -16,7 +17,7 @@ from scripts.cohort import (
     Cohort,
     parse_values,
 )
-from scripts.data import density_dataset
+from scripts.data import density_dataset, linear_transforms
 from scripts.publishing.publisher import AtlasPublisher
 from scripts.runtime.progress import progress_bar
 from scripts.settings.atlas import LearnedAtlasConfig
@@ -36,11 +37,13 @@ def cohort_publisher(
     history: Any = None,
     state: Any = None,
     at: str | Mapping[str, Any] | None = None,
+    transform: Compose | None = None,
 ) -> AtlasPublisher:
     """Publishes the cohort's atlas from LINEAR densities, read again one subject at a time.
 
     ``at`` asks for a conditional template at chosen covariates, see `parse_values`; it goes to a
-    folder of its own.
+    folder of its own. ``transform`` leads from files to log densities; its logarithm is left out.
+    None: as the settings say.
 
     Raises:
         ConfigurationError: ``at`` can't be understood.
@@ -49,9 +52,12 @@ def cohort_publisher(
     values = parse_values(at, coding)
     for sentence in coding.beyond(values) if coding is not None and values is not None else ():
         logger.warning("%s", sentence)
-    dataset: Any = density_dataset(
-        cohort.datalist(), cohort_transforms(cohort, settings, log=False), cache="none"
+    linear = (
+        cohort_transforms(cohort, settings, log=False)
+        if transform is None
+        else linear_transforms(transform)
     )
+    dataset: Any = density_dataset(cohort.datalist(), linear, cache="none")
     return AtlasPublisher(
         network,
         dataset,

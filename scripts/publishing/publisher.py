@@ -429,6 +429,7 @@ class AtlasPublisher:
             if self.history is not None
             else None,
             "settings": self.settings.as_dict(),
+            "overrides": self.network.description.get("overrides", {}),
             "weights": weights_identity(self.network),
             "code": code_identity(),
             "versions": versions_here(*_PACKAGES),

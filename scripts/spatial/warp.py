@@ -145,6 +145,7 @@ class Warp(MonaiWarp):
         super().__init__(mode=mode, padding_mode=padding_mode)
         self.sampling = mode
         self.outside = padding_mode
+        self.arguments = {"mode": mode, "padding_mode": padding_mode}
 
     def forward(self, image: torch.Tensor, ddf: torch.Tensor) -> torch.Tensor:
         """Warp ``image (B, C, *shape)`` by ``ddf (B, d, *shape)`` in voxels."""

@@ -1,0 +1,110 @@
+"""What a run's configuration holds that the shipped file doesn't."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from monai.bundle import ConfigParser
+
+from scripts.errors import ConfigurationError
+
+__all__ = ["config_overrides", "differences"]
+
+_CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+_ABSENT = object()
+
+
+def config_overrides(
+    shipped: str, sections: Sequence[str], without: Sequence[str] = ()
+) -> dict[str, Any]:
+    """The parts of the running configuration that differ from the shipped one.
+
+    A configuration names this function, which finds the parser that is about to call it. Values
+    are taken as they were written: an expression stays text and is never evaluated here, so that
+    what is recorded does nothing when it is read.
+
+    Args:
+        shipped: name of the file in ``configs``, without its ending.
+        sections: ids to compare, such as ``loss`` or ``train#preprocessing``.
+        without: ids below them to leave out.
+
+    Returns:
+        JSON-able values by their ids, such as ``{"loss#similarity#window": 9}``; None where the
+        shipped file has something and the configuration has nothing.
+
+    Raises:
+        ConfigurationError: no configuration is being read, or the shipped file is missing.
+        KeyError: one of the two has no such section.
+    """
+    parser = _reading_parser()
+    path = _CONFIGS / f"{shipped}.yaml"
+    if not path.is_file():
+        raise ConfigurationError(
+            f"{path}: is missing; must be the bundle's own file, which tells what was overridden"
+        )
+    original = ConfigParser.load_config_file(str(path))
+    found: dict[str, Any] = {}
+    for section in map(_written, sections):
+        found |= differences(_at(parser.config, section), _at(original, section), section)
+    return {
+        id: json.loads(json.dumps(value, default=str))
+        for id, value in found.items()
+        if not any(f"{id}#".startswith(f"{one}#") for one in map(_written, without))
+    }
+
+
+def differences(value: Any, original: Any, id: str) -> dict[str, Any]:
+    """Where two pieces of a configuration differ, and what the first one has there.
+
+    Components of different classes and lists of different lengths differ as a whole.
+
+    Args:
+        value: of the running configuration.
+        original: of the shipped one.
+        id: of both.
+    """
+    if isinstance(value, Mapping) and isinstance(original, Mapping):
+        if value.get("_target_") == original.get("_target_"):
+            found: dict[str, Any] = {}
+            for key in [*original, *(key for key in value if key not in original)]:
+                pair = value.get(key, _ABSENT), original.get(key, _ABSENT)
+                found |= differences(*pair, f"{id}#{key}")
+            return found
+    elif isinstance(value, list | tuple) and isinstance(original, list | tuple):
+        if len(value) == len(original):
+            found = {}
+            for index, pair in enumerate(zip(value, original, strict=True)):
+                found |= differences(*pair, f"{id}#{index}")
+            return found
+    elif _written(value) == _written(original):
+        return {}
+    return {id: None if value is _ABSENT else value}
+
+
+def _written(value: Any) -> Any:
+    """A value without what MONAI does to text when it reads it: ``#`` becomes ``::``."""
+    return value.replace("::", "#") if isinstance(value, str) else value
+
+
+def _at(config: Any, id: str) -> Any:
+    for key in id.split("#"):
+        config = config[key]
+    return config
+
+
+def _reading_parser() -> ConfigParser:
+    """The parser that has this called; MONAI hands no component the configuration it is in."""
+    frame = inspect.currentframe()
+    while frame is not None:
+        candidate = frame.f_locals.get("self")
+        if isinstance(candidate, ConfigParser):
+            return candidate
+        frame = frame.f_back
+    raise ConfigurationError(
+        "config_overrides was called by itself; must be named in a MONAI configuration, which it "
+        "compares"
+    )
