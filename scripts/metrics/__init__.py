@@ -2,7 +2,7 @@
 
 from scripts.metrics.correlation import log_density_correlation, pairwise_correlation
 from scripts.metrics.guards import centrality, inflation, inverse_consistency
-from scripts.metrics.overlap import core_share, dice, pairwise_dice, weighted_dice
+from scripts.metrics.overlap import core_share, dice, pairwise_dice
 from scripts.metrics.sharpness import (
     entropy_focus_criterion,
     gradient_magnitude,
@@ -21,5 +21,4 @@ __all__ = [
     "log_density_correlation",
     "pairwise_correlation",
     "pairwise_dice",
-    "weighted_dice",
 ]
