@@ -1,6 +1,6 @@
 """What is reported about an atlas or a registration: pure functions over arrays."""
 
-from scripts.metrics.correlation import log_density_correlation, pairwise_correlation
+from scripts.metrics.correlation import log_density_correlation, pairwise_correlation, pearson
 from scripts.metrics.guards import centrality, inflation, inverse_consistency
 from scripts.metrics.overlap import core_share, dice, pairwise_dice
 from scripts.metrics.sharpness import (
@@ -21,4 +21,5 @@ __all__ = [
     "log_density_correlation",
     "pairwise_correlation",
     "pairwise_dice",
+    "pearson",
 ]
