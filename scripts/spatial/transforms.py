@@ -31,6 +31,8 @@ _SLAB = 16  # slices of the wanted grid that are in work at once
 class Transform(ABC):
     """A map of points, in RAS mm."""
 
+    __array_ufunc__ = None  # a transform @ an array is a mistake, not a sum over objects
+
     @abstractmethod
     def apply(self, points: np.ndarray) -> np.ndarray:
         """Where points ``(3, N)`` go, ``(3, N)``; RAS mm."""

@@ -175,7 +175,8 @@ def test_transforms_are_written_in_both_directions(aligned: Path) -> None:
     about = json.loads((aligned / "alignment.json").read_text())
     for one in about["subjects"]:
         there, there_ras, back, back_ras = (
-            read_affine(aligned / one["subject"] / "xfm" / name).matrix for name in one["transforms"]
+            read_affine(aligned / one["subject"] / "xfm" / name).matrix
+            for name in one["transforms"]
         )
         np.testing.assert_allclose(there, one["matrix"], atol=1e-9)
         np.testing.assert_allclose(there_ras, there, atol=1e-9)
