@@ -25,7 +25,7 @@ from scripts.registration.images import ReadImage
 from scripts.runtime.input_files import FileError, read_json, read_text
 from scripts.settings.atlas import LearnedAtlasConfig
 from scripts.spatial.fields import read_field
-from scripts.spatial.transform_files import TransformFile, read_any_affine, read_transform
+from scripts.spatial.transform_files import TransformFile, read_affine, read_transform
 from scripts.spatial.volumes import read_grid, read_reference, read_volume
 from scripts.tractograms import Streamlines, open_tractogram, open_weights
 from scripts.tractograms.writing import write_tractogram
@@ -161,8 +161,8 @@ TEXTS: dict[str, Callable[[Path], object]] = {
     "participants.tsv": lambda path: read_participants(path, ["age"]),
     "list.csv": list_subjects,
     "list.json": list_subjects,
-    "affine.txt": read_any_affine,
-    "affine.mat": read_any_affine,
+    "affine.txt": read_affine,
+    "affine.mat": read_affine,
     "weights.txt": weights,
     "weights.npy": weights,
     "atlas.json": lambda path: open_atlas(path.parent),

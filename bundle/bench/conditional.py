@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from scripts.atlas.network import AtlasNetwork
 from scripts.atlas.published_model import published_coding, published_geometry, published_network
-from scripts.metrics import log_density_correlation
+from scripts.metrics import log_density_correlation, pearson
 from scripts.phantom import Truth, load_truth
 from scripts.spatial.projections import three_views
 
@@ -74,7 +74,7 @@ def score(truth: Truth, network: AtlasNetwork, plain: Volume, offset: float) -> 
     return {
         "ages": ages,
         "change": {
-            "correlation": float(np.corrcoef(a, b)[0, 1]),
+            "correlation": pearson(a, b),
             "slope": float((a @ b) / (a @ a)),
         },
     }

@@ -25,6 +25,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
+from scripts.metrics import pearson
 from scripts.phantom import write_demo_cohort
 from scripts.phantom.demo import HELD_OUT, TRUTH
 
@@ -114,8 +115,8 @@ def _wrong(folder: Path) -> list[str]:
     central = _values(folder / "data" / TRUTH / "central_1.nii.gz")
     for name in ("output", "exported"):
         atlas = folder / name / "learned_atlas"
-        learned = _like(_values(atlas / "atlas_mean.nii.gz"), central)
-        people = float(np.mean([_like(one, central) for one in densities]))
+        learned = pearson(_values(atlas / "atlas_mean.nii.gz"), central) or 0.0
+        people = float(np.mean([pearson(one, central) or 0.0 for one in densities]))
         if learned <= people:
             found.append(f"{atlas}: correlates {learned:.3f} with the truth, people {people:.3f}")
         verified = subprocess.run(
@@ -129,10 +130,6 @@ def _wrong(folder: Path) -> list[str]:
 
 def _values(path: Path) -> np.ndarray:
     return np.asarray(nib.Nifti1Image.from_filename(path).dataobj, dtype=np.float64)
-
-
-def _like(one: np.ndarray, other: np.ndarray) -> float:
-    return float(np.corrcoef(one.ravel(), other.ravel())[0, 1])
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from monai.transforms import Transform
 from scripts.affine.network import AffineNetwork
 from scripts.engines.opening import opened
 from scripts.errors import CohortError
+from scripts.metrics import pearson
 from scripts.networks.described import FORMAT, load_described
 from scripts.networks.wrapping import unwrapped
 from scripts.pairwise.images import AffineImages, read_image
@@ -240,8 +241,8 @@ class EstimateWriter:
         with publish_folder(self.folder / name) as staging:
             moved = write_pair(staging, name, fixed, moving, matrix)
             correlations = {
-                "before": _correlation(before, fixed.values),
-                "after": _correlation(moved, fixed.values),
+                "before": pearson(before, fixed.values) or 0.0,
+                "after": pearson(moved, fixed.values) or 0.0,
             }
             report = {
                 "fixed": item["fixed"],
@@ -256,10 +257,3 @@ class EstimateWriter:
             "%s: correlation %.3f before, %.3f after",
             name, correlations["before"], correlations["after"],
         )  # fmt: skip
-
-
-def _correlation(first: np.ndarray, second: np.ndarray) -> float:
-    """Pearson's; 0 where one of the two is constant."""
-    if not (np.ptp(first) > 0 and np.ptp(second) > 0):
-        return 0.0
-    return float(np.corrcoef(first.ravel(), second.ravel())[0, 1])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
 from scripts.atlas.network import AtlasNetwork
@@ -54,10 +53,6 @@ class Registration:
     def subject_in_template(self, density: torch.Tensor) -> torch.Tensor:
         """Density ``(1, C, *grid)`` resampled into template space (interpolated)."""
         return warp(density, self.to_template)
-
-    def template_in_subject(self, maps: torch.Tensor) -> torch.Tensor:
-        """Maps ``(1, C, *grid)`` of the template's space resampled into the subject's."""
-        return warp(maps, self.to_subject)
 
 
 @torch.no_grad()
@@ -149,8 +144,3 @@ def fields_of(
 def _then(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
     """Displacement of ``x -> second(first(x))``."""
     return first + warp(second, first, padding_mode="border")
-
-
-def as_batch(density: np.ndarray, device: torch.device) -> torch.Tensor:
-    """``(C, *shape)`` to a float32 batch of one."""
-    return torch.as_tensor(density, dtype=torch.float32, device=device)[None]

@@ -30,7 +30,7 @@ from scripts.registration.pair_output import PairFields, require_no_fold, write_
 from scripts.runtime.storage import file_hash, publish_folder
 from scripts.settings.image_pairs import RegisterElasticConfig
 from scripts.spatial.jacobian import jacobian_summary
-from scripts.spatial.transform_files import read_any_affine
+from scripts.spatial.transform_files import read_affine
 from scripts.spatial.unfolding import unfolded_velocity
 
 __all__ = ["PairInOneWorld", "RegisteredPairWriter", "VelocityInferer", "open_elastic_network"]
@@ -81,7 +81,7 @@ class PairInOneWorld(Transform):
         fixed, moving = (self._read(data[key]) for key in ("fixed", "moving"))
         matrix = np.eye(4)
         if self.settings.start is not None:
-            matrix = read_any_affine(self.settings.start.replace("{name}", data["subject"]))
+            matrix = read_affine(self.settings.start.replace("{name}", data["subject"])).matrix
         pair = prepared_images(
             self.network, *_as_array(fixed), *_as_array(moving), self.settings.log_share,
             torch.from_numpy(matrix),

@@ -178,6 +178,7 @@ class RunState:
         ours: dict[str, Any] = json.loads(json.dumps(self.signature["settings"]))
         theirs: dict[str, Any] = there["settings"]
         changed = [f"{self.block}.{one}" for one in _changed(ours, theirs)]
-        changed += _changed(self.signature.get("overrides", {}), there.get("overrides", {}))
+        ours = json.loads(json.dumps(self.signature.get("overrides", {})))
+        changed += _changed(ours, there.get("overrides", {}))
         if changed:
             raise CheckpointError(f"the run has other settings ({'; '.join(changed)}): {advice}")

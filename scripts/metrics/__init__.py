@@ -1,8 +1,8 @@
 """What is reported about an atlas or a registration: pure functions over arrays."""
 
-from scripts.metrics.correlation import log_density_correlation, pairwise_correlation
+from scripts.metrics.correlation import log_density_correlation, pairwise_correlation, pearson
 from scripts.metrics.guards import centrality, inflation, inverse_consistency
-from scripts.metrics.overlap import core_share, dice, pairwise_dice, weighted_dice
+from scripts.metrics.overlap import core_share, dice, pairwise_dice
 from scripts.metrics.sharpness import (
     entropy_focus_criterion,
     gradient_magnitude,
@@ -21,5 +21,5 @@ __all__ = [
     "log_density_correlation",
     "pairwise_correlation",
     "pairwise_dice",
-    "weighted_dice",
+    "pearson",
 ]

@@ -1,4 +1,4 @@
-"""Correlation of density maps on a logarithmic scale."""
+"""Pearson's correlation, and that of density maps on a logarithmic scale."""
 
 from __future__ import annotations
 
@@ -7,6 +7,34 @@ from itertools import combinations
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+
+def pearson(first: ArrayLike, second: ArrayLike) -> float | None:
+    """Pearson's correlation of two arrays of one shape, computed in float64.
+
+    Example:
+        >>> round(pearson([1, 2, 3], [10, 20, 30]), 6)
+        1.0
+        >>> pearson([1, 2, 3], [5, 5, 5]) is None
+        True
+
+    Args:
+        first: any shape.
+        second: the same shape.
+
+    Returns:
+        A value in [-1, 1]; None where it isn't defined: with fewer than two entries, with an array
+        that is the same everywhere, or with an entry that is no finite number.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    x, y = (np.asarray(one, dtype=np.float64) for one in (first, second))
+    if x.shape != y.shape:
+        raise ValueError(f"correlation needs arrays of one shape, got {[x.shape, y.shape]}")
+    if x.size < 2 or not all(0 < np.ptp(one) < np.inf for one in (x, y)):
+        return None
+    return float(np.clip(np.corrcoef(x.ravel(), y.ravel())[0, 1], -1, 1))
 
 
 def log_density_correlation(
@@ -38,9 +66,7 @@ def log_density_correlation(
         raise ValueError(f"the offset of a log density must be > 0, got {offset}")
     where = ((a > 0) | (b > 0)) if support is None else support
     x, y = (np.log1p(m[where].astype(np.float64) / offset) for m in (a, b))
-    if x.size < 2 or np.ptp(x) == 0 or np.ptp(y) == 0:
-        return 0.0
-    return float(np.clip(np.corrcoef(x, y)[0, 1], -1, 1))
+    return pearson(x, y) or 0.0
 
 
 def pairwise_correlation(

@@ -27,30 +27,6 @@ def dice(first: ArrayLike, second: ArrayLike) -> float:
     return 2 * int(np.count_nonzero(a & b)) / total
 
 
-def weighted_dice(first: ArrayLike, second: ArrayLike) -> float:
-    """Density-weighted Dice of two non-negative maps of one shape.
-
-    With each map divided by its own sum: (sum of a + sum of b, both where a > 0 and b > 0) /
-    (sum of a + sum of b); Cousineau et al. 2017, NeuroImage: Clinical 16.
-
-    Returns:
-        A value in [0, 1]; 1.0 when both are empty.
-
-    Raises:
-        ValueError: the shapes differ.
-    """
-    a, b = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
-    if a.shape != b.shape:
-        raise ValueError(f"Dice needs two arrays of one shape, got {a.shape} and {b.shape}")
-    masses = [m.sum() for m in (a, b)]
-    if not any(masses):
-        return 1.0
-    if not all(masses):
-        return 0.0
-    both = (a > 0) & (b > 0)
-    return float((a[both].sum() / masses[0] + b[both].sum() / masses[1]) / 2)
-
-
 def pairwise_dice(maps: Sequence[ArrayLike] | NDArray[np.bool_]) -> float:
     """Mean Dice over all pairs of at least two binary maps (N, ...)."""
     if len(maps) < 2:

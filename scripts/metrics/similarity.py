@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import binary_erosion, center_of_mass, distance_transform_edt
 from scipy.stats import spearmanr
 
+from scripts.metrics.correlation import pearson
 from scripts.metrics.overlap import dice
 
 __all__ = [
@@ -62,7 +63,7 @@ def correlation_metrics(subject: FloatArray, atlas: FloatArray, where: Mask) -> 
     lengths = float(np.linalg.norm(x) * np.linalg.norm(y))
     varies = x.size > 1 and np.ptp(x) > 0 and np.ptp(y) > 0
     return {
-        "pearson": float(np.corrcoef(x, y)[0, 1]) if varies else None,
+        "pearson": pearson(x, y),
         "spearman": float(spearmanr(x, y).statistic) if varies else None,
         "cosine": float(x @ y) / lengths if lengths > 0 else None,
     }

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 __all__ = ["DensityStatistics"]
@@ -80,23 +78,3 @@ class DensityStatistics:
             "prob_threshold": 100 * self.present / self.subjects,
         }
         return {name: values.astype(np.float32) for name, values in maps.items()}
-
-    def as_arrays(self) -> dict[str, Any]:
-        """Plain arrays, to send to another process."""
-        return {
-            "presence_value": self.presence_value,
-            "subjects": self.subjects,
-            "sample_mean": self.sample_mean,
-            "squares": self.squares,
-            "present": self.present,
-        }
-
-    @classmethod
-    def from_arrays(cls, arrays: dict[str, Any]) -> DensityStatistics:
-        """The inverse of `as_arrays`."""
-        result = cls(arrays["sample_mean"].shape, float(arrays["presence_value"]))
-        result.subjects = float(arrays["subjects"])
-        result.sample_mean = arrays["sample_mean"]
-        result.squares = arrays["squares"]
-        result.present = arrays["present"]
-        return result

@@ -10,12 +10,14 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from scripts.metrics import pearson
 from scripts.registration.affine import AffineRefinement, start_in_family
 from scripts.registration.align_state import Found, KeptTransforms
 from scripts.registration.group_mean import group_mean, log_of
 from scripts.registration.images import WorldImage, spacing_of
 from scripts.spatial.affine_parameters import Frame
 from scripts.spatial.resampling import resample_by_matrix
+from scripts.spatial.transforms import AffineTransform
 
 __all__ = [
     "Alignment",
@@ -226,8 +228,7 @@ def common_grid(
         low, high = held.min(0) - 0.5, held.max(0) + 0.5
         ends = np.array(np.meshgrid(*zip(low, high, strict=True))).reshape(d, -1)
         world = image.affine[:3, :d] @ ends + image.affine[:3, 3:]
-        common = np.linalg.inv(matrix)
-        corners.append(linear.T @ (common[:3, :3] @ world + common[:3, 3:]))
+        corners.append(linear.T @ (~AffineTransform(matrix)).apply(world))
     box = np.concatenate(corners, axis=1)
     low, high = box.min(1), box.max(1)
     shape = np.ceil((high - low)[:d] / spacing).astype(int) + 2 * margin
@@ -280,12 +281,10 @@ def correlation(
     image: WorldImage, matrix: np.ndarray, mean: torch.Tensor, grid: CommonGrid
 ) -> float:
     """Pearson's correlation of an aligned image with the mean, where either holds anything."""
-    moved = _on_grid(image.values, image, matrix, grid)[0].double().flatten()
-    other = mean[0].double().flatten()
+    moved = _on_grid(image.values, image, matrix, grid)[0]
+    other = mean[0]
     either = (moved != 0) | (other > _PRESENT * other.amax())
-    pair = torch.stack([moved[either], other[either]])
-    found = float(torch.corrcoef(pair)[0, 1]) if int(either.sum()) > 1 else 0.0
-    return found if np.isfinite(found) else 0.0
+    return pearson(moved[either].cpu(), other[either].cpu()) or 0.0
 
 
 def _on_grid(

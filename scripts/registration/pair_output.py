@@ -105,21 +105,20 @@ def write_pair(
         the moving image on the fixed grid, ``(C, X, Y, Z)``.
     """
     d = fixed.spatial_dims
-    there: list[Transform] = [AffineTransform(matrix)]
-    back: list[Transform] = [AffineTransform(matrix).inverted()]
+    there: Transform = AffineTransform(matrix)
+    back: Transform = ~there
     write_affine_files(folder, name, "moving", "fixed", matrix, d)
     if fields is not None:
-        for field, file, chain, place in (
-            (fields.forward, "forward", there, 0),
-            (fields.inverse, "inverse", back, 1),
-        ):
+        moves = []
+        for field, file in ((fields.forward, "forward"), (fields.inverse, "inverse")):
             voxels = field[0].cpu().numpy()
             voxels = voxels[..., None] if d == 2 else voxels
             write_field(folder / f"{name}_{file}_field.nii.gz", voxels, fixed.grid)
             world = np.tensordot(fixed.grid.affine[:3, :d], voxels, axes=([1], [0]))
-            chain.insert(place, FieldTransform(world, fixed.grid))
-    moved = resample(moving.values, moving.grid, there, fixed.grid)
+            moves.append(FieldTransform(world, fixed.grid))
+        there, back = there @ moves[0], moves[1] @ back
+    moved = resample(moving.values, moving.grid, [there], fixed.grid)
     write_map(folder / "moving_in_fixed.nii.gz", moved, fixed.grid)
-    seen = resample(fixed.values, fixed.grid, back, moving.grid)
+    seen = resample(fixed.values, fixed.grid, [back], moving.grid)
     write_map(folder / "fixed_in_moving.nii.gz", seen, moving.grid)
     return moved

@@ -24,7 +24,7 @@ from scripts.runtime.progress import progress_bar
 from scripts.runtime.storage import check_writable, file_hash, publish_folder
 from scripts.settings.image_pairs import image_name
 from scripts.settings.refine import RefineConfig
-from scripts.spatial.transform_files import read_any_affine
+from scripts.spatial.transform_files import read_affine
 
 __all__ = ["REFINED_FOLDER", "PairRefiner"]
 
@@ -166,7 +166,7 @@ class PairRefiner:
         if self.settings.start is None:
             return None
         path = self.settings.start.replace("{name}", name)
-        matrix = torch.from_numpy(read_any_affine(path))
+        matrix = torch.from_numpy(read_affine(path).matrix)
         needs_family = self.settings.mode != "elastic"
         if needs_family and not start_in_family(matrix, self.settings.family, self.fixed.image):
             raise ConfigurationError(

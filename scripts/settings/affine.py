@@ -11,6 +11,7 @@ from scripts.settings.pairwise import (
     FoldedConfig,
     LearnedAffineImagesConfig,
     LearnedAffineOptimizerConfig,
+    check_augmentations,
 )
 from scripts.settings.section import (
     Integer,
@@ -112,15 +113,7 @@ class LearnedAffinePairsConfig(Section):
         0.5, "How often each augmentation is applied.", "a number >= 0 and <= 1", ge=0, le=1
     )
 
-    @field_validator("augmentations")
-    @classmethod
-    def _check_augmentations(cls, names: list[str]) -> list[str]:
-        for name in names:
-            if name not in AUGMENTATIONS:
-                raise ValueError(f"names {name!r}, which is no augmentation")
-        if len(set(names)) < len(names):
-            raise ValueError("names one twice")
-        return names
+    _augmentations = field_validator("augmentations")(check_augmentations)
 
     @model_validator(mode="after")
     def _check_ranges(self) -> Self:

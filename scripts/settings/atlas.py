@@ -55,6 +55,9 @@ __all__ = [
     "LearnedAtlasModelConfig",
     "LearnedAtlasOptimizerConfig",
     "LearnedAtlasRefineConfig",
+    "check_decoder",
+    "check_features",
+    "check_field_resolution",
     "load_settings",
 ]
 
@@ -69,6 +72,33 @@ BASELINE_MAPS = ("mean", "std", "std_error", "cov", "prob_threshold")
 
 
 _SAFE_NAME = "one path component: no separator, no leading dot, at most 255 bytes"
+
+
+def check_features(features: list[int]) -> list[int]:
+    """Numbers of channels, each at least 1."""
+    if not features:
+        raise ValueError("is empty")
+    if min(features) < 1:
+        raise ValueError(f"has an entry below 1: {min(features)}")
+    return features
+
+
+def check_decoder(features: list[int], info: ValidationInfo) -> list[int]:
+    """As many convolutions as the encoder has levels, or more."""
+    levels = len(info.data.get("enc_features", ()))
+    if len(features) < levels:
+        raise ValueError(f"has {len(features)} entries for {levels} up-sampling steps")
+    return features
+
+
+def check_field_resolution(factor: int, info: ValidationInfo) -> int:
+    """A factor that the encoder reaches."""
+    if factor not in (1, 2, 4):
+        raise ValueError("is none of them")
+    levels = len(info.data.get("enc_features", (1, 1)))
+    if factor > 2**levels:
+        raise ValueError(f"is out of reach of {levels} encoder level")
+    return factor
 
 
 class LearnedAtlasModelConfig(Section):
@@ -158,22 +188,8 @@ class LearnedAtlasModelConfig(Section):
             raise ValueError(f"names {unknown[0]!r}, which isn't in covariates")
         return names
 
-    @field_validator("enc_features", "dec_features")
-    @classmethod
-    def _check_features(cls, features: list[int]) -> list[int]:
-        if not features:
-            raise ValueError("is empty")
-        if min(features) < 1:
-            raise ValueError(f"has an entry below 1: {min(features)}")
-        return features
-
-    @field_validator("dec_features")
-    @classmethod
-    def _check_decoder(cls, features: list[int], info: ValidationInfo) -> list[int]:
-        levels = len(info.data.get("enc_features", ()))
-        if len(features) < levels:
-            raise ValueError(f"has {len(features)} entries for {levels} up-sampling steps")
-        return features
+    _features = field_validator("enc_features", "dec_features")(check_features)
+    _decoder = field_validator("dec_features")(check_decoder)
 
     @field_validator("passes")
     @classmethod
@@ -185,15 +201,7 @@ class LearnedAtlasModelConfig(Section):
                 raise ValueError(f"has an entry that is none of them: {factor}")
         return factors
 
-    @field_validator("field_resolution")
-    @classmethod
-    def _check_field_resolution(cls, factor: int, info: ValidationInfo) -> int:
-        if factor not in (1, 2, 4):
-            raise ValueError("is none of them")
-        levels = len(info.data.get("enc_features", (1, 1)))
-        if factor > 2**levels:
-            raise ValueError(f"is out of reach of {levels} encoder level")
-        return factor
+    _field_resolution = field_validator("field_resolution")(check_field_resolution)
 
 
 class LearnedAtlasLossConfig(Section):

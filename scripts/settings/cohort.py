@@ -25,7 +25,15 @@ from scripts.settings.section import (
     to_names,
 )
 
-__all__ = ["CohortRequest", "LearnedAtlasCohortConfig", "SubjectSearch"]
+__all__ = [
+    "CohortRequest",
+    "LearnedAtlasCohortConfig",
+    "SubjectSearch",
+    "check_exclude",
+    "check_pattern",
+    "check_subjects",
+    "check_tracts",
+]
 
 
 OUTPUT_FOLDERS = frozenset(
@@ -42,6 +50,42 @@ OUTPUT_FOLDERS = frozenset(
 )
 
 RELATIVE = "relative, with / between its parts, none of them '..'"
+
+
+def check_pattern(pattern: str | None) -> str | None:
+    """A path inside the dataset folder with known placeholders, {subject} among them."""
+    if pattern is not None:
+        check_relative(pattern)
+        check_placeholders(pattern, ("subject", "tract", "run"))
+        if "{subject}" not in pattern:
+            raise ValueError("has no {subject}")
+    return pattern
+
+
+def check_subjects(subjects: list[str] | str | None) -> list[str] | str | None:
+    """Names, or the file of a list."""
+    if isinstance(subjects, list):
+        if not subjects:
+            raise ValueError("names no subject")
+        check_names(subjects)
+    elif subjects is not None and not subjects.lower().endswith((".txt", ".csv", ".json")):
+        raise ValueError("is neither a list nor a .txt, .csv or .json file")
+    return subjects
+
+
+def check_exclude(names: list[str]) -> list[str]:
+    """Distinct, non-empty names."""
+    check_names(names)
+    return names
+
+
+def check_tracts(names: list[str]) -> list[str]:
+    """Distinct names that can be file names."""
+    check_names(names)
+    for name in names:
+        if re.search(r"[/\\\x00]", name) or name in (".", ".."):
+            raise ValueError(f"has a tract that is no file name: {name!r}")
+    return names
 
 
 class LearnedAtlasCohortConfig(Section):
@@ -118,26 +162,9 @@ class LearnedAtlasCohortConfig(Section):
         "never resampled.",
     )
 
-    @field_validator("pattern")
-    @classmethod
-    def _check_pattern(cls, pattern: str | None) -> str | None:
-        if pattern is not None:
-            check_relative(pattern)
-            check_placeholders(pattern, ("subject", "tract", "run"))
-            if "{subject}" not in pattern:
-                raise ValueError("has no {subject}")
-        return pattern
+    _pattern = field_validator("pattern")(check_pattern)
 
-    @field_validator("subjects")
-    @classmethod
-    def _check_subjects(cls, subjects: list[str] | str | None) -> list[str] | str | None:
-        if isinstance(subjects, list):
-            if not subjects:
-                raise ValueError("names no subject")
-            check_names(subjects)
-        elif subjects is not None and not subjects.lower().endswith((".txt", ".csv", ".json")):
-            raise ValueError("is neither a list nor a .txt, .csv or .json file")
-        return subjects
+    _subjects = field_validator("subjects")(check_subjects)
 
     @field_validator("participants")
     @classmethod
@@ -153,20 +180,9 @@ class LearnedAtlasCohortConfig(Section):
             raise ValueError("is empty")
         return path
 
-    @field_validator("exclude")
-    @classmethod
-    def _check_exclude(cls, names: list[str]) -> list[str]:
-        check_names(names)
-        return names
+    _exclude = field_validator("exclude")(check_exclude)
 
-    @field_validator("tracts")
-    @classmethod
-    def _check_tracts(cls, names: list[str]) -> list[str]:
-        check_names(names)
-        for name in names:
-            if re.search(r"[/\\\x00]", name) or name in (".", ".."):
-                raise ValueError(f"has a tract that is no file name: {name!r}")
-        return names
+    _tracts = field_validator("tracts")(check_tracts)
 
 
 # ---------------------------------------------------------------------------------------------

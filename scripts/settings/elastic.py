@@ -5,15 +5,20 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import BeforeValidator, ValidationInfo, field_validator, model_validator
+from pydantic import BeforeValidator, field_validator, model_validator
 
-from scripts.settings.atlas import LearnedAtlasModelConfig
-from scripts.settings.cohort import LearnedAtlasCohortConfig, SubjectSearch
+from scripts.settings.atlas import (
+    check_decoder,
+    check_features,
+    check_field_resolution,
+)
+from scripts.settings.cohort import SubjectSearch, check_tracts
 from scripts.settings.pairwise import (
     AUGMENTATIONS,
     FoldedConfig,
     LearnedAffineImagesConfig,
     LearnedAffineOptimizerConfig,
+    check_augmentations,
 )
 from scripts.settings.section import (
     Integer,
@@ -64,10 +69,7 @@ class LearnedElasticImagesConfig(LearnedAffineImagesConfig):
             raise ValueError("holds a number twice")
         return levels
 
-    @field_validator("tracts")
-    @classmethod
-    def _check_tracts(cls, names: list[str]) -> list[str]:
-        return LearnedAtlasCohortConfig._check_tracts(names)
+    _tracts = field_validator("tracts")(check_tracts)
 
     def subject_search(self) -> SubjectSearch:
         """Where subjects are looked for, a channel for each tract."""
@@ -100,20 +102,9 @@ class LearnedElasticModelConfig(Section):
         "1, 2 or 4; 4 needs at least two levels in enc_features",
     )
 
-    @field_validator("enc_features", "dec_features")
-    @classmethod
-    def _check_features(cls, features: list[int]) -> list[int]:
-        return LearnedAtlasModelConfig._check_features(features)
-
-    @field_validator("dec_features")
-    @classmethod
-    def _check_decoder(cls, features: list[int], info: ValidationInfo) -> list[int]:
-        return LearnedAtlasModelConfig._check_decoder(features, info)
-
-    @field_validator("field_resolution")
-    @classmethod
-    def _check_field_resolution(cls, factor: int, info: ValidationInfo) -> int:
-        return LearnedAtlasModelConfig._check_field_resolution(factor, info)
+    _features = field_validator("enc_features", "dec_features")(check_features)
+    _decoder = field_validator("dec_features")(check_decoder)
+    _field_resolution = field_validator("field_resolution")(check_field_resolution)
 
 
 class LearnedElasticSynthesisConfig(Section):
@@ -149,15 +140,7 @@ class LearnedElasticSynthesisConfig(Section):
         0.5, "How often each augmentation is applied.", "a number >= 0 and <= 1", ge=0, le=1
     )
 
-    @field_validator("augmentations")
-    @classmethod
-    def _check_augmentations(cls, names: list[str]) -> list[str]:
-        for name in names:
-            if name not in AUGMENTATIONS:
-                raise ValueError(f"names {name!r}, which is no augmentation")
-        if len(set(names)) < len(names):
-            raise ValueError("names one twice")
-        return names
+    _augmentations = field_validator("augmentations")(check_augmentations)
 
     @model_validator(mode="after")
     def _check_difference(self) -> Self:

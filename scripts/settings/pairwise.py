@@ -6,7 +6,12 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator, ValidationInfo, field_validator
 
-from scripts.settings.cohort import LearnedAtlasCohortConfig, SubjectSearch
+from scripts.settings.cohort import (
+    SubjectSearch,
+    check_exclude,
+    check_pattern,
+    check_subjects,
+)
 from scripts.settings.section import (
     Flag,
     Integer,
@@ -25,6 +30,7 @@ __all__ = [
     "FoldedConfig",
     "LearnedAffineImagesConfig",
     "LearnedAffineOptimizerConfig",
+    "check_augmentations",
 ]
 
 
@@ -32,6 +38,16 @@ AUGMENTATIONS = (
     "bias_field", "contrast", "noise", "smoothing", "histogram_shift", "gibbs", "dropout",
     "low_resolution",
 )  # fmt: skip
+
+
+def check_augmentations(names: list[str]) -> list[str]:
+    """Known augmentations, each once."""
+    for name in names:
+        if name not in AUGMENTATIONS:
+            raise ValueError(f"names {name!r}, which is no augmentation")
+    if len(set(names)) < len(names):
+        raise ValueError("names one twice")
+    return names
 
 
 def _to_fold(value: object) -> object:
@@ -88,20 +104,9 @@ class LearnedAffineImagesConfig(Section):
             raise ValueError(f"has an entry below 16: {min(shape)}")
         return shape
 
-    @field_validator("pattern")
-    @classmethod
-    def _check_pattern(cls, pattern: str | None) -> str | None:
-        return LearnedAtlasCohortConfig._check_pattern(pattern)
-
-    @field_validator("subjects")
-    @classmethod
-    def _check_subjects(cls, subjects: list[str] | str | None) -> list[str] | str | None:
-        return LearnedAtlasCohortConfig._check_subjects(subjects)
-
-    @field_validator("exclude")
-    @classmethod
-    def _check_exclude(cls, names: list[str]) -> list[str]:
-        return LearnedAtlasCohortConfig._check_exclude(names)
+    _pattern = field_validator("pattern")(check_pattern)
+    _subjects = field_validator("subjects")(check_subjects)
+    _exclude = field_validator("exclude")(check_exclude)
 
     def subject_search(self) -> SubjectSearch:
         """Where subjects are looked for."""

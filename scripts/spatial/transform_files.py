@@ -12,23 +12,20 @@ from scipy.io import loadmat
 from scipy.io.matlab import MatReadError
 
 from scripts.errors import CohortError
-from scripts.runtime.input_files import FileError, check_file, read_text
+from scripts.runtime.input_files import check_file, read_text
 from scripts.spatial.grid import Grid
 from scripts.spatial.nifti import image_affine
-from scripts.spatial.transforms import TO_LPS, AffineTransform, FieldTransform
+from scripts.spatial.transforms import NO_INVERSE, TO_LPS, AffineTransform, FieldTransform
 from scripts.spatial.volumes import finite_values, open_image
 
 __all__ = [
     "TransformFile",
     "read_affine",
-    "read_any_affine",
     "read_transform",
     "transform_names",
     "write_affine_files",
     "write_itk_affine",
 ]
-
-_LONGEST = 1 << 16  # bytes
 
 
 def transform_names(subject: str, source: str, target: str) -> tuple[str, str]:
@@ -91,33 +88,9 @@ def write_affine_files(
         np.savetxt(folder / names[1], one, fmt="%.17g")
 
 
-def read_any_affine(path: str | Path) -> np.ndarray:
-    """A ``(4, 4)`` matrix in RAS mm from ITK's ``.mat``, ``.txt`` and ``.tfm``, or 4x4 text.
-
-    Raises:
-        CohortError: the file is none of them, or its matrix can't be inverted.
-    """
-    file = Path(path)
-    if not file.name.lower().endswith(".mat"):
-        try:
-            text = read_text(file, _LONGEST, encoding="ascii")
-            rows = [line.split() for line in text.splitlines()]
-            rows = [row for row in rows if row and not row[0].startswith("#")]
-            matrix = np.array([[float(word) for word in row] for row in rows])
-        except (FileError, ValueError):
-            return read_affine(file).matrix  # with its own message
-        sound = matrix.shape == (4, 4) and bool(np.isfinite(matrix).all())
-        if not sound or not np.allclose(matrix[3], (0, 0, 0, 1)):
-            raise CohortError(f"{file}: holds no 4x4 matrix whose last row is 0 0 0 1")
-        if abs(np.linalg.det(matrix[:3, :3])) < 1e-9:
-            raise CohortError(f"{file}: its matrix can't be inverted, so that it is no transform")
-        return matrix
-    return read_affine(file).matrix
-
-
 _MATRIX_KINDS = ("AffineTransform", "MatrixOffsetTransformBase")
 
-_LONGEST_AFFINE = 1 << 16  # bytes; unpacked, MATLAB's files have a thousand times as many at most
+_LONGEST = 1 << 16  # bytes; unpacked, MATLAB's files have a thousand times as many at most
 
 
 @dataclass(frozen=True)
@@ -137,14 +110,11 @@ def read_transform(file: TransformFile) -> AffineTransform | FieldTransform:
     name = file.path.name.lower()
     if name.endswith((".nii", ".nii.gz")):
         if file.inverted:
-            raise CohortError(
-                f"{file.path}: a displacement field can't be inverted here; give the field of the "
-                "other direction (ANTs writes it as ...InverseWarp.nii.gz)"
-            )
+            raise CohortError(f"{file.path}: {NO_INVERSE}")
         return _read_field(file.path)
     if name.endswith((".mat", ".txt", ".tfm")):
         affine = read_affine(file.path)
-        return affine.inverted() if file.inverted else affine
+        return ~affine if file.inverted else affine
     raise CohortError(
         f"{file.path}: is no transform known here; must be a displacement field (.nii, .nii.gz) or "
         "an affine as ITK writes it (.mat, .txt, .tfm)"
@@ -165,41 +135,69 @@ def _read_field(path: Path) -> FieldTransform:
 
 
 def read_affine(path: str | Path) -> AffineTransform:
-    """Read an affine as ITK writes it: binary (``.mat``, MATLAB v4) or text (``.txt``, ``.tfm``).
+    """Read an affine: ITK's binary (``.mat``, MATLAB v4) or text (``.txt``, ``.tfm``), or 4x4 text.
 
     ``y = M (x - c) + t + c`` with M row by row, then t, in the parameters and the centre c in the
     fixed parameters (ITK's `MatrixOffsetTransformBase`), LPS. A plane's transform leaves z alone.
 
+    Text may also hold the 4x4 matrix itself, RAS mm, as `write_affine_files` writes it.
+
     Raises:
-        CohortError: the file can't be read, or holds anything but one such transform.
+        CohortError: the file can't be read, holds anything but one such transform, or its matrix
+            can't be inverted.
     """
     file = Path(path)
-    stored = _read_mat(file) if file.name.lower().endswith(".mat") else _read_text(file)
-    kind, parameters, centre = stored
+    if file.name.lower().endswith(".mat"):
+        matrix = _of_itk(file, *_read_mat(file))
+    else:
+        text = _read_text(file)
+        plain = _plain_matrix(file, text)
+        matrix = _of_itk(file, *_itk_fields(file, text)) if plain is None else plain
+    if not np.isfinite(matrix).all() or abs(np.linalg.det(matrix)) < 1e-12:
+        raise CohortError(f"{file}: its matrix can't be inverted, so that it is no transform")
+    return AffineTransform(matrix)
+
+
+def _of_itk(path: Path, kind: str, parameters: np.ndarray, centre: np.ndarray) -> np.ndarray:
+    """The matrix ``(4, 4)``, RAS mm."""
     if kind.split("_")[0] not in _MATRIX_KINDS or (len(parameters), len(centre)) not in (
         (12, 3),
         (6, 2),
     ):
         raise CohortError(
-            f"{file}: holds {kind} of {len(parameters)} parameters; must be one of "
+            f"{path}: holds {kind} of {len(parameters)} parameters; must be one of "
             f"{', '.join(_MATRIX_KINDS)} with 12 and a centre"
         )
     d = len(centre)
     lps = np.eye(4)
     lps[:d, :d] = parameters[: d * d].reshape(d, d)
     lps[:d, 3] = parameters[d * d :] + centre - lps[:d, :d] @ centre
-    if not np.isfinite(lps).all() or abs(np.linalg.det(lps)) < 1e-12:
-        raise CohortError(f"{file}: its matrix can't be inverted, so that it is no transform")
-    return AffineTransform(TO_LPS @ lps @ TO_LPS)
+    signs = np.diag(TO_LPS)
+    return signs[:, None] * lps * signs  # no sums: infinities stay what they are
+
+
+def _plain_matrix(path: Path, text: str) -> np.ndarray | None:
+    """The matrix of a file of nothing but numbers; None for a file of anything else."""
+    rows = [line.split() for line in text.splitlines()]
+    rows = [row for row in rows if row and not row[0].startswith("#")]
+    try:
+        matrix = np.array([[float(word) for word in row] for row in rows])
+    except ValueError:
+        return None
+    if not len(matrix):
+        return None
+    if matrix.shape != (4, 4) or not np.allclose(matrix[3], (0, 0, 0, 1)):
+        raise CohortError(f"{path}: holds no 4x4 matrix whose last row is 0 0 0 1")
+    return matrix
 
 
 def _read_mat(path: Path) -> tuple[str, np.ndarray, np.ndarray]:
     if not os.path.lexists(path):
         raise CohortError(f"{path}: there is no such file")
     size = check_file(path).st_size
-    if size > _LONGEST_AFFINE:
+    if size > _LONGEST:
         raise CohortError(
-            f"{path}: can't be read: has {size} bytes, more than any affine ({_LONGEST_AFFINE})"
+            f"{path}: can't be read: has {size} bytes, more than any affine ({_LONGEST})"
         )
     try:
         content = loadmat(str(path), appendmat=False)
@@ -222,19 +220,22 @@ def _read_mat(path: Path) -> tuple[str, np.ndarray, np.ndarray]:
     return kinds[0], parameters, centre
 
 
-def _read_text(path: Path) -> tuple[str, np.ndarray, np.ndarray]:
+def _read_text(path: Path) -> str:
     if not os.path.lexists(path):
         raise CohortError(f"{path}: there is no such file")
     try:
-        text = read_text(path, _LONGEST_AFFINE, encoding="ascii")
+        return read_text(path, _LONGEST, encoding="ascii")
     except UnicodeDecodeError as error:
         raise CohortError(f"{path}: can't be read: is no text of an ITK transform") from error
+
+
+def _itk_fields(path: Path, text: str) -> tuple[str, np.ndarray, np.ndarray]:
     fields = re.findall(r"^(Transform|Parameters|FixedParameters):(.*)$", text, re.MULTILINE)
     if [name for name, _ in fields] != ["Transform", "Parameters", "FixedParameters"]:
         kinds = [value.strip() for name, value in fields if name == "Transform"]
         raise CohortError(
             f"{path}: holds {', '.join(kinds) or 'no transform'}; must hold one ITK transform with "
-            "Transform:, Parameters: and FixedParameters:"
+            "Transform:, Parameters: and FixedParameters:, or a 4x4 matrix"
         )
     try:
         parameters, centre = (np.array(fields[i][1].split(), dtype=np.float64) for i in (1, 2))

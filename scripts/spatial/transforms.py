@@ -1,37 +1,65 @@
-"""Transforms from elsewhere: ITK's displacement fields and affines, composed and applied once.
+"""Maps of points, composed and applied to images once.
 
 Every transform here maps POINTS of the image that is wanted to points of the image that is
 resampled, in world millimetres, RAS. Files hold ITK's world, LPS: x and y run the other way.
+
+    (a @ b).apply(x) == a.apply(b.apply(x))     # b comes first
+    (~a).apply(a.apply(x)) == x
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 from scipy.ndimage import map_coordinates
 
 from scripts.spatial.grid import Grid
 
-__all__ = ["AffineTransform", "FieldTransform", "Transform", "resample"]
+__all__ = ["AffineTransform", "ComposedTransform", "FieldTransform", "Transform", "resample"]
 
 TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])  # its own inverse
+NO_INVERSE = (
+    "a displacement field can't be inverted here; give the field of the other direction (ANTs "
+    "writes it as ...InverseWarp.nii.gz)"
+)
 _SLAB = 16  # slices of the wanted grid that are in work at once
 
 
-class Transform(Protocol):
-    """A map of points."""
+class Transform(ABC):
+    """A map of points, in RAS mm."""
 
-    def __call__(self, points: np.ndarray) -> np.ndarray:
-        """``(3, N)`` points in RAS mm to where they come from."""
-        ...
+    __array_ufunc__ = None  # a transform @ an array is a mistake, not a sum over objects
+
+    @abstractmethod
+    def apply(self, points: np.ndarray) -> np.ndarray:
+        """Where points ``(3, N)`` go, ``(3, N)``; RAS mm."""
+
+    @abstractmethod
+    def __invert__(self) -> Transform:
+        """The map back: ``(~a).apply(a.apply(x))`` is ``x``."""
+
+    def __matmul__(self, other: Transform) -> Transform:
+        """``(a @ b).apply(x)`` is ``a.apply(b.apply(x))``: the right one comes first."""
+        if not isinstance(other, Transform):
+            return NotImplemented
+        return ComposedTransform(self, other)
 
 
 @dataclass(frozen=True, eq=False)
-class AffineTransform:
+class AffineTransform(Transform):
     """``y = A x``.
+
+    Example:
+        >>> shift, double = AffineTransform(np.eye(4)), AffineTransform(np.diag([2.0, 2, 2, 1]))
+        >>> shift.matrix[:3, 3] = 1, 0, 0
+        >>> point = np.array([[1.0], [2.0], [3.0]])
+        >>> (double @ shift).apply(point)[:, 0]
+        array([4., 4., 6.])
+        >>> (~shift @ shift).apply(point)[:, 0]
+        array([1., 2., 3.])
 
     Attributes:
         matrix: ``(4, 4)``, RAS mm to RAS mm.
@@ -39,20 +67,37 @@ class AffineTransform:
 
     matrix: np.ndarray
 
-    def __call__(self, points: np.ndarray) -> np.ndarray:
-        """``(3, N)`` points to where they come from."""
+    def apply(self, points: np.ndarray) -> np.ndarray:
+        """Where points ``(3, N)`` go, ``(3, N)``; RAS mm."""
         return self.matrix[:3, :3] @ points + self.matrix[:3, 3:]
 
-    def inverted(self) -> AffineTransform:
-        """The map back."""
+    def __invert__(self) -> AffineTransform:
+        """The map back.
+
+        Raises:
+            numpy.linalg.LinAlgError: the matrix is singular.
+        """
         return AffineTransform(np.linalg.inv(self.matrix))
+
+    def __matmul__(self, other: Transform) -> Transform:
+        """See `Transform`; of two affines one affine is made."""
+        if isinstance(other, AffineTransform):
+            return AffineTransform(self.matrix @ other.matrix)
+        return super().__matmul__(other)
 
 
 @dataclass(frozen=True, eq=False)
-class FieldTransform:
+class FieldTransform(Transform):
     """``y = x + u(x)``, u interpolated linearly between voxels, 0 outside the field as in ITK.
 
     Outside starts half a voxel beyond the outermost centres; up to there the border's value holds.
+
+    Example:
+        >>> import nibabel
+        >>> grid = Grid((4, 4, 4), np.eye(4), nibabel.Nifti1Header())
+        >>> field = FieldTransform(np.full((3, 4, 4, 4), 0.5), grid)
+        >>> field.apply(np.array([[1.0, 9.0], [1.0, 9.0], [1.0, 9.0]]))[0]
+        array([1.5, 9. ])
 
     Attributes:
         displacement: ``(3, X, Y, Z)``, RAS mm.
@@ -62,10 +107,9 @@ class FieldTransform:
     displacement: np.ndarray
     grid: Grid
 
-    def __call__(self, points: np.ndarray) -> np.ndarray:
-        """``(3, N)`` points to where they come from."""
-        inverse = np.linalg.inv(self.grid.affine)
-        voxels = inverse[:3, :3] @ points + inverse[:3, 3:]
+    def apply(self, points: np.ndarray) -> np.ndarray:
+        """Where points ``(3, N)`` go, ``(3, N)``; RAS mm."""
+        voxels = (~AffineTransform(self.grid.affine)).apply(points)
         ends = np.array(self.grid.shape)[:, None] - 0.5
         inside = ((voxels >= -0.5) & (voxels <= ends)).all(axis=0)
         moves = [
@@ -74,15 +118,38 @@ class FieldTransform:
         ]
         return points + np.where(inside, moves, 0.0)
 
+    def __invert__(self) -> Transform:
+        """There is none.
 
-# ---------------------------------------------------------------------------------------------
-# Affines
-# ---------------------------------------------------------------------------------------------
+        Raises:
+            ValueError: always; it says what to give instead.
+        """
+        raise ValueError(NO_INVERSE)
 
 
-# ---------------------------------------------------------------------------------------------
-# Application
-# ---------------------------------------------------------------------------------------------
+@dataclass(frozen=True, eq=False)
+class ComposedTransform(Transform):
+    """``y = outer(inner(x))``, what `@` makes where no single matrix can hold it.
+
+    Attributes:
+        outer: comes second.
+        inner: comes first.
+    """
+
+    outer: Transform
+    inner: Transform
+
+    def apply(self, points: np.ndarray) -> np.ndarray:
+        """Where points ``(3, N)`` go, ``(3, N)``; RAS mm."""
+        return self.outer.apply(self.inner.apply(points))
+
+    def __invert__(self) -> Transform:
+        """The inverses in the other order.
+
+        Raises:
+            ValueError: one of them is a field.
+        """
+        return ~self.inner @ ~self.outer
 
 
 def resample(
@@ -109,15 +176,15 @@ def resample(
         ``(C, *wanted.shape)`` float32.
     """
     x, y, z = (*wanted.shape, 1)[:3]
-    to_voxels = np.linalg.inv(source.affine)
+    to_world, to_voxels = AffineTransform(wanted.affine), ~AffineTransform(source.affine)
     result = np.empty((len(volume), x, y, z), dtype=np.float32)
     for start in range(0, x, _SLAB):
         stop = min(start + _SLAB, x)
         indices = np.mgrid[start:stop, :y, :z].reshape(3, -1)
-        points = wanted.affine[:3, :3] @ indices + wanted.affine[:3, 3:]
+        points = to_world.apply(indices)
         for transform in transforms:
-            points = transform(points)
-        voxels = to_voxels[:3, :3] @ points + to_voxels[:3, 3:]
+            points = transform.apply(points)
+        voxels = to_voxels.apply(points)
         for channel, values in zip(result, volume, strict=True):
             # grid-constant fades over the last voxel, as the network's warp does.
             sampled = map_coordinates(values, voxels, order=order, mode="grid-constant")

@@ -14,7 +14,6 @@ from scripts.spatial.affine_parameters import Frame, matrix_of
 from scripts.spatial.resampling import resample_by_matrix
 from scripts.spatial.transform_files import (
     read_affine,
-    read_any_affine,
     transform_names,
     write_affine_files,
     write_itk_affine,
@@ -38,7 +37,7 @@ def test_both_directions_come_back_from_both_kinds_of_text(tmp_path: Path, matri
     np.testing.assert_allclose(read_affine(tmp_path / itk).matrix, matrix, atol=1e-12)
     np.testing.assert_allclose(np.loadtxt(tmp_path / plain), matrix, atol=1e-12)
     for name in transform_names("s", "aligned", "native"):
-        found = read_any_affine(tmp_path / name)
+        found = read_affine(tmp_path / name).matrix
         np.testing.assert_allclose(found, np.linalg.inv(matrix), atol=1e-12)
 
 
@@ -66,7 +65,7 @@ def test_files_that_are_no_affine_are_one_clear_error(tmp_path: Path, text, mess
     path = tmp_path / "x.txt"
     path.write_text(text)
     with pytest.raises(CohortError, match=message) as raised:
-        read_any_affine(path)
+        read_affine(path)
     assert str(path) in str(raised.value)
 
 

@@ -63,9 +63,8 @@ def test_one_pass_gives_what_two_passes_give(x: np.ndarray) -> None:
 def test_shards_merged_are_the_whole(x: np.ndarray, data: st.DataObject) -> None:
     cut = data.draw(st.integers(0, len(x)))
     merged = gathered(x[:cut]) if cut else DensityStatistics(x.shape[1:], 0.1)
-    sent = gathered(x[cut:]).as_arrays() if cut < len(x) else None
-    if sent is not None:
-        merged.merge(DensityStatistics.from_arrays(sent))
+    if cut < len(x):
+        merged.merge(gathered(x[cut:]))
     whole = gathered(x)
     assert merged.subjects == whole.subjects
     np.testing.assert_allclose(merged.sample_mean, whole.sample_mean, rtol=1e-12, atol=1e-15)

@@ -51,17 +51,17 @@ def test_an_affine_is_m_times_x_minus_c_plus_t_plus_c_in_lps(write, suffix, tmp_
     matrix = np.array([[1.1, 0.2, 0], [-0.1, 0.9, 0.3], [0.05, 0, 1.2]])
     shift, centre = np.array([4.0, -5, 6]), np.array([10.0, 20, -30])
     path = write(tmp_path / f"x{suffix}", matrix, shift, centre)
-    there = read_affine(path)(POINTS)
+    there = read_affine(path).apply(POINTS)
     in_lps = POINTS * LPS[:, None]
     by_hand = matrix @ (in_lps - centre[:, None]) + shift[:, None] + centre[:, None]
     assert np.allclose(there, by_hand * LPS[:, None])
-    back = read_transform(TransformFile(path, inverted=True))(there)
+    back = read_transform(TransformFile(path, inverted=True)).apply(there)
     assert np.allclose(back, POINTS)
 
 
 def test_a_translation_along_x_goes_left(tmp_path):
     path = mat(tmp_path / "x.mat", np.eye(3), (5, 0, 0))
-    assert np.allclose(read_affine(path)(POINTS), POINTS + np.array([[-5], [0], [0]]))
+    assert np.allclose(read_affine(path).apply(POINTS), POINTS + np.array([[-5], [0], [0]]))
 
 
 def test_a_planes_affine_leaves_z_alone(tmp_path):
@@ -69,7 +69,7 @@ def test_a_planes_affine_leaves_z_alone(tmp_path):
     content = {"AffineTransform_double_2_2": np.array([[0.0, -1, 1, 0, 3, 4]]).T}
     savemat(path, {**content, "fixed": np.zeros((2, 1))}, format="4")
     x, y = POINTS[:2] * -1
-    assert np.allclose(read_affine(path)(POINTS), [-(-y + 3), -(x + 4), POINTS[2]])
+    assert np.allclose(read_affine(path).apply(POINTS), [-(-y + 3), -(x + 4), POINTS[2]])
 
 
 def test_a_field_moves_by_millimetres_and_not_at_all_outside(grid, tmp_path):
@@ -80,7 +80,7 @@ def test_a_field_moves_by_millimetres_and_not_at_all_outside(grid, tmp_path):
     field = read_transform(TransformFile(tmp_path / "x.nii.gz"))
     centre = AFFINE[:3] @ [4, 4, 3, 1]
     edge, beyond = AFFINE[:3] @ [8.4, 4, 3, 1], AFFINE[:3] @ [8.6, 4, 3, 1]
-    there = field(np.stack([centre, edge, beyond], axis=1))
+    there = field.apply(np.stack([centre, edge, beyond], axis=1))
     moved = np.array([0, 0.625, 0])
     assert np.allclose(there.T, [centre + moved, edge + moved, beyond], atol=1e-5)
 
@@ -109,6 +109,35 @@ def test_order_is_that_of_antsapplytransforms(grid):
         assert seen.any()
         by_hand = 100 + np.array([1, 2, 3]) @ place
         assert np.allclose(got[inside].ravel()[seen], by_hand[seen], rtol=1e-5)
+
+
+def test_the_right_one_of_a_composition_comes_first(grid):
+    """2 (x + 3) against 2 x + 3, and with a field that adds 0.5 mm everywhere inside."""
+    double, shift = AffineTransform(np.diag([2.0, 2, 2, 1])), AffineTransform(np.eye(4))
+    shift.matrix[:3, 3] = 3
+    assert isinstance(double @ shift, AffineTransform)
+    assert np.allclose((double @ shift).apply(POINTS), 2 * (POINTS + 3))
+    assert np.allclose((shift @ double).apply(POINTS), 2 * POINTS + 3)
+
+    field = FieldTransform(np.full((3, *SHAPE), 0.5), grid)
+    place = AFFINE[:3] @ [[4.0], [4], [3], [1]]
+    assert np.allclose((double @ field).apply(place), 2 * (place + 0.5))
+    back = AffineTransform(np.diag([0.5, 0.5, 0.5, 1]))
+    assert np.allclose((field @ back).apply(2 * place), place + 0.5)
+    assert np.allclose((double @ field @ back).apply(2 * place), 2 * (place + 0.5))
+
+
+def test_the_inverse_leads_back_and_a_field_has_none(grid):
+    turn = AffineTransform(np.array([[0, -2.0, 0, 5], [1, 0, 0, -3], [0, 0, 4, 1], [0, 0, 0, 1]]))
+    by_hand = [(POINTS[1] + 3), (5 - POINTS[0]) / 2, (POINTS[2] - 1) / 4]
+    assert np.allclose((~turn).apply(POINTS), by_hand)
+    assert np.allclose((~turn @ turn).matrix, np.eye(4))
+    field = FieldTransform(np.zeros((3, *SHAPE)), grid)
+    for one in (field, turn @ field):
+        with pytest.raises(ValueError, match="give the field of the other direction"):
+            _ = ~one
+    with pytest.raises(TypeError, match="AffineTransform"):
+        _ = turn @ np.eye(4)
 
 
 def test_composition_interpolates_once(grid):

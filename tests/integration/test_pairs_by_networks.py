@@ -17,7 +17,7 @@ from scripts.elastic.network import on_image_grid
 from scripts.errors import FoldingError
 from scripts.pairwise.network_grid import WorkingGrid
 from scripts.registration.pair_output import require_no_fold
-from scripts.spatial.transform_files import TransformFile, read_any_affine, read_transform
+from scripts.spatial.transform_files import TransformFile, read_affine, read_transform
 from scripts.spatial.transforms import resample
 from scripts.spatial.volumes import read_volume
 
@@ -127,7 +127,7 @@ def test_an_estimate_is_the_networks_and_its_files_give_both_moved_images(place,
     there, back = (stem.format(*way) for way in (("moving", "fixed"), ("fixed", "moving")))
     for name, matrix in ((there, wanted), (back, np.linalg.inv(wanted))):
         for ending in (".txt", "_ras.txt"):
-            found = read_any_affine(estimated / f"{name}{ending}")
+            found = read_affine(estimated / f"{name}{ending}").matrix
             np.testing.assert_allclose(found, matrix, atol=1e-5)
     images = place / "moving.nii.gz", place / "fixed.nii.gz"
     again = warped(images[0], images[1], estimated / f"{there}.txt")
@@ -201,7 +201,7 @@ def test_an_affine_start_comes_before_the_network(place, registered, tmp_path):
     )  # fmt: skip
     assert code == 0
     found = tmp_path / "registered_elastic" / "moving"
-    ours = read_any_affine(found / "moving_from-moving_to-fixed_mode-image_xfm.txt")
+    ours = read_affine(found / "moving_from-moving_to-fixed_mode-image_xfm.txt").matrix
     np.testing.assert_allclose(ours, start, atol=1e-9)
     for name in ("moving_forward_field", "moving_in_fixed"):
         np.testing.assert_allclose(

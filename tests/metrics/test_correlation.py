@@ -1,12 +1,23 @@
 import numpy as np
 import pytest
 
-from scripts.metrics import log_density_correlation, pairwise_correlation
+from scripts.metrics import log_density_correlation, pairwise_correlation, pearson
 
 
 def sparse(seed, shape=(8, 9, 7)):
     rng = np.random.default_rng(seed)
     return rng.lognormal(0, 2, shape) * (rng.random(shape) < 0.3)
+
+
+def test_pearson_by_hand_and_undefined_without_variation():
+    """Deviations (-1, 0, 1) and (-1, -1, 2): 3 / sqrt(2 * 6)."""
+    assert pearson([1, 2, 3], [0, 0, 3]) == pytest.approx(3 / 12**0.5)
+    assert pearson(np.float32([[1, 2], [3, 4]]), [[-1, -2], [-3, -4]]) == pytest.approx(-1)
+    for other in ([5, 5, 5], [1, 2, np.nan], [1, 2, np.inf]):
+        assert pearson([1, 2, 3], other) is None
+    assert pearson([1], [2]) is None
+    with pytest.raises(ValueError, match=r"one shape, got \[\(3,\), \(2,\)\]"):
+        pearson([1, 2, 3], [1, 2])
 
 
 def test_equals_pearson_of_logarithms_on_the_union():

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from scripts.metrics import core_share, dice, pairwise_dice, weighted_dice
+from scripts.metrics import core_share, dice, pairwise_dice
 
 masks = arrays(bool, (3, 4, 5))
 
@@ -15,8 +15,8 @@ def test_dice_by_hand():
 
 def test_two_empty_maps_agree_and_one_empty_map_does_not():
     empty, full = np.zeros((4, 4)), np.ones((4, 4))
-    assert dice(empty, empty) == weighted_dice(empty, empty) == 1.0
-    assert dice(empty, full) == weighted_dice(empty, full) == 0.0
+    assert dice(empty, empty) == 1.0
+    assert dice(empty, full) == 0.0
 
 
 @given(masks, masks)
@@ -32,27 +32,14 @@ def test_pairwise_dice_is_the_mean_over_pairs(maps):
     assert pairwise_dice(maps) == pytest.approx(np.mean(pairs))
 
 
-def test_weighted_dice_by_hand():
-    # a: 3 of 4 and b: 2 of 10 lie where both are
-    assert weighted_dice([3, 1, 0], [2, 0, 8]) == pytest.approx((0.75 + 0.2) / 2)
-
-
-def test_weighted_dice_does_not_depend_on_either_maps_scale():
-    a, b = np.random.default_rng(0).random((2, 50)) * (np.arange(50) % 3 > 0)
-    b[:20] = 0
-    assert weighted_dice(a * 7, b * 0.01) == pytest.approx(weighted_dice(a, b))
-    assert weighted_dice(a, b) < 1
-
-
 def test_core_share_counts_both_thresholds_inclusively():
     assert core_share([0, 5, 10, 50, 90, 100]) == pytest.approx(2 / 4)
     assert core_share([0, 9.9]) == 0.0
 
 
-@pytest.mark.parametrize("measure", [dice, weighted_dice])
-def test_shapes_must_match(measure):
+def test_shapes_must_match():
     with pytest.raises(ValueError, match=r"\(2,\).*\(3,\)"):
-        measure(np.ones(2), np.ones(3))
+        dice(np.ones(2), np.ones(3))
 
 
 @given(st.integers(0, 1))
