@@ -1,0 +1,748 @@
+"""The bundle for a notebook: functions that take arrays or paths, and affines.
+
+An image is a NIfTI file's path, or an array ``(X, Y)`` or ``(X, Y, Z)`` with its affine. An affine
+is ``(4, 4)``, voxel indices to world millimetres (RAS). A transform maps points of the fixed image
+(the one that is wanted) to points of the moving image, in RAS mm.
+
+Torch and monai are imported by the functions that need them, so that importing this module is
+quick.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from scripts.errors import find_user_error
+
+if TYPE_CHECKING:
+    from monai.bundle import ConfigParser
+
+    from scripts.affine.images import WorldImage
+    from scripts.cohort import Grid
+    from scripts.tractograms import Streamlines
+
+__all__ = [
+    "Deformation",
+    "affine_registration",
+    "align",
+    "average",
+    "deformable_registration",
+    "density_map",
+    "learn_atlas",
+    "register",
+    "transfer_labels",
+    "warp",
+]
+
+Image = str | Path | np.ndarray
+"""A NIfTI file's path, or an array that comes with an affine."""
+Images = str | Path | Sequence[str | Path] | Sequence[np.ndarray] | np.ndarray
+"""A dataset folder, paths of files, or arrays of one shape that come with an affine."""
+Fibres = str | Path | Sequence[np.ndarray]
+"""A tractogram's path, or streamlines, each ``(points, 3)`` in RAS mm."""
+Settings = Mapping[str, Any]
+"""Settings of a block as docs/settings.md lists them, nested: ``{"optimizer": {"epochs": 20}}``."""
+
+_CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+
+
+@dataclass(frozen=True, eq=False)
+class Deformation:
+    """A fixed point x is found in the moving image at ``matrix (x + displacement(x))``.
+
+    Attributes:
+        matrix: ``(4, 4)``, fixed point to moving point, RAS mm.
+        displacement: ``(3, X, Y, Z)`` RAS mm on the fixed grid; Z = 1 for a plane.
+        inverse: ``(3, X, Y, Z)`` RAS mm on the fixed grid: a moving point y comes from
+            ``z + inverse(z)`` with ``z = matrix^-1 y``.
+        affine: ``(4, 4)`` of the fixed grid.
+        smallest_jacobian: smallest Jacobian determinant of both displacements; above 0 nothing
+            folds.
+    """
+
+    matrix: np.ndarray
+    displacement: np.ndarray
+    inverse: np.ndarray
+    affine: np.ndarray
+    smallest_jacobian: float
+
+
+# ---------------------------------------------------------------------------------------------
+# Atlases
+# ---------------------------------------------------------------------------------------------
+
+
+def learn_atlas(
+    maps: Images,
+    output_dir: str | Path,
+    affine: np.ndarray | None = None,
+    ckpt_dir: str | Path | None = None,
+    settings: Settings | None = None,
+) -> Path:
+    """Learn a template from density maps and publish the atlas, as the verb ``train`` does.
+
+    Arrays are written to ``<output_dir>/cohort`` first, as ``subject_001.nii.gz`` and so on; they
+    are divided by nothing unless ``settings`` ask for it.
+
+    Args:
+        maps: a dataset folder, paths of files, or arrays ``(n, X, Y, Z)``, all on one grid.
+        output_dir: where the atlas goes.
+        affine: ``(4, 4)`` RAS mm, of arrays.
+        ckpt_dir: where the model goes; None: ``<output_dir>/models``.
+        settings: of the block ``learned_atlas``.
+
+    Returns:
+        The published folder, with ``atlas_mean.nii.gz`` and ``atlas.json``.
+
+    Raises:
+        TractAtlasError: settings, cohort, device or folders can't be used; the message says why.
+        ValueError: arrays come without an affine or of several shapes.
+
+    Example:
+        >>> x = np.linspace(-1, 1, 16)
+        >>> blob = np.exp(-8 * (x[:, None, None] ** 2 + x[:, None] ** 2 + x**2))
+        >>> maps = [np.roll(blob, shift, 0) for shift in (-1, 0, 1)]
+        >>> small = {"enc_features": [4, 4], "dec_features": [4, 4, 4], "passes": [1]}
+        >>> settings = {
+        ...     "min_subjects": 3, "device": "cpu", "dtype": "float32", "model": small,
+        ...     "optimizer": {"epochs": 1},
+        ...     "refine": {"rounds": 1, "iterations": 1, "network_epochs": 0},
+        ... }
+        >>> atlas = learn_atlas(maps, folder / "atlas", np.eye(4), settings=settings)
+        >>> (atlas / "atlas_mean.nii.gz").is_file()
+        True
+    """
+    output = Path(output_dir)
+    models = output / "models" if ckpt_dir is None else Path(ckpt_dir)
+    source, block = _as_cohort(maps, affine, output, settings)
+    values = {"output_dir": str(output), "ckpt_dir": str(models)}
+    if isinstance(source, str):
+        values["dataset_dir"] = source
+        job = _config("train.yaml", values, "learned_atlas", block)
+    else:
+        job = _config("train.yaml", values, "learned_atlas", block)
+        job["train"]["dataset"]["data"] = _given([{"image": path} for path in source])
+    return output / str(_run(job, "training", "$@settings.output_subdir"))
+
+
+def register(
+    maps: Images,
+    ckpt_dir: str | Path,
+    output_dir: str | Path,
+    affine: np.ndarray | None = None,
+    settings: Settings | None = None,
+) -> Path:
+    """Bring new subjects to a learned atlas, as the verb ``register`` does.
+
+    Args:
+        maps: a dataset folder, paths of files, or arrays ``(n, X, Y, Z)`` on the atlas's grid.
+        ckpt_dir: of the atlas's ``model.pt``.
+        output_dir: where the folders go, one a subject.
+        affine: ``(4, 4)`` RAS mm, of arrays.
+        settings: of the block ``learned_atlas``; the model brings what isn't said.
+
+    Returns:
+        ``<output_dir>/registered``. Each subject's folder holds its fields in both directions.
+
+    Raises:
+        TractAtlasError: model, maps or folders can't be used; the message says why.
+        ValueError: arrays come without an affine or of several shapes.
+
+    Example:
+        >>> x = np.linspace(-1, 1, 16)
+        >>> blob = np.exp(-8 * (x[:, None, None] ** 2 + x[:, None] ** 2 + x**2))
+        >>> settings = {"device": "cpu"}
+        >>> models = folder / "atlas" / "models"  # of the example of learn_atlas
+        >>> found = register([blob], models, folder / "new", np.eye(4), settings)
+        >>> [path.name for path in found.iterdir()]
+        ['subject_001']
+    """
+    output = Path(output_dir)
+    source, block = _as_cohort(maps, affine, output, settings, own=True)
+    values: dict[str, Any] = {"output_dir": str(output), "ckpt_dir": str(ckpt_dir)}
+    values["dataset_dir" if isinstance(source, str) else "input"] = source
+    _run(_config("inference.yaml", values, "learned_atlas", block), "registering")
+    return output / "registered"
+
+
+def average(
+    maps: Images,
+    output_dir: str | Path,
+    affine: np.ndarray | None = None,
+    settings: Settings | None = None,
+) -> Path:
+    """Average density maps as they lie, as the verb ``average`` does.
+
+    Args:
+        maps: a dataset folder, or arrays ``(n, X, Y, Z)``, all on one grid.
+        output_dir: where the folder ``atlas`` goes.
+        affine: ``(4, 4)`` RAS mm, of arrays.
+        settings: of the block ``learned_atlas``.
+
+    Returns:
+        ``<output_dir>/atlas``, with ``atlas_mean.nii.gz``, ``atlas_std.nii.gz`` and so on.
+
+    Raises:
+        TractAtlasError: settings, cohort or folders can't be used; the message says why.
+        ValueError: arrays come without an affine or of several shapes, or paths of files are given.
+
+    Example:
+        >>> import nibabel
+        >>> maps = np.zeros((5, 6, 6, 6))
+        >>> maps[:, 2:4, 2:4, 2:4] = np.arange(1, 6)[:, None, None, None]
+        >>> atlas = average(maps, folder / "average", np.eye(4))
+        >>> float(nibabel.load(atlas / "atlas_mean.nii.gz").get_fdata().max())
+        3.0
+    """
+    output = Path(output_dir)
+    source, block = _as_cohort(maps, affine, output, settings)
+    if not isinstance(source, str):
+        raise ValueError("average takes a dataset folder or arrays, not paths of files")
+    values = {"output_dir": str(output), "dataset_dir": source}
+    _run(_config("average.yaml", values, "learned_atlas", block), "averaging")
+    return output / "atlas"
+
+
+def align(
+    images: str | Path | Sequence[np.ndarray],
+    output_dir: str | Path,
+    affines: Sequence[np.ndarray] | None = None,
+    settings: Settings | None = None,
+) -> Path:
+    """Bring native images to one affine space, as the verb ``align`` does.
+
+    Arrays are written to ``<output_dir>/native/subject_001/image.nii.gz`` and so on first.
+
+    Args:
+        images: a dataset folder (``settings`` then say which ``image``), or arrays, each on a grid
+            of its own.
+        output_dir: where the folder ``aligned`` goes.
+        affines: ``(4, 4)`` RAS mm, one an array.
+        settings: of the block ``align``.
+
+    Returns:
+        ``<output_dir>/aligned``: ``template.nii.gz`` and a folder a subject, with its image and, in
+        ``xfm/``, its transform in both directions.
+
+    Raises:
+        TractAtlasError: settings, images or folders can't be used; the message says why.
+        ValueError: there aren't as many affines as arrays.
+
+    Example:
+        >>> x = np.linspace(-1, 1, 16)
+        >>> blob = np.exp(-8 * (x[:, None, None] ** 2 + 2 * x[:, None] ** 2 + 3 * x**2))
+        >>> quick = {"levels": [2], "iterations": 5, "rounds": 1, "family": "rigid"}
+        >>> images = [blob, np.roll(blob, 2, 0)]
+        >>> aligned = align(images, folder / "align", [np.eye(4)] * 2, quick)
+        >>> (aligned / "template.nii.gz").is_file()
+        True
+    """
+    from scripts.affine.aligning import CohortAligner
+    from scripts.affine.alignment_settings import AlignConfig
+
+    asked = dict(settings or {})
+    source: str | Path
+    if isinstance(images, str | Path):
+        source = images
+    else:
+        given = list(affines or [])
+        if len(given) != len(images):
+            raise ValueError(f"{len(images)} arrays and {len(given)} affines: give one an array")
+        source = Path(output_dir) / "native"
+        for number, (image, affine) in enumerate(zip(images, given, strict=True), start=1):
+            _write(source / f"subject_{number:03d}" / "image.nii.gz", image, affine)
+        asked = {"image": "{subject}/image.nii.gz", **asked}
+    return CohortAligner(source, AlignConfig.load(asked), output_dir).run()
+
+
+# ---------------------------------------------------------------------------------------------
+# Pairs of images
+# ---------------------------------------------------------------------------------------------
+
+
+def affine_registration(
+    fixed: Image,
+    moving: Image,
+    fixed_affine: np.ndarray | None = None,
+    moving_affine: np.ndarray | None = None,
+    *,
+    start: np.ndarray | None = None,
+    settings: Settings | None = None,
+) -> np.ndarray:
+    """The affine transform of one pair, by optimisation.
+
+    Args:
+        fixed: the image that is wanted.
+        moving: the image that is brought to it, on any grid.
+        fixed_affine: ``(4, 4)`` RAS mm, of an array.
+        moving_affine: likewise.
+        start: ``(4, 4)`` to begin with, fixed point to moving point; None: the identity.
+        settings: of the block ``refine``: family, levels, iterations, ...
+
+    Returns:
+        ``(4, 4)`` float64, fixed point to moving point, RAS mm.
+
+    Raises:
+        TractAtlasError: a setting breaks its rule, or a file can't be read.
+        ValueError: an image is the same everywhere or not finite, or an array has no affine.
+
+    Example:
+        >>> x = np.linspace(-1, 1, 24)
+        >>> fixed = np.exp(-8 * (x[:, None, None] ** 2 + 2 * x[:, None] ** 2 + 3 * x**2))
+        >>> moving = np.roll(fixed, 2, axis=0)  # by 2 voxels of 1 mm
+        >>> rigid = {"family": "rigid"}
+        >>> found = affine_registration(fixed, moving, np.eye(4), np.eye(4), settings=rigid)
+        >>> np.allclose(found[:3, 3], [2, 0, 0], atol=0.3)
+        True
+    """
+    from scripts.affine.refining import AffineRefinement
+
+    asked, images = _pair(fixed, moving, fixed_affine, moving_affine, settings)
+    refinement = AffineRefinement(
+        asked.family, asked.starts, asked.levels, asked.iterations, asked.window,
+        asked.tolerance, asked.similarity, asked.correlation_window,
+    )  # fmt: skip
+    return refinement(*images, _tensor(start)).matrix.cpu().numpy()
+
+
+def deformable_registration(
+    fixed: Image,
+    moving: Image,
+    fixed_affine: np.ndarray | None = None,
+    moving_affine: np.ndarray | None = None,
+    *,
+    start: np.ndarray | None = None,
+    settings: Settings | None = None,
+) -> Deformation:
+    """The smooth invertible deformation of one pair after an affine, by optimisation.
+
+    Args:
+        fixed: the image that is wanted.
+        moving: the image that is brought to it, on any grid.
+        fixed_affine: ``(4, 4)`` RAS mm, of an array.
+        moving_affine: likewise.
+        start: ``(4, 4)``, such as `affine_registration` gives; it stays. None: the identity.
+        settings: of the block ``refine``: levels, iterations, smoothness_weight, ...
+
+    Returns:
+        The deformation; `warp` takes it.
+
+    Raises:
+        TractAtlasError: a setting breaks its rule, or a file can't be read.
+        ValueError: an image is the same everywhere or not finite, or an array has no affine.
+
+    Example:
+        >>> x = np.linspace(-1, 1, 24)
+        >>> fixed = np.exp(-8 * (x[:, None, None] ** 2 + x[:, None] ** 2 + x**2))
+        >>> moving = np.exp(-8 * (1.5 * x[:, None, None] ** 2 + x[:, None] ** 2 + x**2))
+        >>> found = deformable_registration(fixed, moving, np.eye(4), np.eye(4))
+        >>> found.displacement.shape, found.smallest_jacobian > 0
+        ((3, 24, 24, 24), True)
+    """
+    import torch
+
+    from scripts.affine.elastic import ElasticRefinement
+
+    asked, images = _pair(fixed, moving, fixed_affine, moving_affine, settings)
+    found = ElasticRefinement(
+        asked.levels, asked.iterations, asked.window, asked.tolerance, asked.similarity,
+        asked.correlation_window, asked.smoothness_weight, asked.int_steps,
+    )(*images, _tensor(start))  # fmt: skip
+    affine = images[0].affine
+    axes = torch.from_numpy(affine[:3, : len(images[0].shape)])
+
+    def in_mm(voxels: torch.Tensor) -> np.ndarray:
+        moves = torch.einsum("ij,j...->i...", axes, voxels[0].detach().cpu().double())
+        return moves.numpy().reshape(3, *(*moves.shape[1:], 1)[:3])
+
+    return Deformation(
+        found.matrix.cpu().numpy(),
+        in_mm(found.displacement),
+        in_mm(found.inverse),
+        affine,
+        min(one["corner_min"] for one in found.jacobian.values()),
+    )
+
+
+def warp(
+    image: Image,
+    reference: Image,
+    transforms: Sequence[str | Path | np.ndarray | Deformation],
+    affine: np.ndarray | None = None,
+    reference_affine: np.ndarray | None = None,
+    *,
+    nearest: bool = False,
+) -> np.ndarray:
+    """An image on another one's grid, through a chain of transforms, interpolated once.
+
+    A point of the reference passes through the transforms in their order, and the image is read
+    where it arrives; 0 outside of the image.
+
+    Args:
+        image: the image that is read.
+        reference: the image whose grid the result lies on.
+        transforms: each a matrix ``(4, 4)`` RAS mm, a `Deformation`, or a path of an affine or a
+            displacement field as ITK writes it. None of them: the identity.
+        affine: ``(4, 4)`` RAS mm, of an array.
+        reference_affine: likewise.
+        nearest: take the nearest voxel, for labels.
+
+    Returns:
+        ``(X, Y, Z)`` of the reference, float32; ``(X, Y)`` for a plane, ``(C, X, Y, Z)`` for a
+        file of C channels.
+
+    Raises:
+        CohortError: a file can't be read.
+        ValueError: an array has no affine, or a matrix isn't ``(4, 4)``.
+
+    Example:
+        >>> image = np.zeros((4, 4, 4))
+        >>> image[2, 1, 1] = 1
+        >>> shift = np.eye(4)
+        >>> shift[0, 3] = 1  # a point of the reference is read 1 mm further on
+        >>> moved = warp(image, image, [shift], np.eye(4), np.eye(4))
+        >>> np.argwhere(moved).tolist()
+        [[1, 1, 1]]
+    """
+    from scripts.atlas.transforms import read_grid, resample
+
+    volume, source = _volume("image", image, affine)
+    if isinstance(reference, np.ndarray):
+        wanted = _volume("reference", reference, reference_affine)[1]
+    else:
+        wanted = read_grid(reference)
+    chain = [step for one in transforms for step in _chain(one)]
+    moved = resample(volume, source, chain, wanted, order=0 if nearest else 1)
+    if wanted.shape[2] == 1:
+        moved = moved[..., 0]
+    return moved[0] if len(moved) == 1 else moved
+
+
+# ---------------------------------------------------------------------------------------------
+# Streamlines
+# ---------------------------------------------------------------------------------------------
+
+
+def density_map(
+    streamlines: Fibres,
+    reference: str | Path | Sequence[int],
+    affine: np.ndarray | None = None,
+    *,
+    weights: np.ndarray | None = None,
+    ends: bool = False,
+) -> np.ndarray:
+    """How many streamlines visit each voxel, each one once.
+
+    Args:
+        streamlines: a tractogram's path, or arrays ``(points, 3)`` in RAS mm.
+        reference: an image whose grid is counted on, or a shape ``(X, Y, Z)``.
+        affine: ``(4, 4)`` RAS mm, of a shape.
+        weights: ``(n,)``, what each streamline counts; None: 1.
+        ends: count only where streamlines begin and end.
+
+    Returns:
+        ``(X, Y, Z)`` float64, sum of weights.
+
+    Raises:
+        TractAtlasError: a file can't be read.
+        ValueError: a shape comes without an affine, a point isn't finite, or there aren't as many
+            weights as streamlines.
+
+    Example:
+        >>> line = np.array([[0.0, 0, 0], [3, 0, 0]])
+        >>> density_map([line, line], (4, 1, 1), np.eye(4))[:, 0, 0].tolist()
+        [2.0, 2.0, 2.0, 2.0]
+    """
+    from scripts.cohort import read_reference
+    from scripts.tractograms import DensityCounter
+
+    if isinstance(reference, str | Path):
+        grid = read_reference(reference)
+    else:
+        grid = _grid(tuple(reference), _affine("reference", affine))
+    lines = _streamlines(streamlines)
+    if not np.isfinite(lines.points).all():
+        raise ValueError("streamlines: a point isn't finite; leave such streamlines out")
+    if weights is not None and np.shape(weights) != (len(lines),):
+        raise ValueError(
+            f"weights of shape {np.shape(weights)}: must be one for each of {len(lines)} "
+            "streamlines"
+        )
+    counter = DensityCounter(grid.shape, grid.affine, ends)
+    counter.add(lines, None if weights is None else np.asarray(weights, dtype=np.float64))
+    return counter.density.copy()
+
+
+def transfer_labels(
+    subject: Fibres,
+    atlas: Fibres,
+    labels: np.ndarray | None = None,
+    settings: Settings | None = None,
+) -> np.ndarray:
+    """A class for each streamline of a subject, from an atlas of labelled streamlines.
+
+    Args:
+        subject: a tractogram's path, or arrays ``(points, 3)`` in RAS mm, in the atlas's space.
+        atlas: likewise, or a folder with a tractogram a class.
+        labels: ``(M,)`` whole numbers from 0, a class for each of the atlas's streamlines; None:
+            the atlas's files say them.
+        settings: of the block ``label_transfer``: blur, reach, outlier_threshold, ...
+
+    Returns:
+        ``(N,)`` int64, the atlas's own numbers; -1 for a streamline that resembles no class.
+
+    Raises:
+        TractAtlasError: settings or files can't be used.
+        ValueError: labels are missing, or aren't as many as the atlas's streamlines.
+
+    Example:
+        >>> line = np.stack([np.linspace(0, 50, 10), np.zeros(10), np.zeros(10)], axis=1)
+        >>> above = line + [0, 0, 60]
+        >>> transfer_labels([line + 1, above + 1, line], [line, above], np.array([3, 7])).tolist()
+        [3, 7, 3]
+    """
+    from scripts.transport.features import fibre_features
+    from scripts.transport.labelling import OUTLIER, label_fibres
+    from scripts.transport.segmented_atlas import read_atlas
+    from scripts.transport.settings import LabelTransferConfig
+
+    asked = LabelTransferConfig.load(settings)
+    if labels is None:
+        if not isinstance(atlas, str | Path):
+            raise ValueError("labels = None: an atlas of arrays needs a class for each streamline")
+        read = read_atlas(atlas, asked.labels, asked.names)
+        lines, numbers = read.streamlines, read.ids[read.classes]
+    else:
+        lines, numbers = _streamlines(atlas), np.asarray(labels)
+    whole = np.issubdtype(numbers.dtype, np.integer)
+    if numbers.shape != (len(lines),) or not whole or numbers.min(initial=0) < 0:
+        raise ValueError(
+            f"labels of shape {numbers.shape} and type {numbers.dtype}: must be a whole number "
+            f"from 0 for each of the atlas's {len(lines)} streamlines"
+        )
+    of_subject, of_atlas = (
+        fibre_features(one, asked.n_points, asked.end_weight)
+        for one in (_streamlines(subject), lines)
+    )
+    if not len(of_atlas.kept):
+        raise ValueError("atlas: has no streamline with a length")
+    ids, classes = np.unique(numbers[of_atlas.kept], return_inverse=True)
+    found = label_fibres(of_subject.vectors, of_atlas.vectors, classes, asked).classes
+    result = np.full(of_subject.count, OUTLIER, dtype=np.int64)
+    result[of_subject.kept] = np.where(found == OUTLIER, OUTLIER, ids[found])
+    return result
+
+
+# ---------------------------------------------------------------------------------------------
+# What callers give
+# ---------------------------------------------------------------------------------------------
+
+
+def _affine(name: str, affine: np.ndarray | None) -> np.ndarray:
+    if affine is None or np.shape(affine) != (4, 4):
+        told = "None" if affine is None else f"an array of shape {np.shape(affine)}"
+        raise ValueError(f"affine of {name} = {told}: must be (4, 4), voxels to RAS mm")
+    return np.asarray(affine, dtype=np.float64)
+
+
+def _grid(shape: tuple[int, ...], affine: np.ndarray) -> Grid:
+    import nibabel as nib
+
+    from scripts.cohort import Grid
+
+    if len(shape) != 3 or min(shape) < 1:
+        raise ValueError(f"a grid of shape {shape}: must have three axes of at least one voxel")
+    header = nib.Nifti1Header()
+    header["sform_code"] = 1
+    return Grid(tuple(int(n) for n in shape), affine, header)
+
+
+def _volume(name: str, image: Image, affine: np.ndarray | None) -> tuple[np.ndarray, Grid]:
+    """``(C, X, Y, Z)`` and its grid, a plane having Z = 1."""
+    if isinstance(image, str | Path):
+        from scripts.atlas.transforms import read_volume
+
+        return read_volume(image)
+    values = np.asarray(image, dtype=np.float64)
+    if values.ndim == 2:
+        values = values[:, :, None]
+    if values.ndim != 3 or not values.size:
+        raise ValueError(f"{name} of shape {np.shape(image)}: must be (X, Y) or (X, Y, Z)")
+    if not np.isfinite(values).all():
+        raise ValueError(f"{name}: holds values that aren't finite")
+    return values[None], _grid(values.shape, _affine(name, affine))
+
+
+def _pair(
+    fixed: Image,
+    moving: Image,
+    fixed_affine: np.ndarray | None,
+    moving_affine: np.ndarray | None,
+    settings: Settings | None,
+) -> tuple[Any, list[WorldImage]]:
+    """Settings of a refinement, and both images as it compares them."""
+    from scripts.affine.reading import normalised, read_image
+    from scripts.affine.refinement_settings import RefineConfig
+    from scripts.networks.precision import open_device
+
+    # The images are the caller's; the block's own paths only have to obey their rules.
+    asked = RefineConfig.load({"fixed": "fixed", "moving": ["moving"], **(settings or {})})
+    device = open_device(asked.device)
+    images = []
+    for name, image, affine in (
+        ("fixed", fixed, fixed_affine), ("moving", moving, moving_affine),
+    ):  # fmt: skip
+        values, grid = _volume(name, image, affine)
+        planar = grid.shape[2] == 1
+        one = read_image(normalised(values, asked.log_offset), grid, 2 if planar else 3, device)
+        images.append(one.without_background() if asked.background == "unknown" else one)
+    if images[0].values.ndim != images[1].values.ndim:
+        raise ValueError("fixed and moving: one is a plane, the other a volume")
+    return asked, images
+
+
+def _tensor(matrix: np.ndarray | None) -> Any:
+    import torch
+
+    return None if matrix is None else torch.from_numpy(_affine("start", matrix))
+
+
+def _chain(transform: str | Path | np.ndarray | Deformation) -> list[Any]:
+    from scripts.atlas.transforms import (
+        AffineTransform,
+        FieldTransform,
+        TransformFile,
+        read_transform,
+    )
+
+    if isinstance(transform, str | Path):
+        return [read_transform(TransformFile(Path(transform)))]
+    if isinstance(transform, Deformation):
+        field = transform.displacement
+        grid = _grid(field.shape[1:], transform.affine)
+        return [FieldTransform(field, grid), AffineTransform(transform.matrix)]
+    return [AffineTransform(_affine("a transform", transform))]
+
+
+def _streamlines(fibres: Fibres) -> Streamlines:
+    from scripts.tractograms import Streamlines, open_tractogram
+
+    if isinstance(fibres, str | Path):
+        return open_tractogram(fibres).read(finite=False)
+    return Streamlines.of(fibres)
+
+
+# ---------------------------------------------------------------------------------------------
+# Whole jobs
+# ---------------------------------------------------------------------------------------------
+
+
+def _write(path: Path, image: np.ndarray, affine: np.ndarray | None) -> None:
+    import nibabel as nib
+
+    from scripts.storage import check_writable
+
+    matrix = _affine(path.name, affine)
+    check_writable(path.parent)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(nib.Nifti1Image(np.asarray(image, dtype=np.float32), matrix), str(path))
+
+
+def _as_cohort(
+    maps: Images,
+    affine: np.ndarray | None,
+    output_dir: Path,
+    settings: Settings | None,
+    own: bool = False,
+) -> tuple[str | list[str], dict[str, Any]]:
+    """A dataset folder or paths of files, and the settings that go with them.
+
+    Args:
+        maps: what the caller gave.
+        affine: of arrays.
+        output_dir: arrays are written below it.
+        settings: the caller's.
+        own: a model brings layout and normalisation, and arrays are named as files.
+    """
+    block = dict(settings or {})
+    if isinstance(maps, str | Path):
+        return str(maps), block
+    listed = list(maps)
+    if all(isinstance(one, str | Path) for one in listed) and listed:
+        return [str(one) for one in listed], block
+    if not listed or not all(isinstance(one, np.ndarray) for one in listed):
+        raise ValueError("maps: must be a folder, a list of paths, or a list of arrays")
+    shapes = {one.shape for one in listed if isinstance(one, np.ndarray)}
+    if len(shapes) > 1:
+        raise ValueError(f"maps of shapes {sorted(shapes)}: must lie on one grid")
+    folder = output_dir / "cohort"
+    paths = [folder / f"subject_{number:03d}.nii.gz" for number in range(1, len(listed) + 1)]
+    for stale in set(folder.glob("subject_*.nii.gz")) - set(paths):
+        stale.unlink()  # of an earlier, larger cohort
+    for path, one in zip(paths, listed, strict=True):
+        assert isinstance(one, np.ndarray)
+        _write(path, one, affine)
+    if own:
+        return [str(path) for path in paths], block
+    cohort = {"layout": "flat", "normalisation": "none", **block.get("cohort", {})}
+    return str(folder), {**block, "cohort": cohort}
+
+
+def _given(value: Any) -> dict[str, Callable[[], Any]]:
+    """A value for a configuration that stays what it is, a text with ``$`` or ``@`` included."""
+    return {"_target_": lambda: value}
+
+
+def _config(
+    name: str, values: Mapping[str, Any], block: str, settings: Settings
+) -> dict[str, Any]:
+    """A shipped configuration with the caller's values and settings in it, as objects."""
+    from monai.bundle import ConfigParser
+
+    config = ConfigParser.load_config_file(str(_CONFIGS / name))
+    for key, value in values.items():
+        config[key] = _given(value)
+    _lay_over(config[block], settings)
+    return config
+
+
+def _lay_over(section: dict[str, Any], settings: Settings) -> None:
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            if not isinstance(section.get(key), dict):
+                section[key] = {}
+            _lay_over(section[key], value)
+        else:
+            section[key] = _given(value)
+
+
+def _run(config: dict[str, Any], run_id: str, asked: str | None = None) -> Any:
+    """Run a configuration; what a user can mend is raised as it is, without MONAI's wrapping.
+
+    Args:
+        config: see `_config`.
+        run_id: what is run in it.
+        asked: an expression whose value is wanted afterwards.
+    """
+    from monai.bundle import ConfigParser
+
+    parser: ConfigParser = ConfigParser(config)
+    if asked is not None:
+        parser["asked_by_api"] = asked
+    hook = sys.excepthook  # jobs shorten what the command line shows; a notebook keeps its own
+    try:
+        parser.get_parsed_content(run_id)
+        return None if asked is None else parser.get_parsed_content("asked_by_api")
+    except Exception as error:
+        explained = find_user_error(error)
+        if explained is None or explained is error:
+            raise
+        raise explained from error
+    finally:
+        sys.excepthook = hook
