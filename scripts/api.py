@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from scripts.errors import find_user_error
+from scripts.runtime.error_report import find_user_error
 
 if TYPE_CHECKING:
     from monai.bundle import ConfigParser
 
-    from scripts.affine.images import WorldImage
-    from scripts.cohort import Grid
+    from scripts.registration.images import WorldImage
+    from scripts.spatial.grid import Grid
     from scripts.tractograms import Streamlines
 
 __all__ = [
@@ -243,8 +243,8 @@ def align(
         >>> (aligned / "template.nii.gz").is_file()
         True
     """
-    from scripts.affine.aligning import CohortAligner
-    from scripts.affine.alignment_settings import AlignConfig
+    from scripts.registration.align_cohort import CohortAligner
+    from scripts.settings.align import AlignConfig
 
     asked = dict(settings or {})
     source: str | Path
@@ -301,14 +301,14 @@ def affine_registration(
         >>> np.allclose(found[:3, 3], [2, 0, 0], atol=0.3)
         True
     """
-    from scripts.affine.refining import AffineRefinement
+    from scripts.registration.affine import AffineRefinement
 
     asked, images = _pair(fixed, moving, fixed_affine, moving_affine, settings)
     refinement = AffineRefinement(
         asked.family, asked.starts, asked.levels, asked.iterations, asked.window,
         asked.tolerance, asked.similarity, asked.correlation_window,
     )  # fmt: skip
-    return refinement(*images, _tensor(start)).matrix.cpu().numpy()
+    return refinement(images[0], images[1], _tensor(start)).matrix.cpu().numpy()
 
 
 def deformable_registration(
@@ -347,13 +347,13 @@ def deformable_registration(
     """
     import torch
 
-    from scripts.affine.elastic import ElasticRefinement
+    from scripts.registration.deformable import ElasticRefinement
 
     asked, images = _pair(fixed, moving, fixed_affine, moving_affine, settings)
     found = ElasticRefinement(
         asked.levels, asked.iterations, asked.window, asked.tolerance, asked.similarity,
         asked.correlation_window, asked.smoothness_weight, asked.int_steps,
-    )(*images, _tensor(start))  # fmt: skip
+    )(images[0], images[1], _tensor(start))  # fmt: skip
     affine = images[0].affine
     axes = torch.from_numpy(affine[:3, : len(images[0].shape)])
 
@@ -410,7 +410,8 @@ def warp(
         >>> np.argwhere(moved).tolist()
         [[1, 1, 1]]
     """
-    from scripts.atlas.transforms import read_grid, resample
+    from scripts.spatial.transforms import resample
+    from scripts.spatial.volumes import read_grid
 
     volume, source = _volume("image", image, affine)
     if isinstance(reference, np.ndarray):
@@ -459,7 +460,7 @@ def density_map(
         >>> density_map([line, line], (4, 1, 1), np.eye(4))[:, 0, 0].tolist()
         [2.0, 2.0, 2.0, 2.0]
     """
-    from scripts.cohort import read_reference
+    from scripts.spatial.volumes import read_reference
     from scripts.tractograms import DensityCounter
 
     if isinstance(reference, str | Path):
@@ -507,10 +508,10 @@ def transfer_labels(
         >>> transfer_labels([line + 1, above + 1, line], [line, above], np.array([3, 7])).tolist()
         [3, 7, 3]
     """
+    from scripts.settings.label_transfer import LabelTransferConfig
     from scripts.transport.features import fibre_features
     from scripts.transport.labelling import OUTLIER, label_fibres
     from scripts.transport.segmented_atlas import read_atlas
-    from scripts.transport.settings import LabelTransferConfig
 
     asked = LabelTransferConfig.load(settings)
     if labels is None:
@@ -554,7 +555,7 @@ def _affine(name: str, affine: np.ndarray | None) -> np.ndarray:
 def _grid(shape: tuple[int, ...], affine: np.ndarray) -> Grid:
     import nibabel as nib
 
-    from scripts.cohort import Grid
+    from scripts.spatial.grid import Grid
 
     if len(shape) != 3 or min(shape) < 1:
         raise ValueError(f"a grid of shape {shape}: must have three axes of at least one voxel")
@@ -566,7 +567,7 @@ def _grid(shape: tuple[int, ...], affine: np.ndarray) -> Grid:
 def _volume(name: str, image: Image, affine: np.ndarray | None) -> tuple[np.ndarray, Grid]:
     """``(C, X, Y, Z)`` and its grid, a plane having Z = 1."""
     if isinstance(image, str | Path):
-        from scripts.atlas.transforms import read_volume
+        from scripts.spatial.volumes import read_volume
 
         return read_volume(image)
     values = np.asarray(image, dtype=np.float64)
@@ -587,9 +588,9 @@ def _pair(
     settings: Settings | None,
 ) -> tuple[Any, list[WorldImage]]:
     """Settings of a refinement, and both images as it compares them."""
-    from scripts.affine.reading import normalised, read_image
-    from scripts.affine.refinement_settings import RefineConfig
     from scripts.networks.precision import open_device
+    from scripts.registration.images import normalised, read_image
+    from scripts.settings.refine import RefineConfig
 
     # The images are the caller's; the block's own paths only have to obey their rules.
     asked = RefineConfig.load({"fixed": "fixed", "moving": ["moving"], **(settings or {})})
@@ -614,12 +615,8 @@ def _tensor(matrix: np.ndarray | None) -> Any:
 
 
 def _chain(transform: str | Path | np.ndarray | Deformation) -> list[Any]:
-    from scripts.atlas.transforms import (
-        AffineTransform,
-        FieldTransform,
-        TransformFile,
-        read_transform,
-    )
+    from scripts.spatial.transform_files import TransformFile, read_transform
+    from scripts.spatial.transforms import AffineTransform, FieldTransform
 
     if isinstance(transform, str | Path):
         return [read_transform(TransformFile(Path(transform)))]
@@ -646,7 +643,7 @@ def _streamlines(fibres: Fibres) -> Streamlines:
 def _write(path: Path, image: np.ndarray, affine: np.ndarray | None) -> None:
     import nibabel as nib
 
-    from scripts.storage import check_writable
+    from scripts.runtime.storage import check_writable
 
     matrix = _affine(path.name, affine)
     check_writable(path.parent)
@@ -699,9 +696,7 @@ def _given(value: Any) -> dict[str, Callable[[], Any]]:
     return {"_target_": lambda: value}
 
 
-def _config(
-    name: str, values: Mapping[str, Any], block: str, settings: Settings
-) -> dict[str, Any]:
+def _config(name: str, values: Mapping[str, Any], block: str, settings: Settings) -> dict[str, Any]:
     """A shipped configuration with the caller's values and settings in it, as objects."""
     from monai.bundle import ConfigParser
 

@@ -77,7 +77,7 @@ def test_arrays_need_an_affine(tmp_path: Path):
 
 def test_user_errors_come_unwrapped_and_the_hook_stays(tmp_path: Path):
     hook = sys.excepthook
-    with pytest.raises(ConfigurationError, match="learned_atlas.optimizer.epochs"):
+    with pytest.raises(ConfigurationError, match=r"learned_atlas.optimizer.epochs"):
         api.learn_atlas(
             [np.ones((4, 4, 4))] * 5, tmp_path, np.eye(4), settings={"optimizer": {"epochs": -1}}
         )
