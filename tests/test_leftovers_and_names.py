@@ -12,10 +12,11 @@ import pytest
 
 from scripts.errors import OutOfMemoryError
 from scripts.runtime import run_log
-from scripts.runtime.error_report import find_interruption, find_user_error
+from scripts.runtime.error_report import advise_on_memory, find_interruption, find_user_error
 from scripts.runtime.memory import available_memory
 from scripts.runtime.storage import publish_folder, write_whole
 from scripts.runtime.terminal import LastingStream
+from scripts.settings.atlas import LearnedAtlasConfig
 
 
 def _ended_process() -> int:
@@ -109,6 +110,7 @@ def test_other_errors_of_a_stream_are_raised() -> None:
 def test_memory_that_ran_out_is_a_users_error(error: Exception) -> None:
     wrapped = RuntimeError("a component failed")
     wrapped.__cause__ = error
+    advise_on_memory(LearnedAtlasConfig.less_memory)  # the advice is that of the job's block
     found = find_user_error(wrapped)
     assert isinstance(found, OutOfMemoryError)
     assert "checkpointing" in str(found)
