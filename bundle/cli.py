@@ -28,11 +28,16 @@ from scripts.runtime.run_log import note
 from scripts.runtime.terminal import LastingStream
 
 ROOT = Path(__file__).resolve().parent.parent
-DEMO_FOLDER = ROOT / "data" / "demo"
-MODELS_FOLDER = ROOT / "models"
+INSTALLED = (ROOT.parent.name, ROOT.name) == ("tract_atlas", "root")
+"""Whether this is the wheel's copy: nothing is written there, but where the user stands."""
+PROGRAM = "tract-atlas" if INSTALLED else "python -m bundle"
+HOME = Path() if INSTALLED else ROOT
+"""Where data, models and output lie."""
+DEMO_FOLDER = HOME / "data" / "demo"
+MODELS_FOLDER = HOME / "models"
 ARCHIVE = "tract_density_atlas.zip"
-LABEL_ENVIRONMENT = ROOT / ".venv-label"
-SETTINGS_PAGE = ROOT / "docs" / "settings.md"
+LABEL_ENVIRONMENT = HOME / ".venv-label"
+SETTINGS_PAGE = HOME / ("settings.md" if INSTALLED else "docs/settings.md")
 EXIT_USAGE, EXIT_TERMINATED = 2, 143
 REFINE_STEPS = 50
 """What ``register --refine`` stands for: learned_atlas#refine#new_subject_iterations."""
@@ -207,7 +212,7 @@ def _dispatch(arguments: list[str]) -> int:
     try:
         return _run_job(JOBS[arguments[0]], arguments[1:])
     except UsageError as error:
-        print(f"error: {error}\nsee: python -m bundle {arguments[0]} --help", file=sys.stderr)
+        print(f"error: {error}\nsee: {PROGRAM} {arguments[0]} --help", file=sys.stderr)
         return EXIT_USAGE
 
 
@@ -218,7 +223,7 @@ def _dispatch(arguments: list[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m bundle",
+        prog=PROGRAM,
         description="Learn, check and use a deformable atlas of tract-density maps.",
         epilog=_exit_codes(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -230,7 +235,7 @@ def _parser() -> argparse.ArgumentParser:
             name,
             help=job.summary,
             description=f"{job.summary[0].upper()}{job.summary[1:]}.",
-            usage=f"python -m bundle {name} [--config_file FILE] [--KEY VALUE] ...",
+            usage=f"{PROGRAM} {name} [--config_file FILE] [--KEY VALUE] ...",
             epilog=OVERRIDES_HELP.format(config=job.config)
             + (REFINE_HELP if name == "register" else "")
             + _same_command(job),
@@ -303,7 +308,7 @@ def _parser() -> argparse.ArgumentParser:
     verbs.add_parser(
         "sweep",
         help="run a training over several values of its settings, and make one table",
-        usage="python -m bundle sweep JOB --KEY VALUE,VALUE ... [--KEY VALUE] ...",
+        usage=f"{PROGRAM} sweep JOB --KEY VALUE,VALUE ... [--KEY VALUE] ...",
         description="Run JOB (such as train-affine) for every combination of the values that are "
         "given with commas, each in a folder of its own below <output_dir>/sweep. The table is "
         "printed and written to results.csv there. Started again, it goes on where it was.",
@@ -316,7 +321,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _same_command(job: Job) -> str:
-    if job.run_id is None:
+    if job.run_id is None or INSTALLED:
         return ""
     return (
         "\nthe same without early checks, from the repository's root:\n"
@@ -416,8 +421,8 @@ def _write_settings_page(path: Path, check: bool) -> int:
     if path.is_file() and path.read_text(encoding="utf-8") == page:
         return 0
     print(
-        "error: docs/settings.md differs from the schema; write it anew with "
-        "python -m bundle settings-docs",
+        f"error: {SETTINGS_PAGE.relative_to(HOME)} differs from the schema; write it anew with "
+        f"{PROGRAM} settings-docs",
         file=sys.stderr,
     )
     return 1
@@ -432,9 +437,9 @@ def _sweep(arguments: Sequence[str]) -> int:
     try:
         if verb not in trainings:
             raise UsageError(f"a sweep is over one of {', '.join(trainings)}, not {verb!r}")
-        sweep(verb, ROOT / trainings[verb].config, arguments[1:], ROOT)
+        sweep(verb, ROOT / trainings[verb].config, arguments[1:], ROOT, HOME)
     except UsageError as error:
-        print(f"error: {error}\nsee: python -m bundle sweep --help", file=sys.stderr)
+        print(f"error: {error}\nsee: {PROGRAM} sweep --help", file=sys.stderr)
         return EXIT_USAGE
     return 0
 
@@ -462,7 +467,7 @@ def _run_job(job: Job, arguments: Sequence[str]) -> int:
         overrides.setdefault("learned_atlas#refine#new_subject_iterations", steps)
     files = locate_config_files(names or [job.config], ROOT)
     config = read_config(files)
-    overrides = {**_absolute_root(config), **overrides}
+    overrides = {**_places(config), **overrides}
     passed = apply_overrides(config, overrides)
     settings = early_check(config)
     if job.run_id is None:
@@ -477,8 +482,20 @@ def _run_job(job: Job, arguments: Sequence[str]) -> int:
     return 0
 
 
-def _absolute_root(config: Mapping[str, Any]) -> dict[str, str]:
-    """The bundle's root as an override where the configuration's own "." would miss it."""
+def _places(config: Mapping[str, Any]) -> dict[str, str]:
+    """Overrides for what the configuration's own "." would miss.
+
+    A clone's data, models and output lie in the clone, from wherever it is run. An installed
+    bundle's lie where the user stands, and only its own configurations are looked for in it.
+    """
+    if INSTALLED:
+        jobs = config.get("cross_validation") or {}
+        own = "$@bundle_root + '/configs/"
+        return {
+            f"cross_validation#{key}": str(ROOT / "configs" / value.removeprefix(own)[:-1])
+            for key, value in (jobs.items() if isinstance(jobs, Mapping) else ())
+            if isinstance(value, str) and value.startswith(own)
+        }
     given = config.get("bundle_root")
     elsewhere = Path.cwd() != ROOT
     if elsewhere and isinstance(given, str) and given[:1] not in ("$", "@", "/"):

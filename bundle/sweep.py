@@ -85,7 +85,9 @@ def _text(value: Any) -> str:
     return value if isinstance(value, str) else repr(value)
 
 
-def sweep(verb: str, config_file: Path, arguments: Sequence[str], root: Path) -> None:
+def sweep(
+    verb: str, config_file: Path, arguments: Sequence[str], root: Path, home: Path | None = None
+) -> None:
     """Run every combination that isn't done yet, and write and print the table.
 
     A run that fails is named, and the others are done all the same. Started again, a sweep goes on
@@ -96,6 +98,7 @@ def sweep(verb: str, config_file: Path, arguments: Sequence[str], root: Path) ->
         config_file: its configuration unless the arguments name others.
         arguments: overrides, some with several values.
         root: of the bundle.
+        home: where output lies unless told otherwise; None: in the root.
 
     Raises:
         UsageError: see `planned_runs`; or a key isn't in the configuration.
@@ -110,7 +113,7 @@ def sweep(verb: str, config_file: Path, arguments: Sequence[str], root: Path) ->
     if overrides.keys() & {"output_dir", "ckpt_dir"} & {k for r in runs for k in r.varied}:
         raise UsageError("every run has folders of its own: output_dir and ckpt_dir can't vary")
     apply_overrides(config, dict(runs[0].overrides))  # an unknown key is told before the first run
-    output = known_value({"bundle_root": str(root), **_root(config, root)}, config["output_dir"])
+    output = known_value({"bundle_root": str(home or root), **_root(config, root)}, config["output_dir"])
     if not isinstance(output, str):
         raise UsageError("output_dir can't be told from the configuration; give --output_dir")
     folder = Path(output).absolute() / "sweep"
