@@ -210,9 +210,9 @@ def test_an_unfinished_run_keeps_its_overrides(
     settings = make_settings()
     RunState(tmp_path / "run", settings, cohort, overrides={"optimizer#lr": 1.0})
     RunState(tmp_path / "run", settings, cohort, overrides={"optimizer#lr": 1.0})
-    with pytest.raises(CheckpointError, match="optimizer#lr was 1.0, now None"):
+    with pytest.raises(CheckpointError, match=r"optimizer#lr was 1\.0, now None"):
         RunState(tmp_path / "run", settings, cohort)
-    with pytest.raises(CheckpointError, match="optimizer#lr was 1.0, now 2.0"):
+    with pytest.raises(CheckpointError, match=r"optimizer#lr was 1\.0, now 2\.0"):
         RunState(tmp_path / "run", settings, cohort, overrides={"optimizer#lr": 2.0})
 
 
