@@ -125,7 +125,7 @@ def build_network(
         settings.loss.log_offset,
         settings.optimizer.seed,
     )
-    description = {
+    description: dict[str, Any] = {
         "format": FORMAT,
         "cohort": cohort.identity(),
         "trained_on": [
@@ -144,7 +144,7 @@ def build_network(
     }
     if cohort.coding is not None:
         description["covariates"] = cohort.coding.as_list()
-    parts = None
+    parts: dict[str, Any] | None = None
     if unet is not None:
         parts = {
             "unet": unet,
