@@ -79,7 +79,7 @@ class RunState:
     ) -> None:
         self.folder = Path(folder)
         self.block = settings.key_path
-        self.signature = {
+        self.signature: dict[str, Any] = {
             "format": FORMAT,
             "cohort": cohort.identity(),
             "settings": _binding(settings),

@@ -42,4 +42,4 @@ _claim("scripts", "bundle")
 from scripts import api as _api  # noqa: E402 (found once the path is set)
 from scripts.api import *  # noqa: E402, F403
 
-__all__ += _api.__all__  # noqa: PLE0605
+__all__ += _api.__all__
