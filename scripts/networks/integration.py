@@ -46,11 +46,14 @@ class VelocityIntegration(nn.Module):
     Outflow at the border uses the border's value (``DVF2DDF``'s default, zeros, collapses it).
 
     Args:
-        int_steps: squarings; 0 reads the velocity as a plain displacement.
+        int_steps: squarings, >= 0; 0 reads the velocity as a plain displacement.
         factor: the velocity lives on a grid reduced by this factor; its values are voxels of
             the FULL grid.
-        padding_mode: the velocity outside of the grid: ``border`` or ``zeros``.
+        padding_mode: the velocity outside of the grid: ``border``, ``zeros`` or ``reflection``.
         rough_steps: squarings, at most, where a rough flow is asked for.
+
+    Raises:
+        ValueError: ``int_steps`` is negative, or there is no such ``padding_mode``.
     """
 
     def __init__(
@@ -61,6 +64,8 @@ class VelocityIntegration(nn.Module):
         rough_steps: int = _ROUGH_STEPS,
     ) -> None:
         super().__init__()
+        if int_steps < 0:
+            raise ValueError(f"int_steps = {int_steps}: must be at least 0")
         self.arguments: dict[str, Any] = {
             "int_steps": int_steps,
             "factor": factor,

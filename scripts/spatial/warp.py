@@ -3,19 +3,31 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from monai.config.deviceconfig import USE_COMPILED
 from monai.networks.blocks import Warp as MonaiWarp
+from monai.networks.layers.spatial_transforms import grid_pull
 
 from scripts.runtime.tracing import is_recorded
 
 __all__ = ["Warp", "sample", "sampling_grid", "warp"]
 
-# Each of MONAI's Warps warns that it samples with PyTorch; ours never do otherwise.
+# Each of MONAI's Warps warns that it samples with PyTorch; ours do too, wherever PyTorch can.
 warnings.filterwarnings("ignore", message="monai.networks.blocks.Warp: Using PyTorch native")
+
+_MODES: dict[int, str] = {1: "bilinear", 0: "nearest"}
+"""MONAI's numbers of modes that PyTorch has as well; ``bicubic`` has none, 3 is a spline."""
+_SPLINES = range(2, 8)
+"""Orders of splines, which MONAI's C++ extension alone interpolates by."""
+_PADDING_MODES: dict[int, str] = {7: "zeros", 0: "border", 1: "reflection"}
+"""MONAI's numbers of padding modes that PyTorch has as well."""
+_BOUNDS = range(2, 6)
+"""dct2, dst1, dst2 and dft: what MONAI's C++ extension alone continues an image by."""
 
 
 def sampling_grid(displacement: torch.Tensor) -> torch.Tensor:
@@ -79,8 +91,8 @@ def warp(
         image: ``(B, C, *shape)``.
         displacement: ``(B, d, *shape)`` in voxels, channel i along axis i, float32 or float64
             (bfloat16 coordinates would lose moves below a voxel).
-        mode: ``bilinear`` (linear in any dimension) or ``nearest``.
-        padding_mode: what lies outside: ``zeros`` or ``border``.
+        mode: ``bilinear`` (linear in any dimension), ``nearest``, or in a plane ``bicubic``.
+        padding_mode: what lies outside: ``zeros``, ``border`` or ``reflection``.
     """
     return sample(image, sampling_grid(displacement), mode, padding_mode)
 
@@ -102,8 +114,8 @@ def sample(
     Args:
         image: ``(B, C, *source)``.
         grid: ``(B, *shape, d)`` in ``grid_sample``'s coordinates.
-        mode: ``bilinear`` (linear in any dimension) or ``nearest``.
-        padding_mode: what lies outside: ``zeros`` or ``border``.
+        mode: ``bilinear`` (linear in any dimension), ``nearest``, or in a plane ``bicubic``.
+        padding_mode: what lies outside: ``zeros``, ``border`` or ``reflection``.
         align_corners: whether -1 and 1 are the outermost voxels' centres or their outer faces.
 
     Returns:
@@ -130,23 +142,110 @@ def sample(
 class Warp(MonaiWarp):
     """MONAI's ``Warp`` (voxels, array-axis order), spread over the cores.
 
-    A misspelt mode is an error here, where MONAI's falls back silently.
+    It takes what MONAI's takes, and gives the same numbers. Three things differ. A misspelt mode
+    is an error, where MONAI's falls back silently. The padding is ``zeros`` unless told, MONAI's
+    is ``border``. Modes by name are PyTorch's, even where MONAI's C++ extension is in use.
 
     Args:
-        mode: ``bilinear`` or ``nearest``.
-        padding_mode: ``zeros`` or ``border``.
+        mode: ``bilinear`` (linear in any dimension), ``nearest``, or in a plane ``bicubic``, by
+            name or as a `GridSampleMode`; or MONAI's number: 0 is ``nearest``, 1 ``bilinear``.
+            2 to 7, a spline's order, need MONAI's C++ extension (``BUILD_MONAI=1``).
+        padding_mode: what lies outside: ``zeros``, ``border`` or ``reflection`` (about the centres
+            of the outermost voxels), by name or as a `GridSamplePadMode`; or MONAI's number: 7 is
+            ``zeros``, 0 ``border``, 1 ``reflection``. 2 to 5 need MONAI's C++ extension.
+        jitter: look up points moved by a fixed draw from [0, 1) voxels along each axis, as MONAI's
+            does.
+
+    Raises:
+        ValueError: there is no such mode or padding mode, or not without the extension.
     """
 
-    def __init__(self, mode: str = "bilinear", padding_mode: str = "zeros") -> None:
-        if mode not in ("bilinear", "nearest"):
-            raise ValueError(f"mode is 'bilinear' or 'nearest', not {mode!r}")
-        if padding_mode not in ("zeros", "border"):
-            raise ValueError(f"padding_mode is 'zeros' or 'border', not {padding_mode!r}")
-        super().__init__(mode=mode, padding_mode=padding_mode)
+    def __init__(
+        self,
+        mode: str | int = "bilinear",
+        padding_mode: str | int = "zeros",
+        jitter: bool = False,
+    ) -> None:
+        mode = _choice("mode", mode, (*_MODES.values(), "bicubic"), _MODES, _SPLINES)
+        padding_mode = _choice(
+            "padding_mode", padding_mode, tuple(_PADDING_MODES.values()), _PADDING_MODES, _BOUNDS
+        )
+        super().__init__(mode=mode, padding_mode=padding_mode, jitter=jitter)
         self.sampling = mode
         self.outside = padding_mode
-        self.arguments = {"mode": mode, "padding_mode": padding_mode}
+        self.arguments = {"mode": mode, "padding_mode": padding_mode, "jitter": jitter}
 
     def forward(self, image: torch.Tensor, ddf: torch.Tensor) -> torch.Tensor:
-        """Warp ``image (B, C, *shape)`` by ``ddf (B, d, *shape)`` in voxels."""
+        """Warp ``image (B, C, *shape)`` by ``ddf (B, d, *shape)`` in voxels, d 2 or 3.
+
+        Raises:
+            NotImplementedError: the image has another number of axes.
+            ValueError: the shapes don't fit each other, or a volume is to be read ``bicubic``.
+        """
+        self._check(image, ddf)
+        if isinstance(self.sampling, int) or isinstance(self.outside, int):
+            points = (self.get_reference_grid(ddf, jitter=self.jitter) + ddf).movedim(1, -1)
+            return grid_pull(
+                image,
+                points,
+                bound=self._padding_mode,
+                extrapolate=True,
+                interpolation=self._interp_mode,
+            )
+        if self.jitter:
+            with torch.random.fork_rng():
+                torch.random.manual_seed(0)  # MONAI's seed
+                ddf = ddf + torch.rand(ddf.shape, dtype=ddf.dtype, device=ddf.device)
         return warp(image, ddf, self.sampling, self.outside)
+
+    def _check(self, image: torch.Tensor, ddf: torch.Tensor) -> None:
+        d = image.ndim - 2
+        if d not in (2, 3):
+            raise NotImplementedError(
+                f"an image of shape {tuple(image.shape)} can't be warped: it must be "
+                "(B, C, X, Y) or (B, C, X, Y, Z)"
+            )
+        if d == 3 and self.sampling == "bicubic":
+            raise ValueError(
+                "mode 'bicubic' reads planes alone, since PyTorch has none for volumes, and the "
+                f"image has shape {tuple(image.shape)}; take 'bilinear' or 'nearest'"
+            )
+        if is_recorded():  # sizes are the recording's, and a program may run at others
+            return
+        fitting = (image.shape[0], d, *image.shape[2:])
+        if tuple(ddf.shape) != fitting:
+            raise ValueError(
+                f"ddf has shape {tuple(ddf.shape)}: must be {fitting} for an image of shape "
+                f"{tuple(image.shape)}"
+            )
+
+
+def _choice(
+    argument: str,
+    given: str | int,
+    names: tuple[str, ...],
+    numbers: dict[int, str],
+    extension: range,
+) -> str | int:
+    """A mode's name, or MONAI's number of one that its C++ extension alone has."""
+    if isinstance(given, str) and given in names:  # MONAI's enums are strings
+        return str(getattr(given, "value", given))
+    if isinstance(given, int) and not isinstance(given, bool):
+        if given in numbers:
+            return numbers[given]
+        if given in extension and USE_COMPILED:
+            return given
+        if given in extension:
+            raise ValueError(
+                f"{argument} {given} needs MONAI's C++ extension, which is not in use here "
+                f"(BUILD_MONAI=1); without it {argument} is {_listed(names)}"
+            )
+    raise ValueError(
+        f"{argument} is {_listed(names)}, or MONAI's number of one ({_listed(sorted(numbers))}, "
+        f"with its C++ extension also {extension[0]} to {extension[-1]}), not {given!r}"
+    )
+
+
+def _listed(choices: Sequence[str | int]) -> str:
+    *others, last = (repr(one) for one in choices)
+    return f"{', '.join(others)} or {last}"

@@ -35,6 +35,43 @@ def smooth_velocity(shape: tuple[int, ...], size: float, seed: int = 0) -> torch
     return size * field * hat
 
 
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("padding", ["zeros", "border", "reflection"])
+@pytest.mark.parametrize("steps", [1, 2, 7])
+@pytest.mark.parametrize("shape", [(2, 2), (2, 2, 2), (6, 5, 7)])
+def test_it_is_monais_integration(shape: tuple[int, ...], steps: int, padding: str) -> None:
+    ones = torch.ones(1, len(shape), *shape)
+    torch.manual_seed(0)
+    for velocity in (torch.zeros_like(ones), ones, torch.randn_like(ones)):
+        ours = VelocityIntegration(steps, padding_mode=padding)(velocity, shape)
+        theirs = DVF2DDF(num_steps=steps, padding_mode=padding)(velocity)
+        torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_ones_that_leave_a_small_volume_fade_as_computed_by_hand(steps: int) -> None:
+    """With zeros outside, one axis of two voxels: s squarings of v = 1, corner by corner."""
+    flow = torch.full((1, 3, 2, 2, 2), 0.5**steps)
+    for _ in range(steps):
+        u = flow[0, 0]  # three components alike, by symmetry
+        moved = torch.zeros_like(u)
+        for corner in np.ndindex(2, 2, 2):
+            for read in np.ndindex(2, 2, 2):
+                apart = [abs(corner[a] + float(u[corner]) - read[a]) for a in range(3)]
+                weight = np.prod([max(0.0, 1 - x) for x in apart])
+                moved[corner] += float(weight) * u[read]
+        flow = (u + moved).expand(1, 3, 2, 2, 2)
+    found = VelocityIntegration(steps, padding_mode="zeros")(torch.ones(1, 3, 2, 2, 2), (2, 2, 2))
+    torch.testing.assert_close(found, flow, atol=1e-5, rtol=0)
+
+
+def test_no_steps_are_a_displacement_and_fewer_are_an_error() -> None:
+    velocity = torch.randn(1, 2, 4, 5)
+    assert torch.equal(VelocityIntegration(0)(velocity, (4, 5)), velocity)
+    with pytest.raises(ValueError, match="int_steps = -1: must be at least 0"):
+        VelocityIntegration(-1)
+
+
 @pytest.mark.parametrize("factor", [1, 2, 4])
 @pytest.mark.parametrize("int_steps", [0, 1, 7])
 @pytest.mark.parametrize("shape", [(9, 11), (8, 9, 10)])
