@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from scipy.cluster.vq import kmeans2
 
 from scripts.atlas.network import AtlasNetwork
-from scripts.atlas.published_model import FORMAT, network_of
+from scripts.atlas.published_model import network_of
 from scripts.cohort import Cohort
 from scripts.errors import CheckpointError
+from scripts.networks.described import FORMAT
 from scripts.networks.grids import averaged
 from scripts.settings.atlas import LearnedAtlasConfig
 
