@@ -82,7 +82,7 @@ def load_affine_network(path: str | Path) -> AffineNetwork:
         CheckpointError: the file isn't there, is damaged, or is no affine network's.
     """
 
-    def build(described: dict[str, Any]) -> AffineNetwork:
+    def build(described: dict[str, Any], _: dict[str, torch.Tensor]) -> AffineNetwork:
         settings = LearnedAffineConfig.load(described["settings"])
         return _built(WorkingGrid.of_dict(described["grid"]), settings, described)
 

@@ -12,11 +12,12 @@ from scipy.cluster.vq import kmeans2
 
 from scripts.atlas.components import atlas_loss
 from scripts.atlas.network import AtlasNetwork
-from scripts.atlas.published_model import FORMAT, carried_transforms, changed_parts, network_of
+from scripts.atlas.published_model import carried_transforms, changed_parts, network_of
 from scripts.cohort import Cohort
 from scripts.data import LogDensityd
 from scripts.errors import CheckpointError, ConfigurationError
 from scripts.losses.atlas_loss import AtlasLoss
+from scripts.networks.described import FORMAT
 from scripts.networks.grids import averaged
 from scripts.networks.integration import VelocityIntegration
 from scripts.networks.smoothing import GaussianSmoothing

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,13 +12,14 @@ from monai.data import MetaTensor
 from monai.utils import convert_to_dst_type
 from torch import nn
 
+from scripts.networks.described import DescribedNetwork, description_in
 from scripts.networks.grids import averaged, enlarge, reduced_shape
 from scripts.networks.integration import VelocityIntegration
 from scripts.networks.smoothing import GaussianSmoothing
 from scripts.networks.unet import RegistrationUNet
 from scripts.spatial.warp import Warp
 
-__all__ = ["AtlasNetwork", "density_of", "description_in", "log_density_of"]
+__all__ = ["AtlasNetwork", "density_of", "log_density_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -34,14 +34,7 @@ def density_of(log_density: torch.Tensor, log_offset: float) -> torch.Tensor:
     return torch.expm1(log_density) * log_offset
 
 
-def description_in(state_dict: Mapping[str, Any]) -> dict[str, Any]:
-    """What a network's weights say of themselves; nothing if they aren't of an `AtlasNetwork`."""
-    if "described" not in state_dict:
-        return {}
-    return json.loads(bytes(state_dict["described"].cpu().numpy()).decode())
-
-
-class AtlasNetwork(nn.Module):
+class AtlasNetwork(DescribedNetwork):
     """K learnable templates and the network that registers them to a subject.
 
     The network predicts fields only, never densities, so that whatever the atlas shows was in
@@ -76,7 +69,7 @@ class AtlasNetwork(nn.Module):
         velocity_smoothing: of every velocity, standard deviation in voxels of the full grid.
         checkpointing: recompute activations in the backward pass.
         description: what else a reader of the checkpoint must know (grid, crop box,
-            normalisation...), JSON-able; travels in the state dict as the buffer `described`.
+            normalisation...); see `DescribedNetwork`.
         covariates: p, columns that the template depends on; 0: an unconditional template.
         passes: for each look of the U-Net the factor by which the pair is averaged, powers of 2.
         unet: in place of one of the features above; its field on a grid reduced by
@@ -91,7 +84,6 @@ class AtlasNetwork(nn.Module):
     mean_velocity: torch.Tensor
     mixture: torch.Tensor
     input_scale: torch.Tensor
-    described: torch.Tensor
     density_slopes: torch.Tensor
     velocity_slopes: torch.Tensor
 
@@ -113,7 +105,7 @@ class AtlasNetwork(nn.Module):
         smoothing: GaussianSmoothing | None = None,
         warp: Warp | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(description)
         # A MetaTensor parameter can't be loaded with weights_only=True: plain tensors only.
         start = torch.as_tensor(np.asarray(template), dtype=torch.float32).clone()
         self.shape = tuple(start.shape[2:])
@@ -131,8 +123,6 @@ class AtlasNetwork(nn.Module):
         )
         self.register_buffer("mixture", torch.full((self.n_templates,), 1 / self.n_templates))
         self.register_buffer("input_scale", start.amax().clamp_min(1e-6).reciprocal())
-        text = json.dumps(dict(description or {}), sort_keys=True).encode()
-        self.register_buffer("described", torch.frombuffer(bytearray(text), dtype=torch.uint8))
         self.covariates = covariates
         if covariates:
             if self.n_templates > 1:
@@ -154,11 +144,6 @@ class AtlasNetwork(nn.Module):
         self.smoothing = smoothing or GaussianSmoothing(velocity_smoothing / field_resolution)
         self.integration = integration or VelocityIntegration(int_steps, field_resolution)
         self.warp = warp or Warp()
-
-    @property
-    def description(self) -> dict[str, Any]:
-        """What the checkpoint says of itself."""
-        return description_in({"described": self.described})
 
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False

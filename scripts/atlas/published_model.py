@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from collections.abc import Mapping, Sequence
@@ -12,11 +11,12 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import torch
+from torch import nn
 
-from scripts.atlas.network import AtlasNetwork, description_in
+from scripts.atlas.network import AtlasNetwork
 from scripts.cohort import CovariateCoding
 from scripts.errors import CheckpointError, ConfigurationError
-from scripts.networks.checkpoint import load_checkpoint
+from scripts.networks.described import description_in, load_described
 from scripts.networks.integration import VelocityIntegration
 from scripts.networks.smoothing import GaussianSmoothing
 from scripts.networks.unet import RegistrationUNet
@@ -35,8 +35,6 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1
-
 _ONE_PASS = [1]
 """Of models that say nothing of passes: they were made before there were several."""
 
@@ -51,20 +49,37 @@ class PublishedNetwork(AtlasNetwork):
     """The network of a published model, which becomes another one that is loaded into it.
 
     Servers keep a network and load ``model.pt`` again when it was trained anew: template, box and
-    what it says of itself then change together with the weights.
+    what it says of itself then change together with the weights. Device, mode and hooks stay.
     """
 
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
     ) -> Any:
-        """Become the model of these weights."""
+        """Become the model of these weights, or stay as it is if they don't fit what they say."""
         description = description_in(state_dict)
+        other: AtlasNetwork = self
         if description and description != self.description:
             other = _published(state_dict["template"].cpu(), description)
-            other.train(self.training).to(self.template.device)
-            self.__dict__ = other.__dict__
         # Not `AtlasNetwork`'s: what doesn't fit its own description is damaged, not another cohort.
-        return torch.nn.Module.load_state_dict(self, state_dict, strict=strict, assign=assign)
+        found = nn.Module.load_state_dict(other, state_dict, strict=strict, assign=assign)
+        if other is not self:
+            self._become(other.to(self.template.device).train(self.training))
+        return found
+
+    def _become(self, other: AtlasNetwork) -> None:
+        """Hold what another network is made of: its modules, tensors and plain attributes."""
+        for held in (self._modules, self._parameters, self._buffers):
+            for name in list(held):
+                delattr(self, name)
+        for name, module in other.named_children():
+            self.add_module(name, module)
+        for name, parameter in other.named_parameters(recurse=False):
+            self.register_parameter(name, parameter)
+        for name, buffer in other.named_buffers(recurse=False):
+            self.register_buffer(name, buffer)
+        for name, value in vars(other).items():
+            if not name.startswith("_"):  # what starts so is `nn.Module`'s own
+                setattr(self, name, value)
 
 
 _PARTS: dict[str, type[torch.nn.Module]] = {
@@ -202,21 +217,11 @@ def published_network(path: str | Path) -> AtlasNetwork:
     """
     if not Path(path).exists():
         raise CheckpointError(f"{path}: no such model; train one first, or name it with --ckpt_dir")
-    state = load_checkpoint(path)
-    if not {"described", "template"} <= set(state):
-        raise CheckpointError(f"{path}: not a model of this bundle")
-    try:
-        description = json.loads(bytes(state["described"].numpy()).decode())
-        if description["format"] != FORMAT:
-            raise CheckpointError(
-                f"{path}: written in format {description['format']!r}, this version reads {FORMAT}"
-            )
-        network = _published(state["template"], description)
-        network.load_state_dict(state)
-    except (LookupError, ValueError, TypeError, RuntimeError, AttributeError) as error:
-        reason = str(error).split("\n")[0]
-        raise CheckpointError(f"{path}: damaged or foreign: {reason}") from error
-    return network.eval()
+
+    def build(description: dict[str, Any], weights: dict[str, torch.Tensor]) -> AtlasNetwork:
+        return _published(weights["template"], description)
+
+    return load_described(path, "atlas model", "template", build)
 
 
 def published_geometry(network: AtlasNetwork) -> tuple[Grid, CropBox]:

@@ -118,7 +118,7 @@ def load_elastic_network(path: str | Path) -> ElasticNetwork:
         CheckpointError: the file isn't there, is damaged, or is no elastic network's.
     """
 
-    def build(described: dict[str, Any]) -> ElasticNetwork:
+    def build(described: dict[str, Any], _: dict[str, torch.Tensor]) -> ElasticNetwork:
         settings = LearnedElasticConfig.load(described["settings"])
         return _built(WorkingGrid.of_dict(described["grid"]), settings, described)
 

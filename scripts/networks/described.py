@@ -11,15 +11,20 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from scripts.errors import (
-    CheckpointError,
-)
+from scripts.errors import CheckpointError
 from scripts.networks.checkpoint import load_checkpoint
 
-__all__ = ["DescribedNetwork", "load_described", "weights_identity"]
+__all__ = ["DescribedNetwork", "description_in", "load_described", "weights_identity"]
 
 FORMAT = 1
 """Of the description; a network's own ``format`` is this one."""
+
+
+def description_in(state_dict: Mapping[str, Any]) -> dict[str, Any]:
+    """What weights say of themselves; nothing if they aren't of a `DescribedNetwork`."""
+    if "described" not in state_dict:
+        return {}
+    return json.loads(bytes(state_dict["described"].cpu().numpy()).decode())
 
 
 class DescribedNetwork(nn.Module):
@@ -39,40 +44,47 @@ class DescribedNetwork(nn.Module):
     @property
     def description(self) -> dict[str, Any]:
         """What the checkpoint says of itself."""
-        return json.loads(bytes(self.described.cpu().numpy()).decode())
+        return description_in({"described": self.described})
 
 
 Built = TypeVar("Built", bound=DescribedNetwork)
 
 
 def load_described(
-    path: str | Path, kind: str, part: str, build: Callable[[dict[str, Any]], Built]
+    path: str | Path,
+    kind: str,
+    part: str,
+    build: Callable[[dict[str, Any], dict[str, torch.Tensor]], Built],
 ) -> Built:
     """A published network, ready to be asked.
 
     Args:
         path: of its state dict.
-        kind: what it is called in messages, with its article.
-        part: name of a module that such networks have.
-        build: from a description to the network.
+        kind: what it is called in messages, without an article.
+        part: name of a module, parameter or buffer that such networks have.
+        build: from a description, and the weights whose shapes it may need, to the network.
 
     Raises:
-        CheckpointError: the file isn't there, is damaged, or holds no such network.
+        CheckpointError: the file isn't there, is damaged, holds no such network, or is written
+            in a format that this version doesn't read.
     """
     found = load_checkpoint(path)
-    described = found.get("described")
-    has_part = any(str(key).startswith(f"{part}.") for key in found)
-    if not isinstance(described, torch.Tensor) or not has_part:
-        raise CheckpointError(f"{path}: holds no {kind}")
+    if "described" not in found or part not in {str(key).split(".")[0] for key in found}:
+        raise CheckpointError(f"{path}: holds no {kind} of this bundle")
     try:
-        description = json.loads(bytes(described.numpy()).decode())
+        description = description_in(found)
         if description["format"] != FORMAT:
-            raise KeyError("format")
-        network = build(description)
+            raise CheckpointError(
+                f"{path}: written in format {description['format']!r}, this version reads {FORMAT}"
+            )
+        network = build(description, found)
         network.load_state_dict(found)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        lacking = "its description lacks " if isinstance(error, KeyError) else ""
         reason = " ".join(str(error).split())[:200]
-        raise CheckpointError(f"{path}: holds no {kind} of this version: {reason}") from error
+        raise CheckpointError(
+            f"{path}: holds no {kind} that can be read; it is damaged or foreign: {lacking}{reason}"
+        ) from error
     return network.eval()
 
 

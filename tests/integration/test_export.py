@@ -135,7 +135,7 @@ def shift_a_cohort(source: Path, target: Path) -> Path:
     [
         ("no model", 6, ["model.pt: no such model", "--ckpt_dir"]),
         ("no checkpoint", 6, ["model.pt: not a checkpoint that can be loaded"]),
-        ("foreign model", 6, ["model.pt: not a model of this bundle"]),
+        ("foreign model", 6, ["model.pt: holds no atlas model of this bundle"]),
         ("other grid", 3, ["is not on the grid of the model", "shifted by (2.5, 0, 0) mm"]),
         ("empty dataset", 3, ["no subject found"]),
         ("unknown subject", 3, ["0 usable subjects", "sub-99"]),

@@ -244,7 +244,7 @@ def test_a_subject_that_cant_be_used_doesnt_stop_the_others(trained, run_bundle,
     ("case", "code", "messages"),
     [
         ("no model", 6, ["model.pt: no such model", "--ckpt_dir"]),
-        ("foreign model", 6, ["model.pt: not a model of this bundle"]),
+        ("foreign model", 6, ["model.pt: holds no atlas model of this bundle"]),
         ("no file", 3, ["no usable subject", "none.nii.gz", "No such file"]),
         ("empty file", 3, ["no usable subject", "is empty: no voxel has density > 0"]),
         ("empty list", 3, ["input names no map"]),

@@ -87,6 +87,50 @@ def test_a_published_network_becomes_the_model_that_is_loaded_into_it(
         assert torch.equal(kept(image), new.eval()(image))
 
 
+def test_a_kept_network_takes_every_part_of_the_other_and_keeps_its_hooks(
+    pair: Make, tmp_path: Path
+) -> None:
+    old = pair((14, 12, 13))
+    new = pair((16, 12, 15), model={"enc_features": [6, 6], "int_steps": 0}, loss={"log_offset": 1})
+    paths = {}
+    for name, network in (("old", old), ("new", new)):
+        paths[name] = tmp_path / f"{name}.pt"
+        torch.save(network.state_dict(), paths[name])
+    kept, wanted = published_network(paths["old"]).train(), published_network(paths["new"])
+    called = []
+    kept.register_forward_hook(lambda *_: called.append(True))
+    kept.load_state_dict(torch.load(paths["new"], weights_only=True))
+    assert kept.training and kept.unet.training
+
+    plain = {name: value for name, value in vars(wanted).items() if not name.startswith("_")}
+    assert {"shape", "log_offset", "passes"} <= set(plain)
+    for name, value in plain.items():
+        assert name == "training" or getattr(kept, name) == value, name
+    assert list(dict(kept.named_modules())) == list(dict(wanted.named_modules()))
+    state = kept.state_dict()
+    assert list(state) == list(wanted.state_dict())
+    for name, value in wanted.state_dict().items():
+        assert torch.equal(state[name], value), name
+    kept.eval()(torch.rand(1, 1, *new.shape))
+    assert called
+
+
+@pytest.mark.parametrize("spoilt", ["mixture", "unet.field.weight"])
+def test_a_kept_network_stays_as_it_is_where_weights_dont_fit_what_they_say(
+    spoilt: str, pair: Make, tmp_path: Path
+) -> None:
+    torch.save(pair((14, 12, 13)).state_dict(), tmp_path / "model.pt")
+    kept = published_network(tmp_path / "model.pt")
+    before = {name: value.clone() for name, value in kept.state_dict().items()}
+    state = pair((16, 12, 15), spread=2.0).state_dict()
+    del state[spoilt]
+    with pytest.raises(RuntimeError, match=spoilt):
+        kept.load_state_dict(state)
+    assert kept.shape == tuple(before["template"].shape[2:])
+    for name, value in kept.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
 def test_weights_of_something_else_are_refused(pair: Make) -> None:
     with pytest.raises(RuntimeError, match="Missing key"):
         pair((14, 12, 13)).load_state_dict({"weight": torch.zeros(1)})
