@@ -1,26 +1,15 @@
-"""Training of affine networks: the loss, the trainer's and the evaluator's step, the report."""
+"""Training of affine networks: the loss, the trainer's and the evaluator's step."""
 
 from __future__ import annotations
 
-import logging
-from typing import Any
-
 import torch
-from monai.engines import SupervisedEvaluator, SupervisedTrainer
-from monai.engines.utils import IterationEvents
 
 from scripts.affine.network import AffineNetwork, CascadePass
-from scripts.affine.pairs import Pairs, SyntheticPairs
-from scripts.engines.descent import descend
+from scripts.affine.pairs import Pairs
 from scripts.metrics.matrices import matrix_errors
-from scripts.networks.precision import autocast
-from scripts.networks.wrapping import unwrapped
+from scripts.pairwise.training import HeldOutPairs, PairStep
 
 __all__ = ["AffineLoss", "AffineStep", "HeldOutStep"]
-
-logger = logging.getLogger(__name__)
-
-_TRAINING, _HELD_OUT = 0, 1  # first number of a pair's key: the two never share a pair
 
 
 class AffineLoss(torch.nn.Module):
@@ -72,77 +61,36 @@ class AffineLoss(torch.nn.Module):
         return (linear + (apart[:, :, 3] / half).square().sum(1)).mean()
 
 
-class AffineStep:
-    """The trainer's ``iteration_update``: images to pairs, forward, loss, backward, step.
+class AffineStep(PairStep[AffineNetwork, Pairs]):
+    """One iteration of an affine network's training; reports ``distance`` (mm) too."""
 
-    Args:
-        pairs: makes them; depends on the iteration alone, so that a resumed run sees the pairs of
-            an unbroken one.
-        loss: of the cascade.
-        dtype: of the convolutions.
-        gradient_clip: greatest norm of a gradient.
-    """
+    kind = AffineNetwork
+    block = "learned_affine"
 
-    def __init__(
-        self,
-        pairs: SyntheticPairs,
-        loss: AffineLoss,
-        dtype: str = "float32",
-        gradient_clip: float = 1.0,
-    ) -> None:
-        self.pairs = pairs
-        self.loss = loss
-        self.dtype = dtype
-        self.gradient_clip = gradient_clip
+    def find(self, network: AffineNetwork, made: Pairs) -> list[CascadePass]:
+        """The passes of the cascade."""
+        return network.cascade(made.pair)
 
-    def __call__(self, engine: SupervisedTrainer, batch: dict[str, Any]) -> dict[str, Any]:
-        """Run one iteration; ``loss``, its terms and ``distance`` (mm) are scalars."""
-        assert engine.network is not None and engine.optimizer is not None
-        network = unwrapped(engine.network, AffineNetwork)
-        image = torch.as_tensor(batch["image"]).to(engine.state.device)
-        made = self.pairs(image, (_TRAINING, engine.state.iteration))
-        network.train()
-        engine.optimizer.zero_grad(set_to_none=True)
-        with autocast(image.device, self.dtype):
-            passes = network.cascade(made.pair)
-        engine.state.output = {"image": image, "subject": batch["subject"]}
-        engine.fire_event(IterationEvents.FORWARD_COMPLETED)
-        terms = self.loss(network, passes, made)
-        half_width = network.frame.half_width.to(image.device)
-        far = matrix_errors(passes[-1].matrix.detach(), made.matrix, half_width)["distance"]
-        engine.state.output.update({name: term.detach() for name, term in terms.items()})
-        engine.state.output["distance"] = far.mean().float()
-        engine.fire_event(IterationEvents.LOSS_COMPLETED)
-        descend(engine, terms["loss"], network.parameters(), self.gradient_clip, "learned_affine")
-        engine.fire_event(IterationEvents.MODEL_COMPLETED)
-        return engine.state.output
+    def measure(
+        self, network: AffineNetwork, found: list[CascadePass], made: Pairs
+    ) -> dict[str, torch.Tensor]:
+        """Mean ``distance`` of the last pass's matrices, see `matrix_errors`."""
+        half_width = network.frame.half_width.to(made.pair.device)
+        far = matrix_errors(found[-1].matrix.detach(), made.matrix, half_width)["distance"]
+        return {"distance": far.mean().float()}
 
 
-class HeldOutStep:
-    """The evaluator's ``iteration_update``: fixed pairs of held-out subjects, estimated.
+class HeldOutStep(HeldOutPairs[AffineNetwork, Pairs]):
+    """Errors of every held-out pair, with and without the network."""
 
-    Args:
-        pairs: makes them; the same ones at every call of the evaluator, in every run of equal
-            seed and ranges.
-    """
+    kind = AffineNetwork
 
-    def __init__(self, pairs: SyntheticPairs) -> None:
-        self.pairs = pairs
-
-    def __call__(self, engine: SupervisedEvaluator, batch: dict[str, Any]) -> dict[str, Any]:
-        """Errors of every pair, see `matrix_errors`, with and without the network."""
-        assert engine.network is not None
-        network = unwrapped(engine.network, AffineNetwork)
-        image = torch.as_tensor(batch["image"]).to(engine.state.device)
-        made = self.pairs(image, (_HELD_OUT, engine.state.iteration))
-        network.eval()
-        with torch.no_grad():
-            found = engine.inferer(made.pair, network)
-        half_width = network.frame.half_width.to(image.device)
+    def errors(
+        self, network: AffineNetwork, found: torch.Tensor, made: Pairs
+    ) -> dict[str, torch.Tensor]:
+        """`matrix_errors`, and those of the identity as ``..._before``."""
+        half_width = network.frame.half_width.to(found.device)
         before = matrix_errors(torch.eye(4).to(found).expand_as(found), made.matrix, half_width)
         errors = matrix_errors(found, made.matrix, half_width)
         errors.update({f"{name}_before": value for name, value in before.items()})
-        engine.state.output = {"image": image, "subject": batch["subject"], **errors}
-        engine.fire_event(IterationEvents.FORWARD_COMPLETED)
-        engine.fire_event(IterationEvents.MODEL_COMPLETED)  # cuts the batch into subjects
-        return engine.state.output
+        return errors

@@ -4,21 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
-from monai.engines import SupervisedEvaluator, SupervisedTrainer
-from monai.engines.utils import IterationEvents
 from monai.transforms import Compose
 
 from scripts.elastic.network import ElasticNetwork
 from scripts.elastic.synthesis import LabelMapsd, SyntheticPair, SyntheticPairsOfLabels
-from scripts.engines.descent import descend
 from scripts.engines.opening import reserved
 from scripts.losses.smoothness import SmoothnessLoss
-from scripts.networks.precision import autocast, open_device
-from scripts.networks.wrapping import unwrapped
+from scripts.networks.precision import open_device
 from scripts.pairwise.images import AffineImages, read_affine_images
+from scripts.pairwise.training import HeldOutPairs, PairStep
 from scripts.settings.elastic import LearnedElasticConfig
 from scripts.spatial.warp import warp
 
@@ -32,8 +28,6 @@ __all__ = [
     "soft_overlap",
     "synthetic_pairs_of_labels",
 ]
-
-_TRAINING, _HELD_OUT = 0, 1  # first number of a pair's key: the two never share a pair
 
 
 def soft_overlap(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
@@ -89,77 +83,30 @@ class ElasticLoss(torch.nn.Module):
         return {"loss": total, "overlap": overlap, "smoothness": rough}
 
 
-class ElasticStep:
-    """The trainer's ``iteration_update``: label maps to images, forward, loss, backward, step.
+class ElasticStep(PairStep[ElasticNetwork, SyntheticPair]):
+    """One iteration of an elastic network's training; the images are made of label maps."""
 
-    Args:
-        pairs: makes the images.
-        loss: the weighted terms.
-        dtype: of the convolutions.
-        gradient_clip: greatest norm of a gradient.
-    """
+    kind = ElasticNetwork
+    block = "learned_elastic"
 
-    def __init__(
-        self,
-        pairs: SyntheticPairsOfLabels,
-        loss: ElasticLoss,
-        dtype: str = "float32",
-        gradient_clip: float = 1.0,
-    ) -> None:
-        self.pairs = pairs
-        self.loss = loss
-        self.dtype = dtype
-        self.gradient_clip = gradient_clip
-
-    def __call__(self, engine: SupervisedTrainer, batch: dict[str, Any]) -> dict[str, Any]:
-        """Run one iteration; ``loss`` and its terms are scalars."""
-        assert engine.network is not None and engine.optimizer is not None
-        network = unwrapped(engine.network, ElasticNetwork)
-        labels = torch.as_tensor(batch["image"]).to(engine.state.device)
-        made = self.pairs(labels, (_TRAINING, engine.state.iteration))
-        network.train()
-        engine.optimizer.zero_grad(set_to_none=True)
-        with autocast(labels.device, self.dtype):
-            velocity = network.velocity(made.pair)
-        engine.state.output = {"image": labels, "subject": batch["subject"]}
-        engine.fire_event(IterationEvents.FORWARD_COMPLETED)
-        terms = self.loss(network, velocity, made)
-        engine.state.output.update({name: term.detach() for name, term in terms.items()})
-        engine.fire_event(IterationEvents.LOSS_COMPLETED)
-        descend(engine, terms["loss"], network.parameters(), self.gradient_clip, "learned_elastic")
-        engine.fire_event(IterationEvents.MODEL_COMPLETED)
-        return engine.state.output
+    def find(self, network: ElasticNetwork, made: SyntheticPair) -> torch.Tensor:
+        """Velocities ``(B, d, *reduced)``."""
+        return network.velocity(made.pair)
 
 
-class HeldOutOverlap:
-    """The evaluator's ``iteration_update``: overlap of held-out labels, before and after.
+class HeldOutOverlap(HeldOutPairs[ElasticNetwork, SyntheticPair]):
+    """Overlap of held-out labels, before and after."""
 
-    Args:
-        pairs: makes the images; the same ones at every call of the evaluator.
-    """
+    kind = ElasticNetwork
 
-    def __init__(self, pairs: SyntheticPairsOfLabels) -> None:
-        self.pairs = pairs
-
-    def __call__(self, engine: SupervisedEvaluator, batch: dict[str, Any]) -> dict[str, Any]:
+    def errors(
+        self, network: ElasticNetwork, found: torch.Tensor, made: SyntheticPair
+    ) -> dict[str, torch.Tensor]:
         """``overlap`` and ``overlap_before`` of every pair."""
-        assert engine.network is not None
-        network = unwrapped(engine.network, ElasticNetwork)
-        labels = torch.as_tensor(batch["image"]).to(engine.state.device)
-        made = self.pairs(labels, (_HELD_OUT, engine.state.iteration))
-        network.eval()
-        with torch.no_grad():
-            displacement = engine.inferer(made.pair, network)
-            after = soft_overlap(warp(made.moving, displacement), made.fixed)
-        engine.state.output = {
-            "image": labels,
-            "subject": batch["subject"],
-            "overlap": after,
+        return {
+            "overlap": soft_overlap(warp(made.moving, found), made.fixed),
             "overlap_before": soft_overlap(made.moving, made.fixed),
         }
-        engine.fire_event(IterationEvents.FORWARD_COMPLETED)
-        engine.fire_event(IterationEvents.MODEL_COMPLETED)  # cuts the batch into subjects
-        return engine.state.output
 
 
 # ---------------------------------------------------------------------------------------------

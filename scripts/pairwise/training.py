@@ -1,0 +1,122 @@
+"""One training for the networks of pairs: the trainer's step and the evaluator's step."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
+
+import torch
+from monai.engines import SupervisedEvaluator, SupervisedTrainer
+from monai.engines.utils import IterationEvents
+
+from scripts.engines.descent import descend
+from scripts.networks.described import DescribedNetwork
+from scripts.networks.precision import autocast
+from scripts.networks.wrapping import unwrapped
+
+__all__ = ["HeldOutPairs", "MadePairs", "PairStep"]
+
+_TRAINING, _HELD_OUT = 0, 1  # first number of a pair's key: the two never share a pair
+
+
+class MadePairs(Protocol):
+    """What a maker of pairs gives, besides the truth of its own kind."""
+
+    @property
+    def pair(self) -> torch.Tensor:
+        """What the network sees, fixed and moving: ``(B, 2, *shape)``."""
+        ...
+
+
+Network = TypeVar("Network", bound=DescribedNetwork)
+Made = TypeVar("Made", bound=MadePairs)
+
+
+class PairStep(ABC, Generic[Network, Made]):
+    """The trainer's ``iteration_update``: images to pairs, forward, loss, backward, step.
+
+    Args:
+        pairs: makes them; depends on the iteration alone, so that a resumed run sees the pairs of
+            an unbroken one.
+        loss: of the network, what it found and the pairs; gives ``loss`` and its terms.
+        dtype: of the convolutions.
+        gradient_clip: greatest norm of a gradient.
+    """
+
+    kind: ClassVar[type[DescribedNetwork]]
+    block: ClassVar[str]
+    """Of the settings, for messages."""
+
+    def __init__(
+        self,
+        pairs: Callable[[torch.Tensor, tuple[int, int]], Made],
+        loss: Callable[[Network, Any, Made], dict[str, torch.Tensor]],
+        dtype: str = "float32",
+        gradient_clip: float = 1.0,
+    ) -> None:
+        self.pairs = pairs
+        self.loss = loss
+        self.dtype = dtype
+        self.gradient_clip = gradient_clip
+
+    @abstractmethod
+    def find(self, network: Network, made: Made) -> Any:
+        """What the network finds for the pairs, under autocast; the loss takes it."""
+
+    def measure(self, network: Network, found: Any, made: Made) -> dict[str, torch.Tensor]:
+        """Further scalars to report beside the loss's terms."""
+        return {}
+
+    def __call__(self, engine: SupervisedTrainer, batch: dict[str, Any]) -> dict[str, Any]:
+        """Run one iteration; ``loss``, its terms and what is measured are scalars."""
+        assert engine.network is not None and engine.optimizer is not None
+        network: Any = unwrapped(engine.network, self.kind)
+        image = torch.as_tensor(batch["image"]).to(engine.state.device)
+        made = self.pairs(image, (_TRAINING, engine.state.iteration))
+        network.train()
+        engine.optimizer.zero_grad(set_to_none=True)
+        with autocast(image.device, self.dtype):
+            found = self.find(network, made)
+        engine.state.output = {"image": image, "subject": batch["subject"]}
+        engine.fire_event(IterationEvents.FORWARD_COMPLETED)
+        terms = self.loss(network, found, made)
+        engine.state.output.update({name: term.detach() for name, term in terms.items()})
+        engine.state.output.update(self.measure(network, found, made))
+        engine.fire_event(IterationEvents.LOSS_COMPLETED)
+        descend(engine, terms["loss"], network.parameters(), self.gradient_clip, self.block)
+        engine.fire_event(IterationEvents.MODEL_COMPLETED)
+        return engine.state.output
+
+
+class HeldOutPairs(ABC, Generic[Network, Made]):
+    """The evaluator's ``iteration_update``: fixed pairs of held-out subjects, asked for.
+
+    Args:
+        pairs: makes them; the same ones at every call of the evaluator, in every run of equal
+            seed and ranges.
+    """
+
+    kind: ClassVar[type[DescribedNetwork]]
+
+    def __init__(self, pairs: Callable[[torch.Tensor, tuple[int, int]], Made]) -> None:
+        self.pairs = pairs
+
+    @abstractmethod
+    def errors(self, network: Network, found: torch.Tensor, made: Made) -> dict[str, torch.Tensor]:
+        """Numbers of every pair ``(B,)``, with the network and (``..._before``) without."""
+
+    def __call__(self, engine: SupervisedEvaluator, batch: dict[str, Any]) -> dict[str, Any]:
+        """The numbers of every pair, see `errors`."""
+        assert engine.network is not None
+        network: Any = unwrapped(engine.network, self.kind)
+        image = torch.as_tensor(batch["image"]).to(engine.state.device)
+        made = self.pairs(image, (_HELD_OUT, engine.state.iteration))
+        network.eval()
+        with torch.no_grad():
+            found = engine.inferer(made.pair, network)
+            errors = self.errors(network, found, made)
+        engine.state.output = {"image": image, "subject": batch["subject"], **errors}
+        engine.fire_event(IterationEvents.FORWARD_COMPLETED)
+        engine.fire_event(IterationEvents.MODEL_COMPLETED)  # cuts the batch into subjects
+        return engine.state.output
