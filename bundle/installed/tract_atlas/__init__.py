@@ -24,8 +24,8 @@ def _claim(*names: str) -> None:
     """
     for name in names:
         loaded = sys.modules.get(name)
-        # A folder without __init__.py has no file but places.
-        places = [] if loaded is None else [Path(one).resolve() for one in loaded.__path__]
+        # A folder without __init__.py has no file but places, a single file has no places.
+        places = [Path(one).resolve() for one in getattr(loaded, "__path__", ())]
         if loaded is not None and places != [_ROOT / name]:
             raise ImportError(
                 f"tract_atlas needs a package named {name!r} of its own, and another one is loaded "
@@ -42,4 +42,4 @@ _claim("scripts", "bundle")
 from scripts import api as _api  # noqa: E402 (found once the path is set)
 from scripts.api import *  # noqa: E402, F403
 
-__all__ += _api.__all__  # noqa: PLE0605
+__all__ += _api.__all__
