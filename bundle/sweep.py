@@ -113,8 +113,9 @@ def sweep(
     if overrides.keys() & {"output_dir", "ckpt_dir"} & {k for r in runs for k in r.varied}:
         raise UsageError("every run has folders of its own: output_dir and ckpt_dir can't vary")
     apply_overrides(config, dict(runs[0].overrides))  # an unknown key is told before the first run
-    place = {"bundle_root": str(root if home is None else home), **_root(config, root)}
-    output = known_value(place, config["output_dir"])
+    output = known_value(
+        {"bundle_root": str(home or root), **_root(config, root)}, config["output_dir"]
+    )
     if not isinstance(output, str):
         raise UsageError("output_dir can't be told from the configuration; give --output_dir")
     folder = Path(output).absolute() / "sweep"
