@@ -421,8 +421,7 @@ def _write_settings_page(path: Path, check: bool) -> int:
     if path.is_file() and path.read_text(encoding="utf-8") == page:
         return 0
     print(
-        f"error: {SETTINGS_PAGE.relative_to(HOME)} differs from the schema; write it anew with "
-        f"{PROGRAM} settings-docs",
+        f"error: {path} differs from the schema; write it anew with {PROGRAM} settings-docs",
         file=sys.stderr,
     )
     return 1

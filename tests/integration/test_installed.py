@@ -27,7 +27,7 @@ TINY = (
     "--learned_atlas#optimizer#epochs=1",
     "--learned_atlas#refine#rounds=1",
     "--learned_atlas#refine#iterations=1",
-    "--learned_atlas#refine#network_epochs=1",
+    "--learned_atlas#refine#network_epochs=0",
 )
 
 

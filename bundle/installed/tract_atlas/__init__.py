@@ -24,8 +24,8 @@ def _claim(*names: str) -> None:
     """
     for name in names:
         loaded = sys.modules.get(name)
-        # A folder without __init__.py has no file but places.
-        places = [] if loaded is None else [Path(one).resolve() for one in loaded.__path__]
+        # A folder without __init__.py has no file but places, a single file has no places.
+        places = [Path(one).resolve() for one in getattr(loaded, "__path__", ())]
         if loaded is not None and places != [_ROOT / name]:
             raise ImportError(
                 f"tract_atlas needs a package named {name!r} of its own, and another one is loaded "
