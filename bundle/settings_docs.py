@@ -87,10 +87,6 @@ def _type(field: Mapping[str, Any]) -> str:
         return "choice"
     if "prefixItems" in field:
         return f"[{', '.join(_type(item) for item in field['prefixItems'])}]"
-    if "type" not in field:
-        return "any"
-    if field["type"] == "array" and "items" not in field:
-        return "list"
     if field["type"] == "array":
         items = _type(field["items"])
         return f"list of {items}" if items == "text" else f"list of {items}s"
@@ -100,7 +96,6 @@ def _type(field: Mapping[str, Any]) -> str:
         "boolean": "true/false",
         "string": "text",
         "null": "null",
-        "object": "mapping",
     }[field["type"]]
 
 

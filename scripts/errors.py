@@ -1,4 +1,4 @@
-"""Errors that a user can mend, and how they are shown: one message, no traceback."""
+"""Errors that a user can mend; `scripts.runtime.error_report` shows them in one line."""
 
 from __future__ import annotations
 

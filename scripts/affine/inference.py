@@ -16,12 +16,11 @@ from monai.transforms import Transform
 
 from scripts.affine.network import AffineNetwork
 from scripts.engines.opening import opened
-from scripts.errors import CohortError
 from scripts.metrics import pearson
 from scripts.networks.described import FORMAT, load_described
 from scripts.networks.wrapping import unwrapped
 from scripts.pairwise.images import AffineImages, read_image
-from scripts.pairwise.network_grid import WorkingGrid, between_0_and_1
+from scripts.pairwise.network_grid import WorkingGrid, as_seen
 from scripts.registration.images import ReadImage
 from scripts.registration.pair_output import write_pair
 from scripts.runtime.storage import publish_folder
@@ -104,18 +103,8 @@ def prepared_pair(
         CohortError: an image is constant or not finite, or has other dimensions than the network.
     """
     log_share = network.description["settings"]["images"]["log_share"]
-    seen = []
-    for name, data, affine in (("fixed", fixed, fixed_affine), ("moving", moving, moving_affine)):
-        if data.ndim != len(network.grid.shape):
-            raise CohortError(
-                f"the {name} image has {data.ndim} dimensions, the network "
-                f"{len(network.grid.shape)}"
-            )
-        if not np.isfinite(data).all():
-            raise CohortError(f"the {name} image is not finite")
-        if not np.ptp(data) > 0:
-            raise CohortError(f"the {name} image is constant: there is nothing to align")
-        seen.append(network.grid.of_image(between_0_and_1(data, log_share), affine))
+    pair = ("fixed", fixed, fixed_affine), ("moving", moving, moving_affine)
+    seen = [as_seen(network.grid, *image, log_share, "align") for image in pair]
     return torch.cat(seen)[None]
 
 

@@ -1,4 +1,4 @@
-"""Networks for a cohort, and networks that were published."""
+"""The network that learns a cohort's atlas, and where its templates start."""
 
 from __future__ import annotations
 

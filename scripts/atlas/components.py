@@ -1,4 +1,4 @@
-"""What the configs name: the pieces above, made for a cohort and its settings."""
+"""What the configs name for a training: cohort, transforms, dataset, loss, refinement."""
 
 from __future__ import annotations
 

@@ -10,12 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from scripts.errors import CohortError
 from scripts.networks.described import FORMAT, DescribedNetwork, load_described
 from scripts.networks.integration import VelocityIntegration
 from scripts.networks.unet import RegistrationUNet
 from scripts.pairwise.images import AffineImages
-from scripts.pairwise.network_grid import WorkingGrid, between_0_and_1
+from scripts.pairwise.network_grid import WorkingGrid, as_seen
 from scripts.settings.elastic import LearnedElasticConfig
 from scripts.spatial.resampling import resample_by_matrix
 from scripts.spatial.warp import warp
@@ -158,16 +157,8 @@ def prepared_images(
         ("fixed", fixed, fixed_affine, here),
         ("moving", moving, moving_affine, there),
     ):
-        if data.ndim != len(grid.shape):
-            raise CohortError(
-                f"the {name} image has {data.ndim} dimensions, the network {len(grid.shape)}"
-            )
-        if not np.isfinite(data).all():
-            raise CohortError(f"the {name} image is not finite")
-        if not np.ptp(data) > 0:
-            raise CohortError(f"the {name} image is constant: there is nothing to register")
         place = onto @ grid.place_of(fixed_affine, fixed.shape)
-        seen.append(grid.of_image(between_0_and_1(data, log_share), affine, place))
+        seen.append(as_seen(grid, name, data, affine, log_share, "register", place))
     return torch.cat(seen)[None]
 
 

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from monai.transforms import Compose
 
 from scripts.elastic.network import ElasticNetwork
 from scripts.elastic.synthesis import LabelMapsd, SyntheticPair, SyntheticPairsOfLabels
-from scripts.engines.opening import reserved
 from scripts.losses.smoothness import SmoothnessLoss
-from scripts.networks.precision import open_device
-from scripts.pairwise.images import AffineImages, read_affine_images
+from scripts.pairwise.images import AffineImages
 from scripts.pairwise.training import HeldOutPairs, PairStep
 from scripts.settings.elastic import LearnedElasticConfig
 from scripts.spatial.warp import warp
@@ -24,7 +21,6 @@ __all__ = [
     "HeldOutOverlap",
     "elastic_loss",
     "label_transforms",
-    "open_label_maps",
     "soft_overlap",
     "synthetic_pairs_of_labels",
 ]
@@ -112,17 +108,6 @@ class HeldOutOverlap(HeldOutPairs[ElasticNetwork, SyntheticPair]):
 # ---------------------------------------------------------------------------------------------
 # What the config names
 # ---------------------------------------------------------------------------------------------
-
-
-def open_label_maps(
-    dataset_dir: str | Path, settings: LearnedElasticConfig, written: Sequence[str | Path] = ()
-) -> AffineImages:
-    """The label maps to learn from; see `scripts.affine.components.open_affine_images`."""
-    open_device(settings.device, settings.key("device"))
-    with reserved(written) as users:
-        images = read_affine_images(dataset_dir, settings)
-        users.append(images)
-    return images
 
 
 def label_transforms(

@@ -1,4 +1,4 @@
-"""Images as the affine networks see them: on one centred grid, between 0 and 1; and folds."""
+"""Images as networks of pairs see them: on one centred grid, between 0 and 1; and folds."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ from monai.transforms import Compose, MapTransform
 from scripts.cohort import Candidate, Rejection, find_subjects
 from scripts.cohort.density import DensityError, load_density
 from scripts.data.sampling import RepeatedDataset
+from scripts.engines.opening import reserved
 from scripts.errors import CohortError
+from scripts.networks.precision import open_device
 from scripts.pairwise.network_grid import WorkingGrid, between_0_and_1
 from scripts.settings.affine import LearnedAffineConfig
 from scripts.settings.elastic import LearnedElasticConfig
@@ -29,6 +31,7 @@ __all__ = [
     "AffineImages",
     "ImageSubject",
     "OntoNetworkGridd",
+    "open_images",
     "pair_dataset",
     "read_affine_images",
     "read_image",
@@ -235,6 +238,30 @@ def _rounded_up(value: float, digits: int = 3) -> float:
     """To a few significant digits, so that headers' rounding doesn't change the grid."""
     power = 10.0 ** (math.floor(math.log10(value)) - digits + 1)
     return float(f"{math.ceil(value / power - 1e-6) * power:.12g}")
+
+
+def open_images(
+    dataset_dir: str | Path,
+    settings: LearnedAffineConfig | LearnedElasticConfig,
+    written: Sequence[str | Path] = (),
+) -> AffineImages:
+    """The images to learn from, after what can be known beforehand of the run's end.
+
+    Args:
+        dataset_dir: the dataset folder.
+        settings: of the run.
+        written: folders that the run will write to; locked while the result is in use.
+
+    Raises:
+        ConfigurationError: the machine lacks the device.
+        StorageError: a folder can't be written, or another run is at work there.
+        CohortError: see `read_affine_images`.
+    """
+    open_device(settings.device, settings.key("device"))
+    with reserved(written) as users:
+        images = read_affine_images(dataset_dir, settings)
+        users.append(images)
+    return images
 
 
 def pair_dataset(data: Sequence[dict[str, Any]], transform: Compose, times: int) -> RepeatedDataset:

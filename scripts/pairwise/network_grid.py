@@ -10,10 +10,11 @@ import numpy as np
 import torch
 from scipy.ndimage import gaussian_filter
 
+from scripts.errors import CohortError
 from scripts.spatial.affine_parameters import Frame
 from scripts.spatial.resampling import resample_by_matrix
 
-__all__ = ["WorkingGrid", "between_0_and_1"]
+__all__ = ["WorkingGrid", "as_seen", "between_0_and_1"]
 
 
 _CUT = (0.005, 0.999)  # shares of the voxels at which intensities are cut off
@@ -82,6 +83,40 @@ class WorkingGrid:
             self.affine,
             self.shape,
         )[0]
+
+
+def as_seen(
+    grid: WorkingGrid,
+    name: str,
+    data: np.ndarray,
+    affine: np.ndarray,
+    log_share: float | None,
+    purpose: str,
+    place: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """An image of a pair, checked, from 0 to 1 on a network's grid; ``(1, *grid.shape)``.
+
+    Args:
+        grid: the network's.
+        name: fixed or moving, for messages.
+        data: ``(*shape)``.
+        affine: voxel to RAS mm.
+        log_share: see `between_0_and_1`.
+        purpose: what a constant image can't be used to do, for messages.
+        place: see `WorkingGrid.of_image`.
+
+    Raises:
+        CohortError: the image is constant or not finite, or has other dimensions than the grid.
+    """
+    if data.ndim != len(grid.shape):
+        raise CohortError(
+            f"the {name} image has {data.ndim} dimensions, the network {len(grid.shape)}"
+        )
+    if not np.isfinite(data).all():
+        raise CohortError(f"the {name} image is not finite")
+    if not np.ptp(data) > 0:
+        raise CohortError(f"the {name} image is constant: there is nothing to {purpose}")
+    return grid.of_image(between_0_and_1(data, log_share), affine, place)
 
 
 def between_0_and_1(data: np.ndarray, log_share: float | None = None) -> np.ndarray:

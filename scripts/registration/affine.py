@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from scripts.registration.images import WorldImage, constant_reason, reduced, reduction_factors
+from scripts.registration.images import WorldImage, reduced, reduction_factors, require_contrast
 from scripts.registration.initialisation import starting_matrices
 from scripts.registration.similarity import PairLoss
 from scripts.spatial.affine_parameters import (
@@ -105,10 +105,7 @@ class AffineRefinement:
         Raises:
             ValueError: an image is constant or not finite, or a start lies outside of the family.
         """
-        for name, image in (("fixed", fixed), ("moving", moving)):
-            reason = constant_reason(image.values)
-            if reason:
-                raise ValueError(f"the {name} image {reason}")
+        require_contrast(fixed, moving)
         device = fixed.values.device
         frame = Frame.of_grid(fixed.affine, fixed.shape).to(device)
         eye = torch.eye(4, dtype=torch.float64, device=device)

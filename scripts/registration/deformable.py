@@ -10,7 +10,7 @@ import torch
 from scripts.losses.smoothness import SmoothnessLoss
 from scripts.networks.integration import VelocityIntegration
 from scripts.registration.affine import level_of, moved_by
-from scripts.registration.images import WorldImage, constant_reason
+from scripts.registration.images import WorldImage, require_contrast
 from scripts.registration.similarity import PairLoss
 from scripts.spatial.affine_parameters import (
     FAMILIES,
@@ -123,10 +123,7 @@ class ElasticRefinement:
         Raises:
             ValueError: an image is constant or not finite, or the start lies outside of the family.
         """
-        for name, image in (("fixed", fixed), ("moving", moving)):
-            reason = constant_reason(image.values)
-            if reason:
-                raise ValueError(f"the {name} image {reason}")
+        require_contrast(fixed, moving)
         device = fixed.values.device
         given = torch.eye(4, dtype=torch.float64, device=device)
         given = (given if start is None else start.to(given)).reshape(1, 4, 4)

@@ -22,6 +22,7 @@ __all__ = [
     "read_image",
     "reduced",
     "reduction_factors",
+    "require_contrast",
     "spacing_of",
 ]
 
@@ -69,6 +70,18 @@ def constant_reason(values: torch.Tensor) -> str | None:
     if high - low <= 1e-6 * max(abs(low), abs(high)):
         return f"has the same value everywhere ({low:g}), so that there is nothing to align by"
     return None
+
+
+def require_contrast(fixed: WorldImage, moving: WorldImage) -> None:
+    """Refuse a pair of which one image can't be aligned.
+
+    Raises:
+        ValueError: an image is constant or not finite.
+    """
+    for name, image in (("fixed", fixed), ("moving", moving)):
+        reason = constant_reason(image.values)
+        if reason:
+            raise ValueError(f"the {name} image {reason}")
 
 
 def reduction_factors(spacing: Sequence[float] | np.ndarray, size: float) -> tuple[int, ...]:

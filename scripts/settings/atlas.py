@@ -2,7 +2,7 @@
 
 Validating needs neither torch nor monai, so that a mistyped setting is told at once::
 
-    from scripts.settings import LearnedAtlasConfig
+    from scripts.settings.atlas import LearnedAtlasConfig
 
     config = LearnedAtlasConfig.load({"optimizer": {"epochs": 20, "lr": "1e-4"}})
     config.optimizer.lr  # 0.0001

@@ -1,4 +1,4 @@
-"""Typed settings of jobs that bring images to a fixed one; rules as in `scripts.settings.atlas`.
+"""Typed settings of jobs that bring images to a fixed one; rules as in `scripts.settings.section`.
 
 Needs no torch.
 """

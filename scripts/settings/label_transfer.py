@@ -1,4 +1,4 @@
-"""Typed settings of the label transfer; rules as in `scripts.settings.atlas`."""
+"""Typed settings of the label transfer; rules as in `scripts.settings.section`."""
 
 from __future__ import annotations
 

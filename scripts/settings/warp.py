@@ -1,4 +1,4 @@
-"""Typed settings of the warp of images; rules as in `scripts.settings.atlas`. No torch."""
+"""Typed settings of the warp of images; rules as in `scripts.settings.section`. No torch."""
 
 from __future__ import annotations
 

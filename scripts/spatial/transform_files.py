@@ -1,4 +1,4 @@
-"""Affine transforms as files: ITK's text, and 4x4 text in RAS millimetres."""
+"""Transforms as files: affines as ITK's and 4x4 text, displacement fields of ITK and ANTs."""
 
 from __future__ import annotations
 

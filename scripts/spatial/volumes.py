@@ -135,15 +135,8 @@ def read_reference(path: str | Path) -> Grid:
 
 def write_density(path: Path, density: np.ndarray, grid: Grid) -> None:
     """Write a map, float32, with the codes and units of the grid's header; whole or not at all."""
-    image = nib.Nifti1Image(density.astype(np.float32), grid.affine)
-    for name in ("sform", "qform"):
-        getattr(image, f"set_{name}")(grid.affine, code=int(grid.header[f"{name}_code"]))
-    if int(grid.header["sform_code"]) == 0 and int(grid.header["qform_code"]) == 0:
-        image.set_sform(grid.affine, code=1)
-    units = grid.header.get_xyzt_units()[0]
-    image.header.set_xyzt_units(xyz=units if units != "unknown" else "mm")
     with write_whole(path) as staged:
-        nib.save(image, str(staged))
+        write_map(staged, density[None], grid)
 
 
 def write_labels(path: str | Path, labels: np.ndarray, grid: Grid, dtype: np.dtype) -> None:
