@@ -166,7 +166,7 @@ def test_a_running_process_keeps_its_staging_and_a_killed_one_loses_it(tmp_path:
         "    print(staging, flush=True)\n"
         "    time.sleep(60)\n"
     )
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     with subprocess.Popen(
         [sys.executable, "-c", code], cwd=root, stdout=subprocess.PIPE, text=True
     ) as other:
