@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import zipfile
 from collections.abc import Iterator
@@ -14,6 +15,8 @@ import yaml
 
 from scripts.atlas.network import AtlasNetwork
 from scripts.atlas.published_model import published_network
+from scripts.errors import StorageError
+from scripts.runtime.input_files import FileError, check_file
 from scripts.runtime.storage import check_space, write_whole
 
 __all__ = ["LARGE", "NAME", "completed_metadata", "pack", "trained_config"]
@@ -52,6 +55,7 @@ def pack(
         StorageError: the archive can't be written.
     """
     model = ckpt_dir / "model.pt"
+    _check_output(output)
     network = published_network(model)
     metadata = json.loads((root / _METADATA).read_text(encoding="utf-8"))
     metadata = completed_metadata(metadata, network, data_source)
@@ -70,6 +74,27 @@ def pack(
             entry.external_attr = 0o100644 << 16
             archive.writestr(entry, contents[name])
     return {name: len(contents[name]) for name in sorted(contents)}
+
+
+def _check_output(output: Path) -> None:
+    """Refuse to write over anything but an earlier archive of this bundle.
+
+    Raises:
+        StorageError: something else is there.
+    """
+    if not os.path.lexists(output):
+        return
+    try:
+        check_file(output)
+        with zipfile.ZipFile(output) as archive:
+            ours = f"{NAME}/{_METADATA}" in archive.namelist()
+    except (FileError, OSError, ValueError, zipfile.BadZipFile):
+        ours = False
+    if not ours:
+        raise StorageError(
+            f"{output}: would be replaced, but is no archive of this bundle; move it elsewhere, or "
+            "choose another --output"
+        )
 
 
 def _shipped(root: Path) -> Iterator[str]:

@@ -23,6 +23,7 @@ from typing import Any
 
 from bundle.overrides import UsageError, apply_overrides, known_value, parse_overrides, read_config
 from scripts.errors import StorageError, TrainingError
+from scripts.runtime.input_files import FileError, read_text
 from scripts.runtime.lock import locked_folders
 from scripts.runtime.storage import write_whole
 
@@ -120,6 +121,7 @@ def sweep(
         raise UsageError("output_dir can't be told from the configuration; give --output_dir")
     folder = Path(output).absolute() / "sweep"
     with locked_folders(folder):
+        _check_earlier(folder)
         rows = _all_runs(verb, runs, folder, root)
     print(table_of(rows))
     failed = [row["run"] for row in rows if row["status"] != "done"]
@@ -127,6 +129,26 @@ def sweep(
         raise TrainingError(
             f"{len(failed)} of {len(runs)} runs failed: {', '.join(failed)}; the others are in "
             f"{folder / 'results.csv'}, each run's output in its log.txt"
+        )
+
+
+def _check_earlier(folder: Path) -> None:
+    """Make sure that the table, which is replaced, is that of an earlier sweep.
+
+    Raises:
+        StorageError: it is another file.
+    """
+    table = folder / "results.csv"
+    if not os.path.lexists(table):
+        return
+    try:
+        first = read_text(table).partition("\n")[0]
+    except (FileError, UnicodeDecodeError):
+        first = ""
+    if not first.startswith("run,status,"):
+        raise StorageError(
+            f"{table}: would be replaced, but is no sweep's table; move it elsewhere, or choose "
+            "another --output_dir"
         )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from scripts.errors import CohortError, ConfigurationError
 from scripts.publishing.published_atlas import open_atlas, sha256_of
 from scripts.runtime.input_files import FileError, read_json
-from scripts.runtime.storage import check_space, check_writable, publish_folder
+from scripts.runtime.storage import check_replaceable, check_space, check_writable, publish_folder
 from scripts.settings.applications import AtlasToPatientConfig
 from scripts.spatial.fields import field_names
 from scripts.spatial.grid import Grid
@@ -70,6 +70,12 @@ class AtlasCarrier:
         self.output_dir = Path(output_dir)
         self._check_space()
         self.ways = [self._way(patient) for patient in settings.patients or self.atlas.subjects]
+        files = [file.path for way in self.ways for file in way.files]
+        references = [way.reference for way in self.ways if way.reference is not None]
+        check_replaceable(
+            *(self._folder(way.patient) for way in self.ways),
+            inputs=[self.atlas.folder, *files, *references],
+        )
 
     def run(self) -> None:
         """Carry the maps to every patient.
@@ -82,6 +88,9 @@ class AtlasCarrier:
         for way in self.ways:
             self._carry(way)
         logger.info("atlas carried to %d patients, in %s", len(self.ways), self.output_dir)
+
+    def _folder(self, patient: str) -> Path:
+        return self.output_dir / patient / CARRIED_FOLDER
 
     def _check_space(self) -> None:
         asked, own = self.settings.space, self.atlas.training_space
@@ -195,7 +204,7 @@ class AtlasCarrier:
             wanted = first.grid
         else:
             wanted = read_grid(paths["mean"])
-        with publish_folder(self.output_dir / way.patient / CARRIED_FOLDER) as staging:
+        with publish_folder(self._folder(way.patient)) as staging:
             for name, path in paths.items():
                 volume, source = read_volume(path)
                 carried = resample(volume, source, transforms, wanted)

@@ -26,7 +26,7 @@ from scripts.metrics.similarity import (
 )
 from scripts.publishing.published_atlas import sha256_of
 from scripts.runtime.progress import progress_bar
-from scripts.runtime.storage import check_space, publish_folder
+from scripts.runtime.storage import check_replaceable, check_space, publish_folder
 from scripts.settings.applications import TractSimilarityConfig
 from scripts.spatial.volumes import read_grid, read_volume
 
@@ -90,6 +90,8 @@ class TractSimilarity:
         self.carried = Path(carried_dir)
         self.settings = settings
         self.folder = Path(output_dir) / FOLDER
+        carried = [self._atlas_file(subject.name) for subject in cohort.subjects]
+        check_replaceable(self.folder, inputs=[*cohort.files(), *carried])
         for subject in cohort.subjects:
             if not self._atlas_file(subject.name).is_file():
                 raise CohortError(

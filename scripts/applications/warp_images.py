@@ -7,7 +7,13 @@ import logging
 from pathlib import Path
 
 from scripts.errors import CohortError
-from scripts.runtime.storage import check_space, check_writable, file_hash, publish_folder
+from scripts.runtime.storage import (
+    check_replaceable,
+    check_space,
+    check_writable,
+    file_hash,
+    publish_folder,
+)
 from scripts.settings.warp import WarpConfig
 from scripts.spatial.transform_files import TransformFile, read_transform
 from scripts.spatial.transforms import resample
@@ -39,11 +45,15 @@ class ImageWarper:
         check_writable(output_dir)
         self.settings = settings
         self.output_dir = Path(output_dir)
+        inputs: list[Path] = []
         for subject in settings.subjects:
             image, reference, transforms = self._files(subject)
             for path in (image, reference, *(file.path for file in transforms)):
                 if not path.is_file():
                     raise CohortError(f"subject {subject}: there is no file {path}")
+            inputs += [image, reference, *(file.path for file in transforms)]
+        folders = [self.output_dir / WARPED_FOLDER / subject for subject in settings.subjects]
+        check_replaceable(*folders, inputs=inputs)
 
     def run(self) -> None:
         """Warp everybody's image.

@@ -38,7 +38,7 @@ from scripts.errors import CohortError
 from scripts.losses.atlas_loss import AtlasLoss
 from scripts.networks.checkpoint import load_checkpoint
 from scripts.networks.described import weights_identity
-from scripts.runtime.storage import check_space
+from scripts.runtime.storage import check_replaceable, check_space
 from scripts.settings.atlas import LearnedAtlasConfig
 from scripts.spatial.grid import CropBox
 
@@ -93,9 +93,13 @@ def open_published_cohort(
 
     Raises:
         CohortError: see `read_cohort`; or the cohort isn't on the model's grid.
-        StorageError: if there isn't room for what the run writes.
+        StorageError: if there isn't room for what the run writes, or the atlas's folder can't be
+            replaced.
     """
     coding = published_coding(network)
+    replaced = None if written is None else Path(written) / settings.output_subdir
+    if replaced is not None:
+        check_replaceable(replaced, inputs=[dataset_dir])
     cohort = read_cohort(dataset_dir, settings.cohort_request(), coding=coding)
     grid, crop = published_geometry(network)
     difference = cohort.grid.same_as(grid)
@@ -111,7 +115,8 @@ def open_published_cohort(
             dataset_dir,
         )
     cohort = in_box(cohort, crop, dataset_dir)
-    if written is not None:
+    if written is not None and replaced is not None:
+        check_replaceable(replaced, inputs=cohort.files())
         check_space({Path(written): output_bytes(cohort, settings)})
     return cohort
 

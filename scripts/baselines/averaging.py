@@ -18,7 +18,13 @@ from scripts.publishing.provenance import code_identity, description_hash, versi
 from scripts.publishing.sidecars import describe_atlas
 from scripts.publishing.statistics import DensityStatistics
 from scripts.runtime.lock import locked_folders
-from scripts.runtime.storage import check_space, check_writable, file_hash, publish_folder
+from scripts.runtime.storage import (
+    check_replaceable,
+    check_space,
+    check_writable,
+    file_hash,
+    publish_folder,
+)
 from scripts.settings.atlas import LearnedAtlasConfig
 from scripts.spatial.volumes import write_map
 
@@ -30,7 +36,10 @@ AVERAGING_FOLDER = "atlas"
 
 
 def open_averaged_cohort(
-    dataset_dir: str | Path, settings: LearnedAtlasConfig, written: Sequence[str | Path] = ()
+    dataset_dir: str | Path,
+    settings: LearnedAtlasConfig,
+    written: Sequence[str | Path] = (),
+    replaced: Sequence[str | Path] = (),
 ) -> Cohort:
     """Read and check a cohort for which nothing is to be computed on a device.
 
@@ -38,15 +47,20 @@ def open_averaged_cohort(
         dataset_dir: the dataset folder.
         settings: of the run.
         written: folders that the run will write to; none is made here.
+        replaced: folders that the run will replace, see `check_replaceable`.
 
     Raises:
-        StorageError: if something that is no writable folder stands in the way of ``written``, or
-            there isn't room there.
+        StorageError: if something that is no writable folder stands in the way of ``written``,
+            there isn't room there, or ``replaced`` holds other files or the cohort's.
         CohortError: see `read_cohort`.
     """
     for folder in written:
         check_writable(folder)
+    for folder in replaced:
+        check_replaceable(folder, inputs=[dataset_dir])
     cohort = read_cohort(dataset_dir, settings.cohort_request())
+    for folder in replaced:
+        check_replaceable(folder, inputs=cohort.files())
     # Float32 that gzip couldn't compress at all, over the box: outside of it maps are 0.
     voxels = settings.model.channels * math.prod(cohort.crop.shape)
     maps = 4 * len(settings.emit_baseline_maps) * voxels

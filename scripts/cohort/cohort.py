@@ -123,6 +123,10 @@ class Cohort:
             return None
         return np.stack([self.coding.code(dict(one.covariates)) for one in self.subjects])
 
+    def files(self) -> list[Path]:
+        """Every map that a subject's density is made of, and its tractogram."""
+        return files_of(self.subjects)
+
     def table(self) -> str:
         """Subjects found and left out, with reasons, as lines of text."""
         return subjects_table(self.subjects, self.rejected, self.without_map, self.pattern)
@@ -170,6 +174,10 @@ class NewSubjects:
     rejected: tuple[Rejection, ...] = field(default=())
     coding: CovariateCoding | None = None
 
+    def files(self) -> list[Path]:
+        """As `Cohort.files`."""
+        return files_of(self.subjects)
+
     def datalist(self) -> list[dict[str, Any]]:
         """As `Cohort.datalist`."""
         return [subject.item(self.coding) for subject in self.subjects]
@@ -183,6 +191,13 @@ class NewSubjects:
 # ---------------------------------------------------------------------------------------------
 # All subjects
 # ---------------------------------------------------------------------------------------------
+
+
+def files_of(subjects: Sequence[Subject]) -> list[Path]:
+    """Maps, and the tractograms that they were counted from."""
+    maps = [one for subject in subjects for one in subject.maps]
+    counted = [Path(one.counted.tractogram) for one in maps if one.counted is not None]
+    return [one.path for one in maps] + counted
 
 
 def subjects_table(

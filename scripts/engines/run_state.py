@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 from scripts.errors import CheckpointError, StorageError
+from scripts.runtime.input_files import FileError, read_json
+from scripts.runtime.lock import LOCK_FILE
+from scripts.runtime.ownership import some_names
 from scripts.runtime.processes import from_first
 from scripts.runtime.storage import write_whole
 from scripts.settings.section import Section
 
-__all__ = ["Identified", "RunState"]
+__all__ = ["Identified", "RunState", "check_earlier_run"]
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +39,49 @@ class Identified(Protocol):
     def identity(self) -> str:
         """Equal for equal content."""
         ...
+
+
+# What runs leave in their folder; names with a process's number are halves of killed ones.
+_FILES = re.compile(
+    r"run\.json|folds\.json|(training|fine_tuning)(\.previous)?\.pt|cache|refinement"
+    r"|(fold|round)-\d+|\.\d+\..+|\.DS_Store"
+)
+
+
+def check_earlier_run(folder: Path) -> None:
+    """Make sure that a run's folder, which is cleared when a run starts, holds a run and no more.
+
+    It is known by its ``run.json``.
+
+    Raises:
+        StorageError: it is something else's, or somebody put other files there.
+    """
+    if not os.path.lexists(folder):
+        return
+    if not folder.is_dir():
+        raise StorageError(f"{folder}: can't be written: a file of that name is in the way")
+    try:
+        names = {path.name for path in folder.iterdir()} - {LOCK_FILE}
+        is_run = _is_of_a_run(folder / "run.json")
+    except OSError as error:
+        raise StorageError(f"{folder}: can't be looked through: {error}") from error
+    foreign = [name for name in names if not is_run or not _FILES.fullmatch(name)]
+    if foreign:
+        raise StorageError(
+            f"{folder}: would be cleared for the run's state, but holds {some_names(foreign)}, "
+            "which no run of this bundle left; move that elsewhere, or choose another --ckpt_dir"
+        )
+
+
+def _is_of_a_run(path: Path) -> bool:
+    """Whether a ``run.json`` may be this bundle's; a damaged one is told by who reads it."""
+    if not path.is_file():
+        return False
+    try:
+        found = read_json(path)
+    except (FileError, ValueError):
+        return True
+    return not isinstance(found, dict) or bool({"signature", "cleared"} & set(found))
 
 
 def _binding(settings: Section) -> dict[str, Any]:
@@ -100,13 +148,25 @@ class RunState:
             # MONAI moves cached files in from another disk: one may have been cut off halfway.
             shutil.rmtree(self.cache, ignore_errors=True)
             return
-        # What the folder says of itself goes first: half of an earlier run is nobody's.
+        check_earlier_run(self.folder)
+        self._clear()
+        self._write(finished=False)
+
+    def _clear(self) -> None:
+        """Remove an earlier run; a kill leaves a folder that is still known for a run's."""
+        if not self.folder.exists():
+            return
+        # What the folder says of its run goes first: half of an earlier run is nobody's.
+        with write_whole(self.folder / "run.json") as path:
+            path.write_text('{"cleared": true}')
         try:
-            (self.folder / "run.json").unlink(missing_ok=True)
+            for path in self.folder.iterdir():
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path)
+                elif path.name not in ("run.json", LOCK_FILE):
+                    path.unlink()
         except OSError as error:
             raise StorageError(f"{self.folder}: can't be cleared: {error}") from error
-        shutil.rmtree(self.folder, ignore_errors=True)
-        self._write(finished=False)
 
     @property
     def training(self) -> Path:

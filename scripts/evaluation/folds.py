@@ -14,6 +14,7 @@ import numpy as np
 from monai.bundle import ConfigParser
 
 from scripts.cohort import Cohort, read_cohort
+from scripts.engines.opening import check_earlier_files
 from scripts.engines.run_state import RunState
 from scripts.errors import CheckpointError, CohortError, ConfigurationError
 from scripts.evaluation.held_out import EVALUATION_FOLDER
@@ -21,7 +22,7 @@ from scripts.evaluation.report import publish_evaluation, table
 from scripts.networks.precision import open_device
 from scripts.runtime.lock import locked_folders
 from scripts.runtime.processes import world_size
-from scripts.runtime.storage import check_writable, write_whole
+from scripts.runtime.storage import check_replaceable, check_writable, write_whole
 from scripts.settings.atlas import LearnedAtlasConfig
 from scripts.settings.evaluate import EvaluateConfig
 
@@ -98,6 +99,9 @@ class CrossValidation:
             )
         for folder in (self.output_dir, self.ckpt_dir):
             check_writable(folder)
+        needed = [self.dataset_dir, self.ckpt_dir / FOLDER]
+        check_replaceable(self.output_dir / FOLDER, inputs=needed)
+        check_earlier_files([self.ckpt_dir / FOLDER], [self.dataset_dir])
         block = self._training_block()
         resolved = self._parser(self.train_config, learned_atlas=block)
         settings: LearnedAtlasConfig = resolved.get_parsed_content("settings")

@@ -10,10 +10,13 @@ from typing import Any
 
 import torch
 
-from scripts.errors import CheckpointError
+from scripts.errors import CheckpointError, StorageError
 from scripts.runtime.input_files import FileError, check_file
 
-__all__ = ["load_checkpoint", "load_weights"]
+__all__ = ["check_earlier_model", "load_checkpoint", "load_weights"]
+
+
+_NAMES = 1 << 20  # bytes at the beginning of a checkpoint that hold the names of its tensors
 
 
 def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> dict[str, Any]:
@@ -59,6 +62,29 @@ def _check_container(path: Path) -> None:
         raise CheckpointError(
             f"{path}: not a checkpoint that can be loaded: its parts are compressed, which no "
             "checkpoint's are"
+        )
+
+
+def check_earlier_model(path: Path) -> None:
+    """Make sure that a file that is about to be replaced is a model of this bundle, if it exists.
+
+    A damaged one counts as well: the names of its tensors stand at its beginning.
+
+    Raises:
+        StorageError: it is something else.
+    """
+    if not os.path.lexists(path):
+        return
+    try:
+        check_file(path)
+        with path.open("rb") as file:
+            start = file.read(_NAMES)
+    except (FileError, OSError):
+        start = b""
+    if not (start.startswith(b"PK") and b"described" in start):
+        raise StorageError(
+            f"{path}: would be replaced, but is no model of this bundle; move it elsewhere, or "
+            "choose another --ckpt_dir"
         )
 
 

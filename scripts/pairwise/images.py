@@ -19,7 +19,7 @@ from monai.transforms import Compose, MapTransform
 from scripts.cohort import Candidate, Rejection, find_subjects
 from scripts.cohort.density import DensityError, load_density
 from scripts.data.sampling import RepeatedDataset
-from scripts.engines.opening import reserved
+from scripts.engines.opening import check_earlier_files, reserved
 from scripts.errors import CohortError
 from scripts.networks.precision import open_device
 from scripts.pairwise.network_grid import WorkingGrid, between_0_and_1
@@ -244,6 +244,7 @@ def open_images(
     dataset_dir: str | Path,
     settings: LearnedAffineConfig | LearnedElasticConfig,
     written: Sequence[str | Path] = (),
+    replaced: Sequence[str | Path] = (),
 ) -> AffineImages:
     """The images to learn from, after what can be known beforehand of the run's end.
 
@@ -251,15 +252,19 @@ def open_images(
         dataset_dir: the dataset folder.
         settings: of the run.
         written: folders that the run will write to; locked while the result is in use.
+        replaced: what the run clears or replaces there: its run state, model and report.
 
     Raises:
         ConfigurationError: the machine lacks the device.
-        StorageError: a folder can't be written, or another run is at work there.
+        StorageError: a folder can't be written, another run is at work there, or something else
+            than an earlier training's files would be replaced.
         CohortError: see `read_affine_images`.
     """
     open_device(settings.device, settings.key("device"))
     with reserved(written) as users:
+        check_earlier_files(replaced, [dataset_dir])
         images = read_affine_images(dataset_dir, settings)
+        check_earlier_files(replaced, [path for one in images.subjects for path in one.paths])
         users.append(images)
     return images
 

@@ -37,7 +37,7 @@ from scripts.runtime.processes import (
     stop_together,
     world_size,
 )
-from scripts.runtime.storage import file_hash, publish_folder, write_whole
+from scripts.runtime.storage import check_replaceable, file_hash, publish_folder, write_whole
 from scripts.runtime.write_behind import WriteBehind
 from scripts.settings.atlas import LearnedAtlasConfig
 from scripts.spatial.fields import field_names, write_field
@@ -101,6 +101,9 @@ class AtlasPublisher:
         at: covariates to publish it at; then everything leads to the template there, and goes to
             ``<output_subdir>_at_<values>``. None: the cohort's mean.
         loss: the training's, told of each subject on the quality page.
+
+    Raises:
+        StorageError: the atlas's folder can't be replaced, see `check_replaceable`.
     """
 
     def __init__(
@@ -127,6 +130,8 @@ class AtlasPublisher:
         self.velocities = velocities
         name = settings.output_subdir if at is None else f"{settings.output_subdir}_{_label(at)}"
         self.folder = Path(output_dir) / name
+        needed = [] if model_file is None else [Path(model_file).parent]
+        check_replaceable(self.folder, inputs=[*cohort.files(), *needed])
         self.model_file = model_file
         self.history = history
         self.state = state

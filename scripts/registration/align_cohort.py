@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from scripts.cohort import waytotal_file
-from scripts.engines.run_state import RunState
+from scripts.engines.run_state import RunState, check_earlier_run
 from scripts.errors import CohortError
 from scripts.networks.precision import open_device
 from scripts.registration.affine import AffineRefinement
@@ -32,7 +32,13 @@ from scripts.registration.mean_alignment import (
 from scripts.registration.native_subjects import NativeFile, NativeSubject, find_native_subjects
 from scripts.runtime.lock import locked_folders
 from scripts.runtime.progress import progress_bar
-from scripts.runtime.storage import check_space, check_writable, file_hash, publish_folder
+from scripts.runtime.storage import (
+    check_replaceable,
+    check_space,
+    check_writable,
+    file_hash,
+    publish_folder,
+)
 from scripts.settings.align import AlignConfig
 from scripts.spatial.grid import Grid
 from scripts.spatial.resampling import resample_by_matrix
@@ -90,7 +96,12 @@ class CohortAligner:
             self.target = ReadImage(
                 settings.target, settings.log_offset, settings.background, device
             )
+        target = [] if settings.target is None else [settings.target]
+        check_replaceable(self.folder, inputs=[dataset_dir, *target])
+        check_earlier_run(self._state_folder)
         self.subjects, self.rejected = find_native_subjects(dataset_dir, settings, device)
+        files = [file.path for subject in self.subjects for file in subject.files]
+        check_replaceable(self.folder, inputs=files)
 
     def run(self) -> Path:
         """Align and publish.

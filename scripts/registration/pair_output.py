@@ -11,14 +11,21 @@ import torch
 
 from scripts.errors import FoldingError
 from scripts.registration.images import ReadImage
-from scripts.runtime.storage import check_space
+from scripts.runtime.storage import check_replaceable, check_space
 from scripts.settings.image_pairs import ImagePairs
 from scripts.spatial.fields import write_field
 from scripts.spatial.transform_files import write_affine_files
 from scripts.spatial.transforms import AffineTransform, FieldTransform, Transform, resample
 from scripts.spatial.volumes import voxels_of, write_map
 
-__all__ = ["PairFields", "pairs_with_room", "require_no_fold", "room_for_pairs", "write_pair"]
+__all__ = [
+    "PairFields",
+    "check_pair_folders",
+    "pairs_with_room",
+    "require_no_fold",
+    "room_for_pairs",
+    "write_pair",
+]
 
 
 @dataclass(frozen=True)
@@ -57,9 +64,41 @@ def room_for_pairs(
 def pairs_with_room(
     settings: ImagePairs, folder: str | Path, fields: bool = False
 ) -> list[dict[str, str]]:
-    """The pairs of the settings, for which there is room; see `room_for_pairs`."""
+    """The pairs of the settings, for which there is room; see `room_for_pairs`.
+
+    Raises:
+        StorageError: also if a pair's folder can't be replaced, see `check_replaceable`.
+    """
+    pairs = settings.pairs()
+    start = getattr(settings, "start", None)
+    names = [one["subject"] for one in pairs]
+    check_pair_folders(folder, names, settings.fixed, settings.moving, start)
     room_for_pairs(folder, settings.fixed, settings.moving, fields)
-    return settings.pairs()
+    return pairs
+
+
+def check_pair_folders(
+    folder: str | Path,
+    names: Sequence[str],
+    fixed: str | Path,
+    moving: Sequence[str | Path],
+    start: str | None = None,
+) -> None:
+    """Make sure that each pair's folder can be published; see `check_replaceable`.
+
+    Args:
+        folder: holds the pairs' folders.
+        names: of these.
+        fixed: the image that is wanted.
+        moving: those that are brought to it.
+        start: of the transforms that each begins with, ``{name}`` standing for a pair's.
+
+    Raises:
+        StorageError: one can't.
+    """
+    starts = [] if start is None else [start.replace("{name}", name) for name in names]
+    folders = [Path(folder) / name for name in names]
+    check_replaceable(*folders, inputs=[path for path in (fixed, *moving, *starts) if str(path)])
 
 
 def require_no_fold(path: str | Path, jacobian: dict[str, dict[str, float]], advice: str) -> None:

@@ -18,7 +18,13 @@ from scripts.networks.precision import open_device
 from scripts.registration.affine import AffineRefinement, AffineResult, start_in_family
 from scripts.registration.deformable import ElasticRefinement, ElasticResult
 from scripts.registration.images import ReadImage
-from scripts.registration.pair_output import PairFields, require_no_fold, room_for_pairs, write_pair
+from scripts.registration.pair_output import (
+    PairFields,
+    check_pair_folders,
+    require_no_fold,
+    room_for_pairs,
+    write_pair,
+)
 from scripts.runtime.lock import locked_folders
 from scripts.runtime.progress import progress_bar
 from scripts.runtime.storage import check_writable, file_hash, publish_folder
@@ -60,6 +66,13 @@ class PairRefiner:
         self.fixed = self._read(settings.fixed)
         self.moving = [Path(path) for path in settings.moving]
         self.starts = [self._start(image_name(path)) for path in self.moving]
+        check_pair_folders(
+            self.output_dir / REFINED_FOLDER,
+            [image_name(path) for path in self.moving],
+            settings.fixed,
+            settings.moving,
+            settings.start,
+        )
 
     def run(self) -> None:
         """Refine and publish each pair.

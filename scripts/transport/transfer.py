@@ -16,7 +16,13 @@ from scripts.errors import ConfigurationError
 from scripts.networks.precision import open_device
 from scripts.runtime.lock import locked_folders
 from scripts.runtime.progress import progress_bar
-from scripts.runtime.storage import check_space, check_writable, file_hash, publish_folder
+from scripts.runtime.storage import (
+    check_replaceable,
+    check_space,
+    check_writable,
+    file_hash,
+    publish_folder,
+)
 from scripts.settings.label_transfer import LabelTransferConfig
 from scripts.spatial.grid import Grid
 from scripts.spatial.volumes import read_reference, write_density
@@ -70,7 +76,9 @@ class LabelTransfer:
         self.settings = settings
         self.folder = Path(output_dir) / FOLDER
         self.reference = reference
-        check_writable(self.folder.parent)
+        check_writable(output_dir)
+        reference_files = [] if reference is None else [reference]
+        check_replaceable(self.folder, inputs=[self.atlas, self.subject, *reference_files])
 
     def publish(self) -> Path:
         """Read, transport, write.
