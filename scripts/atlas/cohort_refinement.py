@@ -18,11 +18,16 @@ from scripts.atlas.network import density_of, log_density_of
 from scripts.atlas.registration import estimate_velocity
 from scripts.atlas.training_step import bare, soft_assignment
 from scripts.atlas.velocity_refinement import refine_velocity
+from scripts.errors import CheckpointError
 from scripts.losses.atlas_loss import AtlasLoss
-from scripts.networks.checkpoint import load_checkpoint, load_weights
+from scripts.networks.checkpoint import (
+    load_checkpoint,
+    load_latest,
+    load_weights,
+    save_checkpoint,
+)
 from scripts.runtime.processes import add_up, from_first, is_first, share
 from scripts.runtime.progress import progress_bar
-from scripts.runtime.storage import write_whole
 from scripts.spatial.jacobian import jacobian_determinant
 from scripts.spatial.unfolding import unfolded_velocity
 from scripts.spatial.warp import warp
@@ -214,7 +219,10 @@ class CohortRefinement:
     def _refine_subject(self, index: int) -> float:
         path = self._velocity_file(self.round, index)
         if path.exists():
-            return float(load_checkpoint(path)["loss"])
+            try:
+                return float(load_checkpoint(path)["loss"])
+            except CheckpointError as error:
+                logger.warning("%s; it is made again", error)
         home = self.home(index)
         start = self.velocity(index, home)
         with torch.enable_grad():
@@ -223,8 +231,7 @@ class CohortRefinement:
                 self.iterations, self.lr, home, self.covariates(index),
             )  # fmt: skip
         found = unfolded_velocity(self.network, found)
-        with write_whole(path) as staged:
-            torch.save({"velocity": found[0].cpu(), "loss": loss}, staged)
+        save_checkpoint({"velocity": found[0].cpu(), "loss": loss}, path)
         return loss
 
     def _mean(self, number: int) -> torch.Tensor:
@@ -359,21 +366,20 @@ class CohortRefinement:
         return True
 
     def _read(self) -> dict[str, Any] | None:
-        path = self.folder / "state.pt"
-        return load_checkpoint(path) if path.exists() else None
+        return load_latest(self.folder / "state.pt")
 
     def save(self) -> None:
         """Write down how far the rounds are, with the network as it is now."""
         if not is_first():
             return
-        with write_whole(self.folder / "state.pt") as path:
-            torch.save(
-                {
-                    "round": self.round,
-                    "network": self.network.state_dict(),
-                    "offset": self.offset.cpu(),
-                    "assignment": self.assignment,
-                    "history": self.history,
-                },
-                path,
-            )
+        save_checkpoint(
+            {
+                "round": self.round,
+                "network": self.network.state_dict(),
+                "offset": self.offset.cpu(),
+                "assignment": self.assignment,
+                "history": self.history,
+            },
+            self.folder / "state.pt",
+            keep_previous=True,
+        )

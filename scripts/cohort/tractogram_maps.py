@@ -10,13 +10,15 @@ import hashlib
 import json
 import logging
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from scripts.cohort.discovery import Candidate, FoundMap
 from scripts.errors import ConfigurationError
-from scripts.runtime.input_files import FileError, read_json
+from scripts.runtime.checked_json import read_checked, write_checked
+from scripts.runtime.input_files import FileError, say
 from scripts.runtime.storage import check_space, check_writable, file_hash, write_whole
 from scripts.settings.cohort import CohortRequest
 from scripts.spatial.grid import Grid
@@ -164,22 +166,36 @@ class Counting:
         counted = CountedMap(
             str(found.path), sha256, counter.streamlines, counter.outside, counter.left
         )
-        with write_whole(path.with_name(f"{about.stem}_waytotal")) as staged:
+        waytotal = _waytotal_of(path, about)
+        with write_whole(waytotal) as staged:
             staged.write_text(f"{counter.streamlines}\n", encoding="ascii")
         write_density(path, counter.density, self.grid)
         # Last: where there is a description, everything is there.
-        with write_whole(about) as staged:
-            staged.write_text(json.dumps(asdict(counted), indent=1) + "\n", encoding="utf-8")
+        files = {"map": file_hash(path), "waytotal": file_hash(waytotal)}
+        write_checked(about, {**asdict(counted), "files": files})
         return counted
 
 
 def _kept(path: Path, about: Path) -> CountedMap | None:
-    """What an earlier run counted; None if it isn't all there."""
-    try:
-        counted = CountedMap(**read_json(about))
-    except (FileError, ValueError, TypeError):
+    """What an earlier run counted; None if it isn't all there, or isn't what was written."""
+    if not (os.path.lexists(about) and path.is_file()):
         return None
-    return counted if path.is_file() else None
+    try:
+        said = read_checked(about)
+        files = said.pop("files", None)  # unknown to earlier versions
+        counted = CountedMap(**said)
+        if files is not None:
+            for name, file in (("map", path), ("waytotal", _waytotal_of(path, about))):
+                if file_hash(file) != files[name]:
+                    raise ValueError(f"{file.name} is not what was written (checksum)")
+    except (FileError, OSError, ValueError, LookupError, TypeError) as error:
+        logger.warning("%s: damaged (%s): the tractogram is counted again", about, say(error))
+        return None
+    return counted
+
+
+def _waytotal_of(path: Path, about: Path) -> Path:
+    return path.with_name(f"{about.stem}_waytotal")
 
 
 def counting_for(

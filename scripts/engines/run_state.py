@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from scripts.errors import CheckpointError, StorageError
+from scripts.runtime.checked_json import verified, write_checked
 from scripts.runtime.input_files import FileError, read_json
 from scripts.runtime.lock import LOCK_FILE
 from scripts.runtime.ownership import some_names
 from scripts.runtime.processes import from_first
-from scripts.runtime.storage import write_whole
 from scripts.settings.section import Section
 
 __all__ = ["Identified", "RunState", "check_earlier_run"]
@@ -24,6 +24,7 @@ __all__ = ["Identified", "RunState", "check_earlier_run"]
 logger = logging.getLogger(__name__)
 
 FORMAT = 1
+_KEYS = frozenset({"signature", "finished", "network", "cleared"})
 
 # Settings that change where and how a run computes or what it writes, not what it learns.
 _FREE = {
@@ -82,6 +83,11 @@ def _is_of_a_run(path: Path) -> bool:
     except (FileError, ValueError):
         return True
     return not isinstance(found, dict) or bool({"signature", "cleared"} & set(found))
+
+
+def _format(run: Any) -> Any:
+    signature = run.get("signature") if isinstance(run, dict) else None
+    return signature.get("format") if isinstance(signature, dict) else FORMAT
 
 
 def _binding(settings: Section) -> dict[str, Any]:
@@ -157,8 +163,7 @@ class RunState:
         if not self.folder.exists():
             return
         # What the folder says of its run goes first: half of an earlier run is nobody's.
-        with write_whole(self.folder / "run.json") as path:
-            path.write_text('{"cleared": true}')
+        write_checked(self.folder / "run.json", {"cleared": True})
         try:
             for path in self.folder.iterdir():
                 if path.is_dir() and not path.is_symlink():
@@ -200,18 +205,22 @@ class RunState:
     def finish(self, network_identity: str) -> None:
         """The atlas is published: the next run starts afresh."""
         self._write(finished=True, network=network_identity)
+        for path in self.folder.rglob("*.previous.pt"):  # nothing goes on from there any more
+            path.unlink(missing_ok=True)
 
     def _write(self, **more: Any) -> None:
-        with write_whole(self.folder / "run.json") as path:
-            path.write_text(json.dumps({"signature": self.signature, **more}, indent=1))
+        write_checked(self.folder / "run.json", {"signature": self.signature, **more})
 
     def _read(self, path: Path) -> dict[str, Any] | None:
         if not path.exists():
             return None
         try:
-            there = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError) as error:
-            raise CheckpointError(f"{path}: damaged ({error}); delete {self.folder}") from error
+            there = read_json(path)
+            if _format(there) == FORMAT:  # another format is told of, below
+                there = verified(there, _KEYS)
+        except (FileError, ValueError) as error:
+            why = error.reason if isinstance(error, FileError) else str(error)
+            raise CheckpointError(f"{path}: damaged ({why}); delete {self.folder}") from error
         if not isinstance(there, dict) or not {"signature", "finished"} <= set(there):
             return None
         signature = there["signature"]

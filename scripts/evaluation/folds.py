@@ -20,6 +20,8 @@ from scripts.errors import CheckpointError, CohortError, ConfigurationError
 from scripts.evaluation.held_out import EVALUATION_FOLDER
 from scripts.evaluation.report import publish_evaluation, table
 from scripts.networks.precision import open_device
+from scripts.runtime.checked_json import read_checked, write_checked
+from scripts.runtime.input_files import FileError
 from scripts.runtime.lock import locked_folders
 from scripts.runtime.processes import world_size
 from scripts.runtime.storage import check_replaceable, check_writable, write_whole
@@ -148,15 +150,18 @@ class CrossValidation:
         plan = {"seed": self.settings.seed, "parts": parts}
         path = folder / "folds.json"
         if path.is_file():
-            if json.loads(path.read_text(encoding="utf-8")) != plan:
+            try:
+                there = read_checked(path, frozenset(plan))
+            except (FileError, ValueError) as error:
+                raise CheckpointError(f"{path}: damaged ({error}); delete {folder}") from error
+            if there != plan:
                 raise CheckpointError(
                     f"an unfinished cross-validation of other folds lies in {folder}; finish it "
                     "with its own evaluate#folds and evaluate#seed, or throw it away with "
                     "--learned_atlas#resume false"
                 )
             return
-        with write_whole(path) as staged:
-            staged.write_text(json.dumps(plan, indent=1), encoding="utf-8")
+        write_checked(path, plan)
 
     # -- one fold --------------------------------------------------------------------------
 

@@ -20,6 +20,7 @@ from scripts.cohort import Cohort, CovariateCoding, Values
 from scripts.errors import FoldingError, StorageError, TractAtlasError, TrainingError
 from scripts.losses.atlas_loss import AtlasLoss
 from scripts.metrics import dice, log_density_correlation
+from scripts.networks.checkpoint import save_checkpoint
 from scripts.networks.described import weights_identity
 from scripts.publishing.emission import NEGLIGIBLE_SHARE, Emitted, Templates, Velocities
 from scripts.publishing.provenance import code_identity, description_hash, versions_here
@@ -37,7 +38,7 @@ from scripts.runtime.processes import (
     stop_together,
     world_size,
 )
-from scripts.runtime.storage import check_replaceable, file_hash, publish_folder, write_whole
+from scripts.runtime.storage import check_replaceable, file_hash, publish_folder
 from scripts.runtime.write_behind import WriteBehind
 from scripts.settings.atlas import LearnedAtlasConfig
 from scripts.spatial.fields import field_names, write_field
@@ -188,8 +189,7 @@ class AtlasPublisher:
             (staging / "atlas.json").write_text(_json(about))
         stack.close()
         if self.model_file is not None:
-            with write_whole(self.model_file) as path:
-                torch.save(self.network.state_dict(), path)
+            save_checkpoint(self.network.state_dict(), self.model_file)
         if self.state is not None:
             self.state.finish(weights_identity(self.network))
         logger.info("atlas published in %s", self.folder)

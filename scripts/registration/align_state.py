@@ -11,7 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from scripts.errors import CheckpointError
-from scripts.runtime.storage import file_hash, write_whole
+from scripts.runtime.checked_json import read_checked, write_checked
+from scripts.runtime.input_files import FileError
+from scripts.runtime.storage import file_hash
 
 __all__ = ["AlignedFiles", "KeptTransforms", "Transforming"]
 
@@ -71,17 +73,16 @@ class KeptTransforms:
         if path.exists():
             return self._read(path)
         matrix, loss = find()
-        with write_whole(path) as staged:
-            staged.write_text(json.dumps({"matrix": matrix.tolist(), "loss": loss}), "utf-8")
+        write_checked(path, {"matrix": matrix.tolist(), "loss": loss})
         return matrix, loss
 
     def _read(self, path: Path) -> Found:
         try:
-            there = json.loads(path.read_text(encoding="utf-8"))
+            there = read_checked(path, frozenset({"matrix", "loss"}))
             matrix, loss = np.array(there["matrix"], dtype=np.float64), float(there["loss"])
             if matrix.shape != (4, 4) or not np.isfinite(matrix).all():
                 raise ValueError("no 4x4 matrix")
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (FileError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(
                 f"{path}: damaged ({error}); throw the unfinished run away with "
                 "--align#resume false"
