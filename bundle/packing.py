@@ -18,6 +18,7 @@ from scripts.atlas.published_model import published_network
 from scripts.errors import StorageError
 from scripts.runtime.input_files import FileError, check_file
 from scripts.runtime.storage import check_space, write_whole
+from scripts.runtime.watched_files import WatchedFiles
 
 __all__ = ["LARGE", "NAME", "completed_metadata", "pack", "trained_config"]
 
@@ -56,6 +57,7 @@ def pack(
     """
     model = ckpt_dir / "model.pt"
     _check_output(output)
+    watched = WatchedFiles([model] if model.is_file() else [])
     network = published_network(model)
     metadata = json.loads((root / _METADATA).read_text(encoding="utf-8"))
     metadata = completed_metadata(metadata, network, data_source)
@@ -64,6 +66,7 @@ def pack(
     contents[_TRAIN] = trained_config(train, network.description["settings"]).encode()
     contents[_METADATA] = (json.dumps(metadata, indent=4, ensure_ascii=False) + "\n").encode()
     contents["models/model.pt"] = model.read_bytes()
+    watched.check()
     room = sum(map(len, contents.values()))
     check_space({output.absolute().parent: {"archive": room}})
     with write_whole(output) as staged, zipfile.ZipFile(staged, "w") as archive:

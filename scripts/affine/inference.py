@@ -24,6 +24,7 @@ from scripts.pairwise.network_grid import WorkingGrid, as_seen
 from scripts.registration.images import ReadImage
 from scripts.registration.pair_output import write_pair
 from scripts.runtime.storage import publish_folder
+from scripts.runtime.watched_files import WatchedFiles
 from scripts.settings.affine import LearnedAffineConfig
 from scripts.settings.image_pairs import EstimateAffineConfig
 from scripts.spatial.grid import Grid
@@ -223,6 +224,7 @@ class EstimateWriter:
             self._write(item, torch.as_tensor(output["pred"]).cpu().double())
 
     def _write(self, item: Mapping[str, Any], local: torch.Tensor) -> None:
+        watched = WatchedFiles([item["fixed"], item["moving"]])
         fixed, moving = (ReadImage(item[key]) for key in ("fixed", "moving"))
         matrix = world_matrix(self.network, local, fixed.grid, moving.grid).numpy()
         name = item["subject"]
@@ -242,6 +244,7 @@ class EstimateWriter:
                 "correlation": correlations,
             }
             (staging / "estimated.json").write_text(json.dumps(report, indent=1) + "\n", "utf-8")
+            watched.check()
         logger.info(
             "%s: correlation %.3f before, %.3f after",
             name, correlations["before"], correlations["after"],

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from scripts.errors import CohortError, ConfigurationError
-from scripts.publishing.published_atlas import open_atlas, sha256_of
+from scripts.publishing.published_atlas import open_atlas
 from scripts.runtime.input_files import FileError, read_json
 from scripts.runtime.storage import check_replaceable, check_space, check_writable, publish_folder
+from scripts.runtime.watched_files import WatchedFiles
 from scripts.settings.applications import AtlasToPatientConfig
 from scripts.spatial.fields import field_names
 from scripts.spatial.grid import Grid
@@ -194,6 +195,9 @@ class AtlasCarrier:
         check_space({self.output_dir: {"maps": maps}})
 
     def _carry(self, way: _Way) -> None:
+        references = [] if way.reference is None else [way.reference]
+        files = [*(file.path for file in way.files), *references]
+        watched = WatchedFiles([*files, *self.atlas.maps(way.template).values()])
         transforms = [read_transform(file) for file in way.files]
         paths = self.atlas.maps(way.template)
         first = transforms[0] if transforms else None
@@ -214,10 +218,14 @@ class AtlasCarrier:
                         "transforms the right ones, in antsApplyTransforms's order?"
                     )
                 write_map(staging / path.name, carried, wanted)
-            about = json.dumps(self._description(way, paths), indent=1) + "\n"
+            about = json.dumps(self._description(way, paths, watched), indent=1) + "\n"
             (staging / "carried.json").write_text(about, encoding="utf-8")
+            watched.check()
+            self.atlas.check_unchanged()
 
-    def _description(self, way: _Way, paths: dict[str, Path]) -> dict[str, Any]:
+    def _description(
+        self, way: _Way, paths: dict[str, Path], watched: WatchedFiles
+    ) -> dict[str, Any]:
         """``carried.json``: what these maps were made of."""
         return {
             "patient": way.patient,
@@ -227,13 +235,13 @@ class AtlasCarrier:
                 "kind": "averaged" if self.atlas.averaged else "learned",
                 "training_space": self.atlas.training_space,
                 "template": way.template,
-                "maps": {path.name: sha256_of(path) for path in paths.values()},
+                "maps": {path.name: watched.sha256(path) for path in paths.values()},
             },
             "transforms": [
                 {
                     "path": str(file.path),
                     "inverted": file.inverted,
-                    "sha256": sha256_of(file.path),
+                    "sha256": watched.sha256(file.path),
                 }
                 for file in way.files
             ],

@@ -24,9 +24,9 @@ from scripts.metrics.similarity import (
     overlap_metrics,
     present,
 )
-from scripts.publishing.published_atlas import sha256_of
 from scripts.runtime.progress import progress_bar
 from scripts.runtime.storage import check_replaceable, check_space, publish_folder
+from scripts.runtime.watched_files import WatchedFiles
 from scripts.settings.applications import TractSimilarityConfig
 from scripts.spatial.volumes import read_grid, read_volume
 
@@ -123,7 +123,9 @@ class TractSimilarity:
         ):
             for index, subject in enumerate(self.cohort.subjects):
                 density = subject_density(subject, self.channels, self.cohort.grid.shape)
+                watched = WatchedFiles([self._atlas_file(subject.name)])
                 atlas = self._atlas(subject.name)
+                watched.check()
                 if not ((density > 0) & (atlas > 0)).any():
                     raise CohortError(
                         f"subject {subject.name}: its map and {self._atlas_file(subject.name)} "
@@ -145,7 +147,7 @@ class TractSimilarity:
                     "maps": [{"path": str(one.path), "sha256": one.sha256} for one in subject.maps],
                     "atlas": {
                         "path": str(self._atlas_file(subject.name)),
-                        "sha256": sha256_of(self._atlas_file(subject.name)),
+                        "sha256": watched.sha256(self._atlas_file(subject.name)),
                     },
                     "tracts": found,
                 }

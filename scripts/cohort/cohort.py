@@ -77,6 +77,7 @@ class Subject:
             "image": [str(one.path) for one in self.maps],
             "divisor": [one.divisor for one in self.maps],
             "channel": [one.channel for one in self.maps],
+            "sha256": [one.sha256 for one in self.maps],
         }
         if coding is not None:
             item["covariates"] = coding.code(dict(self.covariates))

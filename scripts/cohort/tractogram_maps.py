@@ -20,6 +20,7 @@ from scripts.errors import ConfigurationError
 from scripts.runtime.checked_json import read_checked, write_checked
 from scripts.runtime.input_files import FileError, say
 from scripts.runtime.storage import check_space, check_writable, file_hash, write_whole
+from scripts.runtime.watched_files import changed
 from scripts.settings.cohort import CohortRequest
 from scripts.spatial.grid import Grid
 from scripts.spatial.volumes import read_reference, write_density
@@ -139,10 +140,7 @@ class Counting:
         """
         if not is_tractogram(found.path):
             return found, None
-        try:
-            sha256 = file_hash(found.path)
-        except OSError as error:
-            raise TractogramError(found.path, f"can't be read: {error.strerror}") from error
+        sha256 = _hash_of(found.path)
         folder = self.folder or found.path.parent / MAPS_FOLDER
         label = name if found.tract is None else f"{name}_{found.tract}"
         stem = f"{label}_{self._key(sha256)}"
@@ -163,6 +161,8 @@ class Counting:
         check_writable(path.parent)
         check_space({path.parent: {"density map": 4 * math.prod(self.grid.shape)}})
         counter = count_density([found.path], self.grid)
+        if _hash_of(found.path) != sha256:
+            raise changed(found.path)
         counted = CountedMap(
             str(found.path), sha256, counter.streamlines, counter.outside, counter.left
         )
@@ -192,6 +192,13 @@ def _kept(path: Path, about: Path) -> CountedMap | None:
         logger.warning("%s: damaged (%s): the tractogram is counted again", about, say(error))
         return None
     return counted
+
+
+def _hash_of(tractogram: Path) -> str:
+    try:
+        return file_hash(tractogram)
+    except OSError as error:
+        raise TractogramError(tractogram, f"can't be read: {error.strerror}") from error
 
 
 def _waytotal_of(path: Path, about: Path) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.data import CacheDataset, Dataset, MetaTensor, NibabelReader, PersistentDataset
+from monai.data.utils import correct_nifti_header_if_necessary
 from monai.transforms import (
     Compose,
     EnsureChannelFirstd,
@@ -26,7 +28,9 @@ from scipy.ndimage import affine_transform
 
 from scripts.cohort import density_divisor
 from scripts.errors import CohortError
+from scripts.runtime.watched_files import changed
 from scripts.spatial.grid import Grid
+from scripts.spatial.nifti import open_nifti
 
 __all__ = [
     "LogDensityd",
@@ -40,20 +44,65 @@ __all__ = [
 ]
 
 
+HASHES = "sha256"
+"""Of an image's metadata: its files, and the hashes of their bytes."""
+
+
+@dataclass(frozen=True, eq=False)
+class _HashedImage:
+    """What a file held, and the hash of its bytes."""
+
+    image: nib.Nifti1Image
+    path: str
+    sha256: str
+
+
 class MapsReader(NibabelReader):
     """MONAI's reader of NIfTI files, for several threads at once.
 
     `NibabelReader` keeps the names of the files it read last in itself and pairs them with the
     images it is asked to unpack next. Where threads fill a cache through one reader, a subject
     of several maps then loses maps to another thread's shorter list (MONAI 1.6.1). Here each call
-    takes the names from its own images.
+    takes the names from its own images. Each file is read once, at once, and its hash is told.
     """
 
+    def read(self, data: Any, **kwargs: Any) -> Any:
+        """Images whose voxels are in memory: what is unpacked later are the bytes of the hash.
+
+        Args:
+            data: a file, or several.
+            kwargs: of nibabel's loader; without effect.
+
+        Raises:
+            CohortError: a file can't be read.
+        """
+        images = []
+        for name in ensure_tuple(data):
+            image, sha256 = open_nifti(name)
+            image.set_filename(str(name))
+            corrected = correct_nifti_header_if_necessary(image)
+            images.append(_HashedImage(corrected, str(name), sha256))
+        return images if len(images) > 1 else images[0]
+
     def get_data(self, img: Any) -> tuple[np.ndarray, dict[str, Any]]:
-        """The images' values, stacked as channels, and their metadata."""
-        own = copy.copy(self)
-        own.filenames = tuple(one.get_filename() for one in ensure_tuple(img))
-        return NibabelReader.get_data(own, img)
+        """The images' values, stacked as channels, and their metadata.
+
+        ``meta[HASHES]`` lists each file and the SHA-256 of its bytes.
+
+        Raises:
+            CohortError: the images have different shapes.
+        """
+        own, read = copy.copy(self), ensure_tuple(img)
+        own.filenames = tuple(one.path for one in read)
+        for one in read[1:]:
+            if one.image.shape != read[0].image.shape:
+                raise CohortError(
+                    f"{one.path}: has shape {one.image.shape}, {read[0].path} {read[0].image.shape}"
+                    "; the maps of a subject must lie on one grid"
+                )
+        values, meta = NibabelReader.get_data(own, tuple(one.image for one in read))
+        meta[HASHES] = [[one.path, one.sha256] for one in read]
+        return values, meta
 
 
 class NormaliseDensityd(MapTransform):
@@ -87,6 +136,7 @@ class NormaliseDensityd(MapTransform):
         result = dict(data)
         for key in self.key_iterator(result):
             maps = result[key]
+            _check_unchanged(maps, result.get("sha256"))
             while maps.dim() > self.spatial_dims + 1 and maps.shape[-1] == 1:
                 maps = maps[..., 0]
             divisors = result.get("divisor")
@@ -101,9 +151,23 @@ class NormaliseDensityd(MapTransform):
                 density[place] += one / float(divisor)
             result[key] = density
         # Lists of one length a subject can't be collated into a batch, and are done with.
-        for done in ("divisor", "channel"):
+        for done in ("divisor", "channel", "sha256"):
             result.pop(done, None)
         return result
+
+
+def _check_unchanged(maps: Any, expected: Sequence[str] | None) -> None:
+    """Refuse a file that isn't the one that was inspected.
+
+    Raises:
+        CohortError: naming it.
+    """
+    found = getattr(maps, "meta", {}).pop(HASHES, None)
+    if expected is None or found is None:  # a list without hashes, or another reader
+        return
+    for (path, sha256), wanted in zip(found, expected, strict=True):
+        if sha256 != wanted:
+            raise changed(path)
 
 
 class OntoGridd(MapTransform):

@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from scripts.engines.opening import check_earlier_files, reserved
 from scripts.errors import CohortError
 from scripts.networks.precision import open_device
 from scripts.pairwise.network_grid import WorkingGrid, between_0_and_1
+from scripts.runtime.watched_files import changed
 from scripts.settings.affine import LearnedAffineConfig
 from scripts.settings.elastic import LearnedElasticConfig
 from scripts.spatial.grid import Grid
@@ -158,6 +159,20 @@ class AffineImages:
             if (folds[one.name] == self.fold) is held_out
         ]
 
+    def check_unchanged(self) -> None:
+        """Make sure that all files are still those that were inspected.
+
+        Raises:
+            CohortError: naming the subject and a file of its that isn't.
+        """
+        for one in self.subjects:
+            try:
+                found = _digest(map(Path, one.paths))
+            except OSError as error:
+                raise CohortError(f"subject {one.name}: {error}") from error
+            if found != one.sha256:
+                raise changed(" or ".join(one.paths))
+
     def identity(self) -> str:
         """SHA-256 over what training depends on; the same wherever the dataset lies."""
         text = json.dumps([asdict(self.grid), [(one.name, one.sha256) for one in self.subjects]])
@@ -218,9 +233,7 @@ def _inspect(candidate: Candidate, dims: int, shape: Sequence[int]) -> tuple[Ima
     """A subject, and the voxel size that lets the network's grid hold its image."""
     paths = [one.path for one in candidate.maps]
     _, grid = read_image(paths, dims)
-    digest = hashlib.sha256()
-    for path in paths:
-        digest.update(path.read_bytes())
+    digest = _digest(paths)
     extent = np.array(grid.shape) * grid.spacing
     if dims == 3:  # along the world's axes
         directions = np.abs(grid.affine[:3, :3]) / grid.spacing
@@ -229,9 +242,16 @@ def _inspect(candidate: Candidate, dims: int, shape: Sequence[int]) -> tuple[Ima
         candidate.name,
         tuple(map(str, paths)),
         tuple(one.channel for one in candidate.maps),
-        digest.hexdigest(),
+        digest,
     )
     return subject, float((extent / np.array(shape)).max())
+
+
+def _digest(paths: Iterable[Path]) -> str:
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def _rounded_up(value: float, digits: int = 3) -> float:

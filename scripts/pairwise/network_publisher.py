@@ -62,6 +62,7 @@ class NetworkPublisher:
     def publish(self) -> None:
         """Measure for the last time, write everything, and end the run."""
         metrics = self.measurement.measured()
+        self.images.check_unchanged()
         weights = {
             name: torch.as_tensor(value).detach().cpu()
             for name, value in self.network.state_dict().items()

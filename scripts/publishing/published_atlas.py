@@ -10,6 +10,7 @@ from typing import Any
 from scripts.errors import CohortError
 from scripts.runtime.input_files import read_json
 from scripts.runtime.storage import file_hash
+from scripts.runtime.watched_files import WatchedFiles
 from scripts.settings.atlas import BASELINE_MAPS
 
 __all__ = ["PublishedAtlas", "open_atlas", "sha256_of"]
@@ -22,10 +23,21 @@ class PublishedAtlas:
     Attributes:
         folder: where they lie.
         about: what its ``atlas.json`` says.
+        description: the bytes of that file, which differ with every publication.
     """
 
     folder: Path
     about: dict[str, Any]
+    description: WatchedFiles | None = None
+
+    def check_unchanged(self) -> None:
+        """Make sure that no other atlas was published in its place since it was opened.
+
+        Raises:
+            CohortError: there was.
+        """
+        if self.description is not None:
+            self.description.check()
 
     @property
     def averaged(self) -> bool:
@@ -79,8 +91,10 @@ def open_atlas(folder: str | Path) -> PublishedAtlas:
             "`average`, or name its folder with --atlas_dir"
         )
     try:
+        description = WatchedFiles([path])
         about = read_json(path)
-        atlas = PublishedAtlas(path.parent, about)
+        description.check()
+        atlas = PublishedAtlas(path.parent, about, description)
         known = about["name"] == "tract_density_atlas"
         _ = atlas.training_space, atlas.subjects
     except (ValueError, KeyError, TypeError) as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
@@ -102,6 +102,7 @@ class AtlasPublisher:
         at: covariates to publish it at; then everything leads to the template there, and goes to
             ``<output_subdir>_at_<values>``. None: the cohort's mean.
         loss: the training's, told of each subject on the quality page.
+        confirm: called before the folder is published; raises if what was read has changed.
 
     Raises:
         StorageError: the atlas's folder can't be replaced, see `check_replaceable`.
@@ -123,6 +124,7 @@ class AtlasPublisher:
         coding: CovariateCoding | None = None,
         at: Values | None = None,
         loss: AtlasLoss | None = None,
+        confirm: Callable[[], None] | None = None,
     ) -> None:
         self.network = network
         self.dataset = dataset
@@ -141,6 +143,7 @@ class AtlasPublisher:
         self.coding = coding
         self.at = at
         self.loss = loss
+        self.confirm = confirm
 
     @torch.no_grad()
     def publish(self) -> Path:
@@ -187,6 +190,8 @@ class AtlasPublisher:
             about["files"] = dict(sorted((hashes | emitted.hashes).items()))
             about["description_sha256"] = description_hash(about)
             (staging / "atlas.json").write_text(_json(about))
+        if self.confirm is not None:
+            self.confirm()
         stack.close()
         if self.model_file is not None:
             save_checkpoint(self.network.state_dict(), self.model_file)
