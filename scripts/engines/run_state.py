@@ -17,6 +17,7 @@ from scripts.runtime.input_files import FileError, read_json
 from scripts.runtime.lock import LOCK_FILE
 from scripts.runtime.ownership import some_names
 from scripts.runtime.processes import from_first
+from scripts.runtime.storage import check_not_root
 from scripts.settings.section import Section
 
 __all__ = ["Identified", "RunState", "check_earlier_run"]
@@ -132,6 +133,7 @@ class RunState:
         overrides: Mapping[str, Any] | None = None,
     ) -> None:
         self.folder = Path(folder)
+        check_not_root(self.folder)
         self.block = settings.key_path
         self.signature: dict[str, Any] = {
             "format": FORMAT,

@@ -23,6 +23,7 @@ from scripts.engines.opening import check_earlier_files, reserved
 from scripts.errors import CohortError
 from scripts.networks.precision import open_device
 from scripts.pairwise.network_grid import WorkingGrid, between_0_and_1
+from scripts.runtime.input_files import check_named
 from scripts.runtime.watched_files import changed
 from scripts.settings.affine import LearnedAffineConfig
 from scripts.settings.elastic import LearnedElasticConfig
@@ -187,6 +188,7 @@ def read_affine_images(
     Raises:
         CohortError: too few usable subjects, or fewer than there are folds.
     """
+    check_named(dataset_dir, "dataset_dir")
     root = Path(dataset_dir).absolute()
     found = find_subjects(root, settings.images.subject_search())
     dims = len(settings.images.shape)

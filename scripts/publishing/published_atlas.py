@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from scripts.errors import CohortError
-from scripts.runtime.input_files import read_json
+from scripts.runtime.input_files import check_named, read_json
 from scripts.runtime.storage import file_hash
 from scripts.runtime.watched_files import WatchedFiles
 from scripts.settings.atlas import BASELINE_MAPS
@@ -84,6 +84,7 @@ def open_atlas(folder: str | Path) -> PublishedAtlas:
     Raises:
         CohortError: there is none, or its description can't be understood.
     """
+    check_named(folder, "atlas_dir")
     path = Path(folder).absolute() / "atlas.json"
     if not os.path.lexists(path):
         raise CohortError(

@@ -21,6 +21,7 @@ from scripts.runtime.obstacles import Obstacles
 from scripts.runtime.ownership import NeededFiles, check_contents, write_mark
 
 __all__ = [
+    "check_not_root",
     "check_replaceable",
     "check_space",
     "check_writable",
@@ -67,6 +68,22 @@ def check_writable(folder: str | Path) -> None:
         raise StorageError(f"{target}: can't be written: {there} is no folder")
     if not os.access(there, os.W_OK | os.X_OK):
         raise StorageError(f"{target}: can't be written: no permission to write in {there}")
+
+
+def check_not_root(path: str | Path) -> None:
+    """Refuse a file or folder right in the root of the file system.
+
+    Configurations join a folder and a name: an empty folder leaves ``/name``.
+
+    Raises:
+        ConfigurationError: it lies there.
+    """
+    place = Path(path)
+    if place.is_absolute() and place.parent == Path(place.anchor):
+        raise ConfigurationError(
+            f"{place}: lies in the root of the file system; was the path of a folder, such as "
+            "--ckpt_dir or --output_dir, left empty?"
+        )
 
 
 def check_replaceable(*folders: str | Path, inputs: Iterable[str | Path] = ()) -> None:
