@@ -33,6 +33,7 @@ from scripts.losses import (
 from scripts.networks.precision import open_device
 from scripts.runtime.processes import (
     barrier,
+    end_with_parent,
     from_first,
     rank,
     share,
@@ -107,6 +108,7 @@ def _check_processes(settings: LearnedAtlasConfig) -> None:
     Raises:
         ConfigurationError: if one hasn't.
     """
+    end_with_parent()
     error = None
     try:
         open_device(settings.device, settings.key("device"))

@@ -13,7 +13,7 @@ from scripts.networks.checkpoint import check_earlier_model
 from scripts.networks.precision import open_device
 from scripts.runtime.lock import lock_folders
 from scripts.runtime.ownership import NeededFiles, check_earlier_report
-from scripts.runtime.processes import is_first
+from scripts.runtime.processes import end_with_parent, is_first
 from scripts.runtime.storage import check_not_root, check_writable
 
 __all__ = ["check_earlier_files", "opened", "reserved"]
@@ -92,6 +92,7 @@ def opened(
         StorageError: if something that is no writable folder stands in the way of ``written``,
             or another run is at work there.
     """
+    end_with_parent()
     check_not_root(path)
     open_device(device, key)
     with reserved(written) as users:
