@@ -301,11 +301,11 @@ def test_a_damaged_state_or_velocity_gives_way_and_the_result_is_the_same(
     make_training: Callable[..., Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     first = make_training()
-    done = refinement(first, **ROUNDS)
+    done = refinement(first, "unbroken", **ROUNDS)
     done.run()
     second = make_training()
     broken = refinement(second, **ROUNDS)
-    broken.dataset = Interrupted(second.dataset, 12)  # type: ignore[assignment]
+    broken.dataset = Interrupted(second.dataset, 18)  # type: ignore[assignment]
     with pytest.raises(KeyboardInterrupt):
         broken.run()
     folder = Path(broken.folder)
