@@ -345,7 +345,7 @@ def _evaluated(config: Mapping[str, Any], key: str) -> Any:
     except Exception as error:  # whatever an expression may raise
         if find_user_error(error) is not None:
             raise
-        causes = [error]
+        causes: list[BaseException] = [error]
         while (cause := causes[-1].__cause__) is not None:
             causes.append(cause)
         reason = " ".join(str(causes[-1]).split())
