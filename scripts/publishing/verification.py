@@ -117,10 +117,10 @@ class Verification:
 def verify_atlas(folder: str | Path) -> Verification:
     """Recompute everything that can be recomputed of a published atlas.
 
-    Hashes of the inputs and of the published files, the divisors, each field's Jacobian, and ``std``
-    and ``std_error`` (of plain averages also ``mean``) from inputs and fields. The learned template
-    (``mean``), ``cov`` and ``prob_threshold`` have their hash alone. One subject is in memory at a
-    time.
+    Hashes of the inputs and of the published files, the divisors, each field's Jacobian, and
+    ``std`` and ``std_error`` (of plain averages also ``mean``) from inputs and fields. The learned
+    template (``mean``), ``cov`` and ``prob_threshold`` have their hash alone. One subject is in
+    memory at a time.
 
     A hash proves that a file is the one that was published, not who published it: who rewrites a
     file together with its hash isn't found out by the hash, but is by the recomputed numbers.
