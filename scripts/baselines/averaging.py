@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,8 +12,7 @@ import numpy as np
 
 from scripts.cohort import Cohort, read_cohort
 from scripts.cohort.density import subject_density
-from scripts.publishing.provenance import code_identity, description_hash, versions_here
-from scripts.publishing.sidecars import describe_atlas
+from scripts.publishing.description import description, write_description
 from scripts.publishing.statistics import DensityStatistics
 from scripts.runtime.lock import locked_folders
 from scripts.runtime.storage import check_space, check_writable, file_hash, publish_folder
@@ -102,14 +99,7 @@ class AveragingAtlas:
                 write_map(path, crop.paste(maps[name], grid.shape), grid)
                 hashes[path.name] = file_hash(path)
             about = self._description(hashes)
-            describe_atlas(staging, about)
-            about["files"] = {
-                path.relative_to(staging).as_posix(): file_hash(path)
-                for path in sorted(staging.rglob("*"))
-                if path.is_file()
-            }
-            about["description_sha256"] = description_hash(about)
-            (staging / "atlas.json").write_text(json.dumps(about, indent=1) + "\n", "utf-8")
+            write_description(staging, about)
         logger.info(
             "%s atlas of %d subjects published in %s",
             self.kind,
@@ -129,18 +119,5 @@ class AveragingAtlas:
 
     def _description(self, hashes: dict[str, str]) -> dict[str, Any]:
         """``atlas.json``: enough to check what made these maps."""
-        return {
-            "name": "tract_density_atlas",
-            "kind": self.kind,
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "training_space": self.settings.training_space,
-            "normalisation": self.cohort.normalisation,
-            "presence_value": self.settings.presence_value,
-            "cov_mean_threshold_pct": self.settings.cov_mean_threshold_pct,
-            "n_subjects": len(self.cohort.subjects),
-            "cohort": self.cohort.as_dict(),
-            "maps": hashes,
-            "settings": self.settings.as_dict(),
-            "code": code_identity(),
-            "versions": versions_here("nibabel", "numpy"),
-        }
+        packages = ("nibabel", "numpy")
+        return description(self.kind, self.cohort, self.settings, {"maps": hashes}, packages)
