@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,7 +14,7 @@ from scripts.cohort.density import subject_density
 from scripts.publishing.description import description, write_description
 from scripts.publishing.statistics import DensityStatistics
 from scripts.runtime.lock import locked_folders
-from scripts.runtime.storage import check_space, check_writable, file_hash, publish_folder
+from scripts.runtime.storage import check_writable, file_hash, publish_folder
 from scripts.settings.atlas import LearnedAtlasConfig
 from scripts.spatial.volumes import write_map
 
@@ -37,19 +36,12 @@ def open_averaged_cohort(
         written: folders that the run will write to; none is made here.
 
     Raises:
-        StorageError: if something that is no writable folder stands in the way of ``written``, or
-            there isn't room there.
+        StorageError: if something that is no writable folder stands in the way of ``written``.
         CohortError: see `read_cohort`.
     """
     for folder in written:
         check_writable(folder)
-    cohort = read_cohort(dataset_dir, settings.cohort_request())
-    # Float32 that gzip couldn't compress at all, over the box: outside of it maps are 0.
-    voxels = settings.model.channels * math.prod(cohort.crop.shape)
-    maps = 4 * len(settings.emit_baseline_maps) * voxels
-    for folder in written:
-        check_space({Path(folder): {"maps": maps}})
-    return cohort
+    return read_cohort(dataset_dir, settings.cohort_request())
 
 
 class AveragingAtlas:
