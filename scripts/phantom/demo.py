@@ -20,6 +20,7 @@ from scripts.phantom.ageing import AGES, Ageing, People, composed
 from scripts.phantom.anatomy import ANATOMIES, Bundle, FloatArray
 from scripts.phantom.deformation import ControlGrid
 from scripts.phantom.streamlines import VERTEX_STEP, count_streamlines, deform, draw_streamlines
+from scripts.runtime.gzip_files import gzip_writer
 from scripts.runtime.storage import check_space, check_writable, staging_beside
 
 FIELD_OF_VIEW = 160.0
@@ -245,7 +246,8 @@ class DemoCohort:
         image.set_sform(self.affine, code="mni")
         image.set_qform(self.affine, code="mni")
         image.header.set_xyzt_units("mm")
-        nib.save(image, path)
+        with gzip_writer(path) as stream:
+            image.to_stream(stream)
 
 
 def write_demo_cohort(
