@@ -14,7 +14,7 @@ import yaml
 
 from scripts.atlas.network import AtlasNetwork
 from scripts.atlas.published_model import published_network
-from scripts.runtime.storage import check_space, write_whole
+from scripts.runtime.storage import write_whole
 
 __all__ = ["LARGE", "NAME", "completed_metadata", "pack", "trained_config"]
 
@@ -60,8 +60,6 @@ def pack(
     contents[_TRAIN] = trained_config(train, network.description["settings"]).encode()
     contents[_METADATA] = (json.dumps(metadata, indent=4, ensure_ascii=False) + "\n").encode()
     contents["models/model.pt"] = model.read_bytes()
-    room = sum(map(len, contents.values()))
-    check_space({output.absolute().parent: {"archive": room}})
     with write_whole(output) as staged, zipfile.ZipFile(staged, "w") as archive:
         for name in sorted(contents):
             entry = zipfile.ZipInfo(f"{NAME}/{name}", date_time=_EPOCH)
