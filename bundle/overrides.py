@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import yaml
 from fire.parser import DefaultParseValue
 
-from scripts.errors import ConfigurationError
+from scripts.errors import ConfigurationError, shown
 from scripts.settings import BLOCKS
 from scripts.settings.atlas import LearnedAtlasConfig
 from scripts.settings.section import Section
@@ -54,6 +54,9 @@ DEMO = "scripts.phantom.ensure_demo_cohort"
 
 class UsageError(Exception):
     """The command line makes no sense; the message says what and why."""
+
+    def __str__(self) -> str:
+        return shown(super().__str__())
 
 
 # ---------------------------------------------------------------------------------------------

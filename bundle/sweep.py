@@ -8,7 +8,6 @@ combination runs as a job of its own, in a folder of its own below ``<output_dir
 
 from __future__ import annotations
 
-import csv
 import itertools
 import json
 import os
@@ -22,9 +21,10 @@ from pathlib import Path
 from typing import Any
 
 from bundle.overrides import UsageError, apply_overrides, known_value, parse_overrides, read_config
-from scripts.errors import StorageError, TrainingError
+from scripts.errors import StorageError, TrainingError, shown
 from scripts.runtime.lock import locked_folders
 from scripts.runtime.storage import write_whole
+from scripts.runtime.tables import write_table
 
 __all__ = ["SweepRun", "planned_runs", "sweep", "table_of"]
 
@@ -188,7 +188,7 @@ def _run(verb: str, run: SweepRun, place: Path, root: Path) -> tuple[str, float]
         lines = [line for line in log.read_text(encoding="utf-8").splitlines() if line.strip()]
         reason = next((line for line in reversed(lines) if line.startswith("error: ")), "")
         if reason:
-            print(f"  {reason}")
+            print(f"  {shown(reason)}")
         return f"failed ({code})", seconds
     with write_whole(place / RECORD) as path:
         path.write_text(json.dumps({"overrides": run.overrides, "seconds": round(seconds, 1)}))
@@ -221,15 +221,16 @@ def _columns(rows: Sequence[Mapping[str, str]]) -> list[str]:
 
 def _write_table(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
     with write_whole(path) as staged, staged.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, _columns(rows), restval="")
-        writer.writeheader()
-        writer.writerows(rows)
+        write_table(file, _columns(rows), rows)
 
 
 def table_of(rows: Sequence[Mapping[str, str]]) -> str:
     """The rows as lines of text in columns."""
     columns = [name for name in _columns(rows) if name != "run"]
-    lines = [columns, *([row.get(name, "") for name in columns] for row in rows)]
+    lines = [
+        [shown(cell) for cell in line]
+        for line in (columns, *([row.get(name, "") for name in columns] for row in rows))
+    ]
     widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import logging
 from pathlib import Path
@@ -27,6 +26,7 @@ from scripts.metrics.similarity import (
 from scripts.publishing.published_atlas import sha256_of
 from scripts.runtime.progress import progress_bar
 from scripts.runtime.storage import check_space, publish_folder
+from scripts.runtime.tables import write_table
 from scripts.settings.applications import TractSimilarityConfig
 from scripts.spatial.volumes import read_grid, read_volume
 
@@ -151,9 +151,7 @@ class TractSimilarity:
                 _write_json(staging / subject.name / "metrics.json", report)
                 bar.update()
             with (staging / "cohort.csv").open("w", newline="", encoding="utf-8") as file:
-                table = csv.DictWriter(file, list(rows[0]))
-                table.writeheader()
-                table.writerows(rows)
+                write_table(file, list(rows[0]), rows)
             mean = np.mean(list(sweep.values()), axis=0)
             best = int(mean.argmax())
             summary = {

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from scripts.cohort import density_divisor, read_density
-from scripts.errors import CohortError, VerificationError
+from scripts.errors import CohortError, VerificationError, shown
 from scripts.publishing.emission import NEGLIGIBLE_SHARE
 from scripts.publishing.provenance import code_identity, description_hash, versions_here
 from scripts.publishing.statistics import DensityStatistics
@@ -89,7 +89,7 @@ class Verification:
         agreeing = Counter(check.kind for check in self.checks if check.outcome == "agrees")
         rows = [("agrees", kind, f"{count} of them") for kind, count in agreeing.items()]
         rows += [
-            (check.outcome, check.kind, ": ".join(filter(None, (check.name, check.detail))))
+            (check.outcome, check.kind, shown(": ".join(filter(None, (check.name, check.detail)))))
             for check in self.checks
             if check.outcome != "agrees"
         ]

@@ -7,15 +7,20 @@ import os
 from contextlib import suppress
 from typing import Any, TextIO
 
+from scripts.errors import shown
+
 __all__ = ["LastingStream"]
 
+_LAYOUT = "\n\r\t"
 _GONE = (errno.EPIPE, errno.EIO, errno.EBADF)
 
 
 class LastingStream:
     """A text stream that goes quiet once nobody reads it any more, in place of an error.
 
-    A night's training isn't worth ending for a progress bar. Any other error is raised.
+    A night's training isn't worth ending for a progress bar. Any other error is raised. What a
+    terminal would obey is written as an escape, whoever wrote it: other libraries and tracebacks
+    quote names from files as well.
 
     Args:
         stream: what is written to.
@@ -26,7 +31,7 @@ class LastingStream:
 
     def write(self, text: str) -> int:
         """Write, if anybody is there."""
-        self._attempt(self._stream.write, text)
+        self._attempt(self._stream.write, shown(text, keep=_LAYOUT))
         return len(text)
 
     def flush(self) -> None:

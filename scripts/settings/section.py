@@ -219,7 +219,7 @@ class Section(BaseModel):
         try:
             super().__init__(**values)
         except ValidationError as error:
-            raise ConfigurationError(_describe(error, type(self), values)) from None
+            raise ConfigurationError(*_describe(error, type(self), values)) from None
 
     # Marks it as pydantic's own, or else pydantic calls it for nested sections as well and their
     # violations arrive as one opaque error instead of one each.
@@ -249,7 +249,7 @@ class Section(BaseModel):
         try:
             return cls.model_validate(dict(values))
         except ValidationError as error:
-            raise ConfigurationError(_describe(error, cls, values)) from None
+            raise ConfigurationError(*_describe(error, cls, values)) from None
 
     @classmethod
     def of_config(cls, block: Mapping[str, Any] | Self | None) -> Self:
@@ -359,11 +359,10 @@ def check_folder_names(names: list[str]) -> None:
 # ---------------------------------------------------------------------------------------------
 
 
-def _describe(error: ValidationError, model: type[Section], given: Mapping[str, Any]) -> str:
+def _describe(error: ValidationError, model: type[Section], given: Mapping[str, Any]) -> list[str]:
     """One line per violation, each with key path, value as it was given, and rule."""
-    return "\n".join(
-        _describe_one(violation, model, given) for violation in error.errors(include_url=False)
-    )
+    violations = error.errors(include_url=False)
+    return [_describe_one(violation, model, given) for violation in violations]
 
 
 def _describe_one(violation: Any, model: type[Section], given: Mapping[str, Any]) -> str:
