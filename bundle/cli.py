@@ -24,7 +24,7 @@ from scripts.runtime.error_report import (
     find_interruption,
     find_user_error,
 )
-from scripts.runtime.run_log import note
+from scripts.runtime.run_log import escape_records, note
 from scripts.runtime.terminal import LastingStream
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -127,6 +127,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     signal.signal(signal.SIGTERM, _end_on_sigterm)
+    escape_records()
     with redirect_stdout(_lasting(sys.stdout)), redirect_stderr(_lasting(sys.stderr)):
         return _explained(arguments)
 
