@@ -22,6 +22,7 @@ from typing import Any
 
 from bundle.overrides import UsageError, apply_overrides, known_value, parse_overrides, read_config
 from scripts.errors import StorageError, TrainingError, shown
+from scripts.runtime.input_files import FileError, read_json, say
 from scripts.runtime.lock import locked_folders
 from scripts.runtime.storage import write_whole
 from scripts.runtime.tables import write_table
@@ -197,8 +198,8 @@ def _run(verb: str, run: SweepRun, place: Path, root: Path) -> tuple[str, float]
 
 def _record(place: Path) -> dict[str, Any] | None:
     try:
-        found = json.loads((place / RECORD).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        found = read_json(place / RECORD)
+    except (FileError, ValueError):
         return None
     return found if isinstance(found, dict) and {"overrides", "seconds"} <= set(found) else None
 
@@ -208,10 +209,16 @@ def _metrics(place: Path) -> dict[str, str]:
     reports = sorted(place.glob("*/result.json"))
     if not reports:
         return {}
-    report = json.loads(reports[0].read_text(encoding="utf-8"))
-    found = report["metrics"] or {f"training_{k}": v for k, v in report["loss"].items()}
-    order = sorted(found, key=lambda name: (name not in _FIRST, list(found).index(name)))
-    return {name: f"{found[name]:.4g}" for name in order}
+    try:
+        report = read_json(reports[0])
+        found = report["metrics"] or {f"training_{k}": v for k, v in report["loss"].items()}
+        numbers = {str(name): f"{float(value):.4g}" for name, value in found.items()}
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        raise TrainingError(
+            f"{reports[0]}: is not the report of a training ({say(error)}); delete its folder and "
+            "start the sweep again"
+        ) from error
+    return {name: numbers[name] for name in sorted(numbers, key=lambda n: n not in _FIRST)}
 
 
 def _columns(rows: Sequence[Mapping[str, str]]) -> list[str]:

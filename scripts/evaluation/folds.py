@@ -20,6 +20,7 @@ from scripts.errors import CheckpointError, CohortError, ConfigurationError
 from scripts.evaluation.held_out import EVALUATION_FOLDER
 from scripts.evaluation.report import publish_evaluation, table
 from scripts.networks.precision import open_device
+from scripts.runtime.input_files import FileError, read_json
 from scripts.runtime.lock import locked_folders
 from scripts.runtime.processes import world_size
 from scripts.runtime.storage import check_writable, write_whole
@@ -144,7 +145,7 @@ class CrossValidation:
         plan = {"seed": self.settings.seed, "parts": parts}
         path = folder / "folds.json"
         if path.is_file():
-            if json.loads(path.read_text(encoding="utf-8")) != plan:
+            if _read(path) != plan:
                 raise CheckpointError(
                     f"an unfinished cross-validation of other folds lies in {folder}; finish it "
                     "with its own evaluate#folds and evaluate#seed, or throw it away with "
@@ -274,7 +275,12 @@ def _laid_over(block: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str
 
 def _report(path: Path) -> dict[str, Any] | None:
     """A fold's evaluation; None where there is none, or one that was cut off."""
+    found = _read(path)
+    return found if isinstance(found, dict) else None
+
+
+def _read(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_json(path)
+    except (FileError, ValueError):
         return None

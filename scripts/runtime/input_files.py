@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import stat
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 from scripts.errors import CohortError
 from scripts.runtime.memory import available_memory
+from scripts.runtime.plain_data import parse_json
 
 __all__ = ["LONGEST_TEXT", "FileError", "check_file", "check_fits", "read_json", "read_text", "say"]
 
@@ -98,17 +98,18 @@ def read_text(path: Path, longest: int = LONGEST_TEXT, encoding: str = "utf-8") 
     return raw.decode(encoding).replace("\r\n", "\n").replace("\r", "\n")
 
 
-def read_json(path: Path) -> Any:
-    """What a JSON file holds.
+def read_json(path: Path, longest: int = LONGEST_TEXT) -> Any:
+    """What a JSON file holds; see `parse_json`.
+
+    Args:
+        path: the file.
+        longest: bytes that it may have.
 
     Raises:
-        FileError: it can't be read.
-        ValueError: it is no JSON, or nested more deeply than Python can follow.
+        FileError: it can't be read, or is longer.
+        ValueError: it is no JSON, or none that is believed.
     """
-    try:
-        return json.loads(read_text(path))
-    except RecursionError as error:
-        raise ValueError("nested too deeply") from error
+    return parse_json(read_text(path, longest))
 
 
 def say(error: BaseException) -> str:

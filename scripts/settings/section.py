@@ -24,6 +24,7 @@ from pydantic.fields import FieldInfo
 
 from scripts.errors import ConfigurationError
 from scripts.runtime.error_report import advise_on_memory, report_errors_in_one_line
+from scripts.runtime.plain_data import require_depth
 
 __all__ = [
     "Flag",
@@ -246,6 +247,10 @@ class Section(BaseModel):
             raise ConfigurationError(
                 f"{cls.key_path} = {_shorten(values)}: must be a mapping of settings"
             )
+        try:
+            require_depth(values)
+        except ValueError as error:
+            raise ConfigurationError(f"{cls.key_path}: {error}") from None
         try:
             return cls.model_validate(dict(values))
         except ValidationError as error:
