@@ -24,6 +24,7 @@ from scripts.metrics.similarity import (
     present,
 )
 from scripts.publishing.published_atlas import sha256_of
+from scripts.runtime.inside import inside
 from scripts.runtime.progress import progress_bar
 from scripts.runtime.storage import check_space, publish_folder
 from scripts.runtime.tables import write_table
@@ -189,7 +190,7 @@ class TractSimilarity:
         return self.cohort.tracts[channel] if self.cohort.tracts else ""
 
     def _atlas_file(self, subject: str) -> Path:
-        return self.carried / subject / CARRIED_FOLDER / "atlas_mean.nii.gz"
+        return inside(self.carried, f"{subject}/{CARRIED_FOLDER}/atlas_mean.nii.gz")
 
     def _check_grid(self, subject: str) -> None:
         """Refuse an atlas on another grid before anything is computed."""
