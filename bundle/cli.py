@@ -467,7 +467,9 @@ def _run_job(job: Job, arguments: Sequence[str]) -> int:
         parse_overrides,
         read_config,
     )
+    from scripts.settings.section import require_expressions
 
+    require_expressions()
     names, overrides = parse_overrides(arguments)
     if job is JOBS["register"] and "refine" in overrides:
         steps = overrides.pop("refine")

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import os
 import re
 from collections.abc import Iterator, Mapping
 from numbers import Integral, Real
@@ -32,12 +33,16 @@ __all__ = [
     "Integers",
     "Number",
     "Section",
+    "Size",
+    "Sizes",
     "Text",
     "Texts",
+    "Workers",
     "check_folder_names",
     "check_names",
     "check_placeholders",
     "check_relative",
+    "require_expressions",
     "rule_of",
     "section",
     "setting",
@@ -48,6 +53,9 @@ __all__ = [
 ]
 
 _LARGEST = 3.4028234e38  # of float32
+_LARGEST_INT = (1 << 63) - 1
+_LARGEST_SIZE = 1 << 16
+_MOST_WORKERS = 512
 
 
 # ---------------------------------------------------------------------------------------------
@@ -81,7 +89,26 @@ def to_int(value: object) -> int:
         return int(value)
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise ValueError("is not an integer")
-    return int(value)
+    number = int(value)
+    if not -_LARGEST_INT - 1 <= number <= _LARGEST_INT:
+        raise ValueError("is beyond 64 bits, in which whole numbers are kept")
+    return number
+
+
+def to_size(value: object) -> int:
+    """An int that something is made of so many parts of: channels, points, a window's side."""
+    size = to_int(value)
+    if size > _LARGEST_SIZE:
+        raise ValueError(f"is more than {_LARGEST_SIZE:,}, beyond any machine")
+    return size
+
+
+def to_workers(value: object) -> int:
+    """A number of processes."""
+    workers = to_int(value)
+    if workers > _MOST_WORKERS:
+        raise ValueError(f"is more than {_MOST_WORKERS} processes, beyond any machine")
+    return workers
 
 
 def to_bool(value: object) -> bool:
@@ -124,9 +151,12 @@ def to_section(value: object) -> object:
 
 Number = Annotated[float, BeforeValidator(to_float)]
 Integer = Annotated[int, BeforeValidator(to_int)]
+Size = Annotated[int, BeforeValidator(to_size)]
+Workers = Annotated[int, BeforeValidator(to_workers)]
 Flag = Annotated[bool, BeforeValidator(to_bool)]
 Text = Annotated[str, BeforeValidator(to_text)]
 Integers = Annotated[list[Integer], BeforeValidator(to_list)]
+Sizes = Annotated[list[Size], BeforeValidator(to_list)]
 Texts = Annotated[list[Text], BeforeValidator(to_list)]
 
 
@@ -266,6 +296,7 @@ class Section(BaseModel):
             ConfigurationError: with a line per violation.
         """
         report_errors_in_one_line()
+        require_expressions()
         if cls.less_memory:
             advise_on_memory(cls.less_memory)
         return cls.load(block)
@@ -295,6 +326,20 @@ class Section(BaseModel):
             {'optimizer.lr': 1.0}
         """
         return dict(_leaves(self.model_dump(mode="json", exclude_unset=given_only)))
+
+
+def require_expressions() -> None:
+    """Make sure that MONAI evaluates the expressions that configurations consist of.
+
+    Raises:
+        ConfigurationError: the environment turns them off: MONAI would then do nothing, and end
+            as if all were well.
+    """
+    if os.environ.get("MONAI_EVAL_EXPR") == "0":
+        raise ConfigurationError(
+            "MONAI_EVAL_EXPR = 0: turns off the expressions that a configuration consists of, so "
+            "that nothing would be run; must be unset, or 1"
+        )
 
 
 def _leaves(settings: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
