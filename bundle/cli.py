@@ -26,7 +26,7 @@ from scripts.runtime.error_report import (
     find_interruption,
     find_user_error,
 )
-from scripts.runtime.run_log import note
+from scripts.runtime.run_log import escape_records, note
 from scripts.runtime.terminal import LastingStream
 
 EXIT_TERMINATED = 143
@@ -116,6 +116,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     signal.signal(signal.SIGTERM, _end_on_sigterm)
+    escape_records()
     with redirect_stdout(_lasting(sys.stdout)), redirect_stderr(_lasting(sys.stderr)):
         return _explained(arguments)
 
@@ -284,7 +285,9 @@ def _run_job(job: Job, arguments: Sequence[str]) -> int:
         parse_overrides,
         read_config,
     )
+    from scripts.settings.section import require_expressions
 
+    require_expressions()
     names, overrides = parse_overrides(arguments)
     if job is JOBS["register"] and "refine" in overrides:
         steps = overrides.pop("refine")

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import copy
 import difflib
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from fire.parser import DefaultParseValue
 
-from scripts.errors import ConfigurationError
+from scripts.errors import ConfigurationError, shown
 from scripts.runtime.error_report import find_user_error
+from scripts.runtime.input_files import FileError, read_text, say
+from scripts.runtime.plain_data import DEEPEST, parse_json, parse_yaml, require_depth
 from scripts.settings import BLOCKS
 from scripts.settings.atlas import LearnedAtlasConfig
 from scripts.settings.section import Section
@@ -52,6 +52,9 @@ Settings = TypeVar("Settings", bound=Section)
 
 class UsageError(Exception):
     """The command line makes no sense; the message says what and why."""
+
+    def __str__(self) -> str:
+        return shown(super().__str__())
 
 
 # ---------------------------------------------------------------------------------------------
@@ -149,10 +152,12 @@ def read_config(files: Sequence[Path]) -> dict[str, Any]:
     merged: dict[str, Any] = {}
     for path in files:
         try:
-            text = path.read_text(encoding="utf-8")
-            content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-        except (OSError, ValueError, yaml.YAMLError) as error:
-            raise UsageError(f"{path} can't be read: {' '.join(str(error).split())}") from error
+            text = read_text(path)
+            content = parse_json(text) if path.suffix == ".json" else parse_yaml(text)
+        except FileError as error:
+            raise UsageError(str(error)) from error
+        except ValueError as error:
+            raise UsageError(f"{path} can't be read: {say(error)}") from error
         if not isinstance(content, dict):
             raise UsageError(f"{path} holds no mapping of keys")
         for key, value in content.items():
@@ -197,6 +202,7 @@ def apply_overrides(config: dict[str, Any], overrides: Mapping[str, Any]) -> dic
     """
     passed: dict[str, Any] = {}
     for key, value in overrides.items():
+        _require_shallow(key, value)
         parts = key.split("#")
         if parts[0] in MONAI_ARGUMENTS:
             passed[key] = value
@@ -212,6 +218,17 @@ def apply_overrides(config: dict[str, Any], overrides: Mapping[str, Any]) -> dic
             place = "#".join(parts[: depth + 1])
             passed[place] = _none_as_expression(_get(config, parts[: depth + 1]))
     return passed
+
+
+def _require_shallow(key: str, value: Any) -> None:
+    """Refuse what MONAI, which reads a configuration by recursion, couldn't read."""
+    try:
+        levels = key.count("#")
+        if levels > DEEPEST:
+            raise ValueError(f"leads {levels} levels deep, more than {DEEPEST}")
+        require_depth(value)
+    except ValueError as error:
+        raise UsageError(f"--{key[:100]}{'...' * (len(key) > 100)}: {error}") from None
 
 
 def _set(config: dict[str, Any], parts: Sequence[str], value: Any) -> int | None:

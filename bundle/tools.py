@@ -75,6 +75,11 @@ def add_tools(verbs: Any) -> None:
     pack.add_argument(
         "--data_source", help="what the model was trained on, for the archive's metadata"
     )
+    pack.add_argument(
+        "--list",
+        action="store_true",
+        help="show the files that travel, and what is left out of the model; write nothing",
+    )
     label = verbs.add_parser(
         "label-check", help="run a packed bundle under MONAI Label and tell what was seen"
     )
@@ -126,7 +131,7 @@ def run_tool(options: argparse.Namespace) -> int:
     if options.verb == "label-check":
         return _check_label(options)
     if options.verb == "pack":
-        return _pack(options.ckpt_dir, options.output, options.data_source)
+        return _pack(options)
     return _write_settings_page(SETTINGS_PAGE, options.check)
 
 
@@ -145,17 +150,21 @@ def _demo(folder: Path, age_effect: float | None, subjects: int, size: int) -> i
     return 0
 
 
-def _pack(ckpt_dir: Path, output: Path, data_source: str | None) -> int:
-    from bundle.packing import LARGE, pack
+def _pack(options: argparse.Namespace) -> int:
+    from bundle.packing import LARGE, pack, packed
 
-    for name, size in pack(ROOT, ckpt_dir, output, data_source).items():
+    source = options.data_source
+    if options.list:
+        print(packed(ROOT, options.ckpt_dir, source).table())
+        return 0
+    for name, size in pack(ROOT, options.ckpt_dir, options.output, source).items():
         if size > LARGE:
             print(
                 f"note: {name} has {size / 1e6:.0f} MB; the zoo takes files of more than "
                 f"{LARGE / 1e6:.0f} MB by their address in a large_files.yml",
                 file=sys.stderr,
             )
-    print(output)
+    print(options.output)
     return 0
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from scripts.errors import CohortError, ConfigurationError
 from scripts.publishing.published_atlas import open_atlas, sha256_of
 from scripts.runtime.input_files import FileError, read_json
+from scripts.runtime.inside import inside
 from scripts.runtime.storage import check_writable, publish_folder
 from scripts.settings.applications import AtlasToPatientConfig
 from scripts.spatial.fields import field_names
@@ -70,6 +71,8 @@ class AtlasCarrier:
         self.output_dir = Path(output_dir)
         self._check_space()
         self.ways = [self._way(patient) for patient in settings.patients or self.atlas.subjects]
+        for way in self.ways:
+            inside(self.output_dir, way.patient, kind="folder")  # or it would be written elsewhere
 
     def run(self) -> None:
         """Carry the maps to every patient.
@@ -134,10 +137,10 @@ class AtlasCarrier:
                 )
             return (), 1
         name = field_names(patient)[1]
-        field = self.atlas.folder / "fields" / name
+        field = inside(self.atlas.folder, f"fields/{name}")
         if known and field.is_file():
             return (TransformFile(field),), self.atlas.home(patient)
-        field = self.registered / patient / name
+        field = inside(self.registered, f"{patient}/{name}")
         if field.is_file():
             return (TransformFile(field),), self._registered_to(field.with_name(
                 "registration.json"
@@ -155,7 +158,7 @@ class AtlasCarrier:
 
     def _registered_to(self, report: Path) -> int:
         try:
-            about = read_json(report)
+            about = read_json(inside(report.parent, report.name))
             weights, template = about["weights"], int(about["template"])
         except (FileError, ValueError, KeyError, TypeError) as error:
             raise CohortError(f"{report}: can't tell which atlas its field leads to") from error

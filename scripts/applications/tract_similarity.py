@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import logging
 from pathlib import Path
@@ -25,8 +24,10 @@ from scripts.metrics.similarity import (
     present,
 )
 from scripts.publishing.published_atlas import sha256_of
+from scripts.runtime.inside import inside
 from scripts.runtime.progress import progress_bar
 from scripts.runtime.storage import publish_folder
+from scripts.runtime.tables import write_table
 from scripts.settings.applications import TractSimilarityConfig
 from scripts.spatial.volumes import read_grid, read_volume
 
@@ -148,9 +149,7 @@ class TractSimilarity:
                 _write_json(staging / subject.name / "metrics.json", report)
                 bar.update()
             with (staging / "cohort.csv").open("w", newline="", encoding="utf-8") as file:
-                table = csv.DictWriter(file, list(rows[0]))
-                table.writeheader()
-                table.writerows(rows)
+                write_table(file, list(rows[0]), rows)
             mean = np.mean(list(sweep.values()), axis=0)
             best = int(mean.argmax())
             summary = {
@@ -188,7 +187,7 @@ class TractSimilarity:
         return self.cohort.tracts[channel] if self.cohort.tracts else ""
 
     def _atlas_file(self, subject: str) -> Path:
-        return self.carried / subject / CARRIED_FOLDER / "atlas_mean.nii.gz"
+        return inside(self.carried, f"{subject}/{CARRIED_FOLDER}/atlas_mean.nii.gz")
 
     def _check_grid(self, subject: str) -> None:
         """Refuse an atlas on another grid before anything is computed."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,11 +14,13 @@ import numpy as np
 import torch
 
 from scripts.cohort import density_divisor, read_density
-from scripts.errors import CohortError, VerificationError
+from scripts.errors import CohortError, VerificationError, shown
+from scripts.publishing.description_rules import require_verifiable, verifiable_jacobians
 from scripts.publishing.emission import NEGLIGIBLE_SHARE
 from scripts.publishing.provenance import code_identity, description_hash, versions_here
 from scripts.publishing.statistics import DensityStatistics
-from scripts.runtime.input_files import FileError, read_json
+from scripts.runtime.input_files import LONGEST_TEXT, FileError, check_file, read_json
+from scripts.runtime.inside import entries, inside
 from scripts.runtime.storage import file_hash
 from scripts.spatial.fields import field_names, read_field
 from scripts.spatial.grid import CropBox
@@ -92,7 +95,7 @@ class Verification:
         agreeing = Counter(check.kind for check in self.checks if check.outcome == "agrees")
         rows = [("agrees", kind, f"{count} of them") for kind, count in agreeing.items()]
         rows += [
-            (check.outcome, check.kind, ": ".join(filter(None, (check.name, check.detail))))
+            (check.outcome, check.kind, shown(": ".join(filter(None, (check.name, check.detail)))))
             for check in self.checks
             if check.outcome != "agrees"
         ]
@@ -132,25 +135,27 @@ def verify_atlas(folder: str | Path) -> Verification:
         VerificationError: if there is no atlas, or its description can't be understood.
     """
     root = Path(folder)
-    about = _load(root / "atlas.json")
+    about = _load(root, "atlas.json")
+    path = root / "atlas.json"
     try:
-        return Verification(root, tuple(_checks(root, about)))
-    except (AttributeError, IndexError, KeyError, TypeError) as error:
-        # Only the description brings mappings whose keys and kinds aren't ours to choose.
-        reason = f"{type(error).__name__}: {error}"
+        require_verifiable(path, about)
+    except FileError as error:
+        raise VerificationError(str(error)) from error
+    except ValueError as error:
         raise VerificationError(
-            f"{root / 'atlas.json'}: not the description of an atlas that this version can check "
-            f"({reason})"
+            f"{path}: not the description of an atlas that this version can check: {error}"
         ) from error
+    return Verification(root, tuple(_checks(root, about)))
 
 
 def _checks(root: Path, about: dict[str, Any]) -> Iterator[Check]:
     recorded = about.get("description_sha256")
     yield _same("description", "atlas.json", recorded, description_hash(about))
     yield from _maker_checks(about)
-    yield from _file_checks(root, about.get("files") or {})
+    longest = _longest_file(about)
+    yield from _file_checks(root, about.get("files") or {}, longest)
     for subject in about["cohort"]["subjects"]:
-        yield from _input_checks(subject, about["normalisation"])
+        yield from _input_checks(subject, about["normalisation"], longest)
     yield from _numbers(root, about)
 
 
@@ -177,9 +182,10 @@ def _maker_checks(about: dict[str, Any]) -> Iterator[Check]:
             yield Check("library", name, "not checked", detail)
 
 
-def _load(path: Path) -> dict[str, Any]:
+def _load(root: Path, name: str) -> dict[str, Any]:
+    path = root / name
     try:
-        found = read_json(path)
+        found = read_json(inside(root, name))
     except FileError as error:
         raise VerificationError(str(error)) from error
     except ValueError as error:
@@ -202,36 +208,59 @@ def _same(kind: str, name: str, recorded: str | None, found: str) -> Check:
 # ---------------------------------------------------------------------------------------------
 
 
-def _file_checks(root: Path, recorded: dict[str, str]) -> Iterator[Check]:
-    there = {
-        path.relative_to(root).as_posix(): path
-        for path in sorted(root.rglob("*"))
-        if path.is_file()
-    }
+def _longest_file(about: dict[str, Any]) -> int:
+    """Bytes that no file of an atlas exceeds: all values of a field or a map, and text."""
+    voxels = math.prod(about["cohort"]["grid"]["shape"])
+    return 16 * voxels * max(3, about["settings"]["model"]["channels"]) + LONGEST_TEXT
+
+
+def _file_checks(root: Path, recorded: dict[str, str], longest: int) -> Iterator[Check]:
+    """Everything that lies in the folder: what was published, and whatever was added."""
+    try:
+        there = {one.name: one for one in entries(root)}
+    except FileError as error:
+        raise VerificationError(str(error)) from error
     there.pop("atlas.json", None)  # has a hash of its own
     for name in sorted(recorded.keys() | there.keys()):
         if name not in there:
             yield Check("file", name, "missing")
+        elif there[name].what != "file":
+            detail = f"is a {there[name].what}; what is published is files alone"
+            yield Check("file", name, "differs" if name in recorded else "unexpected", detail)
         elif name not in recorded:
             yield Check("file", name, "unexpected", "wasn't published with this atlas")
         else:
-            yield _hashed("file", name, there[name], recorded[name])
+            yield _hashed("file", name, there[name].path, recorded[name], longest)
 
 
-def _hashed(kind: str, name: str, path: Path, recorded: str) -> Check:
+def _hashed(kind: str, name: str, path: Path, recorded: str, longest: int) -> Check:
+    trouble = _trouble(path, longest)
+    if trouble is not None:
+        return Check(kind, name, "missing", trouble)
     try:
         return _same(kind, name, recorded, file_hash(path))
-    except FileNotFoundError:
-        return Check(kind, name, "missing")
     except OSError as error:
         return Check(kind, name, "missing", f"can't be read: {error.strerror}")
 
 
-def _input_checks(subject: dict[str, Any], normalisation: str) -> Iterator[Check]:
+def _trouble(path: Path, longest: int) -> str | None:
+    """Why a file isn't read: a pipe would be waited for, a device has no end. None: it can be."""
+    if not os.path.lexists(path):
+        return "no such file"
+    try:
+        size = check_file(path).st_size
+    except FileError as error:
+        return error.reason
+    if size > longest:
+        return f"has {size / 1e9:.1f} GB, more than any file of such an atlas"
+    return None
+
+
+def _input_checks(subject: dict[str, Any], normalisation: str, longest: int) -> Iterator[Check]:
     for one in subject["maps"]:
         path = Path(one["path"])
-        yield _hashed("input", f"{subject['subject']} {path}", path, one["sha256"])
-        if path.is_file():
+        yield _hashed("input", f"{subject['subject']} {path}", path, one["sha256"], longest)
+        if _trouble(path, longest) is None:
             yield _divisor_check(subject["subject"], path, one["divisor"], normalisation)
 
 
@@ -288,9 +317,10 @@ def _numbers(root: Path, about: dict[str, Any]) -> Iterator[Check]:
         yield from _plain_maps(root, about, gathered[0], shape, crop)
         return
     try:
-        jacobians = _load(root / "jacobian.json")
-    except VerificationError:
-        jacobians = {}  # the table of files tells
+        jacobians = verifiable_jacobians(_load(root, "jacobian.json"))
+    except (VerificationError, ValueError) as error:
+        jacobians = {}
+        yield Check("field", "jacobian.json", "missing", str(error))
     for name in sorted(jacobians.keys() - set(names)):
         yield Check("field", f"jacobian.json: {name}", "unexpected", "no subject of the cohort")
     for subject in about["cohort"]["subjects"]:
@@ -300,7 +330,7 @@ def _numbers(root: Path, about: dict[str, Any]) -> Iterator[Check]:
         fields = {}
         for file in field_names(name):
             try:
-                fields[file] = _field(root / "fields" / file, grid)
+                fields[file] = _field(inside(root, f"fields/{file}"), grid)
             except _UNREADABLE as error:
                 detail = str(error) if (root / "fields" / file).exists() else "no such file"
                 yield Check("field", f"{name} {_way(file)}", "missing", detail)
@@ -402,7 +432,7 @@ def _map_checks(
     maps = recomputed.statistics.maps()
     for name in emitted:
         try:
-            found = _map(root / labels[name], shape)
+            found = _map(inside(root, labels[name]), shape)
         except _UNREADABLE as error:
             detail = str(error) if (root / labels[name]).exists() else "no such file"
             yield Check("map", labels[name], "missing", detail)
