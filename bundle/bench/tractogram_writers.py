@@ -87,7 +87,8 @@ def main() -> None:
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
-        print(measured(*options.one, options.streamlines))
+        writer, suffix = options.one
+        print(measured(writer, suffix, options.streamlines))
         return
     for suffix in (".trk", ".tck"):
         for writer in ("ours", "nibabel"):

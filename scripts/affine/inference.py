@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +16,10 @@ from monai.transforms import Transform
 from scripts.affine.network import AffineNetwork
 from scripts.engines.opening import opened
 from scripts.metrics import pearson
-from scripts.networks.described import FORMAT, load_described
 from scripts.networks.wrapping import unwrapped
-from scripts.pairwise.images import AffineImages, read_image
+from scripts.pairwise.images import PairImages, read_image
 from scripts.pairwise.network_grid import WorkingGrid, as_seen
+from scripts.pairwise.networks import load_pair_network, pair_description
 from scripts.registration.images import ReadImage
 from scripts.registration.pair_output import write_pair
 from scripts.runtime.storage import publish_folder
@@ -43,17 +42,10 @@ __all__ = [
 ]
 
 
-def build_affine_network(images: AffineImages, settings: LearnedAffineConfig) -> AffineNetwork:
+def build_affine_network(images: PairImages, settings: LearnedAffineConfig) -> AffineNetwork:
     """The network that the settings ask for, initialised by their seed."""
     torch.manual_seed(settings.optimizer.seed)
-    description = {
-        "format": FORMAT,
-        "grid": asdict(images.grid),
-        "settings": settings.as_dict(),
-        "trained_on": [item["subject"] for item in images.training()],
-        "cohort": images.identity(),
-    }
-    return _built(images.grid, settings, description)
+    return _built(images.grid, settings, pair_description(images, settings))
 
 
 def _built(
@@ -80,12 +72,7 @@ def load_affine_network(path: str | Path) -> AffineNetwork:
     Raises:
         CheckpointError: the file isn't there, is damaged, or is no affine network's.
     """
-
-    def build(described: dict[str, Any], _: dict[str, torch.Tensor]) -> AffineNetwork:
-        settings = LearnedAffineConfig.load(described["settings"])
-        return _built(WorkingGrid.of_dict(described["grid"]), settings, described)
-
-    return load_described(path, "affine network", "estimator", build)
+    return load_pair_network(path, "affine network", "estimator", LearnedAffineConfig, _built)
 
 
 def prepared_pair(
