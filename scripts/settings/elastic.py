@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, field_validator, model_validator
 
-from scripts.settings.atlas import (
+from scripts.settings.atlas_model import (
     check_decoder,
     check_features,
     check_field_resolution,
