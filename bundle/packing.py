@@ -21,7 +21,7 @@ from scripts.atlas.published_model import published_network
 from scripts.errors import shown
 from scripts.networks.described import DescribedNetwork
 from scripts.runtime.inside import inside
-from scripts.runtime.storage import check_space, write_whole
+from scripts.runtime.storage import write_whole
 
 __all__ = [
     "LARGE",
@@ -131,8 +131,6 @@ def pack(
         StorageError: the archive can't be written.
     """
     contents = packed(root, ckpt_dir, data_source).contents
-    room = sum(map(len, contents.values()))
-    check_space({output.absolute().parent: {"archive": room}})
     with write_whole(output) as staged, zipfile.ZipFile(staged, "w") as archive:
         for name, data in contents.items():
             entry = zipfile.ZipInfo(f"{NAME}/{name}", date_time=_EPOCH)

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bundle.overrides import UsageError, apply_overrides, known_value, parse_overrides, read_config
+from bundle.overrides import UsageError, apply_overrides, known_path, parse_overrides, read_config
 from scripts.errors import StorageError, TrainingError, shown
 from scripts.runtime.input_files import FileError, read_json, say
 from scripts.runtime.lock import locked_folders
@@ -114,12 +114,9 @@ def sweep(
     if overrides.keys() & {"output_dir", "ckpt_dir"} & {k for r in runs for k in r.varied}:
         raise UsageError("every run has folders of its own: output_dir and ckpt_dir can't vary")
     apply_overrides(config, dict(runs[0].overrides))  # an unknown key is told before the first run
-    output = known_value(
-        {"bundle_root": str(home or root), **_root(config, root)}, config["output_dir"]
-    )
-    if not isinstance(output, str):
-        raise UsageError("output_dir can't be told from the configuration; give --output_dir")
-    folder = Path(output).absolute() / "sweep"
+    if config.get("bundle_root") in (None, "."):
+        config["bundle_root"] = str(home or root)
+    folder = Path(known_path(config, "output_dir")).absolute() / "sweep"
     with locked_folders(folder):
         rows = _all_runs(verb, runs, folder, root)
     print(table_of(rows))
@@ -129,11 +126,6 @@ def sweep(
             f"{len(failed)} of {len(runs)} runs failed: {', '.join(failed)}; the others are in "
             f"{folder / 'results.csv'}, each run's output in its log.txt"
         )
-
-
-def _root(config: Mapping[str, Any], root: Path) -> dict[str, Any]:
-    given = config.get("bundle_root")
-    return {} if given in (None, ".") else {"bundle_root": given}
 
 
 def _all_runs(

@@ -12,13 +12,13 @@ from scripts.errors import CohortError, ConfigurationError
 from scripts.publishing.published_atlas import open_atlas, sha256_of
 from scripts.runtime.input_files import FileError, read_json
 from scripts.runtime.inside import inside
-from scripts.runtime.storage import check_space, check_writable, publish_folder
+from scripts.runtime.storage import check_writable, publish_folder
 from scripts.settings.applications import AtlasToPatientConfig
 from scripts.spatial.fields import field_names
 from scripts.spatial.grid import Grid
 from scripts.spatial.transform_files import TransformFile, read_transform
 from scripts.spatial.transforms import FieldTransform, resample
-from scripts.spatial.volumes import read_grid, read_volume, voxels_of, write_map
+from scripts.spatial.volumes import read_grid, read_volume, write_map
 
 __all__ = ["CARRIED_FOLDER", "AtlasCarrier"]
 
@@ -81,7 +81,6 @@ class AtlasCarrier:
             CohortError: a file can't be read, or a patient's grid sees nothing of the atlas.
             StorageError: a folder can't be written.
         """
-        self._check_room()
         for way in self.ways:
             self._carry(way)
         logger.info("atlas carried to %d patients, in %s", len(self.ways), self.output_dir)
@@ -176,16 +175,6 @@ class AtlasCarrier:
                 f"{self.atlas.folder}; register the patient again"
             )
         return template
-
-    def _check_room(self) -> None:
-        maps = 0
-        for way in self.ways:
-            paths = self.atlas.maps(way.template)
-            # As `_carry` finds the grid: the reference's, a field's, or the atlas's own.
-            wanted = way.reference or next((file.path for file in way.files), paths["mean"])
-            voxels, _ = voxels_of(wanted)
-            maps += 4 * voxels * sum(voxels_of(path)[1] for path in paths.values())
-        check_space({self.output_dir: {"maps": maps}})
 
     def _carry(self, way: _Way) -> None:
         transforms = [read_transform(file) for file in way.files]

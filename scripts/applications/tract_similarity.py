@@ -26,7 +26,7 @@ from scripts.metrics.similarity import (
 from scripts.publishing.published_atlas import sha256_of
 from scripts.runtime.inside import inside
 from scripts.runtime.progress import progress_bar
-from scripts.runtime.storage import check_space, publish_folder
+from scripts.runtime.storage import publish_folder
 from scripts.runtime.tables import write_table
 from scripts.settings.applications import TractSimilarityConfig
 from scripts.spatial.volumes import read_grid, read_volume
@@ -35,7 +35,6 @@ __all__ = ["SWEEP", "TractSimilarity", "similarity"]
 
 logger = logging.getLogger(__name__)
 
-_TRACT, _PLOT = 20_000, 2_000_000  # bytes: what is told of a tract; the picture
 
 SWEEP = tuple(round(0.05 + 0.025 * step, 3) for step in range(19))
 """Thresholds of the sweep, fractions of the maximum: 0.05 to 0.50."""
@@ -110,8 +109,6 @@ class TractSimilarity:
             CohortError: an atlas has other channels than its subject, or shares no voxel with it.
             StorageError: the folder can't be written; an earlier one stays.
         """
-        tables = _TRACT * self.channels * len(self.cohort.subjects)
-        check_space({self.folder: {"tables": tables, "plot": _PLOT}})
         rows: list[dict[str, Any]] = []
         sweep: dict[str, list[float]] = {}
         if self.others is not None:

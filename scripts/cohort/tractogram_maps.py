@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -18,7 +17,7 @@ from scripts.cohort.discovery import Candidate, FoundMap
 from scripts.errors import ConfigurationError
 from scripts.runtime.input_files import FileError, read_json
 from scripts.runtime.inside import inside
-from scripts.runtime.storage import check_space, check_writable, file_hash, write_whole
+from scripts.runtime.storage import check_writable, file_hash, write_whole
 from scripts.settings.cohort import CohortRequest
 from scripts.spatial.grid import Grid
 from scripts.spatial.volumes import read_reference, write_density
@@ -160,7 +159,6 @@ class Counting:
 
     def _count(self, found: FoundMap, sha256: str, path: Path, about: Path) -> CountedMap:
         check_writable(path.parent)
-        check_space({path.parent: {"density map": 4 * math.prod(self.grid.shape)}})
         counter = count_density([found.path], self.grid)
         counted = CountedMap(
             str(found.path), sha256, counter.streamlines, counter.outside, counter.left

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -40,6 +40,9 @@ JACOBIAN_TOLERANCE = 1e-4
 """How far a determinant may lie from the published one."""
 _RELATIVE = 1e-5  # what float32 maps and mixture shares of six decimals leave open
 
+_CONTINUOUS = ("mean", "std", "std_error")
+"""Maps that change little where a density does. The others step at a threshold: a density that lies
+on it by rounding may fall on either side, so their hash alone is compared."""
 _WITHOUT_FIELDS = ("averaged", "barycentre")
 
 Outcome = Literal["agrees", "differs", "missing", "unexpected", "not checked"]
@@ -117,9 +120,10 @@ class Verification:
 def verify_atlas(folder: str | Path) -> Verification:
     """Recompute everything that can be recomputed of a published atlas.
 
-    Hashes of the inputs and of the published files, the divisors, each field's Jacobian, and the
-    statistics maps from inputs and fields. The template (``mean``) is learned and has its hash
-    alone. One subject is in memory at a time.
+    Hashes of the inputs and of the published files, the divisors, each field's Jacobian, and
+    ``std`` and ``std_error`` (of plain averages also ``mean``) from inputs and fields. The learned
+    template (``mean``), ``cov`` and ``prob_threshold`` have their hash alone. One subject is in
+    memory at a time.
 
     A hash proves that a file is the one that was published, not who published it: who rewrites a
     file together with its hash isn't found out by the hash, but is by the recomputed numbers.
@@ -277,59 +281,21 @@ def _divisor_check(subject: str, path: Path, recorded: float, normalisation: str
 
 
 class _Recomputed:
-    """The statistics of one template's subjects, and how far they are certain.
+    """The statistics of one template's subjects, and why they may not be known.
 
     Args:
         shape: ``(C, *grid)``.
-        presence_value: see `DensityStatistics`.
     """
 
-    def __init__(self, shape: tuple[int, ...], presence_value: float) -> None:
-        self.statistics = DensityStatistics(shape, presence_value)
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self.statistics = DensityStatistics(shape, presence_value=0.0)
         self.largest = 0.0
-        self.surely, self.perhaps = np.zeros(shape), np.zeros(shape)
         self.unknown: list[str] = []
 
     def add(self, density: np.ndarray, weight: float) -> None:
         """Take in one subject in template space."""
         self.statistics.add(density, weight)
         self.largest = max(self.largest, float(density.max()))
-        open_range = MAP_TOLERANCE * float(density.max())
-        self.surely += weight * (density > self.statistics.presence_value + open_range)
-        self.perhaps += weight * (density > self.statistics.presence_value - open_range)
-
-    def ranges(self, threshold: float) -> dict[str, Callable[[np.ndarray], np.ndarray]]:
-        """For each map, which voxels of a published one may be as they are."""
-        maps = self.statistics.maps(None, threshold)
-        n, mean = self.statistics.subjects, self.statistics.sample_mean
-        reach = MAP_TOLERANCE * self.largest
-
-        def near(name: str, reach: float | np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-            expected = maps[name].astype(np.float64)
-            return lambda found: np.abs(found - expected) <= reach + _RELATIVE * np.abs(expected)
-
-        def cov(found: np.ndarray) -> np.ndarray:
-            firm = threshold * mean.max()
-            spread = maps["std"].astype(np.float64)
-            ratio = np.divide(spread, mean, out=np.zeros_like(mean), where=mean > reach)
-            off = np.divide(reach * (1 + ratio), mean, out=np.zeros_like(mean), where=mean > reach)
-            is_ratio = np.abs(found - ratio) <= off + _RELATIVE * ratio
-            # At the threshold itself either side may have been taken.
-            return np.where(mean > firm - 2 * reach, is_ratio, False) | np.where(
-                mean < firm + 2 * reach, found == 0, False
-            )
-
-        def presence(found: np.ndarray) -> np.ndarray:
-            low, high = 100 * self.surely / n, 100 * self.perhaps / n
-            return (found >= low - 1e-3) & (found <= high + 1e-3)
-
-        return {
-            "mean": near("mean", reach),
-            "std": near("std", reach),
-            "std_error": near("std_error", reach / np.sqrt(n)),
-            "cov": cov,
-            "prob_threshold": presence,
-        }
 
 
 def _numbers(root: Path, about: dict[str, Any]) -> Iterator[Check]:
@@ -346,7 +312,7 @@ def _numbers(root: Path, about: dict[str, Any]) -> Iterator[Check]:
     shape = (settings["model"]["channels"], *grid)
     shares = about.get("mixture") or {name: [1.0] for name in names}
     templates = 1 if plain else settings["model"]["n_templates"]
-    gathered = [_Recomputed(shape, about["presence_value"]) for _ in range(templates)]
+    gathered = [_Recomputed(shape) for _ in range(templates)]
     if plain:
         yield from _plain_maps(root, about, gathered[0], shape, crop)
         return
@@ -454,7 +420,7 @@ def _map_checks(
 ) -> Iterator[Check]:
     learned = about["kind"] != "averaged"  # or transported: the mean isn't that of the subjects
     wanted = about["settings"]["emit_baseline_maps"]
-    emitted = [name for name in wanted if not (learned and name == "mean")]
+    emitted = [name for name in _CONTINUOUS if name in wanted and not (learned and name == "mean")]
     if recomputed.statistics.subjects == 0 and not recomputed.unknown:
         return  # a template of no subject has no maps
     labels = {name: str((folder / f"atlas_{name}.nii.gz").relative_to(root)) for name in emitted}
@@ -463,7 +429,7 @@ def _map_checks(
             yield Check("map", labels[name], "not checked", recomputed.unknown[0])
         return
     shape = recomputed.statistics.sample_mean.shape
-    ranges = recomputed.ranges(about["cov_mean_threshold_pct"])
+    maps = recomputed.statistics.maps()
     for name in emitted:
         try:
             found = _map(inside(root, labels[name]), shape)
@@ -471,7 +437,9 @@ def _map_checks(
             detail = str(error) if (root / labels[name]).exists() else "no such file"
             yield Check("map", labels[name], "missing", detail)
             continue
-        wrong = ~ranges[name](found)
+        expected = maps[name].astype(np.float64)
+        reach = MAP_TOLERANCE * recomputed.largest + _RELATIVE * np.abs(expected)
+        wrong = ~(np.abs(found - expected) <= reach)  # nor is NaN near anything
         if wrong.any():
             voxel = tuple(int(i) for i in np.argwhere(wrong)[0][1:])
             detail = f"{int(wrong.sum())} voxels aren't what fields and inputs give, first {voxel}"

@@ -103,11 +103,11 @@ def read_json(path: Path, longest: int = LONGEST_TEXT) -> Any:
 
     Args:
         path: the file.
-        longest: the most bytes that it may have.
+        longest: largest size, bytes.
 
     Raises:
         FileError: it can't be read, or is longer.
-        ValueError: it isn't JSON, is nested too deeply, or holds an impossible number.
+        ValueError: it isn't JSON, or exceeds a limit of `parse_json`.
     """
     return parse_json(read_text(path, longest))
 

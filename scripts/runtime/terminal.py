@@ -19,8 +19,8 @@ class LastingStream:
     """A text stream that goes quiet, without an error, once its reader is gone.
 
     A lost progress bar must not end a long training. Any other error is raised. Characters that a
-    terminal would obey are written as escapes, whoever writes them: other libraries and tracebacks
-    quote names of files too.
+    terminal obeys are written as escapes, whoever wrote them: other libraries and tracebacks quote
+    names from files as well.
 
     Args:
         stream: the stream to write to.
