@@ -13,8 +13,8 @@ from scripts.runtime.input_files import FileError
 from scripts.runtime.inside import entries, inside, name_reason
 
 OUT = [
-    "..", "../x", "a/../../x", "/etc/passwd", "/dev/zero", "~/x", "~root/x", "C:/x", "C:\\x", "a\\b",
-    "", ".", "a//b", "./a", "a/.", "a\0b", "a\nb", "\x1b[2J", " ", "x" * 300, "\udfff",
+    "..", "../x", "a/../../x", "/etc/passwd", "/dev/zero", "~/x", "~root/x", "C:/x", "C:\\x",
+    "a\\b", "", ".", "a//b", "./a", "a/.", "a\0b", "a\nb", "\x1b[2J", " ", "x" * 300, "\udfff",
 ]  # fmt: skip
 
 
