@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import monai.bundle  # noqa: F401 (imported once, for all processes)
 import torch
 
 from bundle.bench.attacks import Outcome, attack
@@ -169,8 +170,8 @@ def _links(folder: Path) -> Iterator[Outcome]:
     output = folder / "p"
     output.mkdir()
     (output / ".atlas.replaced").symlink_to(folder / "home" / "me")
-    words = (f"--dataset_dir={data}", f"--output_dir={output}")
-    ended = _run(folder, "average", *words, *COHORT_ONLY)
+    again = (f"--dataset_dir={data}", f"--output_dir={output}")
+    ended = _run(folder, "average", *again, *COHORT_ONLY)
     held = _done(ended) and (folder / "home/me/atlas_in_patient_space/thesis.txt").exists()
     held = held and not (output / "atlas").is_symlink()
     yield Outcome("`average`: a link in the place of the folder set aside", held)
@@ -250,9 +251,8 @@ def _timed(folder: Path, *words: object) -> Ended:
         timer = threading.Timer(_LONGEST_S, os.kill, (process, signal.SIGKILL))
         timer.daemon = True
         timer.start()
-        with contextlib.suppress(ChildProcessError, OSError):
-            while os.waitid(os.P_PID, process, os.WEXITED | os.WNOWAIT) is None:
-                pass
+        with contextlib.suppress(ChildProcessError):  # gone already
+            os.waitid(os.P_PID, process, os.WEXITED | os.WNOWAIT)
         timer.cancel()
 
     with contextlib.chdir(folder):
