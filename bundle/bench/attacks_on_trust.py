@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,6 +24,7 @@ from typing import Any
 import monai.bundle  # noqa: F401 (imported once, for all processes)
 import torch
 
+from bundle import cli
 from bundle.bench.attacks import Outcome, attack
 from bundle.bench.faults import COHORT_ONLY, TINY, write_cohort
 from bundle.bench.forked_jobs import Ended, in_process
@@ -394,3 +396,25 @@ def surroundings(folder: Path) -> Iterator[Outcome]:
         last = said.strip().splitlines()[-1:] or [""]
         yield Outcome(f"`average`: {what}", held,
                       "" if held else f"{ended.returncode}: {last[0][:120]}")  # fmt: skip
+    yield _interrupted_twice(folder, data)
+
+
+def _interrupted_twice(folder: Path, data: Path) -> Outcome:
+    """Ctrl-C at several moments of a training, and again soon after."""
+    words = [f"--dataset_dir={data}", f"--output_dir={folder}", f"--ckpt_dir={folder / 'm'}"]
+    bad = []
+    for first in (0.2, 0.5, 1, 2, 4):
+        for gap in (0, 0.002, 0.05):
+            shutil.rmtree(folder / "learned_atlas", ignore_errors=True)
+
+            def watch(process: int, moments: tuple[float, ...] = (first, gap)) -> None:
+                for moment in moments:
+                    time.sleep(moment)
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(process, signal.SIGINT)
+
+            ended = in_process(["train", *words, *TINY], folder / "job", watch=watch)
+            if ended.status not in (0, cli.EXIT_INTERRUPTED) or "Traceback" in ended.said:
+                bad.append(f"after {first} + {gap} s: {_message(ended, folder)}")
+    return Outcome("`train`: Ctrl-C twice, at 15 moments", not bad,
+                   "; ".join(bad) or "130, one line; or done before")  # fmt: skip
