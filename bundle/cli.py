@@ -123,7 +123,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(argv: Sequence[str] | None = None) -> int:
     """`main` as the last thing that a process does: what comes after isn't worth interrupting."""
-    code = main(argv)
+    try:
+        code = main(argv)
+    except KeyboardInterrupt:  # Ctrl-C again, while the first one was told
+        code = EXIT_INTERRUPTED
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, signal.SIG_IGN)
     return _flushed(code)
