@@ -7,6 +7,7 @@ from pathlib import Path
 from scripts.errors import CohortError
 from scripts.publishing.published_atlas import PublishedAtlas
 from scripts.runtime.input_files import FileError, read_json
+from scripts.runtime.inside import inside
 from scripts.spatial.fields import field_names
 
 __all__ = ["some_names", "subject_field"]
@@ -32,10 +33,10 @@ def subject_field(
     """
     name = field_names(subject)[1 if to_template else 0]
     known = subject in atlas.subjects
-    field = atlas.folder / "fields" / name
+    field = inside(atlas.folder, f"fields/{name}")
     if known and field.is_file():
         return field, atlas.home(subject)
-    field = registered_dir / subject / name
+    field = inside(registered_dir, f"{subject}/{name}")
     if field.is_file():
         return field, _registered_to(atlas, field.with_name("registration.json"), key)
     if known:
@@ -57,7 +58,7 @@ def some_names(names: list[str], most: int = 10) -> str:
 def _registered_to(atlas: PublishedAtlas, report: Path, key: str) -> int:
     """Template that a registered subject's field belongs to, from its report."""
     try:
-        about = read_json(report)
+        about = read_json(inside(report.parent, report.name))
         weights, template = about["weights"], int(about["template"])
     except (FileError, ValueError, KeyError, TypeError) as error:
         raise CohortError(f"{report}: can't tell which atlas its field leads to") from error
