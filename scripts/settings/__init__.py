@@ -58,6 +58,7 @@ BLOCKS = {
     "tract_similarity": Block(
         "scripts.settings.applications:TractSimilarityConfig", ("tract_similarity",)
     ),
+    "tract_stats": Block("scripts.settings.tract_stats:TractStatsConfig", ("tract_stats",)),
     "barycentre": Block("scripts.settings.applications:BarycentreConfig", ("barycentre",)),
     "evaluate": Block("scripts.settings.evaluate:EvaluateConfig", ("evaluate",)),
     "label_transfer": Block(
