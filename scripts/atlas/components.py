@@ -86,13 +86,13 @@ def open_cohort(
         with reserved(written) as users:
             files = None if data is None else _listed_maps(data)
             if len(written) == 2:
-                _check_places(settings, *map(Path, written), inputs=[dataset_dir, *(files or ())])
+                _check_places(settings, written, [dataset_dir, *(files or ())])
             cohort = read_cohort(dataset_dir, settings.cohort_request(), files=files)
             _check_box(cohort)
             _warn_of_scale(cohort, settings)
             check_cache(cohort, settings, world_size())
             if len(written) == 2:
-                _check_places(settings, *map(Path, written), inputs=cohort.files())
+                _check_places(settings, written, cohort.files())
                 _check_space(cohort, settings, *map(Path, written))
             users.append(cohort)
             if written:
@@ -146,12 +146,10 @@ def _listed_maps(data: Sequence[Mapping[str, Any]]) -> list[Path]:
 
 
 def _check_places(
-    settings: LearnedAtlasConfig,
-    output_dir: Path,
-    ckpt_dir: Path,
-    inputs: Sequence[str | Path],
+    settings: LearnedAtlasConfig, written: Sequence[str | Path], inputs: Sequence[str | Path]
 ) -> None:
     """Refuse a run that couldn't publish, or whose results would take the place of other files."""
+    output_dir, ckpt_dir = map(Path, written)
     state, model = ckpt_dir / "run_state", ckpt_dir / "model.pt"
     needed = (ckpt_dir, state, output_dir / "tensorboard", output_dir / "snapshots")
     check_replaceable(output_dir / settings.output_subdir, inputs=[*inputs, *needed])

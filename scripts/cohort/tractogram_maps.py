@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import math
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -19,7 +18,8 @@ from scripts.cohort.discovery import Candidate, FoundMap
 from scripts.errors import ConfigurationError
 from scripts.runtime.checked_json import read_checked, write_checked
 from scripts.runtime.input_files import FileError, say
-from scripts.runtime.storage import check_space, check_writable, file_hash, write_whole
+from scripts.runtime.inside import inside
+from scripts.runtime.storage import check_writable, file_hash, write_whole
 from scripts.runtime.watched_files import changed
 from scripts.settings.cohort import CohortRequest
 from scripts.spatial.grid import Grid
@@ -141,7 +141,7 @@ class Counting:
         if not is_tractogram(found.path):
             return found, None
         sha256 = _hash_of(found.path)
-        folder = self.folder or found.path.parent / MAPS_FOLDER
+        folder = self.folder or inside(found.path.parent, MAPS_FOLDER, kind="folder")
         label = name if found.tract is None else f"{name}_{found.tract}"
         stem = f"{label}_{self._key(sha256)}"
         path, about = folder / f"{stem}.nii.gz", folder / f"{stem}.json"
@@ -159,7 +159,6 @@ class Counting:
 
     def _count(self, found: FoundMap, sha256: str, path: Path, about: Path) -> CountedMap:
         check_writable(path.parent)
-        check_space({path.parent: {"density map": 4 * math.prod(self.grid.shape)}})
         counter = count_density([found.path], self.grid)
         if _hash_of(found.path) != sha256:
             raise changed(found.path)
@@ -178,16 +177,20 @@ class Counting:
 
 def _kept(path: Path, about: Path) -> CountedMap | None:
     """What an earlier run counted; None if it isn't all there, or isn't what was written."""
-    if not (os.path.lexists(about) and path.is_file()):
+    if not (os.path.lexists(about) and os.path.lexists(path)):
         return None
     try:
-        said = read_checked(about)
-        files = said.pop("files", None)  # unknown to earlier versions
-        counted = CountedMap(**said)
-        if files is not None:
-            for name, file in (("map", path), ("waytotal", _waytotal_of(path, about))):
-                if file_hash(file) != files[name]:
-                    raise ValueError(f"{file.name} is not what was written (checksum)")
+        said = read_checked(inside(about.parent, about.name))
+        whole = [said[name] for name in ("streamlines", "outside", "left")]
+        if not all(type(number) is int and number >= 0 for number in whole):
+            raise ValueError("a number of streamlines is none")
+        counted = CountedMap(str(said["tractogram"]), str(said["sha256"]), *whole)
+        files = {"map": path, "waytotal": _waytotal_of(path, about)}
+        hashes = said.get("files")  # unknown to earlier versions
+        for name, file in files.items():
+            found = file_hash(inside(file.parent, file.name))
+            if hashes is not None and found != hashes[name]:
+                raise ValueError(f"{file.name} is not what was written (checksum)")
     except (FileError, OSError, ValueError, LookupError, TypeError) as error:
         logger.warning("%s: damaged (%s): the tractogram is counted again", about, say(error))
         return None
@@ -236,7 +239,9 @@ def counting_for(
             )
         grid = read_reference(base / request.cohort.reference)
     given = request.cohort.density_dir
-    folder = base / given if given is not None else dataset_dir and dataset_dir / MAPS_FOLDER
+    folder = base / given if given is not None else None
+    if given is None and dataset_dir is not None:
+        folder = inside(dataset_dir, MAPS_FOLDER, kind="folder")
     logger.info(
         "%d tractograms are counted into density maps, kept in %s",
         len(streamlines),

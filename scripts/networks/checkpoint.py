@@ -7,6 +7,7 @@ that is built on it read the file as any other.
 from __future__ import annotations
 
 import hashlib
+import io
 import logging
 import os
 import pickle
@@ -23,6 +24,7 @@ from scripts.runtime.storage import write_whole
 
 __all__ = [
     "check_earlier_model",
+    "checkpoint_bytes",
     "load_checkpoint",
     "load_latest",
     "load_weights",
@@ -58,6 +60,14 @@ def save_checkpoint(values: Any, path: str | Path, keep_previous: bool = False) 
             target.replace(previous_of(target))
 
 
+def checkpoint_bytes(values: Any) -> bytes:
+    """A checkpoint with its checksum, as `save_checkpoint` writes it."""
+    buffer = io.BytesIO()
+    torch.save(values, buffer)
+    _seal(buffer)
+    return buffer.getvalue()
+
+
 def previous_of(path: Path) -> Path:
     """Where the checkpoint before the one at ``path`` is kept."""
     return path.with_name(f"{path.stem}.previous{path.suffix}")
@@ -86,10 +96,22 @@ def _seal(file: BinaryIO) -> None:
     length = len(_SEAL) + 64
     file.seek(-2, os.SEEK_END)
     file.write(struct.pack("<H", length))
-    file.seek(0)
-    digest = hashlib.file_digest(file, "sha256").hexdigest()
+    digest = _digest(file, file.seek(0, os.SEEK_END))
     file.seek(0, os.SEEK_END)
-    file.write(_SEAL + digest.encode("ascii"))
+    file.write(_SEAL + digest)
+
+
+def _digest(file: BinaryIO, size: int) -> bytes:
+    """SHA-256 of so many bytes from the beginning, in hexadecimal digits."""
+    file.seek(0)
+    digest = hashlib.sha256()
+    while size > 0:
+        block = file.read(min(size, 1 << 20))
+        if not block:
+            break
+        digest.update(block)
+        size -= len(block)
+    return digest.hexdigest().encode("ascii")
 
 
 def _check_seal(file: BinaryIO) -> None:
@@ -112,15 +134,7 @@ def _check_seal(file: BinaryIO) -> None:
     tail = file.read()
     if not (_ends(tail[: _END.size], length) and tail[_END.size :].startswith(_SEAL)):
         raise ValueError("its end is missing or damaged")
-    file.seek(0)
-    digest = hashlib.sha256()
-    while start > 0:
-        block = file.read(min(start, 1 << 20))
-        if not block:
-            break
-        digest.update(block)
-        start -= len(block)
-    if digest.hexdigest().encode("ascii") != tail[_END.size + len(_SEAL) :]:
+    if _digest(file, start) != tail[_END.size + len(_SEAL) :]:
         raise ValueError("its content is not what was written (checksum)")
 
 

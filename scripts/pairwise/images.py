@@ -30,13 +30,13 @@ from scripts.settings.elastic import LearnedElasticConfig
 from scripts.spatial.grid import Grid
 
 __all__ = [
-    "AffineImages",
     "ImageSubject",
     "OntoNetworkGridd",
+    "PairImages",
     "open_images",
     "pair_dataset",
-    "read_affine_images",
     "read_image",
+    "read_pair_images",
 ]
 
 logger = logging.getLogger(__name__)
@@ -89,7 +89,7 @@ class OntoNetworkGridd(MapTransform):
     Args:
         keys: of lists of paths.
         grid: the network's.
-        log_share: see `LearnedAffineImagesConfig`.
+        log_share: see `PairImagesConfig`.
     """
 
     def __init__(
@@ -120,7 +120,7 @@ class ImageSubject:
 
 
 @dataclass(frozen=True, eq=False)
-class AffineImages:
+class PairImages:
     """The images to learn from, and the grid on which they are seen.
 
     Attributes:
@@ -180,9 +180,9 @@ class AffineImages:
         return hashlib.sha256(text.encode()).hexdigest()
 
 
-def read_affine_images(
+def read_pair_images(
     dataset_dir: str | Path, settings: LearnedAffineConfig | LearnedElasticConfig
-) -> AffineImages:
+) -> PairImages:
     """Find, read and check images (or label maps); they may lie on different grids.
 
     Raises:
@@ -226,7 +226,7 @@ def read_affine_images(
         "x".join(map(str, grid.shape)),
         grid.spacing,
     )
-    return AffineImages(
+    return PairImages(
         tuple(subjects), tuple(rejected), grid, found.pattern, settings.folds, settings.fold
     )
 
@@ -267,7 +267,7 @@ def open_images(
     settings: LearnedAffineConfig | LearnedElasticConfig,
     written: Sequence[str | Path] = (),
     replaced: Sequence[str | Path] = (),
-) -> AffineImages:
+) -> PairImages:
     """The images to learn from, after what can be known beforehand of the run's end.
 
     Args:
@@ -280,12 +280,12 @@ def open_images(
         ConfigurationError: the machine lacks the device.
         StorageError: a folder can't be written, another run is at work there, or something else
             than an earlier training's files would be replaced.
-        CohortError: see `read_affine_images`.
+        CohortError: see `read_pair_images`.
     """
     open_device(settings.device, settings.key("device"))
     with reserved(written) as users:
         check_earlier_files(replaced, [dataset_dir])
-        images = read_affine_images(dataset_dir, settings)
+        images = read_pair_images(dataset_dir, settings)
         check_earlier_files(replaced, [path for one in images.subjects for path in one.paths])
         users.append(images)
     return images

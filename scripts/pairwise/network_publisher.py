@@ -12,7 +12,7 @@ import torch
 from scripts.engines.handlers.loss_history import LossHistory
 from scripts.engines.run_state import RunState
 from scripts.networks.checkpoint import save_checkpoint
-from scripts.pairwise.images import AffineImages
+from scripts.pairwise.images import PairImages
 from scripts.pairwise.measurement import Measurement, error_texts
 from scripts.runtime.storage import write_whole
 from scripts.settings.affine import LearnedAffineConfig
@@ -42,7 +42,7 @@ class NetworkPublisher:
     def __init__(
         self,
         network: torch.nn.Module,
-        images: AffineImages,
+        images: PairImages,
         settings: LearnedAffineConfig | LearnedElasticConfig,
         measurement: Measurement,
         history: LossHistory,

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from scripts.errors import CohortError
-from scripts.runtime.input_files import check_named, read_json
+from scripts.publishing.description_rules import opened_description
+from scripts.runtime.input_files import check_named
+from scripts.runtime.inside import inside
 from scripts.runtime.storage import file_hash
 from scripts.runtime.watched_files import WatchedFiles
 from scripts.settings.atlas import BASELINE_MAPS
@@ -66,7 +68,7 @@ class PublishedAtlas:
         folder = self.folder
         if self.about.get("mixture"):
             folder = self.folder / f"template-{template}"
-        found = {name: folder / f"atlas_{name}.nii.gz" for name in BASELINE_MAPS}
+        found = {name: inside(folder, f"atlas_{name}.nii.gz") for name in BASELINE_MAPS}
         there = {name: path for name, path in found.items() if path.is_file()}
         if "mean" not in there:
             raise CohortError(f"{folder}: holds no atlas_mean.nii.gz, so that there is no atlas")
@@ -93,16 +95,11 @@ def open_atlas(folder: str | Path) -> PublishedAtlas:
         )
     try:
         description = WatchedFiles([path])
-        about = read_json(path)
+        about = opened_description(path.parent)
         description.check()
-        atlas = PublishedAtlas(path.parent, about, description)
-        known = about["name"] == "tract_density_atlas"
-        _ = atlas.training_space, atlas.subjects
-    except (ValueError, KeyError, TypeError) as error:
-        raise CohortError(f"{path}: is not the description of an atlas") from error
-    if not known:
-        raise CohortError(f"{path}: is not the description of an atlas of this bundle")
-    return atlas
+        return PublishedAtlas(path.parent, about, description)
+    except ValueError as error:
+        raise CohortError(f"{path}: is not the description of an atlas: {error}") from error
 
 
 def sha256_of(path: Path) -> str:

@@ -11,19 +11,18 @@ import torch
 
 from scripts.errors import FoldingError
 from scripts.registration.images import ReadImage
-from scripts.runtime.storage import check_replaceable, check_space
+from scripts.runtime.storage import check_replaceable, check_writable
 from scripts.settings.image_pairs import ImagePairs
 from scripts.spatial.fields import write_field
 from scripts.spatial.transform_files import write_affine_files
 from scripts.spatial.transforms import AffineTransform, FieldTransform, Transform, resample
-from scripts.spatial.volumes import voxels_of, write_map
+from scripts.spatial.volumes import write_map
 
 __all__ = [
     "PairFields",
     "check_pair_folders",
-    "pairs_with_room",
+    "checked_pairs",
     "require_no_fold",
-    "room_for_pairs",
     "write_pair",
 ]
 
@@ -41,39 +40,21 @@ class PairFields:
     inverse: torch.Tensor
 
 
-def room_for_pairs(
-    folder: str | Path, fixed: str | Path, moving: Sequence[str | Path], fields: bool
-) -> None:
-    """Make sure that what `write_pair` writes of these images fits, by their headers.
+def checked_pairs(settings: ImagePairs, folder: str | Path) -> list[dict[str, str]]:
+    """The pairs of the settings, whose results can be written.
 
     Args:
-        folder: where to.
-        fixed: the image that is wanted.
-        moving: those that are brought to it.
-        fields: whether displacements are written too.
+        settings: of the job.
+        folder: holds a folder a pair.
 
     Raises:
-        StorageError: with the arithmetic.
+        StorageError: it can't be written.
     """
-    voxels, channels = voxels_of(fixed)
-    images = sum(channels * (voxels + voxels_of(path)[0]) for path in moving)
-    displacements = 6 * voxels * len(moving) if fields else 0
-    check_space({Path(folder): {"fields": 4 * displacements, "images": 4 * images}})
-
-
-def pairs_with_room(
-    settings: ImagePairs, folder: str | Path, fields: bool = False
-) -> list[dict[str, str]]:
-    """The pairs of the settings, for which there is room; see `room_for_pairs`.
-
-    Raises:
-        StorageError: also if a pair's folder can't be replaced, see `check_replaceable`.
-    """
+    check_writable(folder)
     pairs = settings.pairs()
     start = getattr(settings, "start", None)
     names = [one["subject"] for one in pairs]
     check_pair_folders(folder, names, settings.fixed, settings.moving, start)
-    room_for_pairs(folder, settings.fixed, settings.moving, fields)
     return pairs
 
 

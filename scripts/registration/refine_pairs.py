@@ -22,7 +22,6 @@ from scripts.registration.pair_output import (
     PairFields,
     check_pair_folders,
     require_no_fold,
-    room_for_pairs,
     write_pair,
 )
 from scripts.runtime.lock import locked_folders
@@ -84,13 +83,13 @@ class PairRefiner:
             FoldingError: a field folds, with verify_jacobian; that pair isn't published.
             StorageError: something can't be written.
         """
-        with locked_folders(self.output_dir):
-            fields = self.settings.mode != "affine"
-            room_for_pairs(self.output_dir, self.settings.fixed, self.moving, fields)
-            with progress_bar(len(self.moving), "refinement") as bar:
-                for path, start in zip(self.moving, self.starts, strict=True):
-                    self._refine(path, start)
-                    bar.update()
+        with (
+            locked_folders(self.output_dir),
+            progress_bar(len(self.moving), "refinement") as bar,
+        ):
+            for path, start in zip(self.moving, self.starts, strict=True):
+                self._refine(path, start)
+                bar.update()
 
     # -- one pair --------------------------------------------------------------------------
 
