@@ -13,6 +13,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import monai.bundle  # noqa: F401 (imported once, for all processes)
 import nibabel as nib
@@ -176,7 +177,7 @@ def changes_meanwhile(folder: Path) -> Iterator[Outcome]:
     """A map that changes while training reads it; a run state that changes while it is exported."""
     bench = _Bench(folder)
     first = bench.data / "sub-0001.nii.gz"
-    image = nib.load(first)  # type: ignore[attr-defined]
+    image: Any = nib.load(first)
     values = np.roll(image.get_fdata(), 2, 0).astype(np.float32)
     nib.save(nib.Nifti1Image(values, image.affine), folder / "other.nii.gz")
     (folder / "garbage.nii.gz").write_bytes(b"xx" * 999)
