@@ -164,9 +164,12 @@ def write_whole(path: str | Path) -> Iterator[Path]:
         # can put another link in its place.
         staged.unlink(missing_ok=True)
         os.close(os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666))
+        os.utime(staged, (0, 0))  # a time that tells whether anything is written
         yield staged
         handle = os.open(staged, os.O_RDWR | os.O_NOFOLLOW)
         try:
+            if os.fstat(handle).st_mtime == 0:
+                raise OSError("nothing was written")
             os.fsync(handle)
         finally:
             os.close(handle)
