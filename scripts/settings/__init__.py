@@ -49,6 +49,9 @@ BLOCKS = {
     "register_elastic": Block(
         "scripts.settings.image_pairs:RegisterElasticConfig", ("register_elastic",)
     ),
+    "make_pairs": Block("scripts.settings.supervised:MakePairsConfig", ("make_pairs",)),
+    "train_fields": Block("scripts.settings.supervised:TrainFieldsConfig", ("train_fields",)),
+    "predict_fields": Block("scripts.settings.supervised:PredictFieldsConfig", ("predict_fields",)),
     "atlas_to_patient": Block(
         "scripts.settings.applications:AtlasToPatientConfig", ("atlas_to_patient",)
     ),
