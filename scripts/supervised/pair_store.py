@@ -24,7 +24,7 @@ from scripts.runtime.input_files import check_file, check_fits
 from scripts.runtime.storage import check_space, file_hash, write_whole
 from scripts.supervised.reference_volume import ReferenceVolume
 
-__all__ = ["PairStore", "PairWriter", "StoredPair", "field_names_of", "write_store"]
+__all__ = ["PairStore", "PairWriter", "StoredPair", "field_names_of", "to_store", "write_store"]
 
 _IDENTIFIERS = ("p", "image_id", "dataset_id")
 _OPTIONAL = ("ref", "img_labels", "ref_labels", "img_landmarks", "ref_landmarks")
@@ -58,7 +58,8 @@ def _to_house(field: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(np.moveaxis(turned, -1, 0), dtype=np.float32)
 
 
-def _to_store(field: np.ndarray) -> np.ndarray:
+def to_store(field: np.ndarray) -> np.ndarray:
+    """``(d, *shape)`` as a store keeps it: ``(*shape, d)`` float32, a plane's columns first."""
     turned = np.moveaxis(np.asarray(field, dtype=np.float32), 0, -1)
     return turned[..., ::-1] if turned.shape[-1] == 2 else turned
 
@@ -337,7 +338,7 @@ class PairWriter:
         self.file["img"][index] = moving
         self.file["ref"][index] = reference
         for name, one in zip(self.fields, (field, inverse), strict=True):
-            self.file[name][index] = _to_store(one)
+            self.file[name][index] = to_store(one)
         for name, value in numbers.items():
             self.file[name][index] = value
 
