@@ -186,7 +186,7 @@ class MakePairsElasticConfig(Section):
         12, "Bumps of control_points and edge_stretching.", ge=1, le=10000
     )
     anchor: Number = setting(
-        0.1,
+        0.15,
         "The velocity fades to 0 over this share of the image at each border; 0: it doesn't.",
         "a number >= 0 and <= 0.5",
         ge=0,
