@@ -46,8 +46,8 @@ def determinants(displacement: torch.Tensor) -> torch.Tensor:
         rows.append([slope + 1.0 if axis == i else slope for axis, slope in enumerate(slopes)])
     if d == 2:
         return rows[0][0] * rows[1][1] - rows[0][1] * rows[1][0]
-    (a, b, c), (e, f, g), (h, i, j) = rows
-    return a * (f * j - g * i) - b * (e * j - g * h) + c * (e * i - f * h)
+    (a, b, c), (p, q, r), (x, y, z) = rows
+    return a * (q * z - r * y) - b * (p * z - r * x) + c * (p * y - q * x)
 
 
 class VectorDistanceLoss(_Loss):

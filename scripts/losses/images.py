@@ -57,11 +57,13 @@ class EvenLocalCorrelationLoss(_Loss):
         return 1 - ((r * signal).sum(spatial) / count).mean()
 
     def _means(self, x: torch.Tensor) -> torch.Tensor:
-        """Means over all windows that touch the image, ``(B, C, *(n + 1))``."""
+        """Means over all windows that touch the image, ``(B, C, *(n + 1))``, axis by axis."""
         pool = F.avg_pool3d if x.dim() == 5 else F.avg_pool2d
-        return pool(
-            x, self.window, stride=1, padding=self.window // 2, count_include_pad=False
-        )
+        for axis in range(x.dim() - 2):
+            width = [self.window if other == axis else 1 for other in range(x.dim() - 2)]
+            reach = [self.window // 2 if other == axis else 0 for other in range(x.dim() - 2)]
+            x = pool(x, width, stride=1, padding=reach, count_include_pad=False)
+        return x
 
 
 class PearsonLoss(_Loss):

@@ -79,7 +79,7 @@ class PerceptualLoss(_Loss):
             RuntimeError: one has another shape.
         """
         for depth, (_, convolutions) in enumerate(_NETWORKS[self.network]):
-            layers = [one for one in self.slices[depth] if isinstance(one, nn.Conv2d)]
+            layers = [one for one in self.slices[depth].children() if isinstance(one, nn.Conv2d)]
             for layer, (place, *_) in zip(layers, convolutions, strict=True):
                 stem = f"net.slice{depth + 1}.{place}"
                 layer.load_state_dict(
@@ -134,7 +134,7 @@ def load_perceptual_loss(name: str, path: str | Path | None, key: str) -> Percep
     if path is None:
         raise ConfigurationError(
             f"{name} needs a weights file, and {key} is null; make one where there is a network by "
-            f"`pip install lpips` and `python -c \"import lpips, torch; "
+            f'`pip install lpips` and `python -c "import lpips, torch; '
             f"torch.save(lpips.LPIPS(net='{network}').state_dict(), 'lpips_{network}.pt')\"`, then "
             f"set {key} to its path"
         )
@@ -145,6 +145,7 @@ def load_perceptual_loss(name: str, path: str | Path | None, key: str) -> Percep
     except (KeyError, RuntimeError, AttributeError, TypeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(
-            f"{path}: holds no weights of lpips.LPIPS(net='{network}'), which {name} needs: {reason}"
+            f"{path}: holds no weights of lpips.LPIPS(net='{network}'), which {name} needs: "
+            f"{reason}"
         ) from error
     return loss.eval()

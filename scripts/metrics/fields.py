@@ -166,9 +166,7 @@ def _replaced(labels: NDArray[np.integer], ancestors: Mapping[int, int]) -> NDAr
     return np.array([ancestors.get(int(v), int(v)) for v in values])[places].reshape(labels.shape)
 
 
-def landmark_errors(
-    field: FloatArray, reference: FloatArray, moving: FloatArray
-) -> Numbers:
+def landmark_errors(field: FloatArray, reference: FloatArray, moving: FloatArray) -> Numbers:
     """How far landmarks of the reference are taken from those of the moving image.
 
     Args:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, ValidationInfo, field_validator, model_validator
 
@@ -182,9 +181,7 @@ class MakePairsElasticConfig(Section):
     width: Number = setting(
         32.0, "Standard deviation of the smoothing, or of the bumps, pixels.", gt=0
     )
-    points: Integer = setting(
-        12, "Bumps of control_points and edge_stretching.", ge=1, le=10000
-    )
+    points: Integer = setting(12, "Bumps of control_points and edge_stretching.", ge=1, le=10000)
     anchor: Number = setting(
         0.15,
         "The velocity fades to 0 over this share of the image at each border; 0: it doesn't.",
@@ -203,8 +200,8 @@ class MakePairsConfig(Section):
     reference: Annotated[list[str], BeforeValidator(to_paths)] = setting(
         [],
         "Reference images: NIfTI files (2-D or 3-D), a folder of images, an OME-Zarr group, an "
-        ".npz or .npy file, or an earlier store (.h5), whose pairs are deformed further. `*` stands "
-        "for any part of a file's name.",
+        ".npz or .npy file, or an earlier store (.h5), whose pairs are deformed further. `*` "
+        "stands for any part of a file's name.",
         "a path or a list of distinct paths",
     )
     atlas_dir: Text | None = setting(
@@ -249,9 +246,7 @@ class MakePairsConfig(Section):
         MakePairsElasticConfig, "Random elastic part."
     )
     max_folds: Integer = setting(0, "Most voxels of a field that may fold.", ge=0)
-    tolerance: Number = setting(
-        0.05, "Largest error of the inverse in the interior, pixels.", gt=0
-    )
+    tolerance: Number = setting(0.05, "Largest error of the inverse in the interior, pixels.", gt=0)
     trials: Integer = setting(
         5, "Displacements that are tried before a pair is left as it was.", ge=1, le=1000
     )
@@ -287,7 +282,10 @@ class MakePairsConfig(Section):
     @model_validator(mode="after")
     def _check_difference(self) -> Self:
         still = self.affine.probability == 0 or not (
-            self.affine.rotation or self.affine.scale or self.affine.shear or self.affine.translation
+            self.affine.rotation
+            or self.affine.scale
+            or self.affine.shear
+            or self.affine.translation
         )
         if self.elastic.kind == "none" and still and not self.atlas_dir:
             raise ValueError("elastic.kind is none and affine is all 0: nothing would move")
@@ -588,7 +586,9 @@ class PredictFieldsConfig(PairSelection):
     network: Literal["global", "local", "merged"] = setting(
         "merged", "Which of the trained networks predicts.", "global, local or merged"
     )
-    fixed: Text = setting("", "In place of pairs: the image to bring the others to, NIfTI.", "a path")
+    fixed: Text = setting(
+        "", "In place of pairs: the image to bring the others to, NIfTI.", "a path"
+    )
     moving: Annotated[list[str], BeforeValidator(to_paths)] = setting(
         [], "The images to bring to it.", "a list of paths of differently named images"
     )

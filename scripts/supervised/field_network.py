@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -135,7 +134,6 @@ class FieldNetwork(DescribedNetwork):
     def __init__(self, description: Mapping[str, Any] | None = None) -> None:
         super().__init__(description)
 
-    @abstractmethod
     def find(self, pair: torch.Tensor, inverse: bool = False) -> FoundFields:
         """Fields of pairs.
 
@@ -144,6 +142,7 @@ class FieldNetwork(DescribedNetwork):
             inverse: also the field back: exact where the network knows it, else predicted or
                 found by iteration.
         """
+        raise NotImplementedError
 
     def forward(self, pair: torch.Tensor) -> torch.Tensor:
         """The field ``(B, d, *shape)`` of pairs ``(B, 2, *shape)``."""

@@ -190,7 +190,7 @@ class PairGenerator:
         return torch.from_numpy((field * (size / max(rms, 1e-12))).astype(np.float32))[None]
 
     def _noise(self, rng: np.random.Generator, width: float) -> np.ndarray:
-        """White noise smoothed by a Gaussian: bumps on a lattice of half its width, ``(d, ...)``."""
+        """White noise smoothed by a Gaussian: bumps on a lattice of half its width."""
         step = max(1.0, width / 2)
         lines = [np.arange(-3 * width, n - 1 + 3 * width + step, step) for n in self.shape]
         field = rng.standard_normal((len(self.shape), *map(len, lines)), dtype=np.float32)

@@ -217,9 +217,7 @@ class FieldPairs:
         return KnownPairs(self.other, self.held_out, inverse=True)
 
 
-def open_field_pairs(
-    settings: TrainFieldsConfig, written: Sequence[str | Path] = ()
-) -> FieldPairs:
+def open_field_pairs(settings: TrainFieldsConfig, written: Sequence[str | Path] = ()) -> FieldPairs:
     """The pairs to learn from, after what can be known beforehand of the run's end.
 
     Args:

@@ -76,9 +76,7 @@ class LocalNetwork(FieldNetwork):
         channels = self.inputs.channels(d)
 
         def block(n_in: int, n_out: int) -> nn.Module:
-            return nn.Sequential(
-                convolution(d, n_in, n_out), nn.LeakyReLU(_SLOPE, inplace=True)
-            )
+            return nn.Sequential(convolution(d, n_in, n_out), nn.LeakyReLU(_SLOPE, inplace=True))
 
         def blocks(n_in: int, widths: Sequence[int]) -> nn.Sequential:
             made = []

@@ -40,9 +40,7 @@ def store_path(output: str | Path) -> Path:
 class _Pairs(Dataset[tuple[SourcePair, MadePair]]):
     """Pairs by their number, made where they are asked for."""
 
-    def __init__(
-        self, source: Any, generator: PairGenerator | None, order: Sequence[int]
-    ) -> None:
+    def __init__(self, source: Any, generator: PairGenerator | None, order: Sequence[int]) -> None:
         self.source = source
         self.generator = generator
         self.order = order

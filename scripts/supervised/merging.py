@@ -16,7 +16,7 @@ __all__ = ["MergedNetwork", "global_stage", "what_is_left"]
 
 
 def global_stage(pair: torch.Tensor, affine: CentredAffine) -> torch.Tensor:
-    """The pair that a local network sees: the reference, and the moving image moved by an affine."""
+    """What a local network sees: the reference, and the moving image moved by an affine."""
     with torch.autocast(pair.device.type, enabled=False):
         moved = warp_image(pair[:, 1:], affine.displacement(pair.shape[2:]))
         return torch.cat([pair[:, :1].float(), moved], dim=1)

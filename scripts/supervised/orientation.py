@@ -54,7 +54,9 @@ def orientation_scores(
     for name, one in readings.items():
         warped = warp_image(image, torch.from_numpy(np.ascontiguousarray(one))[None])[0, 0].numpy()
         flat = np.ptp(warped) == 0 or np.ptp(wanted) == 0
-        scores[name] = 0.0 if flat else abs(float(np.corrcoef(warped.ravel(), wanted.ravel())[0, 1]))
+        scores[name] = (
+            0.0 if flat else abs(float(np.corrcoef(warped.ravel(), wanted.ravel())[0, 1]))
+        )
     return scores
 
 

@@ -310,9 +310,7 @@ class PairWriter:
         for name in ("img", "ref"):
             file.create_dataset(name, image, "u1", chunks=(1, *shape))
         for name in self.fields:
-            file.create_dataset(
-                name, (*image, len(shape)), "f4", chunks=(1, *shape, len(shape))
-            )
+            file.create_dataset(name, (*image, len(shape)), "f4", chunks=(1, *shape, len(shape)))
         for name in _IDENTIFIERS:
             file.create_dataset(name, (count,), "i8")
 

@@ -298,8 +298,10 @@ class FieldPredictor:
         self._done += 1
         pair = store.read(index)
         assert pair.reference is not None
-        images = (one.astype(np.float32)[None] / 255 for one in (pair.reference, pair.moving))
-        numbers = pair_metrics(field, inverse, *images, pair.field)
+        reference, moving = (
+            one.astype(np.float32)[None] / 255 for one in (pair.reference, pair.moving)
+        )
+        numbers = pair_metrics(field, inverse, reference, moving, pair.field)
         numbers |= label_metrics(field, store.extras(index), self.tree)
         self.rows.append(
             {"pair": index, "image_id": int(store.numbers["image_id"][index]), **numbers}

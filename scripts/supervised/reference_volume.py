@@ -16,7 +16,7 @@ __all__ = ["ReferenceVolume", "read_array_file", "read_reference_volume", "to_by
 
 
 def to_bytes(values: np.ndarray) -> np.ndarray:
-    """Values as uint8: those of that type as they are, others stretched from their least to largest.
+    """Values as uint8: those of that type as they are, others stretched from least to largest.
 
     Example:
         >>> to_bytes(np.array([0.0, 0.5, 1.0]))

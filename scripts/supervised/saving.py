@@ -32,7 +32,7 @@ __all__ = [
 
 
 def network_path(folder: str | Path, network: str) -> Path:
-    """``<folder>/fields_<network>.pt``; saved separately it is the folder of that name without .pt."""
+    """``<folder>/fields_<network>.pt``; saved separately, the folder of that name without .pt."""
     return Path(folder) / f"fields_{network}.pt"
 
 

@@ -175,9 +175,7 @@ def open_source(settings: MakePairsConfig) -> ImageSource | StoreSource:
     return ImageSource(items if wanted is None else [items[i] for i in wanted])
 
 
-def chosen(
-    indexes: Sequence[int] | str | None, count: int, key: str
-) -> list[int] | None:
+def chosen(indexes: Sequence[int] | str | None, count: int, key: str) -> list[int] | None:
     """Numbers of a list or of a ``.npy`` file, each below ``count``.
 
     Raises:
@@ -195,11 +193,13 @@ def chosen(
                 f"{indexes}: must hold one list of whole numbers, holds {values.dtype} of shape "
                 f"{values.shape}"
             )
-        indexes = values.tolist()
-    beyond = [one for one in indexes if not 0 <= one < count]
+        numbers = [int(one) for one in values]
+    else:
+        numbers = list(indexes)
+    beyond = [one for one in numbers if not 0 <= one < count]
     if beyond:
         raise ConfigurationError(f"{key} has {beyond[0]}: must be 0 to {count - 1}")
-    return list(indexes)
+    return numbers
 
 
 def _expanded(text: str) -> list[str]:
@@ -227,7 +227,9 @@ def _images_of(path: Path, settings: MakePairsConfig) -> Iterator[tuple[str, np.
     if path.is_dir():
         values, dims = _read_zarr(path, settings.array), settings.dims or 2
     elif name.endswith(_NIFTI):
-        channels, _ = read_volume(path)
+        channels, grid = read_volume(path)
+        if grid.header.get_data_dtype() == np.uint8 and not (channels % 1).any():
+            channels = channels.clip(0, 255).astype(np.uint8)  # as they are in the file
         if len(channels) != 1:
             raise CohortError(f"{path}: has {len(channels)} channels; must have one")
         values = channels[0][..., 0] if channels.shape[-1] == 1 else channels[0]
@@ -273,8 +275,9 @@ def _read_picture(path: Path) -> np.ndarray:
     try:
         with warnings.catch_warnings(), Image.open(path) as picture:
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            if getattr(picture, "n_frames", 1) > 1:
-                raise CohortError(f"{path}: has {picture.n_frames} pages; must have one")
+            pages = getattr(picture, "n_frames", 1)
+            if pages > 1:
+                raise CohortError(f"{path}: has {pages} pages; must have one")
             deep = picture.mode.startswith(("I", "F"))
             return np.asarray(picture if deep else picture.convert("L"))
     except (
@@ -298,10 +301,8 @@ def _read_zarr(path: Path, name: str | None) -> np.ndarray:
         ) from error
     try:
         found: Any = zarr.open(str(path), mode="r")
-        if hasattr(found, "shape"):
-            array = found
-        else:
-            array = found[_level(path, dict(found.attrs), name)]
+        alone = hasattr(found, "shape")
+        array = found if alone else found[_level(path, dict(found.attrs), name)]
         shape = tuple(int(n) for n in array.shape)
         while len(shape) > 3 and shape[0] == 1:
             shape = shape[1:]

@@ -231,14 +231,13 @@ class HeldOutFields:
         if task.stage is not None:
             back = task.stage.inverse().before(back)
         fields = task.whole(found.field).cpu(), back.cpu()
-        rows = [
-            pair_metrics(
-                fields[0][i].numpy(), fields[1][i].numpy(),
-                *(np.asarray(batch[name][i]) for name in ("reference", "moving")),
-                np.asarray(batch["field"][i]),
+        rows = []
+        for i in range(len(task.pair)):
+            reference, moving, true = (
+                np.asarray(batch[name][i]) for name in ("reference", "moving", "field")
             )
-            for i in range(len(task.pair))
-        ]  # fmt: skip
+            found_there, found_back = (one[i].numpy() for one in fields)
+            rows.append(pair_metrics(found_there, found_back, reference, moving, true))
         names = [name for name in rows[0] if all(name in row for row in rows)]
         numbers = {name: torch.tensor([row[name] for row in rows]) for name in names}
         engine.state.output = {"image": task.pair, "subject": batch["subject"], **numbers}

@@ -13,6 +13,7 @@ from small_pairs import SHAPE, sections
 from scripts.settings.supervised import MakePairsConfig
 from scripts.supervised.making import PairMaker
 
+
 @pytest.fixture
 def make_store(tmp_path: Path) -> Callable[..., Path]:
     """Stores of pairs by the job itself; settings given are laid over small ones."""

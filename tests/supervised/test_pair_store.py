@@ -174,7 +174,7 @@ def test_both_fields_exchanged_are_refused(make_store, tmp_path):
     store = make_store(count=8, elastic={"rms": 0.5}, affine={"rotation": 25.0, "translation": 5.0})
     with h5py.File(store) as file:
         fields = {"deltas_xy": file["inv_deltas_xy"][...], "inv_deltas_xy": file["deltas_xy"][...]}
-    with pytest.raises(CohortError, match="both fields exchanged|sign negated"):
+    with pytest.raises(CohortError, match=r"both fields exchanged|sign negated"):
         check_pairs(PairStore(copied(store, tmp_path / "bad.h5", **fields)), range(8))
 
 
