@@ -161,7 +161,10 @@ class KnownPairs(Dataset[dict[str, Any]]):
             return image
         seed = np.random.SeedSequence(key).generate_state(1, np.uint32)[0]
         augmentation.set_random_state(seed=int(seed))
-        changed = convert_to_tensor(augmentation(image), dtype=torch.float32, track_meta=False)
+        # A copy: some of the transforms write into what they are given.
+        changed = convert_to_tensor(
+            augmentation(image.clone()), dtype=torch.float32, track_meta=False
+        )
         return changed.clamp(0, 1)
 
 
