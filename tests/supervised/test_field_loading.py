@@ -90,7 +90,7 @@ def test_each_epoch_is_shuffled_anew_and_a_resumed_one_goes_on():
     assert first[:2] != first[2:4]
     batches.first_epoch = 1
     assert list(itertools.islice(batches, 2)) == first[2:4]
-    assert list(itertools.islice(PairBatches(3, 4), 1))[0].__len__() == 3
+    assert len(next(iter(PairBatches(3, 4)))) == 3
 
 
 def with_specimens(store, target, specimens):
@@ -108,7 +108,7 @@ def test_no_specimen_is_on_both_sides_of_a_fold(make_store, tmp_path):
         held += pairs.held_out
     assert sorted(held) == list(range(8))
     with pytest.raises(
-        CohortError, match=r"4 different values, fewer than train_fields\.folds = 5"
+        CohortError, match=r"4 different values, fewer than .*\.folds = 5"
     ):
         open_field_pairs(settings(store, fold=0))
 
