@@ -421,7 +421,12 @@ class TrainFieldsOptimizerConfig(Section):
         5.0, "Greatest norm of a step's gradient; longer ones are scaled down.", gt=0
     )
     seed: Integer = setting(0, "Seed of every random choice.", ge=0)
-    num_workers: Integer = setting(2, "Processes that read pairs beside the training.", ge=0)
+    num_workers: Integer = setting(
+        0,
+        "Processes that read pairs beside the training; they need shared memory (/dev/shm) for two "
+        "batches each.",
+        ge=0,
+    )
     validation_interval: Integer = setting(
         5, "Epochs between measurements on held-out pairs; the last one is always measured.", ge=1
     )

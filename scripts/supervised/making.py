@@ -18,6 +18,7 @@ from scripts.runtime.storage import check_writable
 from scripts.settings.supervised import MakePairsConfig
 from scripts.supervised.atlas_pairs import AtlasSource
 from scripts.supervised.generator import MadePair, PairGenerator
+from scripts.supervised.loading import check_pairs
 from scripts.supervised.pair_store import write_store
 from scripts.supervised.sources import ImageSource, SourcePair, StoreSource, chosen, open_source
 
@@ -83,6 +84,8 @@ class PairMaker:
             self.order = list(range(len(self.source))) if wanted is None else wanted
         else:
             self.source = open_source(settings)
+            if isinstance(self.source, StoreSource):
+                check_pairs(self.source.store, self.source.indexes)
             self.generator = PairGenerator(settings, self.source.shape)
             rng = np.random.default_rng([settings.seed, len(self.source)])
             rounds = -(-settings.count // len(self.source))

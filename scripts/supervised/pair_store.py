@@ -127,7 +127,7 @@ class PairStore:
             if field.dtype.kind != "f":
                 raise self._error(f"{name} holds {field.dtype}; must be float16 or float32")
         self.half = self.has_fields and file[self.fields[0]].dtype == np.float16
-        self.numbers = {name: self._numbers(file, name) for name in _IDENTIFIERS}
+        self.numbers = {name: self._numbers(file, name, needs_fields) for name in _IDENTIFIERS}
         self.extra = {name: name in file for name in _OPTIONAL}
         for name in _OPTIONAL:
             if self.extra[name]:
@@ -141,9 +141,9 @@ class PairStore:
         pair = math.prod(self.shape) * (2 + 8 * d)
         check_fits(self.path, 4 * pair)
 
-    def _numbers(self, file: Any, name: str) -> np.ndarray:
+    def _numbers(self, file: Any, name: str, needs_fields: bool) -> np.ndarray:
         if name not in file:
-            if name == "dataset_id":
+            if name == "dataset_id" and needs_fields:
                 raise self._error(f"has no dataset {name}, of shape ({self.count},)")
             if name == "p" and "ref" not in file:
                 raise self._error(

@@ -107,9 +107,7 @@ def test_no_specimen_is_on_both_sides_of_a_fold(make_store, tmp_path):
         assert sorted(pairs.training + pairs.held_out) == list(range(8))
         held += pairs.held_out
     assert sorted(held) == list(range(8))
-    with pytest.raises(
-        CohortError, match=r"4 different values, fewer than .*\.folds = 5"
-    ):
+    with pytest.raises(CohortError, match=r"4 different values, fewer than .*\.folds = 5"):
         open_field_pairs(settings(store, fold=0))
 
 
