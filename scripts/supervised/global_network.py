@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -77,8 +78,7 @@ class GlobalNetwork(FieldNetwork):
                 )
             )
             channels = width
-        places = int(torch.tensor(reduced).prod())
-        self.dense = nn.Linear(channels * places, dense)
+        self.dense = nn.Linear(channels * math.prod(reduced), dense)
         self.parameters_of = nn.Linear(dense, d * (d + 1))
         start_weights(self)
         for layer in (self.parameters_of.weight, self.parameters_of.bias):

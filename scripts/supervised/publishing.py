@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from ignite.engine import Engine
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -22,11 +23,19 @@ from scripts.supervised.field_network import FieldNetwork
 from scripts.supervised.loading import FieldPairs
 from scripts.supervised.saving import network_path, save_field_network
 
-__all__ = ["FieldNetworkPublisher"]
+__all__ = ["FieldMeasurement", "FieldNetworkPublisher"]
 
 logger = logging.getLogger(__name__)
 
 _SHOWN = ("distance_tissue", "distance_tissue_zero", "folded", "inverse", "correlation")
+
+
+class FieldMeasurement(Measurement):
+    """`Measurement` that logs the few numbers that matter most; the report holds all."""
+
+    def __call__(self, engine: Engine) -> None:
+        """Measure, and log."""
+        logger.info("epoch %d, held out: %s", engine.state.epoch, _shown(self.measured()))
 
 
 class FieldNetworkPublisher:
@@ -89,10 +98,13 @@ class FieldNetworkPublisher:
             with write_whole(self.folder / f"training_{self.settings.network}.png") as path:
                 _curves(self.history.epochs, path)
         self.state.finish("")
-        shown = {name: metrics[name] for name in _SHOWN if name in metrics}
-        if shown:
-            logger.info("held out: %s", error_texts(shown))
+        if metrics:
+            logger.info("held out: %s", _shown(metrics))
         logger.info("network in %s, report in %s", place, self.folder / "result.json")
+
+
+def _shown(metrics: dict[str, float]) -> str:
+    return error_texts({name: metrics[name] for name in _SHOWN if name in metrics})
 
 
 def _curves(epochs: list[dict[str, float]], path: Path) -> None:
