@@ -40,7 +40,7 @@ from scripts.networks.precision import autocast
 from scripts.registration.affine import AffineRefinement
 from scripts.registration.deformable import ElasticRefinement
 from scripts.registration.images import WorldImage
-from scripts.settings.supervised import MakePairsConfig
+from scripts.settings.make_pairs import MakePairsConfig
 from scripts.supervised.field_metrics import pair_metrics
 from scripts.supervised.field_network import FieldNetwork, with_dark_background
 from scripts.supervised.global_network import GlobalNetwork

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from scripts.errors import CheckpointError
-from scripts.settings.supervised import TrainFieldsConfig
+from scripts.settings.train_fields import TrainFieldsConfig
 from scripts.supervised.field_network import FieldNetwork
 from scripts.supervised.global_network import GlobalNetwork
 from scripts.supervised.loading import FieldPairs, open_field_pairs

@@ -19,7 +19,9 @@ __all__ = [
     "FoundFields",
     "PairInputs",
     "channels_last",
+    "convolution",
     "start_weights",
+    "store_channels_last",
     "with_dark_background",
 ]
 
@@ -98,8 +100,8 @@ def start_weights(module: nn.Module, slope: float = 0.0) -> None:
                 nn.init.zeros_(one.bias)
 
 
-def lie_channels_last(network: nn.Module) -> None:
-    """Let the weights of convolutions lie as `channels_last` lays images."""
+def store_channels_last(network: nn.Module) -> None:
+    """Store the weights of convolutions in the order of `channels_last`."""
     for one in network.modules():
         if isinstance(one, nn.Conv2d | nn.Conv3d):
             order = torch.channels_last if one.weight.dim() == 4 else torch.channels_last_3d
@@ -112,7 +114,7 @@ class FoundFields:
 
     Attributes:
         field: ``(B, d, *shape)`` pixels, ``registered(x) = moving(x + field(x))``.
-        inverse: of the swapped pair, where it was asked for; else None.
+        inverse: of the swapped pair, if requested; else None.
         global_field: of a merged network's first stage; else None.
     """
 

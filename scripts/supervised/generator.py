@@ -12,7 +12,7 @@ import torch
 from scipy.ndimage import gaussian_gradient_magnitude
 
 from scripts.networks.integration import VelocityIntegration
-from scripts.settings.supervised import MakePairsConfig, MakePairsElasticConfig
+from scripts.settings.make_pairs import MakePairsConfig, MakePairsElasticConfig
 from scripts.spatial.jacobian import jacobian_determinant, smallest_corner_determinant
 from scripts.supervised.layers import (
     CentredAffine,
@@ -102,7 +102,7 @@ class PairGenerator:
         Args:
             number: of the pair.
             moving: the image to be deformed, ``(*shape)`` uint8.
-            field: what brings it to its reference; None: it lies on it.
+            field: displacement from its reference; None: it is aligned.
             inverse: the field back.
         """
         for trial in range(self.settings.trials):

@@ -16,8 +16,8 @@ from scripts.supervised.field_network import (
     FoundFields,
     PairInputs,
     convolution,
-    lie_channels_last,
     start_weights,
+    store_channels_last,
 )
 from scripts.supervised.layers import CentredAffine
 
@@ -83,7 +83,7 @@ class GlobalNetwork(FieldNetwork):
         start_weights(self)
         for layer in (self.parameters_of.weight, self.parameters_of.bias):
             nn.init.zeros_(layer)
-        lie_channels_last(self)
+        store_channels_last(self)
 
     def numbers(self, pair: torch.Tensor) -> torch.Tensor:
         """The transform's numbers ``(B, d (d + 1))`` float32, see `CentredAffine.of_parameters`."""

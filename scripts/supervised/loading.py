@@ -20,11 +20,8 @@ from scripts.errors import CohortError
 from scripts.networks.precision import open_device
 from scripts.pairwise.augmentation import intensity_augmentation
 from scripts.runtime.progress import progress_bar
-from scripts.settings.supervised import (
-    PairSelection,
-    TrainFieldsAugmentConfig,
-    TrainFieldsConfig,
-)
+from scripts.settings.pair_selection import PairSelection
+from scripts.settings.train_fields import TrainFieldsAugmentConfig, TrainFieldsConfig
 from scripts.supervised.layers import warp_image
 from scripts.supervised.orientation import check_orientation
 from scripts.supervised.pair_store import PairStore
@@ -66,7 +63,7 @@ def open_store(settings: PairSelection, path: str, needs_fields: bool = True) ->
 
 
 def check_pairs(store: PairStore, indexes: Sequence[int]) -> None:
-    """Read every pair once, so that a bad one is told before training; then the channels' order.
+    """Read every pair once, so that a bad one is reported before training; then check the order.
 
     Raises:
         CohortError: a pair can't be used, or the fields fit only swapped or negated.

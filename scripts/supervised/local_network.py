@@ -17,8 +17,8 @@ from scripts.supervised.field_network import (
     PairInputs,
     channels_last,
     convolution,
-    lie_channels_last,
     start_weights,
+    store_channels_last,
 )
 
 __all__ = ["LocalNetwork"]
@@ -104,7 +104,7 @@ class LocalNetwork(FieldNetwork):
         start_weights(self, _SLOPE)
         assert isinstance(self.field.weight, torch.Tensor)
         nn.init.normal_(self.field.weight, std=_START)
-        lie_channels_last(self)
+        store_channels_last(self)
 
     def displacement(self, pair: torch.Tensor) -> torch.Tensor:
         """The field ``(B, d, *shape)`` float32 of pairs ``(B, 2, *shape)``."""

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from scripts.runtime.lock import locked_folders
 from scripts.runtime.progress import progress_bar
 from scripts.runtime.storage import check_writable
-from scripts.settings.supervised import MakePairsConfig
+from scripts.settings.make_pairs import MakePairsConfig
 from scripts.supervised.atlas_pairs import AtlasSource
 from scripts.supervised.generator import MadePair, PairGenerator
 from scripts.supervised.loading import check_pairs
@@ -39,7 +39,7 @@ def store_path(output: str | Path) -> Path:
 
 
 class _Pairs(Dataset[tuple[SourcePair, MadePair]]):
-    """Pairs by their number, made where they are asked for."""
+    """Pairs by their number, made in the process that reads them."""
 
     def __init__(self, source: Any, generator: PairGenerator | None, order: Sequence[int]) -> None:
         self.source = source

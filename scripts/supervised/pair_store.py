@@ -284,8 +284,8 @@ class PairStore:
         """
         if not self.extra["ref"] and self.volume is None:
             raise self._error(
-                "has neither ref nor reference; name the volume of reference sections by "
-                "the setting `reference`"
+                "has neither ref nor reference; name the volume of reference sections by the "
+                "setting reference"
             )
 
     def identity(self, indexes: Sequence[int]) -> str:

@@ -37,7 +37,7 @@ from scripts.runtime.lock import locked_folders
 from scripts.runtime.progress import progress_bar
 from scripts.runtime.storage import check_space, file_hash, publish_folder, write_whole
 from scripts.settings.image_pairs import image_name
-from scripts.settings.supervised import PredictFieldsConfig
+from scripts.settings.predict_fields import PredictFieldsConfig
 from scripts.spatial.jacobian import jacobian_summary
 from scripts.spatial.transforms import resample
 from scripts.supervised.field_metrics import label_metrics, mean_metrics, pair_metrics

@@ -18,7 +18,7 @@ from scripts.engines.run_state import RunState
 from scripts.networks.wrapping import unwrapped
 from scripts.pairwise.measurement import Measurement, error_texts
 from scripts.runtime.storage import write_whole
-from scripts.settings.supervised import TrainFieldsConfig
+from scripts.settings.train_fields import TrainFieldsConfig
 from scripts.supervised.field_network import FieldNetwork
 from scripts.supervised.loading import FieldPairs
 from scripts.supervised.saving import network_path, save_field_network

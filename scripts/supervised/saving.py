@@ -14,7 +14,7 @@ from scripts.networks.checkpoint import load_checkpoint
 from scripts.networks.described import FORMAT, description_in
 from scripts.runtime.input_files import read_json
 from scripts.runtime.storage import publish_folder, write_whole
-from scripts.settings.supervised import NETWORKS, TrainFieldsConfig, TrainFieldsModelConfig
+from scripts.settings.train_fields import NETWORKS, TrainFieldsConfig, TrainFieldsModelConfig
 from scripts.supervised.field_network import STANDARDISATION, FieldNetwork
 from scripts.supervised.global_network import GlobalNetwork
 from scripts.supervised.loading import FieldPairs
@@ -188,7 +188,7 @@ def save_field_network(
 
 
 def _saved(path: Path) -> tuple[Path, dict[str, Any]]:
-    """What was saved, wherever of its two places it lies: file, and its content."""
+    """The saved file, together or separate, and its content."""
     file, folder = _places(path)
     if not file.exists() and (folder / "weights.pt").is_file():
         about = folder / "network.json"
@@ -202,13 +202,13 @@ def _saved(path: Path) -> tuple[Path, dict[str, Any]]:
         except (ValueError, AttributeError) as error:
             raise CheckpointError(f"{folder / 'weights.pt'}: is damaged: {error}") from error
         if not same:
-            raise CheckpointError(f"{about}: isn't of the weights that lie beside it")
+            raise CheckpointError(f"{about}: isn't of the weights beside it")
         return folder / "weights.pt", {"network": weights}
     return file, load_checkpoint(file)
 
 
 def load_field_network(path: str | Path, network: str) -> FieldNetwork:
-    """A saved network, ready to be asked.
+    """A saved network, ready to predict.
 
     Args:
         path: of its file, or of the folder that it was saved to separately.

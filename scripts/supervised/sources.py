@@ -17,8 +17,8 @@ from scipy.ndimage import gaussian_filter, map_coordinates
 from scripts.errors import CohortError, ConfigurationError
 from scripts.pairwise.network_grid import between_0_and_1
 from scripts.runtime.input_files import check_file, check_fits, say
+from scripts.settings.make_pairs import MakePairsConfig
 from scripts.settings.section import check_relative
-from scripts.settings.supervised import MakePairsConfig
 from scripts.spatial.volumes import read_volume
 from scripts.supervised.pair_store import PairStore
 from scripts.supervised.reference_volume import read_array_file, to_bytes
@@ -36,7 +36,7 @@ class SourcePair:
     Attributes:
         reference: ``(*shape)`` uint8.
         moving: the image that is deformed, ``(*shape)`` uint8.
-        field: what brings it to the reference; None: it lies on it.
+        field: displacement from the reference to it; None: it is aligned.
         inverse: the field back.
         p: position, micrometres.
         image_id: number of the image.

@@ -20,7 +20,8 @@ from scripts.losses.images import image_loss
 from scripts.losses.perceptual import load_perceptual_loss
 from scripts.networks.precision import autocast
 from scripts.networks.wrapping import unwrapped
-from scripts.settings.supervised import TrainFieldsConfig, mixture_of
+from scripts.settings.field_losses import mixture_of
+from scripts.settings.train_fields import TrainFieldsConfig
 from scripts.supervised.field_metrics import pair_metrics
 from scripts.supervised.field_network import FieldNetwork
 from scripts.supervised.global_network import GlobalNetwork

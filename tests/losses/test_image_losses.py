@@ -11,7 +11,7 @@ from scripts.losses.images import (
     SignalToNoiseLoss,
     image_loss,
 )
-from scripts.settings.supervised import IMAGE_LOSSES
+from scripts.settings.field_losses import IMAGE_LOSSES
 
 NAMES = [name for name in IMAGE_LOSSES if not name.startswith("perceptual")]
 

@@ -5,14 +5,10 @@ from __future__ import annotations
 import pytest
 
 from scripts.errors import ConfigurationError
-from scripts.settings.supervised import (
-    FIELD_LOSSES,
-    IMAGE_LOSSES,
-    MakePairsConfig,
-    PredictFieldsConfig,
-    TrainFieldsConfig,
-    mixture_of,
-)
+from scripts.settings.field_losses import FIELD_LOSSES, IMAGE_LOSSES, mixture_of
+from scripts.settings.make_pairs import MakePairsConfig
+from scripts.settings.predict_fields import PredictFieldsConfig
+from scripts.settings.train_fields import TrainFieldsConfig
 
 PAIRS = {"pairs": "a.h5"}
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from small_pairs import SHAPE, sections
 
-from scripts.settings.supervised import MakePairsConfig
+from scripts.settings.make_pairs import MakePairsConfig
 from scripts.supervised.making import PairMaker
 
 

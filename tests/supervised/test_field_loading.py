@@ -12,7 +12,7 @@ from small_pairs import SHAPE, copied
 from torch.utils.data import DataLoader
 
 from scripts.errors import CohortError, ConfigurationError
-from scripts.settings.supervised import (
+from scripts.settings.train_fields import (
     FIELD_AUGMENTATIONS,
     TrainFieldsAugmentConfig,
     TrainFieldsConfig,

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from scripts.errors import CheckpointError, StorageError
-from scripts.settings.supervised import TrainFieldsConfig
+from scripts.settings.train_fields import TrainFieldsConfig
 from scripts.supervised.loading import open_field_pairs
 from scripts.supervised.saving import (
     build_field_network,
@@ -136,7 +136,7 @@ def test_a_description_that_is_not_of_its_weights_is_refused(made, tmp_path):
     said = json.loads(about.read_text())
     said["shape"] = [99, 99]
     about.write_text(json.dumps(said))
-    with pytest.raises(CheckpointError, match="isn't of the weights that lie beside it"):
+    with pytest.raises(CheckpointError, match="isn't of the weights beside it"):
         load_field_network(path, "local")
     about.write_text("{")
     with pytest.raises(CheckpointError, match="is no JSON"):

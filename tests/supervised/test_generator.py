@@ -7,7 +7,7 @@ import pytest
 import torch
 from small_pairs import sections
 
-from scripts.settings.supervised import MakePairsConfig
+from scripts.settings.make_pairs import MakePairsConfig
 from scripts.supervised.generator import (
     Displacements,
     PairGenerator,

@@ -16,7 +16,7 @@ from scripts.cohort import DensityMap, Subject
 from scripts.cohort.density import subject_density
 from scripts.errors import CohortError, ConfigurationError
 from scripts.runtime.storage import file_hash
-from scripts.settings.supervised import MakePairsConfig
+from scripts.settings.make_pairs import MakePairsConfig
 from scripts.spatial.fields import field_names, read_field, write_field
 from scripts.supervised.loading import check_pairs
 from scripts.supervised.making import PairMaker

@@ -12,7 +12,7 @@ import pytest
 @pytest.mark.parametrize(
     "name",
     [
-        "losses.images", "metrics.fields", "settings.supervised", "supervised.layers",
+        "losses.images", "metrics.fields", "settings.field_losses", "supervised.layers",
         "supervised.making", "supervised.reference_volume",
     ],
 )  # fmt: skip
