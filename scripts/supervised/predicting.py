@@ -29,13 +29,18 @@ from scripts.registration.images import ReadImage
 from scripts.registration.pair_output import (
     PairFields,
     require_no_fold,
-    room_for_pairs,
     write_pair,
 )
 from scripts.runtime.input_files import read_json
 from scripts.runtime.lock import locked_folders
 from scripts.runtime.progress import progress_bar
-from scripts.runtime.storage import check_space, file_hash, publish_folder, write_whole
+from scripts.runtime.storage import (
+    check_space,
+    check_writable,
+    file_hash,
+    publish_folder,
+    write_whole,
+)
 from scripts.settings.image_pairs import image_name
 from scripts.settings.predict_fields import PredictFieldsConfig
 from scripts.spatial.jacobian import jacobian_summary
@@ -231,7 +236,7 @@ class FieldPredictor:
         self._file: Any = None
         self._done = 0
         if isinstance(dataset, ImagePairFiles):
-            room_for_pairs(self.folder, settings.fixed, settings.moving, fields=True)
+            check_writable(self.folder)
         else:
             d = len(dataset.store.shape)
             voxels = len(dataset) * int(np.prod(dataset.store.shape))
