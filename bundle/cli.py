@@ -78,6 +78,16 @@ JOBS = {
     "align": Job("configs/align.yaml", "aligning", "bring a native cohort to one affine space"),
     "refine": Job("configs/refine.yaml", "refining", "bring images to a fixed one by optimisation"),
     "warp": Job("configs/warp.yaml", "warping", "resample images once through several transforms"),
+    "tract-stats": Job(
+        "configs/tract_stats.yaml",
+        "measuring",
+        "measure images under each tract of the atlas in subjects' space",
+    ),
+    "warp-streamlines": Job(
+        "configs/warp_streamlines.yaml",
+        "warping_streamlines",
+        "move streamlines into template space or back",
+    ),
     "evaluate": Job(
         "configs/evaluate.yaml", "evaluating", "hold an atlas against subjects it wasn't made of"
     ),
