@@ -182,3 +182,21 @@ def test_maps_are_not_kept_behind_a_link_that_leads_out(tmp_path: Path) -> None:
     with pytest.raises(CohortError, match="a link that leads out"):
         counting.Counting(grid, None).map_of("sub-1", FoundMap(dataset / "sub-1.tck", 0, None))
     assert list(elsewhere.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "3", "{", "[" * 99_999, '{"tractogram": "$1"}', '{"streamlines": 1e400}',
+     '{"tractogram": "../../x", "sha256": "@x", "streamlines": "%x", "outside": 0, "left": 0}',
+     '{"tractogram": "x", "sha256": "x", "streamlines": -1, "outside": 0, "left": 0}',
+     '{"tractogram": "x", "sha256": "x", "streamlines": true, "outside": 0, "left": 0}'],
+)  # fmt: skip
+def test_a_description_that_is_none_is_made_anew(dataset: Path, text: str) -> None:
+    whole = read_cohort(dataset, settings()).identity()
+    kept = sorted((dataset / ".density_maps").glob("*.json"))
+    before = [path.read_text() for path in kept]
+    assert before
+    for path in kept:
+        path.write_text(text)
+    assert read_cohort(dataset, settings()).identity() == whole
+    assert [path.read_text() for path in kept] == before
