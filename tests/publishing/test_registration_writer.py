@@ -80,9 +80,9 @@ def test_a_new_registration_takes_the_place_of_the_earlier_one_and_a_failed_one_
 ):
     _, folder = write([torch.zeros(1)])
     (folder / "sub-1" / "stale").touch()
+    write_mark(folder / "sub-1")  # or it were somebody else's
     write([noise])
     assert (folder / "sub-1" / "stale").exists()
-    write_mark(folder / "sub-1")
     write([torch.zeros(1)], save_fields=False)
     assert sorted(path.name for path in (folder / "sub-1").iterdir()) == [
         MARK,
