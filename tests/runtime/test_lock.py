@@ -336,7 +336,8 @@ def test_without_flock_a_judging_that_never_ends_is_told(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     "text",
     ["", "[" * 100_000, '{"pid": 1e400}', '{"pid": 1, "since": Infinity}',
-     '{"pid": 1, "since": NaN}', '{"pid": true, "since": 1}', '{"pid": "$1", "since": 1}', '{"pid": 1, "since": 1' + " " * 9999,
+     '{"pid": 1, "since": NaN}', '{"pid": true, "since": 1}', '{"pid": "$1", "since": 1}',
+     '{"pid": 1, "since": 1' + " " * 9999,
      "{" + '"a":{' * 999, '{"pid": ' + "9" * 5000 + ', "since": 1}'],
 )  # fmt: skip
 def test_nonsense_in_a_lock_file_names_nobody(text: str, tmp_path: Path) -> None:
