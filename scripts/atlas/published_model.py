@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from scripts.atlas.description_rules import require_usable
+from scripts.atlas.model_rules import require_usable
 from scripts.atlas.network import AtlasNetwork
 from scripts.cohort import CovariateCoding
 from scripts.errors import CheckpointError, ConfigurationError
