@@ -1,4 +1,4 @@
-"""Whether a published atlas is still what its description says, recomputed from its files."""
+"""Checks whether a published atlas matches its description, by recomputing from its files."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from scripts.spatial.warp import warp
 __all__ = ["MAP_TOLERANCE", "Check", "Verification", "verify_atlas"]
 
 MAP_TOLERANCE = 2e-5
-"""How far a resampled density may lie from the published one, as a share of its maximum.
+"""Largest difference of a resampled density from the published one, as a share of its maximum.
 
-Fields lie on disk in float32 millimetres and are sampled at float32 coordinates: together about
+Fields are stored as float32 millimetres and sampled at float32 coordinates: together about
 1e-5 of a voxel on a grid of 256, and a density changes by at most its maximum over a voxel.
 """
 JACOBIAN_TOLERANCE = 1e-4
-"""How far a determinant may lie from the published one."""
-_RELATIVE = 1e-5  # what float32 maps and mixture shares of six decimals leave open
+"""Largest difference of a determinant from the published one."""
+_RELATIVE = 1e-5  # precision of float32 maps and of mixture shares with six decimals
 
 _WITHOUT_FIELDS = ("averaged", "barycentre")
 
@@ -46,14 +46,14 @@ _UNREADABLE = (CohortError, OSError, OverflowError, ValueError)
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was looked at.
+    """One check.
 
     Attributes:
         kind: ``description``, ``code``, ``library``, ``input``, ``divisor``, ``file``, ``field``
             or ``map``.
-        name: of the file, or what of the subject.
-        outcome: ``not checked`` is no disagreement: what it takes was never published.
-        detail: what was found in place of what.
+        name: of the file, or of the subject's part.
+        outcome: ``not checked`` is no disagreement: the necessary data were never published.
+        detail: the recomputed and the expected value.
     """
 
     kind: str
@@ -63,13 +63,13 @@ class Check:
 
     @property
     def fails(self) -> bool:
-        """Whether the atlas isn't what its description says."""
+        """Whether the atlas doesn't match its description."""
         return self.outcome not in ("agrees", "not checked")
 
 
 @dataclass(frozen=True)
 class Verification:
-    """All that was looked at in one atlas.
+    """All checks of one atlas.
 
     Attributes:
         folder: of the atlas.
@@ -81,11 +81,11 @@ class Verification:
 
     @property
     def failures(self) -> list[Check]:
-        """What doesn't agree."""
+        """The checks that don't agree."""
         return [check for check in self.checks if check.fails]
 
     def table(self) -> str:
-        """What agrees as a count a kind, everything else by name."""
+        """A count of agreeing checks per kind, and all others by name."""
         agreeing = Counter(check.kind for check in self.checks if check.outcome == "agrees")
         rows = [("agrees", kind, f"{count} of them") for kind, count in agreeing.items()]
         rows += [
@@ -97,10 +97,10 @@ class Verification:
         return "\n".join(f"{a:{widths[0]}}  {b:{widths[1]}}  {c}" for a, b, c in rows)
 
     def require(self) -> None:
-        """Go on only if everything agrees.
+        """Raise an error unless everything agrees.
 
         Raises:
-            VerificationError: naming what doesn't.
+            VerificationError: names the checks that don't agree.
         """
         found = self.failures
         if found:
@@ -115,24 +115,24 @@ def verify_atlas(folder: str | Path) -> Verification:
     """Recompute everything that can be recomputed of a published atlas.
 
     Hashes of the inputs and of the published files, the divisors, each field's Jacobian, and the
-    statistics maps from inputs and fields. The template (``mean``) is learned and has its hash
-    alone. One subject is in memory at a time.
+    statistics maps from inputs and fields. The template (``mean``) is learned, so only its hash is
+    checked. One subject is in memory at a time.
 
-    A hash proves that a file is the one that was published, not who published it: who rewrites a
-    file together with its hash isn't found out by the hash, but is by the recomputed numbers.
+    A hash shows that a file is unchanged, not who published it. If somebody replaces a file
+    together with its hash, the recomputed numbers still reveal it.
 
     Args:
         folder: ``<output_dir>/<output_subdir>``.
 
     Raises:
-        VerificationError: if there is no atlas, or its description can't be understood.
+        VerificationError: there is no atlas, or its description is invalid.
     """
     root = Path(folder)
     about = _load(root / "atlas.json")
     try:
         return Verification(root, tuple(_checks(root, about)))
     except (AttributeError, IndexError, KeyError, TypeError) as error:
-        # Only the description brings mappings whose keys and kinds aren't ours to choose.
+        # Only the description contains mappings with keys and types that we don't choose.
         reason = f"{type(error).__name__}: {error}"
         raise VerificationError(
             f"{root / 'atlas.json'}: not the description of an atlas that this version can check "
@@ -151,7 +151,7 @@ def _checks(root: Path, about: dict[str, Any]) -> Iterator[Check]:
 
 
 def _maker_checks(about: dict[str, Any]) -> Iterator[Check]:
-    """Whether the same code and libraries are at work here; others are told, and are no failure."""
+    """Compare code and libraries with those of the atlas; differences aren't failures."""
     made, here = about.get("code"), code_identity()
     if made is None:
         yield Check("code", "", "not checked", "was not recorded")
@@ -181,7 +181,7 @@ def _load(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise VerificationError(f"{path}: damaged: {error}") from error
     if not isinstance(found, dict):
-        raise VerificationError(f"{path}: damaged: holds no mapping")
+        raise VerificationError(f"{path}: damaged: not a JSON object")
     return found
 
 
@@ -204,7 +204,7 @@ def _file_checks(root: Path, recorded: dict[str, str]) -> Iterator[Check]:
         for path in sorted(root.rglob("*"))
         if path.is_file()
     }
-    there.pop("atlas.json", None)  # has a hash of its own
+    there.pop("atlas.json", None)  # its hash is stored separately
     for name in sorted(recorded.keys() | there.keys()):
         if name not in there:
             yield Check("file", name, "missing")
@@ -248,7 +248,7 @@ def _divisor_check(subject: str, path: Path, recorded: float, normalisation: str
 
 
 class _Recomputed:
-    """The statistics of one template's subjects, and how far they are certain.
+    """The statistics of one template's subjects, and their uncertainty.
 
     Args:
         shape: ``(C, *grid)``.
@@ -262,7 +262,7 @@ class _Recomputed:
         self.unknown: list[str] = []
 
     def add(self, density: np.ndarray, weight: float) -> None:
-        """Take in one subject in template space."""
+        """Add one subject in template space."""
         self.statistics.add(density, weight)
         self.largest = max(self.largest, float(density.max()))
         open_range = MAP_TOLERANCE * float(density.max())
@@ -270,7 +270,7 @@ class _Recomputed:
         self.perhaps += weight * (density > self.statistics.presence_value - open_range)
 
     def ranges(self, threshold: float) -> dict[str, Callable[[np.ndarray], np.ndarray]]:
-        """For each map, which voxels of a published one may be as they are."""
+        """For each map, the voxels whose published value is possible."""
         maps = self.statistics.maps(None, threshold)
         n, mean = self.statistics.subjects, self.statistics.sample_mean
         reach = MAP_TOLERANCE * self.largest
@@ -285,7 +285,7 @@ class _Recomputed:
             ratio = np.divide(spread, mean, out=np.zeros_like(mean), where=mean > reach)
             off = np.divide(reach * (1 + ratio), mean, out=np.zeros_like(mean), where=mean > reach)
             is_ratio = np.abs(found - ratio) <= off + _RELATIVE * ratio
-            # At the threshold itself either side may have been taken.
+            # At the threshold itself a voxel may count as present or absent.
             return np.where(mean > firm - 2 * reach, is_ratio, False) | np.where(
                 mean < firm + 2 * reach, found == 0, False
             )
@@ -304,7 +304,7 @@ class _Recomputed:
 
 
 def _numbers(root: Path, about: dict[str, Any]) -> Iterator[Check]:
-    """Jacobians and maps, from one pass over the subjects."""
+    """Check Jacobians and maps in one pass over the subjects."""
     settings = about["settings"]
     plain = about["kind"] in _WITHOUT_FIELDS
     names = [subject["subject"] for subject in about["cohort"]["subjects"]]
@@ -324,7 +324,7 @@ def _numbers(root: Path, about: dict[str, Any]) -> Iterator[Check]:
     try:
         jacobians = _load(root / "jacobian.json")
     except VerificationError:
-        jacobians = {}  # the table of files tells
+        jacobians = {}  # reported by the table of files
     for name in sorted(jacobians.keys() - set(names)):
         yield Check("field", f"jacobian.json: {name}", "unexpected", "no subject of the cohort")
     for subject in about["cohort"]["subjects"]:
@@ -344,7 +344,7 @@ def _numbers(root: Path, about: dict[str, Any]) -> Iterator[Check]:
             density = _density(subject, shape, crop)
             moved = _moved(density, fields[field_names(name)[0]])
         except (*_UNREADABLE, KeyError):
-            moved = None  # an input or a field that is already told of
+            moved = None  # the input or field has already been reported
         for k, weight in enumerate(weights):
             if weight < NEGLIGIBLE_SHARE and k != home:
                 continue
@@ -362,7 +362,7 @@ def _numbers(root: Path, about: dict[str, Any]) -> Iterator[Check]:
 def _plain_maps(
     root: Path, about: dict[str, Any], gathered: _Recomputed, shape: tuple[int, ...], crop: CropBox
 ) -> Iterator[Check]:
-    """Maps of a cohort as it lies, without fields."""
+    """Maps of an unregistered cohort, without fields."""
     for subject in about["cohort"]["subjects"]:
         try:
             gathered.add(_density(subject, shape, crop), 1.0)
@@ -372,7 +372,7 @@ def _plain_maps(
 
 
 def _way(file: str) -> str:
-    """``from-subject_to-template`` or the reverse, out of a field's file name."""
+    """``from-subject_to-template`` or the reverse, from a field's file name."""
     stem = file.removesuffix("_mode-image_xfm.nii.gz")
     return stem[stem.rindex("_from-") + 1 :]
 
@@ -405,16 +405,16 @@ def _jacobian_check(
 ) -> Check:
     name = f"{subject} {way}"
     if way not in recorded:
-        return Check("field", name, "missing", "jacobian.json doesn't tell of it")
+        return Check("field", name, "missing", "jacobian.json has no entry for it")
     u = torch.as_tensor(field)
     found = jacobian_summary(u)
     near_fold = float((jacobian_determinant(u).abs() <= JACOBIAN_TOLERANCE).double().mean())
     for key, value in found.items():
         told = float(recorded[way][key])
         reach = JACOBIAN_TOLERANCE * (1 + abs(value))
-        if "share" in key:  # only what is nearly folded may have been counted otherwise
+        if "share" in key:  # only cells that nearly fold may have been counted differently
             reach = near_fold + 1e-9
-        if not abs(told - value) <= reach:  # nor is NaN near anything
+        if not abs(told - value) <= reach:  # also catches NaN
             return Check("field", name, "differs", f"{key} {value:.6g}, recorded {told:.6g}")
     return Check("field", name, "agrees")
 
@@ -422,11 +422,11 @@ def _jacobian_check(
 def _map_checks(
     root: Path, folder: Path, recomputed: _Recomputed, about: dict[str, Any]
 ) -> Iterator[Check]:
-    learned = about["kind"] != "averaged"  # or transported: the mean isn't that of the subjects
+    learned = about["kind"] != "averaged"  # or transported: the mean isn't the subjects' mean
     wanted = about["settings"]["emit_baseline_maps"]
     emitted = [name for name in wanted if not (learned and name == "mean")]
     if recomputed.statistics.subjects == 0 and not recomputed.unknown:
-        return  # a template of no subject has no maps
+        return  # a template without subjects has no maps
     labels = {name: str((folder / f"atlas_{name}.nii.gz").relative_to(root)) for name in emitted}
     if recomputed.unknown:
         for name in emitted:
@@ -444,7 +444,7 @@ def _map_checks(
         wrong = ~ranges[name](found)
         if wrong.any():
             voxel = tuple(int(i) for i in np.argwhere(wrong)[0][1:])
-            detail = f"{int(wrong.sum())} voxels aren't what fields and inputs give, first {voxel}"
+            detail = f"{int(wrong.sum())} voxels differ from fields and inputs, first {voxel}"
             yield Check("map", labels[name], "differs", detail)
         else:
             yield Check("map", labels[name], "agrees")

@@ -1,4 +1,4 @@
-"""What a registered pair of images leaves: transforms and moved images, in both directions."""
+"""Output of a registered pair: transforms and warped images, in both directions."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class PairFields:
     """Both displacements of a pair, ``(1, d, *shape)`` in voxels of the fixed grid.
 
     Attributes:
-        forward: a fixed point x is read at ``matrix (x + forward(x))``.
-        inverse: a moving point y comes from ``z + inverse(z)`` with ``z = matrix^-1 y``.
+        forward: a fixed point x corresponds to ``matrix (x + forward(x))``.
+        inverse: a moving point y corresponds to ``z + inverse(z)`` with ``z = matrix^-1 y``.
     """
 
     forward: torch.Tensor
@@ -37,16 +37,16 @@ class PairFields:
 def room_for_pairs(
     folder: str | Path, fixed: str | Path, moving: Sequence[str | Path], fields: bool
 ) -> None:
-    """Make sure that what `write_pair` writes of these images fits, by their headers.
+    """Check that the disk has room for what `write_pair` writes, from the images' headers.
 
     Args:
-        folder: where to.
-        fixed: the image that is wanted.
-        moving: those that are brought to it.
+        folder: destination.
+        fixed: the fixed image.
+        moving: the moving images.
         fields: whether displacements are written too.
 
     Raises:
-        StorageError: with the arithmetic.
+        StorageError: with the sizes.
     """
     voxels, channels = voxels_of(fixed)
     images = sum(channels * (voxels + voxels_of(path)[0]) for path in moving)
@@ -57,7 +57,7 @@ def room_for_pairs(
 def pairs_with_room(
     settings: ImagePairs, folder: str | Path, fields: bool = False
 ) -> list[dict[str, str]]:
-    """The pairs of the settings, for which there is room; see `room_for_pairs`."""
+    """The pairs of the settings, after checking the disk space; see `room_for_pairs`."""
     room_for_pairs(folder, settings.fixed, settings.moving, fields)
     return settings.pairs()
 
@@ -66,14 +66,14 @@ def require_no_fold(path: str | Path, jacobian: dict[str, dict[str, float]], adv
     """Refuse fields whose Jacobian determinant isn't positive everywhere.
 
     Args:
-        path: of the moving image, for the message.
+        path: of the moving image, for messages.
         jacobian: `jacobian_summary` of each field.
-        advice: what to do about it.
+        advice: what to do, for messages.
 
     Raises:
-        FoldingError: by either scheme of differences.
+        FoldingError: a determinant by either difference scheme is <= 0 or not finite.
     """
-    # Not `<= 0`: what isn't finite proves nothing.
+    # Not `<= 0`: this also catches NaN.
     if not all(one["min"] > 0 and one["corner_min"] > 0 for one in jacobian.values()):
         smallest = min(min(one["min"], one["corner_min"]) for one in jacobian.values())
         raise FoldingError(
@@ -89,20 +89,20 @@ def write_pair(
     matrix: np.ndarray,
     fields: PairFields | None = None,
 ) -> np.ndarray:
-    """Affine files and fields in both directions, and each image on the other's grid.
+    """Write affine files and fields in both directions, and each image on the other's grid.
 
     Each image is interpolated once.
 
     Args:
-        folder: where to.
+        folder: destination.
         name: of the pair.
-        fixed: the image that was wanted.
-        moving: the one that was brought to it.
-        matrix: ``(4, 4)``, RAS mm, fixed point to moving point.
-        fields: that come before the matrix.
+        fixed: the fixed image.
+        moving: the moving image.
+        matrix: ``(4, 4)``, RAS mm, from fixed point to moving point.
+        fields: displacements, applied before the matrix.
 
     Returns:
-        the moving image on the fixed grid, ``(C, X, Y, Z)``.
+        The moving image on the fixed grid, ``(C, X, Y, Z)``.
     """
     d = fixed.spatial_dims
     there: Transform = AffineTransform(matrix)

@@ -114,7 +114,7 @@ def test_a_device_that_is_not_there_names_the_verbs_own_key(verb: str, place: Pl
     block, words = DEVICES[verb]
     code, error = place.refuse(verb, *words, f"--{block}#device", ABSENT)
     assert code == ConfigurationError.exit_code, error
-    assert f"{block}.device: '{ABSENT}' asks for a CUDA device" in error
+    assert f"{block}.device: '{ABSENT}' is a CUDA device" in error
     assert only_names(error, block)
 
 

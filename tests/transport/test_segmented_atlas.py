@@ -84,7 +84,7 @@ def test_what_has_no_classes_is_told(tmp_path, data, message):
 
 
 def test_an_empty_folder_twins_and_bad_names_are_told(tmp_path):
-    with pytest.raises(TractogramError, match="holds no tractogram"):
+    with pytest.raises(TractogramError, match="contains no tractogram"):
         read_atlas(tmp_path, "label", None)
     write_tractogram(tmp_path / "a.tck", lines(2))
     write_tractogram(tmp_path / "a.trk", lines(2))
