@@ -300,8 +300,8 @@ def read_participants(
         option: the setting that names the file, for messages.
         categorical_option: the setting that names categories.
 
-    CohortError: the table can't be used; the message names the file and the line.
-        CohortError: naming the file and the line.
+    Raises:
+        CohortError: the table can't be used; the message names the file and the line.
     """
     file = Path(path)
     try:

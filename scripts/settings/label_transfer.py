@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 from pydantic import field_validator
 
-from scripts.settings.section import Integer, Number, Section, Text, setting
+from scripts.settings.section import Integer, Number, Section, Size, Text, setting
 
 __all__ = ["LabelTransferConfig", "load_label_transfer"]
 
@@ -61,15 +61,15 @@ class LabelTransferConfig(Section):
         "geomloss: GeomLoss' multiscale solver (needs geomloss and pykeops; else ours is used).",
         "auto, dense, multiscale or geomloss",
     )
-    n_clusters: Integer | None = setting(
+    n_clusters: Size | None = setting(
         None,
         "Number of clusters on each side for multiscale and geomloss. Null: a tenth of the fibres, "
         "at most 1,000.",
         ge=1,
     )
-    seed: Integer = setting(0, "Seed of the initial cluster centres.", ge=0)
-    device: Text = setting("cpu", "Device for the computation.", "cpu, cuda or cuda:<number>")
-    threads: Integer | None = setting(None, "CPU threads. Null: torch's setting.", ge=1)
+    seed: Integer = setting(0, "Of the clusters' first centres.", ge=0)
+    device: Text = setting("cpu", "Where to compute.", "cpu, cuda or cuda:<number>")
+    threads: Size | None = setting(None, "Threads on a CPU. Null: as torch is set.", ge=1)
     format: Literal["trk", "tck", "trx", "vtk"] | None = setting(
         None, "Format of the written tractograms. Null: the subject's format.",
         "null, trk, tck, trx or vtk",

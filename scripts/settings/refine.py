@@ -8,7 +8,17 @@ from typing import ClassVar, Literal
 from pydantic import field_validator
 
 from scripts.settings.image_pairs import ImagePairs
-from scripts.settings.section import Flag, Integer, Integers, Number, Section, Text, Texts, setting
+from scripts.settings.section import (
+    Flag,
+    Integer,
+    Number,
+    Section,
+    Size,
+    Sizes,
+    Text,
+    Texts,
+    setting,
+)
 
 __all__ = ["PairSettings", "RefineConfig", "load_refine"]
 
@@ -29,14 +39,14 @@ class PairSettings(Section):
         "aligned centres of mass; axes: aligned principal axes; search: many rotations.",
         "a list of different ones of identity, centre, axes, search",
     )
-    levels: Integers = setting(
+    levels: Sizes = setting(
         [4, 2],
         "Reductions of the images, from coarse to fine, in units of the fixed image's smallest "
         "voxel side.",
         "a non-empty list of falling integers >= 1",
     )
     iterations: Integer = setting(80, "Largest number of gradient steps per level.", ge=1)
-    window: Integer = setting(
+    window: Size = setting(
         8,
         "Number of steps in which the loss must improve by `tolerance`; otherwise the steps "
         "shrink, and finally the level ends.",
@@ -48,7 +58,7 @@ class PairSettings(Section):
         "Similarity measure: the correlation of the whole images, or of local windows.",
         "correlation or local_correlation",
     )
-    correlation_window: Integer = setting(
+    correlation_window: Size = setting(
         5, "Side of the local correlation's window, voxels of the level.", "an odd integer >= 3",
         ge=3,
     )  # fmt: skip
