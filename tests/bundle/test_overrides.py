@@ -101,7 +101,7 @@ def test_command_lines(words, files, overrides):
         (["stray"], "unexpected argument 'stray'"),
         (["--a", "1", "2"], "unexpected argument '2'"),
         (["--"], "'--' names no key"),
-        (["--=1"], "'--=1' names no key"),
+        (["--=1"], "'--=1' has no key"),
         (["--config_file"], "--config_file needs a path"),
     ],
 )

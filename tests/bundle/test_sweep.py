@@ -75,12 +75,12 @@ def test_every_combination_is_run_in_order():
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--fold", "0"], "nothing varies"),
+        (["--fold", "0"], "no setting varies"),
         (["--fold", "1,1"], "--fold names a value twice"),
         (["--a#lr", "x,y", "--nope", "1"], "has no"),
         (["--fold", "0,1", "--nope", "1"], "has no nope"),
         (["--output_dir", "a,b"], "output_dir and ckpt_dir can't vary"),
-        (["--fold", "0,1", "--config_file", "a.yaml"], "--config_file has no place"),
+        (["--fold", "0,1", "--config_file", "a.yaml"], "--config_file can't be used"),
         (["stray"], "unexpected argument 'stray'"),
     ],
 )
