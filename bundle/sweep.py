@@ -75,9 +75,7 @@ def planned_runs(overrides: Mapping[str, Any]) -> list[SweepRun]:
         every = {key: varied.get(key) or _text(value) for key, value in overrides.items()}
         runs.append(SweepRun(re.sub(r"[^\w.+=-]+", "-", name), varied, every))
     if len({run.name for run in runs}) < len(runs):
-        raise UsageError(
-            "two runs would share a folder: their values differ only in punctuation"
-        )
+        raise UsageError("two runs would share a folder: their values differ only in punctuation")
     return runs
 
 
@@ -172,9 +170,7 @@ def _run(verb: str, run: SweepRun, place: Path, root: Path) -> tuple[str, float]
             )
             try:
                 code = process.wait()
-            except (
-                BaseException
-            ):  # the sweep is stopped: also stop the run, which saves its state
+            except BaseException:  # the sweep is stopped: also stop the run, which saves its state
                 process.terminate()
                 process.wait()
                 raise

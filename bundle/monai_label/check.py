@@ -184,9 +184,7 @@ def _tiny_archive(root: Path, work: Path, studies: Path) -> tuple[Path, float]:
 def _study_names(studies: Path) -> list[str]:
     names = sorted(path.name.removesuffix(".nii.gz") for path in studies.glob("*.nii.gz"))
     if len(names) < 2:
-        raise LabelCheckError(
-            f"{studies} contains {len(names)} maps (.nii.gz), needs at least 2"
-        )
+        raise LabelCheckError(f"{studies} contains {len(names)} maps (.nii.gz), needs at least 2")
     return names
 
 
@@ -294,9 +292,7 @@ def unpack(archive: Path, folder: Path) -> None:
                 parts = PurePosixPath(one.filename).parts
                 link = (one.external_attr >> 16) & 0o170000 == 0o120000
                 if parts[:1] != (NAME,) or ".." in parts or "\\" in one.filename or link:
-                    raise LabelCheckError(
-                        f"{archive}: has {one.filename!r}; nothing is unpacked"
-                    )
+                    raise LabelCheckError(f"{archive}: has {one.filename!r}; nothing is unpacked")
             if packed.testzip() is not None:
                 raise LabelCheckError(f"{archive}: is damaged; nothing is unpacked")
             packed.extractall(folder)
