@@ -40,7 +40,7 @@ def test_a_folder_of_somebody_elses_is_left_alone(tmp_path):
     ("words", "message"),
     [
         (["--archive", "a.zip"], "--archive and --studies go together"),
-        (["--archive", "a.zip", "--studies", "maps"], "there is no a.zip"),
+        (["--archive", "a.zip", "--studies", "maps"], "no such file or folder: a.zip"),
         (["--work", "."], "isn't empty"),
         (["--environment", "."], "contains something else"),
     ],

@@ -142,7 +142,7 @@ def test_two_sweeps_in_one_folder_are_refused(root):
 
 def test_the_verb_knows_its_jobs(capsys):
     assert cli.main(["sweep", "nothing", "--fold", "0,1"]) == cli.EXIT_USAGE
-    assert "a sweep is over one of train, train-affine, train-elastic" in capsys.readouterr().err
+    assert "a sweep needs one of train, train-affine, train-elastic" in capsys.readouterr().err
     assert cli.main(["sweep", "train_affine", "--fld", "0,1"]) == cli.EXIT_USAGE
     assert "did you mean --fold?" in capsys.readouterr().err
 
