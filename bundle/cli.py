@@ -78,6 +78,16 @@ JOBS = {
     "align": Job("configs/align.yaml", "aligning", "align a native cohort to one affine space"),
     "refine": Job("configs/refine.yaml", "refining", "register images to one by optimisation"),
     "warp": Job("configs/warp.yaml", "warping", "resample images once through several transforms"),
+    "tract-stats": Job(
+        "configs/tract_stats.yaml",
+        "measuring",
+        "measure images under each tract of the atlas in subjects' space",
+    ),
+    "warp-streamlines": Job(
+        "configs/warp_streamlines.yaml",
+        "warping_streamlines",
+        "move streamlines into template space or back",
+    ),
     "evaluate": Job(
         "configs/evaluate.yaml", "evaluating", "evaluate an atlas on subjects not used in training"
     ),
@@ -123,7 +133,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(argv: Sequence[str] | None = None) -> int:
     """`main` as the last action of a process: interruptions after it are ignored."""
-    code = main(argv)
+    try:
+        code = main(argv)
+    except KeyboardInterrupt:  # Ctrl-C again, while the first one was told
+        code = EXIT_INTERRUPTED
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, signal.SIG_IGN)
     return _flushed(code)

@@ -358,6 +358,9 @@ def _evaluated(config: Mapping[str, Any], key: str) -> Any:
     """Value of a top-level key, evaluated by MONAI."""
     from monai.bundle import ConfigParser
 
+    from scripts.settings.section import require_expressions
+
+    require_expressions()
     try:
         return ConfigParser(copy.deepcopy(dict(config))).get_parsed_content(key)
     except Exception as error:  # an expression may raise anything

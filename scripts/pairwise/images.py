@@ -28,13 +28,13 @@ from scripts.settings.elastic import LearnedElasticConfig
 from scripts.spatial.grid import Grid
 
 __all__ = [
-    "AffineImages",
     "ImageSubject",
     "OntoNetworkGridd",
+    "PairImages",
     "open_images",
     "pair_dataset",
-    "read_affine_images",
     "read_image",
+    "read_pair_images",
 ]
 
 logger = logging.getLogger(__name__)
@@ -87,7 +87,7 @@ class OntoNetworkGridd(MapTransform):
     Args:
         keys: of lists of paths.
         grid: of the network.
-        log_share: see `LearnedAffineImagesConfig`.
+        log_share: see `PairImagesConfig`.
     """
 
     def __init__(
@@ -118,7 +118,7 @@ class ImageSubject:
 
 
 @dataclass(frozen=True, eq=False)
-class AffineImages:
+class PairImages:
     """The images to learn from, and the network's grid.
 
     Attributes:
@@ -164,9 +164,9 @@ class AffineImages:
         return hashlib.sha256(text.encode()).hexdigest()
 
 
-def read_affine_images(
+def read_pair_images(
     dataset_dir: str | Path, settings: LearnedAffineConfig | LearnedElasticConfig
-) -> AffineImages:
+) -> PairImages:
     """Find, read and check images (or label maps), which may be on different grids.
 
     Raises:
@@ -209,7 +209,7 @@ def read_affine_images(
         "x".join(map(str, grid.shape)),
         grid.spacing,
     )
-    return AffineImages(
+    return PairImages(
         tuple(subjects), tuple(rejected), grid, found.pattern, settings.folds, settings.fold
     )
 
@@ -244,7 +244,7 @@ def open_images(
     dataset_dir: str | Path,
     settings: LearnedAffineConfig | LearnedElasticConfig,
     written: Sequence[str | Path] = (),
-) -> AffineImages:
+) -> PairImages:
     """The images to learn from, after early checks of the device and the output folders.
 
     Args:
@@ -255,11 +255,11 @@ def open_images(
     Raises:
         ConfigurationError: the machine doesn't have the device.
         StorageError: a folder can't be written, or another run is using it.
-        CohortError: see `read_affine_images`.
+        CohortError: see `read_pair_images`.
     """
     open_device(settings.device, settings.key("device"))
     with reserved(written) as users:
-        images = read_affine_images(dataset_dir, settings)
+        images = read_pair_images(dataset_dir, settings)
         users.append(images)
     return images
 
