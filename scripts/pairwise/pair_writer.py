@@ -1,4 +1,4 @@
-"""The handler that publishes what a network of pairs found."""
+"""The handler that publishes the results of a network for pairs."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ class PairWriter(ABC):
         """Publish one pair.
 
         Args:
-            item: with the paths ``fixed`` and ``moving``, and the pair's name as ``subject``.
-            found: what the network gave for it.
+            item: has the paths ``fixed`` and ``moving``, and the pair's name as ``subject``.
+            found: output of the network for the pair.
 
         Raises:
             StorageError: a file can't be written.
