@@ -303,7 +303,7 @@ def test_a_world_matrix_relates_the_worlds_of_any_two_grids():
     [
         (np.ones((9, 9, 9)), "the moving image is constant"),
         (np.full((9, 9, 9), np.nan), "the moving image is not finite"),
-        (np.eye(9), "the moving image has 2 dimensions, the network 3"),
+        (np.eye(9), "the moving image has 2 dimensions, the network has 3"),
     ],
 )
 def test_images_without_sense_are_refused(data, message):

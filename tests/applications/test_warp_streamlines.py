@@ -123,10 +123,10 @@ def test_density_of_warped_streamlines_is_the_warped_density(case, grid):
     ("changes", "error", "message"),
     [
         ({"reference": None}, ConfigurationError, "needs an image of the target space"),
-        ({"transforms": ["absent.nii.gz"]}, CohortError, "no transform absent.nii.gz"),
+        ({"transforms": ["absent.nii.gz"]}, CohortError, "no such transform absent.nii.gz"),
         ({"subjects": []}, ConfigurationError, "subjects"),
         ({"tractogram": ""}, ConfigurationError, "tractogram"),
-        ({"transforms": []}, CohortError, "no atlas"),
+        ({"transforms": []}, CohortError, "not an atlas"),
     ],
 )
 def test_bad_input_names_the_file_or_the_setting(case, changes, error, message):
