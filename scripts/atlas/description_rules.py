@@ -1,7 +1,7 @@
 """Checks of a model's description before a job uses it.
 
-A model from somebody else has a description in its checkpoint: settings, grid, box, covariates. All
-of it is treated as data.
+A model of another group comes with a description in its checkpoint: settings, grid, box,
+covariates. All of it is data.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Paths inside a folder, from names that come from outside.
 
-Names in an ``atlas.json``, a sidecar or a model are data. If joined to a folder unchecked, a name
-such as ``../../home`` leads out of it, and a planted link or pipe can lead anywhere.
+Names in an ``atlas.json``, a sidecar or a model are data. Joined to a folder unchecked, one such as
+``../../home`` leads out of it, and a link or a pipe that was put there leads anywhere.
 """
 
 from __future__ import annotations
