@@ -151,7 +151,7 @@ class CohortRefinement:
         """
         if self._source is not None and self._hash() != self._source:
             raise CheckpointError(
-                f"{self.folder}: was changed while it was being read; nothing is published"
+                f"{self.folder}: changed while it was being read; nothing is published"
             )
 
     def _hash(self) -> str:
