@@ -41,8 +41,9 @@ def checkpoint_bytes(cohort: Cohort, settings: LearnedAtlasConfig) -> dict[str, 
     Returns:
         ``velocities`` of two rounds of refinement, 2 N d R floats with R = B / r^d voxels of the
         reduced box; ``checkpoints``: the weights W once in model.pt and in refinement/state.pt,
-        three times in training.pt and in fine_tuning.pt (with Adam's two moments), and the largest
-        of them once more while it is written; ``cache`` = N C B with ``cache: disk``. W = K C B
+        three times in training.pt and in fine_tuning.pt (with Adam's two moments), all but the
+        first twice, as the checkpoint before the last one is kept, and the largest of them once
+        more while it is written; ``cache`` = N C B with ``cache: disk``. W = K C B
         template + C B support + K d R mean velocity + p (C B + d R) slopes on p columns of
         covariates + the convolutions.
     """
@@ -62,7 +63,7 @@ def checkpoint_bytes(cohort: Cohort, settings: LearnedAtlasConfig) -> dict[str, 
     cached = n * model.channels * box if settings.cohort.cache == "disk" else 0
     return {
         "velocities": rounds * n * d * reduced * _FLOAT,
-        "checkpoints": (1 + 1 + 3 * trained + 3) * weights * _FLOAT,
+        "checkpoints": (1 + 2 * (1 + 3 * trained) + 3) * weights * _FLOAT,
         "cache": cached * _FLOAT,
     }
 

@@ -159,9 +159,7 @@ class SharedLock:
             ours = False
         except BlockingIOError as error:
             os.close(handle)
-            raise StorageError(
-                f"{self.folder}: another run is at work there: {_describe(self.file)}; wait for it"
-            ) from error
+            raise self._taken() from error
         except OSError as error:
             os.close(handle)
             if error.errno not in _NO_FLOCK:
@@ -198,9 +196,12 @@ class SharedLock:
         if owner is not None and (
             owner.get("host") != socket.gethostname() or is_alive(owner["pid"])
         ):
-            raise StorageError(
-                f"{self.folder}: another run is at work there: {_describe(self.file)}; wait for it"
-            )
+            raise self._taken()
+
+    def _taken(self) -> StorageError:
+        return StorageError(
+            f"{self.folder}: another run is using this folder: {_describe(self.file)}; wait for it"
+        )
 
     def release(self) -> None:
         """Let runs in again. In a forked child this does nothing: the lock is its parent's."""
