@@ -299,6 +299,7 @@ def _sweep(arguments: Sequence[str]) -> int:
 
 
 def _run_job(job: Job, arguments: Sequence[str]) -> int:
+    from bundle.folders import check_folders
     from bundle.overrides import (
         UsageError,
         apply_overrides,
@@ -320,6 +321,7 @@ def _run_job(job: Job, arguments: Sequence[str]) -> int:
     config = read_config(files)
     overrides = {**_places(config), **overrides}
     passed = apply_overrides(config, overrides)
+    check_folders(config, overrides)
     settings = early_check(config)
     if job.run_id is None:
         return _check(config, settings)
