@@ -34,6 +34,7 @@ PROGRAM = "tract-atlas" if INSTALLED else "python -m bundle"
 HOME = Path() if INSTALLED else ROOT
 """Where data, models and output lie."""
 DEMO_FOLDER = HOME / "data" / "demo"
+DEMO_STACK_FOLDER = HOME / "data" / "demo_stack"
 MODELS_FOLDER = HOME / "models"
 ARCHIVE = "tract_density_atlas.zip"
 LABEL_ENVIRONMENT = HOME / ".venv-label"
@@ -92,6 +93,12 @@ JOBS = {
     ),
     "cross-validate": Job(
         "configs/evaluate.yaml", "cross_validating", "train and evaluate fold by fold"
+    ),
+    "register-stack": Job(
+        "configs/register_stack.yaml", "registering", "bring serial sections to one frame"
+    ),
+    "apply-stack": Job(
+        "configs/apply_stack.yaml", "applying", "bring other images of the sections there"
     ),
     "labels": Job("configs/transfer_labels.yaml", "labelling", "label streamlines from an atlas"),
     "check": Job("configs/train.yaml", None, "check settings and dataset, and run nothing"),
@@ -242,7 +249,16 @@ def _parser() -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
     demo = verbs.add_parser("demo", help="make the demo cohort, and train nothing")
-    demo.add_argument("--folder", type=Path, default=DEMO_FOLDER, help="where (%(default)s)")
+    demo.add_argument(
+        "--folder",
+        type=Path,
+        help=f"where ({DEMO_FOLDER}; with --stack {DEMO_STACK_FOLDER})",
+    )
+    demo.add_argument(
+        "--stack",
+        action="store_true",
+        help="instead: a stack of serial sections whose true transforms are known",
+    )
     demo.add_argument(
         "--age_effect",
         type=float,
@@ -342,7 +358,10 @@ def _exit_codes() -> str:
 
 def _run_tool(options: argparse.Namespace) -> int:
     if options.verb == "demo":
-        return _demo(options.folder, options.age_effect, options.subjects, options.size)
+        if options.stack:
+            return _demo_stack(options.folder or DEMO_STACK_FOLDER)
+        folder = options.folder or DEMO_FOLDER
+        return _demo(folder, options.age_effect, options.subjects, options.size)
     if options.verb == "density":
         from bundle.density import write_map_of
 
@@ -374,6 +393,13 @@ def _demo(folder: Path, age_effect: float | None, subjects: int, size: int) -> i
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_USAGE
+    return 0
+
+
+def _demo_stack(folder: Path) -> int:
+    from scripts.stack.demo import write_demo_stack
+
+    print(write_demo_stack(folder))
     return 0
 
 

@@ -132,12 +132,17 @@ def luminance(values: np.ndarray) -> np.ndarray:
 # ---------------------------------------------------------------------------------------------
 
 
-def open_stack(settings: StackSettings, order: Sequence[int] | None = None) -> Stack:
+def open_stack(
+    settings: StackSettings,
+    order: Sequence[int] | None = None,
+    usual: tuple[tuple[float, float, float], str] | None = None,
+) -> Stack:
     """Find the sections, and what is known of them as a whole.
 
     Args:
         settings: of the job.
         order: index in the input of each section; None: as they are.
+        usual: spacing and unit where neither settings nor files tell any.
 
     Raises:
         CohortError: fewer than two sections, or they can't be used.
@@ -153,6 +158,9 @@ def open_stack(settings: StackSettings, order: Sequence[int] | None = None) -> S
             f"{block}.order has {len(order)} entries, but the stack {count} sections"
         )
     spacing = settings.spacing or reader.spacing
+    unit = settings.unit or reader.unit
+    if spacing is None and usual is not None:
+        spacing, unit = usual[0], unit or usual[1]
     if spacing is None:
         raise ConfigurationError(
             f"{block}.spacing = null: must be given, for {settings.stack} tells no spacing: "
@@ -160,7 +168,6 @@ def open_stack(settings: StackSettings, order: Sequence[int] | None = None) -> S
         )
     if not (np.isfinite(spacing).all() and min(spacing) > 0):
         raise CohortError(f"{settings.stack}: has a spacing of {spacing}; must be positive")
-    unit = settings.unit or reader.unit
     if unit is None:
         unit = "millimeter"
         logger.warning("%s: tells no unit; taken as millimeter (%s.unit)", settings.stack, block)
