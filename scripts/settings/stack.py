@@ -13,7 +13,6 @@ from pydantic import BeforeValidator, field_validator, model_validator
 from scripts.settings.section import (
     Flag,
     Integer,
-    Integers,
     Number,
     Section,
     Text,
@@ -334,9 +333,7 @@ class RegisterStackConfig(StackSettings):
                     f"{self.pyramid_levels}: give one entry a level, or one number"
                 )
         reductions = self.pyramid_factors
-        if isinstance(reductions, list) and any(
-            b >= a for a, b in itertools.pairwise(reductions)
-        ):
+        if isinstance(reductions, list) and any(b >= a for a, b in itertools.pairwise(reductions)):
             raise ValueError("pyramid_factors must fall from coarse to fine")
         for name, value in self.loss_kwargs.items():
             if name not in _LOSS_OPTIONS[self.loss]:

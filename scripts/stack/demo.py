@@ -38,7 +38,9 @@ def write_demo_stack(folder: str | Path, sections: SerialSections = DEMO) -> str
     """
     target = Path(folder)
     if target.exists() and any(target.iterdir()) and not (target / "truth.json").is_file():
-        raise StorageError(f"{target}: holds something that is no demo stack; choose another folder")
+        raise StorageError(
+            f"{target}: holds something that is no demo stack; choose another folder"
+        )
     with publish_folder(target) as staging:
         shape = (sections.count, *sections.shape)
         images = OmeZarr(staging / "sections.zarr", shape, 0, np.dtype(np.uint8))

@@ -119,9 +119,7 @@ class Objective:
 # ---------------------------------------------------------------------------------------------
 
 
-def _moments(
-    fixed: Level, moving: Level, matrix: np.ndarray, absolute: bool
-) -> list[np.ndarray]:
+def _moments(fixed: Level, moving: Level, matrix: np.ndarray, absolute: bool) -> list[np.ndarray]:
     """``(9, 9)`` moments over the overlap; with ``absolute`` also those over |fixed - moved|."""
     rows = max(1, _BAND // fixed.shape[1])
     sums = [np.zeros((9, 9)), np.zeros((9, 9))]

@@ -80,7 +80,9 @@ def read_multiscale(attributes: Mapping[str, Any]) -> Multiscale | None:
         image = images[0]
         axes = [axis if isinstance(axis, Mapping) else {"name": axis} for axis in image["axes"]]
         names = tuple(str(axis["name"]) for axis in axes)
-        kinds = tuple(str(axis.get("type") or _kind(name)) for axis, name in zip(axes, names))
+        kinds = tuple(
+            str(axis.get("type") or _kind(name)) for axis, name in zip(axes, names, strict=False)
+        )
         units = tuple(axis.get("unit") for axis in axes)
         common = _transform(image.get("coordinateTransformations"), len(names))
         arrays = []
@@ -89,9 +91,13 @@ def read_multiscale(attributes: Mapping[str, Any]) -> Multiscale | None:
             scale, shift = scale * common[0], shift * common[0] + common[1]
             arrays.append(
                 ArrayMetadata(
-                    str(dataset["path"]).strip("/"), names, kinds, tuple(scale.tolist()),
-                    tuple(shift.tolist()), units,
-                )  # fmt: skip
+                    str(dataset["path"]).strip("/"),
+                    names,
+                    kinds,
+                    tuple(scale.tolist()),
+                    tuple(shift.tolist()),
+                    units,
+                )
             )
     except (KeyError, TypeError, IndexError, ValueError, AttributeError) as error:
         raise ValueError(f"its multiscales metadata can't be understood ({error!r})") from error

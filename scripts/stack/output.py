@@ -25,7 +25,7 @@ from scripts.stack.source import Inspection, SectionFacts, Stack
 from scripts.stack.transforms import StackTransforms
 from scripts.stack.workers import Workers
 
-__all__ = ["Cuts", "OUTPUT_FOLDER", "StackOutput", "check_apart", "check_room"]
+__all__ = ["OUTPUT_FOLDER", "Cuts", "StackOutput", "check_apart", "check_room"]
 
 logger = logging.getLogger(__name__)
 
@@ -131,9 +131,7 @@ class StackOutput:
         transforms = self.transforms
         _, y, x = transforms.spacing
         translation = (0.0, transforms.crop.top * y, transforms.crop.left * x)
-        self.zarr.create(
-            "registered", transforms.unit, transforms.spacing, translation, attributes
-        )
+        self.zarr.create("registered", transforms.unit, transforms.spacing, translation, attributes)
         if "tiff" in self.formats:
             (self.folder / "sections").mkdir()
         calls = [

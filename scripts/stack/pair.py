@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from scripts.stack.objective import Measure, Objective
-from scripts.stack.planar import Plane, PlanarModel, corner_distance
+from scripts.stack.planar import PlanarModel, Plane, corner_distance
 from scripts.stack.pyramid import Level, Pyramid, usable_levels
 from scripts.stack.search import MIRROR, Start, search_starts
 
@@ -255,8 +255,10 @@ class _Descent:
             losses.append(loss)
             recent = losses[-schedule.window :]
             stalled = len(recent) == schedule.window and max(recent) - min(recent)
-            if schedule.early_stopping and len(recent) == schedule.window and (
-                stalled < schedule.tolerance
+            if (
+                schedule.early_stopping
+                and len(recent) == schedule.window
+                and (stalled < schedule.tolerance)
             ):
                 break
             values.grad = torch.from_numpy(gradient)

@@ -18,7 +18,7 @@ import numpy as np
 from scripts.errors import CohortError
 from scripts.runtime.input_files import read_json
 from scripts.settings.stack import UNITS
-from scripts.stack.planar import Plane, PlanarModel
+from scripts.stack.planar import PlanarModel, Plane
 from scripts.stack.search import MIRROR
 
 __all__ = ["Wander", "follow", "interpolated", "read_placement", "smooth", "wander_of"]
@@ -86,9 +86,7 @@ def follow(
     return matrices @ slow
 
 
-def _parameters(
-    matrices: Sequence[np.ndarray], model: PlanarModel, plane: Plane
-) -> np.ndarray:
+def _parameters(matrices: Sequence[np.ndarray], model: PlanarModel, plane: Plane) -> np.ndarray:
     """``(n, P)``, angles unwrapped."""
     found = np.stack([model.parameters(matrix, plane) for matrix in matrices])
     found[:, 0] = np.unwrap(found[:, 0])

@@ -7,7 +7,7 @@ from functools import cached_property
 
 import numpy as np
 
-__all__ = ["TRANSFORMATIONS", "Plane", "PlanarModel", "corner_distance"]
+__all__ = ["TRANSFORMATIONS", "PlanarModel", "Plane", "corner_distance"]
 
 TRANSFORMATIONS = ("rigid", "similarity", "affine")
 

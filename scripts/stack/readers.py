@@ -265,9 +265,7 @@ class NiftiSections:
         if len(shape) == 4 and shape[3] == 1:
             shape = shape[:3]
         if len(shape) != 3 and not (len(shape) == 4 and shape[3] in _COLOURS):
-            raise CohortError(
-                f"{path}: is no 3-D volume: its shape is {'x'.join(map(str, shape))}"
-            )
+            raise CohortError(f"{path}: is no 3-D volume: its shape is {'x'.join(map(str, shape))}")
         if image.get_data_dtype().kind not in "iuf":
             raise CohortError(f"{path}: holds {image.get_data_dtype()} values, no real numbers")
         affine = image_affine(path, image)
@@ -323,9 +321,7 @@ class FolderSections:
         shown = [path for path in entries if not path.name.startswith(".") and path.is_file()]
         files = [path for path in shown if path.suffix.lower() in _IMAGES]
         if not files:
-            raise CohortError(
-                f"{folder}: holds no zarr array and no image ({', '.join(_IMAGES)})"
-            )
+            raise CohortError(f"{folder}: holds no zarr array and no image ({', '.join(_IMAGES)})")
         others = [path.name for path in shown if path not in files]
         if others:
             logger.info("%s: passed over: %s", folder, ", ".join(others[:10]))

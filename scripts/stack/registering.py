@@ -250,9 +250,7 @@ class StackRegistration:
                 z: MIRROR if np.linalg.det(matrices[z, :2, :2]) < 0 else np.eye(3) for z in sound
             }
         else:
-            known = read_placement(
-                settings.placement, stack.names, plane, stack.unit, self.model
-            )
+            known = read_placement(settings.placement, stack.names, plane, stack.unit, self.model)
             known = {z: matrix for z, matrix in known.items() if z in sound} or known
         return follow(matrices, known, self.model, plane, settings.placement_sigma)
 
@@ -291,13 +289,17 @@ class StackRegistration:
                 pairwise = plane.pixel_matrix(np.eye(3) if near else change)
             sections.append(
                 PlacedSection(
-                    z, stack.names[z], placed.statuses[z], pairwise, composed[z],
+                    z,
+                    stack.names[z],
+                    placed.statuses[z],
+                    pairwise,
+                    composed[z],
                     None if result is None else result.loss,
                     () if result is None else result.steps,
                     None if result is None else result.correlation_before,
                     None if result is None else result.correlation,
                     float(placed.residuals[z]),
-                )  # fmt: skip
+                )
             )
         crop = CropBox(0, stack.shape[0], 0, stack.shape[1])
         if settings.crop_borders and (pairs or stack.padded):
@@ -347,9 +349,7 @@ class StackRegistration:
         }
 
 
-def _by_section(
-    solution: Solution, pairs: Sequence[MeasuredPair], count: int
-) -> np.ndarray:
+def _by_section(solution: Solution, pairs: Sequence[MeasuredPair], count: int) -> np.ndarray:
     """What the pairs of each section say otherwise: weighted r.m.s., pixels."""
     sums, weights = np.zeros(count), np.zeros(count)
     for pair, weight, residual in zip(pairs, solution.weights, solution.residuals, strict=True):
@@ -365,9 +365,7 @@ def _between(
 ) -> None:  # fmt: skip
     """Place sections between those that are known, in place."""
     those = sorted({*known, *wanted})
-    matrices[those] = interpolated(
-        matrices[those], [those.index(z) for z in wanted], model, plane
-    )
+    matrices[those] = interpolated(matrices[those], [those.index(z) for z in wanted], model, plane)
 
 
 def _held(matrices: np.ndarray, held: Sequence[int]) -> None:

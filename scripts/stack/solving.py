@@ -16,7 +16,7 @@ import numpy as np
 from scipy import sparse
 from scipy.sparse.linalg import splu
 
-from scripts.stack.planar import Plane, PlanarModel
+from scripts.stack.planar import PlanarModel, Plane
 from scripts.stack.search import MIRROR
 
 __all__ = ["MeasuredPair", "Solution", "likeness", "solve"]
@@ -79,7 +79,9 @@ def likeness(pairs: Sequence[MeasuredPair]) -> np.ndarray:
     """
     weights = np.ones(len(pairs))
     distance = np.array([pair.distance for pair in pairs])
-    z = np.arctanh(np.clip([np.nan_to_num(pair.correlation) for pair in pairs], -0.999999, 0.999999))
+    z = np.arctanh(
+        np.clip([np.nan_to_num(pair.correlation) for pair in pairs], -0.999999, 0.999999)
+    )
     for apart in np.unique(distance):
         mine = distance == apart
         if mine.sum() < 4:
@@ -185,9 +187,7 @@ def _disowned(
 def _apart(section: int, pairs: Sequence[MeasuredPair], residuals: np.ndarray) -> float:
     """Residual of the section's second best pair, pixels: one pair agrees with itself."""
     mine = sorted(
-        float(residuals[k])
-        for k, pair in enumerate(pairs)
-        if section in (pair.first, pair.second)
+        float(residuals[k]) for k, pair in enumerate(pairs) if section in (pair.first, pair.second)
     )
     return mine[1] if len(mine) > 1 else np.inf
 
@@ -252,9 +252,7 @@ class _Problem:
         """R.m.s. over the points, pixels."""
         return np.sqrt((self.differences(parameters) ** 2).sum(1).mean(1))
 
-    def reweighted(
-        self, parameters: np.ndarray, like: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def reweighted(self, parameters: np.ndarray, like: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The parameters of least weighted squares, and the weights of agreement."""
         parameters = self._least(parameters, like)
         residuals = self.residuals(parameters)
@@ -275,7 +273,9 @@ class _Problem:
         parameters = self._least(parameters, (like * agreement).clip(_LEAST_WEIGHT**2))
         return parameters, agreement
 
-    def _least(self, parameters: np.ndarray, weights: np.ndarray, steps: int = _NEWTON) -> np.ndarray:
+    def _least(
+        self, parameters: np.ndarray, weights: np.ndarray, steps: int = _NEWTON
+    ) -> np.ndarray:
         """Gauss-Newton with given weights; the matrix is banded, so its cost grows linearly."""
         rows, columns = self._pattern
         size, width = self.model.count, len(self.free) * self.model.count

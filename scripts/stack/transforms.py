@@ -142,9 +142,12 @@ def read_transforms(path: str | Path) -> StackTransforms:
                 raise ValueError(f"section {index} has another index, or an unknown status")
             sections.append(
                 PlacedSection(
-                    index, str(one["name"]), one["status"], _matrix(one["pairwise"]),
+                    index,
+                    str(one["name"]),
+                    one["status"],
+                    _matrix(one["pairwise"]),
                     _matrix(one["composed"]),
-                )  # fmt: skip
+                )
             )
         z, y, x = (float(value) for value in content["spacing"])
         count, rows, columns = (int(n) for n in content["shape"])
@@ -164,7 +167,9 @@ def read_transforms(path: str | Path) -> StackTransforms:
             int(content.get("axis", 2)),
         )  # fmt: skip
     except (KeyError, TypeError, ValueError, UnicodeDecodeError) as error:
-        raise CohortError(f"{file}: is no transforms.json of a registered stack: {error}") from error
+        raise CohortError(
+            f"{file}: is no transforms.json of a registered stack: {error}"
+        ) from error
 
 
 def _matrix(values: Any) -> np.ndarray:
