@@ -20,6 +20,7 @@ logger = logging.getLogger(__name__)
 
 _STILL = 0.01  # pixels of the level: a smaller step of Gauss-Newton ends it
 _DAMPING = (1e-4, 1e-8, 1e6)  # first, least and largest share of the curvature's diagonal
+_LONGEST = 10.0  # times Gauss-Newton's step, where it proved too short
 _EQUAL = 1e-6  # losses this near are one: float32 sums tell no more
 
 
@@ -213,27 +214,36 @@ class _Descent:
 
     def _gauss_newton(self, fixed: Level, moving: Level, level: int) -> int:
         damping, least, largest = _DAMPING
-        at = self.parameters
+        at, reach = self.parameters, 1.0
         loss, gradient, curvature = self._at(at, fixed, moving)
         steps = 0
         while steps < self.owner.schedule.epochs[level] and np.isfinite(loss):
             diagonal = np.diag(curvature).clip(1e-12)
-            step = -np.linalg.solve(curvature + damping * np.diag(diagonal), gradient)
-            moved = corner_distance(
-                self.model.matrix(at + step, self.plane), self.model.matrix(at, self.plane),
-                self.plane,
-            ) / fixed.factor  # fmt: skip
+            step = -np.linalg.solve(curvature + damping * np.diag(diagonal), gradient) * reach
+            moved = self._distance(at, at + step) / fixed.factor
             trial = self._at(at + step, fixed, moving)
             steps += 1
             if trial[0] < loss:
+                # Noise adds to the curvature, not to the slope: the step is too short by the ratio
+                # of the slope's change that was expected and the one that was seen.
+                expected, seen = step @ curvature @ step, step @ (trial[1] - gradient)
+                reach = float(np.clip(expected / max(seen, 1e-300), 1.0, _LONGEST))
                 at, (loss, gradient, curvature) = at + step, trial
                 damping = max(damping / 10, least)
+            elif reach > 1:
+                reach = 1.0
+                continue
             else:
                 damping *= 10
             if moved < _STILL or damping > largest:
                 break
         self.parameters, self.loss = at, loss
         return steps
+
+    def _distance(self, first: np.ndarray, second: np.ndarray) -> float:
+        """Pixels of the full section between two maps."""
+        matrices = (self.model.matrix(one, self.plane) for one in (first, second))
+        return corner_distance(*matrices, self.plane)
 
     def _adam(self, fixed: Level, moving: Level, level: int, number: int) -> int:
         owner, schedule = self.owner, self.owner.schedule
