@@ -93,7 +93,6 @@ class StackOutput:
         inspection: of the stack.
         transforms: of its sections.
         settings: interpolation, fill, formats.
-        device: where to resample.
     """
 
     def __init__(
@@ -102,10 +101,9 @@ class StackOutput:
         inspection: Inspection,
         transforms: StackTransforms,
         settings: StackSettings,
-        device: str = "cpu",
     ) -> None:
         self.folder, self.inspection, self.transforms = folder, inspection, transforms
-        self.settings, self.device = settings, device
+        self.settings = settings
         self.stack = inspection.stack
         self.formats = list(settings.formats)
         if self.stack.reader.affine is not None and "nifti" not in self.formats:
@@ -251,7 +249,7 @@ def _write_section(
     matrix = composed.copy()
     matrix[:2, 2] -= (top, left)
     section = resample_section(
-        values, matrix, crop, output.settings.interpolation, output.fill(facts), output.device
+        values, matrix, crop, output.settings.interpolation, output.fill(facts)
     )
     output.zarr.write(index, section)
     if "tiff" in output.formats:

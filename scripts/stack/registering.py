@@ -112,7 +112,7 @@ class StackRegistration:
             transforms = self._transforms(inspection, placed, pairs)
             check_room(self.output_dir, inspection.stack, transforms, settings.formats)
             with publish_folder(self.folder) as staging:
-                output = StackOutput(staging, inspection, transforms, settings, settings.device)
+                output = StackOutput(staging, inspection, transforms, settings)
                 cuts = output.write(workers, self._attributes(transforms, pairs))
                 page = quality_page(transforms, cuts, settings.as_dict())
                 (staging / "quality.html").write_text(page, encoding="utf-8")
