@@ -127,7 +127,7 @@ def _adam_loop(affine: bool) -> Register:
             recent: list[float] = []
             for _ in range(300):
                 grid = F.affine_grid(theta()[None], list(f.shape), align_corners=False)
-                moved = F.grid_sample(m, grid, align_corners=False)
+                moved = F.grid_sample(m, grid, padding_mode="border", align_corners=False)
                 a, b = f - f.mean(), moved - moved.mean()
                 loss = 1 - (a * b).sum() / (a.norm() * b.norm() + 1e-9)
                 optimizer.zero_grad()

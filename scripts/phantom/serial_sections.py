@@ -99,8 +99,9 @@ class SerialSections:
         random = np.random.default_rng((self.seed, 3))
         outline = np.full_like(radius, 0.92)
         for wave in range(2, 6):
-            phase, speed = random.uniform(0, 2 * np.pi), random.normal(0, 0.05)
-            outline += 0.10 / wave * np.cos(wave * angle + phase + speed * z)
+            phase, start, speed = *random.uniform(0, 2 * np.pi, 2), random.uniform(0.05, 0.15)
+            # It swells and shrinks where it is: an outline that went round would be a rotation.
+            outline += 0.10 / wave * np.cos(wave * angle + phase) * np.cos(speed * z + start)
         depth = outline - radius
         inside = 1 / (1 + np.exp(-depth * min(rows, columns) / 3))
         texture = np.zeros_like(radius)

@@ -24,7 +24,7 @@ LEAST_OVERLAP = 0.25
 """Share of the fixed section that must lie on the moving one."""
 LOSSES = ("ncc", "mse", "mae", "ssim")
 
-_BAND = 1 << 18  # pixels of a band of rows
+_BAND = 1 << 16  # pixels of a band of rows: they stay in the cache
 _FLAT = 1e-12  # variance of images in 0..1 below which there is nothing to correlate
 _SMALLEST_RESIDUAL = 1e-3  # of images in 0..1: an absolute difference has no curvature at 0
 _SSIM_CONSTANTS = (0.01**2, 0.03**2)
@@ -66,19 +66,23 @@ class Objective:
             raise ValueError(f"loss is one of {', '.join(LOSSES)}, not {loss!r}")
         self.loss, self.window = loss, window
 
-    def __call__(self, fixed: Level, moving: Level, matrix: np.ndarray) -> Measure:
+    def __call__(
+        self, fixed: Level, moving: Level, matrix: np.ndarray, slopes: bool = True
+    ) -> Measure:
         """Measure a map.
 
         Args:
             fixed: level of the section that the map starts from.
             moving: level of the same reduction of the section that it leads to.
             matrix: ``(3, 3)``, physical.
+            slopes: False computes the loss alone, in a third of the time; gradient and curvature
+                are then 0.
         """
         pixels = float(np.prod(fixed.shape))
         if self.loss == "ssim":
             moments, ssim = self._with_windows(fixed, moving, matrix)
         else:
-            moments, ssim = _moments(fixed, moving, matrix, self.loss == "mae"), None
+            moments, ssim = _moments(fixed, moving, matrix, self.loss == "mae", slopes), None
         plain = moments[0]
         count = plain[_ONE, _ONE]
         overlap = count / pixels
@@ -119,22 +123,28 @@ class Objective:
 # ---------------------------------------------------------------------------------------------
 
 
-def _moments(fixed: Level, moving: Level, matrix: np.ndarray, absolute: bool) -> list[np.ndarray]:
+def _moments(
+    fixed: Level, moving: Level, matrix: np.ndarray, absolute: bool, slopes: bool
+) -> list[np.ndarray]:
     """``(9, 9)`` moments over the overlap; with ``absolute`` also those over |fixed - moved|."""
     rows = max(1, _BAND // fixed.shape[1])
     sums = [np.zeros((9, 9)), np.zeros((9, 9))]
-    for columns, weight in _bands(fixed, moving, matrix, rows):
-        sums[0] += _gram(columns, weight)
+    part = slice(0 if slopes else _F, None)
+    for columns, weight in _bands(fixed, moving, matrix, rows, slopes):
+        sums[0][part, part] += _gram(columns, weight)
         if absolute:
-            apart = (columns[_F] - columns[_M]).abs().clamp_min(_SMALLEST_RESIDUAL)
-            sums[1] += _gram(columns, weight / apart)
+            apart = (columns[-3] - columns[-2]).abs().clamp_min(_SMALLEST_RESIDUAL)
+            sums[1][part, part] += _gram(columns, weight / apart)
     return sums
 
 
 def _bands(
-    fixed: Level, moving: Level, matrix: np.ndarray, rows: int
+    fixed: Level, moving: Level, matrix: np.ndarray, rows: int, slopes: bool = True
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Columns ``(9, pixels)`` and weights ``(pixels,)`` of bands of rows of the fixed level."""
+    """Columns and weights ``(pixels,)`` of bands of rows of the fixed level.
+
+    Columns are ``(9, pixels)``, or without slopes the last 3 of them.
+    """
     height, width = fixed.shape
     onto_rows, onto_columns = moving.shape
     device = fixed.values.device
@@ -151,26 +161,27 @@ def _bands(
         weight = (x >= 0) & (x <= onto_columns - 1) & (y >= 0) & (y <= onto_rows - 1)
         grid = torch.stack([x * (2 / (onto_columns - 1)) - 1, y * (2 / (onto_rows - 1)) - 1], -1)
         moved = F.grid_sample(
-            moving.values, grid[None], mode="bilinear", padding_mode="border", align_corners=True
-        )[0]
+            moving.values if slopes else moving.values[:, :1], grid[None], mode="bilinear",
+            padding_mode="border", align_corners=True,
+        )[0]  # fmt: skip
         weight = weight.to(torch.float32)
         if fixed.known is not None:
             weight = weight * fixed.known[0, 0, first:last]
         if moving.known is not None:
             seen = F.grid_sample(moving.known, grid[None], align_corners=True)[0, 0]
             weight = weight * (seen > 0.999)
-        columns = torch.empty((9, last - first, width), device=device)
+        columns = torch.empty((9 if slopes else 3, last - first, width), device=device)
         points_x = (across * float(fixed.step[0]) + float(fixed.origin[0])) / float(half[0])
         points_y = (down * float(fixed.step[1]) + float(fixed.origin[1])) / float(half[1])
-        for place in (0, 1):
+        for place in (0, 1) if slopes else ():
             torch.mul(moved[1 + place], points_x, out=columns[3 * place])
             torch.mul(moved[1 + place], points_y, out=columns[3 * place + 1])
             columns[3 * place + 2] = moved[1 + place]
         # About the middle of 0..1, so that float32 sums lose little.
-        torch.sub(fixed.values[0, 0, first:last], 0.5, out=columns[_F])
-        torch.sub(moved[0], 0.5, out=columns[_M])
-        columns[_ONE] = 1.0
-        yield columns.reshape(9, -1), weight.reshape(-1)
+        torch.sub(fixed.values[0, 0, first:last], 0.5, out=columns[-3])
+        torch.sub(moved[0], 0.5, out=columns[-2])
+        columns[-1] = 1.0
+        yield columns.reshape(len(columns), -1), weight.reshape(-1)
 
 
 def _gram(columns: torch.Tensor, weight: torch.Tensor) -> np.ndarray:

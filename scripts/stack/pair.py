@@ -18,7 +18,7 @@ __all__ = ["PairRegistration", "PairResult", "Schedule"]
 
 logger = logging.getLogger(__name__)
 
-_STILL = 0.01  # pixels of the level: a smaller step of Gauss-Newton ends it
+_STILL = (0.04, 0.005)  # pixels of a level, and of the finest: a smaller step ends it
 _DAMPING = (1e-4, 1e-8, 1e6)  # first, least and largest share of the curvature's diagonal
 _LONGEST = 10.0  # times Gauss-Newton's step, where it proved too short
 _EQUAL = 1e-6  # losses this near are one: float32 sums tell no more
@@ -114,7 +114,7 @@ class PairRegistration:
         """
         levels = usable_levels(fixed.plane.shape, self.schedule.reductions)
         finest = levels[-1]
-        still = self.objective(fixed[finest], moving[finest], np.eye(3))
+        still = self.objective(fixed[finest], moving[finest], np.eye(3), slopes=False)
         if torch.equal(fixed.image, moving.image) and still.correlation > 1 - _EQUAL:
             return self._result(np.eye(3), False, still, still, {})
         coarsest = fixed[levels[0]], moving[levels[0]]
@@ -148,7 +148,7 @@ class PairRegistration:
         candidates.append((descent.whole(descent.parameters), descent.start.mirrored))
         best, measured = candidates[0], still
         for candidate in candidates[1:]:
-            at = self.objective(fixed, moving, candidate[0])
+            at = self.objective(fixed, moving, candidate[0], slopes=False)
             if at.loss < measured.loss - _EQUAL:
                 best, measured = candidate, at
         return self._result(*best, still, measured, steps)
@@ -214,6 +214,7 @@ class _Descent:
 
     def _gauss_newton(self, fixed: Level, moving: Level, level: int) -> int:
         damping, least, largest = _DAMPING
+        still = _STILL[level == len(self.owner.schedule.reductions) - 1]
         at, reach = self.parameters, 1.0
         loss, gradient, curvature = self._at(at, fixed, moving)
         steps = 0
@@ -235,7 +236,7 @@ class _Descent:
                 continue
             else:
                 damping *= 10
-            if moved < _STILL or damping > largest:
+            if moved < still or damping > largest:
                 break
         self.parameters, self.loss = at, loss
         return steps

@@ -60,7 +60,7 @@ def search_starts(
         for mirrored in (False, True) if flips else (False,):
             for matrix in _shifted(fixed, moving, turn, mirrored):
                 whole = matrix @ MIRROR if mirrored else matrix
-                at = measure(fixed, moving, whole)
+                at = measure(fixed, moving, whole, slopes=False)
                 if at.overlap < LEAST_OVERLAP or not np.isfinite(at.correlation):
                     continue
                 score = at.correlation * np.sqrt(min(1.0, at.overlap))
