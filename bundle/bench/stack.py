@@ -78,14 +78,8 @@ class Chain:
         self.seconds /= len(self.images) - 1
         return np.stack(composed)
 
-    def ours(
-        self,
-        transformation: str = "rigid",
-        neighbours: int = 2,
-        placements: Mapping[int, np.ndarray] | None = None,
-        sigma: float = 8.0,
-    ) -> Matrices:
-        """Pairs, solve and placement as `register-stack` has them."""
+    def ours(self, transformation: str = "rigid", neighbours: int = 2) -> Matrices:
+        """Pairs and solve as `register-stack` has them."""
         model = PlanarModel(transformation)
         registration = PairRegistration(model, Objective("ncc"), Schedule())
         pyramids: dict[int, Pyramid] = {}
@@ -107,8 +101,6 @@ class Chain:
             pyramids.pop(first, None)
         self.seconds = (time.process_time() - start) / len(pairs)
         matrices = solve(count, pairs, 0, model, self.plane).matrices
-        if placements is not None:
-            matrices = follow(matrices, placements, model, self.plane, sigma)
         return np.stack([self.plane.pixel_matrix(one) for one in matrices])
 
 
@@ -255,11 +247,18 @@ def banana(options: argparse.Namespace) -> list[dict[str, Any]]:
             noisy[z] = model.matrix(by, chain.plane) @ one
         every = {z: known[z] for z in range(0, stack.count, 8)}
         still = {z: np.eye(3) for z in range(stack.count)}
-        for name, placements in (
-            ("none", None), ("scanner", still), ("1 degree, 4 px noise", noisy),
-            ("every 8th known", every),
-        ):  # fmt: skip
-            found = chain.ours(placements=placements)
+        chained = np.stack([chain.plane.physical_matrix(one) for one in chain.ours()])
+        placed = {
+            "none": chained,
+            **{
+                name: follow(chained, placements, model, chain.plane, options.sigma)
+                for name, placements in (
+                    ("scanner", still), ("1 degree, 4 px noise", noisy), ("every 8th known", every),
+                )
+            },
+        }  # fmt: skip
+        for name, matrices in placed.items():
+            found = np.stack([chain.plane.pixel_matrix(one) for one in matrices])
             off = deviations(found, truth, chain.plane)
             rows.append(
                 {
@@ -478,6 +477,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="of lung and mouse")
     parser.add_argument("--count", type=int, help="sections, instead of the part's own")
     parser.add_argument("--size", type=int, default=512, help="pixels a side (straight)")
+    parser.add_argument("--sigma", type=float, default=8.0, help="of the placement (banana)")
     parser.add_argument("--bend", type=float, default=60.0, help="pixels (banana)")
     parser.add_argument("--sections", type=int, nargs="+", default=[100, 400], help="of memory")
     parser.add_argument("--workers", type=int, default=4, help="of memory")
