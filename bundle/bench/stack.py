@@ -35,7 +35,7 @@ from scripts.settings.stack import RegisterStackConfig
 from scripts.stack.objective import Objective
 from scripts.stack.pair import PairRegistration, Schedule
 from scripts.stack.placement import follow
-from scripts.stack.planar import Plane, PlanarModel, corner_distance
+from scripts.stack.planar import PlanarModel, Plane, corner_distance
 from scripts.stack.pyramid import Pyramid
 from scripts.stack.solving import MeasuredPair, solve
 

@@ -269,7 +269,10 @@ class RegisterStackConfig(StackSettings):
     )
     crop_safety_margin: Integer = setting(5, "Pixels taken off at each side of it.", ge=0)
     device: Text = setting(
-        "cpu", "Where pairs are computed.", "cpu, cuda or cuda:N", pattern=r"^(?:cpu|cuda(?::[0-9]+)?)$"
+        "cpu",
+        "Where pairs are computed.",
+        "cpu, cuda or cuda:N",
+        pattern=r"^(?:cpu|cuda(?::[0-9]+)?)$",
     )
     progress_steps: Flag = setting(False, "Log the loss of each pair after each level.")
     resume: Flag = setting(

@@ -9,7 +9,7 @@ import pytest
 
 from scripts.errors import CohortError
 from scripts.stack.cropping import CropBox, crop_box
-from scripts.stack.planar import Plane, PlanarModel
+from scripts.stack.planar import PlanarModel, Plane
 
 
 def filled(matrices: np.ndarray, shape: tuple[int, int]) -> np.ndarray:

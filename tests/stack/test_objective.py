@@ -8,7 +8,7 @@ import torch
 
 from scripts.stack import objective as module
 from scripts.stack.objective import LOSSES, Objective
-from scripts.stack.planar import Plane, PlanarModel
+from scripts.stack.planar import PlanarModel, Plane
 from scripts.stack.pyramid import Pyramid
 
 PLANE = Plane((48, 64), (2.0, 1.0))

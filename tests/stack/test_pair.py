@@ -8,7 +8,7 @@ import pytest
 from scripts.phantom.serial_sections import SerialSections
 from scripts.stack.objective import LOSSES, Objective
 from scripts.stack.pair import PairRegistration, Schedule
-from scripts.stack.planar import Plane, PlanarModel, corner_distance
+from scripts.stack.planar import PlanarModel, Plane, corner_distance
 from scripts.stack.pyramid import Pyramid, usable_levels
 from scripts.stack.search import MIRROR
 
@@ -98,9 +98,9 @@ def test_rigid_is_rigid_in_millimetres_on_anisotropic_pixels() -> None:
 @pytest.mark.parametrize("optimizer", ["gauss_newton", "adam"])
 def test_a_copy_gets_the_exact_identity(optimizer: str) -> None:
     image = organ(np.eye(3))
-    found = PairRegistration(
-        PlanarModel("affine"), Objective(), SCHEDULE, optimizer=optimizer
-    )(pyramid(image), pyramid(image.copy()))
+    found = PairRegistration(PlanarModel("affine"), Objective(), SCHEDULE, optimizer=optimizer)(
+        pyramid(image), pyramid(image.copy())
+    )
     assert np.array_equal(found.matrix, np.eye(3))
     assert found.loss == pytest.approx(0, abs=1e-6)
 

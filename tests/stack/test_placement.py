@@ -10,7 +10,7 @@ import pytest
 
 from scripts.errors import CohortError
 from scripts.stack.placement import follow, interpolated, read_placement, smooth, wander_of
-from scripts.stack.planar import Plane, PlanarModel, corner_distance
+from scripts.stack.planar import PlanarModel, Plane, corner_distance
 
 PLANE = Plane((100, 120), (1.0, 1.0))
 RIGID = PlanarModel("rigid")
@@ -78,8 +78,7 @@ def test_earlier_transforms_of_other_pixels_place_the_same_points(tmp_path: Path
         "spacing": [5e-2, 5e-4, 5e-4],
         "unit": "millimeter",
         "sections": [
-            {"index": z, "composed": finer.pixel_matrix(one).tolist()}
-            for z, one in wanted.items()
+            {"index": z, "composed": finer.pixel_matrix(one).tolist()} for z, one in wanted.items()
         ],
     }
     found = read(tmp_path / "transforms.json", content)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from scripts.spatial.affine_parameters import Frame, matrix_of
-from scripts.stack.planar import Plane, PlanarModel, corner_distance
+from scripts.stack.planar import PlanarModel, Plane, corner_distance
 
 PLANE = Plane((60, 100), (3.0, 0.5))
 FAMILIES = {"rigid": "rigid", "similarity": "rigid_isotropic", "affine": "affine"}

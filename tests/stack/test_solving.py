@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from scripts.stack.planar import Plane, PlanarModel, corner_distance
+from scripts.stack.planar import PlanarModel, Plane, corner_distance
 from scripts.stack.search import MIRROR
 from scripts.stack.solving import MeasuredPair, likeness, solve
 
@@ -16,9 +16,7 @@ RIGID = PlanarModel("rigid")
 def transforms(model: PlanarModel, count: int, seed: int = 0) -> list[np.ndarray]:
     random = np.random.default_rng(seed)
     spread = np.array([0.1, 0.1, 0.1, 0.03, 0.03, 0.03])[: model.count]
-    return [np.eye(3)] + [
-        model.matrix(random.normal(0, spread), PLANE) for _ in range(count - 1)
-    ]
+    return [np.eye(3)] + [model.matrix(random.normal(0, spread), PLANE) for _ in range(count - 1)]
 
 
 def pairs_between(
@@ -112,9 +110,9 @@ def test_a_section_that_agrees_with_itself_alone_is_known_by_its_likeness() -> N
 def test_more_pairs_make_a_chain_more_exact() -> None:
     known = transforms(RIGID, 40)
     ends = [
-        errors(
-            solve(40, pairs_between(known, n, noise=1e-3), 0, RIGID, PLANE).matrices, known
-        )[-5:].mean()
+        errors(solve(40, pairs_between(known, n, noise=1e-3), 0, RIGID, PLANE).matrices, known)[
+            -5:
+        ].mean()
         for n in (1, 4)
     ]
     assert ends[1] < ends[0]
@@ -124,9 +122,7 @@ def test_scales_have_the_mean_one() -> None:
     model = PlanarModel("affine")
     known = transforms(model, 10)
     solution = solve(10, pairs_between(known, 2, model), 0, model, PLANE)
-    logs = [
-        np.log1p(model.parameters(one, PLANE)[3:5]) for one in solution.matrices
-    ]
+    logs = [np.log1p(model.parameters(one, PLANE)[3:5]) for one in solution.matrices]
     assert np.abs(np.mean(logs, axis=0)).max() < 1e-9
     between = solution.matrices[7] @ np.linalg.inv(solution.matrices[2])
     assert corner_distance(between, known[7] @ np.linalg.inv(known[2]), PLANE) < 1e-5
