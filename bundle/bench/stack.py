@@ -407,8 +407,11 @@ _RUN = """
 import resource, sys, time
 from scripts.settings.stack import RegisterStackConfig
 from scripts.stack.registering import StackRegistration
-stack, output, workers = sys.argv[1:]
-settings = RegisterStackConfig.load({"stack": stack, "n_workers": int(workers)})
+stack, output, workers, pairs = sys.argv[1:]
+most = None if pairs == "None" else int(pairs)
+settings = RegisterStackConfig.load(
+    {"stack": stack, "n_workers": int(workers), "max_pairs": most}
+)
 start = time.perf_counter(), time.process_time()
 StackRegistration(settings, output).run()
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -437,13 +440,17 @@ def memory(options: argparse.Namespace) -> list[dict[str, Any]]:
         output = Path(options.folder) / f"large_{count}_out"
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         done = subprocess.run(
-            [sys.executable, "-c", _RUN, str(path), str(output), str(options.workers)],
+            [
+                sys.executable, "-c", _RUN, str(path), str(output), str(options.workers),
+                str(options.pairs),
+            ],
             capture_output=True, text=True, check=True, env=environment,
         )  # fmt: skip
         peak, wall, cpu = (float(word) for word in done.stdout.split()[-3:])
         rows.append(
             {
                 "sections": count,
+                "pairs": "all" if options.pairs is None else options.pairs,
                 "workers": options.workers,
                 "peak memory, GiB": peak / 2**20,
                 "wall seconds a section": wall / count,
@@ -480,6 +487,7 @@ def main() -> None:
     parser.add_argument("--sigma", type=float, default=8.0, help="of the placement (banana)")
     parser.add_argument("--bend", type=float, default=60.0, help="pixels (banana)")
     parser.add_argument("--sections", type=int, nargs="+", default=[100, 400], help="of memory")
+    parser.add_argument("--pairs", type=int, help="max_pairs of memory: the rest follows")
     parser.add_argument("--workers", type=int, default=4, help="of memory")
     options = parser.parse_args()
     torch.set_num_threads(1)
