@@ -12,7 +12,7 @@ from scipy import ndimage
 
 __all__ = ["SerialSections"]
 
-_GRIDS = ((40, 24.0, 1.0), (14, 10.0, 0.7), (5, 5.0, 0.45))
+_GRIDS = ((40, 80.0, 0.9), (14, 25.0, 0.7), (5, 6.0, 0.45))
 """Texture: distance of its random values in the plane (pixels of 512) and over sections; weight."""
 
 
@@ -99,7 +99,7 @@ class SerialSections:
         random = np.random.default_rng((self.seed, 3))
         outline = np.full_like(radius, 0.92)
         for wave in range(2, 6):
-            phase, start, speed = *random.uniform(0, 2 * np.pi, 2), random.uniform(0.05, 0.15)
+            phase, start, speed = *random.uniform(0, 2 * np.pi, 2), random.uniform(0.02, 0.06)
             # It swells and shrinks where it is: an outline that went round would be a rotation.
             outline += 0.10 / wave * np.cos(wave * angle + phase) * np.cos(speed * z + start)
         depth = outline - radius
