@@ -8,16 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from scripts.applications.subject_fields import some_names, subject_field
 from scripts.errors import CohortError, ConfigurationError
 from scripts.publishing.published_atlas import open_atlas, sha256_of
-from scripts.runtime.input_files import FileError, read_json
-from scripts.runtime.storage import check_space, check_writable, publish_folder
+from scripts.runtime.inside import inside
+from scripts.runtime.storage import check_writable, publish_folder
 from scripts.settings.applications import AtlasToPatientConfig
-from scripts.spatial.fields import field_names
 from scripts.spatial.grid import Grid
 from scripts.spatial.transform_files import TransformFile, read_transform
 from scripts.spatial.transforms import FieldTransform, resample
-from scripts.spatial.volumes import read_grid, read_volume, voxels_of, write_map
+from scripts.spatial.volumes import read_grid, read_volume, write_map
 
 __all__ = ["CARRIED_FOLDER", "AtlasCarrier"]
 
@@ -70,6 +70,8 @@ class AtlasCarrier:
         self.output_dir = Path(output_dir)
         self._check_space()
         self.ways = [self._way(patient) for patient in settings.patients or self.atlas.subjects]
+        for way in self.ways:
+            inside(self.output_dir, way.patient, kind="folder")  # or it would be written elsewhere
 
     def run(self) -> None:
         """Carry the maps to every patient.
@@ -78,7 +80,6 @@ class AtlasCarrier:
             CohortError: a file can't be read, or a patient's grid sees nothing of the atlas.
             StorageError: a folder can't be written.
         """
-        self._check_room()
         for way in self.ways:
             self._carry(way)
         logger.info("atlas carried to %d patients, in %s", len(self.ways), self.output_dir)
@@ -130,59 +131,14 @@ class AtlasCarrier:
             if not known and self.settings.reference is None:
                 raise CohortError(
                     f"unknown patient {patient}: not in the atlas's cohort "
-                    f"({_some(self.atlas.subjects)}); a new one needs an image in template space "
-                    "(--atlas_to_patient#reference) or atlas_to_patient#transforms"
+                    f"({some_names(self.atlas.subjects)}); a new one needs an image in template "
+                    "space (--atlas_to_patient#reference) or atlas_to_patient#transforms"
                 )
             return (), 1
-        name = field_names(patient)[1]
-        field = self.atlas.folder / "fields" / name
-        if known and field.is_file():
-            return (TransformFile(field),), self.atlas.home(patient)
-        field = self.registered / patient / name
-        if field.is_file():
-            return (TransformFile(field),), self._registered_to(field.with_name(
-                "registration.json"
-            ))  # fmt: skip
-        if known:
-            raise CohortError(
-                f"patient {patient}: there is no field {self.atlas.folder / 'fields' / name}; "
-                "publish the atlas with learned_atlas#save_fields true"
-            )
-        raise CohortError(
-            f"unknown patient {patient}: neither in the atlas's cohort "
-            f"({_some(self.atlas.subjects)}) nor registered in {self.registered}; register it "
-            "first, or give atlas_to_patient#transforms"
+        field, template = subject_field(
+            self.atlas, self.registered, patient, "atlas_to_patient#transforms"
         )
-
-    def _registered_to(self, report: Path) -> int:
-        try:
-            about = read_json(report)
-            weights, template = about["weights"], int(about["template"])
-        except (FileError, ValueError, KeyError, TypeError) as error:
-            raise CohortError(f"{report}: can't tell which atlas its field leads to") from error
-        chosen = (self.atlas.about.get("covariates") or {}).get("at")
-        if chosen is not None:
-            raise CohortError(
-                f"{report.parent}: its field leads to the template of the cohort's mean, and the "
-                f"atlas in {self.atlas.folder} is that at {chosen}; carry the mean's, or give "
-                "atlas_to_patient#transforms"
-            )
-        if weights != self.atlas.about.get("weights"):
-            raise CohortError(
-                f"{report.parent}: was registered to another model than that of the atlas in "
-                f"{self.atlas.folder}; register the patient again"
-            )
-        return template
-
-    def _check_room(self) -> None:
-        maps = 0
-        for way in self.ways:
-            paths = self.atlas.maps(way.template)
-            # As `_carry` finds the grid: the reference's, a field's, or the atlas's own.
-            wanted = way.reference or next((file.path for file in way.files), paths["mean"])
-            voxels, _ = voxels_of(wanted)
-            maps += 4 * voxels * sum(voxels_of(path)[1] for path in paths.values())
-        check_space({self.output_dir: {"maps": maps}})
+        return (TransformFile(field),), template
 
     def _carry(self, way: _Way) -> None:
         transforms = [read_transform(file) for file in way.files]
@@ -237,7 +193,3 @@ def _files(entries: list[tuple[str, bool]], patient: str) -> tuple[TransformFile
         TransformFile(Path(path.replace("{patient}", patient)), inverted)
         for path, inverted in entries
     )
-
-
-def _some(names: list[str], most: int = 10) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" * (len(names) > most))

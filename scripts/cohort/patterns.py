@@ -57,7 +57,7 @@ def unfit_name(name: str, outputs: Collection[str]) -> str | None:
         return "has the name of an output folder"
     if printable(name) != name:
         return "has a name that is not valid UTF-8"
-    if re.search(r"[/\\\x00-\x1f\x7f]", name) or name.startswith("."):
+    if re.search(r"[/\\\x00-\x1f\x7f-\x9f\u2028\u2029]", name) or name.startswith("."):
         return "has a name that is no file name"
     if len(name.encode("utf-8")) > LONGEST_NAME:
         return f"has a name of more than {LONGEST_NAME} bytes, too long to name files after it"

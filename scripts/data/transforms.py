@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,11 @@ from monai.transforms import (
     Transform,
 )
 from monai.utils import ensure_tuple
-from scipy.ndimage import affine_transform
 
 from scripts.cohort import density_divisor
-from scripts.errors import CohortError
+from scripts.errors import CheckpointError, CohortError
 from scripts.spatial.grid import Grid
+from scripts.spatial.transforms import resample
 
 __all__ = [
     "LogDensityd",
@@ -34,6 +35,7 @@ __all__ = [
     "NormaliseDensityd",
     "OntoGridd",
     "PresenceLabeld",
+    "changed_transform",
     "density_dataset",
     "density_transforms",
     "linear_transforms",
@@ -144,29 +146,21 @@ class OntoGridd(MapTransform):
                     "--learned_atlas#cohort#resample true"
                 )
             result[key] = MetaTensor(
-                torch.from_numpy(self._resampled(image.numpy(), affine, str(path))),
+                torch.from_numpy(self._resampled(image.numpy(), own, str(path))),
                 affine=torch.from_numpy(self.grid.affine),
                 meta={**meta, "spatial_shape": np.array(self.grid.shape)},
             )
         return result
 
-    def _resampled(self, image: np.ndarray, affine: np.ndarray, path: str) -> np.ndarray:
+    def _resampled(self, image: np.ndarray, own: Grid, path: str) -> np.ndarray:
         d = len(self.grid.shape)
-        here = np.linalg.solve(affine, self.grid.affine)  # voxels of the atlas to the image's
+        here = np.linalg.solve(own.affine, self.grid.affine)  # voxels of the atlas to the image's
         if image.ndim != d + 1 or not np.allclose(here[d:3, [*range(d), 3]], 0, atol=1e-3):
             raise CohortError(
                 f"{path}: an image of {image.ndim - 1} dimensions can't be resampled onto the "
                 f"atlas's {d}, or lies in another plane"
             )
-        return np.stack(
-            [
-                affine_transform(
-                    channel, here[:d, :d], here[:d, 3], self.grid.shape,
-                    order=1, mode="grid-constant",
-                )
-                for channel in image
-            ]
-        ).astype(np.float32)  # fmt: skip
+        return resample(image, own, [], self.grid)
 
 
 class PresenceLabeld(MapTransform):
@@ -210,6 +204,28 @@ class LogDensityd(MapTransform):
         for key in self.key_iterator(result):
             result[key] = torch.log1p(result[key] / self.log_offset)
         return result
+
+
+def changed_transform(make: Callable[..., Any], changes: Mapping[str, Any]) -> Any:
+    """A transform with arguments that a model's file brings.
+
+    Args:
+        make: its class, or a `functools.partial` of it.
+        changes: arguments from the model's description.
+
+    Raises:
+        CheckpointError: the transform has no such argument, or doesn't take the value.
+    """
+    try:
+        return make(**changes)
+    except (TypeError, ValueError, LookupError) as error:
+        if not changes:
+            raise
+        name = getattr(getattr(make, "func", make), "__name__", "transform")
+        raise CheckpointError(
+            f"the model's description changes {name} by {dict(changes)}, which it doesn't take: "
+            f"{' '.join(str(error).split())[:200]}"
+        ) from error
 
 
 def density_transforms(
@@ -267,7 +283,9 @@ def density_transforms(
     listed.append((EnsureTyped, {"dtype": torch.float32, "track_meta": track_meta}))
     return Compose(
         [
-            kind(**{"keys": key, **arguments, **changed.get(kind.__name__, {})})
+            changed_transform(
+                partial(kind, **{"keys": key, **arguments}), changed.get(kind.__name__, {})
+            )
             for kind, arguments in listed
         ]
     )

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, field_validator, model_validator
 
-from scripts.settings.atlas import (
+from scripts.settings.atlas_model import (
     check_decoder,
     check_features,
     check_field_resolution,
@@ -16,15 +16,15 @@ from scripts.settings.cohort import SubjectSearch, check_tracts
 from scripts.settings.pairwise import (
     AUGMENTATIONS,
     FoldedConfig,
-    LearnedAffineImagesConfig,
-    LearnedAffineOptimizerConfig,
+    PairImagesConfig,
+    PairOptimizerConfig,
     check_augmentations,
 )
 from scripts.settings.section import (
     Integer,
-    Integers,
     Number,
     Section,
+    Sizes,
     Texts,
     section,
     setting,
@@ -37,7 +37,7 @@ __all__ = ["LearnedElasticConfig", "load_learned_elastic"]
 Numbers = Annotated[list[Number], BeforeValidator(to_list)]
 
 
-class LearnedElasticImagesConfig(LearnedAffineImagesConfig):
+class LearnedElasticImagesConfig(PairImagesConfig):
     """Label maps to learn from, and the grid of the network."""
 
     key_path: ClassVar[str] = "learned_elastic.images"
@@ -86,12 +86,12 @@ class LearnedElasticModelConfig(Section):
         7, "Scaling-and-squaring steps; 0: plain displacement.",
         ge=0, le=10,
     )  # fmt: skip
-    enc_features: Integers = setting(
+    enc_features: Sizes = setting(
         [16, 32, 32, 32],
         "Channels of the encoder's convolutions at full, 1/2, 1/4, ... resolution.",
         "a non-empty list of integers, each >= 1",
     )
-    dec_features: Integers = setting(
+    dec_features: Sizes = setting(
         [32, 32, 32, 16, 16],
         "Channels of the decoder's convolutions.",
         "a non-empty list of integers, each >= 1, at least as long as enc_features",
@@ -158,7 +158,7 @@ class LearnedElasticLossConfig(Section):
     smoothness_weight: Number = setting(0.3, "Weight of the velocity's squared gradient.", ge=0)
 
 
-class LearnedElasticOptimizerConfig(LearnedAffineOptimizerConfig):
+class LearnedElasticOptimizerConfig(PairOptimizerConfig):
     """How long and how fast the network learns."""
 
     key_path: ClassVar[str] = "learned_elastic.optimizer"

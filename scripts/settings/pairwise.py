@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, ValidationInfo, field_validator
 
@@ -15,9 +15,10 @@ from scripts.settings.cohort import (
 from scripts.settings.section import (
     Flag,
     Integer,
-    Integers,
     Number,
     Section,
+    Size,
+    Sizes,
     Text,
     Texts,
     setting,
@@ -28,8 +29,8 @@ from scripts.settings.section import (
 __all__ = [
     "AUGMENTATIONS",
     "FoldedConfig",
-    "LearnedAffineImagesConfig",
-    "LearnedAffineOptimizerConfig",
+    "PairImagesConfig",
+    "PairOptimizerConfig",
     "check_augmentations",
 ]
 
@@ -54,10 +55,8 @@ def _to_fold(value: object) -> object:
     return None if value is None else to_int(value)
 
 
-class LearnedAffineImagesConfig(Section):
+class PairImagesConfig(Section):
     """Where images are found, and the grid on which the network sees them."""
-
-    key_path: ClassVar[str] = "learned_affine.images"
 
     layout: Literal["probtrackx2", "mrtrix3", "xtract", "tractseg", "bids", "flat"] = setting(
         "probtrackx2",
@@ -78,7 +77,7 @@ class LearnedAffineImagesConfig(Section):
     exclude: Texts = setting(
         [], "Names of subjects to leave out.", "a list of distinct, non-empty names"
     )
-    shape: Integers = setting(
+    shape: Sizes = setting(
         [32, 32, 32],
         "Voxels of the network's grid. Every image is brought onto it about its own centre.",
         "a list of 2 or 3 integers, each >= 16",
@@ -119,21 +118,19 @@ class LearnedAffineImagesConfig(Section):
         )
 
 
-class LearnedAffineOptimizerConfig(Section):
+class PairOptimizerConfig(Section):
     """How long and how fast the network learns."""
-
-    key_path: ClassVar[str] = "learned_affine.optimizer"
 
     lr: Number = setting(1e-3, "Adam's largest learning rate.", gt=0)
     epochs: Integer = setting(50, "Passes over the training subjects.", ge=1)
-    pairs_per_subject: Integer = setting(4, "Pairs made of each subject in an epoch.", ge=1)
+    pairs_per_subject: Size = setting(4, "Pairs made of each subject in an epoch.", ge=1)
     batch_size: Integer = setting(4, "Pairs per step.", ge=1)
     seed: Integer = setting(0, "Seed of every random choice.", ge=0)
     gradient_clip: Number = setting(
         1.0, "Greatest norm of a step's gradient; longer ones are scaled down.",
         gt=0,
     )  # fmt: skip
-    validation_pairs: Integer = setting(
+    validation_pairs: Size = setting(
         4, "Pairs made of each held-out subject to measure with.", ge=1
     )
     validation_interval: Integer = setting(

@@ -1,4 +1,8 @@
-"""Images read from one grid onto another, through world matrices and displacements."""
+"""Images read from one grid onto another, through world matrices and displacements, in PyTorch.
+
+In batches, with gradients, on any device. For one image or label map through a chain of any
+transforms, in float64, there is `scripts.spatial.transforms.resample`.
+"""
 
 from __future__ import annotations
 
