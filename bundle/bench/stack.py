@@ -175,7 +175,7 @@ def methods(chain: Chain, transformation: str) -> dict[str, Callable[[], Matrice
 def straight(options: argparse.Namespace) -> list[dict[str, Any]]:
     """40 sections of 512x512, one of which half is gone, one that shows something else."""
     torn, ruined = (13,), (27,)
-    size = options.size
+    size = options.size or 512
     sections = SerialSections(
         options.count or 40, (size, size), seed=3, angle=2.0, shift=10.0 * size / 512, torn=torn,
         ruined=ruined,
@@ -420,24 +420,24 @@ print(peak, time.perf_counter() - start[0], time.process_time() - start[1])
 
 
 def memory(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Peak memory and time a section of stacks of 2048x2048, which are made first."""
+    """Peak memory and time a section of large stacks, which are made first."""
     import zarr
 
-    rows = []
+    rows, size = [], options.size or 2048
     for count in options.sections:
-        path = Path(options.folder) / f"large_{count}.zarr"
+        path = Path(options.folder) / f"large_{size}_{count}.zarr"
         if not path.exists():
             # A few sections, turned over and over again: what they show takes no time to make.
-            few = SerialSections(6, (1024, 1024), seed=1, shift=10.0)
+            few = SerialSections(6, (size // 2, size // 2), seed=1, shift=size / 100)
             images = [np.kron(few.section(z), np.ones((2, 2), np.uint8)) for z in range(6)]
             array = zarr.create_array(
-                str(path), shape=(count, 2048, 2048), chunks=(1, 1024, 1024), dtype=np.uint8
+                str(path), shape=(count, size, size), chunks=(1, 1024, 1024), dtype=np.uint8
             )
             array.attrs.update({"spacing": [40.0, 4.0, 4.0], "unit": "micrometer"})
             for z in range(count):
                 place = z % 10
                 array[z] = images[place if place < 6 else 10 - place]
-        output = Path(options.folder) / f"large_{count}_out"
+        output = Path(options.folder) / f"large_{size}_{count}_out"
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         done = subprocess.run(
             [
@@ -450,6 +450,7 @@ def memory(options: argparse.Namespace) -> list[dict[str, Any]]:
         rows.append(
             {
                 "sections": count,
+                "pixels a side": size,
                 "pairs": "all" if options.pairs is None else options.pairs,
                 "workers": options.workers,
                 "peak memory, GiB": peak / 2**20,
@@ -483,7 +484,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--data", type=Path, help="of lung and mouse")
     parser.add_argument("--count", type=int, help="sections, instead of the part's own")
-    parser.add_argument("--size", type=int, default=512, help="pixels a side (straight)")
+    parser.add_argument("--size", type=int, help="pixels a side (straight: 512, memory: 2048)")
     parser.add_argument("--sigma", type=float, default=8.0, help="of the placement (banana)")
     parser.add_argument("--bend", type=float, default=60.0, help="pixels (banana)")
     parser.add_argument("--sections", type=int, nargs="+", default=[100, 400], help="of memory")

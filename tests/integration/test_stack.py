@@ -10,6 +10,7 @@ import pytest
 import zarr
 
 from bundle import cli
+from bundle.places import DEMO_STACK_FOLDER
 from scripts.phantom.serial_sections import SerialSections
 from scripts.stack.demo import DEMO, write_demo_stack
 
@@ -91,7 +92,7 @@ def test_the_demo_is_made_where_it_is_asked_for(
     )
     assert cli.main(["demo", "--stack"]) == 0
     assert cli.main(["demo", "--stack", "--folder", str(tmp_path)]) == 0
-    assert made == [cli.DEMO_STACK_FOLDER, tmp_path]
+    assert made == [DEMO_STACK_FOLDER, tmp_path]
 
 
 def test_the_demo_has_every_kind_of_damage_and_spares_what_is_not_its_own(tmp_path: Path) -> None:
