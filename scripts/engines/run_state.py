@@ -64,6 +64,7 @@ class RunState:
         resume: False throws an unfinished run away.
         read_only: look at what is there, for an export; see `belongs_to`.
         overrides: what else was changed, by its id in the configuration; see `config_overrides`.
+        noun: what messages call the cohort.
 
     Raises:
         CheckpointError: if the folder belongs to other settings, another cohort or another
@@ -78,7 +79,9 @@ class RunState:
         resume: bool = True,
         read_only: bool = False,
         overrides: Mapping[str, Any] | None = None,
+        noun: str = "cohort",
     ) -> None:
+        self.noun = noun
         self.folder = Path(folder)
         self.block = settings.key_path
         self.signature: dict[str, Any] = {
@@ -176,7 +179,7 @@ class RunState:
                 f"{FORMAT}: {advice}"
             )
         if there.get("cohort") != self.signature["cohort"]:
-            raise CheckpointError(f"the run belongs to another cohort: {advice}")
+            raise CheckpointError(f"the run belongs to another {self.noun}: {advice}")
         ours: dict[str, Any] = json.loads(json.dumps(self.signature["settings"]))
         theirs: dict[str, Any] = there["settings"]
         changed = [f"{self.block}.{one}" for one in _changed(ours, theirs)]

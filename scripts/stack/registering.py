@@ -105,7 +105,9 @@ class StackRegistration:
             Workers(settings.n_workers, settings.scheduler) as workers,
         ):
             inspection = inspect(self.stack, workers, settings.key_path)
-            state = RunState(self._state_folder, settings, inspection, settings.resume)
+            state = RunState(
+                self._state_folder, settings, inspection, settings.resume, noun="stack"
+            )
             self._say_levels(inspection.stack)
             measured, pairs = self._measure(inspection, state, workers)
             placed = self._place(inspection, measured, pairs)

@@ -274,7 +274,7 @@ def test_an_unfinished_run_of_other_sections_is_refused_or_thrown_away(
     other = small_values.copy()
     other[3, 0, 0] ^= 1
     path = write_zarr(other)
-    with pytest.raises(CheckpointError, match="belongs to another cohort"):
+    with pytest.raises(CheckpointError, match="belongs to another stack"):
         register(path, tmp_path / "out")
     assert register(path, tmp_path / "out", resume=False, max_pairs=1).is_dir()
 
