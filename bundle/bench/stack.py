@@ -303,8 +303,11 @@ def lung(options: argparse.Namespace) -> list[dict[str, Any]]:
 
     def ours(i: int, j: int) -> np.ndarray:
         registration = PairRegistration(PlanarModel("affine"), Objective("ncc"), Schedule())
-        pyramids = [Pyramid(images[k], plane, (8, 4, 2, 1), masks[k]) for k in (i, j)]
-        return plane.pixel_matrix(registration(*pyramids).matrix)
+        one, other = (Pyramid(images[k], plane, (8, 4, 2, 1), masks[k]) for k in (i, j))
+        return plane.pixel_matrix(registration(one, other).matrix)
+
+    def of_peer(peer: Register) -> Callable[[int, int], np.ndarray]:
+        return lambda i, j: peer(images[i], images[j])
 
     kinds: dict[str, Callable[[int, int], np.ndarray]] = {
         "as they lie": lambda i, j: np.eye(3),
@@ -312,7 +315,7 @@ def lung(options: argparse.Namespace) -> list[dict[str, Any]]:
         OURS: ours,
     }
     for name, peer in PEERS["affine"].items():
-        kinds[name] = lambda i, j, peer=peer: peer(images[i], images[j])
+        kinds[name] = of_peer(peer)
     rows_found = []
     for name, register in kinds.items():
         print(name, flush=True)

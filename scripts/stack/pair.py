@@ -243,8 +243,8 @@ class _Descent:
 
     def _distance(self, first: np.ndarray, second: np.ndarray) -> float:
         """Pixels of the full section between two maps."""
-        matrices = (self.model.matrix(one, self.plane) for one in (first, second))
-        return corner_distance(*matrices, self.plane)
+        one, other = (self.model.matrix(values, self.plane) for values in (first, second))
+        return corner_distance(one, other, self.plane)
 
     def _adam(self, fixed: Level, moving: Level, level: int, number: int) -> int:
         owner, schedule = self.owner, self.owner.schedule
