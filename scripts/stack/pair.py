@@ -134,9 +134,7 @@ class PairRegistration:
         identity = Start(np.eye(3), False, 0.0)
         if self.search_angle is None:
             return [identity]
-        return [
-            identity, *search_starts(fixed, moving, plane, self.search_angle, self.flips)
-        ]  # fmt: skip
+        return search_starts(fixed, moving, plane, self.search_angle, self.flips) or [identity]
 
     def _best(
         self, fixed: Level, moving: Level, descent: _Descent, still: Measure, steps: dict[int, int]
@@ -229,8 +227,11 @@ class _Descent:
                 # of the slope's change that was expected and the one that was seen.
                 expected, seen = step @ curvature @ step, step @ (trial[1] - gradient)
                 reach = float(np.clip(expected / max(seen, 1e-300), 1.0, _LONGEST))
+                gained = loss - trial[0]
                 at, (loss, gradient, curvature) = at + step, trial
                 damping = max(damping / 10, least)
+                if gained < _EQUAL:
+                    break
             elif reach > 1:
                 reach = 1.0
                 continue

@@ -19,6 +19,7 @@ MIRROR = np.diag([-1.0, 1.0, 1.0])
 """A section turned over: x changes its sign."""
 
 _KEPT = 3  # starts that are descended from
+_CLOSE = 0.1  # of correlation: a start that is worse by more is not descended from
 _PEAKS = 2  # shifts kept of each rotation and method
 _FLAT = 1e-8
 
@@ -41,7 +42,7 @@ class Start:
 def search_starts(
     fixed: Level, moving: Level, plane: Plane, angle: float, flips: bool
 ) -> list[Start]:
-    """The best few starts.
+    """The best few starts, the identity among them if it is as good.
 
     Each rotation turns the moving section; its shifts are the peaks of phase correlation and of
     the correlation over the overlap, both for all shifts at once by Fourier transforms. What
@@ -56,17 +57,22 @@ def search_starts(
     """
     measure = Objective("ncc")
     found: list[tuple[float, Start]] = []
+
+    def consider(matrix: np.ndarray, mirrored: bool) -> None:
+        whole = matrix @ MIRROR if mirrored else matrix
+        at = measure(fixed, moving, whole, slopes=False)
+        if at.overlap >= LEAST_OVERLAP and np.isfinite(at.correlation):
+            score = at.correlation * np.sqrt(min(1.0, at.overlap))
+            found.append((score, Start(matrix, mirrored, at.correlation)))
+
+    consider(np.eye(3), False)
     for turn in _turns(angle, max(fixed.shape)):
         for mirrored in (False, True) if flips else (False,):
             for matrix in _shifted(fixed, moving, turn, mirrored):
-                whole = matrix @ MIRROR if mirrored else matrix
-                at = measure(fixed, moving, whole, slopes=False)
-                if at.overlap < LEAST_OVERLAP or not np.isfinite(at.correlation):
-                    continue
-                score = at.correlation * np.sqrt(min(1.0, at.overlap))
-                found.append((score, Start(matrix, mirrored, at.correlation)))
+                consider(matrix, mirrored)
     found.sort(key=lambda one: -one[0])
-    return _distinct([start for _, start in found], fixed)
+    close = [start for score, start in found if score >= found[0][0] - _CLOSE]
+    return _distinct(close, fixed)
 
 
 def _turns(angle: float, side: int) -> np.ndarray:
