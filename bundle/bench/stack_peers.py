@@ -76,9 +76,11 @@ def _ecc(affine: bool, from_phase: bool = False) -> Register:
         cv2.setNumThreads(1)
         start = np.eye(2, 3, dtype=np.float32)
         if from_phase:
-            window = cv2.createHanningWindow(fixed.shape[::-1], cv2.CV_32F)
-            shift, _ = cv2.phaseCorrelate(fixed, moving, window)
-            start[:, 2] = shift
+            small = [cv2.resize(one, None, fx=1 / 8, fy=1 / 8, interpolation=cv2.INTER_AREA)
+                     for one in (fixed, moving)]  # fmt: skip
+            window = cv2.createHanningWindow(small[0].shape[::-1], cv2.CV_32F)
+            shift, _ = cv2.phaseCorrelate(*small, window)
+            start[:, 2] = np.array(shift) * 8
         motion = cv2.MOTION_AFFINE if affine else cv2.MOTION_EUCLIDEAN
         criteria = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 200, 1e-6)
         _, found = cv2.findTransformECC(fixed, moving, start, motion, criteria, None, 5)
