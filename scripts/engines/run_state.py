@@ -26,7 +26,8 @@ _FREE = {
     "enabled", "device", "resume", "save_fields", "verify_jacobian", "emit_baseline_maps",
     "output_subdir", "cohort.cache", "cohort.num_workers", "cohort.resample", "presence_value",
     "cov_mean_threshold_pct", "model.checkpointing", "refine.new_subject_iterations",
-    "n_workers", "progress_steps", "scheduler", "stack",
+    "n_workers", "progress_steps", "scheduler", "stack", "reference", "placement",
+    "placement_sigma", "crop_borders", "crop_safety_margin", "interpolation", "fill", "formats",
 }  # fmt: skip
 
 

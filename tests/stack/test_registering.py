@@ -287,9 +287,17 @@ def test_what_stood_there_stays_when_a_run_fails(
     with pytest.raises(CohortError, match="cropping leaves nothing"):
         register(stack, tmp_path, max_pairs=1, crop_safety_margin=60)
     assert contents(out) == before
-    assert sorted(path.name for path in tmp_path.iterdir() if path.name[0] != ".") == [
-        "registered_stack"
-    ]
+    # What is done after the pairs may be asked for anew: they are not measured again.
+    pairs = tmp_path / ".registered_stack.unfinished" / "pairs"
+    (kept,) = pairs.glob("*.json")
+    when = kept.stat().st_mtime_ns
+    settings = RegisterStackConfig.load(
+        {"stack": str(stack), **FAST, "max_pairs": 1, "crop_safety_margin": 70}
+    )
+    with pytest.raises(CohortError, match="cropping leaves nothing"):
+        StackRegistration(settings, tmp_path).run()
+    assert kept.stat().st_mtime_ns == when
+    assert [one.name for one in tmp_path.iterdir() if one.name[0] != "."] == ["registered_stack"]
 
 
 def test_the_output_may_not_be_the_input(stack: Path, tmp_path: Path) -> None:
