@@ -1,4 +1,4 @@
-"""The verb ``density``: tractograms to a map, with a bar that shows how far it is."""
+"""The verb ``density``: from tractograms to a map, with a progress bar."""
 
 from __future__ import annotations
 
@@ -24,16 +24,21 @@ def write_map_of(options: argparse.Namespace) -> str:
         options: of the command line: tractograms, reference, output, weights, ends.
 
     Returns:
-        A line that tells what was counted.
+        A line that describes the result.
 
     Raises:
-        TractAtlasError: something can't be read or written; there is no map then.
+        TractAtlasError: a file can't be read or written; then there is no map.
     """
     logging.basicConfig(format="%(levelname)s: %(message)s")
     output: Path = options.output
     if not output.name.endswith((".nii", ".nii.gz")):
         raise ConfigurationError(f"--output {output}: must end with .nii or .nii.gz")
     check_writable(output.absolute().parent)
+    for path in (options.reference, *options.tractograms, *map(Path, options.weights)):
+        if output.exists() and path.exists() and output.samefile(path):
+            raise ConfigurationError(
+                f"--output {output}: is {path}, which is read; must be another"
+            )
     grid = read_reference(options.reference)
     counts = [open_tractogram(path).count for path in options.tractograms]
     known = [count for count in counts if count is not None]
@@ -57,7 +62,7 @@ def write_map_of(options: argparse.Namespace) -> str:
     if counter.outside:
         what = "ends" if options.ends else "points"
         told.append(
-            f"{counter.outside} {what} of {counter.left} streamlines lie outside the grid and are "
+            f"{counter.outside} {what} of {counter.left} streamlines are outside the grid and are "
             f"left out ({counter.missed} streamlines touch no voxel)"
         )
     return f"{output}: {', '.join(told)}"

@@ -1,10 +1,10 @@
-"""The archive that the model zoo takes: the bundle around one published model."""
+"""Writes the archive for the model zoo: the bundle with one published model."""
 
 from __future__ import annotations
 
-import io
 import json
 import math
+import os
 import re
 import zipfile
 from collections.abc import Iterator
@@ -12,16 +12,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 
 from bundle.sharing import Shared, model_card, require_no_signs, shared_description
 from scripts.atlas.network import AtlasNetwork
 from scripts.atlas.published_model import published_network
-from scripts.errors import shown
+from scripts.errors import StorageError, shown
+from scripts.networks.checkpoint import checkpoint_bytes
 from scripts.networks.described import DescribedNetwork
+from scripts.runtime.input_files import FileError, check_file
 from scripts.runtime.inside import inside
 from scripts.runtime.storage import write_whole
+from scripts.runtime.watched_files import WatchedFiles
 
 __all__ = [
     "LARGE",
@@ -35,9 +37,9 @@ __all__ = [
 
 NAME = "tract_density_atlas"
 LARGE = 25_000_000
-"""Bytes above which the zoo wants a file hosted elsewhere, and its address in large_files.yml."""
+"""The zoo wants larger files (bytes) hosted elsewhere, with the address in large_files.yml."""
 
-# What belongs into each folder, so that nothing else that lies there is published with it.
+# Content of each folder, so that no other file in it is published.
 _SHIPPED = {
     "configs": {".conf", ".json", ".yaml"},
     "docs": {".md", ".png", ".svg", ".txt"},
@@ -46,7 +48,7 @@ _SHIPPED = {
 _METADATA = "configs/metadata.json"
 _TRAIN = "configs/train.yaml"
 _CARD = "docs/model_card.md"
-_EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time that a zip file can tell
+_EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time in a zip file
 
 
 @dataclass(frozen=True)
@@ -77,8 +79,8 @@ def packed(root: Path, ckpt_dir: Path, data_source: str | None = None) -> Archiv
 
     Args:
         root: of the bundle.
-        ckpt_dir: holds ``model.pt``.
-        data_source: what the model was trained on, in words; None: as configs/metadata.json says.
+        ckpt_dir: contains ``model.pt``.
+        data_source: description of the training data; None: from configs/metadata.json.
 
     Raises:
         CheckpointError: there is no ``model.pt``, it isn't one of this bundle's, or says what can
@@ -86,6 +88,7 @@ def packed(root: Path, ckpt_dir: Path, data_source: str | None = None) -> Archiv
         CohortError: a link in the bundle leads out of it.
     """
     model = ckpt_dir / "model.pt"
+    watched = WatchedFiles([model] if model.is_file() else [])
     network = published_network(model)
     if data_source is not None:
         require_no_signs("--data_source", data_source)
@@ -98,6 +101,7 @@ def packed(root: Path, ckpt_dir: Path, data_source: str | None = None) -> Archiv
     contents[_METADATA] = (json.dumps(metadata, indent=4, ensure_ascii=False) + "\n").encode()
     contents[_CARD] = model_card(network, shared, metadata["data_source"]).encode()
     contents["models/model.pt"] = _model_bytes(model, network, shared)
+    watched.check()  # it was read more than once
     return Archive(dict(sorted(contents.items())), shared.left_out)
 
 
@@ -107,15 +111,13 @@ def _model_bytes(model: Path, network: AtlasNetwork, shared: Shared) -> bytes:
         return model.read_bytes()
     state = dict(network.state_dict())
     state["described"] = DescribedNetwork(shared.description).described
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    return buffer.getvalue()
+    return checkpoint_bytes(state)
 
 
 def pack(
     root: Path, ckpt_dir: Path, output: Path, data_source: str | None = None
 ) -> dict[str, int]:
-    """Write the archive, whole or not at all; the same bytes for the same files.
+    """Write the archive completely or not at all; equal files give equal bytes.
 
     Args:
         root: of the bundle.
@@ -124,12 +126,13 @@ def pack(
         data_source: see `packed`.
 
     Returns:
-        size in bytes of each file in the archive, by its path below the archive's root folder.
+        Size in bytes of each file in the archive, by its path below the archive's root folder.
 
     Raises:
         CheckpointError: see `packed`.
         StorageError: the archive can't be written.
     """
+    _check_output(output)
     contents = packed(root, ckpt_dir, data_source).contents
     with write_whole(output) as staged, zipfile.ZipFile(staged, "w") as archive:
         for name, data in contents.items():
@@ -139,6 +142,27 @@ def pack(
             entry.external_attr = 0o100644 << 16
             archive.writestr(entry, data)
     return {name: len(data) for name, data in contents.items()}
+
+
+def _check_output(output: Path) -> None:
+    """Refuse to write over anything but an earlier archive of this bundle.
+
+    Raises:
+        StorageError: something else is there.
+    """
+    if not os.path.lexists(output):
+        return
+    try:
+        check_file(output)
+        with zipfile.ZipFile(output) as archive:
+            ours = f"{NAME}/{_METADATA}" in archive.namelist()
+    except (FileError, OSError, ValueError, zipfile.BadZipFile):
+        ours = False
+    if not ours:
+        raise StorageError(
+            f"{output}: would be replaced, but is no archive of this bundle; move it elsewhere, or "
+            "choose another --output"
+        )
 
 
 def _shipped(root: Path) -> Iterator[str]:
@@ -154,10 +178,10 @@ def _shipped(root: Path) -> Iterator[str]:
 def completed_metadata(
     metadata: dict[str, Any], network: AtlasNetwork, data_source: str | None = None
 ) -> dict[str, Any]:
-    """The bundle's metadata with what only a published model can say.
+    """The bundle's metadata, completed from a published model.
 
-    The network's output is a density; `channel_def` of ``pred`` names the labels that the
-    postprocessing of configs/inference.yaml makes of it, which is where annotation tools look.
+    The network's output is a density. `channel_def` of ``pred`` names the labels that the
+    postprocessing of configs/inference.yaml makes from it, because annotation tools look there.
 
     Args:
         metadata: of configs/metadata.json.
@@ -185,14 +209,14 @@ def completed_metadata(
 
 
 def trained_config(text: str, settings: dict[str, Any]) -> str:
-    """The training's configuration with the settings that the model was trained with.
+    """The configuration of the training with the settings of the model's training.
 
-    Who trains from the archive, an annotation tool for instance, which passes on no settings,
-    then gets a model of the same kind from maps of the same kind.
+    Users who train from the archive, for example with an annotation tool that passes no settings,
+    then get a model of the same kind from maps of the same kind.
 
     Args:
         text: of configs/train.yaml.
-        settings: the model's; the device stays the configuration's own.
+        settings: of the model; the device stays that of the configuration.
     """
     block = re.search(r"^learned_atlas:\n(?:[ \t].*\n|\n(?=[ \t]))+", text, re.MULTILINE)
     if block is None:
@@ -218,7 +242,7 @@ def _tract_names(network: AtlasNetwork) -> list[str]:
 
 
 def _above(value: float) -> float:
-    """A bound to two digits, not below ``value``."""
+    """An upper bound of ``value`` with two digits."""
     if value <= 0:
         return 0.0
     digits = 1 - math.floor(math.log10(value))

@@ -1,4 +1,4 @@
-"""After training: exact centring, and the cohort's velocities polished with the template."""
+"""After training: exact centring, and instance optimisation of velocities with the template."""
 
 from __future__ import annotations
 
@@ -18,11 +18,17 @@ from scripts.atlas.network import density_of, log_density_of
 from scripts.atlas.registration import estimate_velocity
 from scripts.atlas.training_step import bare, soft_assignment
 from scripts.atlas.velocity_refinement import refine_velocity
+from scripts.errors import CheckpointError
 from scripts.losses.atlas_loss import AtlasLoss
-from scripts.networks.checkpoint import load_checkpoint, load_weights
+from scripts.networks.checkpoint import (
+    load_checkpoint,
+    load_latest,
+    load_weights,
+    save_checkpoint,
+)
 from scripts.runtime.processes import add_up, from_first, is_first, share
 from scripts.runtime.progress import progress_bar
-from scripts.runtime.storage import write_whole
+from scripts.runtime.storage import file_hash
 from scripts.spatial.jacobian import jacobian_determinant
 from scripts.spatial.unfolding import unfolded_velocity
 from scripts.spatial.warp import warp
@@ -33,43 +39,43 @@ logger = logging.getLogger(__name__)
 
 
 class CohortRefinement:
-    """Alternates between every subject's velocity and the template, as atlas building does.
+    """Alternates between updating each subject's velocity and updating the template.
 
-    A round: each velocity takes some gradient steps against the template (`refine_velocity`) and
-    is smoothed where it comes close to folding (`unfolded_velocity`);
-    the cohort's mean velocity is subtracted from all of them, so that the template stands in the
-    cohort's middle; the template becomes the least-squares fit to the subjects in their own
-    spaces, sum_i J_i d_i(phi_i(x)) / sum_i J_i, with phi_i from template to subject and J_i its
-    Jacobian determinant (Ma et al., NeuroImage 2008).
+    A round has three steps. Each velocity takes some gradient steps against the template
+    (`refine_velocity`) and is smoothed where it is close to folding (`unfolded_velocity`). The
+    cohort's mean velocity is subtracted from all of them, so that the template stays in the middle
+    of the cohort. The template becomes the least-squares fit to the subjects in their spaces,
+    sum_i J_i d_i(phi_i(x)) / sum_i J_i, with phi_i from template to subject and J_i its Jacobian
+    determinant (Ma et al., NeuroImage 2008).
 
-    With covariates the template is a function of them (see `AtlasNetwork`) and a round fits all of
-    it: the velocities' regression on the covariates gives its deformation, and the least-squares
-    fit of the densities gives an image a covariate beside the template. Both are shrunken where
-    they don't stand out from chance (`shrunken`). Without covariates, the columns are the
-    constant alone, and the regression is the mean.
+    With covariates the template is a function of them (see `AtlasNetwork`), and a round fits the
+    function: regression of the velocities on the covariates gives its deformation, and the
+    least-squares fit of the densities gives one image per covariate besides the template. Both are
+    shrunk where they don't differ from chance (`shrunken`). Without covariates the only column is
+    the constant, and the regression is the mean.
 
-    With no rounds the network's velocities stand, exactly centred, and the learned template is
-    moved along with the centring.
+    Without rounds the network's velocities are used, exactly centred, and the learned template
+    moves along with the centring.
 
-    Velocities of a round lie in files, one a subject, each written whole: an interrupted round
-    goes on at the subject where it stopped, and memory doesn't grow with the cohort.
+    The velocities of a round are in files, one per subject, each written completely or not at all.
+    An interrupted round continues with the next subject, and memory doesn't grow with the cohort.
 
-    Over several processes each one refines its share of the subjects; means and templates are made
-    of sums over all of them, so that the result is that of one process, to rounding.
+    With several processes each one refines its share of the subjects. Means and templates are sums
+    over all of them, so the result equals that of one process up to rounding.
 
     Args:
         network: the trained network.
-        dataset: log densities, in the cohort's order (``image``).
-        loss: the training's.
-        folder: where the velocities and the state go.
-        rounds: how often; 0: centring alone.
-        iterations: gradient steps a subject and round.
-        lr: their size, voxels.
+        dataset: log densities, in the order of the cohort (``image``).
+        loss: of the training.
+        folder: for the velocities and the state.
+        rounds: number of rounds; 0: only centring.
+        iterations: gradient steps per subject and round.
+        lr: size of the steps, voxels.
         dtype: of the convolutions.
-        device: where it runs.
+        device: of the computation.
         mixture_sharpness: of the soft assignment with K > 1.
-        design: coded covariates ``(N, p)`` of a conditional template, of mean 0.
-        window: side, in voxels, of the windows in which slopes are shrunken.
+        design: coded covariates ``(N, p)`` of a conditional template, with mean 0.
+        window: side, in voxels, of the windows for the shrinkage of slopes.
     """
 
     def __init__(
@@ -101,6 +107,7 @@ class CohortRefinement:
         self.window = window
         self.round = 0
         self.history: list[float] = []
+        self._source: str | None = None  # hash of the state that `restore` took over
         self.offset = torch.zeros_like(self.network.mean_velocity)
         # Share of each subject that each template explains, (N, K).
         self.assignment = torch.ones(len(dataset), self.network.n_templates)
@@ -109,7 +116,7 @@ class CohortRefinement:
 
     @torch.no_grad()
     def run(self) -> None:
-        """Centre, refine, and leave the network with its final template; resumes by itself."""
+        """Centre, refine, and leave the network with its final template; resumes automatically."""
         self.network.eval()
         if not self._load():
             self._centre_network(uncentred=True)
@@ -120,12 +127,46 @@ class CohortRefinement:
                 while self.round < self.rounds:
                     self._run_round(bar)
 
+    def restore(self) -> None:
+        """Take over a finished refinement, writing nothing.
+
+        Raises:
+            CheckpointError: it isn't all there.
+        """
+        self.network.eval()
+        self._source = self._hash()
+        found = load_checkpoint(self.folder / "state.pt")
+        self._take_over(found)
+        if self.round < self.rounds:
+            raise CheckpointError(
+                f"{self.folder}: holds {self.round} of {self.rounds} rounds of refinement; finish "
+                "the training"
+            )
+
+    def check_unchanged(self) -> None:
+        """Make sure that the folder still holds what `restore` took over.
+
+        Raises:
+            CheckpointError: another run has been at work there.
+        """
+        if self._source is not None and self._hash() != self._source:
+            raise CheckpointError(
+                f"{self.folder}: changed while it was being read; nothing is published"
+            )
+
+    def _hash(self) -> str:
+        path = self.folder / "state.pt"
+        try:
+            return file_hash(path)
+        except OSError as error:
+            raise CheckpointError(f"{path}: can't be read: {error.strerror}") from error
+
     def image(self, index: int) -> torch.Tensor:
         """A subject's log density, ``(1, C, *shape)``, on the device."""
         return torch.as_tensor(self.dataset[index]["image"]).to(self.device)[None]
 
     def velocity(self, index: int, template: int = 0) -> torch.Tensor:
-        """Final velocity of a subject to a template: refined if it was, else the network's."""
+        """Final velocity of a subject to a template: refined if available, else the network's."""
         if self.round and template == self.home(index):
             return self._stored(self.round - 1, index) - self.offset[template]
         return estimate_velocity(
@@ -160,15 +201,15 @@ class CohortRefinement:
         self.round += 1
         self.save()
         if is_first():
-            # The sums above were of this round's velocities: no process reads the earlier ones.
+            # The sums above used this round's velocities: no process needs earlier ones any more.
             shutil.rmtree(self._round_folder(self.round - 2), ignore_errors=True)
 
     def home(self, index: int) -> int:
-        """Which template explains a subject best."""
+        """Index of the template that explains a subject best."""
         return int(self.assignment[index].argmax())
 
     def _centre_network(self, uncentred: bool) -> None:
-        """The exact mean velocity instead of the running one; the template moves with it.
+        """Replace the running mean velocity by the exact one; the template moves with it.
 
         Args:
             uncentred: the network was trained without subtracting the running mean.
@@ -186,8 +227,8 @@ class CohortRefinement:
                     found = estimate_velocity(network, image, self.dtype, k)
                     total[k] += found[0] * (part / float(weight[k]))
         add_up(total)
-        # The fields that were learned against this template lose `moved`: exp(v - m) needs the
-        # template moved by exp(m), to first order.
+        # The fields that were learned against this template lose `moved`: to first order, exp(v -
+        # m) needs the template moved by exp(m).
         moved = network.mean_velocity + total if uncentred else total
         network.mean_velocity += total
         for k in range(network.n_templates):
@@ -196,7 +237,7 @@ class CohortRefinement:
         network.project_template()
 
     def _assign(self) -> None:
-        """Soft assignment of each subject to the templates, by its losses."""
+        """Soft assignment of each subject to the templates, from its losses."""
         network = self.network
         self.assignment.zero_()
         for index in share(len(self.dataset)):
@@ -214,7 +255,10 @@ class CohortRefinement:
     def _refine_subject(self, index: int) -> float:
         path = self._velocity_file(self.round, index)
         if path.exists():
-            return float(load_checkpoint(path)["loss"])
+            try:
+                return float(load_checkpoint(path)["loss"])
+            except CheckpointError as error:
+                logger.warning("%s; it is made again", error)
         home = self.home(index)
         start = self.velocity(index, home)
         with torch.enable_grad():
@@ -223,12 +267,11 @@ class CohortRefinement:
                 self.iterations, self.lr, home, self.covariates(index),
             )  # fmt: skip
         found = unfolded_velocity(self.network, found)
-        with write_whole(path) as staged:
-            torch.save({"velocity": found[0].cpu(), "loss": loss}, staged)
+        save_checkpoint({"velocity": found[0].cpu(), "loss": loss}, path)
         return loss
 
     def _mean(self, number: int) -> torch.Tensor:
-        """Mean velocity over each template's own subjects."""
+        """Mean velocity over the subjects of each template."""
         total = torch.zeros_like(self.network.mean_velocity)
         count = torch.zeros(self.network.n_templates)
         for index in share(len(self.dataset)):
@@ -260,7 +303,7 @@ class CohortRefinement:
         return self.design
 
     def _update_template(self, number: int) -> None:
-        """Least-squares template in linear density; a template without subjects stays."""
+        """Least-squares template in linear density; a template without subjects doesn't change."""
         network = self.network
         if self.design is not None:
             self._update_conditional_template(number)
@@ -283,7 +326,7 @@ class CohortRefinement:
         network.project_template()
 
     def _update_conditional_template(self, number: int) -> None:
-        """Least-squares template and density slopes; what is outside the support is 0."""
+        """Least-squares template and density slopes; 0 outside the support."""
         network = self.network
         inside = network.support[0].bool().any(0)
         fit = CovariateRegression(
@@ -310,9 +353,9 @@ class CohortRefinement:
 
     @torch.no_grad()
     def recentre(self) -> None:
-        """Let the network alone give, on average over the cohort, the refined velocity.
+        """Shift the network so that on average over the cohort it gives the refined velocity.
 
-        Without refined velocities it is to give 0, and the template moves with that.
+        Without refined velocities the average becomes 0, and the template moves accordingly.
         """
         network = self.network
         if not self.history:
@@ -342,38 +385,48 @@ class CohortRefinement:
         return self._round_folder(number) / f"{index:06d}.pt"
 
     def _stored(self, number: int, index: int) -> torch.Tensor:
-        found = load_checkpoint(self._velocity_file(number, index))
+        path = self._velocity_file(number, index)
+        found = load_checkpoint(path)
+        if not isinstance(found.get("velocity"), torch.Tensor):
+            raise CheckpointError(f"{path}: holds no velocity")
         return found["velocity"].to(self.device)[None]
 
     def _load(self) -> bool:
         found = from_first(self._read)
         if found is None:
             return False
-        load_weights(self.network, found, self.folder / "state.pt")
-        self.round = found["round"]
-        self.offset = found["offset"].to(self.device)
-        self.assignment = found["assignment"]
-        self.history = list(found["history"])
+        self._take_over(found)
         if self.round < self.rounds:
-            logger.info("refinement goes on after round %d", self.round)
+            logger.info("refinement continues after round %d", self.round)
         return True
 
+    def _take_over(self, found: dict[str, Any]) -> None:
+        load_weights(self.network, found, self.folder / "state.pt")
+        try:
+            self.round = int(found["round"])
+            self.offset = found["offset"].to(self.device)
+            self.assignment = found["assignment"]
+            self.history = list(found["history"])
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise CheckpointError(
+                f"{self.folder / 'state.pt'}: is no state of a refinement ({error})"
+            ) from error
+
     def _read(self) -> dict[str, Any] | None:
-        path = self.folder / "state.pt"
-        return load_checkpoint(path) if path.exists() else None
+        return load_latest(self.folder / "state.pt")
 
     def save(self) -> None:
-        """Write down how far the rounds are, with the network as it is now."""
+        """Save the number of finished rounds, with the current network."""
         if not is_first():
             return
-        with write_whole(self.folder / "state.pt") as path:
-            torch.save(
-                {
-                    "round": self.round,
-                    "network": self.network.state_dict(),
-                    "offset": self.offset.cpu(),
-                    "assignment": self.assignment,
-                    "history": self.history,
-                },
-                path,
-            )
+        save_checkpoint(
+            {
+                "round": self.round,
+                "network": self.network.state_dict(),
+                "offset": self.offset.cpu(),
+                "assignment": self.assignment,
+                "history": self.history,
+            },
+            self.folder / "state.pt",
+            keep_previous=True,
+        )

@@ -1,8 +1,9 @@
-"""Dictionary transforms and datasets: the same path for training, export and inference."""
+"""Dictionary transforms and datasets, the same for training, export and inference."""
 
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.data import CacheDataset, Dataset, MetaTensor, NibabelReader, PersistentDataset
+from monai.data.utils import correct_nifti_header_if_necessary
 from monai.transforms import (
     Compose,
     EnsureChannelFirstd,
@@ -26,7 +28,9 @@ from monai.utils import ensure_tuple
 
 from scripts.cohort import density_divisor
 from scripts.errors import CheckpointError, CohortError
+from scripts.runtime.watched_files import changed
 from scripts.spatial.grid import Grid
+from scripts.spatial.nifti import open_nifti
 from scripts.spatial.transforms import resample
 
 __all__ = [
@@ -42,33 +46,83 @@ __all__ = [
 ]
 
 
+_SHA256 = re.compile("[0-9a-f]{64}")
+
+HASHES = "sha256"
+"""Of an image's metadata: its files, and the hashes of their bytes."""
+
+
+class _HashedImage:
+    """What a file held, and the hash of its bytes; or why it can't be read."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.error: CohortError | None = None
+        try:
+            image, self.sha256 = open_nifti(path)
+        except CohortError as error:
+            self.error = error
+            return
+        image.set_filename(path)
+        self.image = correct_nifti_header_if_necessary(image)
+
+
 class MapsReader(NibabelReader):
-    """MONAI's reader of NIfTI files, for several threads at once.
+    """MONAI's reader of NIfTI files, made safe for threads.
 
     `NibabelReader` keeps the names of the files it read last in itself and pairs them with the
     images it is asked to unpack next. Where threads fill a cache through one reader, a subject
     of several maps then loses maps to another thread's shorter list (MONAI 1.6.1). Here each call
-    takes the names from its own images.
+    takes the names from its own images. Each file is read once, at once, and its hash is told.
     """
 
+    def read(self, data: Any, **kwargs: Any) -> Any:
+        """Images whose voxels are in memory: what is unpacked later are the bytes of the hash.
+
+        A file that can't be read is told by `get_data`: MONAI drops what is raised here.
+
+        Args:
+            data: a file, or several.
+            kwargs: of nibabel's loader; without effect.
+        """
+        images = [_HashedImage(str(name)) for name in ensure_tuple(data)]
+        return images if len(images) > 1 else images[0]
+
     def get_data(self, img: Any) -> tuple[np.ndarray, dict[str, Any]]:
-        """The images' values, stacked as channels, and their metadata."""
-        own = copy.copy(self)
-        own.filenames = tuple(one.get_filename() for one in ensure_tuple(img))
-        return NibabelReader.get_data(own, img)
+        """The images' values, stacked as channels, and their metadata.
+
+        ``meta[HASHES]`` lists each file and the SHA-256 of its bytes.
+
+        Raises:
+            CohortError: a file couldn't be read, or the images have different shapes.
+        """
+        own, read = copy.copy(self), ensure_tuple(img)
+        own.filenames = tuple(one.path for one in read)
+        for one in read:
+            if one.error is not None:
+                raise one.error
+        for one in read[1:]:
+            if one.image.shape != read[0].image.shape:
+                raise CohortError(
+                    f"{one.path}: has shape {one.image.shape}, {read[0].path} {read[0].image.shape}"
+                    "; the maps of a subject must lie on one grid"
+                )
+        values, meta = NibabelReader.get_data(own, tuple(one.image for one in read))
+        meta[HASHES] = [[one.path, one.sha256] for one in read]
+        return values, meta
 
 
 class NormaliseDensityd(MapTransform):
-    """Counts to densities: each map divided by its divisor, maps of one channel summed.
+    """Convert counts to densities: divide each map by its divisor, and sum the maps of a channel.
 
-    A cohort's data list brings ``divisor`` and ``channel``, one entry a map. A lone image (an
-    annotation tool's, say) brings neither: the divisor is then found by the same rule as the
-    cohort's, from the map and what lies beside it.
+    The items of a cohort have ``divisor`` and ``channel``, with one entry per map. A single image
+    (from an annotation tool, for example) has neither: the divisor is then computed by the same
+    rule as for the cohort, from the map and the files beside it.
 
     Args:
         keys: of the images, ``(maps, *shape)`` as loaded.
         normalisation: waytotal, streamline_density, max or none.
-        channels: how many channels come out.
+        channels: number of channels of the result.
         spatial_dims: 2 or 3; a last axis of length 1 beyond them is dropped.
     """
 
@@ -89,6 +143,7 @@ class NormaliseDensityd(MapTransform):
         result = dict(data)
         for key in self.key_iterator(result):
             maps = result[key]
+            _check_unchanged(maps, result.get("sha256"))
             while maps.dim() > self.spatial_dims + 1 and maps.shape[-1] == 1:
                 maps = maps[..., 0]
             divisors = result.get("divisor")
@@ -102,21 +157,37 @@ class NormaliseDensityd(MapTransform):
             for one, divisor, place in zip(maps, divisors, places, strict=True):
                 density[place] += one / float(divisor)
             result[key] = density
-        # Lists of one length a subject can't be collated into a batch, and are done with.
-        for done in ("divisor", "channel"):
+        # These lists have another length for each subject, can't be collated, and aren't needed any
+        # more.
+        for done in ("divisor", "channel", "sha256"):
             result.pop(done, None)
         return result
 
 
-class OntoGridd(MapTransform):
-    """Holds images to an atlas's grid: what lies elsewhere is refused, or resampled if asked.
+def _check_unchanged(maps: Any, expected: Sequence[str] | None) -> None:
+    """Refuse a file that isn't the one that was inspected.
 
-    Density is interpolated linearly, 0 outside of what was imaged.
+    Raises:
+        CohortError: naming it.
+    """
+    found = getattr(maps, "meta", {}).pop(HASHES, None)
+    if expected is None or found is None:  # a list without hashes, or another reader
+        return
+    for (path, sha256), wanted in zip(found, expected, strict=True):
+        # A list from elsewhere may say something else under this name.
+        if _SHA256.fullmatch(str(wanted)) and sha256 != wanted:
+            raise changed(path)
+
+
+class OntoGridd(MapTransform):
+    """Checks that images are on an atlas's grid; refuses others, or resamples them if asked.
+
+    Density is interpolated linearly and is 0 outside the image.
 
     Args:
         keys: of the images, ``(C, *shape)`` with MONAI's metadata.
-        grid: the atlas's.
-        resample: bring an image from another grid onto this one.
+        grid: of the atlas.
+        resample: resample an image from another grid.
     """
 
     def __init__(self, keys: KeysCollection, grid: Grid, resample: bool = False) -> None:
@@ -125,10 +196,10 @@ class OntoGridd(MapTransform):
         self.resample = resample
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Give back images on the grid.
+        """Return the images on the grid.
 
         Raises:
-            CohortError: naming the image's file and how its grid differs.
+            CohortError: an image is on another grid; the message names the file and the difference.
         """
         result = dict(data)
         for key in self.key_iterator(result):
@@ -142,7 +213,7 @@ class OntoGridd(MapTransform):
             path = meta.get("filename_or_obj", key)
             if not self.resample:
                 raise CohortError(
-                    f"{path} is not on the atlas's grid: {difference}; resample it with "
+                    f"{path} is not on the atlas's grid: {difference}; to resample it, set "
                     "--learned_atlas#cohort#resample true"
                 )
             result[key] = MetaTensor(
@@ -157,16 +228,16 @@ class OntoGridd(MapTransform):
         here = np.linalg.solve(own.affine, self.grid.affine)  # voxels of the atlas to the image's
         if image.ndim != d + 1 or not np.allclose(here[d:3, [*range(d), 3]], 0, atol=1e-3):
             raise CohortError(
-                f"{path}: an image of {image.ndim - 1} dimensions can't be resampled onto the "
-                f"atlas's {d}, or lies in another plane"
+                f"{path}: an image of {image.ndim - 1} dimensions can't be resampled to the "
+                f"atlas's {d}, or is in another plane"
             )
         return resample(image, own, [], self.grid)
 
 
 class PresenceLabeld(MapTransform):
-    """Densities to one map of labels, as annotation tools show them.
+    """Convert densities to one map of labels, as annotation tools show them.
 
-    A voxel's label is 1 + the channel with the most density there, 0 where none is present.
+    The label of a voxel is 1 + the channel with the highest density, 0 where none is present.
 
     Args:
         keys: of the densities, ``(C, *shape)``.
@@ -187,11 +258,11 @@ class PresenceLabeld(MapTransform):
 
 
 class LogDensityd(MapTransform):
-    """``log1p(x / log_offset)``: log(x + offset) up to a constant, 0 where there is nothing.
+    """``log1p(x / log_offset)``: log(x + offset) up to a constant, 0 where the density is 0.
 
     Args:
         keys: of the densities.
-        log_offset: the density at which the logarithm takes over, > 0.
+        log_offset: density above which the transform is logarithmic rather than linear, > 0.
     """
 
     def __init__(self, keys: KeysCollection, log_offset: float) -> None:
@@ -240,19 +311,19 @@ def density_transforms(
     resample: bool = False,
     changes: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Compose:
-    """From files to log densities inside the cohort's box, as ``configs/train.yaml`` lists it.
+    """From files to log densities inside the cohort's box, as listed in ``configs/train.yaml``.
 
     Args:
-        normalisation: the cohort's.
+        normalisation: of the cohort.
         channels: bundles learned jointly.
-        log_offset: see `LogDensityd`; None leaves densities linear.
+        log_offset: see `LogDensityd`; None keeps linear densities.
         crop_start: first voxel of the box.
-        crop_stop: one past its last voxel.
+        crop_stop: one past the last voxel of the box.
         track_meta: keep MONAI's metadata (needed to invert the crop).
         key: of the image.
-        grid: which every image must lie on (a cohort's was checked when it was read).
-        resample: bring images onto the grid, see `OntoGridd`.
-        changes: by the name of a transform's class, arguments that differ from these.
+        grid: required grid of every image (a cohort's was checked when it was read).
+        resample: resample images to the grid, see `OntoGridd`.
+        changes: by class name of a transform, arguments that differ from these.
     """
     changed = changes or {}
     listed: list[tuple[type[Transform], dict[str, Any]]] = [
@@ -292,7 +363,7 @@ def density_transforms(
 
 
 def linear_transforms(transform: Compose) -> Compose:
-    """The same path without its logarithm."""
+    """The same transforms without the logarithm."""
     return Compose(
         [one for one in transform.flatten().transforms if not isinstance(one, LogDensityd)]
     )
@@ -306,7 +377,7 @@ def density_dataset(
     device: torch.device | str = "cpu",
     num_workers: int = 0,
 ) -> Dataset:
-    """The cohort as a MONAI dataset, cached where one setting says.
+    """The cohort as a MONAI dataset, cached as one setting says.
 
     Args:
         data: the cohort's data list.

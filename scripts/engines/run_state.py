@@ -1,33 +1,40 @@
-"""What a run leaves on disk so that it can go on after an interruption."""
+"""The files that a run keeps on disk, to continue after an interruption."""
 
 from __future__ import annotations
 
 import json
 import logging
+import os
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 from scripts.errors import CheckpointError, StorageError
+from scripts.runtime.checked_json import verified, write_checked
 from scripts.runtime.input_files import FileError, read_json
+from scripts.runtime.lock import LOCK_FILE
+from scripts.runtime.ownership import some_names
 from scripts.runtime.processes import from_first
-from scripts.runtime.storage import write_whole
+from scripts.runtime.storage import check_not_root
 from scripts.settings.section import Section
 
-__all__ = ["Identified", "RunState"]
+__all__ = ["Identified", "RunState", "check_earlier_run"]
 
 logger = logging.getLogger(__name__)
 
 FORMAT = 1
+_KEYS = frozenset({"signature", "finished", "network", "cleared"})
 
-# Settings that change where and how a run computes or what it writes, not what it learns.
+# Settings that affect where and how a run computes or what it writes, not what it learns.
 _FREE = {
     "enabled", "device", "resume", "save_fields", "verify_jacobian", "emit_baseline_maps",
     "output_subdir", "cohort.cache", "cohort.num_workers", "cohort.resample", "presence_value",
     "cov_mean_threshold_pct", "model.checkpointing", "refine.new_subject_iterations",
-    "n_workers", "progress_steps", "scheduler", "stack", "reference", "placement",
-    "placement_sigma", "crop_borders", "crop_safety_margin", "interpolation", "fill", "formats",
+    "optimizer.num_workers", "overwrite", "save", "n_workers", "progress_steps", "scheduler",
+    "stack", "reference", "placement", "placement_sigma", "crop_borders", "crop_safety_margin",
+    "interpolation", "fill", "formats",
 }  # fmt: skip
 
 
@@ -39,8 +46,56 @@ class Identified(Protocol):
         ...
 
 
+# What runs leave in their folder; names with a process's number are halves of killed ones.
+_FILES = re.compile(
+    r"run\.json|folds\.json|(training|fine_tuning)(\.previous)?\.pt|cache|refinement"
+    r"|(fold|round)-\d+|\.\d+\..+|\.DS_Store"
+)
+
+
+def check_earlier_run(folder: Path) -> None:
+    """Make sure that a run's folder, which is cleared when a run starts, holds a run and no more.
+
+    It is known by its ``run.json``.
+
+    Raises:
+        StorageError: it is something else's, or somebody put other files there.
+    """
+    if not os.path.lexists(folder):
+        return
+    if not folder.is_dir():
+        raise StorageError(f"{folder}: can't be written: a file of that name is in the way")
+    try:
+        names = {path.name for path in folder.iterdir()} - {LOCK_FILE}
+        is_run = _is_of_a_run(folder / "run.json")
+    except OSError as error:
+        raise StorageError(f"{folder}: can't be looked through: {error}") from error
+    foreign = [name for name in names if not is_run or not _FILES.fullmatch(name)]
+    if foreign:
+        raise StorageError(
+            f"{folder}: would be cleared for the run's state, but holds {some_names(foreign)}, "
+            "which no run of this bundle left; move that elsewhere, or choose another --ckpt_dir"
+        )
+
+
+def _is_of_a_run(path: Path) -> bool:
+    """Whether a ``run.json`` may be this bundle's; a damaged one is told by who reads it."""
+    if not path.is_file():
+        return False
+    try:
+        found = read_json(path)
+    except (FileError, ValueError):
+        return True
+    return not isinstance(found, dict) or bool({"signature", "cleared"} & set(found))
+
+
+def _format(run: Any) -> Any:
+    signature = run.get("signature") if isinstance(run, dict) else None
+    return signature.get("format") if isinstance(signature, dict) else FORMAT
+
+
 def _binding(settings: Section) -> dict[str, Any]:
-    """The settings that an unfinished run can't go on without."""
+    """Identify a run by the settings that must not change when it is resumed."""
     return {path: value for path, value in settings.by_path().items() if path not in _FREE}
 
 
@@ -55,16 +110,16 @@ def _changed(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
 class RunState:
     """The folder of an unfinished run.
 
-    It belongs to one cohort and one set of settings. A run that finds an unfinished one of its
-    own goes on from it; of another, it refuses; a finished one it starts afresh.
+    It belongs to one cohort and one set of settings. A run continues an unfinished run with the
+    same ones, refuses one with others, and replaces a finished one.
 
     Args:
         folder: ``<ckpt_dir>/run_state``.
         settings: of this run.
         cohort: of this run.
-        resume: False throws an unfinished run away.
-        read_only: look at what is there, for an export; see `belongs_to`.
-        overrides: what else was changed, by its id in the configuration; see `config_overrides`.
+        resume: False discards an unfinished run.
+        read_only: only read the folder, for an export; see `belongs_to`.
+        overrides: other changes by their id in the configuration; see `config_overrides`.
         noun: what messages call the cohort.
 
     Raises:
@@ -84,6 +139,7 @@ class RunState:
     ) -> None:
         self.noun = noun
         self.folder = Path(folder)
+        check_not_root(self.folder)
         self.block = settings.key_path
         self.signature: dict[str, Any] = {
             "format": FORMAT,
@@ -98,21 +154,32 @@ class RunState:
             from_first(lambda: self._open(resume))
 
     def _open(self, resume: bool) -> None:
-        """Go on with what is there, or make place."""
+        """Continue the unfinished run, or clear the folder."""
         there = self._read(self.folder / "run.json")
         if there is not None and not there["finished"] and resume:
             self._compare(there["signature"])
-            logger.info("going on with the unfinished run in %s", self.folder)
-            # MONAI moves cached files in from another disk: one may have been cut off halfway.
+            logger.info("continuing the unfinished run in %s", self.folder)
+            # MONAI moves cached files here from another disk: one may be incomplete.
             shutil.rmtree(self.cache, ignore_errors=True)
             return
-        # What the folder says of itself goes first: half of an earlier run is nobody's.
+        check_earlier_run(self.folder)
+        self._clear()
+        self._write(finished=False)
+
+    def _clear(self) -> None:
+        """Remove an earlier run; a kill leaves a folder that is still known for a run's."""
+        if not self.folder.exists():
+            return
+        # What the folder says of its run goes first: half of an earlier run is nobody's.
+        write_checked(self.folder / "run.json", {"cleared": True})
         try:
-            (self.folder / "run.json").unlink(missing_ok=True)
+            for path in self.folder.iterdir():
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path)
+                elif path.name not in ("run.json", LOCK_FILE):
+                    path.unlink()
         except OSError as error:
             raise StorageError(f"{self.folder}: can't be cleared: {error}") from error
-        shutil.rmtree(self.folder, ignore_errors=True)
-        self._write(finished=False)
 
     @property
     def training(self) -> Path:
@@ -121,21 +188,21 @@ class RunState:
 
     @property
     def cache(self) -> Path:
-        """Prepared maps kept on disk: they hold for this cohort and these settings alone."""
+        """Prepared maps cached on disk; valid only for this cohort and these settings."""
         return self.folder / "cache"
 
     @property
     def refinement(self) -> Path:
-        """The refined velocities and the templates they belong to."""
+        """The refined velocities and their templates."""
         return self.folder / "refinement"
 
     @property
     def fine_tuning(self) -> Path:
-        """The network's last epochs, against the finished template."""
+        """The last epochs of the network, with the final template."""
         return self.folder / "fine_tuning.pt"
 
     def belongs_to(self, network_identity: str) -> bool:
-        """Whether the folder holds the run that made the given weights from this cohort."""
+        """Whether the folder contains the run that made these weights from this cohort."""
         there = self._read(self.folder / "run.json")
         return (
             there is not None
@@ -144,20 +211,24 @@ class RunState:
         )
 
     def finish(self, network_identity: str) -> None:
-        """The atlas is published: the next run starts afresh."""
+        """Mark the run as finished: the next run starts from the beginning."""
         self._write(finished=True, network=network_identity)
+        for path in self.folder.rglob("*.previous.pt"):  # nothing goes on from there any more
+            path.unlink(missing_ok=True)
 
     def _write(self, **more: Any) -> None:
-        with write_whole(self.folder / "run.json") as path:
-            path.write_text(json.dumps({"signature": self.signature, **more}, indent=1))
+        write_checked(self.folder / "run.json", {"signature": self.signature, **more})
 
     def _read(self, path: Path) -> dict[str, Any] | None:
         if not path.exists():
             return None
         try:
             there = read_json(path)
+            if _format(there) == FORMAT:  # another format is told of, below
+                there = verified(there, _KEYS)
         except (FileError, ValueError) as error:
-            raise CheckpointError(f"{path}: damaged ({error}); delete {self.folder}") from error
+            why = error.reason if isinstance(error, FileError) else str(error)
+            raise CheckpointError(f"{path}: damaged ({why}); delete {self.folder}") from error
         if not isinstance(there, dict) or not {"signature", "finished"} <= set(there):
             return None
         signature = there["signature"]
@@ -166,13 +237,13 @@ class RunState:
             and isinstance(signature.get("settings"), dict)
             and isinstance(signature.get("overrides", {}), dict)
         ):
-            raise CheckpointError(f"{path}: says nothing of its run; delete {self.folder}")
+            raise CheckpointError(f"{path}: doesn't describe its run; delete {self.folder}")
         return there
 
     def _compare(self, there: dict[str, Any]) -> None:
         advice = (
-            f"an unfinished run lies in {self.folder}; finish it with its own settings and "
-            f"dataset, or throw it away with --{self.block}#resume false"
+            f"{self.folder} contains an unfinished run; finish it with the same settings and "
+            f"dataset, or discard it with --{self.block}#resume false"
         )
         if there.get("format") != FORMAT:
             raise CheckpointError(

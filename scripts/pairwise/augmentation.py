@@ -1,4 +1,4 @@
-"""Random changes of intensity, the same kind for all networks of pairs."""
+"""Random changes of intensity, the same for all networks for pairs."""
 
 from __future__ import annotations
 
@@ -15,6 +15,9 @@ from monai.transforms import (
     RandGaussianSmooth,
     RandGibbsNoise,
     RandHistogramShift,
+    RandLambda,
+    RandScaleIntensity,
+    RandShiftIntensity,
     RandSimulateLowResolution,
     Transform,
 )
@@ -22,7 +25,7 @@ from monai.transforms import (
 __all__ = ["intensity_augmentation", "smooth_field"]
 
 
-_CONTROL = 4  # control points along an axis of a random smooth field
+_CONTROL = 4  # control points per axis of a random smooth field
 
 
 def smooth_field(
@@ -35,6 +38,10 @@ def smooth_field(
     field = F.interpolate(coarse, size=tuple(shape), mode=mode, align_corners=True)
     length = field.square().sum(1, keepdim=True).flatten(1).mean(1).sqrt()
     return field * (rms / length).view(-1, *[1] * (d + 1))
+
+
+def _inverted(image: torch.Tensor) -> torch.Tensor:
+    return 1 - image
 
 
 def intensity_augmentation(
@@ -61,5 +68,9 @@ def intensity_augmentation(
             prob=probability,
         ),
         "noise": RandGaussianNoise(std=0.1, prob=probability),
+        "blur": RandGaussianSmooth((0.25, 2.0), (0.25, 2.0), (0.25, 2.0), prob=probability),
+        "gain": RandScaleIntensity(factors=0.3, prob=probability),
+        "offset": RandShiftIntensity(offsets=0.1, prob=probability),
+        "invert": RandLambda(func=_inverted, prob=probability),
     }
     return Compose([transform for name, transform in made.items() if name in names])

@@ -1,7 +1,8 @@
-"""What a registered pair of images leaves: transforms and moved images, in both directions."""
+"""Output of a registered pair: transforms and warped images, in both directions."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,14 +11,20 @@ import torch
 
 from scripts.errors import FoldingError
 from scripts.registration.images import ReadImage
-from scripts.runtime.storage import check_writable
+from scripts.runtime.storage import check_replaceable, check_writable
 from scripts.settings.image_pairs import ImagePairs
 from scripts.spatial.fields import write_field
 from scripts.spatial.transform_files import write_affine_files
 from scripts.spatial.transforms import AffineTransform, FieldTransform, Transform, resample
 from scripts.spatial.volumes import write_map
 
-__all__ = ["PairFields", "checked_pairs", "require_no_fold", "write_pair"]
+__all__ = [
+    "PairFields",
+    "check_pair_folders",
+    "checked_pairs",
+    "require_no_fold",
+    "write_pair",
+]
 
 
 @dataclass(frozen=True)
@@ -25,8 +32,8 @@ class PairFields:
     """Both displacements of a pair, ``(1, d, *shape)`` in voxels of the fixed grid.
 
     Attributes:
-        forward: a fixed point x is read at ``matrix (x + forward(x))``.
-        inverse: a moving point y comes from ``z + inverse(z)`` with ``z = matrix^-1 y``.
+        forward: a fixed point x corresponds to ``matrix (x + forward(x))``.
+        inverse: a moving point y corresponds to ``z + inverse(z)`` with ``z = matrix^-1 y``.
     """
 
     forward: torch.Tensor
@@ -44,21 +51,49 @@ def checked_pairs(settings: ImagePairs, folder: str | Path) -> list[dict[str, st
         StorageError: it can't be written.
     """
     check_writable(folder)
-    return settings.pairs()
+    pairs = settings.pairs()
+    start = getattr(settings, "start", None)
+    names = [one["subject"] for one in pairs]
+    check_pair_folders(folder, names, settings.fixed, settings.moving, start)
+    return pairs
+
+
+def check_pair_folders(
+    folder: str | Path,
+    names: Sequence[str],
+    fixed: str | Path,
+    moving: Sequence[str | Path],
+    start: str | None = None,
+) -> None:
+    """Make sure that each pair's folder can be published; see `check_replaceable`.
+
+    Args:
+        folder: holds the pairs' folders.
+        names: of these.
+        fixed: the image that is wanted.
+        moving: those that are brought to it.
+        start: of the transforms that each begins with, ``{name}`` standing for a pair's.
+
+    Raises:
+        StorageError: one can't.
+    """
+    starts = [] if start is None else [start.replace("{name}", name) for name in names]
+    folders = [Path(folder) / name for name in names]
+    check_replaceable(*folders, inputs=[path for path in (fixed, *moving, *starts) if str(path)])
 
 
 def require_no_fold(path: str | Path, jacobian: dict[str, dict[str, float]], advice: str) -> None:
     """Refuse fields whose Jacobian determinant isn't positive everywhere.
 
     Args:
-        path: of the moving image, for the message.
+        path: of the moving image, for messages.
         jacobian: `jacobian_summary` of each field.
-        advice: what to do about it.
+        advice: what to do, for messages.
 
     Raises:
-        FoldingError: by either scheme of differences.
+        FoldingError: a determinant by either difference scheme is <= 0 or not finite.
     """
-    # Not `<= 0`: what isn't finite proves nothing.
+    # Not `<= 0`: this also catches NaN.
     if not all(one["min"] > 0 and one["corner_min"] > 0 for one in jacobian.values()):
         smallest = min(min(one["min"], one["corner_min"]) for one in jacobian.values())
         raise FoldingError(
@@ -74,20 +109,20 @@ def write_pair(
     matrix: np.ndarray,
     fields: PairFields | None = None,
 ) -> np.ndarray:
-    """Affine files and fields in both directions, and each image on the other's grid.
+    """Write affine files and fields in both directions, and each image on the other's grid.
 
     Each image is interpolated once.
 
     Args:
-        folder: where to.
+        folder: destination.
         name: of the pair.
-        fixed: the image that was wanted.
-        moving: the one that was brought to it.
-        matrix: ``(4, 4)``, RAS mm, fixed point to moving point.
-        fields: that come before the matrix.
+        fixed: the fixed image.
+        moving: the moving image.
+        matrix: ``(4, 4)``, RAS mm, from fixed point to moving point.
+        fields: displacements, applied before the matrix.
 
     Returns:
-        the moving image on the fixed grid, ``(C, X, Y, Z)``.
+        The moving image on the fixed grid, ``(C, X, Y, Z)``.
     """
     d = fixed.spatial_dims
     there: Transform = AffineTransform(matrix)

@@ -1,4 +1,4 @@
-"""The refinement job: images brought to one fixed image, each on its own."""
+"""The refinement job: registers images to one fixed image, one by one."""
 
 from __future__ import annotations
 
@@ -18,10 +18,16 @@ from scripts.networks.precision import open_device
 from scripts.registration.affine import AffineRefinement, AffineResult, start_in_family
 from scripts.registration.deformable import ElasticRefinement, ElasticResult
 from scripts.registration.images import ReadImage
-from scripts.registration.pair_output import PairFields, require_no_fold, write_pair
+from scripts.registration.pair_output import (
+    PairFields,
+    check_pair_folders,
+    require_no_fold,
+    write_pair,
+)
 from scripts.runtime.lock import locked_folders
 from scripts.runtime.progress import progress_bar
-from scripts.runtime.storage import check_writable, file_hash, publish_folder
+from scripts.runtime.storage import check_writable, publish_folder
+from scripts.runtime.watched_files import WatchedFiles
 from scripts.settings.image_pairs import image_name
 from scripts.settings.refine import RefineConfig
 from scripts.spatial.transform_files import read_affine
@@ -35,20 +41,22 @@ _ADVICE = "raise refine#smoothness_weight, or publish it with refine#verify_jaco
 
 
 class PairRefiner:
-    """Registers each moving image to the fixed one, into ``<output_dir>/refined/<name>/``.
+    """Registers each moving image to the fixed one; writes ``<output_dir>/refined/<name>/``.
 
-    Affine files in both directions (ITK text, 4x4 text), with a velocity both fields on the fixed
-    grid, ``moving_in_fixed.nii.gz``, ``fixed_in_moving.nii.gz`` and ``refined.json``. Each image is
-    interpolated once. `antsApplyTransforms` brings moving to fixed by ``-t <field> -t <affine
-    from-moving_to-fixed>``, and back by ``-t <affine from-fixed_to-moving> -t <inverse field>``.
+    Writes affine files in both directions (ITK text, 4x4 text), with a velocity also both fields on
+    the fixed grid, ``moving_in_fixed.nii.gz``, ``fixed_in_moving.nii.gz`` and ``refined.json``.
+    Each image is interpolated once. `antsApplyTransforms` warps moving to fixed with ``-t <field>
+    -t <affine from-moving_to-fixed>``, and back with ``-t <affine from-fixed_to-moving> -t <inverse
+    field>``.
 
     Args:
         settings: of the refinement.
-        output_dir: where to.
+        output_dir: destination.
 
     Raises:
         CohortError: an image or a start can't be read.
-        ConfigurationError: the machine lacks the device, or a start lies outside of the family.
+        ConfigurationError: the machine doesn't have the device, or a start isn't in the transform
+        model.
         StorageError: ``output_dir`` can't be written.
     """
 
@@ -57,9 +65,17 @@ class PairRefiner:
         self.output_dir = Path(output_dir)
         self.device = open_device(settings.device, settings.key("device"))
         check_writable(output_dir)
+        self.watched = WatchedFiles([settings.fixed])
         self.fixed = self._read(settings.fixed)
         self.moving = [Path(path) for path in settings.moving]
         self.starts = [self._start(image_name(path)) for path in self.moving]
+        check_pair_folders(
+            self.output_dir / REFINED_FOLDER,
+            [image_name(path) for path in self.moving],
+            settings.fixed,
+            settings.moving,
+            settings.start,
+        )
 
     def run(self) -> None:
         """Refine and publish each pair.
@@ -67,7 +83,7 @@ class PairRefiner:
         Raises:
             CohortError: an image can't be read, or differs from the fixed one in its dimensions.
             FoldingError: a field folds, with verify_jacobian; that pair isn't published.
-            StorageError: something can't be written.
+            StorageError: a file can't be written.
         """
         with (
             locked_folders(self.output_dir),
@@ -81,6 +97,7 @@ class PairRefiner:
 
     def _refine(self, path: Path, start: torch.Tensor | None) -> None:
         settings, fixed = self.settings, self.fixed
+        watched = WatchedFiles([path])
         moving = self._read(path)
         if moving.spatial_dims != fixed.spatial_dims:
             raise CohortError(f"{path}: must have as many dimensions as {settings.fixed}")
@@ -109,11 +126,12 @@ class PairRefiner:
                 require_no_fold(path, elastic.jacobian, _ADVICE)
         assert matrix is not None
         seconds = time.process_time() - begun
-        self._write(path, moving, matrix.cpu().numpy(), affine, elastic, seconds)
+        self._write(path, watched, moving, matrix.cpu().numpy(), affine, elastic, seconds)
 
     def _write(
         self,
         path: Path,
+        watched: WatchedFiles,
         moving: ReadImage,
         matrix: np.ndarray,
         affine: AffineResult | None,
@@ -124,12 +142,16 @@ class PairRefiner:
         fields = None if elastic is None else PairFields(elastic.displacement, elastic.inverse)
         with publish_folder(self.output_dir / REFINED_FOLDER / name) as staging:
             write_pair(staging, name, self.fixed, moving, matrix, fields)
-            about = json.dumps(self._description(path, matrix, affine, elastic, seconds), indent=1)
+            found = self._description(path, watched, matrix, affine, elastic, seconds)
+            about = json.dumps(found, indent=1)
             (staging / "refined.json").write_text(about + "\n", encoding="utf-8")
+            watched.check()
+            self.watched.check()
 
     def _description(
         self,
         path: Path,
+        watched: WatchedFiles,
         matrix: np.ndarray,
         affine: AffineResult | None,
         elastic: ElasticResult | None,
@@ -147,8 +169,11 @@ class PairRefiner:
             "name": "tract_density_atlas",
             "kind": "refinement",
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "fixed": {"path": str(self.settings.fixed), "sha256": file_hash(self.settings.fixed)},
-            "moving": {"path": str(path), "sha256": file_hash(path)},
+            "fixed": {
+                "path": str(self.settings.fixed),
+                "sha256": self.watched.sha256(self.settings.fixed),
+            },
+            "moving": {"path": str(path), "sha256": watched.sha256(path)},
             "matrix": matrix.tolist(),
             "steps": steps,
             "cpu_seconds": round(seconds, 2),
@@ -162,7 +187,7 @@ class PairRefiner:
         return ReadImage(path, self.settings.log_offset, self.settings.background, self.device)
 
     def _start(self, name: str) -> torch.Tensor | None:
-        """The start's matrix, read before any work begins."""
+        """The matrix of the start, read before the work begins."""
         if self.settings.start is None:
             return None
         path = self.settings.start.replace("{name}", name)
@@ -170,7 +195,7 @@ class PairRefiner:
         needs_family = self.settings.mode != "elastic"
         if needs_family and not start_in_family(matrix, self.settings.family, self.fixed.image):
             raise ConfigurationError(
-                f"refine.start = {path!r}: is no {self.settings.family} transform of the fixed "
-                "image's grid; must come with a refine#family that holds it"
+                f"refine.start = {path!r}: is not a {self.settings.family} transform on the fixed "
+                "image's grid; must come with a refine#family that contains it"
             )
         return matrix

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import errno
+import fcntl
 import json
 import logging
 import os
@@ -18,9 +19,10 @@ from filelock import FileLock, SoftFileLock, Timeout
 
 from scripts.errors import StorageError
 from scripts.runtime.input_files import say
+from scripts.runtime.plain_data import parse_json
 from scripts.runtime.storage import is_alive
 
-__all__ = ["LOCK_FILE", "FolderLock", "lock_folders", "locked_folders"]
+__all__ = ["LOCK_FILE", "FolderLock", "SharedLock", "lock_folders", "locked_folders"]
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +30,8 @@ LOCK_FILE = ".tract_atlas.lock"
 
 # How long to wait for the owner's name, which is written just after the lock is taken.
 _PATIENCE_S = 1.0
+_LONGEST_OWNER = 4096  # characters of a lock file
+_LAST_SECOND = 1e12  # of a time that a lock file names; NaN and infinity are beyond as well
 _NO_FLOCK = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 _held: dict[Path, FolderLock] = {}
 
@@ -120,6 +124,96 @@ class FolderLock:
         os.pwrite(handle, json.dumps(self._owner).encode(), 0)
 
 
+class SharedLock:
+    """A folder that others may read too, and that no run writes to until `release`.
+
+    The lock is the system's own, shared. Where the file system has none, or the folder is closed
+    to us, nobody is kept out; it is only made sure that no run is at work there now.
+
+    Args:
+        folder: read; it need not be writable.
+
+    Raises:
+        StorageError: a run is at work there.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder).resolve()
+        self.file = self.folder / LOCK_FILE
+        self.process = os.getpid()
+        self._handle: int | None = None
+        while self._handle is None and self._attempt():
+            pass
+
+    def _attempt(self) -> bool:
+        """Try to get the lock; whether another try is worth it."""
+        if self.folder in _held and _held[self.folder].process == self.process:
+            return False  # this process's own run: nobody else writes there
+        handle = self._open()
+        if handle is None:
+            return False
+        try:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            ours = os.path.samestat(os.fstat(handle), os.lstat(self.file))
+        except FileNotFoundError:
+            ours = False
+        except BlockingIOError as error:
+            os.close(handle)
+            raise self._taken() from error
+        except OSError as error:
+            os.close(handle)
+            if error.errno not in _NO_FLOCK:
+                raise StorageError(f"{self.folder}: can't be locked: {say(error)}") from error
+            self._require_idle()
+            return False
+        if not ours:  # it was removed at the end of a run, and may have been made anew
+            os.close(handle)
+            return True
+        self._handle = handle
+        with suppress(OSError):  # opened to be read only
+            owner = {"pid": self.process, "host": socket.gethostname(), "since": time.time()}
+            os.ftruncate(handle, 0)
+            os.pwrite(handle, json.dumps(owner).encode(), 0)
+        return False
+
+    def _open(self) -> int | None:
+        flags = os.O_NOFOLLOW | os.O_NONBLOCK
+        for mode in (os.O_RDWR | os.O_CREAT, os.O_RDONLY):
+            with suppress(PermissionError, FileNotFoundError):
+                try:
+                    return os.open(self.file, mode | flags, 0o666)
+                except OSError as error:
+                    if error.errno == errno.ELOOP:
+                        raise StorageError(
+                            f"{self.folder}: can't be locked: {self.file} is a link; delete it"
+                        ) from error
+                    if error.errno != errno.EROFS:
+                        raise
+        return None
+
+    def _require_idle(self) -> None:
+        owner = _read_owner(self.file)
+        if owner is not None and (
+            owner.get("host") != socket.gethostname() or is_alive(owner["pid"])
+        ):
+            raise self._taken()
+
+    def _taken(self) -> StorageError:
+        return StorageError(
+            f"{self.folder}: another run is using this folder: {_describe(self.file)}; wait for it"
+        )
+
+    def release(self) -> None:
+        """Let runs in again. In a forked child this does nothing: the lock is its parent's."""
+        handle, self._handle = self._handle, None
+        if handle is None or os.getpid() != self.process:
+            return
+        with suppress(OSError):  # other readers are there: the file is theirs too
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self.file.unlink()
+        os.close(handle)
+
+
 def lock_folders(folders: list[str | Path] | tuple[str | Path, ...]) -> list[FolderLock]:
     """Lock several folders, or none.
 
@@ -170,11 +264,13 @@ def _read_owner(file: Path) -> dict[str, Any] | None:
     try:
         handle = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         with os.fdopen(handle, encoding="utf-8") as opened:
-            found = json.load(opened)
+            found = parse_json(opened.read(_LONGEST_OWNER))
     except (OSError, ValueError):
         return None
-    sound = isinstance(found, dict) and isinstance(found.get("pid"), int)
-    return found if sound and isinstance(found.get("since"), int | float) else None
+    if not isinstance(found, dict) or type(found.get("pid")) is not int:
+        return None
+    since = found.get("since")
+    return found if isinstance(since, int | float) and abs(since) < _LAST_SECOND else None
 
 
 def _describe(file: Path) -> str:

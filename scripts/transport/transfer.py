@@ -1,4 +1,4 @@
-"""The job `labelling`: an atlas and a subject's tractogram in, labelled tractograms out."""
+"""The job `labelling`: from an atlas and a subject's tractogram to labelled tractograms."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from scripts.errors import ConfigurationError
 from scripts.networks.precision import open_device
 from scripts.runtime.lock import locked_folders
 from scripts.runtime.progress import progress_bar
-from scripts.runtime.storage import check_writable, file_hash, publish_folder
+from scripts.runtime.storage import check_replaceable, check_writable, publish_folder
+from scripts.runtime.watched_files import WatchedFiles
 from scripts.settings.label_transfer import LabelTransferConfig
 from scripts.spatial.grid import Grid
 from scripts.spatial.volumes import read_reference, write_density
@@ -40,18 +41,19 @@ FOLDER = "labels"
 
 
 class LabelTransfer:
-    """Labels a subject's streamlines and publishes ``<output_dir>/labels``, whole or not at all.
+    """Labels a subject's streamlines and publishes ``<output_dir>/labels``, completely or not at
+    all.
 
     Args:
         atlas: see `read_atlas`.
         subject: tractogram to label.
         settings: of the transfer.
-        output_dir: where the folder goes.
-        reference: image on whose grid a density map per class is made; None: no maps.
+        output_dir: destination of the folder.
+        reference: image whose grid is used for a density map per class; None: no maps.
 
     Raises:
-        ConfigurationError: atlas or subject isn't given, or the device isn't there.
-        StorageError: ``output_dir`` can't be written, or another run writes to it.
+        ConfigurationError: atlas or subject isn't given, or the device doesn't exist.
+        StorageError: ``output_dir`` can't be written, or another run is using it.
     """
 
     def __init__(
@@ -70,23 +72,27 @@ class LabelTransfer:
         self.settings = settings
         self.folder = Path(output_dir) / FOLDER
         self.reference = reference
-        check_writable(self.folder.parent)
+        check_writable(output_dir)
+        reference_files = [] if reference is None else [reference]
+        check_replaceable(self.folder, inputs=[self.atlas, self.subject, *reference_files])
 
     def publish(self) -> Path:
         """Read, transport, write.
 
         Returns:
-            the folder.
+            The folder.
 
         Raises:
             TractogramError: a tractogram can't be read, or the atlas has no usable class.
             CohortError: the reference can't be read.
-            StorageError: something can't be written; an earlier folder stays.
+            StorageError: a file can't be written; an earlier folder stays.
         """
         with locked_folders(self.folder.parent):
             return self._publish()
 
     def _publish(self) -> Path:
+        given = (self.atlas, self.subject, *([self.reference] if self.reference else ()))
+        watched = WatchedFiles(path for path in given if Path(path).is_file())
         grid = None if self.reference is None else read_reference(self.reference)
         atlas = read_atlas(self.atlas, self.settings.labels, self.settings.names)
         of_atlas = self._features(atlas.streamlines)
@@ -115,9 +121,10 @@ class LabelTransfer:
             if grid is not None:
                 _write_maps(staging, subject, classes, files, grid)
             self._draw(staging, of_subject, found, atlas)
-            about = self._description(atlas, of_atlas, of_subject, classes, found, files)
+            about = self._description(atlas, of_atlas, of_subject, classes, found, files, watched)
             text = json.dumps(about, indent=1, allow_nan=False) + "\n"
             (staging / "labels.json").write_text(text, encoding="utf-8")
+            watched.check()
         logger.info(
             "%d of %d streamlines labelled with %d classes, in %s",
             int((classes >= 0).sum()),
@@ -153,7 +160,7 @@ class LabelTransfer:
         shape: tuple[int, ...] | None,
         affine: np.ndarray | None,
     ) -> tuple[str, ...]:
-        """The labelled tractogram, and one for each class that has streamlines."""
+        """Write the labelled tractogram, and one for each class with streamlines."""
         own = np.where(classes >= 0, atlas.ids[classes], OUTLIER)
         labelled = subject.with_data(label=own.astype(np.float32), mass=largest)
         files = file_names(atlas.names)
@@ -169,7 +176,7 @@ class LabelTransfer:
                 place = staging / (name if name == "outliers" else f"classes/{name}")
                 target = place.with_name(place.name + self._suffix)
                 write_tractogram(target, labelled.take(who), shape, affine)
-        except ValueError as error:  # more values, or longer names, than the format has room for
+        except ValueError as error:  # more values, or longer names, than the format allows
             raise TractogramError(
                 self.subject, f"{error}; choose another format with --label_transfer#format"
             ) from error
@@ -193,8 +200,9 @@ class LabelTransfer:
         classes: np.ndarray,
         found: Labelling,
         files: tuple[str, ...],
+        watched: WatchedFiles,
     ) -> dict[str, Any]:
-        """``labels.json``: counts and masses, and enough to check where they come from."""
+        """``labels.json``: counts and masses, and their origin."""
         counts = np.bincount(classes[classes >= 0], minlength=len(files))
         in_atlas = np.bincount(atlas.classes, minlength=len(files))
         degenerate = of_subject.degenerate
@@ -215,9 +223,9 @@ class LabelTransfer:
                 "degenerate": degenerate,
                 "below_threshold": int((found.classes == OUTLIER).sum()),
             },
-            "subject": _described(self.subject, of_subject),
+            "subject": _described(self.subject, of_subject, watched),
             "atlas": {
-                **_described(self.atlas, of_atlas),
+                **_described(self.atlas, of_atlas, watched),
                 "unlabelled": atlas.unlabelled,
             },
             "reference": self.reference,
@@ -228,9 +236,9 @@ class LabelTransfer:
 
 
 def _usable(path: Path, atlas: SegmentedAtlas, features: Features) -> SegmentedAtlas:
-    """The atlas's streamlines that have a vector; a class may go with its last one."""
+    """The atlas's streamlines that have a vector; a class without any is dropped."""
     if not len(features.kept):
-        raise TractogramError(path, "has no streamline with a course and a class")
+        raise TractogramError(path, "has no usable streamline with a class")
     if features.count > len(features.kept):
         logger.warning(
             "%s: %d streamlines left out (%s)",
@@ -251,7 +259,7 @@ def _usable(path: Path, atlas: SegmentedAtlas, features: Features) -> SegmentedA
 def _write_maps(
     staging: Path, subject: Streamlines, classes: np.ndarray, files: tuple[str, ...], grid: Grid
 ) -> None:
-    """Number of streamlines through each voxel, a map for each class, empty ones as well."""
+    """Number of streamlines through each voxel, one map per class, including empty ones."""
     (staging / "density").mkdir()
     for c, name in enumerate(files):
         counter = DensityCounter(grid.shape, grid.affine)
@@ -259,10 +267,10 @@ def _write_maps(
         write_density(staging / "density" / f"{name}.nii.gz", counter.density, grid)
 
 
-def _described(path: Path, features: Features) -> dict[str, Any]:
+def _described(path: Path, features: Features, watched: WatchedFiles) -> dict[str, Any]:
     return {
         "path": str(path),
-        "sha256": file_hash(path) if path.is_file() else None,
+        "sha256": watched.sha256(path) if path.is_file() else None,
         "streamlines": features.count,
         "degenerate": features.degenerate,
     }
@@ -270,7 +278,7 @@ def _described(path: Path, features: Features) -> dict[str, Any]:
 
 @contextmanager
 def _percent(what: str) -> Iterator[Callable[[float], Callable[[float], None]]]:
-    """A progress bar in whole percents of a total that is told later."""
+    """A progress bar in whole percents of a total that is known later."""
     with progress_bar(100, what) as bar:
         done = 0.0
 

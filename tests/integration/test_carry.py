@@ -175,13 +175,13 @@ def test_affine_native_atlases_need_the_extra_warp(trained, run_bundle, refused,
 @pytest.mark.parametrize(
     ("words", "code", "messages"),
     [
-        (("--atlas_dir=nowhere",), 3, ["there is no atlas", "--atlas_dir"]),
+        (("--atlas_dir=nowhere",), 3, ["not an atlas", "--atlas_dir"]),
         (("--atlas_to_patient#patients=['sub-99']",), 3, ["unknown subject sub-99", "sub-05"]),
         (("--atlas_to_patient#patients=['../x']",), 2, ["atlas_to_patient.patients"]),
-        (("--atlas_to_patient#transforms=['none.mat']",), 3, ["there is no transform none.mat"]),
+        (("--atlas_to_patient#transforms=['none.mat']",), 3, ["no such transform none.mat"]),
         (("--atlas_to_patient#space=native",), 2, ["atlas_to_patient.space = 'native'"]),
         (("--atlas_to_patient#space=affine_native",), 2, ["must be template_native"]),
-        (("--atlas_to_patient#reference=none.nii",), 3, ["there is no reference image none.nii"]),
+        (("--atlas_to_patient#reference=none.nii",), 3, ["no such reference image none.nii"]),
     ],
 )
 def test_mistakes_are_one_message_and_write_nothing(

@@ -116,7 +116,7 @@ def test_leave_one_out_goes_through_the_learned_template(trained, run_bundle, tm
 @pytest.mark.parametrize(
     ("case", "words", "code", "messages"),
     [
-        ("no atlas", (), 3, ["sub-01: there is no atlas", "carry"]),
+        ("no atlas", (), 3, ["sub-01: no such atlas", "carry"]),
         ("other grid", (), 3, ["is not on the grid of subject sub-03", "shifted"]),
         ("apart", (), 3, ["subject sub-03", "no voxel in common"]),
         ("unknown", ("--learned_atlas#cohort#subjects=['sub-99']",), 3, ["sub-99"]),

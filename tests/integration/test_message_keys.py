@@ -45,6 +45,8 @@ DEVICES: dict[str, tuple[str, tuple[str, ...]]] = {
     "train-elastic": ("learned_elastic", ()),
     "estimate-affine": ("estimate_affine", PAIR),
     "register-elastic": ("register_elastic", PAIR),
+    "train-fields": ("train_fields", ("--pairs", "a.h5")),
+    "predict-fields": ("predict_fields", ("--pairs", "a.h5")),
     "align": ("align", ()),
     "refine": ("refine", ("--refine#fixed", "a.nii.gz", "--refine#moving", "b.nii.gz")),
     "labels": ("label_transfer", ("--atlas", "a.trk", "--subject", "b.trk")),
@@ -118,7 +120,7 @@ def test_a_device_that_is_not_there_names_the_verbs_own_key(verb: str, place: Pl
     block, words = DEVICES[verb]
     code, error = place.refuse(verb, *words, f"--{block}#device", ABSENT)
     assert code == ConfigurationError.exit_code, error
-    assert f"{block}.device: '{ABSENT}' asks for a CUDA device" in error
+    assert f"{block}.device: '{ABSENT}' is a CUDA device" in error
     assert only_names(error, block)
 
 
@@ -158,7 +160,7 @@ def test_a_subject_that_is_not_there_names_the_list(verb: str, place: Place) -> 
     section = COHORTS[verb]
     block = section.partition(".")[0]
     assert code == CohortError.exit_code, error
-    assert f"though {section}.subjects names it" in error
+    assert f"but {section}.subjects names it" in error
     assert f"{block}.min_subjects" in error or f"{block}.folds" in error
     assert only_names(error, block)
 
@@ -186,8 +188,8 @@ def test_a_tract_that_is_not_there_is_named_by_the_elastic_networks_key(place: P
     words = found_in("train-elastic", pattern="{subject}.nii.gz", tracts="['af']")
     code, error = place.refuse("train-elastic", *words)
     assert code == ConfigurationError.exit_code, error
-    assert "learned_elastic.images.pattern = '{subject}.nii.gz': must hold {tract}" in error
-    assert "learned_elastic.images.tracts = ['af'] asks for single tracts" in error
+    assert "learned_elastic.images.pattern = '{subject}.nii.gz': must contain {tract}" in error
+    assert "learned_elastic.images.tracts = ['af'] selects single tracts" in error
 
 
 def test_a_further_image_of_alignment_goes_by_the_key_that_holds_its_pattern() -> None:

@@ -154,7 +154,7 @@ def test_a_voxel_of_a_map_is_told_by_hash_and_by_number(atlas: Path) -> None:
     flip(atlas / "atlas_std.nii.gz", (6, 5, 6), 1e-3)
     found = {one.kind: one for one in verify_atlas(atlas).failures if "std" in one.name}
     assert set(found) == {"file", "map"}
-    assert found["map"].detail.startswith("1 voxels aren't")
+    assert found["map"].detail.startswith("1 voxels differ")
     assert found["map"].detail.endswith("(6, 5, 6)")
 
 
@@ -266,7 +266,7 @@ def test_files_that_are_no_images_are_named(content: bytes, atlas: Path) -> None
         (atlas / name).write_bytes(content)
     found = failures(atlas)
     assert ("field", f"sub-1 {WAY}", "missing") in found
-    assert ("file", "atlas_std.nii.gz", "differs") in found
+    assert ("file", "atlas_std.nii.gz", "differs" if content else "missing") in found
 
 
 def test_without_fields_numbers_count_as_not_checked(publish: Callable[..., Path]) -> None:

@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from scripts.errors import StorageError
 from scripts.runtime import storage
+from scripts.runtime.ownership import MARK, write_mark
 from scripts.runtime.storage import check_writable, publish_folder, recover_folder, write_whole
 
 
 def content(folder: Path) -> dict[str, bytes]:
-    """Every file below a folder, hidden ones too."""
+    """Every file below a folder, hidden ones too, but for the marks of published folders."""
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in sorted(folder.rglob("*"))
-        if path.is_file()
+        if path.is_file() and path.name != MARK
     }
 
 
@@ -32,6 +36,7 @@ def earlier(tmp_path: Path) -> Path:
     (folder / "fields").mkdir(parents=True)
     (folder / "mean.txt").write_text("old mean")
     (folder / "fields" / "a.txt").write_text("old field")
+    write_mark(folder)
     return folder
 
 
@@ -324,14 +329,15 @@ def test_a_kill_before_any_file_operation_leaves_the_old_or_the_new(tmp_path, ex
         target.mkdir(parents=True)
         for name in ("a", "b"):
             (target / name).write_text("old")
+        write_mark(target)
         status = _publish_and_die(target, at, exchange)
         if exchange:  # always there, under its name
             assert target.is_dir(), at
         else:
             recover_folder(target)
-        kinds = {path.read_text() for path in target.iterdir()}
+        kinds = {(target / name).read_text() for name in ("a", "b")}
         assert kinds in ({"old"}, {"new"}), at
-        assert {path.name for path in target.iterdir()} == {"a", "b"}, at
+        assert {path.name for path in target.iterdir()} == {"a", "b", MARK}, at
         found += kinds
         with publish_folder(target) as staging:
             (staging / "c").write_text("next")
@@ -352,3 +358,75 @@ def test_folders_change_names_at_once(tmp_path):
     assert [path.name for path in (tmp_path / "one").iterdir()] == ["other"]
     with pytest.raises(FileNotFoundError):
         storage._exchange(tmp_path / "one", tmp_path / "nothing")
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder"])
+def test_what_is_no_file_has_no_hash(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    else:
+        path.mkdir()
+    with pytest.raises(OSError, match=r"Is not a file|[Ii]s a directory"):
+        storage.file_hash(path)
+
+
+def test_a_link_in_the_place_of_the_folder_set_aside_is_removed(
+    earlier: Path, tmp_path: Path
+) -> None:
+    precious = tmp_path / "home"
+    precious.mkdir()
+    (precious / "thesis.txt").write_text("mine")
+    aside = storage._set_aside(earlier)
+    aside.symlink_to(precious)
+    with publish_folder(earlier) as staging:
+        (staging / "new.txt").write_text("new")
+    assert not aside.is_symlink() and not earlier.is_symlink()
+    assert {path.name for path in earlier.iterdir()} == {"new.txt", MARK}
+    shutil.rmtree(earlier)
+    aside.symlink_to(precious)
+    recover_folder(earlier)
+    assert not os.path.lexists(earlier)
+    assert (precious / "thesis.txt").read_text() == "mine"
+
+
+def test_a_staging_folder_that_another_process_sweeps_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sweep between the making of a folder and its lock, and one that is still at it."""
+    make, made = storage.tempfile.mkdtemp, []
+
+    def swept(**options: Any) -> str:
+        made.append(make(**options))
+        if len(made) == 1:
+            shutil.rmtree(made[0])
+        elif len(made) == 2:
+            sweeping.append(os.open(made[1], os.O_RDONLY))
+            fcntl.flock(sweeping[0], fcntl.LOCK_EX)
+        return made[-1]
+
+    sweeping: list[int] = []
+    monkeypatch.setattr(storage.tempfile, "mkdtemp", swept)
+    with publish_folder(tmp_path / "atlas") as staging:
+        assert str(staging) == made[2]
+        (staging / "x").write_text("1")
+    os.close(sweeping[0])
+    assert content(tmp_path / "atlas") == {"x": b"1"}
+    with storage.staging_beside(tmp_path / "atlas"):
+        assert len(made) == 4
+    assert [path.name for path in tmp_path.iterdir()] == ["atlas"]
+
+
+def test_threads_that_publish_at_once_each_keep_their_staging(tmp_path: Path) -> None:
+    def publish(number: int) -> None:
+        with publish_folder(tmp_path / "atlas") as staging:
+            for name in "abc":
+                (staging / name).write_text(str(number))
+
+    with ThreadPoolExecutor(4) as executor:
+        for done in [executor.submit(publish, number) for number in range(40)]:
+            done.result()
+    assert len(set(content(tmp_path / "atlas").values())) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["atlas"]

@@ -1,4 +1,4 @@
-"""Saves the training after each epoch, and goes on from there."""
+"""Saves the training after each epoch, and continues from there."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from scripts.data import EpochBatches
 from scripts.engines.handlers.loss_history import LossHistory
 from scripts.engines.run_state import RunState
 from scripts.errors import CheckpointError
-from scripts.networks.checkpoint import load_checkpoint, load_weights
+from scripts.networks.checkpoint import load_latest, load_weights, save_checkpoint
 from scripts.runtime.processes import from_first, is_first
-from scripts.runtime.storage import check_space, write_whole
+from scripts.runtime.storage import check_space
 
 __all__ = ["TrainingCheckpoint"]
 
@@ -24,17 +24,20 @@ FORMAT = 1
 
 
 class TrainingCheckpoint:
-    """Template, network, optimizer, random numbers and history, written whole after epochs.
+    """Saves template, network, optimizer, random state and history after epochs.
 
-    What follows from the iteration alone (learning rates, the order of the subjects) needs no
-    state: a resumed run on a CPU gives the bits of an unbroken one. Over several processes, which
-    all hold the same, the first one writes and reads.
+    The checkpoint before the last one stays beside it: if the last one is damaged, the training
+    goes on from there.
+
+    Learning rates and the order of the subjects follow from the iteration and need no state. On a
+    CPU a resumed run is bit-identical to an uninterrupted one. With several processes, which all
+    have the same state, the first one writes and all read.
 
     Args:
         state: of the run.
         network: its state is saved.
         optimizer: its moments are saved.
-        batches: the shuffling sampler, told at which epoch to begin.
+        batches: the shuffling sampler; it gets the first epoch.
         history: of the losses.
         interval: epochs between checkpoints.
     """
@@ -49,7 +52,7 @@ class TrainingCheckpoint:
         interval: int = 1,
     ) -> None:
         self.state = state
-        # Without what wraps it for several processes.
+        # Without the wrapper for several processes.
         self.network = getattr(network, "module", network)
         self.optimizer = optimizer
         self.batches = batches
@@ -64,7 +67,7 @@ class TrainingCheckpoint:
         engine.add_event_handler(Events.COMPLETED, self.save)
 
     def load(self, engine: Engine) -> None:
-        """Go on after the last saved epoch, if there is one."""
+        """Continue after the last saved epoch, if there is one."""
         from_first(self._check_space)
         found = from_first(self._read)
         if found is None:
@@ -73,60 +76,59 @@ class TrainingCheckpoint:
         if found.get("format", FORMAT) != FORMAT:
             raise CheckpointError(
                 f"{path}: written in format {found['format']!r}, this version reads {FORMAT}; "
-                f"throw the unfinished run away with --{self.state.block}#resume false"
+                f"discard the unfinished run with --{self.state.block}#resume false"
             )
         load_weights(self.network, found, path)
         try:
             self._take_over(found)
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise CheckpointError(
-                f"{path}: is no complete checkpoint of a training ({error}); throw the unfinished "
-                f"run away with --{self.state.block}#resume false"
+                f"{path}: not a complete checkpoint of a training ({error}); discard the "
+                f"unfinished run with --{self.state.block}#resume false"
             ) from error
         engine.state.epoch = self.batches.first_epoch = found["epoch"]
         engine.state.iteration = found["epoch"] * (engine.state.epoch_length or 1)
         self.stopped = found["stopped"]
-        if self.stopped:  # early, at that epoch: nothing is left to do
+        if self.stopped:  # stopped early at that epoch: nothing is left to do
             engine.state.max_epochs = found["epoch"]
-        logger.info("training goes on after epoch %d", found["epoch"])
+        logger.info("training continues after epoch %d", found["epoch"])
 
     def _take_over(self, found: dict[str, Any]) -> None:
-        """Everything but the network."""
+        """The state without the network."""
         self.optimizer.load_state_dict(found["optimizer"])
         self.history.epochs = [dict(epoch) for epoch in found["history"]]
         torch.set_rng_state(found["rng"])
         if torch.cuda.is_available() and found["cuda_rng"]:
-            there = torch.cuda.device_count()  # perhaps fewer than where it was saved
+            there = torch.cuda.device_count()  # may be fewer than when it was saved
             torch.cuda.set_rng_state_all(found["cuda_rng"][:there])
 
     def _check_space(self) -> None:
-        """Before the first step: three times the weights (with Adam's two moments), once more while
-        they are written, and the model. A network that has a cohort's size was asked about before.
+        """Before the first step: three times the weights (with Adam's two moments), in two files
+        and in the one being written, and the model. What a cohort's size decides was asked before.
         """
         weights = sum(torch.as_tensor(one).nbytes for one in self.network.state_dict().values())
         there = self.state.training.exists()
-        check_space({self.state.folder: {"checkpoints": weights * (4 if there else 7)}})
+        check_space({self.state.folder: {"checkpoints": weights * (7 if there else 10)}})
 
     def _read(self) -> dict[str, Any] | None:
-        path = self.state.training
-        return load_checkpoint(path) if path.exists() else None
+        return load_latest(self.state.training)
 
     def save(self, engine: Engine) -> None:
         """Write the checkpoint."""
         self.stopped = self.stopped or bool(engine.should_terminate)
         if not is_first():
             return
-        with write_whole(self.state.training) as path:
-            torch.save(
-                {
-                    "format": FORMAT,
-                    "epoch": engine.state.epoch,
-                    "stopped": self.stopped,
-                    "network": self.network.state_dict(),
-                    "optimizer": self.optimizer.state_dict(),
-                    "history": self.history.epochs,
-                    "rng": torch.get_rng_state(),
-                    "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-                },
-                path,
-            )
+        save_checkpoint(
+            {
+                "format": FORMAT,
+                "epoch": engine.state.epoch,
+                "stopped": self.stopped,
+                "network": self.network.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "history": self.history.epochs,
+                "rng": torch.get_rng_state(),
+                "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            },
+            self.state.training,
+            keep_previous=True,
+        )
