@@ -103,6 +103,12 @@ JOBS = {
     "cross-validate": Job(
         "configs/evaluate.yaml", "cross_validating", "train and evaluate fold by fold"
     ),
+    "register-stack": Job(
+        "configs/register_stack.yaml", "registering", "bring serial sections to one frame"
+    ),
+    "apply-stack": Job(
+        "configs/apply_stack.yaml", "applying", "bring other images of the sections there"
+    ),
     "labels": Job("configs/transfer_labels.yaml", "labelling", "label streamlines from an atlas"),
     "check": Job("configs/train.yaml", None, "check settings and dataset without running"),
 }

@@ -11,6 +11,7 @@ PROGRAM = "tract-atlas" if INSTALLED else "python -m bundle"
 HOME = Path() if INSTALLED else ROOT
 """Base folder of data, models and output."""
 DEMO_FOLDER = HOME / "data" / "demo"
+DEMO_STACK_FOLDER = HOME / "data" / "demo_stack"
 MODELS_FOLDER = HOME / "models"
 ARCHIVE = "tract_density_atlas.zip"
 LABEL_ENVIRONMENT = HOME / ".venv-label"

@@ -13,6 +13,7 @@ from typing import Any
 from bundle.places import (
     ARCHIVE,
     DEMO_FOLDER,
+    DEMO_STACK_FOLDER,
     LABEL_ENVIRONMENT,
     MODELS_FOLDER,
     PROGRAM,
@@ -30,7 +31,16 @@ TOOLS = ("demo", "density", "label-check", "pack", "settings-docs", "sweep", "ve
 def add_tools(verbs: Any) -> None:
     """Add one parser per verb to argparse's subparsers."""
     demo = verbs.add_parser("demo", help="make the demo cohort without training")
-    demo.add_argument("--folder", type=Path, default=DEMO_FOLDER, help="where (%(default)s)")
+    demo.add_argument(
+        "--folder",
+        type=Path,
+        help=f"where ({DEMO_FOLDER}; with --stack {DEMO_STACK_FOLDER})",
+    )
+    demo.add_argument(
+        "--stack",
+        action="store_true",
+        help="instead: a stack of serial sections whose true transforms are known",
+    )
     demo.add_argument(
         "--age_effect",
         type=float,
@@ -113,7 +123,10 @@ def add_tools(verbs: Any) -> None:
 def run_tool(options: argparse.Namespace) -> int:
     """Run a parsed verb; returns the exit code."""
     if options.verb == "demo":
-        return _demo(options.folder, options.age_effect, options.subjects, options.size)
+        if options.stack:
+            return _demo_stack(options.folder or DEMO_STACK_FOLDER)
+        folder = options.folder or DEMO_FOLDER
+        return _demo(folder, options.age_effect, options.subjects, options.size)
     if options.verb == "density":
         from bundle.density import write_map_of
 
@@ -145,6 +158,13 @@ def _demo(folder: Path, age_effect: float | None, subjects: int, size: int) -> i
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_USAGE
+    return 0
+
+
+def _demo_stack(folder: Path) -> int:
+    from scripts.stack.demo import write_demo_stack
+
+    print(write_demo_stack(folder))
     return 0
 
 

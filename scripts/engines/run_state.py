@@ -32,7 +32,9 @@ _FREE = {
     "enabled", "device", "resume", "save_fields", "verify_jacobian", "emit_baseline_maps",
     "output_subdir", "cohort.cache", "cohort.num_workers", "cohort.resample", "presence_value",
     "cov_mean_threshold_pct", "model.checkpointing", "refine.new_subject_iterations",
-    "optimizer.num_workers", "overwrite", "save",
+    "optimizer.num_workers", "overwrite", "save", "n_workers", "progress_steps", "scheduler",
+    "stack", "reference", "placement", "placement_sigma", "crop_borders", "crop_safety_margin",
+    "interpolation", "fill", "formats",
 }  # fmt: skip
 
 
@@ -118,6 +120,7 @@ class RunState:
         resume: False discards an unfinished run.
         read_only: only read the folder, for an export; see `belongs_to`.
         overrides: other changes by their id in the configuration; see `config_overrides`.
+        noun: what messages call the cohort.
 
     Raises:
         CheckpointError: if the folder belongs to other settings, another cohort or another
@@ -132,7 +135,9 @@ class RunState:
         resume: bool = True,
         read_only: bool = False,
         overrides: Mapping[str, Any] | None = None,
+        noun: str = "cohort",
     ) -> None:
+        self.noun = noun
         self.folder = Path(folder)
         check_not_root(self.folder)
         self.block = settings.key_path
@@ -246,7 +251,7 @@ class RunState:
                 f"{FORMAT}: {advice}"
             )
         if there.get("cohort") != self.signature["cohort"]:
-            raise CheckpointError(f"the run belongs to another cohort: {advice}")
+            raise CheckpointError(f"the run belongs to another {self.noun}: {advice}")
         ours: dict[str, Any] = json.loads(json.dumps(self.signature["settings"]))
         theirs: dict[str, Any] = there["settings"]
         changed = [f"{self.block}.{one}" for one in _changed(ours, theirs)]

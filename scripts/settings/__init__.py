@@ -69,6 +69,8 @@ BLOCKS = {
     "label_transfer": Block(
         "scripts.settings.label_transfer:LabelTransferConfig", ("transfer_labels",)
     ),
+    "register_stack": Block("scripts.settings.stack:RegisterStackConfig", ("register_stack",)),
+    "apply_stack": Block("scripts.settings.stack:ApplyStackConfig", ("apply_stack",)),
 }
 
 

@@ -28,6 +28,7 @@ from scripts.settings.align import load_align
 from scripts.settings.atlas import LearnedAtlasConfig, load_settings
 from scripts.settings.elastic import LearnedElasticConfig, load_learned_elastic
 from scripts.settings.section import Section
+from scripts.settings.stack import load_register_stack
 
 ABSENT = "cuda:99"
 # What each verb with a device needs to get as far as opening it, beside the device itself.
@@ -49,6 +50,7 @@ DEVICES: dict[str, tuple[str, tuple[str, ...]]] = {
     "align": ("align", ()),
     "refine": ("refine", ("--refine#fixed", "a.nii.gz", "--refine#moving", "b.nii.gz")),
     "labels": ("label_transfer", ("--atlas", "a.trk", "--subject", "b.trk")),
+    "register-stack": ("register_stack", ("--stack", "a.zarr")),
 }
 # They read the atlas's block for its cohort, compute without torch, or check without running.
 UNUSED = {"average", "compare", "check"}
@@ -67,9 +69,11 @@ class Place:
         """Exit code of a command, and what it printed: errors, and warnings of its log."""
         self.capture.readouterr()
         folders = ["--dataset_dir", self.dataset, "--output_dir", self.output]
-        if verb not in ("align", "refine", "labels", "barycentre", "average", "compare"):
+        if verb not in (
+            "align", "refine", "labels", "barycentre", "average", "compare", "register-stack",
+        ):  # fmt: skip
             folders += ["--ckpt_dir", self.output / "models"]
-        if verb in ("refine", "labels"):
+        if verb in ("refine", "labels", "register-stack"):
             del folders[:2]
         code = cli.main([verb, *(str(word) for word in (*folders, *words))])
         printed = self.capture.readouterr()
@@ -281,6 +285,7 @@ def advice_restored(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         (load_learned_affine, "learned_affine#optimizer#batch_size"),
         (load_learned_elastic, "learned_elastic#optimizer#batch_size"),
         (load_align, "align#levels"),
+        (lambda _: load_register_stack({"stack": "a.zarr"}), "register_stack#n_workers"),
     ],
 )
 def test_what_to_do_without_memory_names_the_jobs_own_keys(
