@@ -48,6 +48,11 @@ class CohortRefinement:
     they don't stand out from chance (`shrunken`). Without covariates, the columns are the
     constant alone, and the regression is the mean.
 
+    Rounds of the network come first, where asked: a velocity is then what the network finds against
+    the template as it is, without gradient steps. All of them but the last look by the coarse
+    passes alone, which are cheap and sharpen a blurred template as well. A network that needs no
+    training on the cohort makes the atlas in a few of them.
+
     With no rounds the network's velocities stand, exactly centred, and the learned template is
     moved along with the centring.
 
@@ -70,6 +75,7 @@ class CohortRefinement:
         mixture_sharpness: of the soft assignment with K > 1.
         design: coded covariates ``(N, p)`` of a conditional template, of mean 0.
         window: side, in voxels, of the windows in which slopes are shrunken.
+        network_rounds: how often the network alone registers everybody, before the other rounds.
     """
 
     def __init__(
@@ -86,12 +92,14 @@ class CohortRefinement:
         mixture_sharpness: float = 50.0,
         design: np.ndarray | None = None,
         window: int = 7,
+        network_rounds: int = 0,
     ) -> None:
         self.network = bare(network)
         self.dataset = dataset
         self.loss = loss
         self.folder = Path(folder)
-        self.rounds = rounds
+        self.network_rounds = network_rounds
+        self.rounds = network_rounds + rounds
         self.iterations = iterations
         self.lr = lr
         self.dtype = dtype
@@ -112,7 +120,8 @@ class CohortRefinement:
         """Centre, refine, and leave the network with its final template; resumes by itself."""
         self.network.eval()
         if not self._load():
-            self._centre_network(uncentred=True)
+            if self.network_rounds == 0:
+                self._centre_network(uncentred=True)
             self.save()
         if self.round < self.rounds:
             own = len(share(len(self.dataset)))
@@ -128,10 +137,19 @@ class CohortRefinement:
         """Final velocity of a subject to a template: refined if it was, else the network's."""
         if self.round and template == self.home(index):
             return self._stored(self.round - 1, index) - self.offset[template]
-        return estimate_velocity(
-            self.network, self.image(index), self.dtype, template,
-            covariates=self.covariates(index),
-        )  # fmt: skip
+        return self._network_velocity(index, template)
+
+    def _network_velocity(self, index: int, template: int, coarse: bool = False) -> torch.Tensor:
+        """What the network finds of a subject, by all its passes or by the coarse ones alone."""
+        network, passes = self.network, self.network.passes
+        if coarse:
+            network.passes = tuple(factor for factor in passes if factor > 1) or passes
+        try:
+            return estimate_velocity(
+                network, self.image(index), self.dtype, template, covariates=self.covariates(index)
+            )
+        finally:
+            network.passes = passes
 
     def covariates(self, index: int) -> torch.Tensor | None:
         """A subject's coded covariates ``(1, p)``; None for an unconditional template."""
@@ -140,6 +158,8 @@ class CohortRefinement:
     # -- pieces ----------------------------------------------------------------------------
 
     def _run_round(self, bar: tqdm) -> None:
+        if self.round < self.network_rounds and self.network.n_templates > 1:
+            self._assign()
         total = torch.zeros((), dtype=torch.float64)
         for index in share(len(self.dataset)):
             loss = self._refine_subject(index)
@@ -155,7 +175,9 @@ class CohortRefinement:
         if self.design is not None:
             self._update_velocity_slopes(self.round)
         self._update_template(self.round)
-        if self.round + 1 == self.rounds:
+        if self.round + 1 == self.rounds == self.network_rounds:
+            self.network.mean_velocity += self.offset  # of what the network alone found
+        elif self.round + 1 == self.rounds:
             self.recentre()
         self.round += 1
         self.save()
@@ -215,14 +237,18 @@ class CohortRefinement:
         path = self._velocity_file(self.round, index)
         if path.exists():
             return float(load_checkpoint(path)["loss"])
-        home = self.home(index)
-        start = self.velocity(index, home)
+        home, network = self.home(index), self.network
+        alone = self.round < self.network_rounds
+        if alone:
+            start = self._network_velocity(index, home, coarse=self.round + 1 < self.network_rounds)
+        else:
+            start = self.velocity(index, home)
         with torch.enable_grad():
             found, loss = refine_velocity(
-                self.network, self.loss, self.image(index), start,
-                self.iterations, self.lr, home, self.covariates(index),
+                network, self.loss, self.image(index), start,
+                0 if alone else self.iterations, self.lr, home, self.covariates(index),
             )  # fmt: skip
-        found = unfolded_velocity(self.network, found)
+        found = unfolded_velocity(network, found)
         with write_whole(path) as staged:
             torch.save({"velocity": found[0].cpu(), "loss": loss}, staged)
         return loss
@@ -323,9 +349,7 @@ class CohortRefinement:
         newest = len(self.history) - 1
         for index in share(len(self.dataset)):
             home = self.home(index)
-            found = estimate_velocity(
-                network, self.image(index), self.dtype, home, covariates=self.covariates(index)
-            )
+            found = self._network_velocity(index, home)
             refined = self._stored(newest, index) - self.offset[home]
             shift[home] += (found - refined)[0]
             count[home] += 1

@@ -299,6 +299,7 @@ def cohort_refinement(
         loss,
         folder,
         rounds=settings.refine.rounds,
+        network_rounds=settings.refine.network_rounds,
         iterations=settings.refine.iterations,
         lr=settings.refine.lr,
         dtype=settings.dtype,
@@ -329,7 +330,7 @@ def network_fine_tuning(
         epochs=settings.refine.network_epochs,
         lr=settings.refine.network_lr,
         gradient_clip=optimizer.gradient_clip,
-        passes=settings.model.passes,
+        passes=None if settings.model.initial else settings.model.passes_from_nothing,
     )
 
 

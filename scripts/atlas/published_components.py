@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -22,6 +23,7 @@ from scripts.atlas.published_model import (
     published_network,
     published_transforms,
 )
+from scripts.atlas.template_network import DEMO_TEMPLATE, template_network
 from scripts.atlas.resources import output_bytes, registration_bytes
 from scripts.cohort import (
     Cohort,
@@ -57,7 +59,11 @@ logger = logging.getLogger(__name__)
 
 
 def open_network(
-    path: str | Path, settings: LearnedAtlasConfig, written: Sequence[str | Path] = ()
+    path: str | Path,
+    settings: LearnedAtlasConfig,
+    written: Sequence[str | Path] = (),
+    template: str | Path | None = None,
+    untrained: str | Path | None = None,
 ) -> AtlasNetwork:
     """The network of a published model, ``<ckpt_dir>/model.pt``; see `opened`.
 
@@ -67,12 +73,27 @@ def open_network(
         path: of the model.
         settings: the job's own, as asked for; the model brings the others.
         written: folders that the run will write to.
+        template: a map in place of a model; see `template_network`.
+        untrained: path of the model in whose place, where nothing was trained yet, the demo
+            cohort's template stands; None: a missing model is an error.
 
     Raises:
         CheckpointError: see `published_network`.
     """
-    network = opened(published_network, path, settings.device, settings.key("device"), written)
-    if "model.passes" in settings.by_path(given_only=True):
+    load: Callable[[str | Path], AtlasNetwork] = published_network
+    if template is None and untrained is not None:
+        same = Path(path).absolute() == Path(untrained).absolute()
+        if same and not os.path.lexists(path):
+            template = DEMO_TEMPLATE
+            logger.warning(
+                "nothing was trained yet (no %s): subjects are registered to the template of the "
+                "demo cohort; train your own, or give a map by --template",
+                path,
+            )
+    if template is not None:
+        load, path = partial(template_network, asked=settings), template
+    network = opened(load, path, settings.device, settings.key("device"), written)
+    if settings.model.passes and "model.passes" in settings.by_path(given_only=True):
         network.passes = tuple(settings.model.passes)
     return network
 

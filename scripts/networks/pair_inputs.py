@@ -7,7 +7,10 @@ from torch import nn
 
 from scripts.networks.smoothing import GaussianSmoothing
 
-__all__ = ["PairForces"]
+__all__ = ["INPUTS", "PairForces"]
+
+INPUTS = ("images", "forces")
+"""What a network is shown: both images, or what `PairForces` makes of them."""
 
 _SCALES = (1.5, 3.0)  # voxels, of the smoothed copies that forces are taken from
 _FLOOR = 1e-4  # keeps flat regions, whose variance or gradient is rounding, at 0
@@ -50,7 +53,7 @@ class PairForces(nn.Module):
         """
         image = image.float()
         mean, power = self.window(torch.cat([image, image.square()], 1)).split(1, 1)
-        spread = (power - mean.square()).clamp_min_(0).add_(_FLOOR).sqrt_()
+        spread = (power - mean.square()).clamp_min(0).add(_FLOOR).sqrt()
         normalised = (image - mean) / spread
         return torch.cat([image, normalised, *(smooth(normalised) for smooth in self.scales)], 1)
 
@@ -60,12 +63,9 @@ class PairForces(nn.Module):
         taken = [0, *range(2, moving.shape[1])]
         difference = fixed[:, taken] - moving[:, taken]
         middle = (fixed[:, taken] + moving[:, taken]) / 2
-        slopes = [_slope(middle, axis) for axis in range(2, 2 + d)]
-        size = difference.square().add_(_FLOOR)
-        for slope in slopes:
-            size.addcmul_(slope, slope)
-        strength = difference.mul_(2).div_(size)
-        forces = torch.stack([slope.mul_(strength) for slope in slopes], 2)
+        slopes = torch.stack([_slope(middle, axis) for axis in range(2, 2 + d)], 2)
+        size = slopes.square().sum(2) + difference.square() + _FLOOR
+        forces = slopes * (2 * difference / size).unsqueeze(2)
         looks = torch.stack([moving[:, :2], fixed[:, :2]], 2).flatten(1, 2)
         return torch.cat([looks, forces.flatten(1, 2)], 1)
 
@@ -75,11 +75,6 @@ def _slope(image: torch.Tensor, axis: int) -> torch.Tensor:
     n = image.shape[axis]
     if n == 1:
         return torch.zeros_like(image)
-    slope = torch.empty_like(image)
-    if n > 2:
-        inner = slope.narrow(axis, 1, n - 2)
-        torch.sub(image.narrow(axis, 2, n - 2), image.narrow(axis, 0, n - 2), out=inner)
-        inner.mul_(0.5)
-    slope.narrow(axis, 0, 1).copy_(image.narrow(axis, 1, 1) - image.narrow(axis, 0, 1))
-    slope.narrow(axis, n - 1, 1).copy_(image.narrow(axis, n - 1, 1) - image.narrow(axis, n - 2, 1))
-    return slope
+    steps = image.diff(dim=axis)
+    inner = (steps.narrow(axis, 1, n - 2) + steps.narrow(axis, 0, n - 2)) / 2
+    return torch.cat([steps.narrow(axis, 0, 1), inner, steps.narrow(axis, n - 2, 1)], axis)

@@ -148,12 +148,21 @@ class LearnedAtlasModelConfig(Section):
         "The field is predicted and integrated at 1/this of the grid's resolution.",
         "1, 2 or 4; 4 needs at least two levels in enc_features",
     )
-    passes: Integers = setting(
-        [2, 1, 1],
-        "The network's looks at a pair, once refine.network_epochs taught it more than one: each "
-        "sees the template as moved so far and the subject, both averaged by its factor, and adds "
-        "to the velocity.",
-        "a non-empty list of 1, 2, 4 and 8, at most 8 of them",
+    initial: Text | None = setting(
+        None,
+        "The network that the cohort's starts from: `shipped`, the one that came with the bundle "
+        "and registers cohorts it has never seen; the file of a model (model.pt, or what "
+        "train-registration wrote), whose U-Net is taken; null, random weights. Such a network "
+        "brings its own features.",
+        "null, shipped, or the path of a .pt file",
+    )
+    passes: Integers | None = setting(
+        None,
+        "The network's looks at a pair: each sees the template as moved so far and the subject, "
+        "both averaged by its factor, and adds to the velocity. Null: the initial network's own "
+        "([4, 2, 1, 1] of the shipped one); without one [2, 1, 1], once refine.network_epochs "
+        "taught the network more than one look.",
+        "null or a non-empty list of 1, 2, 4 and 8, at most 8 of them",
     )
     velocity_smoothing: Number = setting(
         3.0,
@@ -191,9 +200,23 @@ class LearnedAtlasModelConfig(Section):
     _features = field_validator("enc_features", "dec_features")(check_features)
     _decoder = field_validator("dec_features")(check_decoder)
 
+    @property
+    def passes_from_nothing(self) -> list[int]:
+        """The looks of a network that learns from random weights."""
+        return self.passes or [2, 1, 1]
+
+    @field_validator("initial")
+    @classmethod
+    def _check_initial(cls, name: str | None) -> str | None:
+        if name is not None and name != "shipped" and not name.endswith(".pt"):
+            raise ValueError("is none of them")
+        return name
+
     @field_validator("passes")
     @classmethod
-    def _check_passes(cls, factors: list[int]) -> list[int]:
+    def _check_passes(cls, factors: list[int] | None) -> list[int] | None:
+        if factors is None:
+            return None
         if not 1 <= len(factors) <= 8:
             raise ValueError(f"has {len(factors)} entries")
         for factor in factors:
@@ -264,7 +287,9 @@ class LearnedAtlasOptimizerConfig(Section):
     key_path: ClassVar[str] = "learned_atlas.optimizer"
 
     lr: Number = setting(1e-4, "Adam's learning rate for the network.", gt=0)
-    epochs: Integer = setting(50, "Passes over the cohort.", ge=1)
+    epochs: Integer = setting(
+        50, "Passes over the cohort; 0: template and network aren't trained.", ge=0
+    )
     batch_size: Integer = setting(2, "Subjects per step.", ge=1)
     seed: Integer = setting(0, "Seed of every random choice.", ge=0)
     template_lr_ratio: Number = setting(
@@ -293,6 +318,13 @@ class LearnedAtlasRefineConfig(Section):
 
     key_path: ClassVar[str] = "learned_atlas.refine"
 
+    network_rounds: Integer = setting(
+        0,
+        "Rounds, before those of `rounds`, in which the network alone registers every subject and "
+        "the template is made anew of all of them; all but the last with the network's coarse "
+        "passes alone. For a network that needs no training on the cohort (model.initial).",
+        ge=0,
+    )
     rounds: Integer = setting(0, "Rounds of refinement over the cohort; 0: none.", ge=0)
     iterations: Integer = setting(10, "Gradient steps per subject in a round.", ge=1)
     lr: Number = setting(0.3, "Learning rate of the refined velocities.", gt=0)

@@ -74,7 +74,7 @@ class PairNetwork(DescribedNetwork):
         Returns:
             For each pass ``(B, 3, *ceil(shape / 2))`` in voxels of the full grid.
         """
-        scale = moving.amax().clamp_min(1e-6).reciprocal()
+        scale = moving.amax((1, 2, 3, 4), keepdim=True).clamp_min(1e-6).reciprocal()
         looks = PairLooks(
             self.unet, self.smoothing, self.integration, self.warp, moving, fixed, scale, self.forces
         )
