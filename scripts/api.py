@@ -645,11 +645,12 @@ def _write(path: Path, image: np.ndarray, affine: np.ndarray | None) -> None:
     import nibabel as nib
 
     from scripts.runtime.storage import check_writable
+    from scripts.spatial.nifti import write_nifti
 
     matrix = _affine(path.name, affine)
     check_writable(path.parent)
     path.parent.mkdir(parents=True, exist_ok=True)
-    nib.save(nib.Nifti1Image(np.asarray(image, dtype=np.float32), matrix), str(path))
+    write_nifti(path, nib.Nifti1Image(np.asarray(image, dtype=np.float32), matrix))
 
 
 def _as_cohort(

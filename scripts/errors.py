@@ -1,4 +1,4 @@
-"""Errors that a user can mend; `scripts.runtime.error_report` shows them in one line."""
+"""Errors that a user can fix; `scripts.runtime.error_report` shows them in one line."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ __all__ = [
 
 
 class TractAtlasError(Exception):
-    """Base of every error that the message alone explains.
+    """Base class of the errors that their message alone explains.
 
     Attributes:
-        exit_code: status with which a command ends when this error stops it.
+        exit_code: exit status of a command that this error stops.
     """
 
     exit_code: ClassVar[int] = 1
@@ -34,19 +34,19 @@ class ConfigurationError(TractAtlasError, ValueError):
 
 
 class CohortError(TractAtlasError):
-    """A subject, or the cohort as a whole, can't be used."""
+    """A subject, or the whole cohort, can't be used."""
 
     exit_code = 3
 
 
 class TrainingError(TractAtlasError):
-    """Training can't go on, for instance after a non-finite loss."""
+    """Training can't continue, for example after a non-finite loss."""
 
     exit_code = 4
 
 
 class FoldingError(TractAtlasError):
-    """A field folds (det J <= 0) where that was to be verified."""
+    """A field folds (det J <= 0) although it must not."""
 
     exit_code = 5
 
@@ -64,7 +64,7 @@ class StorageError(TractAtlasError):
 
 
 class VerificationError(TractAtlasError):
-    """A published atlas isn't what its description says."""
+    """A published atlas doesn't match its description."""
 
     exit_code = 8
 

@@ -12,6 +12,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from atlas_training import make_training  # noqa: F401 (a fixture)
 from hypothesis import HealthCheck, settings
 
 from scripts.atlas.building import build_network

@@ -1,4 +1,4 @@
-"""The log of a run as a file, for those who closed the terminal."""
+"""Keeps the log of a run in a file, for users who closed the terminal."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _BYTES, _EARLIER = 1_000_000, 3
 
 
 class _RunLog(logging.handlers.RotatingFileHandler):
-    """Rotates at 1 MB and keeps three earlier files; where it can't write, it says so once."""
+    """Rotates at 1 MB and keeps three earlier files; warns once if it can't write."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(
@@ -25,7 +25,7 @@ class _RunLog(logging.handlers.RotatingFileHandler):
         self.setLevel(logging.INFO)
 
     def handleError(self, record: logging.LogRecord) -> None:
-        """Take no part any more: the log isn't worth the run."""
+        """Stop logging to the file: a log isn't worth ending the run."""
         error = sys.exc_info()[1]
         logging.getLogger().removeHandler(self)
         if isinstance(error, OSError):
@@ -40,10 +40,10 @@ _kept: _RunLog | None = None
 
 
 def keep_log(folder: str | Path) -> None:
-    """Write what is logged from now on to ``<folder>/run.log`` as well; one file a process.
+    """Also write all further log messages to ``<folder>/run.log``; one file per process.
 
     Args:
-        folder: of the run, there already.
+        folder: of the run; must exist.
     """
     global _kept
     root = logging.getLogger()
@@ -55,6 +55,6 @@ def keep_log(folder: str | Path) -> None:
 
 
 def note(text: str) -> None:
-    """Write a line to the log file alone: what the user is told in another way."""
+    """Write a line only to the log file, when the user already sees it another way."""
     if _kept is not None and _kept in logging.getLogger().handlers:
         _kept.handle(logging.LogRecord("run", logging.ERROR, __file__, 0, text, None, None))

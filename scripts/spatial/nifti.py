@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import io
 import math
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +14,18 @@ from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError, ImageDataError
 from nibabel.wrapstruct import WrapStructError
 
+from scripts.runtime.gzip_files import DAMAGED_GZIP, GzipFile, gzip_writer
 from scripts.runtime.input_files import FileError, check_file, check_fits, say
 from scripts.runtime.memory import available_memory
 
-__all__ = ["image_affine", "image_values", "open_nifti", "plausible_shape"]
+__all__ = ["image_affine", "image_values", "open_nifti", "plausible_shape", "write_nifti"]
 
 _HEADER = 540  # bytes of the longer of the two versions' headers
 _SLACK = 1 << 20  # bytes that may follow the voxels
 _VOXEL_SIZES = (1e-6, 1e6)  # mm: beyond them float32 displacements lose their meaning
 
 # What nibabel raises on damaged headers and data (found by feeding it some).
-_MALFORMED = (
+_MALFORMED: tuple[type[Exception], ...] = (
     HeaderDataError,
     ImageDataError,
     ImageFileError,
@@ -37,6 +36,8 @@ _MALFORMED = (
     OverflowError,
     ValueError,
 )
+
+_UNREADABLE: tuple[type[Exception], ...] = (FileError, *_MALFORMED, *DAMAGED_GZIP)
 
 
 def open_nifti(path: str | Path) -> tuple[nib.Nifti1Image, str]:
@@ -67,13 +68,13 @@ def plausible_shape(path: str | Path) -> tuple[int, ...]:
         size = check_file(file).st_size
         with file.open("rb") as plain:
             packed = plain.read(2) == b"\x1f\x8b"
-        with gzip.open(file) if packed else file.open("rb") as stream:
+        with GzipFile(file) if packed else file.open("rb") as stream:
             start = stream.read(_HEADER)
         header = _kind(file, start).header_class.from_fileobj(io.BytesIO(start), check=False)
         shape = tuple(int(n) for n in header["dim"][1 : 1 + _axes(header)])
         if min(shape, default=0) < 1 or _promised(file, start) > size * (1032 if packed else 1):
             return ()
-    except (FileError, *_MALFORMED, zlib.error):
+    except _UNREADABLE:
         return ()
     return shape
 
@@ -112,6 +113,18 @@ def image_values(path: str | Path, image: nib.Nifti1Image) -> np.ndarray:
         raise FileError(Path(path), f"can't be read: {say(error)}") from error
 
 
+def write_nifti(path: str | Path, image: nib.Nifti1Image) -> None:
+    """Write an image as one file.
+
+    Args:
+        path: a name that ends in ``.gz`` gives a compressed file.
+        image: NIfTI-1 or NIfTI-2.
+    """
+    packed = Path(path).suffix.lower() == ".gz"
+    with gzip_writer(path) if packed else Path(path).open("wb") as stream:
+        image.to_stream(stream)
+
+
 def _contents(path: Path) -> bytes:
     check_fits(path, check_file(path).st_size)
     try:
@@ -125,12 +138,12 @@ def _decompress(path: Path, raw: bytes) -> bytes:
     if raw[:2] != b"\x1f\x8b":
         return raw
     try:
-        with gzip.GzipFile(fileobj=io.BytesIO(raw)) as file:
+        with GzipFile(fileobj=io.BytesIO(raw)) as file:
             # No byte of deflate stands for more than 1032: less than was promised is found below.
             largest = min(_promised(path, file.read(_HEADER)) + _SLACK, 1032 * len(raw))
             file.seek(0)
             content = file.read(largest + 1)  # to the end: length and CRC are checked
-    except (EOFError, OSError, zlib.error) as error:
+    except DAMAGED_GZIP as error:
         raise FileError(path, f"can't be read: damaged gzip ({say(error)})") from error
     if len(content) > largest:
         raise FileError(

@@ -15,7 +15,13 @@ from scripts.runtime.storage import (
     write_whole,
 )
 from scripts.spatial.grid import Grid
-from scripts.spatial.nifti import image_affine, image_values, open_nifti, plausible_shape
+from scripts.spatial.nifti import (
+    image_affine,
+    image_values,
+    open_nifti,
+    plausible_shape,
+    write_nifti,
+)
 
 __all__ = [
     "read_grid",
@@ -51,7 +57,7 @@ def write_map(path: str | Path, values: np.ndarray, grid: Grid) -> None:
         image.set_sform(grid.affine, code=1)
     units = grid.header.get_xyzt_units()[0]
     image.header.set_xyzt_units(xyz=units if units != "unknown" else "mm")
-    nib.save(image, str(path))
+    write_nifti(path, image)
 
 
 def read_volume(path: str | Path) -> tuple[np.ndarray, Grid]:
@@ -156,4 +162,4 @@ def write_labels(path: str | Path, labels: np.ndarray, grid: Grid, dtype: np.dty
         code = int(grid.header[f"{name}_code"]) or 1
         getattr(image, f"set_{name}")(grid.affine, code=code)
     image.header.set_xyzt_units(xyz="mm")
-    nib.save(image, str(path))
+    write_nifti(path, image)

@@ -1,6 +1,6 @@
-"""Tractograms as files: opened by their suffix, read piece by piece.
+"""Opens tractograms by their suffix and reads them in parts.
 
-TRK, TCK, TRX and (legacy) VTK. Whatever the format, points come as world millimetres (RAS).
+TRK, TCK, TRX and (legacy) VTK. In every format, points are world millimetres (RAS).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from scripts.tractograms.vtk import open_vtk
 __all__ = ["CHUNK", "SUFFIXES", "Tractogram", "is_tractogram", "open_tractogram"]
 
 CHUNK = 1 << 17
-"""Points that are held at once, unless a single streamline has more."""
+"""Points held in memory at once, unless a single streamline has more."""
 
 _OPENERS: dict[str, Callable[[Path], Source]] = {
     ".trk": open_trk,
@@ -35,7 +35,7 @@ _OPENERS: dict[str, Callable[[Path], Source]] = {
 }
 SUFFIXES = tuple(_OPENERS)
 
-# What damaged files make of NumPy, nibabel and zipfile (found by feeding them some).
+# Exceptions that NumPy, nibabel and zipfile raise on damaged files (found by testing with some).
 _MALFORMED = (
     ArithmeticError,
     EOFError,
@@ -51,17 +51,17 @@ _MALFORMED = (
 
 
 def is_tractogram(path: str | Path) -> bool:
-    """Whether a file's name has a suffix of a tractogram."""
+    """Whether a file name has a suffix of a tractogram."""
     return Path(path).suffix.lower() in SUFFIXES
 
 
 @dataclass(frozen=True, eq=False)
 class Tractogram:
-    """A tractogram whose header was read.
+    """A tractogram whose header has been read.
 
     Attributes:
-        path: its file.
-        source: the format's reader.
+        path: of its file.
+        source: the reader of its format.
     """
 
     path: Path
@@ -69,19 +69,19 @@ class Tractogram:
 
     @property
     def count(self) -> int | None:
-        """Number of streamlines as its header has it; None if it doesn't say."""
+        """Number of streamlines in the header; None if it isn't recorded."""
         return self.source.count
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names of the per-streamline values that it brings."""
+        """Names of the per-streamline values in the file."""
         return self.source.names
 
     def chunks(self, size: int = CHUNK, finite: bool = True) -> Iterator[Streamlines]:
-        """Its streamlines in order, some at a time.
+        """Its streamlines in order, a part at a time.
 
         Args:
-            size: about how many points at once.
+            size: approximate number of points per part.
             finite: whether a point that isn't finite is an error.
 
         Raises:
@@ -104,11 +104,11 @@ class Tractogram:
             yield chunk
         if self.count is not None and done != self.count:
             raise TractogramError(
-                self.path, f"holds {done} streamlines instead of the {self.count} of its header"
+                self.path, f"holds {done} streamlines, its header says {self.count}"
             )
 
     def read(self, finite: bool = True) -> Streamlines:
-        """All its streamlines, points as float32; ``finite`` as for `chunks`."""
+        """All streamlines, points as float32; ``finite`` as in `chunks`."""
         parts = [
             Streamlines(part.points.astype(np.float32, copy=False), part.offsets, part.data)
             for part in self.chunks(finite=finite)
@@ -123,12 +123,12 @@ def open_tractogram(path: str | Path) -> Tractogram:
         path: ``.trk``, ``.tck``, ``.trx`` (a file or a folder) or ``.vtk`` (legacy polydata).
 
     Raises:
-        TractogramError: naming the file and what is wrong with it.
+        TractogramError: the file can't be used; the message names it and the reason.
     """
     file = Path(path)
     opener = _OPENERS.get(file.suffix.lower())
     if opener is None:
-        raise TractogramError(file, f"is no tractogram: its suffix must be {', '.join(SUFFIXES)}")
+        raise TractogramError(file, f"not a tractogram: its suffix must be {', '.join(SUFFIXES)}")
     if not file.exists():
         what = "is a broken link" if file.is_symlink() else "does not exist"
         raise TractogramError(file, what)
@@ -145,12 +145,12 @@ def open_tractogram(path: str | Path) -> Tractogram:
 
 
 def _check_finite(path: Path, chunk: Streamlines, before: int) -> None:
-    # A sum over everything is the cheapest question; only a wrong answer is looked into.
+    # A sum over all points is the cheapest check; only a bad result is examined further.
     if np.isfinite(chunk.points.sum(dtype=np.float64)):
         return
     bad = np.flatnonzero(~np.isfinite(chunk.points).all(axis=1))
     if len(bad):
         first = before + int(np.searchsorted(chunk.offsets, bad[0], side="right")) - 1
         raise TractogramError(
-            path, f"has points that are not finite, the first in streamline {first} (from 0 on)"
+            path, f"has points that are not finite, first in streamline {first} (counted from 0)"
         )

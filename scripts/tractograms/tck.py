@@ -1,4 +1,4 @@
-"""MRtrix' TCK: a text header, then points in RAS mm, a NaN point after each streamline."""
+"""MRtrix' TCK: a text header, then points in RAS mm with a NaN point after each streamline."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ _TYPES = {"Float32LE": "<f4", "Float32BE": ">f4", "Float64LE": "<f8", "Float64BE
 def open_tck(path: Path) -> Source:
     """Open a TCK file.
 
-    Its header's ``count`` isn't relied on: MRtrix itself leaves wrong ones after editing.
+    The header's ``count`` isn't trusted: MRtrix itself leaves wrong ones after editing.
 
     Raises:
-        TractogramError: its header is none.
+        TractogramError: its header isn't valid.
     """
     header, size_of_header = _header(path)
     kind = header.get("datatype", "Float32LE")
@@ -58,7 +58,7 @@ def open_tck(path: Path) -> Source:
 
 
 def _header(path: Path) -> tuple[dict[str, str], int]:
-    """Entries of the text header, the last of each name, and where it ends."""
+    """The entries of the text header (the last of each name) and its end."""
     with path.open("rb") as file:
         start = file.read(_LONGEST_HEADER)
     lines = start.split(b"\n", 1)
@@ -82,12 +82,13 @@ def _chunks(path: Path, offset: int, dtype: np.dtype[Any], size: int) -> Iterato
         most = path.stat().st_size // (3 * dtype.itemsize) + 1
         ended = False
         while not ended:
-            # As much as is carried: a streamline without end is copied a few times, not often.
+            # Read at least as much as is pending, so that a very long streamline is copied few
+            # times.
             words = np.fromfile(file, dtype=dtype, count=3 * min(max(size, len(carried)), most))
             fresh = words[: len(words) // 3 * 3].reshape(-1, 3)
             fresh = fresh.astype(f"=f{dtype.itemsize}", copy=False)
             if not len(fresh):
-                raise TractogramError(path, "can't be read: truncated, there is no end of tracks")
+                raise TractogramError(path, "can't be read: truncated, no end-of-tracks mark")
             infinite = np.isinf(fresh).all(axis=1)
             if infinite.any():
                 ended = True
@@ -96,7 +97,7 @@ def _chunks(path: Path, offset: int, dtype: np.dtype[Any], size: int) -> Iterato
             stops = np.flatnonzero(np.isnan(block).all(axis=1))
             rest = int(stops[-1]) + 1 if len(stops) else 0
             carried = block[rest:]
-            if ended and len(carried):  # written without a NaN before the end
+            if ended and len(carried):  # the last streamline has no NaN after it
                 stops = np.append(stops, len(block))
                 rest = len(block)
             if len(stops):
@@ -108,10 +109,10 @@ def _chunks(path: Path, offset: int, dtype: np.dtype[Any], size: int) -> Iterato
 
 
 def write_tck(file: BinaryIO, chunks: Iterable[Streamlines]) -> int:
-    """Write streamlines as TCK, which has no place for per-streamline values.
+    """Write streamlines as TCK, which can't hold per-streamline values.
 
     Args:
-        file: to write to, seekable.
+        file: a seekable binary file.
         chunks: streamlines.
 
     Returns:

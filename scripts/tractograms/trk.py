@@ -1,7 +1,7 @@
-"""TrackVis' TRK: a header of 1000 bytes, then a count and the points of each streamline.
+"""TrackVis' TRK: a header of 1000 bytes, then the count and the points of each streamline.
 
-Coordinates are millimetres from the corner of the first voxel, along axes that the header's
-voxel order names; nibabel's matrix brings them to RAS mm.
+Coordinates are millimetres from the corner of the first voxel, along the axes that the header's
+voxel order names; nibabel's matrix converts them to RAS mm.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def open_trk(path: Path) -> Source:
     """Open a TRK file.
 
     Raises:
-        TractogramError: its header is none, or doesn't say where the streamlines lie.
+        TractogramError: its header isn't valid, or doesn't record the position in the world.
     """
     with path.open("rb") as file:
         start = file.read(_HEADER)
@@ -48,8 +48,8 @@ def open_trk(path: Path) -> Source:
     if any("was not recorded" in str(one.message) for one in warned):
         raise TractogramError(
             path,
-            "records no vox_to_ras, so that its place in the world isn't known; write it anew with "
-            "its reference image",
+            "has no vox_to_ras, so its position in the world isn't known; write it again with its "
+            "reference image",
         )
     if not np.isfinite(to_world).all() or abs(np.linalg.det(to_world[:3, :3])) < 1e-12:
         raise TractogramError(path, "can't be read: bad header (voxels without a size)")
@@ -57,7 +57,7 @@ def open_trk(path: Path) -> Source:
     properties = int(header["nb_properties_per_streamline"])
     if scalars < 0 or properties < 0:
         raise TractogramError(path, "can't be read: bad header (negative number of values)")
-    # Off the bytes, since nibabel has put the number that it found behind its header there: none.
+    # From the bytes, because nibabel has replaced a missing number of streamlines.
     big = str(header["endianness"]) == ">"
     record = np.frombuffer(start, header_2_dtype.newbyteorder(">" if big else "<"))[0]
     count = int(record["nb_streamlines"]) or None  # 0 stands for "not recorded"
@@ -80,7 +80,8 @@ def open_trk(path: Path) -> Source:
 
 
 def _columns(names: np.ndarray, total: int) -> dict[str, slice]:
-    """Columns of each named property; nibabel writes ``name\\0number`` for several of one name."""
+    """Columns of each property; nibabel writes ``name\\0number`` for several columns of one
+    name."""
     columns: dict[str, slice] = {}
     at = 0
     for raw in names:
@@ -121,7 +122,7 @@ def _records(
             if n == 0:
                 if not words:
                     raise TractogramError(path, "can't be read: truncated within a streamline")
-                want = max(want, 2 * len(block))  # one streamline that is longer than a block
+                want = max(want, 2 * len(block))  # a single streamline is longer than a block
                 continue
             lengths = block[starts[:-1]].astype(np.int64)
             is_point = np.ones(end, dtype=bool)
@@ -150,16 +151,16 @@ def write_trk(
     """Write streamlines as TRK.
 
     Args:
-        file: to write to, seekable.
+        file: a seekable binary file.
         chunks: streamlines, all with the same per-streamline values.
-        shape: of the reference grid; without one the header has a single voxel of 1 mm.
+        shape: of the reference grid; without it the header gets a single voxel of 1 mm.
         affine: of the reference grid.
 
     Returns:
         The number of streamlines.
 
     Raises:
-        ConfigurationError: more values, or longer names, than the header has room for.
+        ConfigurationError: the header has no room for so many values or such long names.
     """
     affine = np.eye(4) if affine is None else np.asarray(affine, dtype=np.float64)
     header = nib.streamlines.TrkFile.create_empty_header()
@@ -170,7 +171,7 @@ def write_trk(
     to_world = get_affine_trackvis_to_rasmm(header)
     to_file = np.linalg.inv(np.asarray(to_world, dtype=np.float64))
 
-    # nibabel's header names two fields otherwise than its record type does on disk.
+    # nibabel's header names two fields differently from its record type on disk.
     record = np.zeros((), dtype=header_2_dtype)
     for name in header_2_dtype.names or ():
         if name in header:
@@ -199,7 +200,7 @@ def write_trk(
 def _name_properties(record: np.ndarray, data: dict[str, np.ndarray]) -> None:
     if len(data) > _MOST_NAMES:
         raise ConfigurationError(
-            f"TRK has room for {_MOST_NAMES} values per streamline, not {len(data)}; write .trx"
+            f"TRK holds at most {_MOST_NAMES} values per streamline, got {len(data)}; write .trx"
         )
     named = np.zeros(_MOST_NAMES, dtype="S20")
     total = 0
@@ -208,7 +209,7 @@ def _name_properties(record: np.ndarray, data: dict[str, np.ndarray]) -> None:
         width = values.shape[1]
         if len(text) > _LONGEST_NAME or width > 9:
             raise ConfigurationError(
-                f"TRK has no room for {name!r} of {width} values per streamline; write .trx"
+                f"TRK can't hold {name!r} with {width} values per streamline; write .trx"
             )
         named[place] = text if width == 1 else text + b"\0" + str(width).encode()
         total += width

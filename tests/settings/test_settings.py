@@ -25,7 +25,7 @@ from scripts.settings.atlas import (
 )
 from scripts.settings.cohort import LearnedAtlasCohortConfig
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 AFFINE = {"training_space": "affine_native"}
 
 # The contract's table, key by key.

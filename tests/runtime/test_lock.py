@@ -20,7 +20,7 @@ import pytest
 from scripts.errors import StorageError
 from scripts.runtime.lock import LOCK_FILE, FolderLock, lock_folders
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 HOLD = """
 import sys, time
 from scripts.runtime.lock import lock_folders
