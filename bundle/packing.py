@@ -24,6 +24,7 @@ LARGE = 25_000_000
 
 # What belongs into each folder, so that nothing else that lies there is published with it.
 _SHIPPED = {
+    "bundle/weights": {".gz", ".json", ".pt"},
     "configs": {".conf", ".json", ".yaml"},
     "docs": {".md", ".png", ".svg", ".txt"},
     "scripts": {".py"},

@@ -76,6 +76,7 @@ class CohortRefinement:
         design: coded covariates ``(N, p)`` of a conditional template, of mean 0.
         window: side, in voxels, of the windows in which slopes are shrunken.
         network_rounds: how often the network alone registers everybody, before the other rounds.
+        final_lr: size of a round's last step, to which it falls; None: it stays.
     """
 
     def __init__(
@@ -93,6 +94,7 @@ class CohortRefinement:
         design: np.ndarray | None = None,
         window: int = 7,
         network_rounds: int = 0,
+        final_lr: float | None = None,
     ) -> None:
         self.network = bare(network)
         self.dataset = dataset
@@ -102,6 +104,7 @@ class CohortRefinement:
         self.rounds = network_rounds + rounds
         self.iterations = iterations
         self.lr = lr
+        self.final_lr = final_lr
         self.dtype = dtype
         self.device = torch.device(device)
         self.mixture_sharpness = mixture_sharpness
@@ -247,6 +250,7 @@ class CohortRefinement:
             found, loss = refine_velocity(
                 network, self.loss, self.image(index), start,
                 0 if alone else self.iterations, self.lr, home, self.covariates(index),
+                self.final_lr,
             )  # fmt: skip
         found = unfolded_velocity(network, found)
         with write_whole(path) as staged:

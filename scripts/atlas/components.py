@@ -302,6 +302,7 @@ def cohort_refinement(
         network_rounds=settings.refine.network_rounds,
         iterations=settings.refine.iterations,
         lr=settings.refine.lr,
+        final_lr=settings.refine.final_lr,
         dtype=settings.dtype,
         device=torch.device(settings.device),
         mixture_sharpness=settings.model.mixture_sharpness,

@@ -23,8 +23,8 @@ from scripts.atlas.published_model import (
     published_network,
     published_transforms,
 )
-from scripts.atlas.template_network import DEMO_TEMPLATE, template_network
 from scripts.atlas.resources import output_bytes, registration_bytes
+from scripts.atlas.template_network import DEMO_TEMPLATE, template_network
 from scripts.cohort import (
     Cohort,
     NewSubjects,

@@ -129,7 +129,7 @@ def changed_parts(
     description: Mapping[str, Any],
     parts: Mapping[str, torch.nn.Module],
 ) -> dict[str, dict[str, Any]]:
-    """Arguments of ready parts that settings and initial network don't tell, for the model's description.
+    """Arguments of ready parts that the description lacks: settings and initial network alone.
 
     Raises:
         ConfigurationError: a part is of another class, which no model file could bring, or

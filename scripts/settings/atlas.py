@@ -152,8 +152,8 @@ class LearnedAtlasModelConfig(Section):
         None,
         "The network that the cohort's starts from: `shipped`, the one that came with the bundle "
         "and registers cohorts it has never seen; the file of a model (model.pt, or what "
-        "train-registration wrote), whose U-Net is taken; null, random weights. Such a network "
-        "brings its own features.",
+        "configs/train_registration.yaml leaves), whose U-Net is taken; null, random weights. "
+        "Such a network brings its own features.",
         "null, shipped, or the path of a .pt file",
     )
     passes: Integers | None = setting(
@@ -328,6 +328,12 @@ class LearnedAtlasRefineConfig(Section):
     rounds: Integer = setting(0, "Rounds of refinement over the cohort; 0: none.", ge=0)
     iterations: Integer = setting(10, "Gradient steps per subject in a round.", ge=1)
     lr: Number = setting(0.3, "Learning rate of the refined velocities.", gt=0)
+    final_lr: Number | None = setting(
+        None,
+        "Learning rate of the last step of a round, to which it falls as a cosine; fewer steps "
+        "then suffice. Null: it stays as it is.",
+        ge=0,
+    )
     network_epochs: Integer = setting(
         0,
         "Epochs in which the network alone is trained on, against the template as the rounds left "

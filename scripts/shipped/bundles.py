@@ -108,7 +108,9 @@ def _random_bundle(rng: np.random.Generator, lengths: FloatArray) -> RandomBundl
         flat = rng.uniform(0.2, 1.0)
         growth = np.clip(1 - ramp / _FANNED, 0, 1) ** 2
         radius += np.array([[fan], [fan * flat]]) * growth
-    return RandomBundle(centre, np.stack([first, second]), radius, float(np.exp(0.7 * rng.normal())))
+    return RandomBundle(
+        centre, np.stack([first, second]), radius, float(np.exp(0.7 * rng.normal()))
+    )
 
 
 def _unit(vectors: FloatArray) -> FloatArray:

@@ -76,6 +76,13 @@ class PairNetwork(DescribedNetwork):
         """
         scale = moving.amax((1, 2, 3, 4), keepdim=True).clamp_min(1e-6).reciprocal()
         looks = PairLooks(
-            self.unet, self.smoothing, self.integration, self.warp, moving, fixed, scale, self.forces
+            self.unet,
+            self.smoothing,
+            self.integration,
+            self.warp,
+            moving,
+            fixed,
+            scale,
+            self.forces,
         )
         return looks.run(self.passes if passes is None else passes)

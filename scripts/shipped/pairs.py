@@ -57,9 +57,7 @@ class PairGenerator:
         shapes: the grids that pairs are made on.
     """
 
-    def __init__(
-        self, seed: int = 0, shapes: Sequence[Sequence[int]] = SHAPES
-    ) -> None:
+    def __init__(self, seed: int = 0, shapes: Sequence[Sequence[int]] = SHAPES) -> None:
         self.seed = seed
         self.shapes = [tuple(shape) for shape in shapes]
         self.integration = VelocityIntegration(7, _FACTOR)
@@ -80,7 +78,9 @@ class PairGenerator:
             _cut(moving if rng.random() < 0.5 else fixed, rng)
         tissue = _dilated((moving > 0.05) | (fixed > 0.05))
         sizes = (float(size[0]), float(size[1]), float(size[2]))
-        return GeneratedPair(moving[None, None], fixed[None, None], velocity, tissue[None, None], sizes, kind)
+        return GeneratedPair(
+            moving[None, None], fixed[None, None], velocity, tissue[None, None], sizes, kind
+        )
 
     # -- tract densities -------------------------------------------------------------------
 

@@ -49,12 +49,15 @@ class RandomShapes:
     def seen(
         self, clean: torch.Tensor, rng: np.random.Generator, size: Sequence[float]
     ) -> torch.Tensor:
-        """An acquisition of a (moved) clean image: gain, bias, blur and noise of its own, in [0, 1].
+        """An acquisition of a (moved) clean image: gain, bias, blur and noise of its own.
 
         Args:
             clean: ``(X, Y, Z)``.
             rng: where they come from.
             size: see the class.
+
+        Returns:
+            ``(X, Y, Z)``, not negative, most of it below 1.
         """
         shape = clean.shape
         blur = rng.uniform(0.3, 0.9)

@@ -19,6 +19,7 @@ from scripts.runtime.progress import progress_bar
 from scripts.runtime.storage import write_whole
 from scripts.shipped.network import FIELD_RESOLUTION, PairNetwork
 from scripts.shipped.pairs import GeneratedPair, PairGenerator
+from scripts.shipped.weights import save_pair_network
 
 __all__ = ["PairTraining", "pair_loss"]
 
@@ -27,6 +28,7 @@ logger = logging.getLogger(__name__)
 _WARM_UP = 100  # steps
 _LEVEL = 0.6  # share of the steps after which the rate begins to fall
 _CLIP = 1.0  # largest norm of a gradient
+_TOLD = 200  # last steps that a network's file tells the mean of
 _SMOOTHNESS = 0.7  # the atlas's own, as configs/train.yaml has it
 
 
@@ -48,7 +50,6 @@ def pair_loss(
         before).
     """
     shape = pair.moving.shape[2:]
-    scale = pair.moving.amax().clamp_min(1e-6)
     with autocast("cpu", dtype):
         found = network(pair.moving, pair.fixed)
     with torch.autocast("cpu", enabled=False):
@@ -69,7 +70,7 @@ def pair_loss(
                 total = total + early * _distance(here, there, coarse.float())
     before = _distance(torch.zeros_like(true), true, tissue)
     parts = {name: value.detach() for name, value in terms.items() if name != "loss"}
-    return {"loss": total, **parts, "error": error.detach(), "move": before, "scale": scale}
+    return {"loss": total, **parts, "error": error.detach(), "move": before}
 
 
 def _distance(found: torch.Tensor, true: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
@@ -133,6 +134,25 @@ class PairTraining:
             "dtype": self.dtype,
         }
 
+    def about(self) -> dict[str, Any]:
+        """What the network's file tells of it."""
+        last = self.curve[-_TOLD:]
+        left = {
+            kind: sum(row["error"] for row in rows) / sum(row["move"] for row in rows)
+            for kind, rows in (
+                ("bundles", [row for row in last if not row["images"]]),
+                ("images", [row for row in last if row["images"]]),
+            )
+            if rows
+        }
+        return {
+            "title": "Registration of tract densities and images, for pairs it has never seen",
+            "licence": "Apache-2.0",
+            "data": "generated pairs alone (scripts/shipped), no data of people",
+            "training": {**self.plan, "steps": self.steps, "step": self.step},
+            "share_of_the_move_left": {kind: round(value, 4) for kind, value in left.items()},
+        }
+
     def run(self) -> PairNetwork:
         """Train to the end, from wherever the folder says; leaves ``network.pt`` there.
 
@@ -177,7 +197,7 @@ class PairTraining:
                 f"the loss of pair {self.step} is not finite; lower lr and start in a new folder"
             )
         self.optimizer.step()
-        row = {name: float(value.detach()) for name, value in terms.items() if name != "scale"}
+        row = {name: float(value.detach()) for name, value in terms.items()}
         return {**row, "images": float(pair.kind == "images")}
 
     # -- files -----------------------------------------------------------------------------
@@ -222,5 +242,4 @@ class PairTraining:
             path.write_text(json.dumps(self.curve), encoding="utf-8")
 
     def _keep(self, name: str) -> None:
-        with write_whole(self.folder / name) as path:
-            torch.save(self.network.state_dict(), path)
+        save_pair_network(self.network, self.folder / name, self.about())
