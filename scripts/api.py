@@ -133,26 +133,30 @@ def learn_atlas(
 
 def register(
     maps: Images,
-    ckpt_dir: str | Path,
+    ckpt_dir: str | Path | None,
     output_dir: str | Path,
     affine: np.ndarray | None = None,
     settings: Settings | None = None,
+    template: str | Path | None = None,
 ) -> Path:
-    """Bring new subjects to a learned atlas, as the verb ``register`` does.
+    """Bring new subjects to a learned atlas, or to any map, as the verb ``register`` does.
 
     Args:
         maps: a dataset folder, paths of files, or arrays ``(n, X, Y, Z)`` on the atlas's grid.
-        ckpt_dir: of the atlas's ``model.pt``.
+        ckpt_dir: of the atlas's ``model.pt``; None with ``template``.
         output_dir: where the folders go, one a subject.
         affine: ``(4, 4)`` RAS mm, of arrays.
         settings: of the block ``learned_atlas``; the model brings what isn't said.
+        template: a NIfTI file in place of a model: a density or an image of one channel, to which
+            the network that came with the bundle registers.
 
     Returns:
         ``<output_dir>/registered``. Each subject's folder holds its fields in both directions.
 
     Raises:
         TractAtlasError: model, maps or folders can't be used; the message says why.
-        ValueError: arrays come without an affine or of several shapes.
+        ValueError: arrays come without an affine or of several shapes, or there is neither a model
+            nor a template.
 
     Example:
         >>> x = np.linspace(-1, 1, 16)
@@ -165,8 +169,14 @@ def register(
     """
     output = Path(output_dir)
     source, block = _as_cohort(maps, affine, output, settings, own=True)
-    values: dict[str, Any] = {"output_dir": str(output), "ckpt_dir": str(ckpt_dir)}
+    values: dict[str, Any] = {"output_dir": str(output)}
     values["dataset_dir" if isinstance(source, str) else "input"] = source
+    if template is not None:
+        values["template"] = str(template)
+    elif ckpt_dir is None:
+        raise ValueError("register needs ckpt_dir, the folder of a model, or template, a map")
+    else:
+        values["ckpt_dir"] = str(ckpt_dir)
     _run(_config("inference.yaml", values, "learned_atlas", block), "registering")
     return output / "registered"
 
