@@ -98,7 +98,8 @@ def read_cohort(
     if len(subjects) < request.min_subjects or pool.grid is None or pool.box is None:
         raise CohortError(
             f"{len(subjects)} usable subjects in {source}, fewer than "
-            f"{request.key('min_subjects')} = {request.min_subjects}\n{table}"
+            f"{request.key('min_subjects')} = {request.min_subjects}",
+            *table.split("\n"),
         )
     for rejection in left_out:
         logger.warning(
@@ -228,7 +229,7 @@ def read_new_subjects(
         subjects.append(result.subject)
     if not subjects:
         table = subjects_table((), tuple(rejected), found.without_map, found.pattern)
-        raise CohortError(f"no usable subject\n{table}")
+        raise CohortError("no usable subject", *table.split("\n"))
     for rejection in rejected:
         logger.warning(
             "subject %s is left out: %s: %s", rejection.subject, rejection.path, rejection.reason

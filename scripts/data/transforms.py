@@ -22,11 +22,11 @@ from monai.transforms import (
     Transform,
 )
 from monai.utils import ensure_tuple
-from scipy.ndimage import affine_transform
 
 from scripts.cohort import density_divisor
 from scripts.errors import CohortError
 from scripts.spatial.grid import Grid
+from scripts.spatial.transforms import resample
 
 __all__ = [
     "LogDensityd",
@@ -144,29 +144,21 @@ class OntoGridd(MapTransform):
                     "--learned_atlas#cohort#resample true"
                 )
             result[key] = MetaTensor(
-                torch.from_numpy(self._resampled(image.numpy(), affine, str(path))),
+                torch.from_numpy(self._resampled(image.numpy(), own, str(path))),
                 affine=torch.from_numpy(self.grid.affine),
                 meta={**meta, "spatial_shape": np.array(self.grid.shape)},
             )
         return result
 
-    def _resampled(self, image: np.ndarray, affine: np.ndarray, path: str) -> np.ndarray:
+    def _resampled(self, image: np.ndarray, own: Grid, path: str) -> np.ndarray:
         d = len(self.grid.shape)
-        here = np.linalg.solve(affine, self.grid.affine)  # voxels of the atlas to the image's
+        here = np.linalg.solve(own.affine, self.grid.affine)  # voxels of the atlas to the image's
         if image.ndim != d + 1 or not np.allclose(here[d:3, [*range(d), 3]], 0, atol=1e-3):
             raise CohortError(
                 f"{path}: an image of {image.ndim - 1} dimensions can't be resampled onto the "
                 f"atlas's {d}, or lies in another plane"
             )
-        return np.stack(
-            [
-                affine_transform(
-                    channel, here[:d, :d], here[:d, 3], self.grid.shape,
-                    order=1, mode="grid-constant",
-                )
-                for channel in image
-            ]
-        ).astype(np.float32)  # fmt: skip
+        return resample(image, own, [], self.grid)
 
 
 class PresenceLabeld(MapTransform):

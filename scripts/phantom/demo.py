@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -21,7 +20,7 @@ from scripts.phantom.anatomy import ANATOMIES, Bundle, FloatArray
 from scripts.phantom.deformation import ControlGrid
 from scripts.phantom.streamlines import VERTEX_STEP, count_streamlines, deform, draw_streamlines
 from scripts.runtime.gzip_files import gzip_writer
-from scripts.runtime.storage import check_space, check_writable, staging_beside
+from scripts.runtime.storage import check_writable, staging_beside
 
 FIELD_OF_VIEW = 160.0
 """Extent of the first axis in mm: other shapes sample the same head with other voxels."""
@@ -100,13 +99,6 @@ class DemoCohort:
         affine = np.diag([self.voxel] * 3 + [1.0])
         affine[:3, 3] = np.array(CENTRE) - self.voxel * (np.array(self.shape) - 1) / 2
         return affine
-
-    @property
-    def size(self) -> int:
-        """Largest size on disk, bytes: per person the map, that of each bundle, and two fields."""
-        maps = 1 + len(self.bundles)
-        people = len(self.names) * (maps + 6) + self.anatomies * maps + len(AGES)
-        return 4 * math.prod(self.shape) * people
 
     @property
     def names(self) -> list[str]:
@@ -281,7 +273,6 @@ def write_demo_cohort(
     if _holds_something(target):
         raise StorageError(f"{target}: not empty; choose an empty folder for the demo cohort")
     check_writable(target.parent)
-    check_space({target: {"maps and fields": cohort.size}})
     try:
         with staging_beside(target) as staging:
             made = staging / "cohort"

@@ -7,7 +7,7 @@ import sys
 from types import TracebackType
 
 from scripts.errors import OutOfMemoryError, StorageError, TractAtlasError
-from scripts.runtime.run_log import note
+from scripts.runtime.run_log import escape_records, note
 
 __all__ = [
     "EXIT_INTERRUPTED",
@@ -125,6 +125,7 @@ def report_errors_in_one_line() -> None:
     ``sys.excepthook`` (once, however often it is called); every other exception goes to the hook
     that was installed before.
     """
+    escape_records()
     previous = sys.excepthook
     if getattr(previous, "reports_user_errors", False):
         return

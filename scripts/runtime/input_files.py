@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import stat
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 from scripts.errors import CohortError
 from scripts.runtime.memory import available_memory
+from scripts.runtime.plain_data import parse_json
 
 __all__ = ["LONGEST_TEXT", "FileError", "check_file", "check_fits", "read_json", "read_text", "say"]
 
@@ -98,17 +98,18 @@ def read_text(path: Path, longest: int = LONGEST_TEXT, encoding: str = "utf-8") 
     return raw.decode(encoding).replace("\r\n", "\n").replace("\r", "\n")
 
 
-def read_json(path: Path) -> Any:
-    """The content of a JSON file.
+def read_json(path: Path, longest: int = LONGEST_TEXT) -> Any:
+    """The content of a JSON file; see `parse_json`.
+
+    Args:
+        path: the file.
+        longest: largest size, bytes.
 
     Raises:
-        FileError: it can't be read.
-        ValueError: it isn't JSON, or is nested too deeply for Python.
+        FileError: it can't be read, or is longer.
+        ValueError: it isn't JSON, or exceeds a limit of `parse_json`.
     """
-    try:
-        return json.loads(read_text(path))
-    except RecursionError as error:
-        raise ValueError("nested too deeply") from error
+    return parse_json(read_text(path, longest))
 
 
 def say(error: BaseException) -> str:

@@ -6,11 +6,33 @@ import logging
 import logging.handlers
 import sys
 from pathlib import Path
+from typing import Any
 
-__all__ = ["LOG_FILE", "keep_log", "note"]
+from scripts.errors import shown
+
+__all__ = ["LOG_FILE", "escape_records", "keep_log", "note"]
 
 LOG_FILE = "run.log"
 _BYTES, _EARLIER = 1_000_000, 3
+
+
+def escape_records() -> None:
+    """Log names and values from outside by `shown`, whichever handler writes them.
+
+    Records of this library alone; once, however often it is called.
+    """
+    previous = logging.getLogRecordFactory()
+    if getattr(previous, "escapes", False):
+        return
+
+    def factory(*arguments: Any, **more: Any) -> logging.LogRecord:
+        record = previous(*arguments, **more)
+        if record.name.partition(".")[0] in ("scripts", "bundle"):
+            record.msg, record.args = shown(record.getMessage()), None
+        return record
+
+    factory.escapes = True  # type: ignore[attr-defined]
+    logging.setLogRecordFactory(factory)
 
 
 class _RunLog(logging.handlers.RotatingFileHandler):
@@ -23,6 +45,10 @@ class _RunLog(logging.handlers.RotatingFileHandler):
         )  # fmt: skip
         self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         self.setLevel(logging.INFO)
+
+    def format(self, record: logging.LogRecord) -> str:
+        """A line as `shown`, whichever library wrote it: logs are read on terminals."""
+        return shown(super().format(record), keep="\n\t")
 
     def handleError(self, record: logging.LogRecord) -> None:
         """Stop logging to the file: a log isn't worth ending the run."""

@@ -7,15 +7,20 @@ import os
 from contextlib import suppress
 from typing import Any, TextIO
 
+from scripts.errors import shown
+
 __all__ = ["LastingStream"]
 
+_LAYOUT = "\n\r\t"
 _GONE = (errno.EPIPE, errno.EIO, errno.EBADF)
 
 
 class LastingStream:
     """A text stream that goes quiet, without an error, once its reader is gone.
 
-    A lost progress bar must not end a long training. Any other error is raised.
+    A lost progress bar must not end a long training. Any other error is raised. Characters that a
+    terminal obeys are written as escapes, whoever wrote them: other libraries and tracebacks quote
+    names from files as well.
 
     Args:
         stream: the stream to write to.
@@ -26,7 +31,7 @@ class LastingStream:
 
     def write(self, text: str) -> int:
         """Write, unless the reader is gone."""
-        self._attempt(self._stream.write, text)
+        self._attempt(self._stream.write, shown(text, keep=_LAYOUT))
         return len(text)
 
     def flush(self) -> None:

@@ -18,6 +18,7 @@ from scripts.settings.section import (
     Section,
     Text,
     Texts,
+    Workers,
     check_names,
     check_placeholders,
     check_relative,
@@ -155,7 +156,7 @@ class LearnedAtlasCohortConfig(Section):
     cache: Literal["ram", "device", "disk", "none"] = setting(
         "ram", "Where prepared maps are kept between epochs.", "one of ram, device, disk, none"
     )
-    num_workers: Integer = setting(0, "Processes that read maps while training.", ge=0)
+    num_workers: Workers = setting(0, "Processes that read maps while training.", ge=0)
     resample: Flag = setting(
         False,
         "Bring new subjects that lie on another grid onto the atlas's grid. Training subjects are "

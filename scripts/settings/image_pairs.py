@@ -10,7 +10,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import BeforeValidator, field_validator
 
-from scripts.settings.section import Flag, Integer, Number, Section, Text, setting, to_names
+from scripts.settings.section import Flag, Number, Section, Size, Text, setting, to_names
 
 __all__ = [
     "EstimateAffineConfig",
@@ -89,7 +89,7 @@ class EstimateAffineConfig(ImagePairs):
 
     key_path: ClassVar[str] = "estimate_affine"
 
-    passes: Integer | None = setting(
+    passes: Size | None = setting(
         None,
         "Passes of the cascade. Null: as many as the network was trained with.",
         ge=1,

@@ -163,19 +163,26 @@ def resample(
 
     A point of the wanted grid passes through the transforms in their order, the first one first,
     and the image is read where it arrives; ``antsApplyTransforms -r wanted -i image -t first -t
-    second`` means the same. 0 outside of the image.
+    second`` means the same. 0 outside of the image. A plane is read where a point's first two
+    coordinates fall.
+
+    Any transforms, in float64 and voxel coordinates: an image on its own grid keeps its very
+    values. PyTorch's ``grid_sample`` takes as long, but its coordinates from -1 to 1 change the
+    last bit of some of them. For matrices in batches, with gradients or on a GPU there is
+    `resample_by_matrix`.
 
     Args:
-        volume: ``(C, X, Y, Z)``.
+        volume: ``(C, X, Y, Z)``, or a plane ``(C, X, Y)``.
         source: grid of the volume.
         transforms: in the order of ``-t`` options; none: the identity.
         wanted: grid of the result.
         order: 1 interpolates linearly, 0 takes the nearest voxel, for labels.
 
     Returns:
-        ``(C, *wanted.shape)`` float32.
+        ``(C, *wanted.shape)`` float32; of a volume always ``(C, X, Y, Z)``.
     """
     x, y, z = (*wanted.shape, 1)[:3]
+    d = volume.ndim - 1
     to_world, to_voxels = AffineTransform(wanted.affine), ~AffineTransform(source.affine)
     result = np.empty((len(volume), x, y, z), dtype=np.float32)
     for start in range(0, x, _SLAB):
@@ -184,9 +191,9 @@ def resample(
         points = to_world.apply(indices)
         for transform in transforms:
             points = transform.apply(points)
-        voxels = to_voxels.apply(points)
+        voxels = to_voxels.apply(points)[:d]
         for channel, values in zip(result, volume, strict=True):
             # grid-constant fades over the last voxel, as the network's warp does.
             sampled = map_coordinates(values, voxels, order=order, mode="grid-constant")
             channel[start:stop] = sampled.reshape(stop - start, y, z)
-    return result
+    return result.reshape(len(volume), *(x, y, z)[:d])

@@ -19,6 +19,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from scripts.runtime.input_files import check_fits
+from scripts.runtime.plain_data import parse_json
 from scripts.tractograms.source import Source
 from scripts.tractograms.streamlines import Streamlines, TractogramError
 
@@ -66,7 +67,7 @@ def open_trx(path: Path) -> Source:
     if sizes["header.json"] > _LONGEST_HEADER:
         raise TractogramError(path, "can't be read: bad header (more than 1 MB)")
     with opened("header.json") as file:
-        header = json.loads(file.read())
+        header = parse_json(file.read().decode("utf-8"))
     vertices, count = int(header["NB_VERTICES"]), int(header["NB_STREAMLINES"])
     affine = np.asarray(header["VOXEL_TO_RASMM"], dtype=np.float64).reshape(4, 4)
     shape = tuple(int(n) for n in header["DIMENSIONS"])

@@ -16,7 +16,7 @@ from scripts.errors import ConfigurationError
 from scripts.networks.precision import open_device
 from scripts.runtime.lock import locked_folders
 from scripts.runtime.progress import progress_bar
-from scripts.runtime.storage import check_space, check_writable, file_hash, publish_folder
+from scripts.runtime.storage import check_writable, file_hash, publish_folder
 from scripts.settings.label_transfer import LabelTransferConfig
 from scripts.spatial.grid import Grid
 from scripts.spatial.volumes import read_reference, write_density
@@ -95,7 +95,6 @@ class LabelTransfer:
         subject = read_streamlines(source)
         of_subject = self._features(subject)
         self._check_format(of_subject)
-        self._check_space(atlas, grid)
 
         with _percent("labels") as progress:
             found = label_fibres(
@@ -143,12 +142,6 @@ class LabelTransfer:
                 f"has {broken} streamlines with points that are not finite, which TCK can't hold; "
                 "choose another format with --label_transfer#format",
             )
-
-    def _check_space(self, atlas: SegmentedAtlas, grid: Grid | None) -> None:
-        path = self.subject
-        size = path.stat().st_size if path.is_file() else 0
-        maps = 0 if grid is None else 4 * int(np.prod(grid.shape)) * len(atlas.names)
-        check_space({self.folder: {"tractograms": 3 * size, "maps": maps}})
 
     def _write_tractograms(
         self,
