@@ -131,6 +131,8 @@ def build_network(
         settings.loss.log_offset,
         settings.optimizer.seed,
     )
+    told = settings.as_dict()
+    told["model"]["passes"] = initial.passes
     description: dict[str, Any] = {
         "format": FORMAT,
         "cohort": cohort.identity(),
@@ -146,7 +148,7 @@ def build_network(
         "normalisation": cohort.normalisation,
         "tracts": list(cohort.tracts),
         # Which of several devices it was is no part of a model, and differs between processes.
-        "settings": {**settings.as_dict(), "device": torch.device(settings.device).type},
+        "settings": {**told, "device": torch.device(settings.device).type},
     }
     if initial.described is not None:
         description["initial"] = dict(initial.described)

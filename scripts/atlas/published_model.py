@@ -209,7 +209,7 @@ def _trained_passes(description: Mapping[str, Any]) -> list[int]:
         return description["initial"]["passes"]
     if settings["refine"].get("network_epochs", 0) == 0:
         return _ONE_PASS
-    return settings["model"].get("passes") or _ONE_PASS
+    return settings["model"].get("passes", _ONE_PASS)
 
 
 def _coding(description: dict[str, Any]) -> CovariateCoding | None:

@@ -70,6 +70,7 @@ def template_network(path: str | Path, asked: LearnedAtlasConfig) -> AtlasNetwor
     template = np.log1p(density / settings.loss.log_offset)
     initial = open_initial(settings, len(grid.shape))
     described = settings.as_dict()
+    described["model"]["passes"] = initial.passes
     description = {
         "format": FORMAT,
         "cohort": f"template {loaded.sha256}",
