@@ -71,7 +71,7 @@ def template_network(path: str | Path, asked: LearnedAtlasConfig) -> AtlasNetwor
     initial = open_initial(settings, len(grid.shape))
     described = settings.as_dict()
     described["model"]["passes"] = initial.passes
-    description = {
+    description: dict[str, Any] = {
         "format": FORMAT,
         "cohort": f"template {loaded.sha256}",
         "trained_on": [],

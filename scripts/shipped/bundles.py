@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.interpolate import CubicSpline
 
+from scripts.shipped.noise import Lengths
 from scripts.spatial.warp import sample
 
 __all__ = ["RandomBundle", "moved_density", "random_bundles"]
@@ -60,7 +61,7 @@ class RandomBundle:
 
 
 def random_bundles(
-    rng: np.random.Generator, box: Sequence[float], count: int, mirrored: bool
+    rng: np.random.Generator, box: Lengths, count: int, mirrored: bool
 ) -> list[RandomBundle]:
     """Smooth random curves through a box, each with a width, fans and a weight of its own.
 
@@ -121,7 +122,7 @@ def moved_density(
     bundles: Sequence[RandomBundle],
     count: int,
     shape: Sequence[int],
-    size: Sequence[float],
+    size: Lengths,
     move: torch.Tensor,
     rng: np.random.Generator,
 ) -> torch.Tensor:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from scripts.shipped.noise import smooth_noise
+from scripts.shipped.noise import Lengths, smooth_noise
 
 __all__ = ["random_velocity"]
 
@@ -20,7 +20,7 @@ _SHIFT = 1.0  # voxels, of its translation
 def random_velocity(
     rng: np.random.Generator,
     shape: Sequence[int],
-    size: Sequence[float],
+    size: Lengths,
     length: float,
     affine: float = 0.0,
     factor: int = 2,

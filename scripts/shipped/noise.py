@@ -11,7 +11,10 @@ from numpy.typing import NDArray
 
 from scripts.networks.smoothing import smoothing_matrix
 
-__all__ = ["smooth", "smooth_noise"]
+__all__ = ["Lengths", "smooth", "smooth_noise"]
+
+Lengths = Sequence[float] | NDArray[np.float64]
+"""A number an axis."""
 
 _FINE = 1.5  # standard deviations, in points, at which noise is smoothed before it is enlarged
 

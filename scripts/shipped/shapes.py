@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from scripts.shipped.noise import smooth, smooth_noise
+from scripts.shipped.noise import Lengths, smooth, smooth_noise
 
 __all__ = ["RandomShapes"]
 
@@ -21,9 +21,7 @@ class RandomShapes:
         size: of a voxel along each axis, relative to their geometric mean.
     """
 
-    def __init__(
-        self, rng: np.random.Generator, shape: Sequence[int], size: Sequence[float]
-    ) -> None:
+    def __init__(self, rng: np.random.Generator, shape: Sequence[int], size: Lengths) -> None:
         count = int(np.exp(rng.uniform(np.log(8), np.log(40))))
         sigma = rng.uniform(2.5, 8)
         widths = [sigma / s for s in size]
@@ -46,9 +44,7 @@ class RandomShapes:
         inside = torch.as_tensor(radius).sqrt() + rough < 0.95
         self.clean = torch.from_numpy(values)[labels] * inside
 
-    def seen(
-        self, clean: torch.Tensor, rng: np.random.Generator, size: Sequence[float]
-    ) -> torch.Tensor:
+    def seen(self, clean: torch.Tensor, rng: np.random.Generator, size: Lengths) -> torch.Tensor:
         """An acquisition of a (moved) clean image: gain, bias, blur and noise of its own.
 
         Args:
