@@ -81,17 +81,19 @@ def open_network(
         CheckpointError: see `published_network`.
     """
     load: Callable[[str | Path], AtlasNetwork] = published_network
+    stands_in = False
     if template is None and untrained is not None:
         same = Path(path).absolute() == Path(untrained).absolute()
         if same and not os.path.lexists(path):
-            template = DEMO_TEMPLATE
+            template, stands_in = DEMO_TEMPLATE, True
             logger.warning(
                 "nothing was trained yet (no %s): subjects are registered to the template of the "
                 "demo cohort; train your own, or give a map by --template",
                 path,
             )
     if template is not None:
-        load, path = partial(template_network, asked=settings), template
+        load = partial(template_network, asked=settings, whole_grid=stands_in)
+        path = template
     network = opened(load, path, settings.device, settings.key("device"), written)
     if settings.model.passes and "model.passes" in settings.by_path(given_only=True):
         network.passes = tuple(settings.model.passes)

@@ -35,7 +35,9 @@ _FOREIGN: dict[str, Any] = {
 }
 
 
-def template_network(path: str | Path, asked: LearnedAtlasConfig) -> AtlasNetwork:
+def template_network(
+    path: str | Path, asked: LearnedAtlasConfig, whole_grid: bool = False
+) -> AtlasNetwork:
     """The shipped network around one map, which is its template.
 
     A map of a published atlas (``atlas_mean.nii.gz`` with its ``atlas.json`` beside it) brings the
@@ -45,6 +47,7 @@ def template_network(path: str | Path, asked: LearnedAtlasConfig) -> AtlasNetwor
     Args:
         path: NIfTI file of a density or an image of one channel, not negative.
         asked: the job's own settings.
+        whole_grid: the network works on the map's whole grid, not in the box of what it shows.
 
     Raises:
         CohortError: the map can't be used.
@@ -65,7 +68,8 @@ def template_network(path: str | Path, asked: LearnedAtlasConfig) -> AtlasNetwor
     if not ours and method != "waytotal":  # of which a lone map has none: it is a density already
         divisor = density_divisor(method, file, loaded.data, settings.cohort.key("normalisation"))
     grid = loaded.grid
-    crop = CropBox.around(loaded.data > 0).grown(settings.cohort.margin, grid.shape)
+    margin = max(grid.shape) if whole_grid else settings.cohort.margin
+    crop = CropBox.around(loaded.data > 0).grown(margin, grid.shape)
     density = crop.crop(loaded.data / divisor).astype(np.float32)[None, None]
     template = np.log1p(density / settings.loss.log_offset)
     initial = open_initial(settings, len(grid.shape))

@@ -99,7 +99,8 @@ def test_before_anything_was_trained_the_demo_stands_in(
     )
     own = tmp_path / "models" / "model.pt"
     network = open_network(own, asked(tmp_path), untrained=own)
-    assert published_geometry(network)[0].shape == (20, 22, 18)
+    grid, crop = published_geometry(network)
+    assert grid.shape == crop.shape == (20, 22, 18)  # as configs/metadata.json tells the demo's
     assert "nothing was trained yet" in caplog.text
     with pytest.raises(CheckpointError, match="no such model"):
         open_network(tmp_path / "other" / "model.pt", asked(tmp_path), untrained=own)
