@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from scripts.atlas.building import build_network
+from scripts.atlas.export_model import exported_program, traced_program
 from scripts.atlas.initial import open_initial
 from scripts.atlas.network import AtlasNetwork
 from scripts.atlas.published_model import published_network
@@ -132,3 +134,25 @@ def test_passes_that_are_asked_for_go_before_the_networks_own(
     asked = make_settings(model={"initial": str(pair_file), "passes": [4, 1]})
     assert open_initial(asked, 3).passes == [4, 1]
     assert open_initial(make_settings(), 3).passes == [2, 1, 1]
+
+
+def test_a_given_network_is_trained_on(pair_file: Path, make_training: Callable[..., Any]) -> None:
+    """Each pass gets a gradient, and the template one from the loss alone."""
+    training = make_training(made_of={"spread": 2.0}, model={"initial": str(pair_file)})
+    network = training.network
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    training.trainer().run()
+    after = network.state_dict()
+    for name in ("unet.encoder.0.0.weight", "unet.field.weight", "template"):
+        assert torch.isfinite(after[name]).all()
+        assert not torch.equal(after[name], before[name])
+
+
+def test_a_network_that_sees_forces_is_a_program_too(
+    pair_file: Path, make_cohort: Cohorts, make_settings: Settings
+) -> None:
+    network = build_network(make_cohort(), make_settings(model={"initial": str(pair_file)})).eval()
+    image = image_of(network)
+    expected = network(image)
+    for program in (traced_program(network), exported_program(network).module()):
+        torch.testing.assert_close(program(image), expected, atol=1e-5, rtol=0)
