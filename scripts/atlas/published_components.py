@@ -177,6 +177,8 @@ def published_history(network: AtlasNetwork, state: RunState) -> LossHistory | N
     if not state.belongs_to(weights_identity(network)):
         return None
     history = LossHistory()
+    if not state.training.exists():  # there was no epoch
+        return history
     history.epochs = [dict(epoch) for epoch in load_checkpoint(state.training)["history"]]
     return history
 

@@ -68,6 +68,19 @@ def test_the_model_says_where_its_network_is_from(built):
     assert network.description["initial"]["inputs"] == "forces"
 
 
+def test_it_is_published_again_from_its_model(built, demo_cohort, run_bundle, tmp_path):
+    result = run_bundle(
+        "exporting", "export", f"--dataset_dir={demo_cohort}", f"--ckpt_dir={built}/models",
+        f"--output_dir={tmp_path}", "--learned_atlas#device=cpu",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    for name in ("mean", "std"):
+        one, other = (
+            values(f / f"learned_atlas/atlas_{name}.nii.gz") for f in (built / "output", tmp_path)
+        )
+        assert np.array_equal(one, other)
+
+
 def test_again_it_gives_the_same_bits(built, demo_cohort, run_bundle, tmp_path):
     result = run_bundle(
         "training", "train", f"--dataset_dir={demo_cohort}", f"--output_dir={tmp_path}/output",
