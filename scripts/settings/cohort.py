@@ -47,6 +47,8 @@ OUTPUT_FOLDERS = frozenset(
         "learned_atlas",
         "registered",
         "tract_similarity",
+        "tract_statistics",
+        "warped_streamlines",
     }
 )
 

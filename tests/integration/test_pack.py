@@ -69,17 +69,18 @@ def unpacked(archive, tmp_path_factory) -> Path:
 def test_it_holds_the_bundle_and_nothing_else(unpacked, trained):
     assert unpacked.name == NAME
     assert {path.name for path in unpacked.iterdir()} == {
-        "LICENSE", "configs", "docs", "models", "scripts",
+        "LICENSE", "bundle", "configs", "docs", "models", "scripts",
     }  # fmt: skip
     files = {p.relative_to(unpacked).as_posix() for p in unpacked.rglob("*") if p.is_file()}
     ours = {
         path.relative_to(ROOT).as_posix()
-        for folder in ("scripts", "configs", "docs")
+        for folder in ("bundle/weights", "scripts", "configs", "docs")
         for path in (ROOT / folder).rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
     }
-    assert files == {*ours, "LICENSE", "models/model.pt"}
-    for name in files - {"configs/metadata.json", "configs/train.yaml", "models/model.pt"}:
+    assert files == {*ours, "LICENSE", "docs/model_card.md", "models/model.pt"}
+    own = {"configs/metadata.json", "configs/train.yaml", "docs/model_card.md", "models/model.pt"}
+    for name in files - own:
         assert (unpacked / name).read_bytes() == (ROOT / name).read_bytes()
     model = trained.ckpt_dir / "model.pt"
     assert (unpacked / "models/model.pt").read_bytes() == model.read_bytes()
