@@ -12,8 +12,8 @@ import numpy as np
 from nibabel.spatialimages import HeaderDataError
 
 from scripts.cohort.cohort import Subject
-from scripts.errors import CohortError
 from scripts.runtime.input_files import FileError, read_text, say
+from scripts.runtime.watched_files import changed
 from scripts.spatial.grid import Grid
 from scripts.spatial.nifti import image_affine, image_values, open_nifti
 
@@ -228,6 +228,6 @@ def subject_density(subject: Subject, channels: int, shape: tuple[int, ...]) -> 
     for one in subject.maps:
         loaded = load_density(one.path)
         if loaded.sha256 != one.sha256:
-            raise CohortError(f"{one.path}: was changed while it was being used")
+            raise changed(one.path)
         density[one.channel] += loaded.data / one.divisor
     return density

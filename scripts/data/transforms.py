@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.data import CacheDataset, Dataset, MetaTensor, NibabelReader, PersistentDataset
+from monai.data.utils import correct_nifti_header_if_necessary
 from monai.transforms import (
     Compose,
     EnsureChannelFirstd,
@@ -26,7 +28,9 @@ from monai.utils import ensure_tuple
 
 from scripts.cohort import density_divisor
 from scripts.errors import CheckpointError, CohortError
+from scripts.runtime.watched_files import changed
 from scripts.spatial.grid import Grid
+from scripts.spatial.nifti import open_nifti
 from scripts.spatial.transforms import resample
 
 __all__ = [
@@ -42,20 +46,70 @@ __all__ = [
 ]
 
 
+_SHA256 = re.compile("[0-9a-f]{64}")
+
+HASHES = "sha256"
+"""Of an image's metadata: its files, and the hashes of their bytes."""
+
+
+class _HashedImage:
+    """What a file held, and the hash of its bytes; or why it can't be read."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.error: CohortError | None = None
+        try:
+            image, self.sha256 = open_nifti(path)
+        except CohortError as error:
+            self.error = error
+            return
+        image.set_filename(path)
+        self.image = correct_nifti_header_if_necessary(image)
+
+
 class MapsReader(NibabelReader):
     """MONAI's reader of NIfTI files, for several threads at once.
 
     `NibabelReader` keeps the names of the files it read last in itself and pairs them with the
     images it is asked to unpack next. Where threads fill a cache through one reader, a subject
     of several maps then loses maps to another thread's shorter list (MONAI 1.6.1). Here each call
-    takes the names from its own images.
+    takes the names from its own images. Each file is read once, at once, and its hash is told.
     """
 
+    def read(self, data: Any, **kwargs: Any) -> Any:
+        """Images whose voxels are in memory: what is unpacked later are the bytes of the hash.
+
+        A file that can't be read is told by `get_data`: MONAI drops what is raised here.
+
+        Args:
+            data: a file, or several.
+            kwargs: of nibabel's loader; without effect.
+        """
+        images = [_HashedImage(str(name)) for name in ensure_tuple(data)]
+        return images if len(images) > 1 else images[0]
+
     def get_data(self, img: Any) -> tuple[np.ndarray, dict[str, Any]]:
-        """The images' values, stacked as channels, and their metadata."""
-        own = copy.copy(self)
-        own.filenames = tuple(one.get_filename() for one in ensure_tuple(img))
-        return NibabelReader.get_data(own, img)
+        """The images' values, stacked as channels, and their metadata.
+
+        ``meta[HASHES]`` lists each file and the SHA-256 of its bytes.
+
+        Raises:
+            CohortError: a file couldn't be read, or the images have different shapes.
+        """
+        own, read = copy.copy(self), ensure_tuple(img)
+        own.filenames = tuple(one.path for one in read)
+        for one in read:
+            if one.error is not None:
+                raise one.error
+        for one in read[1:]:
+            if one.image.shape != read[0].image.shape:
+                raise CohortError(
+                    f"{one.path}: has shape {one.image.shape}, {read[0].path} {read[0].image.shape}"
+                    "; the maps of a subject must lie on one grid"
+                )
+        values, meta = NibabelReader.get_data(own, tuple(one.image for one in read))
+        meta[HASHES] = [[one.path, one.sha256] for one in read]
+        return values, meta
 
 
 class NormaliseDensityd(MapTransform):
@@ -89,6 +143,7 @@ class NormaliseDensityd(MapTransform):
         result = dict(data)
         for key in self.key_iterator(result):
             maps = result[key]
+            _check_unchanged(maps, result.get("sha256"))
             while maps.dim() > self.spatial_dims + 1 and maps.shape[-1] == 1:
                 maps = maps[..., 0]
             divisors = result.get("divisor")
@@ -103,9 +158,24 @@ class NormaliseDensityd(MapTransform):
                 density[place] += one / float(divisor)
             result[key] = density
         # Lists of one length a subject can't be collated into a batch, and are done with.
-        for done in ("divisor", "channel"):
+        for done in ("divisor", "channel", "sha256"):
             result.pop(done, None)
         return result
+
+
+def _check_unchanged(maps: Any, expected: Sequence[str] | None) -> None:
+    """Refuse a file that isn't the one that was inspected.
+
+    Raises:
+        CohortError: naming it.
+    """
+    found = getattr(maps, "meta", {}).pop(HASHES, None)
+    if expected is None or found is None:  # a list without hashes, or another reader
+        return
+    for (path, sha256), wanted in zip(found, expected, strict=True):
+        # A list from elsewhere may say something else under this name.
+        if _SHA256.fullmatch(str(wanted)) and sha256 != wanted:
+            raise changed(path)
 
 
 class OntoGridd(MapTransform):

@@ -10,6 +10,7 @@ from pathlib import Path
 from scripts.cohort import Rejection, find_subjects
 from scripts.errors import CohortError, ConfigurationError
 from scripts.registration.images import ReadImage
+from scripts.runtime.input_files import check_named
 from scripts.settings.align import AlignConfig
 
 __all__ = ["NativeFile", "NativeSubject", "find_native_subjects"]
@@ -62,6 +63,7 @@ def find_native_subjects(
             name.
         ConfigurationError: patterns that don't go together.
     """
+    check_named(dataset_dir, "dataset_dir")
     root = Path(dataset_dir)
     found = {kind: _found(root, kind, settings) for kind in _patterns(settings)}
     main, rejected = found[settings.image]

@@ -8,11 +8,20 @@ import stat
 from pathlib import Path
 from typing import Any
 
-from scripts.errors import CohortError
+from scripts.errors import CohortError, ConfigurationError
 from scripts.runtime.memory import available_memory
 from scripts.runtime.plain_data import parse_json
 
-__all__ = ["LONGEST_TEXT", "FileError", "check_file", "check_fits", "read_json", "read_text", "say"]
+__all__ = [
+    "LONGEST_TEXT",
+    "FileError",
+    "check_file",
+    "check_fits",
+    "check_named",
+    "read_json",
+    "read_text",
+    "say",
+]
 
 LONGEST_TEXT = 1 << 26
 """Largest text file that is read, in bytes: 64 MiB, a table of a million people."""
@@ -53,6 +62,22 @@ def check_file(path: Path) -> os.stat_result:
         what = "Is a directory" if stat.S_ISDIR(status.st_mode) else "is not a file"
         raise FileError(path, f"can't be read: {what}")
     return status
+
+
+def check_named(path: str | Path, key: str) -> None:
+    """Refuse an empty path, which would stand for the current folder.
+
+    Args:
+        path: as it was given.
+        key: of the configuration that gave it.
+
+    Raises:
+        ConfigurationError: it is empty.
+    """
+    if not str(path).strip():
+        raise ConfigurationError(
+            f"{key} is empty; must name a file or folder ('.' is the current folder)"
+        )
 
 
 def check_fits(path: Path, size: int) -> None:

@@ -13,7 +13,7 @@ import torch
 from scripts.engines.opening import reserved
 from scripts.errors import CheckpointError, TrainingError
 from scripts.losses.atlas_loss import AtlasLoss
-from scripts.networks.checkpoint import load_checkpoint
+from scripts.networks.checkpoint import load_checkpoint, save_checkpoint
 from scripts.networks.precision import autocast
 from scripts.runtime.progress import progress_bar
 from scripts.runtime.storage import write_whole
@@ -226,18 +226,17 @@ class PairTraining:
         logger.info("training goes on after step %d", self.step)
 
     def _save(self) -> None:
-        with write_whole(self.folder / "state.pt") as path:
-            torch.save(
-                {
-                    "plan": self.plan,
-                    "step": self.step,
-                    "steps": self.steps,
-                    "network": self.network.state_dict(),
-                    "optimizer": self.optimizer.state_dict(),
-                    "curve": self.curve,
-                },
-                path,
-            )
+        save_checkpoint(
+            {
+                "plan": self.plan,
+                "step": self.step,
+                "steps": self.steps,
+                "network": self.network.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "curve": self.curve,
+            },
+            self.folder / "state.pt",
+        )
         with write_whole(self.folder / "curve.json") as path:
             path.write_text(json.dumps(self.curve), encoding="utf-8")
 

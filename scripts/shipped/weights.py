@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from scripts.errors import CheckpointError
+from scripts.networks.checkpoint import save_checkpoint
 from scripts.networks.described import FORMAT, load_described, weights_identity
-from scripts.runtime.storage import write_whole
 from scripts.shipped.network import PairNetwork
 
 __all__ = ["KIND", "SHIPPED", "load_pair_network", "save_pair_network"]
@@ -46,8 +46,7 @@ def save_pair_network(
         },
     )
     described.unet.load_state_dict(network.unet.state_dict())
-    with write_whole(path) as staged:
-        torch.save(described.state_dict(), staged)
+    save_checkpoint(described.state_dict(), path)
 
 
 def load_pair_network(path: str | Path = SHIPPED) -> PairNetwork:

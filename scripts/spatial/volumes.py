@@ -25,6 +25,7 @@ from scripts.spatial.nifti import (
 
 __all__ = [
     "read_grid",
+    "read_hashed_volume",
     "read_reference",
     "read_volume",
     "voxels_of",
@@ -66,15 +67,25 @@ def read_volume(path: str | Path) -> tuple[np.ndarray, Grid]:
     Raises:
         CohortError: the file can't be read, isn't finite, or is no image of 2 to 4 dimensions.
     """
+    return read_hashed_volume(path)[:2]
+
+
+def read_hashed_volume(path: str | Path) -> tuple[np.ndarray, Grid, str]:
+    """As `read_volume`, and the SHA-256 of the bytes that were read.
+
+    Raises:
+        CohortError: see `read_volume`.
+    """
     file = Path(path)
-    image = open_image(file)
+    _require_there(file)
+    image, sha256 = open_nifti(file)
     _require_volume(file, image)
     data = finite_values(file, image)
     if data.ndim == 2:
         data = data[:, :, None]
     channels = data[None] if data.ndim == 3 else np.moveaxis(data, -1, 0)
     grid = Grid(tuple(channels.shape[1:]), image_affine(file, image), image.header.copy())
-    return np.ascontiguousarray(channels), grid
+    return np.ascontiguousarray(channels), grid, sha256
 
 
 def read_grid(path: str | Path) -> Grid:
@@ -100,9 +111,13 @@ def voxels_of(path: str | Path) -> tuple[int, int]:
 
 
 def open_image(path: Path) -> nib.Nifti1Image:
+    _require_there(path)
+    return open_nifti(path)[0]
+
+
+def _require_there(path: Path) -> None:
     if not os.path.lexists(path):
         raise CohortError(f"{path}: there is no such file")
-    return open_nifti(path)[0]
 
 
 def _require_volume(path: Path, image: nib.Nifti1Image) -> None:

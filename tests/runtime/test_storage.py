@@ -13,15 +13,16 @@ import pytest
 
 from scripts.errors import StorageError
 from scripts.runtime import storage
+from scripts.runtime.ownership import MARK, write_mark
 from scripts.runtime.storage import check_writable, publish_folder, recover_folder, write_whole
 
 
 def content(folder: Path) -> dict[str, bytes]:
-    """Every file below a folder, hidden ones too."""
+    """Every file below a folder, hidden ones too, but for the marks of published folders."""
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in sorted(folder.rglob("*"))
-        if path.is_file()
+        if path.is_file() and path.name != MARK
     }
 
 
@@ -32,6 +33,7 @@ def earlier(tmp_path: Path) -> Path:
     (folder / "fields").mkdir(parents=True)
     (folder / "mean.txt").write_text("old mean")
     (folder / "fields" / "a.txt").write_text("old field")
+    write_mark(folder)
     return folder
 
 
@@ -324,14 +326,15 @@ def test_a_kill_before_any_file_operation_leaves_the_old_or_the_new(tmp_path, ex
         target.mkdir(parents=True)
         for name in ("a", "b"):
             (target / name).write_text("old")
+        write_mark(target)
         status = _publish_and_die(target, at, exchange)
         if exchange:  # always there, under its name
             assert target.is_dir(), at
         else:
             recover_folder(target)
-        kinds = {path.read_text() for path in target.iterdir()}
+        kinds = {(target / name).read_text() for name in ("a", "b")}
         assert kinds in ({"old"}, {"new"}), at
-        assert {path.name for path in target.iterdir()} == {"a", "b"}, at
+        assert {path.name for path in target.iterdir()} == {"a", "b", MARK}, at
         found += kinds
         with publish_folder(target) as staging:
             (staging / "c").write_text("next")
