@@ -51,7 +51,7 @@ class _Bench:
     def told(self, what: str, ended: Ended, held: bool) -> Outcome:
         """An outcome with the last line that the job said."""
         lines = [one for one in ended.said.replace("\r", "\n").splitlines() if one.strip()]
-        last = [one for one in lines if "it/s" not in one][-1:]
+        last = [one for one in lines if "it/s" not in one and not one.startswith("see: ")][-1:]
         message = f"{ended.status}: {' '.join(last).replace(str(self.folder), 'W')[:160]}"
         return Outcome(what, held and "Traceback" not in ended.said, message)
 

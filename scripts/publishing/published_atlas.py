@@ -9,7 +9,7 @@ from typing import Any
 
 from scripts.errors import CohortError
 from scripts.publishing.description_rules import opened_description
-from scripts.runtime.input_files import check_named
+from scripts.runtime.input_files import check_file, check_fits, check_named
 from scripts.runtime.inside import inside
 from scripts.runtime.storage import file_hash
 from scripts.runtime.watched_files import WatchedFiles
@@ -103,5 +103,10 @@ def open_atlas(folder: str | Path) -> PublishedAtlas:
 
 
 def sha256_of(path: Path) -> str:
-    """Hash of a file's bytes."""
+    """Hash of a file's bytes.
+
+    Raises:
+        FileError: it isn't a file that fits into memory; descriptions name any path.
+    """
+    check_fits(path, check_file(path).st_size)
     return file_hash(path)

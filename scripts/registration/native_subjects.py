@@ -11,6 +11,7 @@ from scripts.cohort import Rejection, find_subjects
 from scripts.errors import CohortError, ConfigurationError
 from scripts.registration.images import ReadImage
 from scripts.runtime.input_files import check_named
+from scripts.runtime.inside import file_name_key
 from scripts.settings.align import AlignConfig
 
 __all__ = ["NativeFile", "NativeSubject", "find_native_subjects"]
@@ -83,7 +84,7 @@ def find_native_subjects(
             rejected.append(Rejection(name, str(root / name), missing))
             continue
         names = [file.name for file in files]
-        if len(set(names)) < len(names):
+        if len(set(map(file_name_key, names))) < len(names):
             raise CohortError(
                 f"subject {name}: two of its images would both be written as "
                 f"{max(names, key=names.count)}"

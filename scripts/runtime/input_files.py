@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import stat
 from pathlib import Path
@@ -26,6 +27,7 @@ __all__ = [
 LONGEST_TEXT = 1 << 26
 """Largest text file that is read, in bytes: 64 MiB, a table of a million people."""
 _LONGEST_REASON = 300  # characters
+_MADE_UP = ("/proc", "/sys", "/sys/kernel/debug", "/sys/kernel/tracing")
 
 
 class FileError(CohortError):
@@ -61,7 +63,15 @@ def check_file(path: Path) -> os.stat_result:
     if not stat.S_ISREG(status.st_mode):
         what = "Is a directory" if stat.S_ISDIR(status.st_mode) else "is not a file"
         raise FileError(path, f"can't be read: {what}")
+    if status.st_size == 0 and status.st_dev in _made_up_devices():
+        raise FileError(path, "can't be read: is made up by the system, and may never end")
     return status
+
+
+@functools.cache
+def _made_up_devices() -> frozenset[int]:
+    """Device numbers of file systems such as /proc, some of whose files block a reader."""
+    return frozenset(Path(place).stat().st_dev for place in _MADE_UP if Path(place).is_dir())
 
 
 def check_named(path: str | Path, key: str) -> None:

@@ -54,6 +54,11 @@ class Obstacles:
                     "lsattr)"
                 )
         _check_sticky(target)
+        if not os.access(target, os.W_OK | os.X_OK):  # its files could be moved, never removed
+            raise StorageError(
+                f"{target}: can't be replaced: no permission to remove what it holds; it is "
+                "another user's, or closed to writing"
+            )
         self._check_name(target)
 
     def _check_name(self, target: Path) -> None:

@@ -10,6 +10,7 @@ import hashlib
 import os
 import re
 import shutil
+import stat
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -39,8 +40,15 @@ _TRIES = 100  # to make a staging folder that no other process takes for an aban
 
 
 def file_hash(path: str | Path) -> str:
-    """SHA-256 of a file's bytes, read in pieces."""
-    with Path(path).open("rb") as file:
+    """SHA-256 of a file's bytes, read in pieces.
+
+    Raises:
+        OSError: it can't be read, or isn't a file: a pipe would block, a device never ends.
+    """
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    with os.fdopen(handle, "rb") as file:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            raise OSError(errno.EINVAL, "Is not a file", str(path))
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -160,10 +168,7 @@ def write_whole(path: str | Path) -> Iterator[Path]:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         _remove_halves(target)
-        # A link would redirect the writing: it is removed, and the file is made before anybody
-        # can put another link in its place.
-        staged.unlink(missing_ok=True)
-        os.close(os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666))
+        staged.unlink(missing_ok=True)  # a link would redirect the writing
         yield staged
         handle = os.open(staged, os.O_RDWR | os.O_NOFOLLOW)
         try:

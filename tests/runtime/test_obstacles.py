@@ -65,6 +65,17 @@ def test_another_users_folder_in_a_sticky_one_is_told(
         Obstacles().check(folder)
 
 
+def test_a_folder_whose_files_cannot_be_removed_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The access check is replaced: for root no folder is closed."""
+    folder = tmp_path / "atlas"
+    folder.mkdir()
+    monkeypatch.setattr(os, "access", lambda path, mode: path != folder)
+    with pytest.raises(StorageError, match="no permission to remove what it holds"):
+        check_replaceable(folder)
+
+
 def test_an_immutable_folder_is_told(tmp_path: Path) -> None:
     folder = tmp_path / "atlas"
     folder.mkdir()

@@ -355,3 +355,35 @@ def test_folders_change_names_at_once(tmp_path):
     assert [path.name for path in (tmp_path / "one").iterdir()] == ["other"]
     with pytest.raises(FileNotFoundError):
         storage._exchange(tmp_path / "one", tmp_path / "nothing")
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder"])
+def test_what_is_no_file_has_no_hash(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    else:
+        path.mkdir()
+    with pytest.raises(OSError, match=r"Is not a file|[Ii]s a directory"):
+        storage.file_hash(path)
+
+
+def test_a_link_in_the_place_of_the_folder_set_aside_is_removed(
+    earlier: Path, tmp_path: Path
+) -> None:
+    precious = tmp_path / "home"
+    precious.mkdir()
+    (precious / "thesis.txt").write_text("mine")
+    aside = storage._set_aside(earlier)
+    aside.symlink_to(precious)
+    with publish_folder(earlier) as staging:
+        (staging / "new.txt").write_text("new")
+    assert not aside.is_symlink() and not earlier.is_symlink()
+    assert [path.name for path in earlier.iterdir()] == ["new.txt"]
+    shutil.rmtree(earlier)
+    aside.symlink_to(precious)
+    recover_folder(earlier)
+    assert not os.path.lexists(earlier)
+    assert (precious / "thesis.txt").read_text() == "mine"
