@@ -395,8 +395,8 @@ def warp(
         nearest: take the nearest voxel, for labels.
 
     Returns:
-        ``(X, Y, Z)`` of the reference, float32; ``(X, Y)`` for a plane, ``(C, X, Y, Z)`` for a
-        file of C channels.
+        ``(X, Y, Z)`` of the reference, float32, with ``nearest`` in the image's own type;
+        ``(X, Y)`` for a plane, ``(C, X, Y, Z)`` for a file of C channels.
 
     Raises:
         CohortError: a file can't be read.
@@ -414,7 +414,7 @@ def warp(
     from scripts.spatial.transforms import resample
     from scripts.spatial.volumes import read_grid
 
-    volume, source = _volume("image", image, affine)
+    volume, source = _volume("image", image, affine, labels=nearest)
     if isinstance(reference, np.ndarray):
         wanted = _volume("reference", reference, reference_affine)[1]
     else:
@@ -565,13 +565,15 @@ def _grid(shape: tuple[int, ...], affine: np.ndarray) -> Grid:
     return Grid(tuple(int(n) for n in shape), affine, header)
 
 
-def _volume(name: str, image: Image, affine: np.ndarray | None) -> tuple[np.ndarray, Grid]:
-    """``(C, X, Y, Z)`` and its grid, a plane having Z = 1."""
+def _volume(
+    name: str, image: Image, affine: np.ndarray | None, labels: bool = False
+) -> tuple[np.ndarray, Grid]:
+    """``(C, X, Y, Z)`` and its grid, a plane having Z = 1; float64, labels in their own type."""
     if isinstance(image, str | Path):
-        from scripts.spatial.volumes import read_volume
+        from scripts.spatial.volumes import read_labels, read_volume
 
-        return read_volume(image)
-    values = np.asarray(image, dtype=np.float64)
+        return read_labels(image) if labels else read_volume(image)
+    values = np.asarray(image) if labels else np.asarray(image, dtype=np.float64)
     if values.ndim == 2:
         values = values[:, :, None]
     if values.ndim != 3 or not values.size:

@@ -11,7 +11,15 @@ from scripts.runtime.storage import check_space, check_writable, file_hash, publ
 from scripts.settings.warp import WarpConfig
 from scripts.spatial.transform_files import TransformFile, read_transform
 from scripts.spatial.transforms import resample
-from scripts.spatial.volumes import read_grid, read_volume, voxels_of, write_labels, write_map
+from scripts.spatial.volumes import (
+    read_grid,
+    read_labels,
+    read_volume,
+    voxels_of,
+    write_labels,
+    write_map,
+    written_name,
+)
 
 __all__ = ["WARPED_FOLDER", "ImageWarper"]
 
@@ -68,20 +76,21 @@ class ImageWarper:
     def _warp(self, subject: str) -> None:
         image, reference, files = self._files(subject)
         chain = [read_transform(file) for file in files]
-        volume, source = read_volume(image)
-        wanted = read_grid(reference)
         nearest = self.settings.interpolation == "nearest"
+        volume, source = read_labels(image) if nearest else read_volume(image)
+        wanted = read_grid(reference)
         found = resample(volume, source, chain, wanted, order=0 if nearest else 1)
         if volume.any() and not found.any():
             raise CohortError(
                 f"subject {subject}: nothing of {image} lies on the grid of {reference}; are the "
                 "transforms the right ones, in antsApplyTransforms's order?"
             )
+        name = written_name(image)
         with publish_folder(self.output_dir / WARPED_FOLDER / subject) as staging:
             if nearest:
-                write_labels(staging / image.name, found, wanted, source.header.get_data_dtype())
+                write_labels(staging / name, found, wanted)
             else:
-                write_map(staging / image.name, found, wanted)
+                write_map(staging / name, found, wanted)
             about = {
                 "image": {"path": str(image), "sha256": file_hash(image)},
                 "reference": str(reference),

@@ -7,15 +7,14 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
-from nibabel.spatialimages import HeaderDataError
 
 from scripts.cohort.cohort import Subject
 from scripts.errors import CohortError
 from scripts.runtime.input_files import FileError, read_text, say
 from scripts.spatial.grid import Grid
-from scripts.spatial.nifti import image_affine, image_values, open_nifti
+from scripts.spatial.image_files import image_values, open_image_file
+from scripts.spatial.orientation import require_right_angles
 
 __all__ = [
     "DensityError",
@@ -29,7 +28,6 @@ __all__ = [
 ]
 
 _LONGEST_WAYTOTAL = 1 << 20  # bytes; a few numbers
-_FORM_TOLERANCE = 1e-2  # of a voxel; a qform's quaternion is float32, so looser than a grid's
 
 
 class DensityError(FileError):
@@ -75,16 +73,17 @@ def read_density(path: str | Path) -> tuple[np.ndarray, Grid]:
 def load_density(path: Path) -> LoadedDensity:
     """Read a density map with what provenance needs; see `read_density`."""
     try:
-        image, sha256 = open_nifti(path)
+        opened = open_image_file(path)
+        image = opened.image
         shape = _spatial_shape(path, image.shape)
-        affine = image_affine(path, image)
+        require_right_angles(path, image.affine, shape)
         data = image_values(path, image)
     except DensityError:
         raise
     except FileError as error:
         raise DensityError(error.path, error.reason) from error
-    grid = Grid(shape, affine, image.header.copy())
-    return LoadedDensity(data.reshape(shape), grid, sha256, _remarks(image, grid))
+    grid = Grid(shape, np.asarray(image.affine), image.header.copy())
+    return LoadedDensity(data.reshape(shape), grid, opened.sha256, opened.remarks)
 
 
 def _spatial_shape(path: Path, stored: tuple[int, ...]) -> tuple[int, ...]:
@@ -98,18 +97,6 @@ def _spatial_shape(path: Path, stored: tuple[int, ...]) -> tuple[int, ...]:
             path, f"has shape {tuple(stored)}; must be (X, Y, Z), (X, Y, Z, 1) or (X, Y)"
         )
     return shape
-
-
-def _remarks(image: nib.Nifti1Image, grid: Grid) -> tuple[str, ...]:
-    header = image.header
-    if int(header["sform_code"]) <= 0 or int(header["qform_code"]) <= 0:
-        return ()
-    try:
-        qform = header.get_qform()
-    except (ValueError, HeaderDataError, np.linalg.LinAlgError) as error:
-        return (f"its qform is invalid ({say(error)}); its sform is used",)
-    difference = grid.same_as(Grid(grid.shape, qform, header), _FORM_TOLERANCE)
-    return () if difference is None else (f"its sform and qform disagree: {difference}",)
 
 
 def check_density(path: Path, data: np.ndarray, may_be_empty: bool = False) -> None:

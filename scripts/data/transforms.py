@@ -26,7 +26,9 @@ from scipy.ndimage import affine_transform
 
 from scripts.cohort import density_divisor
 from scripts.errors import CohortError
+from scripts.runtime.file_names import is_image_name
 from scripts.spatial.grid import Grid
+from scripts.spatial.image_files import open_image_file
 
 __all__ = [
     "LogDensityd",
@@ -41,7 +43,11 @@ __all__ = [
 
 
 class MapsReader(NibabelReader):
-    """MONAI's reader of NIfTI files, for several threads at once.
+    """MONAI's reader of NIfTI files, by this bundle's own opening of files.
+
+    So training sees what the inspection of a cohort saw: every format, unit and form of header, by
+    the one rule of `scripts.spatial.orientation`. Maps of one call that are stored in another axis
+    order than the first are brought into its order.
 
     `NibabelReader` keeps the names of the files it read last in itself and pairs them with the
     images it is asked to unpack next. Where threads fill a cache through one reader, a subject
@@ -49,11 +55,43 @@ class MapsReader(NibabelReader):
     takes the names from its own images.
     """
 
+    def verify_suffix(self, filename: Any) -> bool:
+        """Whether all the names are those of images that are read here."""
+        return all(is_image_name(name) for name in ensure_tuple(filename))
+
+    def read(self, data: Any, **_: Any) -> Any:
+        """Open one file or several.
+
+        Raises:
+            FileError: naming the file and what is wrong with it.
+        """
+        images: list[nib.Nifti1Image] = []
+        for name in ensure_tuple(data):
+            image = open_image_file(name).image
+            if images:
+                image = _in_order_of(images[0], image)
+            images.append(image)
+        return images if len(images) > 1 else images[0]
+
     def get_data(self, img: Any) -> tuple[np.ndarray, dict[str, Any]]:
         """The images' values, stacked as channels, and their metadata."""
         own = copy.copy(self)
-        own.filenames = tuple(one.get_filename() for one in ensure_tuple(img))
+        own.filenames = tuple(one.file_map["image"].filename for one in ensure_tuple(img))
         return NibabelReader.get_data(own, img)
+
+
+def _in_order_of(first: nib.Nifti1Image, image: nib.Nifti1Image) -> nib.Nifti1Image:
+    """An image on the first one's grid, exactly; as it is if it lies on another grid."""
+    wanted, own = (
+        Grid(tuple(one.shape[:3]), np.asarray(one.affine), one.header) for one in (first, image)
+    )
+    order = own.order_onto(wanted)
+    if order is None or len(image.shape) != 3:
+        return image
+    values = order.of_array(np.asanyarray(image.dataobj))
+    turned = nib.Nifti1Image(values, first.affine, first.header)
+    turned.file_map["image"].filename = image.file_map["image"].filename
+    return turned
 
 
 class NormaliseDensityd(MapTransform):

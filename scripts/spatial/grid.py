@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
 import nibabel as nib
 import numpy as np
 
-__all__ = ["CropBox", "Grid"]
+__all__ = ["TOLERANCE", "CropBox", "Grid", "StorageOrder"]
 
-_TOLERANCE = 1e-4  # of a voxel: how far the corners of two equal grids may lie apart
+TOLERANCE = 1e-2
+"""Of a voxel: how far the corners of two equal grids may lie apart, since headers are rounded."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +36,7 @@ class Grid:
         norms = np.linalg.norm(self.affine[:3, : len(self.shape)], axis=0)
         return tuple(float(norm) for norm in norms)
 
-    def same_as(self, other: Grid, tolerance: float = _TOLERANCE) -> str | None:
+    def same_as(self, other: Grid, tolerance: float = TOLERANCE) -> str | None:
         """Compare with another grid.
 
         Args:
@@ -53,6 +55,36 @@ class Grid:
         if distance <= tolerance:
             return None
         return f"{self._difference(other)} (corners up to {distance:.4g} voxels apart)"
+
+    def order_onto(self, other: Grid, tolerance: float = TOLERANCE) -> StorageOrder | None:
+        """How an array on this grid is stored on another one that has the very same voxels.
+
+        Args:
+            other: the other grid.
+            tolerance: as for `same_as`.
+
+        Returns:
+            None if its voxels are others, whatever their order.
+        """
+        d = len(self.shape)
+        if len(other.shape) != d:
+            return None
+        steps = np.linalg.solve(self.affine, other.affine)[:3, :3]
+        axes = tuple(int(axis) for axis in np.abs(steps).argmax(axis=0))
+        if sorted(axes) != [0, 1, 2] or axes[d:] != (0, 1, 2)[d:]:
+            return None
+        flips = tuple(bool(steps[axis, new] < 0) for new, axis in enumerate(axes))
+        own = (*self.shape, 1)[:3]
+        shape = tuple(own[axis] for axis in axes)
+        turned = np.zeros((4, 4))
+        turned[3, 3] = 1
+        for new, (axis, flip) in enumerate(zip(axes, flips, strict=True)):
+            turned[axis, new] = -1 if flip else 1
+            turned[axis, 3] = own[axis] - 1 if flip else 0
+        candidate = Grid(shape[:d], self.affine @ turned, self.header)
+        if candidate.same_as(other, tolerance) is not None:
+            return None
+        return StorageOrder(axes[:d], flips[:d])
 
     def _difference(self, other: Grid) -> str:
         """Name the two common ways in which affines differ; anything else by its matrix."""
@@ -78,6 +110,51 @@ class Grid:
             "affine": self.affine.tolist(),
             "spacing_mm": list(self.spacing),
         }
+
+
+@dataclass(frozen=True)
+class StorageOrder:
+    """Axes to take, in this order, some of them backwards: nothing is interpolated.
+
+    Example:
+        >>> StorageOrder((1, 0), (False, True)).of_array(np.array([[1, 2], [3, 4], [5, 6]])).tolist()
+        [[5, 3, 1], [6, 4, 2]]
+
+    Attributes:
+        axes: the old axis that each new axis is.
+        flips: whether each new axis runs the other way.
+    """
+
+    axes: tuple[int, ...]
+    flips: tuple[bool, ...]
+
+    def of_array(self, array: np.ndarray) -> np.ndarray:
+        """An array ``(..., *spatial)`` in the new order, as a view."""
+        lead = array.ndim - len(self.axes)
+        turned = array.transpose(*range(lead), *(lead + axis for axis in self.axes))
+        return np.flip(turned, [lead + new for new, flip in enumerate(self.flips) if flip])
+
+    def of_box(self, box: CropBox, shape: tuple[int, ...]) -> CropBox:
+        """A box of an array of ``shape``, in the new order."""
+        ends = [
+            (shape[axis] - box.stop[axis], shape[axis] - box.start[axis])
+            if flip
+            else (box.start[axis], box.stop[axis])
+            for axis, flip in zip(self.axes, self.flips, strict=True)
+        ]
+        return CropBox(tuple(start for start, _ in ends), tuple(stop for _, stop in ends))
+
+    def as_list(self) -> list[int]:
+        """Plain numbers, one a new axis: 1 + the old axis, negative where it runs backwards."""
+        pairs = zip(self.axes, self.flips, strict=True)
+        return [-(axis + 1) if flip else axis + 1 for axis, flip in pairs]
+
+    @classmethod
+    def from_list(cls, numbers: Sequence[int]) -> Self:
+        """What `as_list` gave."""
+        return cls(
+            tuple(abs(number) - 1 for number in numbers), tuple(number < 0 for number in numbers)
+        )
 
 
 @dataclass(frozen=True)

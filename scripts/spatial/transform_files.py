@@ -14,7 +14,6 @@ from scipy.io.matlab import MatReadError
 from scripts.errors import CohortError
 from scripts.runtime.input_files import check_file, read_text
 from scripts.spatial.grid import Grid
-from scripts.spatial.nifti import image_affine
 from scripts.spatial.transforms import NO_INVERSE, TO_LPS, AffineTransform, FieldTransform
 from scripts.spatial.volumes import finite_values, open_image
 
@@ -122,7 +121,7 @@ def read_transform(file: TransformFile) -> AffineTransform | FieldTransform:
 
 
 def _read_field(path: Path) -> FieldTransform:
-    image = open_image(path)
+    image = open_image(path).image
     shape = tuple(int(n) for n in image.shape)
     if len(shape) != 5 or shape[3:] != (1, 3) or min(shape) < 1:
         raise CohortError(
@@ -130,7 +129,7 @@ def _read_field(path: Path) -> FieldTransform:
         )
     data = finite_values(path, image)
     ras = np.moveaxis(data[:, :, :, 0, :], -1, 0) * np.array([-1.0, -1.0, 1.0])[:, None, None, None]
-    grid = Grid(shape[:3], image_affine(path, image), image.header.copy())
+    grid = Grid(shape[:3], np.asarray(image.affine), image.header.copy())
     return FieldTransform(np.ascontiguousarray(ras), grid)
 
 

@@ -23,7 +23,7 @@ from scripts.registration.refine_pairs import PairRefiner
 from scripts.settings.image_pairs import load_estimate_affine
 from scripts.settings.refine import load_refine
 from scripts.settings.warp import load_warp
-from scripts.spatial.nifti import plausible_shape
+from scripts.spatial.image_files import plausible_shape
 from scripts.spatial.volumes import voxels_of
 from scripts.tractograms import Streamlines
 from scripts.tractograms.writing import write_tractogram
