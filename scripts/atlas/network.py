@@ -15,6 +15,7 @@ from torch import nn
 from scripts.networks.described import DescribedNetwork, description_in
 from scripts.networks.grids import averaged, enlarge, reduced_shape
 from scripts.networks.integration import VelocityIntegration
+from scripts.networks.precision import in_float32
 from scripts.networks.smoothing import GaussianSmoothing
 from scripts.networks.unet import RegistrationUNet
 from scripts.spatial.warp import Warp
@@ -181,6 +182,7 @@ class AtlasNetwork(DescribedNetwork):
         logger.info("training starts from the U-Net of another cohort's model")
         return {**own, **{name: state_dict[name] for name in (*unet, "input_scale")}}
 
+    @in_float32
     def template_density(self, covariates: torch.Tensor | None = None) -> torch.Tensor:
         """The templates in linear density.
 
@@ -193,15 +195,16 @@ class AtlasNetwork(DescribedNetwork):
         if covariates is None:
             return density_of(self.template.detach(), self.log_offset)
         move = self.displacement(self.covariate_velocity(covariates))
-        with torch.autocast(move.device.type, enabled=False):
-            return self.warp(self.undeformed_density(covariates), move)
+        return self.warp(self.undeformed_density(covariates), move)
 
+    @in_float32
     def undeformed_density(self, covariates: torch.Tensor) -> torch.Tensor:
         """The conditional template's density before it is deformed, ``(B, C, *shape)``."""
         density = density_of(self.template.detach(), self.log_offset)
         change = torch.einsum("bp,p...->b...", covariates, self.density_slopes)
         return (density + change).clamp_min(0)
 
+    @in_float32
     def covariate_velocity(self, covariates: torch.Tensor) -> torch.Tensor:
         """What of a velocity is owed to covariates ``(B, p)``: ``(B, d, *reduced)``."""
         return torch.einsum("bp,p...->b...", covariates, self.velocity_slopes)
@@ -264,16 +267,17 @@ class AtlasNetwork(DescribedNetwork):
         field = self.unet(pair).float().contiguous()
         return self.smoothing(enlarge(field, self.reduced, factor) * factor)
 
+    @in_float32
     def displacement(self, velocity: torch.Tensor) -> torch.Tensor:
         """Forward displacement ``(B, d, *shape)`` of a velocity."""
-        with torch.autocast(velocity.device.type, enabled=False):
-            return self.integration(velocity, self.shape)
+        return self.integration(velocity, self.shape)
 
+    @in_float32
     def displacements(self, velocity: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Forward and inverse displacement of a velocity."""
-        with torch.autocast(velocity.device.type, enabled=False):
-            return self.integration.both(velocity, self.shape)
+        return self.integration.both(velocity, self.shape)
 
+    @in_float32
     def warped_template(
         self,
         displacement: torch.Tensor,
@@ -284,8 +288,7 @@ class AtlasNetwork(DescribedNetwork):
         moving = self.template[template].expand(displacement.shape[0], -1, *self.shape)
         if covariates is not None:
             moving = log_density_of(self.undeformed_density(covariates), self.log_offset)
-        with torch.autocast(displacement.device.type, enabled=False):
-            return self.warp(moving, displacement)
+        return self.warp(moving, displacement)
 
     def register_to(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
         """Every template registered to every image.
@@ -326,6 +329,7 @@ class AtlasNetwork(DescribedNetwork):
                 best = torch.where(better.view(-1, *[1] * (best.dim() - 1)), velocity, best)
         return best, which
 
+    @in_float32
     def predict(
         self,
         velocity: torch.Tensor,
@@ -346,9 +350,9 @@ class AtlasNetwork(DescribedNetwork):
             moving = density.expand(len(velocity), *density.shape[1:])
         else:
             moving = density[template]
-        with torch.autocast(velocity.device.type, enabled=False):
-            return self.warp(moving, self.displacement(velocity))
+        return self.warp(moving, self.displacement(velocity))
 
+    @in_float32
     def _likeness(
         self, image: torch.Tensor, velocity: torch.Tensor, template: torch.Tensor
     ) -> torch.Tensor:

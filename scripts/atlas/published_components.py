@@ -209,6 +209,7 @@ def subject_transforms(network: AtlasNetwork, settings: LearnedAtlasConfig) -> C
         track_meta=True,
         grid=grid,
         resample=settings.cohort.resample,
+        tolerance=settings.cohort.grid_tolerance,
         changes=published_transforms(network),
     )
 

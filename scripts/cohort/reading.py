@@ -78,7 +78,7 @@ def read_cohort(
             f"{folders if found.without_map else ''} (see {search.option('layout')} and "
             f"{search.option('pattern')})"
         )
-    pool = _Pool()
+    pool = _Pool(request)
     found, known = _with_covariates(found, root, request)
     rejected = list(found.rejected)
     counting = counting_for(found.candidates, request, root)
@@ -206,6 +206,7 @@ def read_new_subjects(
     elif at is not None:
         known = {candidate.name: at for candidate in found.candidates}
     subjects: list[Subject] = []
+    remarks = _Remarks()
     rejected = list(found.rejected)
     folder = Path(source).absolute() if _is_folder(source) else None
     counting = counting_for(found.candidates, request, folder, grid)
@@ -214,7 +215,11 @@ def read_new_subjects(
             rejected.append(result)
             continue
         path = result.subject.maps[0].path
-        difference = result.grid.same_as(grid)
+        tolerance = request.cohort.grid_tolerance
+        difference = result.grid.same_as(grid, tolerance)
+        if difference is not None and (turned := result.on_grid_of(grid, tolerance)) is not None:
+            result, difference = turned, None
+            _tell_of_order([result.subject.name], "the atlas's")
         if difference is not None and not request.cohort.resample:
             raise CohortError(
                 f"subject {result.subject.name} ({path}) is not on the atlas's grid: {difference}; "
@@ -223,9 +228,9 @@ def read_new_subjects(
             )
         if difference is None:
             _warn_outside(result, crop)
-        for remark in result.remarks:
-            logger.warning("subject %s: %s", result.subject.name, remark)
+        remarks.add(result.subject.name, result.remarks)
         subjects.append(result.subject)
+    remarks.warn()
     if not subjects:
         table = subjects_table((), tuple(rejected), found.without_map, found.pattern)
         raise CohortError(f"no usable subject\n{table}")
@@ -274,13 +279,40 @@ def _warn_outside(result: Inspection, crop: CropBox) -> None:
     )
 
 
+class _Remarks:
+    """What isn't wrong with subjects but worth a warning: one for all of whom the same is said."""
+
+    def __init__(self) -> None:
+        self._subjects: dict[str, list[str]] = {}
+
+    def add(self, subject: str, remarks: Iterable[str]) -> None:
+        """Note a subject's remarks."""
+        for remark in dict.fromkeys(remarks):
+            self._subjects.setdefault(remark, []).append(subject)
+
+    def warn(self) -> None:
+        """Log them."""
+        for remark, names in self._subjects.items():
+            several = "s" if len(names) > 1 else ""
+            logger.warning("subject%s %s: %s", several, some_of(names), remark)
+
+
+def _tell_of_order(names: Sequence[str], whose: str) -> None:
+    logger.info(
+        "stored in another axis order and brought into %s, exactly: %s", whose, some_of(names)
+    )
+
+
 class _Pool:
     """Running sum over subjects, on the box around the supports seen so far."""
 
-    def __init__(self) -> None:
+    def __init__(self, request: CohortRequest) -> None:
+        self.tolerance = request.cohort.grid_tolerance
+        self.tolerance_option = request.option("grid_tolerance")
         self.subjects: list[Subject] = []
         self.sums: list[float] = []
-        self.remarks: list[str] = []
+        self.remarks = _Remarks()
+        self.turned: list[str] = []
         self.contents: dict[str, list[str]] = {}
         self.grid: Grid | None = None
         self.box: CropBox | None = None
@@ -296,13 +328,21 @@ class _Pool:
         if self.grid is None or self.box is None:
             self.grid, self.box = inspection.grid, inspection.box
             self.total = np.zeros_like(inspection.density)
-        difference = inspection.grid.same_as(self.grid)
+        difference = inspection.grid.same_as(self.grid, self.tolerance)
+        turned = None
         if difference is not None:
+            turned = inspection.on_grid_of(self.grid, self.tolerance)
+        if turned is not None:
+            inspection = turned
+            self.turned.append(name)
+        elif difference is not None:
             first, other = self.subjects[0], inspection.subject
             raise CohortError(
                 f"subjects {other.name} ({other.maps[0].path}) and {first.name} "
                 f"({first.maps[0].path}) lie on different grids: {difference}; all subjects must "
-                "share shape and affine, and nothing is resampled silently"
+                "share shape and affine, and nothing is resampled silently: bring them onto one grid "
+                f"first (python -m bundle warp or align), or raise --{self.tolerance_option} if this "
+                "is rounding"
             )
         union = self.box.union(inspection.box)
         if union != self.box:
@@ -311,7 +351,7 @@ class _Pool:
         inspection.box.within(union).crop(self.total)[...] += inspection.density
         self.subjects.append(inspection.subject)
         self.sums.append(float(inspection.density.sum()))
-        self.remarks += [f"subject {name}: {remark}" for remark in inspection.remarks]
+        self.remarks.add(name, inspection.remarks)
         self.contents.setdefault(inspection.content, []).append(name)
 
     def warn(self, request: CohortRequest) -> None:
@@ -320,8 +360,9 @@ class _Pool:
         Raises:
             CohortError: two subjects were divided by one and the same waytotal file.
         """
-        for remark in self.remarks:
-            logger.warning("%s", remark)
+        self.remarks.warn()
+        if self.turned:
+            _tell_of_order(self.turned, f"subject {self.subjects[0].name}'s")
         for names in self.contents.values():
             if len(names) > 1:
                 logger.warning(

@@ -22,12 +22,13 @@ from monai.transforms import (
     Transform,
 )
 from monai.utils import ensure_tuple
-from scipy.ndimage import affine_transform
 
 from scripts.cohort import density_divisor
+from scripts.cohort.density import zeroed
 from scripts.errors import CohortError
 from scripts.runtime.file_names import is_image_name
-from scripts.spatial.grid import Grid
+from scripts.spatial.density_resampling import resample_density
+from scripts.spatial.grid import TOLERANCE, Grid, StorageOrder
 from scripts.spatial.image_files import open_image_file
 
 __all__ = [
@@ -40,6 +41,9 @@ __all__ = [
     "density_transforms",
     "linear_transforms",
 ]
+
+
+_LOOSE = 0.5  # voxels: what a cohort may be told to take for one grid, see its grid_tolerance
 
 
 class MapsReader(NibabelReader):
@@ -85,7 +89,7 @@ def _in_order_of(first: nib.Nifti1Image, image: nib.Nifti1Image) -> nib.Nifti1Im
     wanted, own = (
         Grid(tuple(one.shape[:3]), np.asarray(one.affine), one.header) for one in (first, image)
     )
-    order = own.order_onto(wanted)
+    order = own.order_onto(wanted, _LOOSE)
     if order is None or len(image.shape) != 3:
         return image
     values = order.of_array(np.asanyarray(image.dataobj))
@@ -97,7 +101,8 @@ def _in_order_of(first: nib.Nifti1Image, image: nib.Nifti1Image) -> nib.Nifti1Im
 class NormaliseDensityd(MapTransform):
     """Counts to densities: each map divided by its divisor, maps of one channel summed.
 
-    A cohort's data list brings ``divisor`` and ``channel``, one entry a map. A lone image (an
+    A cohort's data list brings ``divisor`` and ``channel``, one entry a map; ``zeroed`` where values
+    are read as 0, ``order`` where the maps' axes are stored otherwise than the cohort's. A lone image (an
     annotation tool's, say) brings neither: the divisor is then found by the same rule as the
     cohort's, from the map and what lies beside it.
 
@@ -127,6 +132,10 @@ class NormaliseDensityd(MapTransform):
             maps = result[key]
             while maps.dim() > self.spatial_dims + 1 and maps.shape[-1] == 1:
                 maps = maps[..., 0]
+            if "zeroed" in result:
+                maps = _with_values(maps, zeroed(np.asarray(maps), result["zeroed"]))
+            if "order" in result:
+                maps = _in_order(maps, StorageOrder.from_list(result["order"]))
             divisors = result.get("divisor")
             if divisors is None:
                 path = Path(str(maps.meta["filename_or_obj"]))
@@ -137,28 +146,55 @@ class NormaliseDensityd(MapTransform):
             density = maps[:1].new_zeros((self.channels, *maps.shape[1:]))
             for one, divisor, place in zip(maps, divisors, places, strict=True):
                 density[place] += one / float(divisor)
+            if isinstance(density, MetaTensor):
+                density.meta["normalisation"] = self.normalisation
             result[key] = density
         # Lists of one length a subject can't be collated into a batch, and are done with.
-        for done in ("divisor", "channel"):
+        for done in ("divisor", "channel", "zeroed", "order"):
             result.pop(done, None)
         return result
+
+
+def _with_values(image: torch.Tensor, values: np.ndarray) -> torch.Tensor:
+    """An image's metadata with other values."""
+    found = torch.from_numpy(np.ascontiguousarray(values)).to(image.dtype)
+    return MetaTensor(found, meta=image.meta) if isinstance(image, MetaTensor) else found
+
+
+def _in_order(image: torch.Tensor, order: StorageOrder) -> torch.Tensor:
+    """An image ``(maps, *spatial)`` with its axes in another order, and the affine with it."""
+    turned = _with_values(image, order.of_array(np.asarray(image)))
+    if isinstance(image, MetaTensor) and isinstance(turned, MetaTensor):
+        own = Grid(tuple(image.shape[1:]), np.asarray(image.affine), nib.Nifti1Header())
+        turned.affine = torch.from_numpy(order.of_grid(own).affine)
+        turned.meta["spatial_shape"] = np.array(turned.shape[1:])
+    return turned
 
 
 class OntoGridd(MapTransform):
     """Holds images to an atlas's grid: what lies elsewhere is refused, or resampled if asked.
 
-    Density is interpolated linearly, 0 outside of what was imaged.
+    The same voxels stored in another order of axes are reordered. Resampling gives what the same
+    streamlines would give on the grid, see `resample_density`.
 
     Args:
         keys: of the images, ``(C, *shape)`` with MONAI's metadata.
         grid: the atlas's.
         resample: bring an image from another grid onto this one.
+        tolerance: how far corners of equal grids may lie apart, voxels.
     """
 
-    def __init__(self, keys: KeysCollection, grid: Grid, resample: bool = False) -> None:
+    def __init__(
+        self,
+        keys: KeysCollection,
+        grid: Grid,
+        resample: bool = False,
+        tolerance: float = TOLERANCE,
+    ) -> None:
         super().__init__(keys)
         self.grid = grid
         self.resample = resample
+        self.tolerance = tolerance
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Give back images on the grid.
@@ -171,8 +207,12 @@ class OntoGridd(MapTransform):
             image = result[key]
             affine = np.asarray(image.affine, dtype=np.float64)
             own = Grid(tuple(image.shape[1:]), affine, nib.Nifti1Header())
-            difference = own.same_as(self.grid)
+            difference = own.same_as(self.grid, self.tolerance)
             if difference is None:
+                continue
+            order = own.order_onto(self.grid, self.tolerance)
+            if order is not None:
+                result[key] = _in_order(image, order)
                 continue
             meta = {name: value for name, value in image.meta.items() if name != "affine"}
             path = meta.get("filename_or_obj", key)
@@ -182,13 +222,19 @@ class OntoGridd(MapTransform):
                     "--learned_atlas#cohort#resample true"
                 )
             result[key] = MetaTensor(
-                torch.from_numpy(self._resampled(image.numpy(), affine, str(path))),
+                torch.from_numpy(
+                    self._resampled(
+                        image.numpy(), affine, str(path), meta.get("normalisation", "none")
+                    )
+                ),
                 affine=torch.from_numpy(self.grid.affine),
                 meta={**meta, "spatial_shape": np.array(self.grid.shape)},
             )
         return result
 
-    def _resampled(self, image: np.ndarray, affine: np.ndarray, path: str) -> np.ndarray:
+    def _resampled(
+        self, image: np.ndarray, affine: np.ndarray, path: str, normalisation: str
+    ) -> np.ndarray:
         d = len(self.grid.shape)
         here = np.linalg.solve(affine, self.grid.affine)  # voxels of the atlas to the image's
         if image.ndim != d + 1 or not np.allclose(here[d:3, [*range(d), 3]], 0, atol=1e-3):
@@ -196,15 +242,7 @@ class OntoGridd(MapTransform):
                 f"{path}: an image of {image.ndim - 1} dimensions can't be resampled onto the "
                 f"atlas's {d}, or lies in another plane"
             )
-        return np.stack(
-            [
-                affine_transform(
-                    channel, here[:d, :d], here[:d, 3], self.grid.shape,
-                    order=1, mode="grid-constant",
-                )
-                for channel in image
-            ]
-        ).astype(np.float32)  # fmt: skip
+        return resample_density(image, affine, self.grid, normalisation)
 
 
 class PresenceLabeld(MapTransform):
@@ -260,6 +298,7 @@ def density_transforms(
     key: str = "image",
     grid: Grid | None = None,
     resample: bool = False,
+    tolerance: float = TOLERANCE,
     changes: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Compose:
     """From files to log densities inside the cohort's box, as ``configs/train.yaml`` lists it.
@@ -274,6 +313,7 @@ def density_transforms(
         key: of the image.
         grid: which every image must lie on (a cohort's was checked when it was read).
         resample: bring images onto the grid, see `OntoGridd`.
+        tolerance: how far corners of equal grids may lie apart, voxels.
         changes: by the name of a transform's class, arguments that differ from these.
     """
     changed = changes or {}
@@ -298,7 +338,8 @@ def density_transforms(
         ),
     ]
     if grid is not None:
-        listed.append((OntoGridd, {"grid": grid, "resample": resample}))
+        onto = {"grid": grid, "resample": resample, "tolerance": tolerance}
+        listed.append((OntoGridd, onto))
     listed.append((SpatialCropd, {"roi_start": list(crop_start), "roi_end": list(crop_stop)}))
     if log_offset is not None:
         listed.append((LogDensityd, {"log_offset": log_offset}))

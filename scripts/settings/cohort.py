@@ -15,6 +15,7 @@ from pydantic import (
 from scripts.settings.section import (
     Flag,
     Integer,
+    Number,
     Section,
     Text,
     Texts,
@@ -151,6 +152,25 @@ class LearnedAtlasCohortConfig(Section):
         "of its streamlines), the map's own sum, its maximum, or nothing.",
         "one of waytotal, streamline_density, max, none",
     )
+    nan: Literal["refuse", "zero"] = setting(
+        "refuse",
+        "What becomes of a map with NaN, as some tools write outside the field of view: it is left "
+        "out, or NaN is read as 0.",
+        "refuse or zero",
+    )
+    negative: Literal["refuse", "zero"] = setting(
+        "refuse",
+        "What becomes of a map with negative density, as resampling by splines leaves it: it is "
+        "left out, or what is below 0 is read as 0.",
+        "refuse or zero",
+    )
+    grid_tolerance: Number = setting(
+        0.01,
+        "How far corners of two subjects' grids may lie apart to be taken for the same grid, in "
+        "voxels: headers are rounded. Another order of the axes is no difference.",
+        gt=0,
+        lt=0.5,
+    )
     margin: Integer = setting(8, "Voxels kept around the cohort's support when cropping.", ge=0)
     cache: Literal["ram", "device", "disk", "none"] = setting(
         "ram", "Where prepared maps are kept between epochs.", "one of ram, device, disk, none"
@@ -158,8 +178,8 @@ class LearnedAtlasCohortConfig(Section):
     num_workers: Integer = setting(0, "Processes that read maps while training.", ge=0)
     resample: Flag = setting(
         False,
-        "Bring new subjects that lie on another grid onto the atlas's grid. Training subjects are "
-        "never resampled.",
+        "Bring new subjects that lie on another grid onto the atlas's grid, as the density that "
+        "their streamlines would give there. Training subjects are never resampled.",
     )
 
     _pattern = field_validator("pattern")(check_pattern)

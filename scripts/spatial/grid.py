@@ -74,17 +74,10 @@ class Grid:
         if sorted(axes) != [0, 1, 2] or axes[d:] != (0, 1, 2)[d:]:
             return None
         flips = tuple(bool(steps[axis, new] < 0) for new, axis in enumerate(axes))
-        own = (*self.shape, 1)[:3]
-        shape = tuple(own[axis] for axis in axes)
-        turned = np.zeros((4, 4))
-        turned[3, 3] = 1
-        for new, (axis, flip) in enumerate(zip(axes, flips, strict=True)):
-            turned[axis, new] = -1 if flip else 1
-            turned[axis, 3] = own[axis] - 1 if flip else 0
-        candidate = Grid(shape[:d], self.affine @ turned, self.header)
-        if candidate.same_as(other, tolerance) is not None:
+        if any(flips[d:]):
             return None
-        return StorageOrder(axes[:d], flips[:d])
+        order = StorageOrder(axes[:d], flips[:d])
+        return order if order.of_grid(self).same_as(other, tolerance) is None else None
 
     def _difference(self, other: Grid) -> str:
         """Name the two common ways in which affines differ; anything else by its matrix."""
@@ -143,6 +136,27 @@ class StorageOrder:
             for axis, flip in zip(self.axes, self.flips, strict=True)
         ]
         return CropBox(tuple(start for start, _ in ends), tuple(stop for _, stop in ends))
+
+    def of_grid(self, grid: Grid) -> Grid:
+        """The grid of an array in the new order."""
+        d = len(self.axes)
+        turned = np.eye(4)
+        turned[:d, :d] = 0
+        for new, (axis, flip) in enumerate(zip(self.axes, self.flips, strict=True)):
+            turned[axis, new] = -1 if flip else 1
+            turned[axis, 3] = grid.shape[axis] - 1 if flip else 0
+        shape = tuple(grid.shape[axis] for axis in self.axes)
+        return Grid(shape, grid.affine @ turned, grid.header)
+
+    def then(self, other: StorageOrder) -> StorageOrder:
+        """One order for this one and another after it."""
+        return StorageOrder(
+            tuple(self.axes[axis] for axis in other.axes),
+            tuple(
+                self.flips[axis] != flip
+                for axis, flip in zip(other.axes, other.flips, strict=True)
+            ),
+        )
 
     def as_list(self) -> list[int]:
         """Plain numbers, one a new axis: 1 + the old axis, negative where it runs backwards."""
