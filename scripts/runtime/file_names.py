@@ -20,7 +20,6 @@ __all__ = [
 IMAGES = (".nii.gz", ".nii", ".mgz", ".mgh.gz", ".mgh", ".img.gz", ".img", ".hdr.gz", ".hdr")
 TRACTOGRAMS = (
     ".trk.gz", ".trk", ".tck.gz", ".tck", ".trx", ".vtk.gz", ".vtk", ".fib.gz", ".fib",
-    ".tt.gz",
 )  # fmt: skip
 FOREIGN = {
     ".mif": "an MRtrix image; mrconvert makes a .nii.gz of it",
@@ -36,6 +35,7 @@ FOREIGN = {
     ".mnc": "a MINC image; mnc2nii makes a .nii of it",
     ".dcm": "a DICOM file; dcm2niix makes a .nii.gz of a series",
     ".vtp": "an XML VTK file; save it as legacy .vtk, or as .trk",
+    ".tt.gz": "a DSI Studio file; export the tracts as .trk.gz or .tck",
     ".fz": "a DSI Studio file; export the tracts as .trk.gz or .tck",
     ".pdb": "a CINCH file; save the tracts as .trk or .tck",
     ".dpy": "a dipy file; save the tracts as .trk or .trx",

@@ -1,8 +1,9 @@
 """Legacy VTK polydata: points, and lines that name points by number.
 
 Binary files are mapped, not read, so that memory doesn't grow with them; text files are held
-whole while they are read. Points are RAS mm, as MRtrix and dipy write them, unless the title says
-``SPACE=LPS`` (3D Slicer). XML files (``.vtp``) aren't read.
+whole while they are read. The format doesn't say which way its axes run. Points are taken for LPS mm
+where the title says ``SPACE=LPS`` (3D Slicer) and in ``.fib`` files (MITK, dipy), else for RAS mm
+(MRtrix); dipy's ``.vtk`` are LPS and have to be told. XML files (``.vtp``) aren't read.
 """
 
 from __future__ import annotations
@@ -16,9 +17,11 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
+from urllib.parse import quote, unquote
 
 import numpy as np
 
+from scripts.runtime.file_names import ending_of
 from scripts.runtime.input_files import check_fits
 from scripts.tractograms.source import Source, counted_records
 from scripts.tractograms.streamlines import Streamlines, TractogramError
@@ -34,12 +37,16 @@ _TYPES = {
     "unsigned_int": "u4",
     "long": "i8",
     "unsigned_long": "u8",
-    "vtkidtype": "i8",
+    "vtkidtype": "i4",  # what VTK writes, whatever its size in memory
     "vtktypeint64": "i8",
+    "vtktypeuint64": "u8",
+    "signed_char": "i1",
     "float": "f4",
     "double": "f8",
 }
-_COLUMNS = {"VECTORS": 3, "NORMALS": 3, "TENSORS": 9}
+_COLUMNS = {"VECTORS": 3, "NORMALS": 3, "TENSORS": 9, "TENSORS6": 6}
+_STRINGS = ("string", "utf8_string", "unicode_string", "variant")
+_IDS = ("GLOBAL_IDS", "PEDIGREE_IDS", "EDGE_FLAGS")
 
 
 @dataclass
@@ -52,6 +59,7 @@ class _Polydata:
         starts: first entries of the lines in ``connectivity`` and the end (VTK 5).
         connectivity: numbers of points, line after line (VTK 5).
         values: per-line values by name, ``(n, k)``.
+        point_values: per-point values by name, ``(P, k)``.
     """
 
     points: np.ndarray = field(default_factory=lambda: np.zeros((0, 3), np.float32))
@@ -60,27 +68,30 @@ class _Polydata:
     starts: np.ndarray | None = None
     connectivity: np.ndarray | None = None
     values: dict[str, np.ndarray] = field(default_factory=dict)
+    point_values: dict[str, np.ndarray] = field(default_factory=dict)
 
 
-def open_vtk(path: Path) -> Source:
+def open_vtk(file: Path, path: Path, space: str = "auto") -> Source:
     """Open a legacy VTK file.
+
+    Args:
+        file: to read.
+        path: that messages name.
+        space: ``ras``, ``lps``, or ``auto``: see above.
 
     Raises:
         TractogramError: it isn't one, is truncated, or holds no lines.
     """
-    with path.open("rb") as file:
-        head = [file.readline(1024).decode("latin-1").strip() for _ in range(3)]
-        start = file.tell()
+    with file.open("rb") as stream:
+        head = [stream.readline(1024).decode("latin-1").strip() for _ in range(3)]
+        start = stream.tell()
     if not head[0].startswith("# vtk DataFile Version") or head[2] not in ("ASCII", "BINARY"):
         raise TractogramError(path, "can't be read: is not a legacy VTK file")
-    reader = _Binary(path, start) if head[2] == "BINARY" else _Text(path, start)
+    reader = (_Binary if head[2] == "BINARY" else _Text)(file, path, start)
     parts = _parse(path, reader)
-    space = re.search(r"SPACE=(\w+)", head[1])
-    if space is not None and space[1] not in ("RAS", "LPS"):
-        raise TractogramError(path, f"can't be read: its title says {space[0]}, not RAS or LPS")
-    signs = np.array([-1, -1, 1] if space is not None and space[1] == "LPS" else [1, 1, 1])
+    signs = np.array([-1, -1, 1] if _space(path, head[1], space) == "lps" else [1, 1, 1])
 
-    def chunks(size: int) -> Iterator[Streamlines]:
+    def chunks(size: int, per_point: bool) -> Iterator[Streamlines]:
         done = 0
         for numbers, offsets in _lines(parts, size):
             if len(numbers) and not 0 <= int(numbers.min()) <= int(numbers.max()) < len(
@@ -92,9 +103,28 @@ def open_vtk(path: Path) -> Source:
             n = len(offsets) - 1
             data = {name: values[done : done + n] for name, values in parts.values.items()}
             done += n
-            yield Streamlines(points.astype(kind) * signs.astype(kind), offsets, data)
+            asked = parts.point_values.items() if per_point else ()
+            more = {name: np.asarray(values[numbers]) for name, values in asked}
+            yield Streamlines(points.astype(kind) * signs.astype(kind), offsets, data, more)
 
-    return Source(chunks, count=parts.n_lines, names=tuple(parts.values))
+    return Source(
+        chunks,
+        count=parts.n_lines,
+        names=tuple(parts.values),
+        point_names=tuple(parts.point_values),
+    )
+
+
+def _space(path: Path, title: str, told: str) -> str:
+    """``ras`` or ``lps``; a title that says it comes before what is told."""
+    said = re.search(r"SPACE=(\w+)", title)
+    if said is not None:
+        if said[1] not in ("RAS", "LPS"):
+            raise TractogramError(path, f"can't be read: its title says {said[0]}, not RAS or LPS")
+        return said[1].lower()
+    if told != "auto":
+        return told
+    return "lps" if ending_of(path).startswith(".fib") else "ras"
 
 
 def _lines(parts: _Polydata, size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -136,17 +166,26 @@ def _lines(parts: _Polydata, size: int) -> Iterator[tuple[np.ndarray, np.ndarray
 class _Binary:
     """Words and arrays of a binary file; arrays are maps of it, big-endian."""
 
-    def __init__(self, path: Path, start: int) -> None:
+    def __init__(self, file: Path, path: Path, start: int) -> None:
+        self.file = file
         self.path = path
-        self.size = path.stat().st_size
+        self.size = file.stat().st_size
         self.at = start
+
+    def raw_line(self) -> str | None:
+        """The next line, blank or not; None at the end."""
+        with self.file.open("rb") as stream:
+            stream.seek(self.at)
+            raw = stream.readline(4096)
+            self.at = stream.tell()
+        return raw.decode("latin-1").strip() if raw else None
 
     def line(self) -> str | None:
         """The next line that isn't blank; None at the end."""
-        with self.path.open("rb") as file:
-            file.seek(self.at)
-            while raw := file.readline(4096):
-                self.at = file.tell()
+        with self.file.open("rb") as stream:
+            stream.seek(self.at)
+            while raw := stream.readline(4096):
+                self.at = stream.tell()
                 if raw.strip():
                     return raw.decode("latin-1").strip()
         return None
@@ -160,19 +199,48 @@ class _Binary:
             raise TractogramError(self.path, "can't be read: truncated")
         if not length:
             return np.zeros(0, kind)
-        found = np.memmap(self.path, kind, "r", self.at, (length,))
+        found = np.memmap(self.file, kind, "r", self.at, (length,))
         self.at += length * kind.itemsize
         return found
+
+    def skip_strings(self, count: int) -> None:
+        """Pass over strings: each has its length before it, in 1, 2, 4 or 8 bytes."""
+        with self.file.open("rb") as stream:
+            stream.seek(self.at)
+            for _ in range(count):
+                first = stream.read(1)
+                if not first:
+                    raise TractogramError(self.path, "can't be read: truncated")
+                size = {3: 1, 2: 2, 1: 4, 0: 8}[first[0] >> 6]
+                number = int.from_bytes(first + stream.read(size - 1), "big")
+                stream.seek(number & ((1 << (8 * size - 2)) - 1), io.SEEK_CUR)
+            self.at = stream.tell()
+        if self.at > self.size:
+            raise TractogramError(self.path, "can't be read: truncated")
+
+    def skip_bits(self, count: int) -> None:
+        """Pass over packed bits."""
+        self.array("u1", (count + 7) // 8)
 
 
 class _Text:
     """Words and arrays of a text file."""
 
-    def __init__(self, path: Path, start: int) -> None:
+    def __init__(self, file: Path, path: Path, start: int) -> None:
         self.path = path
-        check_fits(path, 2 * path.stat().st_size)
-        self.raw = path.read_bytes()
+        check_fits(path, 2 * file.stat().st_size)
+        self.raw = file.read_bytes()
         self.at = start
+
+    def raw_line(self) -> str | None:
+        """The next line, blank or not; None at the end."""
+        if self.at >= len(self.raw):
+            return None
+        end = self.raw.find(b"\n", self.at)
+        end = len(self.raw) if end < 0 else end
+        text = self.raw[self.at : end].decode("latin-1").strip()
+        self.at = end + 1
+        return text
 
     def line(self) -> str | None:
         """The next line that isn't blank; None at the end."""
@@ -203,6 +271,16 @@ class _Text:
             raise TractogramError(self.path, "can't be read: more values than announced")
         return np.concatenate(parts) if parts else np.zeros(0, kind)
 
+    def skip_strings(self, count: int) -> None:
+        """Pass over strings, a line each; an empty one is a blank line."""
+        for _ in range(count):
+            if self.raw_line() is None:
+                raise TractogramError(self.path, "can't be read: truncated")
+
+    def skip_bits(self, count: int) -> None:
+        """Pass over bits, written as numbers."""
+        self.array("i4", count)
+
 
 def _parse(path: Path, reader: _Binary | _Text) -> _Polydata:
     parts = _Polydata()
@@ -226,17 +304,19 @@ def _parse(path: Path, reader: _Binary | _Text) -> _Polydata:
         elif key == "METADATA":
             _skip_metadata(reader)
         elif key == "FIELD":
-            for _ in range(int(words[2])):
-                head = _field_head(reader)
-                values = reader.array(_TYPES[head[3].lower()], int(head[1]) * int(head[2]))
-                if owner == "CELL_DATA":
-                    parts.values[head[0]] = values.reshape(int(head[2]), int(head[1]))
+            for _ in range(int(words[-1])):
+                name, columns, rows, kind = _field_head(reader)
+                found = _values(reader, kind, columns * rows)
+                if found is not None and owner:
+                    _owned(parts, owner)[name] = found.reshape(rows, columns)
         elif key == "LOOKUP_TABLE":
-            reader.array("u1" if isinstance(reader, _Binary) else "f4", 4 * int(words[2]))
+            reader.array("u1" if isinstance(reader, _Binary) else "f4", 4 * int(words[-1]))
         elif key in ("SCALARS", "COLOR_SCALARS", "TEXTURE_COORDINATES", *_COLUMNS):
-            name, values = _read_attribute(reader, words, total)
-            if owner == "CELL_DATA":
-                parts.values[name] = values
+            name, found = _read_attribute(reader, words, total)
+            if found is not None and owner:
+                _owned(parts, owner)[name] = found
+        elif key in _IDS and owner:
+            _values(reader, words[-1], total)  # numbers of cells or points: nothing is made of them
         else:
             raise TractogramError(path, f"can't be read: has an unknown section {line[:40]!r}")
     if not seen_points:
@@ -246,7 +326,32 @@ def _parse(path: Path, reader: _Binary | _Text) -> _Polydata:
         for name, values in parts.values.items()
         if len(values) >= cells_before + parts.n_lines
     }
+    parts.point_values = {
+        name: values
+        for name, values in parts.point_values.items()
+        if len(values) == len(parts.points)
+    }
     return parts
+
+
+def _owned(parts: _Polydata, owner: str) -> dict[str, np.ndarray]:
+    return parts.values if owner == "CELL_DATA" else parts.point_values
+
+
+def _values(reader: _Binary | _Text, kind: str, count: int) -> np.ndarray | None:
+    """The next values; None for such as are no numbers, which are passed over."""
+    if kind.lower() in _STRINGS:
+        reader.skip_strings(count)
+        return None
+    if kind.lower() == "bit":
+        reader.skip_bits(count)
+        return None
+    return reader.array(_TYPES[kind.lower()], count)
+
+
+def _name(words: list[str]) -> str:
+    """A name as VTK writes it (blanks as %20), or as others do, with blanks in it."""
+    return unquote(" ".join(words))
 
 
 def _read_cells(
@@ -273,43 +378,40 @@ def _read_cells(
 
 def _read_attribute(
     reader: _Binary | _Text, words: list[str], total: int
-) -> tuple[str, np.ndarray]:
+) -> tuple[str, np.ndarray | None]:
+    """Name and values; read from the right, since a name may hold blanks."""
     key = words[0].upper()
+    kind, columns, name = words[-1], _COLUMNS.get(key, 1), words[1:-1]
     if key == "COLOR_SCALARS":
-        columns = int(words[2])
-        dtype = "u1" if isinstance(reader, _Binary) else "f4"
+        columns, kind = int(words[-1]), "unsigned_char" if isinstance(reader, _Binary) else "float"
     elif key == "TEXTURE_COORDINATES":
-        columns, dtype = int(words[2]), _TYPES[words[3].lower()]
-    else:
-        dtype = _TYPES[words[2].lower()]
-        columns = _COLUMNS.get(key) or (int(words[3]) if len(words) > 3 else 1)
-        if key == "SCALARS":
-            at = reader.at
-            if not (reader.line() or "").startswith("LOOKUP_TABLE"):
-                reader.at = at
-    return words[1], reader.array(dtype, total * columns).reshape(total, columns)
+        columns, name = int(words[-2]), words[1:-2]
+    elif key == "SCALARS":
+        if kind.isdigit() and len(words) > 3:
+            columns, kind, name = int(kind), words[-2], words[1:-2]
+        at = reader.at
+        if not (reader.line() or "").startswith("LOOKUP_TABLE"):
+            reader.at = at
+    found = _values(reader, kind, total * columns)
+    return _name(name), None if found is None else found.reshape(total, columns)
 
 
-def _field_head(reader: _Binary | _Text) -> list[str]:
+def _field_head(reader: _Binary | _Text) -> tuple[str, int, int, str]:
     """Name, columns, rows and type of an array of a FIELD."""
     while True:
         words = (reader.line() or "").split()
         if words[:1] == ["METADATA"]:
             _skip_metadata(reader)
-        elif len(words) == 4:
-            return words
+        elif len(words) >= 4 and words[-3].isdigit() and words[-2].isdigit():
+            return _name(words[:-3]), int(words[-3]), int(words[-2]), words[-1]
         else:
             raise ValueError(f"bad FIELD array {' '.join(words)[:40]!r}")
 
 
 def _skip_metadata(reader: _Binary | _Text) -> None:
-    """VTK's INFORMATION block ends at a blank line, which `line` passes over."""
-    at = reader.at
-    while (line := reader.line()) is not None:
-        if not line.startswith(("INFORMATION", "NAME", "DATA", "COMPONENT_NAMES")):
-            reader.at = at
-            return
-        at = reader.at
+    """VTK's block of names and further information ends at a blank line."""
+    while reader.raw_line():
+        pass
 
 
 # ---------------------------------------------------------------------------------------------
@@ -318,11 +420,13 @@ def _skip_metadata(reader: _Binary | _Text) -> None:
 
 
 def write_vtk(file: BinaryIO, chunks: Iterable[Streamlines]) -> int:
-    """Write streamlines as binary legacy VTK, RAS mm, values per streamline as CELL_DATA.
+    """Write streamlines as binary legacy VTK, RAS mm.
+
+    Values per streamline are CELL_DATA, values per point POINT_DATA.
 
     Args:
         file: to write to, seekable.
-        chunks: streamlines, all with the same per-streamline values.
+        chunks: streamlines, all with the same values.
 
     Returns:
         The number of streamlines.
@@ -339,6 +443,7 @@ def write_vtk(file: BinaryIO, chunks: Iterable[Streamlines]) -> int:
     with ExitStack() as stack:
         lines = stack.enter_context(tempfile.TemporaryFile())
         values: dict[str, tuple[int, Any]] = {}
+        at_points: dict[str, tuple[int, Any]] = {}
         for chunk in chunks:
             file.write(chunk.points.astype(">f4").tobytes())
             n = len(chunk)
@@ -349,10 +454,12 @@ def write_vtk(file: BinaryIO, chunks: Iterable[Streamlines]) -> int:
             records[heads] = chunk.lengths
             records[is_number] = total + np.arange(len(chunk.points))
             lines.write(records.tobytes())
-            for name, array in chunk.data.items():
-                if name not in values:
-                    values[name] = array.shape[1], stack.enter_context(tempfile.TemporaryFile())
-                values[name][1].write(array.astype(">f4").tobytes())
+            for kept, arrays in ((values, chunk.data), (at_points, chunk.point_data)):
+                for name, array in arrays.items():
+                    if name not in kept:
+                        spool = stack.enter_context(tempfile.TemporaryFile())
+                        kept[name] = array.shape[1], spool
+                    kept[name][1].write(array.astype(">f4").tobytes())
             count += n
             total += len(chunk.points)
         file.write(f"\nLINES {count} {count + total}\n".encode("ascii"))
@@ -360,8 +467,14 @@ def write_vtk(file: BinaryIO, chunks: Iterable[Streamlines]) -> int:
         if values:
             file.write(f"\nCELL_DATA {count}\nFIELD FieldData {len(values)}\n".encode("ascii"))
             for name, (columns, stream) in values.items():
-                safe = re.sub(r"\s", "_", name)
-                file.write(f"{safe} {columns} {count} float\n".encode("ascii", "replace"))
+                file.write(f"{quote(name)} {columns} {count} float\n".encode("ascii"))
+                _append(file, stream)
+                file.write(b"\n")
+        if at_points:
+            head = f"\nPOINT_DATA {total}\nFIELD FieldData {len(at_points)}\n"
+            file.write(head.encode("ascii"))
+            for name, (columns, stream) in at_points.items():
+                file.write(f"{quote(name)} {columns} {total} float\n".encode("ascii"))
                 _append(file, stream)
                 file.write(b"\n")
     file.seek(0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -75,20 +76,28 @@ def _safely_named(chunk: Streamlines) -> Streamlines:
 
     They may come from another tractogram; VTK allows any character in them.
     """
+    return replace(chunk, data=_safe(chunk.data), point_data=_safe(chunk.point_data))
+
+
+def _safe(data: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     named: dict[str, np.ndarray] = {}
-    for name, values in chunk.data.items():
+    for name, values in data.items():
         base = re.sub(r"[^\w+-]+", "_", name)[:_LONGEST_NAME].strip("_") or "values"
         safe, number = base, 2
         while safe in named:
             safe, number = f"{base}_{number}", number + 1
         named[safe] = values
-    return Streamlines(chunk.points, chunk.offsets, named)
+    return named
 
 
 def _keep(
     chunks: Iterable[Streamlines], kept: dict[str, list[np.ndarray]]
 ) -> Iterator[Streamlines]:
     for chunk in chunks:
+        if chunk.point_data:
+            raise ConfigurationError(
+                f"TCK has no room for values per point ({', '.join(chunk.point_data)}); write .trx"
+            )
         for name, values in chunk.data.items():
             kept.setdefault(name, []).append(values)
         yield chunk

@@ -437,13 +437,13 @@ def test_the_tolerance_of_grids_is_a_setting(five, make_blob):
 
 
 @pytest.mark.parametrize("position", [1, 3])
-def test_another_order_of_the_axes_is_no_other_grid(five, make_blob, position, caplog):
+def test_another_order_of_the_axes_is_no_other_grid(five, position, caplog):
     """The voxels of one subject are stored from the other side: nothing else changes."""
     caplog.set_level(logging.INFO)
     plain = read(five)
     densities = [[subject_density(one, 1, plain.grid.shape) for one in plain.subjects]]
-    who = f"sub-{position}"
-    five.add(who, make_blob(position)[::-1].transpose(1, 0, 2), affine=REORDERED)
+    stored = voxels(plain.subjects[position - 1].maps[0].path)[::-1].transpose(1, 0, 2)
+    five.add(f"sub-{position}", stored.astype(np.float32), affine=REORDERED)
     turned = read(five)
     assert "stored in another axis order" in caplog.text
     densities.append([subject_density(one, 1, turned.grid.shape) for one in turned.subjects])
