@@ -258,7 +258,11 @@ def _parser() -> argparse.ArgumentParser:
         "density", help="count tractograms into a density map, each streamline once per voxel"
     )
     density.add_argument(
-        "tractograms", type=Path, nargs="+", metavar="TRACTOGRAM", help=".trk, .tck, .trx or .vtk"
+        "tractograms",
+        type=Path,
+        nargs="+",
+        metavar="TRACTOGRAM",
+        help=".trk, .tck, .trx, .vtk or .fib, packed with gzip or not",
     )
     density.add_argument(
         "--reference", type=Path, required=True, help="image whose grid the map is counted on"
@@ -273,6 +277,13 @@ def _parser() -> argparse.ArgumentParser:
         metavar="SOURCE",
         help="one a tractogram: a text or .npy file of a number per streamline (tcksift2), or the "
         "name of a per-streamline value that the tractogram brings",
+    )
+    density.add_argument(
+        "--vtk_space",
+        choices=("auto", "ras", "lps"),
+        default="auto",
+        help="world of the points in VTK files: auto takes what the title says, else LPS for .fib "
+        "and RAS for .vtk; dipy's .vtk are lps (%(default)s)",
     )
     density.add_argument(
         "--ends", action="store_true", help="count only where streamlines begin and end"

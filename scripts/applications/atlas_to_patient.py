@@ -13,9 +13,14 @@ from scripts.publishing.published_atlas import open_atlas, sha256_of
 from scripts.runtime.input_files import FileError, read_json
 from scripts.runtime.storage import check_space, check_writable, publish_folder
 from scripts.settings.applications import AtlasToPatientConfig
+from scripts.settings.transforms import TransformEntry
 from scripts.spatial.fields import field_names
 from scripts.spatial.grid import Grid
-from scripts.spatial.transform_files import TransformFile, read_transform
+from scripts.spatial.transform_files import (
+    TransformFile,
+    read_transform,
+    require_fields_cover,
+)
 from scripts.spatial.transforms import FieldTransform, resample
 from scripts.spatial.volumes import read_grid, read_volume, voxels_of, write_map
 
@@ -94,7 +99,7 @@ class AtlasCarrier:
             )
         if own == "template_native" and (asked == "affine_native" or extra):
             key = "extra_transforms" if extra else "space"
-            given = [path for path, _ in extra] if extra else asked
+            given = [entry.path for entry in extra] if extra else asked
             raise ConfigurationError(
                 f"atlas_to_patient.{key} = {given!r}: the atlas lies in template space; must be "
                 f"{'empty' if extra else 'template_native'}"
@@ -108,16 +113,16 @@ class AtlasCarrier:
         if not given:
             own, template = self._own_field(patient)
         files = (*given, *extra, *own)
-        for file in files:
-            if not file.path.is_file():
-                raise CohortError(f"patient {patient}: there is no transform {file.path}")
+        for path in (one for file in files for one in file.files()):
+            if not path.is_file():
+                raise CohortError(f"patient {patient}: there is no transform {path}")
         reference = self.settings.reference
         image = None if reference is None else Path(reference.replace("{patient}", patient))
         if image is not None and not image.is_file():
             raise CohortError(f"patient {patient}: there is no reference image {image}")
-        if image is None and files and not files[0].path.name.endswith((".nii", ".nii.gz")):
+        if image is None and files and not files[0].is_field:
             raise CohortError(
-                f"patient {patient}: the first transform is an affine, which has no grid; name an "
+                f"patient {patient}: the first transform is no field image that has a grid; name an "
                 "image that has with --atlas_to_patient#reference"
             )
         self.atlas.maps(template)
@@ -195,6 +200,7 @@ class AtlasCarrier:
             wanted = first.grid
         else:
             wanted = read_grid(paths["mean"])
+        require_fields_cover(f"patient {way.patient}", transforms, way.files, wanted)
         with publish_folder(self.output_dir / way.patient / CARRIED_FOLDER) as staging:
             for name, path in paths.items():
                 volume, source = read_volume(path)
@@ -221,22 +227,14 @@ class AtlasCarrier:
                 "maps": {path.name: sha256_of(path) for path in paths.values()},
             },
             "transforms": [
-                {
-                    "path": str(file.path),
-                    "inverted": file.inverted,
-                    "sha256": sha256_of(file.path),
-                }
-                for file in way.files
+                {**file.as_dict(), "sha256": sha256_of(file.path)} for file in way.files
             ],
             "reference": None if way.reference is None else str(way.reference),
         }
 
 
-def _files(entries: list[tuple[str, bool]], patient: str) -> tuple[TransformFile, ...]:
-    return tuple(
-        TransformFile(Path(path.replace("{patient}", patient)), inverted)
-        for path, inverted in entries
-    )
+def _files(entries: list[TransformEntry], patient: str) -> tuple[TransformFile, ...]:
+    return tuple(TransformFile.of_entry(entry, patient=patient) for entry in entries)
 
 
 def _some(names: list[str], most: int = 10) -> str:

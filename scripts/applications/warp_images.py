@@ -9,7 +9,11 @@ from pathlib import Path
 from scripts.errors import CohortError
 from scripts.runtime.storage import check_space, check_writable, file_hash, publish_folder
 from scripts.settings.warp import WarpConfig
-from scripts.spatial.transform_files import TransformFile, read_transform
+from scripts.spatial.transform_files import (
+    TransformFile,
+    read_transform,
+    require_fields_cover,
+)
 from scripts.spatial.transforms import resample
 from scripts.spatial.volumes import (
     read_grid,
@@ -49,7 +53,7 @@ class ImageWarper:
         self.output_dir = Path(output_dir)
         for subject in settings.subjects:
             image, reference, transforms = self._files(subject)
-            for path in (image, reference, *(file.path for file in transforms)):
+            for path in (image, reference, *(one for file in transforms for one in file.files())):
                 if not path.is_file():
                     raise CohortError(f"subject {subject}: there is no file {path}")
 
@@ -79,6 +83,7 @@ class ImageWarper:
         nearest = self.settings.interpolation == "nearest"
         volume, source = read_labels(image) if nearest else read_volume(image)
         wanted = read_grid(reference)
+        require_fields_cover(f"subject {subject}", chain, files, wanted)
         found = resample(volume, source, chain, wanted, order=0 if nearest else 1)
         if volume.any() and not found.any():
             raise CohortError(
@@ -96,11 +101,9 @@ class ImageWarper:
                 "reference": str(reference),
                 "interpolation": self.settings.interpolation,
                 "transforms": [
-                    {"path": str(file.path), "inverted": file.inverted,
-                     "sha256": file_hash(file.path)}
-                    for file in files
+                    {**file.as_dict(), "sha256": file_hash(file.path)} for file in files
                 ],
-            }  # fmt: skip
+            }
             (staging / "warped.json").write_text(json.dumps(about, indent=1) + "\n", "utf-8")
 
     def _files(self, subject: str) -> tuple[Path, Path, tuple[TransformFile, ...]]:
@@ -108,5 +111,7 @@ class ImageWarper:
             return Path(path.replace("{subject}", subject))
 
         settings = self.settings
-        transforms = tuple(TransformFile(named(path), back) for path, back in settings.transforms)
+        transforms = tuple(
+            TransformFile.of_entry(entry, subject=subject) for entry in settings.transforms
+        )
         return named(settings.image), named(settings.reference), transforms

@@ -36,7 +36,7 @@ __all__ = ["MAPS_FOLDER", "CountedMap", "Counting", "count_density", "counting_f
 logger = logging.getLogger(__name__)
 
 MAPS_FOLDER = ".density_maps"
-_METHOD = "exact traversal 1"  # maps counted otherwise are counted anew
+_METHOD = "exact traversal 2"  # maps counted otherwise are counted anew
 
 
 def count_density(
@@ -45,6 +45,7 @@ def count_density(
     weights: Sequence[str] = (),
     ends: bool = False,
     progress: Progress | None = None,
+    vtk_space: str = "auto",
 ) -> DensityCounter:
     """Count tractograms into one density map; see `DensityCounter`.
 
@@ -54,6 +55,7 @@ def count_density(
         weights: none, or one source a tractogram, see `open_weights`.
         ends: only where streamlines end.
         progress: called after each part of each tractogram.
+        vtk_space: see `open_tractogram`.
 
     Raises:
         TractogramError: a file can't be used, or none of the streamlines touches the grid.
@@ -63,7 +65,7 @@ def count_density(
         raise ConfigurationError(
             f"weights = {list(weights)}: must be as many as tractograms ({len(paths)})"
         )
-    opened = [open_tractogram(path) for path in paths]  # headers first: a mistake is told early
+    opened = [open_tractogram(path, vtk_space) for path in paths]  # headers first: a mistake is told early
     sources = [open_weights(one, of) for one, of in zip(weights, opened, strict=False)]
     counter = DensityCounter(grid.shape, grid.affine, ends)
     for number, one in enumerate(opened):
@@ -115,10 +117,12 @@ class Counting:
     Attributes:
         grid: that all are counted on.
         folder: where their maps are kept; None: hidden beside each tractogram.
+        vtk_space: see `open_tractogram`.
     """
 
     grid: Grid
     folder: Path | None
+    vtk_space: str = "auto"
 
     def map_of(self, name: str, found: FoundMap) -> tuple[FoundMap, CountedMap | None]:
         """The map of a tractogram: kept from an earlier run, or counted now.
@@ -154,13 +158,14 @@ class Counting:
         return replace(found, path=path), replace(counted, tractogram=str(found.path))
 
     def _key(self, sha256: str) -> str:
-        text = json.dumps([_METHOD, sha256, self.grid.shape, self.grid.affine.round(9).tolist()])
+        said = [_METHOD, sha256, self.grid.shape, self.grid.affine.round(9).tolist()]
+        text = json.dumps(said if self.vtk_space == "auto" else [*said, self.vtk_space])
         return hashlib.sha256(text.encode("ascii")).hexdigest()[:16]
 
     def _count(self, found: FoundMap, sha256: str, path: Path, about: Path) -> CountedMap:
         check_writable(path.parent)
         check_space({path.parent: {"density map": 4 * math.prod(self.grid.shape)}})
-        counter = count_density([found.path], self.grid)
+        counter = count_density([found.path], self.grid, vtk_space=self.vtk_space)
         counted = CountedMap(
             str(found.path), sha256, counter.streamlines, counter.outside, counter.left
         )
@@ -219,4 +224,4 @@ def counting_for(
         len(streamlines),
         folder or f"{MAPS_FOLDER} beside each",
     )
-    return Counting(grid, folder)
+    return Counting(grid, folder, request.cohort.vtk_space)

@@ -21,8 +21,8 @@ from scripts.runtime.input_files import FileError, read_json
 from scripts.runtime.storage import file_hash
 from scripts.spatial.fields import field_names, read_field
 from scripts.spatial.grid import CropBox
-from scripts.spatial.jacobian import jacobian_determinant, jacobian_summary
 from scripts.spatial.image_files import image_values, open_image_file
+from scripts.spatial.jacobian import jacobian_determinant, jacobian_summary
 from scripts.spatial.warp import warp
 
 __all__ = ["MAP_TOLERANCE", "Check", "Verification", "verify_atlas"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator, ValidationInfo, field_validator
@@ -16,10 +15,9 @@ from scripts.settings.section import (
     Text,
     check_folder_names,
     setting,
-    to_int,
-    to_list,
     to_names,
 )
+from scripts.settings.transforms import TRANSFORMS, Transforms
 
 __all__ = [
     "AtlasToPatientConfig",
@@ -29,31 +27,6 @@ __all__ = [
     "load_barycentre",
     "load_tract_similarity",
 ]
-
-
-def _to_transforms(value: object) -> object:
-    """Entries as paths or (path, 0 or 1); antsApplyTransforms writes ``[path,1]``."""
-    given = [value] if isinstance(value, str) else to_list(value)
-    if len(given) == 2 and isinstance(given[0], str) and not isinstance(given[1], str | list):
-        given = [given]  # one [path, 1], its brackets taken for those of the list
-    entries = []
-    for entry in given:
-        if isinstance(entry, str):
-            match = re.fullmatch(r"\[\s*(.+?)\s*,\s*([01])\s*\]", entry)
-            path, inverted = (match[1], int(match[2])) if match else (entry, 0)
-        else:
-            pair = to_list(entry)
-            if len(pair) != 2 or not isinstance(pair[0], str):
-                raise ValueError(f"has an entry that is no transform: {entry!r}")
-            path, inverted = pair[0], to_int(int(pair[1]) if pair[1] is True else pair[1])
-        if not path.strip() or inverted not in (0, 1):
-            raise ValueError(f"has an entry that is no transform: {entry!r}")
-        entries.append((path, bool(inverted)))
-    return entries
-
-
-Transforms = Annotated[list[tuple[str, bool]], BeforeValidator(_to_transforms)]
-_LIST = "a path, or a list of paths and [path, 1] in the order of antsApplyTransforms's -t"
 
 
 class AtlasToPatientConfig(Section):
@@ -77,14 +50,14 @@ class AtlasToPatientConfig(Section):
         "Transforms from elsewhere, in place of the bundle's own fields: as antsApplyTransforms "
         "would take them to bring the atlas to the patient. `{patient}` in a path stands for the "
         "patient's name, `[path, 1]` for an affine's inverse.",
-        _LIST,
+        f"{TRANSFORMS}; may be empty",
     )
     extra_transforms: Transforms = setting(
         [],
         "The extra warp that an affine_native atlas needs in template space: the transforms that "
         "bring affine-space images to template space. They follow `transforms`, or precede the "
         "bundle's own field.",
-        _LIST,
+        f"{TRANSFORMS}; may be empty",
     )
     reference: Text | None = setting(
         None,

@@ -137,8 +137,14 @@ class LearnedAtlasCohortConfig(Section):
     reference: Text | None = setting(
         None,
         "Image whose grid tractograms are counted on; needed where a layout or pattern leads to "
-        "tractograms (.trk, .tck, .trx, .vtk). Relative to the dataset folder, or absolute.",
+        "tractograms (.trk, .tck, .trx, .vtk, .fib). Relative to the dataset folder, or absolute.",
         "null or the path of a NIfTI file",
+    )
+    vtk_space: Literal["auto", "ras", "lps"] = setting(
+        "auto",
+        "World of the points in VTK tractograms: auto takes what the title says, else LPS for .fib "
+        "and RAS for .vtk; dipy's .vtk are lps.",
+        "auto, ras or lps",
     )
     density_dir: Text | None = setting(
         None,

@@ -10,7 +10,9 @@ from typing import Annotated, ClassVar
 
 from pydantic import BeforeValidator, field_validator
 
+from scripts.runtime.file_names import stem_of
 from scripts.settings.section import Flag, Integer, Number, Section, Text, setting, to_names
+from scripts.settings.transforms import ONE_TRANSFORM, Start
 
 __all__ = [
     "EstimateAffineConfig",
@@ -25,12 +27,8 @@ __all__ = [
 
 
 def image_name(path: str | Path) -> str:
-    """A file's name without ``.nii`` or ``.nii.gz``: what a pair's results are called."""
-    name = Path(path).name
-    for ending in (".nii.gz", ".nii"):
-        if name.lower().endswith(ending):
-            return name[: -len(ending)]
-    return name
+    """A file's name without an image's ending: what a pair's results are called."""
+    return stem_of(path)
 
 
 def check_distinct(names: list[str]) -> list[str]:
@@ -101,12 +99,13 @@ class RegisterElasticConfig(ImagePairs):
 
     key_path: ClassVar[str] = "register_elastic"
 
-    start: Text | None = setting(
+    start: Start = setting(
         None,
-        "Affine that brings the moving image to the fixed one beforehand: ITK's .mat, .txt or "
-        ".tfm, or 4x4 text in RAS mm; `{name}` stands for the moving image's file name without its "
-        "ending. Null: they lie upon each other in the world.",
-        "null or a path",
+        "Affine that brings the moving image to the fixed one beforehand; `{name}` in a path "
+        "stands for the moving image's file name without its ending. A matrix of flirt counts from "
+        "the fixed and the moving image unless others are named. Null: they lie upon each other in "
+        "the world.",
+        f"null, or {ONE_TRANSFORM}",
     )
     log_share: Number | None = setting(
         None,

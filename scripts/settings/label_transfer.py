@@ -75,6 +75,13 @@ class LabelTransferConfig(Section):
         "null, trk, tck, trx or vtk",
     )  # fmt: skip
 
+    vtk_space: Literal["auto", "ras", "lps"] = setting(
+        "auto",
+        "World of the points in VTK files: auto takes what the title says, else LPS for .fib and "
+        "RAS for .vtk; dipy's .vtk are lps.",
+        "auto, ras or lps",
+    )
+
     @field_validator("labels")
     @classmethod
     def _check_labels(cls, labels: str) -> str:

@@ -9,6 +9,7 @@ from pydantic import field_validator
 
 from scripts.settings.image_pairs import ImagePairs
 from scripts.settings.section import Flag, Integer, Integers, Number, Section, Text, Texts, setting
+from scripts.settings.transforms import ONE_TRANSFORM, Start
 
 __all__ = ["PairSettings", "RefineConfig", "load_refine"]
 
@@ -108,11 +109,12 @@ class RefineConfig(PairSettings, ImagePairs):
         "matrix first, then velocity and matrix together.",
         "affine, elastic or joint",
     )
-    start: Text | None = setting(
+    start: Start = setting(
         None,
-        "Affine to start from, such as a network's estimate: ITK's .mat, .txt or .tfm, or 4x4 text "
-        "in RAS mm; `{name}` stands for the moving image's file name without its ending.",
-        "null or a path",
+        "Affine to start from, such as a network's estimate; `{name}` in a path stands for the "
+        "moving image's file name without its ending. A matrix of flirt counts from the fixed and "
+        "the moving image unless others are named.",
+        f"null, or {ONE_TRANSFORM}",
     )
     smoothness_weight: Number = setting(0.5, "Weight of the velocity's squared gradient.", ge=0)
     int_steps: Integer = setting(7, "Scaling-and-squaring steps of the velocity.", ge=1, le=10)

@@ -6,8 +6,8 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator, field_validator
 
-from scripts.settings.applications import Transforms
 from scripts.settings.section import Section, Text, check_folder_names, setting, to_names
+from scripts.settings.transforms import TRANSFORMS, TransformEntry, Transforms
 
 __all__ = ["WarpConfig", "load_warp"]
 
@@ -26,7 +26,7 @@ class WarpConfig(Section):
         "Transforms in the order of antsApplyTransforms's -t, the first one the first that a point "
         "of the reference passes through; `{subject}` in a path, `[path, 1]` for an affine's "
         "inverse.",
-        "a non-empty list of paths and [path, 1]",
+        f"not empty; {TRANSFORMS}",
     )
     reference: Text = setting(
         "", "Image whose grid the result lies on, with `{subject}`.", "a path"
@@ -50,7 +50,7 @@ class WarpConfig(Section):
 
     @field_validator("transforms")
     @classmethod
-    def _check_transforms(cls, entries: list[tuple[str, bool]]) -> list[tuple[str, bool]]:
+    def _check_transforms(cls, entries: list[TransformEntry]) -> list[TransformEntry]:
         if not entries:
             raise ValueError("is empty")
         return entries

@@ -125,7 +125,7 @@ class StorageOrder:
         """An array ``(..., *spatial)`` in the new order, as a view."""
         lead = array.ndim - len(self.axes)
         turned = array.transpose(*range(lead), *(lead + axis for axis in self.axes))
-        return np.flip(turned, [lead + new for new, flip in enumerate(self.flips) if flip])
+        return np.flip(turned, tuple(lead + new for new, flip in enumerate(self.flips) if flip))
 
     def of_box(self, box: CropBox, shape: tuple[int, ...]) -> CropBox:
         """A box of an array of ``shape``, in the new order."""

@@ -226,10 +226,10 @@ def _chunks(
                 waiting = waiting[n:]
                 points = take(single["positions"], int(ends[-1]))
                 data = {name: take(one, n) for name, one in values.items()}
-                more = {name: take(one, int(ends[-1])) for name, one in at_points.items()}
+                own = {name: take(one, int(ends[-1])) for name, one in at_points.items()}
                 done += n
                 kind = np.float64 if points.dtype.itemsize > 4 else np.float32
-                yield Streamlines(points.astype(kind, copy=False), ends, data, more)
+                yield Streamlines(points.astype(kind, copy=False), ends, data, own)
         if int(waiting[0]) != vertices:
             raise TractogramError(
                 path, f"can't be read: {vertices - int(waiting[0])} points belong to no streamline"
