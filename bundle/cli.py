@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO, cast
 
+from bundle.places import HOME, INSTALLED, PROGRAM, ROOT
+from bundle.tools import EXIT_USAGE, add_tools, run_tool
 from scripts.errors import StorageError, TractAtlasError
 from scripts.runtime.error_report import (
     EXIT_INTERRUPTED,
@@ -24,21 +26,10 @@ from scripts.runtime.error_report import (
     find_interruption,
     find_user_error,
 )
-from scripts.runtime.run_log import note
+from scripts.runtime.run_log import escape_records, note
 from scripts.runtime.terminal import LastingStream
 
-ROOT = Path(__file__).resolve().parent.parent
-INSTALLED = (ROOT.parent.name, ROOT.name) == ("tract_atlas", "root")
-"""Whether this is the wheel's copy: nothing is written there, but where the user stands."""
-PROGRAM = "tract-atlas" if INSTALLED else "python -m bundle"
-HOME = Path() if INSTALLED else ROOT
-"""Where data, models and output lie."""
-DEMO_FOLDER = HOME / "data" / "demo"
-MODELS_FOLDER = HOME / "models"
-ARCHIVE = "tract_density_atlas.zip"
-LABEL_ENVIRONMENT = HOME / ".venv-label"
-SETTINGS_PAGE = HOME / ("settings.md" if INSTALLED else "docs/settings.md")
-EXIT_USAGE, EXIT_TERMINATED = 2, 143
+EXIT_TERMINATED = 143
 REFINE_STEPS = 50
 """What ``register --refine`` stands for: learned_atlas#refine#new_subject_iterations."""
 
@@ -96,8 +87,6 @@ JOBS = {
     "labels": Job("configs/transfer_labels.yaml", "labelling", "label streamlines from an atlas"),
     "check": Job("configs/train.yaml", None, "check settings and dataset, and run nothing"),
 }
-TOOLS = ("demo", "density", "label-check", "pack", "settings-docs", "sweep", "verify")
-"""Verbs that read no configuration."""
 OVERRIDES_HELP = """\
 overrides:
   --config_file FILE      configuration to read instead of {config}; several
@@ -127,6 +116,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     signal.signal(signal.SIGTERM, _end_on_sigterm)
+    escape_records()
     with redirect_stdout(_lasting(sys.stdout)), redirect_stderr(_lasting(sys.stderr)):
         return _explained(arguments)
 
@@ -205,7 +195,7 @@ def _dispatch(arguments: list[str]) -> int:
     if not arguments or arguments[0] not in JOBS or wants_help:
         # Jobs take any --key, which argparse can't: from it they have their help alone.
         options = _parser().parse_args([*arguments[:1], "--help"] if wants_help else arguments)
-        return _run_tool(options)
+        return run_tool(options)
 
     from bundle.overrides import UsageError
 
@@ -217,7 +207,7 @@ def _dispatch(arguments: list[str]) -> int:
 
 
 # ---------------------------------------------------------------------------------------------
-# Help, and the verbs that read no configuration
+# Help, and sweeps
 # ---------------------------------------------------------------------------------------------
 
 
@@ -241,93 +231,7 @@ def _parser() -> argparse.ArgumentParser:
             + _same_command(job),
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-    demo = verbs.add_parser("demo", help="make the demo cohort, and train nothing")
-    demo.add_argument("--folder", type=Path, default=DEMO_FOLDER, help="where (%(default)s)")
-    demo.add_argument(
-        "--age_effect",
-        type=float,
-        metavar="MM",
-        help="instead: a new cohort whose people have an age (participants.tsv) that moves their "
-        "anatomy by so many mm a standard deviation",
-    )
-    demo.add_argument("--subjects", type=int, default=12, help="with --age_effect (%(default)s)")
-    demo.add_argument(
-        "--size", type=int, default=64, help="voxels from left to right, likewise (%(default)s)"
-    )
-    density = verbs.add_parser(
-        "density", help="count tractograms into a density map, each streamline once per voxel"
-    )
-    density.add_argument(
-        "tractograms",
-        type=Path,
-        nargs="+",
-        metavar="TRACTOGRAM",
-        help=".trk, .tck, .trx, .vtk or .fib, packed with gzip or not",
-    )
-    density.add_argument(
-        "--reference", type=Path, required=True, help="image whose grid the map is counted on"
-    )
-    density.add_argument(
-        "--output", type=Path, required=True, help="the map to write, .nii or .nii.gz"
-    )
-    density.add_argument(
-        "--weights",
-        nargs="+",
-        default=[],
-        metavar="SOURCE",
-        help="one a tractogram: a text or .npy file of a number per streamline (tcksift2), or the "
-        "name of a per-streamline value that the tractogram brings",
-    )
-    density.add_argument(
-        "--vtk_space",
-        choices=("auto", "ras", "lps"),
-        default="auto",
-        help="world of the points in VTK files: auto takes what the title says, else LPS for .fib "
-        "and RAS for .vtk; dipy's .vtk are lps (%(default)s)",
-    )
-    density.add_argument(
-        "--ends", action="store_true", help="count only where streamlines begin and end"
-    )
-    pack = verbs.add_parser("pack", help="write the archive that the model zoo takes")
-    pack.add_argument(
-        "--ckpt_dir", type=Path, default=MODELS_FOLDER, help="of model.pt (%(default)s)"
-    )
-    pack.add_argument(
-        "--output", type=Path, default=Path(ARCHIVE), help="the zip file (%(default)s)"
-    )
-    pack.add_argument(
-        "--data_source", help="what the model was trained on, for the archive's metadata"
-    )
-    label = verbs.add_parser(
-        "label-check", help="run a packed bundle under MONAI Label and tell what was seen"
-    )
-    label.add_argument(
-        "--environment",
-        type=Path,
-        default=LABEL_ENVIRONMENT,
-        help="MONAI Label's own, made on first use (%(default)s)",
-    )
-    label.add_argument(
-        "--work", type=Path, help="empty folder to keep everything in (a temporary one, removed)"
-    )
-    label.add_argument(
-        "--archive", type=Path, help="what pack wrote (a tiny atlas, trained here); with --studies"
-    )
-    label.add_argument("--studies", type=Path, help="folder of maps that fit the archive's atlas")
-    docs = verbs.add_parser("settings-docs", help="write docs/settings.md from the schema")
-    docs.add_argument("--check", action="store_true", help="write nothing; fail if it is stale")
-    verbs.add_parser(
-        "sweep",
-        help="run a training over several values of its settings, and make one table",
-        usage=f"{PROGRAM} sweep JOB --KEY VALUE,VALUE ... [--KEY VALUE] ...",
-        description="Run JOB (such as train-affine) for every combination of the values that are "
-        "given with commas, each in a folder of its own below <output_dir>/sweep. The table is "
-        "printed and written to results.csv there. Started again, it goes on where it was.",
-    )
-    verify = verbs.add_parser(
-        "verify", help="recompute what a published atlas says of itself, and tell what differs"
-    )
-    verify.add_argument("atlas", type=Path, help="the published folder, with its atlas.json")
+    add_tools(verbs)
     return parser
 
 
@@ -349,93 +253,6 @@ def _exit_codes() -> str:
     codes[EXIT_INTERRUPTED] = "interrupted (Ctrl-C)"
     codes[EXIT_TERMINATED] = "terminated (SIGTERM)"
     return "exit codes:\n" + "\n".join(f"  {code:3d}  {codes[code]}" for code in sorted(codes))
-
-
-def _run_tool(options: argparse.Namespace) -> int:
-    if options.verb == "demo":
-        return _demo(options.folder, options.age_effect, options.subjects, options.size)
-    if options.verb == "density":
-        from bundle.density import write_map_of
-
-        print(write_map_of(options))
-        return 0
-    if options.verb == "verify":
-        from scripts.publishing.verification import verify_atlas
-
-        verification = verify_atlas(options.atlas)
-        print(verification.table())
-        verification.require()
-        return 0
-    if options.verb == "label-check":
-        return _check_label(options)
-    if options.verb == "pack":
-        return _pack(options.ckpt_dir, options.output, options.data_source)
-    return _write_settings_page(SETTINGS_PAGE, options.check)
-
-
-def _demo(folder: Path, age_effect: float | None, subjects: int, size: int) -> int:
-    from scripts.phantom import ensure_demo_cohort, write_demo_cohort
-
-    if age_effect is None:
-        print(ensure_demo_cohort(folder))
-        return 0
-    try:
-        shape = (size, size * 9 // 8, size)
-        print(write_demo_cohort(folder, subjects=subjects, shape=shape, age_effect=age_effect))
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_USAGE
-    return 0
-
-
-def _pack(ckpt_dir: Path, output: Path, data_source: str | None) -> int:
-    from bundle.packing import LARGE, pack
-
-    for name, size in pack(ROOT, ckpt_dir, output, data_source).items():
-        if size > LARGE:
-            print(
-                f"note: {name} has {size / 1e6:.0f} MB; the zoo takes files of more than "
-                f"{LARGE / 1e6:.0f} MB by their address in a large_files.yml",
-                file=sys.stderr,
-            )
-    print(output)
-    return 0
-
-
-def _check_label(options: argparse.Namespace) -> int:
-    import contextlib
-    import json
-    import tempfile
-
-    from bundle.monai_label.check import label_check
-    from bundle.monai_label.environment import LabelCheckError
-
-    try:
-        with contextlib.ExitStack() as stack:
-            work = options.work or Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            given = (options.archive, options.studies)
-            seen = label_check(ROOT, options.environment, work, *given)
-    except LabelCheckError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(json.dumps(seen, indent=1))
-    return 0
-
-
-def _write_settings_page(path: Path, check: bool) -> int:
-    from bundle.settings_docs import settings_page
-
-    page = settings_page()
-    if not check:
-        path.write_text(page, encoding="utf-8")
-        return 0
-    if path.is_file() and path.read_text(encoding="utf-8") == page:
-        return 0
-    print(
-        f"error: {path} differs from the schema; write it anew with {PROGRAM} settings-docs",
-        file=sys.stderr,
-    )
-    return 1
 
 
 def _sweep(arguments: Sequence[str]) -> int:
@@ -468,7 +285,9 @@ def _run_job(job: Job, arguments: Sequence[str]) -> int:
         parse_overrides,
         read_config,
     )
+    from scripts.settings.section import require_expressions
 
+    require_expressions()
     names, overrides = parse_overrides(arguments)
     if job is JOBS["register"] and "refine" in overrides:
         steps = overrides.pop("refine")

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import argparse
 import logging
-import math
 from pathlib import Path
 
 from tqdm import tqdm
 
 from scripts.cohort import count_density
 from scripts.errors import ConfigurationError
-from scripts.runtime.storage import check_space, check_writable
+from scripts.runtime.storage import check_writable
 from scripts.spatial.volumes import read_reference, write_density
 from scripts.tractograms import open_tractogram
 
@@ -36,7 +35,6 @@ def write_map_of(options: argparse.Namespace) -> str:
         raise ConfigurationError(f"--output {output}: must end with .nii or .nii.gz")
     check_writable(output.absolute().parent)
     grid = read_reference(options.reference)
-    check_space({output.absolute().parent: {"map": 4 * math.prod(grid.shape)}})
     counts = [open_tractogram(path, options.vtk_space).count for path in options.tractograms]
     known = [count for count in counts if count is not None]
     total = sum(known) if len(known) == len(counts) else None

@@ -1,4 +1,4 @@
-"""What a person typed, and the configuration that comes of it, without torch or monai.
+"""What a person typed, and the configuration that comes of it, mostly without torch or monai.
 
 MONAI reads the same files and overrides again when a job runs; here they are read early, so that a
 mistake is told at once instead of after its imports.
@@ -6,18 +6,19 @@ mistake is told at once instead of after its imports.
 
 from __future__ import annotations
 
-import ast
+import copy
 import difflib
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from fire.parser import DefaultParseValue
 
-from scripts.errors import ConfigurationError
+from scripts.errors import ConfigurationError, shown
+from scripts.runtime.error_report import find_user_error
+from scripts.runtime.input_files import FileError, read_text, say
+from scripts.runtime.plain_data import DEEPEST, parse_json, parse_yaml, require_depth
 from scripts.settings import BLOCKS
 from scripts.settings.atlas import LearnedAtlasConfig
 from scripts.settings.section import Section
@@ -45,15 +46,15 @@ MONAI_ARGUMENTS = frozenset(
 # No other setting's rule reads these, so that without them the rest can be judged.
 STANDALONE_SETTINGS = frozenset({"device", "dtype"})
 _UNRESOLVED = object()
+_LONGEST_CHAIN = 8  # of references; longer ones are a loop
 Settings = TypeVar("Settings", bound=Section)
-
-
-DEMO = "scripts.phantom.ensure_demo_cohort"
-"""What the shipped configuration names as its dataset; it needs no torch, so it can be called."""
 
 
 class UsageError(Exception):
     """The command line makes no sense; the message says what and why."""
+
+    def __str__(self) -> str:
+        return shown(super().__str__())
 
 
 # ---------------------------------------------------------------------------------------------
@@ -151,10 +152,12 @@ def read_config(files: Sequence[Path]) -> dict[str, Any]:
     merged: dict[str, Any] = {}
     for path in files:
         try:
-            text = path.read_text(encoding="utf-8")
-            content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-        except (OSError, ValueError, yaml.YAMLError) as error:
-            raise UsageError(f"{path} can't be read: {' '.join(str(error).split())}") from error
+            text = read_text(path)
+            content = parse_json(text) if path.suffix == ".json" else parse_yaml(text)
+        except FileError as error:
+            raise UsageError(str(error)) from error
+        except ValueError as error:
+            raise UsageError(f"{path} can't be read: {say(error)}") from error
         if not isinstance(content, dict):
             raise UsageError(f"{path} holds no mapping of keys")
         for key, value in content.items():
@@ -199,6 +202,7 @@ def apply_overrides(config: dict[str, Any], overrides: Mapping[str, Any]) -> dic
     """
     passed: dict[str, Any] = {}
     for key, value in overrides.items():
+        _require_shallow(key, value)
         parts = key.split("#")
         if parts[0] in MONAI_ARGUMENTS:
             passed[key] = value
@@ -214,6 +218,17 @@ def apply_overrides(config: dict[str, Any], overrides: Mapping[str, Any]) -> dic
             place = "#".join(parts[: depth + 1])
             passed[place] = _none_as_expression(_get(config, parts[: depth + 1]))
     return passed
+
+
+def _require_shallow(key: str, value: Any) -> None:
+    """Refuse what MONAI, which reads a configuration by recursion, couldn't read."""
+    try:
+        levels = key.count("#")
+        if levels > DEEPEST:
+            raise ValueError(f"leads {levels} levels deep, more than {DEEPEST}")
+        require_depth(value)
+    except ValueError as error:
+        raise UsageError(f"--{key[:100]}{'...' * (len(key) > 100)}: {error}") from None
 
 
 def _set(config: dict[str, Any], parts: Sequence[str], value: Any) -> int | None:
@@ -325,51 +340,45 @@ def _known_part(
 def known_path(config: Mapping[str, Any], key: str) -> str:
     """A top-level path of the configuration such as ``dataset_dir``.
 
+    MONAI is imported only where the path is an expression or a component.
+
     Raises:
-        UsageError: there is none, or it can't be told without MONAI.
+        UsageError: there is none, or its expression fails.
     """
     value = known_value(config, config.get(key))
-    if isinstance(value, Mapping) and value.get("_target_") == DEMO:
-        from scripts.phantom import ensure_demo_cohort
+    if value is _UNRESOLVED or isinstance(value, Mapping):
+        value = _evaluated(config, key)
+    if not isinstance(value, str | Path):
+        raise UsageError(f"the configuration has no {key}; give --{key} <folder>")
+    return str(value)
 
-        value = ensure_demo_cohort(known_value(config, value["folder"]))
-    if not isinstance(value, str):
-        raise UsageError(f"{key} can't be told from the configuration alone; give --{key} <folder>")
-    return value
+
+def _evaluated(config: Mapping[str, Any], key: str) -> Any:
+    """What MONAI makes of a top-level key."""
+    from monai.bundle import ConfigParser
+
+    try:
+        return ConfigParser(copy.deepcopy(dict(config))).get_parsed_content(key)
+    except Exception as error:  # whatever an expression may raise
+        if find_user_error(error) is not None:
+            raise
+        causes: list[BaseException] = [error]
+        while (cause := causes[-1].__cause__) is not None:
+            causes.append(cause)
+        reason = " ".join(str(causes[-1]).split())
+        raise UsageError(
+            f"{key} = {config[key]!r} can't be evaluated: {reason}; give --{key} <folder>"
+        ) from error
 
 
 def known_value(config: Mapping[str, Any], value: Any, depth: int = 0) -> Any:
-    """A value with references and plain expressions resolved, else the mark for "unknown".
-
-    Plain are names of top-level keys, constants, ``+`` and f-strings: what zoo configurations join
-    paths with. Anything else might need torch.
-    """
+    """A value, or what a reference to a top-level key leads to, else the mark for "unknown"."""
     if isinstance(value, list):
         entries = [known_value(config, entry, depth) for entry in value]
         return _UNRESOLVED if any(entry is _UNRESOLVED for entry in entries) else entries
     if not isinstance(value, str) or value[:1] not in ("$", "@", "%"):
         return value
-    references = re.fullmatch(r"@(\w+)", value)
-    if value[0] == "%" or depth > 8:
+    name = value[1:]
+    if value[0] != "@" or name not in config or depth > _LONGEST_CHAIN:
         return _UNRESOLVED
-    if references:
-        name = references.group(1)
-        return known_value(config, config[name], depth + 1) if name in config else _UNRESOLVED
-    if value[0] == "@":
-        return _UNRESOLVED
-    try:
-        tree = ast.parse(re.sub(r"@(\w+)", r"\1", value[1:]), mode="eval")
-    except (SyntaxError, ValueError, RecursionError, MemoryError):  # parser's words for "too deep"
-        return _UNRESOLVED
-    names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
-    plain = (ast.Expression, ast.Constant, ast.Name, ast.Load, ast.BinOp, ast.Add)
-    joined = (ast.JoinedStr, ast.FormattedValue)
-    if not all(isinstance(node, plain + joined) for node in ast.walk(tree)):
-        return _UNRESOLVED
-    scope = {name: known_value(config, config.get(name, _UNRESOLVED), depth + 1) for name in names}
-    if any(entry is _UNRESOLVED for entry in scope.values()):
-        return _UNRESOLVED
-    try:
-        return eval(compile(tree, "<config>", "eval"), {"__builtins__": {}}, scope)
-    except (TypeError, ValueError, ArithmeticError, MemoryError):
-        return _UNRESOLVED  # such as text + number: MONAI will report it in full
+    return known_value(config, config[name], depth + 1)

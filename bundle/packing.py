@@ -2,21 +2,36 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import re
 import zipfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
+from bundle.sharing import Shared, model_card, require_no_signs, shared_description
 from scripts.atlas.network import AtlasNetwork
 from scripts.atlas.published_model import published_network
-from scripts.runtime.storage import check_space, write_whole
+from scripts.errors import shown
+from scripts.networks.described import DescribedNetwork
+from scripts.runtime.inside import inside
+from scripts.runtime.storage import write_whole
 
-__all__ = ["LARGE", "NAME", "completed_metadata", "pack", "trained_config"]
+__all__ = [
+    "LARGE",
+    "NAME",
+    "Archive",
+    "completed_metadata",
+    "pack",
+    "packed",
+    "trained_config",
+]
 
 NAME = "tract_density_atlas"
 LARGE = 25_000_000
@@ -30,7 +45,71 @@ _SHIPPED = {
 }
 _METADATA = "configs/metadata.json"
 _TRAIN = "configs/train.yaml"
+_CARD = "docs/model_card.md"
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time that a zip file can tell
+
+
+@dataclass(frozen=True)
+class Archive:
+    """What travels.
+
+    Attributes:
+        contents: bytes of each file by its path below the archive's root folder, sorted.
+        left_out: what the model said of people and places, and doesn't in the archive.
+    """
+
+    contents: dict[str, bytes]
+    left_out: tuple[str, ...]
+
+    def table(self) -> str:
+        """Size and name of each file, and what was left out, as lines of text."""
+        lines = [f"{len(data):12,d}  {shown(name)}" for name, data in self.contents.items()]
+        lines.append(f"{sum(map(len, self.contents.values())):12,d}  bytes in all")
+        lines += [f"left out of models/model.pt: {shown(what)}" for what in self.left_out]
+        return "\n".join(lines)
+
+
+def packed(root: Path, ckpt_dir: Path, data_source: str | None = None) -> Archive:
+    """The archive's files; nothing is written.
+
+    The model's description travels without what it says of people and of the trainer's machine,
+    see `shared_description`; ``docs/model_card.md`` says what is left.
+
+    Args:
+        root: of the bundle.
+        ckpt_dir: holds ``model.pt``.
+        data_source: what the model was trained on, in words; None: as configs/metadata.json says.
+
+    Raises:
+        CheckpointError: there is no ``model.pt``, it isn't one of this bundle's, or says what can
+            be neither packed nor left out.
+        CohortError: a link in the bundle leads out of it.
+    """
+    model = ckpt_dir / "model.pt"
+    network = published_network(model)
+    if data_source is not None:
+        require_no_signs("--data_source", data_source)
+    shared = shared_description(model, network.description)
+    metadata = json.loads((root / _METADATA).read_text(encoding="utf-8"))
+    metadata = completed_metadata(metadata, network, data_source)
+    contents = {name: inside(root, name).read_bytes() for name in _shipped(root)}
+    train = contents[_TRAIN].decode()
+    contents[_TRAIN] = trained_config(train, shared.description["settings"]).encode()
+    contents[_METADATA] = (json.dumps(metadata, indent=4, ensure_ascii=False) + "\n").encode()
+    contents[_CARD] = model_card(network, shared, metadata["data_source"]).encode()
+    contents["models/model.pt"] = _model_bytes(model, network, shared)
+    return Archive(dict(sorted(contents.items())), shared.left_out)
+
+
+def _model_bytes(model: Path, network: AtlasNetwork, shared: Shared) -> bytes:
+    """The model's file, or one of the same weights whose description is the shared one."""
+    if shared.description == network.description:
+        return model.read_bytes()
+    state = dict(network.state_dict())
+    state["described"] = DescribedNetwork(shared.description).described
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return buffer.getvalue()
 
 
 def pack(
@@ -42,34 +121,24 @@ def pack(
         root: of the bundle.
         ckpt_dir: holds ``model.pt``.
         output: the zip file.
-        data_source: what the model was trained on, in words; None: as configs/metadata.json says.
+        data_source: see `packed`.
 
     Returns:
         size in bytes of each file in the archive, by its path below the archive's root folder.
 
     Raises:
-        CheckpointError: there is no ``model.pt``, or it isn't one of this bundle's.
+        CheckpointError: see `packed`.
         StorageError: the archive can't be written.
     """
-    model = ckpt_dir / "model.pt"
-    network = published_network(model)
-    metadata = json.loads((root / _METADATA).read_text(encoding="utf-8"))
-    metadata = completed_metadata(metadata, network, data_source)
-    contents = {name: (root / name).read_bytes() for name in _shipped(root)}
-    train = contents[_TRAIN].decode()
-    contents[_TRAIN] = trained_config(train, network.description["settings"]).encode()
-    contents[_METADATA] = (json.dumps(metadata, indent=4, ensure_ascii=False) + "\n").encode()
-    contents["models/model.pt"] = model.read_bytes()
-    room = sum(map(len, contents.values()))
-    check_space({output.absolute().parent: {"archive": room}})
+    contents = packed(root, ckpt_dir, data_source).contents
     with write_whole(output) as staged, zipfile.ZipFile(staged, "w") as archive:
-        for name in sorted(contents):
+        for name, data in contents.items():
             entry = zipfile.ZipInfo(f"{NAME}/{name}", date_time=_EPOCH)
             entry.compress_type = zipfile.ZIP_DEFLATED
             entry.create_system = 3  # Unix, on whatever system this runs
             entry.external_attr = 0o100644 << 16
-            archive.writestr(entry, contents[name])
-    return {name: len(contents[name]) for name in sorted(contents)}
+            archive.writestr(entry, data)
+    return {name: len(data) for name, data in contents.items()}
 
 
 def _shipped(root: Path) -> Iterator[str]:
@@ -78,7 +147,7 @@ def _shipped(root: Path) -> Iterator[str]:
         for path in (root / folder).rglob("*"):
             name = path.relative_to(root)
             hidden = any(part.startswith((".", "__pycache__")) for part in name.parts)
-            if path.is_file() and path.suffix in suffixes and not hidden:
+            if (path.is_file() or path.is_symlink()) and path.suffix in suffixes and not hidden:
                 yield name.as_posix()
 
 

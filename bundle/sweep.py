@@ -8,7 +8,6 @@ combination runs as a job of its own, in a folder of its own below ``<output_dir
 
 from __future__ import annotations
 
-import csv
 import itertools
 import json
 import os
@@ -21,10 +20,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bundle.overrides import UsageError, apply_overrides, known_value, parse_overrides, read_config
-from scripts.errors import StorageError, TrainingError
+from bundle.overrides import UsageError, apply_overrides, known_path, parse_overrides, read_config
+from scripts.errors import StorageError, TrainingError, shown
+from scripts.runtime.input_files import FileError, read_json, say
 from scripts.runtime.lock import locked_folders
 from scripts.runtime.storage import write_whole
+from scripts.runtime.tables import write_table
 
 __all__ = ["SweepRun", "planned_runs", "sweep", "table_of"]
 
@@ -113,12 +114,9 @@ def sweep(
     if overrides.keys() & {"output_dir", "ckpt_dir"} & {k for r in runs for k in r.varied}:
         raise UsageError("every run has folders of its own: output_dir and ckpt_dir can't vary")
     apply_overrides(config, dict(runs[0].overrides))  # an unknown key is told before the first run
-    output = known_value(
-        {"bundle_root": str(home or root), **_root(config, root)}, config["output_dir"]
-    )
-    if not isinstance(output, str):
-        raise UsageError("output_dir can't be told from the configuration; give --output_dir")
-    folder = Path(output).absolute() / "sweep"
+    if config.get("bundle_root") in (None, "."):
+        config["bundle_root"] = str(home or root)
+    folder = Path(known_path(config, "output_dir")).absolute() / "sweep"
     with locked_folders(folder):
         rows = _all_runs(verb, runs, folder, root)
     print(table_of(rows))
@@ -128,11 +126,6 @@ def sweep(
             f"{len(failed)} of {len(runs)} runs failed: {', '.join(failed)}; the others are in "
             f"{folder / 'results.csv'}, each run's output in its log.txt"
         )
-
-
-def _root(config: Mapping[str, Any], root: Path) -> dict[str, Any]:
-    given = config.get("bundle_root")
-    return {} if given in (None, ".") else {"bundle_root": given}
 
 
 def _all_runs(
@@ -188,7 +181,7 @@ def _run(verb: str, run: SweepRun, place: Path, root: Path) -> tuple[str, float]
         lines = [line for line in log.read_text(encoding="utf-8").splitlines() if line.strip()]
         reason = next((line for line in reversed(lines) if line.startswith("error: ")), "")
         if reason:
-            print(f"  {reason}")
+            print(f"  {shown(reason)}")
         return f"failed ({code})", seconds
     with write_whole(place / RECORD) as path:
         path.write_text(json.dumps({"overrides": run.overrides, "seconds": round(seconds, 1)}))
@@ -197,8 +190,8 @@ def _run(verb: str, run: SweepRun, place: Path, root: Path) -> tuple[str, float]
 
 def _record(place: Path) -> dict[str, Any] | None:
     try:
-        found = json.loads((place / RECORD).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        found = read_json(place / RECORD)
+    except (FileError, ValueError):
         return None
     return found if isinstance(found, dict) and {"overrides", "seconds"} <= set(found) else None
 
@@ -208,10 +201,16 @@ def _metrics(place: Path) -> dict[str, str]:
     reports = sorted(place.glob("*/result.json"))
     if not reports:
         return {}
-    report = json.loads(reports[0].read_text(encoding="utf-8"))
-    found = report["metrics"] or {f"training_{k}": v for k, v in report["loss"].items()}
-    order = sorted(found, key=lambda name: (name not in _FIRST, list(found).index(name)))
-    return {name: f"{found[name]:.4g}" for name in order}
+    try:
+        report = read_json(reports[0])
+        found = report["metrics"] or {f"training_{k}": v for k, v in report["loss"].items()}
+        numbers = {str(name): f"{float(value):.4g}" for name, value in found.items()}
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        raise TrainingError(
+            f"{reports[0]}: is not the report of a training ({say(error)}); delete its folder and "
+            "start the sweep again"
+        ) from error
+    return {name: numbers[name] for name in sorted(numbers, key=lambda n: n not in _FIRST)}
 
 
 def _columns(rows: Sequence[Mapping[str, str]]) -> list[str]:
@@ -221,15 +220,16 @@ def _columns(rows: Sequence[Mapping[str, str]]) -> list[str]:
 
 def _write_table(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
     with write_whole(path) as staged, staged.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, _columns(rows), restval="")
-        writer.writeheader()
-        writer.writerows(rows)
+        write_table(file, _columns(rows), rows)
 
 
 def table_of(rows: Sequence[Mapping[str, str]]) -> str:
     """The rows as lines of text in columns."""
     columns = [name for name in _columns(rows) if name != "run"]
-    lines = [columns, *([row.get(name, "") for name in columns] for row in rows)]
+    lines = [
+        [shown(cell) for cell in line]
+        for line in (columns, *([row.get(name, "") for name in columns] for row in rows))
+    ]
     widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()

@@ -25,6 +25,10 @@ from typing import BinaryIO
 
 ROOT = Path(__file__).resolve().parent.parent
 TORCH = "2.13.0"
+WAITING = "import os; os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')"
+"""Run at each start of the environment's Python, so that MONAI's own command waits passively, too:
+threads that spin while they wait take the time of those that compute (bundle/bench/busy_cores.py).
+"""
 REQUIREMENTS = ("requirements.txt", "requirements-dev.txt")
 LOCKS = ("requirements.lock", "requirements-dev.lock")
 """The same versions with the SHA-256 of every file of each release; made of REQUIREMENTS."""
@@ -92,6 +96,7 @@ class Environment:
         digest = hashlib.sha256()
         digest.update(f"{sys.version_info[:2]} {platform.machine()}".encode())
         digest.update(" ".join(torch_candidates(self.driver)).encode())
+        digest.update(WAITING.encode())
         for name in (*REQUIREMENTS, *LOCKS):
             try:
                 digest.update(b"\0" + (self.root / name).read_bytes())
@@ -149,6 +154,8 @@ class Environment:
             self.pip(lock, [last]) != 0
         ):
             raise SetupError(f"pip could not install {last}")
+        for packages in self.folder.glob("lib/python*/site-packages"):
+            (packages / "passive_waiting.pth").write_text(WAITING + "\n", encoding="utf-8")
 
     def pip(
         self, lock: int, arguments: Sequence[str], quiet: bool = False, pinned: bool = True

@@ -11,13 +11,14 @@ quick.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from scripts.engines.given import given
 from scripts.runtime.error_report import find_user_error
 
 if TYPE_CHECKING:
@@ -127,7 +128,7 @@ def learn_atlas(
         job = _config("train.yaml", values, "learned_atlas", block)
     else:
         job = _config("train.yaml", values, "learned_atlas", block)
-        job["train"]["dataset"]["data"] = _given([{"image": path} for path in source])
+        job["train"]["dataset"]["data"] = given([{"image": path} for path in source])
     return output / str(_run(job, "training", "$@settings.output_subdir"))
 
 
@@ -647,11 +648,12 @@ def _write(path: Path, image: np.ndarray, affine: np.ndarray | None) -> None:
     import nibabel as nib
 
     from scripts.runtime.storage import check_writable
+    from scripts.spatial.image_files import write_nifti
 
     matrix = _affine(path.name, affine)
     check_writable(path.parent)
     path.parent.mkdir(parents=True, exist_ok=True)
-    nib.save(nib.Nifti1Image(np.asarray(image, dtype=np.float32), matrix), str(path))
+    write_nifti(path, nib.Nifti1Image(np.asarray(image, dtype=np.float32), matrix))
 
 
 def _as_cohort(
@@ -694,18 +696,13 @@ def _as_cohort(
     return str(folder), {**block, "cohort": cohort}
 
 
-def _given(value: Any) -> dict[str, Callable[[], Any]]:
-    """A value for a configuration that stays what it is, a text with ``$`` or ``@`` included."""
-    return {"_target_": lambda: value}
-
-
 def _config(name: str, values: Mapping[str, Any], block: str, settings: Settings) -> dict[str, Any]:
     """A shipped configuration with the caller's values and settings in it, as objects."""
     from monai.bundle import ConfigParser
 
     config = ConfigParser.load_config_file(str(_CONFIGS / name))
     for key, value in values.items():
-        config[key] = _given(value)
+        config[key] = given(value)
     _lay_over(config[block], settings)
     return config
 
@@ -717,7 +714,7 @@ def _lay_over(section: dict[str, Any], settings: Settings) -> None:
                 section[key] = {}
             _lay_over(section[key], value)
         else:
-            section[key] = _given(value)
+            section[key] = given(value)
 
 
 def _run(config: dict[str, Any], run_id: str, asked: str | None = None) -> Any:

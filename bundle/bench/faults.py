@@ -21,29 +21,24 @@ kept to be looked at.
 from __future__ import annotations
 
 import argparse
-import atexit
 import gzip
 import hashlib
 import json
-import os
 import shutil
 import signal
 import sys
 import tempfile
-import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import nibabel as nib
 import numpy as np
 import torch
 
 from bundle import cli
+from bundle.bench.forked_jobs import Ended, Moment, in_process
 from scripts.atlas.published_model import published_network
 from scripts.networks.described import weights_identity
 
@@ -64,9 +59,6 @@ TINY = (
     "--learned_atlas#refine#network_epochs=2",
 )
 COHORT_ONLY = TINY[2:4]
-_FILE_EVENTS = frozenset(
-    ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.link", "os.truncate")
-)
 
 
 def write_cohort(folder: Path, subjects: int = SUBJECTS, shape: Sequence[int] = SHAPE) -> Path:
@@ -83,137 +75,6 @@ def write_cohort(folder: Path, subjects: int = SUBJECTS, shape: Sequence[int] = 
         path = folder / f"sub-{index + 1:04d}.nii.gz"
         nib.save(nib.Nifti1Image(density, np.diag([2.0, 2.0, 2.0, 1.0])), path)
     return folder
-
-
-# ---------------------------------------------------------------------------------------------
-# A job in a process of its own
-# ---------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Moment:
-    """When a process gets its signal: after some seconds, or before its n-th file operation."""
-
-    signum: signal.Signals
-    seconds: float | None = None
-    operation: int | None = None
-
-    def __str__(self) -> str:
-        when = f"{self.seconds:.3f} s" if self.seconds is not None else f"file {self.operation}"
-        return f"{self.signum.name} at {when}"
-
-
-@dataclass(frozen=True)
-class Ended:
-    """How a process ended.
-
-    Attributes:
-        status: exit status, negative for a signal.
-        seconds: how long it ran.
-        operations: on files, as far as it came; None where they weren't counted to the end.
-        said: its output.
-        peak_mb: the most memory that it held (with what it shares with its parent).
-    """
-
-    status: int
-    seconds: float
-    operations: int | None
-    said: str
-    peak_mb: float
-
-
-def in_process(
-    words: Sequence[str],
-    folder: Path,
-    moment: Moment | None = None,
-    unchecked: bool = False,
-    watch: Callable[[int], None] | None = None,
-) -> Ended:
-    """Run ``python -m bundle <words>`` in a forked process, and kill it if a moment is given.
-
-    Args:
-        words: of the command line.
-        folder: file operations below it are counted; its log goes beside it.
-        moment: of the signal.
-        unchecked: believe that there is room on every disk.
-        watch: called with the process's number in a thread, once it runs.
-    """
-    log, count = folder.with_suffix(".log"), folder.with_suffix(".count")
-    count.unlink(missing_ok=True)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    child = os.fork()
-    if child == 0:
-        if unchecked:
-            shutil.disk_usage = lambda path: shutil._ntuple_diskusage(1 << 60, 0, 1 << 60)
-        _as_child(words, folder, moment, log, count)
-    started = time.monotonic()
-    timer = None
-    if moment is not None and moment.seconds is not None:
-        timer = threading.Timer(moment.seconds, _signal, (child, moment.signum))
-        timer.start()
-    if watch is not None:
-        threading.Thread(target=watch, args=(child,)).start()
-    _, status, usage = os.wait4(child, 0)
-    seconds = time.monotonic() - started
-    if timer is not None:
-        timer.cancel()
-        timer.join()
-    operations = int(count.read_text()) if count.exists() else None
-    said = log.read_text(errors="replace")
-    return Ended(
-        os.waitstatus_to_exitcode(status), seconds, operations, said, usage.ru_maxrss / 1024
-    )
-
-
-def _signal(process: int, signum: int) -> None:
-    with suppress(ProcessLookupError):  # it was quicker
-        os.kill(process, signum)
-
-
-def _as_child(
-    words: Sequence[str], folder: Path, moment: Moment | None, log: Path, count: Path
-) -> None:
-    """Be the command, and never return."""
-    status = 1
-    try:
-        handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
-        os.dup2(handle, 1)
-        os.dup2(handle, 2)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        counter = _Operations(str(folder), moment)
-        sys.addaudithook(counter)
-        status = cli.run(list(words))
-        counter.moment = None
-        count.write_text(str(counter.seen))
-    except SystemExit as end:
-        status = end.code if isinstance(end.code, int) else 1
-    except BaseException:
-        sys.excepthook(*sys.exc_info())
-    finally:
-        # What an interpreter does at its end, without going back into the parent's frames.
-        try:
-            atexit._run_exitfuncs()
-            sys.stdout.flush()
-            sys.stderr.flush()
-        finally:
-            os._exit(status)
-
-
-class _Operations:
-    """Counts what a process does to files below a folder, and sends it its signal."""
-
-    def __init__(self, below: str, moment: Moment | None) -> None:
-        self.below = below
-        self.moment = moment
-        self.seen = 0
-
-    def __call__(self, event: str, arguments: tuple[Any, ...]) -> None:
-        if event not in _FILE_EVENTS or not str(arguments[0]).startswith(self.below):
-            return
-        self.seen += 1
-        if self.moment is not None and self.seen == self.moment.operation:
-            os.kill(os.getpid(), self.moment.signum)
 
 
 # ---------------------------------------------------------------------------------------------

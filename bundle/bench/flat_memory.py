@@ -22,7 +22,8 @@ from typing import Any
 
 import torch
 
-from bundle.bench.faults import SHAPE, SUBJECTS, WORKS, in_process, write_cohort
+from bundle.bench.faults import SHAPE, SUBJECTS, WORKS, write_cohort
+from bundle.bench.forked_jobs import in_process
 
 JOBS = ("average", "register", "export")
 _EVERY = 1.0  # seconds

@@ -22,7 +22,8 @@ from pathlib import Path
 
 import torch
 
-from bundle.bench.faults import WORKS, Ended, Work, content, in_process, opens, write_cohort
+from bundle.bench.faults import WORKS, Work, content, opens, write_cohort
+from bundle.bench.forked_jobs import Ended, in_process
 
 FINE, CHECKPOINT, STORAGE = 0, 6, 7
 SIZES_KB = (32, 100, 200, 400, 600, 900)

@@ -11,7 +11,8 @@ from typing import Any
 from scripts.errors import CohortError, ConfigurationError
 from scripts.publishing.published_atlas import open_atlas, sha256_of
 from scripts.runtime.input_files import FileError, read_json
-from scripts.runtime.storage import check_space, check_writable, publish_folder
+from scripts.runtime.inside import inside
+from scripts.runtime.storage import check_writable, publish_folder
 from scripts.settings.applications import AtlasToPatientConfig
 from scripts.settings.transforms import TransformEntry
 from scripts.spatial.fields import field_names
@@ -22,7 +23,7 @@ from scripts.spatial.transform_files import (
     require_fields_cover,
 )
 from scripts.spatial.transforms import FieldTransform, resample
-from scripts.spatial.volumes import read_grid, read_volume, voxels_of, write_map
+from scripts.spatial.volumes import read_grid, read_volume, write_map
 
 __all__ = ["CARRIED_FOLDER", "AtlasCarrier"]
 
@@ -75,6 +76,8 @@ class AtlasCarrier:
         self.output_dir = Path(output_dir)
         self._check_space()
         self.ways = [self._way(patient) for patient in settings.patients or self.atlas.subjects]
+        for way in self.ways:
+            inside(self.output_dir, way.patient, kind="folder")  # or it would be written elsewhere
 
     def run(self) -> None:
         """Carry the maps to every patient.
@@ -83,7 +86,6 @@ class AtlasCarrier:
             CohortError: a file can't be read, or a patient's grid sees nothing of the atlas.
             StorageError: a folder can't be written.
         """
-        self._check_room()
         for way in self.ways:
             self._carry(way)
         logger.info("atlas carried to %d patients, in %s", len(self.ways), self.output_dir)
@@ -122,8 +124,8 @@ class AtlasCarrier:
             raise CohortError(f"patient {patient}: there is no reference image {image}")
         if image is None and files and not files[0].is_field:
             raise CohortError(
-                f"patient {patient}: the first transform is no field image that has a grid; name an "
-                "image that has with --atlas_to_patient#reference"
+                f"patient {patient}: the first transform is no field with a grid; name an image that "
+                "has one with --atlas_to_patient#reference"
             )
         self.atlas.maps(template)
         return _Way(patient, template, files, image)
@@ -140,10 +142,10 @@ class AtlasCarrier:
                 )
             return (), 1
         name = field_names(patient)[1]
-        field = self.atlas.folder / "fields" / name
+        field = inside(self.atlas.folder, f"fields/{name}")
         if known and field.is_file():
             return (TransformFile(field),), self.atlas.home(patient)
-        field = self.registered / patient / name
+        field = inside(self.registered, f"{patient}/{name}")
         if field.is_file():
             return (TransformFile(field),), self._registered_to(field.with_name(
                 "registration.json"
@@ -161,7 +163,7 @@ class AtlasCarrier:
 
     def _registered_to(self, report: Path) -> int:
         try:
-            about = read_json(report)
+            about = read_json(inside(report.parent, report.name))
             weights, template = about["weights"], int(about["template"])
         except (FileError, ValueError, KeyError, TypeError) as error:
             raise CohortError(f"{report}: can't tell which atlas its field leads to") from error
@@ -178,16 +180,6 @@ class AtlasCarrier:
                 f"{self.atlas.folder}; register the patient again"
             )
         return template
-
-    def _check_room(self) -> None:
-        maps = 0
-        for way in self.ways:
-            paths = self.atlas.maps(way.template)
-            # As `_carry` finds the grid: the reference's, a field's, or the atlas's own.
-            wanted = way.reference or next((file.path for file in way.files), paths["mean"])
-            voxels, _ = voxels_of(wanted)
-            maps += 4 * voxels * sum(voxels_of(path)[1] for path in paths.values())
-        check_space({self.output_dir: {"maps": maps}})
 
     def _carry(self, way: _Way) -> None:
         transforms = [read_transform(file) for file in way.files]

@@ -20,6 +20,7 @@ from scripts.cohort.density import subject_density
 from scripts.errors import CohortError
 from scripts.publishing.published_atlas import sha256_of
 from scripts.runtime.input_files import read_json
+from scripts.runtime.inside import inside
 from scripts.runtime.progress import progress_bar
 from scripts.spatial.fields import field_names
 from scripts.spatial.grid import Grid
@@ -139,14 +140,13 @@ def _read(name: str, folder: Path) -> tuple[_Passage, str, dict[str, str]]:
             f"with python -m bundle carry, {_ADVICE}"
         )
     try:
-        about = read_json(path)
+        about = read_json(inside(folder, path.name))
         atlas, maps = str(about["atlas"]["folder"]), dict(about["atlas"]["maps"])
         template = int(about["atlas"]["template"])
-        there = [
-            (TransformFile.of_dict(one), str(one["sha256"]))
-            for one in about["transforms"]
-        ]
-    except (ValueError, KeyError, TypeError) as error:
+        there = [(TransformFile.of_dict(one), str(one["sha256"])) for one in about["transforms"]]
+        if any("\0" in text for text in (atlas, *(str(file.path) for file, _ in there))):
+            raise ValueError("a path holds a zero byte")
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise CohortError(f"{path}: can't tell how the atlas got there") from error
     for file, expected in there:
         if not file.path.is_file() or sha256_of(file.path) != expected:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import logging
 from pathlib import Path
@@ -25,8 +24,10 @@ from scripts.metrics.similarity import (
     present,
 )
 from scripts.publishing.published_atlas import sha256_of
+from scripts.runtime.inside import inside
 from scripts.runtime.progress import progress_bar
-from scripts.runtime.storage import check_space, publish_folder
+from scripts.runtime.storage import publish_folder
+from scripts.runtime.tables import write_table
 from scripts.settings.applications import TractSimilarityConfig
 from scripts.spatial.volumes import read_grid, read_volume
 
@@ -34,7 +35,6 @@ __all__ = ["SWEEP", "TractSimilarity", "similarity"]
 
 logger = logging.getLogger(__name__)
 
-_TRACT, _PLOT = 20_000, 2_000_000  # bytes: what is told of a tract; the picture
 
 SWEEP = tuple(round(0.05 + 0.025 * step, 3) for step in range(19))
 """Thresholds of the sweep, fractions of the maximum: 0.05 to 0.50."""
@@ -109,8 +109,6 @@ class TractSimilarity:
             CohortError: an atlas has other channels than its subject, or shares no voxel with it.
             StorageError: the folder can't be written; an earlier one stays.
         """
-        tables = _TRACT * self.channels * len(self.cohort.subjects)
-        check_space({self.folder: {"tables": tables, "plot": _PLOT}})
         rows: list[dict[str, Any]] = []
         sweep: dict[str, list[float]] = {}
         if self.others is not None:
@@ -152,9 +150,7 @@ class TractSimilarity:
                 _write_json(staging / subject.name / "metrics.json", report)
                 bar.update()
             with (staging / "cohort.csv").open("w", newline="", encoding="utf-8") as file:
-                table = csv.DictWriter(file, list(rows[0]))
-                table.writeheader()
-                table.writerows(rows)
+                write_table(file, list(rows[0]), rows)
             mean = np.mean(list(sweep.values()), axis=0)
             best = int(mean.argmax())
             summary = {
@@ -200,7 +196,7 @@ class TractSimilarity:
         return self.cohort.tracts[channel] if self.cohort.tracts else ""
 
     def _atlas_file(self, subject: str) -> Path:
-        return self.carried / subject / CARRIED_FOLDER / "atlas_mean.nii.gz"
+        return inside(self.carried, f"{subject}/{CARRIED_FOLDER}/atlas_mean.nii.gz")
 
     def _check_grid(self, subject: str) -> None:
         """Refuse an atlas on another grid before anything is computed."""

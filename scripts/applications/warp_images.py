@@ -7,7 +7,7 @@ import logging
 from pathlib import Path
 
 from scripts.errors import CohortError
-from scripts.runtime.storage import check_space, check_writable, file_hash, publish_folder
+from scripts.runtime.storage import check_writable, file_hash, publish_folder
 from scripts.settings.warp import WarpConfig
 from scripts.spatial.transform_files import (
     TransformFile,
@@ -19,7 +19,6 @@ from scripts.spatial.volumes import (
     read_grid,
     read_labels,
     read_volume,
-    voxels_of,
     write_labels,
     write_map,
     written_name,
@@ -64,18 +63,9 @@ class ImageWarper:
             CohortError: a file can't be read, or nothing of an image lies on the reference.
             StorageError: something can't be written.
         """
-        self._check_space()
         for subject in self.settings.subjects:
             self._warp(subject)
         logger.info("%d images warped, in %s", len(self.settings.subjects), self.output_dir)
-
-    def _check_space(self) -> None:
-        images = 0
-        for subject in self.settings.subjects:
-            image, reference, _ = self._files(subject)
-            # A label's type may have 8 bytes, floats have 4.
-            images += 8 * voxels_of(reference)[0] * voxels_of(image)[1]
-        check_space({self.output_dir: {"images": images}})
 
     def _warp(self, subject: str) -> None:
         image, reference, files = self._files(subject)

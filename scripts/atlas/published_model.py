@@ -270,7 +270,7 @@ def published_settings(network: AtlasNetwork, asked: LearnedAtlasConfig) -> Lear
             )
         place[key] = value
     if contradictions:
-        raise CheckpointError("\n".join(contradictions))
+        raise CheckpointError(*contradictions)
     settings["device"] = asked.device
     return LearnedAtlasConfig.load(settings)
 

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import math
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,11 +11,10 @@ import numpy as np
 
 from scripts.cohort import Cohort, read_cohort
 from scripts.cohort.density import subject_density
-from scripts.publishing.provenance import code_identity, description_hash, versions_here
-from scripts.publishing.sidecars import describe_atlas
+from scripts.publishing.description import description, write_description
 from scripts.publishing.statistics import DensityStatistics
 from scripts.runtime.lock import locked_folders
-from scripts.runtime.storage import check_space, check_writable, file_hash, publish_folder
+from scripts.runtime.storage import check_writable, file_hash, publish_folder
 from scripts.settings.atlas import LearnedAtlasConfig
 from scripts.spatial.volumes import write_map
 
@@ -40,19 +36,12 @@ def open_averaged_cohort(
         written: folders that the run will write to; none is made here.
 
     Raises:
-        StorageError: if something that is no writable folder stands in the way of ``written``, or
-            there isn't room there.
+        StorageError: if something that is no writable folder stands in the way of ``written``.
         CohortError: see `read_cohort`.
     """
     for folder in written:
         check_writable(folder)
-    cohort = read_cohort(dataset_dir, settings.cohort_request())
-    # Float32 that gzip couldn't compress at all, over the box: outside of it maps are 0.
-    voxels = settings.model.channels * math.prod(cohort.crop.shape)
-    maps = 4 * len(settings.emit_baseline_maps) * voxels
-    for folder in written:
-        check_space({Path(folder): {"maps": maps}})
-    return cohort
+    return read_cohort(dataset_dir, settings.cohort_request())
 
 
 class AveragingAtlas:
@@ -102,14 +91,7 @@ class AveragingAtlas:
                 write_map(path, crop.paste(maps[name], grid.shape), grid)
                 hashes[path.name] = file_hash(path)
             about = self._description(hashes)
-            describe_atlas(staging, about)
-            about["files"] = {
-                path.relative_to(staging).as_posix(): file_hash(path)
-                for path in sorted(staging.rglob("*"))
-                if path.is_file()
-            }
-            about["description_sha256"] = description_hash(about)
-            (staging / "atlas.json").write_text(json.dumps(about, indent=1) + "\n", "utf-8")
+            write_description(staging, about)
         logger.info(
             "%s atlas of %d subjects published in %s",
             self.kind,
@@ -129,18 +111,5 @@ class AveragingAtlas:
 
     def _description(self, hashes: dict[str, str]) -> dict[str, Any]:
         """``atlas.json``: enough to check what made these maps."""
-        return {
-            "name": "tract_density_atlas",
-            "kind": self.kind,
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "training_space": self.settings.training_space,
-            "normalisation": self.cohort.normalisation,
-            "presence_value": self.settings.presence_value,
-            "cov_mean_threshold_pct": self.settings.cov_mean_threshold_pct,
-            "n_subjects": len(self.cohort.subjects),
-            "cohort": self.cohort.as_dict(),
-            "maps": hashes,
-            "settings": self.settings.as_dict(),
-            "code": code_identity(),
-            "versions": versions_here("nibabel", "numpy"),
-        }
+        packages = ("nibabel", "numpy")
+        return description(self.kind, self.cohort, self.settings, {"maps": hashes}, packages)

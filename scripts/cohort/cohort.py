@@ -15,6 +15,7 @@ import numpy as np
 from scripts.cohort.covariates import CovariateCoding
 from scripts.cohort.patterns import Rejection
 from scripts.cohort.tractogram_maps import CountedMap
+from scripts.errors import shown
 from scripts.spatial.grid import CropBox, Grid, StorageOrder
 
 __all__ = ["Cohort", "DensityMap", "NewSubjects", "Subject"]
@@ -206,9 +207,11 @@ def subjects_table(
     without_map: Sequence[str],
     pattern: str,
 ) -> str:
-    lines = [f"{len(subjects)} subjects found, {len(rejected)} rejected (maps at {pattern})"]
+    count = f"{len(subjects)} subjects found, {len(rejected)} rejected"
+    lines = [f"{count} (maps at {shown(pattern)})"]
     rows = [(one.name, "found", ", ".join(part.origin for part in one.maps)) for one in subjects]
     rows += [(one.subject, "rejected", f"{one.path}: {one.reason}") for one in rejected]
+    rows = [(shown(name), status, shown(text)) for name, status, text in rows]
     width = max((len(name) for name, _, _ in rows), default=0)
     lines += [f"  {name:<{width}}  {status:<8}  {text}" for name, status, text in sorted(rows)]
     if without_map:
@@ -218,4 +221,4 @@ def subjects_table(
 
 def some_of(names: Sequence[str], most: int = 20) -> str:
     more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+    return ", ".join(map(shown, names[:most])) + more

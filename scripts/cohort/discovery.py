@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from scripts.cohort.patterns import (
     Match,
     Rejection,
     Scan,
+    file_name_key,
     match_tail,
     printable,
     same_name,
@@ -116,11 +117,10 @@ def find_subjects(dataset_dir: Path, search: SubjectSearch) -> Discovery:
 
     rejected = [one for one in scan.unreadable if same_name(one.subject) not in left_out]
     unreadable = {one.subject for one in rejected}
-    for name in sorted({match.subject for match in matches}):
-        reason = unfit_name(name, outputs)
-        if reason is not None:
-            unreadable.add(name)
-            rejected.append(Rejection(printable(name), printable(str(dataset_dir)), reason))
+    unfit = _unfit({match.subject for match in matches}, outputs)
+    unreadable |= unfit.keys()
+    for name, reason in unfit.items():
+        rejected.append(Rejection(printable(name), printable(str(dataset_dir)), reason))
     matches = [match for match in matches if match.subject not in unreadable]
 
     found = {same_name(match.subject) for match in matches}
@@ -163,9 +163,43 @@ def candidates_from_files(files: Sequence[Path], search: SubjectSearch) -> Disco
         ConfigurationError: tracts, channels and the files don't go together.
     """
     matches = [match_tail(file.absolute(), search) for file in files]
+    unfit = _unfit({match.subject for match in matches}, OUTPUT_FOLDERS)
+    rejected = [
+        Rejection(printable(match.subject), printable(str(match.path)), unfit[match.subject])
+        for match in matches
+        if match.subject in unfit
+    ]
+    matches = [match for match in matches if match.subject not in unfit]
     tracts = _tracts(matches, search)
     candidates, incomplete = _group(matches, tracts, search)
-    return Discovery(candidates, tuple(incomplete), (), ONE_BY_ONE, tracts)
+    return Discovery(candidates, tuple(rejected + incomplete), (), ONE_BY_ONE, tracts)
+
+
+def _unfit(names: Collection[str], outputs: Collection[str]) -> dict[str, str]:
+    """Names that outputs can't be called after, sorted, with the reason.
+
+    Folders called after two names that differ in case, or in the form of their letters (NFC,
+    NFD), alone are one folder on some file systems: neither is taken.
+    """
+    alike: dict[str, list[str]] = {}
+    for name in sorted(names):
+        alike.setdefault(file_name_key(name), []).append(name)
+    found = {}
+    for name in sorted(names):
+        reason = unfit_name(name, outputs)
+        others = [other for other in alike[file_name_key(name)] if other != name]
+        if reason is None and others:
+            form = same_name(others[0]) == same_name(name)
+            what = (
+                "the form of its letters (Unicode NFC and NFD)" if form else "upper and lower case"
+            )
+            reason = (
+                f"has a name that differs from that of {others[0]!a} in {what} alone, which "
+                "some file systems take for one; rename one of them"
+            )
+        if reason is not None:
+            found[name] = reason
+    return found
 
 
 # ---------------------------------------------------------------------------------------------

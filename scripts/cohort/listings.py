@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from scripts.cohort.patterns import Match, match_tail
 from scripts.errors import CohortError
 from scripts.runtime.input_files import FileError, read_text, say
+from scripts.runtime.plain_data import parse_json
 from scripts.settings.cohort import SubjectSearch
 
 __all__ = []
@@ -45,8 +45,8 @@ def _rows(file: Path) -> Iterator[list[str]]:
 def read_datalist(file: Path, dataset_dir: Path, search: SubjectSearch) -> list[Match]:
     """MONAI's data list: entries with an ``image``, relative to the dataset folder."""
     try:
-        listed = json.loads("\n".join(_read_lines(file)))
-    except (ValueError, RecursionError) as error:
+        listed = parse_json("\n".join(_read_lines(file)))
+    except ValueError as error:
         raise CohortError(f"{file}: is not JSON ({error})") from error
     if isinstance(listed, dict):
         listed = listed.get("training")

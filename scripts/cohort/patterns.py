@@ -51,6 +51,16 @@ def same_name(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
+def file_name_key(name: str) -> str:
+    """Equal for names that some file system takes for one: those that ignore case or accents' form.
+
+    Example:
+        >>> file_name_key("Sub-01") == file_name_key("sub-01")
+        True
+    """
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFD", name).casefold())
+
+
 def unfit_name(name: str, outputs: Collection[str]) -> str | None:
     """Why ``name`` can't be a subject's: outputs carry it as a part of their file names."""
     if name in outputs:

@@ -98,7 +98,8 @@ def read_cohort(
     if len(subjects) < request.min_subjects or pool.grid is None or pool.box is None:
         raise CohortError(
             f"{len(subjects)} usable subjects in {source}, fewer than "
-            f"{request.key('min_subjects')} = {request.min_subjects}\n{table}"
+            f"{request.key('min_subjects')} = {request.min_subjects}",
+            *table.split("\n"),
         )
     for rejection in left_out:
         logger.warning(
@@ -233,7 +234,7 @@ def read_new_subjects(
     remarks.warn()
     if not subjects:
         table = subjects_table((), tuple(rejected), found.without_map, found.pattern)
-        raise CohortError(f"no usable subject\n{table}")
+        raise CohortError("no usable subject", *table.split("\n"))
     for rejection in rejected:
         logger.warning(
             "subject %s is left out: %s: %s", rejection.subject, rejection.path, rejection.reason
@@ -340,9 +341,9 @@ class _Pool:
             raise CohortError(
                 f"subjects {other.name} ({other.maps[0].path}) and {first.name} "
                 f"({first.maps[0].path}) lie on different grids: {difference}; all subjects must "
-                "share shape and affine, and nothing is resampled silently: bring them onto one grid "
-                f"first (python -m bundle warp or align), or raise --{self.tolerance_option} if this "
-                "is rounding"
+                "share shape and affine, and nothing is resampled silently: bring them onto one "
+                f"grid first (verbs warp and align), or raise --{self.tolerance_option} if this is "
+                "rounding"
             )
         union = self.box.union(inspection.box)
         if union != self.box:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -17,7 +16,8 @@ from pathlib import Path
 from scripts.cohort.discovery import Candidate, FoundMap
 from scripts.errors import ConfigurationError
 from scripts.runtime.input_files import FileError, read_json
-from scripts.runtime.storage import check_space, check_writable, file_hash, write_whole
+from scripts.runtime.inside import inside
+from scripts.runtime.storage import check_writable, file_hash, write_whole
 from scripts.settings.cohort import CohortRequest
 from scripts.spatial.grid import Grid
 from scripts.spatial.volumes import read_reference, write_density
@@ -65,7 +65,8 @@ def count_density(
         raise ConfigurationError(
             f"weights = {list(weights)}: must be as many as tractograms ({len(paths)})"
         )
-    opened = [open_tractogram(path, vtk_space) for path in paths]  # headers first: a mistake is told early
+    # Headers first: a mistake is told early.
+    opened = [open_tractogram(path, vtk_space) for path in paths]
     sources = [open_weights(one, of) for one, of in zip(weights, opened, strict=False)]
     counter = DensityCounter(grid.shape, grid.affine, ends)
     for number, one in enumerate(opened):
@@ -145,7 +146,7 @@ class Counting:
             sha256 = file_hash(found.path)
         except OSError as error:
             raise TractogramError(found.path, f"can't be read: {error.strerror}") from error
-        folder = self.folder or found.path.parent / MAPS_FOLDER
+        folder = self.folder or inside(found.path.parent, MAPS_FOLDER, kind="folder")
         label = name if found.tract is None else f"{name}_{found.tract}"
         stem = f"{label}_{self._key(sha256)}"
         path, about = folder / f"{stem}.nii.gz", folder / f"{stem}.json"
@@ -164,7 +165,6 @@ class Counting:
 
     def _count(self, found: FoundMap, sha256: str, path: Path, about: Path) -> CountedMap:
         check_writable(path.parent)
-        check_space({path.parent: {"density map": 4 * math.prod(self.grid.shape)}})
         counter = count_density([found.path], self.grid, vtk_space=self.vtk_space)
         counted = CountedMap(
             str(found.path), sha256, counter.streamlines, counter.outside, counter.left
@@ -181,10 +181,15 @@ class Counting:
 def _kept(path: Path, about: Path) -> CountedMap | None:
     """What an earlier run counted; None if it isn't all there."""
     try:
-        counted = CountedMap(**read_json(about))
-    except (FileError, ValueError, TypeError):
+        said = read_json(inside(about.parent, about.name))
+        whole = [said[name] for name in ("streamlines", "outside", "left")]
+        if not all(type(number) is int and number >= 0 for number in whole):
+            return None
+        counted = CountedMap(str(said["tractogram"]), str(said["sha256"]), *whole)
+        there = inside(path.parent, path.name).is_file()
+    except (FileError, ValueError, KeyError, TypeError):
         return None
-    return counted if path.is_file() else None
+    return counted if there else None
 
 
 def counting_for(
@@ -218,7 +223,9 @@ def counting_for(
             )
         grid = read_reference(base / request.cohort.reference)
     given = request.cohort.density_dir
-    folder = base / given if given is not None else dataset_dir and dataset_dir / MAPS_FOLDER
+    folder = base / given if given is not None else None
+    if given is None and dataset_dir is not None:
+        folder = inside(dataset_dir, MAPS_FOLDER, kind="folder")
     logger.info(
         "%d tractograms are counted into density maps, kept in %s",
         len(streamlines),

@@ -101,10 +101,10 @@ def _in_order_of(first: nib.Nifti1Image, image: nib.Nifti1Image) -> nib.Nifti1Im
 class NormaliseDensityd(MapTransform):
     """Counts to densities: each map divided by its divisor, maps of one channel summed.
 
-    A cohort's data list brings ``divisor`` and ``channel``, one entry a map; ``zeroed`` where values
-    are read as 0, ``order`` where the maps' axes are stored otherwise than the cohort's. A lone image (an
-    annotation tool's, say) brings neither: the divisor is then found by the same rule as the
-    cohort's, from the map and what lies beside it.
+    A cohort's data list brings ``divisor`` and ``channel``, one entry a map; ``zeroed`` where
+    values are read as 0, ``order`` where the maps' axes are stored otherwise than the cohort's. A
+    lone image (an annotation tool's, say) brings none of them: the divisor is then found by the
+    same rule as the cohort's, from the map and what lies beside it.
 
     Args:
         keys: of the images, ``(maps, *shape)`` as loaded.

@@ -88,7 +88,11 @@ class PairInOneWorld(Transform):
             ).matrix
         given = None if self.settings.start is None else AffineTransform(matrix)
         if grids_apart(fixed.grid, moving.grid, given):
-            start = "" if self.settings.start is None else f" after the start {self.settings.start.path}"
+            start = (
+                ""
+                if self.settings.start is None
+                else f" after the start {self.settings.start.path}"
+            )
             raise CohortError(
                 f"{data['moving']}: shares no space with {data['fixed']}{start}: their grids lie "
                 "apart in the world; bring them together by register_elastic#start, such as the "

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from scripts.errors import CheckpointError, StorageError
+from scripts.runtime.input_files import FileError, read_json
 from scripts.runtime.processes import from_first
 from scripts.runtime.storage import write_whole
 from scripts.settings.section import Section
@@ -149,8 +150,8 @@ class RunState:
         if not path.exists():
             return None
         try:
-            there = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError) as error:
+            there = read_json(path)
+        except (FileError, ValueError) as error:
             raise CheckpointError(f"{path}: damaged ({error}); delete {self.folder}") from error
         if not isinstance(there, dict) or not {"signature", "finished"} <= set(there):
             return None

@@ -14,11 +14,13 @@ import numpy as np
 from monai.bundle import ConfigParser
 
 from scripts.cohort import Cohort, read_cohort
+from scripts.engines.given import given
 from scripts.engines.run_state import RunState
 from scripts.errors import CheckpointError, CohortError, ConfigurationError
 from scripts.evaluation.held_out import EVALUATION_FOLDER
 from scripts.evaluation.report import publish_evaluation, table
 from scripts.networks.precision import open_device
+from scripts.runtime.input_files import FileError, read_json
 from scripts.runtime.lock import locked_folders
 from scripts.runtime.processes import world_size
 from scripts.runtime.storage import check_writable, write_whole
@@ -98,9 +100,7 @@ class CrossValidation:
             )
         for folder in (self.output_dir, self.ckpt_dir):
             check_writable(folder)
-        block = self._training_block()
-        resolved = self._parser(self.train_config, learned_atlas=block)
-        settings: LearnedAtlasConfig = resolved.get_parsed_content("settings")
+        settings = self._training_settings()
         open_device(settings.device, settings.key("device"))
         with locked_folders(self.output_dir, self.ckpt_dir / FOLDER):
             cohort = read_cohort(self.dataset_dir, settings.cohort_request())
@@ -108,7 +108,7 @@ class CrossValidation:
             state = RunState(self.ckpt_dir / FOLDER, settings, cohort, settings.resume)
             self._keep_plan(state.folder, parts)
             reports = [
-                self._fold(state.folder / f"fold-{number}", number, part, parts, block)
+                self._fold(state.folder / f"fold-{number}", number, part, parts, settings)
                 for number, part in enumerate(parts, start=1)
             ]
             folder = self._publish(cohort, settings, parts, reports)
@@ -134,17 +134,18 @@ class CrossValidation:
             )
         return parts
 
-    def _training_block(self) -> dict[str, Any]:
+    def _training_settings(self) -> LearnedAtlasConfig:
         """The settings of configs/train.yaml with what was asked for laid over them."""
-        block = ConfigParser.load_config_file(str(self.train_config))["learned_atlas"]
-        return _laid_over(_laid_over(block, {"save_fields": False}), self.asked)
+        own: LearnedAtlasConfig = self._parser(self.train_config).get_parsed_content("settings")
+        block = own.model_dump(mode="json", exclude_unset=True)
+        return LearnedAtlasConfig.load(_laid_over(block, {"save_fields": False} | self.asked))
 
     def _keep_plan(self, folder: Path, parts: list[list[str]]) -> None:
         """Remember how the cohort was cut; another cut can't go on with these folds."""
         plan = {"seed": self.settings.seed, "parts": parts}
         path = folder / "folds.json"
         if path.is_file():
-            if json.loads(path.read_text(encoding="utf-8")) != plan:
+            if _read(path) != plan:
                 raise CheckpointError(
                     f"an unfinished cross-validation of other folds lies in {folder}; finish it "
                     "with its own evaluate#folds and evaluate#seed, or throw it away with "
@@ -162,18 +163,18 @@ class CrossValidation:
         number: int,
         part: list[str],
         parts: list[list[str]],
-        block: dict[str, Any],
+        settings: LearnedAtlasConfig,
     ) -> dict[str, Any]:
         """The fold's evaluation, made unless it is there."""
         others = [name for other in parts if other is not part for name in other]
-        excluded = list((block.get("cohort") or {}).get("exclude") or [])
+        excluded = settings.cohort.exclude
         trained = folder / "trained"
         counts = (number, len(parts), len(others), len(part))
         if not trained.is_file():
             logger.info("fold %d of %d: training on %d subjects, %d held out", *counts)
             self._run(
                 self.train_config, "training", output_dir=str(folder), ckpt_dir=str(folder),
-                learned_atlas=_laid_over(block, {"cohort": {"exclude": [*excluded, *part]}}),
+                settings=_without(settings.model_dump(exclude_unset=True), [*excluded, *part]),
             )  # fmt: skip
             with write_whole(trained) as staged:
                 staged.touch()
@@ -185,7 +186,7 @@ class CrossValidation:
             self._run(
                 self.evaluate_config, "evaluating", output_dir=str(folder), ckpt_dir=str(folder),
                 training_dir=self.dataset_dir,
-                learned_atlas=_laid_over(self.asked, {"cohort": {"exclude": [*excluded, *others]}}),
+                asked=_without(self.asked, [*excluded, *others]),
             )  # fmt: skip
             found = _report(report)
             if found is None:
@@ -210,11 +211,12 @@ class CrossValidation:
         del parser
         gc.collect()  # a job's components hold each other, and the lock of its folders
 
-    def _parser(self, config: Path, **overrides: Any) -> ConfigParser:
+    def _parser(self, config: Path, **values: Any) -> ConfigParser:
+        """A configuration with values in it that are never read as its text: names are data."""
         parser = ConfigParser()
         parser.read_config(str(config))
-        values = {"bundle_root": self.bundle_root, "dataset_dir": self.dataset_dir, **overrides}
-        parser.update(values)
+        values = {"bundle_root": self.bundle_root, "dataset_dir": self.dataset_dir, **values}
+        parser.update({name: given(value) for name, value in values.items()})
         return parser
 
     # -- the end ---------------------------------------------------------------------------
@@ -254,6 +256,11 @@ class CrossValidation:
         return folder
 
 
+def _without(settings: Mapping[str, Any], subjects: list[str]) -> LearnedAtlasConfig:
+    """Settings that leave subjects out."""
+    return LearnedAtlasConfig.load(_laid_over(settings, {"cohort": {"exclude": subjects}}))
+
+
 def _laid_over(block: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """Nested settings with others in their place."""
     result = dict(block)
@@ -268,7 +275,12 @@ def _laid_over(block: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str
 
 def _report(path: Path) -> dict[str, Any] | None:
     """A fold's evaluation; None where there is none, or one that was cut off."""
+    found = _read(path)
+    return found if isinstance(found, dict) else None
+
+
+def _read(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_json(path)
+    except (FileError, ValueError):
         return None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import platform
 from collections.abc import Sequence
@@ -13,7 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from scripts.runtime.storage import check_space, publish_folder
+from scripts.errors import shown
+from scripts.runtime.storage import publish_folder
+from scripts.runtime.tables import write_table
 
 __all__ = ["LABELS", "publish_evaluation", "summary", "table", "versions"]
 
@@ -32,7 +33,6 @@ LABELS = {
     "displacement_rms_voxels": "moved",
     "inverse_consistency_voxels": "inv. cons.",
 }
-_ROW = 10_000  # bytes of a subject in both files; far more than there are
 
 
 def summary(rows: Sequence[Row]) -> dict[str, dict[str, float] | None]:
@@ -58,11 +58,11 @@ def summary(rows: Sequence[Row]) -> dict[str, dict[str, float] | None]:
 def table(rows: Sequence[Row]) -> str:
     """The rows as text, worst first, with their means at the end."""
     names = [name for name in LABELS if rows[0][name] is not None]
-    width = max(7, *(len(row["subject"]) for row in rows))
+    width = max(7, *(len(shown(row["subject"])) for row in rows))
     lines = [" ".join([f"{'subject':<{width}}", *(f"{LABELS[n]:>10}" for n in names)])]
     for row in sorted(rows, key=lambda one: one["correlation"]):
         cells = (f"{row[name]:>10.4g}" for name in names)
-        lines.append(" ".join([f"{row['subject']:<{width}}", *cells]))
+        lines.append(" ".join([f"{shown(row['subject']):<{width}}", *cells]))
     means = summary(rows)
     cells = (f"{found['mean']:>10.4g}" for name in names if (found := means[name]) is not None)
     lines.append(" ".join([f"{'mean':<{width}}", *cells]))
@@ -89,12 +89,9 @@ def publish_evaluation(folder: Path, rows: Sequence[Row], about: dict[str, Any])
         "subjects": list(rows),
         "versions": versions(),
     }
-    check_space({folder: {"tables": _ROW * len(rows)}})
     with publish_folder(folder) as staging:
         with (staging / "evaluation.csv").open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
+            write_table(file, list(rows[0]), rows)
         text = json.dumps(content, indent=1, allow_nan=False) + "\n"
         (staging / "evaluation.json").write_text(text, encoding="utf-8")
 

@@ -1,4 +1,4 @@
-"""What is reported about an atlas or a registration: pure functions over arrays."""
+"""Measures of an atlas or a registration: pure functions over arrays."""
 
 from scripts.metrics.correlation import log_density_correlation, pairwise_correlation, pearson
 from scripts.metrics.guards import centrality, inflation, inverse_consistency

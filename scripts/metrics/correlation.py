@@ -23,8 +23,8 @@ def pearson(first: ArrayLike, second: ArrayLike) -> float | None:
         second: the same shape.
 
     Returns:
-        A value in [-1, 1]; None where it isn't defined: with fewer than two entries, with an array
-        that is the same everywhere, or with an entry that is no finite number.
+        A value in [-1, 1]; None if it isn't defined: fewer than two entries, an array that is
+        constant, or an entry that isn't finite.
 
     Raises:
         ValueError: the shapes differ.
@@ -48,12 +48,12 @@ def log_density_correlation(
     Args:
         first: density, >= 0.
         second: density, >= 0.
-        offset: density that counts as small (x0), in the maps' units, > 0.
-        support: where the maps are compared; by default where either is above 0. The subject's own
-            support (``subject > 0``) asks how well an atlas explains that subject.
+        offset: density that counts as small (x0), in the units of the maps, > 0.
+        support: voxels to compare; by default those where either map is above 0. The subject's
+            support (``subject > 0``) measures how well an atlas explains that subject.
 
     Returns:
-        A value in [-1, 1]; 0.0 where a map is constant on the support, or the support is empty.
+        A value in [-1, 1]; 0.0 if a map is constant on the support, or the support is empty.
 
     Raises:
         ValueError: shapes differ, or the offset isn't positive.

@@ -1,4 +1,4 @@
-"""Guards: numbers that tell whether the fields of an atlas may be trusted."""
+"""Guards: numbers that show whether the fields of an atlas can be trusted."""
 
 from __future__ import annotations
 
@@ -38,7 +38,8 @@ def inflation(determinants: FloatArray, mask: NDArray[np.bool_]) -> float:
 def centrality(
     displacements: Sequence[FloatArray] | FloatArray, mask: NDArray[np.bool_] | None = None
 ) -> float:
-    """R.m.s. length of the cohort's mean displacement over a mask, in the displacements' unit.
+    """R.m.s. length of the cohort's mean displacement over a mask, in the unit of the
+    displacements.
 
     Args:
         displacements: one field (d, ...) per subject, all on the template grid.
@@ -52,14 +53,14 @@ def centrality(
 def inverse_consistency(
     forward: FloatArray, inverse: FloatArray, mask: NDArray[np.bool_] | None = None
 ) -> float:
-    """R.m.s. distance, in voxels, of a point from itself after going there and back.
+    """R.m.s. distance, in voxels, between a point and where the two fields take it back to.
 
     r(x) = u(x) + v(x + u(x)), interpolated linearly.
 
     Args:
         forward: displacement u (d, ...) in voxels, on the grid of x.
         inverse: displacement v (d, ...) in voxels, on the grid of x + u(x).
-        mask: points x that count (default: those that u leaves inside of the volume).
+        mask: points x that count (default: those that u keeps inside the volume).
     """
     shape = forward.shape[1:]
     grid = np.stack(np.meshgrid(*[np.arange(n) for n in shape], indexing="ij"))

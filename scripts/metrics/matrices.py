@@ -10,11 +10,11 @@ __all__ = ["matrix_errors"]
 def matrix_errors(
     found: torch.Tensor, truth: torch.Tensor, half_width: torch.Tensor
 ) -> dict[str, torch.Tensor]:
-    """How far matrices about a common centre 0 are from the truth, one number a pair.
+    """Distance of matrices about a common centre 0 from the true ones, one number per pair.
 
     - ``rotation_error``: angle between the rotations nearest to both, degrees;
-    - ``translation_error``: distance between where both take the centre, mm;
-    - ``distance``: root mean square over the volume of the distance between where both take a
+    - ``translation_error``: distance between the images of the centre, mm;
+    - ``distance``: root mean square, over the volume, of the distance between the images of a
       point, mm: sqrt(|t|^2 + sum_j |column_j|^2 h_j^2 / 3) of the difference, half widths h.
 
     Args:
@@ -33,7 +33,7 @@ def matrix_errors(
         u = torch.cat([u[:, :, :-1], u[:, :, -1:] * sign.view(-1, 1, 1)], dim=2)
         rotations.append(u @ vh)
     turn = rotations[0] @ rotations[1].mT
-    # By the chord, which unlike the arc cosine of the trace is exact for small angles too.
+    # From the chord, which unlike the arc cosine of the trace is exact for small angles too.
     chord = (turn - torch.eye(d, dtype=turn.dtype, device=turn.device)).square().sum((1, 2)).sqrt()
     angle = 2 * torch.asin((chord / 8**0.5).clamp(max=1))
     return {

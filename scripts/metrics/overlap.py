@@ -31,7 +31,7 @@ def pairwise_dice(maps: Sequence[ArrayLike] | NDArray[np.bool_]) -> float:
     """Mean Dice over all pairs of at least two binary maps (N, ...)."""
     if len(maps) < 2:
         raise ValueError(f"pairwise Dice needs at least 2 maps, got {len(maps)}")
-    # One matrix product counts all the intersections at once.
+    # One matrix product counts all intersections at once.
     flat = np.stack([np.asarray(m, dtype=bool).ravel() for m in maps])
     flat = flat[:, flat.any(0)].astype(np.float32)
     shared, sizes = flat @ flat.T, flat.sum(1)

@@ -18,7 +18,7 @@ def entropy_focus_criterion(image: ArrayLike, mask: NDArray[np.bool_] | None = N
         image: any shape, >= 0.
         mask: voxels that count (default: all); N is their number.
 
-    Returns:
+    A value in [0, 1]; 0.0 for an empty image or a single voxel.
         A value in [0, 1]; 0.0 for an empty image or a single voxel.
 
     Raises:
@@ -59,8 +59,8 @@ def gradient_ratio(
 ) -> float:
     """Gradient of the template relative to that of single subjects; 1 is as sharp as a subject.
 
-    Mean gradient magnitude of the template inside ``support`` (default: template > 0), over the
-    mean of the same number of each subject inside ``support`` (default: subject > 0).
+    Mean gradient magnitude of the template inside ``support`` (default: template > 0), divided by
+    the mean of the same number over the subjects, each inside ``support`` (default: subject > 0).
 
     Raises:
         ValueError: there is no subject.

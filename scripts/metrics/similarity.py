@@ -1,4 +1,4 @@
-"""Similarity of a subject's density and an atlas on one grid: four families of numbers."""
+"""Similarity of a subject's density and an atlas on one grid: four groups of measures."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def overlap_metrics(subject: Mask, atlas: Mask) -> Numbers:
     Returns:
         ``dice`` and ``jaccard`` (1.0 if both are empty); ``volume_ratio`` = subject / atlas,
         ``sensitivity`` = share of the subject that the atlas covers, ``precision`` = share of the
-        atlas that the subject covers; None where that divides by 0.
+        atlas that the subject covers; None where that would divide by 0.
     """
     both, either = int((subject & atlas).sum()), int((subject | atlas).sum())
     a, b = int(subject.sum()), int(atlas.sum())
@@ -72,11 +72,11 @@ def correlation_metrics(subject: FloatArray, atlas: FloatArray, where: Mask) -> 
 def distance_metrics(subject: Mask, atlas: Mask, spacing: Sequence[float]) -> Numbers:
     """Distances in mm between two masks; None where one is empty.
 
-    Surfaces are a mask's voxels with a neighbour across a face outside of it, as in MONAI.
+    A mask's surface is its voxels with a face neighbour outside it, as in MONAI.
 
     Returns:
-        ``hd95``: the greater of both directions' 95th percentiles of the surface distances;
-        ``mean_surface``: mean over the distances of both directions together;
+        ``hd95``: the larger of the two directions' 95th percentiles of the surface distances;
+        ``mean_surface``: mean of the distances of both directions together;
         ``centroid``: between the centres of mass.
     """
     if not (subject.any() and atlas.any()):
@@ -97,13 +97,13 @@ def distance_metrics(subject: Mask, atlas: Mask, spacing: Sequence[float]) -> Nu
 def distribution_metrics(
     subject: FloatArray, atlas: FloatArray, where: Mask, bins: int = 64
 ) -> Numbers:
-    """Likeness of the densities' distributions in a mask, each density over its own maximum.
+    """Similarity of the densities' distributions in a mask, each density divided by its maximum.
 
     Returns:
         ``nmi``: (H(X) + H(Y)) / H(X, Y) of the joint histogram, from 1 (independent) to 2
-        (Studholme et al. 1999); ``symmetric_kl``: KL(P|Q) + KL(Q|P) in nats, of histograms in
-        which every bin holds 1e-10 more; ``bhattacharyya``: the coefficient sum sqrt(p q), 1 for
-        equal histograms.
+        (Studholme et al. 1999); ``symmetric_kl``: KL(P|Q) + KL(Q|P) in nats, of histograms with
+        1e-10 added to every bin; ``bhattacharyya``: the coefficient sum sqrt(p q), 1 for equal
+        histograms.
         None for an empty mask; nmi is 2 where both are constant.
     """
     if not where.any():

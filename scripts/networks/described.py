@@ -13,6 +13,7 @@ from torch import nn
 
 from scripts.errors import CheckpointError
 from scripts.networks.checkpoint import load_checkpoint
+from scripts.runtime.plain_data import parse_json
 
 __all__ = ["DescribedNetwork", "description_in", "load_described", "weights_identity"]
 
@@ -24,7 +25,11 @@ def description_in(state_dict: Mapping[str, Any]) -> dict[str, Any]:
     """What weights say of themselves; nothing if they aren't of a `DescribedNetwork`."""
     if "described" not in state_dict:
         return {}
-    return json.loads(bytes(state_dict["described"].cpu().numpy()).decode())
+    text = bytes(state_dict["described"].cpu().numpy()).decode()
+    found = parse_json(text)
+    if not isinstance(found, dict):
+        raise TypeError(f"a description that is {type(found).__name__}, no mapping")
+    return found
 
 
 class DescribedNetwork(nn.Module):

@@ -1,7 +1,7 @@
-"""The demo cohort: digital subjects whose true anatomy and true warps are known.
+"""The demo cohort: digital subjects with known anatomy and known warps.
 
-Nothing here is downloaded or taken from real people. :func:`ensure_demo_cohort` is what a config
-names; :func:`load_truth` gives tests and benchmarks what no learner may look at.
+Nothing is downloaded or taken from real people. A config names :func:`ensure_demo_cohort`;
+:func:`load_truth` gives tests and benchmarks the truth, which training must never read.
 """
 
 from scripts.phantom.demo import ensure_demo_cohort, write_demo_cohort

@@ -1,4 +1,4 @@
-"""Covariates of known effect on the anatomy: age moves and thins tracts, sex does nothing."""
+"""Covariates with a known effect: age moves and thins tracts, sex has no effect."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from scripts.phantom.anatomy import FloatArray
 from scripts.phantom.deformation import ControlGrid
 
 AGES = (-1.5, -0.75, 0.75, 1.5)
-"""Ages at which the true central anatomy is kept, in standard deviations from the mean."""
+"""Ages at which the true central anatomy is saved, in standard deviations from the mean."""
 _YOUNGEST, _OLDEST = 20.0, 80.0
 
 
@@ -26,7 +26,7 @@ class People:
     Args:
         age: years, one decimal; those of the training subjects are spread evenly.
         sex: F or M.
-        training: how many of them are training subjects.
+        training: number of training subjects among them.
     """
 
     age: FloatArray
@@ -35,7 +35,7 @@ class People:
 
     @classmethod
     def drawn(cls, training: int, held_out: int, rng: np.random.Generator) -> People:
-        """Random people; the training subjects' ages lie one in each of equal intervals."""
+        """Random people; the training subjects' ages are one in each of equal intervals."""
         place = (rng.permutation(training) + rng.random(training)) / training
         place = np.r_[place, rng.random(held_out)]
         age = np.round(_YOUNGEST + (_OLDEST - _YOUNGEST) * place, 1)
@@ -50,7 +50,7 @@ class People:
         return (self.age - own.mean()) / max(float(own.std()), 1e-9)
 
     def write(self, path: Path, names: Sequence[str], first: int = 0) -> None:
-        """Write the ``participants.tsv`` of the people from the first on that have these names."""
+        """Write ``participants.tsv`` for the first people, one for each of these names."""
         path.parent.mkdir(parents=True, exist_ok=True)
         rows = list(zip(names, self.age[first:], self.sex[first:], strict=False))
         lines = [
@@ -60,7 +60,7 @@ class People:
         path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
     def as_dict(self, effect: float) -> dict[str, Any]:
-        """What the truth's record says."""
+        """The people as an entry of the truth's record."""
         own = self.age[: self.training]
         return {
             "effect_mm": effect,
@@ -73,13 +73,14 @@ class People:
 
 
 class Ageing:
-    """What age does: tracts around the ventricles are pushed outwards, the minor forceps thins.
+    """The effect of age: tracts around the ventricles move outwards, the minor forceps gets
+    thinner.
 
     The velocity points away from a centre, ``a (x - x0) / s exp(1/2 - |x - x0|^2 / 2 s^2)``, with
-    its largest length a at the distance s; it is integrated for z standard deviations of age.
+    with its largest length a at distance s; it is integrated over z standard deviations of age.
 
     Args:
-        control: the grid that it is integrated on.
+        control: the grid for the integration.
         affine: voxel to world of the full grid.
         effect: a, mm.
     """
@@ -90,7 +91,7 @@ class Ageing:
     """Largest effect, mm, at which the oldest anatomy is still a smooth image of the youngest."""
     THINNED: ClassVar = "forceps_minor"
     LOSS: ClassVar = 0.3
-    """Share of its streamlines that the thinned bundle loses a standard deviation."""
+    """Share of its streamlines that the thinned bundle loses per standard deviation."""
 
     def __init__(self, control: ControlGrid, affine: FloatArray, effect: float) -> None:
         self.control = control
@@ -102,13 +103,13 @@ class Ageing:
         self.velocity = velocity / control.spacing.reshape(3, 1, 1, 1)
 
     def displacements(self, z: float) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """From the central anatomy to that of an age, and back; full grid, voxels."""
+        """Displacement from the central anatomy to an age, and its inverse; full grid, voxels."""
         there, back = (self.control.integrate(sign * z * self.velocity) for sign in (1, -1))
         return self.control.expand(there), self.control.expand(back)
 
     @classmethod
     def share(cls, bundle: str, z: float) -> float:
-        """Streamlines of a bundle relative to the central anatomy's."""
+        """Number of streamlines of a bundle relative to the central anatomy."""
         return max(0.1, 1 - cls.LOSS * z) if bundle == cls.THINNED else 1.0
 
 

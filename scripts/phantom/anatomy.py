@@ -14,14 +14,14 @@ FloatArray = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Bundle:
-    """The distribution that the streamlines of one tract are drawn from.
+    """A distribution of streamlines of one tract.
 
     Args:
         name: file-safe name, ``_l`` or ``_r`` at the end where the tract is paired.
         knots: points of the centre curve, mm.
         fan: half widths (vectors, mm) of the fans at the first and at the last knot.
         stem: standard deviation of a streamline's distance from the centre curve, mm.
-        share: streamlines drawn, relative to a bundle of share 1.
+        share: number of streamlines, relative to a bundle of share 1.
     """
 
     name: str
@@ -114,4 +114,4 @@ ANATOMIES: tuple[tuple[Bundle, ...], ...] = (
     (*_SHARED, *_pair(INFERIOR_LONGITUDINAL)),
 )
 """Two kinds of people: the second lacks three paired tracts of the first and has another one, so
-no smooth warp turns the one into the other."""
+no smooth warp turns one into the other."""

@@ -10,16 +10,16 @@ from scipy.ndimage import gaussian_filter, map_coordinates
 from scripts.phantom.anatomy import FloatArray
 
 SCALES = ((18.0, 0.5), (30.0, 1.0), (45.0, 0.9))
-"""(standard deviation of the smoothing in mm, weight) of the noise that velocities are made of."""
+"""(standard deviation of the smoothing in mm, weight) of the noise that makes up velocities."""
 BORDER = 28.0
-"""Distance from the volume's faces, mm, over which a velocity fades to nothing."""
+"""Distance from the volume's faces, mm, over which a velocity fades to zero."""
 SQUARINGS = 4
 QUANTUM = 2.0**-10
-"""Displacements are rounded to this many voxels: invisible, and the files shrink."""
+"""Displacements are rounded to this many voxels: not noticeable, and the files shrink."""
 
 
 class ControlGrid:
-    """A grid of half the resolution that velocities live on and are integrated on.
+    """A grid of half the resolution, on which velocities are defined and integrated.
 
     Args:
         shape: the full grid's shape.
@@ -49,7 +49,7 @@ class ControlGrid:
         return field
 
     def sample(self, volume: NDArray[np.float32]) -> NDArray[np.float32]:
-        """A volume of the full grid, looked up at the control points."""
+        """A volume of the full grid, sampled at the control points."""
         where = np.meshgrid(
             *[np.arange(n) * s for n, s in zip(self.shape, self.step, strict=True)], indexing="ij"
         )
@@ -58,8 +58,8 @@ class ControlGrid:
     def integrate(self, velocity: FloatArray) -> FloatArray:
         """Displacement exp(velocity) by scaling and squaring; both in control voxels.
 
-        The first small step is taken to second order, u = v/n + (v . grad) v / (2 n^2), which
-        spares squarings: those cost most of the time.
+        The first small step is of second order, u = v/n + (v . grad) v / (2 n^2), which saves
+        squarings: those take most of the time.
         """
         grid = np.stack(np.meshgrid(*[np.arange(n) for n in self.shape], indexing="ij"))
         small = velocity / 2**SQUARINGS
@@ -76,7 +76,7 @@ class ControlGrid:
         return displacement
 
     def expand(self, displacement: FloatArray) -> NDArray[np.float32]:
-        """A displacement in control voxels as one on the full grid, in full voxels."""
+        """A displacement in control voxels, resampled to the full grid, in full voxels."""
         full = displacement * self.step.reshape(3, 1, 1, 1)
         for axis in range(3):
             m, n = self.shape[axis], self.full_shape[axis]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -20,16 +19,17 @@ from scripts.phantom.ageing import AGES, Ageing, People, composed
 from scripts.phantom.anatomy import ANATOMIES, Bundle, FloatArray
 from scripts.phantom.deformation import ControlGrid
 from scripts.phantom.streamlines import VERTEX_STEP, count_streamlines, deform, draw_streamlines
-from scripts.runtime.storage import check_space, check_writable, staging_beside
+from scripts.runtime.gzip_files import gzip_writer
+from scripts.runtime.storage import check_writable, staging_beside
 
 FIELD_OF_VIEW = 160.0
-"""Extent of the first axis in mm: other shapes show the same head in other voxels."""
+"""Extent of the first axis in mm: other shapes sample the same head with other voxels."""
 CENTRE = (0.0, -16.0, 16.0)
 """World coordinates of the volume's centre, mm."""
 RMS_DISPLACEMENT = 9.0
 """Root mean square of the training subjects' velocity inside the tracts, mm."""
 CENTRAL_FACTOR = 20
-"""Streamlines of the central anatomy relative to a subject's."""
+"""Streamlines of the central anatomy relative to a subject."""
 RUN = Path("tractography/probtrackx2/whole_brain/warped_streamlines")
 TRUTH = ".truth"
 HELD_OUT = "held_out"
@@ -39,21 +39,21 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class DemoCohort:
-    """What a demo cohort is made from; two equal ones are written bit by bit alike.
+    """The parameters of a demo cohort; equal ones give bit-identical files.
 
     Args:
-        subjects: training subjects; the velocities of several sum to zero.
-        held_out: further subjects from the same people, kept from training.
+        subjects: number of training subjects; their velocities sum to zero.
+        held_out: number of further subjects from the same people, not used for training.
         seed: the only source of randomness.
         shape: voxels per axis.
-        spacing: voxel size in mm; None keeps the field of view that the default shape has.
+        spacing: voxel size in mm; None keeps the field of view of the default shape.
         streamlines: streamlines drawn per bundle of share 1.
-        anatomies: 1, or 2 for a mixture: every second subject has the second anatomy. (All
-            training subjects together are centred then, not each kind for itself.)
-        age_effect: 0 leaves age out. Above, subjects have an age and a sex, which
-            ``participants.tsv`` tells; their anatomy moves with age by that many mm a standard
-            deviation where it moves most, and a bundle loses streamlines (see `Ageing`). Sex does
-            nothing. The other differences of the training subjects are made independent of age.
+        anatomies: 1, or 2 for a mixture: every second subject has the second anatomy. (Centring
+            then applies to all training subjects together, not to each anatomy.)
+        age_effect: 0: age has no effect. Above 0, subjects have an age and a sex, listed in
+            ``participants.tsv``. Their anatomy moves with age, by that many mm per standard
+            deviation where it moves most, and a bundle loses streamlines (see `Ageing`). Sex has no
+            effect. The training subjects' other differences are made independent of age.
     """
 
     subjects: int = 12
@@ -101,13 +101,6 @@ class DemoCohort:
         return affine
 
     @property
-    def size(self) -> int:
-        """Bytes on disk at most: of each person the map, that of each bundle, and two fields."""
-        maps = 1 + len(self.bundles)
-        people = len(self.names) * (maps + 6) + self.anatomies * maps + len(AGES)
-        return 4 * math.prod(self.shape) * people
-
-    @property
     def names(self) -> list[str]:
         """Names of all subjects, the training subjects first."""
         return [f"sub-{index + 1:02d}" for index in range(self.subjects + self.held_out)]
@@ -124,7 +117,7 @@ class DemoCohort:
         return People.drawn(self.subjects, self.held_out, self.generator(3, 0))
 
     def generator(self, purpose: int, index: int) -> np.random.Generator:
-        """An independent stream of random numbers for one purpose and one subject."""
+        """An independent random stream for one purpose and one subject."""
         return np.random.default_rng([self.seed, purpose, index])
 
     def velocities(self, support: NDArray[np.bool_]) -> FloatArray:
@@ -136,11 +129,12 @@ class DemoCohort:
         control = ControlGrid(self.shape, self.voxel)
         field = np.stack([control.noise(self.generator(0, i)) for i in range(len(self.names))])
         if self.subjects > 1:
-            # Held-out subjects aren't centred: they're shrunk to the variance that centring leaves.
+            # Held-out subjects aren't centred: they are scaled to the variance that centring
+            # leaves.
             field[: self.subjects] -= field[: self.subjects].mean(0)
             field[self.subjects :] *= np.sqrt(1 - 1 / self.subjects)
         if self.age_effect:
-            # What age does by chance in a small cohort would be part of its truth otherwise.
+            # Otherwise chance correlations with age in a small cohort would be part of its truth.
             z = self.people.z[: self.subjects]
             slope = np.tensordot(z, field[: self.subjects], axes=1) / (z @ z)
             field[: self.subjects] -= z[:, None, None, None, None] * slope
@@ -156,7 +150,7 @@ class DemoCohort:
         factor: int = 1,
         z: float = 0.0,
     ) -> tuple[NDArray[np.float32], int]:
-        """Streamlines per voxel and bundle (bundles, X, Y, Z), and how many were drawn."""
+        """Streamlines per voxel and bundle (bundles, X, Y, Z), and the number drawn."""
         world_to_voxel = np.linalg.inv(self.affine)
         maps = np.zeros((len(self.bundles), *self.shape), np.float32)
         total = 0
@@ -245,7 +239,8 @@ class DemoCohort:
         image.set_sform(self.affine, code="mni")
         image.set_qform(self.affine, code="mni")
         image.header.set_xyzt_units("mm")
-        nib.save(image, path)
+        with gzip_writer(path) as stream:
+            image.to_stream(stream)
 
 
 def write_demo_cohort(
@@ -261,7 +256,7 @@ def write_demo_cohort(
 ) -> str:
     """Write a demo cohort as a new dataset folder in the probtrackx2 layout.
 
-    The folder appears whole or not at all. The arguments are those of :class:`DemoCohort`.
+    The folder appears completely or not at all. The arguments are those of :class:`DemoCohort`.
 
     Returns:
         The folder.
@@ -270,15 +265,14 @@ def write_demo_cohort(
         StorageError: the folder exists and isn't empty, or can't be written.
         ValueError: an argument is out of range.
     """
-    x, y, z = shape  # a config may bring a list
+    x, y, z = shape  # a config may pass a list
     cohort = DemoCohort(
         subjects, held_out, seed, (x, y, z), spacing, streamlines, anatomies, age_effect
     )
     target = Path(folder)
     if _holds_something(target):
-        raise StorageError(f"{target}: not empty, so no demo cohort is written there")
+        raise StorageError(f"{target}: not empty; choose an empty folder for the demo cohort")
     check_writable(target.parent)
-    check_space({target: {"maps and fields": cohort.size}})
     try:
         with staging_beside(target) as staging:
             made = staging / "cohort"
@@ -291,11 +285,11 @@ def write_demo_cohort(
 
 
 def ensure_demo_cohort(folder: str | Path, needed: bool = True, **options: Any) -> str:
-    """Make the demo cohort unless the folder already holds something.
+    """Make the demo cohort unless the folder already contains something.
 
     Args:
         folder: dataset folder.
-        needed: False makes nothing, for a run that has its subjects from elsewhere.
+        needed: False makes nothing, for a run whose subjects come from elsewhere.
         options: passed to :func:`write_demo_cohort` if the cohort is made.
 
     Returns:
@@ -308,7 +302,7 @@ def ensure_demo_cohort(folder: str | Path, needed: bool = True, **options: Any) 
     try:
         return write_demo_cohort(target, **options)
     except StorageError:
-        # Another process may have made the same cohort in the meantime: that one serves as well.
+        # Another process may have made the same cohort in the meantime, which is just as good.
         if _holds_something(target):
             return str(folder)
         raise

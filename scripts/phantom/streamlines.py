@@ -9,15 +9,15 @@ from scipy.ndimage import map_coordinates
 from scripts.phantom.anatomy import Bundle, FloatArray
 
 VERTEX_STEP = 0.5
-"""Distance of a streamline's vertices before it is deformed, voxels."""
+"""Distance between the vertices of a streamline before it is deformed, voxels."""
 COUNTING_STEP = 0.2
-"""Longest step between the points that are looked up when voxels are counted."""
+"""Longest step between the sampled points when voxels are counted."""
 REACH = 2.5
-"""Streamlines stay within this many standard deviations of their place in the bundle."""
+"""Streamlines stay within this many standard deviations of their position in the bundle."""
 FAN_PART = 0.4
 """Share of the length over which each end fans out."""
 WIGGLE = 0.35
-"""Standard deviation of a streamline's own meandering, mm."""
+"""Standard deviation of the random path of a streamline around its curve, mm."""
 
 
 def draw_streamlines(
@@ -25,8 +25,9 @@ def draw_streamlines(
 ) -> FloatArray:
     """Random streamlines (count, M, 3) of one bundle in mm, vertices about ``step`` mm apart.
 
-    A streamline keeps its place in the stem's cross-section (a normal distribution cut off at
-    :data:`REACH` standard deviations), meanders a little, and its ends spread over the fans.
+    A streamline keeps its position in the stem's cross-section (a normal distribution cut off at
+    :data:`REACH` standard deviations), varies a little around it, and its ends spread over the
+    fans.
     """
     centre = bundle.curve(step)
     along = np.linspace(0.0, 1.0, len(centre))
@@ -54,7 +55,7 @@ def _ramp(along: FloatArray) -> FloatArray:
 
 
 def _normals(curve: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Two unit normals along a curve, turned as little as possible from point to point."""
+    """Two unit normals along a curve, rotated as little as possible from point to point."""
     tangents = np.gradient(curve, axis=0)
     tangents /= np.linalg.norm(tangents, axis=1, keepdims=True)
     normal = np.eye(3)[np.argmin(np.abs(tangents[0]))]
@@ -77,10 +78,10 @@ def deform(points: FloatArray, displacement: NDArray[np.float32]) -> FloatArray:
 
 
 def count_streamlines(points: FloatArray, shape: tuple[int, ...]) -> NDArray[np.float32]:
-    """Number of streamlines (N, M, 3; voxels) through each voxel, each one once per voxel.
+    """Number of streamlines (N, M, 3; voxels) through each voxel; each counts once per voxel.
 
     Segments are subdivided until no step exceeds :data:`COUNTING_STEP` of a voxel. Points outside
-    of the volume aren't counted.
+    outside the volume aren't counted.
     """
     start, move = points[:, :-1].reshape(-1, 3), np.diff(points, axis=1).reshape(-1, 3)
     pieces = np.maximum(1, np.ceil(np.linalg.norm(move, axis=1) / COUNTING_STEP)).astype(np.int64)
@@ -95,7 +96,7 @@ def count_streamlines(points: FloatArray, shape: tuple[int, ...]) -> NDArray[np.
     inside = np.all((voxel >= 0) & (voxel < np.array(shape)), axis=1)
     size = int(np.prod(shape))
     visits = streamline[inside] * size + np.ravel_multi_index(tuple(voxel[inside].T), shape)
-    # Neighbouring points mostly share a voxel: dropping those repeats first spares most sorting.
+    # Neighbouring points mostly share a voxel: dropping the repeats first saves most sorting.
     visits = visits[np.r_[True, visits[1:] != visits[:-1]]] if len(visits) else visits
     visits = np.unique(visits)
     return np.bincount(visits % size, minlength=size).reshape(shape).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Reads what is known about a demo cohort: for tests and benchmarks, never for training."""
+"""Reads the truth about a demo cohort: for tests and benchmarks, never for training."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ class SubjectTruth:
 
     Args:
         name: the subject.
-        held_out: whether it was kept from training.
+        held_out: whether it is excluded from training.
         anatomy: index of its central anatomy.
         path: its folder in the probtrackx2 layout.
-        waytotal: streamlines drawn.
+        waytotal: number of streamlines drawn.
         bundles: streamline counts (bundles, X, Y, Z) in the subject's space.
-        to_template: displacement (3, X, Y, Z) in voxels on the template grid; the template's x lies
-            at x + u(x) in the subject, so it resamples the subject into template space.
-        to_subject: displacement on the subject grid; the subject's y lies at y + v(y) in the
+        to_template: displacement (3, X, Y, Z) in voxels on the template grid; template point x
+            corresponds to x + u(x) in the subject, so it resamples the subject into template space.
+        to_subject: displacement on the subject grid; subject point y corresponds to y + v(y) in the
             template.
     """
 
@@ -55,10 +55,10 @@ class Truth:
         central: density (share of the streamlines) of each central anatomy, (anatomies, X, Y, Z).
         central_bundles: counts per bundle, (anatomies, bundles, X, Y, Z).
         training: training subjects.
-        held_out: subjects kept from training.
+        held_out: subjects excluded from training.
         record: ``truth.json``.
         aged: central density (X, Y, Z) by age in standard deviations from the training subjects'
-            mean; empty where age does nothing.
+            mean; empty if age has no effect.
     """
 
     affine: NDArray[np.float64]
@@ -71,7 +71,7 @@ class Truth:
     aged: dict[float, Volume] = field(default_factory=dict)
 
     def age(self, z: float) -> float:
-        """The age in years that lies z standard deviations from the training subjects' mean."""
+        """The age in years, z standard deviations from the training subjects' mean."""
         about = self.record["age"]
         return float(about["mean"] + z * about["std"])
 

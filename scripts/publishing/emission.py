@@ -2,22 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Protocol, TypeVar
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
 
+from scripts.atlas.network import AtlasNetwork, density_of, log_density_of
+from scripts.atlas.registration import Registration, fields_of
+from scripts.cohort import Cohort
+from scripts.errors import FoldingError, StorageError, TractAtlasError, TrainingError
+from scripts.losses.atlas_loss import AtlasLoss
+from scripts.metrics import dice, log_density_correlation
 from scripts.publishing.quality_page import SubjectQuality
 from scripts.publishing.statistics import DensityStatistics
+from scripts.runtime.processes import (
+    add_up,
+    barrier,
+    collected_by_first,
+    is_first,
+    rank,
+    stop_together,
+    world_size,
+)
+from scripts.runtime.storage import file_hash
+from scripts.runtime.write_behind import WriteBehind
+from scripts.settings.atlas import LearnedAtlasConfig
+from scripts.spatial.fields import field_names, write_field
 
-__all__ = ["NEGLIGIBLE_SHARE"]
+__all__ = [
+    "NEGLIGIBLE_SHARE",
+    "Emission",
+    "Emitted",
+    "Templates",
+    "Velocities",
+    "naming",
+]
 
 
 T = TypeVar("T")
 
 NEGLIGIBLE_SHARE = 0.01  # of a subject below which a template doesn't see it
+_SHOWN = 3  # subjects that the quality page draws
 
 
 class Velocities(Protocol):
@@ -27,6 +56,18 @@ class Velocities(Protocol):
 
     def velocity(self, index: int, template: int = 0) -> torch.Tensor:
         """``(1, d, *reduced)`` of subject ``index`` to a template."""
+        ...
+
+
+class Progress(Protocol):
+    """A bar."""
+
+    def update(self) -> Any:
+        """One more is done."""
+        ...
+
+    def close(self) -> None:
+        """All are done."""
         ...
 
 
@@ -84,6 +125,216 @@ class Emitted:
         self.jacobians = _in_order(self.jacobians, place)
         self.pictures = _in_order(self.pictures, place)
         self.grids = _in_order(self.grids, place)
+
+
+class Emission:
+    """The pass over the subjects.
+
+    Over several processes each one takes every n-th subject.
+
+    Args:
+        network: with its final template.
+        dataset: LINEAR densities in the cohort's box, in the cohort's order (``image``).
+        cohort: subjects, grid, box.
+        settings: what is emitted and checked.
+        velocities: each subject's final velocity.
+        templates: that are published.
+        device: where fields are made.
+        bar: makes a progress bar for so many subjects.
+        loss: the training's, told of each subject on the quality page.
+    """
+
+    def __init__(
+        self,
+        network: AtlasNetwork,
+        dataset: Sequence[dict[str, Any]],
+        cohort: Cohort,
+        settings: LearnedAtlasConfig,
+        velocities: Velocities,
+        templates: Templates,
+        device: torch.device,
+        bar: Any = None,
+        loss: AtlasLoss | None = None,
+    ) -> None:
+        self.network = network
+        self.dataset = dataset
+        self.cohort = cohort
+        self.settings = settings
+        self.velocities = velocities
+        self.templates = templates
+        self.device = device
+        self.bar = bar
+        self.loss = loss
+
+    @torch.no_grad()
+    def run(self, staging: Path, folder: Path) -> Emitted:
+        """Statistics, fields, Jacobians and displacements of all subjects.
+
+        Args:
+            staging: where the fields are written.
+            folder: where the atlas will be, for messages.
+
+        Returns:
+            in the first process that of all processes, in the others their own.
+        """
+        grid = self.cohort.grid
+        shape = (self.network.channels, *grid.shape)
+        emitted = Emitted(
+            [
+                DensityStatistics(shape, self.settings.presence_value)
+                for _ in range(self.network.n_templates)
+            ]
+        )
+        # Sum of the fields, and of their mean squared lengths.
+        moves = (
+            torch.zeros(len(grid.shape), *grid.shape, device=self.device),
+            torch.zeros(1, dtype=torch.float64),
+        )
+        subjects = len(self.cohort.subjects)
+        bar: Progress | None = (
+            self.bar(-(-subjects // world_size()), "emission") if self.bar else None
+        )
+        if self.settings.save_fields and is_first():
+            with naming(folder):
+                (staging / "fields").mkdir()
+        barrier()
+        with closing(bar) if bar is not None else nullcontext(), WriteBehind() as behind:
+            # In step, so that a field which fails anywhere ends the run at once.
+            for first in range(0, subjects, world_size()):
+                error: TractAtlasError | None = None
+                try:
+                    with naming(folder):
+                        if first + rank() < subjects:
+                            index = first + rank()
+                            self._emit_subject(index, staging, emitted, moves, behind)
+                        if first + world_size() >= subjects:
+                            behind.finish()
+                except TractAtlasError as failure:
+                    error = failure
+                stop_together(error)
+                if bar is not None:
+                    bar.update()
+        add_up(*moves)
+        own = emitted
+        for part in collected_by_first(own):
+            if part is not own:
+                emitted.merge(part)
+        emitted.sort([subject.name for subject in self.cohort.subjects])
+        support = torch.as_tensor(
+            np.any([s.sample_mean > 0 for s in emitted.statistics], axis=(0, 1)),
+            device=self.device,
+        )
+        mean = (moves[0] / subjects).square().sum(0)
+        emitted.moves = {
+            "mean_displacement_rms_voxels": float(mean[support].mean().sqrt()),
+            "displacement_rms_voxels": float(moves[1] / subjects) ** 0.5,
+        }
+        return emitted
+
+    def _emit_subject(
+        self,
+        index: int,
+        staging: Path,
+        emitted: Emitted,
+        moves: tuple[torch.Tensor, torch.Tensor],
+        behind: WriteBehind,
+    ) -> None:
+        """Gather one subject and have its fields written."""
+        grid, crop = self.cohort.grid, self.cohort.crop
+        name = self.cohort.subjects[index].name
+        inside = torch.as_tensor(self.dataset[index]["image"]).to(self.device)[None]
+        density = inside.new_zeros((1, self.network.channels, *grid.shape))
+        crop.crop(density)[...] = inside
+        weights = self.velocities.assignment[index]
+        home = int(weights.argmax())
+        for k, weight in enumerate(weights.tolist()):
+            if weight < NEGLIGIBLE_SHARE and k != home:
+                continue
+            velocity = self.velocities.velocity(index, k)
+            found = fields_of(self.network, velocity, crop, grid.shape, self.templates.towards)
+            moved = found.subject_in_template(density)
+            emitted.statistics[k].add(moved[0].cpu().numpy(), weight)
+            if k != home:
+                continue
+            emitted.jacobians[name] = self._verified(name, found)
+            if self.settings.save_fields:
+                fields = (found.to_template, found.to_subject)
+                for file, field in zip(field_names(name), fields, strict=True):
+                    displacement = field[0].cpu().numpy()
+                    path = staging / "fields" / file
+                    behind.write(self._write_field, path, displacement, emitted.hashes)
+            length = float(found.to_template[0].square().sum(0).mean())
+            moves[0].add_(found.to_template[0])
+            moves[1].add_(length)
+            emitted.subjects.append(
+                {
+                    "subject": name,
+                    "correlation": log_density_correlation(
+                        crop.crop(moved[0]).cpu().numpy(),
+                        self.templates.density[k].cpu().numpy(),
+                        self.network.log_offset,
+                    ),
+                    **self._fit(k, inside, velocity, found),
+                    "smallest_jacobian": found.smallest_jacobian,
+                    "displacement": length**0.5,
+                }
+            )
+            if index < _SHOWN:
+                emitted.pictures[name] = inside[0].cpu().numpy()
+                emitted.grids[name] = crop.crop(found.to_template[0]).cpu().numpy()
+
+    def _fit(
+        self,
+        k: int,
+        inside: torch.Tensor,
+        velocity: torch.Tensor,
+        found: Registration,
+    ) -> dict[str, float | None]:
+        """A subject's loss, and the overlap of the template in its space with its presence."""
+        image = log_density_of(inside, self.network.log_offset)
+        warped = self.network.warped_template(
+            self.cohort.crop.crop(found.to_subject), k, self.templates.point
+        )
+        loss = None if self.loss is None else float(self.loss(warped, image, velocity)["loss"])
+        level = self.settings.presence_value
+        there, own = (
+            m[0].cpu().numpy() > level
+            for m in (density_of(warped, self.network.log_offset), inside)
+        )
+        return {"loss": loss, "overlap": float(np.mean([*map(dice, there, own)]))}
+
+    def _verified(self, subject: str, found: Registration) -> dict[str, dict[str, float]]:
+        if not found.finite:
+            raise TrainingError(
+                f"the field of subject {subject} is not finite: nothing is published; lower "
+                "learned_atlas#optimizer#lr and start afresh with --learned_atlas#resume false"
+            )
+        if self.settings.verify_jacobian and found.folds:
+            raise FoldingError(
+                f"the field of subject {subject} folds (smallest det J "
+                f"{found.smallest_jacobian:.4g}, must be > 0): "
+                "nothing is published; raise learned_atlas#loss#smoothness_weight and start afresh "
+                "with --learned_atlas#resume false, or look at the fields with "
+                "--learned_atlas#verify_jacobian false"
+            )
+        return found.jacobian
+
+    def _write_field(self, path: Path, displacement: np.ndarray, hashes: dict[str, str]) -> None:
+        write_field(path, displacement, self.cohort.grid)
+        hashes[f"fields/{path.name}"] = file_hash(path)
+
+
+@contextmanager
+def naming(folder: Path) -> Iterator[None]:
+    """What the system says of a file as an error that names the folder to be published.
+
+    Raises:
+        StorageError: in its place.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(f"{folder}: can't be published: {error}") from error
 
 
 def _in_order(table: dict[str, T], place: dict[str, int]) -> dict[str, T]:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from scripts.errors import CohortError
-from scripts.runtime.input_files import read_json
+from scripts.publishing.description_rules import opened_description
+from scripts.runtime.inside import inside
 from scripts.runtime.storage import file_hash
 from scripts.settings.atlas import BASELINE_MAPS
 
@@ -54,7 +55,7 @@ class PublishedAtlas:
         folder = self.folder
         if self.about.get("mixture"):
             folder = self.folder / f"template-{template}"
-        found = {name: folder / f"atlas_{name}.nii.gz" for name in BASELINE_MAPS}
+        found = {name: inside(folder, f"atlas_{name}.nii.gz") for name in BASELINE_MAPS}
         there = {name: path for name, path in found.items() if path.is_file()}
         if "mean" not in there:
             raise CohortError(f"{folder}: holds no atlas_mean.nii.gz, so that there is no atlas")
@@ -79,15 +80,9 @@ def open_atlas(folder: str | Path) -> PublishedAtlas:
             "`average`, or name its folder with --atlas_dir"
         )
     try:
-        about = read_json(path)
-        atlas = PublishedAtlas(path.parent, about)
-        known = about["name"] == "tract_density_atlas"
-        _ = atlas.training_space, atlas.subjects
-    except (ValueError, KeyError, TypeError) as error:
-        raise CohortError(f"{path}: is not the description of an atlas") from error
-    if not known:
-        raise CohortError(f"{path}: is not the description of an atlas of this bundle")
-    return atlas
+        return PublishedAtlas(path.parent, opened_description(path.parent))
+    except ValueError as error:
+        raise CohortError(f"{path}: is not the description of an atlas: {error}") from error
 
 
 def sha256_of(path: Path) -> str:

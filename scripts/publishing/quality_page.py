@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from scripts.errors import shown
 from scripts.spatial.projections import three_views
 
 __all__ = ["SubjectQuality", "quality_page"]
@@ -90,7 +91,7 @@ def quality_page(
 
 
 def _text(value: Any) -> str:
-    return html.escape(str(value))
+    return html.escape(shown(value, keep="\n"))
 
 
 def _facts(about: Mapping[str, Any]) -> str:

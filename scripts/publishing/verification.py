@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,11 +14,13 @@ import numpy as np
 import torch
 
 from scripts.cohort import density_divisor, read_density
-from scripts.errors import CohortError, VerificationError
+from scripts.errors import CohortError, VerificationError, shown
+from scripts.publishing.description_rules import require_verifiable, verifiable_jacobians
 from scripts.publishing.emission import NEGLIGIBLE_SHARE
 from scripts.publishing.provenance import code_identity, description_hash, versions_here
 from scripts.publishing.statistics import DensityStatistics
-from scripts.runtime.input_files import FileError, read_json
+from scripts.runtime.input_files import LONGEST_TEXT, FileError, check_file, read_json
+from scripts.runtime.inside import entries, inside
 from scripts.runtime.storage import file_hash
 from scripts.spatial.fields import field_names, read_field
 from scripts.spatial.grid import CropBox
@@ -37,6 +40,9 @@ JACOBIAN_TOLERANCE = 1e-4
 """How far a determinant may lie from the published one."""
 _RELATIVE = 1e-5  # what float32 maps and mixture shares of six decimals leave open
 
+_CONTINUOUS = ("mean", "std", "std_error")
+"""Maps that change little where a density does. The others step at a threshold: a density that lies
+on it by rounding may fall on either side, so their hash alone is compared."""
 _WITHOUT_FIELDS = ("averaged", "barycentre")
 
 Outcome = Literal["agrees", "differs", "missing", "unexpected", "not checked"]
@@ -89,7 +95,7 @@ class Verification:
         agreeing = Counter(check.kind for check in self.checks if check.outcome == "agrees")
         rows = [("agrees", kind, f"{count} of them") for kind, count in agreeing.items()]
         rows += [
-            (check.outcome, check.kind, ": ".join(filter(None, (check.name, check.detail))))
+            (check.outcome, check.kind, shown(": ".join(filter(None, (check.name, check.detail)))))
             for check in self.checks
             if check.outcome != "agrees"
         ]
@@ -114,9 +120,10 @@ class Verification:
 def verify_atlas(folder: str | Path) -> Verification:
     """Recompute everything that can be recomputed of a published atlas.
 
-    Hashes of the inputs and of the published files, the divisors, each field's Jacobian, and the
-    statistics maps from inputs and fields. The template (``mean``) is learned and has its hash
-    alone. One subject is in memory at a time.
+    Hashes of the inputs and of the published files, the divisors, each field's Jacobian, and
+    ``std`` and ``std_error`` (of plain averages also ``mean``) from inputs and fields. The learned
+    template (``mean``), ``cov`` and ``prob_threshold`` have their hash alone. One subject is in
+    memory at a time.
 
     A hash proves that a file is the one that was published, not who published it: who rewrites a
     file together with its hash isn't found out by the hash, but is by the recomputed numbers.
@@ -128,25 +135,27 @@ def verify_atlas(folder: str | Path) -> Verification:
         VerificationError: if there is no atlas, or its description can't be understood.
     """
     root = Path(folder)
-    about = _load(root / "atlas.json")
+    about = _load(root, "atlas.json")
+    path = root / "atlas.json"
     try:
-        return Verification(root, tuple(_checks(root, about)))
-    except (AttributeError, IndexError, KeyError, TypeError) as error:
-        # Only the description brings mappings whose keys and kinds aren't ours to choose.
-        reason = f"{type(error).__name__}: {error}"
+        require_verifiable(path, about)
+    except FileError as error:
+        raise VerificationError(str(error)) from error
+    except ValueError as error:
         raise VerificationError(
-            f"{root / 'atlas.json'}: not the description of an atlas that this version can check "
-            f"({reason})"
+            f"{path}: not the description of an atlas that this version can check: {error}"
         ) from error
+    return Verification(root, tuple(_checks(root, about)))
 
 
 def _checks(root: Path, about: dict[str, Any]) -> Iterator[Check]:
     recorded = about.get("description_sha256")
     yield _same("description", "atlas.json", recorded, description_hash(about))
     yield from _maker_checks(about)
-    yield from _file_checks(root, about.get("files") or {})
+    longest = _longest_file(about)
+    yield from _file_checks(root, about.get("files") or {}, longest)
     for subject in about["cohort"]["subjects"]:
-        yield from _input_checks(subject, about["normalisation"])
+        yield from _input_checks(subject, about["normalisation"], longest)
     yield from _numbers(root, about)
 
 
@@ -173,9 +182,10 @@ def _maker_checks(about: dict[str, Any]) -> Iterator[Check]:
             yield Check("library", name, "not checked", detail)
 
 
-def _load(path: Path) -> dict[str, Any]:
+def _load(root: Path, name: str) -> dict[str, Any]:
+    path = root / name
     try:
-        found = read_json(path)
+        found = read_json(inside(root, name))
     except FileError as error:
         raise VerificationError(str(error)) from error
     except ValueError as error:
@@ -198,36 +208,59 @@ def _same(kind: str, name: str, recorded: str | None, found: str) -> Check:
 # ---------------------------------------------------------------------------------------------
 
 
-def _file_checks(root: Path, recorded: dict[str, str]) -> Iterator[Check]:
-    there = {
-        path.relative_to(root).as_posix(): path
-        for path in sorted(root.rglob("*"))
-        if path.is_file()
-    }
+def _longest_file(about: dict[str, Any]) -> int:
+    """Bytes that no file of an atlas exceeds: all values of a field or a map, and text."""
+    voxels = math.prod(about["cohort"]["grid"]["shape"])
+    return 16 * voxels * max(3, about["settings"]["model"]["channels"]) + LONGEST_TEXT
+
+
+def _file_checks(root: Path, recorded: dict[str, str], longest: int) -> Iterator[Check]:
+    """Everything that lies in the folder: what was published, and whatever was added."""
+    try:
+        there = {one.name: one for one in entries(root)}
+    except FileError as error:
+        raise VerificationError(str(error)) from error
     there.pop("atlas.json", None)  # has a hash of its own
     for name in sorted(recorded.keys() | there.keys()):
         if name not in there:
             yield Check("file", name, "missing")
+        elif there[name].what != "file":
+            detail = f"is a {there[name].what}; what is published is files alone"
+            yield Check("file", name, "differs" if name in recorded else "unexpected", detail)
         elif name not in recorded:
             yield Check("file", name, "unexpected", "wasn't published with this atlas")
         else:
-            yield _hashed("file", name, there[name], recorded[name])
+            yield _hashed("file", name, there[name].path, recorded[name], longest)
 
 
-def _hashed(kind: str, name: str, path: Path, recorded: str) -> Check:
+def _hashed(kind: str, name: str, path: Path, recorded: str, longest: int) -> Check:
+    trouble = _trouble(path, longest)
+    if trouble is not None:
+        return Check(kind, name, "missing", trouble)
     try:
         return _same(kind, name, recorded, file_hash(path))
-    except FileNotFoundError:
-        return Check(kind, name, "missing")
     except OSError as error:
         return Check(kind, name, "missing", f"can't be read: {error.strerror}")
 
 
-def _input_checks(subject: dict[str, Any], normalisation: str) -> Iterator[Check]:
+def _trouble(path: Path, longest: int) -> str | None:
+    """Why a file isn't read: a pipe would be waited for, a device has no end. None: it can be."""
+    if not os.path.lexists(path):
+        return "no such file"
+    try:
+        size = check_file(path).st_size
+    except FileError as error:
+        return error.reason
+    if size > longest:
+        return f"has {size / 1e9:.1f} GB, more than any file of such an atlas"
+    return None
+
+
+def _input_checks(subject: dict[str, Any], normalisation: str, longest: int) -> Iterator[Check]:
     for one in subject["maps"]:
         path = Path(one["path"])
-        yield _hashed("input", f"{subject['subject']} {path}", path, one["sha256"])
-        if path.is_file():
+        yield _hashed("input", f"{subject['subject']} {path}", path, one["sha256"], longest)
+        if _trouble(path, longest) is None:
             yield _divisor_check(subject["subject"], path, one["divisor"], normalisation)
 
 
@@ -248,59 +281,21 @@ def _divisor_check(subject: str, path: Path, recorded: float, normalisation: str
 
 
 class _Recomputed:
-    """The statistics of one template's subjects, and how far they are certain.
+    """The statistics of one template's subjects, and why they may not be known.
 
     Args:
         shape: ``(C, *grid)``.
-        presence_value: see `DensityStatistics`.
     """
 
-    def __init__(self, shape: tuple[int, ...], presence_value: float) -> None:
-        self.statistics = DensityStatistics(shape, presence_value)
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self.statistics = DensityStatistics(shape, presence_value=0.0)
         self.largest = 0.0
-        self.surely, self.perhaps = np.zeros(shape), np.zeros(shape)
         self.unknown: list[str] = []
 
     def add(self, density: np.ndarray, weight: float) -> None:
         """Take in one subject in template space."""
         self.statistics.add(density, weight)
         self.largest = max(self.largest, float(density.max()))
-        open_range = MAP_TOLERANCE * float(density.max())
-        self.surely += weight * (density > self.statistics.presence_value + open_range)
-        self.perhaps += weight * (density > self.statistics.presence_value - open_range)
-
-    def ranges(self, threshold: float) -> dict[str, Callable[[np.ndarray], np.ndarray]]:
-        """For each map, which voxels of a published one may be as they are."""
-        maps = self.statistics.maps(None, threshold)
-        n, mean = self.statistics.subjects, self.statistics.sample_mean
-        reach = MAP_TOLERANCE * self.largest
-
-        def near(name: str, reach: float | np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-            expected = maps[name].astype(np.float64)
-            return lambda found: np.abs(found - expected) <= reach + _RELATIVE * np.abs(expected)
-
-        def cov(found: np.ndarray) -> np.ndarray:
-            firm = threshold * mean.max()
-            spread = maps["std"].astype(np.float64)
-            ratio = np.divide(spread, mean, out=np.zeros_like(mean), where=mean > reach)
-            off = np.divide(reach * (1 + ratio), mean, out=np.zeros_like(mean), where=mean > reach)
-            is_ratio = np.abs(found - ratio) <= off + _RELATIVE * ratio
-            # At the threshold itself either side may have been taken.
-            return np.where(mean > firm - 2 * reach, is_ratio, False) | np.where(
-                mean < firm + 2 * reach, found == 0, False
-            )
-
-        def presence(found: np.ndarray) -> np.ndarray:
-            low, high = 100 * self.surely / n, 100 * self.perhaps / n
-            return (found >= low - 1e-3) & (found <= high + 1e-3)
-
-        return {
-            "mean": near("mean", reach),
-            "std": near("std", reach),
-            "std_error": near("std_error", reach / np.sqrt(n)),
-            "cov": cov,
-            "prob_threshold": presence,
-        }
 
 
 def _numbers(root: Path, about: dict[str, Any]) -> Iterator[Check]:
@@ -317,14 +312,15 @@ def _numbers(root: Path, about: dict[str, Any]) -> Iterator[Check]:
     shape = (settings["model"]["channels"], *grid)
     shares = about.get("mixture") or {name: [1.0] for name in names}
     templates = 1 if plain else settings["model"]["n_templates"]
-    gathered = [_Recomputed(shape, about["presence_value"]) for _ in range(templates)]
+    gathered = [_Recomputed(shape) for _ in range(templates)]
     if plain:
         yield from _plain_maps(root, about, gathered[0], shape, crop)
         return
     try:
-        jacobians = _load(root / "jacobian.json")
-    except VerificationError:
-        jacobians = {}  # the table of files tells
+        jacobians = verifiable_jacobians(_load(root, "jacobian.json"))
+    except (VerificationError, ValueError) as error:
+        jacobians = {}
+        yield Check("field", "jacobian.json", "missing", str(error))
     for name in sorted(jacobians.keys() - set(names)):
         yield Check("field", f"jacobian.json: {name}", "unexpected", "no subject of the cohort")
     for subject in about["cohort"]["subjects"]:
@@ -334,7 +330,7 @@ def _numbers(root: Path, about: dict[str, Any]) -> Iterator[Check]:
         fields = {}
         for file in field_names(name):
             try:
-                fields[file] = _field(root / "fields" / file, grid)
+                fields[file] = _field(inside(root, f"fields/{file}"), grid)
             except _UNREADABLE as error:
                 detail = str(error) if (root / "fields" / file).exists() else "no such file"
                 yield Check("field", f"{name} {_way(file)}", "missing", detail)
@@ -424,7 +420,7 @@ def _map_checks(
 ) -> Iterator[Check]:
     learned = about["kind"] != "averaged"  # or transported: the mean isn't that of the subjects
     wanted = about["settings"]["emit_baseline_maps"]
-    emitted = [name for name in wanted if not (learned and name == "mean")]
+    emitted = [name for name in _CONTINUOUS if name in wanted and not (learned and name == "mean")]
     if recomputed.statistics.subjects == 0 and not recomputed.unknown:
         return  # a template of no subject has no maps
     labels = {name: str((folder / f"atlas_{name}.nii.gz").relative_to(root)) for name in emitted}
@@ -433,15 +429,17 @@ def _map_checks(
             yield Check("map", labels[name], "not checked", recomputed.unknown[0])
         return
     shape = recomputed.statistics.sample_mean.shape
-    ranges = recomputed.ranges(about["cov_mean_threshold_pct"])
+    maps = recomputed.statistics.maps()
     for name in emitted:
         try:
-            found = _map(root / labels[name], shape)
+            found = _map(inside(root, labels[name]), shape)
         except _UNREADABLE as error:
             detail = str(error) if (root / labels[name]).exists() else "no such file"
             yield Check("map", labels[name], "missing", detail)
             continue
-        wrong = ~ranges[name](found)
+        expected = maps[name].astype(np.float64)
+        reach = MAP_TOLERANCE * recomputed.largest + _RELATIVE * np.abs(expected)
+        wrong = ~(np.abs(found - expected) <= reach)  # nor is NaN near anything
         if wrong.any():
             voxel = tuple(int(i) for i in np.argwhere(wrong)[0][1:])
             detail = f"{int(wrong.sum())} voxels aren't what fields and inputs give, first {voxel}"

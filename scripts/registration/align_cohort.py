@@ -32,7 +32,7 @@ from scripts.registration.mean_alignment import (
 from scripts.registration.native_subjects import NativeFile, NativeSubject, find_native_subjects
 from scripts.runtime.lock import locked_folders
 from scripts.runtime.progress import progress_bar
-from scripts.runtime.storage import check_space, check_writable, file_hash, publish_folder
+from scripts.runtime.storage import check_writable, file_hash, publish_folder
 from scripts.settings.align import AlignConfig
 from scripts.spatial.grid import Grid
 from scripts.spatial.resampling import labels_by_matrix, resample_by_matrix
@@ -113,7 +113,6 @@ class CohortAligner:
             kept = self._open_state()
             alignment = self._to_target(kept) if self.target else self._to_mean(kept)
             self._warn_of_odd_ones(alignment)
-            self._check_space(alignment.grid)
             with publish_folder(self.folder) as staging:
                 self._write(staging, alignment)
             shutil.rmtree(self._state_folder, ignore_errors=True)
@@ -189,11 +188,6 @@ class CohortAligner:
                 )  # fmt: skip
 
     # -- writing ---------------------------------------------------------------------------
-
-    def _check_space(self, grid: CommonGrid) -> None:
-        images = sum(len(subject.files) for subject in self.subjects)
-        own = sum(int(np.prod(subject.read.grid.shape)) for subject in self.subjects)
-        check_space({self.output_dir: {"images": 4 * (images * int(np.prod(grid.shape)) + own)}})
 
     def _write(self, staging: Path, alignment: Alignment) -> None:
         common = self._common_grid(alignment.grid)
@@ -296,9 +290,7 @@ class CohortAligner:
         }  # fmt: skip
 
 
-def _resampled(
-    volume: np.ndarray, own: Grid, matrix: np.ndarray, grid: CommonGrid
-) -> np.ndarray:
+def _resampled(volume: np.ndarray, own: Grid, matrix: np.ndarray, grid: CommonGrid) -> np.ndarray:
     """``(C, X, Y, Z)`` on its own grid to ``(C, *grid.shape)``, interpolated once."""
     flat = volume[..., 0] if len(grid.shape) == 2 else volume
     source = torch.as_tensor(np.ascontiguousarray(flat), dtype=torch.float32)[None]

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from scripts.errors import CheckpointError
+from scripts.runtime.input_files import FileError, read_json
 from scripts.runtime.storage import file_hash, write_whole
 
 __all__ = ["AlignedFiles", "KeptTransforms", "Transforming"]
@@ -77,11 +78,11 @@ class KeptTransforms:
 
     def _read(self, path: Path) -> Found:
         try:
-            there = json.loads(path.read_text(encoding="utf-8"))
+            there = read_json(path)
             matrix, loss = np.array(there["matrix"], dtype=np.float64), float(there["loss"])
             if matrix.shape != (4, 4) or not np.isfinite(matrix).all():
                 raise ValueError("no 4x4 matrix")
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (FileError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(
                 f"{path}: damaged ({error}); throw the unfinished run away with "
                 "--align#resume false"

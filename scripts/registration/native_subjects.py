@@ -135,14 +135,10 @@ def _require(
     if len(subjects) < least:
         lines = [f"  {one.subject}: {one.reason}" for one in rejected]
         raise CohortError(
-            "\n".join(
-                [
-                    f"{root}: {len(subjects)} usable subjects, at least {least} are needed "
-                    f"({settings.key('min_subjects')}; see {settings.key('image')} and "
-                    f"{settings.key('subjects')})",
-                    *lines,
-                ]
-            )
+            f"{root}: {len(subjects)} usable subjects, at least {least} are needed "
+            f"({settings.key('min_subjects')}; see {settings.key('image')} and "
+            f"{settings.key('subjects')})",
+            *lines,
         )
     planes = {subject.read.spatial_dims for subject in subjects}
     channels = {subject.read.image.values.shape[1] for subject in subjects}

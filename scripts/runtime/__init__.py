@@ -1,1 +1,1 @@
-"""What any job needs of the machine: files, locks, processes, memory, messages."""
+"""What every job needs from the machine: files, locks, processes, memory, messages."""

@@ -1,4 +1,4 @@
-"""Errors of the user and of the system, told in one line."""
+"""Shows errors of the user and of the system in one line."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 from types import TracebackType
 
 from scripts.errors import OutOfMemoryError, StorageError, TractAtlasError
-from scripts.runtime.run_log import note
+from scripts.runtime.run_log import escape_records, note
 
 __all__ = [
     "EXIT_INTERRUPTED",
@@ -20,18 +20,18 @@ __all__ = [
 
 
 EXIT_INTERRUPTED = 130
-"""Status of a command that Ctrl-C (SIGINT) ended, as shells count it."""
+"""Exit status of a command that Ctrl-C (SIGINT) ended, as shells define it."""
 
-INTERRUPTED = "interrupted: an unfinished training or alignment goes on when it is started again"
+INTERRUPTED = "interrupted: start the same command again to continue a training or an alignment"
 
 _memory_advice = "use fewer or smaller images, or another device"
 
 
 def advise_on_memory(advice: str) -> None:
-    """Say what helps this process's job when memory runs out.
+    """Set the advice that is shown when this process runs out of memory.
 
-    A job's settings say it as they are loaded: out of memory is noticed where nobody knows the
-    job, and each block has keys of its own.
+    Each job sets it when it loads its settings, because the code that notices the error doesn't
+    know which job is running, and each block of settings has its own keys.
 
     Args:
         advice: names settings, such as ``use train#dtype bfloat16``.
@@ -41,19 +41,19 @@ def advise_on_memory(advice: str) -> None:
 
 
 def _memory_error(error: Exception) -> OutOfMemoryError | None:
-    """The error in our words if it says that memory ran out; torch needn't be imported."""
+    """An `OutOfMemoryError` if the error means that memory ran out; doesn't import torch."""
     kinds = [kind for kind in type(error).__mro__ if kind.__name__ == "OutOfMemoryError"]
     of_torch = any(kind.__module__.partition(".")[0] == "torch" for kind in kinds)
     text = " ".join(str(error).split())
-    # Without a kind of its own: torch's allocator on the CPU.
+    # torch's CPU allocator raises a plain RuntimeError.
     on_cpu = isinstance(error, RuntimeError) and "DefaultCPUAllocator" in text
     if not (of_torch or on_cpu or isinstance(error, MemoryError)):
         return None
     where = "the device" if of_torch else "the machine"
     said = f" ({text[:200]})" if text else ""
     found = OutOfMemoryError(
-        f"{where} is out of memory{said}; {_memory_advice}; nothing was published, and an "
-        "interrupted run goes on from its last checkpoint where its settings stay"
+        f"{where} is out of memory{said}; {_memory_advice}; nothing was published; an interrupted "
+        "run continues from its last checkpoint if its settings stay the same"
     )
     found.__cause__ = error
     return found
@@ -66,7 +66,7 @@ _OF_THE_SYSTEM = (
 
 
 def _storage_error(error: Exception) -> StorageError | None:
-    """What the system refuses wherever it is asked, such as a path longer than any may be."""
+    """System errors that can arise anywhere, such as a path that is too long."""
     if not isinstance(error, OSError) or error.errno not in _OF_THE_SYSTEM:
         return None
     place = "" if error.filename is None else f"{str(error.filename)[:200]}: "
@@ -76,16 +76,16 @@ def _storage_error(error: Exception) -> StorageError | None:
 
 
 def find_user_error(error: BaseException | None) -> TractAtlasError | None:
-    """First `TractAtlasError` among ``error`` and the errors that it was raised from.
+    """The first `TractAtlasError` in the chain of errors that led to ``error``.
 
-    MONAI wraps what a component raises in a ``RuntimeError``, sometimes several times over. The
-    chain is walked as a traceback shows it: the cause, or else the context unless suppressed.
-    Memory that ran out is an `OutOfMemoryError`, and what the system refuses everywhere (a full
-    disk, a path that is too long) a `StorageError`, whoever noticed it. An interruption
-    (``KeyboardInterrupt``, ``SystemExit``) isn't explained by what came before it.
+    MONAI wraps what a component raises in a ``RuntimeError``, sometimes several times. The chain is
+    followed as a traceback shows it: the cause, or else the context unless it is suppressed.
+    Running out of memory becomes an `OutOfMemoryError`. System errors that can arise anywhere (a
+    full disk, a path that is too long) become a `StorageError`. An interruption
+    (``KeyboardInterrupt``, ``SystemExit``) is never replaced by an earlier error.
 
     Args:
-        error: the error that reached the top.
+        error: the error that ended the command.
 
     Returns:
         The error to show to the user, or None when the chain has none.
@@ -104,10 +104,10 @@ def find_user_error(error: BaseException | None) -> TractAtlasError | None:
 
 
 def find_interruption(error: BaseException | None) -> KeyboardInterrupt | SystemExit | None:
-    """The interruption that another error was made of.
+    """The interruption hidden inside another error.
 
-    Python's ``pydoc`` (by which MONAI imports what a config names) turns even a Ctrl-C or a
-    SystemExit during an import into an error of its own.
+    MONAI imports what a config names with Python's ``pydoc``, which turns even a Ctrl-C or a
+    SystemExit during an import into its own kind of error.
     """
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
@@ -119,12 +119,13 @@ def find_interruption(error: BaseException | None) -> KeyboardInterrupt | System
 
 
 def report_errors_in_one_line() -> None:
-    """Show user errors as ``error: <message>`` on stderr and exit with their own status.
+    """Show user errors as ``error: <message>`` on stderr and exit with the error's status.
 
-    An interruption (Ctrl-C) is one line as well, and ends with `EXIT_INTERRUPTED`. Installs a
+    An interruption (Ctrl-C) is one line as well and ends with `EXIT_INTERRUPTED`. Installs a
     ``sys.excepthook`` (once, however often it is called); every other exception goes to the hook
-    that stood there before.
+    that was installed before.
     """
+    escape_records()
     previous = sys.excepthook
     if getattr(previous, "reports_user_errors", False):
         return
@@ -132,10 +133,10 @@ def report_errors_in_one_line() -> None:
     def hook(
         kind: type[BaseException], error: BaseException, traceback: TracebackType | None
     ) -> None:
-        sys.stdout.flush()  # what was printed before stays before, also in a redirected log
+        sys.stdout.flush()  # keep the order of the output in a redirected log
         user_error = find_user_error(error)
         if user_error is None and isinstance(find_interruption(error), KeyboardInterrupt):
-            # On a line of its own: a progress bar and the terminal's ^C stand on the last one.
+            # Start a new line: the current one holds a progress bar or the terminal's ^C.
             print(f"\n{INTERRUPTED}", file=sys.stderr, flush=True)
             raise SystemExit(EXIT_INTERRUPTED)
         if user_error is None:
@@ -143,7 +144,7 @@ def report_errors_in_one_line() -> None:
             return
         note(str(user_error))
         print(f"error: {user_error}", file=sys.stderr, flush=True)
-        # An exit raised inside the hook is the only way to choose the interpreter's status.
+        # Exiting inside the hook is the only way to choose the interpreter's status.
         raise SystemExit(user_error.exit_code)
 
     hook.reports_user_errors = True  # type: ignore[attr-defined]

@@ -1,9 +1,8 @@
-"""Files from outside, looked at before they are read: pipes wait for ever, devices never end."""
+"""Checks files from outside before they are read: a pipe blocks, a device never ends."""
 
 from __future__ import annotations
 
 import errno
-import json
 import os
 import stat
 from pathlib import Path
@@ -11,11 +10,12 @@ from typing import Any
 
 from scripts.errors import CohortError
 from scripts.runtime.memory import available_memory
+from scripts.runtime.plain_data import parse_json
 
 __all__ = ["LONGEST_TEXT", "FileError", "check_file", "check_fits", "read_json", "read_text", "say"]
 
 LONGEST_TEXT = 1 << 26
-"""Bytes of the longest text that is read: 64 MiB, a table of a million people."""
+"""Largest text file that is read, in bytes: 64 MiB, a table of a million people."""
 _LONGEST_REASON = 300  # characters
 
 
@@ -23,7 +23,7 @@ class FileError(CohortError):
     """A file can't be used.
 
     Attributes:
-        path: the file at fault.
+        path: the file.
         reason: what is wrong with it.
     """
 
@@ -34,15 +34,15 @@ class FileError(CohortError):
 
 
 def check_file(path: Path) -> os.stat_result:
-    """What the system says of a file.
+    """Status of a regular file.
 
     Raises:
-        FileError: it is none, a folder, a pipe or a device, a broken link, or more than memory
-            holds.
+        FileError: it doesn't exist, is a folder, a pipe, a device or a broken link, or is larger
+            than the available memory.
     """
     try:
         status = path.stat()
-    except ValueError as error:  # such as a name with a zero byte
+    except ValueError as error:  # for example a name with a zero byte
         raise FileError(path, f"can't be read: {say(error)}") from error
     except OSError as error:
         broken = path.is_symlink() and (error.errno == errno.ELOOP or not path.exists())
@@ -50,16 +50,16 @@ def check_file(path: Path) -> os.stat_result:
             path, f"can't be read: {'is a broken link' if broken else say(error)}"
         ) from error
     if not stat.S_ISREG(status.st_mode):
-        what = "Is a directory" if stat.S_ISDIR(status.st_mode) else "is no file"
+        what = "Is a directory" if stat.S_ISDIR(status.st_mode) else "is not a file"
         raise FileError(path, f"can't be read: {what}")
     return status
 
 
 def check_fits(path: Path, size: int) -> None:
-    """Refuse what memory can't hold.
+    """Refuse a file that doesn't fit into memory.
 
     Raises:
-        FileError: with the arithmetic.
+        FileError: with the sizes.
     """
     free = available_memory()
     if free is not None and size > free:
@@ -71,20 +71,20 @@ def check_fits(path: Path, size: int) -> None:
 
 
 def read_text(path: Path, longest: int = LONGEST_TEXT, encoding: str = "utf-8") -> str:
-    """The whole of a text file.
+    """The content of a text file.
 
     Args:
         path: the file.
-        longest: bytes that a text of its kind has at most.
-        encoding: its own.
+        longest: largest size of such a file, bytes.
+        encoding: of the file.
 
     Raises:
-        FileError: it can't be read, or is longer.
-        UnicodeDecodeError: it is no such text.
+        FileError: it can't be read, or is too large.
+        UnicodeDecodeError: it isn't text in this encoding.
     """
     size = check_file(path).st_size
     try:
-        # A byte more than may be there: some files, such as those of /proc, tell no size.
+        # Read one byte more than allowed: some files, such as those of /proc, report no size.
         with path.open("rb") as file:
             raw = b"" if size > longest else file.read(longest + 1)
     except OSError as error:
@@ -92,27 +92,28 @@ def read_text(path: Path, longest: int = LONGEST_TEXT, encoding: str = "utf-8") 
     if max(size, len(raw)) > longest:
         raise FileError(
             path,
-            f"can't be read: has {max(size, len(raw)) / 1e6:.1f} MB, more than the "
-            f"{longest / 1e6:.1f} MB that a text of its kind may have",
+            f"can't be read: has {max(size, len(raw)) / 1e6:.1f} MB; such a file may have at most "
+            f"{longest / 1e6:.1f} MB",
         )
     return raw.decode(encoding).replace("\r\n", "\n").replace("\r", "\n")
 
 
-def read_json(path: Path) -> Any:
-    """What a JSON file holds.
+def read_json(path: Path, longest: int = LONGEST_TEXT) -> Any:
+    """The content of a JSON file; see `parse_json`.
+
+    Args:
+        path: the file.
+        longest: largest size, bytes.
 
     Raises:
-        FileError: it can't be read.
-        ValueError: it is no JSON, or nested more deeply than Python can follow.
+        FileError: it can't be read, or is longer.
+        ValueError: it isn't JSON, or exceeds a limit of `parse_json`.
     """
-    try:
-        return json.loads(read_text(path))
-    except RecursionError as error:
-        raise ValueError("nested too deeply") from error
+    return parse_json(read_text(path, longest))
 
 
 def say(error: BaseException) -> str:
-    """An error in a line, which isn't long."""
+    """The message of an error as one short line."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     text = " ".join(str(error).split()) or type(error).__name__

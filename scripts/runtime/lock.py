@@ -26,24 +26,24 @@ logger = logging.getLogger(__name__)
 
 LOCK_FILE = ".tract_atlas.lock"
 
-# How long one who finds the folder taken waits for the owner's name, written after the lock.
+# How long to wait for the owner's name, which is written just after the lock is taken.
 _PATIENCE_S = 1.0
 _NO_FLOCK = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 _held: dict[Path, FolderLock] = {}
 
 
 class FolderLock:
-    """A folder that no other process's run writes to until `release`.
+    """Keeps other processes from writing to a folder until `release`.
 
-    The lock is the system's own (flock) on a file in the folder: it ends with the process. On a
-    file system without flock the file itself is the lock, and is taken over if it names a process
-    of this host that is no more. The file says who holds it, since when.
+    Uses the system's lock (flock) on a file in the folder, which ends with the process. On a file
+    system without flock the file itself is the lock; it is taken over if it names a process of this
+    host that no longer runs. The file names the owner and the time.
 
-    A process may lock a folder several times, see `lock_folders`: its jobs follow one another,
+    A process may lock a folder several times, see `lock_folders`: its jobs run one after another,
     and only the last release frees the folder.
 
     Args:
-        folder: made if it isn't there; removed at the release if nothing was put there.
+        folder: created if missing; removed at the release if it is still empty.
 
     Raises:
         StorageError: if another process holds the folder, or it can't be written.
@@ -68,8 +68,8 @@ class FolderLock:
                 self._take_by_name()
         except Timeout as taken:
             raise StorageError(
-                f"{self.folder}: another run is at work there: {_describe(self.file)}; wait for "
-                "it, or choose another folder; if that run is no more, delete "
+                f"{self.folder}: another run is using this folder: {_describe(self.file)}; wait "
+                "for it, or choose another folder; if that run no longer exists, delete "
                 f"{self.file if self._is_taken() else taken.lock_file}"
             ) from taken
         except OSError as error:
@@ -77,29 +77,29 @@ class FolderLock:
             raise StorageError(f"{self.folder}: can't be locked: {why}") from error
 
     def release(self) -> None:
-        """Let others in. In a forked child this does nothing: the lock is its parent's."""
+        """Release the lock. Does nothing in a forked child: the lock belongs to its parent."""
         self.count -= 1
         if os.getpid() != self.process or self.count > 0 or not self._owner:
             return
         _held.pop(self.folder, None)
-        with suppress(OSError):  # a file left behind names a run that is no more
+        with suppress(OSError):  # a file that stays behind names a process that no longer runs
             if _read_owner(self.file) == self._owner:
                 self.file.unlink()
         self._owner = {}
         self._lock.release()
-        with suppress(OSError):  # something was put there: it stays
+        with suppress(OSError):  # the folder stays if something was put into it
             for path in self._made:
                 path.rmdir()
 
     def _is_taken(self) -> bool:
-        """Whether the file names a process that may be at work."""
+        """Whether the file names a process that may still run."""
         owner = _read_owner(self.file)
         return owner is not None and (
             owner.get("host") != self._owner["host"] or is_alive(owner["pid"])
         )
 
     def _take_by_name(self) -> None:
-        """Where there is no flock: a short lock makes judging the file and writing it one step."""
+        """Without flock: a short lock makes checking and writing the file a single step."""
         guard = SoftFileLock(f"{self.file}.guard", _PATIENCE_S, poll_interval=0.01)
         with guard.acquire(cancel_check=self._is_taken):
             if self._is_taken():
@@ -111,10 +111,10 @@ class FolderLock:
                 os.close(handle)
 
     def _sign(self, handle: int) -> None:
-        """Write the owner into the file that is now ours."""
+        """Write this process into the file after taking the lock."""
         if _read_owner(self.file):
             logger.warning(
-                "%s: taken over from %s, which is no more", self.folder, _describe(self.file)
+                "%s: taken over from %s, which no longer runs", self.folder, _describe(self.file)
             )
         os.ftruncate(handle, 0)
         os.pwrite(handle, json.dumps(self._owner).encode(), 0)
@@ -159,14 +159,14 @@ def locked_folders(*folders: str | Path) -> Iterator[None]:
 
 @atexit.register
 def _release_all() -> None:
-    """Registered after filelock's own, so called before it, which would leave our files."""
+    """Remove our lock files before filelock's own hook runs, which would leave them."""
     for lock in list(_held.values()):
         lock.count = 0
         lock.release()
 
 
 def _read_owner(file: Path) -> dict[str, Any] | None:
-    """What a lock file says; None without one, or with one that says nothing."""
+    """The content of a lock file; None if it is missing or unreadable."""
     try:
         handle = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         with os.fdopen(handle, encoding="utf-8") as opened:
@@ -178,7 +178,7 @@ def _read_owner(file: Path) -> dict[str, Any] | None:
 
 
 def _describe(file: Path) -> str:
-    """The process that a lock file names, and for how long it has had it."""
+    """The process that a lock file names, and since when, as text."""
     owner = _read_owner(file)
     if owner is None:
         return "an unknown process"

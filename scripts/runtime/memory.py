@@ -1,4 +1,4 @@
-"""How much memory there is to take."""
+"""How much memory is available."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 __all__ = ["available_memory"]
 
 _MEMINFO = Path("/proc/meminfo")
-# What a container may have, has, and what of that are pages of files, which can be dropped:
+# A container's limit, its usage, and the part of it that is file cache and can be dropped:
 # cgroups of version 2 and of version 1.
 _LIMITS = (
     (Path("/sys/fs/cgroup"), "memory.max", "memory.current", "inactive_file"),
@@ -22,10 +22,9 @@ _LIMITS = (
 
 
 def available_memory() -> int | None:
-    """Bytes that a process can take without swapping; None where the system doesn't tell.
+    """Bytes that a process can take without swapping; None where the system doesn't say.
 
-    What the kernel estimates for the machine, or what the container's limit leaves if that is
-    less.
+    The smaller of the kernel's estimate for the machine and what the container's limit leaves.
     """
     found = []
     with suppress(OSError, ValueError, StopIteration):

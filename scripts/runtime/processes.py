@@ -1,8 +1,8 @@
-"""Several processes as one run: who does what, and what all of them have to know.
+"""Several processes as one run: how they share work and data.
 
-Thin over ``torch.distributed``: the process group is made by whoever starts the run (see
-``configs/multi_gpu_train.yaml``). Without one, everything here is that of a single process and
-costs nothing. Functions that communicate are called by every process, in the same order.
+A thin layer over ``torch.distributed``: whoever starts the run makes the process group (see
+``configs/multi_gpu_train.yaml``). Without a group, everything here acts as a single process and
+costs nothing. Functions that communicate must be called by all processes, in the same order.
 """
 
 from __future__ import annotations
@@ -33,26 +33,26 @@ T = TypeVar("T")
 
 
 class StoppedElsewhere(SystemExit):
-    """Another process of the run tells why it ends; this one ends with its status in silence."""
+    """Another process of the run reports why it ends; this one exits quietly with its status."""
 
 
 def world_size() -> int:
-    """How many processes make up the run."""
+    """Number of processes in the run."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """Which of them this one is."""
+    """Number of this process in the run."""
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
 def is_first() -> bool:
-    """Whether this process writes what a run writes once, and talks to the user."""
+    """Whether this process writes the shared files and talks to the user."""
     return rank() == 0
 
 
 def share(count: int) -> range:
-    """Which of ``count`` subjects are this process's: every n-th, from its rank on."""
+    """Indices of the subjects of this process: every n-th of ``count``, from its rank on."""
     return range(rank(), count, world_size())
 
 
@@ -64,14 +64,14 @@ def add_up(*tensors: torch.Tensor) -> None:
 
 
 def barrier() -> None:
-    """Wait for the others."""
+    """Wait for the other processes."""
     if world_size() > 1:
-        # A collective of plain objects, since a barrier of NCCL's needs to be told its device.
+        # Gathers plain objects, because a barrier of NCCL needs to know its device.
         everyones(None)
 
 
 def everyones(value: T) -> list[T]:
-    """What each process holds, by rank; small things, since all of them get all of it."""
+    """The values of all processes, by rank; only for small values, since all of them get all."""
     if world_size() == 1:
         return [value]
     values: list[Any] = [None] * world_size()
@@ -80,9 +80,9 @@ def everyones(value: T) -> list[T]:
 
 
 def collected_by_first(value: T) -> Iterator[T]:
-    """In the first process what each one holds, one at a time; in the others nothing.
+    """In the first process, the values of all processes, one at a time; in the others nothing.
 
-    To be iterated to its end by all. However large they are, only two are in memory at once.
+    All processes must iterate to the end. However large the values, two are in memory at most.
     """
     if not is_first():
         dist.send_object_list([value], dst=0)
@@ -95,10 +95,10 @@ def collected_by_first(value: T) -> Iterator[T]:
 
 
 def stop_together(error: TractAtlasError | None) -> None:
-    """End all processes if one of them can't go on; only one of them tells the user.
+    """End all processes if one of them can't continue; only one of them reports the error.
 
     Args:
-        error: why this process can't; None if it can.
+        error: why this process can't continue; None if it can.
 
     Raises:
         TractAtlasError: the error, in the first process that has one.
@@ -114,11 +114,11 @@ def stop_together(error: TractAtlasError | None) -> None:
 
 
 def from_first(make: Callable[[], T]) -> T:
-    """What ``make`` returns in the first process, where alone it is called, for all of them.
+    """The result of ``make``, which only the first process calls, for all processes.
 
     Raises:
         TractAtlasError: as ``make`` raised it, in the first process.
-        StoppedElsewhere: in the others, then.
+        StoppedElsewhere: in the other processes.
     """
     if world_size() == 1:
         return make()

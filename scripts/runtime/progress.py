@@ -1,4 +1,4 @@
-"""How far a long job is."""
+"""Progress of a long job."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ __all__ = ["progress_bar"]
 
 
 def progress_bar(total: int, what: str, initial: int = 0) -> tqdm:
-    """A bar with time left, on stderr; where that is no terminal, a line every 10 seconds.
+    """A progress bar with time left on stderr, or a line every 10 seconds if it isn't a terminal.
 
-    Of several processes the first one alone shows it.
+    Only the first of several processes shows it.
     """
     return tqdm(
         total=total,

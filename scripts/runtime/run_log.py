@@ -1,4 +1,4 @@
-"""The log of a run as a file, for those who closed the terminal."""
+"""Keeps the log of a run in a file, for users who closed the terminal."""
 
 from __future__ import annotations
 
@@ -6,15 +6,37 @@ import logging
 import logging.handlers
 import sys
 from pathlib import Path
+from typing import Any
 
-__all__ = ["LOG_FILE", "keep_log", "note"]
+from scripts.errors import shown
+
+__all__ = ["LOG_FILE", "escape_records", "keep_log", "note"]
 
 LOG_FILE = "run.log"
 _BYTES, _EARLIER = 1_000_000, 3
 
 
+def escape_records() -> None:
+    """Log names and values from outside by `shown`, whichever handler writes them.
+
+    Records of this library alone; once, however often it is called.
+    """
+    previous = logging.getLogRecordFactory()
+    if getattr(previous, "escapes", False):
+        return
+
+    def factory(*arguments: Any, **more: Any) -> logging.LogRecord:
+        record = previous(*arguments, **more)
+        if record.name.partition(".")[0] in ("scripts", "bundle"):
+            record.msg, record.args = shown(record.getMessage()), None
+        return record
+
+    factory.escapes = True  # type: ignore[attr-defined]
+    logging.setLogRecordFactory(factory)
+
+
 class _RunLog(logging.handlers.RotatingFileHandler):
-    """Rotates at 1 MB and keeps three earlier files; where it can't write, it says so once."""
+    """Rotates at 1 MB and keeps three earlier files; warns once if it can't write."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(
@@ -24,8 +46,12 @@ class _RunLog(logging.handlers.RotatingFileHandler):
         self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         self.setLevel(logging.INFO)
 
+    def format(self, record: logging.LogRecord) -> str:
+        """A line as `shown`, whichever library wrote it: logs are read on terminals."""
+        return shown(super().format(record), keep="\n\t")
+
     def handleError(self, record: logging.LogRecord) -> None:
-        """Take no part any more: the log isn't worth the run."""
+        """Stop logging to the file: a log isn't worth ending the run."""
         error = sys.exc_info()[1]
         logging.getLogger().removeHandler(self)
         if isinstance(error, OSError):
@@ -40,10 +66,10 @@ _kept: _RunLog | None = None
 
 
 def keep_log(folder: str | Path) -> None:
-    """Write what is logged from now on to ``<folder>/run.log`` as well; one file a process.
+    """Also write all further log messages to ``<folder>/run.log``; one file per process.
 
     Args:
-        folder: of the run, there already.
+        folder: of the run; must exist.
     """
     global _kept
     root = logging.getLogger()
@@ -55,6 +81,6 @@ def keep_log(folder: str | Path) -> None:
 
 
 def note(text: str) -> None:
-    """Write a line to the log file alone: what the user is told in another way."""
+    """Write a line only to the log file, when the user already sees it another way."""
     if _kept is not None and _kept in logging.getLogger().handlers:
         _kept.handle(logging.LogRecord("run", logging.ERROR, __file__, 0, text, None, None))

@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all."""
+"""Writes files and folders completely or not at all."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ __all__ = [
 ]
 
 _HERE, _SWAP = -100, 2  # AT_FDCWD; RENAME_EXCHANGE on Linux, RENAME_SWAP on macOS
-_LONGEST = 200  # bytes of a name that more is put around; systems allow 255
+_LONGEST = 200  # bytes of a name that gets additions; systems allow 255
 
 
 def file_hash(path: str | Path) -> str:
@@ -39,22 +39,22 @@ def file_hash(path: str | Path) -> str:
 
 
 def check_writable(folder: str | Path) -> None:
-    """Make sure that a folder is there to write to, or could be made; it isn't made.
+    """Check that a folder can be written to, or created; doesn't create it.
 
     Raises:
-        StorageError: if a file or a folder closed to us is in the way.
+        StorageError: if a file or a folder without permission is in the way.
     """
     target = Path(folder).absolute()
     try:
         os.lstat(target)
     except (FileNotFoundError, NotADirectoryError, PermissionError):
-        pass  # told below, where it matters
-    except (OSError, ValueError) as error:  # a name that no system takes
+        pass  # checked again below
+    except (OSError, ValueError) as error:  # a name that no system accepts
         why = error.strerror if isinstance(error, OSError) else str(error)
         raise StorageError(f"{str(target)[:200]!r}: can't be written: {why}") from error
     there = next(path for path in (target, *target.parents) if os.path.lexists(path))
     if not there.is_dir():
-        raise StorageError(f"{target}: can't be written: {there} is no folder")
+        raise StorageError(f"{target}: can't be written: {there} is not a folder")
     if not os.access(there, os.W_OK | os.X_OK):
         raise StorageError(f"{target}: can't be written: no permission to write in {there}")
 
@@ -65,13 +65,13 @@ def _there(folder: Path) -> Path:
 
 
 def check_space(needs: Mapping[Path, Mapping[str, int]]) -> None:
-    """Make sure that file systems have room for what a run will write.
+    """Check that the disk has room for what a run will write.
 
     Args:
-        needs: bytes by what they are for, by folder; folders on one file system share its room.
+        needs: bytes by purpose, by folder; folders on one file system share its room.
 
     Raises:
-        StorageError: with the arithmetic.
+        StorageError: with the sizes.
     """
     systems: dict[int, list[tuple[Path, Mapping[str, int]]]] = {}
     for folder, parts in needs.items():
@@ -97,18 +97,18 @@ def _size(count: int) -> str:
 
 @contextmanager
 def write_whole(path: str | Path) -> Iterator[Path]:
-    """A temporary path beside ``path`` which takes its place when the block ends well.
+    """A temporary path beside ``path`` that replaces it if the block succeeds.
 
     Raises:
         StorageError: if the file can't be written.
     """
     target = Path(path)
-    # The suffix stays last: writers choose the format by it.
+    # Keep the suffix at the end: writers choose the format by it.
     staged = target.with_name(f".{os.getpid()}.{_fitting(target.name)}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         _remove_halves(target)
-        staged.unlink(missing_ok=True)  # a link there would lead the writing elsewhere
+        staged.unlink(missing_ok=True)  # a link would redirect the writing
         yield staged
         with staged.open("rb+") as file:
             os.fsync(file.fileno())
@@ -116,7 +116,7 @@ def write_whole(path: str | Path) -> Iterator[Path]:
     except OSError as error:
         raise StorageError(f"{target}: can't be written: {error}") from error
     except RuntimeError as error:
-        # Torch's writer hides the system's error, most often a full disk, behind its own words.
+        # Torch hides the system's error, most often a full disk, behind its own message.
         if "PytorchStreamWriter" not in str(error) and "inline_container" not in str(error):
             raise
         free = _size(shutil.disk_usage(_there(target.parent)).free)
@@ -124,20 +124,20 @@ def write_whole(path: str | Path) -> Iterator[Path]:
             f"{target}: can't be written: torch failed to write to it ({free} are free)"
         ) from error
     finally:
-        # Where something that is no folder is in the way, there is nothing to remove either.
+        # If a file is in the way of the folder, there is nothing to remove.
         with suppress(OSError):
             staged.unlink(missing_ok=True)
 
 
 def _fitting(name: str) -> str:
-    """A name, or what stands for it where more around it would be longer than systems allow."""
+    """The name, or a short substitute if the name with its additions would be too long."""
     if len(os.fsencode(name)) <= _LONGEST:
         return name
     return f"{hashlib.sha256(os.fsencode(name)).hexdigest()}{Path(name).suffix[:16]}"
 
 
 def _remove_halves(target: Path) -> None:
-    """Remove what killed processes of this host left of a file."""
+    """Remove temporary files of ``path`` that killed processes of this host left."""
     for path in target.parent.glob(f".*.{glob.escape(_fitting(target.name))}"):
         process = path.name.split(".")[1]
         if process.isascii() and process.isdigit() and not is_alive(int(process)):
@@ -145,14 +145,14 @@ def _remove_halves(target: Path) -> None:
 
 
 def is_alive(process: int) -> bool:
-    """Whether a process of this host, named by its number, runs."""
+    """Whether a process with this number runs on this host."""
     if process == os.getpid():
         return True
     try:
         os.kill(process, 0)
     except (ProcessLookupError, OverflowError):
         return False
-    except OSError:  # it lives, and is another user's
+    except OSError:  # it runs, and belongs to another user
         return True
     return True
 
@@ -162,7 +162,7 @@ def _set_aside(folder: Path) -> Path:
 
 
 def recover_folder(folder: str | Path) -> None:
-    """Undo a replacement that was cut off between its two renames: the earlier folder returns."""
+    """Undo a replacement that stopped between its two renames: restore the earlier folder."""
     target = Path(folder)
     earlier = _set_aside(target)
     if earlier.exists():
@@ -178,9 +178,9 @@ def _staging_prefix(folder: Path) -> str:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[bool]:
-    """Hold a folder's lock; False if another process holds it, or the file system has none.
+    """Lock a folder; False if another process holds the lock, or the file system has no locks.
 
-    The system takes the lock back however the process ends.
+    The system releases the lock however the process ends.
     """
     try:
         handle = os.open(folder, os.O_RDONLY)
@@ -199,7 +199,7 @@ def _locked(folder: Path) -> Iterator[bool]:
 
 
 def _remove_abandoned(folder: Path) -> None:
-    """Remove what a killed process left of its publishing."""
+    """Remove what a killed process left while publishing."""
     for path in folder.parent.iterdir():
         if path.name.startswith(_staging_prefix(folder)):
             with _locked(path) as nobodys:
@@ -208,10 +208,10 @@ def _remove_abandoned(folder: Path) -> None:
 
 
 def _exchange(one: Path, other: Path) -> bool:
-    """Let two folders change names in one step of the system; False where it has none for it.
+    """Exchange the names of two folders in one step; False where the system can't.
 
     Raises:
-        OSError: it has, and refuses.
+        OSError: the exchange failed.
     """
     library = ctypes.CDLL(None, use_errno=True)
     paths = os.fsencode(one), os.fsencode(other)
@@ -221,7 +221,7 @@ def _exchange(one: Path, other: Path) -> bool:
         call, arguments = library.renamex_np, (*paths, _SWAP)
     else:
         return False
-    sys.audit("os.rename", str(one), str(other), -1, -1)  # as os.rename tells of itself
+    sys.audit("os.rename", str(one), str(other), -1, -1)  # as os.rename does
     if call(*arguments) == 0:
         return True
     number = ctypes.get_errno()
@@ -232,10 +232,11 @@ def _exchange(one: Path, other: Path) -> bool:
 
 @contextmanager
 def staging_beside(target: Path) -> Iterator[Path]:
-    """A hidden folder beside ``target``, removed at the end; those of killed processes go first.
+    """A hidden folder beside ``target``, removed at the end; removes those of killed processes
+    first.
 
     Raises:
-        OSError: it can't be made.
+        OSError: it can't be created.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     _remove_abandoned(target)
@@ -249,12 +250,12 @@ def staging_beside(target: Path) -> Iterator[Path]:
 
 @contextmanager
 def publish_folder(folder: str | Path) -> Iterator[Path]:
-    """A staging folder that replaces ``folder`` when the block ends well.
+    """A staging folder that replaces ``folder`` if the block succeeds.
 
-    What stood there before stays until then, and stays if the block fails. The staging folder
-    lies beside it, hidden, on the same file system; one that a killed process left is removed.
+    The earlier folder stays until then, and stays if the block fails. The staging folder is
+    hidden, beside it on the same file system. One that a killed process left is removed.
 
-    Where a link to a folder stands, the folder that it leads to is the one.
+    If ``folder`` is a link to a folder, that folder is replaced.
 
     Raises:
         StorageError: if the folder can't be written.
@@ -271,7 +272,7 @@ def publish_folder(folder: str | Path) -> Iterator[Path]:
     except OSError as error:
         raise StorageError(f"{target}: can't be written: {error}") from error
     try:
-        # mkdtemp's folders are closed to others; published ones follow the user's umask.
+        # mkdtemp's folders are private; published ones follow the user's umask.
         umask = os.umask(0)
         os.umask(umask)
         staging.chmod(0o777 & ~umask)
@@ -280,8 +281,8 @@ def publish_folder(folder: str | Path) -> Iterator[Path]:
             if not target.exists():
                 staging.replace(target)
             elif not _exchange(staging, target):
-                # A kill between these two leaves the earlier folder under another name, from which
-                # the next run brings it back.
+                # If the process is killed between these two, the earlier folder has another name,
+                # and the next run restores it.
                 earlier = _set_aside(target)
                 target.replace(earlier)
                 staging.replace(target)

@@ -8,8 +8,8 @@ __all__ = ["is_recorded"]
 
 
 def is_recorded() -> bool:
-    """Under `torch.jit.trace`, `torch.export` and `torch.compile`.
+    """True under `torch.jit.trace`, `torch.export` and `torch.compile`.
 
-    Tensors and sizes are then a recording's, maybe fakes, and what is done in Python is lost.
+    Tensors and sizes may then be symbolic, and the effects of plain Python code are lost.
     """
     return torch.jit.is_tracing() or torch.compiler.is_compiling()

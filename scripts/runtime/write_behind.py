@@ -1,4 +1,4 @@
-"""Writing files beside the computation of the next ones."""
+"""Writes files in the background while the next ones are computed."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ __all__ = ["WriteBehind"]
 
 
 class WriteBehind:
-    """Runs writers on threads of their own, a few at a time.
+    """Runs writers in background threads, a few at a time.
 
-    Compressing a field takes longer than computing it and lets go of the interpreter, so that it
-    runs beside the next subject's computation. At most ``pending`` calls wait or run at once:
-    what they hold in memory doesn't grow with the cohort. The first error of a writer is raised
-    by a later `write` or by the end of the block; no file is missing silently.
+    Compressing a field takes longer than computing it and releases the interpreter, so it can run
+    while the next subject is computed. At most ``pending`` calls wait or run at once, so that
+    memory doesn't grow with the cohort. The first error of a writer is raised by a later `write` or
+    at the end of the block, so no file is missing silently.
 
     Args:
-        threads: that write.
+        threads: number of writing threads.
         pending: calls that may wait or run before `write` waits for the oldest.
 
     Example:
@@ -35,18 +35,18 @@ class WriteBehind:
         self.futures: deque[Future[Any]] = deque()
 
     def write(self, writer: Callable[..., Any], *arguments: Any) -> None:
-        """Let ``writer(*arguments)`` run beside; the arguments must not be changed any more."""
+        """Call ``writer(*arguments)`` in the background; the arguments must not change any more."""
         while len(self.futures) >= self.pending:
             self.futures.popleft().result()
         self.futures.append(self.executor.submit(writer, *arguments))
 
     def finish(self) -> None:
-        """Wait until everything is written, and raise what failed."""
+        """Wait until everything is written, and raise the first error."""
         while self.futures:
             self.futures.popleft().result()
 
     def close(self) -> None:
-        """Drop the calls that only wait, and wait for those that run; their errors are lost."""
+        """Drop the waiting calls and wait for the running ones; ignore their errors."""
         self.executor.shutdown(wait=True, cancel_futures=True)
 
     def __enter__(self) -> Self:
@@ -58,7 +58,7 @@ class WriteBehind:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Wait for all of them; after an error, for those that run already."""
+        """Wait for all calls; after an error, only for those that already run."""
         try:
             if error is None:
                 self.finish()

@@ -14,9 +14,9 @@ from scripts.settings.pairwise import (
     check_augmentations,
 )
 from scripts.settings.section import (
-    Integer,
     Number,
     Section,
+    Size,
     Texts,
     section,
     setting,
@@ -46,7 +46,7 @@ class LearnedAffineModelConfig(Section):
     backbone: Literal["unet", "resnet"] = setting(
         "unet", "Features of the keypoint network.", "unet or resnet"
     )
-    keypoints: Integer = setting(32, "Keypoints of the keypoint network.", ge=4)
+    keypoints: Size = setting(32, "Keypoints of the keypoint network.", ge=4)
     width: Number = setting(
         0.25,
         "Width of the networks: 1 is the ResNet-18 of 64 to 512 channels.",
@@ -54,7 +54,7 @@ class LearnedAffineModelConfig(Section):
         ge=0.125,
         le=2,
     )
-    passes: Integer = setting(
+    passes: Size = setting(
         1,
         "Passes of the cascade: each sees the original moving image, warped by what the passes "
         "before it found together.",

@@ -12,6 +12,7 @@ from scripts.settings.section import (
     Integer,
     Number,
     Section,
+    Size,
     Text,
     check_folder_names,
     setting,
@@ -99,7 +100,7 @@ class TractSimilarityConfig(Section):
         "Whether the threshold is a fraction of each map's maximum or a density.",
         "fraction or absolute",
     )
-    bins: Integer = setting(64, "Bins of the histograms that distributions are compared by.", ge=2)
+    bins: Size = setting(64, "Bins of the histograms that distributions are compared by.", ge=2)
     leave_one_out: Flag = setting(
         True,
         "Compare each subject with the average of the others as well, carried through the template "

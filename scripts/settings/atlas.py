@@ -35,9 +35,10 @@ from scripts.settings.cohort import (
 from scripts.settings.section import (
     Flag,
     Integer,
-    Integers,
     Number,
     Section,
+    Size,
+    Sizes,
     Text,
     Texts,
     check_names,
@@ -106,8 +107,8 @@ class LearnedAtlasModelConfig(Section):
 
     key_path: ClassVar[str] = "learned_atlas.model"
 
-    channels: Integer = setting(1, "Tracts learned jointly under one deformation.", ge=1)
-    n_templates: Integer = setting(1, "Templates in the mixture (K).", ge=1)
+    channels: Size = setting(1, "Tracts learned jointly under one deformation.", ge=1)
+    n_templates: Size = setting(1, "Templates in the mixture (K).", ge=1)
     mixture_sharpness: Number = setting(
         50.0,
         "How firmly a subject's losses assign it to templates: exp(-sharpness * loss).",
@@ -131,12 +132,12 @@ class LearnedAtlasModelConfig(Section):
         ge=0,
         le=10,
     )
-    enc_features: Integers = setting(
+    enc_features: Sizes = setting(
         [16, 32, 32, 32],
         "Channels of the encoder's convolutions at full, 1/2, 1/4, ... resolution.",
         "a non-empty list of integers, each >= 1",
     )
-    dec_features: Integers = setting(
+    dec_features: Sizes = setting(
         [32, 32, 32, 16, 16],
         "Channels of the decoder: an up-convolution per encoder level, then convolutions at full "
         "resolution.",
@@ -148,7 +149,7 @@ class LearnedAtlasModelConfig(Section):
         "The field is predicted and integrated at 1/this of the grid's resolution.",
         "1, 2 or 4; 4 needs at least two levels in enc_features",
     )
-    passes: Integers = setting(
+    passes: Sizes = setting(
         [2, 1, 1],
         "The network's looks at a pair, once refine.network_epochs taught it more than one: each "
         "sees the template as moved so far and the subject, both averaged by its factor, and adds "
@@ -219,10 +220,10 @@ class LearnedAtlasLossConfig(Section):
         "Density at which the logarithm takes over: log1p(x / log_offset).",
         gt=0,
     )
-    window: Integer = setting(
+    window: Size = setting(
         7, "Side of the local correlation's window in voxels.", "an odd integer >= 3", ge=3
     )
-    scales: Integers = setting(
+    scales: Sizes = setting(
         [1, 2, 4],
         "Levels of the image pyramid that similarity and presence are averaged over, as factors.",
         "a non-empty list of different integers >= 1",

@@ -19,6 +19,7 @@ from scripts.settings.section import (
     Section,
     Text,
     Texts,
+    Workers,
     check_names,
     check_placeholders,
     check_relative,
@@ -181,7 +182,7 @@ class LearnedAtlasCohortConfig(Section):
     cache: Literal["ram", "device", "disk", "none"] = setting(
         "ram", "Where prepared maps are kept between epochs.", "one of ram, device, disk, none"
     )
-    num_workers: Integer = setting(0, "Processes that read maps while training.", ge=0)
+    num_workers: Workers = setting(0, "Processes that read maps while training.", ge=0)
     resample: Flag = setting(
         False,
         "Bring new subjects that lie on another grid onto the atlas's grid, as the density that "

@@ -22,9 +22,9 @@ from scripts.settings.pairwise import (
 )
 from scripts.settings.section import (
     Integer,
-    Integers,
     Number,
     Section,
+    Sizes,
     Texts,
     section,
     setting,
@@ -86,12 +86,12 @@ class LearnedElasticModelConfig(Section):
         7, "Scaling-and-squaring steps; 0: plain displacement.",
         ge=0, le=10,
     )  # fmt: skip
-    enc_features: Integers = setting(
+    enc_features: Sizes = setting(
         [16, 32, 32, 32],
         "Channels of the encoder's convolutions at full, 1/2, 1/4, ... resolution.",
         "a non-empty list of integers, each >= 1",
     )
-    dec_features: Integers = setting(
+    dec_features: Sizes = setting(
         [32, 32, 32, 16, 16],
         "Channels of the decoder's convolutions.",
         "a non-empty list of integers, each >= 1, at least as long as enc_features",

@@ -11,7 +11,7 @@ from typing import Annotated, ClassVar
 from pydantic import BeforeValidator, field_validator
 
 from scripts.runtime.file_names import stem_of
-from scripts.settings.section import Flag, Integer, Number, Section, Text, setting, to_names
+from scripts.settings.section import Flag, Number, Section, Size, Text, setting, to_names
 from scripts.settings.transforms import ONE_TRANSFORM, Start
 
 __all__ = [
@@ -87,7 +87,7 @@ class EstimateAffineConfig(ImagePairs):
 
     key_path: ClassVar[str] = "estimate_affine"
 
-    passes: Integer | None = setting(
+    passes: Size | None = setting(
         None,
         "Passes of the cascade. Null: as many as the network was trained with.",
         ge=1,

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 from pydantic import field_validator
 
-from scripts.settings.section import Integer, Number, Section, Text, setting
+from scripts.settings.section import Integer, Number, Section, Size, Text, setting
 
 __all__ = ["LabelTransferConfig", "load_label_transfer"]
 
@@ -61,7 +61,7 @@ class LabelTransferConfig(Section):
         "pairs on; geomloss: GeomLoss' multiscale solver (needs geomloss and pykeops, else ours).",
         "auto, dense, multiscale or geomloss",
     )
-    n_clusters: Integer | None = setting(
+    n_clusters: Size | None = setting(
         None,
         "Clusters of each side for multiscale and geomloss. Null: a tenth of the fibres, at most "
         "1,000.",
@@ -69,7 +69,7 @@ class LabelTransferConfig(Section):
     )
     seed: Integer = setting(0, "Of the clusters' first centres.", ge=0)
     device: Text = setting("cpu", "Where to compute.", "cpu, cuda or cuda:<number>")
-    threads: Integer | None = setting(None, "Threads on a CPU. Null: as torch is set.", ge=1)
+    threads: Size | None = setting(None, "Threads on a CPU. Null: as torch is set.", ge=1)
     format: Literal["trk", "tck", "trx", "vtk"] | None = setting(
         None, "Format of the tractograms written. Null: the subject's.",
         "null, trk, tck, trx or vtk",

@@ -15,9 +15,10 @@ from scripts.settings.cohort import (
 from scripts.settings.section import (
     Flag,
     Integer,
-    Integers,
     Number,
     Section,
+    Size,
+    Sizes,
     Text,
     Texts,
     setting,
@@ -78,7 +79,7 @@ class LearnedAffineImagesConfig(Section):
     exclude: Texts = setting(
         [], "Names of subjects to leave out.", "a list of distinct, non-empty names"
     )
-    shape: Integers = setting(
+    shape: Sizes = setting(
         [32, 32, 32],
         "Voxels of the network's grid. Every image is brought onto it about its own centre.",
         "a list of 2 or 3 integers, each >= 16",
@@ -126,14 +127,14 @@ class LearnedAffineOptimizerConfig(Section):
 
     lr: Number = setting(1e-3, "Adam's largest learning rate.", gt=0)
     epochs: Integer = setting(50, "Passes over the training subjects.", ge=1)
-    pairs_per_subject: Integer = setting(4, "Pairs made of each subject in an epoch.", ge=1)
+    pairs_per_subject: Size = setting(4, "Pairs made of each subject in an epoch.", ge=1)
     batch_size: Integer = setting(4, "Pairs per step.", ge=1)
     seed: Integer = setting(0, "Seed of every random choice.", ge=0)
     gradient_clip: Number = setting(
         1.0, "Greatest norm of a step's gradient; longer ones are scaled down.",
         gt=0,
     )  # fmt: skip
-    validation_pairs: Integer = setting(
+    validation_pairs: Size = setting(
         4, "Pairs made of each held-out subject to measure with.", ge=1
     )
     validation_interval: Integer = setting(

@@ -8,7 +8,17 @@ from typing import ClassVar, Literal
 from pydantic import field_validator
 
 from scripts.settings.image_pairs import ImagePairs
-from scripts.settings.section import Flag, Integer, Integers, Number, Section, Text, Texts, setting
+from scripts.settings.section import (
+    Flag,
+    Integer,
+    Number,
+    Section,
+    Size,
+    Sizes,
+    Text,
+    Texts,
+    setting,
+)
 from scripts.settings.transforms import ONE_TRANSFORM, Start
 
 __all__ = ["PairSettings", "RefineConfig", "load_refine"]
@@ -30,14 +40,14 @@ class PairSettings(Section):
         "centres of mass or their principal axes upon each other, or from rotations all over.",
         "a list of different ones of identity, centre, axes, search",
     )
-    levels: Integers = setting(
+    levels: Sizes = setting(
         [4, 2],
         "Reductions of the images, coarse to fine, in units of the fixed image's smallest voxel "
         "side.",
         "a non-empty list of falling integers >= 1",
     )
     iterations: Integer = setting(80, "Most gradient steps of a level.", ge=1)
-    window: Integer = setting(
+    window: Size = setting(
         8,
         "Steps over which the loss must improve by `tolerance`; where it doesn't, steps shrink, "
         "and in the end the level is done.",
@@ -49,7 +59,7 @@ class PairSettings(Section):
         "What is compared: the whole images' correlation, or that of windows.",
         "correlation or local_correlation",
     )
-    correlation_window: Integer = setting(
+    correlation_window: Size = setting(
         5, "Side of the local correlation's window, voxels of the level.", "an odd integer >= 3",
         ge=3,
     )  # fmt: skip

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import os
 import re
 from collections.abc import Iterator, Mapping
 from numbers import Integral, Real
@@ -24,6 +25,7 @@ from pydantic.fields import FieldInfo
 
 from scripts.errors import ConfigurationError
 from scripts.runtime.error_report import advise_on_memory, report_errors_in_one_line
+from scripts.runtime.plain_data import require_depth
 
 __all__ = [
     "Flag",
@@ -31,12 +33,16 @@ __all__ = [
     "Integers",
     "Number",
     "Section",
+    "Size",
+    "Sizes",
     "Text",
     "Texts",
+    "Workers",
     "check_folder_names",
     "check_names",
     "check_placeholders",
     "check_relative",
+    "require_expressions",
     "rule_of",
     "section",
     "setting",
@@ -47,6 +53,9 @@ __all__ = [
 ]
 
 _LARGEST = 3.4028234e38  # of float32
+_LARGEST_INT = (1 << 63) - 1
+_LARGEST_SIZE = 1 << 16
+_MOST_WORKERS = 512
 
 
 # ---------------------------------------------------------------------------------------------
@@ -80,7 +89,26 @@ def to_int(value: object) -> int:
         return int(value)
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise ValueError("is not an integer")
-    return int(value)
+    number = int(value)
+    if not -_LARGEST_INT - 1 <= number <= _LARGEST_INT:
+        raise ValueError("is beyond 64 bits, in which whole numbers are kept")
+    return number
+
+
+def to_size(value: object) -> int:
+    """An int that something is made of so many parts of: channels, points, a window's side."""
+    size = to_int(value)
+    if size > _LARGEST_SIZE:
+        raise ValueError(f"is more than {_LARGEST_SIZE:,}, beyond any machine")
+    return size
+
+
+def to_workers(value: object) -> int:
+    """A number of processes."""
+    workers = to_int(value)
+    if workers > _MOST_WORKERS:
+        raise ValueError(f"is more than {_MOST_WORKERS} processes, beyond any machine")
+    return workers
 
 
 def to_bool(value: object) -> bool:
@@ -123,9 +151,12 @@ def to_section(value: object) -> object:
 
 Number = Annotated[float, BeforeValidator(to_float)]
 Integer = Annotated[int, BeforeValidator(to_int)]
+Size = Annotated[int, BeforeValidator(to_size)]
+Workers = Annotated[int, BeforeValidator(to_workers)]
 Flag = Annotated[bool, BeforeValidator(to_bool)]
 Text = Annotated[str, BeforeValidator(to_text)]
 Integers = Annotated[list[Integer], BeforeValidator(to_list)]
+Sizes = Annotated[list[Size], BeforeValidator(to_list)]
 Texts = Annotated[list[Text], BeforeValidator(to_list)]
 
 
@@ -219,7 +250,7 @@ class Section(BaseModel):
         try:
             super().__init__(**values)
         except ValidationError as error:
-            raise ConfigurationError(_describe(error, type(self), values)) from None
+            raise ConfigurationError(*_describe(error, type(self), values)) from None
 
     # Marks it as pydantic's own, or else pydantic calls it for nested sections as well and their
     # violations arrive as one opaque error instead of one each.
@@ -247,9 +278,13 @@ class Section(BaseModel):
                 f"{cls.key_path} = {_shorten(values)}: must be a mapping of settings"
             )
         try:
+            require_depth(values)
+        except ValueError as error:
+            raise ConfigurationError(f"{cls.key_path}: {error}") from None
+        try:
             return cls.model_validate(dict(values))
         except ValidationError as error:
-            raise ConfigurationError(_describe(error, cls, values)) from None
+            raise ConfigurationError(*_describe(error, cls, values)) from None
 
     @classmethod
     def of_config(cls, block: Mapping[str, Any] | Self | None) -> Self:
@@ -261,6 +296,7 @@ class Section(BaseModel):
             ConfigurationError: with a line per violation.
         """
         report_errors_in_one_line()
+        require_expressions()
         if cls.less_memory:
             advise_on_memory(cls.less_memory)
         return cls.load(block)
@@ -290,6 +326,20 @@ class Section(BaseModel):
             {'optimizer.lr': 1.0}
         """
         return dict(_leaves(self.model_dump(mode="json", exclude_unset=given_only)))
+
+
+def require_expressions() -> None:
+    """Make sure that MONAI evaluates the expressions that configurations consist of.
+
+    Raises:
+        ConfigurationError: the environment turns them off: MONAI would then do nothing, and end
+            as if all were well.
+    """
+    if os.environ.get("MONAI_EVAL_EXPR") == "0":
+        raise ConfigurationError(
+            "MONAI_EVAL_EXPR = 0: turns off the expressions that a configuration consists of, so "
+            "that nothing would be run; must be unset, or 1"
+        )
 
 
 def _leaves(settings: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
@@ -359,11 +409,10 @@ def check_folder_names(names: list[str]) -> None:
 # ---------------------------------------------------------------------------------------------
 
 
-def _describe(error: ValidationError, model: type[Section], given: Mapping[str, Any]) -> str:
+def _describe(error: ValidationError, model: type[Section], given: Mapping[str, Any]) -> list[str]:
     """One line per violation, each with key path, value as it was given, and rule."""
-    return "\n".join(
-        _describe_one(violation, model, given) for violation in error.errors(include_url=False)
-    )
+    violations = error.errors(include_url=False)
+    return [_describe_one(violation, model, given) for violation in violations]
 
 
 def _describe_one(violation: Any, model: type[Section], given: Mapping[str, Any]) -> str:

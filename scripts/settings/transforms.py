@@ -38,7 +38,9 @@ def _to_entry(value: object) -> TransformEntry:
     if isinstance(value, TransformEntry):
         return value
     if isinstance(value, str):
-        match = re.fullmatch(r"\[\s*(.+?)\s*,\s*([01])\s*\]", value)  # as antsApplyTransforms writes
+        match = re.fullmatch(
+            r"\[\s*(.+?)\s*,\s*([01])\s*\]", value
+        )  # as antsApplyTransforms writes
         entry = TransformEntry(match[1], match[2] == "1") if match else TransformEntry(value)
     elif isinstance(value, Mapping):
         entry = _of_mapping(value)
@@ -74,7 +76,11 @@ def _of_mapping(value: Mapping[Any, Any]) -> TransformEntry:
 def _to_transforms(value: object) -> object:
     """One entry, or a list of them."""
     given = [value] if isinstance(value, str | Mapping) else to_list(value)
-    if len(given) == 2 and isinstance(given[0], str) and not isinstance(given[1], str | list | dict):
+    if (
+        len(given) == 2
+        and isinstance(given[0], str)
+        and not isinstance(given[1], str | list | dict)
+    ):
         given = [given]  # one [path, 1], its brackets taken for those of the list
     return [_to_entry(entry) for entry in given]
 

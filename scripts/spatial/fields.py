@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from scripts.errors import CohortError
 from scripts.spatial.grid import CropBox, Grid
-from scripts.spatial.image_files import image_values, open_image_file
+from scripts.spatial.image_files import image_values, open_image_file, write_nifti
 
 __all__ = [
     "field_names",
@@ -85,7 +85,7 @@ def write_field(path: str | Path, displacement: np.ndarray, grid: Grid) -> None:
     header.set_xyzt_units(xyz="mm")
     image.set_sform(grid.affine, code=int(grid.header["sform_code"]) or 1)
     image.set_qform(grid.affine, code=int(grid.header["qform_code"]) or 1)
-    nib.save(image, str(path))
+    write_nifti(path, image)
 
 
 def read_field(path: str | Path, spatial_dims: int = 3) -> np.ndarray:

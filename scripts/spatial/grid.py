@@ -110,7 +110,8 @@ class StorageOrder:
     """Axes to take, in this order, some of them backwards: nothing is interpolated.
 
     Example:
-        >>> StorageOrder((1, 0), (False, True)).of_array(np.array([[1, 2], [3, 4], [5, 6]])).tolist()
+        >>> order = StorageOrder((1, 0), (False, True))
+        >>> order.of_array(np.array([[1, 2], [3, 4], [5, 6]])).tolist()
         [[5, 3, 1], [6, 4, 2]]
 
     Attributes:
@@ -153,8 +154,7 @@ class StorageOrder:
         return StorageOrder(
             tuple(self.axes[axis] for axis in other.axes),
             tuple(
-                self.flips[axis] != flip
-                for axis, flip in zip(other.axes, other.flips, strict=True)
+                self.flips[axis] != flip for axis, flip in zip(other.axes, other.flips, strict=True)
             ),
         )
 

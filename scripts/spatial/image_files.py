@@ -6,12 +6,10 @@ own header justifies.
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import io
 import logging
 import math
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +22,7 @@ from nibabel.spatialimages import HeaderDataError, ImageDataError
 from nibabel.wrapstruct import WrapStructError
 
 from scripts.runtime.file_names import ending_of
+from scripts.runtime.gzip_files import DAMAGED_GZIP, GzipFile, gzip_writer
 from scripts.runtime.input_files import FileError, check_file, check_fits, say
 from scripts.runtime.memory import available_memory
 from scripts.spatial.orientation import placement_of, usable_affine
@@ -35,6 +34,7 @@ __all__ = [
     "open_image_file",
     "plausible_shape",
     "warn_of_remarks",
+    "write_nifti",
 ]
 
 logger = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ _MGH_HEADER = 284
 _MGH_TYPES = {0: "u1", 1: "i4", 3: "f4", 4: "i2", 10: "u2"}
 
 # What nibabel raises on damaged headers and data (found by feeding it some).
-_MALFORMED = (
+_MALFORMED: tuple[type[Exception], ...] = (
     HeaderDataError,
     ImageDataError,
     ImageFileError,
@@ -56,6 +56,7 @@ _MALFORMED = (
     OverflowError,
     ValueError,
 )
+_UNREADABLE: tuple[type[Exception], ...] = (FileError, *_MALFORMED, *DAMAGED_GZIP)
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,7 +133,7 @@ def plausible_shape(path: str | Path) -> tuple[int, ...]:
             promised = _promised(file, start)
         if min(shape, default=0) < 1 or promised > size * (1032 if packed else 1) + _HEADER:
             return ()
-    except (FileError, *_MALFORMED, zlib.error):
+    except _UNREADABLE:
         return ()
     return shape
 
@@ -142,7 +143,7 @@ def _start(path: Path) -> tuple[bytes, bool]:
     check_file(path)
     with path.open("rb") as plain:
         packed = plain.read(2) == b"\x1f\x8b"
-    with gzip.open(path) if packed else path.open("rb") as stream:
+    with GzipFile(path) if packed else path.open("rb") as stream:
         return stream.read(_HEADER), packed
 
 
@@ -161,8 +162,20 @@ def image_values(path: str | Path, image: nib.Nifti1Image) -> np.ndarray:
         raise FileError(Path(path), f"can't be read: {say(error)}") from error
 
 
+def write_nifti(path: str | Path, image: nib.Nifti1Image) -> None:
+    """Write an image as one file.
+
+    Args:
+        path: a name that ends in ``.gz`` gives a compressed file.
+        image: NIfTI-1 or NIfTI-2.
+    """
+    packed = Path(path).suffix.lower() == ".gz"
+    with gzip_writer(path) if packed else Path(path).open("wb") as stream:
+        image.to_stream(stream)
+
+
 def image_labels(path: str | Path, image: nib.Nifti1Image) -> np.ndarray:
-    """An image's voxels in the file's own type, so that whole numbers of any size stay what they are.
+    """An image's voxels in the file's own type, so that whole numbers stay what they are.
 
     Where the header scales them they are as `image_values` gives them.
 
@@ -221,7 +234,7 @@ def _decompress(path: Path, raw: bytes, largest: int | None = None) -> bytes:
     if raw[:2] != b"\x1f\x8b":
         return raw
     try:
-        with gzip.GzipFile(fileobj=io.BytesIO(raw)) as file:
+        with GzipFile(fileobj=io.BytesIO(raw)) as file:
             if largest is None:
                 start = file.read(_HEADER)
                 largest = _SLACK + (
@@ -231,7 +244,7 @@ def _decompress(path: Path, raw: bytes, largest: int | None = None) -> bytes:
             largest = min(largest, 1032 * len(raw))
             file.seek(0)
             content = file.read(largest + 1)  # to the end: length and CRC are checked
-    except (EOFError, OSError, zlib.error) as error:
+    except DAMAGED_GZIP as error:
         raise FileError(path, f"can't be read: damaged gzip ({say(error)})") from error
     if len(content) > largest:
         raise FileError(

@@ -161,7 +161,7 @@ def _of_group(path: Path, kind: str, group: Any) -> Transform:
 
 
 def _field(path: Path, kind: str, parameters: Any, fixed: Numbers) -> FieldTransform:
-    """Fixed parameters: size, origin, spacing, direction; parameters: vectors, x running fastest."""
+    """Fixed parameters: size, origin, spacing, direction; parameters: vectors, x fastest."""
     d = int(kind[-1]) if kind[-1].isdigit() else 3
     if d != 3 or len(fixed) != 18:
         raise CohortError(f"{path}: holds a {kind} of {len(fixed)} fixed parameters, not 18")

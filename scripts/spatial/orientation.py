@@ -7,9 +7,9 @@ and tools read what is unclear differently. The rule here:
   is warned, because ITK may take the qform;
 - metres and micrometres are converted to millimetres, size and position alike, with a warning,
   because ITK converts the size alone and nibabel and FSL neither;
-- without either form (both codes 0) the voxels are placed as ITK places them (the first voxel at the
-  origin, indices rising towards left, posterior and superior), with a warning; what
-  needs a known place, such as a tractogram on this grid, refuses such a file;
+- without either form (both codes 0) the voxels are placed as ITK places them (the first voxel at
+  the origin, indices rising towards left, posterior and superior), with a warning; what needs a
+  known place, such as a tractogram on this grid, refuses such a file;
 - axes that are not at right angles can be read, but no result is written on them: neither a qform
   nor ITK can hold them.
 

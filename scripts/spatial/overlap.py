@@ -69,9 +69,7 @@ def _steps(transform: Transform) -> list[Transform]:
 
 def _places(grid: Grid) -> np.ndarray:
     """World points ``(3, N)`` all over a grid, its corners among them."""
-    axes = [
-        np.unique(np.linspace(0, n - 1, min(n, _PLACES)).round()) for n in (*grid.shape, 1)[:3]
-    ]
+    axes = [np.unique(np.linspace(0, n - 1, min(n, _PLACES)).round()) for n in (*grid.shape, 1)[:3]]
     voxels = np.array(list(itertools.product(*axes))).T
     return AffineTransform(grid.affine).apply(voxels)
 

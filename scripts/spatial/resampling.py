@@ -1,4 +1,8 @@
-"""Images read from one grid onto another, through world matrices and displacements."""
+"""Images read from one grid onto another, through world matrices and displacements, in PyTorch.
+
+In batches, with gradients, on any device. For one image through a chain of any transforms, whose
+file must keep every bit of what it was, there is `scripts.spatial.transforms.resample`.
+"""
 
 from __future__ import annotations
 

@@ -170,20 +170,27 @@ def resample(
 
     A point of the wanted grid passes through the transforms in their order, the first one first,
     and the image is read where it arrives; ``antsApplyTransforms -r wanted -i image -t first -t
-    second`` means the same. 0 outside of the image.
+    second`` means the same. 0 outside of the image. A plane is read where a point's first two
+    coordinates fall.
+
+    Any transforms, in float64 and voxel coordinates: an image on its own grid keeps its very
+    values. PyTorch's ``grid_sample`` takes as long, but its coordinates from -1 to 1 change the
+    last bit of some of them. For matrices in batches, with gradients or on a GPU there is
+    `resample_by_matrix`.
 
     Args:
-        volume: ``(C, X, Y, Z)``.
+        volume: ``(C, X, Y, Z)``, or a plane ``(C, X, Y)``.
         source: grid of the volume.
         transforms: in the order of ``-t`` options; none: the identity.
         wanted: grid of the result.
         order: 1 interpolates linearly, 0 takes the nearest voxel, for labels.
 
     Returns:
-        ``(C, *wanted.shape)``, float32, or with order 0 in the volume's own type: values are taken,
-        not computed, so that labels of any size stay what they are.
+        ``(C, *wanted.shape)``, of a volume always ``(C, X, Y, Z)``; float32, or with order 0 in the
+        volume's own type: values are taken, not computed, so that labels stay what they are.
     """
     x, y, z = (*wanted.shape, 1)[:3]
+    d = volume.ndim - 1
     to_world, to_voxels = AffineTransform(wanted.affine), ~AffineTransform(source.affine)
     result = np.empty((len(volume), x, y, z), dtype=np.float32 if order else volume.dtype)
     for start in range(0, x, _SLAB):
@@ -192,7 +199,7 @@ def resample(
         points = to_world.apply(indices)
         for transform in transforms:
             points = transform.apply(points)
-        voxels = to_voxels.apply(points)
+        voxels = to_voxels.apply(points)[:d]
         if order == 0:
             result[:, start:stop] = take_nearest(volume, voxels).reshape(-1, stop - start, y, z)
             continue
@@ -200,7 +207,7 @@ def resample(
             # grid-constant fades over the last voxel, as the network's warp does.
             sampled = map_coordinates(values, voxels, order=order, mode="grid-constant")
             channel[start:stop] = sampled.reshape(stop - start, y, z)
-    return result
+    return result.reshape(len(volume), *(x, y, z)[:d])
 
 
 def take_nearest(volume: np.ndarray, voxels: np.ndarray) -> np.ndarray:

@@ -23,6 +23,7 @@ from scripts.spatial.image_files import (
     open_image_file,
     plausible_shape,
     warn_of_remarks,
+    write_nifti,
 )
 from scripts.spatial.orientation import require_right_angles
 
@@ -62,7 +63,7 @@ def write_map(path: str | Path, values: np.ndarray, grid: Grid) -> None:
         image.set_sform(grid.affine, code=1)
     units = grid.header.get_xyzt_units()[0]
     image.header.set_xyzt_units(xyz=units if units != "unknown" else "mm")
-    nib.save(image, str(path))
+    write_nifti(path, image)
 
 
 def read_volume(path: str | Path) -> tuple[np.ndarray, Grid]:
@@ -215,4 +216,4 @@ def write_labels(path: str | Path, labels: np.ndarray, grid: Grid) -> None:
         code = int(grid.header[f"{name}_code"]) or 1
         getattr(image, f"set_{name}")(grid.affine, code=code)
     image.header.set_xyzt_units(xyz="mm")
-    nib.save(image, str(path))
+    write_nifti(path, image)

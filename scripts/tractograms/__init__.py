@@ -1,4 +1,4 @@
-"""Tractograms: read and written piece by piece, traversed exactly, counted into density maps."""
+"""Tractograms: read and written in parts, traversed exactly, counted into density maps."""
 
 from scripts.tractograms.density import DensityCounter, count_tractogram
 from scripts.tractograms.reading import (

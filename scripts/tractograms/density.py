@@ -1,4 +1,4 @@
-"""Tractograms to density maps: how many streamlines visit each voxel."""
+"""Density maps of tractograms: how many streamlines visit each voxel."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from scripts.tractograms.weights import Weights
 
 __all__ = ["DensityCounter", "Progress", "count_tractogram"]
 
-_BLOCK = 1 << 15  # points: what is computed from them fits a core's cache
+_BLOCK = 1 << 15  # points: their temporary arrays fit a core's cache
 
 Progress = Callable[[int, int | None], None]
 """Called with the number of streamlines done and their total, None if that isn't known."""
@@ -22,21 +22,21 @@ Progress = Callable[[int, int | None], None]
 
 @dataclass
 class DensityCounter:
-    """Adds streamlines up on a grid; memory is that of the grid.
+    """Counts streamlines on a grid; memory is that of the grid.
 
     A streamline adds its weight (1 without weights) once to every voxel that it visits.
 
     Args:
         shape: of the grid, three axes.
         affine: ``(4, 4)``, voxels to RAS mm.
-        ends: count only the voxels of each streamline's two ends.
+        ends: count only the voxels of the two ends of each streamline.
 
     Attributes:
-        streamlines: how many were added.
+        streamlines: number of streamlines added.
         weight: sum of their weights.
-        outside: how many of their points lie outside the grid (with ``ends``: of the ends).
-        left: how many streamlines have such a point.
-        missed: how many visit no voxel of the grid at all.
+        outside: number of their points outside the grid (with ``ends``: of the ends).
+        left: number of streamlines with such a point.
+        missed: number of streamlines that visit no voxel of the grid.
 
     Example:
         >>> counter = DensityCounter((4, 1, 1), np.eye(4))
@@ -98,7 +98,7 @@ class DensityCounter:
 
 
 def _blocks(offsets: np.ndarray) -> Iterator[tuple[int, int]]:
-    """First streamline and one past the last, of about `_BLOCK` points each."""
+    """Start and stop of consecutive blocks of streamlines of about `_BLOCK` points each."""
     start, n = 0, len(offsets) - 1
     while start < n:
         stop = int(np.searchsorted(offsets, offsets[start] + _BLOCK, side="right")) - 1
@@ -116,9 +116,9 @@ def count_tractogram(
     """Add a whole tractogram, some streamlines at a time.
 
     Args:
-        counter: to add to.
-        tractogram: as opened.
-        weights: of its streamlines; None: 1 each.
+        counter: where they are added.
+        tractogram: an opened tractogram.
+        weights: of its streamlines; None: 1 for each.
         progress: called after each part.
 
     Raises:

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from scripts.runtime.file_names import FOREIGN, TRACTOGRAMS, ending_of, is_tractogram_name
+from scripts.runtime.gzip_files import DAMAGED_GZIP, GzipFile
 from scripts.runtime.input_files import FileError, check_file, say
 from scripts.tractograms.source import Source
 from scripts.tractograms.streamlines import Streamlines, TractogramError
@@ -35,7 +36,7 @@ __all__ = ["CHUNK", "SUFFIXES", "Tractogram", "is_tractogram", "open_tractogram"
 logger = logging.getLogger(__name__)
 
 CHUNK = 1 << 17
-"""Points that are held at once, unless a single streamline has more."""
+"""Points held in memory at once, unless a single streamline has more."""
 
 _OPENERS: dict[str, Callable[[Path, Path], Source]] = {
     ".trk": open_trk,
@@ -47,7 +48,7 @@ _OPENERS: dict[str, Callable[[Path, Path], Source]] = {
 SUFFIXES = (".trk", ".tck", ".trx", ".vtk")
 """Formats that are written."""
 
-# What damaged files make of NumPy, nibabel and zipfile (found by feeding them some).
+# Exceptions that NumPy, nibabel and zipfile raise on damaged files (found by testing with some).
 _MALFORMED = (
     ArithmeticError,
     EOFError,
@@ -61,15 +62,21 @@ _MALFORMED = (
     zlib.error,
 )
 
+# Damage alone: what the system says of a disk is another thing.
+_NO_GZIP: tuple[type[Exception], ...] = (
+    gzip.BadGzipFile,
+    *(kind for kind in DAMAGED_GZIP if kind is not OSError),
+)
+
 
 def is_tractogram(path: str | Path) -> bool:
-    """Whether a file's name ends as a tractogram's."""
+    """Whether a file name ends as a tractogram's."""
     return is_tractogram_name(path)
 
 
 @dataclass(frozen=True, eq=False)
 class Tractogram:
-    """A tractogram whose header was read.
+    """A tractogram whose header has been read.
 
     Attributes:
         path: its file.
@@ -83,12 +90,12 @@ class Tractogram:
 
     @property
     def count(self) -> int | None:
-        """Number of streamlines as its header has it; None if it doesn't say."""
+        """Number of streamlines in the header; None if it isn't recorded."""
         return self.source.count
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names of the per-streamline values that it brings."""
+        """Names of the per-streamline values in the file."""
         return self.source.names
 
     def chunks(
@@ -97,7 +104,7 @@ class Tractogram:
         """Its streamlines in order, some at a time.
 
         Args:
-            size: about how many points at once.
+            size: approximate number of points per part.
             finite: whether a point that isn't finite is an error.
             per_point: whether its per-point values are wanted as well.
 
@@ -121,7 +128,7 @@ class Tractogram:
             yield chunk
         if self.source.exact and self.count is not None and done != self.count:
             raise TractogramError(
-                self.path, f"holds {done} streamlines instead of the {self.count} of its header"
+                self.path, f"holds {done} streamlines, its header says {self.count}"
             )
 
     def read(self, finite: bool = True, per_point: bool = False) -> Streamlines:
@@ -144,7 +151,7 @@ def open_tractogram(path: str | Path, vtk_space: str = "auto") -> Tractogram:
         vtk_space: of points in VTK files: ``ras``, ``lps`` or ``auto``, see `open_vtk`.
 
     Raises:
-        TractogramError: naming the file and what is wrong with it.
+        TractogramError: the file can't be used; the message names it and the reason.
     """
     file = Path(path)
     ending = ending_of(file)
@@ -189,10 +196,10 @@ def _unpacked(path: Path, ending: str) -> Any:
     # Kept open as long as the tractogram: it is removed when that goes.
     unpacked = tempfile.NamedTemporaryFile(suffix=ending.removesuffix(".gz"))  # noqa: SIM115
     try:
-        with gzip.open(path) as packed:
+        with GzipFile(path) as packed:
             shutil.copyfileobj(packed, unpacked, 1 << 20)
         unpacked.flush()
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+    except _NO_GZIP as error:
         unpacked.close()
         raise TractogramError(path, f"can't be read: damaged gzip ({say(error)})") from error
     except OSError as error:
@@ -204,12 +211,12 @@ def _unpacked(path: Path, ending: str) -> Any:
 
 
 def _check_finite(path: Path, chunk: Streamlines, before: int) -> None:
-    # A sum over everything is the cheapest question; only a wrong answer is looked into.
+    # A sum over all points is the cheapest check; only a bad result is examined further.
     if np.isfinite(chunk.points.sum(dtype=np.float64)):
         return
     bad = np.flatnonzero(~np.isfinite(chunk.points).all(axis=1))
     if len(bad):
         first = before + int(np.searchsorted(chunk.offsets, bad[0], side="right")) - 1
         raise TractogramError(
-            path, f"has points that are not finite, the first in streamline {first} (from 0 on)"
+            path, f"has points that are not finite, first in streamline {first} (counted from 0)"
         )

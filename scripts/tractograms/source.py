@@ -1,4 +1,4 @@
-"""What every format's reader gives."""
+"""The common interface of the readers of all formats."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["Source", "counted_records"]
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """A tractogram as its format's reader sees it.
+    """A tractogram as the reader of its format presents it.
 
     Attributes:
         chunks: generator of streamlines, RAS mm, given about how many points are wanted at once
@@ -39,18 +39,18 @@ class Source:
 
 
 def counted_records(block: np.ndarray, per_item: int, extra: int, most: int) -> np.ndarray:
-    """Where records start that tell their own size, as TRK's and VTK's do.
+    """Starts of variable-length records that contain their own size, as in TRK and VTK.
 
-    A record is a number n, n items of ``per_item`` words, and ``extra`` words.
+    A record is a number n, followed by n items of ``per_item`` words and ``extra`` words.
 
     Args:
-        block: int32 words, a record starting at the first.
-        per_item: words an item.
+        block: int32 words; a record starts at the first.
+        per_item: words per item.
         extra: words after a record's items.
-        most: at most this many records.
+        most: largest number of records.
 
     Returns:
-        First words of the complete records, and one past the last of them, int64.
+        Start of each complete record, and the end of the last one, in words, int64.
 
     Raises:
         ValueError: a record has a negative size.

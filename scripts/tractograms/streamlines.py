@@ -1,4 +1,4 @@
-"""Streamlines in memory: points one after another, and where each streamline starts."""
+"""Streamlines in memory: one array of points, and where each streamline starts."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class TractogramError(FileError):
 
 @dataclass(frozen=True, eq=False)
 class Streamlines:
-    """Some streamlines of a tractogram, or all of them.
+    """All streamlines of a tractogram, or some of them.
 
     Attributes:
         points: ``(P, 3)`` float32 or float64, world millimetres (RAS).
@@ -43,7 +43,7 @@ class Streamlines:
         return len(self.offsets) - 1
 
     def __getitem__(self, index: int) -> np.ndarray:
-        """The points of one streamline, ``(number of its points, 3)``."""
+        """The points of one streamline, ``(number of points, 3)``."""
         return self.points[self.offsets[index] : self.offsets[index + 1]]
 
     @property
@@ -60,7 +60,7 @@ class Streamlines:
     def of(
         cls, streamlines: Iterable[np.ndarray], data: dict[str, np.ndarray] | None = None
     ) -> Self:
-        """Put single streamlines, each ``(points, 3)``, one after another."""
+        """Join single streamlines, each ``(points, 3)``."""
         parts = [np.asarray(one).reshape(-1, 3) for one in streamlines]
         offsets = np.concatenate([[0], np.cumsum([len(one) for one in parts], dtype=np.int64)])
         points = np.concatenate(parts) if parts else np.zeros((0, 3), np.float32)
@@ -84,11 +84,11 @@ class Streamlines:
         )
 
     def take(self, which: np.ndarray) -> Streamlines:
-        """Those of the given numbers (or of a true entry in a boolean array), in that order."""
+        """The streamlines with the given indices (or a boolean mask), in that order."""
         numbers = np.flatnonzero(which) if which.dtype == bool else np.asarray(which)
         lengths = self.lengths[numbers]
         offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-        # Within the new points, how far each lies from its place in the old ones.
+        # Shift of each selected streamline from its old place in the points to its new one.
         moves = np.repeat(self.offsets[numbers] - offsets[:-1], lengths)
         places = moves + np.arange(len(moves))
         return Streamlines(
@@ -99,7 +99,7 @@ class Streamlines:
         )
 
     def with_data(self, **data: np.ndarray) -> Streamlines:
-        """The same streamlines with further per-streamline values, ``(n,)`` or ``(n, k)``."""
+        """The same streamlines with additional per-streamline values, ``(n,)`` or ``(n, k)``."""
         values = {name: np.asarray(value) for name, value in data.items()}
         shaped = {name: v[:, None] if v.ndim == 1 else v for name, v in values.items()}
         return Streamlines(self.points, self.offsets, {**self.data, **shaped}, self.point_data)
@@ -108,7 +108,7 @@ class Streamlines:
 def resample(streamlines: Streamlines, n_points: int) -> np.ndarray:
     """Points at equal distances along each streamline, both ends included.
 
-    A streamline without length gives its one place ``n_points`` times, one without points NaN.
+    A streamline of length 0 gives its one position ``n_points`` times, one without points NaN.
 
     Args:
         streamlines: with any number of points each.
@@ -123,7 +123,7 @@ def resample(streamlines: Streamlines, n_points: int) -> np.ndarray:
         [0.0, 2.0, 4.0]
     """
     if n_points < 2:
-        raise ValueError(f"n_points = {n_points}: must be at least 2")
+        raise ValueError(f"n_points must be at least 2, got {n_points}")
     result = np.full((len(streamlines), n_points, 3), np.nan, np.float32)
     full = np.flatnonzero(streamlines.lengths > 0)
     if not len(full):
@@ -132,7 +132,7 @@ def resample(streamlines: Streamlines, n_points: int) -> np.ndarray:
     first, last = streamlines.offsets[full], streamlines.offsets[full + 1] - 1
     steps = np.zeros(len(points))
     steps[1:] = np.linalg.norm(np.diff(points, axis=0), axis=1)
-    steps[first] = 0  # from one streamline to the next there is no way
+    steps[first] = 0  # the gap between two streamlines doesn't count
     along = np.cumsum(steps)
     way = along[last] - along[first]
     wanted = along[first][:, None] + way[:, None] * np.linspace(0, 1, n_points)

@@ -1,4 +1,4 @@
-"""MRtrix' TCK: a text header, then points in RAS mm, a NaN point after each streamline."""
+"""MRtrix' TCK: a text header, then points in RAS mm with a NaN point after each streamline."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ _TYPES = {"Float32LE": "<f4", "Float32BE": ">f4", "Float64LE": "<f8", "Float64BE
 def open_tck(file: Path, path: Path) -> Source:
     """Open a TCK file.
 
-    Its header's ``count`` isn't relied on: MRtrix itself leaves wrong ones after editing.
+    The header's ``count`` isn't trusted: MRtrix itself leaves wrong ones after editing.
 
     Args:
         file: to read.
         path: that messages name.
 
     Raises:
-        TractogramError: its header is none.
+        TractogramError: its header isn't valid.
     """
     header, size_of_header = _header(file, path)
     kind = header.get("datatype", "Float32LE")
@@ -93,7 +93,7 @@ def _chunks(
             fresh = words[: len(words) // 3 * 3].reshape(-1, 3)
             fresh = fresh.astype(f"=f{dtype.itemsize}", copy=False)
             if not len(fresh):
-                raise TractogramError(path, "can't be read: truncated, there is no end of tracks")
+                raise TractogramError(path, "can't be read: truncated, no end-of-tracks mark")
             infinite = np.isinf(fresh).all(axis=1)
             if infinite.any():
                 ended = True
@@ -102,7 +102,7 @@ def _chunks(
             stops = np.flatnonzero(np.isnan(block).all(axis=1))
             rest = int(stops[-1]) + 1 if len(stops) else 0
             carried = block[rest:]
-            if ended and len(carried):  # written without a NaN before the end
+            if ended and len(carried):  # the last streamline has no NaN after it
                 stops = np.append(stops, len(block))
                 rest = len(block)
             if len(stops):
@@ -114,10 +114,10 @@ def _chunks(
 
 
 def write_tck(file: BinaryIO, chunks: Iterable[Streamlines]) -> int:
-    """Write streamlines as TCK, which has no place for per-streamline values.
+    """Write streamlines as TCK, which can't hold per-streamline values.
 
     Args:
-        file: to write to, seekable.
+        file: a seekable binary file.
         chunks: streamlines.
 
     Returns:

@@ -1,13 +1,13 @@
-"""Which voxels a streamline passes through: all of them, by geometry, without a step.
+"""Finds all voxels that a streamline passes through, exactly, without a step size.
 
 A voxel is the half-open box of half a voxel around its centre. A streamline visits the voxels that
-hold one of its points, and those that a segment between two points runs through over some length;
-a corner or an edge that is merely touched isn't visited.
+contain one of its points, and those that a segment between two points crosses over some length. A
+voxel whose corner or edge is only touched isn't visited.
 
-For a segment a -> b this is the traversal of Amanatides and Woo ("A fast voxel traversal algorithm
-for ray tracing", Eurographics 1987), for all segments at once and without sorting: each voxel after
-the first is entered through a plane between two voxels, and where the segment crosses a plane, the
-other two coordinates tell which voxel it is.
+The method is that of Amanatides and Woo ("A fast voxel traversal algorithm for ray tracing",
+Eurographics 1987), for all segments at once and without sorting: a segment enters each voxel after
+the first through a plane between two voxels, and where it crosses that plane, the other two
+coordinates determine the voxel.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ from scripts.tractograms.streamlines import Streamlines
 
 __all__ = ["Visits", "visited_voxels"]
 
-_TOUCH = 1e-9  # voxels: planes crossed within this of each other are crossed at once
-_CROSSINGS = 1 << 20  # that are worked on at a time
+_TOUCH = 1e-9  # voxels: planes crossed within this distance count as crossed at once
+_CROSSINGS = 1 << 20  # processed at a time
 _MIXER = np.uint64(0x9E3779B97F4A7C15)  # 2**64 over the golden ratio: spreads neighbours evenly
 
 
 @dataclass(frozen=True, eq=False)
 class Visits:
-    """Voxels that streamlines visit, each pair once.
+    """Pairs of a streamline and a voxel that it visits, each pair once.
 
-    The grid has a border of one voxel, which stands for all that lies outside: with it no index
-    needs a condition.
+    The grid has a border of one voxel that stands for everything outside, so that no index needs
+    a check.
 
     Attributes:
-        streamlines: number of the streamline, ``(V,)`` int64, in no particular order.
+        streamlines: index of the streamline, ``(V,)`` int64, in no particular order.
         voxels: flat index (C order) into the grid with its border, ``(V,)`` int64.
-        outside: how many points lie outside the grid.
-        left: how many streamlines have such a point.
+        outside: number of points outside the grid.
+        left: number of streamlines with such a point.
     """
 
     streamlines: np.ndarray
@@ -50,9 +50,9 @@ class Visits:
 def visited_voxels(
     streamlines: Streamlines, shape: tuple[int, ...], affine: np.ndarray, ends: bool = False
 ) -> Visits:
-    """Voxels of a grid that each streamline visits.
+    """Find the voxels of a grid that each streamline visits.
 
-    Temporary arrays are some 40 times as large as the points: give some streamlines at a time.
+    Temporary arrays are about 40 times as large as the points: pass a part of a tractogram.
 
     Args:
         streamlines: RAS mm, finite.
@@ -61,7 +61,7 @@ def visited_voxels(
         ends: only the voxels of the first and the last point.
 
     Returns:
-        Every (streamline, voxel) once.
+        Every pair (streamline, voxel) once.
     """
     points, offsets = streamlines.points, streamlines.offsets
     lengths = streamlines.lengths
@@ -82,14 +82,14 @@ def visited_voxels(
     outside, left = 0, 0
     within = all(x.min() >= 1 and x.max() < n - 1 for x, n in zip(cell, size, strict=True))
     if not within:
-        # Whatever the points are, indices stay small; what goes on out there is of no interest.
+        # Keep indices small whatever the points are; details outside the grid don't matter.
         for x, n in zip(cell, size, strict=True):
             np.clip(x, 0, n - 1, out=x)
         away = np.any([(x == 0) | (x == n - 1) for x, n in zip(cell, size, strict=True)], axis=0)
         outside = int(np.count_nonzero(away))
         left = len(np.unique(np.repeat(np.arange(len(lengths)), lengths)[away]))
 
-    # A streamline's number above, a voxel's below: one number for the pair.
+    # One number per pair: the streamline in the high digits, the voxel in the low ones.
     keys = _flat(cell, size)
     keys += np.repeat(np.arange(len(lengths), dtype=np.int64) << bits, lengths)
     # A point in the voxel of the one before it adds nothing.
@@ -107,17 +107,17 @@ def visited_voxels(
 
 
 def _distinct(keys: np.ndarray) -> np.ndarray:
-    """Each of some numbers once, in no particular order; several times faster than sorting.
+    """Distinct values, in no particular order; several times faster than sorting.
 
-    Every number leaves its index in a table of four times as many places. Who finds its own index
-    there stays; who finds that of an equal number goes; only the few whose place was taken by
-    another number are sorted. Equal numbers share a place, so that none is missed.
+    Every value writes its index into a hash table of four times as many slots. A value that reads
+    its index back stays; one that reads the index of an equal value is dropped. Only the few values
+    whose slot was taken by another value are sorted. Equal values share a slot, so none is missed.
     """
     n = len(keys)
     bits = max(4, (4 * n).bit_length())
     place = ((keys.view(np.uint64) * _MIXER) >> np.uint64(64 - bits)).view(np.int64)
     index = np.arange(n, dtype=np.int32)
-    table = np.empty(1 << bits, dtype=np.int32)  # only what is written below is read
+    table = np.empty(1 << bits, dtype=np.int32)  # only slots written below are read
     table[place] = index
     winner = table[place]
     own = winner == index
@@ -132,7 +132,7 @@ def _distinct(keys: np.ndarray) -> np.ndarray:
 
 
 def _places(points: np.ndarray, affine: np.ndarray) -> list[np.ndarray]:
-    """Voxel coordinates, an array an axis: the corner of the border's first voxel is 0."""
+    """Voxel coordinates, one array per axis; the corner of the border's first voxel is 0."""
     to_voxels = np.linalg.inv(affine)
     shift = to_voxels[:3, 3] + 1.5
     columns = [np.ascontiguousarray(points[:, axis], dtype=np.float64) for axis in range(3)]
@@ -147,7 +147,7 @@ def _places(points: np.ndarray, affine: np.ndarray) -> list[np.ndarray]:
 
 
 def _flat(cell: list[np.ndarray], size: tuple[int, ...]) -> np.ndarray:
-    """Flat index of voxels given as whole float64 numbers (exact: far below 2**53)."""
+    """Flat index of voxels given as integral float64 numbers (exact: far below 2**53)."""
     flat = cell[0] * size[1]
     flat += cell[1]
     flat *= size[2]
@@ -162,14 +162,14 @@ def _between(
     stepped: np.ndarray,
     size: tuple[int, ...],
 ) -> Iterator[np.ndarray]:
-    """Keys of the voxels that segments run through between those of their two points.
+    """Keys of the voxels that segments cross between the voxels of their two points.
 
     Args:
-        place: voxel coordinates of the points, an array an axis.
+        place: voxel coordinates of the points, one array per axis.
         cell: their voxels.
-        keys: of their voxels.
-        stepped: points in another voxel than the one before them, which is of their streamline.
-        size: of the bordered grid.
+        keys: keys of these voxels.
+        stepped: points whose voxel differs from that of the point before on the same streamline.
+        size: of the grid with its border.
     """
     steps = [x[stepped] - x[stepped - 1] for x in cell]
     planes = np.abs(steps[0])
@@ -213,25 +213,25 @@ def _through_corner(
     key_b: np.ndarray,
     size: tuple[int, ...],
 ) -> Iterator[np.ndarray]:
-    """Keys between voxels that share an edge or a corner: two or three planes, one an axis.
+    """Keys between voxels that share an edge or a corner: two or three planes, one per axis.
 
-    The voxel behind the plane that is crossed first, and the one before the plane crossed last;
-    with two planes that is the same one.
+    These are the voxel behind the plane that is crossed first and the voxel before the plane that
+    is crossed last. With two planes both are the same.
 
     Args:
-        a: starts, voxel coordinates, an array an axis.
+        a: starts, voxel coordinates, one array per axis.
         b: ends.
         step: -1, 0 or 1 along each axis from the voxel of the start to that of the end.
         last: voxels of the ends.
-        key_a: keys of the voxels of the starts.
-        key_b: keys of the voxels of the ends.
-        size: of the bordered grid.
+        key_a: keys of the start voxels.
+        key_b: keys of the end voxels.
+        size: of the grid with its border.
     """
     strides = (size[1] * size[2], size[2], 1)
     when, into, speed = [], [], np.zeros(len(key_a))
     for start, end, move, voxel, stride in zip(a, b, step, last, strides, strict=True):
         way = end - start
-        # The plane between both: the lower face of the higher voxel.
+        # The plane between both voxels: the lower face of the higher one.
         t = voxel - start
         t += move < 0
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -243,7 +243,7 @@ def _through_corner(
     low, high = np.minimum(when[0], when[1]), np.maximum(when[0], when[1])
     earliest = np.minimum(low, when[2])
     middle = np.maximum(low, np.minimum(high, when[2]))
-    # Planes that are crossed at the same place have been crossed: no edge is walked around.
+    # Planes crossed at the same position count as crossed together: edges aren't walked around.
     touch = _TOUCH / speed
     apart = middle - earliest > touch
     chosen = np.where(when[0] == earliest, into[0], into[2])
@@ -270,20 +270,20 @@ def _entered(
     """Keys of the voxels that segments enter through the planes of one axis.
 
     Args:
-        axis: whose planes.
-        a: starts, voxel coordinates, an array an axis.
-        d: ways from them.
-        first: voxels of the starts.
-        last: voxels of the ends.
-        base: key of each segment's streamline and voxel 0.
-        size: of the bordered grid.
+        axis: the planes are perpendicular to it.
+        a: starts, voxel coordinates, one array per axis.
+        d: vectors from start to end.
+        first: start voxels.
+        last: end voxels.
+        base: key of the segment's streamline and voxel 0.
+        size: of the grid with its border.
     """
     count = last[axis] - first[axis]
     number = np.abs(count).astype(np.int64)
     which = np.repeat(np.arange(len(number)), number)
     if not len(which):
         return
-    # Crossings of a segment are numbered from 1 on, in the order of its way.
+    # The crossings of a segment are numbered from 1, in the order of the path.
     nth = np.arange(1, len(which) + 1) - np.repeat(np.cumsum(number) - number, number)
     up = count[which] > 0
     entered = first[axis][which] + np.where(up, nth, -nth)
@@ -295,9 +295,9 @@ def _entered(
             continue
         way = d[other][which]
         at = a[other][which] + t * way
-        # As above: planes that are crossed at the same place have been crossed.
+        # As above: planes crossed at the same position count as crossed together.
         voxel = np.where(way < 0, np.ceil(at - _TOUCH) - 1, np.floor(at + _TOUCH))
-        # Nor does rounding lead beyond the voxels of the segment's ends.
+        # Rounding must not lead beyond the voxels of the segment's ends.
         ends = first[other][which], last[other][which]
         voxels[other] = np.clip(voxel, np.minimum(*ends), np.maximum(*ends))
     yield base[which] + _flat(voxels, size)

@@ -1,7 +1,7 @@
-"""TrackVis' TRK: a header of 1000 bytes, then a count and the points of each streamline.
+"""TrackVis' TRK: a header of 1000 bytes, then the count and the points of each streamline.
 
-Coordinates are millimetres from the corner of the first voxel, along axes that the header's
-voxel order names; nibabel's matrix brings them to RAS mm.
+Coordinates are millimetres from the corner of the first voxel, along the axes that the header's
+voxel order names; nibabel's matrix converts them to RAS mm.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def open_trk(file: Path, path: Path) -> Source:
         path: that messages name.
 
     Raises:
-        TractogramError: its header is none, or doesn't say where the streamlines lie.
+        TractogramError: its header isn't valid, or doesn't record the position in the world.
     """
     with file.open("rb") as stream:
         start = stream.read(_HEADER)
@@ -58,8 +58,8 @@ def open_trk(file: Path, path: Path) -> Source:
     if any("was not recorded" in str(one.message) for one in warned):
         raise TractogramError(
             path,
-            "records no vox_to_ras, so that its place in the world isn't known; write it anew with "
-            "its reference image",
+            "has no vox_to_ras, so its position in the world isn't known; write it again with its "
+            "reference image",
         )
     if not np.isfinite(to_world).all() or abs(np.linalg.det(to_world[:3, :3])) < 1e-12:
         raise TractogramError(path, "can't be read: bad header (voxels without a size)")
@@ -67,14 +67,14 @@ def open_trk(file: Path, path: Path) -> Source:
     properties = int(header["nb_properties_per_streamline"])
     if scalars < 0 or properties < 0:
         raise TractogramError(path, "can't be read: bad header (negative number of values)")
-    # Off the bytes, since nibabel has put the number that it found behind its header there: none.
+    # From the bytes, because nibabel has replaced a missing number of streamlines.
     big = str(header["endianness"]) == ">"
     record = np.frombuffer(start, header_2_dtype.newbyteorder(">" if big else "<"))[0]
     said = int(record["nb_streamlines"])  # 0 stands for "not recorded"
     if not bytes(record["voxel_order"]).strip(b"\0 "):
         logger.warning(
-            "%s: its header's voxel_order is empty; LPS is assumed, as TrackVis and nibabel do: look "
-            "whether the streamlines lie where they belong",
+            "%s: its header's voxel_order is empty; LPS is assumed, as TrackVis and nibabel do: "
+            "look whether the streamlines lie where they belong",
             path,
         )
     columns = _columns(header["property_name"], properties, "properties")
@@ -83,18 +83,18 @@ def open_trk(file: Path, path: Path) -> Source:
     def chunks(size: int, per_point: bool) -> Iterator[Streamlines]:
         order = str(header["endianness"])
         done = 0
-        for points, offsets, values in _records(
-            file, path, order, scalars, properties, said, size
-        ):
+        for points, offsets, values in _records(file, path, order, scalars, properties, said, size):
             world = points[:, :3].astype(np.float64) @ to_world[:3, :3].T + to_world[:3, 3]
             data = {name: values[:, columns[name]] for name in columns}
             more = points[:, 3:]
-            at_points = {n: more[:, c].copy() for n, c in point_columns.items()} if per_point else {}
+            at_points = (
+                {n: more[:, c].copy() for n, c in point_columns.items()} if per_point else {}
+            )
             done += len(offsets) - 1
             yield Streamlines(world, offsets, data, at_points)
         if said > done:
             raise TractogramError(
-                path, f"is truncated: holds {done} streamlines instead of the {said} of its header"
+                path, f"is truncated: holds {done} streamlines, its header says {said}"
             )
         if said and said != done:
             logger.warning("%s: holds %d streamlines, its header says %d", path, done, said)
@@ -111,7 +111,10 @@ def open_trk(file: Path, path: Path) -> Source:
 
 
 def _columns(names: np.ndarray, total: int, rest: str) -> dict[str, slice]:
-    """Columns of each named value, what has no name as ``rest``; nibabel writes ``name\\0number`` for several of one name."""
+    """Columns of each value, what has no name as ``rest``.
+
+    nibabel writes ``name\\0number`` for several columns of one name.
+    """
     columns: dict[str, slice] = {}
     at = 0
     for raw in names:
@@ -165,7 +168,7 @@ def _records(
                     return
                 if not words:
                     raise TractogramError(path, "can't be read: truncated within a streamline")
-                want = max(want, 2 * len(block))  # one streamline that is longer than a block
+                want = max(want, 2 * len(block))  # a single streamline is longer than a block
                 continue
             lengths = block[starts[:-1]].astype(np.int64)
             is_point = np.ones(end, dtype=bool)
@@ -211,7 +214,7 @@ def write_trk(
         The number of streamlines.
 
     Raises:
-        ConfigurationError: more values, or longer names, than the header has room for.
+        ConfigurationError: the header has no room for so many values or such long names.
     """
     affine = np.eye(4) if affine is None else np.asarray(affine, dtype=np.float64)
     header = nib.streamlines.TrkFile.create_empty_header()
@@ -222,7 +225,7 @@ def write_trk(
     to_world = get_affine_trackvis_to_rasmm(header)
     to_file = np.linalg.inv(np.asarray(to_world, dtype=np.float64))
 
-    # nibabel's header names two fields otherwise than its record type does on disk.
+    # nibabel's header names two fields differently from its record type on disk.
     record = np.zeros((), dtype=header_2_dtype)
     for name in header_2_dtype.names or ():
         if name in header:

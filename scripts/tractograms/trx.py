@@ -1,7 +1,7 @@
 """TRX: a zip file (or a folder) of a JSON header and raw arrays; points in RAS mm.
 
-The arrays are read side by side as streams, compressed or not, so that nothing is unpacked and
-memory doesn't grow with the tractogram.
+The arrays are read in parallel as streams, compressed or not, so that nothing is unpacked to disk
+and memory doesn't grow with the tractogram.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from scripts.runtime.input_files import check_fits
+from scripts.runtime.plain_data import parse_json
 from scripts.tractograms.source import Source
 from scripts.tractograms.streamlines import Streamlines, TractogramError
 
@@ -27,17 +28,17 @@ __all__ = ["open_trx", "write_trx"]
 _BUFFER = 1 << 20
 _LONGEST_HEADER = 1 << 20
 _MUCH = 1 << 27  # bytes
-_SPOOLED = 1 << 22  # bytes of an array that are kept in memory before it goes to a temporary file
+_SPOOLED = 1 << 22  # bytes of an array kept in memory before it moves to a temporary file
 
 
 @dataclass(frozen=True)
 class _Array:
-    """A raw array of the file.
+    """A raw array in the file.
 
     Attributes:
         member: its name inside the zip or folder.
         name: its name in the format, such as ``positions`` or ``weight``.
-        columns: values an entry.
+        columns: values per entry.
         dtype: of a value, little-endian.
         size: of the member, bytes.
     """
@@ -61,30 +62,30 @@ def open_trx(path: Path, _: Path) -> Source:
         path: to read, and that messages name.
 
     Raises:
-        TractogramError: it isn't one, or lacks a part.
+        TractogramError: it isn't TRX, or a part is missing.
     """
     sizes, opened = _members(path)
     if "header.json" not in sizes:
-        raise TractogramError(path, "can't be read: is no TRX file (no header.json)")
+        raise TractogramError(path, "can't be read: not a TRX file (header.json is missing)")
     if sizes["header.json"] > _LONGEST_HEADER:
-        raise TractogramError(path, "can't be read: bad header (more than 1 MB of it)")
+        raise TractogramError(path, "can't be read: bad header (more than 1 MB)")
     with opened("header.json") as file:
-        header = json.loads(file.read())
+        header = parse_json(file.read().decode("utf-8"))
     vertices, count = int(header["NB_VERTICES"]), int(header["NB_STREAMLINES"])
     affine = np.asarray(header["VOXEL_TO_RASMM"], dtype=np.float64).reshape(4, 4)
     shape = tuple(int(n) for n in header["DIMENSIONS"])
     arrays = [one for one in map(_array, sizes, sizes.values()) if one is not None]
     single = {one.name: one for one in arrays if "/" not in one.member}
     if count and not {"positions", "offsets"} <= set(single):
-        raise TractogramError(path, "can't be read: is no TRX file (no positions or no offsets)")
+        raise TractogramError(path, "can't be read: not a TRX file (no positions or offsets)")
     values = {one.name: one for one in arrays if one.member.startswith("dps/")}
     at_points = {one.name: one for one in arrays if one.member.startswith("dpv/")}
     for name, columns in (("positions", 3), ("offsets", 1)):
         if name in single and single[name].columns != columns:
             raise TractogramError(
                 path,
-                f"can't be read: {single[name].member} has {single[name].columns} values an entry "
-                f"instead of {columns}",
+                f"can't be read: {single[name].member} has {single[name].columns} values per "
+                f"entry, expected {columns}",
             )
     for one, rows in [
         *[(single[name], n) for name, n in (("positions", vertices),) if name in single],
@@ -93,7 +94,7 @@ def open_trx(path: Path, _: Path) -> Source:
     ]:
         if one.rows != rows:
             raise TractogramError(
-                path, f"can't be read: {one.member} has {one.rows} entries instead of {rows}"
+                path, f"can't be read: {one.member} has {one.rows} entries, expected {rows}"
             )
     if "offsets" in single and single["offsets"].rows not in (count, count + 1):
         rows = single["offsets"].rows
@@ -110,7 +111,7 @@ def open_trx(path: Path, _: Path) -> Source:
             if one.member.startswith("groups/"):
                 if one.rows > count:
                     raise TractogramError(
-                        path, f"can't be read: {one.member} has {one.rows} of {count} streamlines"
+                        path, f"can't be read: {one.member} has {one.rows} of {count} entries"
                     )
                 with opened(one.member) as file:
                     found[one.name] = np.frombuffer(file.read(), one.dtype).astype(np.int64)
@@ -128,7 +129,7 @@ def open_trx(path: Path, _: Path) -> Source:
 
 
 def _members(path: Path) -> tuple[dict[str, int], Callable[[str], Any]]:
-    """Sizes of the parts by name, and how to open one."""
+    """Sizes of the parts by name, and a function that opens one."""
     if path.is_dir():
         found = {
             file.relative_to(path).as_posix(): file.stat().st_size
@@ -140,23 +141,23 @@ def _members(path: Path) -> tuple[dict[str, int], Callable[[str], Any]]:
         parts = [one for one in archive.infolist() if not one.is_dir()]
     _check_parts(path, parts)
     sizes = {one.filename: one.file_size for one in parts}
-    # Every stream has the archive to itself: it closes with the stream's stack.
+    # Each stream opens its own archive, which closes with the stream's stack.
     return sizes, lambda name: zipfile.ZipFile(path).open(name)
 
 
 def _check_parts(path: Path, parts: list[zipfile.ZipInfo]) -> None:
-    """Refuse parts that claim more than the file can hold, or can't be read here.
+    """Refuse parts that claim more than the file can hold, or have an unsupported compression.
 
-    Names are looked up and never become files, so that one that leads elsewhere leads nowhere.
+    Names are only looked up and never become paths, so a name can't lead out of the archive.
     """
     left = path.stat().st_size
     for one in parts:
         if one.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            raise TractogramError(path, f"can't be read: {one.filename!r} is packed in another way")
+            raise TractogramError(path, f"can't be read: {one.filename!r} has unknown compression")
         if one.flag_bits & 1:
             raise TractogramError(path, f"can't be read: {one.filename!r} is encrypted")
         left -= one.compress_size
-        # No byte of deflate stands for more than 1032.
+        # One byte of deflate expands to 1032 at most.
         most = one.compress_size * (1032 if one.compress_type == zipfile.ZIP_DEFLATED else 1)
         if left < 0 or one.file_size > most:
             raise TractogramError(
@@ -165,7 +166,7 @@ def _check_parts(path: Path, parts: list[zipfile.ZipInfo]) -> None:
 
 
 def _array(member: str, size: int) -> _Array | None:
-    """An array by its file's name: ``name[.columns].dtype``."""
+    """An array from the name of its file: ``name[.columns].dtype``."""
     match = re.fullmatch(
         r"(?:.*/)?([^/.]+)(?:\.(\d+))?\.((?:float|uint|int)(?:8|16|32|64))", member
     )
@@ -189,21 +190,19 @@ def _chunks(
     with ExitStack() as stack:
         streams = {
             one.member: stack.enter_context(opened(one.member))
-            for one in (
-                single["positions"], offsets_array, *values.values(), *at_points.values()
-            )
+            for one in (single["positions"], offsets_array, *values.values(), *at_points.values())
         }
 
         def take(one: _Array, rows: int) -> np.ndarray:
             wanted = rows * one.columns * one.dtype.itemsize
-            if wanted > _MUCH:  # of one streamline: others come in chunks
+            if wanted > _MUCH:  # only a single streamline can need so much: others come in chunks
                 check_fits(path, 2 * wanted)
             raw = streams[one.member].read(wanted)
             if len(raw) < wanted:
                 raise TractogramError(path, f"can't be read: truncated within {one.member}")
             return np.frombuffer(raw, one.dtype).reshape(rows, one.columns)
 
-        # Offsets are looked ahead by one: an end is the next streamline's start.
+        # Read one offset ahead: a streamline ends where the next one starts.
         ahead = take(offsets_array, 1)[0].astype(np.int64)
         unread = offsets_array.rows - 1
         done = 0
@@ -211,14 +210,14 @@ def _chunks(
             raise TractogramError(path, "can't be read: its offsets don't start at 0")
         waiting = ahead
         while done < count:
-            # Enough starts to fill a chunk, but never all of them at once.
+            # Enough offsets for a chunk, but never all of them at once.
             more = take(offsets_array, min(unread, max(1024, size // 16)))
             unread -= len(more)
             waiting = np.concatenate([waiting, more[:, 0].astype(np.int64)])
             if not unread and offsets_array.rows == count:
                 waiting = np.append(waiting, vertices)
             if (np.diff(waiting) < 0).any() or int(waiting[-1]) > vertices:
-                raise TractogramError(path, "can't be read: its offsets don't rise")
+                raise TractogramError(path, "can't be read: its offsets decrease")
             while len(waiting) > 1:
                 n = int(np.searchsorted(waiting, waiting[0] + size, side="right")) - 1
                 n = max(1, n)
@@ -243,14 +242,14 @@ def write_trx(
     affine: np.ndarray | None = None,
     groups: dict[str, np.ndarray] | None = None,
 ) -> int:
-    """Write streamlines as TRX: float32 positions, 64-bit offsets, values under ``dps`` and ``dpv``.
+    """Write streamlines as TRX: float32 positions, 64-bit offsets, values as ``dps`` and ``dpv``.
 
     Args:
         file: to write to, seekable.
         chunks: streamlines, all with the same values.
         shape: of the reference grid.
         affine: of the reference grid.
-        groups: numbers of streamlines by the name of their group.
+        groups: indices of streamlines by the name of their group.
 
     Returns:
         The number of streamlines.
@@ -258,7 +257,7 @@ def write_trx(
     affine = np.eye(4) if affine is None else np.asarray(affine, dtype=np.float64)
     count = vertices = 0
     with ExitStack() as stack:
-        # Only at the end is it known how many there are, and a zip's parts follow one another.
+        # The number is known only at the end, and parts of a zip are written one after another.
         def spool() -> Any:
             return stack.enter_context(tempfile.SpooledTemporaryFile(_SPOOLED))
 
@@ -303,7 +302,7 @@ def _pieces(stream: Any) -> Iterator[bytes]:
 
 
 def _put(archive: zipfile.ZipFile, member: str, pieces: Iterable[bytes]) -> None:
-    # A fixed date: equal tractograms are equal files.
+    # A fixed date, so that equal tractograms give equal files.
     with archive.open(zipfile.ZipInfo(member), "w", force_zip64=True) as target:
         for piece in pieces:
             target.write(piece)

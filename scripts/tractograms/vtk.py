@@ -1,9 +1,9 @@
-"""Legacy VTK polydata: points, and lines that name points by number.
+"""Legacy VTK polydata: points, and lines that refer to points by index.
 
 Binary files are mapped, not read, so that memory doesn't grow with them; text files are held
-whole while they are read. The format doesn't say which way its axes run. Points are taken for LPS mm
-where the title says ``SPACE=LPS`` (3D Slicer) and in ``.fib`` files (MITK, dipy), else for RAS mm
-(MRtrix); dipy's ``.vtk`` are LPS and have to be told. XML files (``.vtp``) aren't read.
+whole while they are read. The format doesn't say which way its axes run. Points are taken for LPS
+mm where the title says ``SPACE=LPS`` (3D Slicer) and in ``.fib`` files (MITK, dipy), else for RAS
+mm (MRtrix); dipy's ``.vtk`` are LPS and have to be told. XML files (``.vtp``) aren't read.
 """
 
 from __future__ import annotations
@@ -51,13 +51,13 @@ _IDS = ("GLOBAL_IDS", "PEDIGREE_IDS", "EDGE_FLAGS")
 
 @dataclass
 class _Polydata:
-    """The sections of a file that matter here.
+    """The sections of a file that are used.
 
     Attributes:
         points: ``(P, 3)``.
-        lines: counted records of numbers of points; None with ``starts``.
-        starts: first entries of the lines in ``connectivity`` and the end (VTK 5).
-        connectivity: numbers of points, line after line (VTK 5).
+        lines: records of a count and that many point indices; None with ``starts``.
+        starts: start of each line in ``connectivity``, and the end (VTK 5).
+        connectivity: point indices, line after line (VTK 5).
         values: per-line values by name, ``(n, k)``.
         point_values: per-point values by name, ``(P, k)``.
     """
@@ -80,13 +80,13 @@ def open_vtk(file: Path, path: Path, space: str = "auto") -> Source:
         space: ``ras``, ``lps``, or ``auto``: see above.
 
     Raises:
-        TractogramError: it isn't one, is truncated, or holds no lines.
+        TractogramError: it isn't legacy VTK, is truncated, or contains no lines.
     """
     with file.open("rb") as stream:
         head = [stream.readline(1024).decode("latin-1").strip() for _ in range(3)]
         start = stream.tell()
     if not head[0].startswith("# vtk DataFile Version") or head[2] not in ("ASCII", "BINARY"):
-        raise TractogramError(path, "can't be read: is not a legacy VTK file")
+        raise TractogramError(path, "can't be read: not a legacy VTK file")
     reader = (_Binary if head[2] == "BINARY" else _Text)(file, path, start)
     parts = _parse(path, reader)
     signs = np.array([-1, -1, 1] if _space(path, head[1], space) == "lps" else [1, 1, 1])
@@ -97,7 +97,7 @@ def open_vtk(file: Path, path: Path, space: str = "auto") -> Source:
             if len(numbers) and not 0 <= int(numbers.min()) <= int(numbers.max()) < len(
                 parts.points
             ):
-                raise TractogramError(path, "can't be read: a line names a point that isn't there")
+                raise TractogramError(path, "can't be read: a line names a missing point")
             points = parts.points[numbers]
             kind = np.float64 if points.dtype.itemsize > 4 else np.float32
             n = len(offsets) - 1
@@ -120,7 +120,9 @@ def _space(path: Path, title: str, told: str) -> str:
     said = re.search(r"SPACE=(\w+)", title)
     if said is not None:
         if said[1] not in ("RAS", "LPS"):
-            raise TractogramError(path, f"can't be read: its title says {said[0]}, not RAS or LPS")
+            raise TractogramError(
+                path, f"can't be read: its title says {said[0]}; must be RAS or LPS"
+            )
         return said[1].lower()
     if told != "auto":
         return told
@@ -128,14 +130,14 @@ def _space(path: Path, title: str, told: str) -> str:
 
 
 def _lines(parts: _Polydata, size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Numbers of points and offsets of some lines at a time."""
+    """Point indices and offsets, some lines at a time."""
     if parts.starts is not None and parts.connectivity is not None:
         at = 0
         while at < parts.n_lines:
-            # Ends of the next lines; few enough of them that they are no burden themselves.
+            # Ends of the next lines; a limited number of them, to save memory.
             ends = parts.starts[at : at + size + 1].astype(np.int64)
             if (np.diff(ends) < 0).any() or ends[0] < 0 or ends[-1] > len(parts.connectivity):
-                raise ValueError("its offsets don't rise")
+                raise ValueError("its offsets decrease")
             n = max(1, int(np.searchsorted(ends, ends[0] + size, side="right")) - 1)
             yield parts.connectivity[ends[0] : ends[n]].astype(np.int64), ends[: n + 1] - ends[0]
             at += n
@@ -164,7 +166,7 @@ def _lines(parts: _Polydata, size: int) -> Iterator[tuple[np.ndarray, np.ndarray
 
 
 class _Binary:
-    """Words and arrays of a binary file; arrays are maps of it, big-endian."""
+    """Words and arrays of a binary file; arrays are memory-mapped, big-endian."""
 
     def __init__(self, file: Path, path: Path, start: int) -> None:
         self.file = file
@@ -254,7 +256,7 @@ class _Text:
         return None
 
     def array(self, dtype: str, length: int) -> np.ndarray:
-        """The next values, over as many lines as they take."""
+        """The next values, possibly over several lines."""
         kind = np.dtype(dtype)
         if length < 0:
             raise TractogramError(self.path, "can't be read: a negative number of values")
@@ -268,7 +270,7 @@ class _Text:
             parts.append(words)
             missing -= len(words)
         if missing < 0:
-            raise TractogramError(self.path, "can't be read: more values than announced")
+            raise TractogramError(self.path, "can't be read: more values than declared")
         return np.concatenate(parts) if parts else np.zeros(0, kind)
 
     def skip_strings(self, count: int) -> None:
@@ -284,11 +286,11 @@ class _Text:
 
 def _parse(path: Path, reader: _Binary | _Text) -> _Polydata:
     parts = _Polydata()
-    owner = ""  # whose values follow: POINT_DATA or CELL_DATA
-    cells_before = 0  # vertices come before lines among the cells
+    owner = ""  # POINT_DATA or CELL_DATA: what the next values belong to
+    cells_before = 0  # among the cells, vertices come before lines
     kind = reader.line()
     if kind is None or kind.split() != ["DATASET", "POLYDATA"]:
-        raise TractogramError(path, f"can't be read: holds no POLYDATA ({(kind or '')[:40]!r})")
+        raise TractogramError(path, f"can't be read: contains no POLYDATA ({(kind or '')[:40]!r})")
     seen_points = False
     total = 0
     while (line := reader.line()) is not None:
@@ -320,7 +322,7 @@ def _parse(path: Path, reader: _Binary | _Text) -> _Polydata:
         else:
             raise TractogramError(path, f"can't be read: has an unknown section {line[:40]!r}")
     if not seen_points:
-        raise TractogramError(path, "can't be read: holds no POINTS")
+        raise TractogramError(path, "can't be read: contains no POINTS")
     parts.values = {
         name: values[cells_before : cells_before + parts.n_lines]
         for name, values in parts.values.items()
@@ -357,7 +359,7 @@ def _name(words: list[str]) -> str:
 def _read_cells(
     parts: _Polydata, reader: _Binary | _Text, key: str, first: int, second: int
 ) -> int:
-    """Take lines in; the number of cells if they are vertices, which come before lines."""
+    """Add lines to the content; return the number of vertices, which come before lines."""
     at = reader.at
     words = (reader.line() or "").split() if first else []
     if words[:1] == ["OFFSETS"]:

@@ -15,8 +15,8 @@ from scripts.tractograms.streamlines import Streamlines, TractogramError
 
 __all__ = ["Weights", "open_weights"]
 
-_LONGEST = 1 << 28  # bytes of a text: some 25 million weights
-# What NumPy raises on damaged arrays, whose headers it reads as Python (found by feeding it some).
+_LONGEST = 1 << 28  # bytes of a text: about 25 million weights
+# Exceptions that NumPy raises on damaged arrays, whose headers are Python literals.
 _MALFORMED = (
     ArithmeticError, EOFError, LookupError, MemoryError, OSError, RecursionError, SyntaxError,
     TokenError, TypeError, ValueError,
@@ -29,9 +29,9 @@ class Weights:
     """One weight per streamline.
 
     Attributes:
-        path: of the file that they come from.
-        values: all of them; None when they are the tractogram's own ``name``.
-        name: of the tractogram's per-streamline value.
+        path: of the file that contains them.
+        values: all of them; None if they are the per-streamline value ``name`` of the tractogram.
+        name: of the per-streamline value in the tractogram.
     """
 
     path: Path
@@ -39,17 +39,17 @@ class Weights:
     name: str = ""
 
     def of(self, chunk: Streamlines, start: int) -> np.ndarray:
-        """Weights of some streamlines, the first of which has number ``start``."""
+        """Weights of some streamlines; ``start`` is the index of the first."""
         if self.values is None:
             return _checked(self.path, chunk.data[self.name][:, 0].astype(np.float64), start)
         if start + len(chunk) > len(self.values):
             raise TractogramError(
-                self.path, f"holds {len(self.values)} weights, fewer than there are streamlines"
+                self.path, f"holds {len(self.values)} weights, fewer than the streamlines"
             )
         return self.values[start : start + len(chunk)]
 
     def check_all_used(self, count: int) -> None:
-        """Refuse weights that are more than the streamlines."""
+        """Refuse a file with more weights than streamlines."""
         if self.values is not None and len(self.values) != count:
             raise TractogramError(
                 self.path, f"holds {len(self.values)} weights for {count} streamlines"
@@ -61,12 +61,12 @@ def open_weights(source: str, tractogram: Tractogram) -> Weights:
 
     Args:
         source: a text file (numbers between blanks or lines, as MRtrix' ``tcksift2`` writes), an
-            ``.npy`` file, or the name of a per-streamline value that the tractogram brings.
-        tractogram: as opened.
+            ``.npy`` file, or the name of a per-streamline value in the tractogram.
+        tractogram: an opened tractogram.
 
     Raises:
         TractogramError: the file isn't one number per streamline, finite and not negative.
-        ConfigurationError: it is neither a file nor a value of the tractogram.
+        ConfigurationError: it is neither a file nor a per-streamline value of the tractogram.
     """
     if source in tractogram.names:
         return Weights(tractogram.path, None, source)
@@ -80,7 +80,7 @@ def open_weights(source: str, tractogram: Tractogram) -> Weights:
     try:
         if path.suffix.lower() == ".npy":
             check_file(path)
-            # Mapped, so that a header can't claim more than the file holds.
+            # Memory-mapped, so that a header can't claim more than the file holds.
             values = np.load(path, mmap_mode="r", allow_pickle=False)
             if not isinstance(values, np.ndarray) or values.dtype.kind not in "biuf":
                 raise ValueError("holds no array of real numbers")
@@ -104,7 +104,7 @@ def _checked(path: Path, values: np.ndarray, start: int) -> np.ndarray:
         first = int(bad.argmax())
         raise TractogramError(
             path,
-            f"has weight {values[first]:g} for streamline {start + first} (from 0 on); must be a "
-            "finite number >= 0",
+            f"has weight {values[first]:g} for streamline {start + first} (counted from 0); must "
+            "be a finite number >= 0",
         )
     return values

@@ -1,4 +1,4 @@
-"""Tractograms written whole, in the format of their file's suffix."""
+"""Writes whole tractograms in the format of the file's suffix."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from scripts.tractograms.vtk import write_vtk
 
 __all__ = ["write_tractogram"]
 
-_LONGEST_NAME = 100  # characters; a file's name has more around it
+_LONGEST_NAME = 100  # characters; the file name contains more than this name
 
 
 def write_tractogram(
@@ -30,23 +30,23 @@ def write_tractogram(
     affine: np.ndarray | None = None,
     groups: dict[str, np.ndarray] | None = None,
 ) -> int:
-    """Write a tractogram; the file appears whole or not at all.
+    """Write a tractogram; the file appears completely or not at all.
 
-    TCK has no place for per-streamline values: each goes to a text file beside it,
-    ``<name of the tractogram>_<name of the value>.txt``, a line a streamline, as MRtrix has them.
+    TCK can't hold per-streamline values: each goes to a text file beside it,
+    ``<name of the tractogram>_<name of the value>.txt``, one line per streamline, as in MRtrix.
 
     Args:
         path: ``.trk``, ``.tck``, ``.trx`` or ``.vtk``.
-        streamlines: all of them, or some at a time; RAS mm.
-        shape: of the grid that they belong to (TRK and TRX say so in their headers).
+        streamlines: all of them, or an iterable of parts; RAS mm.
+        shape: of their reference grid (for the headers of TRK and TRX).
         affine: of that grid, voxels to RAS mm.
-        groups: TRX alone: numbers of streamlines by the name of their group.
+        groups: only for TRX: indices of streamlines by the name of their group.
 
     Returns:
         The number of streamlines.
 
     Raises:
-        ConfigurationError: the suffix is no tractogram's, or the format has no room for a value.
+        ConfigurationError: the suffix isn't that of a tractogram, or the format can't hold a value.
         StorageError: it can't be written.
     """
     target = Path(path)
@@ -72,9 +72,9 @@ def write_tractogram(
 
 
 def _safely_named(chunk: Streamlines) -> Streamlines:
-    """Values whose names, which files and parts of archives are called after, lead nowhere else.
+    """Check the names of values, which become names of files and of parts of archives.
 
-    They may come from another tractogram; VTK allows any character in them.
+    The names may come from another tractogram, and VTK allows any character in them.
     """
     return replace(chunk, data=_safe(chunk.data), point_data=_safe(chunk.point_data))
 

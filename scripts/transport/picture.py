@@ -12,6 +12,8 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from scripts.errors import shown
+
 __all__ = ["draw_classes"]
 
 _MOST = 6000
@@ -31,8 +33,8 @@ def draw_classes(
         names: of the classes; up to 40 are told in a legend.
         title: above the views.
     """
-    shown = np.unique(np.linspace(0, len(lines) - 1, min(_MOST, len(lines))).astype(int))
-    lines, classes = lines[shown], classes[shown]
+    drawn = np.unique(np.linspace(0, len(lines) - 1, min(_MOST, len(lines))).astype(int))
+    lines, classes = lines[drawn], classes[drawn]
     order = np.argsort(classes, kind="stable")  # outliers first, so that classes lie over them
     lines, classes = lines[order], classes[order]
     # Steps of the golden ratio: classes that follow each other get colours far apart.
@@ -51,14 +53,13 @@ def draw_classes(
         axis.set_title(name, color="white", fontsize=9)
         axis.set_aspect("equal")
         axis.axis("off")
-    figure.suptitle(title, color="white", fontsize=11)
+    figure.suptitle(shown(title), color="white", fontsize=11, parse_math=False)
     if 0 < len(names) <= 40:
-        handles = [
-            Line2D([], [], color=colour, label=name)
-            for colour, name in zip(palette, names, strict=True)
-        ]
-        figure.legend(
-            handles=handles, loc="outside lower center", ncols=6, fontsize=6, labelcolor="white",
-            facecolor="black", edgecolor="black",
+        handles = [Line2D([], [], color=colour) for colour in palette]
+        legend = figure.legend(
+            handles, [shown(name) for name in names], loc="outside lower center", ncols=6,
+            fontsize=6, labelcolor="white", facecolor="black", edgecolor="black",
         )  # fmt: skip
+        for text in legend.get_texts():
+            text.set_parse_math(False)  # a name is no formula, whatever dollars are in it
     figure.savefig(path, dpi=110)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +22,8 @@ from scripts.tractograms import (
 )
 
 __all__ = ["SegmentedAtlas", "file_names", "read_atlas", "read_streamlines"]
+
+_LONGEST_NAME = 60  # characters of a file's name, 4 bytes each at most; more is put around it
 
 
 logger = logging.getLogger(__name__)
@@ -91,9 +94,11 @@ def file_names(names: tuple[str, ...]) -> tuple[str, ...]:
     """A file's name for each class: safe on any system, none like another."""
     found: list[str] = []
     for name in names:
-        base = re.sub(r"[^\w.+-]+", "_", name).strip("._") or "class"
+        composed = unicodedata.normalize("NFC", name)
+        base = re.sub(r"[^\w.+-]+", "_", composed).strip("._")[:_LONGEST_NAME] or "class"
         safe, number = base, 2
-        while safe.lower() in (one.lower() for one in found) or safe.lower() == "outliers":
+        taken = {"outliers", *(one.casefold() for one in found)}
+        while safe.casefold() in taken:
             safe, number = f"{base}_{number}", number + 1
         found.append(safe)
     return tuple(found)

@@ -18,7 +18,7 @@ from scripts.networks.precision import open_device
 from scripts.runtime.file_names import ending_of
 from scripts.runtime.lock import locked_folders
 from scripts.runtime.progress import progress_bar
-from scripts.runtime.storage import check_space, check_writable, file_hash, publish_folder
+from scripts.runtime.storage import check_writable, file_hash, publish_folder
 from scripts.settings.label_transfer import LabelTransferConfig
 from scripts.spatial.grid import Grid
 from scripts.spatial.overlap import extent
@@ -104,7 +104,6 @@ class LabelTransfer:
             shape, affine = grid.shape, grid.affine
         self._check_format(subject, of_subject, shape)
         self._check_together(subject, atlas, grid)
-        self._check_space(atlas, grid)
 
         with _percent("labels") as progress:
             found = label_fibres(
@@ -154,8 +153,8 @@ class LabelTransfer:
     ) -> None:
         if shape is None and self._suffix in (".trk", ".trx"):
             raise ConfigurationError(
-                f"label_transfer.format = {self._suffix[1:]!r}: such a file says which image's grid "
-                f"it belongs to, and {self.subject} doesn't; must come with --reference IMAGE, or "
+                f"label_transfer.format = {self._suffix[1:]!r}: such a file records the grid of "
+                f"an image, and {self.subject} has none; must come with --reference IMAGE, or "
                 "be tck or vtk"
             )
         if subject.point_data and self._suffix == ".tck":
@@ -204,12 +203,6 @@ class LabelTransfer:
                 f"none of {counter.streamlines} streamlines touches the grid of the reference "
                 f"{self.reference}: do they belong to the same space?",
             )
-
-    def _check_space(self, atlas: SegmentedAtlas, grid: Grid | None) -> None:
-        path = self.subject
-        size = path.stat().st_size if path.is_file() else 0
-        maps = 0 if grid is None else 4 * int(np.prod(grid.shape)) * len(atlas.names)
-        check_space({self.folder: {"tractograms": 3 * size, "maps": maps}})
 
     def _write_tractograms(
         self,

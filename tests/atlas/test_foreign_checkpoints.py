@@ -146,7 +146,7 @@ def test_a_compressed_checkpoint_is_not_unpacked(tmp_path):
 
 def test_a_pipe_in_the_place_of_a_checkpoint_does_not_hang(tmp_path):
     os.mkfifo(tmp_path / "model.pt")
-    with pytest.raises(CheckpointError, match="is no file"):
+    with pytest.raises(CheckpointError, match="is not a file"):
         load_checkpoint(tmp_path / "model.pt")
     with pytest.raises(CheckpointError, match="no such checkpoint"):
         load_checkpoint(tmp_path / "nothing.pt")

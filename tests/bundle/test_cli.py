@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from bundle import cli
+from bundle.tools import TOOLS
 from scripts import errors
 
 ROOT = cli.ROOT
@@ -80,13 +81,13 @@ def heavy_imports(*words: object) -> list[str]:
 def test_help_lists_verbs_and_exit_codes():
     result = bundle("--help")
     assert result.returncode == 0
-    for verb in (*cli.JOBS, *cli.TOOLS):
+    for verb in (*cli.JOBS, *TOOLS):
         assert re.search(rf"^\s+{verb}\b", result.stdout, re.MULTILINE)
     for kind in errors.TractAtlasError.__subclasses__():
         assert re.search(rf"^\s+{kind.exit_code}  \w", result.stdout, re.MULTILINE)
 
 
-@pytest.mark.parametrize("verb", [*cli.JOBS, *cli.TOOLS])
+@pytest.mark.parametrize("verb", [*cli.JOBS, *TOOLS])
 def test_every_verb_explains_itself(verb, capsys):
     with pytest.raises(SystemExit) as ended:
         cli.main([verb, "--help"])
@@ -124,7 +125,7 @@ def test_documented_verbs_are_the_real_ones():
     verbs = page.split("## Verbs")[1].split("## Overrides")[0]
     assert set(re.findall(r"^\| `([a-z-]+)` \|", verbs, re.MULTILINE)) == {
         *cli.JOBS,
-        *cli.TOOLS,
+        *TOOLS,
     }
 
 

@@ -9,6 +9,7 @@ import yaml
 
 from bundle import cli
 from bundle.overrides import apply_overrides, parse_overrides
+from bundle.tools import TOOLS
 from scripts.cohort import LAYOUTS
 
 ROOT = cli.ROOT
@@ -61,7 +62,7 @@ def test_commands_name_existing_jobs_files_and_keys(page):
             continue
         if words[2] == "bundle":
             job = cli.JOBS.get(words[3])
-            assert job or words[3] in cli.TOOLS
+            assert job or words[3] in TOOLS
             files, overrides = parse_overrides([word for word in words[4:] if job])
             files = files or ([job.config] if job else [])
         else:
@@ -77,4 +78,4 @@ def test_commands_name_existing_jobs_files_and_keys(page):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_verbs_named_in_the_text_exist(page):
     named = re.findall(r"python -m bundle ([a-z][a-z-]*)", page.read_text(encoding="utf-8"))
-    assert set(named) <= {*cli.JOBS, *cli.TOOLS}
+    assert set(named) <= {*cli.JOBS, *TOOLS}

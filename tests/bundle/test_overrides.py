@@ -1,5 +1,7 @@
 """Reading the command line and the configuration without MONAI, yet as MONAI reads them."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,13 +13,15 @@ from bundle.overrides import (
     apply_overrides,
     early_settings,
     known_path,
-    known_value,
     locate_config_files,
     parse_overrides,
     parse_value,
     read_config,
 )
-from scripts.errors import ConfigurationError
+from scripts.errors import ConfigurationError, StorageError
+from scripts.runtime.error_report import find_user_error
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def config(**block):
@@ -233,36 +237,67 @@ def test_block_of_another_kind(block):
 
 
 @pytest.mark.parametrize(
-    ("value", "known"),
+    ("value", "path"),
     [
         ("/plain", "/plain"),
         ("@bundle_root", "."),
         ("$@bundle_root + '/data'", "./data"),
-        ("$f'{@bundle_root}/x'", "./x"),
-        ("$None", None),
+        ("$pathlib.Path(@bundle_root) / 'x'", "x"),
     ],
 )
-def test_plain_expressions_are_known(value, known):
-    assert known_value(config(), value) == known
+def test_a_path_is_what_the_job_will_take(value, path):
+    given = {"imports": ["$import pathlib"], "bundle_root": ".", "dataset_dir": value}
+    assert known_path(given, "dataset_dir") == path
+    assert given["dataset_dir"] is value
+
+
+def test_a_component_gives_the_path(tmp_path, monkeypatch):
+    monkeypatch.setattr("scripts.phantom.ensure_demo_cohort", lambda folder: f"{folder}/made")
+    demo = {"_target_": "scripts.phantom.ensure_demo_cohort", "folder": "$@bundle_root + '/demo'"}
+    assert known_path({"bundle_root": "/r", "dataset_dir": demo}, "dataset_dir") == "/r/demo/made"
+
+
+def test_a_plain_path_needs_no_monai():
+    code = (
+        "import sys; from bundle.overrides import known_path; "
+        "assert known_path({'a': '@b', 'b': '/x'}, 'a') == '/x'; "
+        "sys.exit('monai' in sys.modules or 'torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
 @pytest.mark.parametrize(
-    "value",
+    ("value", "reason"),
     [
-        "$__import__('os').getcwd()",
-        "$scripts.phantom.ensure_demo_cohort('x')",
-        "$@nowhere + '/x'",
-        "$@bundle_root + 1",
-        "$(",
-        "@trainer#max_epochs",
-        "%file.yaml",
-        "@loop",
-        "@dataset_dir_typo",
+        ("$@nowhere + '/x'", "nowhere"),
+        ("$@bundle_root + 1", "can only concatenate"),
+        ("$(", "never closed"),
+        ("%none.yaml#x", "No such file"),
+        ("@loop", "circular"),
+        ("@dataset_dir_typo", "dataset_dir_typo"),
+        (None, "has no dataset_dir"),
+        (5, "has no dataset_dir"),
     ],
 )
-def test_other_expressions_are_not_and_are_never_run(value):
-    with pytest.raises(UsageError, match="give --dataset_dir <folder>"):
+def test_what_gives_no_path_is_told_with_the_reason(value, reason):
+    with pytest.raises(UsageError, match=f"{reason}.*; give --dataset_dir <folder>"):
         known_path({"bundle_root": ".", "loop": "@loop", "dataset_dir": value}, "dataset_dir")
+
+
+def test_an_error_that_a_user_can_mend_stays_itself(monkeypatch):
+    def fail(folder):
+        raise StorageError("no room")
+
+    monkeypatch.setattr("scripts.phantom.ensure_demo_cohort", fail)
+    demo = {"_target_": "scripts.phantom.ensure_demo_cohort", "folder": "x"}
+    with pytest.raises(Exception, match="Failed to instantiate") as caught:
+        known_path({"dataset_dir": demo}, "dataset_dir")
+    assert str(find_user_error(caught.value)) == "no room"
+
+
+@pytest.mark.parametrize("value", ["$__import__('os').getcwd()", "$'a' + 'b'", "%file.yaml"])
+def test_an_early_check_runs_no_expression(value):
+    assert early_settings(config(device=value)) is not None
 
 
 def test_a_later_file_reaches_down_to_a_single_value(tmp_path):

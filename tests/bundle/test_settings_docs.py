@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from bundle import cli
+from bundle import cli, tools
 from bundle.settings_docs import settings_page
 from scripts.settings import BLOCKS
 
@@ -25,7 +25,7 @@ def sections():
 
 
 def test_page_in_the_repository_is_current():
-    assert cli.SETTINGS_PAGE.read_text(encoding="utf-8") == settings_page()
+    assert tools.SETTINGS_PAGE.read_text(encoding="utf-8") == settings_page()
 
 
 @pytest.mark.parametrize("name", BLOCKS)
@@ -56,7 +56,7 @@ def test_check_fails_on_a_stale_page_and_writes_nothing(tmp_path, monkeypatch, c
     page = tmp_path / "settings.md"
     if stale is not None:
         page.write_text(stale, encoding="utf-8")
-    monkeypatch.setattr(cli, "SETTINGS_PAGE", page)
+    monkeypatch.setattr(tools, "SETTINGS_PAGE", page)
     assert cli.main(["settings-docs", "--check"]) == 1
     assert "python -m bundle settings-docs" in capsys.readouterr().err
     assert (page.read_text(encoding="utf-8") if page.exists() else None) == stale

@@ -134,7 +134,7 @@ def test_two_sweeps_in_one_folder_are_refused(root):
     ) as process:  # fmt: skip
         assert process.stdout is not None
         assert process.stdout.readline() == "held\n"
-        with pytest.raises(StorageError, match="another run is at work"):
+        with pytest.raises(StorageError, match="another run is using"):
             run(root, "--fold", "0,1")
         process.terminate()
     lock_folders([root / "output/sweep"])[0].release()

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 import subprocess
 import sys
@@ -217,6 +218,17 @@ def test_real_environment_has_pip_and_nothing_foreign(root, monkeypatch):
         }
     )
     assert Environment.pip(environment, 0, ["-r", REQUIREMENTS[0]]) == 0
+    # MONAI's own command starts no module of ours before torch: the environment speaks for us.
+    for given, policy in (({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")):
+        kept = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+        shown = subprocess.run(
+            [environment.python, "-c", "import os; print(os.environ['OMP_WAIT_POLICY'])"],
+            env={**kept, **given},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert shown.stdout.strip() == policy
     assert Environment.pip(environment, 0, ["no such requirement"], quiet=True) != 0
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,11 +15,12 @@ from scripts.atlas.handlers.centring import Centring
 from scripts.engines.handlers import (
     EarlyStop,
     LearningRateSchedule,
+    LossHistory,
     NonFiniteGuard,
     TrainingCheckpoint,
 )
 from scripts.engines.run_state import RunState
-from scripts.errors import CheckpointError
+from scripts.errors import CheckpointError, StorageError
 
 
 class PowerCut:
@@ -166,3 +169,18 @@ def test_a_damaged_checkpoint_is_named(make_training: Callable[..., Any]) -> Non
     again = make_training(**SETTINGS)
     with pytest.raises(CheckpointError, match=r"training\.pt"):
         train(again, RunState(state.folder, again.settings, again.cohort))
+
+
+def test_a_training_without_room_for_its_checkpoint_ends_before_the_first_step(
+    disk: Callable[[int], None], tmp_path: Path
+) -> None:
+    network = torch.nn.Linear(100, 99)  # 9,999 numbers
+    state = SimpleNamespace(training=tmp_path / "training.pt", folder=tmp_path)
+    optimizer = torch.optim.Adam(network.parameters())
+    handler = TrainingCheckpoint(state, network, optimizer, SimpleNamespace(), LossHistory())
+    disk(7 * 4 * 9_999 - 1)
+    with pytest.raises(StorageError, match="checkpoints"):
+        handler.load(SimpleNamespace())
+    disk(7 * 4 * 9_999)
+    handler.load(SimpleNamespace())
+    assert not list(tmp_path.iterdir())

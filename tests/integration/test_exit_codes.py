@@ -10,12 +10,13 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# One process loads torch and MONAI; each command is a child of it, as in bench/faults.py.
+# One process loads torch and MONAI; each command is a child of it, as in bench/forked_jobs.py.
 PROGRAM = """
 import json, os, resource, shutil, signal, sys
 import monai.bundle, torch
 from pathlib import Path
-from bundle.bench.faults import WORKS, Moment, in_process, write_cohort
+from bundle.bench.faults import WORKS, write_cohort
+from bundle.bench.forked_jobs import Moment, in_process
 from bundle import cli
 torch.set_num_threads(1)
 folder = Path(sys.argv[1])

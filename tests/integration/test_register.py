@@ -252,7 +252,7 @@ def test_a_subject_that_cant_be_used_doesnt_stop_the_others(trained, run_bundle,
         ("unknown subject", 3, ["no usable subject", "sub-99"]),
         ("other model", 6, ["learned_atlas.cohort.normalisation = 'max'", "with 'waytotal'"]),
         ("bad setting", 2, ["learned_atlas.refine.new_subject_iterations = -1"]),
-        ("no folder", 7, ["can't be written", "is no folder"]),
+        ("no folder", 7, ["can't be written", "is not a folder"]),
     ],
 )
 def test_what_cant_be_registered_is_one_message_and_no_file(

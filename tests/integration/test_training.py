@@ -393,7 +393,7 @@ def test_file_in_the_way_of_a_folder(trained, tmp_path, what):
     made = workflow(trained.dataset_dir, tmp_path, **{k: tmp_path / v for k, v in folders.items()})
     with pytest.raises(RuntimeError) as caught:
         made.run()
-    assert "file is no folder" in str(find_user_error(caught.value))
+    assert "file is not a folder" in str(find_user_error(caught.value))
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
     assert (tmp_path / "file").read_text() == "precious"
 
@@ -582,7 +582,7 @@ def test_interrupted_terminated_and_killed_while_publishing(command, trained, tm
     assert "Traceback" not in result.stderr
     assert " ERROR " not in result.stdout
     assert result.stderr.splitlines()[-1] == (
-        "interrupted: an unfinished training or alignment goes on when it is started again"
+        "interrupted: start the same command again to continue a training or an alignment"
     )
 
     refined = state / "refinement" / "round-000" / "000002.pt"

@@ -45,7 +45,7 @@ def test_a_second_run_is_refused_and_the_first_goes_on(
         told = first.communicate(timeout=300)[0]
     assert first.returncode == 0, told
     for result, folder in ((again, models), (export, output), (register, output)):
-        refused(result, 7, f"{folder}: another run is at work", f"process {first.pid} on ")
+        refused(result, 7, f"{folder}: another run is using", f"process {first.pid} on ")
     assert not (tmp_path / "b").exists()
     assert (output / "learned_atlas" / "atlas.json").exists()
     assert not list(tmp_path.rglob(LOCK_FILE))

@@ -212,7 +212,7 @@ def test_texts_are_read_whole_and_up_to_their_limit(tmp_path: Path) -> None:
     path = tmp_path / "some.txt"
     path.write_bytes(b"a\r\nb\rc\n")
     assert read_text(path, 7) == "a\nb\nc\n"
-    with pytest.raises(FileError, match="more than"):
+    with pytest.raises(FileError, match="may have at most"):
         read_text(path, 6)
     path.write_text(json.dumps({"a": [1]}))
     assert read_json(path) == {"a": [1]}
@@ -357,7 +357,7 @@ def test_other_packings_of_a_trx_are_refused(method: int, tmp_path: Path) -> Non
     path = tmp_path / "other.trx"
     with zipfile.ZipFile(path, "w", method) as archive:
         archive.writestr("header.json", "{}")
-    with pytest.raises(CohortError, match="packed in another way"):
+    with pytest.raises(CohortError, match="has unknown compression"):
         open_tractogram(path)
 
 
@@ -406,5 +406,5 @@ def test_a_pipe_with_a_tractograms_name_does_not_hang(tmp_path: Path) -> None:
     for suffix in (".trk", ".tck", ".trx", ".vtk"):
         path = tmp_path / f"pipe{suffix}"
         os.mkfifo(path)
-        with pytest.raises(CohortError, match="is no file"):
+        with pytest.raises(CohortError, match="is not a file"):
             open_tractogram(path)

@@ -267,13 +267,13 @@ def test_looking_whether_a_folder_can_be_written_makes_nothing(tmp_path: Path) -
 @pytest.mark.parametrize("path", ["file", "file/a/b"])
 def test_a_file_in_the_way_is_named(path: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
-    with pytest.raises(StorageError, match="file is no folder"):
+    with pytest.raises(StorageError, match="file is not a folder"):
         check_writable(tmp_path / path)
 
 
 def test_a_dangling_link_is_in_the_way(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
-    with pytest.raises(StorageError, match="link is no folder"):
+    with pytest.raises(StorageError, match="link is not a folder"):
         check_writable(tmp_path / "link" / "a")
 
 

@@ -13,7 +13,7 @@ def grid(voxel, extent: float = 48.0) -> Grid:
     voxel = np.broadcast_to(np.asarray(voxel, dtype=float), (3,))
     affine = np.diag([*voxel, 1.0])
     affine[:3, 3] = (voxel - extent) / 2
-    return Grid(tuple(int(round(extent / v)) for v in voxel), affine, nib.Nifti1Header())
+    return Grid(tuple(round(extent / v) for v in voxel), affine, nib.Nifti1Header())
 
 
 def bundle() -> Streamlines:
@@ -47,9 +47,7 @@ DIVISORS = {
 def test_it_is_the_density_of_the_same_streamlines(normalisation, source, wanted):
     divide = DIVISORS[normalisation]
     here, there = counted(grid(source)), counted(grid(wanted))
-    found = resample_density(
-        here / divide(here), grid(source).affine, grid(wanted), normalisation
-    )
+    found = resample_density(here / divide(here), grid(source).affine, grid(wanted), normalisation)
     truth = there / divide(there)
     assert found.shape == truth.shape
     assert np.corrcoef(found.ravel(), truth.ravel())[0, 1] > 0.85

@@ -60,7 +60,7 @@ def test_flirts_matrix_maps_scaled_voxels_of_moving_to_fixed(moving, fixed) -> N
 @pytest.mark.parametrize("name", ["m.txt", "m.mat"])
 def test_flirts_file_is_not_taken_for_another(tmp_path: Path, name: str) -> None:
     path = flirt(tmp_path / name, MATRIX)
-    with pytest.raises(CohortError, match="FLIRT's.*'kind': 'ras'.*'kind': 'fsl', 'moving'"):
+    with pytest.raises(CohortError, match=r"FLIRT's.*'kind': 'ras'.*'kind': 'fsl', 'moving'"):
         read_affine(path)
     moving, fixed = (
         image(tmp_path / f"{one}.nii.gz", grid(affine)) for one, affine in (("a", RAS), ("b", LAS))
@@ -70,7 +70,7 @@ def test_flirts_file_is_not_taken_for_another(tmp_path: Path, name: str) -> None
     np.testing.assert_allclose(read_affine(path, "ras").matrix, MATRIX)
     with pytest.raises(CohortError, match="must be named as 'moving'"):
         read_affine(path, "fsl")
-    with pytest.raises(CohortError, match="can't be read|no transform"):
+    with pytest.raises(CohortError, match=r"can't be read|no transform"):
         read_affine(path, "lta")
 
 
@@ -131,5 +131,5 @@ def test_an_lta_in_voxels_and_in_ras_agree(tmp_path: Path) -> None:
     for path in (in_voxels, in_ras):
         # It maps the source to the destination; resampling needs the way back.
         np.testing.assert_allclose(read_affine(path).matrix, np.linalg.inv(MATRIX), atol=1e-9)
-    with pytest.raises(CohortError, match="type is 14.*lta_convert"):
+    with pytest.raises(CohortError, match=r"type is 14.*lta_convert"):
         read_affine(written("w.lta", 14, MATRIX))

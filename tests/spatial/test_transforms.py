@@ -235,3 +235,22 @@ def test_a_field_transform_composes_with_an_affine(grid):
     seen = resample(ramp(grid), grid, [FieldTransform(u, grid)], grid)
     by_hand = 100 + np.tensordot([1, 2, 3], world + u, axes=1)
     assert np.allclose(seen[0], by_hand, rtol=1e-5)
+
+
+def test_an_image_on_its_own_grid_keeps_every_bit(make_grid):
+    """Steps of 1.25 mm from -90 mm: voxel coordinates come back through millimetres."""
+    affine = np.array([[1.25, 0, 0, -90], [0, 1.25, 0, -126], [0, 0, 1.25, -72], [0, 0, 0, 1]])
+    volume = np.random.default_rng(0).random((2, 37, 45, 31)).astype(np.float32)
+    own = make_grid(volume.shape[1:], affine)
+    assert np.array_equal(resample(volume, own, [], own), volume)
+
+
+def test_a_plane_is_the_slice_of_its_volume(make_grid):
+    plane = np.random.default_rng(1).random((2, 9, 8)).astype(np.float32)
+    source, wanted = (
+        make_grid((9, 8, 1), AFFINE),
+        make_grid((6, 5, 1), AFFINE @ np.diag([1.3, 1.2, 1, 1])),
+    )
+    moved = resample(plane, source, [], wanted)
+    assert moved.shape == (2, 6, 5)
+    assert np.array_equal(moved, resample(plane[..., None], source, [], wanted)[..., 0])

@@ -82,7 +82,7 @@ def test_weights_of_numpy_files_and_of_the_tractogram(tractogram, tmp_path):
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("1 2", "fewer than there are streamlines"),
+        ("1 2", "fewer than the streamlines"),
         ("1 2 3 4", "4 weights for 3 streamlines"),
         ("1 nan 3", "weight nan for streamline 1"),
         ("1 2 -3", "weight -3 for streamline 2"),

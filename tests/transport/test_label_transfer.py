@@ -155,7 +155,7 @@ def test_what_ends_early_leaves_nothing_and_what_was_there_stays(
         ({"atlas": None}, ConfigurationError, "atlas = None: must be a path; give --atlas FILE"),
         ({"subject": ""}, ConfigurationError, "subject = '': must be a path"),
         ({"subject": "none.trk"}, TractogramError, "none.trk: does not exist"),
-        ({"subject": "none.nii"}, TractogramError, "none.nii: is no tractogram"),
+        ({"subject": "none.nii"}, TractogramError, "none.nii: not a tractogram"),
         ({"reference": "none.nii.gz"}, CohortError, "none.nii.gz"),
         ({"device": "cuda:77"}, ConfigurationError, "label_transfer.device: 'cuda:77'"),
     ],

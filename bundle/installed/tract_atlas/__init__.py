@@ -39,6 +39,7 @@ def _claim(*names: str) -> None:
 
 _claim("scripts", "bundle")
 
+import bundle  # noqa: E402, F401 (makes the threads of torch wait passively)
 from scripts import api as _api  # noqa: E402 (found once the path is set)
 from scripts.api import *  # noqa: E402, F403
 

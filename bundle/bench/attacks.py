@@ -1,0 +1,109 @@
+"""Attacks on the bundle, each tried and held against what is right; prints a table.
+
+    python -m bundle.bench.attacks                    # every kind
+    python -m bundle.bench.attacks --only "text is code" --only "names of folders"
+
+A kind is a function that gets an empty folder and yields an `Outcome` for each attack that it
+tries. It is registered by `attack`, in a module that `MODULES` names. The status is 1 if one
+attack isn't held.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from scripts.errors import shown
+
+__all__ = ["KINDS", "Outcome", "attack", "table", "tried"]
+
+MODULES = ("bundle.bench.attacks_on_trust",)
+"""Where kinds are registered; imported by `main`."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What an attack came to.
+
+    Attributes:
+        tried: the attack, in a few words.
+        held: whether the bundle did what is right.
+        message: what it said, or what it did that is wrong.
+    """
+
+    tried: str
+    held: bool
+    message: str = ""
+
+
+Kind = Callable[[Path], Iterator[Outcome]]
+
+KINDS: dict[str, Kind] = {}
+"""Every kind by its name, in the order of the table."""
+
+
+def attack(name: str) -> Callable[[Kind], Kind]:
+    """Register a kind of attack under a name.
+
+    Raises:
+        ValueError: the name is taken.
+    """
+
+    def register(kind: Kind) -> Kind:
+        if name in KINDS:
+            raise ValueError(f"{name!r}: there is an attack of that name already")
+        KINDS[name] = kind
+        return kind
+
+    return register
+
+
+def tried(names: list[str]) -> dict[str, list[Outcome]]:
+    """Try kinds, each in a folder of its own that is removed afterwards.
+
+    Args:
+        names: keys of `KINDS`.
+    """
+    outcomes = {}
+    for name in names:
+        with tempfile.TemporaryDirectory(prefix="attack-") as folder:
+            outcomes[name] = list(KINDS[name](Path(folder)))
+    return outcomes
+
+
+def table(outcomes: dict[str, list[Outcome]]) -> str:
+    """Kind, attack, held, message, as Markdown."""
+    lines = ["| kind | tried | held | message |", "|---|---|---|---|"]
+    for name, ones in outcomes.items():
+        for one in ones:
+            cells = (name, one.tried, "yes" if one.held else "**no**", one.message)
+            lines.append(f"| {' | '.join(map(_cell, cells))} |")
+    return "\n".join(lines)
+
+
+def _cell(text: str) -> str:
+    return shown(text).replace("|", "\\|")
+
+
+def main() -> int:
+    """Try what is asked for, print the table."""
+    for module in MODULES:
+        importlib.import_module(module)
+    # Run as a program this module is `__main__`, and kinds are registered in the imported one.
+    from bundle.bench import attacks
+
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--only", action="append", choices=list(attacks.KINDS), help="a kind")
+    options = parser.parse_args()
+    outcomes = attacks.tried(options.only or list(attacks.KINDS))
+    print(table(outcomes))
+    return 0 if all(one.held for ones in outcomes.values() for one in ones) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,171 @@
+"""What a model says of itself, without the people and the machine that it was made of and on."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from scripts.atlas.network import AtlasNetwork
+from scripts.errors import CheckpointError, ConfigurationError
+from scripts.networks.described import weights_identity
+from scripts.settings.atlas import LearnedAtlasConfig
+
+__all__ = ["Shared", "model_card", "require_no_signs", "shared_description"]
+
+# Settings of a cohort that name people, or places on the trainer's machine; what stands instead.
+_PERSONAL: dict[str, Any] = {
+    "subjects": None,
+    "exclude": [],
+    "reference": None,
+    "density_dir": None,
+    "participants": "participants.tsv",
+}
+# An absolute path, a home, a drive, a share or a way up, at the start of a text or of a word in it.
+_PLACE = re.compile(
+    r"(?:^|[\s'\"=:,(\[])(?:/|~[\w-]*/|[A-Za-z]:[\\/]|\\\\|file:)[\w.~-]|\.\./|^\.\.$"
+)
+_SIGNS = "`$`, `@` or `%` at the beginning, or `#` anywhere"
+
+
+@dataclass(frozen=True)
+class Shared:
+    """A model's description as it may leave the house.
+
+    Attributes:
+        description: without people and places.
+        left_out: what was in it and isn't, in words.
+    """
+
+    description: dict[str, Any]
+    left_out: tuple[str, ...]
+
+
+def shared_description(path: Any, description: Mapping[str, Any]) -> Shared:
+    """Take people and places out of a model's description.
+
+    Args:
+        path: of the model, for messages.
+        description: as the model holds it; stays as it is.
+
+    Raises:
+        CheckpointError: its settings aren't this bundle's, a text in it would be more than text
+            in a configuration, or names a place and can't be left out.
+    """
+    said: dict[str, Any] = json.loads(json.dumps(description))
+    try:
+        settings = LearnedAtlasConfig.load(said["settings"]).model_dump(
+            mode="json", exclude_unset=True
+        )
+    except (ConfigurationError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path}: its settings can't be used: {error}") from error
+    left_out = []
+    for key, instead in _PERSONAL.items():
+        here = settings.get("cohort") or {}
+        if key in here and here[key] != instead:
+            told = f" ({len(here[key])} names)" if isinstance(here[key], list) else ""
+            left_out.append(f"learned_atlas.cohort.{key}{told}")
+            here[key] = instead
+    said["settings"] = settings
+    # A record for the trainer's own atlas.json; what of it a later job needs stands elsewhere.
+    if said.pop("overrides", None):
+        left_out.append("the record of what was changed in the training's configuration")
+    for where, text in _texts({"settings": settings, "tracts": said.get("tracts")}, ""):
+        require_no_signs(f"{path}: {where}", text)
+    for where, text in _texts(said, ""):
+        if _PLACE.search(text):
+            raise CheckpointError(
+                f"{path}: {where} = {text[:80]!r} names a place on the machine of the training; "
+                "must be without, since an archive tells nothing of it"
+            )
+    return Shared(said, tuple(left_out))
+
+
+def _texts(value: Any, where: str) -> Iterator[tuple[str, str]]:
+    """Every text in a description, keys included, with its place."""
+    if isinstance(value, str):
+        yield where, value
+    elif isinstance(value, Mapping):
+        for key, one in value.items():
+            yield f"{where}.{key} (a key)".lstrip("."), str(key)
+            yield from _texts(one, f"{where}.{key}".lstrip("."))
+    elif isinstance(value, list):
+        for number, one in enumerate(value):
+            yield from _texts(one, f"{where}[{number}]")
+
+
+def require_no_signs(where: str, text: str) -> None:
+    """Refuse text that a configuration would take for an expression or a reference.
+
+    Args:
+        where: it stands, for the message.
+        text: that is to be written into a configuration.
+
+    Raises:
+        CheckpointError: it begins with ``$``, ``@`` or ``%``, or holds ``#``.
+    """
+    if text.startswith(("$", "@", "%")) or "#" in text:
+        raise CheckpointError(
+            f"{where} = {text[:80]!r} would be more than text in a configuration; must be "
+            f"without {_SIGNS}, which MONAI reads as its own; choose another name"
+        )
+
+
+def model_card(network: AtlasNetwork, shared: Shared, data_source: str) -> str:
+    """The page that says what an archive's model holds, and what of the people.
+
+    Args:
+        network: as it is packed.
+        shared: its description.
+        data_source: what it was trained on, in words.
+    """
+    said = shared.description
+    grid, crop = said["grid"], said["crop"]
+    shape = " x ".join(map(str, grid["shape"]))
+    rows = {
+        "weights (SHA-256)": f"`{weights_identity(network)}`",
+        "templates (K)": str(network.n_templates),
+        "channels": f"{network.channels} ({', '.join(said['tracts']) or 'the whole map'})",
+        "grid": f"{shape} voxels",
+        "box of the model": f"from {crop['start']} to {crop['stop']}",
+        "normalisation": said["normalisation"],
+        "training space": said["settings"]["training_space"],
+        "maps that it was trained on": str(len(said.get("trained_on", ()))),
+        "trained on": data_source,
+    }
+    lines = ["# Model card", "", "What `models/model.pt` of this archive holds.", ""]
+    lines += ["| | |", "|---|---|", *(f"| {key} | {_cell(text)} |" for key, text in rows.items())]
+    lines += ["", "## Of the people", ""]
+    lines += [
+        "The template is a mean image of the cohort; of a cohort of few it resembles each of them. "
+        "The model holds no map, no name and no path.",
+        "",
+        f"- `trained_on`: the first {len((said.get('trained_on') or [''])[0])} hexadecimal digits "
+        "of the SHA-256 of each map, so that an evaluation can refuse a subject of the training. "
+        "Whoever has a map can find out whether it was among them; nobody can make a map of it.",
+    ]
+    for one in said.get("covariates") or ():
+        lines.append(f"- covariate {_cell(_covariate(one))}")
+    if not said.get("covariates"):
+        lines.append("- no covariates")
+    lines += ["", "## Left out of it", ""]
+    lines += [f"- {_cell(what)}" for what in shared.left_out] or ["Nothing had to be left out."]
+    lines += ["", "## Settings", "", "```json", json.dumps(said["settings"], indent=1), "```", ""]
+    return "\n".join(lines)
+
+
+def _covariate(one: Mapping[str, Any]) -> str:
+    if one["kind"] == "number":
+        return (
+            f"{one['name']}: mean {one['mean']:.4g}, standard deviation {one['std']:.4g}, from "
+            f"{one['low']:.4g} to {one['high']:.4g} (of single people)"
+        )
+    shares = zip(one["categories"], one["shares"], strict=True)
+    return f"{one['name']}: " + ", ".join(f"{name} {share:.0%}" for name, share in shares)
+
+
+def _cell(text: str) -> str:
+    """Text that stays text in a Markdown page."""
+    return re.sub(r"([\\|<>*_\[\]])", r"\\\1", " ".join(text.split()))

@@ -1,0 +1,211 @@
+"""The verbs that read no configuration: what they take, and what they do."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from bundle.places import (
+    ARCHIVE,
+    DEMO_FOLDER,
+    LABEL_ENVIRONMENT,
+    MODELS_FOLDER,
+    PROGRAM,
+    ROOT,
+    SETTINGS_PAGE,
+)
+
+__all__ = ["EXIT_USAGE", "TOOLS", "add_tools", "run_tool"]
+
+EXIT_USAGE = 2
+TOOLS = ("demo", "density", "label-check", "pack", "settings-docs", "sweep", "verify")
+"""Verbs that read no configuration."""
+
+
+def add_tools(verbs: Any) -> None:
+    """Add a parser a verb to argparse's subparsers."""
+    demo = verbs.add_parser("demo", help="make the demo cohort, and train nothing")
+    demo.add_argument("--folder", type=Path, default=DEMO_FOLDER, help="where (%(default)s)")
+    demo.add_argument(
+        "--age_effect",
+        type=float,
+        metavar="MM",
+        help="instead: a new cohort whose people have an age (participants.tsv) that moves their "
+        "anatomy by so many mm a standard deviation",
+    )
+    demo.add_argument("--subjects", type=int, default=12, help="with --age_effect (%(default)s)")
+    demo.add_argument(
+        "--size", type=int, default=64, help="voxels from left to right, likewise (%(default)s)"
+    )
+    density = verbs.add_parser(
+        "density", help="count tractograms into a density map, each streamline once per voxel"
+    )
+    density.add_argument(
+        "tractograms",
+        type=Path,
+        nargs="+",
+        metavar="TRACTOGRAM",
+        help=".trk, .tck, .trx, .vtk or .fib, packed with gzip or not",
+    )
+    density.add_argument(
+        "--vtk_space",
+        choices=("auto", "ras", "lps"),
+        default="auto",
+        help="world of the points in VTK files: auto takes what the title says, else LPS for .fib "
+        "and RAS for .vtk; dipy's .vtk are lps (%(default)s)",
+    )
+    density.add_argument(
+        "--reference", type=Path, required=True, help="image whose grid the map is counted on"
+    )
+    density.add_argument(
+        "--output", type=Path, required=True, help="the map to write, .nii or .nii.gz"
+    )
+    density.add_argument(
+        "--weights",
+        nargs="+",
+        default=[],
+        metavar="SOURCE",
+        help="one a tractogram: a text or .npy file of a number per streamline (tcksift2), or the "
+        "name of a per-streamline value that the tractogram brings",
+    )
+    density.add_argument(
+        "--ends", action="store_true", help="count only where streamlines begin and end"
+    )
+    pack = verbs.add_parser("pack", help="write the archive that the model zoo takes")
+    pack.add_argument(
+        "--ckpt_dir", type=Path, default=MODELS_FOLDER, help="of model.pt (%(default)s)"
+    )
+    pack.add_argument(
+        "--output", type=Path, default=Path(ARCHIVE), help="the zip file (%(default)s)"
+    )
+    pack.add_argument(
+        "--data_source", help="what the model was trained on, for the archive's metadata"
+    )
+    pack.add_argument(
+        "--list",
+        action="store_true",
+        help="show the files that travel, and what is left out of the model; write nothing",
+    )
+    label = verbs.add_parser(
+        "label-check", help="run a packed bundle under MONAI Label and tell what was seen"
+    )
+    label.add_argument(
+        "--environment",
+        type=Path,
+        default=LABEL_ENVIRONMENT,
+        help="MONAI Label's own, made on first use (%(default)s)",
+    )
+    label.add_argument(
+        "--work", type=Path, help="empty folder to keep everything in (a temporary one, removed)"
+    )
+    label.add_argument(
+        "--archive", type=Path, help="what pack wrote (a tiny atlas, trained here); with --studies"
+    )
+    label.add_argument("--studies", type=Path, help="folder of maps that fit the archive's atlas")
+    docs = verbs.add_parser("settings-docs", help="write docs/settings.md from the schema")
+    docs.add_argument("--check", action="store_true", help="write nothing; fail if it is stale")
+    verbs.add_parser(
+        "sweep",
+        help="run a training over several values of its settings, and make one table",
+        usage=f"{PROGRAM} sweep JOB --KEY VALUE,VALUE ... [--KEY VALUE] ...",
+        description="Run JOB (such as train-affine) for every combination of the values that are "
+        "given with commas, each in a folder of its own below <output_dir>/sweep. The table is "
+        "printed and written to results.csv there. Started again, it goes on where it was.",
+    )
+    verify = verbs.add_parser(
+        "verify", help="recompute what a published atlas says of itself, and tell what differs"
+    )
+    verify.add_argument("atlas", type=Path, help="the published folder, with its atlas.json")
+
+
+def run_tool(options: argparse.Namespace) -> int:
+    """Run a parsed verb; returns the exit code."""
+    if options.verb == "demo":
+        return _demo(options.folder, options.age_effect, options.subjects, options.size)
+    if options.verb == "density":
+        from bundle.density import write_map_of
+
+        print(write_map_of(options))
+        return 0
+    if options.verb == "verify":
+        from scripts.publishing.verification import verify_atlas
+
+        verification = verify_atlas(options.atlas)
+        print(verification.table())
+        verification.require()
+        return 0
+    if options.verb == "label-check":
+        return _check_label(options)
+    if options.verb == "pack":
+        return _pack(options)
+    return _write_settings_page(SETTINGS_PAGE, options.check)
+
+
+def _demo(folder: Path, age_effect: float | None, subjects: int, size: int) -> int:
+    from scripts.phantom import ensure_demo_cohort, write_demo_cohort
+
+    if age_effect is None:
+        print(ensure_demo_cohort(folder))
+        return 0
+    try:
+        shape = (size, size * 9 // 8, size)
+        print(write_demo_cohort(folder, subjects=subjects, shape=shape, age_effect=age_effect))
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_USAGE
+    return 0
+
+
+def _pack(options: argparse.Namespace) -> int:
+    from bundle.packing import LARGE, pack, packed
+
+    source = options.data_source
+    if options.list:
+        print(packed(ROOT, options.ckpt_dir, source).table())
+        return 0
+    for name, size in pack(ROOT, options.ckpt_dir, options.output, source).items():
+        if size > LARGE:
+            print(
+                f"note: {name} has {size / 1e6:.0f} MB; the zoo takes files of more than "
+                f"{LARGE / 1e6:.0f} MB by their address in a large_files.yml",
+                file=sys.stderr,
+            )
+    print(options.output)
+    return 0
+
+
+def _check_label(options: argparse.Namespace) -> int:
+    from bundle.monai_label.check import label_check
+    from bundle.monai_label.environment import LabelCheckError
+
+    try:
+        with contextlib.ExitStack() as stack:
+            work = options.work or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            given = (options.archive, options.studies)
+            seen = label_check(ROOT, options.environment, work, *given)
+    except LabelCheckError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(json.dumps(seen, indent=1))
+    return 0
+
+
+def _write_settings_page(path: Path, check: bool) -> int:
+    from bundle.settings_docs import settings_page
+
+    page = settings_page()
+    if not check:
+        path.write_text(page, encoding="utf-8")
+        return 0
+    if path.is_file() and path.read_text(encoding="utf-8") == page:
+        return 0
+    print(
+        f"error: {path} differs from the schema; write it anew with {PROGRAM} settings-docs",
+        file=sys.stderr,
+    )
+    return 1
