@@ -106,7 +106,7 @@ def sweep(
         StorageError: another sweep is at work in the folder.
         TrainingError: runs failed.
     """
-    names, overrides = parse_overrides(arguments)
+    names, overrides = parse_overrides(arguments, several=True)
     if names:
         raise UsageError("a sweep reads its job's own configuration; --config_file has no place")
     runs = planned_runs(overrides)

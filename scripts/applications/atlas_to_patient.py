@@ -124,8 +124,8 @@ class AtlasCarrier:
             raise CohortError(f"patient {patient}: there is no reference image {image}")
         if image is None and files and not files[0].is_field:
             raise CohortError(
-                f"patient {patient}: the first transform is no field with a grid; name an image that "
-                "has one with --atlas_to_patient#reference"
+                f"patient {patient}: the first transform has no grid, being no field; "
+                "name an image that has with --atlas_to_patient#reference"
             )
         self.atlas.maps(template)
         return _Way(patient, template, files, image)

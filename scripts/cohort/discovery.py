@@ -29,6 +29,7 @@ __all__ = [
     "FoundMap",
     "are_left_and_right",
     "candidates_from_files",
+    "derivatives_with_maps",
     "find_subjects",
 ]
 
@@ -146,6 +147,23 @@ def find_subjects(dataset_dir: Path, search: SubjectSearch) -> Discovery:
         pattern=pattern,
         tracts=tracts,
     )
+
+
+def derivatives_with_maps(root: Path, search: SubjectSearch) -> tuple[Path, ...]:
+    """Folders of pipelines in a BIDS dataset's derivatives in which the layout finds maps."""
+    derivatives = root / "derivatives"
+    try:
+        places = [derivatives, *sorted(one for one in derivatives.iterdir() if one.is_dir())]
+    except OSError:
+        return ()
+    found = []
+    for place in places:
+        try:
+            if scan_alternatives(place, search, OUTPUT_FOLDERS, None)[0].matches:
+                found.append(place)
+        except CohortError:  # what can't be looked into is no advice
+            continue
+    return tuple(found)
 
 
 def candidates_from_files(files: Sequence[Path], search: SubjectSearch) -> Discovery:

@@ -44,6 +44,7 @@ class Inspection:
         density: float64 ``(C, *box.shape)``, normalised, everything outside the box being 0.
         content: digest of the voxels, equal for copies of one map however they are stored.
         remarks: what isn't wrong but worth a warning.
+        is_mask: whether its files hold 0 and 1 alone.
     """
 
     subject: Subject
@@ -52,6 +53,7 @@ class Inspection:
     density: np.ndarray
     content: str
     remarks: tuple[str, ...]
+    is_mask: bool = False
 
     def on_grid_of(self, grid: Grid, tolerance: float) -> Inspection | None:
         """The same on a grid of the very same voxels, stored in another order; None: of others."""
@@ -98,6 +100,7 @@ def inspect_subject(
     density: np.ndarray | None = None
     content = hashlib.sha256()
     remarks: list[str] = []
+    is_mask = counting is None
     for given in candidate.maps:
         found, counted = given, None
         if counting is not None:
@@ -117,6 +120,7 @@ def inspect_subject(
             data, order = turned.of_array(data), tuple(turned.as_list())
         check_density(found.path, data, may_be_empty=found.tract is not None)
         empty = not data.any()
+        is_mask = is_mask and bool(((data == 0) | (data == 1)).all())
         if empty:
             remarks.append(f"tract {found.tract} is empty and counts as absent")
         divisor = 1.0 if empty else density_divisor(method, found.path, data, setting)
@@ -145,7 +149,9 @@ def inspect_subject(
     subject = Subject(candidate.name, tuple(maps))
     # A copy, since a view would keep the whole grid alive.
     inside = box.crop(density).copy()
-    return Inspection(subject, grid, box, inside, content.hexdigest(), tuple(remarks))
+    return Inspection(
+        subject, grid, box, inside, content.hexdigest(), tuple(remarks), is_mask
+    )  # fmt: skip
 
 
 def inspect_all(

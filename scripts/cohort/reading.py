@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,12 +20,14 @@ from scripts.cohort.discovery import (
     ONE_BY_ONE,
     Discovery,
     candidates_from_files,
+    derivatives_with_maps,
     find_subjects,
 )
 from scripts.cohort.inspection import Inspection, inspect_all
 from scripts.cohort.patterns import Rejection
 from scripts.cohort.tractogram_maps import counting_for
-from scripts.errors import CohortError, ConfigurationError
+from scripts.errors import CohortError, ConfigurationError, shown
+from scripts.runtime.file_names import is_image_name
 from scripts.settings.cohort import CohortRequest, SubjectSearch
 from scripts.spatial.grid import CropBox, Grid
 from scripts.tractograms import is_tractogram
@@ -37,6 +40,7 @@ logger = logging.getLogger(__name__)
 Progress = Callable[[int, int, str], None]
 """Called with the number of subjects done, their total and the name of the last one."""
 
+_MASK = re.compile(r"(?:^|[^A-Za-z])mask(?:$|[^A-Za-z])", re.IGNORECASE)
 _SCALE_RATIO = 50  # between sums of normalised maps: beyond it counts were mixed with densities
 
 
@@ -73,9 +77,14 @@ def read_cohort(
     found = find_subjects(root, search) if files is None else candidates_from_files(files, search)
     if not found.candidates and not found.rejected:
         folders = f"; folders without a map: {some_of(found.without_map)}"
+        below = () if files is not None else derivatives_with_maps(root, search)
+        if below:
+            folders = f"; maps lie below derivatives: give --dataset_dir {shown(below[0])}"
+            if len(below) > 1:
+                folders += f" (or {some_of([shown(one) for one in below[1:]])})"
         raise CohortError(
             f"no subject found in {source}: no map at {found.pattern}"
-            f"{folders if found.without_map else ''} (see {search.option('layout')} and "
+            f"{folders if found.without_map or below else ''} (see {search.option('layout')} and "
             f"{search.option('pattern')})"
         )
     pool = _Pool(request)
@@ -261,7 +270,7 @@ def _is_folder(source: str | Path | Sequence[str | Path]) -> TypeGuard[str | Pat
     """Whether it stands for a dataset folder; what is named like a map is one."""
     if not isinstance(source, str | Path):
         return False
-    return not (Path(source).name.endswith((".nii", ".nii.gz")) or is_tractogram(source))
+    return not (is_image_name(source) or is_tractogram(source))
 
 
 def _warn_outside(result: Inspection, crop: CropBox) -> None:
@@ -310,10 +319,12 @@ class _Pool:
     def __init__(self, request: CohortRequest) -> None:
         self.tolerance = request.cohort.grid_tolerance
         self.tolerance_option = request.option("grid_tolerance")
+        self.exclude_option = request.option("exclude")
         self.subjects: list[Subject] = []
         self.sums: list[float] = []
         self.remarks = _Remarks()
         self.turned: list[str] = []
+        self.masks: list[str] = []
         self.contents: dict[str, list[str]] = {}
         self.grid: Grid | None = None
         self.box: CropBox | None = None
@@ -350,6 +361,8 @@ class _Pool:
             self.total = self.box.within(union).paste(self.total, union.shape)
             self.box = union
         inspection.box.within(union).crop(self.total)[...] += inspection.density
+        if inspection.is_mask:
+            self.masks.append(name)
         self.subjects.append(inspection.subject)
         self.sums.append(float(inspection.density.sum()))
         self.remarks.add(name, inspection.remarks)
@@ -364,6 +377,7 @@ class _Pool:
         self.remarks.warn()
         if self.turned:
             _tell_of_order(self.turned, f"subject {self.subjects[0].name}'s")
+        self._warn_of_masks()
         for names in self.contents.values():
             if len(names) > 1:
                 logger.warning(
@@ -384,6 +398,19 @@ class _Pool:
             )
         if request.cohort.normalisation == "waytotal":
             _check_waytotals(self.subjects)
+
+    def _warn_of_masks(self) -> None:
+        """Name subjects that are masks among densities, by their values or by their name."""
+        named = [one.name for one in self.subjects if _MASK.search(one.name)]
+        masks = self.masks if len(self.masks) < len(self.subjects) else []
+        suspects = sorted({*masks, *(named if len(named) < len(self.subjects) else ())})
+        if suspects:
+            logger.warning(
+                "%s: a mask among densities? %s; leave it out with --%s if it is no subject's map",
+                some_of([shown(name) for name in suspects]),
+                "its values are 0 and 1 alone" if masks else "its name says so",
+                self.exclude_option,
+            )
 
 
 def _check_waytotals(subjects: Iterable[Subject]) -> None:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 __all__ = [
     "FOREIGN",
+    "FOREIGN_IMAGES",
+    "FOREIGN_TRACTOGRAMS",
     "IMAGES",
     "TRACTOGRAMS",
     "ending_of",
@@ -21,7 +23,7 @@ IMAGES = (".nii.gz", ".nii", ".mgz", ".mgh.gz", ".mgh", ".img.gz", ".img", ".hdr
 TRACTOGRAMS = (
     ".trk.gz", ".trk", ".tck.gz", ".tck", ".trx", ".vtk.gz", ".vtk", ".fib.gz", ".fib",
 )  # fmt: skip
-FOREIGN = {
+FOREIGN_IMAGES = {
     ".mif": "an MRtrix image; mrconvert makes a .nii.gz of it",
     ".mif.gz": "an MRtrix image; mrconvert makes a .nii.gz of it",
     ".mih": "an MRtrix image; mrconvert makes a .nii.gz of it",
@@ -33,19 +35,22 @@ FOREIGN = {
     ".mha": "a MetaImage; SimpleITK makes a .nii.gz of it",
     ".mhd": "a MetaImage; SimpleITK makes a .nii.gz of it",
     ".mnc": "a MINC image; mnc2nii makes a .nii of it",
-    ".dcm": "a DICOM file; dcm2niix makes a .nii.gz of a series",
+    ".nii.bz2": "a bzip2 file; pack it with gzip instead",
+    ".nii.xz": "an xz file; pack it with gzip instead",
+    ".nii.zst": "a Zstandard file; pack it with gzip instead",
+    ".nii.zip": "a zip file; pack it with gzip instead",
+}
+"""By their ending, files of other programs that may be a map, and what to do."""
+FOREIGN_TRACTOGRAMS = {
     ".vtp": "an XML VTK file; save it as legacy .vtk, or as .trk",
     ".tt.gz": "a DSI Studio file; export the tracts as .trk.gz or .tck",
     ".fz": "a DSI Studio file; export the tracts as .trk.gz or .tck",
     ".pdb": "a CINCH file; save the tracts as .trk or .tck",
     ".dpy": "a dipy file; save the tracts as .trk or .trx",
     ".xfib.gz": "a Camino file; save the tracts as legacy .vtk",
-    ".nii.bz2": "a bzip2 file; pack it with gzip instead",
-    ".nii.xz": "an xz file; pack it with gzip instead",
-    ".nii.zst": "a Zstandard file; pack it with gzip instead",
-    ".nii.zip": "a zip file; pack it with gzip instead",
 }
-"""By their ending, files that a person may take for a map or tractogram, and what to do."""
+"""Likewise, that may be a tractogram."""
+FOREIGN = FOREIGN_IMAGES | FOREIGN_TRACTOGRAMS
 
 _LONGEST_FIRST = sorted((*IMAGES, *TRACTOGRAMS, *FOREIGN), key=len, reverse=True)
 

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import ClassVar, Literal
 
-from pydantic import BeforeValidator, ValidationInfo, field_validator
+from pydantic import ValidationInfo, field_validator
 
 from scripts.settings.cohort import OUTPUT_FOLDERS
 from scripts.settings.section import (
+    FilePath,
     Flag,
     Integer,
+    Names,
     Number,
     Section,
     Size,
-    Text,
     check_folder_names,
     setting,
-    to_names,
 )
 from scripts.settings.transforms import TRANSFORMS, Transforms
 
@@ -35,7 +35,7 @@ class AtlasToPatientConfig(Section):
 
     key_path: ClassVar[str] = "atlas_to_patient"
 
-    patients: Annotated[list[str] | None, BeforeValidator(to_names)] = setting(
+    patients: Names | None = setting(
         None,
         "Whom to carry the maps to. Null: every subject of the atlas.",
         "null or a non-empty list of distinct names, each one safe path component",
@@ -60,7 +60,7 @@ class AtlasToPatientConfig(Section):
         "bundle's own field.",
         f"{TRANSFORMS}; may be empty",
     )
-    reference: Text | None = setting(
+    reference: FilePath | None = setting(
         None,
         "Image whose grid the maps are made on, with `{patient}` as above. Null: the grid of the "
         "first transform if that is a field, the atlas's grid if there is none.",

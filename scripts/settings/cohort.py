@@ -13,12 +13,14 @@ from pydantic import (
 )
 
 from scripts.settings.section import (
+    FilePath,
     Flag,
     Integer,
+    Names,
     Number,
     Section,
     Text,
-    Texts,
+    Typed,
     Workers,
     check_names,
     check_placeholders,
@@ -40,14 +42,26 @@ __all__ = [
 
 OUTPUT_FOLDERS = frozenset(
     {
+        "aligned",
         "atlas",
         "atlas_in_patient_space",
         "barycentre",
+        "code",
         "cross_validation",
+        "derivatives",
+        "estimated",
         "evaluation",
+        "labels",
         "learned_atlas",
+        "refined",
         "registered",
+        "registered_stack",
+        "snapshots",
+        "sourcedata",
+        "sweep",
+        "tensorboard",
         "tract_similarity",
+        "warped",
     }
 )
 
@@ -110,7 +124,9 @@ class LearnedAtlasCohortConfig(Section):
         "for one of several runs; other parts may hold `*`, `?` and `**`.",
         f"null or a path with {{subject}}, optionally {{tract}} and {{run}}; {RELATIVE}",
     )
-    subjects: Annotated[list[str] | str | None, BeforeValidator(to_names)] = setting(
+    subjects: Annotated[
+        list[str] | str | None, BeforeValidator(to_names), Typed("names_or_list")
+    ] = setting(
         None,
         "Subjects to use: their names, or a text file of one name per line, or a list of the maps "
         "themselves: a .csv of `subject,path[,tract]`, or MONAI's .json data list, whose entries "
@@ -119,23 +135,23 @@ class LearnedAtlasCohortConfig(Section):
         "subject found.",
         "null, a non-empty list of distinct names, or the path of a .txt, .csv or .json file",
     )
-    participants: Text = setting(
+    participants: FilePath = setting(
         "participants.tsv",
         "Table of the subjects' covariates (BIDS: tab-separated, with a participant_id), relative "
         "to the dataset folder; read where model.covariates names any.",
         "the path of a .tsv file",
     )
-    exclude: Texts = setting(
+    exclude: Names = setting(
         [], "Names of subjects to leave out.", "a list of distinct, non-empty names"
     )
-    tracts: Texts = setting(
+    tracts: Names = setting(
         [],
         "Names of the tracts to learn jointly, one channel each. Empty: with model.channels 1 the "
         "whole map, or the sum of a subject's tracts where the layout has nothing else; with more "
         "channels the dataset's tracts, if there are exactly as many.",
         "a list of distinct tract names, as many as model.channels, or empty",
     )
-    reference: Text | None = setting(
+    reference: FilePath | None = setting(
         None,
         "Image whose grid tractograms are counted on; needed where a layout or pattern leads to "
         "tractograms (.trk, .tck, .trx, .vtk, .fib). Relative to the dataset folder, or absolute.",
@@ -147,7 +163,7 @@ class LearnedAtlasCohortConfig(Section):
         "and RAS for .vtk; dipy's .vtk are lps.",
         "auto, ras or lps",
     )
-    density_dir: Text | None = setting(
+    density_dir: FilePath | None = setting(
         None,
         "Folder that keeps the maps counted from tractograms, so that each is counted once. Null: "
         "a hidden folder `.density_maps` in the dataset folder.",

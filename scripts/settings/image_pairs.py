@@ -11,18 +11,29 @@ from typing import Annotated, ClassVar
 from pydantic import BeforeValidator, field_validator
 
 from scripts.runtime.file_names import stem_of
-from scripts.settings.section import Flag, Number, Section, Size, Text, setting, to_names
+from scripts.settings.section import (
+    FilePath,
+    Flag,
+    Number,
+    Section,
+    Size,
+    Text,
+    Typed,
+    setting,
+    to_list,
+    to_path,
+)
 from scripts.settings.transforms import ONE_TRANSFORM, Start
 
 __all__ = [
     "EstimateAffineConfig",
     "ImagePairs",
+    "Paths",
     "RegisterElasticConfig",
     "check_distinct",
     "image_name",
     "load_estimate_affine",
     "load_register_elastic",
-    "to_paths",
 ]
 
 
@@ -40,16 +51,20 @@ def check_distinct(names: list[str]) -> list[str]:
     return names
 
 
-def to_paths(value: object) -> object:
+def _to_paths(value: object) -> object:
     """One path, or a list of them."""
-    return [value] if isinstance(value, str) else to_names(value)
+    paths = [value] if isinstance(value, str) else to_list(value)
+    return [to_path(path) for path in paths]
+
+
+Paths = Annotated[list[str], BeforeValidator(_to_paths), Typed("paths")]
 
 
 class ImagePairs(Section):
     """Which images: one that is wanted, and those to be brought to it."""
 
-    fixed: Text = setting("", "The image to bring the others to.", "a path")
-    moving: Annotated[list[str], BeforeValidator(to_paths)] = setting(
+    fixed: FilePath = setting("", "The image to bring the others to.", "a path")
+    moving: Paths = setting(
         [], "The images to bring to it.", "a non-empty list of paths of differently named images"
     )
     device: Text = setting(

@@ -7,7 +7,15 @@ from typing import ClassVar, Literal
 
 from pydantic import field_validator
 
-from scripts.settings.section import Integer, Number, Section, Size, Text, setting
+from scripts.settings.section import (
+    FilePath,
+    Integer,
+    Number,
+    Section,
+    Size,
+    Text,
+    setting,
+)
 
 __all__ = ["LabelTransferConfig", "load_label_transfer"]
 
@@ -24,7 +32,7 @@ class LabelTransferConfig(Section):
         "gives a class for each tractogram in it. A negative number stands for no class.",
         "non-empty text",
     )
-    names: Text | None = setting(
+    names: FilePath | None = setting(
         None, "JSON file with a name for each class number. Null: numbers.", "null or a path"
     )
     n_points: Integer = setting(

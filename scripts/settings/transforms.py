@@ -8,7 +8,7 @@ from typing import Annotated, Any, NamedTuple
 
 from pydantic import BeforeValidator
 
-from scripts.settings.section import to_int, to_list
+from scripts.settings.section import Typed, to_int, to_list, to_path
 
 __all__ = ["ONE_TRANSFORM", "TRANSFORMS", "Start", "TransformEntry", "Transforms"]
 
@@ -52,6 +52,8 @@ def _to_entry(value: object) -> TransformEntry:
         if number not in (0, 1):
             raise ValueError(f"has an entry that is no transform: {value!r}")
         entry = TransformEntry(pair[0], bool(number), *pair[2:])
+    images = (None if one is None else to_path(one) for one in (entry.moving, entry.fixed))
+    entry = TransformEntry(to_path(entry.path), entry.inverted, entry.kind, *images)
     if not entry.path.strip():
         raise ValueError(f"has an entry that is no transform: {value!r}")
     if entry.kind not in _KINDS:
@@ -89,8 +91,8 @@ def _to_start(value: object) -> object:
     return None if value is None else _to_entry(value)
 
 
-Transforms = Annotated[list[TransformEntry], BeforeValidator(_to_transforms)]
-Start = Annotated[TransformEntry | None, BeforeValidator(_to_start)]
+Transforms = Annotated[list[TransformEntry], BeforeValidator(_to_transforms), Typed("transforms")]
+Start = Annotated[TransformEntry | None, BeforeValidator(_to_start), Typed("transform")]
 ONE_TRANSFORM = (
     "a path, [path, 1] for an affine's inverse, or {path: .., kind: itk, ras, fsl or lta, inverse: "
     "0 or 1, moving: .., fixed: ..}, where a matrix of flirt needs the images of its -in (moving) "

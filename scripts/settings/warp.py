@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import ClassVar, Literal
 
-from pydantic import BeforeValidator, field_validator
+from pydantic import field_validator
 
-from scripts.settings.section import Section, Text, check_folder_names, setting, to_names
+from scripts.settings.section import FilePath, Names, Section, check_folder_names, setting
 from scripts.settings.transforms import TRANSFORMS, TransformEntry, Transforms
 
 __all__ = ["WarpConfig", "load_warp"]
@@ -17,10 +17,8 @@ class WarpConfig(Section):
 
     key_path: ClassVar[str] = "warp"
 
-    subjects: Annotated[list[str], BeforeValidator(to_names)] = setting(
-        [], "Whose images to warp.", "a non-empty list of distinct names"
-    )
-    image: Text = setting("", "Path of the image, with `{subject}`.", "a path")
+    subjects: Names = setting([], "Whose images to warp.", "a non-empty list of distinct names")
+    image: FilePath = setting("", "Path of the image, with `{subject}`.", "a path")
     transforms: Transforms = setting(
         [],
         "Transforms in the order of antsApplyTransforms's -t, the first one the first that a point "
@@ -28,7 +26,7 @@ class WarpConfig(Section):
         "inverse.",
         f"not empty; {TRANSFORMS}",
     )
-    reference: Text = setting(
+    reference: FilePath = setting(
         "", "Image whose grid the result lies on, with `{subject}`.", "a path"
     )
     interpolation: Literal["linear", "nearest"] = setting(

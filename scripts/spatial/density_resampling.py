@@ -2,9 +2,9 @@
 
 A map counts the streamlines that visit each voxel. How many visit a voxel of another size follows
 from its surface: by Cauchy's formula the mean chord of a voxel of volume V and surface S is
-4 V / S, so that streamlines of length density d visit it d S / 4 times. Halving the voxels' sides therefore
-divides counts by four, not by eight. (The formula averages over directions; a bundle along an axis
-of anisotropic voxels differs.)
+4 V / S, so that streamlines of length density d visit it d S / 4 times. Halving the voxels' sides
+therefore divides counts by four, not by eight. (The formula averages over directions; a bundle
+along an axis of anisotropic voxels differs.)
 """
 
 from __future__ import annotations

@@ -53,7 +53,7 @@ def itk_of_text(path: Path, text: str) -> AffineTransform:
     if count > 1 and not composite:
         raise CohortError(
             f"{path}: holds {', '.join(kinds)} without a CompositeTransform that says their order; "
-            "give each in a file of its own"
+            "must hold one ITK transform, or a composite"
         )
     found = []
     for first in range(0, len(fields), 3):

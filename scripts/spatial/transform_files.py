@@ -318,13 +318,15 @@ def _require_invertible(path: Path, matrix: np.ndarray) -> np.ndarray:
 
 
 def _is_text(path: Path) -> bool:
-    """Whether a file is no MATLAB file but text: these begin with small binary numbers."""
+    """Whether a ``.mat`` holds text: MATLAB's begin with binary numbers."""
     if not os.path.lexists(path):
         raise CohortError(f"{path}: there is no such file")
     check_file(path)
     with path.open("rb") as file:
         start = file.read(512)
-    return bool(start) and not re.search(rb"[^\t\n\r\x20-\x7e]", start)
+    if not start or re.search(rb"[^\t\n\r\x20-\x7e]", start):
+        return False
+    return bool(re.search(rb"^Transform:", start, re.MULTILINE) or re.match(rb"[-+.\d\s#]", start))
 
 
 def _read_text(path: Path) -> str:

@@ -158,7 +158,7 @@ def open_tractogram(path: str | Path, vtk_space: str = "auto") -> Tractogram:
     if ending not in TRACTOGRAMS:
         what = f" but {FOREIGN[ending]}" if ending in FOREIGN else ""
         raise TractogramError(
-            file, f"is no tractogram{what}: its name must end with {', '.join(TRACTOGRAMS)}"
+            file, f"not a tractogram{what}: its suffix must be {', '.join(TRACTOGRAMS)}"
         )
     if not file.exists():
         what = "is a broken link" if file.is_symlink() else "does not exist"

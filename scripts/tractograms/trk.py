@@ -264,7 +264,7 @@ def _name(field: np.ndarray, data: dict[str, np.ndarray], what: str) -> int:
     """Put the names of values into the header's field; the number of their columns."""
     if len(data) > _MOST_NAMES:
         raise ConfigurationError(
-            f"TRK has room for {_MOST_NAMES} values {what}, not {len(data)}; write .trx"
+            f"TRK holds at most {_MOST_NAMES} values {what}, got {len(data)}; write .trx"
         )
     total = 0
     for place, (name, values) in enumerate(data.items()):
@@ -272,7 +272,7 @@ def _name(field: np.ndarray, data: dict[str, np.ndarray], what: str) -> int:
         width = values.shape[1]
         if len(text) > _LONGEST_NAME or width > 9:
             raise ConfigurationError(
-                f"TRK has no room for {name!r} of {width} values {what}; write .trx"
+                f"TRK can't hold {name!r} with {width} values {what}; write .trx"
             )
         field[place] = text if width == 1 else text + b"\0" + str(width).encode()
         total += width

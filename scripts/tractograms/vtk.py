@@ -86,7 +86,10 @@ def open_vtk(file: Path, path: Path, space: str = "auto") -> Source:
         head = [stream.readline(1024).decode("latin-1").strip() for _ in range(3)]
         start = stream.tell()
     if not head[0].startswith("# vtk DataFile Version") or head[2] not in ("ASCII", "BINARY"):
-        raise TractogramError(path, "can't be read: not a legacy VTK file")
+        hint = ""
+        if ending_of(path).startswith(".fib"):
+            hint = "; DSI Studio's .fib holds directions, not tracts: export these as .trk.gz"
+        raise TractogramError(path, f"can't be read: not a legacy VTK file{hint}")
     reader = (_Binary if head[2] == "BINARY" else _Text)(file, path, start)
     parts = _parse(path, reader)
     signs = np.array([-1, -1, 1] if _space(path, head[1], space) == "lps" else [1, 1, 1])
