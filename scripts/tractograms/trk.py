@@ -71,18 +71,18 @@ def open_trk(file: Path, path: Path) -> Source:
     big = str(header["endianness"]) == ">"
     record = np.frombuffer(start, header_2_dtype.newbyteorder(">" if big else "<"))[0]
     said = int(record["nb_streamlines"])  # 0 stands for "not recorded"
-    if not bytes(record["voxel_order"]).strip(b"\0 "):
-        logger.warning(
-            "%s: its header's voxel_order is empty; LPS is assumed, as TrackVis and nibabel do: "
-            "look whether the streamlines lie where they belong",
-            path,
-        )
     columns = _columns(header["property_name"], properties, "properties")
     point_columns = _columns(header["scalar_name"], scalars, "scalars")
 
     def chunks(size: int, per_point: bool) -> Iterator[Streamlines]:
         order = str(header["endianness"])
         done = 0
+        if not bytes(record["voxel_order"]).strip(b"\0 "):
+            logger.warning(
+                "%s: its header's voxel_order is empty; LPS is assumed, as TrackVis and nibabel do: "
+                "look whether the streamlines lie where they belong",
+                path,
+            )
         for points, offsets, values in _records(file, path, order, scalars, properties, said, size):
             world = points[:, :3].astype(np.float64) @ to_world[:3, :3].T + to_world[:3, 3]
             data = {name: values[:, columns[name]] for name in columns}
