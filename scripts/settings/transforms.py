@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, NamedTuple
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, WithJsonSchema
 
 from scripts.settings.section import Typed, to_int, to_list, to_path
 
@@ -91,8 +91,13 @@ def _to_start(value: object) -> object:
     return None if value is None else _to_entry(value)
 
 
-Transforms = Annotated[list[TransformEntry], BeforeValidator(_to_transforms), Typed("transforms")]
-Start = Annotated[TransformEntry | None, BeforeValidator(_to_start), Typed("transform")]
+# What an entry may also be stands in the rule.
+_AS_TEXT = WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "null"}]})
+_AS_TEXTS = WithJsonSchema({"type": "array", "items": {"type": "string"}})
+Transforms = Annotated[
+    list[TransformEntry], BeforeValidator(_to_transforms), Typed("transforms"), _AS_TEXTS
+]
+Start = Annotated[TransformEntry | None, BeforeValidator(_to_start), Typed("transform"), _AS_TEXT]
 ONE_TRANSFORM = (
     "a path, [path, 1] for an affine's inverse, or {path: .., kind: itk, ras, fsl or lta, inverse: "
     "0 or 1, moving: .., fixed: ..}, where a matrix of flirt needs the images of its -in (moving) "

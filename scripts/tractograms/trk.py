@@ -79,7 +79,7 @@ def open_trk(file: Path, path: Path) -> Source:
         done = 0
         if not bytes(record["voxel_order"]).strip(b"\0 "):
             logger.warning(
-                "%s: its header's voxel_order is empty; LPS is assumed, as TrackVis and nibabel do: "
+                "%s: its header's voxel_order is empty; LPS is assumed, as by TrackVis and nibabel: "
                 "look whether the streamlines lie where they belong",
                 path,
             )
