@@ -30,6 +30,7 @@ PATH_KEYS = frozenset(
         "carried_dir",
         "ckpt_dir",
         "dataset_dir",
+        "fixed",
         "logging_file",
         "meta_file",
         "output_dir",
@@ -40,7 +41,7 @@ PATH_KEYS = frozenset(
     }
 )
 """Top-level keys of the configurations that hold a path."""
-_TOP_LISTS = {"input": "paths"}
+_TOP_LISTS = {"input": "paths", "moving": "paths"}
 _NULL = {"null", "None", ""}
 
 

@@ -55,6 +55,7 @@ OUTPUT_FOLDERS = frozenset(
         "learned_atlas",
         "refined",
         "registered",
+        "registered_elastic",
         "registered_stack",
         "snapshots",
         "sourcedata",
