@@ -22,9 +22,9 @@ from urllib.parse import quote, unquote
 import numpy as np
 
 from scripts.runtime.file_names import ending_of
-from scripts.runtime.input_files import check_fits
 from scripts.tractograms.source import Source, counted_records
 from scripts.tractograms.streamlines import Streamlines, TractogramError
+from scripts.tractograms.vtk_words import BinaryWords, TextWords
 
 __all__ = ["open_vtk", "write_vtk"]
 
@@ -90,7 +90,7 @@ def open_vtk(file: Path, path: Path, space: str = "auto") -> Source:
         if ending_of(path).startswith(".fib"):
             hint = "; DSI Studio's .fib holds directions, not tracts: export these as .trk.gz"
         raise TractogramError(path, f"can't be read: not a legacy VTK file{hint}")
-    reader = (_Binary if head[2] == "BINARY" else _Text)(file, path, start)
+    reader = (BinaryWords if head[2] == "BINARY" else TextWords)(file, path, start)
     parts = _parse(path, reader)
     signs = np.array([-1, -1, 1] if _space(path, head[1], space) == "lps" else [1, 1, 1])
 
@@ -168,126 +168,7 @@ def _lines(parts: _Polydata, size: int) -> Iterator[tuple[np.ndarray, np.ndarray
 # ---------------------------------------------------------------------------------------------
 
 
-class _Binary:
-    """Words and arrays of a binary file; arrays are memory-mapped, big-endian."""
-
-    def __init__(self, file: Path, path: Path, start: int) -> None:
-        self.file = file
-        self.path = path
-        self.size = file.stat().st_size
-        self.at = start
-
-    def raw_line(self) -> str | None:
-        """The next line, blank or not; None at the end."""
-        with self.file.open("rb") as stream:
-            stream.seek(self.at)
-            raw = stream.readline(4096)
-            self.at = stream.tell()
-        return raw.decode("latin-1").strip() if raw else None
-
-    def line(self) -> str | None:
-        """The next line that isn't blank; None at the end."""
-        with self.file.open("rb") as stream:
-            stream.seek(self.at)
-            while raw := stream.readline(4096):
-                self.at = stream.tell()
-                if raw.strip():
-                    return raw.decode("latin-1").strip()
-        return None
-
-    def array(self, dtype: str, length: int) -> np.ndarray:
-        """The next values."""
-        kind = np.dtype(f">{dtype}")
-        if length < 0:
-            raise TractogramError(self.path, "can't be read: a negative number of values")
-        if self.at + length * kind.itemsize > self.size:
-            raise TractogramError(self.path, "can't be read: truncated")
-        if not length:
-            return np.zeros(0, kind)
-        found = np.memmap(self.file, kind, "r", self.at, (length,))
-        self.at += length * kind.itemsize
-        return found
-
-    def skip_strings(self, count: int) -> None:
-        """Pass over strings: each has its length before it, in 1, 2, 4 or 8 bytes."""
-        with self.file.open("rb") as stream:
-            stream.seek(self.at)
-            for _ in range(count):
-                first = stream.read(1)
-                if not first:
-                    raise TractogramError(self.path, "can't be read: truncated")
-                size = {3: 1, 2: 2, 1: 4, 0: 8}[first[0] >> 6]
-                number = int.from_bytes(first + stream.read(size - 1), "big")
-                stream.seek(number & ((1 << (8 * size - 2)) - 1), io.SEEK_CUR)
-            self.at = stream.tell()
-        if self.at > self.size:
-            raise TractogramError(self.path, "can't be read: truncated")
-
-    def skip_bits(self, count: int) -> None:
-        """Pass over packed bits."""
-        self.array("u1", (count + 7) // 8)
-
-
-class _Text:
-    """Words and arrays of a text file."""
-
-    def __init__(self, file: Path, path: Path, start: int) -> None:
-        self.path = path
-        check_fits(path, 2 * file.stat().st_size)
-        self.raw = file.read_bytes()
-        self.at = start
-
-    def raw_line(self) -> str | None:
-        """The next line, blank or not; None at the end."""
-        if self.at >= len(self.raw):
-            return None
-        end = self.raw.find(b"\n", self.at)
-        end = len(self.raw) if end < 0 else end
-        text = self.raw[self.at : end].decode("latin-1").strip()
-        self.at = end + 1
-        return text
-
-    def line(self) -> str | None:
-        """The next line that isn't blank; None at the end."""
-        while self.at < len(self.raw):
-            end = self.raw.find(b"\n", self.at)
-            end = len(self.raw) if end < 0 else end
-            text = self.raw[self.at : end].decode("latin-1").strip()
-            self.at = end + 1
-            if text:
-                return text
-        return None
-
-    def array(self, dtype: str, length: int) -> np.ndarray:
-        """The next values, possibly over several lines."""
-        kind = np.dtype(dtype)
-        if length < 0:
-            raise TractogramError(self.path, "can't be read: a negative number of values")
-        parts: list[np.ndarray] = []
-        missing = length
-        while missing > 0:
-            line = self.line()
-            if line is None:
-                raise TractogramError(self.path, "can't be read: truncated")
-            words = np.array(line.split(), dtype=kind)
-            parts.append(words)
-            missing -= len(words)
-        if missing < 0:
-            raise TractogramError(self.path, "can't be read: more values than declared")
-        return np.concatenate(parts) if parts else np.zeros(0, kind)
-
-    def skip_strings(self, count: int) -> None:
-        """Pass over strings, a line each; an empty one is a blank line."""
-        for _ in range(count):
-            if self.raw_line() is None:
-                raise TractogramError(self.path, "can't be read: truncated")
-
-    def skip_bits(self, count: int) -> None:
-        """Pass over bits, written as numbers."""
-        self.array("i4", count)
-
-
-def _parse(path: Path, reader: _Binary | _Text) -> _Polydata:
+def _parse(path: Path, reader: BinaryWords | TextWords) -> _Polydata:
     parts = _Polydata()
     owner = ""  # POINT_DATA or CELL_DATA: what the next values belong to
     cells_before = 0  # among the cells, vertices come before lines
@@ -315,7 +196,7 @@ def _parse(path: Path, reader: _Binary | _Text) -> _Polydata:
                 if found is not None and owner:
                     _owned(parts, owner)[name] = found.reshape(rows, columns)
         elif key == "LOOKUP_TABLE":
-            reader.array("u1" if isinstance(reader, _Binary) else "f4", 4 * int(words[-1]))
+            reader.array("u1" if isinstance(reader, BinaryWords) else "f4", 4 * int(words[-1]))
         elif key in ("SCALARS", "COLOR_SCALARS", "TEXTURE_COORDINATES", *_COLUMNS):
             name, found = _read_attribute(reader, words, total)
             if found is not None and owner:
@@ -343,7 +224,7 @@ def _owned(parts: _Polydata, owner: str) -> dict[str, np.ndarray]:
     return parts.values if owner == "CELL_DATA" else parts.point_values
 
 
-def _values(reader: _Binary | _Text, kind: str, count: int) -> np.ndarray | None:
+def _values(reader: BinaryWords | TextWords, kind: str, count: int) -> np.ndarray | None:
     """The next values; None for such as are no numbers, which are passed over."""
     if kind.lower() in _STRINGS:
         reader.skip_strings(count)
@@ -360,7 +241,7 @@ def _name(words: list[str]) -> str:
 
 
 def _read_cells(
-    parts: _Polydata, reader: _Binary | _Text, key: str, first: int, second: int
+    parts: _Polydata, reader: BinaryWords | TextWords, key: str, first: int, second: int
 ) -> int:
     """Add lines to the content; return the number of vertices, which come before lines."""
     at = reader.at
@@ -382,13 +263,16 @@ def _read_cells(
 
 
 def _read_attribute(
-    reader: _Binary | _Text, words: list[str], total: int
+    reader: BinaryWords | TextWords, words: list[str], total: int
 ) -> tuple[str, np.ndarray | None]:
     """Name and values; read from the right, since a name may hold blanks."""
     key = words[0].upper()
     kind, columns, name = words[-1], _COLUMNS.get(key, 1), words[1:-1]
     if key == "COLOR_SCALARS":
-        columns, kind = int(words[-1]), "unsigned_char" if isinstance(reader, _Binary) else "float"
+        columns, kind = (
+            int(words[-1]),
+            "unsigned_char" if isinstance(reader, BinaryWords) else "float",
+        )
     elif key == "TEXTURE_COORDINATES":
         columns, name = int(words[-2]), words[1:-2]
     elif key == "SCALARS":
@@ -401,7 +285,7 @@ def _read_attribute(
     return _name(name), None if found is None else found.reshape(total, columns)
 
 
-def _field_head(reader: _Binary | _Text) -> tuple[str, int, int, str]:
+def _field_head(reader: BinaryWords | TextWords) -> tuple[str, int, int, str]:
     """Name, columns, rows and type of an array of a FIELD."""
     while True:
         words = (reader.line() or "").split()
@@ -413,7 +297,7 @@ def _field_head(reader: _Binary | _Text) -> tuple[str, int, int, str]:
             raise ValueError(f"bad FIELD array {' '.join(words)[:40]!r}")
 
 
-def _skip_metadata(reader: _Binary | _Text) -> None:
+def _skip_metadata(reader: BinaryWords | TextWords) -> None:
     """VTK's block of names and further information ends at a blank line."""
     while reader.raw_line():
         pass
