@@ -27,10 +27,17 @@ TOOLS = ("demo", "density", "label-check", "pack", "settings-docs", "sweep", "ve
 """Verbs that read no configuration."""
 
 
+def _path(text: str) -> Path:
+    """A path as typed; ``~`` is the home folder, which shells don't put in after ``=``."""
+    from scripts.settings.section import to_path
+
+    return Path(to_path(text))
+
+
 def add_tools(verbs: Any) -> None:
     """Add a parser a verb to argparse's subparsers."""
     demo = verbs.add_parser("demo", help="make the demo cohort, and train nothing")
-    demo.add_argument("--folder", type=Path, default=DEMO_FOLDER, help="where (%(default)s)")
+    demo.add_argument("--folder", type=_path, default=DEMO_FOLDER, help="where (%(default)s)")
     demo.add_argument(
         "--age_effect",
         type=float,
@@ -47,7 +54,7 @@ def add_tools(verbs: Any) -> None:
     )
     density.add_argument(
         "tractograms",
-        type=Path,
+        type=_path,
         nargs="+",
         metavar="TRACTOGRAM",
         help=".trk, .tck, .trx, .vtk or .fib, packed with gzip or not",
@@ -60,10 +67,10 @@ def add_tools(verbs: Any) -> None:
         "and RAS for .vtk; dipy's .vtk are lps (%(default)s)",
     )
     density.add_argument(
-        "--reference", type=Path, required=True, help="image whose grid the map is counted on"
+        "--reference", type=_path, required=True, help="image whose grid the map is counted on"
     )
     density.add_argument(
-        "--output", type=Path, required=True, help="the map to write, .nii or .nii.gz"
+        "--output", type=_path, required=True, help="the map to write, .nii or .nii.gz"
     )
     density.add_argument(
         "--weights",
@@ -78,10 +85,10 @@ def add_tools(verbs: Any) -> None:
     )
     pack = verbs.add_parser("pack", help="write the archive that the model zoo takes")
     pack.add_argument(
-        "--ckpt_dir", type=Path, default=MODELS_FOLDER, help="of model.pt (%(default)s)"
+        "--ckpt_dir", type=_path, default=MODELS_FOLDER, help="of model.pt (%(default)s)"
     )
     pack.add_argument(
-        "--output", type=Path, default=Path(ARCHIVE), help="the zip file (%(default)s)"
+        "--output", type=_path, default=Path(ARCHIVE), help="the zip file (%(default)s)"
     )
     pack.add_argument(
         "--data_source", help="what the model was trained on, for the archive's metadata"
@@ -96,17 +103,17 @@ def add_tools(verbs: Any) -> None:
     )
     label.add_argument(
         "--environment",
-        type=Path,
+        type=_path,
         default=LABEL_ENVIRONMENT,
         help="MONAI Label's own, made on first use (%(default)s)",
     )
     label.add_argument(
-        "--work", type=Path, help="empty folder to keep everything in (a temporary one, removed)"
+        "--work", type=_path, help="empty folder to keep everything in (a temporary one, removed)"
     )
     label.add_argument(
-        "--archive", type=Path, help="what pack wrote (a tiny atlas, trained here); with --studies"
+        "--archive", type=_path, help="what pack wrote (a tiny atlas, trained here); with --studies"
     )
-    label.add_argument("--studies", type=Path, help="folder of maps that fit the archive's atlas")
+    label.add_argument("--studies", type=_path, help="folder of maps that fit the archive's atlas")
     docs = verbs.add_parser("settings-docs", help="write docs/settings.md from the schema")
     docs.add_argument("--check", action="store_true", help="write nothing; fail if it is stale")
     verbs.add_parser(
@@ -120,7 +127,7 @@ def add_tools(verbs: Any) -> None:
     verify = verbs.add_parser(
         "verify", help="recompute what a published atlas says of itself, and tell what differs"
     )
-    verify.add_argument("atlas", type=Path, help="the published folder, with its atlas.json")
+    verify.add_argument("atlas", type=_path, help="the published folder, with its atlas.json")
 
 
 def run_tool(options: argparse.Namespace) -> int:

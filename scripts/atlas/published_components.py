@@ -98,7 +98,7 @@ def open_published_cohort(
     coding = published_coding(network)
     cohort = read_cohort(dataset_dir, settings.cohort_request(), coding=coding)
     grid, crop = published_geometry(network)
-    difference = cohort.grid.same_as(grid)
+    difference = cohort.grid.same_as(grid, settings.cohort.grid_tolerance)
     if difference is not None:
         raise CohortError(
             f"the cohort in dataset folder {dataset_dir} is not on the grid of the model: "

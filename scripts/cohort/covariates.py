@@ -309,6 +309,12 @@ class Participants:
         return None
 
 
+def _cell(text: str) -> str:
+    """A cell without blanks around it, and without the quotes that spreadsheets put there."""
+    text = text.strip()
+    return text[1:-1].strip() if len(text) > 1 and text[0] == text[-1] == '"' else text
+
+
 def read_participants(
     path: str | Path,
     columns: Sequence[str],
@@ -337,7 +343,7 @@ def read_participants(
         raise CohortError(f"participants {file} is not UTF-8 text") from error
     # Split by hand: without quotes there is nothing more to it, and no cell is too long.
     lines = (line.split("\t") for line in io.StringIO(text))
-    header = [cell.strip() for cell in next(lines, [])]
+    header = [_cell(cell) for cell in next(lines, [])]
     if _IDENTIFIER not in header:
         raise CohortError(
             f"{file}: its first line has no {_IDENTIFIER}; must be tab-separated names, "
@@ -357,7 +363,7 @@ def read_participants(
             raise CohortError(
                 f"{file}, line {number}: has {len(cells)} cells, the first line {len(header)}"
             )
-        row = {name: cell.strip() for name, cell in zip(header, cells, strict=True)}
+        row = {name: _cell(cell) for name, cell in zip(header, cells, strict=True)}
         if row[_IDENTIFIER] in rows:
             raise CohortError(f"{file}, line {number}: {row[_IDENTIFIER]} was listed before")
         rows[row[_IDENTIFIER]] = {name: row[name] for name in columns}

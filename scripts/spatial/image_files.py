@@ -21,7 +21,7 @@ from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError, ImageDataError
 from nibabel.wrapstruct import WrapStructError
 
-from scripts.runtime.file_names import ending_of
+from scripts.runtime.file_names import FOREIGN, ending_of
 from scripts.runtime.gzip_files import DAMAGED_GZIP, GzipFile, gzip_writer
 from scripts.runtime.input_files import FileError, check_file, check_fits, say
 from scripts.runtime.memory import available_memory
@@ -282,7 +282,9 @@ def _kind(path: Path, raw: bytes) -> Any:
     size = raw[:4]
     kind = kinds.get(int.from_bytes(size, "little")) or kinds.get(int.from_bytes(size, "big"))
     if kind is None or len(raw) < int(kind.header_class.template_dtype.itemsize):
-        raise FileError(path, "can't be read: is not a NIfTI file")
+        known = FOREIGN.get(ending_of(path))
+        why = f"is {known}" if known else "is not a NIfTI file"
+        raise FileError(path, f"can't be read: {why}")
     return kind
 
 

@@ -101,7 +101,7 @@ def write_affine_files(
 
 _LONGEST = 1 << 16  # bytes of an affine's text
 _SUFFIXES = ".nii, .nii.gz (a displacement field), .h5, .mat, .txt, .tfm, .lta"
-_PLAIN = (".mat", ".txt", ".tfm", ".lta", ".xfm", ".aff12.1d", ".dat")
+_PLAIN = (".mat", ".txt", ".tfm", ".lta")
 
 
 class _Entry(Protocol):
@@ -195,7 +195,7 @@ def read_transform(file: TransformFile) -> Transform:
             return ~found
         except ValueError as error:
             raise CohortError(f"{file.path}: {error}") from error
-    if not file.path.name.lower().endswith(_PLAIN):
+    if file.kind == "auto" and not file.path.name.lower().endswith(_PLAIN):
         raise CohortError(f"{file.path}: is no transform known here; must be one of {_SUFFIXES}")
     affine = read_affine(file.path, file.kind, file.moving, file.fixed)
     return ~affine if file.inverted else affine

@@ -79,7 +79,7 @@ def open_trk(file: Path, path: Path) -> Source:
         done = 0
         if not bytes(record["voxel_order"]).strip(b"\0 "):
             logger.warning(
-                "%s: its header's voxel_order is empty; LPS is assumed, as by TrackVis and nibabel: "
+                "%s: its header's voxel_order is empty; LPS is assumed, as TrackVis does: "
                 "look whether the streamlines lie where they belong",
                 path,
             )
@@ -244,6 +244,7 @@ def write_trk(
             record["nb_scalars_per_point"] = _name(
                 record["scalar_name"], chunk.point_data, "per point"
             )
+        _require_exact(chunk.data | chunk.point_data)
         count += len(chunk)
         properties = np.concatenate(
             [np.zeros((len(chunk), 0)), *(chunk.data[name] for name in names)], axis=1
@@ -258,6 +259,17 @@ def write_trk(
     file.write(record.tobytes())
     file.seek(0, io.SEEK_END)
     return count
+
+
+def _require_exact(data: dict[str, np.ndarray]) -> None:
+    """Refuse whole numbers that the format, which has float32 alone, would change."""
+    for name, values in data.items():
+        if values.dtype.kind in "iu" and (values.astype(np.float32) != values).any():
+            worst = values[values.astype(np.float32) != values].flat[0]
+            raise ConfigurationError(
+                f"TRK holds float32 values, which can't tell {name} {worst} from its neighbours; "
+                "write .trx"
+            )
 
 
 def _name(field: np.ndarray, data: dict[str, np.ndarray], what: str) -> int:

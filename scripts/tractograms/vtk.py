@@ -202,7 +202,7 @@ def _parse(path: Path, reader: BinaryWords | TextWords) -> _Polydata:
             if found is not None and owner:
                 _owned(parts, owner)[name] = found
         elif key in _IDS and owner:
-            _values(reader, words[-1], total)  # numbers of cells or points: nothing is made of them
+            _values(reader, words[-1], total)  # numbers of cells or points: not used
         else:
             raise TractogramError(path, f"can't be read: has an unknown section {line[:40]!r}")
     if not seen_points:
@@ -331,8 +331,8 @@ def write_vtk(file: BinaryIO, chunks: Iterable[Streamlines]) -> int:
     count = total = 0
     with ExitStack() as stack:
         lines = stack.enter_context(tempfile.TemporaryFile())
-        values: dict[str, tuple[int, Any]] = {}
-        at_points: dict[str, tuple[int, Any]] = {}
+        values: dict[str, tuple[int, str, Any]] = {}
+        at_points: dict[str, tuple[int, str, Any]] = {}
         for chunk in chunks:
             file.write(chunk.points.astype(">f4").tobytes())
             n = len(chunk)
@@ -347,29 +347,35 @@ def write_vtk(file: BinaryIO, chunks: Iterable[Streamlines]) -> int:
                 for name, array in arrays.items():
                     if name not in kept:
                         spool = stack.enter_context(tempfile.TemporaryFile())
-                        kept[name] = array.shape[1], spool
-                    kept[name][1].write(array.astype(">f4").tobytes())
+                        kept[name] = array.shape[1], _kind_of(array), spool
+                    _, kind, spool = kept[name]
+                    spool.write(array.astype(f">{_TYPES[kind]}").tobytes())
             count += n
             total += len(chunk.points)
         file.write(f"\nLINES {count} {count + total}\n".encode("ascii"))
         _append(file, lines)
         if values:
             file.write(f"\nCELL_DATA {count}\nFIELD FieldData {len(values)}\n".encode("ascii"))
-            for name, (columns, stream) in values.items():
-                file.write(f"{quote(name)} {columns} {count} float\n".encode("ascii"))
+            for name, (columns, kind, stream) in values.items():
+                file.write(f"{quote(name)} {columns} {count} {kind}\n".encode("ascii"))
                 _append(file, stream)
                 file.write(b"\n")
         if at_points:
             head = f"\nPOINT_DATA {total}\nFIELD FieldData {len(at_points)}\n"
             file.write(head.encode("ascii"))
-            for name, (columns, stream) in at_points.items():
-                file.write(f"{quote(name)} {columns} {total} float\n".encode("ascii"))
+            for name, (columns, kind, stream) in at_points.items():
+                file.write(f"{quote(name)} {columns} {total} {kind}\n".encode("ascii"))
                 _append(file, stream)
                 file.write(b"\n")
     file.seek(0)
     file.write(header(total))
     file.seek(0, io.SEEK_END)
     return count
+
+
+def _kind_of(array: np.ndarray) -> str:
+    """VTK's word for the type that values are written in: whole numbers stay whole."""
+    return "vtktypeint64" if array.dtype.kind in "iu" else "float"
 
 
 def _append(file: BinaryIO, stream: Any) -> None:

@@ -67,7 +67,9 @@ def write_tractogram(
             count = write_vtk(file, chunks)
     for name, parts in kept.items():
         with write_whole(target.with_name(f"{target.stem}_{name}.txt")) as staged:
-            np.savetxt(staged, np.concatenate(parts), fmt="%.9g")
+            values = np.concatenate(parts)
+            whole = values.dtype.kind in "iu"
+            np.savetxt(staged, values, fmt="%d" if whole else "%.9g")
     return count
 
 

@@ -216,7 +216,7 @@ class LabelTransfer:
     ) -> tuple[str, ...]:
         """The labelled tractogram, and one for each class that has streamlines."""
         own = np.where(classes >= 0, atlas.ids[classes], OUTLIER)
-        labelled = subject.with_data(label=own.astype(np.float32), mass=largest)
+        labelled = subject.with_data(label=own.astype(np.int64), mass=largest)
         files = file_names(atlas.names)
         members = {name: np.flatnonzero(classes == c) for c, name in enumerate(files)}
         groups = {name: who for name, who in members.items() if len(who)}

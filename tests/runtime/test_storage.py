@@ -352,3 +352,11 @@ def test_folders_change_names_at_once(tmp_path):
     assert [path.name for path in (tmp_path / "one").iterdir()] == ["other"]
     with pytest.raises(FileNotFoundError):
         storage._exchange(tmp_path / "one", tmp_path / "nothing")
+
+
+def test_a_home_folder_that_no_shell_put_in_is_told(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(StorageError, match="put the home folder in place of ~"):
+        check_writable("~/there")
+    (tmp_path / "~").mkdir()
+    check_writable("./~/there")
