@@ -78,6 +78,16 @@ JOBS = {
     "align": Job("configs/align.yaml", "aligning", "bring a native cohort to one affine space"),
     "refine": Job("configs/refine.yaml", "refining", "bring images to a fixed one by optimisation"),
     "warp": Job("configs/warp.yaml", "warping", "resample images once through several transforms"),
+    "tract-stats": Job(
+        "configs/tract_stats.yaml",
+        "measuring",
+        "measure images under each tract of the atlas in subjects' space",
+    ),
+    "warp-streamlines": Job(
+        "configs/warp_streamlines.yaml",
+        "warping_streamlines",
+        "move streamlines into template space or back",
+    ),
     "evaluate": Job(
         "configs/evaluate.yaml", "evaluating", "hold an atlas against subjects it wasn't made of"
     ),
@@ -123,7 +133,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(argv: Sequence[str] | None = None) -> int:
     """`main` as the last thing that a process does: what comes after isn't worth interrupting."""
-    code = main(argv)
+    try:
+        code = main(argv)
+    except KeyboardInterrupt:  # Ctrl-C again, while the first one was told
+        code = EXIT_INTERRUPTED
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, signal.SIG_IGN)
     return _flushed(code)

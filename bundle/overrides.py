@@ -377,6 +377,9 @@ def _evaluated(config: Mapping[str, Any], key: str) -> Any:
     """What MONAI makes of a top-level key."""
     from monai.bundle import ConfigParser
 
+    from scripts.settings.section import require_expressions
+
+    require_expressions()
     try:
         return ConfigParser(copy.deepcopy(dict(config))).get_parsed_content(key)
     except Exception as error:  # whatever an expression may raise

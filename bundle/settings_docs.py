@@ -96,6 +96,7 @@ def _type(field: Mapping[str, Any]) -> str:
         "boolean": "true/false",
         "string": "text",
         "null": "null",
+        "object": "mapping",
     }[field["type"]]
 
 

@@ -161,7 +161,8 @@ def _run(verb: str, run: SweepRun, place: Path, root: Path) -> tuple[str, float]
     start = time.monotonic()
     log = place / "log.txt"
     try:
-        with log.open("w", encoding="utf-8") as file:
+        log.unlink(missing_ok=True)  # a link there would lead the output elsewhere
+        with log.open("x", encoding="utf-8") as file:
             process = subprocess.Popen(
                 [sys.executable, str(root / "bundle"), verb, *words],
                 stdout=file,

@@ -37,8 +37,10 @@ __all__ = [
     "density_map",
     "learn_atlas",
     "register",
+    "tract_statistics",
     "transfer_labels",
     "warp",
+    "warp_streamlines",
 ]
 
 Image = str | Path | np.ndarray
@@ -482,6 +484,77 @@ def density_map(
     return counter.density.copy()
 
 
+def warp_streamlines(
+    streamlines: Fibres, transforms: Sequence[str | Path | np.ndarray | Deformation]
+) -> list[np.ndarray]:
+    """Streamlines whose points pass through transforms, the first one first.
+
+    A transform that resamples an image of A onto the grid of B maps points of B to points of A.
+    Streamlines of B therefore move to A by it, and streamlines of A to B by its inverse.
+
+    Args:
+        streamlines: a tractogram's path, or arrays ``(points, 3)`` in RAS mm.
+        transforms: each a matrix ``(4, 4)`` RAS mm, a `Deformation`, or a path of an affine or a
+            displacement field as ITK writes it.
+
+    Returns:
+        One array ``(points, 3)`` for each streamline, RAS mm.
+
+    Raises:
+        TractAtlasError: a file can't be read.
+        ValueError: a matrix isn't ``(4, 4)``.
+
+    Example:
+        >>> shift = np.eye(4)
+        >>> shift[0, 3] = 1
+        >>> warp_streamlines([np.array([[0.0, 0, 0], [3, 0, 0]])], [shift])[0].tolist()
+        [[1.0, 0.0, 0.0], [4.0, 0.0, 0.0]]
+    """
+    from scripts.applications.warp_streamlines import move_streamlines
+
+    chain = [step for one in transforms for step in _chain(one)]
+    moved = move_streamlines(_streamlines(streamlines), chain)
+    return [moved[number] for number in range(len(moved))]
+
+
+def tract_statistics(
+    image: Image,
+    tract: Image,
+    *,
+    threshold: float = 0.05,
+    percentiles: Sequence[float] = (5, 95),
+) -> dict[str, float | None]:
+    """A scalar image under one tract's map, weighted by the map.
+
+    Args:
+        image: such as FA, on the tract's grid.
+        tract: density or probability of the tract in the image's space.
+        threshold: fraction of the map's largest value above which a voxel belongs to the tract.
+        percentiles: per cent, beside the median.
+
+    Returns:
+        ``mean``, ``sd``, ``median``, ``p<percentile>``; None if the map is empty.
+
+    Raises:
+        CohortError: a file can't be read.
+        ValueError: the shapes differ, or the tract has several channels.
+
+    Example:
+        >>> tract = np.array([[[0.0, 1.0, 3.0]]])
+        >>> tract_statistics(np.array([[[9.0, 2.0, 6.0]]]), tract)["mean"]
+        5.0
+    """
+    from scripts.metrics.tracts import weighted_statistics
+
+    values, weights = (_values(name, one) for name, one in (("image", image), ("tract", tract)))
+    if values.shape != weights.shape:
+        raise ValueError(
+            f"image of shape {values.shape}: must have the shape of the tract, {weights.shape}"
+        )
+    inside = weights > threshold * weights.max(initial=0.0)
+    return weighted_statistics(values[inside], weights[inside], percentiles)
+
+
 def transfer_labels(
     subject: Fibres,
     atlas: Fibres,
@@ -629,6 +702,16 @@ def _chain(transform: str | Path | np.ndarray | Deformation) -> list[Any]:
         grid = _grid(field.shape[1:], transform.affine)
         return [FieldTransform(field, grid), AffineTransform(transform.matrix)]
     return [AffineTransform(_affine("a transform", transform))]
+
+
+def _values(name: str, image: Image) -> np.ndarray:
+    """The voxels of an image of one channel; an array needs no affine here."""
+    if isinstance(image, np.ndarray):
+        return image
+    volume, _ = _volume(name, image, None)
+    if len(volume) != 1:
+        raise ValueError(f"{image}: has {len(volume)} channels; must have one")
+    return volume[0]
 
 
 def _streamlines(fibres: Fibres) -> Streamlines:

@@ -1,7 +1,7 @@
 """Errors that a user can fix; `scripts.runtime.error_report` shows them in one line.
 
 Their messages name files, subjects and values that come from outside. `shown` writes such text so
-that a terminal, a log and a table show it as it is.
+that a terminal, a log or a table shows it and never obeys it.
 """
 
 from __future__ import annotations

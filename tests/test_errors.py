@@ -138,3 +138,33 @@ def test_submodules_are_reachable_after_a_plain_import_and_torch_stays_out():
         check=True,
     )
     assert done.stdout.split() == ["read_cohort", "5", "False", "False", "False", "True"]
+
+
+@pytest.mark.parametrize(
+    ("text", "seen"),
+    [
+        ("a\x1b[2Jb", r"a\x1b[2Jb"),
+        ("a\nb\r\tc", r"a\nb\r\tc"),
+        ("\u202eabc\u2066", r"\u202eabc\u2066"),
+        ("a\u200bb\u2060c\ufeffd\u00ad", r"a\u200bb\u2060c\ufeffd\xad"),
+        ("\x7f\x9b\x85\u2028\u2029", r"\x7f\x9b\x85\u2028\u2029"),
+        ("\udcff\ud800", r"\xff\ud800"),
+        ("a\u00a0b\u3000c", r"a\xa0b\u3000c"),
+        ("\U000e0041\u115f\u3164\ufe0f", r"\U000e0041\u115f\u3164\ufe0f"),
+        ("Müller, 東京, שלום, a_b {} $x @y %z", "Müller, 東京, שלום, a_b {} $x @y %z"),
+        (Path("/a/b"), "/a/b"),
+    ],
+)
+def test_what_a_terminal_obeys_or_nobody_sees_is_shown_as_an_escape(text, seen):
+    assert errors.shown(text) == seen
+    assert errors.shown(errors.shown(text)) == seen
+
+
+def test_a_message_is_one_line_whatever_it_names():
+    error = errors.CohortError("/data/a\nerror: all is well\x1b[8m: can't be read")
+    assert str(error) == r"/data/a\nerror: all is well\x1b[8m: can't be read"
+    assert str(errors.ConfigurationError("one\n", "two")) == "one\\n\ntwo"
+
+
+def test_an_error_without_a_message_has_none():
+    assert str(errors.TrainingError()) == ""

@@ -27,7 +27,7 @@ import torch
 from scripts.affine.inference import estimate_matrix, load_affine_network
 from scripts.affine.network import AffineNetwork
 from scripts.metrics.matrices import matrix_errors
-from scripts.pairwise.images import read_affine_images, read_image
+from scripts.pairwise.images import read_image, read_pair_images
 from scripts.pairwise.network_grid import between_0_and_1
 from scripts.registration.affine import AffineRefinement
 from scripts.registration.images import WorldImage
@@ -196,7 +196,7 @@ def held_out_images(
     settings = LearnedAffineConfig.load({**described["settings"], "fold": None, "device": "cpu"})
     known = set() if everyone else trained_on(networks)
     images = []
-    for subject in read_affine_images(dataset_dir, settings).subjects:
+    for subject in read_pair_images(dataset_dir, settings).subjects:
         if subject.name not in known:
             data, grid = read_image(subject.paths)
             images.append((between_0_and_1(data, settings.images.log_share), grid.affine))

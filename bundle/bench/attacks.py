@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -71,8 +72,12 @@ def tried(names: list[str]) -> dict[str, list[Outcome]]:
     """
     outcomes = {}
     for name in names:
-        with tempfile.TemporaryDirectory(prefix="attack-") as folder:
-            outcomes[name] = list(KINDS[name](Path(folder)))
+        # No TemporaryDirectory: it would also be removed at the end of each forked job.
+        folder = Path(tempfile.mkdtemp(prefix="attack-"))
+        try:
+            outcomes[name] = list(KINDS[name](folder))
+        finally:
+            shutil.rmtree(folder)
     return outcomes
 
 

@@ -21,9 +21,9 @@ import numpy as np
 import torch
 
 from bundle.bench.atlas_quality import subject_density
+from bundle.bench.picture import draw_rows
 from scripts.baselines.wasserstein import wasserstein_barycentre
 from scripts.metrics import entropy_focus_criterion, gradient_ratio, log_density_correlation
-from scripts.spatial.projections import three_views
 
 
 def measure(output: Path) -> tuple[dict[str, Any], dict[str, np.ndarray], float]:
@@ -60,21 +60,6 @@ def measure(output: Path) -> tuple[dict[str, Any], dict[str, np.ndarray], float]
             )
     figures["volume_present_in_a_subject"] = float(np.mean([(m > offset).sum() for m in subjects]))
     return figures, {f"one subject ({described[0]['subject']})": subjects[0], **means}, offset
-
-
-def draw(rows: dict[str, np.ndarray], offset: float, target: Path) -> None:
-    """A row each, three views, logarithmic."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 3.2 * len(rows)), facecolor="black", layout="constrained")
-    top = max(float(np.log1p(volume.max() / offset)) for volume in rows.values())
-    for place, (title, volume) in enumerate(rows.items(), start=1):
-        axis = figure.add_subplot(len(rows), 1, place)
-        axis.imshow(three_views(np.log1p(volume / offset)), cmap="inferno", vmin=0, vmax=top)
-        axis.set_title(title, color="white", fontsize=11, loc="left")
-        axis.axis("off")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(target, dpi=80)
 
 
 def against_geomloss() -> dict[str, float]:
@@ -114,7 +99,8 @@ def main() -> None:
     parser.add_argument("target", type=Path, help="the PNG to write")
     arguments = parser.parse_args()
     figures, rows, offset = measure(arguments.output)
-    draw(rows, offset, arguments.target)
+    brightest = max(float(volume.max()) for volume in rows.values())
+    draw_rows(rows, offset, arguments.target, brightest, dpi=80)
     try:
         figures["image"] = against_geomloss()
     except ImportError:  # geomloss itself raises it where KeOps is missing

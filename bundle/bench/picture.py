@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import nibabel as nib
@@ -23,8 +24,6 @@ def draw(atlas: Path, target: Path) -> None:
         atlas: a published folder.
         target: the PNG.
     """
-    from matplotlib.figure import Figure
-
     about = json.loads((atlas / "atlas.json").read_text())
     shape = tuple(about["cohort"]["grid"]["shape"])
     offset = about["log_offset"]
@@ -35,15 +34,32 @@ def draw(atlas: Path, target: Path) -> None:
         f"plain average of {len(subjects)} subjects": np.mean(subjects, axis=0),
         "learned template": template,
     }
-    figure = Figure(figsize=(9, 9.6), facecolor="black", layout="constrained")
-    top = float(np.log1p(template.max() / offset))
+    draw_rows(rows, offset, target, float(template.max()))
+
+
+def draw_rows(
+    rows: Mapping[str, np.ndarray], offset: float, target: Path, brightest: float, dpi: int = 100
+) -> None:
+    """A row each, three views, logarithmic.
+
+    Args:
+        rows: density by title.
+        offset: of the logarithm.
+        target: the PNG.
+        brightest: density at which the colours end.
+        dpi: of the PNG.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.2 * len(rows)), facecolor="black", layout="constrained")
+    top = float(np.log1p(brightest / offset))
     for place, (title, volume) in enumerate(rows.items(), start=1):
         axis = figure.add_subplot(len(rows), 1, place)
         axis.imshow(three_views(np.log1p(volume / offset)), cmap="inferno", vmin=0, vmax=top)
         axis.set_title(title, color="white", fontsize=11, loc="left")
         axis.axis("off")
     target.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(target, dpi=100)
+    figure.savefig(target, dpi=dpi)
 
 
 def main() -> None:

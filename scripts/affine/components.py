@@ -6,18 +6,18 @@ from monai.transforms import Compose
 
 from scripts.affine.pairs import SyntheticPairs
 from scripts.affine.training import AffineLoss
-from scripts.pairwise.images import AffineImages, OntoNetworkGridd
+from scripts.pairwise.images import OntoNetworkGridd, PairImages
 from scripts.settings.affine import LearnedAffineConfig
 
 __all__ = ["affine_loss", "affine_transforms", "synthetic_pairs"]
 
 
-def affine_transforms(images: AffineImages, settings: LearnedAffineConfig) -> Compose:
+def affine_transforms(images: PairImages, settings: LearnedAffineConfig) -> Compose:
     """From a subject's files to its image on the network's grid."""
     return Compose([OntoNetworkGridd("image", images.grid, settings.images.log_share)])
 
 
-def synthetic_pairs(images: AffineImages, settings: LearnedAffineConfig) -> SyntheticPairs:
+def synthetic_pairs(images: PairImages, settings: LearnedAffineConfig) -> SyntheticPairs:
     """The pairs that the settings ask for."""
     return SyntheticPairs(images.grid, settings.family, settings.pairs, settings.optimizer.seed)
 

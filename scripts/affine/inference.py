@@ -5,23 +5,22 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from ignite.engine import Engine, Events
 from monai.transforms import Transform
 
 from scripts.affine.network import AffineNetwork
 from scripts.engines.opening import opened
 from scripts.errors import CohortError
 from scripts.metrics import pearson
-from scripts.networks.described import FORMAT, load_described
 from scripts.networks.wrapping import unwrapped
-from scripts.pairwise.images import AffineImages, read_image
+from scripts.pairwise.images import PairImages, read_image
 from scripts.pairwise.network_grid import WorkingGrid, as_seen
+from scripts.pairwise.networks import load_pair_network, pair_description
+from scripts.pairwise.pair_writer import PairWriter
 from scripts.registration.images import ReadImage
 from scripts.registration.pair_output import write_pair
 from scripts.runtime.storage import publish_folder
@@ -45,17 +44,10 @@ __all__ = [
 ]
 
 
-def build_affine_network(images: AffineImages, settings: LearnedAffineConfig) -> AffineNetwork:
+def build_affine_network(images: PairImages, settings: LearnedAffineConfig) -> AffineNetwork:
     """The network that the settings ask for, initialised by their seed."""
     torch.manual_seed(settings.optimizer.seed)
-    description = {
-        "format": FORMAT,
-        "grid": asdict(images.grid),
-        "settings": settings.as_dict(),
-        "trained_on": [item["subject"] for item in images.training()],
-        "cohort": images.identity(),
-    }
-    return _built(images.grid, settings, description)
+    return _built(images.grid, settings, pair_description(images, settings))
 
 
 def _built(
@@ -82,12 +74,7 @@ def load_affine_network(path: str | Path) -> AffineNetwork:
     Raises:
         CheckpointError: the file isn't there, is damaged, or is no affine network's.
     """
-
-    def build(described: dict[str, Any], _: dict[str, torch.Tensor]) -> AffineNetwork:
-        settings = LearnedAffineConfig.load(described["settings"])
-        return _built(WorkingGrid.of_dict(described["grid"]), settings, described)
-
-    return load_described(path, "affine network", "estimator", build)
+    return load_pair_network(path, "affine network", "estimator", LearnedAffineConfig, _built)
 
 
 def prepared_pair(
@@ -195,7 +182,7 @@ class PairOfImages(Transform):
         return {**data, "image": pair[0]}
 
 
-class EstimateWriter:
+class EstimateWriter(PairWriter):
     """Publishes ``<folder>/<moving image's name>/``, whole or not at all.
 
     Both directions as ITK text and 4x4 text, each image on the other's grid, ``estimated.json``.
@@ -209,23 +196,10 @@ class EstimateWriter:
         self.network = unwrapped(network, AffineNetwork)
         self.folder = Path(folder)
 
-    def attach(self, engine: Engine) -> None:
-        """Write after each iteration."""
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
-
-    def __call__(self, engine: Engine) -> None:
-        """Write the pairs of the last iteration.
-
-        Raises:
-            StorageError: something can't be written.
-        """
-        items: Any = engine.state.batch
-        found: Any = engine.state.output
-        for item, output in zip(items, found, strict=True):
-            self._write(item, torch.as_tensor(output["pred"]).cpu().double())
-
-    def _write(self, item: Mapping[str, Any], local: torch.Tensor) -> None:
+    def write(self, item: Mapping[str, Any], found: torch.Tensor) -> None:
+        """Publish one pair, of whose matrix on the network's grid the network found ``(4, 4)``."""
         fixed, moving = (ReadImage(item[key]) for key in ("fixed", "moving"))
+        local = found.cpu().double()
         matrix = world_matrix(self.network, local, fixed.grid, moving.grid).numpy()
         name = item["subject"]
         before = resample(moving.values, moving.grid, [], fixed.grid)

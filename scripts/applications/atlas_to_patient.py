@@ -8,14 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from scripts.applications.subject_fields import some_names, subject_field
 from scripts.errors import CohortError, ConfigurationError
 from scripts.publishing.published_atlas import open_atlas, sha256_of
-from scripts.runtime.input_files import FileError, read_json
 from scripts.runtime.inside import inside
 from scripts.runtime.storage import check_writable, publish_folder
 from scripts.settings.applications import AtlasToPatientConfig
 from scripts.settings.transforms import TransformEntry
-from scripts.spatial.fields import field_names
 from scripts.spatial.grid import Grid
 from scripts.spatial.transform_files import (
     TransformFile,
@@ -137,49 +136,14 @@ class AtlasCarrier:
             if not known and self.settings.reference is None:
                 raise CohortError(
                     f"unknown patient {patient}: not in the atlas's cohort "
-                    f"({_some(self.atlas.subjects)}); a new one needs an image in template space "
-                    "(--atlas_to_patient#reference) or atlas_to_patient#transforms"
+                    f"({some_names(self.atlas.subjects)}); a new one needs an image in template "
+                    "space (--atlas_to_patient#reference) or atlas_to_patient#transforms"
                 )
             return (), 1
-        name = field_names(patient)[1]
-        field = inside(self.atlas.folder, f"fields/{name}")
-        if known and field.is_file():
-            return (TransformFile(field),), self.atlas.home(patient)
-        field = inside(self.registered, f"{patient}/{name}")
-        if field.is_file():
-            return (TransformFile(field),), self._registered_to(field.with_name(
-                "registration.json"
-            ))  # fmt: skip
-        if known:
-            raise CohortError(
-                f"patient {patient}: there is no field {self.atlas.folder / 'fields' / name}; "
-                "publish the atlas with learned_atlas#save_fields true"
-            )
-        raise CohortError(
-            f"unknown patient {patient}: neither in the atlas's cohort "
-            f"({_some(self.atlas.subjects)}) nor registered in {self.registered}; register it "
-            "first, or give atlas_to_patient#transforms"
+        field, template = subject_field(
+            self.atlas, self.registered, patient, "atlas_to_patient#transforms"
         )
-
-    def _registered_to(self, report: Path) -> int:
-        try:
-            about = read_json(inside(report.parent, report.name))
-            weights, template = about["weights"], int(about["template"])
-        except (FileError, ValueError, KeyError, TypeError) as error:
-            raise CohortError(f"{report}: can't tell which atlas its field leads to") from error
-        chosen = (self.atlas.about.get("covariates") or {}).get("at")
-        if chosen is not None:
-            raise CohortError(
-                f"{report.parent}: its field leads to the template of the cohort's mean, and the "
-                f"atlas in {self.atlas.folder} is that at {chosen}; carry the mean's, or give "
-                "atlas_to_patient#transforms"
-            )
-        if weights != self.atlas.about.get("weights"):
-            raise CohortError(
-                f"{report.parent}: was registered to another model than that of the atlas in "
-                f"{self.atlas.folder}; register the patient again"
-            )
-        return template
+        return (TransformFile(field),), template
 
     def _carry(self, way: _Way) -> None:
         transforms = [read_transform(file) for file in way.files]
@@ -227,7 +191,3 @@ class AtlasCarrier:
 
 def _files(entries: list[TransformEntry], patient: str) -> tuple[TransformFile, ...]:
     return tuple(TransformFile.of_entry(entry, patient=patient) for entry in entries)
-
-
-def _some(names: list[str], most: int = 10) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" * (len(names) > most))

@@ -31,6 +31,7 @@ from scripts.cohort import (
     read_new_subjects,
 )
 from scripts.data import density_transforms
+from scripts.data.transforms import changed_transform
 from scripts.engines.handlers.loss_history import LossHistory
 from scripts.engines.opening import opened, reserved
 from scripts.engines.run_state import RunState
@@ -229,7 +230,7 @@ def as_trained(network: AtlasNetwork, transforms: Sequence[Callable[..., Any]]) 
         changed = changes.get(getattr(kind, "__name__", ""), {})
         for key, value in changed.items():
             logger.info("%s: %s = %r, as in the model's training", kind.__name__, key, value)
-        made.append(one(**changed))
+        made.append(changed_transform(one, changed))
     return Compose(made)
 
 

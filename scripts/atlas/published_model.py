@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from scripts.atlas.description_rules import require_usable
 from scripts.atlas.network import AtlasNetwork
 from scripts.cohort import CovariateCoding
 from scripts.errors import CheckpointError, ConfigurationError
@@ -59,7 +60,7 @@ class PublishedNetwork(AtlasNetwork):
         description = description_in(state_dict)
         other: AtlasNetwork = self
         if description and description != self.description:
-            other = _published(state_dict["template"].cpu(), description)
+            other = _published(state_dict, description)
         # Not `AtlasNetwork`'s: what doesn't fit its own description is damaged, not another cohort.
         found = nn.Module.load_state_dict(other, state_dict, strict=strict, assign=assign)
         if other is not self:
@@ -186,8 +187,10 @@ def network_of(
     )
 
 
-def _published(template: torch.Tensor, description: dict[str, Any]) -> AtlasNetwork:
+def _published(weights: Mapping[str, Any], description: dict[str, Any]) -> AtlasNetwork:
+    require_usable(description, weights)
     passes = _trained_passes(description["settings"])
+    template = weights["template"].cpu()
     return network_of(template, description, PublishedNetwork, passes)
 
 
@@ -219,7 +222,7 @@ def published_network(path: str | Path) -> AtlasNetwork:
         raise CheckpointError(f"{path}: no such model; train one first, or name it with --ckpt_dir")
 
     def build(description: dict[str, Any], weights: dict[str, torch.Tensor]) -> AtlasNetwork:
-        return _published(weights["template"], description)
+        return _published(weights, description)
 
     return load_described(path, "atlas model", "template", build)
 
@@ -256,6 +259,14 @@ def published_settings(network: AtlasNetwork, asked: LearnedAtlasConfig) -> Lear
     settings["model"].setdefault("passes", _ONE_PASS)
     # Channels keep the tracts that they were learned for, also where the dataset named them.
     settings["cohort"]["tracts"] = network.description["tracts"]
+    kept = settings["cohort"].pop("density_dir", None)
+    if kept is not None and asked.cohort.density_dir is None:
+        # The job would write there, and the model may be a stranger's.
+        logger.warning(
+            "the model's training kept counted maps in %s: they are kept in the dataset folder, "
+            "unless --learned_atlas#cohort#density_dir names one",
+            kept,
+        )
     contradictions = []
     for path, value in asked.by_path(given_only=True).items():
         *sections, key = path.split(".")

@@ -13,7 +13,6 @@ from scripts.cohort.patterns import (
     Match,
     Rejection,
     Scan,
-    file_name_key,
     match_tail,
     printable,
     same_name,
@@ -21,6 +20,7 @@ from scripts.cohort.patterns import (
     unfit_name,
 )
 from scripts.errors import CohortError, ConfigurationError
+from scripts.runtime.inside import file_name_key
 from scripts.settings.cohort import OUTPUT_FOLDERS, SubjectSearch
 
 __all__ = [

@@ -59,23 +59,13 @@ def same_name(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
-def file_name_key(name: str) -> str:
-    """Equal for names that some file system takes for one: those that ignore case or accents' form.
-
-    Example:
-        >>> file_name_key("Sub-01") == file_name_key("sub-01")
-        True
-    """
-    return unicodedata.normalize("NFC", unicodedata.normalize("NFD", name).casefold())
-
-
 def unfit_name(name: str, outputs: Collection[str]) -> str | None:
     """Why ``name`` can't be a subject's: outputs carry it as a part of their file names."""
     if name in outputs:
         return "has the name of an output folder"
     if printable(name) != name:
         return "has a name that is not valid UTF-8"
-    if re.search(r"[/\\\x00-\x1f\x7f]", name) or name.startswith("."):
+    if re.search(r"[/\\\x00-\x1f\x7f-\x9f\u2028\u2029]", name) or name.startswith("."):
         return "has a name that is no file name"
     if len(name.encode("utf-8")) > LONGEST_NAME:
         return f"has a name of more than {LONGEST_NAME} bytes, too long to name files after it"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from monai.utils import ensure_tuple
 
 from scripts.cohort import density_divisor
 from scripts.cohort.density import zeroed
-from scripts.errors import CohortError
+from scripts.errors import CheckpointError, CohortError
 from scripts.runtime.file_names import is_image_name
 from scripts.spatial.density_resampling import resample_density
 from scripts.spatial.grid import TOLERANCE, Grid, StorageOrder
@@ -37,6 +38,7 @@ __all__ = [
     "NormaliseDensityd",
     "OntoGridd",
     "PresenceLabeld",
+    "changed_transform",
     "density_dataset",
     "density_transforms",
     "linear_transforms",
@@ -288,6 +290,28 @@ class LogDensityd(MapTransform):
         return result
 
 
+def changed_transform(make: Callable[..., Any], changes: Mapping[str, Any]) -> Any:
+    """A transform with arguments that a model's file brings.
+
+    Args:
+        make: its class, or a `functools.partial` of it.
+        changes: arguments from the model's description.
+
+    Raises:
+        CheckpointError: the transform has no such argument, or doesn't take the value.
+    """
+    try:
+        return make(**changes)
+    except (TypeError, ValueError, LookupError) as error:
+        if not changes:
+            raise
+        name = getattr(getattr(make, "func", make), "__name__", "transform")
+        raise CheckpointError(
+            f"the model's description changes {name} by {dict(changes)}, which it doesn't take: "
+            f"{' '.join(str(error).split())[:200]}"
+        ) from error
+
+
 def density_transforms(
     normalisation: str,
     channels: int,
@@ -346,7 +370,9 @@ def density_transforms(
     listed.append((EnsureTyped, {"dtype": torch.float32, "track_meta": track_meta}))
     return Compose(
         [
-            kind(**{"keys": key, **arguments, **changed.get(kind.__name__, {})})
+            changed_transform(
+                partial(kind, **{"keys": key, **arguments}), changed.get(kind.__name__, {})
+            )
             for kind, arguments in listed
         ]
     )

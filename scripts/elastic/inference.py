@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from ignite.engine import Engine, Events
 from monai.inferers import Inferer
 from monai.transforms import Transform
 
@@ -25,6 +24,7 @@ from scripts.elastic.network import (
 from scripts.engines.opening import opened
 from scripts.errors import CohortError
 from scripts.networks.wrapping import unwrapped
+from scripts.pairwise.pair_writer import PairWriter
 from scripts.registration.images import ReadImage
 from scripts.registration.pair_output import PairFields, require_no_fold, write_pair
 from scripts.runtime.storage import file_hash, publish_folder
@@ -130,7 +130,7 @@ class VelocityInferer(Inferer):
         return unwrapped(network, ElasticNetwork).velocity(inputs)
 
 
-class RegisteredPairWriter:
+class RegisteredPairWriter(PairWriter):
     """Publishes ``<folder>/<moving image's name>/``, whole or not at all.
 
     Both fields on the fixed grid, the affine start, each image on the other's grid,
@@ -149,26 +149,16 @@ class RegisteredPairWriter:
         self.settings = settings
         self.folder = Path(folder)
 
-    def attach(self, engine: Engine) -> None:
-        """Write after each iteration."""
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
-
-    def __call__(self, engine: Engine) -> None:
-        """Write the pairs of the last iteration.
+    @torch.no_grad()
+    def write(self, item: Mapping[str, Any], found: torch.Tensor) -> None:
+        """Publish one pair, whose velocity ``(d, *reduced)`` the network found.
 
         Raises:
             FoldingError: a field folds, with verify_jacobian; that pair isn't published.
             StorageError: something can't be written.
         """
-        items: Any = engine.state.batch
-        found: Any = engine.state.output
-        for item, output in zip(items, found, strict=True):
-            self._write(item, torch.as_tensor(output["pred"])[None])
-
-    @torch.no_grad()
-    def _write(self, item: Mapping[str, Any], velocity: torch.Tensor) -> None:
         fixed, moving = (ReadImage(item[key]) for key in ("fixed", "moving"))
-        velocity = unfolded_velocity(self.network, velocity)
+        velocity = unfolded_velocity(self.network, found[None])
         shape = fixed.grid.shape[: fixed.spatial_dims]
         forward, inverse = (
             on_image_grid(one.cpu(), self.network.grid, fixed.grid.affine, shape)

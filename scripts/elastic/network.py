@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from scripts.networks.described import FORMAT, DescribedNetwork, load_described
+from scripts.networks.described import DescribedNetwork
 from scripts.networks.integration import VelocityIntegration
 from scripts.networks.unet import RegistrationUNet
-from scripts.pairwise.images import AffineImages
+from scripts.pairwise.images import PairImages
 from scripts.pairwise.network_grid import WorkingGrid, as_seen
+from scripts.pairwise.networks import load_pair_network, pair_description
 from scripts.settings.elastic import LearnedElasticConfig
 from scripts.spatial.resampling import resample_by_matrix
 from scripts.spatial.warp import warp
@@ -81,18 +81,11 @@ class ElasticNetwork(DescribedNetwork):
 
 
 def build_elastic_network(
-    images: AffineImages, settings: LearnedElasticConfig, labels: Sequence[int] = ()
+    images: PairImages, settings: LearnedElasticConfig, labels: Sequence[int] = ()
 ) -> ElasticNetwork:
     """The network that the settings ask for, initialised by their seed."""
     torch.manual_seed(settings.optimizer.seed)
-    description = {
-        "format": FORMAT,
-        "grid": asdict(images.grid),
-        "settings": settings.as_dict(),
-        "labels": list(labels),
-        "trained_on": [item["subject"] for item in images.training()],
-        "cohort": images.identity(),
-    }
+    description = pair_description(images, settings, labels=list(labels))
     return _built(images.grid, settings, description)
 
 
@@ -116,12 +109,7 @@ def load_elastic_network(path: str | Path) -> ElasticNetwork:
     Raises:
         CheckpointError: the file isn't there, is damaged, or is no elastic network's.
     """
-
-    def build(described: dict[str, Any], _: dict[str, torch.Tensor]) -> ElasticNetwork:
-        settings = LearnedElasticConfig.load(described["settings"])
-        return _built(WorkingGrid.of_dict(described["grid"]), settings, described)
-
-    return load_described(path, "elastic network", "unet", build)
+    return load_pair_network(path, "elastic network", "unet", LearnedElasticConfig, _built)
 
 
 def prepared_images(
@@ -143,7 +131,7 @@ def prepared_images(
         fixed_affine: voxel to RAS mm.
         moving: ``(*shape)``, maybe on another grid.
         moving_affine: voxel to RAS mm.
-        log_share: for densities, see `LearnedAffineImagesConfig`.
+        log_share: for densities, see `PairImagesConfig`.
         matrix: ``(4, 4)``, fixed point to moving point, RAS mm; None: they lie in one world.
 
     Raises:

@@ -20,7 +20,7 @@ from monai.utils import convert_to_tensor
 from scripts.cohort.density import DensityError
 from scripts.errors import CohortError
 from scripts.pairwise.augmentation import intensity_augmentation, smooth_field
-from scripts.pairwise.images import AffineImages, read_image
+from scripts.pairwise.images import PairImages, read_image
 from scripts.pairwise.network_grid import WorkingGrid
 from scripts.settings.elastic import LearnedElasticConfig, LearnedElasticSynthesisConfig
 from scripts.spatial.warp import warp
@@ -30,7 +30,7 @@ __all__ = ["LabelMapsd", "SyntheticPair", "SyntheticPairsOfLabels", "label_value
 _MOST_LABELS = 256
 
 
-def label_values(images: AffineImages, settings: LearnedElasticConfig) -> list[int]:
+def label_values(images: PairImages, settings: LearnedElasticConfig) -> list[int]:
     """The labels of a cohort's volumes, in order, 0 left out; none for presence maps.
 
     Raises:

@@ -10,7 +10,7 @@ from monai.transforms import Compose
 from scripts.elastic.network import ElasticNetwork
 from scripts.elastic.synthesis import LabelMapsd, SyntheticPair, SyntheticPairsOfLabels
 from scripts.losses.smoothness import SmoothnessLoss
-from scripts.pairwise.images import AffineImages
+from scripts.pairwise.images import PairImages
 from scripts.pairwise.training import HeldOutPairs, PairStep
 from scripts.settings.elastic import LearnedElasticConfig
 from scripts.spatial.warp import warp
@@ -111,20 +111,20 @@ class HeldOutOverlap(HeldOutPairs[ElasticNetwork, SyntheticPair]):
 
 
 def label_transforms(
-    images: AffineImages, settings: LearnedElasticConfig, labels: Sequence[int]
+    images: PairImages, settings: LearnedElasticConfig, labels: Sequence[int]
 ) -> Compose:
     """From a subject's files to its label maps on the network's grid."""
     return Compose([LabelMapsd("image", images.grid, labels, settings.images.levels)])
 
 
 def synthetic_pairs_of_labels(
-    images: AffineImages, settings: LearnedElasticConfig
+    images: PairImages, settings: LearnedElasticConfig
 ) -> SyntheticPairsOfLabels:
     """The pairs that the settings ask for."""
     return SyntheticPairsOfLabels(images.grid.shape, settings.synthesis, settings.optimizer.seed)
 
 
-def elastic_loss(images: AffineImages, settings: LearnedElasticConfig) -> ElasticLoss:
+def elastic_loss(images: PairImages, settings: LearnedElasticConfig) -> ElasticLoss:
     """The loss that the settings ask for."""
     return ElasticLoss(
         settings.model.field_resolution,

@@ -28,13 +28,13 @@ from scripts.settings.elastic import LearnedElasticConfig
 from scripts.spatial.grid import Grid
 
 __all__ = [
-    "AffineImages",
     "ImageSubject",
     "OntoNetworkGridd",
+    "PairImages",
     "open_images",
     "pair_dataset",
-    "read_affine_images",
     "read_image",
+    "read_pair_images",
 ]
 
 logger = logging.getLogger(__name__)
@@ -87,7 +87,7 @@ class OntoNetworkGridd(MapTransform):
     Args:
         keys: of lists of paths.
         grid: the network's.
-        log_share: see `LearnedAffineImagesConfig`.
+        log_share: see `PairImagesConfig`.
     """
 
     def __init__(
@@ -118,7 +118,7 @@ class ImageSubject:
 
 
 @dataclass(frozen=True, eq=False)
-class AffineImages:
+class PairImages:
     """The images to learn from, and the grid on which they are seen.
 
     Attributes:
@@ -164,9 +164,9 @@ class AffineImages:
         return hashlib.sha256(text.encode()).hexdigest()
 
 
-def read_affine_images(
+def read_pair_images(
     dataset_dir: str | Path, settings: LearnedAffineConfig | LearnedElasticConfig
-) -> AffineImages:
+) -> PairImages:
     """Find, read and check images (or label maps); they may lie on different grids.
 
     Raises:
@@ -209,7 +209,7 @@ def read_affine_images(
         "x".join(map(str, grid.shape)),
         grid.spacing,
     )
-    return AffineImages(
+    return PairImages(
         tuple(subjects), tuple(rejected), grid, found.pattern, settings.folds, settings.fold
     )
 
@@ -244,7 +244,7 @@ def open_images(
     dataset_dir: str | Path,
     settings: LearnedAffineConfig | LearnedElasticConfig,
     written: Sequence[str | Path] = (),
-) -> AffineImages:
+) -> PairImages:
     """The images to learn from, after what can be known beforehand of the run's end.
 
     Args:
@@ -255,11 +255,11 @@ def open_images(
     Raises:
         ConfigurationError: the machine lacks the device.
         StorageError: a folder can't be written, or another run is at work there.
-        CohortError: see `read_affine_images`.
+        CohortError: see `read_pair_images`.
     """
     open_device(settings.device, settings.key("device"))
     with reserved(written) as users:
-        images = read_affine_images(dataset_dir, settings)
+        images = read_pair_images(dataset_dir, settings)
         users.append(images)
     return images
 

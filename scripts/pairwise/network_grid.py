@@ -124,7 +124,7 @@ def between_0_and_1(data: np.ndarray, log_share: float | None = None) -> np.ndar
 
     Args:
         data: finite and not constant.
-        log_share: see `LearnedAffineImagesConfig`.
+        log_share: see `PairImagesConfig`.
     """
     values = data.astype(np.float64)
     if log_share is not None:

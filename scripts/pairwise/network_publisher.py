@@ -11,7 +11,7 @@ import torch
 
 from scripts.engines.handlers.loss_history import LossHistory
 from scripts.engines.run_state import RunState
-from scripts.pairwise.images import AffineImages
+from scripts.pairwise.images import PairImages
 from scripts.pairwise.measurement import Measurement, error_texts
 from scripts.runtime.storage import write_whole
 from scripts.settings.affine import LearnedAffineConfig
@@ -41,7 +41,7 @@ class NetworkPublisher:
     def __init__(
         self,
         network: torch.nn.Module,
-        images: AffineImages,
+        images: PairImages,
         settings: LearnedAffineConfig | LearnedElasticConfig,
         measurement: Measurement,
         history: LossHistory,

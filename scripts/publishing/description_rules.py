@@ -1,7 +1,7 @@
-"""What an ``atlas.json`` must be before a job believes it: kinds, ranges, names.
+"""What ``atlas.json`` must be before a job uses it: kinds, ranges, names.
 
-Whoever gets an atlas from somebody else gets this file with it. All of it is data: a name in it may
-lead out of a folder, a size may be beyond any memory, a number may be no number.
+An atlas from somebody else comes with this file. All of it is data: a name may lead out of a
+folder, a size may exceed any memory, a number may not be a number.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from scripts.runtime.input_files import check_fits, read_json
 from scripts.runtime.inside import inside, name_reason
+from scripts.runtime.typed_data import Part, validated
 from scripts.settings.atlas import BASELINE_MAPS
 
 __all__ = ["ATLAS_NAME", "opened_description", "require_verifiable", "verifiable_jacobians"]
@@ -44,22 +45,16 @@ _Sizes = Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=2, max_le
 _Places = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=2, max_length=3)]
 
 
-class _Part(BaseModel):
-    """Strict in kind; keys that aren't read are passed over."""
-
-    model_config = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False)
-
-
 # ---------------------------------------------------------------------------------------------
 # What every job that uses an atlas reads
 # ---------------------------------------------------------------------------------------------
 
 
-class _NamedSubject(_Part):
+class _NamedSubject(Part):
     subject: _Name
 
 
-class _NamedCohort(_Part):
+class _NamedCohort(Part):
     subjects: list[_NamedSubject]
 
     @model_validator(mode="after")
@@ -70,11 +65,11 @@ class _NamedCohort(_Part):
         return self
 
 
-class _OpenedCovariates(_Part):
+class _OpenedCovariates(Part):
     at: dict[str, float | str] | None = None
 
 
-class _Opened(_Part):
+class _Opened(Part):
     name: Literal["tract_density_atlas"]
     kind: str = "learned"
     training_space: Literal["template_native", "affine_native"]
@@ -92,7 +87,7 @@ def opened_description(folder: Path) -> dict[str, Any]:
         ValueError: it isn't the description of an atlas; the message says where and why.
     """
     about = read_json(inside(folder, "atlas.json"))
-    _validate(_Opened, about)
+    validated(_Opened, about)
     return about
 
 
@@ -101,7 +96,7 @@ def opened_description(folder: Path) -> dict[str, Any]:
 # ---------------------------------------------------------------------------------------------
 
 
-class _Map(_Part):
+class _Map(Part):
     path: _Text
     channel: int = Field(ge=0)
     divisor: float = Field(gt=0)
@@ -112,16 +107,16 @@ class _Subject(_NamedSubject):
     maps: list[_Map] = Field(min_length=1)
 
 
-class _Grid(_Part):
+class _Grid(Part):
     shape: _Sizes
 
 
-class _Crop(_Part):
+class _Crop(Part):
     start: _Places
     stop: _Places
 
 
-class _Cohort(_Part):
+class _Cohort(Part):
     grid: _Grid
     crop: _Crop
     subjects: list[_Subject] = Field(min_length=1)
@@ -137,23 +132,23 @@ class _Cohort(_Part):
         return self
 
 
-class _Model(_Part):
+class _Model(Part):
     channels: int = Field(ge=1, le=10_000)
     n_templates: int = Field(default=1, ge=1, le=1000)
 
 
-class _Settings(_Part):
+class _Settings(Part):
     save_fields: bool = True
     model: _Model
     emit_baseline_maps: list[Literal[BASELINE_MAPS]]  # type: ignore[valid-type]
 
 
-class _Code(_Part):
+class _Code(Part):
     version: str
     sha256: str
 
 
-class _Verifiable(_Part):
+class _Verifiable(Part):
     kind: Literal["learned", "averaged", "barycentre"]
     normalisation: Literal["waytotal", "streamline_density", "max", "none"]
     presence_value: float
@@ -193,13 +188,13 @@ def require_verifiable(path: Path, about: Mapping[str, Any]) -> None:
         FileError: memory doesn't hold what it claims.
         ValueError: where and why it can't.
     """
-    found = _validate(_Verifiable, about)
+    found = validated(_Verifiable, about)
     model = found.settings.model
     values = math.prod(found.cohort.grid.shape) * model.channels
     check_fits(path, 8 * _DOUBLES * values * model.n_templates)
 
 
-class _Jacobians(_Part):
+class _Jacobians(Part):
     root: dict[str, dict[str, dict[str, float]]]
 
 
@@ -209,30 +204,4 @@ def verifiable_jacobians(said: Any) -> dict[str, dict[str, dict[str, float]]]:
     Raises:
         ValueError: it says something else.
     """
-    return _validate(_Jacobians, {"root": said}).root
-
-
-def _validate(kind: type[Any], about: Any) -> Any:
-    if not isinstance(about, dict):
-        raise ValueError("holds no mapping")
-    try:
-        return kind.model_validate(about)
-    except ValidationError as error:
-        raise ValueError(_first(error)) from None
-
-
-def _first(error: ValidationError) -> str:
-    """The first violation in a line: where, what stands there, what is wrong with it."""
-    violation = error.errors(include_url=False)[0]
-    where = ""
-    for part in violation["loc"]:
-        where += f"[{part}]" if isinstance(part, int) else f".{part}"
-    if violation["type"] == "missing":
-        return f"has no {where.lstrip('.')}"
-    value = repr(violation["input"])
-    if len(value) > 80:
-        value = f"{value[:70]}..."
-    cause = violation.get("ctx", {}).get("error")
-    rule = str(cause) if cause is not None else violation["msg"][:200]
-    place = where.lstrip(".")
-    return f"{place} = {value}: {rule}" if place else rule
+    return validated(_Jacobians, {"root": said}).root

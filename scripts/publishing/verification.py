@@ -251,6 +251,8 @@ def _trouble(path: Path, longest: int) -> str | None:
         size = check_file(path).st_size
     except FileError as error:
         return error.reason
+    if size == 0:  # also what the system makes up as it is read, which may never end
+        return "is empty"
     if size > longest:
         return f"has {size / 1e9:.1f} GB, more than any file of such an atlas"
     return None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,14 +10,14 @@ import torch
 
 from scripts.errors import FoldingError
 from scripts.registration.images import ReadImage
-from scripts.runtime.storage import check_space
+from scripts.runtime.storage import check_writable
 from scripts.settings.image_pairs import ImagePairs
 from scripts.spatial.fields import write_field
 from scripts.spatial.transform_files import write_affine_files
 from scripts.spatial.transforms import AffineTransform, FieldTransform, Transform, resample
-from scripts.spatial.volumes import voxels_of, write_map
+from scripts.spatial.volumes import write_map
 
-__all__ = ["PairFields", "pairs_with_room", "require_no_fold", "room_for_pairs", "write_pair"]
+__all__ = ["PairFields", "checked_pairs", "require_no_fold", "write_pair"]
 
 
 @dataclass(frozen=True)
@@ -34,31 +33,17 @@ class PairFields:
     inverse: torch.Tensor
 
 
-def room_for_pairs(
-    folder: str | Path, fixed: str | Path, moving: Sequence[str | Path], fields: bool
-) -> None:
-    """Make sure that what `write_pair` writes of these images fits, by their headers.
+def checked_pairs(settings: ImagePairs, folder: str | Path) -> list[dict[str, str]]:
+    """The pairs of the settings, whose results can be written.
 
     Args:
-        folder: where to.
-        fixed: the image that is wanted.
-        moving: those that are brought to it.
-        fields: whether displacements are written too.
+        settings: of the job.
+        folder: holds a folder a pair.
 
     Raises:
-        StorageError: with the arithmetic.
+        StorageError: it can't be written.
     """
-    voxels, channels = voxels_of(fixed)
-    images = sum(channels * (voxels + voxels_of(path)[0]) for path in moving)
-    displacements = 6 * voxels * len(moving) if fields else 0
-    check_space({Path(folder): {"fields": 4 * displacements, "images": 4 * images}})
-
-
-def pairs_with_room(
-    settings: ImagePairs, folder: str | Path, fields: bool = False
-) -> list[dict[str, str]]:
-    """The pairs of the settings, for which there is room; see `room_for_pairs`."""
-    room_for_pairs(folder, settings.fixed, settings.moving, fields)
+    check_writable(folder)
     return settings.pairs()
 
 

@@ -18,7 +18,7 @@ from scripts.networks.precision import open_device
 from scripts.registration.affine import AffineRefinement, AffineResult, start_in_family
 from scripts.registration.deformable import ElasticRefinement, ElasticResult
 from scripts.registration.images import ReadImage
-from scripts.registration.pair_output import PairFields, require_no_fold, room_for_pairs, write_pair
+from scripts.registration.pair_output import PairFields, require_no_fold, write_pair
 from scripts.runtime.lock import locked_folders
 from scripts.runtime.progress import progress_bar
 from scripts.runtime.storage import check_writable, file_hash, publish_folder
@@ -71,13 +71,13 @@ class PairRefiner:
             FoldingError: a field folds, with verify_jacobian; that pair isn't published.
             StorageError: something can't be written.
         """
-        with locked_folders(self.output_dir):
-            fields = self.settings.mode != "affine"
-            room_for_pairs(self.output_dir, self.settings.fixed, self.moving, fields)
-            with progress_bar(len(self.moving), "refinement") as bar:
-                for path, start in zip(self.moving, self.starts, strict=True):
-                    self._refine(path, start)
-                    bar.update()
+        with (
+            locked_folders(self.output_dir),
+            progress_bar(len(self.moving), "refinement") as bar,
+        ):
+            for path, start in zip(self.moving, self.starts, strict=True):
+                self._refine(path, start)
+                bar.update()
 
     # -- one pair --------------------------------------------------------------------------
 

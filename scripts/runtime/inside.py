@@ -9,12 +9,13 @@ from __future__ import annotations
 import os
 import re
 import stat
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from scripts.runtime.input_files import FileError
 
-__all__ = ["Entry", "entries", "inside", "name_reason"]
+__all__ = ["Entry", "entries", "file_name_key", "inside", "name_reason"]
 
 _LONGEST = 255  # bytes of a file's name, on the systems that we know of
 
@@ -32,7 +33,7 @@ def name_reason(name: object) -> str | None:
         return "is empty"
     if name in (".", ".."):
         return f"is {name!r}"
-    found = re.search(r"[/\\\x00-\x1f\x7f]", name)
+    found = re.search(r"[/\\\x00-\x1f\x7f-\x9f\u2028\u2029]", name)
     if found is not None:
         return f"holds {found[0]!r}"
     try:
@@ -40,6 +41,16 @@ def name_reason(name: object) -> str | None:
     except UnicodeEncodeError:
         return "is no text that a file can be named by"
     return f"has {length} bytes, more than {_LONGEST}" if length > _LONGEST else None
+
+
+def file_name_key(name: str) -> str:
+    """Equal for names that some file system takes for one: those that ignore case or accents' form.
+
+    Example:
+        >>> file_name_key("Sub-01") == file_name_key("sub-01")
+        True
+    """
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFD", name).casefold())
 
 
 def inside(folder: str | Path, name: str, said_by: str = "", kind: str = "file") -> Path:

@@ -56,13 +56,9 @@ def parse_yaml(text: str) -> Any:
         )
     try:
         _check_nesting(yaml.parse(text, Loader=yaml.SafeLoader))
-        found = yaml.load(text, Loader=yaml.SafeLoader)
+        found = _built(text)
     except yaml.YAMLError as error:
         raise ValueError(" ".join(str(error).split())) from error
-    except RecursionError as error:
-        raise ValueError("is nested too deeply") from error
-    except ValueError as error:  # Python's own limit, which advises to lift it
-        raise ValueError("holds a number of too many digits") from error
     require_depth(found, _MOST_YAML)
     return found
 
@@ -95,6 +91,13 @@ def require_depth(value: Any, most: int = _MOST) -> None:
                 raise ValueError(f"holds more than {most:,} values")
             below += [entry for entry in inner if isinstance(entry, dict | list | tuple)]
         level = below
+
+
+def _built(text: str) -> Any:
+    try:
+        return yaml.load(text, Loader=yaml.SafeLoader)
+    except ValueError as error:  # Python's own limit, whose message advises to lift it
+        raise ValueError("holds a number of too many digits, or an impossible date") from error
 
 
 def _check_nesting(events: Iterable[yaml.Event]) -> None:

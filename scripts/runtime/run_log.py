@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import logging.handlers
+import os
+import stat
 import sys
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +49,15 @@ class _RunLog(logging.handlers.RotatingFileHandler):
         )  # fmt: skip
         self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         self.setLevel(logging.INFO)
+
+    def _open(self) -> TextIOWrapper:
+        """The file itself: a link, a pipe or a device in its place is refused."""
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK
+        handle = os.open(self.baseFilename, flags, 0o666)
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            os.close(handle)
+            raise OSError(errno.EINVAL, "is no file")
+        return os.fdopen(handle, "a", encoding=self.encoding, errors=self.errors)
 
     def format(self, record: logging.LogRecord) -> str:
         """A line as `shown`, whichever library wrote it: logs are read on terminals."""

@@ -113,10 +113,16 @@ def write_whole(path: str | Path) -> Iterator[Path]:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         _remove_halves(target)
-        staged.unlink(missing_ok=True)  # a link would redirect the writing
+        # A link would redirect the writing: it is removed, and the file is made before anybody
+        # can put another link in its place.
+        staged.unlink(missing_ok=True)
+        os.close(os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666))
         yield staged
-        with staged.open("rb+") as file:
-            os.fsync(file.fileno())
+        handle = os.open(staged, os.O_RDWR | os.O_NOFOLLOW)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
         staged.replace(target)
     except OSError as error:
         raise StorageError(f"{target}: can't be written: {error}") from error
@@ -170,7 +176,9 @@ def recover_folder(folder: str | Path) -> None:
     """Undo a replacement that stopped between its two renames: restore the earlier folder."""
     target = Path(folder)
     earlier = _set_aside(target)
-    if earlier.exists():
+    if earlier.is_symlink():  # never set aside by this bundle, and it would redirect the atlas
+        earlier.unlink()
+    elif earlier.exists():
         if target.exists():
             shutil.rmtree(earlier, ignore_errors=True)
         else:
@@ -188,7 +196,7 @@ def _locked(folder: Path) -> Iterator[bool]:
     The system releases the lock however the process ends.
     """
     try:
-        handle = os.open(folder, os.O_RDONLY)
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     except OSError:
         yield False
         return

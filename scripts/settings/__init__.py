@@ -41,6 +41,9 @@ BLOCKS = {
     "align": Block("scripts.settings.align:AlignConfig", ("align",)),
     "refine": Block("scripts.settings.refine:RefineConfig", ("refine",)),
     "warp": Block("scripts.settings.warp:WarpConfig", ("warp",)),
+    "warp_streamlines": Block(
+        "scripts.settings.warp_streamlines:WarpStreamlinesConfig", ("warp_streamlines",)
+    ),
     "learned_affine": Block("scripts.settings.affine:LearnedAffineConfig", ("train_affine",)),
     "estimate_affine": Block(
         "scripts.settings.image_pairs:EstimateAffineConfig", ("estimate_affine",)
@@ -55,6 +58,7 @@ BLOCKS = {
     "tract_similarity": Block(
         "scripts.settings.applications:TractSimilarityConfig", ("tract_similarity",)
     ),
+    "tract_stats": Block("scripts.settings.tract_stats:TractStatsConfig", ("tract_stats",)),
     "barycentre": Block("scripts.settings.applications:BarycentreConfig", ("barycentre",)),
     "evaluate": Block("scripts.settings.evaluate:EvaluateConfig", ("evaluate",)),
     "label_transfer": Block(

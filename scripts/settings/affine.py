@@ -9,8 +9,8 @@ from pydantic import BeforeValidator, field_validator, model_validator
 from scripts.settings.pairwise import (
     AUGMENTATIONS,
     FoldedConfig,
-    LearnedAffineImagesConfig,
-    LearnedAffineOptimizerConfig,
+    PairImagesConfig,
+    PairOptimizerConfig,
     check_augmentations,
 )
 from scripts.settings.section import (
@@ -144,6 +144,18 @@ class LearnedAffineLossConfig(Section):
         if self.parameter_weight == self.image_weight == 0:
             raise ValueError("parameter_weight and image_weight are both 0; one must be > 0")
         return self
+
+
+class LearnedAffineImagesConfig(PairImagesConfig):
+    """Where images are found, and the grid on which the network sees them."""
+
+    key_path: ClassVar[str] = "learned_affine.images"
+
+
+class LearnedAffineOptimizerConfig(PairOptimizerConfig):
+    """How long and how fast the network learns."""
+
+    key_path: ClassVar[str] = "learned_affine.optimizer"
 
 
 class LearnedAffineConfig(FoldedConfig):

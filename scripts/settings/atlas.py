@@ -26,6 +26,7 @@ from pydantic import (
 )
 
 from scripts.errors import ConfigurationError
+from scripts.settings.atlas_model import LearnedAtlasModelConfig
 from scripts.settings.cohort import (
     RELATIVE,
     CohortRequest,
@@ -41,7 +42,6 @@ from scripts.settings.section import (
     Sizes,
     Text,
     Texts,
-    check_names,
     check_placeholders,
     check_relative,
     section,
@@ -56,9 +56,6 @@ __all__ = [
     "LearnedAtlasModelConfig",
     "LearnedAtlasOptimizerConfig",
     "LearnedAtlasRefineConfig",
-    "check_decoder",
-    "check_features",
-    "check_field_resolution",
     "load_settings",
 ]
 
@@ -73,136 +70,6 @@ BASELINE_MAPS = ("mean", "std", "std_error", "cov", "prob_threshold")
 
 
 _SAFE_NAME = "one path component: no separator, no leading dot, at most 255 bytes"
-
-
-def check_features(features: list[int]) -> list[int]:
-    """Numbers of channels, each at least 1."""
-    if not features:
-        raise ValueError("is empty")
-    if min(features) < 1:
-        raise ValueError(f"has an entry below 1: {min(features)}")
-    return features
-
-
-def check_decoder(features: list[int], info: ValidationInfo) -> list[int]:
-    """As many convolutions as the encoder has levels, or more."""
-    levels = len(info.data.get("enc_features", ()))
-    if len(features) < levels:
-        raise ValueError(f"has {len(features)} entries for {levels} up-sampling steps")
-    return features
-
-
-def check_field_resolution(factor: int, info: ValidationInfo) -> int:
-    """A factor that the encoder reaches."""
-    if factor not in (1, 2, 4):
-        raise ValueError("is none of them")
-    levels = len(info.data.get("enc_features", (1, 1)))
-    if factor > 2**levels:
-        raise ValueError(f"is out of reach of {levels} encoder level")
-    return factor
-
-
-class LearnedAtlasModelConfig(Section):
-    """Templates and the network that predicts fields."""
-
-    key_path: ClassVar[str] = "learned_atlas.model"
-
-    channels: Size = setting(1, "Tracts learned jointly under one deformation.", ge=1)
-    n_templates: Size = setting(1, "Templates in the mixture (K).", ge=1)
-    mixture_sharpness: Number = setting(
-        50.0,
-        "How firmly a subject's losses assign it to templates: exp(-sharpness * loss).",
-        gt=0,
-    )
-    covariates: Texts = setting(
-        [],
-        "Columns of cohort.participants that the template depends on (a conditional template): "
-        "numbers are standardised, anything else is a category. Empty: one template for all.",
-        "a list of distinct, non-empty names other than participant_id, without = or comma; with "
-        "any, n_templates must be 1 and refine.rounds >= 1",
-    )
-    categorical_covariates: Texts = setting(
-        [],
-        "Covariates whose numbers are names of categories, such as the site's.",
-        "a list of distinct names out of covariates",
-    )
-    int_steps: Integer = setting(
-        7,
-        "Scaling-and-squaring steps; 0 takes the network's output as the displacement itself.",
-        ge=0,
-        le=10,
-    )
-    enc_features: Sizes = setting(
-        [16, 32, 32, 32],
-        "Channels of the encoder's convolutions at full, 1/2, 1/4, ... resolution.",
-        "a non-empty list of integers, each >= 1",
-    )
-    dec_features: Sizes = setting(
-        [32, 32, 32, 16, 16],
-        "Channels of the decoder: an up-convolution per encoder level, then convolutions at full "
-        "resolution.",
-        "a non-empty list of integers, each >= 1, at least as long as enc_features (one "
-        "up-sampling step per encoder level)",
-    )
-    field_resolution: Integer = setting(
-        2,
-        "The field is predicted and integrated at 1/this of the grid's resolution.",
-        "1, 2 or 4; 4 needs at least two levels in enc_features",
-    )
-    passes: Sizes = setting(
-        [2, 1, 1],
-        "The network's looks at a pair, once refine.network_epochs taught it more than one: each "
-        "sees the template as moved so far and the subject, both averaged by its factor, and adds "
-        "to the velocity.",
-        "a non-empty list of 1, 2, 4 and 8, at most 8 of them",
-    )
-    velocity_smoothing: Number = setting(
-        3.0,
-        "Standard deviation, in voxels, of the Gaussian that makes every velocity: the network's "
-        "output and the steps of a refinement pass through it. 0: none.",
-        ge=0,
-    )
-    checkpointing: Flag = setting(
-        False,
-        "Recompute activations in the backward pass: less memory, more time.",
-    )
-
-    @field_validator("covariates")
-    @classmethod
-    def _check_covariates(cls, names: list[str], info: ValidationInfo) -> list[str]:
-        check_names(names)
-        for name in names:
-            if re.search(r"[=,\x00-\x1f]", name) or name in ("participant_id", "mean"):
-                raise ValueError(f"names {name!r}, which can't be a covariate")
-        if names and info.data.get("n_templates", 1) > 1:
-            raise ValueError(
-                "several templates (n_templates) that each depend on covariates aren't supported"
-            )
-        return names
-
-    @field_validator("categorical_covariates")
-    @classmethod
-    def _check_categorical(cls, names: list[str], info: ValidationInfo) -> list[str]:
-        check_names(names)
-        unknown = [name for name in names if name not in info.data.get("covariates", names)]
-        if unknown:
-            raise ValueError(f"names {unknown[0]!r}, which isn't in covariates")
-        return names
-
-    _features = field_validator("enc_features", "dec_features")(check_features)
-    _decoder = field_validator("dec_features")(check_decoder)
-
-    @field_validator("passes")
-    @classmethod
-    def _check_passes(cls, factors: list[int]) -> list[int]:
-        if not 1 <= len(factors) <= 8:
-            raise ValueError(f"has {len(factors)} entries")
-        for factor in factors:
-            if factor not in (1, 2, 4, 8):
-                raise ValueError(f"has an entry that is none of them: {factor}")
-        return factors
-
-    _field_resolution = field_validator("field_resolution")(check_field_resolution)
 
 
 class LearnedAtlasLossConfig(Section):

@@ -63,6 +63,8 @@ OUTPUT_FOLDERS = frozenset(
         "tensorboard",
         "tract_similarity",
         "warped",
+        "tract_statistics",
+        "warped_streamlines",
     }
 )
 

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, field_validator, model_validator
 
-from scripts.settings.atlas import (
+from scripts.settings.atlas_model import (
     check_decoder,
     check_features,
     check_field_resolution,
@@ -16,8 +16,8 @@ from scripts.settings.cohort import SubjectSearch, check_tracts
 from scripts.settings.pairwise import (
     AUGMENTATIONS,
     FoldedConfig,
-    LearnedAffineImagesConfig,
-    LearnedAffineOptimizerConfig,
+    PairImagesConfig,
+    PairOptimizerConfig,
     check_augmentations,
 )
 from scripts.settings.section import (
@@ -38,7 +38,7 @@ __all__ = ["LearnedElasticConfig", "load_learned_elastic"]
 Numbers = Annotated[list[Number], BeforeValidator(to_list)]
 
 
-class LearnedElasticImagesConfig(LearnedAffineImagesConfig):
+class LearnedElasticImagesConfig(PairImagesConfig):
     """Label maps to learn from, and the grid of the network."""
 
     key_path: ClassVar[str] = "learned_elastic.images"
@@ -159,7 +159,7 @@ class LearnedElasticLossConfig(Section):
     smoothness_weight: Number = setting(0.3, "Weight of the velocity's squared gradient.", ge=0)
 
 
-class LearnedElasticOptimizerConfig(LearnedAffineOptimizerConfig):
+class LearnedElasticOptimizerConfig(PairOptimizerConfig):
     """How long and how fast the network learns."""
 
     key_path: ClassVar[str] = "learned_elastic.optimizer"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, ValidationInfo, field_validator
 
@@ -30,8 +30,8 @@ from scripts.settings.section import (
 __all__ = [
     "AUGMENTATIONS",
     "FoldedConfig",
-    "LearnedAffineImagesConfig",
-    "LearnedAffineOptimizerConfig",
+    "PairImagesConfig",
+    "PairOptimizerConfig",
     "check_augmentations",
 ]
 
@@ -56,10 +56,8 @@ def _to_fold(value: object) -> object:
     return None if value is None else to_int(value)
 
 
-class LearnedAffineImagesConfig(Section):
+class PairImagesConfig(Section):
     """Where images are found, and the grid on which the network sees them."""
-
-    key_path: ClassVar[str] = "learned_affine.images"
 
     layout: Literal["probtrackx2", "mrtrix3", "xtract", "tractseg", "bids", "flat"] = setting(
         "probtrackx2",
@@ -123,10 +121,8 @@ class LearnedAffineImagesConfig(Section):
         )
 
 
-class LearnedAffineOptimizerConfig(Section):
+class PairOptimizerConfig(Section):
     """How long and how fast the network learns."""
-
-    key_path: ClassVar[str] = "learned_affine.optimizer"
 
     lr: Number = setting(1e-3, "Adam's largest learning rate.", gt=0)
     epochs: Integer = setting(50, "Passes over the training subjects.", ge=1)

@@ -16,6 +16,7 @@ import difflib
 import math
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from numbers import Integral, Real
@@ -26,6 +27,7 @@ from pydantic.fields import FieldInfo
 
 from scripts.errors import ConfigurationError
 from scripts.runtime.error_report import advise_on_memory, report_errors_in_one_line
+from scripts.runtime.inside import file_name_key, name_reason
 from scripts.runtime.plain_data import require_depth
 
 __all__ = [
@@ -398,7 +400,7 @@ def check_relative(path: str) -> None:
     """Refuse a path that is blank, absolute, or could leave the folder that it is joined to."""
     if not path.strip():
         raise ValueError("is empty")
-    if re.search(r"[\x00-\x1f\x7f]", path):
+    if re.search(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", path):
         raise ValueError("holds a control character")
     if "\\" in path:
         raise ValueError("holds a backslash")
@@ -433,14 +435,17 @@ def check_names(names: list[str]) -> None:
 
 
 def check_folder_names(names: list[str]) -> None:
-    """Refuse names of subjects, one at least, that no folder can have."""
+    """Refuse names of subjects, one at least, that no folder has, or that one folder could have."""
     if not names:
         raise ValueError("names nobody")
     if len(set(names)) < len(names):
         raise ValueError("has a name twice")
+    counts = Counter(map(file_name_key, names))
     for name in names:
-        if re.search(r"[/\\\x00-\x1f]", name) or not name.strip() or name.startswith("."):
+        if name_reason(name) is not None or name.startswith("."):
             raise ValueError(f"has a name that is no folder's: {name!r}")
+        if counts[file_name_key(name)] > 1:
+            raise ValueError(f"has two names that some file systems take for one: {name!a}")
 
 
 # ---------------------------------------------------------------------------------------------

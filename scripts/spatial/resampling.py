@@ -1,7 +1,7 @@
 """Images read from one grid onto another, through world matrices and displacements, in PyTorch.
 
-In batches, with gradients, on any device. For one image through a chain of any transforms, whose
-file must keep every bit of what it was, there is `scripts.spatial.transforms.resample`.
+In batches, with gradients, on any device. For one image or label map through a chain of any
+transforms, in float64, there is `scripts.spatial.transforms.resample`.
 """
 
 from __future__ import annotations

@@ -173,9 +173,9 @@ def resample(
     second`` means the same. 0 outside of the image. A plane is read where a point's first two
     coordinates fall.
 
-    Any transforms, in float64 and voxel coordinates: an image on its own grid keeps its very
-    values. PyTorch's ``grid_sample`` takes as long, but its coordinates from -1 to 1 change the
-    last bit of some of them. For matrices in batches, with gradients or on a GPU there is
+    Any transforms, in float64; labels of any type, and a half goes up as in ITK. PyTorch's
+    ``grid_sample`` takes as long and gives the same values linearly, but reads no integers and
+    rounds a half to the even voxel. For matrices in batches, with gradients or on a GPU there is
     `resample_by_matrix`.
 
     Args:

@@ -542,3 +542,44 @@ def test_single_files_of_one_subject_are_sides_or_an_error(tmp_path):
     assert len(candidates_from_files(sides, config).candidates[0].maps) == 2
     with pytest.raises(CohortError, match="has 2 runs"):
         candidates_from_files([tmp_path / fdt("s", "a"), tmp_path / fdt("s", "b")], config)
+
+
+# ----------------------------------------------------------------- names that some systems confuse
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "what"),
+    [
+        ("Sub-A", "sub-a", "upper and lower case"),
+        ("Straße", "STRASSE", "upper and lower case"),
+        ("Müller", unicodedata.normalize("NFD", "Müller"), "the form of its letters"),
+        ("MÜLLER", unicodedata.normalize("NFD", "müller"), "upper and lower case"),
+    ],
+)
+def test_names_that_are_one_on_some_file_systems_are_both_left_out(tmp_path, one, other, what):
+    touch(tmp_path, f"{one}.nii.gz", f"{other}.nii.gz", "sub-c.nii.gz")
+    found = find(tmp_path, cohort={"layout": "flat"})
+    assert names(found) == ["sub-c"]
+    assert {rejection.subject for rejection in found.rejected} == {one, other}
+    assert all(what in rejection.reason for rejection in found.rejected)
+    by_file = candidates_from_files(
+        sorted(tmp_path.iterdir()),
+        LearnedAtlasConfig.load({"cohort": {"layout": "flat"}}).subject_search(),
+    )
+    assert [candidate.name for candidate in by_file.candidates] == ["sub-c"]
+
+
+def test_excluding_one_of_two_names_keeps_the_other(tmp_path):
+    touch(tmp_path, "Sub-A.nii.gz", "sub-a.nii.gz", "sub-c.nii.gz")
+    found = find(tmp_path, cohort={"layout": "flat", "exclude": ["Sub-A"]})
+    assert names(found) == ["sub-a", "sub-c"]
+    assert not found.rejected
+
+
+@pytest.mark.parametrize("name", ["..nii.gz", "...nii.gz", ".x.nii.gz", "a\nb.nii.gz"])
+def test_a_file_whose_name_no_folder_can_have_is_left_out(tmp_path, name):
+    touch(tmp_path, name, "sub-c.nii.gz")
+    search = LearnedAtlasConfig.load({"cohort": {"layout": "flat"}}).subject_search()
+    found = candidates_from_files([tmp_path / name, tmp_path / "sub-c.nii.gz"], search)
+    assert [candidate.name for candidate in found.candidates] == ["sub-c"]
+    assert [rejection.path for rejection in found.rejected] == [str(tmp_path / name)]

@@ -22,7 +22,7 @@ from scripts.elastic.synthesis import (
 )
 from scripts.elastic.training import ElasticLoss, soft_overlap
 from scripts.errors import CheckpointError, CohortError
-from scripts.pairwise.images import read_affine_images
+from scripts.pairwise.images import read_pair_images
 from scripts.pairwise.network_grid import WorkingGrid
 from scripts.settings.elastic import LearnedElasticConfig
 from scripts.spatial.warp import warp
@@ -137,7 +137,7 @@ def test_a_network_goes_through_its_file(tmp_path):
             "model": SMALL,
         }
     )
-    images = read_affine_images(folder, settings)
+    images = read_pair_images(folder, settings)
     values = label_values(images, settings)
     assert values == [3, 7]
     maps = LabelMapsd("image", images.grid, values)(images.training()[0])["image"]
@@ -166,7 +166,7 @@ def test_presence_maps_are_nested_and_label_volumes_must_hold_labels(tmp_path):
     block = {"device": "cpu", "fold": None, "min_subjects": 1}
     images_of = {"layout": "flat", "shape": [16, 16, 16]}
     presence = LearnedElasticConfig.load({**block, "images": images_of})
-    images = read_affine_images(tmp_path, presence)
+    images = read_pair_images(tmp_path, presence)
     assert label_values(images, presence) == []
     maps = LabelMapsd("image", images.grid, [], [0.2, 0.8])(images.training()[0])["image"]
     assert maps.shape[0] == 2

@@ -176,7 +176,7 @@ def test_affine_native_atlases_need_the_extra_warp(trained, run_bundle, refused,
     ("words", "code", "messages"),
     [
         (("--atlas_dir=nowhere",), 3, ["there is no atlas", "--atlas_dir"]),
-        (("--atlas_to_patient#patients=['sub-99']",), 3, ["unknown patient sub-99", "sub-05"]),
+        (("--atlas_to_patient#patients=['sub-99']",), 3, ["unknown subject sub-99", "sub-05"]),
         (("--atlas_to_patient#patients=['../x']",), 2, ["atlas_to_patient.patients"]),
         (("--atlas_to_patient#transforms=['none.mat']",), 3, ["there is no transform none.mat"]),
         (("--atlas_to_patient#space=native",), 2, ["atlas_to_patient.space = 'native'"]),

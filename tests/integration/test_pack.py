@@ -78,8 +78,9 @@ def test_it_holds_the_bundle_and_nothing_else(unpacked, trained):
         for path in (ROOT / folder).rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
     }
-    assert files == {*ours, "LICENSE", "models/model.pt"}
-    for name in files - {"configs/metadata.json", "configs/train.yaml", "models/model.pt"}:
+    assert files == {*ours, "LICENSE", "docs/model_card.md", "models/model.pt"}
+    own = {"configs/metadata.json", "configs/train.yaml", "docs/model_card.md", "models/model.pt"}
+    for name in files - own:
         assert (unpacked / name).read_bytes() == (ROOT / name).read_bytes()
     model = trained.ckpt_dir / "model.pt"
     assert (unpacked / "models/model.pt").read_bytes() == model.read_bytes()

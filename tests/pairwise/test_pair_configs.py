@@ -28,7 +28,7 @@ INFERENCE = {
     "estimate_affine", "register_elastic", "passes", "settings::_target_", "settings::block",
     "network_def::_target_", "network_def::path", "device::key",
     "preprocessing::_target_", "preprocessing::settings",
-    "dataset::data::folder", "dataset::data::fields", "inferer::_target_", "handlers::1::_target_",
+    "dataset::data::folder", "inferer::_target_", "handlers::1::_target_",
     "handlers::1::settings", "handlers::1::folder", "estimating", "registering", "run::0",
 }  # fmt: skip
 """Where the jobs that ask a network differ."""

@@ -15,7 +15,7 @@ from monai.bundle import ConfigWorkflow
 
 from scripts.affine.inference import load_affine_network
 from scripts.errors import CheckpointError, CohortError
-from scripts.pairwise.images import read_affine_images, read_image
+from scripts.pairwise.images import read_image, read_pair_images
 from scripts.pairwise.network_grid import WorkingGrid, between_0_and_1
 from scripts.runtime.error_report import find_user_error
 from scripts.settings.affine import LearnedAffineConfig
@@ -32,7 +32,7 @@ def test_folds_are_by_subject_and_cover_everyone_once(tmp_path):
     write_blobs(tmp_path, 7, shape=(6, 6, 6))
     measured: list[str] = []
     for fold in range(3):
-        images = read_affine_images(tmp_path, config(fold=fold))
+        images = read_pair_images(tmp_path, config(fold=fold))
         train = {item["subject"] for item in images.training()}
         held_out = {item["subject"] for item in images.held_out()}
         assert not train & held_out
@@ -40,20 +40,20 @@ def test_folds_are_by_subject_and_cover_everyone_once(tmp_path):
         assert 2 <= len(held_out) <= 3
         measured += held_out
     assert len(measured) == len(set(measured)) == 7
-    everyone = read_affine_images(tmp_path, config(fold=None))
+    everyone = read_pair_images(tmp_path, config(fold=None))
     assert len(everyone.training()) == 7
     assert everyone.held_out() == []
 
 
 def test_the_grid_holds_every_image_and_oblique_ones_too(tmp_path):
     write_blobs(tmp_path, 3, shape=(10, 10, 10))
-    plain = read_affine_images(tmp_path, config()).grid
+    plain = read_pair_images(tmp_path, config()).grid
     assert plain.spacing == pytest.approx(11 * 2.5 / 16, rel=1e-2)
     turned = np.eye(4)
     turned[:2, :2] = np.array([[1, -1], [1, 1]]) / np.sqrt(2) * 3
     turned[2, 2] = 3
     nib.save(nib.Nifti1Image(blobs((10, 10, 4), 9), turned), tmp_path / "z.nii.gz")
-    oblique = read_affine_images(tmp_path, config()).grid
+    oblique = read_pair_images(tmp_path, config()).grid
     assert oblique.spacing == pytest.approx(10 * 3 * np.sqrt(2) / 16, rel=1e-2)
 
 
@@ -106,12 +106,12 @@ def test_images_without_sense_are_refused_with_their_file(tmp_path):
 def test_a_subject_that_cannot_be_used_is_left_out_and_too_few_are_an_error(tmp_path):
     write_blobs(tmp_path, 3, shape=(6, 6, 6))
     save(tmp_path / "flat.nii.gz", np.ones((6, 6, 6)))
-    images = read_affine_images(tmp_path, config())
+    images = read_pair_images(tmp_path, config())
     assert [one.subject for one in images.rejected] == ["flat"]
     with pytest.raises(CohortError, match=r"3 usable images .* learned_affine.folds = 5"):
-        read_affine_images(tmp_path, config(folds=5))
+        read_pair_images(tmp_path, config(folds=5))
     with pytest.raises(CohortError, match=r"learned_affine.min_subjects = 4(.|\n)*is constant"):
-        read_affine_images(tmp_path, config(min_subjects=4))
+        read_pair_images(tmp_path, config(min_subjects=4))
 
 
 # --- the configuration --------------------------------------------------------------------------

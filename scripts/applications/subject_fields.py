@@ -1,0 +1,76 @@
+"""The bundle's own fields of a subject: those of the atlas's cohort, and those of `registering`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from scripts.errors import CohortError
+from scripts.publishing.published_atlas import PublishedAtlas
+from scripts.runtime.input_files import FileError, read_json
+from scripts.runtime.inside import inside
+from scripts.spatial.fields import field_names
+
+__all__ = ["some_names", "subject_field"]
+
+
+def subject_field(
+    atlas: PublishedAtlas, registered_dir: Path, subject: str, key: str, to_template: bool = True
+) -> tuple[Path, int]:
+    """The file that takes a subject's points to the template, or the template's to the subject.
+
+    Args:
+        atlas: a learned atlas.
+        registered_dir: where ``registering`` wrote.
+        subject: name of a subject of the atlas's cohort, or of a registered one.
+        key: the setting that takes transforms from elsewhere, for the messages.
+        to_template: the direction of points.
+
+    Returns:
+        The field's path, and the template that it belongs to, from 1 on.
+
+    Raises:
+        CohortError: the subject is unknown, has no field, or one to another atlas.
+    """
+    name = field_names(subject)[1 if to_template else 0]
+    known = subject in atlas.subjects
+    field = inside(atlas.folder, f"fields/{name}")
+    if known and field.is_file():
+        return field, atlas.home(subject)
+    field = inside(registered_dir, f"{subject}/{name}")
+    if field.is_file():
+        return field, _registered_to(atlas, field.with_name("registration.json"), key)
+    if known:
+        raise CohortError(
+            f"subject {subject}: there is no field {atlas.folder / 'fields' / name}; publish the "
+            "atlas with learned_atlas#save_fields true"
+        )
+    raise CohortError(
+        f"unknown subject {subject}: neither in the atlas's cohort ({some_names(atlas.subjects)}) "
+        f"nor registered in {registered_dir}; register it first, or give {key}"
+    )
+
+
+def some_names(names: list[str], most: int = 10) -> str:
+    """The first names of a list, and how many more there are."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" * (len(names) > most))
+
+
+def _registered_to(atlas: PublishedAtlas, report: Path, key: str) -> int:
+    """Template that a registered subject's field belongs to, from its report."""
+    try:
+        about = read_json(inside(report.parent, report.name))
+        weights, template = about["weights"], int(about["template"])
+    except (FileError, ValueError, KeyError, TypeError) as error:
+        raise CohortError(f"{report}: can't tell which atlas its field leads to") from error
+    chosen = (atlas.about.get("covariates") or {}).get("at")
+    if chosen is not None:
+        raise CohortError(
+            f"{report.parent}: its field leads to the template of the cohort's mean, and the atlas "
+            f"in {atlas.folder} is that at {chosen}; use the mean's atlas, or give {key}"
+        )
+    if weights != atlas.about.get("weights"):
+        raise CohortError(
+            f"{report.parent}: was registered to another model than that of the atlas in "
+            f"{atlas.folder}; register the subject again"
+        )
+    return template

@@ -1,0 +1,278 @@
+"""Numbers per subject and tract, under the atlas in the subject's space."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from scripts.applications.atlas_to_patient import CARRIED_FOLDER
+from scripts.errors import CohortError, ConfigurationError
+from scripts.metrics.tracts import covered_share, weighted_statistics
+from scripts.runtime.inside import inside
+from scripts.runtime.progress import progress_bar
+from scripts.runtime.storage import check_writable, file_hash, publish_folder
+from scripts.runtime.tables import write_table
+from scripts.settings.tract_stats import TractStatsConfig
+from scripts.spatial.fields import read_field
+from scripts.spatial.grid import Grid
+from scripts.spatial.jacobian import jacobian_determinant
+from scripts.spatial.volumes import open_image, read_grid, read_volume
+
+__all__ = ["STATISTICS_FOLDER", "TractStatistics"]
+
+logger = logging.getLogger(__name__)
+
+STATISTICS_FOLDER = "tract_statistics"
+COLUMNS = ("subject", "tract", "image", "statistic", "value")
+_BIGGEST_PLOT = 12  # panels of the picture: more can't be read
+
+
+class TractStatistics:
+    """Writes ``<output_dir>/tract_statistics``: a tidy table, its description, a picture.
+
+    A voxel belongs to a tract where the atlas, in the subject's space, is above a fraction of the
+    tract's largest value. Each image is weighted by the atlas there. The folder appears whole.
+
+    Args:
+        settings: subjects, images and weights.
+        carried_dir: holds ``<subject>/atlas_in_patient_space``, as ``carrying`` leaves it.
+        output_dir: where the folder goes.
+
+    Raises:
+        CohortError: a subject has no atlas, or an image isn't there or lies on another grid.
+        StorageError: ``output_dir`` can't be written.
+    """
+
+    def __init__(
+        self, settings: TractStatsConfig, carried_dir: str | Path, output_dir: str | Path
+    ) -> None:
+        check_writable(output_dir)
+        self.settings = settings
+        self.carried = Path(carried_dir)
+        self.folder = Path(output_dir) / STATISTICS_FOLDER
+        self.subjects = settings.subjects or self._carried_subjects()
+        for subject in self.subjects:
+            self._check(subject)
+
+    def run(self) -> Path:
+        """Measure every subject.
+
+        Raises:
+            CohortError: a file can't be read, or the atlas is empty in a subject's space.
+            StorageError: the folder can't be written; an earlier one stays.
+        """
+        rows: list[dict[str, Any]] = []
+        sources: dict[str, Any] = {}
+        with progress_bar(len(self.subjects), "tract statistics") as bar:
+            for subject in self.subjects:
+                rows += self._measured(subject)
+                sources[subject] = {
+                    name: {"path": str(path), "sha256": file_hash(path)}
+                    for name, path in self._files(subject).items()
+                    if path.is_file()
+                }
+                bar.update()
+        with publish_folder(self.folder) as staging:
+            with (staging / "tract_statistics.csv").open("w", newline="", encoding="utf-8") as file:
+                write_table(file, COLUMNS, rows)
+            about = {
+                "columns": {
+                    "subject": "name of the subject",
+                    "tract": "name or number of the tract",
+                    "image": "of tract_stats#images, or atlas, log_jacobian, lesion, density",
+                    "statistic": "mean, sd, median and p<percentile>, weighted; volume in mm3; "
+                    "load and presence as shares of the tract",
+                    "value": "empty where it isn't defined",
+                },
+                "settings": self.settings.as_dict(),
+                "files": sources,
+            }
+            (staging / "tract_statistics.json").write_text(
+                json.dumps(about, indent=1) + "\n", encoding="utf-8"
+            )
+            _plot(staging / "tract_statistics.png", rows)
+        logger.info("%d subjects measured, in %s", len(self.subjects), self.folder)
+        return self.folder
+
+    def _carried_subjects(self) -> list[str]:
+        if not self.carried.is_dir():
+            raise CohortError(
+                f"{self.carried}: there is no such folder; give --carried_dir, the folder that "
+                "`carry` wrote"
+            )
+        found = sorted(
+            path.name for path in self.carried.iterdir() if (path / CARRIED_FOLDER).is_dir()
+        )
+        if not found:
+            raise CohortError(
+                f"{self.carried}: holds no <subject>/{CARRIED_FOLDER}; carry the atlas to the "
+                "subjects first (python -m bundle carry)"
+            )
+        return found
+
+    def _files(self, subject: str) -> dict[str, Path]:
+        """Every file that a subject's numbers come from, by its name in the table."""
+        settings = self.settings
+        patterns = {
+            **settings.images,
+            "lesion": settings.lesions,
+            "density": settings.density,
+            "log_jacobian": settings.log_jacobian,
+        }
+        maps = {"atlas": "mean", "weights": settings.weights}
+        own = f"{subject}/{CARRIED_FOLDER}"
+        return {
+            **{
+                name: inside(self.carried, f"{own}/atlas_{map_name}.nii.gz")
+                for name, map_name in maps.items()
+                if map_name != "none"
+            },
+            **{
+                name: Path(pattern.replace("{subject}", subject))
+                for name, pattern in patterns.items()
+                if pattern is not None
+            },
+        }
+
+    def _check(self, subject: str) -> None:
+        """Refuse absent files and other grids before anything is computed."""
+        files = self._files(subject)
+        for name in ("atlas", "weights"):
+            if name in files and not files[name].is_file():
+                raise CohortError(
+                    f"subject {subject}: there is no atlas {files[name]}; carry it there first "
+                    "(python -m bundle carry)"
+                )
+        grid = read_grid(files["atlas"])
+        for name, path in files.items():
+            if not path.is_file():
+                if name == "lesion":
+                    continue
+                raise CohortError(f"subject {subject}: there is no image {name}: {path}")
+            if name not in ("atlas", "weights"):
+                own = _field_grid(path) if name == "log_jacobian" else read_grid(path)
+                difference = own.same_as(grid)
+                if difference is not None:
+                    raise CohortError(
+                        f"{path}: is not on the grid of {files['atlas']}: {difference}; carry the "
+                        "atlas with this image as --atlas_to_patient#reference, or warp the image"
+                    )
+
+    def _measured(self, subject: str) -> Iterable[dict[str, Any]]:
+        files = self._files(subject)
+        atlas, grid = read_volume(files["atlas"])
+        weights = read_volume(files["weights"])[0] if "weights" in files else np.ones_like(atlas)
+        names = self._tract_names(len(atlas), files["atlas"])
+        voxel = float(abs(np.linalg.det(grid.affine[:3, :3])))
+        images = {name: _single(files[name], name) for name in self.settings.images}
+        if "log_jacobian" in files:
+            images["log_jacobian"] = _growth(files["log_jacobian"], grid)
+        masks = {
+            name: read_volume(files[name])[0] > 0
+            for name in ("lesion", "density")
+            if name in files and files[name].is_file()
+        }
+        for channel, tract in enumerate(names):
+            inside_tract = atlas[channel] > self.settings.threshold * atlas[channel].max()
+            if not inside_tract.any():
+                raise CohortError(
+                    f"{files['atlas']}: tract {tract} is empty in the space of subject {subject}"
+                )
+            share = weights[channel][inside_tract]
+
+            def row(
+                image: str, statistic: str, value: float | None, tract: str = tract
+            ) -> dict[str, Any]:
+                given = "" if value is None else value
+                return {"subject": subject, "tract": tract, "image": image,
+                        "statistic": statistic, "value": given}  # fmt: skip
+
+            yield row("atlas", "volume", voxel * int(inside_tract.sum()))
+            for name, image in images.items():
+                measured = weighted_statistics(
+                    image[inside_tract], share, self.settings.percentiles
+                )
+                if name == "log_jacobian":
+                    measured = {"mean": measured["mean"]}
+                for statistic, value in measured.items():
+                    yield row(name, statistic, value)
+            for name, mask in masks.items():
+                here = mask[min(channel, len(mask) - 1)][inside_tract]
+                statistic = {"lesion": "load", "density": "presence"}[name]
+                yield row(name, statistic, covered_share(here, np.ones_like(share)))
+
+    def _tract_names(self, channels: int, path: Path) -> list[str]:
+        names = self.settings.tracts
+        if names is None:
+            return [str(number) for number in range(1, channels + 1)]
+        if len(names) != channels:
+            raise ConfigurationError(
+                f"tract_stats.tracts = {names!r}: must have a name for each of the {channels} "
+                f"channels of {path}"
+            )
+        return names
+
+
+def _single(path: Path, name: str) -> np.ndarray:
+    """An image of one channel, ``(X, Y, Z)``."""
+    volume, _ = read_volume(path)
+    if len(volume) != 1:
+        raise CohortError(f"{path}: image {name} has {len(volume)} channels; must have one")
+    return volume[0]
+
+
+def _field_grid(path: Path) -> Grid:
+    """Grid of a displacement field ``(X, Y, Z, 1, 3)``."""
+    image = open_image(path).image
+    if len(image.shape) != 5 or image.shape[3:] != (1, 3):
+        raise CohortError(
+            f"{path}: a displacement field has shape (X, Y, Z, 1, 3), this image has "
+            f"{tuple(image.shape)}"
+        )
+    return Grid(tuple(image.shape[:3]), np.asarray(image.affine), image.header.copy())
+
+
+def _growth(path: Path, grid: Grid) -> np.ndarray:
+    """Logarithm of the subject's local volume over the template's, ``(X, Y, Z)``.
+
+    The field takes points of the subject to points of the template, so that its determinant is the
+    template's volume over the subject's. NaN where it folds.
+    """
+    d = 2 if len(grid.shape) == 2 or grid.shape[2] == 1 else 3
+    field = torch.from_numpy(np.ascontiguousarray(read_field(path, d)))
+    determinant = jacobian_determinant(field).numpy()
+    with np.errstate(divide="ignore", invalid="ignore"):
+        growth = np.where(determinant > 0, -np.log(np.abs(determinant)), np.nan)
+    return growth.reshape((*grid.shape, 1)[:3])
+
+
+def _plot(path: Path, rows: list[dict[str, Any]]) -> None:
+    """A panel per image: the mean of each subject in each tract."""
+    tracts = list(dict.fromkeys(row["tract"] for row in rows))
+    panels: dict[tuple[str, str], dict[str, list[float]]] = {}
+    for row in rows:
+        if row["statistic"] in ("mean", "volume", "load", "presence") and row["value"] != "":
+            panel = panels.setdefault((row["image"], row["statistic"]), {})
+            panel.setdefault(row["tract"], []).append(row["value"])
+    shown = list(panels.items())[:_BIGGEST_PLOT]
+    columns = min(3, len(shown))
+    lines = -(-len(shown) // columns)
+    figure = Figure(figsize=(4.2 * columns, 3.0 * lines), layout="constrained")
+    FigureCanvasAgg(figure)
+    for number, ((image, statistic), values) in enumerate(shown, start=1):
+        axis = figure.add_subplot(lines, columns, number)
+        places = [index for index, tract in enumerate(tracts) if tract in values]
+        axis.boxplot([values[tracts[index]] for index in places], positions=places, widths=0.5)
+        unit = {"volume": " (mm³)", "load": " (share)", "presence": " (share)"}.get(statistic, "")
+        axis.set_title(f"{image}: {statistic}{unit}".replace("$", r"\$"), fontsize=9)
+        axis.set_xticks(places, [tracts[index].replace("$", r"\$") for index in places])
+        axis.tick_params(labelsize=8)
+    figure.savefig(path, dpi=110)

@@ -1,0 +1,234 @@
+"""Streamlines of subjects in template space, or of the template in a subject's space."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from scripts.applications.subject_fields import subject_field
+from scripts.errors import CohortError, ConfigurationError
+from scripts.publishing.published_atlas import PublishedAtlas, open_atlas
+from scripts.runtime.file_names import ending_of, stem_of
+from scripts.runtime.progress import progress_bar
+from scripts.runtime.storage import check_writable, file_hash, publish_folder
+from scripts.settings.warp_streamlines import WarpStreamlinesConfig
+from scripts.spatial.field_inverse import InverseFieldTransform
+from scripts.spatial.grid import Grid
+from scripts.spatial.transform_files import TransformFile, read_transform
+from scripts.spatial.transforms import (
+    AffineTransform,
+    ComposedTransform,
+    FieldTransform,
+    Transform,
+)
+from scripts.spatial.volumes import read_grid
+from scripts.tractograms import Streamlines, Tractogram, open_tractogram, write_tractogram
+
+__all__ = ["STREAMLINES_FOLDER", "StreamlineWarper", "move_streamlines", "read_point_transform"]
+
+logger = logging.getLogger(__name__)
+
+STREAMLINES_FOLDER = "warped_streamlines"
+_NEEDS_GRID = (".trk", ".trx")
+
+
+def read_point_transform(file: TransformFile) -> Transform:
+    """Read a transform of points; unlike for images, a field can be inverted as well.
+
+    Raises:
+        CohortError: the file can't be read or is no transform.
+    """
+    transform = read_transform(dataclasses.replace(file, inverted=False))
+    return _inverse(transform) if file.inverted else transform
+
+
+def _inverse(transform: Transform) -> Transform:
+    if isinstance(transform, ComposedTransform):
+        return _inverse(transform.inner) @ _inverse(transform.outer)
+    return InverseFieldTransform(transform) if isinstance(transform, FieldTransform) else ~transform
+
+
+def move_streamlines(streamlines: Streamlines, transforms: Sequence[Transform]) -> Streamlines:
+    """Pass every point through transforms, the first one first; all values stay.
+
+    Args:
+        streamlines: RAS mm.
+        transforms: maps of points, RAS mm.
+    """
+    points = streamlines.points.T.astype(np.float64)
+    for transform in transforms:
+        points = transform.apply(points)
+    moved = np.ascontiguousarray(points.T, dtype=streamlines.points.dtype)
+    return dataclasses.replace(streamlines, points=moved)
+
+
+@dataclass
+class _Outside:
+    """Points that the first field doesn't reach, counted while they pass."""
+
+    grid: Grid | None
+    points: int = 0
+    total: int = 0
+
+    def count(self, points: np.ndarray) -> None:
+        """Add a part's points, ``(P, 3)`` RAS mm."""
+        self.total += len(points)
+        if self.grid is None:
+            return
+        voxels = (~AffineTransform(self.grid.affine)).apply(points.T.astype(np.float64))
+        ends = np.array((*self.grid.shape, 1)[:3])[:, None] - 0.5
+        self.points += int((~((voxels >= -0.5) & (voxels <= ends)).all(axis=0)).sum())
+
+
+@dataclass(frozen=True)
+class _Way:
+    """One subject's tractogram, and the files that its points pass through."""
+
+    subject: str
+    tractogram: Tractogram
+    files: tuple[TransformFile, ...]
+    reference: Path | None
+    name: str
+
+
+class StreamlineWarper:
+    """Warps tractograms into ``<output_dir>/warped_streamlines/<subject>/<the tractogram's name>``.
+
+    A field that warps images from A to B takes points of B to points of A. Points of streamlines
+    therefore move by the field of the other direction. With the bundle's own fields the right one
+    is chosen by ``direction``; other transforms are given in the order of the points' way.
+    Streamlines are read, moved and written in parts, so that memory stays small.
+
+    Args:
+        settings: of the warp.
+        atlas_dir: the published folder, for the bundle's own fields.
+        registered_dir: where ``registering`` wrote.
+        output_dir: holds ``warped_streamlines``.
+
+    Raises:
+        CohortError: a tractogram, transform or reference isn't there or can't be used.
+        ConfigurationError: the format needs a reference and there is none.
+        StorageError: ``output_dir`` can't be written.
+    """
+
+    def __init__(
+        self,
+        settings: WarpStreamlinesConfig,
+        atlas_dir: str | Path,
+        registered_dir: str | Path,
+        output_dir: str | Path,
+    ) -> None:
+        check_writable(output_dir)
+        self.settings = settings
+        self.atlas_dir = Path(atlas_dir)
+        self.registered = Path(registered_dir)
+        self.folder = Path(output_dir) / STREAMLINES_FOLDER
+        atlas = None if settings.transforms else open_atlas(atlas_dir)
+        if atlas is not None and atlas.averaged:
+            raise CohortError(
+                f"{atlas.folder}: is an average of maps, to which no field leads; give "
+                "warp_streamlines#transforms"
+            )
+        self.ways = [self._way(subject, atlas) for subject in settings.subjects]
+
+    def run(self) -> Path:
+        """Warp every subject's tractogram.
+
+        Raises:
+            CohortError: a file can't be read, or no streamline lies where the transforms apply.
+            StorageError: a folder can't be written.
+        """
+        with progress_bar(len(self.ways), "tractograms") as bar:
+            for way in self.ways:
+                self._warp(way)
+                bar.update()
+        logger.info("%d tractograms warped, in %s", len(self.ways), self.folder)
+        return self.folder
+
+    def _way(self, subject: str, atlas: PublishedAtlas | None) -> _Way:
+        settings = self.settings
+        tractogram = open_tractogram(_named(settings.tractogram, subject), settings.vtk_space)
+        reference = None if settings.reference is None else _named(settings.reference, subject)
+        if atlas is None:
+            files = tuple(
+                TransformFile.of_entry(entry, subject=subject) for entry in settings.transforms
+            )
+        else:
+            to_template = settings.direction == "to_template"
+            field, template = subject_field(
+                atlas, self.registered, subject, "warp_streamlines#transforms", to_template
+            )
+            files = (TransformFile(field),)
+            if reference is None and to_template:
+                reference = atlas.maps(template)["mean"]
+        for needed in (one for file in files for one in file.files()):
+            if not needed.is_file():
+                raise CohortError(f"subject {subject}: there is no transform {needed}")
+        if reference is not None and not reference.is_file():
+            raise CohortError(f"subject {subject}: there is no reference image {reference}")
+        own = ending_of(tractogram.path).removesuffix(".gz").replace(".fib", ".vtk")
+        ending = own if settings.format == "same" else f".{settings.format}"
+        name = stem_of(tractogram.path) + ending
+        if reference is None and Path(name).suffix.lower() in _NEEDS_GRID:
+            raise ConfigurationError(
+                "warp_streamlines.reference = None: TRK and TRX files name the grid of their "
+                f"space, so {name} needs an image of the target space"
+            )
+        return _Way(subject, tractogram, files, reference, name)
+
+    def _warp(self, way: _Way) -> None:
+        transforms = [read_point_transform(file) for file in way.files]
+        grid = None if way.reference is None else read_grid(way.reference)
+        first = transforms[0]
+        outside = _Outside(first.grid if isinstance(first, FieldTransform) else None)
+
+        def moved() -> Iterator[Streamlines]:
+            for part in way.tractogram.chunks(per_point=True):
+                outside.count(part.points)
+                yield move_streamlines(part, transforms)
+
+        with publish_folder(self.folder / way.subject) as staging:
+            count = write_tractogram(
+                staging / way.name,
+                moved(),
+                None if grid is None else grid.shape,
+                None if grid is None else grid.affine,
+            )
+            if outside.total and outside.points == outside.total:
+                raise CohortError(
+                    f"subject {way.subject}: no point of {way.tractogram.path} lies on the grid of "
+                    f"{way.files[0].path}; do they share a space, and is the direction the right "
+                    "one?"
+                )
+            about = {
+                "tractogram": {
+                    "path": str(way.tractogram.path),
+                    "sha256": file_hash(way.tractogram.path),
+                },
+                "streamlines": count,
+                "points": outside.total,
+                "points_outside_the_first_field": outside.points,
+                "transforms": [
+                    {**file.as_dict(), "sha256": file_hash(file.path)} for file in way.files
+                ],
+                "reference": None if way.reference is None else str(way.reference),
+            }  # fmt: skip
+            (staging / "warped_streamlines.json").write_text(
+                json.dumps(about, indent=1) + "\n", encoding="utf-8"
+            )
+        if outside.points:
+            logger.warning(
+                "subject %s: %d of %d points lie outside the field %s, where it is 0: they don't "
+                "move by it",
+                way.subject, outside.points, outside.total, way.files[0].path,
+            )  # fmt: skip
+
+
+def _named(path: str, subject: str) -> Path:
+    return Path(path.replace("{subject}", subject))

@@ -1,0 +1,106 @@
+"""What a model must say of itself before a job uses it.
+
+A model from somebody else comes with a description in its checkpoint: settings, grid, box,
+covariates. All of it is data.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field, model_validator
+
+from scripts.runtime.typed_data import Part, validated
+from scripts.settings.atlas import LearnedAtlasConfig
+
+__all__ = ["require_usable"]
+
+_MOST_VOXELS = 1 << 32
+_Sizes = Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=2, max_length=3)]
+_Places = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=2, max_length=3)]
+
+
+class _Grid(Part):
+    shape: _Sizes
+    affine: list[list[float]]
+    sform_code: int = Field(ge=0, le=10)
+    qform_code: int = Field(ge=0, le=10)
+
+    @model_validator(mode="after")
+    def _possible(self) -> _Grid:
+        if len(self.affine) != 4 or any(len(row) != 4 for row in self.affine):
+            raise ValueError("the affine isn't 4 x 4")
+        if math.prod(self.shape) > _MOST_VOXELS:
+            raise ValueError(f"a grid of {self.shape} has more voxels than any image")
+        return self
+
+
+class _Crop(Part):
+    start: _Places
+    stop: _Places
+
+
+class _Covariate(Part):
+    name: str
+    kind: Literal["number", "category"]
+    mean: float = 0.0
+    std: float = Field(default=1.0, gt=0)
+    low: float = 0.0
+    high: float = 0.0
+    categories: list[str] = Field(default_factory=list)
+    shares: list[float] = Field(default_factory=list)
+
+
+class _Described(Part):
+    cohort: str
+    trained_on: list[str] = Field(default_factory=list)
+    grid: _Grid
+    crop: _Crop
+    normalisation: Literal["waytotal", "streamline_density", "max", "none"]
+    tracts: list[str]
+    settings: dict[str, Any]
+    covariates: list[_Covariate] | None = None
+    transforms: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    not_carried: list[str] = Field(default_factory=list)
+    parts: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    loss: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _box_in_grid(self) -> _Described:
+        shape, start, stop = self.grid.shape, self.crop.start, self.crop.stop
+        same = len(shape) == len(start) == len(stop)
+        if not same or any(not a < b <= n for a, b, n in zip(start, stop, shape, strict=True)):
+            raise ValueError(f"crop from {start} to {stop} is no box in a grid of {shape}")
+        return self
+
+
+def require_usable(description: Mapping[str, Any], weights: Mapping[str, Any]) -> None:
+    """Make sure that a model's description can be used, before anything is built of it.
+
+    Args:
+        description: as the checkpoint holds it.
+        weights: the state dict that it came in.
+
+    Raises:
+        ValueError: where and why it can't; the first violation.
+        TypeError: a part is made of something else than numbers.
+    """
+    found = validated(_Described, dict(description))
+    settings = LearnedAtlasConfig.load(found.settings)
+    template = weights["template"]
+    if not isinstance(template, torch.Tensor) or template.ndim != 2 + len(found.grid.shape):
+        raise ValueError(f"the template isn't one of {len(found.grid.shape)} dimensions")
+    box = [stop - start for start, stop in zip(found.crop.start, found.crop.stop, strict=True)]
+    expected = [settings.model.n_templates, settings.model.channels, *box]
+    if list(template.shape) != expected:
+        raise ValueError(f"the template has shape {list(template.shape)}, its settings {expected}")
+    # Layers are made before weights are put in: sizes that no weight has may exceed memory.
+    sizes = {n for one in weights.values() if isinstance(one, torch.Tensor) for n in one.shape}
+    made = {**settings.model.model_dump(), **found.parts.get("unet", {})}
+    features = [*made["enc_features"], *made["dec_features"]]
+    beyond = [n for n in features if n not in sizes]
+    if beyond or len(features) > len(weights):
+        raise ValueError(f"its settings claim layers of {beyond[:3]} channels, it has none")
