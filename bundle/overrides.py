@@ -127,8 +127,8 @@ def _is_key(word: str, of_text: bool = False) -> bool:
 
 
 def _is_several(kind: str, text: str) -> bool:
-    """Whether a sweep is to try several texts, parted by commas; a path has them in its name."""
-    return kind == "text" and "," in text
+    """Whether a sweep is to try several texts, parted by commas, which a path may have itself."""
+    return "," in text and (kind == "text" or (kind == "path" and not Path(text).exists()))
 
 
 def _file_names(value: Any, text: str) -> list[str]:

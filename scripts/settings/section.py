@@ -161,9 +161,9 @@ def to_name(value: object) -> str:
 
 
 def to_some_names(value: object) -> object:
-    """Names: a list, or one name by itself."""
-    if isinstance(value, str | Integral) and not isinstance(value, bool):
-        return [to_name(value)]
+    """Names in a list; a bare text is none, since it may be a list that lost its brackets."""
+    if value is None or isinstance(value, str):
+        raise ValueError("is not a list")
     return to_names(value)
 
 

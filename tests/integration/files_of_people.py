@@ -184,8 +184,10 @@ def make_tractograms(folder: Path) -> None:
     write_tractogram(folder / "t.trk", tracts, SHAPE, AFFINE)
     raw = bytearray((folder / "t.trk").read_bytes())
     raw[988:992] = np.int32(2).tobytes()
-    raw[948:952] = bytes(4)
     (folder / "less.trk").write_bytes(bytes(raw))
+    raw = bytearray((folder / "t.trk").read_bytes())
+    raw[948:952] = bytes(4)
+    (folder / "order.trk").write_bytes(bytes(raw))
     lps = Streamlines.of([one * np.array([-1, -1, 1], np.float32) for one in lines(1)])
     for name in ("dipy.vtk", "dipy.fib"):
         write_tractogram(folder / "dipy.vtk", lps)
@@ -272,6 +274,7 @@ def commands(folder: Path) -> dict[str, list[str]]:
         "density": density("t.tck"),
         "density packed": density("t.tck.gz"),
         "density count": density("less.trk"),
+        "density order": density("order.trk"),
         "density noforms": density("t.tck", reference="ref_noforms.nii.gz"),
         "density vtk": density("dipy.vtk", more=("--vtk_space=lps",)),
         "density fib": density("dipy.fib"),

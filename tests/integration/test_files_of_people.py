@@ -80,6 +80,7 @@ SAID = {
     "density": "5 streamlines, 45 voxels",
     "density packed": "5 streamlines, 45 voxels",
     "density count": "holds 5 streamlines, its header says 2",
+    "density order": "voxel_order is empty; LPS is assumed",
     "density vtk": "5 streamlines, 45 voxels",
     "density fib": "5 streamlines, 45 voxels",
     "labels own": "its own per-streamline value label is kept as label_before",
@@ -114,7 +115,7 @@ def test_other_containers_are_read_or_named_and_a_mask_is_pointed_out(people: Pe
 
 def test_both_codes_of_what_is_doubtful_are_told_once(people: People) -> None:
     for name in ("noforms", "micro", "disputed"):
-        assert people.said(name).count("its ") == 1, people.said(name)
+        assert people.said(name).count("subjects sub-1, sub-2, sub-3: ") == 1, people.said(name)
 
 
 @pytest.mark.parametrize(

@@ -207,7 +207,7 @@ def broken(case, path):
         ("garbage mat", "can't be read"),
         ("garbage text", "holds no transform"),
         ("two transforms", "must hold one ITK transform"),
-        ("a kind that isn't read", "holds a BSplineTransform_double_3_3 of 0 parameters"),
+        ("a kind that isn't read", "holds a BSplineTransform_double_3_3 of 6 parameters"),
         ("singular", "can't be inverted"),
         ("no vectors", "has shape"),
         ("not finite", "is not finite"),
