@@ -138,6 +138,9 @@ def clean_density(
     Raises:
         CohortError: a value is infinite, or is refused by the rule.
     """
+    low, high = float(data.min()), float(data.max())
+    if low >= 0 and math.isfinite(high):  # not so where anything is NaN
+        return data, (), ()
     kinds, remarks = [], []
     infinite = int(np.isinf(data).sum())
     if infinite:

@@ -120,7 +120,7 @@ def inspect_subject(
             data, order = turned.of_array(data), tuple(turned.as_list())
         check_density(found.path, data, may_be_empty=found.tract is not None)
         empty = not data.any()
-        is_mask = is_mask and bool(((data == 0) | (data == 1)).all())
+        is_mask = is_mask and data.max() == 1 and bool(((data == 0) | (data == 1)).all())
         if empty:
             remarks.append(f"tract {found.tract} is empty and counts as absent")
         divisor = 1.0 if empty else density_divisor(method, found.path, data, setting)

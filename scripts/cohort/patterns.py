@@ -112,12 +112,14 @@ def _scan(
     root: Path, alternative: Alternative, outputs: Collection[str], names: set[str] | None
 ) -> Scan:
     scan = Scan()
+    seen: set[Path] = set()
     for pattern in alternative.patterns:
         walk = _Walk(scan, outputs, names, any_ending=alternative.any_ending)
         for match in _walk(root, pattern.split("/"), walk):
             if alternative.without is not None and alternative.without in match.path.name:
                 continue
-            if match.path not in (one.path for one in scan.matches if one.subject == match.subject):
+            if match.path not in seen:  # by a pattern that differs in its ending
+                seen.add(match.path)
                 scan.matches.append(match)
     usable = {match.subject for match in scan.matches}
     foreign = {one.subject: one for one in reversed(scan.foreign) if one.subject not in usable}
