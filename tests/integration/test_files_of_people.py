@@ -69,7 +69,7 @@ SAID = {
     "disputed": "subjects sub-1, sub-2, sub-3: its sform and qform disagree; the sform is used",
     "sheared": "rejected  {folder}/sheared/sub-2.nii.gz: has a sheared grid",
     "offset": "the voxels start at byte 0; they start at 352",
-    "las": "3 subjects found, 0 rejected",
+    "las": "stored in another axis order, and reordered exactly: sub-2\n",
     "holes": "--learned_atlas#cohort#nan zero reads NaN as 0",
     "holes zeroed": "3 subjects found, 0 rejected",
     "kinds": "sub-5.mif: is an MRtrix image",
