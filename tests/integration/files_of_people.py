@@ -189,9 +189,9 @@ def make_tractograms(folder: Path) -> None:
     raw[948:952] = bytes(4)
     (folder / "order.trk").write_bytes(bytes(raw))
     lps = Streamlines.of([one * np.array([-1, -1, 1], np.float32) for one in lines(1)])
+    write_tractogram(folder / "slicer.vtk", lps)
+    text = (folder / "slicer.vtk").read_bytes().replace(b"streamlines SPACE=RAS", b"vtk output")
     for name in ("dipy.vtk", "dipy.fib"):
-        write_tractogram(folder / "dipy.vtk", lps)
-        text = (folder / "dipy.vtk").read_bytes().replace(b"streamlines SPACE=RAS", b"vtk output")
         (folder / name).write_bytes(text)
     atlas = tracts.with_data(label=np.array([1, 1, 2, 2, 2], np.float32))
     write_tractogram(folder / "atlas.trk", atlas, SHAPE, AFFINE)
