@@ -75,6 +75,15 @@ JOBS = {
         "registering",
         "register images to one across contrasts",
     ),
+    "make-pairs": Job(
+        "configs/make_pairs.yaml", "making", "make pairs of images of known displacement"
+    ),
+    "train-fields": Job(
+        "configs/train_fields.yaml", "training", "learn displacements from pairs that are known"
+    ),
+    "predict-fields": Job(
+        "configs/predict_fields.yaml", "predicting", "predict displacements by such a network"
+    ),
     "align": Job("configs/align.yaml", "aligning", "bring a native cohort to one affine space"),
     "refine": Job("configs/refine.yaml", "refining", "bring images to a fixed one by optimisation"),
     "warp": Job("configs/warp.yaml", "warping", "resample images once through several transforms"),
@@ -290,6 +299,7 @@ def _sweep(arguments: Sequence[str]) -> int:
 
 
 def _run_job(job: Job, arguments: Sequence[str]) -> int:
+    from bundle.folders import check_folders
     from bundle.overrides import (
         UsageError,
         apply_overrides,
@@ -311,6 +321,7 @@ def _run_job(job: Job, arguments: Sequence[str]) -> int:
     config = read_config(files)
     overrides = {**_places(config), **overrides}
     passed = apply_overrides(config, overrides)
+    check_folders(config, overrides)
     settings = early_check(config)
     if job.run_id is None:
         return _check(config, settings)

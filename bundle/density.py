@@ -34,6 +34,11 @@ def write_map_of(options: argparse.Namespace) -> str:
     if not output.name.endswith((".nii", ".nii.gz")):
         raise ConfigurationError(f"--output {output}: must end with .nii or .nii.gz")
     check_writable(output.absolute().parent)
+    for path in (options.reference, *options.tractograms, *map(Path, options.weights)):
+        if output.exists() and path.exists() and output.samefile(path):
+            raise ConfigurationError(
+                f"--output {output}: is {path}, which is read; must be another"
+            )
     grid = read_reference(options.reference)
     counts = [open_tractogram(path, options.vtk_space).count for path in options.tractograms]
     known = [count for count in counts if count is not None]

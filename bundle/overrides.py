@@ -223,7 +223,10 @@ def apply_overrides(config: dict[str, Any], overrides: Mapping[str, Any]) -> dic
     for key, typed in overrides.items():
         _require_shallow(key, typed)
         parts = key.split("#")
-        value = as_expression(config, typed) if kind_of(key) else typed
+        kind = kind_of(key)
+        if kind == "path" and isinstance(typed, str) and isinstance(config.get(key), list):
+            typed = typed_value("paths", typed)  # a key of this name may hold one path elsewhere
+        value = as_expression(config, typed) if kind else typed
         if parts[0] in MONAI_ARGUMENTS:
             passed[key] = value
             continue

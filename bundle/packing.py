@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
+import os
 import re
 import zipfile
 from collections.abc import Iterator
@@ -12,16 +12,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 
 from bundle.sharing import Shared, model_card, require_no_signs, shared_description
 from scripts.atlas.network import AtlasNetwork
 from scripts.atlas.published_model import published_network
-from scripts.errors import shown
+from scripts.errors import StorageError, shown
+from scripts.networks.checkpoint import checkpoint_bytes
 from scripts.networks.described import DescribedNetwork
+from scripts.runtime.input_files import FileError, check_file
 from scripts.runtime.inside import inside
 from scripts.runtime.storage import write_whole
+from scripts.runtime.watched_files import WatchedFiles
 
 __all__ = [
     "LARGE",
@@ -86,6 +88,7 @@ def packed(root: Path, ckpt_dir: Path, data_source: str | None = None) -> Archiv
         CohortError: a link in the bundle leads out of it.
     """
     model = ckpt_dir / "model.pt"
+    watched = WatchedFiles([model] if model.is_file() else [])
     network = published_network(model)
     if data_source is not None:
         require_no_signs("--data_source", data_source)
@@ -98,6 +101,7 @@ def packed(root: Path, ckpt_dir: Path, data_source: str | None = None) -> Archiv
     contents[_METADATA] = (json.dumps(metadata, indent=4, ensure_ascii=False) + "\n").encode()
     contents[_CARD] = model_card(network, shared, metadata["data_source"]).encode()
     contents["models/model.pt"] = _model_bytes(model, network, shared)
+    watched.check()  # it was read more than once
     return Archive(dict(sorted(contents.items())), shared.left_out)
 
 
@@ -107,9 +111,7 @@ def _model_bytes(model: Path, network: AtlasNetwork, shared: Shared) -> bytes:
         return model.read_bytes()
     state = dict(network.state_dict())
     state["described"] = DescribedNetwork(shared.description).described
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    return buffer.getvalue()
+    return checkpoint_bytes(state)
 
 
 def pack(
@@ -130,6 +132,7 @@ def pack(
         CheckpointError: see `packed`.
         StorageError: the archive can't be written.
     """
+    _check_output(output)
     contents = packed(root, ckpt_dir, data_source).contents
     with write_whole(output) as staged, zipfile.ZipFile(staged, "w") as archive:
         for name, data in contents.items():
@@ -139,6 +142,27 @@ def pack(
             entry.external_attr = 0o100644 << 16
             archive.writestr(entry, data)
     return {name: len(data) for name, data in contents.items()}
+
+
+def _check_output(output: Path) -> None:
+    """Refuse to write over anything but an earlier archive of this bundle.
+
+    Raises:
+        StorageError: something else is there.
+    """
+    if not os.path.lexists(output):
+        return
+    try:
+        check_file(output)
+        with zipfile.ZipFile(output) as archive:
+            ours = f"{NAME}/{_METADATA}" in archive.namelist()
+    except (FileError, OSError, ValueError, zipfile.BadZipFile):
+        ours = False
+    if not ours:
+        raise StorageError(
+            f"{output}: would be replaced, but is no archive of this bundle; move it elsewhere, or "
+            "choose another --output"
+        )
 
 
 def _shipped(root: Path) -> Iterator[str]:

@@ -22,7 +22,7 @@ from typing import Any
 
 from bundle.overrides import UsageError, apply_overrides, known_path, parse_overrides, read_config
 from scripts.errors import StorageError, TrainingError, shown
-from scripts.runtime.input_files import FileError, read_json, say
+from scripts.runtime.input_files import FileError, read_json, read_text, say
 from scripts.runtime.lock import locked_folders
 from scripts.runtime.storage import write_whole
 from scripts.runtime.tables import write_table
@@ -118,6 +118,7 @@ def sweep(
         config["bundle_root"] = str(home or root)
     folder = Path(known_path(config, "output_dir")).absolute() / "sweep"
     with locked_folders(folder):
+        _check_earlier(folder)
         rows = _all_runs(verb, runs, folder, root)
     print(table_of(rows))
     failed = [row["run"] for row in rows if row["status"] != "done"]
@@ -125,6 +126,26 @@ def sweep(
         raise TrainingError(
             f"{len(failed)} of {len(runs)} runs failed: {', '.join(failed)}; the others are in "
             f"{folder / 'results.csv'}, each run's output in its log.txt"
+        )
+
+
+def _check_earlier(folder: Path) -> None:
+    """Make sure that the table, which is replaced, is that of an earlier sweep.
+
+    Raises:
+        StorageError: it is another file.
+    """
+    table = folder / "results.csv"
+    if not os.path.lexists(table):
+        return
+    try:
+        first = read_text(table).partition("\n")[0]
+    except (FileError, UnicodeDecodeError):
+        first = ""
+    if not first.startswith("run,status,"):
+        raise StorageError(
+            f"{table}: would be replaced, but is no sweep's table; move it elsewhere, or choose "
+            "another --output_dir"
         )
 
 

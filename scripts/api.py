@@ -247,6 +247,7 @@ def align(
         True
     """
     from scripts.registration.align_cohort import CohortAligner
+    from scripts.runtime.ownership import check_contents, write_mark
     from scripts.settings.align import AlignConfig
 
     asked = dict(settings or {})
@@ -258,8 +259,10 @@ def align(
         if len(given) != len(images):
             raise ValueError(f"{len(images)} arrays and {len(given)} affines: give one an array")
         source = Path(output_dir) / "native"
+        check_contents(source)
         for number, (image, affine) in enumerate(zip(images, given, strict=True), start=1):
             _write(source / f"subject_{number:03d}" / "image.nii.gz", image, affine)
+        write_mark(source)
         asked = {"image": "{subject}/image.nii.gz", **asked}
     return CohortAligner(source, AlignConfig.load(asked), output_dir).run()
 
@@ -766,13 +769,17 @@ def _as_cohort(
     shapes = {one.shape for one in listed if isinstance(one, np.ndarray)}
     if len(shapes) > 1:
         raise ValueError(f"maps of shapes {sorted(shapes)}: must lie on one grid")
+    from scripts.runtime.ownership import check_contents, write_mark
+
     folder = output_dir / "cohort"
+    check_contents(folder)
     paths = [folder / f"subject_{number:03d}.nii.gz" for number in range(1, len(listed) + 1)]
     for stale in set(folder.glob("subject_*.nii.gz")) - set(paths):
         stale.unlink()  # of an earlier, larger cohort
     for path, one in zip(paths, listed, strict=True):
         assert isinstance(one, np.ndarray)
         _write(path, one, affine)
+    write_mark(folder)
     if own:
         return [str(path) for path in paths], block
     cohort = {"layout": "flat", "normalisation": "none", **block.get("cohort", {})}

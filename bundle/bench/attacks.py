@@ -23,7 +23,7 @@ from scripts.errors import shown
 
 __all__ = ["KINDS", "Outcome", "attack", "table", "tried"]
 
-MODULES = ("bundle.bench.attacks_on_trust",)
+MODULES = ("bundle.bench.attacks_on_trust", "bundle.bench.attacks_on_storage")
 """Where kinds are registered; imported by `main`."""
 
 

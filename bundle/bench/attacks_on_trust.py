@@ -344,10 +344,10 @@ def settings_beyond(folder: Path) -> Iterator[Outcome]:
 def packed_models(folder: Path) -> Iterator[Outcome]:
     """What an archive tells of people and of the trainer's machine."""
     secret = ("--learned_atlas#cohort#exclude=['sub-0005']", "--learned_atlas#min_subjects=2",
-              "--learned_atlas#cohort#density_dir=/home/somebody/secret")  # fmt: skip
+              "--learned_atlas#cohort#density_dir=/home/alice_at_lab/secret")  # fmt: skip
     models = _trained(folder, *secret)
     ended = _run(folder, "pack", "--list", "--ckpt_dir", models)
-    listed = _done(ended) and "model.pt" in ended.said and "somebody" not in ended.said
+    listed = _done(ended) and "model.pt" in ended.said and "alice_at_lab" not in ended.said
     yield Outcome("`pack --list`", listed, "names what travels, and what is left out" * listed)
     ended = _run(folder, "pack", "--ckpt_dir", models, "--output", folder / "a.zip")
     with zipfile.ZipFile(folder / "a.zip") as archive:
@@ -359,7 +359,7 @@ def packed_models(folder: Path) -> Iterator[Outcome]:
 
 
 def _tells(data: bytes) -> bool:
-    return any(word in data for word in (b"sub-0005", b"somebody"))
+    return any(word in data for word in (b"sub-0005", b"alice_at_lab"))
 
 
 # ---------------------------------------------------------------------------------------------

@@ -41,6 +41,7 @@ from bundle import cli
 from bundle.bench.forked_jobs import Ended, Moment, in_process
 from scripts.atlas.published_model import published_network
 from scripts.networks.described import weights_identity
+from scripts.runtime.ownership import MARK
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGKILL)
 SHAPE = (16, 16, 16)
@@ -130,7 +131,7 @@ def opens(folder: Path) -> int:
 
 def hidden(folder: Path) -> list[str]:
     """What lies below a folder under a temporary name."""
-    return sorted(str(path) for path in folder.rglob(".*"))
+    return sorted(str(path) for path in folder.rglob(".*") if path.name != MARK)
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from scripts.pairwise.pair_writer import PairWriter
 from scripts.registration.images import ReadImage
 from scripts.registration.pair_output import write_pair
 from scripts.runtime.storage import publish_folder
+from scripts.runtime.watched_files import WatchedFiles
 from scripts.settings.affine import LearnedAffineConfig
 from scripts.settings.image_pairs import EstimateAffineConfig
 from scripts.spatial.grid import Grid
@@ -198,6 +199,7 @@ class EstimateWriter(PairWriter):
 
     def write(self, item: Mapping[str, Any], found: torch.Tensor) -> None:
         """Publish one pair, of whose matrix on the network's grid the network found ``(4, 4)``."""
+        watched = WatchedFiles([item["fixed"], item["moving"]])
         fixed, moving = (ReadImage(item[key]) for key in ("fixed", "moving"))
         local = found.cpu().double()
         matrix = world_matrix(self.network, local, fixed.grid, moving.grid).numpy()
@@ -229,6 +231,7 @@ class EstimateWriter(PairWriter):
                 "correlation": correlations,
             }
             (staging / "estimated.json").write_text(json.dumps(report, indent=1) + "\n", "utf-8")
+            watched.check()
         logger.info(
             "%s: correlation %.3f before, %.3f after",
             name, correlations["before"], correlations["after"],

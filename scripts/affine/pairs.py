@@ -117,8 +117,12 @@ class SyntheticPairs:
 
     def _augmented(self, image: torch.Tensor) -> torch.Tensor:
         """One image ``(1, *shape)``, back between 0 and 1."""
+        # A copy: coarse dropout writes into what it is given, here the clean image.
         changed = convert_to_tensor(
-            self.augmentation(image), dtype=torch.float32, device=image.device, track_meta=False
+            self.augmentation(image.clone()),
+            dtype=torch.float32,
+            device=image.device,
+            track_meta=False,
         )
         low, high = changed.min(), changed.max()
         return (changed - low) / (high - low).clamp_min(1e-6)

@@ -10,9 +10,10 @@ from typing import Any
 
 from scripts.applications.subject_fields import some_names, subject_field
 from scripts.errors import CohortError, ConfigurationError
-from scripts.publishing.published_atlas import open_atlas, sha256_of
+from scripts.publishing.published_atlas import open_atlas
 from scripts.runtime.inside import inside
-from scripts.runtime.storage import check_writable, publish_folder
+from scripts.runtime.storage import check_replaceable, check_writable, publish_folder
+from scripts.runtime.watched_files import WatchedFiles
 from scripts.settings.applications import AtlasToPatientConfig
 from scripts.settings.transforms import TransformEntry
 from scripts.spatial.grid import Grid
@@ -77,6 +78,12 @@ class AtlasCarrier:
         self.ways = [self._way(patient) for patient in settings.patients or self.atlas.subjects]
         for way in self.ways:
             inside(self.output_dir, way.patient, kind="folder")  # or it would be written elsewhere
+        files = [file.path for way in self.ways for file in way.files]
+        references = [way.reference for way in self.ways if way.reference is not None]
+        check_replaceable(
+            *(self._folder(way.patient) for way in self.ways),
+            inputs=[self.atlas.folder, *files, *references],
+        )
 
     def run(self) -> None:
         """Carry the maps to every patient.
@@ -88,6 +95,9 @@ class AtlasCarrier:
         for way in self.ways:
             self._carry(way)
         logger.info("atlas carried to %d patients, in %s", len(self.ways), self.output_dir)
+
+    def _folder(self, patient: str) -> Path:
+        return self.output_dir / patient / CARRIED_FOLDER
 
     def _check_space(self) -> None:
         asked, own = self.settings.space, self.atlas.training_space
@@ -146,6 +156,9 @@ class AtlasCarrier:
         return (TransformFile(field),), template
 
     def _carry(self, way: _Way) -> None:
+        references = [] if way.reference is None else [way.reference]
+        files = [*(file.path for file in way.files), *references]
+        watched = WatchedFiles([*files, *self.atlas.maps(way.template).values()])
         transforms = [read_transform(file) for file in way.files]
         paths = self.atlas.maps(way.template)
         first = transforms[0] if transforms else None
@@ -157,7 +170,7 @@ class AtlasCarrier:
         else:
             wanted = read_grid(paths["mean"])
         require_fields_cover(f"patient {way.patient}", transforms, way.files, wanted)
-        with publish_folder(self.output_dir / way.patient / CARRIED_FOLDER) as staging:
+        with publish_folder(self._folder(way.patient)) as staging:
             for name, path in paths.items():
                 volume, source = read_volume(path)
                 carried = resample(volume, source, transforms, wanted)
@@ -167,10 +180,14 @@ class AtlasCarrier:
                         "transforms the right ones, in antsApplyTransforms's order?"
                     )
                 write_map(staging / path.name, carried, wanted)
-            about = json.dumps(self._description(way, paths), indent=1) + "\n"
+            about = json.dumps(self._description(way, paths, watched), indent=1) + "\n"
             (staging / "carried.json").write_text(about, encoding="utf-8")
+            watched.check()
+            self.atlas.check_unchanged()
 
-    def _description(self, way: _Way, paths: dict[str, Path]) -> dict[str, Any]:
+    def _description(
+        self, way: _Way, paths: dict[str, Path], watched: WatchedFiles
+    ) -> dict[str, Any]:
         """``carried.json``: what these maps were made of."""
         return {
             "patient": way.patient,
@@ -180,10 +197,10 @@ class AtlasCarrier:
                 "kind": "averaged" if self.atlas.averaged else "learned",
                 "training_space": self.atlas.training_space,
                 "template": way.template,
-                "maps": {path.name: sha256_of(path) for path in paths.values()},
+                "maps": {path.name: watched.sha256(path) for path in paths.values()},
             },
             "transforms": [
-                {**file.as_dict(), "sha256": sha256_of(file.path)} for file in way.files
+                {**file.as_dict(), "sha256": watched.sha256(file.path)} for file in way.files
             ],
             "reference": None if way.reference is None else str(way.reference),
         }

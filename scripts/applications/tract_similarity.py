@@ -23,11 +23,11 @@ from scripts.metrics.similarity import (
     overlap_metrics,
     present,
 )
-from scripts.publishing.published_atlas import sha256_of
 from scripts.runtime.inside import inside
 from scripts.runtime.progress import progress_bar
-from scripts.runtime.storage import publish_folder
+from scripts.runtime.storage import check_replaceable, publish_folder
 from scripts.runtime.tables import write_table
+from scripts.runtime.watched_files import WatchedFiles
 from scripts.settings.applications import TractSimilarityConfig
 from scripts.spatial.volumes import read_grid, read_volume
 
@@ -90,6 +90,8 @@ class TractSimilarity:
         self.carried = Path(carried_dir)
         self.settings = settings
         self.folder = Path(output_dir) / FOLDER
+        carried = [self._atlas_file(subject.name) for subject in cohort.subjects]
+        check_replaceable(self.folder, inputs=[*cohort.files(), *carried])
         for subject in cohort.subjects:
             if not self._atlas_file(subject.name).is_file():
                 raise CohortError(
@@ -119,7 +121,9 @@ class TractSimilarity:
         ):
             for index, subject in enumerate(self.cohort.subjects):
                 density = subject_density(subject, self.channels, self.cohort.grid.shape)
+                watched = WatchedFiles([self._atlas_file(subject.name)])
                 atlas = self._atlas(subject.name)
+                watched.check()
                 if not ((density > 0) & (atlas > 0)).any():
                     raise CohortError(
                         f"subject {subject.name}: its map and {self._atlas_file(subject.name)} "
@@ -142,7 +146,7 @@ class TractSimilarity:
                     "maps": [{"path": str(one.path), "sha256": one.sha256} for one in subject.maps],
                     "atlas": {
                         "path": str(self._atlas_file(subject.name)),
-                        "sha256": sha256_of(self._atlas_file(subject.name)),
+                        "sha256": watched.sha256(self._atlas_file(subject.name)),
                     },
                     "tracts": found,
                 }

@@ -7,7 +7,8 @@ import logging
 from pathlib import Path
 
 from scripts.errors import CohortError
-from scripts.runtime.storage import check_writable, file_hash, publish_folder
+from scripts.runtime.storage import check_replaceable, check_writable, publish_folder
+from scripts.runtime.watched_files import WatchedFiles
 from scripts.settings.warp import WarpConfig
 from scripts.spatial.transform_files import (
     TransformFile,
@@ -50,11 +51,15 @@ class ImageWarper:
         check_writable(output_dir)
         self.settings = settings
         self.output_dir = Path(output_dir)
+        inputs: list[Path] = []
         for subject in settings.subjects:
             image, reference, transforms = self._files(subject)
             for path in (image, reference, *(one for file in transforms for one in file.files())):
                 if not path.is_file():
                     raise CohortError(f"subject {subject}: there is no file {path}")
+            inputs += [image, reference, *(file.path for file in transforms)]
+        folders = [self.output_dir / WARPED_FOLDER / subject for subject in settings.subjects]
+        check_replaceable(*folders, inputs=inputs)
 
     def run(self) -> None:
         """Warp everybody's image.
@@ -69,6 +74,7 @@ class ImageWarper:
 
     def _warp(self, subject: str) -> None:
         image, reference, files = self._files(subject)
+        watched = WatchedFiles([image, reference, *(file.path for file in files)])
         chain = [read_transform(file) for file in files]
         nearest = self.settings.interpolation == "nearest"
         volume, source = read_labels(image) if nearest else read_volume(image)
@@ -87,14 +93,15 @@ class ImageWarper:
             else:
                 write_map(staging / name, found, wanted)
             about = {
-                "image": {"path": str(image), "sha256": file_hash(image)},
+                "image": {"path": str(image), "sha256": watched.sha256(image)},
                 "reference": str(reference),
                 "interpolation": self.settings.interpolation,
                 "transforms": [
-                    {**file.as_dict(), "sha256": file_hash(file.path)} for file in files
+                    {**file.as_dict(), "sha256": watched.sha256(file.path)} for file in files
                 ],
             }
             (staging / "warped.json").write_text(json.dumps(about, indent=1) + "\n", "utf-8")
+            watched.check()
 
     def _files(self, subject: str) -> tuple[Path, Path, tuple[TransformFile, ...]]:
         def named(path: str) -> Path:

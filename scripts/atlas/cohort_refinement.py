@@ -18,11 +18,17 @@ from scripts.atlas.network import density_of, log_density_of
 from scripts.atlas.registration import estimate_velocity
 from scripts.atlas.training_step import bare, soft_assignment
 from scripts.atlas.velocity_refinement import refine_velocity
+from scripts.errors import CheckpointError
 from scripts.losses.atlas_loss import AtlasLoss
-from scripts.networks.checkpoint import load_checkpoint, load_weights
+from scripts.networks.checkpoint import (
+    load_checkpoint,
+    load_latest,
+    load_weights,
+    save_checkpoint,
+)
 from scripts.runtime.processes import add_up, from_first, is_first, share
 from scripts.runtime.progress import progress_bar
-from scripts.runtime.storage import write_whole
+from scripts.runtime.storage import file_hash
 from scripts.spatial.jacobian import jacobian_determinant
 from scripts.spatial.unfolding import unfolded_velocity
 from scripts.spatial.warp import warp
@@ -101,6 +107,7 @@ class CohortRefinement:
         self.window = window
         self.round = 0
         self.history: list[float] = []
+        self._source: str | None = None  # hash of the state that `restore` took over
         self.offset = torch.zeros_like(self.network.mean_velocity)
         # Share of each subject that each template explains, (N, K).
         self.assignment = torch.ones(len(dataset), self.network.n_templates)
@@ -119,6 +126,40 @@ class CohortRefinement:
             with progress_bar(self.rounds * own, "refinement", initial=self.round * own) as bar:
                 while self.round < self.rounds:
                     self._run_round(bar)
+
+    def restore(self) -> None:
+        """Take over a finished refinement, writing nothing.
+
+        Raises:
+            CheckpointError: it isn't all there.
+        """
+        self.network.eval()
+        self._source = self._hash()
+        found = load_checkpoint(self.folder / "state.pt")
+        self._take_over(found)
+        if self.round < self.rounds:
+            raise CheckpointError(
+                f"{self.folder}: holds {self.round} of {self.rounds} rounds of refinement; finish "
+                "the training"
+            )
+
+    def check_unchanged(self) -> None:
+        """Make sure that the folder still holds what `restore` took over.
+
+        Raises:
+            CheckpointError: another run has been at work there.
+        """
+        if self._source is not None and self._hash() != self._source:
+            raise CheckpointError(
+                f"{self.folder}: was changed while it was being read; nothing is published"
+            )
+
+    def _hash(self) -> str:
+        path = self.folder / "state.pt"
+        try:
+            return file_hash(path)
+        except OSError as error:
+            raise CheckpointError(f"{path}: can't be read: {error.strerror}") from error
 
     def image(self, index: int) -> torch.Tensor:
         """A subject's log density, ``(1, C, *shape)``, on the device."""
@@ -214,7 +255,10 @@ class CohortRefinement:
     def _refine_subject(self, index: int) -> float:
         path = self._velocity_file(self.round, index)
         if path.exists():
-            return float(load_checkpoint(path)["loss"])
+            try:
+                return float(load_checkpoint(path)["loss"])
+            except CheckpointError as error:
+                logger.warning("%s; it is made again", error)
         home = self.home(index)
         start = self.velocity(index, home)
         with torch.enable_grad():
@@ -223,8 +267,7 @@ class CohortRefinement:
                 self.iterations, self.lr, home, self.covariates(index),
             )  # fmt: skip
         found = unfolded_velocity(self.network, found)
-        with write_whole(path) as staged:
-            torch.save({"velocity": found[0].cpu(), "loss": loss}, staged)
+        save_checkpoint({"velocity": found[0].cpu(), "loss": loss}, path)
         return loss
 
     def _mean(self, number: int) -> torch.Tensor:
@@ -342,38 +385,48 @@ class CohortRefinement:
         return self._round_folder(number) / f"{index:06d}.pt"
 
     def _stored(self, number: int, index: int) -> torch.Tensor:
-        found = load_checkpoint(self._velocity_file(number, index))
+        path = self._velocity_file(number, index)
+        found = load_checkpoint(path)
+        if not isinstance(found.get("velocity"), torch.Tensor):
+            raise CheckpointError(f"{path}: holds no velocity")
         return found["velocity"].to(self.device)[None]
 
     def _load(self) -> bool:
         found = from_first(self._read)
         if found is None:
             return False
-        load_weights(self.network, found, self.folder / "state.pt")
-        self.round = found["round"]
-        self.offset = found["offset"].to(self.device)
-        self.assignment = found["assignment"]
-        self.history = list(found["history"])
+        self._take_over(found)
         if self.round < self.rounds:
             logger.info("refinement goes on after round %d", self.round)
         return True
 
+    def _take_over(self, found: dict[str, Any]) -> None:
+        load_weights(self.network, found, self.folder / "state.pt")
+        try:
+            self.round = int(found["round"])
+            self.offset = found["offset"].to(self.device)
+            self.assignment = found["assignment"]
+            self.history = list(found["history"])
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise CheckpointError(
+                f"{self.folder / 'state.pt'}: is no state of a refinement ({error})"
+            ) from error
+
     def _read(self) -> dict[str, Any] | None:
-        path = self.folder / "state.pt"
-        return load_checkpoint(path) if path.exists() else None
+        return load_latest(self.folder / "state.pt")
 
     def save(self) -> None:
         """Write down how far the rounds are, with the network as it is now."""
         if not is_first():
             return
-        with write_whole(self.folder / "state.pt") as path:
-            torch.save(
-                {
-                    "round": self.round,
-                    "network": self.network.state_dict(),
-                    "offset": self.offset.cpu(),
-                    "assignment": self.assignment,
-                    "history": self.history,
-                },
-                path,
-            )
+        save_checkpoint(
+            {
+                "round": self.round,
+                "network": self.network.state_dict(),
+                "offset": self.offset.cpu(),
+                "assignment": self.assignment,
+                "history": self.history,
+            },
+            self.folder / "state.pt",
+            keep_previous=True,
+        )

@@ -21,7 +21,7 @@ from scripts.cohort import (
     read_cohort,
 )
 from scripts.data import EpochBatches, density_dataset, density_transforms
-from scripts.engines.opening import reserved
+from scripts.engines.opening import check_earlier_files, reserved
 from scripts.errors import CohortError, ConfigurationError
 from scripts.losses import (
     AtlasLoss,
@@ -33,6 +33,7 @@ from scripts.losses import (
 from scripts.networks.precision import open_device
 from scripts.runtime.processes import (
     barrier,
+    end_with_parent,
     from_first,
     rank,
     share,
@@ -40,7 +41,7 @@ from scripts.runtime.processes import (
     world_size,
 )
 from scripts.runtime.run_log import keep_log
-from scripts.runtime.storage import check_space
+from scripts.runtime.storage import check_replaceable, check_space
 from scripts.settings.atlas import LearnedAtlasConfig
 
 __all__ = [
@@ -84,11 +85,14 @@ def open_cohort(
     def read() -> Cohort:
         with reserved(written) as users:
             files = None if data is None else _listed_maps(data)
+            if len(written) == 2:
+                _check_places(settings, written, [dataset_dir, *(files or ())])
             cohort = read_cohort(dataset_dir, settings.cohort_request(), files=files)
             _check_box(cohort)
             _warn_of_scale(cohort, settings)
             check_cache(cohort, settings, world_size())
             if len(written) == 2:
+                _check_places(settings, written, cohort.files())
                 _check_space(cohort, settings, *map(Path, written))
             users.append(cohort)
             if written:
@@ -104,6 +108,7 @@ def _check_processes(settings: LearnedAtlasConfig) -> None:
     Raises:
         ConfigurationError: if one hasn't.
     """
+    end_with_parent()
     error = None
     try:
         open_device(settings.device, settings.key("device"))
@@ -138,6 +143,17 @@ def _listed_maps(data: Sequence[Mapping[str, Any]]) -> list[Path]:
             "one density map as 'image'"
         )
     return [Path(str(image)) for image in images]
+
+
+def _check_places(
+    settings: LearnedAtlasConfig, written: Sequence[str | Path], inputs: Sequence[str | Path]
+) -> None:
+    """Refuse a run that couldn't publish, or whose results would take the place of other files."""
+    output_dir, ckpt_dir = map(Path, written)
+    state, model = ckpt_dir / "run_state", ckpt_dir / "model.pt"
+    needed = (ckpt_dir, state, output_dir / "tensorboard", output_dir / "snapshots")
+    check_replaceable(output_dir / settings.output_subdir, inputs=[*inputs, *needed])
+    check_earlier_files([state, model], inputs)
 
 
 def _check_space(

@@ -1,6 +1,6 @@
 """What a model must say of itself before a job uses it.
 
-A model from somebody else comes with a description in its checkpoint: settings, grid, box,
+A model of another group comes with a description in its checkpoint: settings, grid, box,
 covariates. All of it is data.
 """
 

@@ -13,11 +13,10 @@ from scripts.atlas.cohort_refinement import CohortRefinement
 from scripts.data import EpochBatches
 from scripts.engines.handlers.learning_rate import rate_share
 from scripts.errors import CheckpointError, TrainingError
-from scripts.networks.checkpoint import load_checkpoint, load_weights
+from scripts.networks.checkpoint import load_latest, load_weights, save_checkpoint
 from scripts.networks.precision import autocast
 from scripts.runtime.processes import add_up, from_first, is_first
 from scripts.runtime.progress import progress_bar
-from scripts.runtime.storage import write_whole
 
 __all__ = ["NetworkFineTuning"]
 
@@ -85,6 +84,7 @@ class NetworkFineTuning:
             return
         self.network.passes = self.passes
         if self._load():
+            self.refinement.save()  # a damaged state may have been given up for the one before
             return
         done, length = len(self.losses), len(self.batches)
         self.network.eval()  # fields as new subjects get them: centred, with their covariates
@@ -163,19 +163,19 @@ class NetworkFineTuning:
         return bool(found["done"])
 
     def _read(self) -> dict[str, Any] | None:
-        return load_checkpoint(self.path) if self.path.exists() else None
+        return load_latest(self.path)
 
     def _save(self, done: bool) -> None:
         if not is_first():
             return
-        with write_whole(self.path) as path:
-            torch.save(
-                {
-                    "format": FORMAT,
-                    "done": done,
-                    "network": self.network.state_dict(),
-                    "optimizer": self.optimizer.state_dict(),
-                    "losses": self.losses,
-                },
-                path,
-            )
+        save_checkpoint(
+            {
+                "format": FORMAT,
+                "done": done,
+                "network": self.network.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "losses": self.losses,
+            },
+            self.path,
+            keep_previous=True,
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -39,7 +40,9 @@ from scripts.errors import CohortError
 from scripts.losses.atlas_loss import AtlasLoss
 from scripts.networks.checkpoint import load_checkpoint
 from scripts.networks.described import weights_identity
-from scripts.runtime.storage import check_space
+from scripts.runtime.lock import SharedLock
+from scripts.runtime.processes import is_first
+from scripts.runtime.storage import check_replaceable, check_space
 from scripts.settings.atlas import LearnedAtlasConfig
 from scripts.spatial.grid import CropBox
 
@@ -94,9 +97,13 @@ def open_published_cohort(
 
     Raises:
         CohortError: see `read_cohort`; or the cohort isn't on the model's grid.
-        StorageError: if there isn't room for what the run writes.
+        StorageError: if there isn't room for what the run writes, or the atlas's folder can't be
+            replaced.
     """
     coding = published_coding(network)
+    replaced = None if written is None else Path(written) / settings.output_subdir
+    if replaced is not None:
+        check_replaceable(replaced, inputs=[dataset_dir])
     cohort = read_cohort(dataset_dir, settings.cohort_request(), coding=coding)
     grid, crop = published_geometry(network)
     difference = cohort.grid.same_as(grid, settings.cohort.grid_tolerance)
@@ -112,7 +119,8 @@ def open_published_cohort(
             dataset_dir,
         )
     cohort = in_box(cohort, crop, dataset_dir)
-    if written is not None:
+    if written is not None and replaced is not None:
+        check_replaceable(replaced, inputs=cohort.files())
         check_space({Path(written): output_bytes(cohort, settings)})
     return cohort
 
@@ -125,11 +133,23 @@ def published_velocities(
     settings: LearnedAtlasConfig,
     cohort: Cohort | None = None,
 ) -> CohortRefinement | NetworkVelocities:
-    """The training's own velocities where they still lie, else what the network finds now."""
+    """The training's own velocities where they still lie, else what the network finds now.
+
+    Where they do, no run starts in their folder for as long as they are in use.
+
+    Raises:
+        StorageError: a run is at work there.
+        CheckpointError: they are damaged, or not all there.
+    """
+    lock = SharedLock(state.folder.parent) if state.folder.exists() and is_first() else None
     if state.belongs_to(weights_identity(network)):
         stored = cohort_refinement(network, dataset, loss, state.refinement, settings, cohort)
-        stored.run()  # all its rounds are done: it only reads them
+        stored.restore()
+        if lock is not None:
+            weakref.finalize(stored, lock.release)
         return stored
+    if lock is not None:
+        lock.release()
     logger.warning(
         "%s holds no velocities of this model and cohort: fields are estimated by the network%s",
         state.folder,

@@ -14,7 +14,7 @@ from scripts.cohort.density import subject_density
 from scripts.publishing.description import description, write_description
 from scripts.publishing.statistics import DensityStatistics
 from scripts.runtime.lock import locked_folders
-from scripts.runtime.storage import check_writable, file_hash, publish_folder
+from scripts.runtime.storage import check_replaceable, check_writable, file_hash, publish_folder
 from scripts.settings.atlas import LearnedAtlasConfig
 from scripts.spatial.volumes import write_map
 
@@ -26,7 +26,10 @@ AVERAGING_FOLDER = "atlas"
 
 
 def open_averaged_cohort(
-    dataset_dir: str | Path, settings: LearnedAtlasConfig, written: Sequence[str | Path] = ()
+    dataset_dir: str | Path,
+    settings: LearnedAtlasConfig,
+    written: Sequence[str | Path] = (),
+    replaced: Sequence[str | Path] = (),
 ) -> Cohort:
     """Read and check a cohort for which nothing is to be computed on a device.
 
@@ -34,14 +37,21 @@ def open_averaged_cohort(
         dataset_dir: the dataset folder.
         settings: of the run.
         written: folders that the run will write to; none is made here.
+        replaced: folders that the run will replace, see `check_replaceable`.
 
     Raises:
-        StorageError: if something that is no writable folder stands in the way of ``written``.
+        StorageError: if something that is no writable folder stands in the way of ``written``, or
+            ``replaced`` holds other files or the cohort's.
         CohortError: see `read_cohort`.
     """
     for folder in written:
         check_writable(folder)
-    return read_cohort(dataset_dir, settings.cohort_request())
+    for folder in replaced:
+        check_replaceable(folder, inputs=[dataset_dir])
+    cohort = read_cohort(dataset_dir, settings.cohort_request())
+    for folder in replaced:
+        check_replaceable(folder, inputs=cohort.files())
+    return cohort
 
 
 class AveragingAtlas:

@@ -88,6 +88,7 @@ class Subject:
             "image": [str(one.path) for one in self.maps],
             "divisor": [one.divisor for one in self.maps],
             "channel": [one.channel for one in self.maps],
+            "sha256": [one.sha256 for one in self.maps],
         }
         if self.maps and self.maps[0].order is not None:
             item["order"] = list(self.maps[0].order)  # the reader brings the others into its order
@@ -139,6 +140,10 @@ class Cohort:
             return None
         return np.stack([self.coding.code(dict(one.covariates)) for one in self.subjects])
 
+    def files(self) -> list[Path]:
+        """Every map that a subject's density is made of, and its tractogram."""
+        return files_of(self.subjects)
+
     def table(self) -> str:
         """Subjects found and left out, with reasons, as lines of text."""
         return subjects_table(self.subjects, self.rejected, self.without_map, self.pattern)
@@ -186,6 +191,10 @@ class NewSubjects:
     rejected: tuple[Rejection, ...] = field(default=())
     coding: CovariateCoding | None = None
 
+    def files(self) -> list[Path]:
+        """As `Cohort.files`."""
+        return files_of(self.subjects)
+
     def datalist(self) -> list[dict[str, Any]]:
         """As `Cohort.datalist`."""
         return [subject.item(self.coding) for subject in self.subjects]
@@ -199,6 +208,13 @@ class NewSubjects:
 # ---------------------------------------------------------------------------------------------
 # All subjects
 # ---------------------------------------------------------------------------------------------
+
+
+def files_of(subjects: Sequence[Subject]) -> list[Path]:
+    """Maps, and the tractograms that they were counted from."""
+    maps = [one for subject in subjects for one in subject.maps]
+    counted = [Path(one.counted.tractogram) for one in maps if one.counted is not None]
+    return [one.path for one in maps] + counted
 
 
 def subjects_table(

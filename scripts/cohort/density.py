@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from scripts.cohort.cohort import Subject
-from scripts.errors import CohortError
 from scripts.runtime.file_names import stem_of
 from scripts.runtime.input_files import FileError, read_text, say
+from scripts.runtime.watched_files import changed
 from scripts.spatial.grid import Grid
 from scripts.spatial.image_files import image_values, open_image_file
 from scripts.spatial.orientation import require_right_angles
@@ -294,6 +294,6 @@ def subject_density(subject: Subject, channels: int, shape: tuple[int, ...]) -> 
     for one in subject.maps:
         loaded = load_density(one.path)
         if loaded.sha256 != one.sha256:
-            raise CohortError(f"{one.path}: was changed while it was being used")
+            raise changed(one.path)
         density[one.channel] += one.in_order(zeroed(loaded.data, one.zeroed)) / one.divisor
     return density

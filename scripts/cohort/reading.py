@@ -28,6 +28,7 @@ from scripts.cohort.patterns import Rejection
 from scripts.cohort.tractogram_maps import counting_for
 from scripts.errors import CohortError, ConfigurationError, shown
 from scripts.runtime.file_names import is_image_name
+from scripts.runtime.input_files import check_named
 from scripts.settings.cohort import CohortRequest, SubjectSearch
 from scripts.spatial.grid import CropBox, Grid
 from scripts.tractograms import is_tractogram
@@ -71,6 +72,8 @@ def read_cohort(
             unexplained runs of one subject.
         ConfigurationError: tracts, channels and the dataset don't go together.
     """
+    if files is None:
+        check_named(dataset_dir, "dataset_dir")
     root = Path(dataset_dir).absolute()
     source = f"dataset folder {root}" if files is None else f"the list of {len(files)} maps"
     search = request.search
@@ -260,6 +263,7 @@ def _find_new(
     search: SubjectSearch,
 ) -> Discovery:
     if isinstance(source, str | Path):
+        check_named(source, "dataset_dir")
         if _is_folder(source):
             return find_subjects(Path(source).absolute(), search)
         source = [source]

@@ -9,15 +9,18 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from scripts.cohort.discovery import Candidate, FoundMap
 from scripts.errors import ConfigurationError
-from scripts.runtime.input_files import FileError, read_json
+from scripts.runtime.checked_json import read_checked, write_checked
+from scripts.runtime.input_files import FileError, say
 from scripts.runtime.inside import inside
 from scripts.runtime.storage import check_writable, file_hash, write_whole
+from scripts.runtime.watched_files import changed
 from scripts.settings.cohort import CohortRequest
 from scripts.spatial.grid import Grid
 from scripts.spatial.volumes import read_reference, write_density
@@ -142,10 +145,7 @@ class Counting:
         """
         if not is_tractogram(found.path):
             return found, None
-        try:
-            sha256 = file_hash(found.path)
-        except OSError as error:
-            raise TractogramError(found.path, f"can't be read: {error.strerror}") from error
+        sha256 = _hash_of(found.path)
         folder = self.folder or inside(found.path.parent, MAPS_FOLDER, kind="folder")
         label = name if found.tract is None else f"{name}_{found.tract}"
         stem = f"{label}_{self._key(sha256)}"
@@ -166,30 +166,52 @@ class Counting:
     def _count(self, found: FoundMap, sha256: str, path: Path, about: Path) -> CountedMap:
         check_writable(path.parent)
         counter = count_density([found.path], self.grid, vtk_space=self.vtk_space)
+        if _hash_of(found.path) != sha256:
+            raise changed(found.path)
         counted = CountedMap(
             str(found.path), sha256, counter.streamlines, counter.outside, counter.left
         )
-        with write_whole(path.with_name(f"{about.stem}_waytotal")) as staged:
+        waytotal = _waytotal_of(path, about)
+        with write_whole(waytotal) as staged:
             staged.write_text(f"{counter.streamlines}\n", encoding="ascii")
         write_density(path, counter.density, self.grid)
         # Last: where there is a description, everything is there.
-        with write_whole(about) as staged:
-            staged.write_text(json.dumps(asdict(counted), indent=1) + "\n", encoding="utf-8")
+        files = {"map": file_hash(path), "waytotal": file_hash(waytotal)}
+        write_checked(about, {**asdict(counted), "files": files})
         return counted
 
 
 def _kept(path: Path, about: Path) -> CountedMap | None:
-    """What an earlier run counted; None if it isn't all there."""
+    """What an earlier run counted; None if it isn't all there, or isn't what was written."""
+    if not (os.path.lexists(about) and os.path.lexists(path)):
+        return None
     try:
-        said = read_json(inside(about.parent, about.name))
+        said = read_checked(inside(about.parent, about.name))
         whole = [said[name] for name in ("streamlines", "outside", "left")]
         if not all(type(number) is int and number >= 0 for number in whole):
-            return None
+            raise ValueError("a number of streamlines is none")
         counted = CountedMap(str(said["tractogram"]), str(said["sha256"]), *whole)
-        there = inside(path.parent, path.name).is_file()
-    except (FileError, ValueError, KeyError, TypeError):
+        files = {"map": path, "waytotal": _waytotal_of(path, about)}
+        hashes = said.get("files")  # unknown to earlier versions
+        for name, file in files.items():
+            found = file_hash(inside(file.parent, file.name))
+            if hashes is not None and found != hashes[name]:
+                raise ValueError(f"{file.name} is not what was written (checksum)")
+    except (FileError, OSError, ValueError, LookupError, TypeError) as error:
+        logger.warning("%s: damaged (%s): the tractogram is counted again", about, say(error))
         return None
-    return counted if there else None
+    return counted
+
+
+def _hash_of(tractogram: Path) -> str:
+    try:
+        return file_hash(tractogram)
+    except OSError as error:
+        raise TractogramError(tractogram, f"can't be read: {error.strerror}") from error
+
+
+def _waytotal_of(path: Path, about: Path) -> Path:
+    return path.with_name(f"{about.stem}_waytotal")
 
 
 def counting_for(

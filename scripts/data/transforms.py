@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -28,6 +29,7 @@ from scripts.cohort import density_divisor
 from scripts.cohort.density import zeroed
 from scripts.errors import CheckpointError, CohortError
 from scripts.runtime.file_names import is_image_name
+from scripts.runtime.watched_files import changed
 from scripts.spatial.density_resampling import resample_density
 from scripts.spatial.grid import TOLERANCE, Grid, StorageOrder
 from scripts.spatial.image_files import open_image_file
@@ -46,6 +48,24 @@ __all__ = [
 
 
 _LOOSE = 0.5  # voxels: what a cohort may be told to take for one grid, see its grid_tolerance
+_SHA256 = re.compile("[0-9a-f]{64}")
+
+HASHES = "sha256"
+"""Of an image's metadata: its files, and the hashes of their bytes."""
+
+
+class _HashedImage:
+    """What a file held, and the hash of its bytes; or why it can't be read."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.error: CohortError | None = None
+        try:
+            opened = open_image_file(path)
+        except CohortError as error:
+            self.error = error
+            return
+        self.image, self.sha256 = opened.image, opened.sha256
 
 
 class MapsReader(NibabelReader):
@@ -58,32 +78,49 @@ class MapsReader(NibabelReader):
     `NibabelReader` keeps the names of the files it read last in itself and pairs them with the
     images it is asked to unpack next. Where threads fill a cache through one reader, a subject
     of several maps then loses maps to another thread's shorter list (MONAI 1.6.1). Here each call
-    takes the names from its own images.
+    takes the names from its own images. Each file is read once, at once, and its hash is told.
     """
 
     def verify_suffix(self, filename: Any) -> bool:
         """Whether all the names are those of images that are read here."""
         return all(is_image_name(name) for name in ensure_tuple(filename))
 
-    def read(self, data: Any, **_: Any) -> Any:
-        """Open one file or several.
+    def read(self, data: Any, **kwargs: Any) -> Any:
+        """Images whose voxels are in memory: what is unpacked later are the bytes of the hash.
 
-        Raises:
-            FileError: naming the file and what is wrong with it.
+        A file that can't be read is told by `get_data`: MONAI drops what is raised here.
+
+        Args:
+            data: a file, or several.
+            kwargs: of nibabel's loader; without effect.
         """
-        images: list[nib.Nifti1Image] = []
-        for name in ensure_tuple(data):
-            image = open_image_file(name).image
-            if images:
-                image = _in_order_of(images[0], image)
-            images.append(image)
+        images = [_HashedImage(str(name)) for name in ensure_tuple(data)]
         return images if len(images) > 1 else images[0]
 
     def get_data(self, img: Any) -> tuple[np.ndarray, dict[str, Any]]:
-        """The images' values, stacked as channels, and their metadata."""
-        own = copy.copy(self)
-        own.filenames = tuple(one.file_map["image"].filename for one in ensure_tuple(img))
-        return NibabelReader.get_data(own, img)
+        """The images' values, stacked as channels, and their metadata.
+
+        ``meta[HASHES]`` lists each file and the SHA-256 of its bytes.
+
+        Raises:
+            CohortError: a file couldn't be read, or the images have different shapes.
+        """
+        own, read = copy.copy(self), ensure_tuple(img)
+        own.filenames = tuple(one.path for one in read)
+        for one in read:
+            if one.error is not None:
+                raise one.error
+        first = read[0].image
+        images = (first, *(_in_order_of(first, one.image) for one in read[1:]))
+        for one, image in zip(read, images, strict=True):
+            if image.shape != first.shape:
+                raise CohortError(
+                    f"{one.path}: has shape {image.shape}, {read[0].path} {first.shape}; the maps "
+                    "of a subject must lie on one grid"
+                )
+        values, meta = NibabelReader.get_data(own, images)
+        meta[HASHES] = [[one.path, one.sha256] for one in read]
+        return values, meta
 
 
 def _in_order_of(first: nib.Nifti1Image, image: nib.Nifti1Image) -> nib.Nifti1Image:
@@ -95,9 +132,7 @@ def _in_order_of(first: nib.Nifti1Image, image: nib.Nifti1Image) -> nib.Nifti1Im
     if order is None or len(image.shape) != 3:
         return image
     values = order.of_array(np.asanyarray(image.dataobj))
-    turned = nib.Nifti1Image(values, first.affine, first.header)
-    turned.file_map["image"].filename = image.file_map["image"].filename
-    return turned
+    return nib.Nifti1Image(values, first.affine, first.header)
 
 
 class NormaliseDensityd(MapTransform):
@@ -132,6 +167,7 @@ class NormaliseDensityd(MapTransform):
         result = dict(data)
         for key in self.key_iterator(result):
             maps = result[key]
+            _check_unchanged(maps, result.get("sha256"))
             while maps.dim() > self.spatial_dims + 1 and maps.shape[-1] == 1:
                 maps = maps[..., 0]
             if "zeroed" in result:
@@ -152,7 +188,7 @@ class NormaliseDensityd(MapTransform):
                 density.meta["normalisation"] = self.normalisation
             result[key] = density
         # Lists of one length a subject can't be collated into a batch, and are done with.
-        for done in ("divisor", "channel", "zeroed", "order"):
+        for done in ("divisor", "channel", "sha256", "zeroed", "order"):
             result.pop(done, None)
         return result
 
@@ -171,6 +207,21 @@ def _in_order(image: torch.Tensor, order: StorageOrder) -> torch.Tensor:
         turned.affine = torch.from_numpy(order.of_grid(own).affine)
         turned.meta["spatial_shape"] = np.array(turned.shape[1:])
     return turned
+
+
+def _check_unchanged(maps: Any, expected: Sequence[str] | None) -> None:
+    """Refuse a file that isn't the one that was inspected.
+
+    Raises:
+        CohortError: naming it.
+    """
+    found = getattr(maps, "meta", {}).pop(HASHES, None)
+    if expected is None or found is None:  # a list without hashes, or another reader
+        return
+    for (path, sha256), wanted in zip(found, expected, strict=True):
+        # A list from elsewhere may say something else under this name.
+        if _SHA256.fullmatch(str(wanted)) and sha256 != wanted:
+            raise changed(path)
 
 
 class OntoGridd(MapTransform):

@@ -27,7 +27,8 @@ from scripts.networks.wrapping import unwrapped
 from scripts.pairwise.pair_writer import PairWriter
 from scripts.registration.images import ReadImage
 from scripts.registration.pair_output import PairFields, require_no_fold, write_pair
-from scripts.runtime.storage import file_hash, publish_folder
+from scripts.runtime.storage import publish_folder
+from scripts.runtime.watched_files import WatchedFiles
 from scripts.settings.image_pairs import RegisterElasticConfig
 from scripts.spatial.jacobian import jacobian_summary
 from scripts.spatial.overlap import grids_apart
@@ -157,6 +158,7 @@ class RegisteredPairWriter(PairWriter):
             FoldingError: a field folds, with verify_jacobian; that pair isn't published.
             StorageError: something can't be written.
         """
+        watched = WatchedFiles([item["fixed"], item["moving"]])
         fixed, moving = (ReadImage(item[key]) for key in ("fixed", "moving"))
         velocity = unfolded_velocity(self.network, found[None])
         shape = fixed.grid.shape[: fixed.spatial_dims]
@@ -177,8 +179,8 @@ class RegisteredPairWriter(PairWriter):
             "name": "tract_density_atlas",
             "kind": "elastic registration",
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "fixed": {"path": item["fixed"], "sha256": file_hash(item["fixed"])},
-            "moving": {"path": item["moving"], "sha256": file_hash(item["moving"])},
+            "fixed": {"path": item["fixed"], "sha256": watched.sha256(item["fixed"])},
+            "moving": {"path": item["moving"], "sha256": watched.sha256(item["moving"])},
             "start": matrix.tolist(),
             "displacement_rms_mm": float(moves.square().sum(1).mean().sqrt()),
             "jacobian": jacobian,
@@ -188,6 +190,7 @@ class RegisteredPairWriter(PairWriter):
         with publish_folder(self.folder / name) as staging:
             write_pair(staging, name, fixed, moving, matrix, PairFields(forward, inverse))
             (staging / "registered.json").write_text(json.dumps(report, indent=1) + "\n", "utf-8")
+            watched.check()
         smallest = min(one["corner_min"] for one in jacobian.values())
         logger.info(
             "%s: moved by %.2f mm r.m.s., smallest Jacobian determinant %.2f",

@@ -3,22 +3,48 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
+from scripts.engines.run_state import check_earlier_run
+from scripts.networks.checkpoint import check_earlier_model
 from scripts.networks.precision import open_device
 from scripts.runtime.lock import lock_folders
-from scripts.runtime.processes import (
-    is_first,
-)
-from scripts.runtime.storage import check_writable
+from scripts.runtime.ownership import NeededFiles, check_earlier_report
+from scripts.runtime.processes import end_with_parent, is_first
+from scripts.runtime.storage import check_not_root, check_writable
 
-__all__ = ["opened", "reserved"]
+__all__ = ["check_earlier_files", "opened", "reserved"]
 
 
 Network = TypeVar("Network")
+
+
+def check_earlier_files(paths: Iterable[str | Path], inputs: Iterable[str | Path] = ()) -> None:
+    """Make sure that what a training replaces in ``ckpt_dir`` is an earlier training's.
+
+    Args:
+        paths: folders of run states; models (``.pt``); reports (``.json``).
+        inputs: what the job reads; none of it may lie there.
+
+    Raises:
+        StorageError: something else is there, or an input.
+    """
+    needed = NeededFiles(inputs)
+    for path in map(Path, paths):
+        if path.suffix == ".pt":
+            check_earlier_model(path)
+        elif path.suffix == ".json":
+            check_earlier_report(path, _is_of_a_training)
+        else:
+            needed.check(path.absolute())
+            check_earlier_run(path)
+
+
+def _is_of_a_training(report: Mapping[str, Any]) -> bool:
+    return {"metrics", "settings", "versions"} <= report.keys()
 
 
 @contextmanager
@@ -66,6 +92,8 @@ def opened(
         StorageError: if something that is no writable folder stands in the way of ``written``,
             or another run is at work there.
     """
+    end_with_parent()
+    check_not_root(path)
     open_device(device, key)
     with reserved(written) as users:
         network = load(path)

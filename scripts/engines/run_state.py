@@ -4,28 +4,35 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 from scripts.errors import CheckpointError, StorageError
+from scripts.runtime.checked_json import verified, write_checked
 from scripts.runtime.input_files import FileError, read_json
+from scripts.runtime.lock import LOCK_FILE
+from scripts.runtime.ownership import some_names
 from scripts.runtime.processes import from_first
-from scripts.runtime.storage import write_whole
+from scripts.runtime.storage import check_not_root
 from scripts.settings.section import Section
 
-__all__ = ["Identified", "RunState"]
+__all__ = ["Identified", "RunState", "check_earlier_run"]
 
 logger = logging.getLogger(__name__)
 
 FORMAT = 1
+_KEYS = frozenset({"signature", "finished", "network", "cleared"})
 
 # Settings that change where and how a run computes or what it writes, not what it learns.
 _FREE = {
     "enabled", "device", "resume", "save_fields", "verify_jacobian", "emit_baseline_maps",
     "output_subdir", "cohort.cache", "cohort.num_workers", "cohort.resample", "presence_value",
     "cov_mean_threshold_pct", "model.checkpointing", "refine.new_subject_iterations",
+    "optimizer.num_workers", "overwrite", "save",
 }  # fmt: skip
 
 
@@ -35,6 +42,54 @@ class Identified(Protocol):
     def identity(self) -> str:
         """Equal for equal content."""
         ...
+
+
+# What runs leave in their folder; names with a process's number are halves of killed ones.
+_FILES = re.compile(
+    r"run\.json|folds\.json|(training|fine_tuning)(\.previous)?\.pt|cache|refinement"
+    r"|(fold|round)-\d+|\.\d+\..+|\.DS_Store"
+)
+
+
+def check_earlier_run(folder: Path) -> None:
+    """Make sure that a run's folder, which is cleared when a run starts, holds a run and no more.
+
+    It is known by its ``run.json``.
+
+    Raises:
+        StorageError: it is something else's, or somebody put other files there.
+    """
+    if not os.path.lexists(folder):
+        return
+    if not folder.is_dir():
+        raise StorageError(f"{folder}: can't be written: a file of that name is in the way")
+    try:
+        names = {path.name for path in folder.iterdir()} - {LOCK_FILE}
+        is_run = _is_of_a_run(folder / "run.json")
+    except OSError as error:
+        raise StorageError(f"{folder}: can't be looked through: {error}") from error
+    foreign = [name for name in names if not is_run or not _FILES.fullmatch(name)]
+    if foreign:
+        raise StorageError(
+            f"{folder}: would be cleared for the run's state, but holds {some_names(foreign)}, "
+            "which no run of this bundle left; move that elsewhere, or choose another --ckpt_dir"
+        )
+
+
+def _is_of_a_run(path: Path) -> bool:
+    """Whether a ``run.json`` may be this bundle's; a damaged one is told by who reads it."""
+    if not path.is_file():
+        return False
+    try:
+        found = read_json(path)
+    except (FileError, ValueError):
+        return True
+    return not isinstance(found, dict) or bool({"signature", "cleared"} & set(found))
+
+
+def _format(run: Any) -> Any:
+    signature = run.get("signature") if isinstance(run, dict) else None
+    return signature.get("format") if isinstance(signature, dict) else FORMAT
 
 
 def _binding(settings: Section) -> dict[str, Any]:
@@ -79,6 +134,7 @@ class RunState:
         overrides: Mapping[str, Any] | None = None,
     ) -> None:
         self.folder = Path(folder)
+        check_not_root(self.folder)
         self.block = settings.key_path
         self.signature: dict[str, Any] = {
             "format": FORMAT,
@@ -101,13 +157,24 @@ class RunState:
             # MONAI moves cached files in from another disk: one may have been cut off halfway.
             shutil.rmtree(self.cache, ignore_errors=True)
             return
-        # What the folder says of itself goes first: half of an earlier run is nobody's.
+        check_earlier_run(self.folder)
+        self._clear()
+        self._write(finished=False)
+
+    def _clear(self) -> None:
+        """Remove an earlier run; a kill leaves a folder that is still known for a run's."""
+        if not self.folder.exists():
+            return
+        # What the folder says of its run goes first: half of an earlier run is nobody's.
+        write_checked(self.folder / "run.json", {"cleared": True})
         try:
-            (self.folder / "run.json").unlink(missing_ok=True)
+            for path in self.folder.iterdir():
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path)
+                elif path.name not in ("run.json", LOCK_FILE):
+                    path.unlink()
         except OSError as error:
             raise StorageError(f"{self.folder}: can't be cleared: {error}") from error
-        shutil.rmtree(self.folder, ignore_errors=True)
-        self._write(finished=False)
 
     @property
     def training(self) -> Path:
@@ -141,18 +208,22 @@ class RunState:
     def finish(self, network_identity: str) -> None:
         """The atlas is published: the next run starts afresh."""
         self._write(finished=True, network=network_identity)
+        for path in self.folder.rglob("*.previous.pt"):  # nothing goes on from there any more
+            path.unlink(missing_ok=True)
 
     def _write(self, **more: Any) -> None:
-        with write_whole(self.folder / "run.json") as path:
-            path.write_text(json.dumps({"signature": self.signature, **more}, indent=1))
+        write_checked(self.folder / "run.json", {"signature": self.signature, **more})
 
     def _read(self, path: Path) -> dict[str, Any] | None:
         if not path.exists():
             return None
         try:
             there = read_json(path)
+            if _format(there) == FORMAT:  # another format is told of, below
+                there = verified(there, _KEYS)
         except (FileError, ValueError) as error:
-            raise CheckpointError(f"{path}: damaged ({error}); delete {self.folder}") from error
+            why = error.reason if isinstance(error, FileError) else str(error)
+            raise CheckpointError(f"{path}: damaged ({why}); delete {self.folder}") from error
         if not isinstance(there, dict) or not {"signature", "finished"} <= set(there):
             return None
         signature = there["signature"]

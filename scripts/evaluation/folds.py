@@ -15,15 +15,17 @@ from monai.bundle import ConfigParser
 
 from scripts.cohort import Cohort, read_cohort
 from scripts.engines.given import given
+from scripts.engines.opening import check_earlier_files
 from scripts.engines.run_state import RunState
 from scripts.errors import CheckpointError, CohortError, ConfigurationError
 from scripts.evaluation.held_out import EVALUATION_FOLDER
 from scripts.evaluation.report import publish_evaluation, table
 from scripts.networks.precision import open_device
+from scripts.runtime.checked_json import read_checked, write_checked
 from scripts.runtime.input_files import FileError, read_json
 from scripts.runtime.lock import locked_folders
 from scripts.runtime.processes import world_size
-from scripts.runtime.storage import check_writable, write_whole
+from scripts.runtime.storage import check_replaceable, check_writable, write_whole
 from scripts.settings.atlas import LearnedAtlasConfig
 from scripts.settings.evaluate import EvaluateConfig
 
@@ -100,6 +102,9 @@ class CrossValidation:
             )
         for folder in (self.output_dir, self.ckpt_dir):
             check_writable(folder)
+        needed: list[str | Path] = [self.dataset_dir, self.ckpt_dir / FOLDER]
+        check_replaceable(self.output_dir / FOLDER, inputs=needed)
+        check_earlier_files([self.ckpt_dir / FOLDER], [self.dataset_dir])
         settings = self._training_settings()
         open_device(settings.device, settings.key("device"))
         with locked_folders(self.output_dir, self.ckpt_dir / FOLDER):
@@ -145,15 +150,18 @@ class CrossValidation:
         plan = {"seed": self.settings.seed, "parts": parts}
         path = folder / "folds.json"
         if path.is_file():
-            if _read(path) != plan:
+            try:
+                there = read_checked(path, frozenset(plan))
+            except (FileError, ValueError) as error:
+                raise CheckpointError(f"{path}: damaged ({error}); delete {folder}") from error
+            if there != plan:
                 raise CheckpointError(
                     f"an unfinished cross-validation of other folds lies in {folder}; finish it "
                     "with its own evaluate#folds and evaluate#seed, or throw it away with "
                     "--learned_atlas#resume false"
                 )
             return
-        with write_whole(path) as staged:
-            staged.write_text(json.dumps(plan, indent=1), encoding="utf-8")
+        write_checked(path, plan)
 
     # -- one fold --------------------------------------------------------------------------
 

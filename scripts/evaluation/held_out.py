@@ -24,6 +24,7 @@ from scripts.evaluation.measures import field_measures, likeness, sharpness
 from scripts.evaluation.report import Row, publish_evaluation, table
 from scripts.networks.described import weights_identity
 from scripts.runtime.progress import progress_bar
+from scripts.runtime.storage import check_replaceable
 from scripts.settings.atlas import LearnedAtlasConfig
 from scripts.settings.evaluate import EvaluateConfig
 
@@ -123,6 +124,7 @@ class EvaluationWriter:
         self.settings = settings
         self.average = average
         self.folder = Path(output_dir) / EVALUATION_FOLDER
+        check_replaceable(self.folder, inputs=subjects.files())
         self.grid, self.crop = published_geometry(self.network)
         self.templates = self.network.template_density().cpu().numpy()
         self.rows: list[Row] = []

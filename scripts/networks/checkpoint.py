@@ -1,19 +1,149 @@
-"""Reading checkpoints: tensors and plain values, never code."""
+"""Checkpoints: tensors and plain values, never code, with a checksum of every byte.
+
+The checksum is the comment at the end of the zip file that torch writes: ``torch.load`` and all
+that is built on it read the file as any other.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import io
+import logging
 import os
 import pickle
+import struct
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
-from scripts.errors import CheckpointError
+from scripts.errors import CheckpointError, StorageError
 from scripts.runtime.input_files import FileError, check_file
+from scripts.runtime.storage import write_whole
 
-__all__ = ["load_checkpoint", "load_weights"]
+__all__ = [
+    "check_earlier_model",
+    "checkpoint_bytes",
+    "load_checkpoint",
+    "load_latest",
+    "load_weights",
+    "previous_of",
+    "save_checkpoint",
+]
+
+logger = logging.getLogger(__name__)
+
+_NAMES = 1 << 20  # bytes at the beginning of a checkpoint that hold the names of its tensors
+_SEAL = b"tract_atlas sha256 "  # followed by 64 hexadecimal digits
+_END = struct.Struct("<4s4H2LH")  # of a zip file: its last number is the length of the comment
+_END_SIGNATURE = b"PK\x05\x06"
+
+
+def save_checkpoint(values: Any, path: str | Path, keep_previous: bool = False) -> None:
+    """Write a checkpoint with its checksum, whole.
+
+    Args:
+        values: tensors and plain values.
+        path: of the file.
+        keep_previous: let the checkpoint that stands there stay, as `previous_of` names it.
+
+    Raises:
+        StorageError: it can't be written; what stood there stays.
+    """
+    target = Path(path)
+    with write_whole(target) as staged:
+        torch.save(values, staged)
+        with staged.open("rb+") as file:
+            _seal(file)
+        if keep_previous and target.exists():
+            target.replace(previous_of(target))
+
+
+def checkpoint_bytes(values: Any) -> bytes:
+    """A checkpoint with its checksum, as `save_checkpoint` writes it."""
+    buffer = io.BytesIO()
+    torch.save(values, buffer)
+    _seal(buffer)
+    return buffer.getvalue()
+
+
+def previous_of(path: Path) -> Path:
+    """Where the checkpoint before the one at ``path`` is kept."""
+    return path.with_name(f"{path.stem}.previous{path.suffix}")
+
+
+def load_latest(path: Path) -> dict[str, Any] | None:
+    """The checkpoint at ``path``; the one before it if that is damaged or missing; or None.
+
+    Raises:
+        CheckpointError: it is damaged and there is none before it.
+    """
+    previous = previous_of(path)
+    if not path.exists():  # a kill between two renames leaves only the one before it
+        return load_checkpoint(previous) if previous.exists() else None
+    try:
+        return load_checkpoint(path)
+    except CheckpointError as error:
+        if not previous.exists():
+            raise
+        logger.warning("%s; the checkpoint before it is used, %s", error, previous)
+        return load_checkpoint(previous)
+
+
+def _seal(file: BinaryIO) -> None:
+    """Append the SHA-256 of a zip file to it as its comment."""
+    length = len(_SEAL) + 64
+    file.seek(-2, os.SEEK_END)
+    file.write(struct.pack("<H", length))
+    digest = _digest(file, file.seek(0, os.SEEK_END))
+    file.seek(0, os.SEEK_END)
+    file.write(_SEAL + digest)
+
+
+def _digest(file: BinaryIO, size: int) -> bytes:
+    """SHA-256 of so many bytes from the beginning, in hexadecimal digits."""
+    file.seek(0)
+    digest = hashlib.sha256()
+    while size > 0:
+        block = file.read(min(size, 1 << 20))
+        if not block:
+            break
+        digest.update(block)
+        size -= len(block)
+    return digest.hexdigest().encode("ascii")
+
+
+def _check_seal(file: BinaryIO) -> None:
+    """Make sure that a checkpoint's bytes are those that were written.
+
+    A file without a comment was written before there were checksums, or by another program.
+
+    Raises:
+        ValueError: they aren't.
+    """
+    if file.read(2) != b"PK":
+        return  # torch's format before zip files
+    size = file.seek(0, os.SEEK_END)
+    length = len(_SEAL) + 64
+    file.seek(max(0, size - _END.size))
+    if _ends(file.read(_END.size), 0):
+        return
+    start = max(0, size - length)
+    file.seek(max(0, start - _END.size))
+    tail = file.read()
+    if not (_ends(tail[: _END.size], length) and tail[_END.size :].startswith(_SEAL)):
+        raise ValueError("its end is missing or damaged")
+    if _digest(file, start) != tail[_END.size + len(_SEAL) :]:
+        raise ValueError("its content is not what was written (checksum)")
+
+
+def _ends(record: bytes, comment: int) -> bool:
+    """Whether these bytes are a zip file's last record, announcing a comment of a length."""
+    if len(record) != _END.size:
+        return False
+    signature, *_, length = _END.unpack(record)
+    return bool(signature == _END_SIGNATURE and length == comment)
 
 
 def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> dict[str, Any]:
@@ -24,7 +154,11 @@ def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> dic
     """
     _check_container(Path(path))
     try:
-        found = torch.load(Path(path), map_location=device, weights_only=True)
+        # One opening: the bytes that are loaded are those that were looked at.
+        with Path(path).open("rb") as file:
+            _check_seal(file)
+            file.seek(0)
+            found = torch.load(file, map_location=device, weights_only=True)
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: no such checkpoint") from error
     except pickle.UnpicklingError as error:
@@ -59,6 +193,29 @@ def _check_container(path: Path) -> None:
         raise CheckpointError(
             f"{path}: not a checkpoint that can be loaded: its parts are compressed, which no "
             "checkpoint's are"
+        )
+
+
+def check_earlier_model(path: Path) -> None:
+    """Make sure that a file that is about to be replaced is a model of this bundle, if it exists.
+
+    A damaged one counts as well: the names of its tensors stand at its beginning.
+
+    Raises:
+        StorageError: it is something else.
+    """
+    if not os.path.lexists(path):
+        return
+    try:
+        check_file(path)
+        with path.open("rb") as file:
+            start = file.read(_NAMES)
+    except (FileError, OSError):
+        start = b""
+    if not (start.startswith(b"PK") and b"described" in start):
+        raise StorageError(
+            f"{path}: would be replaced, but is no model of this bundle; move it elsewhere, or "
+            "choose another --ckpt_dir"
         )
 
 

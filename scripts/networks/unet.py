@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from scripts.networks.pooling import join_above, max_pool
 
-__all__ = ["RegistrationUNet"]
+__all__ = ["RegistrationUNet", "convolution_of"]
 
 _TINY = 4096  # voxels
 _SLOPE = 0.2  # of the leaky rectifier, as in VoxelMorph
@@ -44,6 +44,11 @@ class _Conv3d(nn.Conv3d):
         ):
             return super().forward(input)
         return super().forward(torch.cat([input, torch.zeros_like(input)]))[:1]
+
+
+def convolution_of(spatial_dims: int) -> type[nn.Conv2d] | type[_Conv3d]:
+    """The convolution of images of 2 or 3 dimensions."""
+    return _Conv3d if spatial_dims == 3 else nn.Conv2d
 
 
 class RegistrationUNet(nn.Module):
@@ -114,7 +119,7 @@ class RegistrationUNet(nn.Module):
         skipped: int,
     ) -> None:
         levels = len(enc_features)
-        convolution = _Conv3d if spatial_dims == 3 else nn.Conv2d
+        convolution = convolution_of(spatial_dims)
 
         def block(n_in: int, n_out: int) -> nn.Module:
             return nn.Sequential(

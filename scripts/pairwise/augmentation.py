@@ -15,6 +15,9 @@ from monai.transforms import (
     RandGaussianSmooth,
     RandGibbsNoise,
     RandHistogramShift,
+    RandLambda,
+    RandScaleIntensity,
+    RandShiftIntensity,
     RandSimulateLowResolution,
     Transform,
 )
@@ -35,6 +38,10 @@ def smooth_field(
     field = F.interpolate(coarse, size=tuple(shape), mode=mode, align_corners=True)
     length = field.square().sum(1, keepdim=True).flatten(1).mean(1).sqrt()
     return field * (rms / length).view(-1, *[1] * (d + 1))
+
+
+def _inverted(image: torch.Tensor) -> torch.Tensor:
+    return 1 - image
 
 
 def intensity_augmentation(
@@ -61,5 +68,9 @@ def intensity_augmentation(
             prob=probability,
         ),
         "noise": RandGaussianNoise(std=0.1, prob=probability),
+        "blur": RandGaussianSmooth((0.25, 2.0), (0.25, 2.0), (0.25, 2.0), prob=probability),
+        "gain": RandScaleIntensity(factors=0.3, prob=probability),
+        "offset": RandShiftIntensity(offsets=0.1, prob=probability),
+        "invert": RandLambda(func=_inverted, prob=probability),
     }
     return Compose([transform for name, transform in made.items() if name in names])

@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,12 @@ from monai.transforms import Compose, MapTransform
 from scripts.cohort import Candidate, Rejection, find_subjects
 from scripts.cohort.density import DensityError, load_density
 from scripts.data.sampling import RepeatedDataset
-from scripts.engines.opening import reserved
+from scripts.engines.opening import check_earlier_files, reserved
 from scripts.errors import CohortError
 from scripts.networks.precision import open_device
 from scripts.pairwise.network_grid import WorkingGrid, between_0_and_1
+from scripts.runtime.input_files import check_named
+from scripts.runtime.watched_files import changed
 from scripts.settings.affine import LearnedAffineConfig
 from scripts.settings.elastic import LearnedElasticConfig
 from scripts.spatial.grid import Grid
@@ -158,6 +160,20 @@ class PairImages:
             if (folds[one.name] == self.fold) is held_out
         ]
 
+    def check_unchanged(self) -> None:
+        """Make sure that all files are still those that were inspected.
+
+        Raises:
+            CohortError: naming the subject and a file of its that isn't.
+        """
+        for one in self.subjects:
+            try:
+                found = _digest(map(Path, one.paths))
+            except OSError as error:
+                raise CohortError(f"subject {one.name}: {error}") from error
+            if found != one.sha256:
+                raise changed(" or ".join(one.paths))
+
     def identity(self) -> str:
         """SHA-256 over what training depends on; the same wherever the dataset lies."""
         text = json.dumps([asdict(self.grid), [(one.name, one.sha256) for one in self.subjects]])
@@ -172,6 +188,7 @@ def read_pair_images(
     Raises:
         CohortError: too few usable subjects, or fewer than there are folds.
     """
+    check_named(dataset_dir, "dataset_dir")
     root = Path(dataset_dir).absolute()
     found = find_subjects(root, settings.images.subject_search())
     dims = len(settings.images.shape)
@@ -218,9 +235,7 @@ def _inspect(candidate: Candidate, dims: int, shape: Sequence[int]) -> tuple[Ima
     """A subject, and the voxel size that lets the network's grid hold its image."""
     paths = [one.path for one in candidate.maps]
     _, grid = read_image(paths, dims)
-    digest = hashlib.sha256()
-    for path in paths:
-        digest.update(path.read_bytes())
+    digest = _digest(paths)
     extent = np.array(grid.shape) * grid.spacing
     if dims == 3:  # along the world's axes
         directions = np.abs(grid.affine[:3, :3]) / grid.spacing
@@ -229,9 +244,16 @@ def _inspect(candidate: Candidate, dims: int, shape: Sequence[int]) -> tuple[Ima
         candidate.name,
         tuple(map(str, paths)),
         tuple(one.channel for one in candidate.maps),
-        digest.hexdigest(),
+        digest,
     )
     return subject, float((extent / np.array(shape)).max())
+
+
+def _digest(paths: Iterable[Path]) -> str:
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def _rounded_up(value: float, digits: int = 3) -> float:
@@ -244,6 +266,7 @@ def open_images(
     dataset_dir: str | Path,
     settings: LearnedAffineConfig | LearnedElasticConfig,
     written: Sequence[str | Path] = (),
+    replaced: Sequence[str | Path] = (),
 ) -> PairImages:
     """The images to learn from, after what can be known beforehand of the run's end.
 
@@ -251,15 +274,19 @@ def open_images(
         dataset_dir: the dataset folder.
         settings: of the run.
         written: folders that the run will write to; locked while the result is in use.
+        replaced: what the run clears or replaces there: its run state, model and report.
 
     Raises:
         ConfigurationError: the machine lacks the device.
-        StorageError: a folder can't be written, or another run is at work there.
+        StorageError: a folder can't be written, another run is at work there, or something else
+            than an earlier training's files would be replaced.
         CohortError: see `read_pair_images`.
     """
     open_device(settings.device, settings.key("device"))
     with reserved(written) as users:
+        check_earlier_files(replaced, [dataset_dir])
         images = read_pair_images(dataset_dir, settings)
+        check_earlier_files(replaced, [path for one in images.subjects for path in one.paths])
         users.append(images)
     return images
 

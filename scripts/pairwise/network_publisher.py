@@ -11,6 +11,7 @@ import torch
 
 from scripts.engines.handlers.loss_history import LossHistory
 from scripts.engines.run_state import RunState
+from scripts.networks.checkpoint import save_checkpoint
 from scripts.pairwise.images import PairImages
 from scripts.pairwise.measurement import Measurement, error_texts
 from scripts.runtime.storage import write_whole
@@ -61,12 +62,12 @@ class NetworkPublisher:
     def publish(self) -> None:
         """Measure for the last time, write everything, and end the run."""
         metrics = self.measurement.measured()
+        self.images.check_unchanged()
         weights = {
             name: torch.as_tensor(value).detach().cpu()
             for name, value in self.network.state_dict().items()
         }
-        with write_whole(self.model_file) as path:
-            torch.save(weights, path)
+        save_checkpoint(weights, self.model_file)
         last = self.history.epochs[-1] if self.history.epochs else {}
         report = {
             "metrics": metrics,

@@ -73,4 +73,5 @@ def cohort_publisher(
         coding=coding,
         at=values or None,
         loss=velocities.loss,
+        confirm=getattr(velocities, "check_unchanged", None),
     )

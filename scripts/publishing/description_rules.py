@@ -1,6 +1,6 @@
 """What ``atlas.json`` must be before a job uses it: kinds, ranges, names.
 
-An atlas from somebody else comes with this file. All of it is data: a name may lead out of a
+An atlas of another group comes with this file. All of it is data: a name may lead out of a
 folder, a size may exceed any memory, a number may not be a number.
 """
 

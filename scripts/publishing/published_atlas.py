@@ -9,8 +9,10 @@ from typing import Any
 
 from scripts.errors import CohortError
 from scripts.publishing.description_rules import opened_description
+from scripts.runtime.input_files import check_file, check_fits, check_named
 from scripts.runtime.inside import inside
 from scripts.runtime.storage import file_hash
+from scripts.runtime.watched_files import WatchedFiles
 from scripts.settings.atlas import BASELINE_MAPS
 
 __all__ = ["PublishedAtlas", "open_atlas", "sha256_of"]
@@ -23,10 +25,21 @@ class PublishedAtlas:
     Attributes:
         folder: where they lie.
         about: what its ``atlas.json`` says.
+        description: the bytes of that file, which differ with every publication.
     """
 
     folder: Path
     about: dict[str, Any]
+    description: WatchedFiles | None = None
+
+    def check_unchanged(self) -> None:
+        """Make sure that no other atlas was published in its place since it was opened.
+
+        Raises:
+            CohortError: there was.
+        """
+        if self.description is not None:
+            self.description.check()
 
     @property
     def averaged(self) -> bool:
@@ -73,6 +86,7 @@ def open_atlas(folder: str | Path) -> PublishedAtlas:
     Raises:
         CohortError: there is none, or its description can't be understood.
     """
+    check_named(folder, "atlas_dir")
     path = Path(folder).absolute() / "atlas.json"
     if not os.path.lexists(path):
         raise CohortError(
@@ -80,11 +94,19 @@ def open_atlas(folder: str | Path) -> PublishedAtlas:
             "`average`, or name its folder with --atlas_dir"
         )
     try:
-        return PublishedAtlas(path.parent, opened_description(path.parent))
+        description = WatchedFiles([path])
+        about = opened_description(path.parent)
+        description.check()
+        return PublishedAtlas(path.parent, about, description)
     except ValueError as error:
         raise CohortError(f"{path}: is not the description of an atlas: {error}") from error
 
 
 def sha256_of(path: Path) -> str:
-    """Hash of a file's bytes."""
+    """Hash of a file's bytes.
+
+    Raises:
+        FileError: it isn't a file that fits into memory; descriptions name any path.
+    """
+    check_fits(path, check_file(path).st_size)
     return file_hash(path)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,13 +16,14 @@ from scripts.atlas.network import AtlasNetwork
 from scripts.cohort import Cohort, CovariateCoding, Values
 from scripts.errors import TractAtlasError
 from scripts.losses.atlas_loss import AtlasLoss
+from scripts.networks.checkpoint import save_checkpoint
 from scripts.networks.described import weights_identity
 from scripts.publishing.description import as_json, description, write_description
 from scripts.publishing.emission import Emission, Emitted, Templates, Velocities, naming
 from scripts.publishing.quality_page import quality_page
 from scripts.publishing.statistics import DensityStatistics
 from scripts.runtime.processes import StoppedElsewhere, barrier, from_first
-from scripts.runtime.storage import publish_folder, write_whole
+from scripts.runtime.storage import check_replaceable, publish_folder
 from scripts.settings.atlas import LearnedAtlasConfig
 from scripts.spatial.volumes import write_map
 
@@ -71,6 +72,10 @@ class AtlasPublisher:
         at: covariates to publish it at; then everything leads to the template there, and goes to
             ``<output_subdir>_at_<values>``. None: the cohort's mean.
         loss: the training's, told of each subject on the quality page.
+        confirm: called before the folder is published; raises if what was read has changed.
+
+    Raises:
+        StorageError: the atlas's folder can't be replaced, see `check_replaceable`.
     """
 
     def __init__(
@@ -89,6 +94,7 @@ class AtlasPublisher:
         coding: CovariateCoding | None = None,
         at: Values | None = None,
         loss: AtlasLoss | None = None,
+        confirm: Callable[[], None] | None = None,
     ) -> None:
         self.network = network
         self.dataset = dataset
@@ -97,6 +103,8 @@ class AtlasPublisher:
         self.velocities = velocities
         name = settings.output_subdir if at is None else f"{settings.output_subdir}_{_label(at)}"
         self.folder = Path(output_dir) / name
+        needed = [] if model_file is None else [Path(model_file).parent]
+        check_replaceable(self.folder, inputs=[*cohort.files(), *needed])
         self.model_file = model_file
         self.history = history
         self.state = state
@@ -105,6 +113,7 @@ class AtlasPublisher:
         self.coding = coding
         self.at = at
         self.loss = loss
+        self.confirm = confirm
 
     @torch.no_grad()
     def publish(self) -> Path:
@@ -140,10 +149,11 @@ class AtlasPublisher:
             (staging / "jacobian.json").write_text(as_json(emitted.jacobians))
             (staging / "quality.html").write_text(self._page(about, emitted, templates, shown))
             write_description(staging, about, emitted.hashes)
+        if self.confirm is not None:
+            self.confirm()
         stack.close()
         if self.model_file is not None:
-            with write_whole(self.model_file) as path:
-                torch.save(self.network.state_dict(), path)
+            save_checkpoint(self.network.state_dict(), self.model_file)
         if self.state is not None:
             self.state.finish(weights_identity(self.network))
         logger.info("atlas published in %s", self.folder)

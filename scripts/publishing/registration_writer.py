@@ -21,8 +21,14 @@ from scripts.errors import CohortError, FoldingError
 from scripts.losses.atlas_loss import AtlasLoss
 from scripts.metrics import dice, log_density_correlation
 from scripts.networks.described import weights_identity
-from scripts.publishing.sidecars import dataset_description, describe_registration, write_json
-from scripts.runtime.storage import publish_folder, write_whole
+from scripts.publishing.sidecars import (
+    dataset_description,
+    describe_registration,
+    is_own_dataset,
+    write_json,
+)
+from scripts.runtime.ownership import check_earlier_report
+from scripts.runtime.storage import check_replaceable, publish_folder, write_whole
 from scripts.runtime.write_behind import WriteBehind
 from scripts.settings.atlas import LearnedAtlasConfig
 from scripts.spatial.fields import field_names, write_field
@@ -31,6 +37,8 @@ from scripts.spatial.volumes import write_map
 __all__ = ["RegistrationWriter"]
 
 logger = logging.getLogger(__name__)
+
+_DESCRIPTION = "dataset_description.json"
 
 
 class RegistrationWriter:
@@ -65,6 +73,9 @@ class RegistrationWriter:
         self.grid, self.crop = published_geometry(self.network)
         self.weights = weights_identity(self.network)
         self.failed: list[str] = []
+        folders = [self.folder / name for name in self.subjects]
+        check_replaceable(*folders, inputs=subjects.files())
+        check_earlier_report(self.folder / _DESCRIPTION, is_own_dataset)
         self.behind = WriteBehind()
 
     def attach(self, engine: Engine) -> None:
@@ -83,7 +94,7 @@ class RegistrationWriter:
         self.behind.finish()
         done = len(self.subjects) - len(self.failed)
         if done:
-            with write_whole(self.folder / "dataset_description.json") as path:
+            with write_whole(self.folder / _DESCRIPTION) as path:
                 write_json(path, dataset_description("Subjects registered to a learned atlas"))
         logger.info("%d of %d subjects registered, in %s", done, len(self.subjects), self.folder)
         if self.failed:

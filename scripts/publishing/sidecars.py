@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -24,6 +24,7 @@ __all__ = [
     "describe_atlas",
     "describe_registration",
     "field_sidecar",
+    "is_own_dataset",
     "map_sidecar",
     "sidecar_of",
     "write_json",
@@ -160,6 +161,14 @@ def dataset_description(name: str, cohort: Path | None = None) -> dict[str, Any]
         described["SourceDatasets"] = [{"URL": cohort.as_uri()}]
         described["DatasetLinks"] = {_COHORT: cohort.as_uri()}
     return described
+
+
+def is_own_dataset(described: Mapping[str, Any]) -> bool:
+    """Whether a ``dataset_description.json`` says that this bundle made the folder's files."""
+    makers = described.get("GeneratedBy")
+    return isinstance(makers, list) and any(
+        isinstance(one, Mapping) and one.get("Name") == _NAME for one in makers
+    )
 
 
 def map_sidecar(

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from scripts.cohort import waytotal_file
-from scripts.engines.run_state import RunState
+from scripts.engines.run_state import RunState, check_earlier_run
 from scripts.errors import CohortError
 from scripts.networks.precision import open_device
 from scripts.registration.affine import AffineRefinement
@@ -32,7 +32,8 @@ from scripts.registration.mean_alignment import (
 from scripts.registration.native_subjects import NativeFile, NativeSubject, find_native_subjects
 from scripts.runtime.lock import locked_folders
 from scripts.runtime.progress import progress_bar
-from scripts.runtime.storage import check_writable, file_hash, publish_folder
+from scripts.runtime.storage import check_replaceable, check_writable, publish_folder
+from scripts.runtime.watched_files import WatchedFiles, changed
 from scripts.settings.align import AlignConfig
 from scripts.spatial.grid import Grid
 from scripts.spatial.resampling import labels_by_matrix, resample_by_matrix
@@ -96,7 +97,12 @@ class CohortAligner:
             self.target = ReadImage(
                 settings.target, settings.log_offset, settings.background, device
             )
+        target = [] if settings.target is None else [settings.target]
+        check_replaceable(self.folder, inputs=[dataset_dir, *target])
+        check_earlier_run(self._state_folder)
         self.subjects, self.rejected = find_native_subjects(dataset_dir, settings, device)
+        files = [file.path for subject in self.subjects for file in subject.files]
+        check_replaceable(self.folder, inputs=files)
 
     def run(self) -> Path:
         """Align and publish.
@@ -110,11 +116,13 @@ class CohortAligner:
             StorageError: something can't be written; what stood there before stays.
         """
         with locked_folders(self.output_dir):
+            watched = self._watched()
             kept = self._open_state()
             alignment = self._to_target(kept) if self.target else self._to_mean(kept)
             self._warn_of_odd_ones(alignment)
             with publish_folder(self.folder) as staging:
-                self._write(staging, alignment)
+                self._write(staging, alignment, watched)
+                watched.check()
             shutil.rmtree(self._state_folder, ignore_errors=True)
         logger.info("%d subjects aligned, in %s", len(self.subjects), self.folder)
         return self.folder
@@ -189,7 +197,22 @@ class CohortAligner:
 
     # -- writing ---------------------------------------------------------------------------
 
-    def _write(self, staging: Path, alignment: Alignment) -> None:
+    def _watched(self) -> WatchedFiles:
+        """The images, as they were read to be compared.
+
+        Raises:
+            CohortError: one was changed since.
+        """
+        read = [subject.read for subject in self.subjects]
+        read += [] if self.target is None else [self.target]
+        others = [file.path for subject in self.subjects for file in subject.files]
+        watched = WatchedFiles([*(one.path for one in read), *others])
+        for one in read:
+            if watched.sha256(one.path) != one.sha256:
+                raise changed(one.path)
+        return watched
+
+    def _write(self, staging: Path, alignment: Alignment, watched: WatchedFiles) -> None:
         common = self._common_grid(alignment.grid)
         template = alignment.template
         if self.target is not None:
@@ -203,7 +226,7 @@ class CohortAligner:
                 self._write_subject(staging / subject.name, subject, matrix, alignment.grid, common)
                 self._write_template(staging / subject.name, subject, matrix, alignment)
                 bar.update()
-        about = json.dumps(self._description(alignment), indent=1) + "\n"
+        about = json.dumps(self._description(alignment, watched), indent=1) + "\n"
         (staging / "alignment.json").write_text(about, encoding="utf-8")
 
     def _write_subject(
@@ -253,7 +276,7 @@ class CohortAligner:
         header.set_xyzt_units(xyz="mm")
         return Grid((*grid.shape, 1)[:3], grid.affine, header)
 
-    def _description(self, alignment: Alignment) -> dict[str, Any]:
+    def _description(self, alignment: Alignment, watched: WatchedFiles) -> dict[str, Any]:
         """``alignment.json``: what these images were made of."""
         return {
             "name": "tract_density_atlas",
@@ -261,7 +284,7 @@ class CohortAligner:
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "settings": self.settings.as_dict(),
             "target": None if self.target is None else
-            {"path": str(self.target.path), "sha256": file_hash(self.target.path)},
+            {"path": str(self.target.path), "sha256": watched.sha256(self.target.path)},
             "grid": {"shape": list(alignment.grid.shape), "affine": alignment.grid.affine.tolist()},
             "mean_log_residual": None if self.target else alignment.residual,
             "loss_by_round": alignment.history,
@@ -274,7 +297,7 @@ class CohortAligner:
                     + list(transform_names(subject.name, "aligned", "native")),
                     "images": [
                         {"path": str(file.path), "name": file.name, "labels": file.labels,
-                         "sha256": file_hash(file.path)}
+                         "sha256": watched.sha256(file.path)}
                         for file in subject.files
                     ],
                 }

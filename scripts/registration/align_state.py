@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from scripts.errors import CheckpointError
-from scripts.runtime.input_files import FileError, read_json
-from scripts.runtime.storage import file_hash, write_whole
+from scripts.runtime.checked_json import read_checked, write_checked
+from scripts.runtime.input_files import FileError
+from scripts.runtime.storage import file_hash
 
 __all__ = ["AlignedFiles", "KeptTransforms", "Transforming"]
 
@@ -72,13 +73,12 @@ class KeptTransforms:
         if path.exists():
             return self._read(path)
         matrix, loss = find()
-        with write_whole(path) as staged:
-            staged.write_text(json.dumps({"matrix": matrix.tolist(), "loss": loss}), "utf-8")
+        write_checked(path, {"matrix": matrix.tolist(), "loss": loss})
         return matrix, loss
 
     def _read(self, path: Path) -> Found:
         try:
-            there = read_json(path)
+            there = read_checked(path, frozenset({"matrix", "loss"}))
             matrix, loss = np.array(there["matrix"], dtype=np.float64), float(there["loss"])
             if matrix.shape != (4, 4) or not np.isfinite(matrix).all():
                 raise ValueError("no 4x4 matrix")

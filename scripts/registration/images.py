@@ -13,7 +13,7 @@ from scripts.errors import CohortError
 from scripts.networks.grids import averaged
 from scripts.spatial.grid import Grid
 from scripts.spatial.orientation import require_right_angles
-from scripts.spatial.volumes import read_volume
+from scripts.spatial.volumes import read_hashed_volume
 
 __all__ = [
     "ReadImage",
@@ -123,6 +123,9 @@ class ReadImage:
         background: ``zero`` or ``unknown``, what lies outside of the image.
         device: of the image that is compared.
 
+    Attributes:
+        sha256: of the bytes that were read.
+
     Raises:
         CohortError: the file can't be read, or is the same everywhere.
     """
@@ -135,7 +138,7 @@ class ReadImage:
         device: torch.device | str = "cpu",
     ) -> None:
         self.path = Path(path)
-        self.values, grid = read_volume(path)
+        self.values, grid, self.sha256 = read_hashed_volume(path)
         require_right_angles(self.path, grid.affine, grid.shape)  # results are written on it
         self.grid, self.spatial_dims = grid, 3
         if grid.shape[2] == 1:

@@ -10,6 +10,8 @@ from pathlib import Path
 from scripts.cohort import Rejection, find_subjects
 from scripts.errors import CohortError, ConfigurationError
 from scripts.registration.images import ReadImage
+from scripts.runtime.input_files import check_named
+from scripts.runtime.inside import file_name_key
 from scripts.settings.align import AlignConfig
 
 __all__ = ["NativeFile", "NativeSubject", "find_native_subjects"]
@@ -62,6 +64,7 @@ def find_native_subjects(
             name.
         ConfigurationError: patterns that don't go together.
     """
+    check_named(dataset_dir, "dataset_dir")
     root = Path(dataset_dir)
     found = {kind: _found(root, kind, settings) for kind in _patterns(settings)}
     main, rejected = found[settings.image]
@@ -81,7 +84,7 @@ def find_native_subjects(
             rejected.append(Rejection(name, str(root / name), missing))
             continue
         names = [file.name for file in files]
-        if len(set(names)) < len(names):
+        if len(set(map(file_name_key, names))) < len(names):
             raise CohortError(
                 f"subject {name}: two of its images would both be written as "
                 f"{max(names, key=names.count)}"

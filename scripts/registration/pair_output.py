@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,14 +11,20 @@ import torch
 
 from scripts.errors import FoldingError
 from scripts.registration.images import ReadImage
-from scripts.runtime.storage import check_writable
+from scripts.runtime.storage import check_replaceable, check_writable
 from scripts.settings.image_pairs import ImagePairs
 from scripts.spatial.fields import write_field
 from scripts.spatial.transform_files import write_affine_files
 from scripts.spatial.transforms import AffineTransform, FieldTransform, Transform, resample
 from scripts.spatial.volumes import write_map
 
-__all__ = ["PairFields", "checked_pairs", "require_no_fold", "write_pair"]
+__all__ = [
+    "PairFields",
+    "check_pair_folders",
+    "checked_pairs",
+    "require_no_fold",
+    "write_pair",
+]
 
 
 @dataclass(frozen=True)
@@ -44,7 +51,35 @@ def checked_pairs(settings: ImagePairs, folder: str | Path) -> list[dict[str, st
         StorageError: it can't be written.
     """
     check_writable(folder)
-    return settings.pairs()
+    pairs = settings.pairs()
+    start = getattr(settings, "start", None)
+    names = [one["subject"] for one in pairs]
+    check_pair_folders(folder, names, settings.fixed, settings.moving, start)
+    return pairs
+
+
+def check_pair_folders(
+    folder: str | Path,
+    names: Sequence[str],
+    fixed: str | Path,
+    moving: Sequence[str | Path],
+    start: str | None = None,
+) -> None:
+    """Make sure that each pair's folder can be published; see `check_replaceable`.
+
+    Args:
+        folder: holds the pairs' folders.
+        names: of these.
+        fixed: the image that is wanted.
+        moving: those that are brought to it.
+        start: of the transforms that each begins with, ``{name}`` standing for a pair's.
+
+    Raises:
+        StorageError: one can't.
+    """
+    starts = [] if start is None else [start.replace("{name}", name) for name in names]
+    folders = [Path(folder) / name for name in names]
+    check_replaceable(*folders, inputs=[path for path in (fixed, *moving, *starts) if str(path)])
 
 
 def require_no_fold(path: str | Path, jacobian: dict[str, dict[str, float]], advice: str) -> None:

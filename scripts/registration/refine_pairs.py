@@ -18,10 +18,16 @@ from scripts.networks.precision import open_device
 from scripts.registration.affine import AffineRefinement, AffineResult, start_in_family
 from scripts.registration.deformable import ElasticRefinement, ElasticResult
 from scripts.registration.images import ReadImage
-from scripts.registration.pair_output import PairFields, require_no_fold, write_pair
+from scripts.registration.pair_output import (
+    PairFields,
+    check_pair_folders,
+    require_no_fold,
+    write_pair,
+)
 from scripts.runtime.lock import locked_folders
 from scripts.runtime.progress import progress_bar
-from scripts.runtime.storage import check_writable, file_hash, publish_folder
+from scripts.runtime.storage import check_writable, publish_folder
+from scripts.runtime.watched_files import WatchedFiles
 from scripts.settings.image_pairs import image_name
 from scripts.settings.refine import RefineConfig
 from scripts.spatial.overlap import grids_apart
@@ -59,9 +65,17 @@ class PairRefiner:
         self.output_dir = Path(output_dir)
         self.device = open_device(settings.device, settings.key("device"))
         check_writable(output_dir)
+        self.watched = WatchedFiles([settings.fixed])
         self.fixed = self._read(settings.fixed)
         self.moving = [Path(path) for path in settings.moving]
         self.starts = [self._start(path) for path in self.moving]
+        check_pair_folders(
+            self.output_dir / REFINED_FOLDER,
+            [image_name(path) for path in self.moving],
+            settings.fixed,
+            settings.moving,
+            None if settings.start is None else settings.start.path,
+        )
 
     def run(self) -> None:
         """Refine and publish each pair.
@@ -83,6 +97,7 @@ class PairRefiner:
 
     def _refine(self, path: Path, start: torch.Tensor | None) -> None:
         settings, fixed = self.settings, self.fixed
+        watched = WatchedFiles([path])
         moving = self._read(path)
         if moving.spatial_dims != fixed.spatial_dims:
             raise CohortError(f"{path}: must have as many dimensions as {settings.fixed}")
@@ -112,7 +127,7 @@ class PairRefiner:
                 require_no_fold(path, elastic.jacobian, _ADVICE)
         assert matrix is not None
         seconds = time.process_time() - begun
-        self._write(path, moving, matrix.cpu().numpy(), affine, elastic, seconds)
+        self._write(path, watched, moving, matrix.cpu().numpy(), affine, elastic, seconds)
 
     def _check_together(self, path: Path, moving: ReadImage, start: torch.Tensor | None) -> None:
         """Say that images share no space; refuse them where nothing brings them together.
@@ -143,6 +158,7 @@ class PairRefiner:
     def _write(
         self,
         path: Path,
+        watched: WatchedFiles,
         moving: ReadImage,
         matrix: np.ndarray,
         affine: AffineResult | None,
@@ -153,12 +169,16 @@ class PairRefiner:
         fields = None if elastic is None else PairFields(elastic.displacement, elastic.inverse)
         with publish_folder(self.output_dir / REFINED_FOLDER / name) as staging:
             write_pair(staging, name, self.fixed, moving, matrix, fields)
-            about = json.dumps(self._description(path, matrix, affine, elastic, seconds), indent=1)
+            found = self._description(path, watched, matrix, affine, elastic, seconds)
+            about = json.dumps(found, indent=1)
             (staging / "refined.json").write_text(about + "\n", encoding="utf-8")
+            watched.check()
+            self.watched.check()
 
     def _description(
         self,
         path: Path,
+        watched: WatchedFiles,
         matrix: np.ndarray,
         affine: AffineResult | None,
         elastic: ElasticResult | None,
@@ -176,8 +196,11 @@ class PairRefiner:
             "name": "tract_density_atlas",
             "kind": "refinement",
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "fixed": {"path": str(self.settings.fixed), "sha256": file_hash(self.settings.fixed)},
-            "moving": {"path": str(path), "sha256": file_hash(path)},
+            "fixed": {
+                "path": str(self.settings.fixed),
+                "sha256": self.watched.sha256(self.settings.fixed),
+            },
+            "moving": {"path": str(path), "sha256": watched.sha256(path)},
             "matrix": matrix.tolist(),
             "steps": steps,
             "cpu_seconds": round(seconds, 2),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 import sys
 from types import TracebackType
 
@@ -23,6 +24,9 @@ EXIT_INTERRUPTED = 130
 """Exit status of a command that Ctrl-C (SIGINT) ended, as shells define it."""
 
 INTERRUPTED = "interrupted: start the same command again to continue a training or an alignment"
+
+# The last line of a traceback: the error's kind with its module, and what it says.
+_RAISED = re.compile(r"^scripts\.(?:\w+\.)*(\w+Error): (.+)$", re.MULTILINE)
 
 _memory_advice = "use fewer or smaller images, or another device"
 
@@ -75,6 +79,37 @@ def _storage_error(error: Exception) -> StorageError | None:
     return found
 
 
+def _from_worker(error: Exception) -> TractAtlasError | None:
+    """The user's error that a data loader's worker process raised.
+
+    Torch tells of it by its traceback's text alone.
+    """
+    text = str(error)
+    if "DataLoader worker" not in text:
+        return None
+    if "Bus error" in text or "shared memory" in text:
+        return StorageError(
+            "a worker process ended because there is too little shared memory (/dev/shm); set "
+            "cohort#num_workers to 0, or give the container more (docker run --shm-size)"
+        )
+    for name, message in reversed(_RAISED.findall(text)):
+        kind = _kinds().get(name)
+        if kind is not None:
+            return kind(message)
+    return None
+
+
+def _kinds() -> dict[str, type[TractAtlasError]]:
+    """Kinds of errors by name; those that are made otherwise stand for their base."""
+    found: dict[str, type[TractAtlasError]] = {}
+    open_kinds: list[type[TractAtlasError]] = list(TractAtlasError.__subclasses__())
+    bases = set(open_kinds)
+    for kind in open_kinds:
+        found[kind.__name__] = next(base for base in kind.__mro__ if base in bases)
+        open_kinds += kind.__subclasses__()
+    return found
+
+
 def find_user_error(error: BaseException | None) -> TractAtlasError | None:
     """The first `TractAtlasError` in the chain of errors that led to ``error``.
 
@@ -92,9 +127,9 @@ def find_user_error(error: BaseException | None) -> TractAtlasError | None:
     """
     seen: set[int] = set()
     while isinstance(error, Exception) and id(error) not in seen:
-        if isinstance(error, TractAtlasError):
+        if isinstance(error, TractAtlasError) and not str(error).startswith("Caught "):
             return error
-        refused = _memory_error(error) or _storage_error(error)
+        refused = _from_worker(error) or _memory_error(error) or _storage_error(error)
         if refused is not None:
             return refused
         seen.add(id(error))

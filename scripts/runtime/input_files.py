@@ -4,20 +4,31 @@ from __future__ import annotations
 
 import codecs
 import errno
+import functools
 import os
 import stat
 from pathlib import Path
 from typing import Any
 
-from scripts.errors import CohortError
+from scripts.errors import CohortError, ConfigurationError
 from scripts.runtime.memory import available_memory
 from scripts.runtime.plain_data import parse_json
 
-__all__ = ["LONGEST_TEXT", "FileError", "check_file", "check_fits", "read_json", "read_text", "say"]
+__all__ = [
+    "LONGEST_TEXT",
+    "FileError",
+    "check_file",
+    "check_fits",
+    "check_named",
+    "read_json",
+    "read_text",
+    "say",
+]
 
 LONGEST_TEXT = 1 << 26
 """Largest text file that is read, in bytes: 64 MiB, a table of a million people."""
 _LONGEST_REASON = 300  # characters
+_MADE_UP = ("/proc", "/sys", "/sys/kernel/debug", "/sys/kernel/tracing")
 
 
 class FileError(CohortError):
@@ -53,7 +64,31 @@ def check_file(path: Path) -> os.stat_result:
     if not stat.S_ISREG(status.st_mode):
         what = "Is a directory" if stat.S_ISDIR(status.st_mode) else "is not a file"
         raise FileError(path, f"can't be read: {what}")
+    if status.st_size == 0 and status.st_dev in _made_up_devices():
+        raise FileError(path, "can't be read: is made up by the system, and may never end")
     return status
+
+
+@functools.cache
+def _made_up_devices() -> frozenset[int]:
+    """Device numbers of file systems such as /proc, some of whose files block a reader."""
+    return frozenset(Path(place).stat().st_dev for place in _MADE_UP if Path(place).is_dir())
+
+
+def check_named(path: str | Path, key: str) -> None:
+    """Refuse an empty path, which would stand for the current folder.
+
+    Args:
+        path: as it was given.
+        key: of the configuration that gave it.
+
+    Raises:
+        ConfigurationError: it is empty.
+    """
+    if not str(path).strip():
+        raise ConfigurationError(
+            f"{key} is empty; must name a file or folder ('.' is the current folder)"
+        )
 
 
 def check_fits(path: Path, size: int) -> None:

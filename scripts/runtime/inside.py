@@ -1,7 +1,7 @@
 """What lies inside a folder, under a name that came from outside.
 
 Names in an ``atlas.json``, a sidecar or a model are data. Joined to a folder unchecked, one such as
-``../../home`` leads out of it, and a link or a pipe that somebody put there leads anywhere.
+``../../home`` leads out of it, and a link or a pipe that was put there leads anywhere.
 """
 
 from __future__ import annotations

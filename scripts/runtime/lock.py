@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import errno
+import fcntl
 import json
 import logging
 import os
@@ -20,7 +21,7 @@ from scripts.errors import StorageError
 from scripts.runtime.input_files import say
 from scripts.runtime.storage import is_alive
 
-__all__ = ["LOCK_FILE", "FolderLock", "lock_folders", "locked_folders"]
+__all__ = ["LOCK_FILE", "FolderLock", "SharedLock", "lock_folders", "locked_folders"]
 
 logger = logging.getLogger(__name__)
 
@@ -118,6 +119,95 @@ class FolderLock:
             )
         os.ftruncate(handle, 0)
         os.pwrite(handle, json.dumps(self._owner).encode(), 0)
+
+
+class SharedLock:
+    """A folder that others may read too, and that no run writes to until `release`.
+
+    The lock is the system's own, shared. Where the file system has none, or the folder is closed
+    to us, nobody is kept out; it is only made sure that no run is at work there now.
+
+    Args:
+        folder: read; it need not be writable.
+
+    Raises:
+        StorageError: a run is at work there.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder).resolve()
+        self.file = self.folder / LOCK_FILE
+        self.process = os.getpid()
+        self._handle: int | None = None
+        while self._handle is None and self._attempt():
+            pass
+
+    def _attempt(self) -> bool:
+        """Try to get the lock; whether another try is worth it."""
+        if self.folder in _held and _held[self.folder].process == self.process:
+            return False  # this process's own run: nobody else writes there
+        handle = self._open()
+        if handle is None:
+            return False
+        try:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            ours = os.path.samestat(os.fstat(handle), os.lstat(self.file))
+        except FileNotFoundError:
+            ours = False
+        except BlockingIOError as error:
+            os.close(handle)
+            raise StorageError(
+                f"{self.folder}: another run is at work there: {_describe(self.file)}; wait for it"
+            ) from error
+        except OSError as error:
+            os.close(handle)
+            if error.errno not in _NO_FLOCK:
+                raise StorageError(f"{self.folder}: can't be locked: {say(error)}") from error
+            self._require_idle()
+            return False
+        if not ours:  # it was removed at the end of a run, and may have been made anew
+            os.close(handle)
+            return True
+        self._handle = handle
+        with suppress(OSError):  # opened to be read only
+            owner = {"pid": self.process, "host": socket.gethostname(), "since": time.time()}
+            os.ftruncate(handle, 0)
+            os.pwrite(handle, json.dumps(owner).encode(), 0)
+        return False
+
+    def _open(self) -> int | None:
+        flags = os.O_NOFOLLOW | os.O_NONBLOCK
+        for mode in (os.O_RDWR | os.O_CREAT, os.O_RDONLY):
+            with suppress(PermissionError, FileNotFoundError):
+                try:
+                    return os.open(self.file, mode | flags, 0o666)
+                except OSError as error:
+                    if error.errno == errno.ELOOP:
+                        raise StorageError(
+                            f"{self.folder}: can't be locked: {self.file} is a link; delete it"
+                        ) from error
+                    if error.errno != errno.EROFS:
+                        raise
+        return None
+
+    def _require_idle(self) -> None:
+        owner = _read_owner(self.file)
+        if owner is not None and (
+            owner.get("host") != socket.gethostname() or is_alive(owner["pid"])
+        ):
+            raise StorageError(
+                f"{self.folder}: another run is at work there: {_describe(self.file)}; wait for it"
+            )
+
+    def release(self) -> None:
+        """Let runs in again. In a forked child this does nothing: the lock is its parent's."""
+        handle, self._handle = self._handle, None
+        if handle is None or os.getpid() != self.process:
+            return
+        with suppress(OSError):  # other readers are there: the file is theirs too
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self.file.unlink()
+        os.close(handle)
 
 
 def lock_folders(folders: list[str | Path] | tuple[str | Path, ...]) -> list[FolderLock]:

@@ -7,6 +7,10 @@ costs nothing. Functions that communicate must be called by all processes, in th
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
@@ -20,6 +24,7 @@ __all__ = [
     "add_up",
     "barrier",
     "collected_by_first",
+    "end_with_parent",
     "everyones",
     "from_first",
     "is_first",
@@ -30,6 +35,30 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+
+
+_WATCH_S = 1.0
+_GRACE_S = 10.0  # from the request to end to the end by force
+_watching = threading.Event()
+
+
+def end_with_parent() -> None:
+    """Let this process end soon after the one that started it, such as ``torchrun``.
+
+    A launcher that is killed can't stop its processes: they would wait for each other, or go on,
+    and keep the folders locked. Only of several processes; asked for again, it does nothing.
+    """
+    if world_size() > 1 and not _watching.is_set():
+        _watching.set()
+        threading.Thread(target=_watch, args=(os.getppid(),), daemon=True).start()
+
+
+def _watch(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(_WATCH_S)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(_GRACE_S)  # in a call that no signal interrupts
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 class StoppedElsewhere(SystemExit):

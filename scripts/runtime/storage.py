@@ -8,16 +8,22 @@ import fcntl
 import glob
 import hashlib
 import os
+import re
 import shutil
+import stat
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from scripts.errors import StorageError
+from scripts.errors import ConfigurationError, StorageError
+from scripts.runtime.obstacles import Obstacles
+from scripts.runtime.ownership import NeededFiles, check_contents, write_mark
 
 __all__ = [
+    "check_not_root",
+    "check_replaceable",
     "check_space",
     "check_writable",
     "file_hash",
@@ -30,11 +36,19 @@ __all__ = [
 
 _HERE, _SWAP = -100, 2  # AT_FDCWD; RENAME_EXCHANGE on Linux, RENAME_SWAP on macOS
 _LONGEST = 200  # bytes of a name that gets additions; systems allow 255
+_TRIES = 100  # to make a staging folder that no other process takes for an abandoned one
 
 
 def file_hash(path: str | Path) -> str:
-    """SHA-256 of a file's bytes, read in pieces."""
-    with Path(path).open("rb") as file:
+    """SHA-256 of a file's bytes, read in pieces.
+
+    Raises:
+        OSError: it can't be read, or isn't a file: a pipe would block, a device never ends.
+    """
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    with os.fdopen(handle, "rb") as file:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            raise OSError(errno.EINVAL, "Is not a file", str(path))
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -42,8 +56,13 @@ def check_writable(folder: str | Path) -> None:
     """Check that a folder can be written to, or created; doesn't create it.
 
     Raises:
+        ConfigurationError: the path is empty, which would stand for the root of the file system.
         StorageError: if a file or a folder without permission is in the way.
     """
+    if not str(folder).strip():
+        raise ConfigurationError(
+            "the path of a folder to write to is empty; must name one ('.' is the current folder)"
+        )
     target = Path(folder).absolute()
     if str(folder)[:1] == "~" and not os.path.lexists(folder):
         raise StorageError(
@@ -62,6 +81,47 @@ def check_writable(folder: str | Path) -> None:
         raise StorageError(f"{target}: can't be written: {there} is not a folder")
     if not os.access(there, os.W_OK | os.X_OK):
         raise StorageError(f"{target}: can't be written: no permission to write in {there}")
+
+
+def check_not_root(path: str | Path) -> None:
+    """Refuse a file or folder right in the root of the file system.
+
+    Configurations join a folder and a name: an empty folder leaves ``/name``.
+
+    Raises:
+        ConfigurationError: it lies there.
+    """
+    place = Path(path)
+    if place.is_absolute() and place.parent == Path(place.anchor):
+        raise ConfigurationError(
+            f"{place}: lies in the root of the file system; was the path of a folder, such as "
+            "--ckpt_dir or --output_dir, left empty?"
+        )
+
+
+def check_replaceable(*folders: str | Path, inputs: Iterable[str | Path] = ()) -> None:
+    """Make sure, before any work, that `publish_folder` will be able to publish.
+
+    Args:
+        folders: that will be replaced; they need not be there.
+        inputs: what the job reads, or still needs afterwards; none of it may lie in a folder.
+
+    Raises:
+        StorageError: a folder holds anything but what this bundle published, an input lies there,
+            or something keeps it from being replaced.
+    """
+    obstacles, needed = Obstacles(), NeededFiles(inputs)
+    for folder in folders:
+        target = _behind_link(Path(folder).absolute())
+        check_writable(target.parent)
+        obstacles.check(target)
+        needed.check(target)
+        check_contents(target)
+
+
+def _behind_link(folder: Path) -> Path:
+    """Where a link to a folder stands, the folder that it leads to is the one."""
+    return folder.resolve() if folder.is_symlink() and folder.exists() else folder
 
 
 def _there(folder: Path) -> Path:
@@ -113,10 +173,7 @@ def write_whole(path: str | Path) -> Iterator[Path]:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         _remove_halves(target)
-        # A link would redirect the writing: it is removed, and the file is made before anybody
-        # can put another link in its place.
-        staged.unlink(missing_ok=True)
-        os.close(os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666))
+        staged.unlink(missing_ok=True)  # a link would redirect the writing
         yield staged
         handle = os.open(staged, os.O_RDWR | os.O_NOFOLLOW)
         try:
@@ -213,11 +270,53 @@ def _locked(folder: Path) -> Iterator[bool]:
 
 def _remove_abandoned(folder: Path) -> None:
     """Remove what a killed process left while publishing."""
+    made = re.compile(re.escape(_staging_prefix(folder)) + r"[a-z0-9_]+")  # as mkdtemp does
     for path in folder.parent.iterdir():
-        if path.name.startswith(_staging_prefix(folder)):
+        if made.fullmatch(path.name):
             with _locked(path) as nobodys:
                 if nobodys:
                     shutil.rmtree(path, ignore_errors=True)
+
+
+@contextmanager
+def _staging(target: Path) -> Iterator[Path]:
+    """A hidden folder beside ``target`` that no other process touches; removed at the end.
+
+    Raises:
+        OSError: it can't be made.
+    """
+    for _ in range(_TRIES):
+        staging = Path(tempfile.mkdtemp(prefix=_staging_prefix(target), dir=target.parent))
+        handle = _claim(staging)
+        if handle is not None:
+            break
+    else:
+        raise OSError(errno.EAGAIN, "others keep removing what is made there", str(target))
+    try:
+        yield staging
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+        os.close(handle)
+
+
+def _claim(staging: Path) -> int | None:
+    """Lock a folder that was just made; None if another process took it for abandoned before."""
+    try:
+        handle = os.open(staging, os.O_RDONLY)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # Whoever removes it holds the lock until it is gone.
+        ours = staging.exists() and os.path.samestat(os.fstat(handle), staging.stat())
+    except (BlockingIOError, FileNotFoundError):
+        ours = False
+    except OSError:  # there are no locks here, so that nobody removes it either
+        ours = True
+    if ours:
+        return handle
+    os.close(handle)
+    return None
 
 
 def _exchange(one: Path, other: Path) -> bool:
@@ -253,12 +352,8 @@ def staging_beside(target: Path) -> Iterator[Path]:
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     _remove_abandoned(target)
-    staging = Path(tempfile.mkdtemp(prefix=_staging_prefix(target), dir=target.parent))
-    try:
-        with _locked(staging):
-            yield staging
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+    with _staging(target) as staging:
+        yield staging
 
 
 @contextmanager
@@ -270,38 +365,45 @@ def publish_folder(folder: str | Path) -> Iterator[Path]:
 
     If ``folder`` is a link to a folder, that folder is replaced.
 
+    Args:
+        folder: is replaced only if all that it holds was published by this bundle; it gets a mark
+            that says so, see `scripts.runtime.ownership`.
+
     Raises:
-        StorageError: if the folder can't be written.
+        StorageError: if the folder can't be written or replaced.
     """
     target = Path(folder)
     try:
-        target = target.resolve() if target.is_symlink() else target
+        target = _behind_link(target)
         target.parent.mkdir(parents=True, exist_ok=True)
         recover_folder(target)
-        if target.exists() and not target.is_dir():
-            raise FileExistsError("a file of that name is in the way")
+        check_replaceable(target)
         _remove_abandoned(target)
-        staging = Path(tempfile.mkdtemp(prefix=_staging_prefix(target), dir=target.parent))
     except OSError as error:
         raise StorageError(f"{target}: can't be written: {error}") from error
     try:
-        # mkdtemp's folders are private; published ones follow the user's umask.
-        umask = os.umask(0)
-        os.umask(umask)
-        staging.chmod(0o777 & ~umask)
-        with _locked(staging):
+        with _staging(target) as staging:
+            # mkdtemp's folders are closed to others; published ones follow the user's umask.
+            umask = os.umask(0)
+            os.umask(umask)
+            staging.chmod(0o777 & ~umask)
             yield staging
-            if not target.exists():
-                staging.replace(target)
-            elif not _exchange(staging, target):
-                # If the process is killed between these two, the earlier folder has another name,
-                # and the next run restores it.
-                earlier = _set_aside(target)
-                target.replace(earlier)
-                staging.replace(target)
-                shutil.rmtree(earlier, ignore_errors=True)
+            write_mark(staging)
+            _put_in_place(staging, target)
     except OSError as error:
         recover_folder(target)
         raise StorageError(f"{target}: can't be published: {error}") from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _put_in_place(staging: Path, target: Path) -> None:
+    """Let a complete folder take the target's name."""
+    check_contents(target)  # also of what was put there while the job ran
+    if not target.exists():
+        staging.replace(target)
+    elif not _exchange(staging, target):
+        # A kill between these two leaves the earlier folder under another name, from which the
+        # next run brings it back.
+        earlier = _set_aside(target)
+        target.replace(earlier)
+        staging.replace(target)
+        shutil.rmtree(earlier, ignore_errors=True)

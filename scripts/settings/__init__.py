@@ -52,6 +52,11 @@ BLOCKS = {
     "register_elastic": Block(
         "scripts.settings.image_pairs:RegisterElasticConfig", ("register_elastic",)
     ),
+    "make_pairs": Block("scripts.settings.make_pairs:MakePairsConfig", ("make_pairs",)),
+    "train_fields": Block("scripts.settings.train_fields:TrainFieldsConfig", ("train_fields",)),
+    "predict_fields": Block(
+        "scripts.settings.predict_fields:PredictFieldsConfig", ("predict_fields",)
+    ),
     "atlas_to_patient": Block(
         "scripts.settings.applications:AtlasToPatientConfig", ("atlas_to_patient",)
     ),

@@ -29,6 +29,7 @@ from scripts.spatial.orientation import require_right_angles
 
 __all__ = [
     "read_grid",
+    "read_hashed_volume",
     "read_labels",
     "read_reference",
     "read_volume",
@@ -72,10 +73,20 @@ def read_volume(path: str | Path) -> tuple[np.ndarray, Grid]:
     Raises:
         CohortError: the file can't be read, isn't finite, or is no image of 2 to 4 dimensions.
     """
+    return read_hashed_volume(path)[:2]
+
+
+def read_hashed_volume(path: str | Path) -> tuple[np.ndarray, Grid, str]:
+    """As `read_volume`, and the SHA-256 of the bytes that were read.
+
+    Raises:
+        CohortError: see `read_volume`.
+    """
     file = Path(path)
-    image = open_image(file).image
-    _require_volume(file, image)
-    return _with_grid(finite_values(file, image), image)
+    opened = open_image(file)
+    _require_volume(file, opened.image)
+    values, grid = _with_grid(finite_values(file, opened.image), opened.image)
+    return values, grid, opened.sha256
 
 
 def read_labels(path: str | Path) -> tuple[np.ndarray, Grid]:

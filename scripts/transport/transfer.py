@@ -18,7 +18,8 @@ from scripts.networks.precision import open_device
 from scripts.runtime.file_names import ending_of
 from scripts.runtime.lock import locked_folders
 from scripts.runtime.progress import progress_bar
-from scripts.runtime.storage import check_writable, file_hash, publish_folder
+from scripts.runtime.storage import check_replaceable, check_writable, publish_folder
+from scripts.runtime.watched_files import WatchedFiles
 from scripts.settings.label_transfer import LabelTransferConfig
 from scripts.spatial.grid import Grid
 from scripts.spatial.overlap import extent
@@ -74,7 +75,9 @@ class LabelTransfer:
         self.settings = settings
         self.folder = Path(output_dir) / FOLDER
         self.reference = reference
-        check_writable(self.folder.parent)
+        check_writable(output_dir)
+        reference_files = [] if reference is None else [reference]
+        check_replaceable(self.folder, inputs=[self.atlas, self.subject, *reference_files])
 
     def publish(self) -> Path:
         """Read, transport, write.
@@ -91,6 +94,8 @@ class LabelTransfer:
             return self._publish()
 
     def _publish(self) -> Path:
+        given = (self.atlas, self.subject, *([self.reference] if self.reference else ()))
+        watched = WatchedFiles(path for path in given if Path(path).is_file())
         grid = None if self.reference is None else read_reference(self.reference)
         space = self.settings.vtk_space
         atlas = read_atlas(self.atlas, self.settings.labels, self.settings.names, space)
@@ -126,9 +131,10 @@ class LabelTransfer:
             if grid is not None:
                 _write_maps(staging, subject, classes, files, grid)
             self._draw(staging, of_subject, found, atlas)
-            about = self._description(atlas, of_atlas, of_subject, classes, found, files)
+            about = self._description(atlas, of_atlas, of_subject, classes, found, files, watched)
             text = json.dumps(about, indent=1, allow_nan=False) + "\n"
             (staging / "labels.json").write_text(text, encoding="utf-8")
+            watched.check()
         logger.info(
             "%d of %d streamlines labelled with %d classes, in %s",
             int((classes >= 0).sum()),
@@ -254,6 +260,7 @@ class LabelTransfer:
         classes: np.ndarray,
         found: Labelling,
         files: tuple[str, ...],
+        watched: WatchedFiles,
     ) -> dict[str, Any]:
         """``labels.json``: counts and masses, and enough to check where they come from."""
         counts = np.bincount(classes[classes >= 0], minlength=len(files))
@@ -276,9 +283,9 @@ class LabelTransfer:
                 "degenerate": degenerate,
                 "below_threshold": int((found.classes == OUTLIER).sum()),
             },
-            "subject": _described(self.subject, of_subject),
+            "subject": _described(self.subject, of_subject, watched),
             "atlas": {
-                **_described(self.atlas, of_atlas),
+                **_described(self.atlas, of_atlas, watched),
                 "unlabelled": atlas.unlabelled,
             },
             "reference": self.reference,
@@ -334,10 +341,10 @@ def _write_maps(
         write_density(staging / "density" / f"{name}.nii.gz", counter.density, grid)
 
 
-def _described(path: Path, features: Features) -> dict[str, Any]:
+def _described(path: Path, features: Features, watched: WatchedFiles) -> dict[str, Any]:
     return {
         "path": str(path),
-        "sha256": file_hash(path) if path.is_file() else None,
+        "sha256": watched.sha256(path) if path.is_file() else None,
         "streamlines": features.count,
         "degenerate": features.degenerate,
     }

@@ -216,6 +216,7 @@ def test_every_augmentation_changes_both_images_independently(name, grid):
         assert made.pair.shape == made.clean.shape
         assert torch.isfinite(made.pair).all()
         assert float(made.pair.min()) >= 0 and float(made.pair.max()) <= 1
+        assert torch.equal(made.clean, pairs(grid=grid)(image(grid), (0, number)).clean)
         changed += (made.pair - made.clean).abs().amax((0, *range(2, made.pair.dim())))
     assert bool((changed > 1e-3).all())
     assert float(changed[0]) != float(changed[1])

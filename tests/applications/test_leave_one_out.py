@@ -9,6 +9,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from scripts.applications import leave_one_out
 from scripts.applications.leave_one_out import OthersAverage
 from scripts.cohort import Cohort, DensityMap, Subject, load_density
 from scripts.errors import CohortError
@@ -162,3 +163,30 @@ def test_what_cannot_be_averaged_is_told_before_anything_is_read(make, name):
     spoil(case)
     with pytest.raises(CohortError, match=message):
         OthersAverage(case.cohort, 1, case.folders)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "3", "{", "[" * 99_999, '{"atlas": 1e400}', '{"atlas": "$1", "transforms": []}',
+     '{"atlas": {"folder": "a\\u0000b", "maps": {}, "template": 1}, "transforms": []}',
+     '{"atlas": {"folder": "x", "maps": {}, "template": "@x"}, "transforms": []}',
+     '{"atlas": {"folder": "x", "maps": 3, "template": 1}, "transforms": []}',
+     '{"atlas": {"folder": "x", "maps": {}, "template": 1}, "transforms": [{"path": "%x"}]}',
+     '{"atlas": {"folder": "x", "maps": {}, "template": 1}, "transforms": [{"path": "/dev/zero", '
+     '"inverted": false, "sha256": "x"}]}',
+     '{"atlas": {"folder": "x", "maps": {}, "template": 1}, "transforms": [{"path": "/proc/kmsg", '
+     '"inverted": false, "sha256": "x"}]}'],
+)  # fmt: skip
+def test_a_way_that_makes_no_sense_is_one_line(tmp_path: Path, text: str) -> None:
+    (tmp_path / "carried.json").write_text(text)
+    with pytest.raises(CohortError) as caught:
+        leave_one_out._read("sub-1", tmp_path)
+    assert str(caught.value).isprintable()
+
+
+def test_a_way_that_is_a_link_out_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "other.json").write_text("{}")
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "carried.json").symlink_to("../other.json")
+    with pytest.raises(CohortError, match="a link that leads out"):
+        leave_one_out._read("sub-1", tmp_path / "a")

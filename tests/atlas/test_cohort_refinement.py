@@ -11,6 +11,7 @@ import torch
 
 from scripts.atlas.cohort_refinement import CohortRefinement
 from scripts.atlas.network import AtlasNetwork, density_of
+from scripts.errors import CheckpointError
 from scripts.spatial.warp import warp
 
 ROUNDS: dict[str, Any] = {"rounds": 2, "iterations": 3}
@@ -293,4 +294,52 @@ def test_disk_use_does_not_grow_with_the_rounds(make_training: Callable[..., Any
     found = refinement(training, rounds=4, iterations=1)
     found.run()
     kept = sorted(p.name for p in Path(found.folder).iterdir())
-    assert kept == ["round-003", "state.pt"]
+    assert kept == ["round-003", "state.previous.pt", "state.pt"]
+
+
+def test_a_damaged_state_or_velocity_gives_way_and_the_result_is_the_same(
+    make_training: Callable[..., Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    first = make_training()
+    done = refinement(first, "unbroken", **ROUNDS)
+    done.run()
+    second = make_training()
+    broken = refinement(second, **ROUNDS)
+    broken.dataset = Interrupted(second.dataset, 18)  # type: ignore[assignment]
+    with pytest.raises(KeyboardInterrupt):
+        broken.run()
+    folder = Path(broken.folder)
+    velocity = max(folder.rglob("0*.pt"))
+    for path in (folder / "state.pt", velocity):
+        raw = bytearray(path.read_bytes())
+        raw[len(raw) // 2] ^= 1
+        path.write_bytes(raw)
+    again = make_training()
+    found = refinement(again, **ROUNDS)
+    found.run()
+    assert str(folder / "state.pt") in caplog.text
+    assert str(velocity) in caplog.text
+    assert torch.equal(final_velocities(found), final_velocities(done))
+    assert torch.equal(again.network.template, first.network.template)
+
+
+def test_a_finished_refinement_is_restored_without_writing(
+    make_training: Callable[..., Any],
+) -> None:
+    first = make_training()
+    done = refinement(first, **ROUNDS)
+    done.run()
+    before = {path: path.read_bytes() for path in Path(done.folder).rglob("*.pt")}
+    again = make_training()
+    found = refinement(again, **ROUNDS)
+    found.restore()
+    assert torch.equal(final_velocities(found), final_velocities(done))
+    found.check_unchanged()
+    assert {path: path.read_bytes() for path in Path(done.folder).rglob("*.pt")} == before
+    done.offset = done.offset + 1
+    done.save()  # another run
+    with pytest.raises(CheckpointError, match="was changed while it was being read"):
+        found.check_unchanged()
+    (Path(done.folder) / "state.pt").unlink()
+    with pytest.raises(CheckpointError, match=r"state\.pt"):
+        refinement(make_training(), **ROUNDS).restore()

@@ -80,9 +80,10 @@ def test_a_run_state_that_makes_no_sense(
     make_cohort: Callable[..., Cohort],
     make_settings: Callable[..., LearnedAtlasConfig],
 ) -> None:
-    (tmp_path / "run.json").write_text(text)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.json").write_text(text)
     try:
-        RunState(tmp_path, make_settings(), make_cohort())
+        RunState(tmp_path / "run", make_settings(), make_cohort())
     except CheckpointError as error:
         assert "delete" in str(error)
 
@@ -92,11 +93,11 @@ def test_an_unknown_format_is_told(
     make_cohort: Callable[..., Cohort],
     make_settings: Callable[..., LearnedAtlasConfig],
 ) -> None:
-    RunState(tmp_path, make_settings(), make_cohort())
-    file = tmp_path / "run.json"
+    RunState(tmp_path / "run", make_settings(), make_cohort())
+    file = tmp_path / "run" / "run.json"
     file.write_text(file.read_text().replace('"format": 1', '"format": 77'))
     with pytest.raises(CheckpointError, match="format 77, this version reads 1"):
-        RunState(tmp_path, make_settings(), make_cohort())
+        RunState(tmp_path / "run", make_settings(), make_cohort())
 
 
 @pytest.mark.parametrize("cache", ["ram", "device"])

@@ -105,6 +105,7 @@ def test_a_run_is_refused_before_it_begins_and_leaves_nothing(
     (tmp_path / "models" / "run_state").mkdir(parents=True)
     kept = checkpoint_bytes(cohort, settings)["checkpoints"]
     (tmp_path / "models" / "run_state" / "training.pt").write_bytes(bytes(kept))
+    (tmp_path / "models" / "run_state" / "run.json").write_text('{"cleared": true}')
     disk(needed + checkpoint_bytes(cohort, settings)["velocities"])
     open_cohort(tmp_path, settings, written)
 

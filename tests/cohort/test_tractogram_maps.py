@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import nibabel as nib
@@ -11,9 +12,11 @@ import pytest
 
 from scripts.cohort import read_cohort, read_density, read_new_subjects
 from scripts.cohort import tractogram_maps as counting
+from scripts.cohort.discovery import FoundMap
 from scripts.errors import CohortError, ConfigurationError
 from scripts.settings.atlas import LearnedAtlasConfig
 from scripts.settings.cohort import CohortRequest
+from scripts.spatial.grid import Grid
 from scripts.tractograms import SUFFIXES, DensityCounter, Streamlines, write_tractogram
 
 SHAPE, AFFINE = (10, 9, 8), np.diag([2.0, 2.0, 2.0, 1.0])
@@ -160,3 +163,40 @@ def test_a_missing_reference_is_told(dataset):
 def test_empty_paths_are_refused(key):
     with pytest.raises(ConfigurationError, match=f"cohort.{key} = ' '"):
         settings(**{key: " "})
+
+
+def test_a_pipe_in_the_place_of_a_tractogram_is_left_out(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "sub-1.tck")
+    grid = Grid((4, 4, 4), np.eye(4), nib.Nifti1Header())
+    with pytest.raises(CohortError, match="Is not a file"):
+        counting.Counting(grid, tmp_path).map_of("sub-1", FoundMap(tmp_path / "sub-1.tck", 0, None))
+
+
+def test_maps_are_not_kept_behind_a_link_that_leads_out(tmp_path: Path) -> None:
+    dataset, elsewhere = tmp_path / "d", tmp_path / "home"
+    dataset.mkdir()
+    elsewhere.mkdir()
+    (dataset / ".density_maps").symlink_to(elsewhere)
+    (dataset / "sub-1.tck").write_bytes(b"x")
+    grid = Grid((4, 4, 4), np.eye(4), nib.Nifti1Header())
+    with pytest.raises(CohortError, match="a link that leads out"):
+        counting.Counting(grid, None).map_of("sub-1", FoundMap(dataset / "sub-1.tck", 0, None))
+    assert list(elsewhere.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "3", "{", "[" * 99_999, '{"tractogram": "$1"}', '{"streamlines": 1e400}',
+     '{"tractogram": "../../x", "sha256": "@x", "streamlines": "%x", "outside": 0, "left": 0}',
+     '{"tractogram": "x", "sha256": "x", "streamlines": -1, "outside": 0, "left": 0}',
+     '{"tractogram": "x", "sha256": "x", "streamlines": true, "outside": 0, "left": 0}'],
+)  # fmt: skip
+def test_a_description_that_is_none_is_made_anew(dataset: Path, text: str) -> None:
+    whole = read_cohort(dataset, settings()).identity()
+    kept = sorted((dataset / ".density_maps").glob("*.json"))
+    before = [path.read_text() for path in kept]
+    assert before
+    for path in kept:
+        path.write_text(text)
+    assert read_cohort(dataset, settings()).identity() == whole
+    assert [path.read_text() for path in kept] == before

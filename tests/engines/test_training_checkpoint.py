@@ -21,6 +21,7 @@ from scripts.engines.handlers import (
 )
 from scripts.engines.run_state import RunState
 from scripts.errors import CheckpointError, StorageError
+from scripts.networks.checkpoint import previous_of
 
 
 class PowerCut:
@@ -158,14 +159,37 @@ def test_the_checkpoint_holds_nothing_but_tensors_and_plain_values(
     found = torch.load(state.training, weights_only=True)
     assert found["epoch"] == 5
     assert found["history"] == training.history.epochs
+    names = {"run.json", "training.pt", "training.previous.pt"}
+    assert {p.name for p in state.folder.iterdir()} == names
+    state.finish("")  # nothing goes on from there any more
     assert {p.name for p in state.folder.iterdir()} == {"run.json", "training.pt"}
 
 
-def test_a_damaged_checkpoint_is_named(make_training: Callable[..., Any]) -> None:
+def test_a_damaged_checkpoint_is_named_and_training_goes_on_from_the_one_before(
+    make_training: Callable[..., Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    training = make_training(**SETTINGS)
+    state = RunState(training.folder / "run", training.settings, training.cohort)
+    train(training, state)
+    whole = torch.load(state.training, weights_only=True)
+    raw = bytearray(state.training.read_bytes())
+    raw[len(raw) // 2] ^= 16
+    state.training.write_bytes(raw)
+    again = make_training(**SETTINGS)
+    train(again, RunState(state.folder, again.settings, again.cohort))
+    assert f"{state.training}: " in caplog.text
+    for name, tensor in torch.load(state.training, weights_only=True)["network"].items():
+        assert torch.equal(tensor, whole["network"][name]), name
+
+
+def test_without_one_before_a_damaged_checkpoint_is_refused(
+    make_training: Callable[..., Any],
+) -> None:
     training = make_training(**SETTINGS)
     state = RunState(training.folder / "run", training.settings, training.cohort)
     train(training, state)
     state.training.write_bytes(state.training.read_bytes()[:100])
+    previous_of(state.training).unlink()
     again = make_training(**SETTINGS)
     with pytest.raises(CheckpointError, match=r"training\.pt"):
         train(again, RunState(state.folder, again.settings, again.cohort))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,8 @@ from monai.bundle import ConfigWorkflow
 
 from scripts.phantom import write_demo_cohort
 from scripts.publishing.verification import verify_atlas
+from scripts.runtime.lock import lock_folders
+from scripts.runtime.storage import is_alive
 from scripts.settings.atlas import BASELINE_MAPS
 from scripts.spatial.fields import field_names
 
@@ -159,6 +163,51 @@ def test_a_killed_worker_ends_the_job_and_another_goes_on(dataset, tmp_path):
     assert_equal_but_for_rounding(tmp_path / "output" / "learned_atlas", alone)
     stored = sorted((state / "refinement").rglob("0*.pt"))
     assert [path.stem for path in stored] == [f"{index:06d}" for index in range(7)]
+
+
+def launch(dataset: Path, base: Path) -> subprocess.Popen[bytes]:
+    """The command of `torchrun`, left alone."""
+    settings = {**overrides(dataset, base), **REFINED, "learned_atlas#optimizer#epochs": 500}
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
+        "-m", "monai.bundle", "run", "training", "--config_file", str(CONFIGS),
+        *(f"--{key}={value}" for key, value in settings.items()),
+    ]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment.pop("PYTHONPATH", None)
+    return subprocess.Popen(
+        command, cwd=base, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="children are listed in /proc")
+def test_a_killed_launcher_takes_all_processes_with_it_and_frees_the_folders(
+    dataset: Path, tmp_path: Path
+) -> None:
+    launcher = launch(dataset, tmp_path)
+    children: list[int] = []
+    try:
+        deadline = time.monotonic() + 240
+        while not (tmp_path / "models" / "run_state" / "training.pt").exists():
+            assert launcher.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        listed = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text()
+        children = [int(number) for number in listed.split()]
+        assert len(children) >= 2
+        launcher.kill()
+        killed = time.monotonic()
+        while any(map(is_alive, children)) and time.monotonic() < killed + 60:
+            time.sleep(0.2)
+        assert not any(map(is_alive, children))
+        assert time.monotonic() - killed < 30
+    finally:
+        for process in (launcher.pid, *filter(is_alive, children)):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+        launcher.wait()
+    for lock in lock_folders([tmp_path / "output", tmp_path / "models"]):
+        lock.release()
 
 
 @pytest.fixture

@@ -44,6 +44,8 @@ DEVICES: dict[str, tuple[str, tuple[str, ...]]] = {
     "train-elastic": ("learned_elastic", ()),
     "estimate-affine": ("estimate_affine", PAIR),
     "register-elastic": ("register_elastic", PAIR),
+    "train-fields": ("train_fields", ("--pairs", "a.h5")),
+    "predict-fields": ("predict_fields", ("--pairs", "a.h5")),
     "align": ("align", ()),
     "refine": ("refine", ("--refine#fixed", "a.nii.gz", "--refine#moving", "b.nii.gz")),
     "labels": ("label_transfer", ("--atlas", "a.trk", "--subject", "b.trk")),

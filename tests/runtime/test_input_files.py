@@ -22,7 +22,7 @@ from scripts.cohort import find_subjects, read_density, read_participants, wayto
 from scripts.errors import CohortError, TractAtlasError
 from scripts.publishing.published_atlas import open_atlas
 from scripts.registration.images import ReadImage
-from scripts.runtime.input_files import FileError, read_json, read_text
+from scripts.runtime.input_files import FileError, check_file, read_json, read_text
 from scripts.settings.atlas import LearnedAtlasConfig
 from scripts.spatial.fields import read_field
 from scripts.spatial.transform_files import TransformFile, read_affine, read_transform
@@ -408,3 +408,13 @@ def test_a_pipe_with_a_tractograms_name_does_not_hang(tmp_path: Path) -> None:
         os.mkfifo(path)
         with pytest.raises(CohortError, match="is not a file"):
             open_tractogram(path)
+
+
+def test_a_file_that_the_system_makes_up_is_not_read(tmp_path):
+    """/proc/kmsg is a regular file of no size, and a reader of it waits for ever."""
+    with pytest.raises(FileError, match="made up by the system"):
+        check_file(Path("/proc/kmsg"))
+    with pytest.raises(FileError, match="made up by the system"):
+        read_text(Path("/proc/self/status"))
+    (tmp_path / "empty").write_text("")
+    assert read_text(tmp_path / "empty") == ""

@@ -13,15 +13,16 @@ import pytest
 
 from scripts.errors import StorageError
 from scripts.runtime import storage
+from scripts.runtime.ownership import MARK, write_mark
 from scripts.runtime.storage import check_writable, publish_folder, recover_folder, write_whole
 
 
 def content(folder: Path) -> dict[str, bytes]:
-    """Every file below a folder, hidden ones too."""
+    """Every file below a folder, hidden ones too, but for the marks of published folders."""
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in sorted(folder.rglob("*"))
-        if path.is_file()
+        if path.is_file() and path.name != MARK
     }
 
 
@@ -32,6 +33,7 @@ def earlier(tmp_path: Path) -> Path:
     (folder / "fields").mkdir(parents=True)
     (folder / "mean.txt").write_text("old mean")
     (folder / "fields" / "a.txt").write_text("old field")
+    write_mark(folder)
     return folder
 
 
@@ -324,14 +326,15 @@ def test_a_kill_before_any_file_operation_leaves_the_old_or_the_new(tmp_path, ex
         target.mkdir(parents=True)
         for name in ("a", "b"):
             (target / name).write_text("old")
+        write_mark(target)
         status = _publish_and_die(target, at, exchange)
         if exchange:  # always there, under its name
             assert target.is_dir(), at
         else:
             recover_folder(target)
-        kinds = {path.read_text() for path in target.iterdir()}
+        kinds = {(target / name).read_text() for name in ("a", "b")}
         assert kinds in ({"old"}, {"new"}), at
-        assert {path.name for path in target.iterdir()} == {"a", "b"}, at
+        assert {path.name for path in target.iterdir()} == {"a", "b", MARK}, at
         found += kinds
         with publish_folder(target) as staging:
             (staging / "c").write_text("next")
@@ -360,3 +363,35 @@ def test_a_home_folder_that_no_shell_put_in_is_told(monkeypatch, tmp_path):
         check_writable("~/there")
     (tmp_path / "~").mkdir()
     check_writable("./~/there")
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder"])
+def test_what_is_no_file_has_no_hash(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    else:
+        path.mkdir()
+    with pytest.raises(OSError, match=r"Is not a file|[Ii]s a directory"):
+        storage.file_hash(path)
+
+
+def test_a_link_in_the_place_of_the_folder_set_aside_is_removed(
+    earlier: Path, tmp_path: Path
+) -> None:
+    precious = tmp_path / "home"
+    precious.mkdir()
+    (precious / "thesis.txt").write_text("mine")
+    aside = storage._set_aside(earlier)
+    aside.symlink_to(precious)
+    with publish_folder(earlier) as staging:
+        (staging / "new.txt").write_text("new")
+    assert not aside.is_symlink() and not earlier.is_symlink()
+    assert [path.name for path in earlier.iterdir()] == ["new.txt"]
+    shutil.rmtree(earlier)
+    aside.symlink_to(precious)
+    recover_folder(earlier)
+    assert not os.path.lexists(earlier)
+    assert (precious / "thesis.txt").read_text() == "mine"

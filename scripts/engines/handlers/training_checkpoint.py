@@ -12,9 +12,9 @@ from scripts.data import EpochBatches
 from scripts.engines.handlers.loss_history import LossHistory
 from scripts.engines.run_state import RunState
 from scripts.errors import CheckpointError
-from scripts.networks.checkpoint import load_checkpoint, load_weights
+from scripts.networks.checkpoint import load_latest, load_weights, save_checkpoint
 from scripts.runtime.processes import from_first, is_first
-from scripts.runtime.storage import check_space, write_whole
+from scripts.runtime.storage import check_space
 
 __all__ = ["TrainingCheckpoint"]
 
@@ -25,6 +25,9 @@ FORMAT = 1
 
 class TrainingCheckpoint:
     """Template, network, optimizer, random numbers and history, written whole after epochs.
+
+    The checkpoint before the last one stays beside it: if the last one is damaged, the training
+    goes on from there.
 
     What follows from the iteration alone (learning rates, the order of the subjects) needs no
     state: a resumed run on a CPU gives the bits of an unbroken one. Over several processes, which
@@ -100,33 +103,32 @@ class TrainingCheckpoint:
             torch.cuda.set_rng_state_all(found["cuda_rng"][:there])
 
     def _check_space(self) -> None:
-        """Before the first step: three times the weights (with Adam's two moments), once more while
-        they are written, and the model. A network that has a cohort's size was asked about before.
+        """Before the first step: three times the weights (with Adam's two moments), in two files
+        and in the one being written, and the model. What a cohort's size decides was asked before.
         """
         weights = sum(torch.as_tensor(one).nbytes for one in self.network.state_dict().values())
         there = self.state.training.exists()
-        check_space({self.state.folder: {"checkpoints": weights * (4 if there else 7)}})
+        check_space({self.state.folder: {"checkpoints": weights * (7 if there else 10)}})
 
     def _read(self) -> dict[str, Any] | None:
-        path = self.state.training
-        return load_checkpoint(path) if path.exists() else None
+        return load_latest(self.state.training)
 
     def save(self, engine: Engine) -> None:
         """Write the checkpoint."""
         self.stopped = self.stopped or bool(engine.should_terminate)
         if not is_first():
             return
-        with write_whole(self.state.training) as path:
-            torch.save(
-                {
-                    "format": FORMAT,
-                    "epoch": engine.state.epoch,
-                    "stopped": self.stopped,
-                    "network": self.network.state_dict(),
-                    "optimizer": self.optimizer.state_dict(),
-                    "history": self.history.epochs,
-                    "rng": torch.get_rng_state(),
-                    "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-                },
-                path,
-            )
+        save_checkpoint(
+            {
+                "format": FORMAT,
+                "epoch": engine.state.epoch,
+                "stopped": self.stopped,
+                "network": self.network.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "history": self.history.epochs,
+                "rng": torch.get_rng_state(),
+                "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            },
+            self.state.training,
+            keep_previous=True,
+        )

@@ -1,0 +1,80 @@
+"""What a registration network is shown of a pair of images."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from scripts.networks.smoothing import GaussianSmoothing
+
+__all__ = ["INPUTS", "PairForces"]
+
+INPUTS = ("images", "forces")
+"""What a network is shown: both images, or what `PairForces` makes of them."""
+
+_SCALES = (1.5, 3.0)  # voxels, of the smoothed copies that forces are taken from
+_FLOOR = 1e-4  # keeps flat regions, whose variance or gradient is rounding, at 0
+
+
+class PairForces(nn.Module):
+    """Both images, locally normalised copies of them, and the moves that their edges suggest.
+
+    A plain U-Net has to learn from nothing how two edges are matched. Given the forces of demons
+    registration, it has to learn only when to believe them, and that holds for images that it has
+    never seen. Locally normalised copies make images of different brightness, bias and contrast
+    look alike. Channels of ``(B, 13, *shape)``:
+
+    | channels | what |
+    |---|---|
+    | 0, 1 | moving m, fixed f |
+    | 2, 3 | both normalised: (x - Gx) / sqrt(max(G x^2 - (Gx)^2, 0) + 1e-4), G of 3 voxels |
+    | 4-6 | force of m and f: 2 d g / (g^2 + d^2 + 1e-4), d = f - m, g the mean gradient |
+    | 7-9, 10-12 | the same of the normalised pair, smoothed by 1.5 and by 3 voxels |
+
+    (In a plane there are two components a force, and 10 channels.) The force is the step, in
+    voxels, that first-order matching takes; Thirion, Medical Image Analysis 1998, in the symmetric
+    form of Vercauteren et al., NeuroImage 2009.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.window = GaussianSmoothing(3.0)
+        self.scales = nn.ModuleList(GaussianSmoothing(sigma) for sigma in _SCALES)
+
+    @staticmethod
+    def channels(spatial_dims: int) -> int:
+        """How many channels the network sees."""
+        return 4 + (1 + len(_SCALES)) * spatial_dims
+
+    def copies(self, image: torch.Tensor) -> torch.Tensor:
+        """An image, its normalised copy, and that smoothed: ``(B, 1, *shape)`` to ``(B, 4, ...)``.
+
+        A fixed image's copies are made once for all passes at a resolution.
+        """
+        image = image.float()
+        mean, power = self.window(torch.cat([image, image.square()], 1)).split(1, 1)
+        spread = (power - mean.square()).clamp_min(0).add(_FLOOR).sqrt()
+        normalised = (image - mean) / spread
+        return torch.cat([image, normalised, *(smooth(normalised) for smooth in self.scales)], 1)
+
+    def forward(self, moving: torch.Tensor, fixed: torch.Tensor) -> torch.Tensor:
+        """The network's input, from the `copies` of both images."""
+        d = moving.dim() - 2
+        taken = [0, *range(2, moving.shape[1])]
+        difference = fixed[:, taken] - moving[:, taken]
+        middle = (fixed[:, taken] + moving[:, taken]) / 2
+        slopes = torch.stack([_slope(middle, axis) for axis in range(2, 2 + d)], 2)
+        size = slopes.square().sum(2) + difference.square() + _FLOOR
+        forces = slopes * (2 * difference / size).unsqueeze(2)
+        looks = torch.stack([moving[:, :2], fixed[:, :2]], 2).flatten(1, 2)
+        return torch.cat([looks, forces.flatten(1, 2)], 1)
+
+
+def _slope(image: torch.Tensor, axis: int) -> torch.Tensor:
+    """Central differences along an axis, one-sided at the border."""
+    n = image.shape[axis]
+    if n == 1:
+        return torch.zeros_like(image)
+    steps = image.diff(dim=axis)
+    inner = (steps.narrow(axis, 1, n - 2) + steps.narrow(axis, 0, n - 2)) / 2
+    return torch.cat([steps.narrow(axis, 0, 1), inner, steps.narrow(axis, n - 2, 1)], axis)

@@ -1,0 +1,126 @@
+"""What keeps a folder from being replaced, found before any work is done for it."""
+
+from __future__ import annotations
+
+import array
+import os
+import stat
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+from scripts.errors import StorageError
+
+__all__ = ["Obstacles"]
+
+_MOUNTS = Path("/proc/self/mountinfo")
+_GET_FLAGS = 0x80086601  # FS_IOC_GETFLAGS of Linux
+_UNCHANGEABLE = 0x10 | 0x20  # immutable, append only
+
+
+class Obstacles:
+    """Looks for what is in the way of folders; what the system tells of all is asked once."""
+
+    def __init__(self) -> None:
+        self._mounts = _mount_points()
+        self._names: dict[Path, frozenset[str]] = {}
+
+    def check(self, target: Path) -> None:
+        """Make sure that a folder can be moved away, so that another one takes its name.
+
+        Args:
+            target: absolute; it need not be there.
+
+        Raises:
+            StorageError: a file or a mount point is in the way, the folder is protected or another
+                user's, or its file system takes its name for another folder's.
+        """
+        if not os.path.lexists(target):
+            return
+        if not target.is_dir():
+            what = "a broken link" if target.is_symlink() else "a file"
+            raise StorageError(f"{target}: can't be written: {what} of that name is in the way")
+        real = target.resolve()
+        for mount in self._mounts:
+            if mount == real or real in mount.parents:
+                raise StorageError(
+                    f"{target}: can't be replaced: {mount} is a mount point; choose a folder that "
+                    "is none, such as one inside of it"
+                )
+        for place in (target, target.parent):
+            if _is_unchangeable(place):
+                raise StorageError(
+                    f"{target}: can't be replaced: {place} is marked immutable or append only (see "
+                    "lsattr)"
+                )
+        _check_sticky(target)
+        if not os.access(target, os.W_OK | os.X_OK):  # its files could be moved, never removed
+            raise StorageError(
+                f"{target}: can't be replaced: no permission to remove what it holds; it is "
+                "another user's, or closed to writing"
+            )
+        self._check_name(target)
+
+    def _check_name(self, target: Path) -> None:
+        """Refuse a folder that is there in another spelling, if the file system ignores that."""
+        above = target.parent
+        if above not in self._names:
+            try:
+                self._names[above] = frozenset(path.name for path in above.iterdir())
+            except OSError:  # it may be entered, not listed
+                self._names[above] = frozenset({target.name})
+        if target.name in self._names[above]:
+            return
+        same = [name for name in self._names[above] if _is_same(above / name, target)]
+        if same:
+            raise StorageError(
+                f"{target}: can't be replaced: this file system takes it for {same[0]}, which is "
+                "there; choose another folder or name"
+            )
+
+
+def _mount_points() -> list[Path]:
+    """Where file systems are mounted, folders over folders included."""
+    found = []
+    with suppress(OSError, IndexError):
+        for line in _MOUNTS.read_text(encoding="utf-8", errors="surrogateescape").splitlines():
+            # Spaces and the like are written in octal.
+            name = line.split(" ")[4].encode("utf-8", "surrogateescape")
+            found.append(Path(os.fsdecode(name.decode("unicode_escape").encode("latin-1"))))
+    return found
+
+
+def _is_unchangeable(folder: Path) -> bool:
+    """Whether the file system's own flags forbid to change a folder's entries."""
+    if sys.platform != "linux":
+        return bool(getattr(folder.stat(), "st_flags", 0) & (stat.UF_IMMUTABLE | stat.SF_IMMUTABLE))
+    import fcntl
+
+    flags = array.array("L", [0])
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.ioctl(handle, _GET_FLAGS, flags, True)
+    except OSError:  # the file system has no such flags
+        return False
+    finally:
+        os.close(handle)
+    return bool(flags[0] & _UNCHANGEABLE)
+
+
+def _check_sticky(target: Path) -> None:
+    """In a folder such as /tmp only the owner moves a folder."""
+    above, own, user = target.parent.stat(), target.stat(), os.geteuid()
+    if above.st_mode & stat.S_ISVTX and user not in (0, own.st_uid, above.st_uid):
+        raise StorageError(
+            f"{target}: can't be replaced: it is another user's, and {target.parent} lets only its "
+            "owner move it"
+        )
+
+
+def _is_same(one: Path, other: Path) -> bool:
+    with suppress(OSError):
+        return one.samefile(other)
+    return False

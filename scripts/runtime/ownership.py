@@ -1,0 +1,237 @@
+"""What this bundle published and may replace, and what it must leave alone.
+
+A published folder tells its own files: an atlas in ``atlas.json``, any other folder in a hidden
+file, its mark. A folder with anything else in it is never replaced.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import stat
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from scripts.errors import StorageError
+from scripts.runtime.input_files import FileError, read_json
+
+__all__ = [
+    "MARK",
+    "NeededFiles",
+    "check_contents",
+    "check_earlier_report",
+    "some_names",
+    "write_mark",
+]
+
+MARK = ".tract_atlas.json"
+"""File of a published folder that lists what was published in it."""
+_NAME = "tract_density_atlas"
+_ATLAS = "atlas.json"
+_SHOWN = 5  # names that a message lists
+
+# What file managers and network file systems leave in folders that people look at.
+_OF_THE_SYSTEM = re.compile(r"\.DS_Store|Thumbs\.db|desktop\.ini|\.directory|\._.*|\.nfs\w+")
+
+_IMAGES = r"\.(nii\.gz|json)"
+# Folders published before there were marks: their report, keys that it has, and their other files.
+_UNMARKED: dict[str, tuple[frozenset[str], re.Pattern[str]]] = {
+    "atlas.json": (
+        frozenset({"name", "kind", "cohort"}),
+        re.compile(
+            rf"(template-\d+/)?atlas_\w+{_IMAGES}|fields/[^/]+_xfm{_IMAGES}|jacobian\.json"
+            r"|quality\.html|dataset_description\.json"
+        ),
+    ),
+    "registration.json": (
+        frozenset({"subject", "maps", "weights"}),
+        re.compile(
+            rf"[^/]+_xfm{_IMAGES}|[^/]+_space-template_density{_IMAGES}|dataset_description\.json"
+            rf"|atlas_in_patient_space/(atlas_\w+{_IMAGES}|carried\.json)"
+        ),
+    ),
+    "carried.json": (frozenset({"patient", "atlas"}), re.compile(rf"atlas_\w+{_IMAGES}")),
+    "warped.json": (frozenset({"image", "transforms"}), re.compile(r"[^/]+\.nii(\.gz)?")),
+    "refined.json": (frozenset({"fixed", "moving"}), re.compile(r"[^/]+\.(nii\.gz|txt|mat)")),
+    "estimated.json": (frozenset({"fixed", "moving"}), re.compile(r"[^/]+\.(nii\.gz|txt|mat)")),
+    "registered.json": (frozenset({"fixed", "moving"}), re.compile(r"[^/]+\.(nii\.gz|txt|mat)")),
+    "alignment.json": (
+        frozenset({"kind", "subjects", "grid"}),
+        re.compile(r"template\.nii\.gz|[^/]+/(xfm/)?[^/]+\.(nii(\.gz)?|txt|mat)|.*_?waytotal"),
+    ),
+    "labels.json": (
+        frozenset({"classes", "outliers", "solver"}),
+        re.compile(
+            r"labels\.png|(labelled|outliers|classes/[^/]+)\.(trk|tck|trx|vtk)"
+            r"|[^/]+_\w+\.txt|classes/[^/]+\.txt|density/[^/]+\.nii\.gz"
+        ),
+    ),
+    "evaluation.json": (frozenset({"summary", "subjects"}), re.compile(r"evaluation\.csv")),
+    "sweep.json": (
+        frozenset({"thresholds", "mean_dice"}),
+        re.compile(r"cohort\.csv|sweep\.png|[^/]+/metrics\.json"),
+    ),
+}
+
+
+def write_mark(folder: Path) -> None:
+    """List what a folder holds in it; an atlas does so in ``atlas.json``."""
+    if not (folder / _ATLAS).is_file():
+        listed = {"name": _NAME, "published": sorted(_entries(folder))}
+        (folder / MARK).write_text(json.dumps(listed, indent=1) + "\n", encoding="utf-8")
+
+
+def check_contents(folder: Path) -> None:
+    """Make sure that a folder holds nothing but what this bundle published there.
+
+    Args:
+        folder: that is to be replaced; one that isn't there, or is empty, holds nothing.
+
+    Raises:
+        StorageError: naming what else was found.
+    """
+    if not folder.is_dir():
+        return
+    try:
+        published = _published(folder)
+        foreign = [name for name in _entries(folder) if published is None or not published(name)]
+    except OSError as error:
+        raise StorageError(f"{folder}: can't be looked through: {error}") from error
+    if foreign:
+        raise StorageError(
+            f"{folder}: would be replaced, but holds {some_names(foreign)}, which this bundle "
+            "did not publish; move that elsewhere, or choose another folder"
+        )
+
+
+def check_earlier_report(path: Path, is_ours: Callable[[Mapping[str, Any]], bool]) -> None:
+    """Make sure that a JSON file which is about to be replaced is an earlier one of its kind.
+
+    Args:
+        path: of the file; it need not be there.
+        is_ours: tells by what it says.
+
+    Raises:
+        StorageError: it is something else.
+    """
+    if os.path.lexists(path) and not is_ours(_mapping(path)):
+        raise StorageError(
+            f"{path}: would be replaced, but was not written by this bundle; move it elsewhere, or "
+            "choose another folder"
+        )
+
+
+class NeededFiles:
+    """What a job reads or still needs, and all folders that it lies in, however deep.
+
+    Folders are known by their paths, and by device and number: so the same folder is found under
+    each of its names, through links and mounts, and in another spelling where a file system
+    ignores case.
+
+    Args:
+        paths: files and folders; they need not be there.
+    """
+
+    def __init__(self, paths: Iterable[str | Path]) -> None:
+        self._by_path: dict[Path, Path] = {}
+        self._by_number: dict[tuple[int, int], Path] = {}
+        for given in paths:
+            path = Path(given).absolute()
+            self._add(path, path)
+            self._add(path, path.parent.resolve())
+            if path.is_symlink():
+                self._add(path, path.resolve())
+
+    def _add(self, needed: Path, end: Path) -> None:
+        for above in (end, *end.parents):
+            if above in self._by_path:  # most files lie in few folders
+                break
+            self._by_path[above] = needed
+            with suppress(OSError):
+                status = above.stat()
+                self._by_number.setdefault((status.st_dev, status.st_ino), needed)
+
+    def check(self, target: Path) -> None:
+        """Make sure that none of it lies in what is replaced.
+
+        Args:
+            target: absolute path of what is to be replaced.
+
+        Raises:
+            StorageError: naming the file that does.
+        """
+        needed = self._by_path.get(target)
+        with suppress(OSError):
+            status = target.stat()
+            needed = needed or self._by_number.get((status.st_dev, status.st_ino))
+        if needed is not None:
+            raise StorageError(
+                f"{target}: would be replaced, but the job reads or needs {needed}, which lies "
+                "there; choose another folder for the results"
+            )
+
+
+def some_names(names: Iterable[str]) -> str:
+    """A few names, for a message."""
+    listed = sorted(names)
+    more = f" and {len(listed) - _SHOWN} more" if len(listed) > _SHOWN else ""
+    return ", ".join(listed[:_SHOWN]) + more
+
+
+def _entries(folder: Path, prefix: str = "") -> Iterator[str]:
+    """Names of what lies below a folder, links and special files too; empty folders hold nothing.
+
+    Raises:
+        OSError: it can't be read.
+    """
+    with os.scandir(folder) as found:
+        for entry in found:
+            name = f"{prefix}{entry.name}"
+            if entry.is_dir(follow_symlinks=False):
+                yield from _entries(folder / entry.name, f"{name}/")
+            elif entry.name != MARK and not _OF_THE_SYSTEM.fullmatch(entry.name):
+                yield name
+
+
+def _published(folder: Path) -> Callable[[str], object] | None:
+    """Tells which names were published in a folder; None if nothing says so."""
+    listed = _listed(folder)
+    if listed is not None:
+        for mark in folder.glob(f"*/{MARK}"):  # a part that was published again by itself
+            part = _listed(mark.parent) or ()
+            listed |= {f"{mark.parent.name}/{name}" for name in part}
+        return listed.__contains__
+    for above in folder.parents[:2]:  # a part of a published folder
+        whole = _listed(above)
+        if whole is not None:
+            prefix = f"{folder.relative_to(above).as_posix()}/"
+            return {name.removeprefix(prefix) for name in whole}.__contains__
+    for report, (keys, others) in _UNMARKED.items():
+        if keys <= _mapping(folder / report).keys():
+            return re.compile(f"{re.escape(report)}|{others.pattern}").fullmatch
+    return None
+
+
+def _listed(folder: Path) -> set[str] | None:
+    """The names that a folder's mark, or the atlas in it, lists."""
+    about = _mapping(folder / MARK)
+    if about.get("name") == _NAME and isinstance(about.get("published"), list):
+        return {name for name in about["published"] if isinstance(name, str)}
+    about = _mapping(folder / _ATLAS)
+    if about.get("name") == _NAME and isinstance(about.get("files"), Mapping):
+        return {_ATLAS, *about["files"]}
+    return None
+
+
+def _mapping(path: Path) -> dict[str, Any]:
+    """What a JSON file says; nothing where there is none that can be read."""
+    try:
+        if not stat.S_ISREG(os.lstat(path).st_mode):
+            return {}
+        found = read_json(path)
+    except (OSError, FileError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}

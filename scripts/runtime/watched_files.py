@@ -1,0 +1,69 @@
+"""Files that must stay as they are while a job reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from scripts.errors import CohortError
+from scripts.runtime.input_files import check_file, say
+from scripts.runtime.storage import file_hash
+
+__all__ = ["WatchedFiles", "changed"]
+
+
+def changed(path: str | Path) -> CohortError:
+    """The error of an input that isn't any more what it was."""
+    return CohortError(
+        f"{path}: was changed while it was being used; nothing is published; start again once "
+        "nobody writes to it"
+    )
+
+
+class WatchedFiles:
+    """Hashes of files before a job reads them, compared before it publishes.
+
+    Where both are equal, what was read in between are the bytes of the hash.
+
+    Args:
+        paths: of regular files.
+
+    Raises:
+        CohortError: one can't be read.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> path = pathlib.Path(tempfile.mkdtemp(), "map")
+        >>> _ = path.write_text("a")
+        >>> watched = WatchedFiles([path])
+        >>> watched.check()
+        >>> _ = path.write_text("b")
+        >>> watched.check()
+        Traceback (most recent call last):
+        scripts.errors.CohortError: ...map: was changed while it was being used; ...
+    """
+
+    def __init__(self, paths: Iterable[str | Path]) -> None:
+        self._hashes = {path: _hash(path) for path in dict.fromkeys(map(Path, paths))}
+
+    def sha256(self, path: str | Path) -> str:
+        """Hash of a watched file's bytes."""
+        return self._hashes[Path(path)]
+
+    def check(self) -> None:
+        """Make sure that all are what they were.
+
+        Raises:
+            CohortError: naming the first one that isn't.
+        """
+        for path, expected in self._hashes.items():
+            if _hash(path) != expected:
+                raise changed(path)
+
+
+def _hash(path: Path) -> str:
+    check_file(path)
+    try:
+        return file_hash(path)
+    except OSError as error:
+        raise CohortError(f"{path}: can't be read: {say(error)}") from error

@@ -1,0 +1,1 @@
+"""Networks that learn displacements from pairs whose displacement is known."""

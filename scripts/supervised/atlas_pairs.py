@@ -1,0 +1,136 @@
+"""Pairs of a published atlas: its template, its subjects, and the fields between them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from scripts.cohort import DensityMap, Subject
+from scripts.cohort.density import subject_density
+from scripts.errors import CohortError
+from scripts.runtime.input_files import read_json
+from scripts.settings.section import check_folder_names
+from scripts.spatial.fields import field_names, read_field
+from scripts.spatial.grid import CropBox
+from scripts.spatial.volumes import read_volume
+from scripts.supervised.sources import SourcePair
+
+__all__ = ["AtlasSource"]
+
+
+class AtlasSource:
+    """A published atlas's subjects as pairs: the template is the reference of each.
+
+    Densities of all tracts are summed and seen as ``log1p(x / log_offset)``, on one scale from 0 to
+    the template's maximum, within the box of the cohort.
+
+    Args:
+        folder: with ``atlas.json``.
+
+    Raises:
+        CohortError: it isn't an atlas that has fields, or a file is missing.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        about = self._description()
+        try:
+            cohort = about["cohort"]
+            self.offset = float(about["log_offset"])
+            self.box = CropBox(*(tuple(map(int, cohort["crop"][end])) for end in ("start", "stop")))
+            self.grid_shape = tuple(int(n) for n in cohort["grid"]["shape"])
+            self.channels = max(1, len(cohort.get("tracts") or []))
+            self.subjects = [_subject(one) for one in cohort["subjects"]]
+            if not self.offset > 0:
+                raise ValueError("log_offset must be > 0")
+            check_folder_names([one.name for one in self.subjects])
+        except (KeyError, TypeError, ValueError) as error:
+            raise CohortError(
+                f"{self.folder / 'atlas.json'}: is not the description of an atlas with fields: "
+                f"{' '.join(str(error).split())[:200]}"
+            ) from error
+        self.dims = 2 if len(self.grid_shape) == 2 else 3
+        template = self._summed(read_volume(self.folder / "atlas_mean.nii.gz")[0])
+        self.top = float(self._logarithm(template).max())
+        if not self.top > 0:
+            raise CohortError(f"{self.folder / 'atlas_mean.nii.gz'}: is empty")
+        self.reference = self._as_bytes(template)
+        self.shape = self.reference.shape
+        for one in self.subjects:
+            for name in field_names(one.name):
+                if not (self.folder / "fields" / name).is_file():
+                    raise CohortError(
+                        f"{self.folder / 'fields' / name}: is missing; publish the atlas with "
+                        "learned_atlas#save_fields true"
+                    )
+
+    def _description(self) -> dict[str, Any]:
+        path = self.folder / "atlas.json"
+        if not path.is_file():
+            raise CohortError(f"{self.folder}: there is no atlas (no atlas.json)")
+        try:
+            about = read_json(path)
+        except ValueError as error:
+            raise CohortError(f"{path}: is no JSON: {error}") from error
+        if not isinstance(about, dict) or about.get("name") != "tract_density_atlas":
+            raise CohortError(f"{path}: is not the description of an atlas of this bundle")
+        if about.get("kind") != "learned":
+            raise CohortError(
+                f"{path}: is an atlas of kind {about.get('kind')!r}; only a learned one has fields"
+            )
+        if about.get("mixture"):
+            raise CohortError(f"{path}: is a mixture of templates; pairs need one template")
+        return about
+
+    def __len__(self) -> int:
+        """Subjects."""
+        return len(self.subjects)
+
+    def __getitem__(self, index: int) -> SourcePair:
+        """A subject, and the fields to and from the template."""
+        subject = self.subjects[index]
+        density = subject_density(subject, self.channels, self.grid_shape)
+        fields = []
+        for name in field_names(subject.name):
+            path = self.folder / "fields" / name
+            field = read_field(path, self.dims)
+            if field.shape[1:] != self.grid_shape:
+                raise CohortError(
+                    f"{path}: has shape {field.shape[1:]}, the atlas's grid {self.grid_shape}"
+                )
+            fields.append(np.ascontiguousarray(self.box.crop(field), dtype=np.float32))
+        moving = self._as_bytes(density.sum(0))
+        return SourcePair(self.reference, moving, fields[0], fields[1], 0, index, index)
+
+    def _summed(self, channels: np.ndarray) -> np.ndarray:
+        """All tracts of ``(C, X, Y, Z)``, on the grid."""
+        total = channels.sum(0)
+        total = total[..., 0] if self.dims == 2 else total
+        if total.shape != self.grid_shape:
+            raise CohortError(
+                f"{self.folder / 'atlas_mean.nii.gz'}: has shape {total.shape}, atlas.json says "
+                f"{self.grid_shape}"
+            )
+        return total
+
+    def _logarithm(self, density: np.ndarray) -> np.ndarray:
+        return np.log1p(np.maximum(density, 0) / self.offset)
+
+    def _as_bytes(self, density: np.ndarray) -> np.ndarray:
+        shares = self.box.crop(self._logarithm(density)) / self.top
+        return np.rint(255 * np.clip(shares, 0, 1)).astype(np.uint8)
+
+
+def _subject(said: dict[str, Any]) -> Subject:
+    maps = []
+    for one in said["maps"]:
+        if "counted" in one:
+            raise ValueError(f"{one['path']} is a tractogram; pairs need density maps")
+        maps.append(
+            DensityMap(
+                Path(one["path"]), int(one["channel"]), float(one["divisor"]), str(one["sha256"])
+            )
+        )
+    return Subject(str(said["subject"]), tuple(maps))
