@@ -69,6 +69,7 @@ def test_datalist_names_files_divisors_and_channels(five):
         "image": [str(five.path("sub-1"))],
         "divisor": [1000.0],
         "channel": [0],
+        "sha256": [cohort.subjects[0].maps[0].sha256],
     }
     assert names(cohort) == [f"sub-{number}" for number in range(1, 6)]
 
