@@ -18,7 +18,7 @@ from scripts.spatial.projections import three_views
 
 
 def draw(atlas: Path, target: Path) -> None:
-    """Two rows, three views each: the average of the maps as they are, and the template.
+    """Two rows, three views each: the average of the unregistered maps, and the template.
 
     Args:
         atlas: a published folder.

@@ -1,4 +1,4 @@
-"""The network that learns a cohort's atlas, and where its templates start."""
+"""Builds the network that learns a cohort's atlas, and initialises its templates."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ from scripts.spatial.warp import Warp
 __all__ = ["build_network", "initial_templates"]
 
 TRAINED_ON_DIGITS = 16
-"""Leading digits of each training map's SHA-256 that a model keeps, to know them again."""
-_COARSE = 12  # voxels along the longest axis of the pictures that subjects are clustered by
-_REACH = 5  # voxels a sharpened template may lie beyond the cohort's support
+"""Leading digits of each training map's SHA-256 that a model records to recognise the map."""
+_COARSE = 12  # voxels along the longest axis of the coarse images for clustering subjects
+_REACH = 5  # voxels by which a sharpened template may exceed the cohort's support
 
 
 def initial_templates(
@@ -40,26 +40,26 @@ def initial_templates(
     log_offset: float = 1e-3,
     seed: int = 0,
 ) -> np.ndarray:
-    """Where the templates start: the cohort's mean, or the means of K clusters of subjects.
+    """Initial templates: the cohort's mean, or the means of K clusters of subjects.
 
-    K equal templates would stay equal. Clusters come from k-means over coarse pictures of the
-    log densities, which moves of a few voxels hardly change.
+    K equal templates would stay equal. The clusters come from k-means on coarse log densities,
+    which shifts of a few voxels hardly change.
 
     Args:
-        mean_density: ``(C, *shape)``, the cohort's.
+        mean_density: ``(C, *shape)``, mean of the cohort.
         n_templates: K.
-        dataset: log densities, in any number (``image``); only read for K > 1.
+        dataset: log densities (``image``); only read for K > 1.
         log_offset: see `log_density_of`.
         seed: of the clustering.
 
     Returns:
-        log densities ``(K, C, *shape)`` float32.
+        Log densities ``(K, C, *shape)`` float32.
     """
     if n_templates == 1:
         return np.log1p(mean_density[None] / log_offset).astype(np.float32)
     pictures = np.stack([_coarse(torch.as_tensor(item["image"])) for item in dataset])
     if len(pictures) < n_templates:
-        raise CheckpointError(f"{n_templates} templates need as many subjects")
+        raise CheckpointError(f"{n_templates} templates need at least as many subjects")
     labels = _clusters(pictures, n_templates, seed)
     total = np.zeros((n_templates, *mean_density.shape))
     for label, item in zip(labels, dataset, strict=True):
@@ -69,7 +69,7 @@ def initial_templates(
 
 
 def _clusters(pictures: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """The best of ten k-means, none of whose clusters is empty."""
+    """The best of ten k-means runs without an empty cluster."""
     best, best_spread = np.arange(len(pictures)) % count, np.inf
     for attempt in range(10):
         rng = np.random.default_rng([seed, attempt])
@@ -96,25 +96,24 @@ def build_network(
     loss: AtlasLoss | None = None,
     overrides: Mapping[str, Any] | None = None,
 ) -> AtlasNetwork:
-    """The network that learns a cohort's atlas, with its templates at their start.
+    """The network that learns a cohort's atlas, with initialised templates.
 
-    The network describes itself in its checkpoint: what its parts, the loss and the transforms
-    are made of is told there wherever the settings don't tell it, so that a later job needs the
-    model alone.
+    The network describes itself in its checkpoint: whatever its parts, the loss and the transforms
+    have beyond the settings is recorded there, so that a later job needs only the model.
 
     Args:
         cohort: grid, box and mean.
         settings: of the model.
-        dataset: log densities of the cohort, a MONAI dataset; values are read for K > 1 alone.
-        unet: see `AtlasNetwork`; None: all four parts as the settings say.
+        dataset: log densities of the cohort, a MONAI dataset; values are only read for K > 1.
+        unet: see `AtlasNetwork`; None: all four parts according to the settings.
         integration: see ``unet``.
         smoothing: see ``unet``.
         warp: see ``unet``.
-        loss: of the training; None: as the settings say.
+        loss: of the training; None: according to the settings.
         overrides: see `config_overrides`.
 
     Raises:
-        ConfigurationError: a part can't be told of in a model, or parts contradict each other.
+        ConfigurationError: a part can't be recorded in a model, or parts contradict each other.
     """
     transforms = getattr(getattr(dataset, "transform", None), "transforms", ())
     _check_offset(transforms, settings)
@@ -140,7 +139,7 @@ def build_network(
         "crop": {"start": list(cohort.crop.start), "stop": list(cohort.crop.stop)},
         "normalisation": cohort.normalisation,
         "tracts": list(cohort.tracts),
-        # Which of several devices it was is no part of a model, and differs between processes.
+        # The number of the device isn't part of a model, and differs between processes.
         "settings": {**settings.as_dict(), "device": torch.device(settings.device).type},
     }
     if cohort.coding is not None:
@@ -172,18 +171,18 @@ def build_network(
 
 
 def _check_offset(transforms: Sequence[Any], settings: LearnedAtlasConfig) -> None:
-    """Refuse log densities of another offset than the template's."""
+    """Refuse log densities with another offset than the template's."""
     for index, one in enumerate(transforms):
         if isinstance(one, LogDensityd) and one.log_offset != settings.loss.log_offset:
             raise ConfigurationError(
                 f"train#preprocessing#transforms#{index}#log_offset = {one.log_offset!r}: must be "
-                f"{settings.loss.log_offset!r}, the template's own; change both by "
+                f"{settings.loss.log_offset!r}, that of the template; change both with "
                 "--learned_atlas#loss#log_offset"
             )
 
 
 def _changed_loss(loss: AtlasLoss, alone: AtlasLoss) -> dict[str, Any]:
-    """What of a loss the settings alone don't give."""
+    """The parts of a loss that the settings alone don't determine."""
     found: dict[str, Any] = {}
     theirs = alone.arguments
     for name, value in loss.arguments.items():

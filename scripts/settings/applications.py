@@ -37,13 +37,13 @@ class AtlasToPatientConfig(Section):
 
     patients: Names | None = setting(
         None,
-        "Whom to carry the maps to. Null: every subject of the atlas.",
+        "Patients to warp the maps to. Null: every subject of the atlas.",
         "null or a non-empty list of distinct names, each one safe path component",
     )
     space: Literal["template_native", "affine_native"] = setting(
         "template_native",
-        "Space that the patients' images, or the transforms from them, belong to. An atlas of "
-        "affine_native maps is refused in template_native unless extra_transforms are given.",
+        "Space of the patients' images, or of the transforms from them. An atlas of affine_native "
+        "maps is refused in template_native unless extra_transforms are given.",
         "template_native or affine_native",
     )
     transforms: Transforms = setting(
@@ -62,8 +62,8 @@ class AtlasToPatientConfig(Section):
     )
     reference: FilePath | None = setting(
         None,
-        "Image whose grid the maps are made on, with `{patient}` as above. Null: the grid of the "
-        "first transform if that is a field, the atlas's grid if there is none.",
+        "Image whose grid the maps get, with `{patient}` as above. Null: the grid of the first "
+        "transform if that is a field, the atlas's grid if there are no transforms.",
         "null or a path",
     )
 
@@ -103,7 +103,7 @@ class TractSimilarityConfig(Section):
     bins: Size = setting(64, "Bins of the histograms that distributions are compared by.", ge=2)
     leave_one_out: Flag = setting(
         True,
-        "Compare each subject with the average of the others as well, carried through the template "
+        "Also compare each subject with the average of the others, warped through the template "
         "into its space.",
     )
 
@@ -111,7 +111,7 @@ class TractSimilarityConfig(Section):
     @classmethod
     def _check_mode(cls, mode: str, info: ValidationInfo) -> str:
         if mode == "fraction" and info.data.get("threshold", 0) >= 1:
-            raise ValueError(f"takes a threshold below 1, not {info.data['threshold']:g}")
+            raise ValueError(f"needs a threshold below 1, got {info.data['threshold']:g}")
         return mode
 
 
@@ -125,14 +125,14 @@ class BarycentreConfig(Section):
 
     blur: Number | None = setting(
         None,
-        "Detail below which mass isn't transported, mm (standard deviation). Null: the longest "
-        "side of a voxel.",
+        "Scale below which mass isn't transported, mm (standard deviation). Null: the longest side "
+        "of a voxel.",
         gt=0,
     )
-    iterations: Integer = setting(30, "Iterations at that blur, after larger ones.", ge=1)
+    iterations: Integer = setting(30, "Iterations at this blur, after larger ones.", ge=1)
     scaling: Number = setting(
         0.8,
-        "Factor by which the blur shrinks from half the grid's extent.",
+        "Factor by which the blur shrinks, starting at half the grid's extent.",
         gt=0,
         lt=1,
     )

@@ -1,6 +1,6 @@
-"""Typed settings of jobs that bring images to a fixed one; rules as in `scripts.settings.section`.
+"""Typed settings of jobs that register images to a fixed one.
 
-Needs no torch.
+Rules as in `scripts.settings.section`. Needs no torch.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def image_name(path: str | Path) -> str:
 
 
 def check_distinct(names: list[str]) -> list[str]:
-    """Refuse entries that are empty or there twice."""
+    """Refuse empty and repeated entries."""
     if len(set(names)) < len(names):
         raise ValueError("has an entry twice")
     if any(not name.strip() for name in names):
@@ -61,14 +61,17 @@ Paths = Annotated[list[str], BeforeValidator(_to_paths), Typed("paths")]
 
 
 class ImagePairs(Section):
-    """Which images: one that is wanted, and those to be brought to it."""
+    """Settings of the images: the fixed one, and those to register to it."""
 
     fixed: FilePath = setting("", "The image to bring the others to.", "a path")
     moving: Paths = setting(
         [], "The images to bring to it.", "a non-empty list of paths of differently named images"
     )
     device: Text = setting(
-        "cpu", "Where to compute.", "cpu, cuda or cuda:N", pattern=r"^(?:cpu|cuda(?::[0-9]+)?)$"
+        "cpu",
+        "Device for the computation.",
+        "cpu, cuda or cuda:N",
+        pattern=r"^(?:cpu|cuda(?::[0-9]+)?)$",
     )
 
     @field_validator("fixed")
@@ -86,11 +89,11 @@ class ImagePairs(Section):
         names = [image_name(path) for path in check_distinct(moving)]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
-            raise ValueError(f"has several images called {', '.join(twice)}")
+            raise ValueError(f"has several images named {', '.join(twice)}")
         return moving
 
     def pairs(self) -> list[dict[str, str]]:
-        """One dictionary a pair: ``subject`` (the moving image's name), ``fixed``, ``moving``."""
+        """One dictionary per pair: ``subject`` (the moving image's name), ``fixed``, ``moving``."""
         return [
             {"subject": image_name(path), "fixed": self.fixed, "moving": path}
             for path in self.moving
@@ -104,7 +107,7 @@ class EstimateAffineConfig(ImagePairs):
 
     passes: Size | None = setting(
         None,
-        "Passes of the cascade. Null: as many as the network was trained with.",
+        "Passes of the cascade. Null: the number used in training.",
         ge=1,
     )
 
@@ -124,10 +127,10 @@ class RegisterElasticConfig(ImagePairs):
     )
     log_share: Number | None = setting(
         None,
-        "For densities: log1p(x / (log_share * maximum)) takes the place of x.",
+        "For densities: log1p(x / (log_share * maximum)) replaces x.",
         gt=0,
     )
-    verify_jacobian: Flag = setting(True, "End without publishing when a field folds (det J <= 0).")
+    verify_jacobian: Flag = setting(True, "End without publishing if a field folds (det J <= 0).")
 
 
 load_estimate_affine = EstimateAffineConfig.of_config

@@ -30,7 +30,7 @@ class WarpConfig(Section):
         "", "Image whose grid the result lies on, with `{subject}`.", "a path"
     )
     interpolation: Literal["linear", "nearest"] = setting(
-        "linear", "nearest for labels.", "linear or nearest"
+        "linear", "Interpolation; use nearest for labels.", "linear or nearest"
     )
 
     @field_validator("subjects")

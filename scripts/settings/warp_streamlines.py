@@ -23,7 +23,7 @@ class WarpStreamlinesConfig(Section):
     tractogram: FilePath = setting("", "Path of the tractogram, with `{subject}`.", "a path")
     direction: Literal["to_template", "to_subject"] = setting(
         "to_template",
-        "Where the streamlines go, when `transforms` is empty and the bundle's fields are used.",
+        "Target of the streamlines if `transforms` is empty and the bundle's fields are used.",
         "to_template or to_subject",
     )
     transforms: Transforms = setting(
@@ -36,9 +36,9 @@ class WarpStreamlinesConfig(Section):
     )
     reference: FilePath | None = setting(
         None,
-        "Image of the target space, with `{subject}`, whose grid goes into the header of TRK and "
-        "TRX files. Null: the atlas for to_template with the bundle's fields; otherwise "
-        "required for these formats.",
+        "Image of the target space, with `{subject}`; its grid goes into the header of TRK and TRX "
+        "files. Null: the atlas for to_template with the bundle's fields; otherwise required for "
+        "these formats.",
         "null or a path",
     )
     format: Literal["same", "trk", "tck", "trx", "vtk"] = setting(

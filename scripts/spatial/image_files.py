@@ -283,7 +283,7 @@ def _kind(path: Path, raw: bytes) -> Any:
     kind = kinds.get(int.from_bytes(size, "little")) or kinds.get(int.from_bytes(size, "big"))
     if kind is None or len(raw) < int(kind.header_class.template_dtype.itemsize):
         known = FOREIGN.get(ending_of(path))
-        why = f"is {known}" if known else "is not a NIfTI file"
+        why = f"is {known}" if known else "not a NIfTI file"
         raise FileError(path, f"can't be read: {why}")
     return kind
 
@@ -334,7 +334,7 @@ def _parse(path: Path, raw: bytes, sha256: str, voxels: bytes | None = None) -> 
         # Before anything is allocated: a damaged header may promise any number of voxels.
         if present < promised:
             raise FileError(
-                path, f"can't be read: truncated, {present} bytes of voxels instead of {promised}"
+                path, f"can't be read: truncated, {present} bytes of voxels, expected {promised}"
             )
         _check_memory(path, math.prod(shape))
         spec = (
@@ -410,7 +410,7 @@ def _parse_mgh(path: Path, raw: bytes, sha256: str) -> OpenedImage:
         present, promised = len(raw) - _MGH_HEADER, math.prod(shape) * stored.itemsize
         if present < promised:
             raise FileError(
-                path, f"can't be read: truncated, {present} bytes of voxels instead of {promised}"
+                path, f"can't be read: truncated, {present} bytes of voxels, expected {promised}"
             )
         _check_memory(path, math.prod(shape))
         plain = nib.Nifti1Header()

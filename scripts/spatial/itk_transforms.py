@@ -47,13 +47,13 @@ def itk_of_text(path: Path, text: str) -> AffineTransform:
     count = len(fields) // 3
     if not fields or [name for name, _ in fields] != expected * count or count > _MOST:
         raise CohortError(
-            f"{path}: holds {', '.join(kinds) or 'no transform'}; must hold one ITK transform, or "
-            "one composite, with Transform:, Parameters: and FixedParameters:, or a 4x4 matrix"
+            f"{path}: contains {', '.join(kinds) or 'no transform'}; must be one ITK transform, "
+            "or one composite, with Transform:, Parameters: and FixedParameters:, or a 4x4 matrix"
         )
     if count > 1 and not composite:
         raise CohortError(
             f"{path}: holds {', '.join(kinds)} without a CompositeTransform that says their order; "
-            "must hold one ITK transform, or a composite"
+            "must be one ITK transform, or a composite"
         )
     found = []
     for first in range(0, len(fields), 3):
@@ -61,7 +61,7 @@ def itk_of_text(path: Path, text: str) -> AffineTransform:
         try:
             parameters, fixed = (np.array(one.split(), dtype=np.float64) for _, one in numbers)
         except ValueError as error:
-            raise CohortError(f"{path}: holds a parameter that is no number") from error
+            raise CohortError(f"{path}: contains a parameter that isn't a number") from error
         found.append(_affine(path, kind.strip(), parameters, fixed))
     return AffineTransform(reduce(np.matmul, found))
 
@@ -75,7 +75,7 @@ def itk_of_matlab(path: Path) -> AffineTransform:
     size = check_file(path).st_size
     if size > LONGEST:
         raise CohortError(
-            f"{path}: can't be read: has {size} bytes, more than any affine ({LONGEST})"
+            f"{path}: can't be read: has {size} bytes, an affine has at most {LONGEST}"
         )
     try:
         content = loadmat(str(path), appendmat=False)
@@ -83,18 +83,18 @@ def itk_of_matlab(path: Path) -> AffineTransform:
         MatReadError, NotImplementedError, ArithmeticError, LookupError, MemoryError, OSError,
         TypeError, ValueError,
     ) as error:  # fmt: skip
-        reason = " ".join(str(error).split()) or "is no MATLAB file"
+        reason = " ".join(str(error).split()) or "not a MATLAB file"
         raise CohortError(f"{path}: can't be read: {reason}") from error
     kinds = [name for name in content if not name.startswith("__") and name != "fixed"]
     if len(kinds) != 1 or "fixed" not in content:
         found = ", ".join(name for name in content if not name.startswith("__")) or "nothing"
-        raise CohortError(f"{path}: holds {found}, not one ITK transform and its centre ('fixed')")
+        raise CohortError(f"{path}: has {found}, not one ITK transform and its centre ('fixed')")
     try:
         parameters, fixed = (
             np.asarray(content[name], dtype=np.float64).ravel() for name in (kinds[0], "fixed")
         )
     except (TypeError, ValueError) as error:
-        raise CohortError(f"{path}: {kinds[0]} holds something that is no number") from error
+        raise CohortError(f"{path}: {kinds[0]} contains an entry that isn't a number") from error
     kind = kinds[0]
     if _is_composite(kind):
         if (len(parameters), len(fixed)) != (12, 3):
@@ -113,7 +113,7 @@ def itk_of_hdf5(path: Path) -> Transform:
         CohortError: it can't be read, or holds a kind that isn't known here.
     """
     if not os.path.lexists(path):
-        raise CohortError(f"{path}: there is no such file")
+        raise CohortError(f"{path}: no such file")
     check_fits(path, 4 * check_file(path).st_size)  # packed fields, and a copy
     import h5py
 
@@ -291,6 +291,6 @@ def _affine(path: Path, kind: str, parameters: Numbers, fixed: Numbers) -> Numbe
         signs = np.diag(TO_LPS)
         return np.asarray(signs[:, None] * lps * signs)  # no sums: infinities stay what they are
     raise CohortError(
-        f"{path}: holds a {kind} of {len(parameters)} parameters and {len(fixed)} fixed ones; "
+        f"{path}: contains {kind} with {len(parameters)} parameters and {len(fixed)} fixed ones; "
         f"{_KNOWN}"
     )

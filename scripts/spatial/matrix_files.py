@@ -39,7 +39,7 @@ def plain_matrix(path: Path, text: str) -> np.ndarray | None:
     if not len(matrix):
         return None
     if matrix.shape != (4, 4) or not np.allclose(matrix[3], (0, 0, 0, 1)):
-        raise CohortError(f"{path}: holds no transform: no 4x4 matrix whose last row is 0 0 0 1")
+        raise CohortError(f"{path}: not a 4x4 matrix whose last row is 0 0 0 1")
     return matrix
 
 

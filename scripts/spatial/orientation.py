@@ -106,7 +106,7 @@ def usable_affine(path: Path, affine: np.ndarray) -> np.ndarray:
     if sizes.min() < _VOXEL_SIZES[0] or sizes.max() > _VOXEL_SIZES[1]:
         raise FileError(
             path,
-            f"has voxels of {' x '.join(f'{size:g}' for size in sizes)} mm; must be between "
+            f"has voxels of {' x '.join(f'{size:g}' for size in sizes)} mm; they must be between "
             f"{_VOXEL_SIZES[0]:g} and {_VOXEL_SIZES[1]:g}",
         )
     return affine

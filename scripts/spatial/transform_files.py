@@ -40,9 +40,9 @@ __all__ = [
 
 
 def transform_names(subject: str, source: str, target: str) -> tuple[str, str]:
-    """File names of an affine, as BIDS derivatives name transforms: ITK text, 4x4 text.
+    """File names of an affine, named as BIDS derivatives name transforms: ITK text, 4x4 text.
 
-    Either resamples images of ``source`` onto ``target``: it takes target points to source points.
+    Both resample images of ``source`` onto ``target``: they map target points to source points.
     """
     stem = f"{subject}_from-{source}_to-{target}_mode-image_xfm"
     return f"{stem}.txt", f"{stem}_ras.txt"
@@ -53,16 +53,17 @@ def write_itk_affine(path: str | Path, matrix: np.ndarray, spatial_dims: int = 3
 
     Args:
         path: ``.txt`` or ``.tfm``.
-        matrix: ``(4, 4)``, RAS mm, target point to source point, ITK's own direction.
-        spatial_dims: 2 for a plane, whose matrix leaves z alone.
+        matrix: ``(4, 4)``, RAS mm, from target point to source point, the direction that ITK
+        stores.
+        spatial_dims: 2 for a plane, whose matrix doesn't change z.
 
     Raises:
-        ValueError: a matrix for a plane moves z.
+        ValueError: the matrix for a plane changes z.
     """
     d = spatial_dims
     lps = TO_LPS @ np.asarray(matrix, dtype=np.float64) @ TO_LPS
     if d == 2 and not np.allclose(lps[2], (0, 0, 1, 0), atol=1e-6):
-        raise ValueError("the transform of a plane moves z: ITK can't hold it in two dimensions")
+        raise ValueError("the transform of a plane changes z: ITK can't store it in two dimensions")
     values = [*lps[:d, :d].ravel(), *lps[:d, 3]]
     lines = (
         "#Insight Transform File V1.0",
@@ -78,14 +79,14 @@ def write_itk_affine(path: str | Path, matrix: np.ndarray, spatial_dims: int = 3
 def write_affine_files(
     folder: Path, subject: str, source: str, target: str, matrix: np.ndarray, spatial_dims: int = 3
 ) -> None:
-    """Both directions, each as ITK text and as 4x4 text.
+    """Write both directions, each as ITK text and as 4x4 text.
 
     Args:
-        folder: where to.
-        subject: names the files.
-        source: what the space of the images is called that the matrix resamples.
-        target: what the space is called that they are brought to.
-        matrix: ``(4, 4)``, RAS mm, target point to source point.
+        folder: destination.
+        subject: used in the file names.
+        source: name of the space of the images that the matrix resamples.
+        target: name of the space that they are resampled to.
+        matrix: ``(4, 4)``, RAS mm, from target point to source point.
         spatial_dims: 2 for planes.
     """
     back = np.linalg.inv(matrix)
@@ -93,7 +94,7 @@ def write_affine_files(
         (transform_names(subject, source, target), matrix),
         (transform_names(subject, target, source), back),
     ):
-        # A plane that lies obliquely in the world is no transform of ITK's two dimensions.
+        # ITK's two-dimensional transforms can't represent an oblique plane.
         flat = spatial_dims == 2 and np.allclose(one[2], (0, 0, 1, 0), atol=1e-6)
         write_itk_affine(folder / names[0], one, 2 if flat else 3)
         np.savetxt(folder / names[1], one, fmt="%.17g")
@@ -196,7 +197,7 @@ def read_transform(file: TransformFile) -> Transform:
         except ValueError as error:
             raise CohortError(f"{file.path}: {error}") from error
     if file.kind == "auto" and not file.path.name.lower().endswith(_PLAIN):
-        raise CohortError(f"{file.path}: is no transform known here; must be one of {_SUFFIXES}")
+        raise CohortError(f"{file.path}: not a supported transform; must be one of {_SUFFIXES}")
     affine = read_affine(file.path, file.kind, file.moving, file.fixed)
     return ~affine if file.inverted else affine
 
@@ -247,7 +248,7 @@ def _read_field(path: Path) -> FieldTransform:
     shape = tuple(int(n) for n in image.shape)
     if len(shape) != 5 or shape[3:] != (1, 3) or min(shape) < 1:
         raise CohortError(
-            f"{path}: a displacement field has shape (X, Y, Z, 1, 3), this image has {shape}"
+            f"{path}: a displacement field must have shape (X, Y, Z, 1, 3), got {shape}"
         )
     data = finite_values(path, image)
     ras = np.moveaxis(data[:, :, :, 0, :], -1, 0) * np.array([-1.0, -1.0, 1.0])[:, None, None, None]
@@ -313,14 +314,14 @@ def _of_text(
 
 def _require_invertible(path: Path, matrix: np.ndarray) -> np.ndarray:
     if not np.isfinite(matrix).all() or abs(np.linalg.det(matrix)) < 1e-12:
-        raise CohortError(f"{path}: its matrix can't be inverted, so that it is no transform")
+        raise CohortError(f"{path}: its matrix can't be inverted, so it isn't a transform")
     return matrix
 
 
 def _is_text(path: Path) -> bool:
     """Whether a ``.mat`` holds text: MATLAB's begin with binary numbers."""
     if not os.path.lexists(path):
-        raise CohortError(f"{path}: there is no such file")
+        raise CohortError(f"{path}: no such file")
     check_file(path)
     with path.open("rb") as file:
         start = file.read(512)
@@ -331,11 +332,11 @@ def _is_text(path: Path) -> bool:
 
 def _read_text(path: Path) -> str:
     if not os.path.lexists(path):
-        raise CohortError(f"{path}: there is no such file")
+        raise CohortError(f"{path}: no such file")
     try:
         text = read_text(path, _LONGEST, encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise CohortError(f"{path}: can't be read: is no text of a transform") from error
+        raise CohortError(f"{path}: can't be read: not the text of a transform") from error
     if "\0" in text:
-        raise CohortError(f"{path}: can't be read: is no text of a transform")
+        raise CohortError(f"{path}: can't be read: not the text of a transform")
     return text

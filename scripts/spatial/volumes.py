@@ -1,4 +1,4 @@
-"""Volumes as NIfTI files: read as arrays with their grid, written one way a kind."""
+"""Volumes as NIfTI files: read as arrays with their grid, and written."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ __all__ = [
 def write_map(path: str | Path, values: np.ndarray, grid: Grid) -> None:
     """Write a map with the affine, codes and units of the grid's header, float32, unscaled.
 
-    A plane that was read from ``(X, Y, 1)`` is written so.
+    A plane that was read from ``(X, Y, 1)`` is written with that shape.
 
     Args:
         path: ``.nii`` or ``.nii.gz``.
@@ -59,7 +59,7 @@ def write_map(path: str | Path, values: np.ndarray, grid: Grid) -> None:
     for name in ("sform", "qform"):
         code = int(grid.header[f"{name}_code"])
         getattr(image, f"set_{name}")(grid.affine, code=code)
-    # nibabel reads codes of 0 and 0 as an affine of its own making: one must say the truth.
+    # For codes of 0 and 0 nibabel invents an affine, so one code must be set.
     if int(grid.header["sform_code"]) == 0 and int(grid.header["qform_code"]) == 0:
         image.set_sform(grid.affine, code=1)
     units = grid.header.get_xyzt_units()[0]
@@ -68,10 +68,10 @@ def write_map(path: str | Path, values: np.ndarray, grid: Grid) -> None:
 
 
 def read_volume(path: str | Path) -> tuple[np.ndarray, Grid]:
-    """Read an image as float64 ``(C, X, Y, Z)`` with its grid, a plane having Z = 1.
+    """Read an image as float64 ``(C, X, Y, Z)`` with its grid; a plane has Z = 1.
 
     Raises:
-        CohortError: the file can't be read, isn't finite, or is no image of 2 to 4 dimensions.
+        CohortError: the file can't be read, isn't finite, or doesn't have 2 to 4 dimensions.
     """
     return read_hashed_volume(path)[:2]
 
@@ -113,10 +113,10 @@ def _with_grid(data: np.ndarray, image: nib.Nifti1Image) -> tuple[np.ndarray, Gr
 
 
 def read_grid(path: str | Path) -> Grid:
-    """The grid of an image of 2 to 4 dimensions whose values don't matter, a plane having Z = 1.
+    """The grid of an image of 2 to 4 dimensions, without its values; a plane has Z = 1.
 
-    All its voxels are there all the same: what a header alone claims is no measure of what may be
-    made on such a grid.
+    The file must still contain all its voxels: a header's claim alone must not decide how large a
+    result may get.
 
     Raises:
         CohortError: the file can't be read, is no such image, or its grid is sheared.
@@ -141,7 +141,7 @@ def written_name(path: str | Path) -> str:
 
 
 def voxels_of(path: str | Path) -> tuple[int, int]:
-    """Voxels of an image's grid, and channels, by its header alone; 0 where it can't be read."""
+    """Voxels of an image's grid, and channels, from its header alone; 0 if it can't be read."""
     shape = plausible_shape(path)
     return math.prod(shape[:3]) if shape else 0, math.prod(shape[3:])
 
@@ -149,7 +149,7 @@ def voxels_of(path: str | Path) -> tuple[int, int]:
 def open_image(path: Path) -> OpenedImage:
     """An image that is there; what is doubtful about it is logged."""
     if not os.path.lexists(path):
-        raise CohortError(f"{path}: there is no such file")
+        raise CohortError(f"{path}: no such file")
     opened = open_image_file(path)
     warn_of_remarks(path, opened)
     return opened
@@ -171,7 +171,8 @@ def _require_finite(path: Path, data: np.ndarray) -> None:
     if not np.isfinite(data).all():
         count = int(data.size - np.isfinite(data).sum())
         raise CohortError(
-            f"{path}: is not finite in {count} voxels; set them to 0 first, as fslmaths -nan does"
+            f"{path}: not all values are finite ({count} aren't); set them to 0 first, as fslmaths "
+            "-nan does"
         )
 
 
@@ -190,7 +191,7 @@ def read_reference(path: str | Path) -> Grid:
         image = opened.image
         shape = tuple(int(n) for n in image.shape[:3])
         if len(shape) < 3 or min(shape) < 1:
-            raise CohortError(f"reference {path}: has shape {shape}; a volume is needed")
+            raise CohortError(f"reference {path}: has shape {shape}; must be a volume (X, Y, Z)")
         if not opened.placed:
             raise FileError(
                 file,
@@ -207,7 +208,8 @@ def read_reference(path: str | Path) -> Grid:
 
 
 def write_density(path: Path, density: np.ndarray, grid: Grid) -> None:
-    """Write a map, float32, with the codes and units of the grid's header; whole or not at all."""
+    """Write a map, float32, with the codes and units of the grid's header; completely or not at
+    all."""
     with write_whole(path) as staged:
         write_map(staged, density[None], grid)
 

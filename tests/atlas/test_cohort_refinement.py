@@ -338,7 +338,7 @@ def test_a_finished_refinement_is_restored_without_writing(
     assert {path: path.read_bytes() for path in Path(done.folder).rglob("*.pt")} == before
     done.offset = done.offset + 1
     done.save()  # another run
-    with pytest.raises(CheckpointError, match="was changed while it was being read"):
+    with pytest.raises(CheckpointError, match="changed while it was being read"):
         found.check_unchanged()
     (Path(done.folder) / "state.pt").unlink()
     with pytest.raises(CheckpointError, match=r"state\.pt"):

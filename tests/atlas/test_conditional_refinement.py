@@ -272,7 +272,7 @@ def test_new_subjects_without_covariates_are_an_error(
     folders = {"ckpt_dir": str(models), "output_dir": str(tmp_path / "output")}
     with pytest.raises(CohortError, match=r"participants.tsv can't be read"):
         run_config("inference", "registering", **folders, input=str(one))
-    with pytest.raises(ConfigurationError, match="sex is no covariate of the model"):
+    with pytest.raises(ConfigurationError, match="sex is not a covariate of the model"):
         run_config("inference", "registering", **folders, input=str(one), at="sex=F")
     assert not (tmp_path / "output" / "registered").exists()
 

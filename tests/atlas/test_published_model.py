@@ -89,7 +89,7 @@ def test_the_same_value_is_no_contradiction(network):
 
 def test_settings_that_dont_go_together_are_told(make_network):
     network = make_network(training_space="affine_native", affine_native_relpath="map.nii.gz")
-    with pytest.raises(ConfigurationError, match="pattern isn't read"):
+    with pytest.raises(ConfigurationError, match="pattern isn't used"):
         published_settings(
             network, LearnedAtlasConfig.load({"cohort": {"pattern": "{subject}.nii.gz"}})
         )

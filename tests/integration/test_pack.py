@@ -223,7 +223,7 @@ def test_without_a_model_nothing_is_written(tmp_path, refused):
 def test_a_foreign_model_is_refused(tmp_path, refused):
     torch.save({"weight": torch.zeros(1)}, tmp_path / "model.pt")
     output = tmp_path / "atlas.zip"
-    refused(pack("--ckpt_dir", tmp_path, "--output", output), 6, "holds no atlas model")
+    refused(pack("--ckpt_dir", tmp_path, "--output", output), 6, "contains no atlas model")
     assert not output.exists()
 
 

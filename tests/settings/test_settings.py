@@ -440,16 +440,16 @@ def test_relpath_missing_altogether_in_affine_space():
         ("/data/x.nii.gz", "is absolute"),
         ("C:/x.nii.gz", "is absolute"),
         ("~/x.nii.gz", "is absolute"),
-        ("../x.nii.gz", "holds '..'"),
-        ("a/../../x.nii.gz", "holds '..'"),
-        ("a/..", "holds '..'"),
-        ("..\\x.nii.gz", "holds a backslash"),
-        ("a\0.nii.gz", "holds a control character"),
-        ("a//b.nii.gz", "holds an empty part"),
-        ("a/", "holds an empty part"),
-        (".", "holds an empty part or '.'"),
+        ("../x.nii.gz", "contains '..'"),
+        ("a/../../x.nii.gz", "contains '..'"),
+        ("a/..", "contains '..'"),
+        ("..\\x.nii.gz", "contains a backslash"),
+        ("a\0.nii.gz", "contains a control character"),
+        ("a//b.nii.gz", "contains an empty part"),
+        ("a/", "contains an empty part"),
+        (".", "contains an empty part or '.'"),
         ("{subject}.nii.gz", "unknown placeholder {subject}"),
-        ("{tract/x.nii.gz", "brace without its partner"),
+        ("{tract/x.nii.gz", "unmatched brace"),
     ],
 )
 @pytest.mark.parametrize("space", ["affine_native", "template_native"])
@@ -461,7 +461,7 @@ def test_relpath_stays_inside_the_subject_folder(relpath, reason, space):
 
 def test_decoder_needs_an_entry_per_up_sampling_step():
     message = refusal({"model": {"enc_features": [8, 8, 8], "dec_features": [8, 8]}})
-    assert "learned_atlas.model.dec_features = [8, 8]: has 2 entries for 3 up-sampling" in message
+    assert "learned_atlas.model.dec_features = [8, 8]: has 2 entries for 3 upsampling" in message
 
 
 def test_default_decoder_is_checked_against_a_deeper_encoder():
@@ -489,7 +489,7 @@ def test_as_many_tracts_as_channels():
 
 def test_pattern_contradicts_affine_space():
     values = {**AFFINE, "affine_native_relpath": "x.nii", "cohort": {"pattern": "{subject}/x.nii"}}
-    assert "learned_atlas.cohort: pattern isn't read" in refusal(values)
+    assert "learned_atlas.cohort: pattern isn't used" in refusal(values)
 
 
 @pytest.mark.parametrize(

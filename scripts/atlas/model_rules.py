@@ -1,4 +1,4 @@
-"""What a model must say of itself before a job uses it.
+"""Checks of a model's description before a job uses it.
 
 A model of another group comes with a description in its checkpoint: settings, grid, box,
 covariates. All of it is data.
@@ -78,15 +78,15 @@ class _Described(Part):
 
 
 def require_usable(description: Mapping[str, Any], weights: Mapping[str, Any]) -> None:
-    """Make sure that a model's description can be used, before anything is built of it.
+    """Check that a model's description can be used, before anything is built from it.
 
     Args:
-        description: as the checkpoint holds it.
-        weights: the state dict that it came in.
+        description: from the checkpoint.
+        weights: the state dict that contains it.
 
     Raises:
-        ValueError: where and why it can't; the first violation.
-        TypeError: a part is made of something else than numbers.
+        ValueError: the first violation, with its place and reason.
+        TypeError: a part isn't made of numbers.
     """
     found = validated(_Described, dict(description))
     settings = LearnedAtlasConfig.load(found.settings)
@@ -97,7 +97,7 @@ def require_usable(description: Mapping[str, Any], weights: Mapping[str, Any]) -
     expected = [settings.model.n_templates, settings.model.channels, *box]
     if list(template.shape) != expected:
         raise ValueError(f"the template has shape {list(template.shape)}, its settings {expected}")
-    # Layers are made before weights are put in: sizes that no weight has may exceed memory.
+    # Layers are built before weights are loaded: sizes without any weight might exceed the memory.
     sizes = {n for one in weights.values() if isinstance(one, torch.Tensor) for n in one.shape}
     made = {**settings.model.model_dump(), **found.parts.get("unet", {})}
     features = [*made["enc_features"], *made["dec_features"]]
