@@ -1,7 +1,7 @@
-"""The people's side of the bundle: ``python -m bundle <verb>``, the set-up, the docs' generators.
+"""User interface of the bundle: ``python -m bundle <verb>``, set-up, generators of docs.
 
-Thin over ``scripts`` and ``configs``; nothing there imports this package, and no configuration
-names it.
+A thin layer over ``scripts`` and ``configs``; nothing there imports this package, and no
+configuration names it.
 """
 
 import os

@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-if not __package__:  # run as a folder: the path holds bundle/ instead of the repository's root
+if not __package__:  # run as a folder: the path contains bundle/ instead of the repository's root
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from bundle.cli import run

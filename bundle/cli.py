@@ -1,6 +1,6 @@
 """The verbs of ``python -m bundle``: the bundle's jobs with early checks and short errors.
 
-Torch and monai are imported once a job really starts; help, mistakes and ``check`` do without.
+Torch and monai are imported only when a job starts; help, errors and ``check`` don't need them.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from scripts.runtime.terminal import LastingStream
 
 EXIT_TERMINATED = 143
 REFINE_STEPS = 50
-"""What ``register --refine`` stands for: learned_atlas#refine#new_subject_iterations."""
+"""Value of ``register --refine``: learned_atlas#refine#new_subject_iterations."""
 
 
 @dataclass(frozen=True)
@@ -39,36 +39,49 @@ class Job:
     """A verb that reads a configuration.
 
     Args:
-        config: the configuration it reads unless others are given, relative to the root.
-        run_id: what MONAI runs in it; None for a job that does without MONAI.
+        config: default configuration, relative to the root.
+        run_id: what MONAI runs in it; None for a job without MONAI.
         summary: one line for the help.
+        over: a configuration that is merged over it unless others are given, likewise.
     """
 
     config: str
     run_id: str | None
     summary: str
+    over: str | None = None
+
+    @property
+    def files(self) -> list[str]:
+        """What it reads, in order."""
+        return [self.config, *([] if self.over is None else [self.over])]
 
 
 JOBS = {
     "train": Job("configs/train.yaml", "training", "learn an atlas from a cohort and publish it"),
+    "build": Job(
+        "configs/train.yaml",
+        "training",
+        "make an atlas without a training, by the network that came along",
+        over="configs/build.yaml",
+    ),
     "export": Job("configs/export.yaml", "exporting", "publish again from a checkpoint"),
-    "register": Job("configs/inference.yaml", "registering", "bring new subjects to the atlas"),
+    "register": Job("configs/inference.yaml", "registering", "register new subjects to the atlas"),
     "average": Job("configs/average.yaml", "averaging", "average a cohort without learning"),
     "barycentre": Job(
         "configs/barycentre.yaml", "transporting", "average a cohort by optimal transport"
     ),
-    "carry": Job("configs/atlas_to_patient.yaml", "carrying", "bring an atlas's maps to patients"),
-    "compare": Job("configs/tract_similarity.yaml", "comparing", "hold subjects against an atlas"),
+    "carry": Job("configs/atlas_to_patient.yaml", "carrying", "warp an atlas's maps to patients"),
+    "compare": Job("configs/tract_similarity.yaml", "comparing", "compare subjects with an atlas"),
     "train-affine": Job(
-        "configs/train_affine.yaml", "training", "learn affine alignment from single images"
+        "configs/train_affine.yaml", "training", "train affine registration on single images"
     ),
     "train-elastic": Job(
-        "configs/train_elastic.yaml", "training", "learn registration across contrasts from labels"
+        "configs/train_elastic.yaml", "training", "train registration across contrasts on labels"
     ),
     "estimate-affine": Job(
         "configs/estimate_affine.yaml",
         "estimating",
-        "align images to one by an affine network",
+        "register images to one with an affine network",
     ),
     "register-elastic": Job(
         "configs/register_elastic.yaml",
@@ -84,8 +97,8 @@ JOBS = {
     "predict-fields": Job(
         "configs/predict_fields.yaml", "predicting", "predict displacements by such a network"
     ),
-    "align": Job("configs/align.yaml", "aligning", "bring a native cohort to one affine space"),
-    "refine": Job("configs/refine.yaml", "refining", "bring images to a fixed one by optimisation"),
+    "align": Job("configs/align.yaml", "aligning", "align a native cohort to one affine space"),
+    "refine": Job("configs/refine.yaml", "refining", "register images to one by optimisation"),
     "warp": Job("configs/warp.yaml", "warping", "resample images once through several transforms"),
     "tract-stats": Job(
         "configs/tract_stats.yaml",
@@ -98,28 +111,34 @@ JOBS = {
         "move streamlines into template space or back",
     ),
     "evaluate": Job(
-        "configs/evaluate.yaml", "evaluating", "hold an atlas against subjects it wasn't made of"
+        "configs/evaluate.yaml", "evaluating", "evaluate an atlas on subjects not used in training"
     ),
     "cross-validate": Job(
         "configs/evaluate.yaml", "cross_validating", "train and evaluate fold by fold"
     ),
+    "register-stack": Job(
+        "configs/register_stack.yaml", "registering", "bring serial sections to one frame"
+    ),
+    "apply-stack": Job(
+        "configs/apply_stack.yaml", "applying", "bring other images of the sections there"
+    ),
     "labels": Job("configs/transfer_labels.yaml", "labelling", "label streamlines from an atlas"),
-    "check": Job("configs/train.yaml", None, "check settings and dataset, and run nothing"),
+    "check": Job("configs/train.yaml", None, "check settings and dataset without running"),
 }
 OVERRIDES_HELP = """\
 overrides:
-  --config_file FILE      configuration to read instead of {config}; several
-                          are merged, a later one's top-level keys win
-  --KEY VALUE             set a value of the configuration, --KEY=VALUE likewise;
-                          # goes one level down:
+    --config_file FILE      configuration to use instead of {config}; several
+                            are merged, top-level keys of later ones win
+    --KEY VALUE             set a value of the configuration, also --KEY=VALUE;
+                            # separates levels:
                             --dataset_dir /data/cohort
                             --learned_atlas#optimizer#epochs 20
                             --learned_atlas#save_fields false
 """
 REFINE_HELP = f"""\
-  --refine [STEPS]        refine each new subject's field by gradient steps, {REFINE_STEPS} of them
-                          unless told otherwise: stands for
-                          --learned_atlas#refine#new_subject_iterations
+    --refine [STEPS]        refine each new subject's field by gradient steps (default
+                            {REFINE_STEPS}); short for
+                            --learned_atlas#refine#new_subject_iterations
 """
 
 
@@ -127,11 +146,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb.
 
     Args:
-        argv: the words after the program's name; None takes them from the command line.
+        argv: the words after the program's name; None: from the command line.
 
     Returns:
-        The exit code. Errors that a user can mend are one message on standard error; anything else
-        is raised, so that its traceback shows.
+        The exit code. User errors are one message on standard error; any other error is raised, so
+        that its traceback is shown.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     signal.signal(signal.SIGTERM, _end_on_sigterm)
@@ -141,7 +160,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(argv: Sequence[str] | None = None) -> int:
-    """`main` as the last thing that a process does: what comes after isn't worth interrupting."""
+    """`main` as the last action of a process: interruptions after it are ignored."""
     try:
         code = main(argv)
     except KeyboardInterrupt:  # Ctrl-C again, while the first one was told
@@ -152,7 +171,7 @@ def run(argv: Sequence[str] | None = None) -> int:
 
 
 def _flushed(code: int) -> int:
-    """Write out what standard output holds; the interpreter would end with a code of its own."""
+    """Flush standard output; otherwise the interpreter would end with another code."""
     stream = sys.stdout
     if stream is None:
         return code
@@ -160,20 +179,20 @@ def _flushed(code: int) -> int:
         stream.flush()
     except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-        if code == 0 and not isinstance(error, BrokenPipeError):  # nobody reads: no fault of ours
+        if code == 0 and not isinstance(error, BrokenPipeError):  # a closed reader isn't an error
             print(f"error: standard output: {error.strerror}", file=sys.stderr)
             return StorageError.exit_code
     return code
 
 
 def _lasting(stream: TextIO | None) -> TextIO:
-    if stream is None:  # closed before we began, as by `>&-`
+    if stream is None:  # closed before the start, as by `>&-`
         stream = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 (until the end)
     return cast(TextIO, LastingStream(stream))
 
 
 def _explained(arguments: list[str]) -> int:
-    """Run a verb; what a user can mend is told in one message."""
+    """Run a verb; show user errors as one message."""
     try:
         Path.cwd()
     except OSError as error:
@@ -189,13 +208,13 @@ def _explained(arguments: list[str]) -> int:
         if explained is None:
             return _interrupted(error)
         note(str(explained))
-        sys.stdout.flush()  # a log on standard output stays before its error
+        sys.stdout.flush()  # keeps the log on standard output before its error
         print(f"error: {explained}", file=sys.stderr)
         return explained.exit_code
 
 
 def _interrupted(error: Exception) -> int:
-    """The exit code of an error that an interruption was turned into; any other is raised."""
+    """The exit code of an error caused by an interruption; any other error is raised."""
     interruption = find_interruption(error)
     if isinstance(interruption, KeyboardInterrupt):
         print(f"\n{INTERRUPTED}", file=sys.stderr)
@@ -206,7 +225,7 @@ def _interrupted(error: Exception) -> int:
 
 
 def _end_on_sigterm(signum: int, frame: object) -> None:
-    """Unwind the stack, so that staging folders and the like are cleaned up."""
+    """Unwind the stack, so that staging folders and the like are removed."""
     raise SystemExit(EXIT_TERMINATED)
 
 
@@ -215,7 +234,7 @@ def _dispatch(arguments: list[str]) -> int:
     if arguments[:1] == ["sweep"] and not wants_help:
         return _sweep(arguments[1:])
     if not arguments or arguments[0] not in JOBS or wants_help:
-        # Jobs take any --key, which argparse can't: from it they have their help alone.
+        # Jobs accept any --key, which argparse can't: for them it only prints the help.
         options = _parser().parse_args([*arguments[:1], "--help"] if wants_help else arguments)
         return run_tool(options)
 
@@ -248,7 +267,7 @@ def _parser() -> argparse.ArgumentParser:
             help=job.summary,
             description=f"{job.summary[0].upper()}{job.summary[1:]}.",
             usage=f"{PROGRAM} {name} [--config_file FILE] [--KEY VALUE] ...",
-            epilog=OVERRIDES_HELP.format(config=job.config)
+            epilog=OVERRIDES_HELP.format(config=" + ".join(_short(job)))
             + (REFINE_HELP if name == "register" else "")
             + _same_command(job),
             formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -257,12 +276,18 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _short(job: Job) -> list[str]:
+    """The files of a job, a second one without its folder: the help's lines are short."""
+    return [job.config, *(Path(name).name for name in job.files[1:])]
+
+
 def _same_command(job: Job) -> str:
     if job.run_id is None or INSTALLED:
         return ""
+    files = job.config if job.over is None else f'"{job.files}"'
     return (
         "\nthe same without early checks, from the repository's root:\n"
-        f"  python -m monai.bundle run {job.run_id} --config_file {job.config}\n"
+        f"  python -m monai.bundle run {job.run_id} --config_file {files}\n"
     )
 
 
@@ -271,7 +296,7 @@ def _exit_codes() -> str:
     for kind in TractAtlasError.__subclasses__():
         meaning = (kind.__doc__ or "").strip().splitlines()[0]
         codes[kind.exit_code] = meaning.partition(";")[0].rstrip(".")
-    codes[EXIT_USAGE] += ", or the command line makes no sense"
+    codes[EXIT_USAGE] += ", or a mistake in the command line"
     codes[EXIT_INTERRUPTED] = "interrupted (Ctrl-C)"
     codes[EXIT_TERMINATED] = "terminated (SIGTERM)"
     return "exit codes:\n" + "\n".join(f"  {code:3d}  {codes[code]}" for code in sorted(codes))
@@ -281,11 +306,13 @@ def _sweep(arguments: Sequence[str]) -> int:
     from bundle.overrides import UsageError
     from bundle.sweep import sweep
 
-    trainings = {name: job for name, job in JOBS.items() if job.run_id == "training"}
+    trainings = {
+        name: job for name, job in JOBS.items() if job.run_id == "training" and job.over is None
+    }
     verb = arguments[0].replace("_", "-") if arguments else ""
     try:
         if verb not in trainings:
-            raise UsageError(f"a sweep is over one of {', '.join(trainings)}, not {verb!r}")
+            raise UsageError(f"a sweep needs one of {', '.join(trainings)}, got {verb!r}")
         sweep(verb, ROOT / trainings[verb].config, arguments[1:], ROOT, HOME)
     except UsageError as error:
         print(f"error: {error}\nsee: {PROGRAM} sweep --help", file=sys.stderr)
@@ -317,7 +344,7 @@ def _run_job(job: Job, arguments: Sequence[str]) -> int:
         if isinstance(steps, bool):
             steps = REFINE_STEPS if steps else 0
         overrides.setdefault("learned_atlas#refine#new_subject_iterations", steps)
-    files = locate_config_files(names or [job.config], ROOT)
+    files = locate_config_files(names or job.files, ROOT)
     config = read_config(files)
     overrides = {**_places(config), **overrides}
     passed = apply_overrides(config, overrides)
@@ -327,19 +354,19 @@ def _run_job(job: Job, arguments: Sequence[str]) -> int:
         return _check(config, settings)
     run_id = passed.pop("run_id", job.run_id)
     if run_id not in config:
-        raise UsageError(f"{', '.join(str(path) for path in files)}: there is no {run_id} to run")
+        raise UsageError(f"{', '.join(str(path) for path in files)}: has no {run_id} to run")
     if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:
-        # A closed terminal doesn't end the run: output goes nowhere, the log file goes on.
+        # A closed terminal doesn't end the run: its output is lost, the log file continues.
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
     _run_in_monai(run_id, files, {**_shared_files(files), **passed})
     return 0
 
 
 def _places(config: Mapping[str, Any]) -> dict[str, str]:
-    """Overrides for what the configuration's own "." would miss.
+    """Overrides where the configuration's "." would be the wrong folder.
 
-    A clone's data, models and output lie in the clone, from wherever it is run. An installed
-    bundle's lie where the user stands, and only its own configurations are looked for in it.
+    Data, models and output of a clone are in the clone, wherever it is run. Those of an installed
+    bundle are in the current folder; only the shipped configurations are in the bundle.
     """
     if INSTALLED:
         jobs = config.get("cross_validation") or {}
@@ -357,7 +384,7 @@ def _places(config: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _shared_files(files: Sequence[Path]) -> dict[str, str]:
-    """The bundle's logging and metadata for a configuration that has none beside it."""
+    """Logging and metadata of the bundle for a configuration that has none beside it."""
     names = {"logging_file": "logging.conf", "meta_file": "metadata.json"}
     return {
         argument: str(ROOT / "configs" / name)
@@ -367,12 +394,12 @@ def _shared_files(files: Sequence[Path]) -> dict[str, str]:
 
 
 def _check(config: Mapping[str, Any], settings: Any) -> int:
-    """Print who is in the cohort and who isn't, as training would find it."""
+    """Print the subjects of the cohort and the rejected ones, as in training."""
     from bundle.overrides import UsageError, known_path
     from scripts.cohort import read_cohort
 
     if settings is None:
-        raise UsageError("the settings hold an expression that only the job itself can evaluate")
+        raise UsageError("the settings contain an expression that only the job itself can evaluate")
     cohort = read_cohort(known_path(config, "dataset_dir"), settings.cohort_request())
     share = math.prod(cohort.crop.shape) / math.prod(cohort.grid.shape)
     spacing = " x ".join(f"{step:g}" for step in cohort.grid.spacing)
@@ -391,7 +418,7 @@ def _by(shape: Sequence[int]) -> str:
 def _run_in_monai(run_id: str, files: Sequence[Path], overrides: Mapping[str, Any]) -> None:
     arguments = {"run_id": run_id, "config_file": [str(path) for path in files], **overrides}
     if all(path.is_relative_to(ROOT) for path in files):
-        # MONAI warns that a configuration is a program; ours came with the program.
+        # MONAI warns that a configuration can run code; ours came with the program.
         warnings.filterwarnings("ignore", message="parsing config_file")
 
     from monai.bundle import run

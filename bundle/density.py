@@ -1,4 +1,4 @@
-"""The verb ``density``: tractograms to a map, with a bar that shows how far it is."""
+"""The verb ``density``: from tractograms to a map, with a progress bar."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ def write_map_of(options: argparse.Namespace) -> str:
         options: of the command line: tractograms, reference, output, weights, ends.
 
     Returns:
-        A line that tells what was counted.
+        A line that describes the result.
 
     Raises:
-        TractAtlasError: something can't be read or written; there is no map then.
+        TractAtlasError: a file can't be read or written; then there is no map.
     """
     logging.basicConfig(format="%(levelname)s: %(message)s")
     output: Path = options.output
@@ -62,7 +62,7 @@ def write_map_of(options: argparse.Namespace) -> str:
     if counter.outside:
         what = "ends" if options.ends else "points"
         told.append(
-            f"{counter.outside} {what} of {counter.left} streamlines lie outside the grid and are "
+            f"{counter.outside} {what} of {counter.left} streamlines are outside the grid and are "
             f"left out ({counter.missed} streamlines touch no voxel)"
         )
     return f"{output}: {', '.join(told)}"

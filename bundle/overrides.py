@@ -1,7 +1,7 @@
-"""What a person typed, and the configuration that comes of it, mostly without torch or monai.
+"""The user's command line and the resulting configuration, mostly without torch or monai.
 
-MONAI reads the same files and overrides again when a job runs; here they are read early, so that a
-mistake is told at once instead of after its imports.
+MONAI reads the same files and overrides again when a job runs. They are read early here, so that a
+mistake is reported at once instead of after MONAI's imports.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from scripts.settings.atlas import LearnedAtlasConfig
 from scripts.settings.section import Section
 
 SETTINGS_BLOCK = "learned_atlas"
-# Arguments of MONAI's own `run`, `ConfigWorkflow` and experiment tracking: never keys of a config.
+# Arguments of MONAI's `run`, `ConfigWorkflow` and experiment tracking: never keys of a config.
 MONAI_ARGUMENTS = frozenset(
     {
         "run_id",
@@ -43,7 +43,7 @@ MONAI_ARGUMENTS = frozenset(
         "_meta_",
     }
 )
-# No other setting's rule reads these, so that without them the rest can be judged.
+# No other setting's rule uses these, so the rest can be checked without them.
 STANDALONE_SETTINGS = frozenset({"device", "dtype"})
 _UNRESOLVED = object()
 _LONGEST_CHAIN = 8  # of references; longer ones are a loop
@@ -51,7 +51,7 @@ Settings = TypeVar("Settings", bound=Section)
 
 
 class UsageError(Exception):
-    """The command line makes no sense; the message says what and why."""
+    """A mistake in the command line; the message says what and why."""
 
     def __str__(self) -> str:
         return shown(super().__str__())
@@ -65,10 +65,10 @@ class UsageError(Exception):
 def parse_overrides(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
     """Read ``--key value`` and ``--key=value`` as ``python -m monai.bundle run`` does.
 
-    Values are Python literals whose bare words are text (Fire's rule). On top of that ``true``,
-    ``false`` and ``null`` mean what they mean in YAML; MONAI would take them for text, and the text
-    ``"false"`` for true. A key without a value is true. The last of several equal keys wins, while
-    ``--config_file`` adds up.
+    Values are Python literals; bare words are text (as in Fire). In addition ``true``, ``false``
+    and ``null`` have their meaning in YAML; MONAI would take them for text, and the text
+    ``"false"`` for true. A key without a value is true. Of several equal keys the last one counts;
+    ``--config_file`` accumulates.
 
     Args:
         arguments: the words after the verb.
@@ -77,7 +77,7 @@ def parse_overrides(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]
         The configuration files in order, and the other keys with their values.
 
     Raises:
-        UsageError: a word is neither key nor value.
+        UsageError: a word is neither a key nor a value.
     """
     files: list[str] = []
     overrides: dict[str, Any] = {}
@@ -89,14 +89,14 @@ def parse_overrides(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]
         key, equals, text = word.lstrip("-").partition("=")
         key = key.replace("-", "_").replace("::", "#")
         if not key.strip("#"):
-            raise UsageError(f"{word!r} names no key")
+            raise UsageError(f"{word!r} has no key")
         if not equals and words and not _is_key(words[0]):
             text, equals = words.pop(0), "="
         value = parse_value(text) if equals else True
         if key == "config_file":
             files += _file_names(value, text)
         else:
-            overrides.pop(key, None)  # a repeated key takes its last place, too
+            overrides.pop(key, None)  # a repeated key moves to its last place
             overrides[key] = value
     return files, overrides
 
@@ -114,7 +114,7 @@ def _is_key(word: str) -> bool:
 
 
 def _file_names(value: Any, text: str) -> list[str]:
-    """One path, or a list of them in one word as MONAI takes it."""
+    """One path, or a list of paths in one word, as in MONAI."""
     if isinstance(value, list | tuple) and all(isinstance(name, str) for name in value):
         return list(value)
     if not text:
@@ -128,17 +128,17 @@ def _file_names(value: Any, text: str) -> list[str]:
 
 
 def locate_config_files(names: Sequence[str], root: Path) -> list[Path]:
-    """Absolute paths of the files, each looked for from here, then from the bundle's root.
+    """Absolute paths of the files, searched in the current folder, then in the bundle's root.
 
     Raises:
-        UsageError: there is no such file.
+        UsageError: a file doesn't exist.
     """
     found = []
     for name in names:
         candidates = [Path(name).expanduser().resolve(), (root / name).resolve()]
         path = next((path for path in candidates if path.is_file()), None)
         if path is None:
-            raise UsageError(f"there is no configuration file {name}")
+            raise UsageError(f"no such configuration file: {name}")
         found.append(path)
     return found
 
@@ -147,7 +147,7 @@ def read_config(files: Sequence[Path]) -> dict[str, Any]:
     """Merge configuration files as MONAI does: a later file's top-level key replaces an earlier's.
 
     Raises:
-        UsageError: a file can't be read or is no mapping.
+        UsageError: a file can't be read or isn't a mapping.
     """
     merged: dict[str, Any] = {}
     for path in files:
@@ -159,14 +159,14 @@ def read_config(files: Sequence[Path]) -> dict[str, Any]:
         except ValueError as error:
             raise UsageError(f"{path} can't be read: {say(error)}") from error
         if not isinstance(content, dict):
-            raise UsageError(f"{path} holds no mapping of keys")
+            raise UsageError(f"{path} contains no mapping of keys")
         for key, value in content.items():
             _merge(merged, str(key), value)
     return merged
 
 
 def _merge(config: dict[str, Any], key: str, value: Any) -> None:
-    """``key`` replaces; ``+key`` adds to what stands there; ``#`` in it goes one level down."""
+    """``key`` replaces; ``+key`` adds to the existing value; ``#`` in it separates levels."""
     added = key.startswith("+")
     first, *deeper = key.removeprefix("+").replace("::", "#").split("#", 1)
     if deeper and isinstance(config.get(first), dict):
@@ -182,20 +182,20 @@ def _merge(config: dict[str, Any], key: str, value: Any) -> None:
 
 
 def apply_overrides(config: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Set every override in ``config`` (in place) and say how MONAI must be told of it.
+    """Set all overrides in ``config`` (in place) and return them in the form for MONAI.
 
-    MONAI takes any new top-level key, so that ``--datset_dir`` would quietly train on the wrong
-    data: here a key has to exist. In the settings block it may be new, since a configuration may
-    leave out a whole section there and the schema knows every key.
+    MONAI accepts any new top-level key, so ``--datset_dir`` would silently train on the wrong data.
+    Here a key must exist. In the settings block it may be new, because a configuration may leave
+    out a whole section there, and the schema checks every key.
 
     Args:
         config: the merged configuration; changed.
         overrides: value by key, ``#`` between levels.
 
     Returns:
-        The overrides for ``monai.bundle.run``: a section that the configuration lacks goes in as
-        one mapping (MONAI only sets keys in a section that is there), and null as an expression
-        (MONAI drops overrides that are None).
+        The overrides for ``monai.bundle.run``: a missing section is passed as one mapping (MONAI
+        only sets keys in an existing section), and null as an expression (MONAI drops overrides
+        that are None).
 
     Raises:
         UsageError: a key isn't in the configuration.
@@ -232,7 +232,7 @@ def _require_shallow(key: str, value: Any) -> None:
 
 
 def _set(config: dict[str, Any], parts: Sequence[str], value: Any) -> int | None:
-    """Set a nested value; returns the depth of the first section that had to be made, if any."""
+    """Set a nested value; return the depth of the first section that had to be made, if any."""
     here: Any = config
     made: int | None = None
     for depth, part in enumerate(parts):
@@ -242,7 +242,7 @@ def _set(config: dict[str, Any], parts: Sequence[str], value: Any) -> int | None
         elif isinstance(here, dict) and (part in here or last or parts[0] in BLOCKS):
             index = part
         elif isinstance(here, str) and here[:1] in "$@%":
-            return None  # what an expression holds is known to MONAI alone
+            return None  # only MONAI knows the content of an expression
         else:
             raise UsageError(
                 f"--{'#'.join(parts)}: {'#'.join(parts[:depth])} in the configuration has no {part}"
@@ -270,7 +270,7 @@ def _none_as_expression(value: Any) -> Any:
 
 
 # ---------------------------------------------------------------------------------------------
-# Values, as far as they are known without MONAI
+# Values that can be determined without MONAI
 # ---------------------------------------------------------------------------------------------
 
 
@@ -278,10 +278,10 @@ def early_check(config: Mapping[str, Any]) -> LearnedAtlasConfig | None:
     """Validate every settings block of a configuration; see `early_block`.
 
     Returns:
-        The atlas's settings, if they are there and known.
+        The atlas's settings, if they exist and can be determined.
     """
     for name, block in BLOCKS.items():
-        if name in config and name != SETTINGS_BLOCK:  # others' settings needn't be imported
+        if name in config and name != SETTINGS_BLOCK:  # other settings needn't be imported
             early_block(config, block.schema())
     return early_settings(config)
 
@@ -292,15 +292,15 @@ def early_settings(config: Mapping[str, Any]) -> LearnedAtlasConfig | None:
 
 
 def early_block(config: Mapping[str, Any], kind: type[Settings]) -> Settings | None:
-    """Validate a settings block as far as it can be known without MONAI.
+    """Validate a settings block as far as possible without MONAI.
 
     Args:
         config: the configuration, overrides applied.
         kind: the block's settings.
 
     Returns:
-        The settings, or None when there is no block, when it stands in another file, or when it
-        can't be judged before MONAI evaluates an expression in it.
+        The settings, or None if there is no block, if it is in another file, or if it can't be
+        checked before MONAI evaluates an expression in it.
 
     Raises:
         ConfigurationError: a setting breaks its rule.
@@ -323,7 +323,8 @@ def early_block(config: Mapping[str, Any], kind: type[Settings]) -> Settings | N
 def _known_part(
     config: Mapping[str, Any], section: Mapping[str, Any], left_out: set[str], path: str
 ) -> dict[str, Any]:
-    """``section`` without the values that only MONAI can tell; their paths go to ``left_out``."""
+    """``section`` without the values that only MONAI can determine; adds their paths to
+    ``left_out``."""
     known: dict[str, Any] = {}
     for key, value in section.items():
         if isinstance(value, Mapping):
@@ -340,10 +341,10 @@ def _known_part(
 def known_path(config: Mapping[str, Any], key: str) -> str:
     """A top-level path of the configuration such as ``dataset_dir``.
 
-    MONAI is imported only where the path is an expression or a component.
+    MONAI is imported only if the path is an expression or a component.
 
     Raises:
-        UsageError: there is none, or its expression fails.
+        UsageError: it is missing, or its expression fails.
     """
     value = known_value(config, config.get(key))
     if value is _UNRESOLVED or isinstance(value, Mapping):
@@ -354,7 +355,7 @@ def known_path(config: Mapping[str, Any], key: str) -> str:
 
 
 def _evaluated(config: Mapping[str, Any], key: str) -> Any:
-    """What MONAI makes of a top-level key."""
+    """Value of a top-level key, evaluated by MONAI."""
     from monai.bundle import ConfigParser
 
     from scripts.settings.section import require_expressions
@@ -362,7 +363,7 @@ def _evaluated(config: Mapping[str, Any], key: str) -> Any:
     require_expressions()
     try:
         return ConfigParser(copy.deepcopy(dict(config))).get_parsed_content(key)
-    except Exception as error:  # whatever an expression may raise
+    except Exception as error:  # an expression may raise anything
         if find_user_error(error) is not None:
             raise
         causes: list[BaseException] = [error]
@@ -375,7 +376,7 @@ def _evaluated(config: Mapping[str, Any], key: str) -> Any:
 
 
 def known_value(config: Mapping[str, Any], value: Any, depth: int = 0) -> Any:
-    """A value, or what a reference to a top-level key leads to, else the mark for "unknown"."""
+    """A value, with a reference to a top-level key resolved, else the mark for "unknown"."""
     if isinstance(value, list):
         entries = [known_value(config, entry, depth) for entry in value]
         return _UNRESOLVED if any(entry is _UNRESOLVED for entry in entries) else entries

@@ -1,4 +1,4 @@
-"""The archive that the model zoo takes: the bundle around one published model."""
+"""Writes the archive for the model zoo: the bundle with one published model."""
 
 from __future__ import annotations
 
@@ -37,10 +37,11 @@ __all__ = [
 
 NAME = "tract_density_atlas"
 LARGE = 25_000_000
-"""Bytes above which the zoo wants a file hosted elsewhere, and its address in large_files.yml."""
+"""The zoo wants larger files (bytes) hosted elsewhere, with the address in large_files.yml."""
 
-# What belongs into each folder, so that nothing else that lies there is published with it.
+# Content of each folder, so that no other file in it is published.
 _SHIPPED = {
+    "bundle/weights": {".gz", ".json", ".pt"},
     "configs": {".conf", ".json", ".yaml"},
     "docs": {".md", ".png", ".svg", ".txt"},
     "scripts": {".py"},
@@ -48,7 +49,7 @@ _SHIPPED = {
 _METADATA = "configs/metadata.json"
 _TRAIN = "configs/train.yaml"
 _CARD = "docs/model_card.md"
-_EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time that a zip file can tell
+_EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time in a zip file
 
 
 @dataclass(frozen=True)
@@ -79,8 +80,8 @@ def packed(root: Path, ckpt_dir: Path, data_source: str | None = None) -> Archiv
 
     Args:
         root: of the bundle.
-        ckpt_dir: holds ``model.pt``.
-        data_source: what the model was trained on, in words; None: as configs/metadata.json says.
+        ckpt_dir: contains ``model.pt``.
+        data_source: description of the training data; None: from configs/metadata.json.
 
     Raises:
         CheckpointError: there is no ``model.pt``, it isn't one of this bundle's, or says what can
@@ -117,7 +118,7 @@ def _model_bytes(model: Path, network: AtlasNetwork, shared: Shared) -> bytes:
 def pack(
     root: Path, ckpt_dir: Path, output: Path, data_source: str | None = None
 ) -> dict[str, int]:
-    """Write the archive, whole or not at all; the same bytes for the same files.
+    """Write the archive completely or not at all; equal files give equal bytes.
 
     Args:
         root: of the bundle.
@@ -126,7 +127,7 @@ def pack(
         data_source: see `packed`.
 
     Returns:
-        size in bytes of each file in the archive, by its path below the archive's root folder.
+        Size in bytes of each file in the archive, by its path below the archive's root folder.
 
     Raises:
         CheckpointError: see `packed`.
@@ -178,10 +179,10 @@ def _shipped(root: Path) -> Iterator[str]:
 def completed_metadata(
     metadata: dict[str, Any], network: AtlasNetwork, data_source: str | None = None
 ) -> dict[str, Any]:
-    """The bundle's metadata with what only a published model can say.
+    """The bundle's metadata, completed from a published model.
 
-    The network's output is a density; `channel_def` of ``pred`` names the labels that the
-    postprocessing of configs/inference.yaml makes of it, which is where annotation tools look.
+    The network's output is a density. `channel_def` of ``pred`` names the labels that the
+    postprocessing of configs/inference.yaml makes from it, because annotation tools look there.
 
     Args:
         metadata: of configs/metadata.json.
@@ -209,14 +210,14 @@ def completed_metadata(
 
 
 def trained_config(text: str, settings: dict[str, Any]) -> str:
-    """The training's configuration with the settings that the model was trained with.
+    """The configuration of the training with the settings of the model's training.
 
-    Who trains from the archive, an annotation tool for instance, which passes on no settings,
-    then gets a model of the same kind from maps of the same kind.
+    Users who train from the archive, for example with an annotation tool that passes no settings,
+    then get a model of the same kind from maps of the same kind.
 
     Args:
         text: of configs/train.yaml.
-        settings: the model's; the device stays the configuration's own.
+        settings: of the model; the device stays that of the configuration.
     """
     block = re.search(r"^learned_atlas:\n(?:[ \t].*\n|\n(?=[ \t]))+", text, re.MULTILINE)
     if block is None:
@@ -242,7 +243,7 @@ def _tract_names(network: AtlasNetwork) -> list[str]:
 
 
 def _above(value: float) -> float:
-    """A bound to two digits, not below ``value``."""
+    """An upper bound of ``value`` with two digits."""
     if value <= 0:
         return 0.0
     digits = 1 - math.floor(math.log10(value))

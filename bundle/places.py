@@ -1,4 +1,4 @@
-"""Where the bundle lies, where it writes, and what its command is called."""
+"""Location of the bundle, of its output, and the name of its command."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 INSTALLED = (ROOT.parent.name, ROOT.name) == ("tract_atlas", "root")
-"""Whether this is the wheel's copy: nothing is written there, but where the user stands."""
+"""Whether this is an installed wheel: nothing is written there, but in the current folder."""
 PROGRAM = "tract-atlas" if INSTALLED else "python -m bundle"
 HOME = Path() if INSTALLED else ROOT
-"""Where data, models and output lie."""
+"""Base folder of data, models and output."""
 DEMO_FOLDER = HOME / "data" / "demo"
+DEMO_STACK_FOLDER = HOME / "data" / "demo_stack"
 MODELS_FOLDER = HOME / "models"
 ARCHIVE = "tract_density_atlas.zip"
 LABEL_ENVIRONMENT = HOME / ".venv-label"

@@ -1,4 +1,4 @@
-"""The settings page of the docs, written from the schema so that it can't go stale."""
+"""Writes the settings page of the docs from the schema, so that it can't be outdated."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ INTRODUCTION = """\
 Written by `python -m bundle settings-docs` from the schemas in `scripts/settings/`; change a
 schema, not this page. `python -m bundle settings-docs --check` fails while the two differ.
 
-The settings of a job stand in blocks of its configuration. A key that is left out takes the
-default below; a shipped configuration may set it to another value. Any setting can be given on the
-command line, with `#` between section and key:
+The settings of a job are in blocks of its configuration. A missing key has the default below; a
+shipped configuration may set another value. Any setting can be given on the command line, with `#`
+between section and key:
 
     python -m monai.bundle run training --config_file configs/train.yaml \\
         --learned_atlas#optimizer#epochs 20 --learned_atlas#loss#smoothness_weight 1.0
@@ -60,13 +60,13 @@ def _sections(
     for key, field in section["properties"].items():
         if "$ref" in field:
             nested = definitions[field["$ref"].rsplit("/", 1)[-1]]
-            # The place says what a section is for; its class only what it is.
+            # The description comes from the field; that of the class is more general.
             described = {**nested, "description": field.get("description", nested["description"])}
             yield from _sections(f"{path}#{key}", described, definitions)
 
 
 def _row(key: str, field: Mapping[str, Any]) -> str | None:
-    """A setting's line of the table, or None for a nested section."""
+    """A row of the table for a setting, or None for a nested section."""
     if "$ref" in field:
         return None
     cells = [
@@ -80,7 +80,7 @@ def _row(key: str, field: Mapping[str, Any]) -> str | None:
 
 
 def _type(field: Mapping[str, Any]) -> str:
-    """The type in words."""
+    """The type as text."""
     if "anyOf" in field:
         return " or ".join(_type(option) for option in field["anyOf"])
     if "enum" in field or "const" in field:

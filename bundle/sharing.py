@@ -1,4 +1,4 @@
-"""What a model says of itself, without the people and the machine that it was made of and on."""
+"""Removes people and places from a model's description before it is shared."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from scripts.settings.atlas import LearnedAtlasConfig
 
 __all__ = ["Shared", "model_card", "require_no_signs", "shared_description"]
 
-# Settings of a cohort that name people, or places on the trainer's machine; what stands instead.
+# Settings of a cohort that name people, or places on the trainer's machine, and their substitutes.
 _PERSONAL: dict[str, Any] = {
     "subjects": None,
     "exclude": [],
@@ -23,7 +23,7 @@ _PERSONAL: dict[str, Any] = {
     "density_dir": None,
     "participants": "participants.tsv",
 }
-# An absolute path, a home, a drive, a share or a way up, at the start of a text or of a word in it.
+# An absolute path, home, drive, network share or `..`, at the start of a text or of a word in it.
 _PLACE = re.compile(
     r"(?:^|[\s'\"=:,(\[])(?:/|~[\w-]*/|[A-Za-z]:[\\/]|\\\\|file:)[\w.~-]|\.\./|^\.\.$"
 )
@@ -32,11 +32,11 @@ _SIGNS = "`$`, `@` or `%` at the beginning, or `#` anywhere"
 
 @dataclass(frozen=True)
 class Shared:
-    """A model's description as it may leave the house.
+    """A model's description that may be shared.
 
     Attributes:
         description: without people and places.
-        left_out: what was in it and isn't, in words.
+        left_out: descriptions of what was removed.
     """
 
     description: dict[str, Any]
@@ -44,15 +44,15 @@ class Shared:
 
 
 def shared_description(path: Any, description: Mapping[str, Any]) -> Shared:
-    """Take people and places out of a model's description.
+    """Remove people and places from a model's description.
 
     Args:
         path: of the model, for messages.
-        description: as the model holds it; stays as it is.
+        description: from the model; it isn't changed.
 
     Raises:
-        CheckpointError: its settings aren't this bundle's, a text in it would be more than text
-            in a configuration, or names a place and can't be left out.
+        CheckpointError: its settings aren't this bundle's, a configuration would evaluate a text
+            in it, or a text names a place and can't be removed.
     """
     said: dict[str, Any] = json.loads(json.dumps(description))
     try:
@@ -68,8 +68,12 @@ def shared_description(path: Any, description: Mapping[str, Any]) -> Shared:
             told = f" ({len(here[key])} names)" if isinstance(here[key], list) else ""
             left_out.append(f"learned_atlas.cohort.{key}{told}")
             here[key] = instead
+    model = settings.get("model") or {}
+    if model.get("initial") not in (None, "shipped"):  # a file of the trainer's machine
+        left_out.append("learned_atlas.model.initial")
+        model["initial"] = None
     said["settings"] = settings
-    # A record for the trainer's own atlas.json; what of it a later job needs stands elsewhere.
+    # A record for the trainer's atlas.json; what a later job needs of it is stored elsewhere.
     if said.pop("overrides", None):
         left_out.append("the record of what was changed in the training's configuration")
     for where, text in _texts({"settings": settings, "tracts": said.get("tracts")}, ""):
@@ -84,7 +88,7 @@ def shared_description(path: Any, description: Mapping[str, Any]) -> Shared:
 
 
 def _texts(value: Any, where: str) -> Iterator[tuple[str, str]]:
-    """Every text in a description, keys included, with its place."""
+    """All texts in a description, including keys, with their places."""
     if isinstance(value, str):
         yield where, value
     elif isinstance(value, Mapping):
@@ -97,14 +101,14 @@ def _texts(value: Any, where: str) -> Iterator[tuple[str, str]]:
 
 
 def require_no_signs(where: str, text: str) -> None:
-    """Refuse text that a configuration would take for an expression or a reference.
+    """Refuse text that a configuration would read as an expression or a reference.
 
     Args:
-        where: it stands, for the message.
-        text: that is to be written into a configuration.
+        where: its place, for messages.
+        text: to be written into a configuration.
 
     Raises:
-        CheckpointError: it begins with ``$``, ``@`` or ``%``, or holds ``#``.
+        CheckpointError: it begins with ``$``, ``@`` or ``%``, or contains ``#``.
     """
     if text.startswith(("$", "@", "%")) or "#" in text:
         raise CheckpointError(
@@ -114,12 +118,12 @@ def require_no_signs(where: str, text: str) -> None:
 
 
 def model_card(network: AtlasNetwork, shared: Shared, data_source: str) -> str:
-    """The page that says what an archive's model holds, and what of the people.
+    """The page about an archive's model: its content, and what it reveals about people.
 
     Args:
         network: as it is packed.
         shared: its description.
-        data_source: what it was trained on, in words.
+        data_source: description of the training data.
     """
     said = shared.description
     grid, crop = said["grid"], said["crop"]

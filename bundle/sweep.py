@@ -1,9 +1,9 @@
-"""Several runs of one job over values of its settings, and one table of what came out.
+"""Runs one job for several values of its settings, and makes one table of the results.
 
     python -m bundle sweep train_affine --fold 0,1 --learned_affine#family rigid,affine
 
-A value with commas is a list of values to try; one in brackets is a single value. Every
-combination runs as a job of its own, in a folder of its own below ``<output_dir>/sweep``.
+A value with commas is a list of values to try; one in brackets is a single value. Every combination
+runs as a separate job, in a separate folder below ``<output_dir>/sweep``.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from scripts.runtime.tables import write_table
 __all__ = ["SweepRun", "planned_runs", "sweep", "table_of"]
 
 RECORD = "sweep_run.json"
-_FIRST = ("distance", "overlap")  # metrics that a table shows at its left
+_FIRST = ("distance", "overlap")  # metrics in the first columns of the table
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,8 @@ class SweepRun:
     """One combination.
 
     Attributes:
-        name: of its folder, made of what varies.
-        varied: value by key of what varies.
+        name: of its folder, made from the varied values.
+        varied: values of the varied keys.
         overrides: every override, as text for the command line.
     """
 
@@ -49,17 +49,17 @@ class SweepRun:
 
 
 def planned_runs(overrides: Mapping[str, Any]) -> list[SweepRun]:
-    """Every combination of the values that were given as lists with commas.
+    """All combinations of the values that were given as lists with commas.
 
     Args:
         overrides: as `parse_overrides` reads them: a list with commas is a tuple.
 
     Raises:
-        UsageError: nothing varies, a value is given twice, or two runs would share a name.
+        UsageError: no value varies, a value is given twice, or two runs would share a name.
     """
     varying = {key: value for key, value in overrides.items() if isinstance(value, tuple)}
     if not varying:
-        raise UsageError("nothing varies: give a key several values, such as --fold 0,1")
+        raise UsageError("no setting varies: give a key several values, such as --fold 0,1")
     for key, values in varying.items():
         if len({_text(value) for value in values}) < len(values):
             raise UsageError(f"--{key} names a value twice")
@@ -75,7 +75,7 @@ def planned_runs(overrides: Mapping[str, Any]) -> list[SweepRun]:
         every = {key: varied.get(key) or _text(value) for key, value in overrides.items()}
         runs.append(SweepRun(re.sub(r"[^\w.+=-]+", "-", name), varied, every))
     if len({run.name for run in runs}) < len(runs):
-        raise UsageError("two of the runs would have one folder; their values differ in signs only")
+        raise UsageError("two runs would share a folder: their values differ only in punctuation")
     return runs
 
 
@@ -89,31 +89,31 @@ def _text(value: Any) -> str:
 def sweep(
     verb: str, config_file: Path, arguments: Sequence[str], root: Path, home: Path | None = None
 ) -> None:
-    """Run every combination that isn't done yet, and write and print the table.
+    """Run all combinations that aren't finished, and write and print the table.
 
-    A run that fails is named, and the others are done all the same. Started again, a sweep goes on
-    where it was: finished runs are only read, an unfinished one resumes from its own checkpoint.
+    A failed run is reported, and the others still run. When started again, a sweep continues:
+    finished runs are only read, an unfinished one resumes from its checkpoint.
 
     Args:
         verb: of the job.
-        config_file: its configuration unless the arguments name others.
+        config_file: its configuration.
         arguments: overrides, some with several values.
         root: of the bundle.
-        home: where output lies unless told otherwise; None: in the root.
+        home: default folder of the output; None: the root.
 
     Raises:
         UsageError: see `planned_runs`; or a key isn't in the configuration.
-        StorageError: another sweep is at work in the folder.
+        StorageError: another sweep is using the folder.
         TrainingError: runs failed.
     """
     names, overrides = parse_overrides(arguments)
     if names:
-        raise UsageError("a sweep reads its job's own configuration; --config_file has no place")
+        raise UsageError("--config_file can't be used: a sweep uses the configuration of its job")
     runs = planned_runs(overrides)
     config = read_config([config_file])
     if overrides.keys() & {"output_dir", "ckpt_dir"} & {k for r in runs for k in r.varied}:
-        raise UsageError("every run has folders of its own: output_dir and ckpt_dir can't vary")
-    apply_overrides(config, dict(runs[0].overrides))  # an unknown key is told before the first run
+        raise UsageError("output_dir and ckpt_dir can't vary: every run has separate folders")
+    apply_overrides(config, dict(runs[0].overrides))  # reports an unknown key before the first run
     if config.get("bundle_root") in (None, "."):
         config["bundle_root"] = str(home or root)
     folder = Path(known_path(config, "output_dir")).absolute() / "sweep"
@@ -170,12 +170,12 @@ def _all_runs(
         told = ", ".join(f"{name} {value}" for name, value in list(metrics.items())[:3])
         earlier = " before" if done else ""
         print(f"[{number}/{len(runs)}] {run.name}: {status}{earlier}{', ' if told else ''}{told}")
-        _write_table(folder / "results.csv", rows)  # after each run: a stopped sweep has it, too
+        _write_table(folder / "results.csv", rows)  # after each run, also for a stopped sweep
     return rows
 
 
 def _run(verb: str, run: SweepRun, place: Path, root: Path) -> tuple[str, float]:
-    """One run as a process of its own; its status and how long it took."""
+    """Run a separate process; return its status and its time."""
     place.mkdir(parents=True, exist_ok=True)
     own = {**run.overrides, "output_dir": str(place), "ckpt_dir": str(place / "models")}
     words = [f"--{key}={value}" for key, value in own.items()]
@@ -192,7 +192,7 @@ def _run(verb: str, run: SweepRun, place: Path, root: Path) -> tuple[str, float]
             )
             try:
                 code = process.wait()
-            except BaseException:  # the sweep is stopped: so is the run, which saves its state
+            except BaseException:  # the sweep is stopped: also stop the run, which saves its state
                 process.terminate()
                 process.wait()
                 raise
@@ -219,7 +219,7 @@ def _record(place: Path) -> dict[str, Any] | None:
 
 
 def _metrics(place: Path) -> dict[str, str]:
-    """What a run's report says of its held-out subjects, or of its training without any."""
+    """The measures in a run's report: on its held-out subjects, or of its training."""
     reports = sorted(place.glob("*/result.json"))
     if not reports:
         return {}

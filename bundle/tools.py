@@ -1,4 +1,4 @@
-"""The verbs that read no configuration: what they take, and what they do."""
+"""The verbs that don't read a configuration: their arguments and actions."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any
 from bundle.places import (
     ARCHIVE,
     DEMO_FOLDER,
+    DEMO_STACK_FOLDER,
     LABEL_ENVIRONMENT,
     MODELS_FOLDER,
     PROGRAM,
@@ -24,19 +25,28 @@ __all__ = ["EXIT_USAGE", "TOOLS", "add_tools", "run_tool"]
 
 EXIT_USAGE = 2
 TOOLS = ("demo", "density", "label-check", "pack", "settings-docs", "sweep", "verify")
-"""Verbs that read no configuration."""
+"""Verbs that don't read a configuration."""
 
 
 def add_tools(verbs: Any) -> None:
-    """Add a parser a verb to argparse's subparsers."""
-    demo = verbs.add_parser("demo", help="make the demo cohort, and train nothing")
-    demo.add_argument("--folder", type=Path, default=DEMO_FOLDER, help="where (%(default)s)")
+    """Add one parser per verb to argparse's subparsers."""
+    demo = verbs.add_parser("demo", help="make the demo cohort without training")
+    demo.add_argument(
+        "--folder",
+        type=Path,
+        help=f"where ({DEMO_FOLDER}; with --stack {DEMO_STACK_FOLDER})",
+    )
+    demo.add_argument(
+        "--stack",
+        action="store_true",
+        help="instead: a stack of serial sections whose true transforms are known",
+    )
     demo.add_argument(
         "--age_effect",
         type=float,
         metavar="MM",
         help="instead: a new cohort whose people have an age (participants.tsv) that moves their "
-        "anatomy by so many mm a standard deviation",
+        "anatomy by so many mm per standard deviation",
     )
     demo.add_argument("--subjects", type=int, default=12, help="with --age_effect (%(default)s)")
     demo.add_argument(
@@ -59,13 +69,11 @@ def add_tools(verbs: Any) -> None:
         nargs="+",
         default=[],
         metavar="SOURCE",
-        help="one a tractogram: a text or .npy file of a number per streamline (tcksift2), or the "
-        "name of a per-streamline value that the tractogram brings",
+        help="one per tractogram: a text or .npy file with a number per streamline (tcksift2), or "
+        "the name of a per-streamline value in the tractogram",
     )
-    density.add_argument(
-        "--ends", action="store_true", help="count only where streamlines begin and end"
-    )
-    pack = verbs.add_parser("pack", help="write the archive that the model zoo takes")
+    density.add_argument("--ends", action="store_true", help="count only the ends of streamlines")
+    pack = verbs.add_parser("pack", help="write the archive for the model zoo")
     pack.add_argument(
         "--ckpt_dir", type=Path, default=MODELS_FOLDER, help="of model.pt (%(default)s)"
     )
@@ -81,33 +89,33 @@ def add_tools(verbs: Any) -> None:
         help="show the files that travel, and what is left out of the model; write nothing",
     )
     label = verbs.add_parser(
-        "label-check", help="run a packed bundle under MONAI Label and tell what was seen"
+        "label-check", help="run a packed bundle under MONAI Label and report the result"
     )
     label.add_argument(
         "--environment",
         type=Path,
         default=LABEL_ENVIRONMENT,
-        help="MONAI Label's own, made on first use (%(default)s)",
+        help="environment of MONAI Label, made on first use (%(default)s)",
     )
     label.add_argument(
         "--work", type=Path, help="empty folder to keep everything in (a temporary one, removed)"
     )
     label.add_argument(
-        "--archive", type=Path, help="what pack wrote (a tiny atlas, trained here); with --studies"
+        "--archive", type=Path, help="result of pack (a tiny atlas, trained here); with --studies"
     )
     label.add_argument("--studies", type=Path, help="folder of maps that fit the archive's atlas")
     docs = verbs.add_parser("settings-docs", help="write docs/settings.md from the schema")
     docs.add_argument("--check", action="store_true", help="write nothing; fail if it is stale")
     verbs.add_parser(
         "sweep",
-        help="run a training over several values of its settings, and make one table",
+        help="run a training for several values of its settings, and make one table",
         usage=f"{PROGRAM} sweep JOB --KEY VALUE,VALUE ... [--KEY VALUE] ...",
-        description="Run JOB (such as train-affine) for every combination of the values that are "
-        "given with commas, each in a folder of its own below <output_dir>/sweep. The table is "
-        "printed and written to results.csv there. Started again, it goes on where it was.",
+        description="Run JOB (such as train-affine) for every combination of the values with "
+        "commas, each in a separate folder below <output_dir>/sweep. The table is "
+        "printed and written to results.csv there. When started again, it continues.",
     )
     verify = verbs.add_parser(
-        "verify", help="recompute what a published atlas says of itself, and tell what differs"
+        "verify", help="recompute the content of a published atlas and report differences"
     )
     verify.add_argument("atlas", type=Path, help="the published folder, with its atlas.json")
 
@@ -115,7 +123,10 @@ def add_tools(verbs: Any) -> None:
 def run_tool(options: argparse.Namespace) -> int:
     """Run a parsed verb; returns the exit code."""
     if options.verb == "demo":
-        return _demo(options.folder, options.age_effect, options.subjects, options.size)
+        if options.stack:
+            return _demo_stack(options.folder or DEMO_STACK_FOLDER)
+        folder = options.folder or DEMO_FOLDER
+        return _demo(folder, options.age_effect, options.subjects, options.size)
     if options.verb == "density":
         from bundle.density import write_map_of
 
@@ -150,6 +161,13 @@ def _demo(folder: Path, age_effect: float | None, subjects: int, size: int) -> i
     return 0
 
 
+def _demo_stack(folder: Path) -> int:
+    from scripts.stack.demo import write_demo_stack
+
+    print(write_demo_stack(folder))
+    return 0
+
+
 def _pack(options: argparse.Namespace) -> int:
     from bundle.packing import LARGE, pack, packed
 
@@ -160,8 +178,8 @@ def _pack(options: argparse.Namespace) -> int:
     for name, size in pack(ROOT, options.ckpt_dir, options.output, source).items():
         if size > LARGE:
             print(
-                f"note: {name} has {size / 1e6:.0f} MB; the zoo takes files of more than "
-                f"{LARGE / 1e6:.0f} MB by their address in a large_files.yml",
+                f"note: {name} has {size / 1e6:.0f} MB; the zoo wants files of more than "
+                f"{LARGE / 1e6:.0f} MB listed with their address in a large_files.yml",
                 file=sys.stderr,
             )
     print(options.output)
@@ -194,7 +212,7 @@ def _write_settings_page(path: Path, check: bool) -> int:
     if path.is_file() and path.read_text(encoding="utf-8") == page:
         return 0
     print(
-        f"error: {path} differs from the schema; write it anew with {PROGRAM} settings-docs",
+        f"error: {path} differs from the schema; update it with {PROGRAM} settings-docs",
         file=sys.stderr,
     )
     return 1

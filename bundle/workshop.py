@@ -1,10 +1,10 @@
-"""Set up the repository's own environment, then run the demo or the tests in it.
+"""Sets up the repository's environment, then runs the demo or the tests in it.
 
     python3 bundle/workshop.py demo     # train on the demo cohort
     python3 bundle/workshop.py test     # lint, types, tests, coverage
 
-This file is run as a script by a bare Python, before anything is installed: it uses the standard
-library alone and imports nothing of the repository.
+A bare Python runs this file as a script before anything is installed, so it uses only the standard
+library and imports nothing from the repository.
 """
 
 from __future__ import annotations
@@ -31,8 +31,11 @@ threads that spin while they wait take the time of those that compute (bundle/be
 """
 REQUIREMENTS = ("requirements.txt", "requirements-dev.txt")
 LOCKS = ("requirements.lock", "requirements-dev.lock")
-"""The same versions with the SHA-256 of every file of each release; made of REQUIREMENTS."""
-DEMO = ("-m", "monai.bundle", "run", "training", "--config_file", "configs/train.yaml")
+"""The same versions with the SHA-256 of every file of each release; made from REQUIREMENTS."""
+DEMO = (
+    *("-m", "monai.bundle", "run", "training"),
+    *("--config_file", "['configs/train.yaml','configs/build.yaml']"),
+)
 CHECKS = (
     ("ruff check", ("-m", "ruff", "check", ".")),
     ("ruff format", ("-m", "ruff", "format", "--check", ".")),
@@ -41,7 +44,7 @@ CHECKS = (
         "import-linter",
         ("-c", "from importlinter.cli import lint_imports_command as check; check()", "--no-cache"),
     ),
-    # A process a core; tests of one file share what they set up, so they stay together.
+    # One process per core; tests of one file share their set-up, so they stay together.
     ("pytest", ("-m", "pytest", "-n", "auto", "--dist", "loadfile", "--cov", "--cov-report=term")),
 )
 
@@ -63,10 +66,10 @@ def has_nvidia_driver() -> bool:
 
 
 def torch_candidates(driver: bool) -> tuple[str, ...]:
-    """Requirements to try in turn until one of them installs.
+    """Requirements to try one after another until one of them installs.
 
     ``==2.13.0`` also accepts a local build such as ``2.13.0+cpu``, and pip prefers it to the plain
-    release; ``===`` asks for the plain one (CUDA on Linux) by its very name.
+    release; ``===`` selects the plain one (CUDA on Linux).
     """
     build = f"torch==={TORCH}" if driver else f"torch=={TORCH}+cpu"
     return (build, f"torch=={TORCH}")
@@ -75,9 +78,9 @@ def torch_candidates(driver: bool) -> tuple[str, ...]:
 class Environment:
     """The virtual environment in ``<root>/.venv``, made on first use and then reused.
 
-    One file, ``.venv/setup.stamp``, is both the lock that parallel calls wait on and the proof that
-    the set-up came to its end: it holds the fingerprint of what was installed, is emptied before
-    anything changes and written last.
+    The file ``.venv/setup.stamp`` is both the lock that parallel calls wait for and the proof that
+    the set-up is complete: it contains the fingerprint of what was installed, is emptied before
+    anything changes and is written last.
 
     Args:
         root: folder of the requirement files.
@@ -92,7 +95,7 @@ class Environment:
         self.driver = driver
 
     def fingerprint(self) -> str:
-        """SHA-256 of all that decides what the environment must hold."""
+        """SHA-256 of everything that determines the content of the environment."""
         digest = hashlib.sha256()
         digest.update(f"{sys.version_info[:2]} {platform.machine()}".encode())
         digest.update(" ".join(torch_candidates(self.driver)).encode())
@@ -105,10 +108,10 @@ class Environment:
         return digest.hexdigest()
 
     def prepare(self) -> None:
-        """Make the environment unless it is there, whole and up to date.
+        """Make the environment unless it exists and is complete and up to date.
 
         Raises:
-            SetupError: pip failed, or ``.venv`` is somebody else's.
+            SetupError: pip failed, or ``.venv`` was made by something else.
         """
         wanted = self.fingerprint().encode()
         if (self.folder / "pyvenv.cfg").exists() and not self.stamp.exists():
@@ -123,15 +126,16 @@ class Environment:
             stamp.seek(0)
             stamp.truncate()
             self._clear()
-            # pip inherits the lock: should this process be killed, a later call waits for pip's end
+            # pip inherits the lock: if this process is killed, a later call waits for the end of
+            # pip
             self.install(stamp.fileno())
             stamp.write(wanted)
 
     def install(self, lock: int) -> None:
-        """Build the environment from nothing: pip, what is hashed, then torch.
+        """Build the environment from scratch: pip, the hashed packages, then torch.
 
-        What torch needs in turn is among the hashed packages and there before it, so that nothing
-        but torch itself (and, with a driver, its CUDA libraries) comes without a known hash.
+        The dependencies of torch are among the hashed packages and installed first, so only torch
+        itself (and, with a driver, its CUDA libraries) is installed without a known hash.
         """
         try:
             # symlinks as `python -m venv` makes them: a copied interpreter may not find its library
@@ -145,8 +149,8 @@ class Environment:
         # Without dependencies: the lists are complete, and one of their packages wants torch.
         if self.pip(lock, ["--require-hashes", "--no-deps", *files], pinned=False) != 0:
             raise SetupError(
-                f"pip could not install {' and '.join(LOCKS)}; above it says why (a file that "
-                "isn't the one that was hashed is never installed)"
+                f"pip could not install {' and '.join(LOCKS)}; see its output above (a file with "
+                "another hash is never installed)"
             )
         say(f"installing torch {TORCH} ({'CUDA' if self.driver else 'CPU'})")
         *others, last = torch_candidates(self.driver)
@@ -160,7 +164,7 @@ class Environment:
     def pip(
         self, lock: int, arguments: Sequence[str], quiet: bool = False, pinned: bool = True
     ) -> int:
-        """``pip install``, under the pins; with ``quiet`` a failure prints nothing either."""
+        """Run ``pip install`` with the pins; with ``quiet`` a failure prints nothing either."""
         pins = [word for name in REQUIREMENTS for word in ("-c", name)] if pinned else []
         command = [str(self.python), "-m", "pip", "install", "-qq", *pins, *arguments]
         return subprocess.run(
@@ -173,7 +177,8 @@ class Environment:
         ).returncode
 
     def _clear(self) -> None:
-        """Remove what an earlier or interrupted set-up left, all but the stamp that we hold."""
+        """Remove the remains of an earlier or interrupted set-up, except the stamp, which is
+        locked."""
         for entry in self.folder.iterdir():
             if entry == self.stamp:
                 continue
@@ -184,26 +189,26 @@ class Environment:
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[BinaryIO]:
-        import fcntl  # not on Windows, which `main` turns away before
+        import fcntl  # not on Windows, which `main` refuses before
 
         with open(self.stamp, "a+b") as stamp:  # noqa: PTH123 (Path.open adds nothing here)
             try:
                 fcntl.flock(stamp, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                say("another set-up is under way; waiting for it")
+                say("another set-up is running; waiting for it")
                 fcntl.flock(stamp, fcntl.LOCK_EX)
             stamp.seek(0)
             yield stamp
 
 
 def clean_environment() -> dict[str, str]:
-    """The caller's environment without what would let foreign packages in."""
+    """The caller's environment without variables that would add foreign packages."""
     variables = {k: v for k, v in os.environ.items() if k not in {"PYTHONPATH", "PYTHONHOME"}}
     return {**variables, "PIP_USER": "0"}
 
 
 def run_demo(environment: Environment, extra: Sequence[str]) -> None:
-    """Become the training run: signals, output and exit code are its own."""
+    """Replace this process by the training run, with its signals, output and exit code."""
     os.chdir(environment.root)
     python = str(environment.python)
     os.execve(python, [python, *DEMO, *extra], clean_environment())
@@ -214,7 +219,7 @@ def run_checks(
     extra: Sequence[str],
     checks: Sequence[tuple[str, Sequence[str]]] = CHECKS,
 ) -> int:
-    """Run every check, also after one failed, and say how each ended.
+    """Run all checks, even after a failed one, and report each result.
 
     Args:
         environment: where to run them.
@@ -229,7 +234,7 @@ def run_checks(
         say(name)
         more = extra if name == checks[-1][0] else ()
         command = [str(environment.python), *arguments, *more]
-        # One thread a process: processes that share the cores crawl with more.
+        # One thread per process: processes that share the cores are slow with more.
         variables = {"OMP_NUM_THREADS": "1", **clean_environment()}
         code = subprocess.run(command, cwd=environment.root, env=variables).returncode
         outcomes.append((name, code))
@@ -239,12 +244,12 @@ def run_checks(
 
 
 def say(message: str) -> None:
-    """Tell the person at the terminal; standard output belongs to the job."""
+    """Print a message for the user; standard output belongs to the job."""
     print(f"workshop: {message}", file=sys.stderr, flush=True)
 
 
 def end_on_sigterm() -> None:
-    """Let SIGTERM unwind the stack, so that a check under way is ended with us."""
+    """Let SIGTERM unwind the stack, so that a running check is ended as well."""
 
     def stop(signum: int, frame: object) -> None:
         raise SystemExit(128 + signum)
@@ -261,7 +266,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "are relative to the repository root.",
         allow_abbrev=False,
     )
-    parser.add_argument("job", choices=["demo", "test"], help="what to run once all is set up")
+    parser.add_argument("job", choices=["demo", "test"], help="what to run after the set-up")
     options, extra = parser.parse_known_args(argv)
     try:
         if os.name != "posix":

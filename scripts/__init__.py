@@ -1,8 +1,8 @@
 """The library behind the bundle's configs.
 
-Submodules are loaded when they are first named, so that ``$scripts.atlas...`` works in a config
-after a plain ``import scripts``, while ``import scripts`` itself (and ``scripts.settings``) needs
-neither torch nor monai.
+Submodules are loaded when first used, so that ``$scripts.atlas...`` works in a config after a plain
+``import scripts``, while ``import scripts`` itself (and ``scripts.settings``) needs neither torch
+nor monai.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from types import ModuleType
 
 
 def __getattr__(name: str) -> ModuleType:
-    """Import the submodule ``name`` (PEP 562); a name that is no submodule is an AttributeError."""
+    """Import the submodule ``name`` (PEP 562); any other name is an AttributeError."""
     qualified = f"{__name__}.{name}"
-    # Looked up before it is imported: an import that fails inside an existing submodule must show
-    # its own error instead of "scripts has no attribute".
+    # Look it up before the import: an import that fails inside an existing submodule must show its
+    # own error instead of "scripts has no attribute".
     if name.startswith("__") or importlib.util.find_spec(qualified) is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return importlib.import_module(qualified)

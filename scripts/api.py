@@ -1,11 +1,10 @@
 """The bundle for a notebook: functions that take arrays or paths, and affines.
 
-An image is a NIfTI file's path, or an array ``(X, Y)`` or ``(X, Y, Z)`` with its affine. An affine
-is ``(4, 4)``, voxel indices to world millimetres (RAS). A transform maps points of the fixed image
-(the one that is wanted) to points of the moving image, in RAS mm.
+An image is the path of a NIfTI file, or an array ``(X, Y)`` or ``(X, Y, Z)`` with its affine. An
+affine is ``(4, 4)``, from voxel indices to world millimetres (RAS). A transform maps points of the
+fixed image to points of the moving image, in RAS mm.
 
-Torch and monai are imported by the functions that need them, so that importing this module is
-quick.
+Torch and monai are imported by the functions that need them, so importing this module is quick.
 """
 
 from __future__ import annotations
@@ -44,9 +43,9 @@ __all__ = [
 ]
 
 Image = str | Path | np.ndarray
-"""A NIfTI file's path, or an array that comes with an affine."""
+"""Path of a NIfTI file, or an array, which needs an affine."""
 Images = str | Path | Sequence[str | Path] | Sequence[np.ndarray] | np.ndarray
-"""A dataset folder, paths of files, or arrays of one shape that come with an affine."""
+"""A dataset folder, paths of files, or arrays of one shape, which need an affine."""
 Fibres = str | Path | Sequence[np.ndarray]
 """A tractogram's path, or streamlines, each ``(points, 3)`` in RAS mm."""
 Settings = Mapping[str, Any]
@@ -57,16 +56,16 @@ _CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 
 @dataclass(frozen=True, eq=False)
 class Deformation:
-    """A fixed point x is found in the moving image at ``matrix (x + displacement(x))``.
+    """A fixed point x corresponds to ``matrix (x + displacement(x))`` in the moving image.
 
     Attributes:
-        matrix: ``(4, 4)``, fixed point to moving point, RAS mm.
+        matrix: ``(4, 4)``, from fixed point to moving point, RAS mm.
         displacement: ``(3, X, Y, Z)`` RAS mm on the fixed grid; Z = 1 for a plane.
-        inverse: ``(3, X, Y, Z)`` RAS mm on the fixed grid: a moving point y comes from
+        inverse: ``(3, X, Y, Z)`` RAS mm on the fixed grid: a moving point y corresponds to
             ``z + inverse(z)`` with ``z = matrix^-1 y``.
         affine: ``(4, 4)`` of the fixed grid.
-        smallest_jacobian: smallest Jacobian determinant of both displacements; above 0 nothing
-            folds.
+        smallest_jacobian: smallest Jacobian determinant of both displacements; > 0 means that
+            nothing folds.
     """
 
     matrix: np.ndarray
@@ -90,14 +89,14 @@ def learn_atlas(
 ) -> Path:
     """Learn a template from density maps and publish the atlas, as the verb ``train`` does.
 
-    Arrays are written to ``<output_dir>/cohort`` first, as ``subject_001.nii.gz`` and so on; they
-    are divided by nothing unless ``settings`` ask for it.
+    Arrays are first written to ``<output_dir>/cohort``, as ``subject_001.nii.gz`` and so on. They
+    aren't normalised unless ``settings`` say so.
 
     Args:
         maps: a dataset folder, paths of files, or arrays ``(n, X, Y, Z)``, all on one grid.
-        output_dir: where the atlas goes.
+        output_dir: destination of the atlas.
         affine: ``(4, 4)`` RAS mm, of arrays.
-        ckpt_dir: where the model goes; None: ``<output_dir>/models``.
+        ckpt_dir: destination of the model; None: ``<output_dir>/models``.
         settings: of the block ``learned_atlas``.
 
     Returns:
@@ -105,7 +104,7 @@ def learn_atlas(
 
     Raises:
         TractAtlasError: settings, cohort, device or folders can't be used; the message says why.
-        ValueError: arrays come without an affine or of several shapes.
+        ValueError: arrays are given without an affine or with different shapes.
 
     Example:
         >>> x = np.linspace(-1, 1, 16)
@@ -136,40 +135,50 @@ def learn_atlas(
 
 def register(
     maps: Images,
-    ckpt_dir: str | Path,
+    ckpt_dir: str | Path | None,
     output_dir: str | Path,
     affine: np.ndarray | None = None,
     settings: Settings | None = None,
+    template: str | Path | None = None,
 ) -> Path:
-    """Bring new subjects to a learned atlas, as the verb ``register`` does.
+    """Register new subjects to a learned atlas, or to any map, as the verb ``register`` does.
 
     Args:
         maps: a dataset folder, paths of files, or arrays ``(n, X, Y, Z)`` on the atlas's grid.
-        ckpt_dir: of the atlas's ``model.pt``.
-        output_dir: where the folders go, one a subject.
+        ckpt_dir: of the atlas's ``model.pt``; None with ``template``.
+        output_dir: destination of the folders, one per subject.
         affine: ``(4, 4)`` RAS mm, of arrays.
-        settings: of the block ``learned_atlas``; the model brings what isn't said.
+        settings: of the block ``learned_atlas``; the others come from the model.
+        template: a NIfTI file instead of a model: a density or an image of one channel. The network
+            that comes with the bundle then registers to it.
 
     Returns:
-        ``<output_dir>/registered``. Each subject's folder holds its fields in both directions.
+        ``<output_dir>/registered``. Each subject's folder contains its fields in both directions.
 
     Raises:
         TractAtlasError: model, maps or folders can't be used; the message says why.
-        ValueError: arrays come without an affine or of several shapes.
+        ValueError: arrays are given without an affine or with different shapes, or there is
+            neither a model nor a template.
 
     Example:
         >>> x = np.linspace(-1, 1, 16)
         >>> blob = np.exp(-8 * (x[:, None, None] ** 2 + x[:, None] ** 2 + x**2))
         >>> settings = {"device": "cpu"}
-        >>> models = folder / "atlas" / "models"  # of the example of learn_atlas
+        >>> models = folder / "atlas" / "models"  # from the example of learn_atlas
         >>> found = register([blob], models, folder / "new", np.eye(4), settings)
         >>> sorted(path.name for path in found.iterdir())
         ['dataset_description.json', 'subject_001']
     """
     output = Path(output_dir)
     source, block = _as_cohort(maps, affine, output, settings, own=True)
-    values: dict[str, Any] = {"output_dir": str(output), "ckpt_dir": str(ckpt_dir)}
+    values: dict[str, Any] = {"output_dir": str(output)}
     values["dataset_dir" if isinstance(source, str) else "input"] = source
+    if template is not None:
+        values["template"] = str(template)
+    elif ckpt_dir is None:
+        raise ValueError("register needs ckpt_dir, the folder of a model, or template, a map")
+    else:
+        values["ckpt_dir"] = str(ckpt_dir)
     _run(_config("inference.yaml", values, "learned_atlas", block), "registering")
     return output / "registered"
 
@@ -180,11 +189,11 @@ def average(
     affine: np.ndarray | None = None,
     settings: Settings | None = None,
 ) -> Path:
-    """Average density maps as they lie, as the verb ``average`` does.
+    """Average unregistered density maps, as the verb ``average`` does.
 
     Args:
         maps: a dataset folder, or arrays ``(n, X, Y, Z)``, all on one grid.
-        output_dir: where the folder ``atlas`` goes.
+        output_dir: destination of the folder ``atlas``.
         affine: ``(4, 4)`` RAS mm, of arrays.
         settings: of the block ``learned_atlas``.
 
@@ -193,8 +202,8 @@ def average(
 
     Raises:
         TractAtlasError: settings, cohort or folders can't be used; the message says why.
-        ValueError: arrays come without an affine or of several shapes, or paths of files are given.
-
+        ValueError: arrays are given without an affine or with different shapes, or paths of files
+            are given.
     Example:
         >>> import nibabel
         >>> maps = np.zeros((5, 6, 6, 6))
@@ -218,24 +227,24 @@ def align(
     affines: Sequence[np.ndarray] | None = None,
     settings: Settings | None = None,
 ) -> Path:
-    """Bring native images to one affine space, as the verb ``align`` does.
+    """Align native images to one affine space, as the verb ``align`` does.
 
-    Arrays are written to ``<output_dir>/native/subject_001/image.nii.gz`` and so on first.
+    Arrays are first written to ``<output_dir>/native/subject_001/image.nii.gz`` and so on.
 
     Args:
-        images: a dataset folder (``settings`` then say which ``image``), or arrays, each on a grid
-            of its own.
-        output_dir: where the folder ``aligned`` goes.
-        affines: ``(4, 4)`` RAS mm, one an array.
+        images: a dataset folder (``settings`` must then give the pattern ``image``), or arrays,
+            each with its own grid.
+        output_dir: destination of the folder ``aligned``.
+        affines: ``(4, 4)`` RAS mm, one per array.
         settings: of the block ``align``.
 
     Returns:
-        ``<output_dir>/aligned``: ``template.nii.gz`` and a folder a subject, with its image and, in
-        ``xfm/``, its transform in both directions.
+        ``<output_dir>/aligned``: ``template.nii.gz`` and a folder per subject, with its image and,
+        in ``xfm/``, its transform in both directions.
 
     Raises:
         TractAtlasError: settings, images or folders can't be used; the message says why.
-        ValueError: there aren't as many affines as arrays.
+        ValueError: the numbers of affines and arrays differ.
 
     Example:
         >>> x = np.linspace(-1, 1, 16)
@@ -257,7 +266,7 @@ def align(
     else:
         given = list(affines or [])
         if len(given) != len(images):
-            raise ValueError(f"{len(images)} arrays and {len(given)} affines: give one an array")
+            raise ValueError(f"{len(images)} arrays and {len(given)} affines: give one per array")
         source = Path(output_dir) / "native"
         check_contents(source)
         for number, (image, affine) in enumerate(zip(images, given, strict=True), start=1):
@@ -281,22 +290,22 @@ def affine_registration(
     start: np.ndarray | None = None,
     settings: Settings | None = None,
 ) -> np.ndarray:
-    """The affine transform of one pair, by optimisation.
+    """Affine registration of one pair, by optimisation.
 
     Args:
-        fixed: the image that is wanted.
-        moving: the image that is brought to it, on any grid.
+        fixed: the fixed image.
+        moving: the moving image, on any grid.
         fixed_affine: ``(4, 4)`` RAS mm, of an array.
         moving_affine: likewise.
-        start: ``(4, 4)`` to begin with, fixed point to moving point; None: the identity.
+        start: initial ``(4, 4)``, from fixed point to moving point; None: the identity.
         settings: of the block ``refine``: family, levels, iterations, ...
 
     Returns:
-        ``(4, 4)`` float64, fixed point to moving point, RAS mm.
+        ``(4, 4)`` float64, from fixed point to moving point, RAS mm.
 
     Raises:
         TractAtlasError: a setting breaks its rule, or a file can't be read.
-        ValueError: an image is the same everywhere or not finite, or an array has no affine.
+        ValueError: an image is constant or not finite, or an array has no affine.
 
     Example:
         >>> x = np.linspace(-1, 1, 24)
@@ -327,22 +336,23 @@ def deformable_registration(
     start: np.ndarray | None = None,
     settings: Settings | None = None,
 ) -> Deformation:
-    """The smooth invertible deformation of one pair after an affine, by optimisation.
+    """Deformable registration of one pair after an affine, by optimisation.
 
     Args:
-        fixed: the image that is wanted.
-        moving: the image that is brought to it, on any grid.
+        fixed: the fixed image.
+        moving: the moving image, on any grid.
         fixed_affine: ``(4, 4)`` RAS mm, of an array.
         moving_affine: likewise.
-        start: ``(4, 4)``, such as `affine_registration` gives; it stays. None: the identity.
+        start: ``(4, 4)``, from `affine_registration` for example; it stays fixed. None: the
+        identity.
         settings: of the block ``refine``: levels, iterations, smoothness_weight, ...
 
     Returns:
-        The deformation; `warp` takes it.
+        The deformation, for `warp`.
 
     Raises:
         TractAtlasError: a setting breaks its rule, or a file can't be read.
-        ValueError: an image is the same everywhere or not finite, or an array has no affine.
+        ValueError: an image is constant or not finite, or an array has no affine.
 
     Example:
         >>> x = np.linspace(-1, 1, 24)
@@ -386,23 +396,23 @@ def warp(
     *,
     nearest: bool = False,
 ) -> np.ndarray:
-    """An image on another one's grid, through a chain of transforms, interpolated once.
+    """Resample an image to another grid through a chain of transforms, interpolating once.
 
-    A point of the reference passes through the transforms in their order, and the image is read
-    where it arrives; 0 outside of the image.
+    A point of the reference passes through the transforms in order, and the image is sampled at the
+    result; outside the image the value is 0.
 
     Args:
-        image: the image that is read.
-        reference: the image whose grid the result lies on.
-        transforms: each a matrix ``(4, 4)`` RAS mm, a `Deformation`, or a path of an affine or a
-            displacement field as ITK writes it. None of them: the identity.
+        image: the image to warp.
+        reference: the image whose grid the result gets.
+        transforms: each a matrix ``(4, 4)`` RAS mm, a `Deformation`, or the path of an affine or a
+            displacement field as ITK writes it. Empty: the identity.
         affine: ``(4, 4)`` RAS mm, of an array.
         reference_affine: likewise.
-        nearest: take the nearest voxel, for labels.
+        nearest: use the nearest voxel, for labels.
 
     Returns:
-        ``(X, Y, Z)`` of the reference, float32; ``(X, Y)`` for a plane, ``(C, X, Y, Z)`` for a
-        file of C channels.
+        ``(X, Y, Z)`` of the reference, float32; ``(X, Y)`` for a plane, ``(C, X, Y, Z)`` for a file
+        with C channels.
 
     Raises:
         CohortError: a file can't be read.
@@ -412,7 +422,7 @@ def warp(
         >>> image = np.zeros((4, 4, 4))
         >>> image[2, 1, 1] = 1
         >>> shift = np.eye(4)
-        >>> shift[0, 3] = 1  # a point of the reference is read 1 mm further on
+        >>> shift[0, 3] = 1  # a point of the reference is sampled 1 mm further along x
         >>> moved = warp(image, image, [shift], np.eye(4), np.eye(4))
         >>> np.argwhere(moved).tolist()
         [[1, 1, 1]]
@@ -445,13 +455,13 @@ def density_map(
     weights: np.ndarray | None = None,
     ends: bool = False,
 ) -> np.ndarray:
-    """How many streamlines visit each voxel, each one once.
+    """Number of streamlines that visit each voxel; each counts once per voxel.
 
     Args:
         streamlines: a tractogram's path, or arrays ``(points, 3)`` in RAS mm.
-        reference: an image whose grid is counted on, or a shape ``(X, Y, Z)``.
+        reference: an image whose grid is used, or a shape ``(X, Y, Z)``.
         affine: ``(4, 4)`` RAS mm, of a shape.
-        weights: ``(n,)``, what each streamline counts; None: 1.
+        weights: ``(n,)``, weight of each streamline; None: 1.
         ends: count only where streamlines begin and end.
 
     Returns:
@@ -459,8 +469,8 @@ def density_map(
 
     Raises:
         TractAtlasError: a file can't be read.
-        ValueError: a shape comes without an affine, a point isn't finite, or there aren't as many
-            weights as streamlines.
+        ValueError: a shape is given without an affine, a point isn't finite, or the numbers of
+            weights and streamlines differ.
 
     Example:
         >>> line = np.array([[0.0, 0, 0], [3, 0, 0]])
@@ -564,21 +574,21 @@ def transfer_labels(
     labels: np.ndarray | None = None,
     settings: Settings | None = None,
 ) -> np.ndarray:
-    """A class for each streamline of a subject, from an atlas of labelled streamlines.
+    """Propagate classes from an atlas of labelled streamlines to those of a subject.
 
     Args:
         subject: a tractogram's path, or arrays ``(points, 3)`` in RAS mm, in the atlas's space.
-        atlas: likewise, or a folder with a tractogram a class.
-        labels: ``(M,)`` whole numbers from 0, a class for each of the atlas's streamlines; None:
-            the atlas's files say them.
+        atlas: likewise, or a folder with one tractogram per class.
+        labels: ``(M,)`` whole numbers from 0, the class of each of the atlas's streamlines; None:
+            from the atlas's files.
         settings: of the block ``label_transfer``: blur, reach, outlier_threshold, ...
 
     Returns:
-        ``(N,)`` int64, the atlas's own numbers; -1 for a streamline that resembles no class.
+        ``(N,)`` int64, the atlas's class numbers; -1 for a streamline that resembles no class.
 
     Raises:
         TractAtlasError: settings or files can't be used.
-        ValueError: labels are missing, or aren't as many as the atlas's streamlines.
+        ValueError: labels are missing, or their number isn't that of the atlas's streamlines.
 
     Example:
         >>> line = np.stack([np.linspace(0, 50, 10), np.zeros(10), np.zeros(10)], axis=1)
@@ -619,7 +629,7 @@ def transfer_labels(
 
 
 # ---------------------------------------------------------------------------------------------
-# What callers give
+# Arguments of the callers
 # ---------------------------------------------------------------------------------------------
 
 
@@ -643,7 +653,7 @@ def _grid(shape: tuple[int, ...], affine: np.ndarray) -> Grid:
 
 
 def _volume(name: str, image: Image, affine: np.ndarray | None) -> tuple[np.ndarray, Grid]:
-    """``(C, X, Y, Z)`` and its grid, a plane having Z = 1."""
+    """``(C, X, Y, Z)`` and its grid; a plane has Z = 1."""
     if isinstance(image, str | Path):
         from scripts.spatial.volumes import read_volume
 
@@ -654,7 +664,7 @@ def _volume(name: str, image: Image, affine: np.ndarray | None) -> tuple[np.ndar
     if values.ndim != 3 or not values.size:
         raise ValueError(f"{name} of shape {np.shape(image)}: must be (X, Y) or (X, Y, Z)")
     if not np.isfinite(values).all():
-        raise ValueError(f"{name}: holds values that aren't finite")
+        raise ValueError(f"{name}: contains values that aren't finite")
     return values[None], _grid(values.shape, _affine(name, affine))
 
 
@@ -665,12 +675,12 @@ def _pair(
     moving_affine: np.ndarray | None,
     settings: Settings | None,
 ) -> tuple[Any, list[WorldImage]]:
-    """Settings of a refinement, and both images as it compares them."""
+    """Settings of a refinement, and both images prepared for it."""
     from scripts.networks.precision import open_device
     from scripts.registration.images import normalised, read_image
     from scripts.settings.refine import RefineConfig
 
-    # The images are the caller's; the block's own paths only have to obey their rules.
+    # The images come from the caller; the paths of the block only have to satisfy their rules.
     asked = RefineConfig.load({"fixed": "fixed", "moving": ["moving"], **(settings or {})})
     device = open_device(asked.device)
     images = []
@@ -682,7 +692,7 @@ def _pair(
         one = read_image(normalised(values, asked.log_offset), grid, 2 if planar else 3, device)
         images.append(one.without_background() if asked.background == "unknown" else one)
     if images[0].values.ndim != images[1].values.ndim:
-        raise ValueError("fixed and moving: one is a plane, the other a volume")
+        raise ValueError("fixed and moving: must both be planes or both volumes")
     return asked, images
 
 
@@ -747,14 +757,14 @@ def _as_cohort(
     settings: Settings | None,
     own: bool = False,
 ) -> tuple[str | list[str], dict[str, Any]]:
-    """A dataset folder or paths of files, and the settings that go with them.
+    """A dataset folder or paths of files, and the matching settings.
 
     Args:
-        maps: what the caller gave.
+        maps: argument of the caller.
         affine: of arrays.
         output_dir: arrays are written below it.
-        settings: the caller's.
-        own: a model brings layout and normalisation, and arrays are named as files.
+        settings: of the caller.
+        own: a model gives layout and normalisation, and arrays are passed as files.
     """
     block = dict(settings or {})
     if isinstance(maps, str | Path):
@@ -766,7 +776,7 @@ def _as_cohort(
         raise ValueError("maps: must be a folder, a list of paths, or a list of arrays")
     shapes = {one.shape for one in listed if isinstance(one, np.ndarray)}
     if len(shapes) > 1:
-        raise ValueError(f"maps of shapes {sorted(shapes)}: must lie on one grid")
+        raise ValueError(f"maps of shapes {sorted(shapes)}: must be on one grid")
     from scripts.runtime.ownership import check_contents, write_mark
 
     folder = output_dir / "cohort"
@@ -806,19 +816,19 @@ def _lay_over(section: dict[str, Any], settings: Settings) -> None:
 
 
 def _run(config: dict[str, Any], run_id: str, asked: str | None = None) -> Any:
-    """Run a configuration; what a user can mend is raised as it is, without MONAI's wrapping.
+    """Run a configuration; raise user errors directly, without MONAI's wrapping.
 
     Args:
         config: see `_config`.
-        run_id: what is run in it.
-        asked: an expression whose value is wanted afterwards.
+        run_id: id of what to run.
+        asked: an expression whose value is returned.
     """
     from monai.bundle import ConfigParser
 
     parser: ConfigParser = ConfigParser(config)
     if asked is not None:
         parser["asked_by_api"] = asked
-    hook = sys.excepthook  # jobs shorten what the command line shows; a notebook keeps its own
+    hook = sys.excepthook  # jobs install one for the command line; a notebook keeps its own
     try:
         parser.get_parsed_content(run_id)
         return None if asked is None else parser.get_parsed_content("asked_by_api")

@@ -1,7 +1,7 @@
 """Errors that a user can fix; `scripts.runtime.error_report` shows them in one line.
 
-Their messages name files, subjects and values that come from outside. `shown` writes such text so
-that a terminal, a log or a table shows it and never obeys it.
+Messages contain names of files, subjects and values from outside. `shown` escapes such text so that
+a terminal, a log or a table displays it and never interprets it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ __all__ = [
     "shown",
 ]
 
-# Printable in Unicode's eyes, and yet nothing is seen of them.
+# Printable according to Unicode, but invisible.
 _UNSEEN = frozenset(
     "\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0"
     + "".join(map(chr, (*range(0xFE00, 0xFE10), *range(0x180B, 0x1810))))
@@ -30,14 +30,14 @@ _SHORT = {"\n": r"\n", "\r": r"\r", "\t": r"\t"}
 
 
 def shown(text: object, keep: str = "") -> str:
-    r"""Text with all that isn't seen, or that a terminal obeys, written as an escape.
+    r"""Escape all characters that are invisible, or that a terminal interprets.
 
-    Escaped are control characters, line ends, marks of direction, zero-width characters, bytes
-    that are no UTF-8, and spaces other than the common one. Letters of any script stay.
+    Escaped are control characters, line ends, direction marks, zero-width characters, bytes that
+    aren't UTF-8, and spaces other than the common one. Letters of any script are kept.
 
     Args:
-        text: anything; a path or a number becomes text first.
-        keep: characters that stay all the same, such as line ends of our own.
+        text: any value; a path or a number is converted to text first.
+        keep: characters to keep, such as our own line ends.
 
     Example:
         >>> shown("a\x1b[2J\nb")
@@ -58,7 +58,7 @@ def _escape(char: str) -> str:
     if char in _SHORT:
         return _SHORT[char]
     code = ord(char)
-    if 0xDC80 <= code <= 0xDCFF:  # a byte of a file name that is no UTF-8, as Python keeps it
+    if 0xDC80 <= code <= 0xDCFF:  # a byte of a file name that isn't UTF-8, as Python keeps it
         code -= 0xDC00
     if code < 0x100:
         return f"\\x{code:02x}"
@@ -68,10 +68,10 @@ def _escape(char: str) -> str:
 class TractAtlasError(Exception):
     """Base class of the errors that their message alone explains.
 
-    The message names files and values from outside, so it is told by `shown`.
+    The message contains names of files and values from outside, so `shown` escapes it.
 
     Args:
-        lines: of the message; one, as a rule.
+        lines: of the message; usually one.
 
     Attributes:
         exit_code: exit status of a command that this error stops.

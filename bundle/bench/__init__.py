@@ -1,1 +1,1 @@
-"""Where every figure in the docs comes from."""
+"""Scripts that produce every figure in the docs."""

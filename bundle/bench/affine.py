@@ -1,4 +1,4 @@
-"""Measures affine alignment: known transforms, capture range, label overlap, beside ANTs.
+"""Measures affine alignment: known transforms, capture range, label overlap, compared with ANTs.
 
     python -m bundle.bench.affine recovery <folder>
     python -m bundle.bench.affine capture <folder>
@@ -10,10 +10,9 @@
     python -m bundle.bench.affine carried <folder> --aligned <output>/aligned \\
         --labels label_native.nii.gz --atlas <output>/learned_atlas --new <folder>
 
-Each part writes its figures as JSON and as a Markdown table into the folder. Times are
-CPU-seconds. `recovery` and `capture` use a subject of the demo cohort; `pairs` runs antspyx's
-registrations and affine networks beside refinement where asked, the networks on subjects that they
-weren't trained on.
+Each part writes its figures as JSON and as a Markdown table into the folder. Times are CPU-seconds.
+`recovery` and `capture` use a subject of the demo cohort. `pairs` can also run antspyx's
+registrations and affine networks, the networks on subjects that they weren't trained on.
 """
 
 from __future__ import annotations
@@ -76,7 +75,7 @@ def pair_apart(
     rng: np.random.Generator,
     family: str = "rigid",
 ) -> tuple[WorldImage, WorldImage, np.ndarray]:
-    """A map and itself seen from elsewhere, both with fresh counting noise; the true matrix.
+    """A map and a transformed copy of it, both with new counting noise; the true matrix.
 
     The rotation has a random axis, the translation a random direction.
     """  # fmt: skip
@@ -93,7 +92,7 @@ def pair_apart(
     rigid[:3, :3] = turn
     rigid[:3, 3] = centre - turn @ centre + direction * millimetres
     truth = rigid @ rest
-    # moving(truth x) = fixed(x): the moving image is the map seen through the inverse.
+    # moving(truth x) = fixed(x): the moving image is the map resampled through the inverse.
     away = torch.from_numpy(np.linalg.inv(truth))[None]
     moved = resample_by_matrix(counts.values, counts.affine, away, counts.affine, counts.shape)
     noisy = [rng.poisson(image.numpy()).astype(np.float32) for image in (counts.values, moved)]
@@ -108,7 +107,7 @@ def _about(axis: np.ndarray, angle: float) -> np.ndarray:
 
 
 def errors(found: np.ndarray, truth: np.ndarray, image: WorldImage) -> tuple[float, float]:
-    """Degrees between the rotations nearest to both, and mm between the centre's images."""
+    """Degrees between the rotations nearest to both, and mm between the images of the centre."""
     turns = []
     for matrix in (found, truth):
         left, _, right = np.linalg.svd(matrix[:3, :3])
@@ -120,7 +119,7 @@ def errors(found: np.ndarray, truth: np.ndarray, image: WorldImage) -> tuple[flo
 
 
 def recovery(folder: Path, repeats: int) -> list[dict[str, Any]]:
-    """Known transforms of 30 degrees and 20 mm, each family."""
+    """Known transforms of 30 degrees and 20 mm, for each transform model."""
     counts, rng = demo_map(), np.random.default_rng(0)
     rows = []
     for family in ("rigid", "rigid_isotropic", "rigid_anisotropic", "affine"):
@@ -144,9 +143,9 @@ def recovery(folder: Path, repeats: int) -> list[dict[str, Any]]:
 
 
 def capture(folder: Path, repeats: int) -> list[dict[str, Any]]:
-    """Share of pairs that the coarsest level brings within 5 degrees and 5 mm, by how far apart.
+    """Share of pairs that the coarsest level brings within 5 degrees and 5 mm, by distance.
 
-    From there the finer level goes on to what `recovery` measures.
+    From there the finer level reaches the accuracy that `recovery` measures.
     """
     counts, rng = demo_map(), np.random.default_rng(1)
     rows: list[dict[str, Any]] = []
@@ -176,7 +175,7 @@ def draw_capture(rows: list[dict[str, Any]], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.2), sharey=True)
-    for name, width in zip(STARTS, (6, 3, 1), strict=True):  # equal curves stay seen
+    for name, width in zip(STARTS, (6, 3, 1), strict=True):  # keeps equal curves visible
         style: dict[str, Any] = {"linewidth": width, "markersize": 4 + width}
         turned = [row for row in rows if row["translation, mm"] == 0]
         moved = [row for row in rows if row["rotation"] == 0]
@@ -198,7 +197,7 @@ def draw_capture(rows: list[dict[str, Any]], path: Path) -> None:
 
 
 def label_dice(first: np.ndarray, second: np.ndarray) -> float:
-    """Mean Dice over the labels that either has."""
+    """Mean Dice over the labels that either map contains."""
     both = np.stack([first.ravel(), second.ravel()]).astype(np.int64)
     count = int(both.max()) + 1
     sizes = [np.bincount(one, minlength=count) for one in both]
@@ -217,14 +216,14 @@ def pairs(
     peers: Sequence[str],
     networks: Mapping[str, AffineNetwork] | None = None,
 ) -> list[dict[str, Any]]:
-    """Pairs of real subjects: Dice of labels carried over, with CPU-seconds."""
+    """Pairs of real subjects: Dice of propagated labels, with CPU-seconds."""
     pattern = image.replace("{subject}", "*")
     names = sorted(p.relative_to(dataset_dir).parts[0] for p in dataset_dir.glob(pattern))
     names = [name for name in names if name not in trained_on(networks or {})]
     chosen = names[:: max(1, len(names) // (count + 1))][: count + 1]
     couples = list(itertools.pairwise(chosen))[:count]
     methods: dict[str, Callable[..., np.ndarray]] = {}
-    methods["as they lie"] = _as_they_lie
+    methods["unregistered"] = _as_they_lie
     methods["refinement, affine"] = partial(_ours, elastic=False)
     methods["refinement, affine then joint"] = partial(_ours, elastic=True)
     for name, network in (networks or {}).items():
@@ -290,7 +289,7 @@ def _by_network(
         network, fixed.values[0], fixed.grid.affine, moving.values[0], moving.grid.affine
     )
     if refine:
-        # From the estimate and nowhere else: what the network is worth as a start.
+        # Only from the estimate: this measures the network as an initialisation.
         matrix = AffineRefinement(starts=())(fixed.image, moving.image, matrix).matrix
     volume, source = read_volume(labels)
     chain = [AffineTransform(matrix.numpy())]
@@ -321,8 +320,8 @@ def cohort(
 ) -> list[dict[str, Any]]:
     """Label Dice over all pairs of a cohort: native, aligned, and in the atlas's space.
 
-    Native labels reach either space on the reference's grid, in one interpolation; the atlas's
-    through field and affine, composed.
+    Native labels are resampled to either space on the reference's grid with one interpolation; to
+    the atlas's space through the composition of field and affine.
     """
     about = json.loads((aligned / "alignment.json").read_text(encoding="utf-8"))
     spaces: dict[str, list[np.ndarray]] = {"native": [], "aligned": [], "atlas": []}
@@ -355,11 +354,11 @@ def cohort(
 def carried(
     folder: Path, aligned: Path, labels: str, atlas: Path, new: Path
 ) -> list[dict[str, Any]]:
-    """Labels of a cohort on the native images of new subjects, through the atlas.
+    """Labels of a cohort, propagated to the native images of new subjects through the atlas.
 
     They are interpolated once. The new subjects were aligned to the cohort's template and
-    registered to the atlas, into ``new/aligned`` and ``new/registered``; their own labels lie
-    beside their images.
+    registered to the atlas, into ``new/aligned`` and ``new/registered``; their labels are beside
+    their images.
     """
     cohort_of, new_ones = (
         json.loads((one / "alignment.json").read_text(encoding="utf-8"))["subjects"]
@@ -373,7 +372,7 @@ def carried(
             new / "aligned" / name / "xfm" / one["transforms"][2],
             new / "registered" / name / field_names(name)[1],
         ]
-        scores: dict[str, list[float]] = {"as they lie": [], "affine": [], "through the atlas": []}
+        scores: dict[str, list[float]] = {"unregistered": [], "affine": [], "through the atlas": []}
         for other in cohort_of:
             there = other["subject"]
             path = next(Path(i["path"]) for i in other["images"] if i["name"] == labels)
@@ -381,7 +380,7 @@ def carried(
             affine = aligned / there / "xfm" / other["transforms"][0]
             field = atlas / "fields" / field_names(there)[0]
             for method, files in (
-                ("as they lie", []),
+                ("unregistered", []),
                 ("affine", [way[0], affine]),
                 ("through the atlas", [*way, field, affine]),
             ):
@@ -412,7 +411,7 @@ def main() -> None:
     """Run one part."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("part", choices=("recovery", "capture", "pairs", "cohort", "carried"))
-    parser.add_argument("folder", type=Path, help="where the figures go")
+    parser.add_argument("folder", type=Path, help="destination of the figures")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--dataset_dir", type=Path)
     parser.add_argument("--image", default="{subject}/t2_native.nii.gz")
@@ -424,7 +423,7 @@ def main() -> None:
     parser.add_argument("--aligned", type=Path)
     parser.add_argument("--atlas", type=Path)
     parser.add_argument("--new", type=Path, help="folder of the new subjects' results")
-    parser.add_argument("--reference", type=Path, help="grid that labels are compared on")
+    parser.add_argument("--reference", type=Path, help="grid for the comparison of labels")
     given = parser.parse_args()
     given.folder.mkdir(parents=True, exist_ok=True)
     if given.part == "recovery":

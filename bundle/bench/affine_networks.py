@@ -1,14 +1,14 @@
-"""Measures affine networks: how far apart they may find a pair, alone and as refinement's start.
+"""Measures affine networks: capture range, alone and as the initialisation of a refinement.
 
     python -m bundle.bench.affine_networks <output> --dataset_dir <folder> \\
         --models models/affine_model.pt [another.pt ...]
 
-Pairs are made of the subjects that no network was trained on (with --everyone: of all): the
-fixed image is one as it lies; the moving one is the same through a known rigid transform about the
+Pairs are made from the subjects that no network was trained on (with --everyone: from all). The
+fixed image is unchanged; the moving one is transformed by a known rigid transform about the
 volume's centre, a rotation about a random axis and a translation in a random direction. Errors are
-means over pairs, times CPU-seconds. With --refine the same pairs are refined as well: from the
-identity, from refinement's own starts, and from each network's estimate. Written as JSON, as a
-Markdown table and as a picture of the capture range.
+means over pairs, times are CPU-seconds. With --refine the same pairs are also refined: from the
+identity, from the default initialisations, and from each network's estimate. The results are
+written as JSON, as a Markdown table and as a picture of the capture range.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ from scripts.spatial.resampling import resample_by_matrix
 
 CASES = ((0.0, 0.0), (10.0, 0.0), (20.0, 0.0), (30.0, 0.0), (45.0, 0.0), (60.0, 0.0), (90.0, 0.0))
 SHIFTS = (0.125, 0.25, 0.5, 0.75)
-"""Translations, as shares of half the volume's shortest side: 10, 20, 40 and 60 mm of a head whose
-half is 80 mm."""
+"""Translations, as shares of half the volume's shortest side: 10, 20, 40 and 60 mm for a head with
+a half side of 80 mm."""
 
 Image = tuple[np.ndarray, np.ndarray]
 
@@ -46,7 +46,7 @@ Image = tuple[np.ndarray, np.ndarray]
 def rigid_apart(
     image: Image, degrees: float, millimetres: float, rng: np.random.Generator
 ) -> tuple[np.ndarray, torch.Tensor]:
-    """An image seen from elsewhere on its own grid, and the true matrix, fixed to moving (RAS)."""
+    """A transformed image on its grid, and the true matrix, fixed to moving (RAS)."""
     data, affine = image
     frame = Frame.of_grid(affine, data.shape)
     axis, direction = rng.normal(size=(2, 3))
@@ -81,7 +81,7 @@ def capture_curve(
     refine: bool = False,
     seed: int = 0,
 ) -> list[dict[str, Any]]:
-    """A row for each distance apart: mean errors of each network, and of refinement if asked."""
+    """A row for each distance: mean errors of each network, and of refinement if requested."""
     rng = np.random.default_rng(seed)
     half = min(float(Frame.of_grid(a, d.shape).half_width.min()) for d, a in images)
     cases = [*CASES, *((0.0, share * half) for share in SHIFTS), (30.0, 0.25 * half)]
@@ -115,7 +115,7 @@ def _found(
     """Each method's name, matrix and CPU-seconds for a pair."""
     starts: dict[str, tuple[Sequence[str], torch.Tensor | None]] = {
         "refinement from the identity": ((), None),
-        "refinement, own starts": (("identity", "centre", "axes"), None),
+        "refinement, default initialisations": (("identity", "centre", "axes"), None),
     }
     for name, network in networks.items():
         begun = time.process_time()
@@ -135,7 +135,7 @@ def _found(
 
 
 def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Root mean square distance left, against rotation and translation."""
+    """Remaining root mean square distance, against rotation and translation."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -153,7 +153,7 @@ def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
             left = [row[f"{name}: distance, mm"] for row in chosen]
             place.plot([row[along] for row in chosen], left, f"o{style}", label=name, markersize=4)
         place.set_xlabel(f"{along} apart")
-    # Refined pairs end near 0, networks beyond their range at many mm.
+    # Refined pairs end near 0, networks outside their capture range at many mm.
     axes[0].set_yscale("symlog", linthresh=0.1)
     axes[0].set_ylabel("distance left, mm r.m.s.")
     axes[0].legend(fontsize=7)
@@ -163,7 +163,7 @@ def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
 
 
 def rigid_part(matrix: torch.Tensor, image: Image) -> torch.Tensor:
-    """The rotation nearest to a matrix, with the volume's centre going where it went."""
+    """The rotation nearest to a matrix, with its image of the volume's centre."""
     data, affine = image
     centre = Frame.of_grid(affine, data.shape).centre
     left, _, right = torch.linalg.svd(matrix[:3, :3])
@@ -174,7 +174,7 @@ def rigid_part(matrix: torch.Tensor, image: Image) -> torch.Tensor:
 
 
 def named_networks(paths: Sequence[Path]) -> dict[str, AffineNetwork]:
-    """Networks by their kind, numbered where one kind comes twice."""
+    """Networks by their kind, with a number if a kind occurs twice."""
     found: dict[str, AffineNetwork] = {}
     for path in paths:
         network = load_affine_network(path)
@@ -184,14 +184,14 @@ def named_networks(paths: Sequence[Path]) -> dict[str, AffineNetwork]:
 
 
 def trained_on(networks: Mapping[str, AffineNetwork]) -> set[str]:
-    """Subjects that any of the networks saw."""
+    """Subjects in the training of any of the networks."""
     return {name for one in networks.values() for name in one.description["trained_on"]}
 
 
 def held_out_images(
     networks: Mapping[str, AffineNetwork], dataset_dir: Path, everyone: bool, count: int
 ) -> list[Image]:
-    """Images that no network was trained on, found as the first one's training found its own."""
+    """Images that no network was trained on, with the settings of the first network."""
     described = next(iter(networks.values())).description
     settings = LearnedAffineConfig.load({**described["settings"], "fold": None, "device": "cpu"})
     known = set() if everyone else trained_on(networks)
@@ -206,7 +206,7 @@ def held_out_images(
 def main() -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("folder", type=Path, help="where the figures go")
+    parser.add_argument("folder", type=Path, help="destination of the figures")
     parser.add_argument("--models", type=Path, nargs="+", required=True, help="checkpoints")
     parser.add_argument("--dataset_dir", type=Path, required=True)
     parser.add_argument("--count", type=int, default=5, help="most subjects")
@@ -217,7 +217,7 @@ def main() -> None:
     networks = named_networks(given.models)
     images = held_out_images(networks, given.dataset_dir, given.everyone, given.count)
     if not images:
-        parser.error("every subject there was trained on; see --everyone")
+        parser.error("the networks were trained on all subjects there; see --everyone")
     rows = capture_curve(networks, images, given.repeats, given.refine)
     given.folder.mkdir(parents=True, exist_ok=True)
     draw(rows, given.folder / "affine_networks.png")

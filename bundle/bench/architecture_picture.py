@@ -1,4 +1,4 @@
-"""Draw the house: the rooms of `scripts/` on their floors, and the imports between them.
+"""Draws the architecture: the rooms of `scripts/` on their floors, and the imports between them.
 
     python -m bundle.bench.architecture_picture docs/pictures/architecture.png
 
@@ -30,7 +30,7 @@ def floors(project: Path) -> list[list[str]]:
 
 
 def imports(scripts: Path) -> Counter[tuple[str, str]]:
-    """How many import statements of a room name another, ``(importer, imported)``."""
+    """Number of import statements of a room that name another, ``(importer, imported)``."""
     found: Counter[tuple[str, str]] = Counter()
     for path in scripts.rglob("*.py"):
         room = path.relative_to(scripts).parts[0].removesuffix(".py")
@@ -43,12 +43,12 @@ def imports(scripts: Path) -> Counter[tuple[str, str]]:
 
 
 def draw(rooms: list[list[str]], arrows: Counter[tuple[str, str]], target: Path) -> None:
-    """Boxes on floors; an arrow is the wider the more imports it stands for."""
+    """Boxes on floors; the width of an arrow grows with the number of imports."""
     figure, axes = plt.subplots(figsize=(11, 13))
     place = {}
     for floor, names in enumerate(rooms):
         for i, name in enumerate(names):
-            # every second floor stands a little aside, so that arrows pass between the boxes
+            # every second floor is shifted a little, so that arrows pass between the boxes
             x = (i + 0.5) / len(names) + (0.07 if floor % 2 else -0.07) * (len(names) < 3)
             place[name] = (x, -float(floor))
     busiest = max(arrows.values())

@@ -1,9 +1,9 @@
-"""Measures a published atlas on its own cohort: sharpness, agreement, guards.
+"""Measures a published atlas on its cohort: sharpness, agreement, guards.
 
     python -m bundle.bench.atlas_quality output/learned_atlas
 
-Everything is read from files (the maps, the fields, the subjects' own maps), so that what is
-measured is what was published. On the demo cohort the truth is known and is used as well.
+Everything is read from files (the maps, the fields, the subjects' maps), so that the published
+result is measured. On the demo cohort the known truth is used as well.
 """
 
 from __future__ import annotations
@@ -63,11 +63,11 @@ def warped(maps: np.ndarray, displacement: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Build:
-    """An atlas of a cohort, whoever built it.
+    """An atlas of a cohort, from any software.
 
     Args:
         template: density (X, Y, Z).
-        native: each subject's density (X, Y, Z) in its own space, as float32.
+        native: each subject's density (X, Y, Z) in its native space, as float32.
         to_template: each subject's displacement (3, X, Y, Z) in voxels on the template grid, which
             resamples the subject into template space.
         to_subject: the reverse, on the subject grid.
@@ -84,7 +84,7 @@ class Build:
 
 
 def read_build(atlas: Path) -> Build:
-    """A published atlas of ours as its files say."""
+    """A published atlas of ours, from its files."""
     about = json.loads((atlas / "atlas.json").read_text())
     shape = tuple(about["cohort"]["grid"]["shape"])
     template = np.asarray(nib.load(atlas / "atlas_mean.nii.gz").dataobj)  # type: ignore[attr-defined]
@@ -108,11 +108,11 @@ def anywhere(maps: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def score(build: Build) -> dict[str, Any]:
-    """What can be said of an atlas without a truth: agreement, sharpness, guards."""
+    """Measures that need no truth: agreement, sharpness, guards."""
     native, template, offset = build.native, build.template, build.offset
     moved, own = [], []
     for density, there, back in zip(native, build.to_template, build.to_subject, strict=True):
-        # Resampling at the grid's own points would leave rounding's dust around the support.
+        # Resampling even at the grid's points would leave rounding errors around the support.
         moved.append(warped(density[None], there)[0] if there.any() else density)
         carried = warped(template[None], back)[0]
         own.append(log_density_correlation(carried.clip(0), density, offset, density > 0))
@@ -132,7 +132,7 @@ def score(build: Build) -> dict[str, Any]:
         "subjects": len(native),
         "pairwise_correlation_before": pairwise_correlation(native, offset),
         "pairwise_correlation_after": pairwise_correlation(moved, offset),
-        # Over all voxels where anybody has density: more of them agree, on nothing being there.
+        # Over all voxels where any subject has density, so agreement on zeros counts as well.
         "cohort_correlation_before": pairwise_correlation(native, offset, anywhere(native)),
         "cohort_correlation_after": pairwise_correlation(moved, offset, anywhere(moved)),
         "own_support_correlation": float(np.mean(own)),
@@ -185,7 +185,7 @@ def measure(atlas: Path) -> dict[str, Any]:
 
 
 def true_warps(truth: Any) -> dict[str, float]:
-    """What the true fields would score: the ceiling that sampling noise leaves."""
+    """Score of the true fields: the ceiling due to sampling noise."""
     there = [subject.to_template for subject in truth.training]
     back = [subject.to_subject for subject in truth.training]
     maps = [s.bundles.sum(0, keepdims=True) / s.waytotal for s in truth.training]

@@ -1,11 +1,11 @@
-"""Attacks on the bundle, each tried and held against what is right; prints a table.
+"""Tries attacks on the bundle, and prints whether each one was handled correctly.
 
     python -m bundle.bench.attacks                    # every kind
     python -m bundle.bench.attacks --only "text is code" --only "names of folders"
 
 A kind is a function that gets an empty folder and yields an `Outcome` for each attack that it
-tries. It is registered by `attack`, in a module that `MODULES` names. The status is 1 if one
-attack isn't held.
+tries. It is registered by `attack`, in a module that `MODULES` names. The status is 1 if any attack
+succeeds.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from scripts.errors import shown
 __all__ = ["KINDS", "Outcome", "attack", "table", "tried"]
 
 MODULES = ("bundle.bench.attacks_on_trust", "bundle.bench.attacks_on_storage")
-"""Where kinds are registered; imported by `main`."""
+"""Modules that register kinds; imported by `main`."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What an attack came to.
+    """The result of an attack.
 
     Attributes:
         tried: the attack, in a few words.
-        held: whether the bundle did what is right.
-        message: what it said, or what it did that is wrong.
+        held: whether the bundle did the right thing.
+        message: the bundle's message, or what went wrong.
     """
 
     tried: str
@@ -45,14 +45,14 @@ class Outcome:
 Kind = Callable[[Path], Iterator[Outcome]]
 
 KINDS: dict[str, Kind] = {}
-"""Every kind by its name, in the order of the table."""
+"""All kinds by name, in the order of the table."""
 
 
 def attack(name: str) -> Callable[[Kind], Kind]:
     """Register a kind of attack under a name.
 
     Raises:
-        ValueError: the name is taken.
+        ValueError: the name is already used.
     """
 
     def register(kind: Kind) -> Kind:
@@ -65,7 +65,7 @@ def attack(name: str) -> Callable[[Kind], Kind]:
 
 
 def tried(names: list[str]) -> dict[str, list[Outcome]]:
-    """Try kinds, each in a folder of its own that is removed afterwards.
+    """Try kinds, each in a separate folder that is removed afterwards.
 
     Args:
         names: keys of `KINDS`.
@@ -96,10 +96,10 @@ def _cell(text: str) -> str:
 
 
 def main() -> int:
-    """Try what is asked for, print the table."""
+    """Run the selected attacks and print the table."""
     for module in MODULES:
         importlib.import_module(module)
-    # Run as a program this module is `__main__`, and kinds are registered in the imported one.
+    # As a program this module is `__main__`; kinds are registered in the imported module.
     from bundle.bench import attacks
 
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])

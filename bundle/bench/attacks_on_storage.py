@@ -154,11 +154,12 @@ def damaged_checkpoints(folder: Path) -> Iterator[Outcome]:
         file = folder / "m" / "run_state" / name
         before = file.with_name(file.name.replace(".pt", ".previous.pt"))
 
-        def kill(process: int, file: Path = before) -> None:
-            bench.until(file.exists, lambda: os.kill(process, 9))(process)
+        def kill(process: int, files: tuple[Path, Path] = (before, file)) -> None:
+            there = lambda: all(one.exists() for one in files)  # noqa: E731
+            bench.until(there, lambda: os.kill(process, 9))(process)
 
         bench.run("train", watch=kill)
-        flip(file if file.exists() else before)
+        flip(file)
         ended = bench.run("train")
         same = ended.status == 0 and content(folder / "o" / "learned_atlas") == expected
         yield bench.told(f"`train` killed, a bit of `{name}` flipped", ended,

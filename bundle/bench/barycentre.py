@@ -1,11 +1,11 @@
-"""Holds the barycentre atlas against the plain average of the same cohort, and draws both.
+"""Compares the barycentre atlas with the plain average of the same cohort, and draws both.
 
     python -m bundle average && python -m bundle barycentre
     python -m bundle.bench.barycentre output docs/pictures/average_and_barycentre.png
 
-On the demo cohort the true central anatomy is known and is used as well. With geomloss and
-pykeops installed (``pip install geomloss==0.3.1 pykeops==2.3``) the solver is held against its
-`ImagesBarycenter` on an image; that takes no volumes.
+On the demo cohort the known central anatomy is used as well. If geomloss and pykeops are installed
+(``pip install geomloss==0.3.1 pykeops==2.3``), the solver is compared with its `ImagesBarycenter`
+on an image, because that doesn't accept volumes.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from scripts.metrics import entropy_focus_criterion, gradient_ratio, log_density
 
 
 def measure(output: Path) -> tuple[dict[str, Any], dict[str, np.ndarray], float]:
-    """Figures of both atlases in an output folder, what to draw, and the density that counts."""
+    """Figures of both atlases in an output folder, what to draw, and the density offset."""
     folders = {"average": output / "atlas", "barycentre": output / "barycentre"}
     about = json.loads((folders["barycentre"] / "atlas.json").read_text())
     offset = float(about["presence_value"])
@@ -95,7 +95,7 @@ def against_geomloss() -> dict[str, float]:
 def main() -> None:
     """Print the figures as JSON and write the picture."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("output", type=Path, help="holds the folders atlas and barycentre")
+    parser.add_argument("output", type=Path, help="contains the folders atlas and barycentre")
     parser.add_argument("target", type=Path, help="the PNG to write")
     arguments = parser.parse_args()
     figures, rows, offset = measure(arguments.output)
@@ -103,7 +103,7 @@ def main() -> None:
     draw_rows(rows, offset, arguments.target, brightest, dpi=80)
     try:
         figures["image"] = against_geomloss()
-    except ImportError:  # geomloss itself raises it where KeOps is missing
+    except ImportError:  # raised by geomloss if KeOps is missing
         figures["image"] = "geomloss or pykeops is not installed"
     print(json.dumps(figures, indent=1))
 

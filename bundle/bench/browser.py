@@ -1,9 +1,9 @@
-"""A page as headless Chromium sees it: what it loads, what it complains of, a picture.
+"""A page in headless Chromium: what it loads, its errors, a picture.
 
     python -m bundle.bench.browser output/learned_atlas/quality.html quality.png
 
-Chromium is spoken to by its DevTools protocol over a pipe (``--remote-debugging-pipe``), for which
-the standard library is enough. The page is opened as it is; nothing is put into it.
+Chromium is controlled by its DevTools protocol over a pipe (``--remote-debugging-pipe``), which
+needs only the standard library. The page is opened unchanged.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ FLAGS = (
     "--remote-debugging-pipe",
 )
 
-# The protocol's pipe is at descriptors 3 and 4; whichever ours are, they are put there.
+# The protocol's pipe uses descriptors 3 and 4; ours are copied there.
 _LAUNCHER = """
 import fcntl, os, sys
 ends = [fcntl.fcntl(int(end), fcntl.F_DUPFD, 10) for end in sys.argv[1:3]]
@@ -51,17 +51,17 @@ os.execv(sys.argv[3], sys.argv[3:])
 
 
 def find_chromium() -> str | None:
-    """The first Chromium on the path; None where there is none."""
+    """The first Chromium on the path; None if there is none."""
     return next((path for name in NAMES if (path := shutil.which(name))), None)
 
 
 @dataclass
 class Seen:
-    """What happened while a page was open.
+    """Events while a page was open.
 
     Attributes:
-        errors: what the console, the page's scripts and the loader complained of.
-        requests: addresses that were asked for, pictures inside the page left out.
+        errors: messages of the console, the page's scripts and the loader.
+        requests: requested addresses, except pictures inside the page.
     """
 
     errors: list[str] = field(default_factory=list)
@@ -74,16 +74,16 @@ class Browser:
     Args:
         page: the file.
         width: of the window, pixels.
-        patience: seconds that one answer may take.
+        patience: longest waiting time for an answer, seconds.
 
     Raises:
-        RuntimeError: Chromium ended, or gave no answer in time.
+        RuntimeError: Chromium ended, or didn't answer in time.
     """
 
     def __init__(self, page: str | Path, width: int = 1200, patience: float = 240.0) -> None:
         program = find_chromium()
         if program is None:
-            raise RuntimeError("there is no Chromium on the path")
+            raise RuntimeError("no Chromium on the path")
         self.address = Path(page).absolute().as_uri()
         self.patience = patience
         self.seen = Seen()
@@ -135,7 +135,7 @@ class Browser:
         shutil.rmtree(self.profile, ignore_errors=True)
 
     def value(self, expression: str) -> Any:
-        """What a JavaScript expression gives in the page, promises awaited."""
+        """Value of a JavaScript expression in the page, with promises awaited."""
         answer = self.ask(
             "Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True
         )
@@ -144,7 +144,7 @@ class Browser:
         return answer["result"].get("value")
 
     def picture(self, path: str | Path) -> None:
-        """The whole page as a PNG, beyond the window's lower end as well."""
+        """The whole page as a PNG, including the part below the window."""
         answer = self.ask("Page.captureScreenshot", format="png", captureBeyondViewport=True)
         Path(path).write_bytes(base64.b64decode(answer["data"]))
 
@@ -186,7 +186,7 @@ class Browser:
                     also(message)
 
     def _note(self, message: dict[str, Any]) -> None:
-        """Keep what a message tells of the page."""
+        """Record the events in a message."""
         method, told = message.get("method"), message.get("params", {})
         if method == "Page.loadEventFired":
             self._loaded = True
@@ -205,7 +205,7 @@ class Browser:
 
 
 def main() -> int:
-    """Take the picture; complaints go to standard error, and make the status 1."""
+    """Take the picture; errors of the page go to standard error and give status 1."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("page", type=Path)
     parser.add_argument("picture", type=Path, help="a .png")

@@ -1,11 +1,12 @@
-"""A training step on busy cores: how PyTorch's threads wait decides what it costs.
+"""Cost of a training step on busy cores, by the waiting policy of PyTorch's threads.
 
     python -m bundle.bench.busy_cores --load 4
 
-Starts ``--load`` processes that compute without a pause, then times one training step in a process
-each: one thread, and as many threads as there are cores with the waiting policies of OpenMP. A
-thread that spins takes the time slice that the thread it waits for needs. ``--load 0`` shows what
-each policy costs on quiet cores. Prints seconds and CPU-seconds a step and the ratio to one thread.
+Starts ``--load`` processes that compute without a pause, then times one training step in a separate
+process for each policy: one thread, and as many threads as cores with the waiting policies of
+OpenMP. A thread that spins takes the time slice that the thread it waits for needs. ``--load 0``
+shows the cost of each policy on idle cores. Prints seconds and CPU-seconds per step and the ratio
+to one thread.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ def step_seconds(policy: str, shape: tuple[int, ...], steps: int) -> dict[str, f
 
 
 def main() -> None:
-    """Print a line a policy."""
+    """Print one line per policy."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--load", type=int, default=4, help="processes that keep cores busy")
     parser.add_argument("--shape", type=int, nargs=3, default=(64, 72, 64))

@@ -1,10 +1,10 @@
-"""What one subject costs at each stage of a run, and what a large cohort comes to.
+"""The cost of one subject in each stage of a run, and an estimate for a large cohort.
 
     python -m bundle.bench.cohort_cost --shape 145 174 145 --subjects 50000 --processes 64
 
-Each stage is run on a few subjects of a phantom cohort with the code that a training run uses, one
-thread, in CPU-seconds, so that other work on the machine hardly counts. What ``--subjects`` cost is
-a multiplication of that: an estimate, not a measurement.
+Each stage runs on a few subjects of a phantom cohort with the code of a training run, on one
+thread, in CPU-seconds, so that other work on the machine hardly matters. The cost of ``--subjects``
+is a multiple of that: an estimate, not a measurement.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ from scripts.publishing.components import cohort_publisher
 from scripts.settings.atlas import LearnedAtlasConfig
 
 ROOT = Path(__file__).resolve().parents[2]
-SAMPLE = 2  # subjects that are measured
+SAMPLE = 2  # measured subjects
 
 
 class SmoothVelocities:
-    """Velocities of a few voxels, as rough as learned ones; a field of zeros would compress.
+    """Velocities of a few voxels, as rough as learned ones; a field of zeros would compress better.
 
     Args:
-        network: whose grid they live on.
-        subjects: how many.
+        network: gives their grid.
+        subjects: number of subjects.
     """
 
     def __init__(self, network: AtlasNetwork, subjects: int, loss: AtlasLoss) -> None:
@@ -60,7 +60,8 @@ class SmoothVelocities:
 
 
 class Watch:
-    """A progress bar that draws nothing: when its first subject was begun, the last one done."""
+    """A progress bar that draws nothing; records when the first subject began and the last
+    ended."""
 
     started = stopped = 0.0
 
@@ -70,21 +71,21 @@ class Watch:
         return self
 
     def update(self) -> None:
-        """One more is done."""
+        """Advance by one."""
         self.stopped = time.process_time()
 
     def close(self) -> None:
-        """All are done."""
+        """Finish."""
 
 
 def cpu_seconds(work: Callable[[], Any]) -> tuple[Any, float]:
-    """What ``work`` returns, and the CPU time of this process that it took."""
+    """The result of ``work``, and the CPU time of this process that it took."""
     start = time.process_time()
     return work(), time.process_time() - start
 
 
 def measure(folder: Path, shape: tuple[int, int, int], dtype: str) -> dict[str, float]:
-    """CPU-seconds and bytes of a subject at each stage."""
+    """CPU-seconds and bytes per subject in each stage."""
     write_demo_cohort(folder / "demo", subjects=SAMPLE, held_out=0, shape=shape)
     settings = LearnedAtlasConfig.load(
         {"device": "cpu", "dtype": dtype, "min_subjects": 1, "presence_value": 1e-3,
@@ -113,7 +114,7 @@ def measure(folder: Path, shape: tuple[int, int, int], dtype: str) -> dict[str, 
     velocities = SmoothVelocities(network, SAMPLE, loss)
     image, start = item["image"][None], velocities.velocity(0)
     total = cpu_seconds(lambda: refine_velocity(network, loss, image, start, 2))[1]
-    found["refinement step"] = total / 3  # the last of them is forward alone
+    found["refinement step"] = total / 3  # the last of them has no backward pass
     found["bytes of a velocity"] = 4 * start.numel()
 
     for what, fields in (("emission without fields", False), ("emission with fields", True)):
@@ -129,7 +130,7 @@ def measure(folder: Path, shape: tuple[int, int, int], dtype: str) -> dict[str, 
 
 
 def estimate(found: dict[str, float], subjects: int, processes: int) -> dict[str, float]:
-    """Hours on so many processes, each as fast as the one measured, and terabytes.
+    """Hours on that many processes, each as fast as the measured one, and terabytes.
 
     Epochs and rounds are those of configs/train.yaml.
     """
@@ -158,7 +159,7 @@ def estimate(found: dict[str, float], subjects: int, processes: int) -> dict[str
 
 
 def main() -> None:
-    """Print what was measured and what it comes to, and everything as JSON."""
+    """Print the measurements and the estimate, and everything as JSON."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--shape", type=int, nargs=3, default=(145, 174, 145))
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")

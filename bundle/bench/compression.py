@@ -1,4 +1,4 @@
-"""What gzip costs a displacement field: ISA-L beside zlib, in one process.
+"""Cost of gzip for a displacement field: ISA-L compared with zlib, in one process.
 
     python -m bundle.bench.compression --shape 145 174 145
 
@@ -19,14 +19,14 @@ from scipy.ndimage import gaussian_filter
 
 
 def smooth_field(shape: tuple[int, ...]) -> bytes:
-    """Bytes of a float32 field ``(*shape, 3)`` in millimetres, smooth as registration gives it."""
+    """Bytes of a float32 field ``(*shape, 3)`` in millimetres, as smooth as a registration's."""
     rng = np.random.default_rng(0)
     parts = [gaussian_filter(rng.standard_normal(shape), 8) * 30 for _ in range(3)]
     return np.stack(parts, axis=-1).astype(np.float32).tobytes()
 
 
 def cpu_seconds(work: Callable[[], bytes]) -> tuple[float, bytes]:
-    """CPU-seconds of the fastest of three runs, and what it returned."""
+    """CPU-seconds of the fastest of three runs, and its result."""
     best, result = float("inf"), b""
     for _ in range(3):
         start = time.process_time()

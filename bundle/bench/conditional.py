@@ -1,12 +1,12 @@
-"""Holds a conditional template against the true anatomy at several ages of a demo cohort.
+"""Compares a conditional template with the true anatomy at several ages of a demo cohort.
 
     python -m bundle.bench.conditional <dataset_dir> <ckpt_dir> [--unconditional <ckpt_dir>]
         [--pictures <folder>]
 
-The dataset is a demo cohort that was made with an age_effect, whose truth holds the anatomy at
-ages of -1.5, -0.75, 0.75 and 1.5 standard deviations. The templates come from ``model.pt``, at
-those ages; the unconditional one is that of a second training on the same cohort, or else the
-conditional template at the mean age, which all ages share.
+The dataset is a demo cohort with an age_effect, whose truth contains the anatomy at ages of -1.5,
+-0.75, 0.75 and 1.5 standard deviations. The templates come from ``model.pt``, at those ages. The
+unconditional one comes from a second training on the same cohort, or else is the conditional
+template at the mean age, used for all ages.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Volume = NDArray[np.float32]
 
 
 def template_at(network: AtlasNetwork, values: dict[str, float | str] | None) -> Volume:
-    """A template's density on the whole grid; None: as it is at the cohort's mean."""
+    """A template's density on the whole grid; None: at the cohort's mean."""
     coding = published_coding(network)
     point = None
     if coding is not None and values is not None:
@@ -42,7 +42,7 @@ def template_at(network: AtlasNetwork, values: dict[str, float | str] | None) ->
 
 
 def score(truth: Truth, network: AtlasNetwork, plain: Volume, offset: float) -> dict[str, Any]:
-    """How far each template is from the truth, age by age, and how true its change is.
+    """Distance of each template from the truth at each age, and accuracy of its change with age.
 
     Args:
         truth: of the demo cohort.
@@ -51,10 +51,10 @@ def score(truth: Truth, network: AtlasNetwork, plain: Volume, offset: float) -> 
         offset: of the log densities.
 
     Returns:
-        ``ages``: for each the correlations of log density with the truth (where either is above
-        0); ``change``: of the difference of log densities between the oldest and the youngest,
-        its correlation with the true difference and the slope of its regression on that (1: of
-        the true size).
+        ``ages``: for each age the correlations of log density with the truth (where either is above
+        0); ``change``: for the difference of log densities between the oldest and the youngest, its
+        correlation with the true difference and the slope of its regression on that (1: correct
+        size).
     """
     found = {z: template_at(network, {"age": truth.age(z)}) for z in truth.aged}
     ages = [
@@ -88,7 +88,7 @@ def log_of(density: Volume, offset: float) -> NDArray[np.float64]:
 def draw(truth: Truth, network: AtlasNetwork, plain: Volume, folder: Path) -> None:
     """``conditional_ages.png``: true, conditional and unconditional anatomy, youngest and oldest.
 
-    ``conditional_change.png``: what differs between the two, in truth and template.
+    ``conditional_change.png``: the difference between the two, in truth and template.
     """
     from matplotlib.figure import Figure
 
@@ -117,7 +117,7 @@ def draw(truth: Truth, network: AtlasNetwork, plain: Volume, folder: Path) -> No
     for place, (title, at) in enumerate(pairs.items(), start=1):
         change = log_of(at[high], offset) - log_of(at[low], offset)
         axis = figure.add_subplot(len(pairs), 1, place)
-        # One slice an axis, through the middle: a maximum would hide what becomes less.
+        # One slice per axis, through the middle: a maximum would hide decreases.
         middle = [change.take(size // 2, axis=i) for i, size in enumerate(change.shape)]
         tall = max(part.shape[1] for part in middle)
         padded = [np.pad(part, ((0, 2), (0, tall - part.shape[1]))) for part in middle]
@@ -131,10 +131,10 @@ def draw(truth: Truth, network: AtlasNetwork, plain: Volume, folder: Path) -> No
 
 
 def main() -> None:
-    """Print the figures as JSON, and draw them where asked."""
+    """Print the figures as JSON, and draw them if requested."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("dataset_dir", type=Path, help="a demo cohort with an age_effect")
-    parser.add_argument("ckpt_dir", type=Path, help="holds model.pt of a conditional training")
+    parser.add_argument("ckpt_dir", type=Path, help="contains model.pt of a conditional training")
     parser.add_argument("--unconditional", type=Path, help="ckpt_dir of a second training")
     parser.add_argument("--pictures", type=Path, help="folder for the pictures")
     options = parser.parse_args()

@@ -1,12 +1,12 @@
-"""Times counting of streamlines against dipy's ``density_map``, and says what each one misses.
+"""Compares the counting of streamlines with DIPY's ``density_map``: time, and missed voxels.
 
     python -m bundle.bench.density [--streamlines 100000] [--voxel 2] [--file some.trk]
 
-Both count the same streamlines in one run, on one thread, times in CPU-seconds. dipy looks up the
-voxels of the points alone: between points it has gaps. Resampled to ``--dense`` points a voxel
-first it has few; that is timed as well, on a part of the streamlines, and scaled. The verb's peak
-memory is that of the whole file and of a tenth of it. dipy isn't among the bundle's requirements
-(``pip install dipy==1.12.1``); without it ours is timed alone.
+Both count the same streamlines in one run, on one thread, with times in CPU-seconds. DIPY looks up
+only the voxels of the points, so there are gaps between points. After resampling to ``--dense``
+points per voxel there are few; that is timed as well, on a part of the streamlines, and scaled. The
+verb's peak memory is measured for the whole file and for a tenth of it. DIPY isn't among the
+bundle's requirements (``pip install dipy==1.12.1``); without it only ours is timed.
 """
 
 from __future__ import annotations
@@ -75,8 +75,8 @@ def count_file(path: Path, shape: tuple[int, ...], affine: np.ndarray) -> np.nda
 
 
 def verb_peak(path: Path, reference: Path) -> float:
-    """Largest memory of the verb ``density`` on a file, MB."""
-    # Asked inside: what the system tells of children includes this process at their birth.
+    """Peak memory of the verb ``density`` on a file, MB."""
+    # Measured inside: the system's number for children includes this process at the fork.
     program = (
         "import re, sys; from pathlib import Path; from bundle.cli import main; main(sys.argv[1:]);"
         "print(re.search(r'VmHWM:\\s+(\\d+)', Path('/proc/self/status').read_text())[1])"
@@ -90,7 +90,7 @@ def verb_peak(path: Path, reference: Path) -> float:
 def against_dipy(
     streamlines: Streamlines, path: Path, shape: tuple[int, ...], affine: np.ndarray, dense: float
 ) -> dict[str, float]:
-    """dipy's times on the same streamlines, and what its map lacks."""
+    """DIPY's times on the same streamlines, and the voxels that its map misses."""
     from dipy.tracking.streamline import set_number_of_points
     from dipy.tracking.utils import density_map
     from nibabel.streamlines import ArraySequence

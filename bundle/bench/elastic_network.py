@@ -1,13 +1,13 @@
-"""Measures an elastic network on real images that it wasn't trained on, also of foreign contrast.
+"""Measures an elastic network on real images that it wasn't trained on, also of other contrast.
 
     python -m bundle.bench.elastic_network <output> --model models/elastic_model.pt \\
         --dataset_dir <output>/aligned --image '{subject}/t2.nii.gz' \\
         --labels '{subject}/label.nii.gz'
 
-Pairs of subjects, affinely aligned, that the network did NOT see: Dice of the moving subject's
-labels on the fixed one, as they lie and through the network; with both images as they are, and with
-the moving one's contrast inverted. Optimisation of the same images by the local correlation stands
-beside it. Times are CPU-seconds. Written as JSON and as a Markdown table.
+Uses pairs of affinely aligned subjects that were NOT in the training: Dice of the moving subject's
+labels on the fixed one, unregistered and through the network; with the original images, and with
+the moving one's contrast inverted. Optimisation with local correlation on the same images is given
+for comparison. Times are CPU-seconds. Written as JSON and as a Markdown table.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ Method = Callable[[Volume, Volume], torch.Tensor]
 
 
 def inverted(image: np.ndarray) -> np.ndarray:
-    """Dark where it was bright, and background on the other side, too."""
+    """Invert the contrast, including the background."""
     return image.max() - image
 
 
@@ -71,14 +71,14 @@ def measure(
     names = [name for name in names if name not in known]
     couples = list(itertools.permutations(names, 2))[:count]
     if not couples:
-        raise SystemExit("fewer than two subjects there that the network wasn't trained on")
+        raise SystemExit("fewer than two subjects that the network wasn't trained on")
     methods: dict[str, Method] = {
         "network": lambda fixed, moving: by_network(network, fixed, moving),
         "optimisation": by_optimisation,
     }
     rows = []
     for contrast in ("own", "inverted"):
-        for name, method in {"as they lie": None, **methods}.items():
+        for name, method in {"unregistered": None, **methods}.items():
             scores, spent, folds = [], [], []
             for couple in couples:
                 fixed, moving = (_read(dataset_dir, image, one) for one in couple)
@@ -114,7 +114,7 @@ def _read(dataset_dir: Path, pattern: str, subject: str) -> Volume:
 def main() -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("folder", type=Path, help="where the figures go")
+    parser.add_argument("folder", type=Path, help="destination of the figures")
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--dataset_dir", type=Path, required=True)
     parser.add_argument("--image", default="{subject}/t2.nii.gz")

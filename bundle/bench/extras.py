@@ -1,13 +1,13 @@
-"""What needs packages beyond the pinned ones, checked where they are installed.
+"""Checks of features that need packages beyond the pinned ones.
 
     python -m bundle.bench.extras onnx      # pip install onnx onnxscript onnxruntime
     python -m bundle.bench.extras mlflow    # pip install mlflow
     python -m bundle.bench.extras schema    # pip install jsonschema; the schema from its address
 
-``onnx``: networks of three sizes as ONNX models, held against the eager ones. ``mlflow``: a small
-training with ``--tracking mlflow``, and the losses that MLflow has of it. ``schema``: MONAI's
-verify_metadata. mlflow pins other versions of some packages: give it an environment of its own.
-The status is 0 if what was asked for holds.
+``onnx``: networks of three sizes as ONNX models, compared with the eager ones. ``mlflow``: a small
+training with ``--tracking mlflow``, and the losses that MLflow recorded. ``schema``: MONAI's
+verify_metadata. mlflow pins other versions of some packages, so use a separate environment. The
+status is 0 if the check passes.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def check_mlflow(folder: Path) -> None:
         "--output_dir", str(folder / "output"), "--ckpt_dir", str(folder / "models"),
         "--dataset_dir", str(folder / "demo"), *TINY,
     ]  # fmt: skip
-    # MLflow 3 wants its file store to be asked for by name; ours is a database.
+    # MLflow 3 requires its file store to be selected by name; ours is a database.
     subprocess.run(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True)
     client = MlflowClient(store)
     runs = [
@@ -90,7 +90,7 @@ def check_mlflow(folder: Path) -> None:
 
 
 def check_schema(folder: Path) -> None:
-    """MONAI's own check of the metadata against the zoo's schema."""
+    """MONAI's check of the metadata against the zoo's schema."""
     command = [
         sys.executable, "-m", "monai.bundle", "verify_metadata", "--meta_file",
         str(ROOT / "configs" / "metadata.json"), "--filepath", str(folder / "schema.json"),
@@ -99,7 +99,7 @@ def check_schema(folder: Path) -> None:
 
 
 def main() -> None:
-    """Run what is asked for."""
+    """Run the selected check."""
     checks = {"onnx": check_onnx, "mlflow": check_mlflow, "schema": check_schema}
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("what", choices=checks)

@@ -1,21 +1,20 @@
-"""Kills train, export, average and register at random moments, and looks at what is left.
+"""Kills train, export, average and register at random moments, and checks what is left.
 
     python -m bundle.bench.faults --tries 30
 
-Every try is a process of its own: it runs the job as the command line does, on a cohort of five
-subjects of 16x16x16 voxels, and gets SIGTERM, SIGINT or SIGKILL at random, either at a random
-moment of the job's measured duration or just before a random one of its file operations (open,
-rename, remove, ...), which also hits the gaps that no clock would. Half of the tries find an
-earlier atlas, made by other settings, in the output folder. After the kill
+Every try is a separate process: it runs the job like the command line, on a cohort of five subjects
+of 16x16x16 voxels, and gets SIGTERM, SIGINT or SIGKILL at random, either at a random moment of the
+job's measured duration or just before a random one of its file operations (open, rename, remove,
+...), which also reaches very short intervals. Half of the tries start with an earlier atlas, made
+with other settings, in the output folder. After the kill
 
-- the published folder is the earlier one or the whole new one, or isn't there if none was;
-- every file that has its final name opens;
-- the same command, started again, ends well; its maps, fields and reports are bit-equal to an
-  unbroken run's, ``model.pt`` is the atlas's own, and nothing of the killed run is left.
+- the published folder is the earlier one or the complete new one, or is missing if there was none;
+- every file with its final name can be opened;
+- the same command, started again, succeeds; its maps, fields and reports are bit-equal to those of
+  an uninterrupted run, ``model.pt`` is that of the atlas, and nothing of the killed run is left.
 
-Processes are forked from one that has torch and MONAI loaded, so that moments fall into the job
-and not into imports. The first broken promise ends the campaign with status 1, and its folder is
-kept to be looked at.
+Processes are forked from one that has loaded torch and MONAI, so that the moments are in the job
+and not in imports. The first violation ends the campaign with status 1, and its folder is kept.
 """
 
 from __future__ import annotations
@@ -79,12 +78,12 @@ def write_cohort(folder: Path, subjects: int = SUBJECTS, shape: Sequence[int] = 
 
 
 # ---------------------------------------------------------------------------------------------
-# What is left
+# Remains of a run
 # ---------------------------------------------------------------------------------------------
 
 
 def content(folder: Path) -> dict[str, str]:
-    """SHA-256 of what a published folder's files hold, without times and paths."""
+    """SHA-256 of the content of a published folder's files, without times and paths."""
     found = {}
     for path in sorted(folder.rglob("*")):
         if not path.is_file() or path.name == "quality.html":
@@ -106,10 +105,10 @@ def content(folder: Path) -> dict[str, str]:
 
 
 def opens(folder: Path) -> int:
-    """Open every file with a final name below a folder; returns how many there are.
+    """Open every file with a final name below a folder; return their number.
 
     Raises:
-        Exception: whatever the reader of a damaged file raises.
+        Exception: anything that the reader of a damaged file raises.
     """
     count = 0
     for path in folder.rglob("*"):
@@ -130,19 +129,19 @@ def opens(folder: Path) -> int:
 
 
 def hidden(folder: Path) -> list[str]:
-    """What lies below a folder under a temporary name."""
+    """Files below a folder with a temporary name."""
     return sorted(str(path) for path in folder.rglob(".*") if path.name != MARK)
 
 
 @dataclass(frozen=True)
 class Work:
-    """A job, and where its results are.
+    """A job, and the location of its results.
 
     Args:
         verb: of the command line.
-        words: that follow it, without the folders.
-        results: published folders, relative to the work's own.
-        moving: folders that are put back between tries.
+        words: arguments without the folders.
+        results: published folders, relative to the work folder.
+        moving: folders that are restored between tries.
     """
 
     verb: str
@@ -151,7 +150,7 @@ class Work:
     needs_model: bool = False
 
     def command(self, base: Path, data: Path) -> list[str]:
-        """The words of the command."""
+        """The arguments of the command."""
         folders = [f"--dataset_dir={data}", f"--output_dir={base / 'output'}"]
         if self.verb != "average":
             folders.append(f"--ckpt_dir={base / 'models'}")
@@ -171,7 +170,7 @@ WORKS = {
         needs_model=True,
     ),
 }
-# How the earlier result differs from the new one.
+# Differences between the earlier result and the new one.
 EARLIER = {
     "train": ("--learned_atlas#optimizer#seed=1",),
     "export": ("--learned_atlas#presence_value=0.02",),
@@ -181,19 +180,19 @@ EARLIER = {
 
 
 class BrokenPromise(Exception):
-    """What a killed run left isn't what the docs promise."""
+    """The remains of a killed run don't match the promise of the docs."""
 
 
 @dataclass
 class Tally:
-    """What a job's tries came to."""
+    """Outcomes of the tries of a job."""
 
     tries: Counter[str] = field(default_factory=Counter)
     left: Counter[str] = field(default_factory=Counter)
 
 
 class Campaign:
-    """Kills one job again and again.
+    """Kills one job repeatedly.
 
     Args:
         name: of the job, a key of `WORKS`.
@@ -219,7 +218,7 @@ class Campaign:
         return ended
 
     def _prepare(self, other: Sequence[str]) -> None:
-        """Empty, earlier and new state: what tries start from and are held against."""
+        """Empty, earlier and new state, which tries start from and are compared with."""
         self._clear(self.base)
         self.base.mkdir()
         if self.work.needs_model:
@@ -268,13 +267,13 @@ class Campaign:
         return Moment(signum, operation=int(self.rng.integers(1, self.operations + 1)))
 
     def attempt(self, moment: Moment, over_earlier: bool) -> str:
-        """One kill, one look, one run to the end.
+        """Kill once, check, and run to the end.
 
         Returns:
-            what was there after the kill.
+            The state after the kill.
 
         Raises:
-            BrokenPromise: with the log, if anything isn't as it must be.
+            BrokenPromise: a check fails; with the log.
         """
         self._restore(self.earlier if over_earlier else self.empty)
         start = self._results()
@@ -320,10 +319,10 @@ class Campaign:
 def campaign(
     name: str, tries: int, folder: Path, seed: int, tell: Callable[[str], None] = print
 ) -> Tally:
-    """Kill a job so many times.
+    """Kill a job repeatedly.
 
     Raises:
-        BrokenPromise: at the first try that left something wrong.
+        BrokenPromise: at the first try with a failed check.
     """
     made = Campaign(name, folder, np.random.default_rng([seed, *name.encode()]))
     tell(f"{name}: {made.seconds:.1f} s and {made.operations} file operations unbroken")
@@ -351,7 +350,7 @@ def main() -> int:
     parser.add_argument("--jobs", nargs="+", choices=WORKS, default=list(WORKS))
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    torch.set_num_threads(1)  # before any thread is there: processes are forked
+    torch.set_num_threads(1)  # before any thread exists: processes are forked
     folder = Path(tempfile.mkdtemp(prefix="faults-"))
     tallies = {}
     for name in options.jobs:

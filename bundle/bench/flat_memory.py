@@ -1,10 +1,11 @@
-"""Whether memory grows with the number of subjects, and over a long run.
+"""Checks that memory doesn't grow with the number of subjects, or during a long run.
 
     python -m bundle.bench.flat_memory --subjects 10 100 1000 --steps 2000
 
-Averaging, registering and the emission of an atlas (``export``) are run for cohorts of generated
-subjects of 16x16x16 voxels, one process each, and their peak memory is told. Then a training of so
-many steps is watched: its memory and its open files, in its second and its third quarter.
+Averaging, registering and the emission of an atlas (``export``) run on cohorts of generated
+subjects of 16x16x16 voxels, one process each, and their peak memory is reported. Then the memory
+and the open files of a training with that many steps are measured, in its second and its third
+quarter.
 """
 
 from __future__ import annotations
@@ -78,7 +79,7 @@ def long_run(folder: Path, steps: int) -> dict[str, Any]:
     words += ["--learned_atlas#refine#network_epochs=1"]
     words += ["--learned_atlas#optimizer#batch_size=1"]
     ended = _sound(words, folder / "long", watch=watch)
-    # Beginning and end have phases of their own: imports, refinement, publication.
+    # Start and end have other phases: imports, refinement, publication.
     quarter = max(1, len(seen) // 4)
     early, late = seen[quarter : 2 * quarter], seen[-2 * quarter : -quarter]
     return {

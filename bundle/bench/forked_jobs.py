@@ -1,7 +1,7 @@
-"""A job in a forked process, which may be killed at a chosen moment.
+"""Runs a job in a forked process, which may be killed at a chosen moment.
 
-Processes are forked from one that has torch and MONAI loaded, so that moments fall into the job
-and not into imports.
+Processes are forked from one that has loaded torch and MONAI, so that the moments are in the job
+and not in imports.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ class Ended:
 
     Attributes:
         status: exit status, negative for a signal.
-        seconds: how long it ran.
-        operations: on files, as far as it came; None where they weren't counted to the end.
+        seconds: duration.
+        operations: number of file operations; None if they weren't counted to the end.
         said: its output.
-        peak_mb: the most memory that it held (with what it shares with its parent).
+        peak_mb: peak memory (including what it shares with its parent).
     """
 
     status: int
@@ -73,8 +73,8 @@ def in_process(
         words: of the command line.
         folder: file operations below it are counted; its log goes beside it.
         moment: of the signal.
-        unchecked: believe that there is room on every disk.
-        watch: called with the process's number in a thread, once it runs.
+        unchecked: pretend that every disk has room.
+        watch: called in a thread with the process's number, once it runs.
     """
     log, count = folder.with_suffix(".log"), folder.with_suffix(".count")
     count.unlink(missing_ok=True)
@@ -105,14 +105,14 @@ def in_process(
 
 
 def _signal(process: int, signum: int) -> None:
-    with suppress(ProcessLookupError):  # it was quicker
+    with suppress(ProcessLookupError):  # it has already ended
         os.kill(process, signum)
 
 
 def _as_child(
     words: Sequence[str], folder: Path, moment: Moment | None, log: Path, count: Path
 ) -> None:
-    """Be the command, and never return."""
+    """Run the command and never return."""
     status = 1
     try:
         handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
@@ -129,7 +129,7 @@ def _as_child(
     except BaseException:
         sys.excepthook(*sys.exc_info())
     finally:
-        # What an interpreter does at its end, without going back into the parent's frames.
+        # What an interpreter does at its end, without returning to the parent's frames.
         try:
             atexit._run_exitfuncs()
             sys.stdout.flush()
@@ -139,7 +139,7 @@ def _as_child(
 
 
 class _Operations:
-    """Counts what a process does to files below a folder, and sends it its signal."""
+    """Counts a process's file operations below a folder, and sends it the signal."""
 
     def __init__(self, below: str, moment: Moment | None) -> None:
         self.below = below

@@ -1,11 +1,11 @@
-"""Runs every job on disks that are full, read-only, or go away, and looks at what is left.
+"""Runs every job on disks that are full, read-only or removed, and checks what is left.
 
     python -m bundle.bench.full_disk
 
 Needs root: it mounts small file systems in memory (Linux tmpfs). A job passes if it ends with
-status 7 and one message, without a traceback, and leaves the earlier result whole, or if it
-finished. Sizes run from far too small to just too small, so that the disk is full at different
-files; the check of space beforehand is switched off for half of the tries.
+status 7 and one message, without a traceback, and leaves the earlier result intact, or if it
+finishes. Sizes range from far too small to just too small, so that the disk is full at different
+files. The check of space beforehand is switched off for half of the tries.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def mounted(folder: Path, size_kb: int) -> None:
 
 
 def unmounted(folder: Path) -> None:
-    """Gone again."""
+    """Unmount it."""
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
@@ -62,7 +62,7 @@ class Trial:
         self.failures: list[str] = []
 
     def base(self, work: Work) -> Path:
-        """An empty folder on the disk, with a model where the job needs one."""
+        """An empty folder on the disk, with a model if the job needs one."""
         base = self.disk / "run"
         base.mkdir()
         if work.needs_model:
@@ -71,7 +71,7 @@ class Trial:
         return base
 
     def judge(self, fault: str, work: Work, base: Path, ended: Ended) -> None:
-        """Note how a try ended, and what is wrong with it."""
+        """Record how a try ended, and what is wrong with it."""
         wrong = []
         gone = fault == "folder removed" and ended.status == CHECKPOINT  # its model was in it
         if ended.status not in (FINE, STORAGE) and not gone:
@@ -102,7 +102,7 @@ class Trial:
         try:
             base = self.base(work)
         except OSError:
-            unmounted(self.disk)  # not even the model finds room
+            unmounted(self.disk)  # not even the model fits
             return
         log = self.good.with_name("full")
         ended = in_process(work.command(base, self.data), log, unchecked=True)
@@ -110,7 +110,7 @@ class Trial:
         unmounted(self.disk)
 
     def told_beforehand(self, work: Work) -> None:
-        """Refused by the arithmetic before anything is computed."""
+        """Refused by the check of space before anything is computed."""
         mounted(self.disk, 1500)
         base = self.base(work)
         (self.disk / "filler").write_bytes(bytes(1024 * (1480 if not work.needs_model else 1300)))

@@ -1,13 +1,13 @@
-"""The four jobs on a grid of 145x174x145 voxels: right results, time and memory.
+"""The four jobs on a grid of 145x174x145 voxels: correct results, time and memory.
 
     python -m bundle.bench.full_size --output <an empty folder>
 
-Makes the demo cohort on that grid (five subjects and one held out), and runs train (one epoch,
-two rounds of two refinement steps), export, average and register on it, a process each. Then it
-holds what was published against what can be known without the bundle: the average is NumPy's mean
-of the five maps, every map and field is finite and on the cohort's grid, the atlas verifies (its
+Makes the demo cohort on that grid (five subjects and one held out), and runs train (one epoch, two
+rounds of two refinement steps), export, average and register on it, one process each. Then it
+compares the results with what is known without the bundle: the average is NumPy's mean of the five
+maps, every map and field is finite and on the cohort's grid, the atlas passes verification (its
 statistics follow from inputs and fields), and it is closer to the demo's central anatomy than the
-subjects are on average. Ends with status 1 if any of it isn't so. Prints JSON.
+subjects are on average. Ends with status 1 if a check fails. Prints JSON.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ TRAINING = (
 
 
 def main() -> int:
-    """Run, look at the results, print JSON."""
+    """Run, check the results, print JSON."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--output", type=Path, help="empty folder to keep everything in")
     parser.add_argument("--shape", type=int, nargs=3, default=SHAPE)
@@ -71,7 +71,7 @@ def main() -> int:
 
 
 def _run(words: Sequence[str]) -> dict[str, float]:
-    """Run a verb; what it took."""
+    """Run a verb and return its cost."""
     started = time.monotonic()
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
@@ -89,7 +89,7 @@ def _run(words: Sequence[str]) -> dict[str, float]:
 
 
 def _wrong(folder: Path) -> list[str]:
-    """What isn't as it must be."""
+    """Failed checks."""
     found = []
     paths = [
         path

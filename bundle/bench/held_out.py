@@ -1,12 +1,13 @@
-"""People whom an atlas was not made of, beside those whom it was: network alone, and refined.
+"""Compares held-out subjects with the training subjects: network alone, and refined.
 
     python -m bundle.bench.held_out output/learned_atlas --ckpt_dir models --work output/held_out
 
-Registers both groups to a published model by the command that users give, and measures the files
-that it writes. On the demo cohort the held-out subjects are its own, and the truth is known;
-elsewhere those of the dataset folder that the atlas doesn't name (the ones excluded from training).
-With ``--labels`` their label maps are compared in template space, nearest voxel, mean Dice over
-labels and pairs. Further options are the command's, such as ``--learned_atlas#model#passes [2,1]``.
+Registers both groups to a published model with the user's command, and measures the written files.
+On the demo cohort the held-out subjects are part of it, and the truth is known. Elsewhere they are
+the subjects of the dataset folder that the atlas doesn't name (those excluded from training). With
+``--labels`` their label maps are compared in template space, nearest voxel, mean Dice over labels
+and pairs. Further options are those of the command, such as
+``--learned_atlas#model#passes [2,1]``.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def register(
     iterations: int,
     options: Sequence[str] = (),
 ) -> None:
-    """Bring subjects to the model as a user does.
+    """Register subjects to the model like a user.
 
     Raises:
         RuntimeError: the command failed; the message names its log.
@@ -70,7 +71,7 @@ def register(
 
 
 def label_dice(maps: Sequence[np.ndarray]) -> float:
-    """Mean Dice over the labels that both have, and over all pairs."""
+    """Mean Dice over the labels that both contain, and over all pairs."""
     found = []
     for one, other in itertools.combinations(maps, 2):
         size = 1 + int(max(one.max(), other.max()))
@@ -172,11 +173,11 @@ def main() -> None:
     """Register, measure, print a JSON."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("atlas", type=Path, help="the published folder")
-    parser.add_argument("--ckpt_dir", type=Path, required=True, help="holds its model.pt")
+    parser.add_argument("--ckpt_dir", type=Path, required=True, help="contains its model.pt")
     parser.add_argument("--work", type=Path, required=True, help="folder to write to")
     parser.add_argument("--iterations", type=int, nargs="+", default=[0, 60])
     parser.add_argument("--labels", help="such as '{subject}/label.nii.gz'")
-    arguments, options = parser.parse_known_args()  # what is left are options of register
+    arguments, options = parser.parse_known_args()  # the remaining options are for register
     bench = Bench(arguments.atlas, arguments.labels)
     results: dict[str, Any] = {}
     for group, (dataset, names) in bench.groups().items():

@@ -1,9 +1,9 @@
-"""A mixture of two templates on a cohort of two anatomies, beside a template alone on each half.
+"""Compares a mixture of two templates on two anatomies with a single template on each half.
 
     python -m bundle.bench.mixture --work output/mixture --shape 32 36 32
 
-Asks how purely the mixture separates the subjects, and whether each of its templates is as sharp,
-and as close to its true anatomy, as the one that half of the subjects give alone.
+Measures how well the mixture separates the subjects, and whether each of its templates is as sharp,
+and as close to its true anatomy, as the template of that half alone.
 """
 
 from __future__ import annotations

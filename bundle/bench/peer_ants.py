@@ -1,9 +1,9 @@
-"""An atlas by antspyx' `build_template`, for `bundle.bench.peers`; runs in the peers' environment.
+"""An atlas by antspyx' `build_template` for `bundle.bench.peers`; runs in the peers' environment.
 
     python bundle/bench/peer_ants.py <exchange folder> <iterations>
 
-`build_template` gives back the template alone, so every subject is registered to it once more, by
-the same SyN, for the fields.
+`build_template` returns only the template, so every subject is registered to it again, by the same
+SyN, to get the fields.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def main() -> None:
             found = ants.registration(
                 template, image, type_of_transform="SyN", outprefix=f"{scratch}/out"
             )
-            # The field that resamples the subject onto the template's grid, and the reverse.
+            # The field that resamples the subject to the template's grid, and the inverse.
             there = ants.apply_transforms(
                 template, image, found["fwdtransforms"], compose=f"{scratch}/there"
             )

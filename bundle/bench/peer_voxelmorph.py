@@ -1,9 +1,9 @@
-"""A template by voxelmorph 0.3.4, for `bundle.bench.peers`; runs in the peers' environment.
+"""A template by voxelmorph 0.3.4 for `bundle.bench.peers`; runs in the peers' environment.
 
     python bundle/bench/peer_voxelmorph.py <exchange folder> <steps>
 
-The package has no template class any more. This is its `VxmPairwise` with a template beside it,
-trained as its former template scripts did: the template warped to the subject, NCC of window 9, the
+The package no longer has a template class. This is its `VxmPairwise` with an additional template,
+trained like its former template scripts: the template warped to the subject, NCC of window 9, the
 field's gradient, and the square of the running mean displacement, which keeps the template central.
 """
 
@@ -25,7 +25,7 @@ LEVELS = 5
 
 
 def padded(image: np.ndarray) -> torch.Tensor:
-    """As (1, 1, X, Y, Z) with sizes that the network's poolings divide."""
+    """Pad to (1, 1, X, Y, Z) with sizes that the network's pooling divides."""
     lengths = [(-n) % 2**LEVELS for n in image.shape]
     return torch.as_tensor(np.pad(image, [(0, n) for n in lengths]), dtype=torch.float32)[
         None, None

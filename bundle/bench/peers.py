@@ -1,16 +1,17 @@
-"""Builds atlases of one cohort with us and with peers in one run, and measures all alike.
+"""Builds atlases of one cohort with this bundle and its peers, and measures all in the same way.
 
     python -m bundle.bench.peers --work output/peers                       # the demo cohort
     python -m bundle.bench.peers --work output/peers --dataset_dir <folder> \\
         --pattern '{subject}/tdi.nii.gz' --normalisation none --log_offset 1 --presence 0.5
 
-Each build runs in a process of its own, one after the other, with the same number of threads; its
-CPU time, wall time and peak memory are the kernel's. The peers get the log densities that we train
-on, over the whole grid. antspyx and voxelmorph are installed on first use into an environment of
-their own below the work folder. Writes `peers.json` and `peers.md` there.
+Each build runs in a separate process, one after another, with the same number of threads. CPU time,
+wall time and peak memory are the kernel's numbers. The peers get the log densities that we train
+on, over the whole grid. antspyx and voxelmorph are installed on first use into a separate
+environment below the work folder. Writes `peers.json` and `peers.md` there.
 
-Under another cohort's name stands what bundle/bench/atlas_quality.py measures; on the demo cohort,
-whose truth is known, also the bridge Dice, scatter, shift and the correlation with the truth.
+For any cohort the table contains the measures of bundle/bench/atlas_quality.py; for the demo
+cohort, whose truth is known, also the bridge Dice, scatter, shift and the correlation with the
+truth.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ COLUMNS = {
     "TRE": ("truth", "tre"),
     "shift": ("truth", "shift"),
     "pair correlation": ("score", "pairwise_correlation_after"),
-    "own support": ("score", "own_support_correlation"),
+    "subject support": ("score", "own_support_correlation"),
     "EFC": ("score", "efc"),
     "gradient ratio": ("score", "gradient_ratio"),
     "core share": ("score", "core_share"),
@@ -70,7 +71,7 @@ COLUMNS = {
     "wall s": ("cost", "wall_seconds"),
     "peak GiB": ("cost", "peak_gib"),
 }
-"""What the table shows, and where a result has it."""
+"""Columns of the table, and their keys in a result."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ class Task:
         work: folder for everything that is written.
         dataset: the cohort's folder.
         overrides: of `configs/train.yaml`, for this cohort.
-        cohort: as our own code reads it.
+        cohort: as read by our code.
         names: its subjects.
         native: their densities on the full grid.
         offset: of the log densities.
@@ -102,7 +103,7 @@ class Task:
     voxelmorph_steps: int
 
 
-# A process inherits its parent's peak memory when it is started: this one has hardly any.
+# A process inherits its parent's peak memory at its start; this launcher needs hardly any.
 _LAUNCHER = """
 import json, resource, subprocess, sys
 ended = subprocess.run(sys.argv[2:])
@@ -114,7 +115,7 @@ sys.exit(ended.returncode)
 
 
 def run_measured(command: Sequence[str], log: Path, threads: int) -> dict[str, float]:
-    """Run a process to its end; its CPU seconds, wall seconds and peak memory.
+    """Run a process to its end; return its CPU seconds, wall seconds and peak memory.
 
     Raises:
         RuntimeError: it failed; the message names the log.
@@ -145,7 +146,7 @@ def run_measured(command: Sequence[str], log: Path, threads: int) -> dict[str, f
 
 
 def plain_average(task: Task, name: str) -> tuple[Build, dict[str, float]]:
-    """No registration at all."""
+    """No registration."""
     shape = (3, *task.native[0].shape)
     still = [np.zeros(shape, np.float32) for _ in task.names]
     return Build(
@@ -154,7 +155,7 @@ def plain_average(task: Task, name: str) -> tuple[Build, dict[str, float]]:
 
 
 def true_fields(task: Task, name: str) -> tuple[Build, dict[str, float]]:
-    """The demo cohort's own deformations: the ceiling."""
+    """The true deformations of the demo cohort: the ceiling."""
     truth = load_truth(task.dataset)
     there = [subject.to_template for subject in truth.training]
     back = [subject.to_subject for subject in truth.training]
@@ -163,7 +164,7 @@ def true_fields(task: Task, name: str) -> tuple[Build, dict[str, float]]:
 
 
 def ours(*overrides: str) -> Callable[[Task, str], tuple[Build, dict[str, float]]]:
-    """Our training with some more overrides."""
+    """Our training with some additional overrides."""
 
     def build(task: Task, name: str) -> tuple[Build, dict[str, float]]:
         folder = task.work / name
@@ -197,8 +198,9 @@ def peer(script: str, argument: Callable[[Task], int]) -> Callable[..., Any]:
             for kind in ("to_template", "to_subject")
         }
         log_template = np.load(folder / "template_log.npy").astype(np.float64)
-        # Rounding that a peer leaves over the background (antspyx in one build, not in another) is
-        # no density: the template's mean gradient, over all that is above 0, would drown in it.
+        # Rounding errors that a peer leaves in the background (antspyx in one build, not in
+        # another) aren't density: they would dominate the template's mean gradient over all values
+        # above 0.
         log_template[np.abs(log_template) < 1e-6 * log_template.max()] = 0
         template = task.offset * np.expm1(log_template)
         return Build(template, task.native, **fields, offset=task.offset, presence=task.presence), (
@@ -215,11 +217,12 @@ BUILDS: dict[str, Callable[[Task, str], tuple[Build, dict[str, float]]]] = {
     "voxelmorph 0.3.4 with a template": peer(
         "peer_voxelmorph.py", lambda task: task.voxelmorph_steps
     ),
-    # The network's last epochs are for new subjects and change no atlas: the last build has them.
+    # The network's last epochs are for new subjects and don't change an atlas: only the last build
+    # has them.
     "ours, network only": ours(
         "--learned_atlas#refine#rounds", "0", "--learned_atlas#refine#network_epochs", "0",
     ),
-    # One epoch at a rate that moves nothing: fields start from the identity, the template from
+    # One epoch at a rate that changes nothing: fields start from the identity, the template from
     # the mean.
     "ours, refinement only": ours(
         "--learned_atlas#optimizer#epochs", "1", "--learned_atlas#optimizer#lr", "1e-9",
@@ -234,20 +237,20 @@ BUILDS: dict[str, Callable[[Task, str], tuple[Build, dict[str, float]]]] = {
 
 
 def peers_environment(folder: Path) -> Path:
-    """The Python that has the peers; installs them on first use."""
+    """The Python of the peers; installs them on first use."""
     python = folder / "bin" / "python"
     done = folder / "installed"
     if not done.exists():
         venv.EnvBuilder(with_pip=True, clear=True, symlinks=True).create(folder)
         pip = [str(python), "-m", "pip", "install", "-q", "--disable-pip-version-check"]
-        subprocess.run([*pip, PEERS[-1]], check=True)  # first: the build that the machine has
+        subprocess.run([*pip, PEERS[-1]], check=True)  # first, to get the build for this machine
         subprocess.run([*pip, *PEERS], check=True)
         done.write_text("\n".join(PEERS))
     return python
 
 
 def exchange_folder(task: Task, name: str) -> Path:
-    """What a peer's script reads: names, affine, log densities as NIfTI."""
+    """Input of a peer's script: names, affine, log densities as NIfTI."""
     folder = task.work / name.split(" ")[0]
     for part in ("log", "to_template", "to_subject"):
         (folder / part).mkdir(parents=True, exist_ok=True)
@@ -260,13 +263,13 @@ def exchange_folder(task: Task, name: str) -> Path:
     return folder
 
 
-# -- measuring and telling -------------------------------------------------------------------
+# -- measuring and reporting -----------------------------------------------------------------
 
 
 def measure_build(task: Task, name: str) -> dict[str, Any]:
-    """Build one atlas and give all its figures."""
+    """Build one atlas and return all its figures."""
     build, cost = BUILDS[name](task, name)
-    # Every build is measured at one offset and one presence, whatever it was built with.
+    # All builds are measured with the same offset and presence value.
     build = replace(build, offset=task.offset, presence=task.presence, native=task.native)
     result: dict[str, Any] = {"score": score(build), "cost": cost}
     if (task.dataset / ".truth").is_dir():
@@ -280,7 +283,7 @@ def measure_build(task: Task, name: str) -> dict[str, Any]:
 
 
 def markdown(results: dict[str, dict[str, Any]]) -> str:
-    """One row a build."""
+    """One row per build."""
     columns = {
         title: place
         for title, place in COLUMNS.items()

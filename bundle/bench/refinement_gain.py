@@ -1,9 +1,9 @@
-"""What the cohort's refinement after training gives and costs: the atlas with and without it.
+"""Gain and cost of the cohort's refinement after training: the atlas with and without it.
 
     python -m bundle.bench.refinement_gain <folder> --rounds 0 5
 
-Trains the same atlas once a number of rounds (the network's training is the same to the bit) on
-the demo cohort, or on the one that --dataset_dir names, and measures what each published.
+Trains the same atlas once for each number of rounds (the network's training is bit-identical) on
+the demo cohort, or on the one that --dataset_dir names, and measures the published results.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ TOLD_OF_TRUTH = ("pair_dice", "bridge_dice", "vol", "r_to_truth", "tre", "shift"
 
 
 def trained(folder: Path, rounds: int, epochs: int, options: Sequence[str]) -> dict[str, Any]:
-    """Train into ``folder`` with so many rounds; CPU-seconds and figures."""
+    """Train into ``folder`` with that many rounds; return CPU-seconds and figures."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     command = [
         sys.executable, "-m", "bundle", "train", "--output_dir", str(folder), "--ckpt_dir",
@@ -51,7 +51,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="where the atlases go")
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--rounds", type=int, nargs="+", default=[0, 5])
-    arguments, options = parser.parse_known_args()  # what is left are options of train
+    arguments, options = parser.parse_known_args()  # the remaining options are for train
     rows = [
         trained(arguments.folder / f"rounds-{n}", n, arguments.epochs, options)
         for n in arguments.rounds

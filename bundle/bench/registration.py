@@ -2,9 +2,10 @@
 
     python -m bundle.bench.registration --shape 145 174 145
 
-The network is not trained, which changes no operation. The parts: the network (velocity), its flow
-in both directions on the whole grid, the proof that neither folds, warping the atlas and the
-subject, and writing the files, which a cohort's run does beside the next subject's compute.
+The network isn't trained, which doesn't change the operations. The parts are: the network
+(velocity), its flow in both directions on the whole grid, the check for folds, warping the atlas
+and the subject, and writing the files, which a cohort's run does while the next subject is
+computed.
 """
 
 from __future__ import annotations
@@ -101,7 +102,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument(
-        "--passes", type=int, nargs="+", default=LearnedAtlasConfig.load({}).model.passes
+        "--passes",
+        type=int,
+        nargs="+",
+        default=LearnedAtlasConfig.load({}).model.passes_from_nothing,
     )
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)

@@ -1,9 +1,9 @@
-"""Our two resamplers beside each other, and the look-up of sparse maps that scores a demo cohort.
+"""Compares our two resamplers, and the look-up of sparse maps that scores a demo cohort.
 
     python -m bundle.bench.resampling
 
-The same image, through an affine and a field, by `resample` (float64, SciPy), by the same points
-handed to PyTorch's ``grid_sample`` in float64, and, without the field, by `resample_by_matrix`
+Resamples the same image through an affine and a field: by `resample` (float64, SciPy), by PyTorch's
+``grid_sample`` in float64 at the same points, and, without the field, by `resample_by_matrix`
 (float32). Best of three.
 """
 
@@ -30,7 +30,7 @@ AFFINE = np.array([[1.25, 0, 0, -60], [0, 1.25, 0, -71], [0, 0, 1.25, -60], [0, 
 def by_torch(
     volume: np.ndarray, source: Grid, transforms: Sequence[Transform], wanted: Grid
 ) -> np.ndarray:
-    """`resample` with ``grid_sample`` in float64 in place of SciPy."""
+    """`resample` with ``grid_sample`` in float64 instead of SciPy."""
     points = AffineTransform(wanted.affine).apply(np.indices(wanted.shape).reshape(3, -1))
     for transform in transforms:
         points = transform.apply(points)
@@ -42,7 +42,7 @@ def by_torch(
 
 
 def timed(work: Callable[[], np.ndarray]) -> tuple[np.ndarray, float]:
-    """A result and the least seconds of three runs."""
+    """A result and the shortest of three runs, seconds."""
     seconds = []
     for _ in range(3):
         started = time.perf_counter()

@@ -1,10 +1,10 @@
-"""Time and memory of our writers of TRK and TCK beside nibabel's.
+"""Time and memory of our writers of TRK and TCK compared with nibabel's.
 
     python -m bundle.bench.tractogram_writers --streamlines 100000
 
-The same random streamlines, with two values each in a TRK, come in pieces of 10,000. nibabel writes
-them from a generator (`LazyTractogram`), which is its way of flat memory. Each writer runs in a
-process of its own.
+The same random streamlines, with two values each in a TRK, come in parts of 10,000. nibabel writes
+them from a generator (`LazyTractogram`), to keep its memory flat. Each writer runs in a separate
+process.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def pieces(streamlines: int) -> Iterator[Streamlines]:
 
 
 def write(writer: str, path: Path, streamlines: int) -> None:
-    """Write them by ours or by nibabel's writer."""
+    """Write them with our writer or with nibabel's."""
     if writer == "ours":
         write_tractogram(path, pieces(streamlines), SHAPE, AFFINE)
         return
@@ -64,7 +64,7 @@ def write(writer: str, path: Path, streamlines: int) -> None:
 
 
 def measured(writer: str, suffix: str, streamlines: int) -> str:
-    """Seconds without those of making the streamlines, and memory beyond the imports'."""
+    """Seconds without making the streamlines, and memory beyond that of the imports."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     started = time.perf_counter()
     for _ in pieces(streamlines):

@@ -1,12 +1,12 @@
-"""Time and peak memory of one training step, ours beside the plain MONAI composition.
+"""Time and peak memory of one training step, compared with a plain MONAI composition.
 
     python -m bundle.bench.training_step --shape 145 174 145
 
-Each layout runs in a process of its own, so that peaks don't mix: two steps to warm up, then the
-median of the timed ones. The layouts look once at the pair, as the plain composition does; the one
-"as shipped" several times (``model.passes``). The plain composition is what one would write first:
+Each layout runs in a separate process, so that peaks don't mix: two steps to warm up, then the
+median of the timed ones. The layouts make one pass over the pair, like the plain composition; "as
+shipped" makes several (``model.passes``). The plain composition is the obvious implementation:
 VoxelMorphUNet, DVF2DDF at full resolution, Warp and LocalNormalizedCrossCorrelationLoss, float32,
-padded to sizes that 8 divides.
+padded to sizes divisible by 8.
 """
 
 from __future__ import annotations
@@ -46,7 +46,9 @@ def our_step(layout: str, shape: tuple[int, ...], device: str) -> Callable[[], N
         sparse_volume(shape).numpy(),
         field_resolution=1 if "full-field" in layout else 2,
         checkpointing="checkpointing" in layout,
-        passes=LearnedAtlasConfig.load({}).model.passes if "as-shipped" in layout else (1,),
+        passes=LearnedAtlasConfig.load({}).model.passes_from_nothing
+        if "as-shipped" in layout
+        else (1,),
     ).to(device)
     network.train()
     if "compiled" in layout:
@@ -123,7 +125,7 @@ def run_one(layout: str, shape: tuple[int, ...], steps: int, device: str) -> dic
 
 
 def main() -> None:
-    """Print a line a layout, and everything as JSON."""
+    """Print one line per layout, and everything as JSON."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--shape", type=int, nargs=3, default=(145, 174, 145))
     parser.add_argument("--steps", type=int, default=3)

@@ -1,11 +1,11 @@
-"""Measures the transfer of labels: accuracy, outliers, time and memory, beside its peers.
+"""Measures the propagation of labels: accuracy, outliers, time and memory, compared with peers.
 
     python -m bundle.bench.transport synthetic --counts 5000 20000 100000 --threads 2
     python -m bundle.bench.transport real --phybers <trk> --dipy <folder> --threads 2
 
-Each measurement runs in a process of its own, whose peak memory and CPU seconds it reports. Peers:
-`nearest`, the label of the nearest atlas fibre (either way round, no outliers), and GeomLoss with
-the settings of its own example (scaling 0.9, KeOps, both sides with their mirror images), where
+Each measurement runs in a separate process, whose peak memory and CPU seconds it reports. Peers:
+`nearest`, the label of the nearest atlas fibre (in either direction, no outliers), and GeomLoss
+with the settings of its example (scaling 0.9, KeOps, both sides with their mirror images), if
 geomloss and pykeops are installed. `--output <stem>` writes JSON and a Markdown table.
 """
 
@@ -57,7 +57,7 @@ def nearest(x: np.ndarray, y: np.ndarray, classes: np.ndarray) -> Labels:
 
 
 def example(x: np.ndarray, y: np.ndarray, classes: np.ndarray, threads: int) -> Labels:
-    """GeomLoss as its example runs it: scaling 0.9, multiscale, masses from its own potentials."""
+    """GeomLoss as in its example: scaling 0.9, multiscale, masses from its potentials."""
     from geomloss import SamplesLoss
     from pykeops.torch import LazyTensor
 
@@ -112,7 +112,7 @@ def labels_by(
 
 
 def score(truth: np.ndarray, found: np.ndarray, mass: np.ndarray) -> dict[str, float]:
-    """Accuracy of inliers (an inlier called outlier is wrong), outliers told, what isn't finite."""
+    """Accuracy of inliers (outlier labels count as wrong), detected outliers, non-finite masses."""
     inlier = truth >= 0
     result = {
         "accuracy": float((found == truth)[inlier].mean()),
@@ -154,7 +154,7 @@ def synthetic(solver: str, count: int, threads: int) -> dict[str, Any]:
         labels_by(solver, x[:50], y[::50], classes[::50], threads)
     (found, mass), cost = timed(lambda: labels_by(solver, x, y, classes, threads))
     lost = np.flatnonzero(truth < 0)
-    # Alone with an atlas fibre at distance d, a fibre keeps about exp(-d^2 / (2 reach^2)).
+    # With one atlas fibre at distance d, a fibre keeps about exp(-d^2 / (2 reach^2)) of its mass.
     limit = settings.reach * np.sqrt(-2 * np.log(settings.outlier_threshold))
     far = lost[distances(x[lost], y) > limit]
     extra = {
@@ -179,7 +179,7 @@ def _split(fibres: np.ndarray, classes: np.ndarray, left_out: float) -> tuple[np
 
 
 def real(solver: str, phybers: Path | None, dipy: Path | None, threads: int) -> dict[str, Any]:
-    """An atlas against streamlines left out of it, and one person's bundles against another's."""
+    """An atlas with held-out streamlines, and one person's bundles with another's."""
     settings = LabelTransferConfig()
     result: dict[str, Any] = {"solver": solver}
 
@@ -201,7 +201,7 @@ def real(solver: str, phybers: Path | None, dipy: Path | None, threads: int) -> 
             for j, (y, classes, others) in enumerate(people):
                 if i != j:
                     assert names == others
-                    # Native spaces: brought together by their middles, nothing else.
+                    # Native spaces: only their centres are aligned.
                     moved = x + _shift(x, y)
                     scores.append(score(truth, *labels_by(solver, moved, y, classes, threads)))
         result["between_people"] = {
@@ -215,7 +215,7 @@ def real(solver: str, phybers: Path | None, dipy: Path | None, threads: int) -> 
 
 
 def _shift(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Move of all points of ``x`` that brings the mean point to that of ``y``."""
+    """Translate ``x`` so that its mean point is that of ``y``."""
     settings = LabelTransferConfig()
     weight = np.ones(settings.n_points)
     weight[[0, -1]] = settings.end_weight
@@ -238,7 +238,7 @@ def _table(rows: list[dict[str, Any]]) -> str:
 
 
 def _in_process(arguments: list[str], limit: float) -> dict[str, Any] | None:
-    """A measurement in a fresh process; None if it fails or takes too long, told on stderr."""
+    """Run a measurement in a new process; None if it fails or takes too long, with a message."""
     command = [sys.executable, "-m", "bundle.bench.transport", *arguments]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=limit, check=False)
@@ -261,7 +261,7 @@ def main() -> None:
     parser.add_argument("--phybers", type=Path)
     parser.add_argument("--dipy", type=Path)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--limit", type=float, default=1800, help="seconds a measurement")
+    parser.add_argument("--limit", type=float, default=1800, help="seconds per measurement")
     parser.add_argument("--output", type=Path, help="stem of a .json and a .md file")
     parser.add_argument("--one", choices=SOLVERS, help=argparse.SUPPRESS)
     asked = parser.parse_args()

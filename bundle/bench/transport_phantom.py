@@ -1,4 +1,4 @@
-"""A synthetic atlas of bundles, and a subject whose fibres' classes are known."""
+"""A synthetic atlas of bundles, and a subject with known classes of its fibres."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ __all__ = ["BUNDLES", "COURSE", "N_POINTS", "WALK", "synthetic_fibres"]
 BUNDLES, N_POINTS = 50, 20
 NOISE, SHIFT, OUTLIERS = 2.5, 1.5, 0.05
 COURSE, WALK = -1, -2
-"""Classes of outliers: a smooth course anywhere in the head, and a random walk."""
+"""Classes of outliers: a smooth curve anywhere in the head, and a random walk."""
 BRAIN = (65.0, 85.0, 60.0)
-"""Half axes of the ellipsoid that the bundles' ends and bends lie in, mm."""
+"""Half axes of the ellipsoid that contains the bundles' ends and bends, mm."""
 HEAD = (75.0, 95.0, 70.0)
-"""Half sides of the box that the outliers' ends and bends lie in, mm."""
+"""Half sides of the box that contains the outliers' ends and bends, mm."""
 STEP = 6.0
 """Length of a random walk's steps, mm."""
 
 
 def _courses(start: np.ndarray, bend: np.ndarray, stop: np.ndarray) -> np.ndarray:
-    """Parabolas ``(n, N_POINTS, 3)`` from ``start`` to ``stop``, drawn towards ``bend``."""
+    """Parabolas ``(n, N_POINTS, 3)`` from ``start`` to ``stop``, pulled towards ``bend``."""
     along = np.linspace(0, 1, N_POINTS)[:, None]
     curve = (1 - along) ** 2 * start[:, None] + 2 * along * (1 - along) * bend[:, None]
     return curve + along**2 * stop[:, None]
@@ -32,7 +32,7 @@ def _bundles(rng: np.random.Generator) -> np.ndarray:
 
 
 def _walks(count: int, rng: np.random.Generator) -> np.ndarray:
-    """Walks with a memory of their direction, around a place in the ellipsoid."""
+    """Random walks with correlated directions, around a point in the ellipsoid."""
     heading = rng.standard_normal((count, N_POINTS, 3)).cumsum(1)
     heading *= STEP / np.linalg.norm(heading, axis=-1, keepdims=True)
     walk = heading.cumsum(1)
@@ -42,7 +42,7 @@ def _walks(count: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def _wander(count: int, rng: np.random.Generator) -> np.ndarray:
-    """Each fibre's own smooth deviation, `NOISE` mm per coordinate and point."""
+    """A smooth random deviation of each fibre, `NOISE` mm per coordinate and point."""
     waves = np.cos(np.pi * np.arange(4)[:, None] * np.linspace(0, 1, N_POINTS))
     waves /= np.sqrt((waves**2).sum(0))
     return np.einsum("nkc,kp->npc", rng.standard_normal((count, 4, 3)) * NOISE, waves)
@@ -53,12 +53,12 @@ def synthetic_fibres(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """An atlas and a subject of ``count`` fibres each.
 
-    The subject's bundles lie `SHIFT` mm off the atlas's, each in a direction of its own; one
-    fibre in twenty belongs to none, half of them courses anywhere in the head's box, half random
-    walks; every fibre of both is reversed half of the time.
+    The subject's bundles are shifted by `SHIFT` mm from the atlas's, each in another direction. One
+    fibre in twenty belongs to none: half of these are curves anywhere in the head's box, half
+    random walks. In both, half of the fibres are reversed.
 
     Returns:
-        subject ``(count, N_POINTS, 3)`` float32 in mm, its classes with `COURSE` or `WALK` for
+        Subject ``(count, N_POINTS, 3)`` float32 in mm, its classes with `COURSE` or `WALK` for
         outliers, and atlas and classes likewise.
     """
     rng = np.random.default_rng(seed)

@@ -1,4 +1,4 @@
-"""Draws the pictures of docs/label_transfer.md, from the synthetic atlas alone.
+"""Draws the pictures of docs/label_transfer.md, from the synthetic atlas.
 
 python -m bundle.bench.transport_picture docs/pictures
 """
@@ -23,7 +23,7 @@ def draw(folder: Path, count: int = 4000) -> None:
     """Write ``labelled_fibres.png`` and ``outlier_masses.png``.
 
     Args:
-        folder: where to.
+        folder: destination.
         count: fibres of atlas and subject.
     """
     settings = LabelTransferConfig()

@@ -1,1 +1,1 @@
-"""MONAI Label tried on the bundle: its environment, and a check of a server with the model."""
+"""Tests the bundle under MONAI Label: its environment, and a check of a server with the model."""

@@ -1,7 +1,7 @@
-"""MONAI Label over the packed bundle: listed, asked for labels, trained, asked again.
+"""A check of the packed bundle under MONAI Label: listing, inference, training, inference again.
 
-Everything goes through MONAI Label's REST interface, as its viewers do it, and what comes back is
-held against what the bundle itself says in the repository's environment.
+Everything goes through MONAI Label's REST interface, as with its viewers. The answers are compared
+with the results of the bundle in the repository's environment.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from scripts.runtime.storage import file_hash
 
 __all__ = ["label_check"]
 
-SUBJECTS = 8  # of which MONAI Label holds a fifth back: six train
+SUBJECTS = 8  # MONAI Label holds a fifth of them back: six are for training
 TINY = (
     "--learned_atlas#device=cpu",
     "--learned_atlas#dtype=float32",
@@ -47,42 +47,42 @@ TINY = (
     "--learned_atlas#refine#network_epochs=2",
 )
 EPOCHS = 2
-_START, _ANSWER, _TRAINING = 300, 300, 1800  # seconds to wait at most
+_START, _ANSWER, _TRAINING = 300, 300, 1800  # longest waiting times, seconds
 _SHOWN = 25  # lines of a log in an error
-_EDGE = 1e-5  # of the largest density: float32 decides such a voxel either way
+_EDGE = 1e-5  # of the largest density: rounding in float32 decides such a voxel
 
 
 def label_check(
     root: Path, environment: Path, work: Path, archive: Path | None, studies: Path | None
 ) -> dict[str, Any]:
-    """Run the whole of it.
+    """Run the whole check.
 
     Args:
         root: of the repository.
-        environment: folder of MONAI Label's environment, made if it isn't there.
+        environment: folder of MONAI Label's environment, created if missing.
         work: an empty or missing folder for everything else.
-        archive: of `pack`; None trains and packs a tiny atlas of a phantom cohort.
-        studies: folder of maps to work on, all in the one folder, at least five, with a
-            `<map>_waytotal` each where the atlas was normalised by it; needed with an archive.
+        archive: from `pack`; None trains and packs a tiny atlas of a phantom cohort.
+        studies: folder of maps to work on, all directly in it, at least five, with a
+            `<map>_waytotal` each if the atlas was normalised by it; needed with an archive.
 
     Returns:
-        what was seen: times in seconds, sizes in bytes, labels, versions.
+        The results: times in seconds, sizes in bytes, labels, versions.
 
     Raises:
-        LabelCheckError: something isn't as it must be.
+        LabelCheckError: a check fails.
     """
     if (archive is None) != (studies is None):
         raise LabelCheckError("--archive and --studies go together: an atlas, and maps for it")
     for given in (archive, studies):
         if given is not None and not given.exists():
-            raise LabelCheckError(f"there is no {given}")
+            raise LabelCheckError(f"no such file or folder: {given}")
     if work.exists() and any(work.iterdir()):
         raise LabelCheckError(f"{work} isn't empty; name another folder with --work")
     work = work.absolute()
     work.mkdir(parents=True, exist_ok=True)
     seen: dict[str, Any] = {}
     label = LabelEnvironment(environment, root)
-    say(f"environment {label.folder} (minutes where it has to be made)")
+    say(f"environment {label.folder} (takes minutes if it has to be made)")
     seen["environment_seconds"] = round(label.prepare(), 1)
     seen["environment_bytes"] = label.size()
     seen["versions"] = label.versions()
@@ -112,7 +112,7 @@ def _check_everything(
     _check_listing(server, expected)
     seen["labels"] = expected
 
-    say("asking for the labels of every study")
+    say("requesting the labels of every study")
     before = {}
     seconds = []
     for name in names:
@@ -126,18 +126,18 @@ def _check_everything(
         raise LabelCheckError(f"labels are named {told['label_names']}, must be {expected}")
     seen["voxels_labelled"] = _compare(bundle, work / "own", studies, before)
 
-    say("handing the labels in, and training")
+    say("submitting the labels, and training")
     for name, answer in before.items():
         server.submit(name, answer)
     model = bundle / "models/model.pt"
     old = file_hash(model)
     seen["training_seconds"] = server.train({"max_epochs": EPOCHS, "device": "cpu"})
     if file_hash(model) == old:
-        raise LabelCheckError(f"{model} is the same after the training")
+        raise LabelCheckError(f"{model} is unchanged after the training")
     described = json.loads((bundle / "output/learned_atlas/atlas.json").read_text(encoding="utf-8"))
     seen["trained_on"] = described["n_subjects"]
 
-    say("asking the model that was trained")
+    say("requesting labels from the trained model")
     after = {names[0]: server.infer(names[0], work / "answers" / f"{names[0]}_again.nii.gz")}
     seen["voxels_labelled_after"] = _compare(bundle, work / "own_again", studies, after)
 
@@ -154,12 +154,12 @@ def _check_listing(server: _Server, labels: dict[str, int]) -> None:
 
 
 # ---------------------------------------------------------------------------------------------
-# What the bundle itself says
+# Results of the bundle itself
 # ---------------------------------------------------------------------------------------------
 
 
 def _tiny_archive(root: Path, work: Path, studies: Path) -> tuple[Path, float]:
-    """A tiny atlas, packed, and its subjects' maps as studies."""
+    """Make a tiny packed atlas, with its subjects' maps as studies."""
     cohort = work / "cohort"
     write_demo_cohort(cohort, subjects=SUBJECTS, held_out=0, shape=(32, 36, 32))
     started = time.monotonic()
@@ -184,23 +184,23 @@ def _tiny_archive(root: Path, work: Path, studies: Path) -> tuple[Path, float]:
 def _study_names(studies: Path) -> list[str]:
     names = sorted(path.name.removesuffix(".nii.gz") for path in studies.glob("*.nii.gz"))
     if len(names) < 2:
-        raise LabelCheckError(f"{studies} holds {len(names)} maps (.nii.gz); at least 2 are needed")
+        raise LabelCheckError(f"{studies} contains {len(names)} maps (.nii.gz), needs at least 2")
     return names
 
 
 def _compare(bundle: Path, own: Path, studies: Path, answers: dict[str, Path]) -> dict[str, int]:
-    """Hold label maps against the presence that the bundle finds itself, in its environment.
+    """Compare label maps with the presence that the bundle computes in its environment.
 
     Returns:
-        labelled voxels by study.
+        Number of labelled voxels by study.
     """
     maps = [str(studies / f"{name}.nii.gz") for name in answers]
     _run(
         [
             "-m", "monai.bundle", "run", "registering", "--config_file", "configs/inference.yaml",
             f"--input={maps}", f"--output_dir={own}", "--learned_atlas#device=cpu",
-            "--learned_atlas#dtype=float32",  # as MONAI Label computes
-            # Folds are no question of labels, and a tiny model may fold.
+            "--learned_atlas#dtype=float32",  # as in MONAI Label
+            # Folds don't matter for labels, and a tiny model may fold.
             "--learned_atlas#verify_jacobian=$False",
         ],
         bundle,
@@ -223,14 +223,14 @@ def _compare(bundle: Path, own: Path, studies: Path, answers: dict[str, Path]) -
         density = density.reshape(*shape, -1)
         expected = np.where(density.max(-1) > presence, density.argmax(-1) + 1, 0)
         edge = np.abs(density - presence).min(-1) <= _EDGE * density.max()
-        if density.shape[-1] > 1:  # nor is it told which of two equal ones is the greater
+        if density.shape[-1] > 1:  # rounding also decides between two equal densities
             first, second = np.sort(density, axis=-1)[..., -1], np.sort(density, axis=-1)[..., -2]
             edge |= first - second <= _EDGE * density.max()
         differing = int(((labels != expected) & ~edge).sum())
         if differing or not expected.any():
             raise LabelCheckError(
-                f"{differing} voxels of {name} are labelled otherwise than the bundle's own "
-                f"presence ({int((expected > 0).sum())} voxels) says"
+                f"{differing} voxels of {name} have another label than the bundle's presence "
+                f"({int((expected > 0).sum())} voxels)"
             )
         counts[name] = int((labels > 0).sum())
     return counts
@@ -239,12 +239,12 @@ def _compare(bundle: Path, own: Path, studies: Path, answers: dict[str, Path]) -
 def _image(path: Path) -> nib.Nifti1Image:
     image = nib.load(path)
     if not isinstance(image, nib.Nifti1Image):
-        raise LabelCheckError(f"{path} is no NIfTI image")
+        raise LabelCheckError(f"{path} is not a NIfTI image")
     return image
 
 
 def _run(arguments: list[str], folder: Path) -> None:
-    """Run Python in this very environment."""
+    """Run Python in the current environment."""
     environment = {**clean_environment(), "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
     result = subprocess.run(
         [sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True
@@ -276,15 +276,15 @@ def _application(label: LabelEnvironment, archive: Path, work: Path) -> Path:
     models.mkdir()
     unpack(archive, models)
     if not (models / NAME / "models/model.pt").is_file():
-        raise LabelCheckError(f"{archive} is no archive of `python -m bundle pack`")
+        raise LabelCheckError(f"{archive} is not an archive of `python -m bundle pack`")
     return models / NAME
 
 
 def unpack(archive: Path, folder: Path) -> None:
-    """Unpack an archive of `pack`, all of which lies in one folder.
+    """Unpack an archive of `pack`, whose content is in one folder.
 
     Raises:
-        LabelCheckError: it is no such archive, a name leads elsewhere, or it holds a link.
+        LabelCheckError: it isn't such an archive, a name leads out of it, or it contains a link.
     """
     try:
         with zipfile.ZipFile(archive) as packed:
@@ -292,7 +292,7 @@ def unpack(archive: Path, folder: Path) -> None:
                 parts = PurePosixPath(one.filename).parts
                 link = (one.external_attr >> 16) & 0o170000 == 0o120000
                 if parts[:1] != (NAME,) or ".." in parts or "\\" in one.filename or link:
-                    raise LabelCheckError(f"{archive}: holds {one.filename!r}; nothing is unpacked")
+                    raise LabelCheckError(f"{archive}: has {one.filename!r}; nothing is unpacked")
             if packed.testzip() is not None:
                 raise LabelCheckError(f"{archive}: is damaged; nothing is unpacked")
             packed.extractall(folder)
@@ -301,7 +301,7 @@ def unpack(archive: Path, folder: Path) -> None:
 
 
 class _Server:
-    """MONAI Label's server, for as long as the block lasts."""
+    """MONAI Label's server, running inside the block."""
 
     def __init__(self, label: LabelEnvironment, work: Path, studies: Path) -> None:
         self.label = label
@@ -376,7 +376,7 @@ class _Server:
         body: bytes | None = None,
         kind: str = "application/json",
     ) -> Any:
-        """One request; the answer parsed where it is JSON, else its bytes."""
+        """Send one request; parse the answer if it is JSON, else return its bytes."""
         address = f"http://127.0.0.1:{self.port}/{path}"
         if query:
             address += f"?{urllib.parse.urlencode(query)}"
@@ -395,7 +395,7 @@ class _Server:
         return json.loads(content) if told == "application/json" else content
 
     def infer(self, image: str, target: Path) -> Path:
-        """Ask for a study's label map and save it."""
+        """Request a study's label map and save it."""
         form = urllib.parse.urlencode({"params": json.dumps({"device": "cpu"})}).encode()
         answer = self.request(
             "POST", f"infer/{NAME}", {"image": image, "output": "image"}, form,
@@ -406,7 +406,7 @@ class _Server:
         return target
 
     def submit(self, image: str, label: Path) -> None:
-        """Hand a label map in as final."""
+        """Submit a label map as final."""
         boundary = uuid.uuid4().hex
         head = (
             f'--{boundary}\r\nContent-Disposition: form-data; name="label"; '
@@ -419,7 +419,7 @@ class _Server:
         )  # fmt: skip
 
     def train(self, options: dict[str, Any]) -> float:
-        """Train, and wait for the end; returns the seconds."""
+        """Train, wait for the end, and return the seconds."""
         begun = time.monotonic()
         task = self.request("POST", f"train/{NAME}", body=json.dumps(options).encode())
         while task["status"] in ("SUBMITTED", "RUNNING"):
@@ -441,5 +441,5 @@ def _free_port() -> int:
 
 
 def say(message: str) -> None:
-    """Tell the person at the terminal; standard output belongs to the figures."""
+    """Print a message for the user; standard output belongs to the results."""
     print(f"label-check: {message}", file=sys.stderr, flush=True)

@@ -1,7 +1,7 @@
-"""The environment that MONAI Label runs in: its own, beside the repository's.
+"""The separate environment of MONAI Label, beside the repository's.
 
-MONAI Label asks for NumPy 1 and for older DICOM packages than its dependencies would bring, so that
-it can't share an environment with the pins of requirements.txt.
+MONAI Label needs NumPy 1 and older DICOM packages than its dependencies would install, so it can't
+share an environment with the pins of requirements.txt.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ __all__ = ["PACKAGES", "LabelCheckError", "LabelEnvironment"]
 MONAI_LABEL = "0.8.5"
 PACKAGES = (
     f"monailabel=={MONAI_LABEL}",
-    # Newer ones have other names for what MONAI Label 0.8.5 imports.
+    # Newer versions renamed what MONAI Label 0.8.5 imports.
     "pydicom==2.4.5",
     "dicomweb-client==0.59.3",
     "pynetdicom==2.1.1",
 )
 _SHOWN = 15  # lines of pip's output in an error
-# torchvision comes as a CUDA build alone; beside a CPU build of torch its compiled part can't be
-# loaded, and its Python part asks for two operators of it while it is imported. MONAI Label calls
-# neither of them here.
+# torchvision exists only as a CUDA build. With a CPU build of torch its compiled part can't be
+# loaded, and its Python part needs two operators of it at import. MONAI Label calls neither of them
+# here.
 _OPERATORS = '''\
 """Lets torchvision be imported beside a CPU build of torch (written by label-check)."""
 
@@ -59,15 +59,15 @@ sys.meta_path.insert(0, DefineOperators())
 
 
 class LabelCheckError(Exception):
-    """The check can't be made, or something isn't as it must be; the message says what."""
+    """The check can't run, or fails; the message says why."""
 
 
 class LabelEnvironment:
     """A virtual environment with MONAI Label, made on first use and then reused.
 
     Args:
-        folder: where; anything that stands there and wasn't made by this class is left alone.
-        root: of the bundle, whose metadata tell the versions that it asks for.
+        folder: its location; a folder that this class didn't make is left alone.
+        root: of the bundle, whose metadata contain the required versions.
     """
 
     def __init__(self, folder: Path, root: Path) -> None:
@@ -77,24 +77,24 @@ class LabelEnvironment:
         self.stamp = self.folder / "label-check.json"
 
     def constraints(self) -> list[str]:
-        """Versions that the bundle is tested with; NumPy's is left to MONAI Label."""
+        """Versions that the bundle is tested with; NumPy's is chosen by MONAI Label."""
         metadata = json.loads((self.root / "configs/metadata.json").read_text(encoding="utf-8"))
         pins = {"monai": metadata["monai_version"], **metadata["required_packages_version"]}
         return [f"torch=={TORCH}", *(f"{name}=={version}" for name, version in pins.items())]
 
     def fingerprint(self) -> str:
-        """SHA-256 of all that decides what the environment must hold."""
+        """SHA-256 of everything that determines the content of the environment."""
         wanted = [*PACKAGES, *self.constraints(), _OPERATORS, platform.python_version()]
         return hashlib.sha256("\n".join(wanted).encode()).hexdigest()
 
     def prepare(self) -> float:
-        """Make the environment unless it is there.
+        """Make the environment unless it exists.
 
         Returns:
-            the seconds that its installation took, then or earlier.
+            Seconds that its installation took, now or earlier.
 
         Raises:
-            LabelCheckError: something else stands in its place, or pip failed.
+            LabelCheckError: something else is in its place, or pip failed.
         """
         if self.stamp.is_file():
             made = json.loads(self.stamp.read_text(encoding="utf-8"))
@@ -102,12 +102,12 @@ class LabelEnvironment:
                 return float(made["seconds"])
         elif self.folder.exists() and any(self.folder.iterdir()):
             raise LabelCheckError(
-                f"{self.folder} holds something else than an environment of this command; name "
+                f"{self.folder} contains something else than an environment of this command; name "
                 "another folder with --environment"
             )
         started = time.monotonic()
         venv.create(self.folder, with_pip=True, clear=True)
-        # Left empty until all is there, so that an interrupted set-up is known as ours.
+        # Empty until everything is installed, so that an interrupted set-up is recognised as ours.
         self.stamp.write_text('{"fingerprint": ""}\n', encoding="utf-8")
         limits = self.folder / "constraints.txt"
         limits.write_text("\n".join(self.constraints()) + "\n", encoding="utf-8")
@@ -124,17 +124,17 @@ class LabelEnvironment:
         return seconds
 
     def monai_label(self) -> list[str]:
-        """Its command; the script that MONAI Label installs breaks paths at spaces."""
+        """Its command; the script that MONAI Label installs fails on paths with spaces."""
         return [str(self.python), "-m", "monailabel.main"]
 
     def variables(self) -> dict[str, str]:
-        """For `monai_label`, as its script sets them: training reads PYTHONPATH, and adds to it."""
+        """Variables of `monai_label`, as its script sets them: training adds to PYTHONPATH."""
         variables = clean_environment()
         path = f"{self.folder / 'bin'}{os.pathsep}{variables.get('PATH', '')}"
         return {**variables, "PATH": path, "PYTHONPATH": str(self.folder)}
 
     def versions(self) -> dict[str, str]:
-        """Of the packages that matter, as installed."""
+        """Installed versions of the relevant packages."""
         names = ["monailabel", "monai", "torch", "torchvision", "numpy", "nibabel", "pydantic"]
         code = (
             "import json; from importlib.metadata import version; "
@@ -143,7 +143,7 @@ class LabelEnvironment:
         return json.loads(self._output(code))
 
     def size(self) -> int:
-        """Bytes on disk."""
+        """Size on disk, bytes."""
         return sum(path.lstat().st_size for path in self.folder.rglob("*") if path.is_file())
 
     def _pip(self, *arguments: str) -> None:

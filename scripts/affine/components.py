@@ -1,4 +1,4 @@
-"""What the affine networks' configs name."""
+"""Components that the configs of the affine networks name."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ __all__ = ["affine_loss", "affine_transforms", "synthetic_pairs"]
 
 
 def affine_transforms(images: PairImages, settings: LearnedAffineConfig) -> Compose:
-    """From a subject's files to its image on the network's grid."""
+    """Transforms from a subject's files to its image on the network's grid."""
     return Compose([OntoNetworkGridd("image", images.grid, settings.images.log_share)])
 
 
 def synthetic_pairs(images: PairImages, settings: LearnedAffineConfig) -> SyntheticPairs:
-    """The pairs that the settings ask for."""
+    """The pairs, made according to the settings."""
     return SyntheticPairs(images.grid, settings.family, settings.pairs, settings.optimizer.seed)
 
 
 def affine_loss(settings: LearnedAffineConfig) -> AffineLoss:
-    """The loss that the settings ask for."""
+    """The loss, with the weights of the settings."""
     return AffineLoss(settings.loss.parameter_weight, settings.loss.image_weight)

@@ -1,4 +1,4 @@
-"""What finds a transform in a pair of images: a regression of parameters, or matched keypoints."""
+"""Estimators of the transform of a pair: regression of parameters, or matching of keypoints."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from scripts.spatial.affine_parameters import Frame, matrix_of, parameter_count
 __all__ = ["KeypointEstimator", "ParameterEstimator", "centres_of_mass"]
 
 _SMALL = 48  # voxels along the shortest axis: smaller images aren't pooled at the entrance
-_POOLED = 2  # cells along an axis that features are averaged in: where they are must not be lost
+_POOLED = 2  # cells per axis for averaging features: their position must not be lost
 _GROUPS = 8
 _HIDDEN = 128
-_RECTIFIED_AT = -1.0  # at the start a map counts where it is a standard deviation above its mean
+_RECTIFIED_AT = -1.0  # initially a map counts where it is a standard deviation above its mean
 
 
 def _resnet(
     spatial_dims: int, channels: int, width: float, stride: int = 1, small: bool = True
 ) -> ResNet:
-    """A ResNet-18 without its last layer; batches are small, so groups are normalised.
+    """A ResNet-18 without its last layer, with group normalisation because batches are small.
 
-    On small images it begins with a narrow convolution and no pooling, as He et al. have it for
-    theirs of 32 pixels, or else nothing of the place of a feature would be left.
+    For small images it begins with a narrow convolution and no pooling, as in He et al. for images
+    of 32 pixels; otherwise the positions of features would be lost.
     """
     return resnet18(
         spatial_dims=spatial_dims,
@@ -42,10 +42,10 @@ def _resnet(
 
 
 class ParameterEstimator(nn.Module):
-    """A ResNet-18 that looks at a pair and gives the transform's parameters.
+    """A ResNet-18 that maps a pair to the parameters of a transform.
 
-    Its last layer is zero at the start: the identity. Mean pooling over the whole volume would
-    leave the place of a feature to the borders' padding; cells of a coarse grid keep it.
+    Its last layer is initialised with zeros, which gives the identity. Mean pooling over the whole
+    volume would lose the position of a feature; pooling into the cells of a coarse grid keeps it.
 
     Mok and Chung, Affine medical image registration with coarse-to-fine vision transformer, CVPR
     2022 (for the cascade); He et al., CVPR 2016.
@@ -53,10 +53,10 @@ class ParameterEstimator(nn.Module):
     Args:
         shape: of the network's grid.
         frame: of the network's grid.
-        family: of the transforms.
-        pair: ``channels`` (the pair as two channels) or ``towers`` (each image on its own through
-            equal weights, features concatenated).
-        width: 1 is ResNet-18's own, 64 to 512 channels.
+        family: transform model.
+        pair: ``channels`` (the pair as two channels) or ``towers`` (each image passes through the
+            same weights, and the features are concatenated).
+        width: 1 is the original ResNet-18 with 64 to 512 channels.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class ParameterEstimator(nn.Module):
     ) -> None:
         super().__init__()
         if pair not in ("channels", "towers"):
-            raise ValueError(f"pair is 'channels' or 'towers', not {pair!r}")
+            raise ValueError(f"pair must be 'channels' or 'towers', got {pair!r}")
         d = frame.spatial_dims
         self.frame = frame
         self.family = family
@@ -96,7 +96,7 @@ class ParameterEstimator(nn.Module):
     def forward(
         self, fixed: torch.Tensor, moving: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Matrix ``(B, 4, 4)`` float64 and the parameters that it was made of."""
+        """Matrix ``(B, 4, 4)`` float64 and its parameters."""
         parameters = self.parameters_between(fixed, moving)
         return matrix_of(parameters, self.family, self.frame), parameters
 
@@ -104,15 +104,15 @@ class ParameterEstimator(nn.Module):
 def centres_of_mass(
     maps: torch.Tensor, half_width: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Keypoints of feature maps, and how much there is of each.
+    """Keypoints of feature maps: their centres of mass, and their masses.
 
     Args:
-        maps: ``(B, K, *shape)``; what is negative is cut off.
-        half_width: ``(d,)`` mm, half the extent of the volume that the maps show.
+        maps: ``(B, K, *shape)``; negative values count as 0.
+        half_width: ``(d,)`` mm, half the extent of the volume.
 
     Returns:
-        points ``(B, K, d)`` float64, mm from the volume's centre (an empty map's is the centre),
-        and masses ``(B, K)`` float64, the maps' means.
+        Points ``(B, K, d)`` float64, mm from the volume's centre (the centre itself for an empty
+        map), and masses ``(B, K)`` float64, the means of the maps.
     """
     mass = maps.double().clamp_min(0)
     d = mass.dim() - 2
@@ -122,25 +122,25 @@ def centres_of_mass(
         n = mass.shape[2 + axis]
         along = mass.sum([2 + other for other in range(d) if other != axis])
         where = (torch.arange(n, dtype=torch.float64, device=mass.device) + 0.5) * 2 / n - 1
-        # Half a unit in the last place of a map's sum, so that 0 / 0 is 0.
+        # Half a unit in the last place of a map's sum, so that 0 / 0 gives 0.
         points.append((along * where).sum(2) / total.clamp_min(1e-12) * half_width[axis])
     return torch.stack(points, dim=2), mass.flatten(2).mean(2)
 
 
 class KeypointEstimator(nn.Module):
-    """Features of each image alone, their centres of mass, and the matrix between them.
+    """Features of each image, their centres of mass, and the least-squares matrix between them.
 
-    The two images see the same weights, and the least squares are the same both ways: swapping
-    the pair inverts the matrix exactly (but see `keypoints` for anisotropic scales).
+    Both images pass through the same weights, and the least squares are symmetric: swapping the
+    pair inverts the matrix exactly (but see `keypoints` for anisotropic scales).
 
     Wang et al., KeyMorph, MedIA 2023; Hoffmann et al., SynthMorph, Imaging Neuroscience 2024.
 
     Args:
         frame: of the network's grid.
-        family: of the transforms.
-        keypoints: how many.
+        family: transform model.
+        keypoints: number of keypoints.
         backbone: ``unet`` (features at full resolution) or ``resnet`` (at a quarter).
-        width: of the backbone; 1: ResNet-18's own, or a U-Net of 64 to 256 channels.
+        width: of the backbone; 1: the original ResNet-18, or a U-Net with 64 to 256 channels.
         ridge: see `fit_matrix`.
     """
 
@@ -166,36 +166,37 @@ class KeypointEstimator(nn.Module):
             )
         elif backbone == "resnet":
             whole = _resnet(d, 1, width, stride=2)
-            *_, shift = whole.layer2.parameters()  # of the last normalisation, one a channel
+            *_, shift = whole.layer2.parameters()  # of the last normalisation, one per channel
             channels = len(shift)
             last = (nn.Conv3d if d == 3 else nn.Conv2d)(channels, keypoints, kernel_size=1)
             self.features = nn.Sequential(
                 whole.conv1, whole.bn1, whole.act, whole.layer1, whole.layer2, last
             )
         else:
-            raise ValueError(f"backbone is 'unet' or 'resnet', not {backbone!r}")
-        # Without it a map that is bright everywhere outweighs all others, its centre of mass in
-        # the middle whatever the image: too few points are left, and no gradient to mend that.
+            raise ValueError(f"backbone must be 'unet' or 'resnet', got {backbone!r}")
+        # Without this shift a map that is bright everywhere outweighs all others. Its centre of
+        # mass is always the middle of the volume, so too few points remain, and no gradient
+        # corrects it.
         norm = nn.InstanceNorm3d if d == 3 else nn.InstanceNorm2d
         self.norm = norm(keypoints, affine=True)
         nn.init.constant_(self.norm.bias, _RECTIFIED_AT)
 
     def fit(self, fixed: torch.Tensor, moving: torch.Tensor) -> KeypointFit:
-        """Local matrices ``(B, d + 1, d + 1)`` and what the keypoints could carry."""
+        """Local matrices ``(B, d + 1, d + 1)`` and which model the keypoints could determine."""
         maps = self.norm(self.features(torch.cat([fixed, moving])).float())
         with torch.autocast(maps.device.type, enabled=False):
             points, mass = centres_of_mass(maps, self.frame.half_width.to(maps.device))
             first, second = points.chunk(2)
             m, n = mass.chunk(2)
             weights = m * n
-            # What one of the images lacks counts for neither.
+            # A keypoint that is missing in one image counts in neither.
             weights = weights / weights.sum(1, keepdim=True).clamp_min(1e-12)
             return fit_matrix(first, second, weights, self.family, self.ridge)
 
     def forward(
         self, fixed: torch.Tensor, moving: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Matrix ``(B, 4, 4)`` float64; there are no parameters to it."""
+        """Matrix ``(B, 4, 4)`` float64; no parameters."""
         local = self.fit(fixed, moving).matrix
         d = self.frame.spatial_dims
         if d == 3:

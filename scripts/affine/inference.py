@@ -1,4 +1,4 @@
-"""Affine networks used: built, read from a checkpoint, and asked about a pair of images."""
+"""Use of affine networks: building, reading from a checkpoint, estimating a pair's transform."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ __all__ = [
 
 
 def build_affine_network(images: PairImages, settings: LearnedAffineConfig) -> AffineNetwork:
-    """The network that the settings ask for, initialised by their seed."""
+    """The network of the settings, initialised with their seed."""
     torch.manual_seed(settings.optimizer.seed)
     return _built(images.grid, settings, pair_description(images, settings))
 
@@ -68,10 +68,10 @@ def _built(
 
 
 def load_affine_network(path: str | Path) -> AffineNetwork:
-    """A published network, ready to be asked.
+    """Load a published network, ready for use.
 
     Raises:
-        CheckpointError: the file isn't there, is damaged, or is no affine network's.
+        CheckpointError: the file doesn't exist, is damaged, or isn't an affine network.
     """
     return load_pair_network(path, "affine network", "estimator", LearnedAffineConfig, _built)
 
@@ -83,12 +83,13 @@ def prepared_pair(
     moving: np.ndarray,
     moving_affine: np.ndarray,
 ) -> torch.Tensor:
-    """Two images, on whatever grids, as the network sees them: ``(1, 2, *shape)``.
+    """Two images, on any grids, as input of the network: ``(1, 2, *shape)``.
 
-    Each is brought onto the network's grid about the centre of its own volume.
+    Each is resampled to the network's grid about the centre of its volume.
 
     Raises:
-        CohortError: an image is constant or not finite, or has other dimensions than the network.
+        CohortError: an image is constant or not finite, or its dimensions differ from the
+        network's.
     """
     log_share = network.description["settings"]["images"]["log_share"]
     pair = ("fixed", fixed, fixed_affine), ("moving", moving, moving_affine)
@@ -105,9 +106,9 @@ def estimate_matrix(
     moving_affine: np.ndarray,
     passes: int | None = None,
 ) -> torch.Tensor:
-    """The network's matrix ``(4, 4)`` float64, fixed world point to moving world point (RAS, mm).
+    """The network's matrix ``(4, 4)`` float64, from fixed to moving world points (RAS, mm).
 
-    Images ``(*shape)`` of any two grids; ``passes`` takes the place of the trained cascade's.
+    Images ``(*shape)`` may have any two grids; ``passes`` replaces the number used in training.
 
     Raises:
         CohortError: see `prepared_pair`.
@@ -121,7 +122,7 @@ def estimate_matrix(
 def world_matrix(
     network: AffineNetwork, local: torch.Tensor, fixed: Grid, moving: Grid
 ) -> torch.Tensor:
-    """A matrix of the network's grid ``(4, 4)`` between the worlds of two images' grids."""
+    """A matrix of the network's grid ``(4, 4)`` as one between the worlds of the two images."""
     d = len(network.grid.shape)  # a plane's file may have a third axis of one voxel
     return _in_world(network, local, fixed.affine, fixed.shape[:d], moving.affine, moving.shape[:d])
 
@@ -142,7 +143,7 @@ def _in_world(
 def open_affine_network(
     path: str | Path, settings: EstimateAffineConfig, written: Sequence[str | Path] = ()
 ) -> AffineNetwork:
-    """The network in ``<ckpt_dir>/affine_model.pt``; see `opened`.
+    """Load the network in ``<ckpt_dir>/affine_model.pt``; see `opened`.
 
     Args:
         path: of the network.
@@ -159,7 +160,7 @@ def open_affine_network(
 
 
 class PairOfImages(Transform):
-    """Reads a pair of files and brings each onto the network's grid, as ``image``.
+    """Reads a pair of files and resamples both to the network's grid, as ``image``.
 
     Args:
         network: as published.
@@ -182,13 +183,14 @@ class PairOfImages(Transform):
 
 
 class EstimateWriter(PairWriter):
-    """Publishes ``<folder>/<moving image's name>/``, whole or not at all.
+    """Publishes ``<folder>/<moving image's name>/``, completely or not at all.
 
-    Both directions as ITK text and 4x4 text, each image on the other's grid, ``estimated.json``.
+    Writes both directions as ITK text and 4x4 text, each image on the other's grid, and
+    ``estimated.json``.
 
     Args:
         network: as published.
-        folder: where to.
+        folder: destination.
     """
 
     def __init__(self, network: torch.nn.Module, folder: str | Path) -> None:

@@ -1,9 +1,9 @@
 """From matched keypoints to a matrix: weighted least squares in closed form.
 
-Points are ``(B, K, d)`` in mm, weights ``(B, K)`` not negative, matrices ``(B, d + 1, d + 1)``
-homogeneous; all is computed in float64 and can be differentiated. Both directions are fitted and
-averaged, so that swapping the two sets gives exactly the inverse matrix. (Not for rigid motion
-with anisotropic scales: the inverse of such a matrix scales last and is no member of the family.)
+Points are ``(B, K, d)`` in mm, weights ``(B, K)`` >= 0, matrices ``(B, d + 1, d + 1)`` homogeneous.
+Everything is computed in float64 and is differentiable. Both directions are fitted and averaged, so
+that swapping the two sets gives exactly the inverse matrix. (Except for rigid motion with
+anisotropic scales: the inverse of such a matrix scales last and isn't in the transform model.)
 
 Wang et al., KeyMorph, Medical Image Analysis 2023; Hoffmann et al., Anatomy-aware and
 acquisition-agnostic joint registration (SynthMorph), Imaging Neuroscience 2024.
@@ -24,21 +24,21 @@ __all__ = ["LEVELS", "KeypointFit", "effective_points", "fit_matrix", "nearest_r
 logger = logging.getLogger(__name__)
 
 LEVELS = ("identity", "translation", *FAMILIES)
-"""What points can determine, from nothing to everything."""
+"""What points can determine, in increasing order."""
 
-_FLAT = 1e-6  # ratio of variances below which a cloud has lost a dimension: 1/1000 of its length
-_ALTERNATIONS = 20  # of rotation and scales; noise-free points are met at the first
+_FLAT = 1e-6  # ratio of variances below which a point cloud is flat: 1/1000 of its length
+_ALTERNATIONS = 20  # of rotation and scales; for noise-free points the first one is exact
 
 
 @dataclass(frozen=True, eq=False)
 class KeypointFit:
-    """A matrix a pair, and what the points could carry.
+    """A matrix per pair, and what the points could determine.
 
     Attributes:
         matrix: ``(B, d + 1, d + 1)`` float64, maps ``source`` to ``target``.
-        level: index into `LEVELS` of what was really fitted ``(B,)`` int64, never above the family
-            that was asked for.
-        effective: number of points that the weights amount to ``(B,)``.
+        level: index into `LEVELS` of the model that was fitted ``(B,)`` int64, never above the
+            requested one.
+        effective: effective number of points ``(B,)``.
     """
 
     matrix: torch.Tensor
@@ -47,11 +47,11 @@ class KeypointFit:
 
 
 class _NearestRotation(torch.autograd.Function):
-    """``R`` that maximises trace(R^T H), with a gradient that no equal singular values upset.
+    """``R`` that maximises trace(R^T H), with a gradient that is stable for equal singular values.
 
     With H = U S V^T and D = diag(1, ..., det(U V^T)), R = U D V^T. From H = R P, P symmetric,
     U^T dR V D is antisymmetric with entries (W_ij - W_ji) / (s_i + s_j), W = U^T dH V D and s the
-    diagonal of S D. Differentiating through the decomposition itself divides by s_i - s_j instead.
+    diagonal of S D. Differentiating the decomposition itself would divide by s_i - s_j instead.
     """
 
     @staticmethod
@@ -68,18 +68,18 @@ class _NearestRotation(torch.autograd.Function):
         u, s, v = ctx.saved_tensors
         inner = u.mT @ grads[0] @ v
         sums = s.unsqueeze(-1) + s.unsqueeze(-2)
-        # Only where a rotation isn't determined is the sum zero; there the gradient is bounded.
+        # The sum is zero only where the rotation isn't determined; the gradient is bounded there.
         least = 1e-9 * s[..., :1].abs().unsqueeze(-1) + torch.finfo(s.dtype).tiny
         return u @ ((inner - inner.mT) / torch.maximum(sums, least)) @ v.mT
 
 
 def nearest_rotation(matrix: torch.Tensor) -> torch.Tensor:
-    """The rotation ``(..., d, d)`` (never a reflection) that is nearest to ``matrix``."""
+    """The rotation ``(..., d, d)`` (never a reflection) nearest to ``matrix``."""
     return _NearestRotation.apply(matrix)
 
 
 def effective_points(weights: torch.Tensor) -> torch.Tensor:
-    """How many equal weights ``(..., K)`` amount to: (sum w)^2 / sum w^2; 0 where all are 0."""
+    """Effective number of weights ``(..., K)``: (sum w)^2 / sum w^2; 0 if all are 0."""
     total, squares = weights.sum(-1).square(), weights.square().sum(-1)
     return torch.where(squares > 0, total / torch.where(squares > 0, squares, 1.0), 0.0)
 
@@ -91,7 +91,7 @@ def fit_matrix(
     family: str = "affine",
     ridge: float = 1e-6,
 ) -> KeypointFit:
-    """The matrix of a family that takes ``source`` to ``target``, in the least-squares sense.
+    """Least-squares matrix of a transform model that maps ``source`` to ``target``.
 
     =====================  ==========================================================
     ``affine``             both directions' normal equations, averaged geometrically
@@ -100,34 +100,34 @@ def fit_matrix(
     ``rigid``              R: Procrustes by the singular value decomposition
     =====================  ==========================================================
 
-    Every entry of the batch takes the highest level its points determine. Affine and anisotropic
-    matrices need d + 1 effective points that don't lie in one plane (2-D: on one line), the
-    others d points that don't lie on one line (2-D: in one place), and an affine matrix must not
-    mirror. Below that the nearest lower level is fitted; `KeypointFit.level` and a log line say
-    so.
+    Every entry of the batch gets the highest model that its points determine. Affine and
+    anisotropic matrices need d + 1 effective points that aren't in one plane (2-D: on one line).
+    The other models need d points that aren't on one line (2-D: at one position). An affine matrix
+    must not mirror. Otherwise the nearest lower model is fitted, which `KeypointFit.level` and a
+    log line report.
 
     Args:
         source: ``(B, K, d)`` mm.
         target: ``(B, K, d)`` mm.
         weights: ``(B, K)`` >= 0; None: all 1.
-        family: one of `LEVELS`.
-        ridge: pull of an affine matrix to the identity, relative to the points' variance: what
-            points determine badly stays as it is.
+        family: transform model, one of `LEVELS`.
+        ridge: regularisation of an affine matrix towards the identity, relative to the points'
+            variance: directions that the points determine poorly stay as they are.
 
     Raises:
-        ValueError: the shapes don't go together, or there is no such family.
+        ValueError: the shapes don't match, or the transform model is unknown.
     """
     if source.shape != target.shape or source.dim() != 3:
         raise ValueError(
-            f"points must be two sets (B, K, d), not {tuple(source.shape)} and "
+            f"points must be two sets (B, K, d), got {tuple(source.shape)} and "
             f"{tuple(target.shape)}"
         )
     if family not in LEVELS:
-        raise ValueError(f"family is one of {', '.join(LEVELS)}, not {family!r}")
+        raise ValueError(f"family must be one of {', '.join(LEVELS)}, got {family!r}")
     p, q = source.double(), target.double()
     w = torch.ones_like(p[..., 0]) if weights is None else weights.double().clamp_min(0)
     if w.shape != p.shape[:2]:
-        raise ValueError(f"weights must be {tuple(p.shape[:2])}, not {tuple(w.shape)}")
+        raise ValueError(f"weights must have shape {tuple(p.shape[:2])}, got {tuple(w.shape)}")
     effective = effective_points(w)
     with torch.no_grad():
         level = _determined(p, q, w, effective).clamp_max(LEVELS.index(family))
@@ -140,11 +140,11 @@ def fit_matrix(
             fitted = _fit(p[here], q[here], w[here], LEVELS[found], ridge)
             parts.append((here, fitted))
         if LEVELS[found] != family:
-            # In training every step would say so; there the loss does.
+            # In training every step would log this; there the loss shows it.
             logger.log(
                 logging.DEBUG if p.requires_grad or w.requires_grad else logging.WARNING,
-                "%d of %d keypoint sets can't carry %s (too few, flat or mirrored; at least "
-                "%.1f effective points): %s is fitted",
+                "%d of %d keypoint sets can't determine %s (too few points, flat or mirrored; at "
+                "least %.1f effective points): fitted %s instead",
                 len(here),
                 len(p),
                 family,
@@ -157,14 +157,14 @@ def fit_matrix(
 
 
 def _spread(a: torch.Tensor, b: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
-    """Weighted sum of outer products ``(B, d, d)``: rows of ``a``, columns of ``b``."""
+    """Weighted sum of outer products ``(B, d, d)``: rows from ``a``, columns from ``b``."""
     return torch.einsum("bk,bki,bkj->bij", w, a, b)
 
 
 def _centred(
     points: torch.Tensor, w: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Points about their weighted mean, the mean ``(B, 1, d)``, weights of sum 1."""
+    """Points minus their weighted mean, the mean ``(B, 1, d)``, weights with sum 1."""
     share = w / w.sum(-1, keepdim=True).clamp_min(torch.finfo(w.dtype).tiny)
     mean = (share.unsqueeze(-1) * points).sum(1, keepdim=True)
     return points - mean, mean, share
@@ -173,22 +173,22 @@ def _centred(
 def _determined(
     p: torch.Tensor, q: torch.Tensor, w: torch.Tensor, effective: torch.Tensor
 ) -> torch.Tensor:
-    """Highest level that points determine, index into `LEVELS` ``(B,)``."""
+    """Highest model that the points determine, index into `LEVELS` ``(B,)``."""
     d = p.shape[-1]
     flattest = p.new_full((len(p),), torch.inf)  # smallest variance over the largest
-    thinnest = flattest.clone()  # the second largest one, or in 2-D the largest itself
+    thinnest = flattest.clone()  # second largest variance over the largest; in 2-D the largest
     for points in (p, q):
         centred, _, share = _centred(points, w)
         values = torch.linalg.eigvalsh(_spread(centred, centred, share)).clamp_min(0)
         largest = values[:, -1].clamp_min(torch.finfo(values.dtype).tiny)
-        # Against the points' distance from the centre: rounding gives one place a variance.
+        # Relative to the distance from the centre: rounding gives a single position a variance.
         floor = 1e-18 * points.square().sum(-1).amax(-1)
         spread = values[:, -1] > floor
         flattest = torch.minimum(flattest, torch.where(spread, values[:, 0] / largest, 0.0))
         second = values[:, 1] / largest if d == 3 else torch.ones_like(largest)
         thinnest = torch.minimum(thinnest, torch.where(spread, second, 0.0))
     some = effective > 0
-    # Equal weights sum up to their number but for rounding.
+    # Equal weights sum to their number up to rounding.
     turns = (effective > d - 1e-6) & (thinnest > _FLAT)
     full = (effective > d + 1 - 1e-6) & (flattest > _FLAT)
     level = torch.zeros_like(effective, dtype=torch.long)
@@ -201,7 +201,7 @@ def _determined(
 def _mirrored(
     p: torch.Tensor, q: torch.Tensor, w: torch.Tensor, level: torch.Tensor
 ) -> torch.Tensor:
-    """Where an affine matrix would be fitted and would mirror ``(B,)``."""
+    """Where an affine matrix would be fitted but would mirror ``(B,)``."""
     centred, _, share = _centred(p, w)
     sign = torch.linalg.det(_spread(_centred(q, w)[0], centred, share))
     return (level == LEVELS.index("affine")) & (sign <= 0)
@@ -210,7 +210,7 @@ def _mirrored(
 def _fit(
     p: torch.Tensor, q: torch.Tensor, w: torch.Tensor, level: str, ridge: float
 ) -> torch.Tensor:
-    """Homogeneous matrices of one level; see `fit_matrix`."""
+    """Homogeneous matrices of one transform model; see `fit_matrix`."""
     d = p.shape[-1]
     p, p_mean, w = _centred(p, w)
     q, q_mean, _ = _centred(q, w)
@@ -233,9 +233,9 @@ def _fit(
 def _affine(p: torch.Tensor, q: torch.Tensor, w: torch.Tensor, ridge: float) -> torch.Tensor:
     """Geometric mean of the forward fit X and the inverted backward fit Y: X (X^-1 Y)^(1/2).
 
-    The ridge acts as points that don't move, the same for both directions. X^-1 Y then has the
-    inverse squared canonical correlations for its eigenvalues: real, none below 1, so that the
-    root always exists.
+    The ridge acts like points that don't move, the same for both directions. The eigenvalues of
+    X^-1 Y are then the inverse squared canonical correlations: real and at least 1, so the root
+    always exists.
     """
     pp, qq, qp = _spread(p, p, w), _spread(q, q, w), _spread(q, p, w)
     d = p.shape[-1]
@@ -251,8 +251,8 @@ def _affine(p: torch.Tensor, q: torch.Tensor, w: torch.Tensor, ridge: float) -> 
 def _square_root(matrix: torch.Tensor, iterations: int = 30) -> torch.Tensor:
     """Principal square root by the product form of Denman and Beavers' iteration.
 
-    Converges for any matrix without eigenvalues on the closed negative axis, quadratically near
-    the end (Higham, Functions of Matrices, 2008, eq. 6.29).
+    Converges for any matrix without eigenvalues on the closed negative axis, finally quadratically
+    (Higham, Functions of Matrices, 2008, eq. 6.29).
     """
     eye = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
     product, root = matrix, matrix
@@ -266,10 +266,10 @@ def _square_root(matrix: torch.Tensor, iterations: int = 30) -> torch.Tensor:
 
 
 def _anisotropic(p: torch.Tensor, q: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
-    """R diag(s) by alternation, from the scales of the affine fit.
+    """R diag(s) by alternation, starting from the scales of the affine fit.
 
-    Given R, the fits of both directions have the geometric mean s_i^2 = spread of (R^T q)_i over
-    the spread of p_i; given s, R is Procrustes' for the scaled points.
+    Given R, the geometric mean of both directions' fits is s_i^2 = spread of (R^T q)_i over the
+    spread of p_i; given s, R is the Procrustes solution for the scaled points.
     """
     own = (w.unsqueeze(-1) * p.square()).sum(1)
     scale = _affine(p, q, w, 1e-6).square().sum(1).sqrt()  # lengths of the columns

@@ -1,4 +1,4 @@
-"""The affine network: an estimator, run in a cascade on one grid."""
+"""The affine network: an estimator applied in a cascade on one grid."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ __all__ = [
 
 @dataclass(frozen=True, eq=False)
 class CascadePass:
-    """What one pass of a cascade saw and said.
+    """Input and result of one pass of a cascade.
 
     Attributes:
-        before: matrix that the moving image was warped by ``(B, 4, 4)``; no gradient.
-        step: what the pass found between the fixed and that image ``(B, 4, 4)``.
-        parameters: of the step, where the estimator gives any.
-        matrix: the composed matrix, a member of the family ``(B, 4, 4)``.
+        before: matrix that warped the moving image ``(B, 4, 4)``; no gradient.
+        step: estimate between the fixed and that warped image ``(B, 4, 4)``.
+        parameters: of the step, if the estimator gives any.
+        matrix: the composed matrix, in the transform model ``(B, 4, 4)``.
     """
 
     before: torch.Tensor
@@ -48,11 +48,11 @@ def corner_points(frame: Frame) -> torch.Tensor:
 
 
 def nearest_member(matrix: torch.Tensor, family: str, frame: Frame) -> torch.Tensor:
-    """The family's matrix that moves the volume's corners most nearly as ``matrix`` does.
+    """The matrix of a transform model that moves the volume's corners most similarly to ``matrix``.
 
     Args:
-        matrix: ``(B, 4, 4)``, in a frame whose axes are the world's and whose centre is 0.
-        family: one of the families.
+        matrix: ``(B, 4, 4)``, in a frame with the axes of the world and centre 0.
+        family: transform model.
         frame: of the network's grid.
     """
     d = frame.spatial_dims
@@ -65,22 +65,22 @@ def nearest_member(matrix: torch.Tensor, family: str, frame: Frame) -> torch.Ten
 
 
 class AffineNetwork(DescribedNetwork):
-    """Matrices of a family between images on the network's grid.
+    """Estimates matrices of a transform model between images on the network's grid.
 
-    With n passes, each sees the original moving image warped by the matrix composed so far (one
-    interpolation, whatever the number of passes), and its step goes in front of it. The passes
-    share their weights. ``rigid_anisotropic`` isn't closed under composition: there the nearest
-    member takes the place of the product.
+    Each of n passes sees the original moving image warped by the matrix composed so far, which
+    takes one interpolation whatever the number of passes, and its step is composed with that
+    matrix. The passes share their weights. ``rigid_anisotropic`` isn't closed under composition;
+    there the nearest matrix of the model replaces the product.
 
     Args:
-        grid: the network's.
-        family: of the transforms.
+        grid: of the network.
+        family: transform model.
         kind: ``parameters`` or ``keypoints``.
         pair: see `ParameterEstimator`.
         backbone: see `KeypointEstimator`.
         keypoints: see `KeypointEstimator`.
         width: of the networks.
-        passes: of the cascade, at least 1.
+        passes: number of passes of the cascade, at least 1.
         ridge: see `fit_matrix`.
         description: see `DescribedNetwork`.
     """
@@ -100,7 +100,7 @@ class AffineNetwork(DescribedNetwork):
     ) -> None:
         super().__init__(description)
         if passes < 1:
-            raise ValueError(f"a cascade has at least 1 pass, not {passes}")
+            raise ValueError(f"passes must be at least 1, got {passes}")
         self.grid = grid
         self.frame = grid.frame
         self.family = family
@@ -113,21 +113,21 @@ class AffineNetwork(DescribedNetwork):
                 self.frame, family, keypoints, backbone, width, ridge
             )
         else:
-            raise ValueError(f"kind is 'parameters' or 'keypoints', not {kind!r}")
+            raise ValueError(f"kind must be 'parameters' or 'keypoints', got {kind!r}")
 
     def cascade(self, pair: torch.Tensor, passes: int | None = None) -> list[CascadePass]:
-        """Every pass over pairs ``(B, 2, *shape)`` (fixed, moving; 0 to 1).
+        """Results of all passes over pairs ``(B, 2, *shape)`` (fixed, moving; 0 to 1).
 
         Raises:
-            ValueError: no pass is asked for, or the pair lies on another grid.
+            ValueError: the number of passes is below 1, or the pair is on another grid.
         """
         count = self.passes if passes is None else passes
         if count < 1:
-            raise ValueError(f"a cascade has at least 1 pass, not {count}")
+            raise ValueError(f"passes must be at least 1, got {count}")
         if pair.shape[1] != 2 or tuple(pair.shape[2:]) != self.grid.shape:
             raise ValueError(
-                f"pairs are (B, 2, {', '.join(map(str, self.grid.shape))}) on the network's grid, "
-                f"not {tuple(pair.shape)}"
+                f"pairs must be (B, 2, {', '.join(map(str, self.grid.shape))}) on the network's "
+                f"grid, got {tuple(pair.shape)}"
             )
         fixed, moving = pair[:, :1], pair[:, 1:]
         matrix = torch.eye(4, dtype=torch.float64, device=pair.device).repeat(len(pair), 1, 1)
@@ -149,7 +149,7 @@ class AffineNetwork(DescribedNetwork):
             return resample_by_matrix(moving.float(), affine, matrix, affine, self.grid.shape)
 
     def residual(self, truth: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
-        """The step that a pass should find, a member of the family ``(B, 4, 4)``."""
+        """The correct step of a pass, in the transform model ``(B, 4, 4)``."""
         step = torch.linalg.solve(before, truth)
         if self.family != "rigid_anisotropic":
             return step

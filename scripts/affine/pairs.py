@@ -1,4 +1,4 @@
-"""Training pairs made on the fly from single images: the truth is known by construction."""
+"""Training pairs made on the fly from single images; the true matrix is known."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class Pairs:
 
     Attributes:
         pair: fixed and moving, augmented, ``(B, 2, *shape)``.
-        clean: the same without augmentation of the intensities.
-        matrix: the truth, fixed point to moving point, mm, ``(B, 4, 4)`` float64.
+        clean: the same pair without intensity augmentation.
+        matrix: true matrix, from fixed to moving point, mm, ``(B, 4, 4)`` float64.
         parameters: of that matrix, ``(B, P)`` float64.
     """
 
@@ -58,18 +58,18 @@ def sample_parameters(
 
 
 class SyntheticPairs:
-    """Makes pairs of single images.
+    """Makes pairs from single images.
 
-    Both images show one subject, posed at random. With a sampled transform A, the INVERSE of its
-    matrix is applied to one of them: moving(y) = fixed(A^-1 y), so that moving(A x) = fixed(x).
-    What the network is to find, fixed to moving, has then exactly the sampled parameters, also in
-    a family that inversion leaves.
+    Both images show one subject in random poses. With a sampled transform A, one of them is warped
+    by the INVERSE of its matrix: moving(y) = fixed(A^-1 y), so that moving(A x) = fixed(x). The
+    transform to estimate, fixed to moving, then has exactly the sampled parameters, even in a
+    transform model that isn't closed under inversion.
 
     Args:
-        grid: the network's.
-        family: of the transforms.
+        grid: of the network.
+        family: transform model.
         settings: ranges and augmentations.
-        seed: of the run; pairs depend on it and on the key of the call alone.
+        seed: of the run; pairs depend only on it and on the key of the call.
     """
 
     def __init__(
@@ -116,7 +116,7 @@ class SyntheticPairs:
         return resample_by_matrix(images, affine, matrix.to(images.device), affine, shape)
 
     def _augmented(self, image: torch.Tensor) -> torch.Tensor:
-        """One image ``(1, *shape)``, back between 0 and 1."""
+        """One image ``(1, *shape)``, scaled to 0 to 1."""
         # A copy: coarse dropout writes into what it is given, here the clean image.
         changed = convert_to_tensor(
             self.augmentation(image.clone()),

@@ -1,4 +1,4 @@
-"""Training of affine networks: the loss, the trainer's and the evaluator's step."""
+"""Training of affine networks: the loss, and the steps of trainer and evaluator."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ __all__ = ["AffineLoss", "AffineStep", "HeldOutStep"]
 
 
 class AffineLoss(torch.nn.Module):
-    """Squared error of what each pass of a cascade found, and of the images it aligns.
+    """Squared error of the estimate of each pass of a cascade, and of the aligned images.
 
-    A pass is judged by the step that was left for it. With parameters: the mean over pairs of the
-    squared differences, summed over parameters (radians, half widths, deviations from 1). Without
-    (keypoints): the same over the entries of the composed matrix, lengths in half widths. The
-    image term is the mean squared difference of the images without augmentation.
+    Each pass is compared with the step that it should have estimated. With parameters: the mean
+    over pairs of the squared differences, summed over parameters (radians, half widths, deviations
+    from 1). Without parameters (keypoints): the same over the entries of the composed matrix,
+    lengths in half widths. The image term is the mean squared difference of the images without
+    augmentation.
 
     Args:
-        parameter_weight: of the first.
-        image_weight: of the second; 0 leaves it out.
+        parameter_weight: of the parameter term.
+        image_weight: of the image term; 0 omits it.
     """
 
     def __init__(self, parameter_weight: float = 1.0, image_weight: float = 0.0) -> None:
@@ -62,26 +63,26 @@ class AffineLoss(torch.nn.Module):
 
 
 class AffineStep(PairStep[AffineNetwork, Pairs]):
-    """One iteration of an affine network's training; reports ``distance`` (mm) too."""
+    """One iteration of the training of an affine network; also reports ``distance`` (mm)."""
 
     kind = AffineNetwork
     block = "learned_affine"
 
     def find(self, network: AffineNetwork, made: Pairs) -> list[CascadePass]:
-        """The passes of the cascade."""
+        """The results of all passes of the cascade."""
         return network.cascade(made.pair)
 
     def measure(
         self, network: AffineNetwork, found: list[CascadePass], made: Pairs
     ) -> dict[str, torch.Tensor]:
-        """Mean ``distance`` of the last pass's matrices, see `matrix_errors`."""
+        """Mean ``distance`` of the matrices of the last pass, see `matrix_errors`."""
         half_width = network.frame.half_width.to(made.pair.device)
         far = matrix_errors(found[-1].matrix.detach(), made.matrix, half_width)["distance"]
         return {"distance": far.mean().float()}
 
 
 class HeldOutStep(HeldOutPairs[AffineNetwork, Pairs]):
-    """Errors of every held-out pair, with and without the network."""
+    """Errors of all held-out pairs, with and without the network."""
 
     kind = AffineNetwork
 

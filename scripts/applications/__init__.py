@@ -1,1 +1,1 @@
-"""What an atlas is for: its maps in a patient's space, similarity of tracts, warped images."""
+"""Uses of an atlas: its maps in a patient's space, similarity of tracts, warped images."""

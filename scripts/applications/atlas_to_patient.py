@@ -1,4 +1,4 @@
-"""The published maps in the space of a subject or of a new patient."""
+"""Warps the published maps into the space of a subject or of a new patient."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ CARRIED_FOLDER = "atlas_in_patient_space"
 
 @dataclass(frozen=True)
 class _Way:
-    """How one patient's points get to the atlas."""
+    """Transforms and grid of one patient."""
 
     patient: str
     template: int
@@ -38,22 +38,22 @@ class _Way:
 
 
 class AtlasCarrier:
-    """Carries the maps to patients, each into ``<output_dir>/<patient>/atlas_in_patient_space``.
+    """Warps the maps to patients, each into ``<output_dir>/<patient>/atlas_in_patient_space``.
 
-    Everybody's files are looked up before anything is written, and each patient's folder appears
-    whole. With the bundle's own fields: ``<atlas_dir>/fields`` for the cohort's subjects,
-    ``<registered_dir>/<patient>`` for those that ``registering`` brought to the same model. An
-    averaging atlas needs none.
+    All files are checked before anything is written, and each patient's folder appears completely
+    or not at all. By default the bundle's fields are used: ``<atlas_dir>/fields`` for the cohort's
+    subjects, ``<registered_dir>/<patient>`` for patients that ``register`` registered to the same
+    model. An averaging atlas needs none.
 
     Args:
         atlas_dir: the published folder.
-        settings: whom to carry to, and how.
-        registered_dir: where ``registering`` wrote.
+        settings: which patients, and how.
+        registered_dir: output folder of ``register``.
         output_dir: holds the patients' folders.
 
     Raises:
-        CohortError: no atlas, an unknown patient, a transform that isn't there or can't be read.
-        ConfigurationError: an affine_native atlas is asked for in template space.
+        CohortError: no atlas, an unknown patient, a transform that doesn't exist or can't be read.
+        ConfigurationError: an affine_native atlas is requested in template space.
         StorageError: ``output_dir`` can't be written.
     """
 
@@ -81,15 +81,15 @@ class AtlasCarrier:
         )
 
     def run(self) -> None:
-        """Carry the maps to every patient.
+        """Warp the maps to all patients.
 
         Raises:
-            CohortError: a file can't be read, or a patient's grid sees nothing of the atlas.
+            CohortError: a file can't be read, or nothing of the atlas is on a patient's grid.
             StorageError: a folder can't be written.
         """
         for way in self.ways:
             self._carry(way)
-        logger.info("atlas carried to %d patients, in %s", len(self.ways), self.output_dir)
+        logger.info("atlas warped to %d patients, in %s", len(self.ways), self.output_dir)
 
     def _folder(self, patient: str) -> Path:
         return self.output_dir / patient / CARRIED_FOLDER
@@ -99,15 +99,15 @@ class AtlasCarrier:
         extra = self.settings.extra_transforms
         if own == "affine_native" and asked == "template_native" and not extra:
             raise ConfigurationError(
-                "atlas_to_patient.space = 'template_native': the atlas was made of affine_native "
-                "maps and doesn't lie in template space; must come with "
+                "atlas_to_patient.space = 'template_native': the atlas was made from affine_native "
+                "maps and isn't in template space; must have "
                 "atlas_to_patient#extra_transforms, or be 'affine_native'"
             )
         if own == "template_native" and (asked == "affine_native" or extra):
             key = "extra_transforms" if extra else "space"
             given = [path for path, _ in extra] if extra else asked
             raise ConfigurationError(
-                f"atlas_to_patient.{key} = {given!r}: the atlas lies in template space; must be "
+                f"atlas_to_patient.{key} = {given!r}: the atlas is in template space; must be "
                 f"{'empty' if extra else 'template_native'}"
             )
 
@@ -121,21 +121,21 @@ class AtlasCarrier:
         files = (*given, *extra, *own)
         for file in files:
             if not file.path.is_file():
-                raise CohortError(f"patient {patient}: there is no transform {file.path}")
+                raise CohortError(f"patient {patient}: no such transform {file.path}")
         reference = self.settings.reference
         image = None if reference is None else Path(reference.replace("{patient}", patient))
         if image is not None and not image.is_file():
-            raise CohortError(f"patient {patient}: there is no reference image {image}")
+            raise CohortError(f"patient {patient}: no such reference image {image}")
         if image is None and files and not files[0].path.name.endswith((".nii", ".nii.gz")):
             raise CohortError(
                 f"patient {patient}: the first transform is an affine, which has no grid; name an "
-                "image that has with --atlas_to_patient#reference"
+                "image for the grid with --atlas_to_patient#reference"
             )
         self.atlas.maps(template)
         return _Way(patient, template, files, image)
 
     def _own_field(self, patient: str) -> tuple[tuple[TransformFile, ...], int]:
-        """The field that leads a patient's points to the template, and to which template."""
+        """The field that maps a patient's points to the template, and the template's name."""
         known = patient in self.atlas.subjects
         if self.atlas.averaged:
             if not known and self.settings.reference is None:
@@ -170,8 +170,8 @@ class AtlasCarrier:
                 carried = resample(volume, source, transforms, wanted)
                 if name == "mean" and not carried.any():
                     raise CohortError(
-                        f"patient {way.patient}: nothing of the atlas lies on its grid; are the "
-                        "transforms the right ones, in antsApplyTransforms's order?"
+                        f"patient {way.patient}: nothing of the atlas is on its grid; check that "
+                        "the transforms are the right ones, in antsApplyTransforms's order"
                     )
                 write_map(staging / path.name, carried, wanted)
             about = json.dumps(self._description(way, paths, watched), indent=1) + "\n"
@@ -182,7 +182,7 @@ class AtlasCarrier:
     def _description(
         self, way: _Way, paths: dict[str, Path], watched: WatchedFiles
     ) -> dict[str, Any]:
-        """``carried.json``: what these maps were made of."""
+        """``carried.json``: the origin of these maps."""
         return {
             "patient": way.patient,
             "space": self.settings.space,

@@ -1,9 +1,8 @@
-"""Leave-one-out: the average of everybody else, as one subject's space sees it.
+"""Leave-one-out: the average of all other subjects, in each subject's space.
 
-Each subject's density is carried into template space and summed; a subject's own share is taken
-away from the sum again, and what is left of it is carried through the template into the subject's
-space. Both ways every image is interpolated once. Memory is a sum a template and one subject,
-whatever the size of the cohort.
+Each subject's density is warped into template space and summed. For each subject, its share is
+subtracted from the sum, and the rest is warped into the subject's space. Each way interpolates an
+image once. Memory is one sum per template and one subject, whatever the size of the cohort.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ _ADVICE = "or compare without it: --tract_similarity#leave_one_out false"
 
 @dataclass(frozen=True)
 class _Passage:
-    """How a subject's points get to the template, and the template's to the subject."""
+    """Transforms from a subject's points to the template's, and back."""
 
     template: int
     there: tuple[TransformFile, ...]
@@ -43,21 +42,21 @@ class _Passage:
 
 
 class OthersAverage:
-    """For each subject the average of the others, carried through the template.
+    """For each subject the average of the others, warped through the template.
 
-    The way is the one that the atlas took into the subject's space, as ``carried.json`` beside
-    it tells: the bundle's own fields, of which both directions lie in one folder, and affines,
-    which can be inverted. An averaging atlas needs no way. Of a mixture the subjects of the same
-    template are averaged.
+    The transforms are those that warped the atlas into the subject's space, as ``carried.json``
+    beside it records: the bundle's fields, with both directions in one folder, and affines, which
+    can be inverted. An averaging atlas needs none. In a mixture the subjects of the same template
+    are averaged.
 
     Args:
-        cohort: subjects; none is read before `gather`.
+        cohort: the subjects; their maps are read in `gather`.
         channels: of their maps.
-        folders: the atlas's folder in each subject's space, in the cohort's order.
+        folders: the atlas's folder in each subject's space, in the order of the cohort.
 
     Raises:
-        CohortError: fewer than 2 subjects of a template, a folder doesn't tell which atlas it
-            holds and how that got there, the atlases differ, or a way has no way back.
+        CohortError: a template has fewer than 2 subjects, a folder doesn't record its atlas or its
+            transforms, the atlases differ, or a transform can't be inverted.
     """
 
     def __init__(self, cohort: Cohort, channels: int, folders: Sequence[Path]) -> None:
@@ -75,9 +74,9 @@ class OthersAverage:
             known = first[1]
             if any(known.get(name, value) != value for name, value in of_template.items()):
                 raise CohortError(
-                    f"subject {subject.name}: {folder} holds another atlas ({atlas}) than that of "
-                    f"subject {cohort.subjects[0].name} ({first[0]}); carry one atlas to all of "
-                    f"them, {_ADVICE}"
+                    f"subject {subject.name}: {folder} contains another atlas ({atlas}) than that "
+                    f"of subject {cohort.subjects[0].name} ({first[0]}); warp one atlas to all "
+                    f"subjects (python -m bundle carry), {_ADVICE}"
                 )
             known.update(of_template)
             self.passages.append(passage)
@@ -86,13 +85,13 @@ class OthersAverage:
             if self.counts[passage.template] < 2:
                 what = "" if len(self.counts) == 1 else f" of template {passage.template}"
                 raise CohortError(
-                    f"leave-one-out needs at least 2 subjects{what}, there is {subject.name} "
+                    f"leave-one-out needs at least 2 subjects{what}, got {subject.name} "
                     f"alone; {_ADVICE.removeprefix('or ')}"
                 )
         self.grid = _grid_of(Path(first[0]), cohort) if first is not None else cohort.grid
 
     def gather(self) -> None:
-        """Sum everybody's density in template space.
+        """Sum all densities in template space.
 
         Raises:
             CohortError: a map or a transform can't be read.
@@ -115,7 +114,7 @@ class OthersAverage:
         passage, shape = self.passages[index], self.cohort.grid.shape
         rest = self.sums[passage.template] - self._in_template(self.cohort.subjects[index], passage)
         rest /= self.counts[passage.template] - 1
-        # Where this subject alone is present, rounding may leave next to nothing of it.
+        # Where only this subject is present, rounding may leave tiny values.
         rest[rest < 1e-12 * float(rest.max(initial=0))] = 0
         seen = resample(rest, _solid(self.grid), _opened(passage.there), _solid(self.cohort.grid))
         return seen.reshape(self.channels, *shape).astype(np.float64)
@@ -132,12 +131,12 @@ class OthersAverage:
 
 
 def _read(name: str, folder: Path) -> tuple[_Passage, str, dict[str, str]]:
-    """A subject's way, the atlas's folder and its maps' hashes."""
+    """A subject's transforms, the atlas's folder and the hashes of its maps."""
     path = folder / "carried.json"
     if not os.path.lexists(path):
         raise CohortError(
-            f"subject {name}: there is no {path}, which tells how the atlas got there; carry it "
-            f"with python -m bundle carry, {_ADVICE}"
+            f"subject {name}: no such file {path}, which records the transforms; run "
+            f"python -m bundle carry, {_ADVICE}"
         )
     try:
         about = read_json(inside(folder, path.name))
@@ -150,19 +149,19 @@ def _read(name: str, folder: Path) -> tuple[_Passage, str, dict[str, str]]:
         if any("\0" in text for text in (atlas, *(str(file.path) for file, _ in there))):
             raise ValueError("a path holds a zero byte")
     except (ValueError, KeyError, TypeError, OverflowError) as error:
-        raise CohortError(f"{path}: can't tell how the atlas got there") from error
+        raise CohortError(f"{path}: doesn't record how the atlas was warped") from error
     for file, expected in there:
         if not file.path.is_file() or sha256_of(file.path) != expected:
             raise CohortError(
-                f"subject {name}: {file.path}, which brought the atlas there, is gone or has "
-                "changed; carry the atlas again"
+                f"subject {name}: {file.path}, which the atlas was warped by, is missing or has "
+                "changed; run python -m bundle carry again"
             )
     back = tuple(_reverse(name, file) for file, _ in reversed(there))
     return _Passage(template, tuple(file for file, _ in there), back), atlas, maps
 
 
 def _reverse(name: str, file: TransformFile) -> TransformFile:
-    """The transform the other way."""
+    """The inverse of the transform."""
     if not file.path.name.endswith((".nii", ".nii.gz")):
         return TransformFile(file.path, not file.inverted)
     to_template, to_subject = field_names(name)
@@ -170,19 +169,19 @@ def _reverse(name: str, file: TransformFile) -> TransformFile:
     if other is None or not file.path.with_name(other).is_file():
         raise CohortError(
             f"subject {name}: leave-one-out needs both directions of {file.path}, and its inverse "
-            f"isn't known; publish the bundle's own fields (learned_atlas#save_fields true), "
+            f"isn't known; publish the bundle's fields (learned_atlas#save_fields true), "
             f"{_ADVICE}"
         )
     return TransformFile(file.path.with_name(other))
 
 
 def _grid_of(atlas: Path, cohort: Cohort) -> Grid:
-    """The atlas's grid, a plane as the cohort counts its axes."""
+    """The atlas's grid, with the cohort's number of axes for a plane."""
     found = next(iter(sorted(atlas.glob("atlas_mean.nii.gz"))), None) or next(
         iter(sorted(atlas.glob("template-*/atlas_mean.nii.gz"))), None
     )
     if found is None:
-        raise CohortError(f"{atlas}: there is no atlas any more; carry one again, {_ADVICE}")
+        raise CohortError(f"{atlas}: no such atlas; run python -m bundle carry again, {_ADVICE}")
     grid = read_grid(found)
     if len(cohort.grid.shape) == 2 and grid.shape[2] == 1:
         return Grid(grid.shape[:2], grid.affine, grid.header)
@@ -190,7 +189,7 @@ def _grid_of(atlas: Path, cohort: Cohort) -> Grid:
 
 
 def _solid(grid: Grid) -> Grid:
-    """The grid with three axes, a plane having one voxel along the third."""
+    """The grid with three axes; a plane gets one voxel along the third."""
     return Grid((*grid.shape, 1)[:3], grid.affine, grid.header)
 
 

@@ -1,4 +1,4 @@
-"""The bundle's own fields of a subject: those of the atlas's cohort, and those of `registering`."""
+"""The bundle's fields of a subject: those of the atlas's cohort, and those of `registering`."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ __all__ = ["some_names", "subject_field"]
 def subject_field(
     atlas: PublishedAtlas, registered_dir: Path, subject: str, key: str, to_template: bool = True
 ) -> tuple[Path, int]:
-    """The file that takes a subject's points to the template, or the template's to the subject.
+    """The field that maps a subject's points to the template, or the template's to the subject.
 
     Args:
         atlas: a learned atlas.
-        registered_dir: where ``registering`` wrote.
+        registered_dir: output folder of ``registering``.
         subject: name of a subject of the atlas's cohort, or of a registered one.
-        key: the setting that takes transforms from elsewhere, for the messages.
+        key: the setting for external transforms, for messages.
         to_template: the direction of points.
 
     Returns:
-        The field's path, and the template that it belongs to, from 1 on.
+        Path of the field, and the index of its template, from 1.
 
     Raises:
         CohortError: the subject is unknown, has no field, or one to another atlas.
@@ -41,7 +41,7 @@ def subject_field(
         return field, _registered_to(atlas, field.with_name("registration.json"), key)
     if known:
         raise CohortError(
-            f"subject {subject}: there is no field {atlas.folder / 'fields' / name}; publish the "
+            f"subject {subject}: no such field {atlas.folder / 'fields' / name}; publish the "
             "atlas with learned_atlas#save_fields true"
         )
     raise CohortError(
@@ -51,22 +51,22 @@ def subject_field(
 
 
 def some_names(names: list[str], most: int = 10) -> str:
-    """The first names of a list, and how many more there are."""
+    """The first names of a list, and the number of the others."""
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" * (len(names) > most))
 
 
 def _registered_to(atlas: PublishedAtlas, report: Path, key: str) -> int:
-    """Template that a registered subject's field belongs to, from its report."""
+    """Template of a registered subject's field, from its report."""
     try:
         about = read_json(inside(report.parent, report.name))
         weights, template = about["weights"], int(about["template"])
     except (FileError, ValueError, KeyError, TypeError) as error:
-        raise CohortError(f"{report}: can't tell which atlas its field leads to") from error
+        raise CohortError(f"{report}: doesn't name the atlas of its field") from error
     chosen = (atlas.about.get("covariates") or {}).get("at")
     if chosen is not None:
         raise CohortError(
-            f"{report.parent}: its field leads to the template of the cohort's mean, and the atlas "
-            f"in {atlas.folder} is that at {chosen}; use the mean's atlas, or give {key}"
+            f"{report.parent}: its field leads to the template of the cohort's mean, but the atlas "
+            f"in {atlas.folder} is that at {chosen}; use the atlas of the mean, or give {key}"
         )
     if weights != atlas.about.get("weights"):
         raise CohortError(

@@ -1,4 +1,4 @@
-"""Subjects' maps held against the atlas in their space."""
+"""Compares subjects' maps with the atlas in their space."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 
 SWEEP = tuple(round(0.05 + 0.025 * step, 3) for step in range(19))
-"""Thresholds of the sweep, fractions of the maximum: 0.05 to 0.50."""
+"""Thresholds of the sweep, as fractions of the maximum: 0.05 to 0.50."""
 FOLDER = "tract_similarity"
 
 
@@ -47,7 +47,7 @@ def similarity(
     spacing: tuple[float, ...],
     settings: TractSimilarityConfig,
 ) -> dict[str, Any]:
-    """Every family of numbers for two densities ``(*shape)`` on one grid."""
+    """All measures for two densities ``(*shape)`` on one grid."""
     own, other = (present(m, settings.threshold, settings.threshold_mode) for m in (subject, atlas))
     union = own | other
     return {
@@ -64,12 +64,12 @@ def similarity(
 class TractSimilarity:
     """Writes ``<output_dir>/tract_similarity``: metrics of each subject, table, sweep, plot.
 
-    The folder appears whole. Channels are compared one by one.
+    The folder appears completely or not at all. Channels are compared one by one.
 
     Args:
         cohort: subjects to compare.
         channels: of their maps.
-        carried_dir: holds ``<subject>/atlas_in_patient_space/atlas_mean.nii.gz``.
+        carried_dir: contains ``<subject>/atlas_in_patient_space/atlas_mean.nii.gz``.
         settings: thresholds, bins, leave-one-out.
         output_dir: where the folder goes.
 
@@ -95,8 +95,8 @@ class TractSimilarity:
         for subject in cohort.subjects:
             if not self._atlas_file(subject.name).is_file():
                 raise CohortError(
-                    f"subject {subject.name}: there is no atlas {self._atlas_file(subject.name)}; "
-                    "carry it there first (python -m bundle carry)"
+                    f"subject {subject.name}: no such atlas {self._atlas_file(subject.name)}; "
+                    "make it first (python -m bundle carry)"
                 )
             self._check_grid(subject.name)
         self.others: OthersAverage | None = None
@@ -105,10 +105,11 @@ class TractSimilarity:
             self.others = OthersAverage(cohort, channels, folders)
 
     def run(self) -> Path:
-        """Compare everybody.
+        """Compare all subjects.
 
         Raises:
-            CohortError: an atlas has other channels than its subject, or shares no voxel with it.
+            CohortError: an atlas has other channels than its subject, or no voxel in common with
+            it.
             StorageError: the folder can't be written; an earlier one stays.
         """
         rows: list[dict[str, Any]] = []
@@ -127,7 +128,7 @@ class TractSimilarity:
                 if not ((density > 0) & (atlas > 0)).any():
                     raise CohortError(
                         f"subject {subject.name}: its map and {self._atlas_file(subject.name)} "
-                        "have no voxel in common; was the atlas carried to another space?"
+                        "have no voxel in common; was the atlas warped to another space?"
                     )
                 rest = None if self.others is None else self.others.average(index)
                 found = []
@@ -202,8 +203,8 @@ class TractSimilarity:
         difference = grid.same_as(own)
         if difference is not None:
             raise CohortError(
-                f"{path}: is not on the grid of subject {subject}: {difference}; carry it there "
-                "with the subject's map as --atlas_to_patient#reference"
+                f"{path}: is not on the grid of subject {subject}: {difference}; run python -m "
+                "bundle carry with the subject's map as --atlas_to_patient#reference"
             )
 
     def _atlas(self, subject: str) -> np.ndarray:
@@ -211,14 +212,14 @@ class TractSimilarity:
         volume, _ = read_volume(path)
         if len(volume) != self.channels:
             raise CohortError(
-                f"{path}: has {len(volume)} channels, the subject {self.channels}; set "
+                f"{path}: has {len(volume)} channels, the subject has {self.channels}; set "
                 "learned_atlas#model#channels and learned_atlas#cohort#tracts as for the atlas"
             )
         return volume.reshape(self.channels, *self.cohort.grid.shape)
 
 
 def _flat(entry: dict[str, Any]) -> dict[str, Any]:
-    """A row of the table: nested names joined by dots, sweeps by their best."""
+    """A row of the table: nested names joined by dots, sweeps by their best value."""
     row: dict[str, Any] = {}
     for key, value in entry.items():
         if key == "sweep":

@@ -1,4 +1,4 @@
-"""Numbers per subject and tract, under the atlas in the subject's space."""
+"""Measures per subject and tract, with the atlas in the subject's space."""
 
 from __future__ import annotations
 
@@ -18,7 +18,12 @@ from scripts.errors import CohortError, ConfigurationError
 from scripts.metrics.tracts import covered_share, weighted_statistics
 from scripts.runtime.inside import inside
 from scripts.runtime.progress import progress_bar
-from scripts.runtime.storage import check_writable, file_hash, publish_folder
+from scripts.runtime.storage import (
+    check_replaceable,
+    check_writable,
+    file_hash,
+    publish_folder,
+)
 from scripts.runtime.tables import write_table
 from scripts.settings.tract_stats import TractStatsConfig
 from scripts.spatial.fields import read_field
@@ -33,22 +38,23 @@ logger = logging.getLogger(__name__)
 
 STATISTICS_FOLDER = "tract_statistics"
 COLUMNS = ("subject", "tract", "image", "statistic", "value")
-_BIGGEST_PLOT = 12  # panels of the picture: more can't be read
+_BIGGEST_PLOT = 12  # panels of the picture: more would be unreadable
 
 
 class TractStatistics:
     """Writes ``<output_dir>/tract_statistics``: a tidy table, its description, a picture.
 
-    A voxel belongs to a tract where the atlas, in the subject's space, is above a fraction of the
-    tract's largest value. Each image is weighted by the atlas there. The folder appears whole.
+    A voxel belongs to a tract if the atlas, in the subject's space, is above a fraction of the
+    tract's largest value. The atlas weights each image. The folder appears completely or not at
+    all.
 
     Args:
         settings: subjects, images and weights.
-        carried_dir: holds ``<subject>/atlas_in_patient_space``, as ``carrying`` leaves it.
-        output_dir: where the folder goes.
+        carried_dir: contains ``<subject>/atlas_in_patient_space``, the output of ``carrying``.
+        output_dir: destination of the folder.
 
     Raises:
-        CohortError: a subject has no atlas, or an image isn't there or lies on another grid.
+        CohortError: a subject has no atlas, or an image is missing or on another grid.
         StorageError: ``output_dir`` can't be written.
     """
 
@@ -62,9 +68,11 @@ class TractStatistics:
         self.subjects = settings.subjects or self._carried_subjects()
         for subject in self.subjects:
             self._check(subject)
+        inputs = [path for one in self.subjects for path in self._files(one).values()]
+        check_replaceable(self.folder, inputs=inputs)
 
     def run(self) -> Path:
-        """Measure every subject.
+        """Measure all subjects.
 
         Raises:
             CohortError: a file can't be read, or the atlas is empty in a subject's space.
@@ -106,21 +114,20 @@ class TractStatistics:
     def _carried_subjects(self) -> list[str]:
         if not self.carried.is_dir():
             raise CohortError(
-                f"{self.carried}: there is no such folder; give --carried_dir, the folder that "
-                "`carry` wrote"
+                f"{self.carried}: no such folder; give --carried_dir, the folder that `carry` wrote"
             )
         found = sorted(
             path.name for path in self.carried.iterdir() if (path / CARRIED_FOLDER).is_dir()
         )
         if not found:
             raise CohortError(
-                f"{self.carried}: holds no <subject>/{CARRIED_FOLDER}; carry the atlas to the "
+                f"{self.carried}: contains no <subject>/{CARRIED_FOLDER}; warp the atlas to the "
                 "subjects first (python -m bundle carry)"
             )
         return found
 
     def _files(self, subject: str) -> dict[str, Path]:
-        """Every file that a subject's numbers come from, by its name in the table."""
+        """All files for a subject's measures, by their name in the table."""
         settings = self.settings
         patterns = {
             **settings.images,
@@ -144,12 +151,12 @@ class TractStatistics:
         }
 
     def _check(self, subject: str) -> None:
-        """Refuse absent files and other grids before anything is computed."""
+        """Refuse missing files and other grids before anything is computed."""
         files = self._files(subject)
         for name in ("atlas", "weights"):
             if name in files and not files[name].is_file():
                 raise CohortError(
-                    f"subject {subject}: there is no atlas {files[name]}; carry it there first "
+                    f"subject {subject}: no such atlas {files[name]}; warp it there first "
                     "(python -m bundle carry)"
                 )
         grid = read_grid(files["atlas"])
@@ -157,14 +164,14 @@ class TractStatistics:
             if not path.is_file():
                 if name == "lesion":
                     continue
-                raise CohortError(f"subject {subject}: there is no image {name}: {path}")
+                raise CohortError(f"subject {subject}: no such image {name}: {path}")
             if name not in ("atlas", "weights"):
                 own = _field_grid(path) if name == "log_jacobian" else read_grid(path)
                 difference = own.same_as(grid)
                 if difference is not None:
                     raise CohortError(
-                        f"{path}: is not on the grid of {files['atlas']}: {difference}; carry the "
-                        "atlas with this image as --atlas_to_patient#reference, or warp the image"
+                        f"{path}: is not on the grid of {files['atlas']}: {difference}; run carry "
+                        "with this image as --atlas_to_patient#reference, or warp the image"
                     )
 
     def _measured(self, subject: str) -> Iterable[dict[str, Any]]:
@@ -223,7 +230,7 @@ class TractStatistics:
 
 
 def _single(path: Path, name: str) -> np.ndarray:
-    """An image of one channel, ``(X, Y, Z)``."""
+    """Read an image with one channel, ``(X, Y, Z)``."""
     volume, _ = read_volume(path)
     if len(volume) != 1:
         raise CohortError(f"{path}: image {name} has {len(volume)} channels; must have one")
@@ -235,7 +242,7 @@ def _field_grid(path: Path) -> Grid:
     image = open_image(path)
     if len(image.shape) != 5 or image.shape[3:] != (1, 3):
         raise CohortError(
-            f"{path}: a displacement field has shape (X, Y, Z, 1, 3), this image has "
+            f"{path}: a displacement field must have shape (X, Y, Z, 1, 3), got "
             f"{tuple(image.shape)}"
         )
     return Grid(tuple(image.shape[:3]), image_affine(path, image), image.header.copy())
@@ -244,7 +251,7 @@ def _field_grid(path: Path) -> Grid:
 def _growth(path: Path, grid: Grid) -> np.ndarray:
     """Logarithm of the subject's local volume over the template's, ``(X, Y, Z)``.
 
-    The field takes points of the subject to points of the template, so that its determinant is the
+    The field maps points of the subject to points of the template, so its determinant is the
     template's volume over the subject's. NaN where it folds.
     """
     d = 2 if len(grid.shape) == 2 or grid.shape[2] == 1 else 3
@@ -256,7 +263,7 @@ def _growth(path: Path, grid: Grid) -> np.ndarray:
 
 
 def _plot(path: Path, rows: list[dict[str, Any]]) -> None:
-    """A panel per image: the mean of each subject in each tract."""
+    """One panel per image: the mean of each subject in each tract."""
     tracts = list(dict.fromkeys(row["tract"] for row in rows))
     panels: dict[tuple[str, str], dict[str, list[float]]] = {}
     for row in rows:

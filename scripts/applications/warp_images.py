@@ -1,4 +1,4 @@
-"""Images through a chain of transforms onto another grid, interpolated once."""
+"""Warps images through a chain of transforms to another grid, interpolating once."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ WARPED_FOLDER = "warped"
 class ImageWarper:
     """Warps each subject's image into ``<output_dir>/warped/<subject>/<the image's name>``.
 
-    A point of the reference passes through all transforms, and only then is the image read: a
-    native map reaches the atlas by its field and its affine in one interpolation.
+    A point of the reference passes through all transforms before the image is sampled. So a native
+    map reaches the atlas by its affine and its field in one interpolation.
 
     Args:
         settings: of the warp.
-        output_dir: where to.
+        output_dir: destination.
 
     Raises:
-        CohortError: a file isn't there.
+        CohortError: a file doesn't exist.
         StorageError: ``output_dir`` can't be written.
     """
 
@@ -45,17 +45,17 @@ class ImageWarper:
             image, reference, transforms = self._files(subject)
             for path in (image, reference, *(file.path for file in transforms)):
                 if not path.is_file():
-                    raise CohortError(f"subject {subject}: there is no file {path}")
+                    raise CohortError(f"subject {subject}: no such file {path}")
             inputs += [image, reference, *(file.path for file in transforms)]
         folders = [self.output_dir / WARPED_FOLDER / subject for subject in settings.subjects]
         check_replaceable(*folders, inputs=inputs)
 
     def run(self) -> None:
-        """Warp everybody's image.
+        """Warp the images of all subjects.
 
         Raises:
-            CohortError: a file can't be read, or nothing of an image lies on the reference.
-            StorageError: something can't be written.
+            CohortError: a file can't be read, or nothing of an image is on the reference's grid.
+            StorageError: a file can't be written.
         """
         for subject in self.settings.subjects:
             self._warp(subject)
@@ -71,8 +71,8 @@ class ImageWarper:
         found = resample(volume, source, chain, wanted, order=0 if nearest else 1)
         if volume.any() and not found.any():
             raise CohortError(
-                f"subject {subject}: nothing of {image} lies on the grid of {reference}; are the "
-                "transforms the right ones, in antsApplyTransforms's order?"
+                f"subject {subject}: nothing of {image} is on the grid of {reference}; check that "
+                "the transforms are the right ones, in antsApplyTransforms's order"
             )
         with publish_folder(self.output_dir / WARPED_FOLDER / subject) as staging:
             if nearest:

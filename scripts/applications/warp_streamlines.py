@@ -1,4 +1,4 @@
-"""Streamlines of subjects in template space, or of the template in a subject's space."""
+"""Warps streamlines of subjects to template space, or of the template to a subject's space."""
 
 from __future__ import annotations
 
@@ -15,7 +15,12 @@ from scripts.applications.subject_fields import subject_field
 from scripts.errors import CohortError, ConfigurationError
 from scripts.publishing.published_atlas import PublishedAtlas, open_atlas
 from scripts.runtime.progress import progress_bar
-from scripts.runtime.storage import check_writable, file_hash, publish_folder
+from scripts.runtime.storage import (
+    check_replaceable,
+    check_writable,
+    file_hash,
+    publish_folder,
+)
 from scripts.settings.warp_streamlines import WarpStreamlinesConfig
 from scripts.spatial.field_inverse import InverseFieldTransform
 from scripts.spatial.grid import Grid
@@ -33,10 +38,10 @@ _NEEDS_GRID = (".trk", ".trx")
 
 
 def read_point_transform(file: TransformFile) -> Transform:
-    """Read a transform of points; unlike for images, a field can be inverted as well.
+    """Read a transform of points; unlike for images, a field can also be inverted.
 
     Raises:
-        CohortError: the file can't be read or is no transform.
+        CohortError: the file can't be read or isn't a transform.
     """
     transform = read_transform(TransformFile(file.path))
     if not file.inverted:
@@ -45,7 +50,7 @@ def read_point_transform(file: TransformFile) -> Transform:
 
 
 def move_streamlines(streamlines: Streamlines, transforms: Sequence[Transform]) -> Streamlines:
-    """Pass every point through transforms, the first one first; all values stay.
+    """Map every point through transforms, the first one first; all other values are kept.
 
     Args:
         streamlines: RAS mm.
@@ -60,14 +65,14 @@ def move_streamlines(streamlines: Streamlines, transforms: Sequence[Transform]) 
 
 @dataclass
 class _Outside:
-    """Points that the first field doesn't reach, counted while they pass."""
+    """Counts points outside the first field."""
 
     grid: Grid | None
     points: int = 0
     total: int = 0
 
     def count(self, points: np.ndarray) -> None:
-        """Add a part's points, ``(P, 3)`` RAS mm."""
+        """Add the points ``(P, 3)`` of a part, RAS mm."""
         self.total += len(points)
         if self.grid is None:
             return
@@ -78,7 +83,7 @@ class _Outside:
 
 @dataclass(frozen=True)
 class _Way:
-    """One subject's tractogram, and the files that its points pass through."""
+    """One subject's tractogram, and the transform files for its points."""
 
     subject: str
     tractogram: Tractogram
@@ -90,20 +95,20 @@ class _Way:
 class StreamlineWarper:
     """Warps tractograms into ``<output_dir>/warped_streamlines/<subject>/<the tractogram's name>``.
 
-    A field that warps images from A to B takes points of B to points of A. Points of streamlines
-    therefore move by the field of the other direction. With the bundle's own fields the right one
-    is chosen by ``direction``; other transforms are given in the order of the points' way.
-    Streamlines are read, moved and written in parts, so that memory stays small.
+    A field that warps images from A to B maps points of B to points of A. Points of streamlines
+    therefore need the field of the opposite direction. With the bundle's fields, ``direction``
+    selects the right one; other transforms are given in the order in which points pass through
+    them. Streamlines are read, warped and written in parts, to save memory.
 
     Args:
         settings: of the warp.
-        atlas_dir: the published folder, for the bundle's own fields.
-        registered_dir: where ``registering`` wrote.
-        output_dir: holds ``warped_streamlines``.
+        atlas_dir: the published folder, for the bundle's fields.
+        registered_dir: output folder of ``registering``.
+        output_dir: destination of ``warped_streamlines``.
 
     Raises:
-        CohortError: a tractogram, transform or reference isn't there or can't be used.
-        ConfigurationError: the format needs a reference and there is none.
+        CohortError: a tractogram, transform or reference is missing or can't be used.
+        ConfigurationError: the format needs a reference but none is given.
         StorageError: ``output_dir`` can't be written.
     """
 
@@ -122,16 +127,19 @@ class StreamlineWarper:
         atlas = None if settings.transforms else open_atlas(atlas_dir)
         if atlas is not None and atlas.averaged:
             raise CohortError(
-                f"{atlas.folder}: is an average of maps, to which no field leads; give "
+                f"{atlas.folder}: is an average of maps and has no fields; give "
                 "warp_streamlines#transforms"
             )
         self.ways = [self._way(subject, atlas) for subject in settings.subjects]
+        for way in self.ways:
+            inputs = [way.tractogram.path, *(file.path for file in way.files)]
+            check_replaceable(self.folder / way.subject, inputs=inputs)
 
     def run(self) -> Path:
-        """Warp every subject's tractogram.
+        """Warp the tractograms of all subjects.
 
         Raises:
-            CohortError: a file can't be read, or no streamline lies where the transforms apply.
+            CohortError: a file can't be read, or no streamline is where the transforms apply.
             StorageError: a folder can't be written.
         """
         with progress_bar(len(self.ways), "tractograms") as bar:
@@ -159,14 +167,14 @@ class StreamlineWarper:
                 reference = atlas.maps(template)["mean"]
         for file in files:
             if not file.path.is_file():
-                raise CohortError(f"subject {subject}: there is no transform {file.path}")
+                raise CohortError(f"subject {subject}: no such transform {file.path}")
         if reference is not None and not reference.is_file():
-            raise CohortError(f"subject {subject}: there is no reference image {reference}")
+            raise CohortError(f"subject {subject}: no such reference image {reference}")
         path = tractogram.path
         name = path.name if settings.format == "same" else f"{path.stem}.{settings.format}"
         if reference is None and Path(name).suffix.lower() in _NEEDS_GRID:
             raise ConfigurationError(
-                "warp_streamlines.reference = None: TRK and TRX files name the grid of their "
+                "warp_streamlines.reference = None: TRK and TRX files contain the grid of their "
                 f"space, so {name} needs an image of the target space"
             )
         return _Way(subject, tractogram, files, reference, name)
@@ -191,9 +199,9 @@ class StreamlineWarper:
             )
             if outside.total and outside.points == outside.total:
                 raise CohortError(
-                    f"subject {way.subject}: no point of {way.tractogram.path} lies on the grid of "
-                    f"{way.files[0].path}; do they share a space, and is the direction the right "
-                    "one?"
+                    f"subject {way.subject}: no point of {way.tractogram.path} is on the grid of "
+                    f"{way.files[0].path}; check that they share a space, and that the direction "
+                    "is right"
                 )
             about = {
                 "tractogram": {
@@ -215,8 +223,8 @@ class StreamlineWarper:
             )
         if outside.points:
             logger.warning(
-                "subject %s: %d of %d points lie outside the field %s, where it is 0: they don't "
-                "move by it",
+                "subject %s: %d of %d points are outside the field %s and don't "
+                "move",
                 way.subject, outside.points, outside.total, way.files[0].path,
             )  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""The network that learns a cohort's atlas, and where its templates start."""
+"""Builds the network that learns a cohort's atlas, and initialises its templates."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from scipy.cluster.vq import kmeans2
 
 from scripts.atlas.components import atlas_loss
+from scripts.atlas.initial import InitialNetwork, open_initial
 from scripts.atlas.network import AtlasNetwork
 from scripts.atlas.published_model import carried_transforms, changed_parts, network_of
 from scripts.cohort import Cohort
@@ -28,9 +29,9 @@ from scripts.spatial.warp import Warp
 __all__ = ["build_network", "initial_templates"]
 
 TRAINED_ON_DIGITS = 16
-"""Leading digits of each training map's SHA-256 that a model keeps, to know them again."""
-_COARSE = 12  # voxels along the longest axis of the pictures that subjects are clustered by
-_REACH = 5  # voxels a sharpened template may lie beyond the cohort's support
+"""Leading digits of each training map's SHA-256 that a model records to recognise the map."""
+_COARSE = 12  # voxels along the longest axis of the coarse images for clustering subjects
+_REACH = 5  # voxels by which a sharpened template may exceed the cohort's support
 
 
 def initial_templates(
@@ -40,26 +41,26 @@ def initial_templates(
     log_offset: float = 1e-3,
     seed: int = 0,
 ) -> np.ndarray:
-    """Where the templates start: the cohort's mean, or the means of K clusters of subjects.
+    """Initial templates: the cohort's mean, or the means of K clusters of subjects.
 
-    K equal templates would stay equal. Clusters come from k-means over coarse pictures of the
-    log densities, which moves of a few voxels hardly change.
+    K equal templates would stay equal. The clusters come from k-means on coarse log densities,
+    which shifts of a few voxels hardly change.
 
     Args:
-        mean_density: ``(C, *shape)``, the cohort's.
+        mean_density: ``(C, *shape)``, mean of the cohort.
         n_templates: K.
-        dataset: log densities, in any number (``image``); only read for K > 1.
+        dataset: log densities (``image``); only read for K > 1.
         log_offset: see `log_density_of`.
         seed: of the clustering.
 
     Returns:
-        log densities ``(K, C, *shape)`` float32.
+        Log densities ``(K, C, *shape)`` float32.
     """
     if n_templates == 1:
         return np.log1p(mean_density[None] / log_offset).astype(np.float32)
     pictures = np.stack([_coarse(torch.as_tensor(item["image"])) for item in dataset])
     if len(pictures) < n_templates:
-        raise CheckpointError(f"{n_templates} templates need as many subjects")
+        raise CheckpointError(f"{n_templates} templates need at least as many subjects")
     labels = _clusters(pictures, n_templates, seed)
     total = np.zeros((n_templates, *mean_density.shape))
     for label, item in zip(labels, dataset, strict=True):
@@ -69,7 +70,7 @@ def initial_templates(
 
 
 def _clusters(pictures: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """The best of ten k-means, none of whose clusters is empty."""
+    """The best of ten k-means runs without an empty cluster."""
     best, best_spread = np.arange(len(pictures)) % count, np.inf
     for attempt in range(10):
         rng = np.random.default_rng([seed, attempt])
@@ -95,27 +96,30 @@ def build_network(
     warp: Warp | None = None,
     loss: AtlasLoss | None = None,
     overrides: Mapping[str, Any] | None = None,
+    initial: InitialNetwork | None = None,
 ) -> AtlasNetwork:
-    """The network that learns a cohort's atlas, with its templates at their start.
+    """The network that learns a cohort's atlas, with initialised templates.
 
-    The network describes itself in its checkpoint: what its parts, the loss and the transforms
-    are made of is told there wherever the settings don't tell it, so that a later job needs the
-    model alone.
+    The network describes itself in its checkpoint: whatever its parts, the loss and the transforms
+    have beyond the settings is recorded there, so that a later job needs only the model.
 
     Args:
         cohort: grid, box and mean.
         settings: of the model.
-        dataset: log densities of the cohort, a MONAI dataset; values are read for K > 1 alone.
-        unet: see `AtlasNetwork`; None: all four parts as the settings say.
+        dataset: log densities of the cohort, a MONAI dataset; values are only read for K > 1.
+        unet: see `AtlasNetwork`; None: all four parts according to the settings.
         integration: see ``unet``.
         smoothing: see ``unet``.
         warp: see ``unet``.
-        loss: of the training; None: as the settings say.
+        loss: of the training; None: according to the settings.
         overrides: see `config_overrides`.
+        initial: what the network starts from; None: as the settings say.
 
     Raises:
-        ConfigurationError: a part can't be told of in a model, or parts contradict each other.
+        ConfigurationError: a part can't be recorded in a model, or parts contradict each other.
     """
+    if initial is None:
+        initial = open_initial(settings, len(cohort.crop.shape))
     transforms = getattr(getattr(dataset, "transform", None), "transforms", ())
     _check_offset(transforms, settings)
     torch.manual_seed(settings.optimizer.seed)
@@ -126,6 +130,8 @@ def build_network(
         settings.loss.log_offset,
         settings.optimizer.seed,
     )
+    told = settings.as_dict()
+    told["model"]["passes"] = initial.passes
     description: dict[str, Any] = {
         "format": FORMAT,
         "cohort": cohort.identity(),
@@ -140,9 +146,11 @@ def build_network(
         "crop": {"start": list(cohort.crop.start), "stop": list(cohort.crop.stop)},
         "normalisation": cohort.normalisation,
         "tracts": list(cohort.tracts),
-        # Which of several devices it was is no part of a model, and differs between processes.
-        "settings": {**settings.as_dict(), "device": torch.device(settings.device).type},
+        # The number of the device isn't part of a model, and differs between processes.
+        "settings": {**told, "device": torch.device(settings.device).type},
     }
+    if initial.described is not None:
+        description["initial"] = dict(initial.described)
     if cohort.coding is not None:
         description["covariates"] = cohort.coding.as_list()
     parts: dict[str, Any] | None = None
@@ -153,7 +161,7 @@ def build_network(
             "smoothing": smoothing,
             "warp": warp,
         }
-        changed = changed_parts(template, description["settings"], parts)
+        changed = changed_parts(template, description, parts)
         if changed:
             description["parts"] = changed
     if loss is not None:
@@ -164,7 +172,9 @@ def build_network(
         description["overrides"] = dict(overrides)
         carried, left = carried_transforms(overrides, transforms)
         description |= {"transforms": carried, "not_carried": left}
-    network = network_of(template, description, parts=parts)
+    passes = (1,) if initial.weights is None else initial.passes
+    network = network_of(template, description, passes=passes, parts=parts)
+    initial.load_into(network.unet)
     present = torch.from_numpy(cohort.mean_density > 0).float()[None]
     pool = F.max_pool3d if network.spatial_dims == 3 else F.max_pool2d
     network.set_support(pool(present, 2 * _REACH + 1, stride=1, padding=_REACH))
@@ -172,18 +182,18 @@ def build_network(
 
 
 def _check_offset(transforms: Sequence[Any], settings: LearnedAtlasConfig) -> None:
-    """Refuse log densities of another offset than the template's."""
+    """Refuse log densities with another offset than the template's."""
     for index, one in enumerate(transforms):
         if isinstance(one, LogDensityd) and one.log_offset != settings.loss.log_offset:
             raise ConfigurationError(
                 f"train#preprocessing#transforms#{index}#log_offset = {one.log_offset!r}: must be "
-                f"{settings.loss.log_offset!r}, the template's own; change both by "
+                f"{settings.loss.log_offset!r}, that of the template; change both with "
                 "--learned_atlas#loss#log_offset"
             )
 
 
 def _changed_loss(loss: AtlasLoss, alone: AtlasLoss) -> dict[str, Any]:
-    """What of a loss the settings alone don't give."""
+    """The parts of a loss that the settings alone don't determine."""
     found: dict[str, Any] = {}
     theirs = alone.arguments
     for name, value in loss.arguments.items():

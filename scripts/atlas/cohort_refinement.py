@@ -1,4 +1,4 @@
-"""After training: exact centring, and the cohort's velocities polished with the template."""
+"""After training: exact centring, and instance optimisation of velocities with the template."""
 
 from __future__ import annotations
 
@@ -39,43 +39,50 @@ logger = logging.getLogger(__name__)
 
 
 class CohortRefinement:
-    """Alternates between every subject's velocity and the template, as atlas building does.
+    """Alternates between updating each subject's velocity and updating the template.
 
-    A round: each velocity takes some gradient steps against the template (`refine_velocity`) and
-    is smoothed where it comes close to folding (`unfolded_velocity`);
-    the cohort's mean velocity is subtracted from all of them, so that the template stands in the
-    cohort's middle; the template becomes the least-squares fit to the subjects in their own
-    spaces, sum_i J_i d_i(phi_i(x)) / sum_i J_i, with phi_i from template to subject and J_i its
-    Jacobian determinant (Ma et al., NeuroImage 2008).
+    A round has three steps. Each velocity takes some gradient steps against the template
+    (`refine_velocity`) and is smoothed where it is close to folding (`unfolded_velocity`). The
+    cohort's mean velocity is subtracted from all of them, so that the template stays in the middle
+    of the cohort. The template becomes the least-squares fit to the subjects in their spaces,
+    sum_i J_i d_i(phi_i(x)) / sum_i J_i, with phi_i from template to subject and J_i its Jacobian
+    determinant (Ma et al., NeuroImage 2008).
 
-    With covariates the template is a function of them (see `AtlasNetwork`) and a round fits all of
-    it: the velocities' regression on the covariates gives its deformation, and the least-squares
-    fit of the densities gives an image a covariate beside the template. Both are shrunken where
-    they don't stand out from chance (`shrunken`). Without covariates, the columns are the
-    constant alone, and the regression is the mean.
+    With covariates the template is a function of them (see `AtlasNetwork`), and a round fits the
+    function: regression of the velocities on the covariates gives its deformation, and the
+    least-squares fit of the densities gives one image per covariate besides the template. Both are
+    shrunk where they don't differ from chance (`shrunken`). Without covariates the only column is
+    the constant, and the regression is the mean.
 
-    With no rounds the network's velocities stand, exactly centred, and the learned template is
-    moved along with the centring.
+    Rounds of the network come first, where asked: a velocity is then what the network finds against
+    the template as it is, without gradient steps. All of them but the last look by the coarse
+    passes alone, which are cheap and sharpen a blurred template as well. A network that needs no
+    training on the cohort makes the atlas in a few of them.
 
-    Velocities of a round lie in files, one a subject, each written whole: an interrupted round
-    goes on at the subject where it stopped, and memory doesn't grow with the cohort.
+    Without rounds the network's velocities are used, exactly centred, and the learned template
+    moves along with the centring.
 
-    Over several processes each one refines its share of the subjects; means and templates are made
-    of sums over all of them, so that the result is that of one process, to rounding.
+    The velocities of a round are in files, one per subject, each written completely or not at all.
+    An interrupted round continues with the next subject, and memory doesn't grow with the cohort.
+
+    With several processes each one refines its share of the subjects. Means and templates are sums
+    over all of them, so the result equals that of one process up to rounding.
 
     Args:
         network: the trained network.
-        dataset: log densities, in the cohort's order (``image``).
-        loss: the training's.
-        folder: where the velocities and the state go.
-        rounds: how often; 0: centring alone.
-        iterations: gradient steps a subject and round.
-        lr: their size, voxels.
+        dataset: log densities, in the order of the cohort (``image``).
+        loss: of the training.
+        folder: for the velocities and the state.
+        rounds: number of rounds; 0: only centring.
+        iterations: gradient steps per subject and round.
+        lr: size of the steps, voxels.
         dtype: of the convolutions.
-        device: where it runs.
+        device: of the computation.
         mixture_sharpness: of the soft assignment with K > 1.
-        design: coded covariates ``(N, p)`` of a conditional template, of mean 0.
-        window: side, in voxels, of the windows in which slopes are shrunken.
+        design: coded covariates ``(N, p)`` of a conditional template, with mean 0.
+        window: side, in voxels, of the windows for the shrinkage of slopes.
+        network_rounds: how often the network alone registers everybody, before the other rounds.
+        final_lr: size of a round's last step, to which it falls; None: it stays.
     """
 
     def __init__(
@@ -92,14 +99,18 @@ class CohortRefinement:
         mixture_sharpness: float = 50.0,
         design: np.ndarray | None = None,
         window: int = 7,
+        network_rounds: int = 0,
+        final_lr: float | None = None,
     ) -> None:
         self.network = bare(network)
         self.dataset = dataset
         self.loss = loss
         self.folder = Path(folder)
-        self.rounds = rounds
+        self.network_rounds = network_rounds
+        self.rounds = network_rounds + rounds
         self.iterations = iterations
         self.lr = lr
+        self.final_lr = final_lr
         self.dtype = dtype
         self.device = torch.device(device)
         self.mixture_sharpness = mixture_sharpness
@@ -116,10 +127,11 @@ class CohortRefinement:
 
     @torch.no_grad()
     def run(self) -> None:
-        """Centre, refine, and leave the network with its final template; resumes by itself."""
+        """Centre, refine, and leave the network with its final template; resumes automatically."""
         self.network.eval()
         if not self._load():
-            self._centre_network(uncentred=True)
+            if self.network_rounds == 0:
+                self._centre_network(uncentred=True)
             self.save()
         if self.round < self.rounds:
             own = len(share(len(self.dataset)))
@@ -151,7 +163,7 @@ class CohortRefinement:
         """
         if self._source is not None and self._hash() != self._source:
             raise CheckpointError(
-                f"{self.folder}: was changed while it was being read; nothing is published"
+                f"{self.folder}: changed while it was being read; nothing is published"
             )
 
     def _hash(self) -> str:
@@ -166,13 +178,22 @@ class CohortRefinement:
         return torch.as_tensor(self.dataset[index]["image"]).to(self.device)[None]
 
     def velocity(self, index: int, template: int = 0) -> torch.Tensor:
-        """Final velocity of a subject to a template: refined if it was, else the network's."""
+        """Final velocity of a subject to a template: refined if available, else the network's."""
         if self.round and template == self.home(index):
             return self._stored(self.round - 1, index) - self.offset[template]
-        return estimate_velocity(
-            self.network, self.image(index), self.dtype, template,
-            covariates=self.covariates(index),
-        )  # fmt: skip
+        return self._network_velocity(index, template)
+
+    def _network_velocity(self, index: int, template: int, coarse: bool = False) -> torch.Tensor:
+        """What the network finds of a subject, by all its passes or by the coarse ones alone."""
+        network, passes = self.network, self.network.passes
+        if coarse:
+            network.passes = tuple(factor for factor in passes if factor > 1) or passes
+        try:
+            return estimate_velocity(
+                network, self.image(index), self.dtype, template, covariates=self.covariates(index)
+            )
+        finally:
+            network.passes = passes
 
     def covariates(self, index: int) -> torch.Tensor | None:
         """A subject's coded covariates ``(1, p)``; None for an unconditional template."""
@@ -181,6 +202,8 @@ class CohortRefinement:
     # -- pieces ----------------------------------------------------------------------------
 
     def _run_round(self, bar: tqdm) -> None:
+        if self.round < self.network_rounds and self.network.n_templates > 1:
+            self._assign()
         total = torch.zeros((), dtype=torch.float64)
         for index in share(len(self.dataset)):
             loss = self._refine_subject(index)
@@ -196,20 +219,22 @@ class CohortRefinement:
         if self.design is not None:
             self._update_velocity_slopes(self.round)
         self._update_template(self.round)
-        if self.round + 1 == self.rounds:
+        if self.round + 1 == self.rounds == self.network_rounds:
+            self.network.mean_velocity += self.offset  # of what the network alone found
+        elif self.round + 1 == self.rounds:
             self.recentre()
         self.round += 1
         self.save()
         if is_first():
-            # The sums above were of this round's velocities: no process reads the earlier ones.
+            # The sums above used this round's velocities: no process needs earlier ones any more.
             shutil.rmtree(self._round_folder(self.round - 2), ignore_errors=True)
 
     def home(self, index: int) -> int:
-        """Which template explains a subject best."""
+        """Index of the template that explains a subject best."""
         return int(self.assignment[index].argmax())
 
     def _centre_network(self, uncentred: bool) -> None:
-        """The exact mean velocity instead of the running one; the template moves with it.
+        """Replace the running mean velocity by the exact one; the template moves with it.
 
         Args:
             uncentred: the network was trained without subtracting the running mean.
@@ -227,8 +252,8 @@ class CohortRefinement:
                     found = estimate_velocity(network, image, self.dtype, k)
                     total[k] += found[0] * (part / float(weight[k]))
         add_up(total)
-        # The fields that were learned against this template lose `moved`: exp(v - m) needs the
-        # template moved by exp(m), to first order.
+        # The fields that were learned against this template lose `moved`: to first order, exp(v -
+        # m) needs the template moved by exp(m).
         moved = network.mean_velocity + total if uncentred else total
         network.mean_velocity += total
         for k in range(network.n_templates):
@@ -237,7 +262,7 @@ class CohortRefinement:
         network.project_template()
 
     def _assign(self) -> None:
-        """Soft assignment of each subject to the templates, by its losses."""
+        """Soft assignment of each subject to the templates, from its losses."""
         network = self.network
         self.assignment.zero_()
         for index in share(len(self.dataset)):
@@ -259,19 +284,24 @@ class CohortRefinement:
                 return float(load_checkpoint(path)["loss"])
             except CheckpointError as error:
                 logger.warning("%s; it is made again", error)
-        home = self.home(index)
-        start = self.velocity(index, home)
+        home, network = self.home(index), self.network
+        alone = self.round < self.network_rounds
+        if alone:
+            start = self._network_velocity(index, home, coarse=self.round + 1 < self.network_rounds)
+        else:
+            start = self.velocity(index, home)
         with torch.enable_grad():
             found, loss = refine_velocity(
-                self.network, self.loss, self.image(index), start,
-                self.iterations, self.lr, home, self.covariates(index),
+                network, self.loss, self.image(index), start,
+                0 if alone else self.iterations, self.lr, home, self.covariates(index),
+                self.final_lr,
             )  # fmt: skip
-        found = unfolded_velocity(self.network, found)
+        found = unfolded_velocity(network, found)
         save_checkpoint({"velocity": found[0].cpu(), "loss": loss}, path)
         return loss
 
     def _mean(self, number: int) -> torch.Tensor:
-        """Mean velocity over each template's own subjects."""
+        """Mean velocity over the subjects of each template."""
         total = torch.zeros_like(self.network.mean_velocity)
         count = torch.zeros(self.network.n_templates)
         for index in share(len(self.dataset)):
@@ -303,7 +333,7 @@ class CohortRefinement:
         return self.design
 
     def _update_template(self, number: int) -> None:
-        """Least-squares template in linear density; a template without subjects stays."""
+        """Least-squares template in linear density; a template without subjects doesn't change."""
         network = self.network
         if self.design is not None:
             self._update_conditional_template(number)
@@ -326,7 +356,7 @@ class CohortRefinement:
         network.project_template()
 
     def _update_conditional_template(self, number: int) -> None:
-        """Least-squares template and density slopes; what is outside the support is 0."""
+        """Least-squares template and density slopes; 0 outside the support."""
         network = self.network
         inside = network.support[0].bool().any(0)
         fit = CovariateRegression(
@@ -353,9 +383,9 @@ class CohortRefinement:
 
     @torch.no_grad()
     def recentre(self) -> None:
-        """Let the network alone give, on average over the cohort, the refined velocity.
+        """Shift the network so that on average over the cohort it gives the refined velocity.
 
-        Without refined velocities it is to give 0, and the template moves with that.
+        Without refined velocities the average becomes 0, and the template moves accordingly.
         """
         network = self.network
         if not self.history:
@@ -366,9 +396,7 @@ class CohortRefinement:
         newest = len(self.history) - 1
         for index in share(len(self.dataset)):
             home = self.home(index)
-            found = estimate_velocity(
-                network, self.image(index), self.dtype, home, covariates=self.covariates(index)
-            )
+            found = self._network_velocity(index, home)
             refined = self._stored(newest, index) - self.offset[home]
             shift[home] += (found - refined)[0]
             count[home] += 1
@@ -397,7 +425,7 @@ class CohortRefinement:
             return False
         self._take_over(found)
         if self.round < self.rounds:
-            logger.info("refinement goes on after round %d", self.round)
+            logger.info("refinement continues after round %d", self.round)
         return True
 
     def _take_over(self, found: dict[str, Any]) -> None:
@@ -416,7 +444,7 @@ class CohortRefinement:
         return load_latest(self.folder / "state.pt")
 
     def save(self) -> None:
-        """Write down how far the rounds are, with the network as it is now."""
+        """Save the number of finished rounds, with the current network."""
         if not is_first():
             return
         save_checkpoint(

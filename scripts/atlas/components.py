@@ -1,4 +1,4 @@
-"""What the configs name for a training: cohort, transforms, dataset, loss, refinement."""
+"""Components that the configs name for a training."""
 
 from __future__ import annotations
 
@@ -62,22 +62,21 @@ def open_cohort(
     written: Sequence[str | Path] = (),
     data: Sequence[Mapping[str, Any]] | None = None,
 ) -> Cohort:
-    """Read and check the cohort, after what can be known beforehand of the run's end.
+    """Read and check the cohort, after early checks of the device, disk and memory.
 
     Args:
         dataset_dir: the dataset folder.
         settings: of the run.
-        written: output_dir and ckpt_dir; they are locked while the result is in use, and the
-            run's log is kept in the last one.
-        data: a data list as MONAI's tools give it, a mapping a map with its path as ``image``, in
-            place of the folder; what else it holds (a ``label``) isn't read.
+        written: output_dir and ckpt_dir; locked while the result is in use. The run's log is kept
+            in the last one.
+        data: a data list as in MONAI's tools, one mapping per map with its path as ``image``,
+            instead of the folder; other entries (a ``label``) are ignored.
 
     Raises:
-        ConfigurationError: if the machine lacks the device, or a batch has fewer subjects than
-            there are processes.
-        StorageError: if something that is no writable folder stands in the way of ``written``,
-            another run is at work there, or there isn't room for what the run writes.
-        ConfigurationError: also if the cache that is asked for doesn't fit into memory.
+        ConfigurationError: the machine doesn't have the device, a batch has fewer subjects than
+            there are processes, or the requested cache doesn't fit into memory.
+        StorageError: a folder in ``written`` can't be written, another run is using it, or the disk
+            has too little room.
         CohortError: see `read_cohort`.
     """
     _check_processes(settings)
@@ -103,10 +102,10 @@ def open_cohort(
 
 
 def _check_processes(settings: LearnedAtlasConfig) -> None:
-    """Make sure that each process has its device, and something to do.
+    """Check that each process has its device, and at least one subject per batch.
 
     Raises:
-        ConfigurationError: if one hasn't.
+        ConfigurationError: a process doesn't.
     """
     end_with_parent()
     error = None
@@ -129,12 +128,12 @@ def _check_box(cohort: Cohort) -> None:
     raise CohortError(
         f"the cohort's box has {' x '.join(map(str, cohort.crop.shape))} voxels: a deformation "
         "needs at least 2 along every axis; raise learned_atlas#cohort#margin if the grid has "
-        "more, and bring planes as (X, Y) or (X, Y, 1)"
+        "more, and give planes as (X, Y) or (X, Y, 1)"
     )
 
 
 def _listed_maps(data: Sequence[Mapping[str, Any]]) -> list[Path]:
-    """Paths of a data list's images."""
+    """Paths of the images of a data list."""
     images = [item.get("image") for item in data]
     wrong = [image for image in images if not isinstance(image, str | Path)]
     if wrong:
@@ -159,9 +158,9 @@ def _check_places(
 def _check_space(
     cohort: Cohort, settings: LearnedAtlasConfig, output_dir: Path, ckpt_dir: Path
 ) -> None:
-    """Refuse a night's work that couldn't be written down."""
+    """Refuse a run whose results wouldn't fit on the disk."""
     output, kept = output_bytes(cohort, settings), checkpoint_bytes(cohort, settings)
-    # An earlier run's files are gone on with or thrown away: their space is the run's own.
+    # Files of an earlier run are reused or deleted: their space is available to this run.
     earlier = [path for path in (ckpt_dir / "run_state").rglob("*") if path.is_file()]
     for path in earlier:
         largest = max(kept, key=kept.__getitem__)
@@ -172,15 +171,15 @@ def _check_space(
 
 
 def _warn_of_scale(cohort: Cohort, settings: LearnedAtlasConfig) -> None:
-    """Say so where a threshold is far from any density that the cohort has."""
+    """Warn about thresholds that are far from the cohort's densities."""
     found = cohort.mean_density[cohort.mean_density > 0]
     typical, largest = float(np.median(found)), float(found.max())
     ratio = typical / settings.loss.log_offset
     if not 0.003 < ratio < 300:
         logger.warning(
             "learned_atlas.loss.log_offset = %g is far from this cohort's densities (median of "
-            "the mean map %.2g, maximum %.2g): their logarithms are nearly %s; a density that "
-            "just counts as present is a good choice",
+            "the mean map %.2g, maximum %.2g): their logarithms are nearly %s; a good choice is a "
+            "density that just counts as present",
             settings.loss.log_offset,
             typical,
             largest,
@@ -189,7 +188,7 @@ def _warn_of_scale(cohort: Cohort, settings: LearnedAtlasConfig) -> None:
     if settings.presence_value >= largest:
         logger.warning(
             "learned_atlas.presence_value = %g is above every mean density (maximum %.2g): "
-            "prob_threshold will be almost or wholly 0",
+            "prob_threshold will be almost or entirely 0",
             settings.presence_value,
             largest,
         )
@@ -201,13 +200,13 @@ def cohort_transforms(
     log: bool = True,
     network: AtlasNetwork | None = None,
 ) -> Compose:
-    """From a cohort's files to its (log) densities in its box.
+    """Transforms from a cohort's files to its (log) densities in its box.
 
     Args:
         cohort: normalisation and box.
         settings: channels and offset.
-        log: False: linear densities.
-        network: a published one, whose training may have read its maps otherwise.
+        log: False gives linear densities.
+        network: a published one, whose training may have used other transforms.
     """
     return density_transforms(
         cohort.normalisation,
@@ -226,18 +225,18 @@ def train_dataset(
     cache_dir: str | Path,
     cohort: Cohort | None = None,
 ) -> Any:
-    """The training dataset, cached as the settings say.
+    """The training dataset, cached according to the settings.
 
-    In memory each process keeps the whole cohort, since a batch may bring it any subject. On disk
+    In memory each process keeps the whole cohort, because a batch may contain any subject. On disk
     the processes share one cache, which they fill together before any of them reads from it.
 
     Args:
-        data: a mapping a subject.
+        data: one mapping per subject.
         transform: see `cohort_transforms`.
         settings: of the run.
         cache_dir: for a cache on disk.
-        cohort: what `open_cohort` made of ``data``, or found itself: its own list, which knows
-            each map's divisor and channel as well, takes the place of ``data``.
+        cohort: result of `open_cohort` for ``data``; its list replaces ``data``, because it also
+            has each map's divisor and channel.
     """
     listed = data if cohort is None else cohort.datalist()
     dataset = density_dataset(
@@ -258,12 +257,12 @@ def train_dataset(
 def atlas_loss(
     spacing: Sequence[float], settings: LearnedAtlasConfig, network: AtlasNetwork | None = None
 ) -> AtlasLoss:
-    """The weighted loss that the settings ask for.
+    """The weighted loss of the settings.
 
     Args:
         spacing: voxel sizes in mm.
         settings: weights, window, scales.
-        network: a published one, whose training may have had another loss.
+        network: a published one, whose training may have used another loss.
     """
     loss = settings.loss
     arguments: dict[str, Any] = {
@@ -284,8 +283,8 @@ def atlas_loss(
             arguments[name] = value
         elif "_target_" in value:
             logger.warning(
-                "the model was trained with a loss#%s of its own (%s), which a model file can't "
-                "bring: this job uses the term that the settings tell",
+                "the model was trained with another loss#%s (%s), which a model file doesn't "
+                "contain: this job uses the term of the settings",
                 name,
                 value["_target_"],
             )
@@ -308,15 +307,17 @@ def cohort_refinement(
     settings: LearnedAtlasConfig,
     cohort: Cohort | None = None,
 ) -> CohortRefinement:
-    """The refinement that the settings ask for; covariates, where asked for, come by ``cohort``."""
+    """The refinement of the settings; covariates, if requested, come from ``cohort``."""
     return CohortRefinement(
         network,
         dataset,
         loss,
         folder,
         rounds=settings.refine.rounds,
+        network_rounds=settings.refine.network_rounds,
         iterations=settings.refine.iterations,
         lr=settings.refine.lr,
+        final_lr=settings.refine.final_lr,
         dtype=settings.dtype,
         device=torch.device(settings.device),
         mixture_sharpness=settings.model.mixture_sharpness,
@@ -328,7 +329,7 @@ def cohort_refinement(
 def network_fine_tuning(
     refinement: CohortRefinement, path: str | Path, settings: LearnedAtlasConfig
 ) -> NetworkFineTuning:
-    """The fine-tuning that the settings ask for.
+    """The fine-tuning of the settings.
 
     Args:
         refinement: of the run.
@@ -345,7 +346,7 @@ def network_fine_tuning(
         epochs=settings.refine.network_epochs,
         lr=settings.refine.network_lr,
         gradient_clip=optimizer.gradient_clip,
-        passes=settings.model.passes,
+        passes=None if settings.model.initial else settings.model.passes_from_nothing,
     )
 
 

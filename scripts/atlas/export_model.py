@@ -1,11 +1,11 @@
-"""A published network as a program of its own: TorchScript by tracing, `torch.export`, ONNX.
+"""A published network as a standalone program: TorchScript by tracing, `torch.export`, ONNX.
 
     python -m scripts.atlas.export_model models/model.pt tract_density_atlas.ts
     python -m scripts.atlas.export_model models/model.pt tract_density_atlas.pt2
     python -m scripts.atlas.export_model models/model.pt tract_density_atlas.onnx
 
 The program maps a log density ``(1, C, *shape)`` to the template's density in the subject's space,
-as the network does in evaluation. Its shape is the published model's: the template is part of it.
+as the network does in evaluation mode. Its shape is fixed, because the template is part of it.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ __all__ = ["exported_program", "onnx_program", "save_program", "traced_program"]
 _TOLERANCE = 1e-5  # of the template's largest density
 _SUFFIXES = {".ts": "TorchScript", ".pt2": "torch.export", ".onnx": "ONNX"}
 _ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
-_ONNX_OPERATORS = 20  # the first version whose GridSample knows volumes
+_ONNX_OPERATORS = 20  # the first version whose GridSample supports volumes
 
 Program = Callable[[torch.Tensor], torch.Tensor]
 
 
 def _example(network: AtlasNetwork) -> torch.Tensor:
-    """A subject that isn't the template: its moves are not all zero."""
+    """An input that differs from the template, so that displacements aren't all zero."""
     template = network.template.detach()[:1]
     return template.roll(1, dims=2) * 0.9
 
@@ -44,7 +44,7 @@ def _example(network: AtlasNetwork) -> torch.Tensor:
 def traced_program(network: AtlasNetwork) -> torch.jit.ScriptModule:
     """The network in evaluation as TorchScript (scripting fails on MONAI's ``Warp``)."""
     with warnings.catch_warnings():
-        # Sizes become constants, which they are: the template has one.
+        # Sizes become constants, which is correct: the template has only one size.
         warnings.simplefilter("ignore", torch.jit.TracerWarning)
         program = torch.jit.trace(network.eval(), _example(network), check_trace=False)
     assert isinstance(program, torch.jit.ScriptModule)
@@ -80,7 +80,7 @@ def onnx_program(network: AtlasNetwork) -> bytes:
 
 def _recorded(network: AtlasNetwork, suffix: str) -> tuple[bytes, Program]:
     """The program's file, and the program as it is read from there."""
-    written = io.BytesIO()  # all writers want the final name; write_whole has another until then
+    written = io.BytesIO()  # writers check the final name; write_whole has another until the end
     if suffix == ".ts":
         torch.jit.save(traced_program(network), written)
         return written.getvalue(), torch.jit.load(io.BytesIO(written.getvalue()))
@@ -95,34 +95,35 @@ def _recorded(network: AtlasNetwork, suffix: str) -> tuple[bytes, Program]:
 
 
 def save_program(model: str | Path, output: str | Path) -> float:
-    """Write a published model as a program, checked against the network it was made from.
+    """Write a published model as a program, after comparing it with its network.
 
     Args:
         model: ``<ckpt_dir>/model.pt``.
         output: ``*.ts`` for TorchScript, ``*.pt2`` for `torch.export`, ``*.onnx`` for ONNX.
 
     Returns:
-        the largest difference between the program that was written and the network, over the
+        The largest difference between the written program and the network, divided by the
         template's largest density.
 
     Raises:
         ConfigurationError: ``output`` has another suffix, or a package for it isn't installed.
-        CheckpointError: ``model`` can't be used, or the program doesn't give what the network does.
+        CheckpointError: ``model`` can't be used, or the program's output differs from the
+        network's.
         StorageError: ``output`` can't be written.
     """
     suffix = Path(output).suffix
     if suffix not in _SUFFIXES:
         known = " or ".join(f"{one} ({kind})" for one, kind in _SUFFIXES.items())
-        raise ConfigurationError(f"{output}: a program is written as {known}")
+        raise ConfigurationError(f"{output}: must end with {known}")
     network = published_network(model)
     content, program = _recorded(network, suffix)
-    image = _example(network) * 1.1  # not the image that the program was recorded with
+    image = _example(network) * 1.1  # not the image that was used for recording the program
     with torch.no_grad():
         expected = network(image)
         difference = (program(image) - expected).abs().max() / expected.max().clamp_min(1e-30)
     if not difference <= _TOLERANCE:
         raise CheckpointError(
-            f"{model}: the program gives densities that differ from the network's by "
+            f"{model}: the program's densities differ from the network's by "
             f"{float(difference):.2g} of the largest, more than {_TOLERANCE:g}; it isn't written"
         )
     with write_whole(output) as staged:
@@ -131,7 +132,7 @@ def save_program(model: str | Path, output: str | Path) -> float:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; the exit code is that of the error, if there is one."""
+    """Run the command line; the exit code is that of the error, if there is one."""
     parser = argparse.ArgumentParser(prog="python -m scripts.atlas.export_model")
     parser.add_argument("model", type=Path, help="<ckpt_dir>/model.pt")
     parser.add_argument(

@@ -1,4 +1,4 @@
-"""The network learns the template that the refinement left."""
+"""Fine-tuning of the network with the template of the refinement."""
 
 from __future__ import annotations
 
@@ -27,28 +27,28 @@ _WARMUP = 20  # steps
 
 
 class NetworkFineTuning:
-    """Trains the network on, the template as it stands, so that new subjects need less refinement.
+    """Trains the network further with a fixed template, so that new subjects need less refinement.
 
-    While template and network are learned together the network follows a blurred, moving target;
-    the rounds of refinement then leave it behind. Against the finished template the same losses
-    say clearly where everything belongs. It now learns to look several times (see `AtlasNetwork`),
-    which would cost as much more in every epoch before and bring the template nothing that the
-    refinement doesn't. The template, the cohort's own velocities and so the maps stay as they are;
-    at the end the network is centred again.
+    During the joint training the network follows a blurred, moving template, which the rounds of
+    refinement then change. With the final template, the same losses are a clear target. The network
+    now learns several passes (see `AtlasNetwork`); in the earlier epochs they would cost
+    proportionally more and give the template nothing that the refinement doesn't. The template, the
+    cohort's velocities and therefore the maps don't change; at the end the network is centred
+    again.
 
-    Subjects of a batch are gone through one by one, and over several processes by each one's
-    share: the gradient is that of the whole batch, memory that of one subject. A checkpoint after
-    each epoch, with an order of subjects that follows from seed and epoch alone, lets an
-    interrupted run on a CPU end with the bits of an unbroken one.
+    The subjects of a batch are processed one by one, and with several processes each takes its
+    share: the gradient is that of the whole batch, memory is that of one subject. There is a
+    checkpoint after each epoch, and the order of the subjects depends only on seed and epoch, so
+    that on a CPU an interrupted run is bit-identical to an uninterrupted one.
 
     Args:
-        refinement: done with its rounds; brings network, subjects, loss and device.
-        batches: the order of the subjects, of this process.
+        refinement: after its rounds; has network, subjects, loss and device.
+        batches: the order of the subjects in this process.
         path: of the checkpoint.
-        epochs: how many; 0: nothing is done.
+        epochs: number of epochs; 0: nothing is done.
         lr: highest learning rate.
         gradient_clip: largest norm of the gradient.
-        passes: of the network from here on.
+        passes: of the network from now on; None: those that it knows.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class NetworkFineTuning:
         epochs: int = 0,
         lr: float = 1.5e-3,
         gradient_clip: float = 1.0,
-        passes: Sequence[int] = (1,),
+        passes: Sequence[int] | None = (1,),
     ) -> None:
         self.refinement = refinement
         self.network = refinement.network
@@ -68,17 +68,17 @@ class NetworkFineTuning:
         self.epochs = epochs
         self.lr = lr
         self.gradient_clip = gradient_clip
-        self.passes = tuple(passes)
+        self.passes = self.network.passes if passes is None else tuple(passes)
         self.parameters = list(self.network.unet.parameters())
         self.optimizer = torch.optim.Adam(self.parameters, lr=lr)
-        self.losses: list[float] = []  # means of the epochs
+        self.losses: list[float] = []  # epoch means
 
     def run(self) -> None:
-        """Train, centre the network, and leave it in the refinement's state; resumes by itself.
+        """Train, centre the network, and save it in the refinement's state; resumes automatically.
 
         Raises:
-            TrainingError: a loss isn't finite; the checkpoint stays that of the epoch before.
-            CheckpointError: the checkpoint is not of this run.
+            TrainingError: a loss isn't finite; the checkpoint of the epoch before stays.
+            CheckpointError: the checkpoint is of another run.
         """
         if self.epochs == 0:
             return
@@ -87,8 +87,8 @@ class NetworkFineTuning:
             self.refinement.save()  # a damaged state may have been given up for the one before
             return
         done, length = len(self.losses), len(self.batches)
-        self.network.eval()  # fields as new subjects get them: centred, with their covariates
-        self.network.unet.train()  # only so that activations are recomputed where that is asked
+        self.network.eval()  # fields as for new subjects: centred, with their covariates
+        self.network.unet.train()  # only to recompute activations if the settings ask for it
         self.batches.first_epoch = done
         order = iter(self.batches)
         total = self.epochs * length
@@ -103,7 +103,7 @@ class NetworkFineTuning:
                 self.losses.append(summed / length)
                 self._save(done=False)
         self.network.eval()
-        logger.info("network alone: loss %.3f to %.3f", self.losses[0], self.losses[-1])
+        logger.info("fine-tuning: loss %.3f to %.3f", self.losses[0], self.losses[-1])
         self.refinement.recentre()
         self.refinement.save()
         self._save(done=True)
@@ -115,18 +115,18 @@ class NetworkFineTuning:
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr * share
         for parameter in self.parameters:
-            parameter.grad = torch.zeros_like(parameter)  # also where no subject is this process's
+            parameter.grad = torch.zeros_like(parameter)  # also if this process has no subject
         loss = torch.zeros((), dtype=torch.float64)
         for index in indices[:own]:
             part = self._loss(index) / whole
-            part.backward(inputs=self.parameters)  # the template stays as it is
+            part.backward(inputs=self.parameters)  # the template doesn't change
             loss += float(part.detach())
         add_up(loss, *(p.grad for p in self.parameters if p.grad is not None))
         if not bool(torch.isfinite(loss)):
             raise TrainingError(
                 f"loss of the network's fine-tuning is not finite ({float(loss):g}) in epoch "
                 f"{step // len(self.batches) + 1}; lower learned_atlas#refine#network_lr or set "
-                "learned_atlas#refine#network_epochs 0, and start afresh with "
+                "learned_atlas#refine#network_epochs 0, and start again with "
                 "--learned_atlas#resume false"
             )
         torch.nn.utils.clip_grad_norm_(self.parameters, self.gradient_clip)
@@ -134,7 +134,7 @@ class NetworkFineTuning:
         return float(loss)
 
     def _loss(self, index: int) -> torch.Tensor:
-        """A subject's, to the template that explains it best."""
+        """The loss of a subject, for the template that explains it best."""
         network, refinement = self.network, self.refinement
         image, covariates = refinement.image(index), refinement.covariates(index)
         home = refinement.home(index)
@@ -148,14 +148,14 @@ class NetworkFineTuning:
     # -- files -----------------------------------------------------------------------------
 
     def _load(self) -> bool:
-        """Go on from the checkpoint; returns whether all is done."""
+        """Continue from the checkpoint; returns whether all is done."""
         found = from_first(self._read)
         if found is None:
             return False
         if found.get("format") != FORMAT:
             raise CheckpointError(
                 f"{self.path}: written in format {found.get('format')!r}, this version reads "
-                f"{FORMAT}; throw the unfinished run away with --learned_atlas#resume false"
+                f"{FORMAT}; discard the unfinished run with --learned_atlas#resume false"
             )
         load_weights(self.network, found, self.path)
         self.optimizer.load_state_dict(found["optimizer"])

@@ -1,4 +1,4 @@
-"""Subjects that were held back from a training, brought to the atlas that came of it."""
+"""Registers held-out subjects to the atlas at the end of a training."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ logger = logging.getLogger(__name__)
 
 
 class HeldOutSubjects:
-    """Tells how well subjects fit the atlas that the training didn't see.
+    """Reports how well the atlas fits subjects that weren't in the training.
 
-    Tools that choose the data themselves (MONAI Label) hold some of it back and hand it
-    over as a second data list. The atlas is published by then: a subject that can't be used is
-    told, and ends nothing.
+    Tools that choose the data themselves (MONAI Label) hold some of it back and pass it as a second
+    data list. At this point the atlas is already published, so a subject that can't be used gives a
+    warning and doesn't end the run.
 
     Args:
-        network: as trained.
+        network: the trained network.
         settings: of the run.
         data: mappings with the path of a map as ``image``; None or empty: nothing is done.
     """
@@ -55,8 +55,8 @@ class HeldOutSubjects:
         """Register each subject.
 
         Returns:
-            in the first of several processes, by subject, the correlation of its log density with
-            the template's on the subject's own support, before and after.
+            In the first of several processes, by subject: the correlation of its log density with
+            the template's on the subject's support, before and after.
         """
         if not self.files or not is_first():
             return {}
@@ -64,7 +64,7 @@ class HeldOutSubjects:
         try:
             subjects = read_new_subjects(self.files, self.settings.cohort_request(), grid, crop)
         except CohortError as error:
-            logger.warning("the subjects that were held back can't be used: %s", error)
+            logger.warning("the held-out subjects can't be used: %s", error)
             return {}
         transform = density_transforms(
             self.settings.cohort.normalisation,

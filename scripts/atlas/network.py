@@ -13,8 +13,10 @@ from monai.utils import convert_to_dst_type
 from torch import nn
 
 from scripts.networks.described import DescribedNetwork, description_in
-from scripts.networks.grids import averaged, enlarge, reduced_shape
+from scripts.networks.grids import reduced_shape
 from scripts.networks.integration import VelocityIntegration
+from scripts.networks.pair_inputs import PairForces
+from scripts.networks.passes import PairLooks
 from scripts.networks.smoothing import GaussianSmoothing
 from scripts.networks.unet import RegistrationUNet
 from scripts.spatial.warp import Warp
@@ -37,46 +39,48 @@ def density_of(log_density: torch.Tensor, log_offset: float) -> torch.Tensor:
 class AtlasNetwork(DescribedNetwork):
     """K learnable templates and the network that registers them to a subject.
 
-    The network predicts fields only, never densities, so that whatever the atlas shows was in
-    the subjects. For a pair (template, subject) it gives a stationary velocity v, less the
-    cohort's mean velocity: the template stays in the cohort's middle. Its flow maps subject
-    points to template points (the forward field: it warps the template to the subject); the flow
-    of -v is the inverse.
+    The network predicts only fields, never densities, so the atlas contains nothing that isn't in
+    the subjects. For a pair (template, subject) it gives a stationary velocity v, minus the
+    cohort's mean velocity, so that the template stays in the middle of the cohort. The flow of v
+    maps subject points to template points (the forward field: it warps the template to the
+    subject); the flow of -v is the inverse.
 
-    A conditional template depends on p coded covariates c of a person, all 0 at the cohort's mean:
-    T(c) = max(0, T + sum_j c_j S_j) o exp(sum_j c_j w_j), with S_j an image (linear density) and
-    w_j a velocity. Velocities of subjects lead to T's own space, exp(v) = exp(sum_j c_j w_j) o
-    exp(residual) to first order, so that all fields end in one space whatever the covariates.
-    Wherever ``covariates`` is left out, the template is that of the cohort's mean, T.
+    A conditional template depends on p coded covariates c of a person, which are 0 at the cohort's
+    mean: T(c) = max(0, T + sum_j c_j S_j) o exp(sum_j c_j w_j), with images S_j (linear density)
+    and velocities w_j. The velocities of subjects lead to the space of T, to first order
+    exp(v) = exp(sum_j c_j w_j) o exp(residual), so that all fields end in one space whatever the
+    covariates. Without ``covariates`` the template is that at the cohort's mean, T.
 
-    One look at a pair seldom finds all of a move. The U-Net therefore looks several times: each
-    pass sees the template as moved so far beside the subject, both averaged by the pass's factor,
-    and what it finds is added to the velocity. A coarse pass costs next to nothing and sees far,
-    a later one corrects what is left, for subjects of the training and others alike. The sum of
-    velocities is the composition of their flows to first order, and whatever that leaves the
-    passes that follow see. All passes share the weights, so that a network can be run with other
-    passes than it was trained with. (Cascades: Zhao et al., ICCV 2019.)
+    A single pass over a pair seldom finds the whole displacement, so the U-Net can make several
+    passes. Each gets the template as warped so far and the subject, both averaged by the pass's
+    factor, and its output is added to the velocity. A coarse pass is cheap and has a large capture
+    range; a later one corrects the rest, for training subjects and new ones alike. To first order
+    the sum of velocities is the composition of their flows; later passes see the remaining error.
+    All passes share the weights, so a network can be run with other passes than it was trained
+    with. (Cascades: Zhao et al., ICCV 2019.)
 
     Dalca et al., Learning conditional deformable templates, NeurIPS 2019.
 
     Args:
-        template: starting value ``(K, C, *shape)``, log density, not negative.
+        template: initial value ``(K, C, *shape)``, log density, >= 0.
         log_offset: the density at which log1p turns from linear to logarithmic.
         enc_features: see `RegistrationUNet`.
         dec_features: see `RegistrationUNet`.
         int_steps: squarings of the integration; 0: plain displacement.
-        field_resolution: the field lives on a grid reduced by this factor.
+        field_resolution: factor by which the field's grid is reduced.
         velocity_smoothing: of every velocity, standard deviation in voxels of the full grid.
         checkpointing: recompute activations in the backward pass.
-        description: what else a reader of the checkpoint must know (grid, crop box,
+        description: what else a reader of the checkpoint needs (grid, crop box,
             normalisation...); see `DescribedNetwork`.
         covariates: p, columns that the template depends on; 0: an unconditional template.
-        passes: for each look of the U-Net the factor by which the pair is averaged, powers of 2.
-        unet: in place of one of the features above; its field on a grid reduced by
+        passes: for each pass of the U-Net the factor by which the pair is averaged, powers of 2.
+        inputs: what the U-Net is shown of a pair: both ``images``, channel by channel, or
+            ``forces``, see `PairForces`, of all channels together.
+        unet: replaces one with the features above; its field has a grid reduced by
             ``field_resolution``, in voxels of the full one.
-        integration: in place of one of ``int_steps``.
-        smoothing: in place of one of ``velocity_smoothing``.
-        warp: in place of a linear one, zeros outside.
+        integration: replaces one with ``int_steps``.
+        smoothing: replaces one with ``velocity_smoothing``.
+        warp: replaces a linear one with zeros outside.
     """
 
     template: torch.Tensor
@@ -100,13 +104,14 @@ class AtlasNetwork(DescribedNetwork):
         description: Mapping[str, Any] | None = None,
         covariates: int = 0,
         passes: Sequence[int] = (1,),
+        inputs: str = "images",
         unet: RegistrationUNet | None = None,
         integration: VelocityIntegration | None = None,
         smoothing: GaussianSmoothing | None = None,
         warp: Warp | None = None,
     ) -> None:
         super().__init__(description)
-        # A MetaTensor parameter can't be loaded with weights_only=True: plain tensors only.
+        # A MetaTensor parameter can't be loaded with weights_only=True: only plain tensors can.
         start = torch.as_tensor(np.asarray(template), dtype=torch.float32).clone()
         self.shape = tuple(start.shape[2:])
         self.n_templates, self.channels = start.shape[:2]
@@ -116,7 +121,7 @@ class AtlasNetwork(DescribedNetwork):
         self.reduced = reduced_shape(self.shape, field_resolution)
         self.passes = tuple(passes)
         self.template = nn.Parameter(start)
-        # Where no subject carries density (after any plausible move) the template is exactly 0.
+        # Where no subject has density (after any plausible displacement) the template is exactly 0.
         self.register_buffer("support", torch.ones_like(start[:1]))
         self.register_buffer(
             "mean_velocity", torch.zeros(self.n_templates, self.spatial_dims, *self.reduced)
@@ -131,9 +136,10 @@ class AtlasNetwork(DescribedNetwork):
             self.register_buffer(
                 "velocity_slopes", torch.zeros(covariates, self.spatial_dims, *self.reduced)
             )
+        self.forces = PairForces() if inputs == "forces" else None
         self.unet = unet or RegistrationUNet(
             self.spatial_dims,
-            2 * self.channels,
+            2 * self.channels if self.forces is None else PairForces.channels(self.spatial_dims),
             enc_features,
             dec_features,
             factor=field_resolution,
@@ -148,12 +154,13 @@ class AtlasNetwork(DescribedNetwork):
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
     ) -> Any:
-        """Load weights; of another cohort's atlas, those that any cohort can start from.
+        """Load weights; from an atlas of another cohort, only those that don't depend on the
+        cohort.
 
-        Fine-tuning tools load a published model into the network of a new cohort. Template, box
-        and description are then the new cohort's own; the U-Net, which works on any grid, and the
-        scale that it saw its input in are taken over, if it is built alike. From a model of the
-        same cohort all is taken but what it says of its own run.
+        Fine-tuning tools load a published model into the network of a new cohort. Template, box and
+        description then stay those of the new cohort. The U-Net, which works on any grid, and the
+        scale of its input are taken over if the architecture is the same. From a model of the same
+        cohort, everything is taken over except the description of its run.
         """
         theirs, own = description_in(state_dict), self.description
         if "cohort" in theirs and "cohort" in own:
@@ -166,7 +173,7 @@ class AtlasNetwork(DescribedNetwork):
         return super().load_state_dict(state_dict, strict=strict, assign=assign)
 
     def _start_from(self, state_dict: Mapping[str, Any]) -> dict[str, Any]:
-        """These weights, with the U-Net of another cohort's model where that fits."""
+        """These weights, with the U-Net of another cohort's model if it fits."""
         own = self.state_dict()
         unet = {name: value for name, value in own.items() if name.startswith("unet.")}
         alike = all(
@@ -175,10 +182,10 @@ class AtlasNetwork(DescribedNetwork):
         )
         if not alike:
             logger.warning(
-                "the given model's U-Net is built otherwise than this one: nothing of it is used"
+                "the architecture of the given model's U-Net differs from this one: it isn't used"
             )
             return own
-        logger.info("training starts from the U-Net of another cohort's model")
+        logger.info("training starts with the U-Net of another cohort's model")
         return {**own, **{name: state_dict[name] for name in (*unet, "input_scale")}}
 
     def template_density(self, covariates: torch.Tensor | None = None) -> torch.Tensor:
@@ -197,72 +204,69 @@ class AtlasNetwork(DescribedNetwork):
             return self.warp(self.undeformed_density(covariates), move)
 
     def undeformed_density(self, covariates: torch.Tensor) -> torch.Tensor:
-        """The conditional template's density before it is deformed, ``(B, C, *shape)``."""
+        """The conditional template's density before its deformation, ``(B, C, *shape)``."""
         density = density_of(self.template.detach(), self.log_offset)
         change = torch.einsum("bp,p...->b...", covariates, self.density_slopes)
         return (density + change).clamp_min(0)
 
     def covariate_velocity(self, covariates: torch.Tensor) -> torch.Tensor:
-        """What of a velocity is owed to covariates ``(B, p)``: ``(B, d, *reduced)``."""
+        """The part of a velocity due to covariates ``(B, p)``: ``(B, d, *reduced)``."""
         return torch.einsum("bp,p...->b...", covariates, self.velocity_slopes)
 
     def set_support(self, support: torch.Tensor) -> None:
-        """Fix where the template may be above zero (bool, broadcast to ``(1, C, *shape)``)."""
+        """Set where the template may be above zero (bool, broadcast to ``(1, C, *shape)``)."""
         self.support.copy_(support.to(self.support))
         self.project_template()
 
     @torch.no_grad()
     def project_template(self) -> None:
-        """Back to the feasible set after a gradient step: not negative, 0 off the support."""
+        """Project onto the feasible set after a gradient step: >= 0, and 0 outside the support."""
         self.template.clamp_(min=0).mul_(self.support)
 
     def velocity(
         self, image: torch.Tensor, template: int = 0, covariates: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Stationary velocity of template k to each image, centred in evaluation.
+        """Stationary velocity of template k to each image, centred in evaluation mode.
 
-        Training sees the field uncentred: subtracting a running mean there would hide its drift
+        During training the field isn't centred: subtracting a running mean would hide its drift
         from the loss.
 
         Args:
             image: ``(B, C, *shape)`` log density.
-            template: which of the K templates.
-            covariates: coded, ``(B, p)``: the network then sees the template that they make.
+            template: index of the template.
+            covariates: coded, ``(B, p)``: the network then gets the template at these covariates.
 
         Returns:
             ``(B, d, *reduced)`` in voxels of the full grid, float32.
         """
-        fixed = self.template[template].expand(image.shape[0], *image.shape[1:])
+        moving = self.template[template].expand(image.shape[0], *image.shape[1:])
         if covariates is not None:
-            fixed = log_density_of(self.template_density(covariates), self.log_offset)
-        velocity = self._look(fixed, image, self.passes[0])
-        for factor in self.passes[1:]:
-            velocity = velocity + self._look(fixed, image, factor, velocity)
+            moving = log_density_of(self.template_density(covariates), self.log_offset)
+        velocity = self._looks(moving, image).run(self.passes)[-1]
         if self.training:
             return velocity
         velocity = velocity - self.mean_velocity[template]
         return velocity if covariates is None else velocity + self.covariate_velocity(covariates)
 
-    def _look(
-        self,
-        fixed: torch.Tensor,
-        image: torch.Tensor,
-        factor: int,
-        velocity: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """What one pass adds to the velocity found so far, both ``(B, d, *reduced)``."""
-        with torch.autocast(image.device.type, enabled=False):
-            seen = averaged(fixed, factor)
-            if velocity is not None:
-                move = self.integration(velocity, self.shape, factor, rough=True)
-                seen = self.warp(seen, move if factor == 1 else move / factor)
-            # Joined as they are to lie, channels last.
-            pair = torch.cat([x.movedim(1, -1) for x in (seen, averaged(image, factor))], dim=-1)
-            pair = pair.mul_(self.input_scale).movedim(-1, 1)
-        if self.spatial_dims == 2:
-            pair = pair.contiguous()
-        field = self.unet(pair).float().contiguous()
-        return self.smoothing(enlarge(field, self.reduced, factor) * factor)
+    def _looks(self, moving: torch.Tensor, image: torch.Tensor) -> PairLooks:
+        """Template and images as the U-Net is shown them."""
+        scale: torch.Tensor = self.input_scale
+        if self.forces is not None:
+            with torch.no_grad():
+                moving, image = self._in_all(moving), self._in_all(image)
+                axes = list(range(1, moving.dim()))
+                scale = moving.amax(axes, keepdim=True).clamp_min(1e-6).reciprocal()
+        return PairLooks(
+            self.unet, self.smoothing, self.integration, self.warp, moving, image, scale,
+            self.forces,
+        )  # fmt: skip
+
+    def _in_all(self, log_density: torch.Tensor) -> torch.Tensor:
+        """The log density of all channels together, ``(B, 1, *shape)``."""
+        if self.channels == 1:
+            return log_density
+        density = density_of(log_density, self.log_offset).sum(1, keepdim=True)
+        return log_density_of(density, self.log_offset)
 
     def displacement(self, velocity: torch.Tensor) -> torch.Tensor:
         """Forward displacement ``(B, d, *shape)`` of a velocity."""
@@ -303,16 +307,16 @@ class AtlasNetwork(DescribedNetwork):
     def match(
         self, image: torch.Tensor, covariates: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Each image registered to the template that comes to look most like it.
+        """Register each image to the template that becomes most similar to it.
 
-        Likeness is the cosine of log densities.
+        Similarity is the cosine of log densities.
 
         Args:
             image: ``(B, C, *shape)`` log density.
             covariates: coded, ``(B, p)``.
 
         Returns:
-            velocity ``(B, d, *reduced)``, and which of the templates it is to ``(B,)`` int64.
+            Velocity ``(B, d, *reduced)``, and the index of its template ``(B,)`` int64.
         """
         which = torch.zeros(len(image), dtype=torch.long, device=image.device)
         best = self.velocity(image, 0, covariates)
@@ -336,7 +340,7 @@ class AtlasNetwork(DescribedNetwork):
 
         Args:
             velocity: ``(B, d, *reduced)``.
-            template: which of the templates, ``(B,)`` int64.
+            template: index of the template, ``(B,)`` int64.
             covariates: coded, ``(B, p)``.
         """
         density = self.template_density()
@@ -358,15 +362,15 @@ class AtlasNetwork(DescribedNetwork):
     def forward(
         self, image: torch.Tensor, covariates: torch.Tensor | None = None
     ) -> torch.Tensor | dict[str, torch.Tensor]:
-        """Train: what `register_to` gives. Eval: the template's density in the subject's space.
+        """Train: the result of `register_to`. Eval: the template's density in the subject's space.
 
-        With several templates, evaluation gives the one that looks most like the image. What a
-        `MetaTensor` knows of its transforms goes over to the prediction, which tools that call the
-        network by itself invert by it.
+        With several templates, evaluation gives the one that is most similar to the image. The
+        record of transforms in a `MetaTensor` is copied to the prediction: tools that call the
+        network directly use it to invert them.
 
         Args:
             image: ``(B, C, *shape)`` log density on the template's grid.
-            covariates: coded, ``(B, p)``, of a conditional template; only read in evaluation.
+            covariates: coded, ``(B, p)``, of a conditional template; only used in evaluation mode.
         """
         if self.training:
             return self.register_to(image)

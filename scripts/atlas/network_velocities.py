@@ -1,4 +1,4 @@
-"""What an atlas is emitted from when its training is over: velocities, losses, the model's box."""
+"""Velocities, losses and the model's box, for the emission of an atlas after its training."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ logger = logging.getLogger(__name__)
 
 
 class NetworkVelocities:
-    """Each subject's velocity to templates that stay as they are: the network's, or refined.
+    """Each subject's velocity to fixed templates: from the network, optionally refined.
 
     Args:
         network: as published.
-        dataset: log densities, in the cohort's order (``image``).
-        loss: the training's.
-        iterations: gradient steps that refine a subject's velocity; 0: the network's stands.
-        lr: their size, voxels.
+        dataset: log densities, in the order of the cohort (``image``).
+        loss: of the training.
+        iterations: gradient steps that refine a subject's velocity; 0: no refinement.
+        lr: size of the steps, voxels.
         dtype: of the convolutions.
-        device: where it runs.
+        device: of the computation.
         mixture_sharpness: of the soft assignment with K > 1.
         design: coded covariates ``(N, p)`` of a conditional template.
     """
@@ -63,7 +63,7 @@ class NetworkVelocities:
         return torch.as_tensor(self.dataset[index]["image"]).to(self.device)[None]
 
     def velocity(self, index: int, template: int = 0) -> torch.Tensor:
-        """``(1, d, *reduced)`` of a subject to a template."""
+        """Velocity ``(1, d, *reduced)`` of a subject to a template."""
         return estimate_velocity(
             self.network, self.image(index), self.dtype, template,
             self.loss, self.iterations, self.lr,
@@ -72,7 +72,7 @@ class NetworkVelocities:
 
     @cached_property
     def assignment(self) -> torch.Tensor:
-        """Share of each subject that each template explains, ``(N, K)``, by the losses."""
+        """Share of each subject that each template explains, ``(N, K)``, from the losses."""
         if self.network.n_templates == 1:
             return torch.ones(len(self.dataset), 1)
         found = torch.zeros(len(self.dataset), self.network.n_templates)

@@ -1,8 +1,9 @@
-"""What the configs name for a model that is out: its network, cohort, velocities, new subjects."""
+"""Components for jobs with a published model: its network, cohort, velocities, new subjects."""
 
 from __future__ import annotations
 
 import logging
+import os
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -24,6 +25,7 @@ from scripts.atlas.published_model import (
     published_transforms,
 )
 from scripts.atlas.resources import output_bytes, registration_bytes
+from scripts.atlas.template_network import DEMO_TEMPLATE, template_network
 from scripts.cohort import (
     Cohort,
     NewSubjects,
@@ -61,22 +63,43 @@ logger = logging.getLogger(__name__)
 
 
 def open_network(
-    path: str | Path, settings: LearnedAtlasConfig, written: Sequence[str | Path] = ()
+    path: str | Path,
+    settings: LearnedAtlasConfig,
+    written: Sequence[str | Path] = (),
+    template: str | Path | None = None,
+    untrained: str | Path | None = None,
 ) -> AtlasNetwork:
-    """The network of a published model, ``<ckpt_dir>/model.pt``; see `opened`.
+    """Load the network of a published model, ``<ckpt_dir>/model.pt``; see `opened`.
 
-    All passes share the weights, so that a job may ask for others than the network learned.
+    All passes share the weights, so a job may use other passes than the training.
 
     Args:
         path: of the model.
-        settings: the job's own, as asked for; the model brings the others.
+        settings: of the job; the others come from the model.
         written: folders that the run will write to.
+        template: a map in place of a model; see `template_network`.
+        untrained: path of the model in whose place, where nothing was trained yet, the demo
+            cohort's template stands; None: a missing model is an error.
 
     Raises:
         CheckpointError: see `published_network`.
     """
-    network = opened(published_network, path, settings.device, settings.key("device"), written)
-    if "model.passes" in settings.by_path(given_only=True):
+    load: Callable[[str | Path], AtlasNetwork] = published_network
+    stands_in = False
+    if template is None and untrained is not None:
+        same = Path(path).absolute() == Path(untrained).absolute()
+        if same and not os.path.lexists(path):
+            template, stands_in = DEMO_TEMPLATE, True
+            logger.warning(
+                "nothing was trained yet (no %s): subjects are registered to the template of the "
+                "demo cohort; train your own, or give a map by --template",
+                path,
+            )
+    if template is not None:
+        load = partial(template_network, asked=settings, whole_grid=stands_in)
+        path = template
+    network = opened(load, path, settings.device, settings.key("device"), written)
+    if settings.model.passes and "model.passes" in settings.by_path(given_only=True):
         network.passes = tuple(settings.model.passes)
     return network
 
@@ -87,13 +110,13 @@ def open_published_cohort(
     settings: LearnedAtlasConfig,
     written: str | Path | None = None,
 ) -> Cohort:
-    """A cohort to emit a published model's atlas from, in the model's box.
+    """A cohort for emitting a published model's atlas, in the model's box.
 
     Args:
         dataset_dir: the dataset folder.
         network: as published.
         settings: of the model and the job.
-        written: output_dir, where there has to be room.
+        written: output_dir, whose disk space is checked.
 
     Raises:
         CohortError: see `read_cohort`; or the cohort isn't on the model's grid.
@@ -114,8 +137,8 @@ def open_published_cohort(
         )
     if cohort.identity() != network.description["cohort"]:
         logger.warning(
-            "the model was trained on another cohort than the one in %s: the atlas gets its "
-            "template, and statistics and fields of this cohort",
+            "the model was trained on another cohort than the one in %s: the atlas gets the "
+            "model's template, and the statistics and fields of this cohort",
             dataset_dir,
         )
     cohort = in_box(cohort, crop, dataset_dir)
@@ -151,7 +174,7 @@ def published_velocities(
     if lock is not None:
         lock.release()
     logger.warning(
-        "%s holds no velocities of this model and cohort: fields are estimated by the network%s",
+        "%s contains no velocities of this model and cohort: fields are estimated by the network%s",
         state.folder,
         f" and refined in {settings.refine.new_subject_iterations} iterations"
         if settings.refine.new_subject_iterations
@@ -171,10 +194,12 @@ def published_velocities(
 
 
 def published_history(network: AtlasNetwork, state: RunState) -> LossHistory | None:
-    """The losses of the training that made a model, if they still lie there."""
+    """The losses of the training that made a model, if they still exist."""
     if not state.belongs_to(weights_identity(network)):
         return None
     history = LossHistory()
+    if not state.training.exists():  # there was no epoch
+        return history
     history.epochs = [dict(epoch) for epoch in load_checkpoint(state.training)["history"]]
     return history
 
@@ -193,18 +218,18 @@ def open_new_subjects(
         network: as published.
         settings: of the model and the job.
         dataset_dir: a folder in a cohort's layout.
-        maps: a map, or a list of them, in place of the folder.
-        written: folders that the run will write to, the first one the results; they are locked
-            while the result is in use.
-        at: covariates of all of them, see `parse_values`; None: looked up in the table.
+        maps: a map, or a list of them, instead of the folder.
+        written: folders that the run will write to, the first one for the results; locked while the
+            result is in use.
+        at: covariates of all subjects, see `parse_values`; None: from the table.
 
     Raises:
         StorageError: see `opened`.
         CohortError: see `read_new_subjects`.
-        ConfigurationError: ``at`` can't be understood.
+        ConfigurationError: ``at`` can't be parsed.
     """
     if maps is not None and not maps:
-        raise CohortError("input names no map; give it a .nii.gz file or a list of them")
+        raise CohortError("input names no map; must be a .nii.gz file or a list of them")
     grid, crop = published_geometry(network)
     coding = published_coding(network)
     values = parse_values(at, coding)
@@ -219,7 +244,7 @@ def open_new_subjects(
 
 
 def subject_transforms(network: AtlasNetwork, settings: LearnedAtlasConfig) -> Compose:
-    """From a new subject's files to its log density in the model's box, for `Invertd` to undo."""
+    """From a new subject's files to its log density in the model's box; `Invertd` can undo it."""
     grid, crop = published_geometry(network)
     return density_transforms(
         settings.cohort.normalisation,
@@ -235,12 +260,12 @@ def subject_transforms(network: AtlasNetwork, settings: LearnedAtlasConfig) -> C
 
 
 def as_trained(network: AtlasNetwork, transforms: Sequence[Callable[..., Any]]) -> Compose:
-    """Transforms with the arguments that a model's training gave them in place of its settings.
+    """Transforms with the arguments of the model's training instead of those of the settings.
 
     Args:
         network: as published.
-        transforms: classes with their arguments so far (`functools.partial`), which MONAI makes of
-            a component of ``_mode_: callable``.
+        transforms: classes with their current arguments (`functools.partial`), which MONAI makes
+            from a component with ``_mode_: callable``.
     """
     changes = published_transforms(network)
     made = []
@@ -254,7 +279,7 @@ def as_trained(network: AtlasNetwork, transforms: Sequence[Callable[..., Any]]) 
 
 
 def in_box(cohort: Cohort, crop: CropBox, dataset_dir: str | Path) -> Cohort:
-    """A cohort in the box of a model that another cohort made; tells what is cut off."""
+    """A cohort in the box of another cohort's model; warns about density outside it."""
     if cohort.crop == crop:
         return cohort
     whole = cohort.crop.paste(cohort.mean_density, cohort.grid.shape)

@@ -13,12 +13,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from scripts.atlas.description_rules import require_usable
+from scripts.atlas.model_rules import require_usable
 from scripts.atlas.network import AtlasNetwork
 from scripts.cohort import CovariateCoding
 from scripts.errors import CheckpointError, ConfigurationError
 from scripts.networks.described import description_in, load_described
 from scripts.networks.integration import VelocityIntegration
+from scripts.networks.pair_inputs import PairForces
 from scripts.networks.smoothing import GaussianSmoothing
 from scripts.networks.unet import RegistrationUNet
 from scripts.settings.atlas import LearnedAtlasConfig
@@ -37,9 +38,9 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 _ONE_PASS = [1]
-"""Of models that say nothing of passes: they were made before there were several."""
+"""Passes of models that don't record them: they are older than the setting."""
 
-# Settings that made a model what it is: no later job can change them (but for model.passes).
+# Settings that define a model: no later job can change them (except model.passes).
 _MODELS_OWN = (
     "training_space", "model.", "loss.", "optimizer.", "cohort.normalisation", "cohort.tracts",
     "refine.rounds", "refine.iterations", "refine.network_",
@@ -47,28 +48,28 @@ _MODELS_OWN = (
 
 
 class PublishedNetwork(AtlasNetwork):
-    """The network of a published model, which becomes another one that is loaded into it.
+    """The network of a published model; loading another model into it replaces it completely.
 
-    Servers keep a network and load ``model.pt`` again when it was trained anew: template, box and
-    what it says of itself then change together with the weights. Device, mode and hooks stay.
+    Servers keep a network and load ``model.pt`` again when it has been trained again. Template, box
+    and description then change together with the weights. Device, mode and hooks stay.
     """
 
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
     ) -> Any:
-        """Become the model of these weights, or stay as it is if they don't fit what they say."""
+        """Replace the network by that of these weights; no change if they don't fit."""
         description = description_in(state_dict)
         other: AtlasNetwork = self
         if description and description != self.description:
             other = _published(state_dict, description)
-        # Not `AtlasNetwork`'s: what doesn't fit its own description is damaged, not another cohort.
+        # Not `AtlasNetwork`'s method: weights that don't fit their description are damaged.
         found = nn.Module.load_state_dict(other, state_dict, strict=strict, assign=assign)
         if other is not self:
             self._become(other.to(self.template.device).train(self.training))
         return found
 
     def _become(self, other: AtlasNetwork) -> None:
-        """Hold what another network is made of: its modules, tensors and plain attributes."""
+        """Take over the modules, tensors and plain attributes of another network."""
         for held in (self._modules, self._parameters, self._buffers):
             for name in list(held):
                 delattr(self, name)
@@ -79,7 +80,7 @@ class PublishedNetwork(AtlasNetwork):
         for name, buffer in other.named_buffers(recurse=False):
             self.register_buffer(name, buffer)
         for name, value in vars(other).items():
-            if not name.startswith("_"):  # what starts so is `nn.Module`'s own
+            if not name.startswith("_"):  # these belong to `nn.Module`
                 setattr(self, name, value)
 
 
@@ -93,20 +94,26 @@ _PARTS: dict[str, type[torch.nn.Module]] = {
 
 
 def part_arguments(
-    template: np.ndarray | torch.Tensor, settings: Mapping[str, Any]
+    template: np.ndarray | torch.Tensor, description: Mapping[str, Any]
 ) -> dict[str, dict[str, Any]]:
-    """What the settings alone make of each part; its own ``arguments`` say what it is.
+    """What settings and initial network alone make of each part.
+
+    A part's own ``arguments`` say what it is.
 
     Args:
         template: ``(K, C, *shape)``.
-        settings: as a model's description holds them.
+        description: of a model; its ``initial`` network, where it had one, goes before the
+            settings.
     """
-    model = settings["model"]
-    factor = model["field_resolution"]
+    model = {**description["settings"]["model"], **description.get("initial", {})}
+    factor, spatial_dims = model["field_resolution"], template.ndim - 2
+    shown = 2 * template.shape[1]
+    if model.get("inputs") == "forces":
+        shown = PairForces.channels(spatial_dims)
     return {
         "unet": {
-            "spatial_dims": template.ndim - 2,
-            "in_channels": 2 * template.shape[1],
+            "spatial_dims": spatial_dims,
+            "in_channels": shown,
             "enc_features": list(model["enc_features"]),
             "dec_features": list(model["dec_features"]),
             "factor": factor,
@@ -120,22 +127,22 @@ def part_arguments(
 
 def changed_parts(
     template: np.ndarray | torch.Tensor,
-    settings: Mapping[str, Any],
+    description: Mapping[str, Any],
     parts: Mapping[str, torch.nn.Module],
 ) -> dict[str, dict[str, Any]]:
-    """Arguments of ready parts that the settings don't tell, for the model's description.
+    """Arguments of ready parts that the description lacks: settings and initial network alone.
 
     Raises:
-        ConfigurationError: a part is of another class, which no model file could bring, or
-            doesn't fit the others.
+        ConfigurationError: a part has another class, which a model file can't contain, or doesn't
+            match the others.
     """
     found: dict[str, dict[str, Any]] = {}
-    for name, alone in part_arguments(template, settings).items():
+    for name, alone in part_arguments(template, description).items():
         part, kind = parts[name], _PARTS[name]
         if type(part) is not kind:
             raise ConfigurationError(
-                f"network_def#{name} is a {type(part).__name__}: must be a {kind.__name__}, whose "
-                "arguments alone can be overridden, since model.pt has to tell what it is made of"
+                f"network_def#{name} is a {type(part).__name__}: must be a {kind.__name__}; only "
+                "its arguments can be overridden, because model.pt has to record what it is made of"
             )
         given: dict[str, Any] = part.arguments  # type: ignore[assignment]
         alone = kind(**alone).arguments if name != "unet" else alone  # type: ignore[assignment]
@@ -159,20 +166,20 @@ def network_of(
     passes: Sequence[int] = (1,),
     parts: Mapping[str, Any] | None = None,
 ) -> AtlasNetwork:
-    """The network that a description tells of.
+    """The network of a description.
 
     Args:
         template: ``(K, C, *shape)`` log density.
         description: see `build_network`.
         kind: class of the network.
         passes: see `AtlasNetwork`.
-        parts: U-Net, integration, smoothing and warp where they are at hand already.
+        parts: U-Net, integration, smoothing and warp, if they already exist.
     """
     model = description["settings"]["model"]
     coding = _coding(description)
     if parts is None:
         told = description.get("parts", {})
-        arguments = part_arguments(template, description["settings"])
+        arguments = part_arguments(template, description)
         parts = {
             name: part(**{**arguments[name], **told.get(name, {})}) for name, part in _PARTS.items()
         }
@@ -183,19 +190,26 @@ def network_of(
         description=description,
         covariates=0 if coding is None else len(coding.columns),
         passes=passes,
+        inputs=description.get("initial", {}).get("inputs", "images"),
         **parts,
     )
 
 
 def _published(weights: Mapping[str, Any], description: dict[str, Any]) -> AtlasNetwork:
     require_usable(description, weights)
-    passes = _trained_passes(description["settings"])
+    passes = _trained_passes(description)
     template = weights["template"].cpu()
     return network_of(template, description, PublishedNetwork, passes)
 
 
-def _trained_passes(settings: Mapping[str, Any]) -> list[int]:
-    """The passes of a finished network: only the last epochs teach it more than one."""
+def _trained_passes(description: Mapping[str, Any]) -> list[int]:
+    """The passes of a finished network: only the last epochs teach it more than one.
+
+    An initial network knows its own from the start.
+    """
+    settings = description["settings"]
+    if "initial" in description:
+        return description["initial"]["passes"]
     if settings["refine"].get("network_epochs", 0) == 0:
         return _ONE_PASS
     return settings["model"].get("passes", _ONE_PASS)
@@ -207,15 +221,15 @@ def _coding(description: dict[str, Any]) -> CovariateCoding | None:
 
 
 def published_coding(network: AtlasNetwork) -> CovariateCoding | None:
-    """How the covariates of a conditional template are coded; None for an unconditional one."""
+    """The coding of the covariates of a conditional template; None for an unconditional one."""
     return _coding(network.description)
 
 
 def published_network(path: str | Path) -> AtlasNetwork:
-    """The network of a published ``model.pt``, built from what the file says of itself.
+    """Load the network of a published ``model.pt``, built from the description in the file.
 
     Raises:
-        CheckpointError: if the file is missing, isn't one of ours, or holds anything but
+        CheckpointError: the file is missing, isn't a model of this bundle, or contains more than
             tensors (code in a pickle is never run).
     """
     if not Path(path).exists():
@@ -242,22 +256,22 @@ def published_geometry(network: AtlasNetwork) -> tuple[Grid, CropBox]:
 
 
 def published_settings(network: AtlasNetwork, asked: LearnedAtlasConfig) -> LearnedAtlasConfig:
-    """The settings that a model was made with, and over them what a later job asks for.
+    """The settings of a model, updated with those that a later job gives.
 
-    What the job's own block leaves out is as it was in the training: where the maps lie, what
-    counts as present, which maps are emitted. Only the device is always the job's.
+    Settings that the job leaves out are those of the training: where the maps are, what counts as
+    present, which maps are emitted. Only the device always comes from the job.
 
     Args:
         network: as published.
-        asked: the validated block of the job; what it doesn't name isn't asked for.
+        asked: the validated block of the job; only the settings that it names are used.
 
     Raises:
-        CheckpointError: where it contradicts the model; a line for each setting.
-        ConfigurationError: where the settings don't go together.
+        CheckpointError: a setting contradicts the model; one line per setting.
+        ConfigurationError: the settings contradict each other.
     """
     settings = network.description["settings"]
     settings["model"].setdefault("passes", _ONE_PASS)
-    # Channels keep the tracts that they were learned for, also where the dataset named them.
+    # Channels keep the tracts that they were learned for, even if the dataset named them.
     settings["cohort"]["tracts"] = network.description["tracts"]
     kept = settings["cohort"].pop("density_dir", None)
     if kept is not None and asked.cohort.density_dir is None:
@@ -273,7 +287,7 @@ def published_settings(network: AtlasNetwork, asked: LearnedAtlasConfig) -> Lear
         place = settings
         for section in sections:
             place = place[section]
-        trained = place.get(key, value)  # older models know fewer settings
+        trained = place.get(key, value)  # older models have fewer settings
         if path.startswith(_MODELS_OWN) and path != "model.passes" and trained != value:
             contradictions.append(
                 f"learned_atlas.{path} = {value!r}: the model was trained with {trained!r}, "
@@ -286,22 +300,22 @@ def published_settings(network: AtlasNetwork, asked: LearnedAtlasConfig) -> Lear
     return LearnedAtlasConfig.load(settings)
 
 
-# The reader is a name that would be imported; the others are the job's own.
+# The reader is a name that would be imported; the others belong to the job.
 _NOT_CARRIED = ("keys", "reader", "track_meta")
 
 
 def carried_transforms(
     overrides: Mapping[str, Any], transforms: Sequence[Any]
 ) -> tuple[dict[str, dict[str, Any]], list[str]]:
-    """Which overrides of a training's transforms later jobs repeat.
+    """Split overrides of a training's transforms into those that later jobs repeat, and the rest.
 
     Args:
         overrides: see `config_overrides`.
-        transforms: the training's own, in order.
+        transforms: those of the training, in order.
 
     Returns:
-        plain arguments by the class that they went to, and the ids of everything else, which a
-        model file can't bring: other classes, expressions.
+        Plain arguments by class, and the ids of everything else, which a model file can't contain:
+        other classes, expressions.
     """
     carried: dict[str, dict[str, Any]] = {}
     left = []
@@ -318,7 +332,7 @@ def carried_transforms(
 
 
 def _is_plain(value: Any) -> bool:
-    """Whether MONAI reads a value as it stands."""
+    """Whether MONAI reads a value unchanged."""
     if isinstance(value, Mapping):
         return False
     if isinstance(value, list):
@@ -327,12 +341,12 @@ def _is_plain(value: Any) -> bool:
 
 
 def published_transforms(network: AtlasNetwork) -> dict[str, dict[str, Any]]:
-    """How the training read its maps otherwise than the settings tell, by class of transform."""
+    """Arguments of the training's transforms that differ from the settings, by class."""
     said = network.description
     if said.get("not_carried"):
         logger.warning(
-            "the model was trained with its own %s, which a model file can't bring: give the same "
-            "to this job's configuration if densities are to be alike",
+            "the model was trained with another %s, which a model file doesn't contain: give the "
+            "same to this job's configuration to get the same densities",
             ", ".join(said["not_carried"]),
         )
     return {

@@ -21,13 +21,13 @@ __all__ = ["Registration", "estimate_velocity", "fields_of", "polished_velocity"
 
 @dataclass(frozen=True)
 class Registration:
-    """Both fields of one subject on the whole grid, and what is known of them.
+    """Both fields of one subject on the whole grid, and their Jacobians.
 
     Attributes:
-        to_template: inverse field ``(1, d, *grid)`` in voxels: lives on the template's grid,
-            maps template points to subject points, resamples the subject into template space.
-        to_subject: forward field: lives on the subject's grid, resamples the template.
-        jacobian: `jacobian_summary` of each, by the same names.
+        to_template: inverse field ``(1, d, *grid)`` in voxels on the template's grid; maps template
+            points to subject points, so it resamples the subject into template space.
+        to_subject: forward field on the subject's grid; resamples the template.
+        jacobian: `jacobian_summary` of each, under the same names.
     """
 
     to_template: torch.Tensor
@@ -36,18 +36,18 @@ class Registration:
 
     @property
     def smallest_jacobian(self) -> float:
-        """Smallest determinant of both fields, by either scheme of differences."""
+        """Smallest determinant of both fields, by either difference scheme."""
         return min(min(s["min"], s["corner_min"]) for s in self.jacobian.values())
 
     @property
     def folds(self) -> bool:
-        """Whether a determinant is not positive anywhere, by either scheme of differences."""
-        # Not `<= 0`: a field that isn't finite has determinants that aren't, and proves nothing.
+        """Whether a determinant is not positive, by either difference scheme."""
+        # Not `<= 0`: this also catches NaN in a field that isn't finite.
         return not all(s["min"] > 0 and s["corner_min"] > 0 for s in self.jacobian.values())
 
     @property
     def finite(self) -> bool:
-        """Whether every displacement is a number."""
+        """Whether all displacements are finite."""
         return all(bool(torch.isfinite(f).all()) for f in (self.to_template, self.to_subject))
 
     def subject_in_template(self, density: torch.Tensor) -> torch.Tensor:
@@ -66,15 +66,15 @@ def estimate_velocity(
     lr: float = 0.3,
     covariates: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """The network's velocity for one subject, polished by `refine_velocity` where asked.
+    """The network's velocity for one subject, optionally refined by `refine_velocity`.
 
     Args:
         network: in eval mode.
         image: ``(1, C, *crop)`` log density.
         dtype: of the convolutions.
-        template: which of the K templates.
+        template: index of the template.
         loss: for the refinement.
-        iterations: of the refinement; 0: the network alone.
+        iterations: of the refinement; 0: only the network.
         lr: of the refinement.
         covariates: coded, ``(1, p)``, of a conditional template.
     """
@@ -97,7 +97,7 @@ def polished_velocity(
     template: int = 0,
     covariates: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """What `refine_velocity` finds, smoothed where that came close to folding."""
+    """Result of `refine_velocity`, smoothed where it is close to folding."""
     with torch.enable_grad():
         found, _ = refine_velocity(
             network, loss, image, velocity, iterations, lr, template, covariates
@@ -116,16 +116,16 @@ def fields_of(
     """Both fields of a velocity on the whole grid, with their Jacobians.
 
     Args:
-        network: holds the integration.
+        network: does the integration.
         velocity: ``(1, d, *reduced)``.
         crop: the box in which the network works.
         shape: the whole grid.
-        towards: velocity ``(1, d, *reduced)`` of a conditional template; the fields then lead to
-            it instead of the template of the cohort's mean.
+        towards: velocity ``(1, d, *reduced)`` of a conditional template; the fields then lead to it
+            instead of the template at the cohort's mean.
     """
     forward, inverse = network.displacements(velocity)
     if towards is not None:
-        # Points of the conditional template to the mean one's, and back.
+        # From points of the conditional template to those of the mean one, and back.
         to_mean, from_mean = network.displacements(towards)
         forward = _then(forward, from_mean)
         inverse = _then(to_mean, inverse)

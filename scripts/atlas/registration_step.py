@@ -1,4 +1,4 @@
-"""One iteration of the evaluator: subjects registered to the published templates."""
+"""One iteration of the evaluator: registers subjects to the published templates."""
 
 from __future__ import annotations
 
@@ -21,15 +21,14 @@ __all__ = ["RegistrationStep"]
 class RegistrationStep:
     """The evaluator's ``iteration_update``.
 
-    MONAI's own step keeps the network's prediction alone. This one keeps the velocity that the
-    prediction was made with, so that the fields don't cost the network a second time, and
-    refines it where asked.
+    MONAI's step keeps only the network's prediction. This one also keeps the velocity, so that the
+    fields don't need another run of the network, and refines it if requested.
 
     Args:
-        loss: the training's, for the refinement.
+        loss: of the training, for the refinement.
         dtype: of the convolutions.
-        iterations: gradient steps that refine each velocity; 0: the network's stands.
-        lr: their size, voxels.
+        iterations: gradient steps that refine each velocity; 0: no refinement.
+        lr: size of the steps, voxels.
     """
 
     def __init__(
@@ -45,7 +44,7 @@ class RegistrationStep:
         """Run one iteration.
 
         Args:
-            engine: brings network and inferer.
+            engine: has network and inferer.
             batch: ``image (B, C, *shape)`` log densities and ``subject`` names; for a conditional
                 template ``covariates (B, p)``, coded.
 

@@ -1,4 +1,4 @@
-"""How much disk and memory a run needs, worked out before it starts."""
+"""Estimates the disk space and memory of a run before it starts."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from scripts.spatial.grid import CropBox
 __all__ = ["cache_bytes", "check_cache", "checkpoint_bytes", "output_bytes", "registration_bytes"]
 
 _FLOAT = 4
-_PAGES = 4_000_000  # reports, pictures, logs: hardly grow with anything
+_PAGES = 4_000_000  # reports, pictures, logs: nearly constant
 
 
 def output_bytes(cohort: Cohort, settings: LearnedAtlasConfig) -> dict[str, int]:
-    """What a run writes to ``output_dir``, at most, by what it is for.
+    """Largest size of what a run writes to ``output_dir``, by purpose.
 
-    Floats that gzip couldn't compress at all, over the cohort's box: outside of it fields are
-    constant and maps 0, of which next to nothing is left. An earlier atlas stays until the new
-    one is whole, so that its space isn't counted as free.
+    Counts floats without any compression, over the cohort's box: outside it fields are constant and
+    maps are 0, which compresses to almost nothing. An earlier atlas stays until the new one is
+    complete, so its space doesn't count as free.
 
     Returns:
         ``fields`` = 2 N 3 B floats (three components in planes as well) and ``maps`` = K M C B,
@@ -36,13 +36,14 @@ def output_bytes(cohort: Cohort, settings: LearnedAtlasConfig) -> dict[str, int]
 
 
 def checkpoint_bytes(cohort: Cohort, settings: LearnedAtlasConfig) -> dict[str, int]:
-    """What a run writes to ``ckpt_dir``, at most, by what it is for.
+    """Largest size of what a run writes to ``ckpt_dir``, by purpose.
 
     Returns:
         ``velocities`` of two rounds of refinement, 2 N d R floats with R = B / r^d voxels of the
         reduced box; ``checkpoints``: the weights W once in model.pt and in refinement/state.pt,
-        three times in training.pt and in fine_tuning.pt (with Adam's two moments), and the largest
-        of them once more while it is written; ``cache`` = N C B with ``cache: disk``. W = K C B
+        three times in training.pt and in fine_tuning.pt (with Adam's two moments), all but the
+        first twice, as the checkpoint before the last one is kept, and the largest of them once
+        more while it is written; ``cache`` = N C B with ``cache: disk``. W = K C B
         template + C B support + K d R mean velocity + p (C B + d R) slopes on p columns of
         covariates + the convolutions.
     """
@@ -52,17 +53,17 @@ def checkpoint_bytes(cohort: Cohort, settings: LearnedAtlasConfig) -> dict[str, 
     weights = (model.n_templates + 1) * model.channels * box + model.n_templates * d * reduced
     columns = 0 if cohort.coding is None else len(cohort.coding.columns)
     weights += columns * (model.channels * box + d * reduced)
-    # A convolution sees at most the features below it and those that skip to it.
+    # A convolution gets at most the features below it and those of the skip connection.
     below, widest = 2 * model.channels, max((*model.enc_features, 2 * model.channels))
     for features in (*model.enc_features, *model.dec_features, d):
         weights += (3**d * (below + widest) + 1) * features
         below = features
-    rounds = min(2, settings.refine.rounds)
+    rounds = min(2, settings.refine.network_rounds + settings.refine.rounds)
     trained = 2 if settings.refine.network_epochs else 1
     cached = n * model.channels * box if settings.cohort.cache == "disk" else 0
     return {
         "velocities": rounds * n * d * reduced * _FLOAT,
-        "checkpoints": (1 + 1 + 3 * trained + 3) * weights * _FLOAT,
+        "checkpoints": (1 + 2 * (1 + 3 * trained) + 3) * weights * _FLOAT,
         "cache": cached * _FLOAT,
     }
 
@@ -70,7 +71,7 @@ def checkpoint_bytes(cohort: Cohort, settings: LearnedAtlasConfig) -> dict[str, 
 def registration_bytes(
     subjects: int, crop: CropBox, settings: LearnedAtlasConfig
 ) -> dict[str, int]:
-    """What registering writes to ``output_dir``, at most.
+    """Largest size of what a registration writes to ``output_dir``.
 
     Returns:
         ``fields`` = 2 N 3 B floats and ``maps`` = 2 N C B (the atlas in the subject's space, the
@@ -84,21 +85,21 @@ def registration_bytes(
 
 
 def cache_bytes(cohort: Cohort, settings: LearnedAtlasConfig) -> int:
-    """What ``cache: ram`` or ``device`` holds: N C B floats, in each process."""
+    """Memory of ``cache: ram`` or ``device``: N C B floats, in each process."""
     box = math.prod(cohort.crop.shape)
     return len(cohort.subjects) * settings.model.channels * box * _FLOAT
 
 
 def check_cache(cohort: Cohort, settings: LearnedAtlasConfig, processes: int = 1) -> None:
-    """Refuse a cache that memory can't hold.
+    """Refuse a cache that doesn't fit into memory.
 
     Args:
         cohort: subjects and box.
-        settings: cache and device are read.
-        processes: of the run; with ``ram`` each holds the whole cohort.
+        settings: gives cache and device.
+        processes: number of processes; with ``ram`` each holds the whole cohort.
 
     Raises:
-        ConfigurationError: with the arithmetic.
+        ConfigurationError: with the sizes.
     """
     cache, device = settings.cohort.cache, torch.device(settings.device)
     if cache not in ("ram", "device"):
@@ -115,6 +116,6 @@ def check_cache(cohort: Cohort, settings: LearnedAtlasConfig, processes: int = 1
     raise ConfigurationError(
         f"learned_atlas.cohort.cache = {cache!r}: {len(cohort.subjects)} subjects x "
         f"{settings.model.channels} channels x {math.prod(cohort.crop.shape)} voxels x {_FLOAT} "
-        f"bytes{shared} = {needed / 1e9:.2f} GB, of {what} {free / 1e9:.2f} GB are free; must fit "
-        "into it (disk or none hold nothing there)"
+        f"bytes{shared} = {needed / 1e9:.2f} GB, but {what} has only {free / 1e9:.2f} GB free; "
+        "use disk or none"
     )

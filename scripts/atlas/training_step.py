@@ -21,21 +21,21 @@ __all__ = ["AtlasStep", "atlas_optimizer", "bare", "soft_assignment"]
 
 
 def bare(network: nn.Module) -> AtlasNetwork:
-    """The atlas network inside whatever wraps it for several processes."""
+    """The atlas network without the wrapper for several processes."""
     return unwrapped(network, AtlasNetwork)
 
 
 def atlas_optimizer(
     network: AtlasNetwork, lr: float, template_lr_ratio: float = 5.0
 ) -> torch.optim.Adam:
-    """Adam over the network and, as a group of its own, the template.
+    """Adam over the network and, as a separate group, the template.
 
-    The template is as many parameters as voxels and each sees a gradient from few subjects: it
-    needs larger steps than the network, yet at most ten times as large, or it runs ahead of the
-    registration and freezes the blur in.
+    The template has as many parameters as voxels, and each gets a gradient from few subjects. It
+    needs larger steps than the network, but at most ten times as large; otherwise it changes before
+    the registration improves and stays blurred.
 
     Args:
-        network: the bare network.
+        network: without wrapper.
         lr: of the convolutions.
         template_lr_ratio: the template's rate over the network's.
     """
@@ -50,23 +50,23 @@ def atlas_optimizer(
 class AtlasStep:
     """The trainer's ``iteration_update``.
 
-    MONAI's own step calls ``loss(pred, label)``; an atlas has no label, several terms and two
-    kinds of parameters. Autocast is ours as well, because MONAI's knows CUDA alone.
+    MONAI's step calls ``loss(pred, label)``; an atlas has no label, several terms and two kinds of
+    parameters. Autocast is handled here as well, because MONAI's supports only CUDA.
 
     With K > 1 the loss of a subject is the expectation over its soft assignment to the
     templates, r_k ~ mixture_k exp(-sharpness * loss_k): the E-step of a mixture whose M-step is
     the gradient.
 
-    Over several processes (the network is then in `DistributedDataParallel`, which averages their
-    gradients) each one's loss is weighted by its share of the batch, so that the step is that of
-    one process with the whole batch, also where the batch doesn't divide evenly.
+    With several processes (the network is then in `DistributedDataParallel`, which averages their
+    gradients) the loss of each is weighted by its share of the batch. The step is then that of one
+    process with the whole batch, even if the batch can't be divided evenly.
 
     Args:
         loss: the weighted terms.
         dtype: of the convolutions.
         gradient_clip: largest norm of the network's gradient.
         mixture_sharpness: see above; only for K > 1.
-        batches: tells how much of a batch is this process's; None: an equal share.
+        batches: gives the size of this process's part of a batch; None: equal parts.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class AtlasStep:
         """Run one iteration.
 
         Args:
-            engine: brings network, inferer, optimizer and scaler.
+            engine: has network, inferer, optimizer and scaler.
             batch: ``image (B, C, *shape)`` log densities and ``subject`` names.
 
         Returns:
@@ -133,7 +133,7 @@ class AtlasStep:
     def _terms(
         self, network: AtlasNetwork, image: torch.Tensor, found: dict[str, torch.Tensor]
     ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-        """Loss terms, and how much of each subject each template explains."""
+        """Loss terms, and the share of each subject that each template explains."""
         warped, velocity = found["warped"], found["velocity"]
         if network.n_templates == 1:
             terms = self.loss(warped[:, 0], image, velocity[:, 0], network.mean_velocity[0])
@@ -156,7 +156,7 @@ class AtlasStep:
 
 
 def _over_processes(terms: dict[str, torch.Tensor], part: float) -> dict[str, torch.Tensor]:
-    """The whole batch's terms, detached, from each process's mean over its part."""
+    """Terms of the whole batch, detached, from each process's mean over its part."""
     values = torch.stack([term.detach() for term in terms.values()]) * part
     add_up(values)
     return dict(zip(terms, values.unbind(), strict=True))
@@ -174,11 +174,11 @@ def soft_assignment(
     velocities: list[torch.Tensor],
     sharpness: float,
 ) -> torch.Tensor:
-    """Share of one subject that each template explains, ``(1, K)`` on the CPU, by its losses.
+    """Share of one subject that each template explains, ``(1, K)`` on the CPU, from its losses.
 
     Args:
-        network: holds templates, integration and mixture.
-        loss: the training's.
+        network: has templates, integration and mixture.
+        loss: of the training.
         image: ``(1, C, *shape)`` log density.
         velocities: the subject's velocity to each template.
         sharpness: see `responsibilities`.

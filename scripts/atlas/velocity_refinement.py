@@ -1,6 +1,8 @@
-"""Polishing one subject's velocity against the template, from wherever it starts."""
+"""Instance optimisation of one subject's velocity against the template."""
 
 from __future__ import annotations
+
+import math
 
 import torch
 
@@ -19,23 +21,25 @@ def refine_velocity(
     lr: float = 0.3,
     template: int = 0,
     covariates: torch.Tensor | None = None,
+    final_lr: float | None = None,
 ) -> tuple[torch.Tensor, float]:
-    """Gradient descent (Adam) on what is added to the velocity, with the training's own losses.
+    """Gradient descent (Adam) on an addition to the velocity, with the losses of the training.
 
-    The step is looked for before the network's Gaussian smoothing, v = v_0 + G w, so that what
-    it adds is as regular as what the network gives. The best velocity seen is returned: the result
-    is never worse than its start. Where covariates make the template, the smoothness is asked of
-    what of the velocity they don't explain: a move that everybody of that age makes costs nothing.
+    The addition is optimised before the network's Gaussian smoothing, v = v_0 + G w, so it is as
+    regular as the network's output. The best velocity is returned, so the result is never worse
+    than the start. If covariates determine the template, the smoothness applies only to the part of
+    the velocity that they don't explain.
 
     Args:
-        network: holds the template and the integration; it isn't changed.
+        network: has the template and the integration; it isn't changed.
         loss: the weighted terms.
         image: ``(1, C, *shape)`` log density.
-        velocity: ``(1, d, *reduced)``, the start.
+        velocity: ``(1, d, *reduced)``, the initial value.
         iterations: gradient steps.
         lr: step size in voxels.
-        template: which of the K templates.
+        template: index of the template.
         covariates: coded, ``(1, p)``, of a conditional template.
+        final_lr: size of the last step, to which it falls as a cosine; None: it stays.
 
     Returns:
         The velocity and its loss.
@@ -56,6 +60,9 @@ def refine_velocity(
         if value < best_loss:
             best, best_loss = current.detach().clone(), value
         if not last:
+            if final_lr is not None:
+                part = (1 + math.cos(math.pi * step / max(1, iterations - 1))) / 2
+                optimizer.param_groups[0]["lr"] = final_lr + (lr - final_lr) * part
             (rough.grad,) = torch.autograd.grad(total, rough)
             optimizer.step()
     return best, best_loss

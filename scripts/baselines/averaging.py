@@ -1,4 +1,4 @@
-"""The averaging atlas: the five maps of a cohort as it lies, nothing deformed."""
+"""The averaging atlas: the five maps of an unregistered cohort, without deformation."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ def open_averaged_cohort(
     written: Sequence[str | Path] = (),
     replaced: Sequence[str | Path] = (),
 ) -> Cohort:
-    """Read and check a cohort for which nothing is to be computed on a device.
+    """Read and check a cohort for a job that doesn't use a device.
 
     Args:
         dataset_dir: the dataset folder.
         settings: of the run.
-        written: folders that the run will write to; none is made here.
+        written: folders that the run will write to; none is created here.
         replaced: folders that the run will replace, see `check_replaceable`.
 
     Raises:
@@ -57,13 +57,13 @@ def open_averaged_cohort(
 class AveragingAtlas:
     """Publishes mean, std, std_error, cov and prob_threshold of a cohort's densities.
 
-    Densities are read one subject at a time and enter the statistics in float64, so that a value
-    that equals ``presence_value`` in the file doesn't count as above it by rounding. Memory is
-    that of one subject and four accumulators on the cohort's box.
+    Densities are read one subject at a time and summed in float64, so that a value equal to
+    ``presence_value`` in the file doesn't count as above it through rounding. Memory is that of one
+    subject and four accumulators on the cohort's box.
 
     Args:
-        cohort: as inspected.
-        settings: emit_baseline_maps, presence_value and cov_mean_threshold_pct are read.
+        cohort: the checked subjects.
+        settings: emit_baseline_maps, presence_value and cov_mean_threshold_pct are used.
         output_dir: the maps go to its folder ``atlas``.
     """
 
@@ -81,11 +81,11 @@ class AveragingAtlas:
         """Write the atlas.
 
         Returns:
-            its folder.
+            Its folder.
 
         Raises:
-            CohortError: a map changed since it was inspected; nothing is published then.
-            StorageError: something can't be written, or another run is at work there; the earlier
+            CohortError: a map changed after it was checked; nothing is published then.
+            StorageError: a file can't be written, or another run is using the folder; the earlier
                 atlas stays.
         """
         with locked_folders(self.folder.parent):
@@ -120,6 +120,6 @@ class AveragingAtlas:
         return statistics.maps(None, self.settings.cov_mean_threshold_pct)
 
     def _description(self, hashes: dict[str, str]) -> dict[str, Any]:
-        """``atlas.json``: enough to check what made these maps."""
+        """``atlas.json``: the origin of these maps."""
         packages = ("nibabel", "numpy")
         return description(self.kind, self.cohort, self.settings, {"maps": hashes}, packages)

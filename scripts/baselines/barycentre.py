@@ -1,4 +1,4 @@
-"""The barycentre atlas: the cohort's mean under optimal transport, nothing deformed."""
+"""The barycentre atlas: the cohort's mean under optimal transport, without deformation."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ logger = logging.getLogger(__name__)
 
 BARYCENTRE_FOLDER = "barycentre"
 _TAIL = 1e-6  # of the maximum
-_UNSETTLED = 1e-2  # share of mass that the last iteration may move without a warning
+_UNSETTLED = 1e-2  # share of mass above which movement in the last iteration gives a warning
 
 
 class BarycentreAtlas(AveragingAtlas):
-    """Publishes the Wasserstein barycentre as ``mean``, beside the four maps of spread.
+    """Publishes the Wasserstein barycentre as ``mean``, with the four maps of spread.
 
-    Those four are about the sample mean of the maps as they lie, as with the averaging atlas: no
-    subject is deformed. Each channel is transported by itself; subjects without mass in it have no
-    say in where it lies, and lower its mass.
+    Those four are about the sample mean of the unregistered maps, as for the averaging atlas: no
+    subject is deformed. Each channel is transported separately. Subjects without mass in a channel
+    don't influence the position of its barycentre, but lower its mass.
 
     Args:
-        cohort: as inspected.
+        cohort: the checked subjects.
         settings: as for `AveragingAtlas`, and the device.
         transport: blur, iterations, scaling.
         output_dir: the maps go to its folder ``barycentre``.
@@ -94,18 +94,17 @@ class BarycentreAtlas(AveragingAtlas):
                 )
             except OutOfReachError as error:
                 raise ConfigurationError(
-                    f"barycentre.blur = {self.blur:g}: the subjects' mass lies more than 37 times "
-                    "as far apart; must be larger"
+                    f"barycentre.blur = {self.blur:g}: the subjects' mass is more than 37 times as "
+                    "far apart; must be larger"
                 ) from error
         self._moved.append(moved)
         if moved > _UNSETTLED:
             logger.warning(
-                "the last iteration moved %.2g of the mass: give it more with "
-                "--barycentre#iterations",
+                "the last iteration moved %.2g of the mass: use more with --barycentre#iterations",
                 moved,
             )
         found = result.cpu().numpy() * (len(maps) / subjects)
-        # Tails of the blur, where no subject could have sent mass, are no density.
+        # Tails of the blur, beyond the reach of any subject's mass, aren't density.
         found[found < _TAIL * found.max()] = 0
         return found
 

@@ -1,14 +1,14 @@
-"""Wasserstein barycentre of density maps: the mean under transport of mass, not of values.
+"""Wasserstein barycentre of density maps: the mean under transport of mass.
 
-Where averaging lays maps over one another, so that bundles which lie apart give a blurred double,
-the barycentre is the map that all of them reach with the least transport: two shifted copies of a
-bundle give that bundle halfway between. Feydy et al. ("Fast and Scalable Optimal Transport for
-Brain Tractograms", MICCAI 2019) suggest it as an atlas of tracts.
+Averaging superimposes maps, so bundles that are apart give a blurred double. The barycentre is the
+map that all of them reach with the least transport: two shifted copies of a bundle give that bundle
+halfway between. Feydy et al. ("Fast and Scalable Optimal Transport for Brain Tractograms", MICCAI
+2019) suggest it as an atlas of tracts.
 
-The debiased Sinkhorn iteration of Janati, Cuturi and Gramfort ("Debiased Sinkhorn barycenters",
-ICML 2020) on the voxel grid: its Gaussian kernel is separable, so that one application is a small
-matrix product an axis. (geomloss 0.3.1 has the like for square images with sides of a power of two;
-its `ImagesBarycenter` takes no volumes.)
+The method is the debiased Sinkhorn iteration of Janati, Cuturi and Gramfort ("Debiased Sinkhorn
+barycenters", ICML 2020) on the voxel grid. Its Gaussian kernel is separable, so one application is
+a small matrix product per axis. (geomloss 0.3.1 has this for square images with sides of a power of
+two; its `ImagesBarycenter` doesn't accept volumes.)
 """
 
 from __future__ import annotations
@@ -21,24 +21,23 @@ from torch import Tensor
 
 __all__ = ["OutOfReachError", "log_gaussian", "wasserstein_barycentre"]
 
-_MASS = 1e-6  # of the barycentre's maximum: where less is, nothing needs to be reached
-_LEAST = 1e-300  # below it a sum of float64 exponentials is taken for this
+_MASS = 1e-6  # of the barycentre's maximum: voxels with less don't need to be reached
+_LEAST = 1e-300  # smaller sums of float64 exponentials are replaced by this
 
 
 class OutOfReachError(ValueError):
-    """Mass lies so many blurs apart that float64 holds no number for it."""
+    """The maps are so many blurs apart that float64 can't represent the transport."""
 
 
 def log_gaussian(log_density: Tensor, kernels: Sequence[Tensor], least: float = _LEAST) -> Tensor:
     """``log(K exp(h))`` for a Gaussian kernel K that is a product over axes.
 
-    The largest value of each line is taken out before it is exponentiated, so that nothing
-    overflows however steep h is.
+    The largest value of each line is subtracted before the exponential, so that nothing overflows.
 
     Args:
-        log_density: h, ``(*shape)`` float64; -inf where there is nothing.
-        kernels: one ``(n, n)`` matrix an axis.
-        least: what a sum that is too small for float64 (beyond 37 blurs from anything) counts as.
+        log_density: h, ``(*shape)`` float64; -inf where the density is 0.
+        kernels: one ``(n, n)`` matrix per axis.
+        least: replaces sums that are too small for float64 (more than 37 blurs from any mass).
     """
     result = log_density
     for axis, kernel in enumerate(kernels):
@@ -57,25 +56,25 @@ def wasserstein_barycentre(
     scaling: float = 0.8,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Tensor, float]:
-    """Barycentre of maps under squared distance, all with the same weight.
+    """Barycentre of maps under squared distance, with equal weights.
 
-    The blur starts at half the grid's extent and shrinks step by step: far mass is settled first.
-    Memory is some ten volumes in float64 and one a map.
+    The blur starts at half the grid's extent and shrinks step by step, so that distant mass is
+    moved first. Memory is about ten volumes in float64 and one per map.
 
     Args:
-        densities: ``(*shape)`` each, not negative, any mass above 0.
+        densities: ``(*shape)`` each, >= 0, with mass above 0.
         spacing: size of a voxel along each axis, mm.
         blur: standard deviation of the entropic blur, mm; details below it aren't transported.
         iterations: at that blur.
-        scaling: factor by which the blur shrinks at each step before.
-        progress: called after each iteration with its number and how many there are.
+        scaling: factor by which the blur shrinks in each step before.
+        progress: called after each iteration with its number and the total.
 
     Returns:
         The barycentre, float64 ``(*shape)``, with the mean mass of the maps; and the share of mass
         that the last iteration moved.
 
     Raises:
-        OutOfReachError: the blur is too small for how far apart the maps lie.
+        OutOfReachError: the blur is too small for the distance between the maps.
     """
     shape, device = densities[0].shape, densities[0].device
     masses = torch.stack([one.double().sum() for one in densities])
@@ -89,7 +88,7 @@ def wasserstein_barycentre(
         blurs.insert(0, sigma)
         sigma /= scaling
 
-    # Potentials: one a map on the barycentre's side, and one that takes the kernel's own blur out.
+    # Potentials: one per map on the barycentre's side, and one that removes the kernel's blur.
     towards = [torch.zeros(shape, dtype=torch.float64, device=device) for _ in logs]
     debias = torch.zeros(shape, dtype=torch.float64, device=device)
     result = previous = torch.zeros(shape, dtype=torch.float64, device=device)
@@ -125,12 +124,12 @@ def wasserstein_barycentre(
 def _check_reach(
     logs: Sequence[Tensor], towards: Sequence[Tensor], kernels: Sequence[Tensor], result: Tensor
 ) -> None:
-    """Every map must reach the barycentre's mass: where it doesn't, the sum's floor stood in."""
+    """Check that every map reaches the barycentre's mass, without the lower limit of the sum."""
     mass = result > result.max() + math.log(_MASS)
     for log_density, potential in zip(logs, towards, strict=True):
         reached = log_gaussian(log_density - log_gaussian(potential, kernels), kernels, least=0)
         if bool((reached[mass] == -torch.inf).any()):
-            raise OutOfReachError("the maps' mass lies too many blurs apart")
+            raise OutOfReachError("the maps' mass is too many blurs apart")
 
 
 def _kernels(

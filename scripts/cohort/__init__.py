@@ -1,4 +1,4 @@
-"""Where subjects are found, checked, normalised and cropped; needs NumPy and nibabel alone."""
+"""Finds, checks, normalises and crops the subjects; needs only NumPy and nibabel."""
 
 from scripts.cohort.cohort import Cohort, DensityMap, NewSubjects, Subject
 from scripts.cohort.covariates import (

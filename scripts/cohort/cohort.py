@@ -1,4 +1,4 @@
-"""The cohort: subjects that were read, checked and found to share one grid."""
+"""The cohort: subjects that have been read and checked and share one grid."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ class DensityMap:
 
     Attributes:
         path: absolute.
-        channel: of the model that it belongs to.
-        divisor: its density is the file's values over this.
+        channel: the model's channel that it belongs to.
+        divisor: density = values of the file / divisor.
         sha256: of the file's bytes.
-        counted: the tractogram that it was counted from, None for a map that was found as such.
+        counted: the tractogram that the map was counted from; None if the dataset contains the map.
     """
 
     path: Path
@@ -43,11 +43,11 @@ class DensityMap:
 
     @property
     def origin(self) -> str:
-        """What a person put there: the tractogram, or else the map."""
+        """The file in the dataset: the tractogram if there is one, else the map."""
         return str(self.path) if self.counted is None else self.counted.tractogram
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain JSON values; of the tractogram only where there is one."""
+        """Plain JSON values; the tractogram only if there is one."""
         values = {**asdict(self), "path": str(self.path)}
         if self.counted is None:
             del values["counted"]
@@ -56,12 +56,12 @@ class DensityMap:
 
 @dataclass(frozen=True)
 class Subject:
-    """A usable subject; the density of a channel is the sum of its maps over their divisors.
+    """A usable subject; the density of a channel is the sum of its maps divided by their divisors.
 
     Attributes:
         name: of the subject.
         maps: its files.
-        covariates: name and value of each covariate that the settings ask for.
+        covariates: name and value of each covariate that the settings request.
     """
 
     name: str
@@ -69,9 +69,9 @@ class Subject:
     covariates: tuple[tuple[str, float | str], ...] = ()
 
     def item(self, coding: CovariateCoding | None = None) -> dict[str, Any]:
-        """The subject as dictionary transforms take it: lists, one entry per map.
+        """The subject as an item for dictionary transforms: lists with one entry per map.
 
-        With a coding, ``covariates`` as well, one number per column.
+        With a coding also ``covariates``, one number per column.
         """
         item: dict[str, Any] = {
             "subject": self.name,
@@ -90,17 +90,17 @@ class Cohort:
     """Subjects that share one grid, and their mean.
 
     Attributes:
-        subjects: usable ones, by name.
-        rejected: those left out, with reasons.
-        grid: the first subject's, which every other lies on.
-        crop: box around the support of all subjects, margin included.
+        subjects: the usable ones, sorted by name.
+        rejected: subjects left out, with the reason.
+        grid: the first subject's grid; all others are on it.
+        crop: box around the support of all subjects, including the margin.
         mean_density: float32 ``(C, *crop.shape)``, mean of the normalised densities.
-        normalisation: the one method in use.
-        pattern: that of the layout in use.
-        tracts: name per channel; empty when the one channel is the whole map.
+        normalisation: the method in use.
+        pattern: of the layout in use.
+        tracts: name per channel; empty if the only channel is the whole map.
         sums: per subject, the sum of its normalised density.
-        without_map: folders of the dataset that hold no map.
-        coding: of the subjects' covariates; None where the settings ask for none.
+        without_map: folders of the dataset that contain no map.
+        coding: of the subjects' covariates; None if the settings request none.
     """
 
     subjects: tuple[Subject, ...]
@@ -120,7 +120,7 @@ class Cohort:
         return [subject.item(self.coding) for subject in self.subjects]
 
     def design(self) -> np.ndarray | None:
-        """Coded covariates ``(N, columns)`` float32, in the subjects' order."""
+        """Coded covariates ``(N, columns)`` float32, in the order of the subjects."""
         if self.coding is None:
             return None
         return np.stack([self.coding.code(dict(one.covariates)) for one in self.subjects])
@@ -130,11 +130,11 @@ class Cohort:
         return files_of(self.subjects)
 
     def table(self) -> str:
-        """Subjects found and left out, with reasons, as lines of text."""
+        """The used and the rejected subjects, with reasons, as lines of text."""
         return subjects_table(self.subjects, self.rejected, self.without_map, self.pattern)
 
     def identity(self) -> str:
-        """SHA-256 over what training depends on; the same wherever the dataset lies."""
+        """SHA-256 of everything that training depends on; independent of the dataset's location."""
         maps = [
             [subject.name, one.channel, one.divisor.hex(), one.sha256]
             for subject in self.subjects
@@ -147,7 +147,7 @@ class Cohort:
         return hashlib.sha256(text.encode("ascii")).hexdigest()
 
     def as_dict(self) -> dict[str, Any]:
-        """Everything but the mean as plain JSON values."""
+        """Everything except the mean, as plain JSON values."""
         return {
             "identity": self.identity(),
             "normalisation": self.normalisation,
@@ -170,7 +170,7 @@ class Cohort:
 
 @dataclass(frozen=True, eq=False)
 class NewSubjects:
-    """Subjects that an existing atlas is brought to; checked against its grid."""
+    """Subjects to register to an existing atlas; checked against its grid."""
 
     subjects: tuple[Subject, ...]
     rejected: tuple[Rejection, ...] = field(default=())

@@ -1,4 +1,4 @@
-"""What is known of people beside their maps (age, sex, site, ...), as numbers a model can use."""
+"""Covariates of the subjects (age, sex, site, ...) as numbers that a model can use."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ __all__ = [
 ]
 
 Values = Mapping[str, float | str]
-"""Covariates of one person by name: numbers, and names of categories."""
+"""Covariates of one person by name: numbers, or names of categories."""
 
 _MISSING = {"", "n/a", "na", "nan", "null"}
 _IDENTIFIER = "participant_id"
 MEAN = "mean"
-"""In the place of values: the mean of the cohort that a model was made of."""
+"""Stands for values at the mean of the model's cohort."""
 
 
 @dataclass(frozen=True)
 class Covariate:
-    """How one covariate is coded.
+    """The coding of one covariate.
 
-    A number is standardised, (x - mean) / std with the cohort's mean and standard deviation. Of
-    K categories all but the first have a column each: 1 for those who are in it and 0 for others,
-    less the cohort's share. So all columns are 0 at the cohort's mean.
+    A number is standardised, (x - mean) / std with the cohort's mean and standard deviation. Each
+    of K categories except the first has a column: 1 for people in the category and 0 for others,
+    minus the cohort's share. So all columns are 0 at the cohort's mean.
 
     Attributes:
         name: of the column in ``participants.tsv``.
@@ -50,7 +50,7 @@ class Covariate:
         low: smallest number in the cohort.
         high: largest number in the cohort.
         categories: names, sorted.
-        shares: of the cohort in each category.
+        shares: share of the cohort in each category.
     """
 
     name: str
@@ -70,10 +70,10 @@ class Covariate:
         return [f"{self.name}={category}" for category in self.categories[1:]]
 
     def code(self, value: float | str | None) -> list[float]:
-        """Its columns for one person; None: the cohort's mean.
+        """Its columns for one person; None gives the cohort's mean.
 
         Raises:
-            ConfigurationError: no number where one is needed, or a category the cohort lacks.
+            ConfigurationError: the value isn't a number, or not a category of the cohort.
         """
         if value is None:
             return [0.0] * len(self.columns)
@@ -93,7 +93,7 @@ class Covariate:
         ]
 
     def beyond(self, value: float | str | None) -> str | None:
-        """What to say of a number that no subject of the cohort comes near; None: nothing."""
+        """A warning for a number outside the cohort's range; None if it is inside."""
         number = None if value is None or self.kind != "number" else _number(value)
         if number is None or self.low <= number <= self.high:
             return None
@@ -103,7 +103,7 @@ class Covariate:
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain JSON values, of its kind alone."""
+        """Plain JSON values; only those of its kind."""
         said: dict[str, Any] = {"name": self.name, "kind": self.kind}
         if self.kind == "number":
             return said | {"mean": self.mean, "std": self.std, "low": self.low, "high": self.high}
@@ -112,10 +112,10 @@ class Covariate:
 
 @dataclass(frozen=True)
 class CovariateCoding:
-    """Covariates as the columns of a design, as a cohort fixed them.
+    """Covariates as the columns of a design matrix, fixed by a cohort.
 
     Attributes:
-        covariates: in the settings' order.
+        covariates: in the order of the settings.
     """
 
     covariates: tuple[Covariate, ...]
@@ -131,7 +131,7 @@ class CovariateCoding:
         return [covariate.name for covariate in self.covariates]
 
     def code(self, values: Values) -> np.ndarray:
-        """One person's columns, float32; a covariate without a value is at the cohort's mean.
+        """One person's columns, float32; a missing covariate is set to the cohort's mean.
 
         Raises:
             ConfigurationError: see `Covariate.code`.
@@ -140,7 +140,7 @@ class CovariateCoding:
         return np.array(coded, dtype=np.float32)
 
     def beyond(self, values: Values) -> list[str]:
-        """A sentence for each number outside the cohort's range."""
+        """A warning for each number outside the cohort's range."""
         said = (one.beyond(values.get(one.name)) for one in self.covariates)
         return [sentence for sentence in said if sentence is not None]
 
@@ -150,7 +150,7 @@ class CovariateCoding:
 
     @classmethod
     def from_list(cls, said: Iterable[Mapping[str, Any]]) -> CovariateCoding:
-        """What `as_list` gave."""
+        """The inverse of `as_list`."""
         plain: Iterable[dict[str, Any]] = (
             {key: tuple(value) if isinstance(value, list) else value for key, value in one.items()}
             for one in said
@@ -159,15 +159,15 @@ class CovariateCoding:
 
     @classmethod
     def of_cohort(cls, people: Sequence[Values], request: CohortRequest) -> CovariateCoding:
-        """Mean, spread and categories of a cohort.
+        """Compute mean, spread and categories from a cohort.
 
         Args:
-            people: every covariate of every usable subject.
-            request: which covariates.
+            people: all covariates of all usable subjects.
+            request: names the covariates.
 
         Raises:
-            CohortError: a covariate has one value only, the columns can't be told apart, or there
-                are too few subjects for them.
+            CohortError: a covariate has the same value everywhere, the columns are linearly
+                dependent, or there are too few subjects for them.
         """
         made = [
             _category(name, [str(one[name]) for one in people])
@@ -186,8 +186,8 @@ class CovariateCoding:
         design = np.stack([np.r_[1.0, coding.code(one)] for one in people])
         if np.linalg.matrix_rank(design, tol=1e-4) <= count:
             raise CohortError(
-                f"the covariates {', '.join(coding.columns)} can't be told apart in this cohort: "
-                "one of them follows from the others; leave it out of "
+                f"the covariates {', '.join(coding.columns)} are linearly dependent in this "
+                f"cohort: one of them follows from the others; leave it out of "
                 f"{request.option('covariates')}"
             )
         return coding
@@ -225,13 +225,13 @@ def _number(value: object) -> float | None:
 
 @dataclass(frozen=True)
 class Participants:
-    """The table of a dataset, as far as it was asked for.
+    """The columns of a dataset's table that were requested.
 
     Attributes:
         path: the file.
-        columns: the covariates asked for.
-        rows: by participant, the text of each column.
-        categorical_option: the setting that names categories, for the message.
+        columns: names of the covariates.
+        rows: text of each column by participant.
+        categorical_option: the setting that names categories, for messages.
     """
 
     path: Path
@@ -240,23 +240,23 @@ class Participants:
     categorical_option: str = "categorical_covariates"
 
     def reason_against(self, subject: str) -> str | None:
-        """Why a subject can't be used; None if all its covariates are there."""
+        """Why a subject can't be used; None if it has all covariates."""
         row = self._row(subject)
         if row is None:
-            return f"has no row in it (no {_IDENTIFIER} {subject})"
+            return f"is not in the table (no {_IDENTIFIER} {subject})"
         missing = [name for name in self.columns if row[name].lower() in _MISSING]
         return f"has no value of {', '.join(missing)}" if missing else None
 
     def values(
         self, subjects: Sequence[str], categorical: Sequence[str] = ()
     ) -> dict[str, dict[str, float | str]]:
-        """Covariates of subjects that have all of them.
+        """Covariates of the subjects that have all of them.
 
-        A column is numbers if each of these subjects' values is one and it isn't said to be
-        categorical.
+        A column is numeric if the value of each of these subjects is a number and the settings
+        don't name it as categorical.
 
         Raises:
-            CohortError: a column mixes numbers with other text.
+            CohortError: a column contains both numbers and other text.
         """
         rows = {name: self._row(name) for name in subjects}
         found: dict[str, dict[str, float | str]] = {name: {} for name in subjects}
@@ -268,8 +268,8 @@ class Participants:
             if not names and others:
                 first = others[0]
                 raise CohortError(
-                    f"{self.path}: {column} of {first} is {texts[first]!r}, which is no number, "
-                    "and others are; mend it, or name the column in "
+                    f"{self.path}: {column} of {first} is {texts[first]!r}, which isn't a number, "
+                    "but others are; correct it, or name the column in "
                     f"{self.categorical_option}"
                 )
             for name, text in texts.items():
@@ -278,7 +278,7 @@ class Participants:
         return found
 
     def _row(self, subject: str) -> Mapping[str, str] | None:
-        # BIDS says participant_id is sub-<label>; folders and tables leave the prefix out at will.
+        # BIDS writes sub-<label> as participant_id; folders and tables often omit the prefix.
         bare = subject.removeprefix("sub-")
         for name in (subject, f"sub-{bare}", bare):
             if name in self.rows:
@@ -295,13 +295,13 @@ def read_participants(
     """Read a BIDS ``participants.tsv``.
 
     Args:
-        path: the file: tab-separated, one line of names, ``participant_id`` among them.
-        columns: the covariates asked for.
-        option: the setting that names the file, for the message.
+        path: the file: tab-separated, with a header line that contains ``participant_id``.
+        columns: the requested covariates.
+        option: the setting that names the file, for messages.
         categorical_option: the setting that names categories.
 
     Raises:
-        CohortError: naming the file and the line.
+        CohortError: the table can't be used; the message names the file and the line.
     """
     file = Path(path)
     try:
@@ -312,7 +312,7 @@ def read_participants(
         ) from error
     except UnicodeDecodeError as error:
         raise CohortError(f"participants {file} is not UTF-8 text") from error
-    # Split by hand: without quotes there is nothing more to it, and no cell is too long.
+    # Splitting by tabs is enough: the format has no quotes.
     lines = (line.split("\t") for line in io.StringIO(text))
     header = [cell.strip() for cell in next(lines, [])]
     if _IDENTIFIER not in header:
@@ -336,7 +336,7 @@ def read_participants(
             )
         row = {name: cell.strip() for name, cell in zip(header, cells, strict=True)}
         if row[_IDENTIFIER] in rows:
-            raise CohortError(f"{file}, line {number}: {row[_IDENTIFIER]} was listed before")
+            raise CohortError(f"{file}, line {number}: {row[_IDENTIFIER]} is listed twice")
         rows[row[_IDENTIFIER]] = {name: row[name] for name in columns}
     return Participants(file, tuple(columns), rows, categorical_option)
 
@@ -349,24 +349,24 @@ def read_participants(
 def parse_values(
     asked: str | Mapping[str, Any] | None, coding: CovariateCoding | None
 ) -> dict[str, float | str] | None:
-    """Values that a person chose, such as ``age=30,sex=F``.
+    """Parse chosen values, such as ``age=30,sex=F``.
 
     Args:
-        asked: text, or a mapping as a configuration has it; ``mean``: the cohort's mean.
+        asked: text, or a mapping from a configuration; ``mean``: the cohort's mean.
         coding: the model's; None for one without covariates.
 
     Returns:
-        The values, those left out being at the cohort's mean; None if nothing is asked for.
+        The values; missing ones are at the cohort's mean. None if ``asked`` is empty.
 
     Raises:
-        ConfigurationError: naming what can't be understood.
+        ConfigurationError: the text can't be parsed; the message names the part.
     """
     if asked is None:
         return None
     if coding is None:
         raise ConfigurationError(
-            f"at = {asked!r}: the model has no covariates, it was trained without any; its "
-            "template is the same everywhere"
+            f"at = {asked!r}: the model was trained without covariates, so its template is the "
+            "same everywhere; leave at out"
         )
     if isinstance(asked, str):
         text = asked.strip()
@@ -385,7 +385,7 @@ def parse_values(
     known = {covariate.name: covariate for covariate in coding.covariates}
     for name, value in given:
         if name not in known or name in values:
-            what = "was given before" if name in values else "is no covariate of the model"
+            what = "is given twice" if name in values else "is not a covariate of the model"
             raise ConfigurationError(
                 f"at = {asked!r}: {name} {what}; its covariates are {', '.join(known)}"
             )

@@ -1,4 +1,4 @@
-"""One density map: read, checked, and the number that it is divided by."""
+"""Reads and checks one density map, and computes the number to divide it by."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ __all__ = [
     "waytotal_file",
 ]
 
-_LONGEST_WAYTOTAL = 1 << 20  # bytes; a few numbers
-_FORM_TOLERANCE = 1e-2  # of a voxel; a qform's quaternion is float32, so looser than a grid's
+_LONGEST_WAYTOTAL = 1 << 20  # bytes; enough for a few numbers
+_FORM_TOLERANCE = 1e-2  # of a voxel; looser than a grid's, because a qform's quaternion is float32
 
 
 class DensityError(FileError):
@@ -38,13 +38,13 @@ class DensityError(FileError):
 
 @dataclass(frozen=True, eq=False)
 class LoadedDensity:
-    """A map as it was read.
+    """A map as read.
 
     Attributes:
         data: float64, ``grid.shape``, scaling applied.
-        grid: where its voxels lie.
+        grid: of its voxels.
         sha256: of the file's bytes.
-        remarks: what isn't wrong but worth a warning.
+        remarks: anything that isn't an error but worth a warning.
     """
 
     data: np.ndarray
@@ -54,9 +54,9 @@ class LoadedDensity:
 
 
 def read_density(path: str | Path) -> tuple[np.ndarray, Grid]:
-    """Read a density map, values not yet checked.
+    """Read a density map without checking its values.
 
-    ``(X, Y, Z, 1)`` is squeezed, and ``(X, Y, 1)`` is an image of two dimensions.
+    ``(X, Y, Z, 1)`` is squeezed; ``(X, Y, 1)`` is a two-dimensional image.
 
     Args:
         path: NIfTI file, ``.nii`` or ``.nii.gz``.
@@ -66,14 +66,14 @@ def read_density(path: str | Path) -> tuple[np.ndarray, Grid]:
         its grid.
 
     Raises:
-        CohortError: naming the file and what is wrong with it.
+        CohortError: the file can't be used; the message names it and the reason.
     """
     loaded = load_density(Path(path))
     return loaded.data, loaded.grid
 
 
 def load_density(path: Path) -> LoadedDensity:
-    """Read a density map with what provenance needs; see `read_density`."""
+    """Read a density map and what provenance needs; see `read_density`."""
     try:
         image, sha256 = open_nifti(path)
         shape = _spatial_shape(path, image.shape)
@@ -90,7 +90,7 @@ def load_density(path: Path) -> LoadedDensity:
 def _spatial_shape(path: Path, stored: tuple[int, ...]) -> tuple[int, ...]:
     shape = tuple(int(n) for n in stored)
     if any(n < 1 for n in shape):
-        raise DensityError(path, f"has shape {shape}, no voxel")
+        raise DensityError(path, f"has shape {shape}, which has no voxels")
     while len(shape) > 2 and shape[-1] == 1:
         shape = shape[:-1]
     if len(shape) not in (2, 3):
@@ -113,10 +113,10 @@ def _remarks(image: nib.Nifti1Image, grid: Grid) -> tuple[str, ...]:
 
 
 def check_density(path: Path, data: np.ndarray, may_be_empty: bool = False) -> None:
-    """Refuse what is no density.
+    """Refuse values that aren't densities.
 
     Args:
-        path: the file, for the message.
+        path: the file, for messages.
         data: ``spatial shape``, linear units.
         may_be_empty: accept a map that is 0 everywhere (a tract that a subject doesn't have).
 
@@ -137,16 +137,16 @@ def check_density(path: Path, data: np.ndarray, may_be_empty: bool = False) -> N
 def density_divisor(
     method: str, path: Path, data: np.ndarray, setting: str = "normalisation"
 ) -> float:
-    """The number that a map is divided by, the same method for the whole cohort.
+    """The number to divide a map by; the same method applies to the whole cohort.
 
-    XTRACT's ``densityNorm`` was divided by its waytotal when it was written: 1 for that method.
+    XTRACT's ``densityNorm`` is already divided by its waytotal; its divisor is 1 with that method.
 
     Args:
         method: ``waytotal`` (sum of the numbers in the file beside the map), ``streamline_density``
             (sum of the map), ``max`` (its maximum) or ``none`` (1).
         path: the map's file.
         data: its density, ``spatial shape``.
-        setting: that names the method, for the message.
+        setting: that names the method, for messages.
 
     Raises:
         CohortError: the divisor isn't a finite number above 0.
@@ -165,9 +165,9 @@ def density_divisor(
 
 
 def waytotal_file(path: Path) -> Path:
-    """The file with a map's waytotal.
+    """The file that contains a map's waytotal.
 
-    ``<map>_waytotal`` or ``<map>.waytotal`` for maps that share a folder, ``sum_waytotal`` beside
+    ``<map>_waytotal`` or ``<map>.waytotal`` for maps in one folder, ``sum_waytotal`` beside
     ``sum_density``, else ``waytotal``.
     """
     stem = _stem(path)
@@ -196,10 +196,10 @@ def _read_waytotal(file: Path, setting: str) -> float:
         except ValueError:
             number = math.nan
         if not (math.isfinite(number) and number >= 0):
-            raise DensityError(file, f"holds {word[:40]!r}, not a number of streamlines")
+            raise DensityError(file, f"contains {word[:40]!r}, not a number of streamlines")
         numbers.append(number)
     if not numbers:
-        raise DensityError(file, "holds no number")
+        raise DensityError(file, "contains no number")
     total = sum(numbers)
     if not (math.isfinite(total) and total > 0):
         raise DensityError(file, "is zero" if total == 0 else "sums to infinity")
@@ -211,7 +211,7 @@ def _stem(path: Path) -> str:
 
 
 def subject_density(subject: Subject, channels: int, shape: tuple[int, ...]) -> np.ndarray:
-    """A subject's normalised density as it was inspected, in float64.
+    """A subject's normalised density, float64, checked against its inspection.
 
     Args:
         subject: with files, divisors and hashes.
@@ -222,7 +222,7 @@ def subject_density(subject: Subject, channels: int, shape: tuple[int, ...]) -> 
         ``(channels, *shape)``.
 
     Raises:
-        CohortError: a file can't be read any more, or isn't the one that was inspected.
+        CohortError: a file can't be read any more, or has changed since the inspection.
     """
     density = np.zeros((channels, *shape))
     for one in subject.maps:

@@ -1,4 +1,4 @@
-"""Which subjects a dataset folder holds, and where their maps are; nothing is read yet."""
+"""Finds the subjects in a dataset folder and their maps, without reading the maps."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ ONE_BY_ONE = "files named one by one"
 
 @dataclass(frozen=True)
 class FoundMap:
-    """A density map that was found.
+    """A density map in the dataset.
 
     Attributes:
         path: its file.
-        channel: of the model that it belongs to.
-        tract: its tract's name, None for a whole map.
+        channel: the model's channel that it belongs to.
+        tract: name of its tract, None for a whole map.
     """
 
     path: Path
@@ -54,7 +54,7 @@ class FoundMap:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A subject as found, its maps not read yet; maps of one channel are to be summed."""
+    """A subject in the dataset; its maps are still unread. Maps of one channel are summed."""
 
     name: str
     maps: tuple[FoundMap, ...]
@@ -62,14 +62,14 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Discovery:
-    """What a dataset folder holds.
+    """The content of a dataset folder.
 
     Attributes:
-        candidates: subjects with maps, by name.
-        rejected: subjects that were asked for, or found, and can't be used.
-        without_map: folders where a subject could be but no map is.
-        pattern: that of the layout's alternative in use.
-        tracts: name per channel; empty when the one channel is the whole map.
+        candidates: subjects with maps, sorted by name.
+        rejected: subjects that were requested or found but can't be used.
+        without_map: folders where a subject could be, but without a map.
+        pattern: of the layout's alternative in use.
+        tracts: name per channel; empty if the only channel is the whole map.
     """
 
     candidates: tuple[Candidate, ...]
@@ -80,17 +80,17 @@ class Discovery:
 
 
 def find_subjects(dataset_dir: Path, search: SubjectSearch) -> Discovery:
-    """Look for subjects and their maps.
+    """Find subjects and their maps.
 
-    Hidden entries and folders of earlier outputs are passed over.
+    Hidden entries and the folders of earlier outputs are skipped.
 
     Args:
         dataset_dir: the dataset folder.
-        search: which of them, where their maps are.
+        search: which subjects, and where their maps are.
 
     Raises:
         CohortError: the folder can't be read, or a subject has several unexplained runs.
-        ConfigurationError: tracts, channels and what the folder holds don't go together.
+        ConfigurationError: tracts, channels and the content of the folder don't match.
     """
     if not dataset_dir.is_dir():
         what = "is not a folder" if dataset_dir.exists() else "does not exist"
@@ -127,7 +127,7 @@ def find_subjects(dataset_dir: Path, search: SubjectSearch) -> Discovery:
     known = found | {same_name(name) for name in unreadable} | left_out
     for name in wanted or ():
         if same_name(name) not in known:
-            reason = f"no map at {pattern}, though {search.key('subjects')} names it"
+            reason = f"no map at {pattern}, but {search.key('subjects')} names it"
             rejected.append(Rejection(name, str(dataset_dir / name), reason))
     without_map = sorted(
         name
@@ -149,10 +149,10 @@ def find_subjects(dataset_dir: Path, search: SubjectSearch) -> Discovery:
 
 
 def candidates_from_files(files: Sequence[Path], search: SubjectSearch) -> Discovery:
-    """Subjects of files that are named one by one.
+    """Subjects from files that are listed one by one.
 
-    The name of a file's subject (and tract) is read off its path where a pattern of the layout
-    fits the end of it, else the file's own name is taken.
+    The name of a file's subject (and tract) comes from its path if a pattern of the layout matches
+    the end of the path, else from its file name.
 
     Args:
         files: paths of density maps.
@@ -160,7 +160,7 @@ def candidates_from_files(files: Sequence[Path], search: SubjectSearch) -> Disco
 
     Raises:
         CohortError: a subject has several unexplained runs.
-        ConfigurationError: tracts, channels and the files don't go together.
+        ConfigurationError: tracts, channels and the files don't match.
     """
     matches = [match_tail(file.absolute(), search) for file in files]
     unfit = _unfit({match.subject for match in matches}, OUTPUT_FOLDERS)
@@ -218,7 +218,7 @@ def _unfit(names: Collection[str], outputs: Collection[str]) -> dict[str, str]:
 
 
 def _tracts(matches: Sequence[Match], search: SubjectSearch) -> tuple[str, ...]:
-    """Name per channel; empty when the one channel is the whole map."""
+    """Name per channel; empty if the only channel is the whole map."""
     asked, channels = list(search.tracts), search.channels
     if not matches or (not asked and channels == 1):
         return ()
@@ -227,13 +227,13 @@ def _tracts(matches: Sequence[Match], search: SubjectSearch) -> tuple[str, ...]:
     for tract in asked:
         if tract not in present:
             raise ConfigurationError(
-                f"{search.key('tracts')} = {asked}: {tract!r} is found in no subject; "
-                f"must be out of the dataset's tracts ({shown})"
+                f"{search.key('tracts')} = {asked}: no subject has {tract!r}; "
+                f"must be tracts of the dataset ({shown})"
             )
     if not asked and len(present) != channels:
         raise ConfigurationError(
             f"{search.key('channels')} = {channels}: the dataset has {len(present)} tracts "
-            f"({shown}); must be as many, or {search.key('tracts')} must name {channels}"
+            f"({shown}); must be their number, or {search.key('tracts')} must name {channels}"
         )
     return tuple(asked or present)
 
@@ -241,7 +241,7 @@ def _tracts(matches: Sequence[Match], search: SubjectSearch) -> tuple[str, ...]:
 def _group(
     matches: Sequence[Match], tracts: tuple[str, ...], search: SubjectSearch
 ) -> tuple[tuple[Candidate, ...], list[Rejection]]:
-    """Maps by subject and channel, every run accounted for."""
+    """Maps by subject and channel; checks that every run is explained."""
     by_subject: dict[str, dict[str | None, list[Match]]] = {}
     for match in matches:
         if not tracts or match.tract in tracts:
@@ -268,11 +268,11 @@ def _group(
 
 
 def _tell_of_summed_tracts(candidates: Sequence[Candidate]) -> None:
-    """Single tracts stand in for a whole map: a subject with others than the rest is told."""
+    """Sum single tracts into a whole map; warn about subjects with fewer tracts than others."""
     tracts = [{str(one.tract) for one in who.maps if one.tract is not None} for who in candidates]
     every: set[str] = set().union(*tracts)
     if every:
-        logger.info("no tract is asked for: %s are summed into one map", ", ".join(sorted(every)))
+        logger.info("no tracts are selected: %s are summed into one map", ", ".join(sorted(every)))
     for who, its in zip(candidates, tracts, strict=True):
         if its != every:
             lacking = ", ".join(sorted(every - its))
@@ -284,7 +284,7 @@ def _folder(matches: Sequence[Match], subject: str) -> Path:
 
 
 def _check_runs(subject: str, runs: Sequence[Match], search: SubjectSearch) -> None:
-    """One run, or a left and a right one; anything else might count a tract twice."""
+    """Accept one run, or a left and a right one; others might count a tract twice."""
     if len(runs) == 1 or (len(runs) == 2 and are_left_and_right(runs[0].run, runs[1].run)):
         return
     paths = " and ".join(str(run.path) for run in runs)
@@ -292,7 +292,7 @@ def _check_runs(subject: str, runs: Sequence[Match], search: SubjectSearch) -> N
     raise CohortError(
         f"subject {subject} has {len(runs)} runs{of_tract} that are not a left and a right one: "
         f"{paths}; keep one of them, or name the one to use in {search.option('pattern')} (or "
-        "put {tract} there if each is of another tract)"
+        "put {tract} there if each is a different tract)"
     )
 
 
@@ -300,7 +300,7 @@ _LEFT, _RIGHT = ("left", "l", "lh"), ("right", "r", "rh")
 
 
 def are_left_and_right(one: str, other: str) -> bool:
-    """Whether two names differ by their side alone: left/right, l/r or lh/rh.
+    """Whether two names differ only by their side: left/right, l/r or lh/rh.
 
     Example:
         >>> are_left_and_right("cst_left", "cst_right")
@@ -308,7 +308,7 @@ def are_left_and_right(one: str, other: str) -> bool:
         >>> are_left_and_right("run-1", "run-2")
         False
     """
-    # Separators are kept, so that they have to agree as well.
+    # Keep the separators, so that they have to match as well.
     ones, others = (re.split(r"([^a-z0-9]+)", name.lower()) for name in (one, other))
     if len(ones) != len(others):
         return False

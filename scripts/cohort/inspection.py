@@ -1,4 +1,4 @@
-"""A subject's files read once: what they hold, or why the subject is left out."""
+"""Reads a subject's files once: their content, or the reason for leaving the subject out."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ __all__ = ["Inspection", "inspect_subject"]
 
 @dataclass(frozen=True, eq=False)
 class Inspection:
-    """What reading a subject's maps told.
+    """The result of reading a subject's maps.
 
     Attributes:
         subject: files, channels, divisors, hashes.
-        grid: of its first map; the others lie on it as well.
-        box: smallest box that holds its support.
-        density: float64 ``(C, *box.shape)``, normalised, everything outside the box being 0.
-        content: digest of the voxels, equal for copies of one map however they are stored.
-        remarks: what isn't wrong but worth a warning.
+        grid: of its first map; the others are on it as well.
+        box: smallest box that contains its support.
+        density: float64 ``(C, *box.shape)``, normalised; it is 0 outside the box.
+        content: digest of the voxels, equal for copies of a map even if stored differently.
+        remarks: anything that isn't an error but worth a warning.
     """
 
     subject: Subject
@@ -55,14 +55,14 @@ class Inspection:
 def inspect_subject(
     candidate: Candidate, request: CohortRequest, counting: Counting | None = None
 ) -> Inspection:
-    """Read and check every map of a subject, and normalise them.
+    """Read, check and normalise every map of a subject.
 
-    A tract may be empty as long as another one isn't: its absence counts.
+    A tract may be empty if another one isn't: its absence is information.
 
     Args:
-        candidate: the subject as found.
-        request: normalisation and number of channels are read.
-        counting: how tractograms become maps; needed if it has any.
+        candidate: the subject.
+        request: gives the normalisation and the number of channels.
+        counting: how tractograms become maps; needed only for tractograms.
 
     Raises:
         CohortError: the subject can't be used; the message names the file and the reason.
@@ -92,7 +92,7 @@ def inspect_subject(
         divisor = 1.0 if empty else density_divisor(method, found.path, loaded.data, setting)
         content.update(f"{found.channel}{loaded.data.shape}".encode())
         content.update(np.ascontiguousarray(loaded.data).data)
-        with np.errstate(over="ignore"):  # what overflows is refused below
+        with np.errstate(over="ignore"):  # overflow is refused below
             density[found.channel] += loaded.data / divisor
         further = () if counted is None else counted.remarks
         remarks += [f"{given.path}: {remark}" for remark in (*loaded.remarks, *further)]
@@ -108,7 +108,7 @@ def inspect_subject(
         raise DensityError(first, f"is empty: {what}")
     box = CropBox.around(np.asarray(density.any(axis=0)))
     subject = Subject(candidate.name, tuple(maps))
-    # A copy, since a view would keep the whole grid alive.
+    # A copy, since a view would keep the whole grid in memory.
     inside = box.crop(density).copy()
     return Inspection(subject, grid, box, inside, content.hexdigest(), tuple(remarks))
 
@@ -116,7 +116,7 @@ def inspect_subject(
 def inspect_all(
     candidates: Sequence[Candidate], request: CohortRequest, counting: Counting | None
 ) -> Iterator[tuple[Candidate, Inspection | Rejection]]:
-    """Inspect subjects in threads; results come in order, few are alive at once."""
+    """Inspect subjects in threads; results come in order, and few are in memory at once."""
     workers = _readers()
     with ThreadPoolExecutor(workers) as executor:
         ahead: deque[tuple[Candidate, Future[Inspection | Rejection]]] = deque()
@@ -146,6 +146,6 @@ def _inspect_or_reject(
 
 
 def _readers() -> int:
-    """Threads that read: decompression runs outside Python's lock, so a few of them pay."""
+    """Number of reading threads: decompression releases Python's lock, so a few are worth it."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return min(4, usable or 1)

@@ -1,9 +1,9 @@
-"""Known arrangements of a dataset folder, as path patterns.
+"""Known layouts of a dataset folder, as path patterns.
 
 A pattern is a path relative to the dataset folder. ``{subject}`` stands for a subject's name,
-``{tract}`` for a tract's, ``{run}`` for one of several runs of one subject; ``*`` and ``?`` match
-inside a part of the path, a part ``**`` any number of folders. After ``-`` (a BIDS entity), where
-more of the name follows, a placeholder ends at the next ``_``.
+``{tract}`` for a tract's name, ``{run}`` for one of several runs of a subject. ``*`` and ``?``
+match inside a part of the path; a part ``**`` matches any number of folders. After ``-`` (a BIDS
+entity), a placeholder that isn't at the end of the name ends at the next ``_``.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ __all__ = ["LAYOUTS", "Alternative", "alternatives", "drop_tract"]
 
 @dataclass(frozen=True)
 class Alternative:
-    """Patterns that are used together; one alternative is chosen for a whole cohort.
+    """Patterns that are used together; a cohort uses one alternative.
 
     Attributes:
-        patterns: a map that matches any of them is a subject's.
-        without: files with this text in their name are none of them.
+        patterns: a map that matches any of them belongs to a subject.
+        without: excludes files with this text in their name.
     """
 
     patterns: tuple[str, ...]
@@ -32,7 +32,7 @@ class Alternative:
 
     @property
     def names_tracts(self) -> bool:
-        """Whether its maps are of one tract each."""
+        """Whether each map is of a single tract."""
         return all("{tract}" in pattern for pattern in self.patterns)
 
     def __str__(self) -> str:
@@ -70,7 +70,7 @@ LAYOUTS: dict[str, tuple[Alternative, ...]] = {
         Alternative(("{subject}/tractseg_output/bundle_segmentations/{tract}.nii.gz",)),
     ),
     "bids": (
-        # A `dwimap` without a bundle is any map (FA, ADC): never a density.
+        # A `dwimap` without a bundle can be any map (FA, ADC), so it isn't taken for a density.
         *(
             Alternative((f"{{subject}}/**/dwi/*_{suffix}.nii.gz",), without="_bundle-")
             for suffix in _BIDS_SUFFIXES[:2]
@@ -94,14 +94,14 @@ LAYOUTS: dict[str, tuple[Alternative, ...]] = {
 def alternatives(search: SubjectSearch) -> tuple[Alternative, ...]:
     """The alternatives to try for a cohort, in order.
 
-    Whole maps come before maps of single tracts when no tract is asked for; only maps of single
-    tracts will do when one is, or when the model has several channels.
+    If no tract is selected, whole maps come before maps of single tracts. If tracts are selected,
+    or the model has several channels, only maps of single tracts are tried.
 
     Args:
-        search: its pattern, layout, tracts and channels are read.
+        search: gives pattern, layout, tracts and channels.
 
     Raises:
-        ConfigurationError: tracts are wanted and no pattern has ``{tract}``.
+        ConfigurationError: tracts are selected but no pattern has ``{tract}``.
     """
     wants_tracts = bool(search.tracts) or search.channels > 1
     found: tuple[Alternative, ...]
@@ -122,18 +122,18 @@ def alternatives(search: SubjectSearch) -> tuple[Alternative, ...]:
         found = tuple(one for one in found if one.names_tracts)
         if not found:
             raise ConfigurationError(
-                f"{source}: must hold {{tract}}, since {_wanted(search)} asks for single tracts"
+                f"{source}: must contain {{tract}}, because {_wanted(search)} selects single tracts"
             )
         return found
     return tuple(sorted(found, key=lambda one: one.names_tracts))  # stable
 
 
 def drop_tract(relpath: str, key: str = "path", tracts_key: str = "tracts") -> str:
-    """The path of the whole map: ``{tract}`` left out, with the separator that it came with.
+    """The path of the whole map: without ``{tract}`` and the separator beside it.
 
     Args:
         relpath: path inside a subject's folder.
-        key: of the setting that holds it, for the message.
+        key: of the setting that contains it, for messages.
         tracts_key: of the setting that names tracts.
 
     Example:
@@ -143,13 +143,13 @@ def drop_tract(relpath: str, key: str = "path", tracts_key: str = "tracts") -> s
         'dwi/sub_tdi.nii.gz'
 
     Raises:
-        ConfigurationError: nothing but the tract gives the file its name.
+        ConfigurationError: without the tract the file has no name.
     """
     parts = []
     for part in relpath.split("/"):
         if part == "{tract}":
             continue
-        # A BIDS entity goes with its key; otherwise one of the separators beside it goes.
+        # A BIDS entity is removed with its key; otherwise one of the separators beside it is.
         part = re.sub(r"(^|_)[A-Za-z0-9]+-\{tract\}(_|(?=\.)|$)", _joint, part)
         part = re.sub(r"(^|[_-])\{tract\}([_-]|(?=\.)|$)", _joint, part)
         part = part.replace("{tract}", "")
@@ -158,8 +158,8 @@ def drop_tract(relpath: str, key: str = "path", tracts_key: str = "tracts") -> s
     whole = "/".join(parts)
     if not parts or parts[-1].startswith("."):
         raise ConfigurationError(
-            f"{key} = {relpath!r}: only the tract names the file, so there is no whole map; must "
-            f"be used with {tracts_key}"
+            f"{key} = {relpath!r}: the file name consists of the tract only, so there is no whole "
+            f"map; must be used with {tracts_key}"
         )
     return whole
 

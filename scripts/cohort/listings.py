@@ -1,4 +1,4 @@
-"""Subjects from a list: lines of names, a CSV table, MONAI's data list."""
+"""Lists of subjects: lines of names, a CSV table, MONAI's data list."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = []
 
 
 def wanted_names(dataset_dir: Path, subjects: list[str] | str | None) -> list[str] | None:
-    """Names asked for, from the settings or a text file; None for all."""
+    """Selected names, from the settings or a text file; None for all."""
     if not isinstance(subjects, str):
         return subjects
     lines = (line.strip() for line in _read_lines(dataset_dir / subjects))
@@ -92,14 +92,14 @@ def read_csv(file: Path, dataset_dir: Path) -> list[Match]:
 
 
 def _listed_once(file: Path, listed: Iterable[tuple[str, Match]]) -> list[Match]:
-    """A list's maps, each with its place: at least one, none twice, tracts for all or none."""
+    """The maps of a list with their places: at least one, none twice, tracts for all or none."""
     matches: dict[Path, Match] = {}
     for place, match in listed:
         if match.path in matches:
-            raise CohortError(f"{place}: {match.run} was listed before")
+            raise CohortError(f"{place}: {match.run} is listed twice")
         matches[match.path] = match
     if not matches:
         raise CohortError(f"{file} lists no map")
     if len({match.tract is None for match in matches.values()}) == 2:
-        raise CohortError(f"{file}: either every row has a tract or none")
+        raise CohortError(f"{file}: must have a tract in every row or in none")
     return sorted(matches.values(), key=lambda match: (match.subject, match.run))

@@ -1,4 +1,4 @@
-"""A pattern of file names, matched against a folder's files."""
+"""Patterns of file names, matched against the files of a folder."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from scripts.tractograms import is_tractogram
 __all__ = ["Rejection"]
 
 
-LONGEST_NAME = 200  # bytes of a subject's name: files are named after it, with up to 50 more
+LONGEST_NAME = 200  # bytes of a subject's name: output files add up to 50 to it
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Rejection:
 
     Attributes:
         subject: its name.
-        path: the file or folder at fault.
+        path: the file or folder that causes it.
         reason: what is wrong with it.
     """
 
@@ -38,7 +38,7 @@ class Rejection:
 
 @dataclass(frozen=True)
 class Match:
-    """A file that fits a pattern; ``run`` tells several of one subject and tract apart."""
+    """A file that matches a pattern; ``run`` distinguishes several of one subject and tract."""
 
     path: Path
     subject: str
@@ -47,20 +47,22 @@ class Match:
 
 
 def same_name(name: str) -> str:
-    # macOS stores decomposed letters where the same name in a text file is composed.
+    # macOS stores decomposed letters, while the same name in a text file is composed.
     return unicodedata.normalize("NFC", name)
 
 
 def unfit_name(name: str, outputs: Collection[str]) -> str | None:
-    """Why ``name`` can't be a subject's: outputs carry it as a part of their file names."""
+    """Why ``name`` can't be the name of a subject, which becomes part of file names."""
     if name in outputs:
         return "has the name of an output folder"
     if printable(name) != name:
         return "has a name that is not valid UTF-8"
     if re.search(r"[/\\\x00-\x1f\x7f-\x9f\u2028\u2029]", name) or name.startswith("."):
-        return "has a name that is no file name"
+        return "has a name that can't be a file name"
     if len(name.encode("utf-8")) > LONGEST_NAME:
-        return f"has a name of more than {LONGEST_NAME} bytes, too long to name files after it"
+        return (
+            f"has a name of more than {LONGEST_NAME} bytes, too long for the names of output files"
+        )
     return None
 
 
@@ -70,7 +72,7 @@ def printable(name: str) -> str:
 
 @dataclass
 class Scan:
-    """Files that fit one alternative, and the subjects that it could have been."""
+    """Files that match one alternative, and folders that could have been subjects."""
 
     matches: list[Match] = field(default_factory=list)
     subjects: set[str] = field(default_factory=set)
@@ -86,7 +88,7 @@ def scan_alternatives(
     outputs: Collection[str],
     wanted: list[str] | None,
 ) -> tuple[Scan, str]:
-    """Scan for the first alternative that fits a file; it holds for the whole cohort."""
+    """Scan for the first alternative that matches a file; the whole cohort uses it."""
     names = None if wanted is None else {same_name(name) for name in wanted}
     tried = alternatives(search)
     seen = Scan()
@@ -113,7 +115,7 @@ def _scan(
 
 @dataclass(frozen=True)
 class _Walk:
-    """What a walk has bound so far, and what it reports to."""
+    """What the walk has matched so far, and where it reports to."""
 
     scan: Scan
     outputs: Collection[str]
@@ -123,7 +125,7 @@ class _Walk:
     runs: tuple[str, ...] = ()
 
     def bind(self, bound: re.Match[str]) -> _Walk | None:
-        """The walk after an entry that fits; None when its subject isn't wanted."""
+        """The walk after a matching entry; None if its subject isn't selected."""
         groups = bound.groupdict()
         subject = groups.pop("subject", None) or self.subject
         tract = groups.pop("tract", None) or self.tract
@@ -140,7 +142,7 @@ class _Walk:
 def _walk(
     folder: Path, parts: list[str], walk: _Walk, above: frozenset[str] = frozenset()
 ) -> Iterator[Match]:
-    """Files below ``folder`` that fit ``parts``; ``above`` guards ``**`` against link loops."""
+    """Files below ``folder`` that match ``parts``; ``above`` protects ``**`` from link loops."""
     part, rest = parts[0], parts[1:]
     if part == "**":
         here = os.path.realpath(folder)
@@ -168,7 +170,7 @@ def _walk(
         if rest:
             if (name in walk.outputs and name != part) or not path.is_dir():
                 continue
-        elif path.is_dir() or not os.path.lexists(path):  # a broken link is found, then refused
+        elif path.is_dir() or not os.path.lexists(path):  # keep a broken link, to refuse it later
             continue
         further = walk.bind(bound)
         if further is None:
@@ -192,7 +194,7 @@ def _entries(folder: Path, walk: _Walk) -> list[str]:
 
 @functools.lru_cache(maxsize=4096)
 def _regex(part: str, subject: str | None, tract: str | None) -> re.Pattern[str]:
-    """Regular expression of one part of a pattern, with what is bound already put in."""
+    """Regular expression of one part of a pattern, with the known placeholders filled in."""
     values = {"subject": subject, "tract": tract}
     return re.compile(
         _expression(part, {name: re.escape(value) for name, value in values.items() if value})
@@ -200,16 +202,16 @@ def _regex(part: str, subject: str | None, tract: str | None) -> re.Pattern[str]
 
 
 def _expression(part: str, bound: dict[str, str]) -> str:
-    """Regular expression of one part; ``bound`` has those of its placeholders known so far.
+    """Regular expression of one part; ``bound`` contains the placeholders known so far.
 
-    A placeholder met for the first time becomes a group, and a reference to it in ``bound``.
+    A new placeholder becomes a group, and a reference to it is added to ``bound``.
     """
     expression = ""
     pieces = re.split(r"(\{\w+\}|\*|\?)", part)
     for index, piece in enumerate(pieces):
         name = piece[1:-1] if piece.startswith("{") else ""
         if piece in ("*", "?"):
-            group = f"wild{len(bound)}"  # as unique as the number of groups before it
+            group = f"wild{len(bound)}"  # unique, because every group adds an entry
             bound[group] = ""
             expression += f"(?P<{group}>[^/]{piece.replace('?', '')})"
         elif name in bound:
@@ -226,11 +228,11 @@ def _expression(part: str, bound: dict[str, str]) -> str:
 
 
 def match_tail(file: Path, search: SubjectSearch) -> Match:
-    """Subject, tract and run of a file by the end of its path, else by its BIDS entities."""
+    """Subject, tract and run of a file from the end of its path, else from its BIDS entities."""
     for alternative in alternatives(search):
         for pattern in alternative.patterns:
             parts = pattern.split("/")
-            if "**" in parts:  # which of the folders is the subject's can't be told
+            if "**" in parts:  # unclear which of the folders names the subject
                 continue
             bound: dict[str, str] = {}
             expression = "/".join([_expression(part, bound) for part in parts])

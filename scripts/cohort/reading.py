@@ -1,4 +1,4 @@
-"""A cohort, or new subjects, read from a dataset folder and checked against one grid."""
+"""Reads a cohort, or new subjects, from a dataset folder and checks them against one grid."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ logger = logging.getLogger(__name__)
 
 
 Progress = Callable[[int, int, str], None]
-"""Called with the number of subjects done, their total and the name of the last one."""
+"""Called with the number of finished subjects, their total and the name of the last one."""
 
-_SCALE_RATIO = 50  # between sums of normalised maps: beyond it counts were mixed with densities
+_SCALE_RATIO = 50  # between sums of normalised maps; beyond it counts and densities are mixed
 
 
 def read_cohort(
@@ -50,23 +50,23 @@ def read_cohort(
 ) -> Cohort:
     """Find, read and check a cohort in one pass.
 
-    Every map is read once; memory doesn't grow with the number of subjects. Subjects that can't
-    be used are left out with their reason.
+    Every map is read once; memory doesn't grow with the number of subjects. Subjects that can't be
+    used are left out, with the reason.
 
     Args:
         dataset_dir: the dataset folder.
-        request: where its subjects are, how their maps are read, how many are needed.
+        request: where subjects are, how to read their maps, how many are needed.
         progress: called after each subject.
-        files: the maps one by one, in place of the folder.
-        coding: of a model whose covariates these subjects have; None: the cohort fixes its own.
+        files: the maps one by one, instead of the folder.
+        coding: of a model whose covariates the subjects have; None: computed from the cohort.
 
     Returns:
-        The cohort; the same whatever the order in which files happen to be read.
+        The cohort; it doesn't depend on the order in which files are read.
 
     Raises:
         CohortError: no or too few usable subjects, subjects on different grids, or several
             unexplained runs of one subject.
-        ConfigurationError: tracts, channels and the dataset don't go together.
+        ConfigurationError: tracts, channels and the dataset don't match.
     """
     if files is None:
         check_named(dataset_dir, "dataset_dir")
@@ -137,7 +137,7 @@ def read_cohort(
 def _with_covariates(
     found: Discovery, root: Path, request: CohortRequest
 ) -> tuple[Discovery, Mapping[str, Values]]:
-    """Subjects whose covariates are known, and these; the others are left out with the reason."""
+    """Split subjects into those with all covariates and those left out, with the reason."""
     if not request.covariates:
         return found, {}
     people = read_participants(
@@ -163,10 +163,10 @@ def _described(subjects: Sequence[Subject], known: Mapping[str, Values]) -> tupl
 
 
 def _check_coded(subjects: Sequence[Subject], coding: CovariateCoding) -> None:
-    """Every subject can be coded; says who is far from what the coding was made of.
+    """Check that every subject can be coded; warn about values outside the coding's range.
 
     Raises:
-        CohortError: naming subject, covariate and value.
+        CohortError: a value can't be coded; the message names subject, covariate and value.
     """
     for subject in subjects:
         values = dict(subject.covariates)
@@ -186,21 +186,21 @@ def read_new_subjects(
     coding: CovariateCoding | None = None,
     at: Values | None = None,
 ) -> NewSubjects:
-    """Read and check subjects that an existing atlas is to be brought to.
+    """Read and check subjects for registration to an existing atlas.
 
     Args:
-        source: a dataset folder, one file (``.nii``, ``.nii.gz`` or a tractogram) or several;
+        source: a dataset folder, or one or several files (``.nii``, ``.nii.gz`` or tractograms);
             tractograms are counted on the atlas's grid.
-        request: as for `read_cohort`; ``min_subjects`` doesn't apply.
-        grid: the atlas's.
-        crop: the atlas's; a warning tells which share of a density lies outside of it.
+        request: as for `read_cohort`; ``min_subjects`` is ignored.
+        grid: of the atlas.
+        crop: of the atlas; logs a warning with the share of a density outside it.
         coding: of the atlas's covariates; None if it has none.
-        at: covariates of all these subjects; None: they are looked up in the participants' table
-            (for files named one by one relative to the current folder).
+        at: covariates of all these subjects; None: from the participants' table (for files listed
+            one by one, relative to the current folder).
 
     Raises:
-        CohortError: no subject can be used, or one lies on another grid and
-            ``cohort.resample`` is false.
+        CohortError: no subject can be used, or one is on another grid and ``cohort.resample`` is
+            false.
     """
     found = _find_new(source, request.search)
     known: Mapping[str, Values] = {}
@@ -222,7 +222,7 @@ def read_new_subjects(
         if difference is not None and not request.cohort.resample:
             raise CohortError(
                 f"subject {result.subject.name} ({path}) is not on the atlas's grid: {difference}; "
-                "a map must have the atlas's shape and affine, or be resampled with "
+                "a map must have the atlas's shape and affine; to resample it, set "
                 f"--{request.option('resample')} true"
             )
         if difference is None:
@@ -257,7 +257,7 @@ def _find_new(
 
 
 def _is_folder(source: str | Path | Sequence[str | Path]) -> TypeGuard[str | Path]:
-    """Whether it stands for a dataset folder; what is named like a map is one."""
+    """Whether a path is a dataset folder rather than a file; a map's suffix makes it a file."""
     if not isinstance(source, str | Path):
         return False
     return not (Path(source).name.endswith((".nii", ".nii.gz")) or is_tractogram(source))
@@ -273,14 +273,14 @@ def _warn_outside(result: Inspection, crop: CropBox) -> None:
     apart = any(size <= 0 for size in inner.shape)
     inside = 0.0 if apart else float(inner.within(result.box).crop(result.density).sum())
     logger.warning(
-        "subject %s has %.2g %% of its density outside the atlas's box; it is cut off",
+        "subject %s has %.2g %% of its density outside the atlas's box; that part is cut off",
         result.subject.name,
         100 * (1 - inside / whole),
     )
 
 
 class _Pool:
-    """Running sum over subjects, on the box around the supports seen so far."""
+    """Running sum over subjects, on the box around all supports so far."""
 
     def __init__(self) -> None:
         self.subjects: list[Subject] = []
@@ -292,10 +292,10 @@ class _Pool:
         self.total = np.zeros(0)
 
     def add(self, inspection: Inspection) -> None:
-        """Take a subject in.
+        """Add a subject.
 
         Raises:
-            CohortError: it lies on another grid than the first one.
+            CohortError: it is on another grid than the first one.
         """
         name = inspection.subject.name
         if self.grid is None or self.box is None:
@@ -306,8 +306,8 @@ class _Pool:
             first, other = self.subjects[0], inspection.subject
             raise CohortError(
                 f"subjects {other.name} ({other.maps[0].path}) and {first.name} "
-                f"({first.maps[0].path}) lie on different grids: {difference}; all subjects must "
-                "share shape and affine, and nothing is resampled silently"
+                f"({first.maps[0].path}) are on different grids: {difference}; all subjects must "
+                "have the same shape and affine; nothing is resampled silently"
             )
         union = self.box.union(inspection.box)
         if union != self.box:
@@ -320,10 +320,10 @@ class _Pool:
         self.contents.setdefault(inspection.content, []).append(name)
 
     def warn(self, request: CohortRequest) -> None:
-        """Log what doesn't stop the run but may spoil the atlas.
+        """Log everything that doesn't stop the run but may spoil the atlas.
 
         Raises:
-            CohortError: two subjects were divided by one and the same waytotal file.
+            CohortError: two subjects were divided by the same waytotal file.
         """
         for remark in self.remarks:
             logger.warning("%s", remark)

@@ -1,7 +1,7 @@
-"""Density maps counted from tractograms, and kept beside the dataset for the next run.
+"""Counts tractograms into density maps, and keeps these beside the dataset for the next run.
 
-A cohort of tractograms enters as the maps that are counted from them: everything behind this page
-sees NIfTI files on one grid.
+A cohort of tractograms is used as the maps that are counted from them: all later steps see NIfTI
+files on one grid.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ __all__ = ["MAPS_FOLDER", "CountedMap", "Counting", "count_density", "counting_f
 logger = logging.getLogger(__name__)
 
 MAPS_FOLDER = ".density_maps"
-_METHOD = "exact traversal 1"  # maps counted otherwise are counted anew
+_METHOD = "exact traversal 1"  # maps counted by another method are counted again
 
 
 def count_density(
@@ -52,21 +52,21 @@ def count_density(
     """Count tractograms into one density map; see `DensityCounter`.
 
     Args:
-        paths: tractograms, their maps added up.
+        paths: tractograms; their maps are added up.
         grid: to count on.
-        weights: none, or one source a tractogram, see `open_weights`.
-        ends: only where streamlines end.
+        weights: none, or one source per tractogram, see `open_weights`.
+        ends: count only the ends of streamlines.
         progress: called after each part of each tractogram.
 
     Raises:
-        TractogramError: a file can't be used, or none of the streamlines touches the grid.
-        ConfigurationError: weights and tractograms don't go together.
+        TractogramError: a file can't be used, or no streamline touches the grid.
+        ConfigurationError: the numbers of weights and tractograms differ.
     """
     if weights and len(weights) != len(paths):
         raise ConfigurationError(
             f"weights = {list(weights)}: must be as many as tractograms ({len(paths)})"
         )
-    opened = [open_tractogram(path) for path in paths]  # headers first: a mistake is told early
+    opened = [open_tractogram(path) for path in paths]  # all headers first, to fail early
     sources = [open_weights(one, of) for one, of in zip(weights, opened, strict=False)]
     counter = DensityCounter(grid.shape, grid.affine, ends)
     for number, one in enumerate(opened):
@@ -74,8 +74,8 @@ def count_density(
     if counter.streamlines and counter.missed == counter.streamlines:
         raise TractogramError(
             Path(paths[0]),
-            f"none of {counter.streamlines} streamlines touches the reference's grid: do they "
-            "belong to the same space?",
+            f"none of {counter.streamlines} streamlines touches the reference's grid; check that "
+            "they are in the same space",
         )
     return counter
 
@@ -87,14 +87,14 @@ def count_density(
 
 @dataclass(frozen=True)
 class CountedMap:
-    """Where a map was counted from.
+    """The origin of a counted map.
 
     Attributes:
         tractogram: path of its file.
         sha256: of that file.
-        streamlines: how many it holds; also the map's waytotal.
-        outside: how many of their points lie outside the grid.
-        left: how many streamlines have such a point.
+        streamlines: number of streamlines; also the map's waytotal.
+        outside: number of their points outside the grid.
+        left: number of streamlines with such a point.
     """
 
     tractogram: str
@@ -105,37 +105,37 @@ class CountedMap:
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        """What isn't wrong but worth a warning."""
+        """Anything that isn't an error but worth a warning."""
         if not self.outside:
             return ()
-        return (f"{self.outside} points of {self.left} streamlines lie outside the grid",)
+        return (f"{self.outside} points of {self.left} streamlines are outside the grid",)
 
 
 @dataclass(frozen=True, eq=False)
 class Counting:
-    """How tractograms of a cohort become maps.
+    """How the tractograms of a cohort become maps.
 
     Attributes:
-        grid: that all are counted on.
-        folder: where their maps are kept; None: hidden beside each tractogram.
+        grid: the grid to count on.
+        folder: where the maps are kept; None: hidden beside each tractogram.
     """
 
     grid: Grid
     folder: Path | None
 
     def map_of(self, name: str, found: FoundMap) -> tuple[FoundMap, CountedMap | None]:
-        """The map of a tractogram: kept from an earlier run, or counted now.
+        """The map of a tractogram, kept from an earlier run or counted now.
 
-        It is known by the tractogram's bytes and the grid, so that whatever changes is counted
-        anew. Beside it lie its waytotal (the number of streamlines), which makes the maps
-        probabilities, and a description.
+        It is identified by the tractogram's bytes and the grid, so that a change of either leads to
+        a new count. Beside the map are its waytotal (the number of streamlines), which makes the
+        maps probabilities, and a description.
 
         Args:
-            name: of the subject; it begins the file's name.
-            found: a tractogram, or a map, which stays as it is.
+            name: of the subject; the file name begins with it.
+            found: a tractogram, or a map, which is returned unchanged.
 
         Raises:
-            TractogramError: the tractogram can't be used, or is empty though it is a whole map.
+            TractogramError: the tractogram can't be used, or is empty although it is a whole map.
             StorageError: the map can't be written.
         """
         if not is_tractogram(found.path):
@@ -149,8 +149,8 @@ class Counting:
         if counted is None:
             counted = self._count(found, sha256, path, about)
         if not counted.streamlines and found.tract is None:
-            raise TractogramError(found.path, "is empty: it holds no streamline")
-        # The same bytes may have lain elsewhere when they were counted.
+            raise TractogramError(found.path, "is empty: contains no streamline")
+        # The same bytes may have been counted at another location.
         return replace(found, path=path), replace(counted, tractogram=str(found.path))
 
     def _key(self, sha256: str) -> str:
@@ -169,7 +169,7 @@ class Counting:
         with write_whole(waytotal) as staged:
             staged.write_text(f"{counter.streamlines}\n", encoding="ascii")
         write_density(path, counter.density, self.grid)
-        # Last: where there is a description, everything is there.
+        # Written last: a description means that everything else is complete.
         files = {"map": file_hash(path), "waytotal": file_hash(waytotal)}
         write_checked(about, {**asdict(counted), "files": files})
         return counted
@@ -214,16 +214,16 @@ def counting_for(
     dataset_dir: Path | None,
     grid: Grid | None = None,
 ) -> Counting | None:
-    """How the tractograms among some subjects' files are to be counted; None without any.
+    """How to count the tractograms among the files of some subjects; None without tractograms.
 
     Args:
-        candidates: as found.
-        request: reference and density_dir are read.
-        dataset_dir: that relative paths start from; None for files named one by one.
-        grid: of an atlas that the subjects are brought to; it takes the reference's place.
+        candidates: the subjects.
+        request: gives reference and density_dir.
+        dataset_dir: base of relative paths; None for files listed one by one.
+        grid: of an atlas that the subjects are registered to; replaces the reference.
 
     Raises:
-        ConfigurationError: there are tractograms and no reference.
+        ConfigurationError: there are tractograms but no reference.
         CohortError: the reference can't be read.
     """
     every = [found.path for candidate in candidates for found in candidate.maps]

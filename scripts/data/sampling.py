@@ -1,4 +1,4 @@
-"""Which items a batch takes, and how often an epoch repeats them."""
+"""Which items each batch contains, and how often an epoch repeats them."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ __all__ = ["EpochBatches", "RepeatedDataset"]
 
 
 class EpochBatches(Sampler[list[int]]):
-    """Batches of shuffled indices, epoch after epoch without end; the last part-batch is kept.
+    """Endless batches of shuffled indices, epoch after epoch; keeps the last, smaller batch.
 
-    The order of an epoch depends on (seed, epoch) alone, so that a run which resumes sees the
-    subjects in the order in which an uninterrupted one would. Being endless, it is iterated once
-    a run, whatever the engine does between epochs. Over several processes each gets its slice of
-    every batch, so that the global batch is the same. Where a batch (the last, most often) has
-    fewer subjects than there are processes, those without one get another's as a stand-in: it
-    keeps them in step and counts for nothing, see `sizes`.
+    The order of an epoch depends only on (seed, epoch), so that a resumed run sees the subjects in
+    the order of an uninterrupted one. Because it is endless, it is iterated once per run, whatever
+    the engine does between epochs. With several processes each gets its slice of every batch, so
+    that the global batch is the same. If a batch (usually the last) has fewer subjects than there
+    are processes, those without a subject get a stand-in that keeps them in step and doesn't count,
+    see `sizes`.
 
     Args:
-        size: how many subjects.
-        batch_size: a global batch.
+        size: number of subjects.
+        batch_size: of the global batch.
         seed: of the shuffling.
         rank: of this process.
-        world_size: how many processes.
+        world_size: number of processes.
     """
 
     def __init__(
@@ -41,11 +41,11 @@ class EpochBatches(Sampler[list[int]]):
         self.first_epoch = 0
 
     def __len__(self) -> int:
-        """Batches in one epoch."""
+        """Number of batches in an epoch."""
         return math.ceil(self.size / self.batch_size)
 
     def __iter__(self) -> Iterator[list[int]]:
-        """Batches from `first_epoch` on."""
+        """Batches starting at `first_epoch`."""
         epoch = self.first_epoch
         while True:
             order = np.random.default_rng([self.seed, epoch]).permutation(self.size)
@@ -56,10 +56,10 @@ class EpochBatches(Sampler[list[int]]):
             epoch += 1
 
     def sizes(self, iteration: int) -> tuple[int, int]:
-        """How many subjects of a batch are this process's (0: a stand-in), and of all processes.
+        """Number of subjects of a batch in this process (0: only a stand-in), and in all processes.
 
         Args:
-            iteration: as the engine counts them, from 1 on.
+            iteration: as the engine counts it, from 1.
         """
         start = (iteration - 1) % len(self) * self.batch_size
         whole = min(self.batch_size, self.size - start)
@@ -67,11 +67,11 @@ class EpochBatches(Sampler[list[int]]):
 
 
 class RepeatedDataset(Dataset[dict[str, Any]]):
-    """A dataset whose every item comes several times; what is made of it differs each time.
+    """A dataset that contains every item several times, for random transforms.
 
     Args:
         data: the dataset.
-        times: how often each item comes.
+        times: number of repetitions of each item.
     """
 
     def __init__(self, data: Any, times: int) -> None:

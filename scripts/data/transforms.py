@@ -1,4 +1,4 @@
-"""Dictionary transforms and datasets: the same path for training, export and inference."""
+"""Dictionary transforms and datasets, the same for training, export and inference."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class _HashedImage:
 
 
 class MapsReader(NibabelReader):
-    """MONAI's reader of NIfTI files, for several threads at once.
+    """MONAI's reader of NIfTI files, made safe for threads.
 
     `NibabelReader` keeps the names of the files it read last in itself and pairs them with the
     images it is asked to unpack next. Where threads fill a cache through one reader, a subject
@@ -113,16 +113,16 @@ class MapsReader(NibabelReader):
 
 
 class NormaliseDensityd(MapTransform):
-    """Counts to densities: each map divided by its divisor, maps of one channel summed.
+    """Convert counts to densities: divide each map by its divisor, and sum the maps of a channel.
 
-    A cohort's data list brings ``divisor`` and ``channel``, one entry a map. A lone image (an
-    annotation tool's, say) brings neither: the divisor is then found by the same rule as the
-    cohort's, from the map and what lies beside it.
+    The items of a cohort have ``divisor`` and ``channel``, with one entry per map. A single image
+    (from an annotation tool, for example) has neither: the divisor is then computed by the same
+    rule as for the cohort, from the map and the files beside it.
 
     Args:
         keys: of the images, ``(maps, *shape)`` as loaded.
         normalisation: waytotal, streamline_density, max or none.
-        channels: how many channels come out.
+        channels: number of channels of the result.
         spatial_dims: 2 or 3; a last axis of length 1 beyond them is dropped.
     """
 
@@ -157,7 +157,8 @@ class NormaliseDensityd(MapTransform):
             for one, divisor, place in zip(maps, divisors, places, strict=True):
                 density[place] += one / float(divisor)
             result[key] = density
-        # Lists of one length a subject can't be collated into a batch, and are done with.
+        # These lists have another length for each subject, can't be collated, and aren't needed any
+        # more.
         for done in ("divisor", "channel", "sha256"):
             result.pop(done, None)
         return result
@@ -179,14 +180,14 @@ def _check_unchanged(maps: Any, expected: Sequence[str] | None) -> None:
 
 
 class OntoGridd(MapTransform):
-    """Holds images to an atlas's grid: what lies elsewhere is refused, or resampled if asked.
+    """Checks that images are on an atlas's grid; refuses others, or resamples them if asked.
 
-    Density is interpolated linearly, 0 outside of what was imaged.
+    Density is interpolated linearly and is 0 outside the image.
 
     Args:
         keys: of the images, ``(C, *shape)`` with MONAI's metadata.
-        grid: the atlas's.
-        resample: bring an image from another grid onto this one.
+        grid: of the atlas.
+        resample: resample an image from another grid.
     """
 
     def __init__(self, keys: KeysCollection, grid: Grid, resample: bool = False) -> None:
@@ -195,10 +196,10 @@ class OntoGridd(MapTransform):
         self.resample = resample
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Give back images on the grid.
+        """Return the images on the grid.
 
         Raises:
-            CohortError: naming the image's file and how its grid differs.
+            CohortError: an image is on another grid; the message names the file and the difference.
         """
         result = dict(data)
         for key in self.key_iterator(result):
@@ -212,7 +213,7 @@ class OntoGridd(MapTransform):
             path = meta.get("filename_or_obj", key)
             if not self.resample:
                 raise CohortError(
-                    f"{path} is not on the atlas's grid: {difference}; resample it with "
+                    f"{path} is not on the atlas's grid: {difference}; to resample it, set "
                     "--learned_atlas#cohort#resample true"
                 )
             result[key] = MetaTensor(
@@ -227,16 +228,16 @@ class OntoGridd(MapTransform):
         here = np.linalg.solve(own.affine, self.grid.affine)  # voxels of the atlas to the image's
         if image.ndim != d + 1 or not np.allclose(here[d:3, [*range(d), 3]], 0, atol=1e-3):
             raise CohortError(
-                f"{path}: an image of {image.ndim - 1} dimensions can't be resampled onto the "
-                f"atlas's {d}, or lies in another plane"
+                f"{path}: an image of {image.ndim - 1} dimensions can't be resampled to the "
+                f"atlas's {d}, or is in another plane"
             )
         return resample(image, own, [], self.grid)
 
 
 class PresenceLabeld(MapTransform):
-    """Densities to one map of labels, as annotation tools show them.
+    """Convert densities to one map of labels, as annotation tools show them.
 
-    A voxel's label is 1 + the channel with the most density there, 0 where none is present.
+    The label of a voxel is 1 + the channel with the highest density, 0 where none is present.
 
     Args:
         keys: of the densities, ``(C, *shape)``.
@@ -257,11 +258,11 @@ class PresenceLabeld(MapTransform):
 
 
 class LogDensityd(MapTransform):
-    """``log1p(x / log_offset)``: log(x + offset) up to a constant, 0 where there is nothing.
+    """``log1p(x / log_offset)``: log(x + offset) up to a constant, 0 where the density is 0.
 
     Args:
         keys: of the densities.
-        log_offset: the density at which the logarithm takes over, > 0.
+        log_offset: density above which the transform is logarithmic rather than linear, > 0.
     """
 
     def __init__(self, keys: KeysCollection, log_offset: float) -> None:
@@ -310,19 +311,19 @@ def density_transforms(
     resample: bool = False,
     changes: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Compose:
-    """From files to log densities inside the cohort's box, as ``configs/train.yaml`` lists it.
+    """From files to log densities inside the cohort's box, as listed in ``configs/train.yaml``.
 
     Args:
-        normalisation: the cohort's.
+        normalisation: of the cohort.
         channels: bundles learned jointly.
-        log_offset: see `LogDensityd`; None leaves densities linear.
+        log_offset: see `LogDensityd`; None keeps linear densities.
         crop_start: first voxel of the box.
-        crop_stop: one past its last voxel.
+        crop_stop: one past the last voxel of the box.
         track_meta: keep MONAI's metadata (needed to invert the crop).
         key: of the image.
-        grid: which every image must lie on (a cohort's was checked when it was read).
-        resample: bring images onto the grid, see `OntoGridd`.
-        changes: by the name of a transform's class, arguments that differ from these.
+        grid: required grid of every image (a cohort's was checked when it was read).
+        resample: resample images to the grid, see `OntoGridd`.
+        changes: by class name of a transform, arguments that differ from these.
     """
     changed = changes or {}
     listed: list[tuple[type[Transform], dict[str, Any]]] = [
@@ -362,7 +363,7 @@ def density_transforms(
 
 
 def linear_transforms(transform: Compose) -> Compose:
-    """The same path without its logarithm."""
+    """The same transforms without the logarithm."""
     return Compose(
         [one for one in transform.flatten().transforms if not isinstance(one, LogDensityd)]
     )
@@ -376,7 +377,7 @@ def density_dataset(
     device: torch.device | str = "cpu",
     num_workers: int = 0,
 ) -> Dataset:
-    """The cohort as a MONAI dataset, cached where one setting says.
+    """The cohort as a MONAI dataset, cached as one setting says.
 
     Args:
         data: the cohort's data list.

@@ -1,1 +1,1 @@
-"""Elastic registration across contrasts: a network that only ever saw synthetic images."""
+"""Elastic registration across contrasts, by a network trained on synthetic images."""

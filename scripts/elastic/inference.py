@@ -1,4 +1,4 @@
-"""The job that registers pairs of images across contrasts by an elastic network."""
+"""The job that registers pairs of images across contrasts with an elastic network."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ __all__ = ["PairInOneWorld", "RegisteredPairWriter", "VelocityInferer", "open_el
 logger = logging.getLogger(__name__)
 
 _ADVICE = (
-    "bring the images closer by register_elastic#start, or publish it with "
+    "improve the initial alignment with register_elastic#start, or publish it with "
     "register_elastic#verify_jacobian false"
 )
 
@@ -47,7 +47,7 @@ _ADVICE = (
 def open_elastic_network(
     path: str | Path, settings: RegisterElasticConfig, written: Sequence[str | Path] = ()
 ) -> ElasticNetwork:
-    """The network in ``<ckpt_dir>/elastic_model.pt``; see `opened`.
+    """Load the network in ``<ckpt_dir>/elastic_model.pt``; see `opened`.
 
     Args:
         path: of the network.
@@ -61,7 +61,8 @@ def open_elastic_network(
 
 
 class PairInOneWorld(Transform):
-    """Reads a pair of files and its affine start; both images on the network's grid as ``image``.
+    """Reads a pair of files and its affine start; adds both images on the network's grid as
+    ``image``.
 
     Args:
         network: as published.
@@ -76,8 +77,8 @@ class PairInOneWorld(Transform):
         """Add ``image (2, *shape)``, fixed and moving, and ``matrix (4, 4)``, the start.
 
         Raises:
-            CohortError: an image or the start can't be read, an image is constant, of several
-                channels or of other dimensions than the network.
+            CohortError: an image or the start can't be read, an image is constant, has several
+                channels, or has other dimensions than the network.
         """
         fixed, moving = (self._read(data[key]) for key in ("fixed", "moving"))
         matrix = np.eye(4)
@@ -105,7 +106,7 @@ def _as_array(image: ReadImage) -> tuple[np.ndarray, np.ndarray]:
 
 
 class VelocityInferer(Inferer):
-    """Asks an elastic network for velocities: from them come both directions."""
+    """An inferer that returns an elastic network's velocities; both directions follow from them."""
 
     def __call__(
         self, inputs: torch.Tensor, network: Callable[..., Any], *_: Any, **__: Any
@@ -116,15 +117,15 @@ class VelocityInferer(Inferer):
 
 
 class RegisteredPairWriter(PairWriter):
-    """Publishes ``<folder>/<moving image's name>/``, whole or not at all.
+    """Publishes ``<folder>/<moving image's name>/``, completely or not at all.
 
-    Both fields on the fixed grid, the affine start, each image on the other's grid,
-    ``registered.json``. The files are named and composed as those of a refinement.
+    Writes both fields on the fixed grid, the affine start, each image on the other's grid, and
+    ``registered.json``, named and composed as by a refinement.
 
     Args:
         network: as published.
         settings: of the job.
-        folder: where to.
+        folder: destination.
     """
 
     def __init__(
@@ -140,7 +141,7 @@ class RegisteredPairWriter(PairWriter):
 
         Raises:
             FoldingError: a field folds, with verify_jacobian; that pair isn't published.
-            StorageError: something can't be written.
+            StorageError: a file can't be written.
         """
         watched = WatchedFiles([item["fixed"], item["moving"]])
         fixed, moving = (ReadImage(item[key]) for key in ("fixed", "moving"))

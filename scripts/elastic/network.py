@@ -1,4 +1,4 @@
-"""The elastic network: the atlas's U-Net, integration and warp, between any two images."""
+"""The elastic network: the atlas's U-Net, integration and warp, for any two images."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ __all__ = [
 
 
 class ElasticNetwork(DescribedNetwork):
-    """Stationary velocities between pairs of images of any contrast.
+    """Predicts stationary velocities between images of any contrast.
 
-    The velocity's flow maps fixed points to moving points: it warps the moving image to the
-    fixed one. The flow of its negative goes back.
+    The velocity's flow maps fixed points to moving points, so it warps the moving image to the
+    fixed one. The flow of its negative is the inverse.
 
     Args:
-        grid: the network's.
+        grid: of the network.
         enc_features: see `RegistrationUNet`.
         dec_features: see `RegistrationUNet`.
         int_steps: squarings of the integration; 0: plain displacement.
-        field_resolution: the field lives on a grid reduced by this factor.
+        field_resolution: factor by which the field's grid is reduced.
         description: see `DescribedNetwork`.
     """
 
@@ -71,7 +71,7 @@ class ElasticNetwork(DescribedNetwork):
             return self.integration(velocity, self.grid.shape)
 
     def displacements(self, velocity: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Displacements there and back."""
+        """Forward and inverse displacements."""
         with torch.autocast(velocity.device.type, enabled=False):
             return self.integration.both(velocity, self.grid.shape)
 
@@ -83,7 +83,7 @@ class ElasticNetwork(DescribedNetwork):
 def build_elastic_network(
     images: PairImages, settings: LearnedElasticConfig, labels: Sequence[int] = ()
 ) -> ElasticNetwork:
-    """The network that the settings ask for, initialised by their seed."""
+    """The network of the settings, initialised with their seed."""
     torch.manual_seed(settings.optimizer.seed)
     description = pair_description(images, settings, labels=list(labels))
     return _built(images.grid, settings, description)
@@ -104,10 +104,10 @@ def _built(
 
 
 def load_elastic_network(path: str | Path) -> ElasticNetwork:
-    """A published network, ready to be asked.
+    """Load a published network, ready for use.
 
     Raises:
-        CheckpointError: the file isn't there, is damaged, or is no elastic network's.
+        CheckpointError: the file doesn't exist, is damaged, or isn't an elastic network.
     """
     return load_pair_network(path, "elastic network", "unet", LearnedElasticConfig, _built)
 
@@ -121,18 +121,18 @@ def prepared_images(
     log_share: float | None = None,
     matrix: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Two images, on whatever grids, as the network sees them: ``(1, 2, *shape)``, 0 to 1.
+    """Two images, on any grids, as input of the network: ``(1, 2, *shape)``, 0 to 1.
 
-    The network's grid lies about the centre of the fixed volume.
+    The network's grid is centred on the fixed volume.
 
     Args:
         network: as trained.
         fixed: ``(*shape)``.
         fixed_affine: voxel to RAS mm.
-        moving: ``(*shape)``, maybe on another grid.
+        moving: ``(*shape)``, possibly on another grid.
         moving_affine: voxel to RAS mm.
         log_share: for densities, see `PairImagesConfig`.
-        matrix: ``(4, 4)``, fixed point to moving point, RAS mm; None: they lie in one world.
+        matrix: ``(4, 4)``, from fixed to moving point, RAS mm; None: they are aligned in the world.
 
     Raises:
         CohortError: an image is constant or not finite, or has other dimensions.
@@ -156,16 +156,16 @@ def on_image_grid(
     affine: np.ndarray,
     shape: Sequence[int],
 ) -> torch.Tensor:
-    """A displacement of the network's grid on the grid of an image about whose centre it lies.
+    """Resample a displacement from the network's grid to that of the image that it is centred on.
 
     Args:
         displacement: ``(1, d, *grid.shape)`` in voxels of the network's grid.
-        grid: the network's.
+        grid: of the network.
         affine: of the image, voxel to RAS mm.
         shape: of the image.
 
     Returns:
-        ``(1, d, *shape)`` in voxels of the image's grid; constant beyond the network's.
+        ``(1, d, *shape)`` in voxels of the image's grid; constant outside the network's grid.
     """
     d = len(grid.shape)
     place = grid.place_of(affine, shape)
@@ -173,7 +173,7 @@ def on_image_grid(
     found = resample_by_matrix(
         displacement, grid.affine, there, affine, shape, padding_mode="border"
     )
-    # A vector of the network's voxels in millimetres of the world, then in the image's voxels.
+    # Convert vectors from network voxels to world millimetres, then to image voxels.
     world = place[:3, :d] * grid.spacing
     turn = torch.linalg.pinv(torch.from_numpy(np.asarray(affine[:3, :d], dtype=np.float64))) @ world
     return torch.einsum("ij,bj...->bi...", turn.to(found), found)
@@ -189,11 +189,11 @@ def register_images(
     log_share: float | None = None,
     matrix: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Two aligned images of whatever contrast, registered; arguments as of `prepared_images`.
+    """Register two aligned images of any contrast; arguments as of `prepared_images`.
 
     Returns:
-        displacement ``(d, *grid.shape)`` in voxels of the network's grid, and the moving image
-        there after it ``(1, *grid.shape)``, 0 to 1.
+        The displacement ``(d, *grid.shape)`` in voxels of the network's grid, and the moving image
+        on that grid after it ``(1, *grid.shape)``, 0 to 1.
 
     Raises:
         CohortError: an image is constant or not finite, or has other dimensions.

@@ -1,4 +1,4 @@
-"""Images of random contrast from label maps, in pairs that a network can learn to register.
+"""Pairs of images of random contrast, made from label maps, to learn registration from.
 
 Hoffmann et al., SynthMorph: learning contrast-invariant registration without acquired images, IEEE
 TMI 2022.
@@ -31,10 +31,10 @@ _MOST_LABELS = 256
 
 
 def label_values(images: PairImages, settings: LearnedElasticConfig) -> list[int]:
-    """The labels of a cohort's volumes, in order, 0 left out; none for presence maps.
+    """The sorted labels of a cohort's volumes without 0; none for presence maps.
 
     Raises:
-        CohortError: a volume holds other values than whole numbers, or there are too many labels.
+        CohortError: a volume contains values other than whole numbers, or too many labels.
     """
     if settings.images.kind == "presence":
         return []
@@ -45,23 +45,23 @@ def label_values(images: PairImages, settings: LearnedElasticConfig) -> list[int
             if not np.array_equal(values, np.round(values)) or len(values) > _MOST_LABELS:
                 raise DensityError(
                     Path(path),
-                    f"is no label volume: {len(values)} different values, labels are up to "
-                    f"{_MOST_LABELS} whole numbers (density maps: "
+                    f"not a label volume: {len(values)} different values, must be at most "
+                    f"{_MOST_LABELS} whole numbers (for density maps: "
                     "--learned_elastic#images#kind presence)",
                 )
             found.update(int(value) for value in values)
     found.discard(0)
     if not found:
-        raise CohortError("the label volumes hold no label but 0")
+        raise CohortError("the label volumes contain no label but 0")
     return sorted(found)
 
 
 class LabelMapsd(MapTransform):
-    """Files to maps of where each label is, on the network's grid.
+    """Turn files into maps of each label on the network's grid.
 
     Args:
-        keys: of lists of paths; ``channel`` tells the tract of each.
-        grid: the network's.
+        keys: of lists of paths; ``channel`` has the tract of each.
+        grid: of the network.
         values: labels of the volumes; empty for presence maps.
         levels: shares of a density's maximum, for presence maps.
     """
@@ -98,9 +98,9 @@ class LabelMapsd(MapTransform):
 
 
 def painted(labels: torch.Tensor, shades: torch.Tensor, background: torch.Tensor) -> torch.Tensor:
-    """Images ``(B, 1, *shape)`` of label maps, a shade a label.
+    """Images ``(B, 1, *shape)`` from label maps, with one grey value per label.
 
-    Where labels overlap their shades are averaged; where they fade, the background shows.
+    Where labels overlap, their grey values are averaged; where they fade, the background shows.
 
     Args:
         labels: ``(B, L, *shape)`` from 0 to 1.
@@ -131,12 +131,12 @@ class SyntheticPair:
 
 
 class SyntheticPairsOfLabels:
-    """Makes pairs of label maps: two shapes, two contrasts that have nothing to do with each other.
+    """Makes pairs from label maps: two shapes with two independent contrasts.
 
     Args:
         shape: of the network's grid.
         settings: of the synthesis.
-        seed: of the run; pairs depend on it and on the key of the call alone.
+        seed: of the run; pairs depend only on it and on the key of the call.
     """
 
     def __init__(
@@ -152,7 +152,7 @@ class SyntheticPairsOfLabels:
     def __call__(self, labels: torch.Tensor, key: Sequence[int]) -> SyntheticPair:
         """Pairs of label maps ``(B, L, *shape)``; equal keys give equal pairs.
 
-        The other subject of a pair is the next one in the batch.
+        The second subject of a pair is the next one in the batch.
         """
         seeds = np.random.SeedSequence([self.seed, *key]).generate_state(2, np.uint32)
         generator = torch.Generator().manual_seed(int(seeds[0]))

@@ -1,4 +1,4 @@
-"""Training of the elastic network: the loss, the trainer's and the evaluator's step."""
+"""Training of the elastic network: the loss, and the steps of trainer and evaluator."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ __all__ = [
 
 
 def soft_overlap(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-    """Soft Dice ``2 sum p q / sum (p^2 + q^2)`` of label maps, one number a pair.
+    """Soft Dice ``2 sum p q / sum (p^2 + q^2)`` of label maps, one number per pair.
 
-    The mean over the labels that one of the two holds; 1 where neither holds any.
+    The mean over the labels that either contains; 1 if neither contains any.
 
     Args:
         first: ``(B, L, *shape)`` from 0 to 1.
@@ -47,13 +47,13 @@ def soft_overlap(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
 class ElasticLoss(torch.nn.Module):
     """``overlap_weight * (1 - soft Dice of the labels) + smoothness_weight * roughness``.
 
-    The labels are warped, never the images compared: contrast has no part in it.
+    The loss compares warped labels, never images, so it doesn't depend on contrast.
 
     Args:
         factor: of the field's resolution.
         spatial_dims: 2 or 3.
         overlap_weight: of the first term.
-        smoothness_weight: of the second.
+        smoothness_weight: of the second term.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class ElasticLoss(torch.nn.Module):
 
 
 class ElasticStep(PairStep[ElasticNetwork, SyntheticPair]):
-    """One iteration of an elastic network's training; the images are made of label maps."""
+    """One iteration of an elastic network's training; the images are made from label maps."""
 
     kind = ElasticNetwork
     block = "learned_elastic"
@@ -91,7 +91,7 @@ class ElasticStep(PairStep[ElasticNetwork, SyntheticPair]):
 
 
 class HeldOutOverlap(HeldOutPairs[ElasticNetwork, SyntheticPair]):
-    """Overlap of held-out labels, before and after."""
+    """Overlap of the labels of held-out subjects, before and after."""
 
     kind = ElasticNetwork
 
@@ -106,26 +106,26 @@ class HeldOutOverlap(HeldOutPairs[ElasticNetwork, SyntheticPair]):
 
 
 # ---------------------------------------------------------------------------------------------
-# What the config names
+# Components that the config names
 # ---------------------------------------------------------------------------------------------
 
 
 def label_transforms(
     images: PairImages, settings: LearnedElasticConfig, labels: Sequence[int]
 ) -> Compose:
-    """From a subject's files to its label maps on the network's grid."""
+    """Transforms from a subject's files to its label maps on the network's grid."""
     return Compose([LabelMapsd("image", images.grid, labels, settings.images.levels)])
 
 
 def synthetic_pairs_of_labels(
     images: PairImages, settings: LearnedElasticConfig
 ) -> SyntheticPairsOfLabels:
-    """The pairs that the settings ask for."""
+    """The pairs, made according to the settings."""
     return SyntheticPairsOfLabels(images.grid.shape, settings.synthesis, settings.optimizer.seed)
 
 
 def elastic_loss(images: PairImages, settings: LearnedElasticConfig) -> ElasticLoss:
-    """The loss that the settings ask for."""
+    """The loss, with the weights of the settings."""
     return ElasticLoss(
         settings.model.field_resolution,
         len(images.grid.shape),

@@ -1,4 +1,4 @@
-"""What a run's configuration holds that the shipped file doesn't."""
+"""Differences between a run's configuration and the shipped file."""
 
 from __future__ import annotations
 
@@ -23,18 +23,17 @@ def config_overrides(
 ) -> dict[str, Any]:
     """The parts of the running configuration that differ from the shipped one.
 
-    A configuration names this function, which finds the parser that is about to call it. Values
-    are taken as they were written: an expression stays text and is never evaluated here, so that
-    what is recorded does nothing when it is read.
+    A configuration names this function, which finds the parser that is about to call it. Values are
+    recorded as written: an expression stays text and is never evaluated, so the record is harmless.
 
     Args:
-        shipped: name of the file in ``configs``, without its ending.
+        shipped: name of the file in ``configs``, without its suffix.
         sections: ids to compare, such as ``loss`` or ``train#preprocessing``.
         without: ids below them to leave out.
 
     Returns:
-        JSON-able values by their ids, such as ``{"loss#similarity#window": 9}``; None where the
-        shipped file has something and the configuration has nothing.
+        JSON-able values by their ids, such as ``{"loss#similarity#window": 9}``; None if the
+        configuration lacks something that the shipped file has.
 
     Raises:
         ConfigurationError: no configuration is being read, or the shipped file is missing.
@@ -44,7 +43,7 @@ def config_overrides(
     path = _CONFIGS / f"{shipped}.yaml"
     if not path.is_file():
         raise ConfigurationError(
-            f"{path}: is missing; must be the bundle's own file, which tells what was overridden"
+            f"{path}: is missing; must be the bundle's own file, to tell what was overridden"
         )
     original = ConfigParser.load_config_file(str(path))
     found: dict[str, Any] = {}
@@ -58,9 +57,9 @@ def config_overrides(
 
 
 def differences(value: Any, original: Any, id: str) -> dict[str, Any]:
-    """Where two pieces of a configuration differ, and what the first one has there.
+    """Differences between two pieces of a configuration, with the values of the first.
 
-    Components of different classes and lists of different lengths differ as a whole.
+    Components of different classes and lists of different lengths count as a single difference.
 
     Args:
         value: of the running configuration.
@@ -86,7 +85,7 @@ def differences(value: Any, original: Any, id: str) -> dict[str, Any]:
 
 
 def _written(value: Any) -> Any:
-    """A value without what MONAI does to text when it reads it: ``#`` becomes ``::``."""
+    """A value without MONAI's change to text when it reads it: ``#`` becomes ``::``."""
     return value.replace("::", "#") if isinstance(value, str) else value
 
 
@@ -97,7 +96,7 @@ def _at(config: Any, id: str) -> Any:
 
 
 def _reading_parser() -> ConfigParser:
-    """The parser that has this called; MONAI hands no component the configuration it is in."""
+    """The calling parser; MONAI doesn't pass the configuration to a component."""
     frame = inspect.currentframe()
     while frame is not None:
         candidate = frame.f_locals.get("self")
@@ -105,6 +104,6 @@ def _reading_parser() -> ConfigParser:
             return candidate
         frame = frame.f_back
     raise ConfigurationError(
-        "config_overrides was called by itself; must be named in a MONAI configuration, which it "
+        "config_overrides was called directly; must be named in a MONAI configuration, which it "
         "compares"
     )

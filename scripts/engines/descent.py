@@ -1,4 +1,4 @@
-"""One step of descent."""
+"""One optimisation step."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ def descend(
     gradient_clip: float,
     block: str,
 ) -> None:
-    """Backward and a step of the optimizer, through the scaler if there is one.
+    """Run backward and a step of the optimizer, through the scaler if there is one.
 
     Args:
-        engine: brings optimizer and scaler; told of BACKWARD_COMPLETED in between.
+        engine: has optimizer and scaler; fires BACKWARD_COMPLETED in between.
         loss: a scalar.
         clipped: parameters whose gradient is clipped.
-        gradient_clip: its largest norm.
-        block: of the run's settings, for the message.
+        gradient_clip: largest norm of the gradient.
+        block: name of the block of settings, for messages.
 
     Raises:
         TrainingError: the step overflows float32.
@@ -51,6 +51,6 @@ def descend(
             raise
         raise TrainingError(
             f"the optimizer's step overflows float32 in epoch {engine.state.epoch}, iteration "
-            f"{engine.state.iteration}; lower {block}#optimizer#lr and start afresh with "
+            f"{engine.state.iteration}; lower {block}#optimizer#lr and start again with "
             f"--{block}#resume false"
         ) from error

@@ -1,4 +1,4 @@
-"""Folders that a run reserves, and models that it opens."""
+"""Reserves the folders of a run, and opens models."""
 
 from __future__ import annotations
 
@@ -49,21 +49,22 @@ def _is_of_a_training(report: Mapping[str, Any]) -> bool:
 
 @contextmanager
 def reserved(folders: Sequence[str | Path]) -> Iterator[list[object]]:
-    """Folders that this run alone writes to, for as long as what the block lists is in use.
+    """Lock folders for this run while the result of the block is in use.
 
     Raises:
-        StorageError: if one can't be written, or another run is at work there.
+        StorageError: a folder can't be written, or another run is using it.
     """
     for folder in folders:
         check_writable(folder)
-    # Several processes are one run: the first holds its locks.
+    # Several processes are one run; the first one holds its locks.
     locks = lock_folders(tuple(folders)) if is_first() else []
     users: list[object] = []
     try:
         yield users
         for user in users:
             for lock in locks:
-                # Also called at the interpreter's end. A killed run's locks end by themselves.
+                # Also called when the interpreter exits. The locks of a killed run end by
+                # themselves.
                 weakref.finalize(user, lock.release)
     finally:
         if not users:
@@ -78,19 +79,18 @@ def opened(
     key: str,
     written: Sequence[str | Path] = (),
 ) -> Network:
-    """A published network, after what can be known beforehand of the run's end.
+    """Load a published network, after early checks of the device and the output folders.
 
     Args:
-        load: reads it.
-        path: its file.
+        load: reads the network.
+        path: of its file.
         device: of the job.
-        key: dotted path of the setting that names it, for the message.
-        written: folders that the run will write to; they are locked while the result is in use.
+        key: dotted path of the setting that names the device, for messages.
+        written: folders that the run will write to; locked while the result is in use.
 
     Raises:
-        ConfigurationError: if the machine lacks the device.
-        StorageError: if something that is no writable folder stands in the way of ``written``,
-            or another run is at work there.
+        ConfigurationError: the machine doesn't have the device.
+        StorageError: a folder in ``written`` can't be written, or another run is using it.
     """
     end_with_parent()
     check_not_root(path)

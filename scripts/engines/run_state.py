@@ -1,4 +1,4 @@
-"""What a run leaves on disk so that it can go on after an interruption."""
+"""The files that a run keeps on disk, to continue after an interruption."""
 
 from __future__ import annotations
 
@@ -27,12 +27,14 @@ logger = logging.getLogger(__name__)
 FORMAT = 1
 _KEYS = frozenset({"signature", "finished", "network", "cleared"})
 
-# Settings that change where and how a run computes or what it writes, not what it learns.
+# Settings that affect where and how a run computes or what it writes, not what it learns.
 _FREE = {
     "enabled", "device", "resume", "save_fields", "verify_jacobian", "emit_baseline_maps",
     "output_subdir", "cohort.cache", "cohort.num_workers", "cohort.resample", "presence_value",
     "cov_mean_threshold_pct", "model.checkpointing", "refine.new_subject_iterations",
-    "optimizer.num_workers", "overwrite", "save",
+    "optimizer.num_workers", "overwrite", "save", "n_workers", "progress_steps", "scheduler",
+    "stack", "reference", "placement", "placement_sigma", "crop_borders", "crop_safety_margin",
+    "interpolation", "fill", "formats",
 }  # fmt: skip
 
 
@@ -93,7 +95,7 @@ def _format(run: Any) -> Any:
 
 
 def _binding(settings: Section) -> dict[str, Any]:
-    """The settings that an unfinished run can't go on without."""
+    """Identify a run by the settings that must not change when it is resumed."""
     return {path: value for path, value in settings.by_path().items() if path not in _FREE}
 
 
@@ -108,16 +110,17 @@ def _changed(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
 class RunState:
     """The folder of an unfinished run.
 
-    It belongs to one cohort and one set of settings. A run that finds an unfinished one of its
-    own goes on from it; of another, it refuses; a finished one it starts afresh.
+    It belongs to one cohort and one set of settings. A run continues an unfinished run with the
+    same ones, refuses one with others, and replaces a finished one.
 
     Args:
         folder: ``<ckpt_dir>/run_state``.
         settings: of this run.
         cohort: of this run.
-        resume: False throws an unfinished run away.
-        read_only: look at what is there, for an export; see `belongs_to`.
-        overrides: what else was changed, by its id in the configuration; see `config_overrides`.
+        resume: False discards an unfinished run.
+        read_only: only read the folder, for an export; see `belongs_to`.
+        overrides: other changes by their id in the configuration; see `config_overrides`.
+        noun: what messages call the cohort.
 
     Raises:
         CheckpointError: if the folder belongs to other settings, another cohort or another
@@ -132,7 +135,9 @@ class RunState:
         resume: bool = True,
         read_only: bool = False,
         overrides: Mapping[str, Any] | None = None,
+        noun: str = "cohort",
     ) -> None:
+        self.noun = noun
         self.folder = Path(folder)
         check_not_root(self.folder)
         self.block = settings.key_path
@@ -149,12 +154,12 @@ class RunState:
             from_first(lambda: self._open(resume))
 
     def _open(self, resume: bool) -> None:
-        """Go on with what is there, or make place."""
+        """Continue the unfinished run, or clear the folder."""
         there = self._read(self.folder / "run.json")
         if there is not None and not there["finished"] and resume:
             self._compare(there["signature"])
-            logger.info("going on with the unfinished run in %s", self.folder)
-            # MONAI moves cached files in from another disk: one may have been cut off halfway.
+            logger.info("continuing the unfinished run in %s", self.folder)
+            # MONAI moves cached files here from another disk: one may be incomplete.
             shutil.rmtree(self.cache, ignore_errors=True)
             return
         check_earlier_run(self.folder)
@@ -183,21 +188,21 @@ class RunState:
 
     @property
     def cache(self) -> Path:
-        """Prepared maps kept on disk: they hold for this cohort and these settings alone."""
+        """Prepared maps cached on disk; valid only for this cohort and these settings."""
         return self.folder / "cache"
 
     @property
     def refinement(self) -> Path:
-        """The refined velocities and the templates they belong to."""
+        """The refined velocities and their templates."""
         return self.folder / "refinement"
 
     @property
     def fine_tuning(self) -> Path:
-        """The network's last epochs, against the finished template."""
+        """The last epochs of the network, with the final template."""
         return self.folder / "fine_tuning.pt"
 
     def belongs_to(self, network_identity: str) -> bool:
-        """Whether the folder holds the run that made the given weights from this cohort."""
+        """Whether the folder contains the run that made these weights from this cohort."""
         there = self._read(self.folder / "run.json")
         return (
             there is not None
@@ -206,7 +211,7 @@ class RunState:
         )
 
     def finish(self, network_identity: str) -> None:
-        """The atlas is published: the next run starts afresh."""
+        """Mark the run as finished: the next run starts from the beginning."""
         self._write(finished=True, network=network_identity)
         for path in self.folder.rglob("*.previous.pt"):  # nothing goes on from there any more
             path.unlink(missing_ok=True)
@@ -232,13 +237,13 @@ class RunState:
             and isinstance(signature.get("settings"), dict)
             and isinstance(signature.get("overrides", {}), dict)
         ):
-            raise CheckpointError(f"{path}: says nothing of its run; delete {self.folder}")
+            raise CheckpointError(f"{path}: doesn't describe its run; delete {self.folder}")
         return there
 
     def _compare(self, there: dict[str, Any]) -> None:
         advice = (
-            f"an unfinished run lies in {self.folder}; finish it with its own settings and "
-            f"dataset, or throw it away with --{self.block}#resume false"
+            f"{self.folder} contains an unfinished run; finish it with the same settings and "
+            f"dataset, or discard it with --{self.block}#resume false"
         )
         if there.get("format") != FORMAT:
             raise CheckpointError(
@@ -246,7 +251,7 @@ class RunState:
                 f"{FORMAT}: {advice}"
             )
         if there.get("cohort") != self.signature["cohort"]:
-            raise CheckpointError(f"the run belongs to another cohort: {advice}")
+            raise CheckpointError(f"the run belongs to another {self.noun}: {advice}")
         ours: dict[str, Any] = json.loads(json.dumps(self.signature["settings"]))
         theirs: dict[str, Any] = there["settings"]
         changed = [f"{self.block}.{one}" for one in _changed(ours, theirs)]

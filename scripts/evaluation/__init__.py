@@ -1,1 +1,1 @@
-"""How good an atlas is: on subjects whom its training didn't see."""
+"""Evaluation of an atlas on subjects that it wasn't trained on."""

@@ -1,4 +1,4 @@
-"""Cross-validation: as many trainings as there are folds, each held against its own fold."""
+"""Cross-validation: one training per fold, evaluated on that fold."""
 
 from __future__ import annotations
 
@@ -37,30 +37,30 @@ FOLDER = "cross_validation"
 
 
 def cut(subjects: Sequence[str], folds: int, seed: int) -> list[list[str]]:
-    """The subjects in parts whose sizes differ by at most one, each part by name.
+    """Split the subjects into parts whose sizes differ by at most one, each sorted by name.
 
-    The larger parts come first: a training that is too small is told at once.
+    The larger parts come first, so that a training set that is too small is noticed at once.
     """
     order = np.random.default_rng(seed).permutation(len(subjects))
     return [sorted(subjects[i] for i in part) for part in np.array_split(order, folds)]
 
 
 class CrossValidation:
-    """Cuts a cohort by subject; trains on all parts but one and evaluates that one, in turn.
+    """Splits a cohort by subject; trains on all parts but one and evaluates on that one, in turn.
 
-    Each fold is trained by configs/train.yaml and evaluated by configs/evaluate.yaml, as a person
-    would, so that no subject is ever on both sides. Folds lie in ``<ckpt_dir>/cross_validation``:
-    one that is done isn't done again, one that was interrupted goes on where its training was.
-    What is published, in ``<output_dir>/cross_validation``, appears whole.
+    Each fold is trained with configs/train.yaml and evaluated with configs/evaluate.yaml, as a user
+    would do it, so no subject is ever in both sets. The folds are in
+    ``<ckpt_dir>/cross_validation``: finished ones are skipped, and an interrupted training
+    continues. The result in ``<output_dir>/cross_validation`` appears completely or not at all.
 
     Args:
         dataset_dir: the whole cohort.
-        output_dir: where the table goes.
-        ckpt_dir: where the folds' models go.
-        train_config: what trains a fold.
-        evaluate_config: what evaluates it.
+        output_dir: destination of the table.
+        ckpt_dir: destination of the folds' models.
+        train_config: trains a fold.
+        evaluate_config: evaluates a fold.
         asked: settings that differ from those in ``train_config``.
-        settings: how the cohort is cut.
+        settings: how to split the cohort.
         bundle_root: of the configs.
     """
 
@@ -85,15 +85,15 @@ class CrossValidation:
         self.bundle_root = str(bundle_root)
 
     def run(self) -> Path:
-        """Do what is left to do, and publish.
+        """Run the remaining folds, and publish.
 
         Returns:
-            the published folder.
+            The published folder.
 
         Raises:
-            CohortError: the cohort can't be used, or is too small to be cut.
-        ConfigurationError: several processes were started.
-            CheckpointError: an unfinished cross-validation of other settings lies there.
+            CohortError: the cohort can't be used, or is too small to be split.
+            ConfigurationError: several processes were started.
+            CheckpointError: there is an unfinished cross-validation of other settings.
         """
         if world_size() > 1:
             raise ConfigurationError(
@@ -127,26 +127,26 @@ class CrossValidation:
         n, folds = len(cohort.subjects), self.settings.folds
         if n < folds:
             raise CohortError(
-                f"{n} usable subjects in dataset folder {self.dataset_dir} can't be cut into "
+                f"{n} usable subjects in dataset folder {self.dataset_dir} can't be split into "
                 f"evaluate.folds = {folds} parts"
             )
         parts = cut([subject.name for subject in cohort.subjects], folds, self.settings.seed)
         left = n - len(parts[0])
         if left < settings.min_subjects:
             raise CohortError(
-                f"with evaluate.folds = {folds}, {left} of {n} subjects are left to train on, "
+                f"with evaluate.folds = {folds}, {left} of {n} subjects remain for training, "
                 f"fewer than learned_atlas.min_subjects = {settings.min_subjects}"
             )
         return parts
 
     def _training_settings(self) -> LearnedAtlasConfig:
-        """The settings of configs/train.yaml with what was asked for laid over them."""
+        """The settings of configs/train.yaml, updated with the user's."""
         own: LearnedAtlasConfig = self._parser(self.train_config).get_parsed_content("settings")
         block = own.model_dump(mode="json", exclude_unset=True)
         return LearnedAtlasConfig.load(_laid_over(block, {"save_fields": False} | self.asked))
 
     def _keep_plan(self, folder: Path, parts: list[list[str]]) -> None:
-        """Remember how the cohort was cut; another cut can't go on with these folds."""
+        """Record how the cohort was split; other splits can't continue with these folds."""
         plan = {"seed": self.settings.seed, "parts": parts}
         path = folder / "folds.json"
         if path.is_file():
@@ -156,8 +156,8 @@ class CrossValidation:
                 raise CheckpointError(f"{path}: damaged ({error}); delete {folder}") from error
             if there != plan:
                 raise CheckpointError(
-                    f"an unfinished cross-validation of other folds lies in {folder}; finish it "
-                    "with its own evaluate#folds and evaluate#seed, or throw it away with "
+                    f"{folder} contains an unfinished cross-validation with other folds; finish it "
+                    "with its evaluate#folds and evaluate#seed, or discard it with "
                     "--learned_atlas#resume false"
                 )
             return
@@ -173,7 +173,7 @@ class CrossValidation:
         parts: list[list[str]],
         settings: LearnedAtlasConfig,
     ) -> dict[str, Any]:
-        """The fold's evaluation, made unless it is there."""
+        """The evaluation of the fold, made if it is missing."""
         others = [name for other in parts if other is not part for name in other]
         excluded = settings.cohort.exclude
         trained = folder / "trained"
@@ -206,7 +206,7 @@ class CrossValidation:
         return found
 
     def _asked(self) -> dict[str, Any]:
-        """What decides how a fold is evaluated, apart from what binds its training."""
+        """The settings that an evaluation depends on, besides those of its training."""
         refine = self.asked.get("refine") or {}
         return {
             "presence_value": self.asked.get("presence_value"),
@@ -217,7 +217,7 @@ class CrossValidation:
         parser = self._parser(config, **overrides)
         parser.get_parsed_content(run_id)
         del parser
-        gc.collect()  # a job's components hold each other, and the lock of its folders
+        gc.collect()  # a job's components refer to each other, and to the lock of its folders
 
     def _parser(self, config: Path, **values: Any) -> ConfigParser:
         """A configuration with values in it that are never read as its text: names are data."""
@@ -270,7 +270,7 @@ def _without(settings: Mapping[str, Any], subjects: list[str]) -> LearnedAtlasCo
 
 
 def _laid_over(block: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested settings with others in their place."""
+    """Nested settings, with some replaced."""
     result = dict(block)
     for key, value in changes.items():
         here = result.get(key)
@@ -282,7 +282,7 @@ def _laid_over(block: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str
 
 
 def _report(path: Path) -> dict[str, Any] | None:
-    """A fold's evaluation; None where there is none, or one that was cut off."""
+    """The evaluation of a fold; None if it is missing or incomplete."""
     found = _read(path)
     return found if isinstance(found, dict) else None
 

@@ -1,4 +1,4 @@
-"""A frozen atlas held against subjects whom its training didn't see."""
+"""Evaluates an atlas on subjects that it wasn't trained on."""
 
 from __future__ import annotations
 
@@ -42,22 +42,22 @@ def open_held_out(
     asked: EvaluateConfig,
     at: str | Mapping[str, Any] | None = None,
 ) -> NewSubjects:
-    """Subjects to evaluate, none of whose maps the model was trained on.
+    """Open the subjects to evaluate; refuse those whose maps were used in training.
 
     Args:
         network: as published.
         settings: of the model and the job.
         dataset_dir: a folder in a cohort's layout.
-        asked: allow_training_subjects is read.
-        at: covariates of all of them, see `open_new_subjects`.
+        asked: gives allow_training_subjects.
+        at: covariates of all subjects, see `open_new_subjects`.
 
     Raises:
-        CohortError: see `read_new_subjects`; or a subject is one of the training's.
+        CohortError: see `read_new_subjects`; or a subject was used in training.
     """
     found = open_new_subjects(network, settings, dataset_dir, at=at)
     known = set(network.description.get("trained_on", ()))
     if not known:
-        logger.warning("the model doesn't tell whose maps it was trained on: nobody is left out")
+        logger.warning("the model doesn't record its training maps, so no subject can be excluded")
     seen = [
         subject.name
         for subject in found.subjects
@@ -68,45 +68,45 @@ def open_held_out(
             f"the model was trained on the maps of {len(seen)} of {len(found.subjects)} subjects "
             f"in dataset folder {dataset_dir}: {', '.join(seen[:10])}"
             f"{' and more' if len(seen) > 10 else ''}; leave them out with "
-            "--learned_atlas#cohort#exclude, or take them all the same with "
+            "--learned_atlas#cohort#exclude, or include them anyway with "
             "--evaluate#allow_training_subjects true"
         )
     return found
 
 
 def training_average(network: AtlasNetwork, training_dir: str | Path | None) -> np.ndarray | None:
-    """The plain average of a model's training cohort, in the model's box.
+    """The plain average of a model's training cohort, in the box of the model.
 
     Args:
         network: as published.
-        training_dir: the dataset that it was trained on; None: the average isn't known.
+        training_dir: dataset of the training; None: no average.
 
     Returns:
-        density ``(C, *crop.shape)``.
+        Density ``(C, *crop.shape)``.
 
     Raises:
-        CohortError: the folder holds another cohort.
+        CohortError: the folder contains another cohort.
     """
     if training_dir is None:
         return None
-    # However few there are: whether they are the right ones is asked below.
+    # However few there are: the comparison below decides whether they are the right ones.
     settings = {**network.description["settings"], "min_subjects": 1}
     cohort = read_cohort(training_dir, LearnedAtlasConfig.load(settings).cohort_request())
     if cohort.identity() != network.description["cohort"]:
         raise CohortError(
             f"{training_dir}: is not the cohort that the model was trained on; name its folder "
-            "with --training_dir, or leave it out (the plain average isn't evaluated then)"
+            "with --training_dir, or leave it out (then the plain average isn't evaluated)"
         )
     return cohort.mean_density
 
 
 class EvaluationWriter:
-    """Measures each subject as the evaluator goes by, and publishes them all at the end.
+    """Measures each subject during the evaluator's run, and publishes all results at the end.
 
     Args:
         network: as published.
-        subjects: whom the evaluator goes through.
-        settings: presence_value is read, the others are told.
+        subjects: the subjects of the evaluator.
+        settings: presence_value is used, the others are recorded.
         average: of the training cohort, see `training_average`.
         output_dir: the table goes to its folder ``evaluation``.
     """
@@ -145,7 +145,7 @@ class EvaluationWriter:
     @torch.no_grad()
     def __call__(self, engine: Engine) -> None:
         """Measure the subjects of the last iteration."""
-        items: Any = engine.state.output  # decollated: a dictionary a subject
+        items: Any = engine.state.output  # decollated: one dictionary per subject
         for item in items:
             self.rows.append(self._measured(item))
             self._bar.update()
@@ -156,7 +156,7 @@ class EvaluationWriter:
         image = convert_to_tensor(item["image"], track_meta=False)
         subject = density_of(image, offset).double().cpu().numpy()
         carried = convert_to_tensor(item["pred"], track_meta=False).cpu().numpy()
-        # Undeformed, a conditional template is that of the subject's own covariates.
+        # Undeformed, a conditional template is that at the subject's covariates.
         template = self.templates[k]
         if "covariates" in item:
             template = self.network.template_density(item["covariates"][None])[0].cpu().numpy()
@@ -176,7 +176,7 @@ class EvaluationWriter:
         return {**values, "seconds": round(float(item["seconds"]), 3)}
 
     def finish(self, engine: Engine) -> None:
-        """Publish and print.
+        """Publish and print the results.
 
         Raises:
             StorageError: it can't be written.
@@ -202,7 +202,7 @@ class EvaluationWriter:
         logger.info("%d subjects evaluated, in %s", len(self.rows), self.folder)
 
     def _templates(self) -> list[dict[str, Any]]:
-        """Sharpness of each template beside the plain average's, and how central it is."""
+        """Sharpness of each template and of the plain average, and centrality."""
         offset, spacing = self.network.log_offset, self.grid.spacing
         single = float(np.mean(self.slopes))
         plain = None if self.average is None else sharpness(self.average, offset, spacing)

@@ -1,4 +1,4 @@
-"""What is measured of one registered subject, and of a template."""
+"""Measures of one registered subject, and of a template."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ __all__ = ["field_measures", "likeness", "sharpness"]
 def likeness(
     subject: np.ndarray, atlas: np.ndarray, log_offset: float, presence_value: float
 ) -> tuple[float, float]:
-    """How well an atlas in a subject's space explains the subject, mean over its channels.
+    """How well an atlas in a subject's space explains the subject, mean over the channels.
 
     Args:
-        subject: density ``(C, *shape)``; a channel in which it has nothing has no correlation.
+        subject: density ``(C, *shape)``; an empty channel has no correlation.
         atlas: density of the same shape.
         log_offset: see `log_density_correlation`.
         presence_value: density above which (strictly) a tract is present.
 
     Returns:
-        correlation of log densities on the subject's own support, and Dice of presence.
+        Correlation of log densities on the subject's support, and Dice of presence.
     """
     correlations = [
         log_density_correlation(there, own, log_offset, own > 0)
@@ -48,18 +48,18 @@ def likeness(
 def field_measures(
     found: Registration, crop: CropBox, subject: np.ndarray, template: np.ndarray
 ) -> dict[str, float]:
-    """Regularity and size of one subject's two fields.
+    """Regularity and size of the two fields of a subject.
 
     Args:
         found: both fields on the whole grid.
-        crop: the box that densities are given in; outside of it fields are constant.
+        crop: the box of the densities; fields are constant outside it.
         subject: density ``(C, *crop.shape)``.
         template: density ``(C, *crop.shape)``.
 
     Returns:
-        ``smallest_jacobian`` and ``folded_share`` (of voxels or cells, whichever is more) over
+        ``smallest_jacobian`` and ``folded_share`` (of voxels or cells, whichever is larger) over
         both fields; ``displacement_rms_voxels`` over the template's support;
-        ``inverse_consistency_voxels``, r.m.s. over the subject's support, of going from the
+        ``inverse_consistency_voxels``, r.m.s. over the subject's support, of mapping from the
         subject to the template and back.
     """
     to_template, to_subject = (

@@ -1,4 +1,4 @@
-"""One table and one JSON of an evaluation, published whole."""
+"""The table and the JSON file of an evaluation."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["LABELS", "publish_evaluation", "summary", "table", "versions"]
 
 Row = dict[str, Any]
 
-# Column of the table, and what is printed above it.
+# Columns of the table, and their printed headings.
 LABELS = {
     "correlation": "corr",
     "correlation_unregistered": "unreg.",
@@ -36,9 +36,9 @@ LABELS = {
 
 
 def summary(rows: Sequence[Row]) -> dict[str, dict[str, float] | None]:
-    """Mean, standard deviation (n - 1; 0 for one subject), least and greatest of each measure.
+    """Mean, standard deviation (n - 1; 0 for one subject), minimum and maximum of each measure.
 
-    A measure that isn't there for everybody is None.
+    A measure that some subjects lack is None.
     """
     result: dict[str, dict[str, float] | None] = {}
     for name in LABELS:
@@ -56,7 +56,7 @@ def summary(rows: Sequence[Row]) -> dict[str, dict[str, float] | None]:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """The rows as text, worst first, with their means at the end."""
+    """The rows as text, worst first, with the means at the end."""
     names = [name for name in LABELS if rows[0][name] is not None]
     width = max(7, *(len(shown(row["subject"])) for row in rows))
     lines = [" ".join([f"{'subject':<{width}}", *(f"{LABELS[n]:>10}" for n in names)])]
@@ -70,15 +70,15 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def publish_evaluation(folder: Path, rows: Sequence[Row], about: dict[str, Any]) -> None:
-    """Write ``evaluation.csv`` and ``evaluation.json`` into a folder, whole.
+    """Write ``evaluation.csv`` and ``evaluation.json`` into a folder, completely or not at all.
 
     Args:
-        folder: replaced if it is there.
-        rows: a measure a column; the same columns in each.
-        about: what else the JSON says; it gets the rows and their `summary`.
+        folder: replaced if it exists.
+        rows: one measure per column; the same columns in each row.
+        about: further content of the JSON; the rows and their `summary` are added.
 
     Raises:
-        StorageError: it can't be written; an earlier one stays.
+        StorageError: it can't be written; an earlier folder stays.
     """
     content = {
         "name": "tract_density_atlas",
@@ -97,6 +97,6 @@ def publish_evaluation(folder: Path, rows: Sequence[Row], about: dict[str, Any])
 
 
 def versions() -> dict[str, str]:
-    """Of what the numbers depend on."""
+    """Versions of the software that the numbers depend on."""
     packages = ("torch", "monai", "nibabel", "numpy", "scipy")
     return {"python": platform.python_version(), **{name: version(name) for name in packages}}

@@ -1,4 +1,4 @@
-"""One file a term, and the weighted sum."""
+"""The loss terms, one per file, and their weighted sum."""
 
 from scripts.losses.atlas_loss import AtlasLoss
 from scripts.losses.local_correlation import LocalCorrelationLoss, local_correlation

@@ -1,4 +1,4 @@
-"""The weighted sum of an atlas's loss terms."""
+"""The weighted sum of the loss terms of an atlas."""
 
 from __future__ import annotations
 
@@ -19,27 +19,26 @@ __all__ = ["AtlasLoss"]
 class AtlasLoss(nn.Module):
     """similarity + presence + smoothness + centrality, each with its weight.
 
-    Similarity and presence are means over a pyramid of averaged images: thin bundles that lie
-    apart don't overlap in a window of 7 voxels, but they do at a quarter of the resolution, so
-    that coarse levels find the way and the fine one the place. Terms of weight 0 are not
-    computed.
+    Similarity and presence are means over a pyramid of averaged images. Thin bundles that are apart
+    don't overlap in a window of 7 voxels, but they do at a quarter of the resolution: coarse levels
+    bring them together, the fine level aligns them. Terms of weight 0 are not computed.
 
     Args:
         spacing: voxel sizes in mm, for the smoothness.
-        field_resolution: the factor by which the velocity's grid is reduced.
+        field_resolution: factor by which the velocity's grid is reduced.
         similarity_weight: of `LocalCorrelationLoss`.
         presence_weight: of `PresenceLoss`.
         smoothness_weight: of `SmoothnessLoss` of the velocity.
         centrality_weight: of `CentralityLoss`.
         window: of the local correlation, in voxels of each level.
         scales: the levels, as factors of averaging.
-        similarity: in place of a `LocalCorrelationLoss` of ``window``.
-        presence: in place of a `PresenceLoss`.
-        smoothness: in place of a `SmoothnessLoss` of ``spacing`` and ``field_resolution``.
-        centrality: in place of a `CentralityLoss`.
+        similarity: replaces the `LocalCorrelationLoss` of ``window``.
+        presence: replaces the `PresenceLoss`.
+        smoothness: replaces the `SmoothnessLoss` of ``spacing`` and ``field_resolution``.
+        centrality: replaces the `CentralityLoss`.
 
     Raises:
-        ValueError: there is neither ``spacing`` nor ``smoothness``.
+        ValueError: neither ``spacing`` nor ``smoothness`` is given.
     """
 
     def __init__(
@@ -60,7 +59,7 @@ class AtlasLoss(nn.Module):
         super().__init__()
         if smoothness is None:
             if spacing is None:
-                raise ValueError("the loss needs spacing, or a smoothness term that has one")
+                raise ValueError("the loss needs spacing, or a smoothness term")
             smoothness = SmoothnessLoss(spacing, field_resolution)
         self.weights = {
             "similarity": similarity_weight,
@@ -76,7 +75,7 @@ class AtlasLoss(nn.Module):
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """What the loss was made of, JSON-able; of a term from elsewhere its class alone."""
+        """The parts of the loss, JSON-able; for a term from elsewhere only its class."""
         ours = {
             "similarity": LocalCorrelationLoss,
             "presence": PresenceLoss,
@@ -106,7 +105,7 @@ class AtlasLoss(nn.Module):
             warped: the template in the subject's space, log density ``(B, C, *shape)``.
             image: the subject, the same shape.
             velocity: ``(B, d, *reduced)``.
-            mean_velocity: ``(d, *reduced)``, the running mean; without it no centrality.
+            mean_velocity: ``(d, *reduced)``, the running mean; None: no centrality.
         """
         terms: dict[str, torch.Tensor] = {}
         pyramid = [(averaged(warped, s), averaged(image, s)) for s in self.scales]

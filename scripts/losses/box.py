@@ -1,4 +1,4 @@
-"""Sums over a cubic window, the inner loop of local correlation."""
+"""Sums over a cubic window, the inner loop of the local correlation."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ import torch
 
 __all__ = ["box_sum", "window_size"]
 
-_IN_CACHE = 2**18  # voxels of a slab; a few of these are left as they are
+_IN_CACHE = 2**18  # voxels of a slab; the cache holds a few of these
 
 
 def _sum_along(x: torch.Tensor, axis: int, window: int) -> torch.Tensor:
     """Sum of ``window`` neighbours along one axis, zeros outside, same size.
 
-    Doubling: runs of 1, 2, 4, ... neighbours are built from one another and joined as the
-    binary digits of the window ask, so that a window of 7 costs 4 additions instead of 6. Unlike
-    a cumulative sum it adds few numbers of like size (float32 stays exact to a few ulp), and
-    unlike three average poolings it is limited by memory alone: 10 times faster on a CPU.
+    Doubling: sums of 1, 2, 4, ... neighbours are built from one another and joined according to the
+    binary digits of the window, so that a window of 7 costs 4 additions instead of 6. Unlike a
+    cumulative sum it adds few numbers of similar size (float32 stays exact to a few ulp). Unlike
+    three average poolings it is limited only by memory bandwidth: 10 times faster on a CPU.
     """
     n, half = x.shape[axis], window // 2
     padded = list(x.shape)
@@ -39,12 +39,13 @@ def _sum_along(x: torch.Tensor, axis: int, window: int) -> torch.Tensor:
 
 
 def box_sum(x: torch.Tensor, window: int) -> torch.Tensor:
-    """Sum over a ``window``-wide cube around each voxel of ``(B, C, *shape)``, zeros outside."""
+    """Sum over a cube of width ``window`` around each voxel of ``(B, C, *shape)``, zeros
+    outside."""
     if x.dim() < 5 or x.device.type != "cpu" or x.numel() <= 4 * _IN_CACHE:
         for axis in range(2, x.dim()):
             x = _sum_along(x, axis, window)
         return x
-    # In slabs across the axis that is summed: what is built up for one stays in the cache.
+    # In slabs across the summed axis, so that intermediate sums stay in the cache.
     planes, result = torch.empty_like(x), torch.empty_like(x)
     for part, total in _slabs(x, planes, 2):
         total.copy_(_sum_along(_sum_along(part, 4, window), 3, window))
@@ -61,7 +62,7 @@ def _slabs(
 
 
 def window_size(x: torch.Tensor, window: int) -> torch.Tensor:
-    """How many voxels of the image each window holds, ``(1, 1, *shape)``: fewer at the border."""
+    """Number of image voxels in each window, ``(1, 1, *shape)``: fewer at the border."""
     size = x.new_ones(())
     for n in x.shape[2:]:
         size = size[..., None] * _sum_along(x.new_ones(n), 0, window)

@@ -11,20 +11,21 @@ from scripts.losses.box import box_sum, window_size
 
 __all__ = ["LocalCorrelationLoss", "local_correlation"]
 
-# A window's variance below this share of the fixed image's mean variance counts as flat. It is
-# relative because an absolute epsilon is blind to densities of 1e-4 and ruinous to counts.
+# A window with a variance below this share of the fixed image's mean variance counts as flat. It
+# is relative because an absolute epsilon is too large for densities of 1e-4 and too small for
+# counts.
 _FLAT = 1e-4
 
 
 class _MaskedLocalCorrelation(torch.autograd.Function):
-    """Mean local correlation over the windows with signal, with its gradient in closed form.
+    """Mean local correlation over windows with signal, with its gradient in closed form.
 
     Let n be the voxels in a window, S sums over it, and
     c = S_mf - S_m S_f / n, a = S_mm - S_m^2 / n, b = S_ff - S_f^2 / n, r = c / sqrt(a b).
     Then dr/dm at a voxel of the window is
     (f - S_f / n) / sqrt(a b) - r (m - S_m / n) / a,
-    and summing over the windows that hold the voxel is another box sum. Doing it by hand needs
-    3 box sums and 3 kept volumes where automatic differentiation needs 15 and 30.
+    and the sum over the windows that contain the voxel is another box sum. This takes 3 box sums
+    and 3 stored volumes; automatic differentiation takes 15 and 30.
     """
 
     @staticmethod
@@ -35,7 +36,7 @@ class _MaskedLocalCorrelation(torch.autograd.Function):
         var_m = box_sum(moving * moving, window).addcmul_(mean_m * mean_m, size, value=-1)
         power = box_sum(fixed * fixed, window)
         spatial = tuple(range(2, fixed.dim()))
-        # The variance of a constant image is rounding, which must not pass for signal.
+        # The variance of a constant image is rounding error, which must not count as signal.
         rounding = 4 * torch.finfo(fixed.dtype).eps * power.amax(spatial, keepdim=True)
         var_f = power.addcmul_(mean_f * mean_f, size, value=-1)
         cross = box_sum(moving * fixed, window).addcmul_(mean_m * mean_f, size, value=-1)
@@ -83,12 +84,12 @@ class _MaskedLocalCorrelation(torch.autograd.Function):
 
 
 def local_correlation(moving: torch.Tensor, fixed: torch.Tensor, window: int = 7) -> torch.Tensor:
-    """Mean local correlation coefficient in [-1, 1] over the windows that hold signal.
+    """Mean local correlation coefficient in [-1, 1] over the windows with signal.
 
-    Windows at the border count only the voxels that exist. Windows that are flat in both images
-    (the empty background of a sparse map: three quarters of all windows) don't count; windows
-    that are flat in one of them count as 0. The signed coefficient is used, not its square,
-    which can't tell a template from its negative.
+    Windows at the border count only voxels inside the image. Windows that are flat in both images
+    (the empty background of a sparse map: three quarters of all windows) don't count. Windows that
+    are flat in one image count as 0. The coefficient keeps its sign: its square can't distinguish a
+    template from its negative.
 
     Args:
         moving: ``(B, C, *shape)`` log densities, float32 or float64 (half precision overflows).
@@ -110,7 +111,7 @@ class LocalCorrelationLoss(_Loss):
     def __init__(self, window: int = 7) -> None:
         super().__init__()
         if window < 3 or window % 2 == 0:
-            raise ValueError(f"window is odd and at least 3, not {window}")
+            raise ValueError(f"window must be odd and at least 3, got {window}")
         self.window = window
         self.arguments = {"window": window}
 

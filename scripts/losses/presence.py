@@ -11,7 +11,7 @@ __all__ = ["PresenceLoss", "soft_presence"]
 
 
 def soft_presence(log_density: torch.Tensor) -> torch.Tensor:
-    """``x / (x + log_offset)`` of a density x, in [0, 1): half at the offset itself.
+    """``x / (x + log_offset)`` of a density x, in [0, 1); 0.5 at the offset.
 
     With L = log1p(x / log_offset) it is 1 - exp(-L).
     """
@@ -19,11 +19,11 @@ def soft_presence(log_density: torch.Tensor) -> torch.Tensor:
 
 
 class _WeightedDice(torch.autograd.Function):
-    """Weighted soft Dice of presences toward the moving image, its gradient in closed form.
+    """Weighted soft Dice of presences, with its gradient in the moving image in closed form.
 
     With S = sum(w p q), T = sum(w (p^2 + q^2)) and D = 2 S / T, the derivative at a voxel is
-    dD/dp = 2 w (q - D p) / T, and dp/dL = 1 - p for a log density L. Done by hand it keeps the two
-    images alone, where automatic differentiation keeps eight volumes.
+    dD/dp = 2 w (q - D p) / T, and dp/dL = 1 - p for a log density L. This stores only the two
+    images; automatic differentiation stores eight volumes.
     """
 
     @staticmethod
@@ -32,7 +32,7 @@ class _WeightedDice(torch.autograd.Function):
         spatial = tuple(range(2, fixed.dim()))
         weighted = _presence_weight(q).mul_(p)
         shared = 2 * (weighted * q).sum(spatial)
-        # On the support w q^2 is q^3, and off it q is 0.
+        # On the support w q^2 is q^3; outside it q is 0.
         total = weighted.mul_(p).sum(spatial) + q.pow(3).sum(spatial)
         empty = total == 0
         dice = torch.where(empty, 1.0, shared / torch.where(empty, 1.0, total))
@@ -50,28 +50,28 @@ class _WeightedDice(torch.autograd.Function):
 
 
 def _presence_weight(presence: torch.Tensor) -> torch.Tensor:
-    """A subject's presence on its support, 1 off it."""
+    """The subject's presence on its support, 1 outside it."""
     return presence.masked_fill(presence <= 0, 1.0)
 
 
 class PresenceLoss(_Loss):
-    """Soft Dice of presence, weighted by the subject's presence on its own support.
+    """Soft Dice of presence, weighted by the subject's presence on the subject's support.
 
     With p, q the soft presences of the warped template and of the subject, and w = q on the
-    subject's support, 1 off it,
+    subject's support, 1 outside it,
 
         loss = 1 - 2 sum(w p q) / sum(w (p^2 + q^2)).
 
-    A faint fringe of few streamlines weighs little, the tract's body much, and template that
-    spills outside the support costs in full: restricted to the support alone the term would be
-    a recall, blind to a template that is present everywhere. Equal images give 0, disjoint
-    ones 1; two empty ones 0.
+    A faint fringe of few streamlines has little weight, the body of the tract has much, and
+    template outside the support has full weight: restricted to the support, the term would be a
+    recall, which a template that is present everywhere maximises. Equal images give 0, disjoint
+    ones 1, two empty ones 0.
     """
 
     def forward(self, moving: torch.Tensor, fixed: torch.Tensor) -> torch.Tensor:
         """Loss of ``moving`` against ``fixed``, both ``(B, C, *shape)`` log densities.
 
-        There is a gradient toward ``moving`` alone; a subject isn't learned.
+        Only ``moving`` gets a gradient; a subject isn't learned.
         """
         with torch.autocast(moving.device.type, enabled=False):
             return 1 - _WeightedDice.apply(moving.float(), fixed.float()).mean()

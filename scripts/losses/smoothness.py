@@ -1,4 +1,4 @@
-"""How rough a field is, and how far the cohort's mean field is from zero."""
+"""Roughness of a field, and distance of the cohort's mean field from zero."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ class SmoothnessLoss(_Loss):
 
         mean_x sum_ij (s_i d u_i / (s_j dx_j))^2
 
-    with voxel sizes s, so that an anisotropic grid is treated as the world sees it. Differences
-    are between neighbours (MONAI's ``DiffusionLoss`` uses central ones, which a checkerboard
-    passes unseen, and knows no spacing). A field u = A x gives the squared Frobenius norm of A.
+    with voxel sizes s, so that an anisotropic grid is measured in world units. Differences are
+    between neighbours. (MONAI's ``DiffusionLoss`` uses central differences, which don't see a
+    checkerboard, and ignores the spacing.) A field u = A x gives the squared Frobenius norm of A.
 
     Args:
-        spacing: voxel sizes in mm, one an axis; only their ratios count.
-        factor: the field lives on a grid reduced by this factor, in voxels of the full one.
+        spacing: voxel sizes in mm, one per axis; only their ratios matter.
+        factor: the field's grid is reduced by this factor; its values are voxels of the full one.
     """
 
     def __init__(self, spacing: Sequence[float], factor: int = 1) -> None:
@@ -46,8 +46,8 @@ class SmoothnessLoss(_Loss):
 class CentralityLoss(_Loss):
     """Squared length of the cohort's mean field, mean over voxels, in voxels squared.
 
-    The mean over the cohort isn't known inside a step, so a running mean is given with it; the
-    gradient pulls the batch's fields against it.
+    The mean over the cohort isn't known inside a step, so a running mean is passed in. The gradient
+    pulls the fields of the batch against it.
 
     Args:
         none; the running mean is an argument of the call.
@@ -56,8 +56,8 @@ class CentralityLoss(_Loss):
     def forward(self, field: torch.Tensor, running_mean: torch.Tensor) -> torch.Tensor:
         """Loss of ``field (B, d, *shape)`` given the cohort's ``running_mean (d, *shape)``.
 
-        Minimising ``2 <mean_batch(field), running_mean>`` in the field is minimising the squared
-        length of the mean, since d|m|^2 = 2 <dm, m>; the value returned is the squared length.
+        Minimising ``2 <mean_batch(field), running_mean>`` over the field minimises the squared
+        length of the mean, since d|m|^2 = 2 <dm, m>; the returned value is the squared length.
         """
         mean = running_mean.detach().float()
         batch = field.float().mean(0)

@@ -18,7 +18,7 @@ def entropy_focus_criterion(image: ArrayLike, mask: NDArray[np.bool_] | None = N
         image: any shape, >= 0.
         mask: voxels that count (default: all); N is their number.
 
-    A value in [0, 1]; 0.0 for an empty image or a single voxel.
+    Returns:
         A value in [0, 1]; 0.0 for an empty image or a single voxel.
 
     Raises:

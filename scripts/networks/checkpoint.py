@@ -147,10 +147,10 @@ def _ends(record: bytes, comment: int) -> bool:
 
 
 def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """Load a checkpoint of tensors and plain values; one with code in it is refused.
+    """Load a checkpoint of tensors and plain values; refuse one that contains code.
 
     Raises:
-        CheckpointError: naming the file.
+        CheckpointError: it can't be loaded; the message names the file.
     """
     _check_container(Path(path))
     try:
@@ -162,23 +162,23 @@ def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> dic
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: no such checkpoint") from error
     except pickle.UnpicklingError as error:
-        # Torch's own text advises to load it all the same.
+        # Torch's message advises to load it anyway.
         raise CheckpointError(
-            f"{path}: not a checkpoint that can be loaded: it is damaged, or holds something else "
-            "than tensors and plain values"
+            f"{path}: not a checkpoint that can be loaded: it is damaged, or contains more than "
+            "tensors and plain values"
         ) from error
-    except Exception as error:  # torch raises many kinds for a foreign or damaged file
+    except Exception as error:  # torch raises many exceptions on foreign or damaged files
         reason = str(error).split("\n")[0] or type(error).__name__
         raise CheckpointError(f"{path}: not a checkpoint that can be loaded: {reason}") from error
     if not isinstance(found, dict):
-        raise CheckpointError(f"{path}: holds a {type(found).__name__}, not a checkpoint")
+        raise CheckpointError(f"{path}: contains a {type(found).__name__}, not a checkpoint")
     return found
 
 
 def _check_container(path: Path) -> None:
-    """Refuse what torch would wait for, or unpack to any size; it packs nothing itself."""
+    """Refuse files that would block torch, or that unpack to any size; torch never compresses."""
     if not os.path.lexists(path):
-        return  # told by who reads it
+        return  # reported by the function that reads it
     try:
         check_file(path)
         with zipfile.ZipFile(path) as parts:
@@ -188,11 +188,11 @@ def _check_container(path: Path) -> None:
             f"{path}: not a checkpoint that can be loaded: {error.reason}"
         ) from error
     except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile):
-        return  # no zip, or a damaged one: torch knows what else it may be
+        return  # not a zip file, or a damaged one: torch decides what it is
     if packed:
         raise CheckpointError(
-            f"{path}: not a checkpoint that can be loaded: its parts are compressed, which no "
-            "checkpoint's are"
+            f"{path}: not a checkpoint that can be loaded: its parts are compressed, which torch "
+            "never does"
         )
 
 
@@ -220,22 +220,22 @@ def check_earlier_model(path: Path) -> None:
 
 
 def load_weights(network: torch.nn.Module, found: dict[str, Any], path: Path) -> None:
-    """Take over a checkpoint's weights.
+    """Load a checkpoint's weights into a network.
 
     Args:
-        network: the run's; of an `AtlasNetwork` the message tells whose template differs.
-        found: the checkpoint, its weights under ``network``.
+        network: of this run; for an `AtlasNetwork` the message says which template differs.
+        found: the checkpoint, with the weights under ``network``.
         path: of its file, for the message.
 
     Raises:
-        CheckpointError: if they are of another network; the message says in what it differs.
+        CheckpointError: the weights are of another network; the message says what differs.
     """
     state = found.get("network")
     own_template = network.state_dict().get("template")
     template = state.get("template") if isinstance(state, dict) else None
     if not isinstance(state, dict) or type(own_template) is not type(template):
-        raise CheckpointError(f"{path}: holds no weights of this run's network")
-    advice = "throw the unfinished run away by setting resume to false"
+        raise CheckpointError(f"{path}: contains no weights of this run's network")
+    advice = "set resume to false to discard the unfinished run"
     ours, theirs = (
         tuple(one.shape) if isinstance(one, torch.Tensor) else ()
         for one in (own_template, template)
@@ -243,10 +243,10 @@ def load_weights(network: torch.nn.Module, found: dict[str, Any], path: Path) ->
     whats = ("templates (K)", "channels")
     for what, own, other in zip(whats, ours, theirs, strict=False):
         if own != other:
-            raise CheckpointError(f"{path}: is of {other} {what}, this run has {own}; {advice}")
+            raise CheckpointError(f"{path}: has {other} {what}, this run has {own}; {advice}")
     if ours != theirs:
         raise CheckpointError(
-            f"{path}: is of a grid of {_by(theirs[2:])} voxels, this run's box has "
+            f"{path}: has a grid of {_by(theirs[2:])} voxels, this run's box has "
             f"{_by(ours[2:])}; {advice}"
         )
     try:
@@ -254,7 +254,7 @@ def load_weights(network: torch.nn.Module, found: dict[str, Any], path: Path) ->
     except (RuntimeError, TypeError, AttributeError) as error:
         lines = [line.strip() for line in str(error).splitlines()[1:2]]
         raise CheckpointError(
-            f"{path}: is of a network of other settings ({' '.join(lines)[:200]}); {advice}"
+            f"{path}: has a network with other settings ({' '.join(lines)[:200]}); {advice}"
         ) from error
 
 

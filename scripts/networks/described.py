@@ -1,4 +1,4 @@
-"""Networks that tell of themselves in their checkpoints, and how such a file is read."""
+"""Networks that describe themselves in their checkpoints, and how such a file is read."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from scripts.runtime.plain_data import parse_json
 __all__ = ["DescribedNetwork", "description_in", "load_described", "weights_identity"]
 
 FORMAT = 1
-"""Of the description; a network's own ``format`` is this one."""
+"""Format of the description; a network's ``format`` entry is this number."""
 
 
 def description_in(state_dict: Mapping[str, Any]) -> dict[str, Any]:
-    """What weights say of themselves; nothing if they aren't of a `DescribedNetwork`."""
+    """The description in a state dict; empty if it isn't that of a `DescribedNetwork`."""
     if "described" not in state_dict:
         return {}
     text = bytes(state_dict["described"].cpu().numpy()).decode()
@@ -33,10 +33,10 @@ def description_in(state_dict: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class DescribedNetwork(nn.Module):
-    """A network whose state dict holds all that a reader must know to build it again.
+    """A network whose state dict contains everything that is needed to build it again.
 
     Args:
-        description: JSON-able; travels in the state dict as the buffer ``described``.
+        description: JSON-able; stored in the state dict as the buffer ``described``.
     """
 
     described: torch.Tensor
@@ -48,7 +48,7 @@ class DescribedNetwork(nn.Module):
 
     @property
     def description(self) -> dict[str, Any]:
-        """What the checkpoint says of itself."""
+        """The description in the checkpoint."""
         return description_in({"described": self.described})
 
 
@@ -61,21 +61,21 @@ def load_described(
     part: str,
     build: Callable[[dict[str, Any], dict[str, torch.Tensor]], Built],
 ) -> Built:
-    """A published network, ready to be asked.
+    """Load a published network, ready for use.
 
     Args:
         path: of its state dict.
-        kind: what it is called in messages, without an article.
-        part: name of a module, parameter or buffer that such networks have.
-        build: from a description, and the weights whose shapes it may need, to the network.
+        kind: its name in messages, without an article.
+        part: name of a module, parameter or buffer that all such networks have.
+        build: makes the network from a description and the weights, whose shapes it may need.
 
     Raises:
-        CheckpointError: the file isn't there, is damaged, holds no such network, or is written
-            in a format that this version doesn't read.
+        CheckpointError: the file doesn't exist, is damaged, isn't such a network, or has a format
+            that this version can't read.
     """
     found = load_checkpoint(path)
     if "described" not in found or part not in {str(key).split(".")[0] for key in found}:
-        raise CheckpointError(f"{path}: holds no {kind} of this bundle")
+        raise CheckpointError(f"{path}: contains no {kind} of this bundle")
     try:
         description = description_in(found)
         if description["format"] != FORMAT:
@@ -88,13 +88,13 @@ def load_described(
         lacking = "its description lacks " if isinstance(error, KeyError) else ""
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(
-            f"{path}: holds no {kind} that can be read; it is damaged or foreign: {lacking}{reason}"
+            f"{path}: contains no {kind} that can be read; damaged or foreign: {lacking}{reason}"
         ) from error
     return network.eval()
 
 
 def weights_identity(network: nn.Module) -> str:
-    """SHA-256 over the bytes of everything the network learned, its description left out."""
+    """SHA-256 of all learned weights, without the description."""
     digest = hashlib.sha256()
     for name, tensor in sorted(network.state_dict().items()):
         if name != "described":

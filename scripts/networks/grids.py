@@ -1,4 +1,4 @@
-"""Grids at a part of the resolution: averages of images, and fields from one to another."""
+"""Grids of reduced resolution: averages of images, and fields from one grid to another."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ __all__ = ["averaged", "enlarge", "leading_block", "reduced_shape", "regridded"]
 
 
 def reduced_shape(shape: Sequence[int], factor: int) -> tuple[int, ...]:
-    """The grid on which a field at ``1/factor`` of the resolution lives (rounded up)."""
+    """Shape of the grid of a field at ``1/factor`` of the resolution (rounded up)."""
     return tuple(-(-n // factor) for n in shape)
 
 
 def enlarge(field: torch.Tensor, shape: Sequence[int], factor: int) -> torch.Tensor:
-    """A field from the reduced grid onto the full one; its values are left as they are.
+    """Resample a field from the reduced grid to the full one; its values aren't rescaled.
 
     A reduced voxel covers ``factor`` full ones, so its centre lies at ``factor * i +
     (factor - 1) / 2``: that is ``interpolate`` with align_corners=False. (MONAI's
@@ -28,7 +28,7 @@ def enlarge(field: torch.Tensor, shape: Sequence[int], factor: int) -> torch.Ten
     Args:
         field: ``(B, C, *reduced_shape(shape, factor))``.
         shape: the full grid.
-        factor: how many full voxels one reduced voxel spans along an axis.
+        factor: number of full voxels that a reduced voxel spans along an axis.
     """
     if factor == 1:
         return field
@@ -36,8 +36,8 @@ def enlarge(field: torch.Tensor, shape: Sequence[int], factor: int) -> torch.Ten
         mode = "trilinear" if len(shape) == 3 else "bilinear"
         full = F.interpolate(field, scale_factor=factor, mode=mode, align_corners=False)
         return leading_block(full, shape)
-    # What `interpolate` calls, which takes a size or a factor, not both: the part beyond the shape
-    # would be cut off again, and its gradient be filled up with zeros axis by axis.
+    # This is what `interpolate` calls, which takes a size or a factor but not both: the part beyond
+    # the shape would be cut off again, and its gradient filled with zeros axis by axis.
     upsample: Any = (
         torch.ops.aten.upsample_trilinear3d
         if len(shape) == 3
@@ -47,7 +47,7 @@ def enlarge(field: torch.Tensor, shape: Sequence[int], factor: int) -> torch.Ten
 
 
 def leading_block(x: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
-    """The first ``shape`` voxels of ``(B, C, ...)``: undoes rounding up to a multiple."""
+    """The first ``shape`` voxels of ``(B, C, ...)``; undoes rounding up to a multiple."""
     for axis, n in enumerate(shape, start=2):
         x = x.narrow(axis, 0, n)
     return x
@@ -57,8 +57,8 @@ def averaged(image: torch.Tensor, factor: int | Sequence[int]) -> torch.Tensor:
     """Block means of ``(B, C, *shape)``, at least in float32.
 
     Args:
-        image: a block of it that the border cuts counts what it holds.
-        factor: voxels a block spans along all axes, or along each.
+        image: a block that the border cuts is averaged over its existing voxels.
+        factor: width of a block in voxels, along all axes or along each.
     """
     factors = [factor] * (image.dim() - 2) if isinstance(factor, int) else factor
     if all(f == 1 for f in factors):
@@ -70,13 +70,14 @@ def averaged(image: torch.Tensor, factor: int | Sequence[int]) -> torch.Tensor:
 
 
 def regridded(field: torch.Tensor, shape: Sequence[int], of: int, to: int) -> torch.Tensor:
-    """A field from a grid reduced by ``of`` onto one reduced by ``to``; values stay as they are.
+    """Resample a field from a grid reduced by ``of`` to one reduced by ``to``; values aren't
+    rescaled.
 
     Args:
         field: ``(B, C, *reduced_shape(shape, of))``.
         shape: the full grid.
         of: a power of 2.
-        to: another.
+        to: a power of 2.
     """
     if to > of:
         return averaged(field, to // of)

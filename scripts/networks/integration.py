@@ -1,4 +1,4 @@
-"""From a stationary velocity to the displacement of its flow, and back."""
+"""Displacements of the flow of a stationary velocity, forward and inverse."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from scripts.spatial.warp import Warp, warp
 
 __all__ = ["VelocityIntegration", "invert_displacement"]
 
-_ROUGH_STEPS = 4  # of a flow of 4 voxels .04 off at worst, of one of 8 voxels .13; .004 on average
+_ROUGH_STEPS = 4  # error at worst 0.04 for a flow of 4 voxels, 0.13 for 8; 0.004 on average
 
 
 def invert_displacement(displacement: torch.Tensor, iterations: int = 30) -> torch.Tensor:
     """The displacement of the inverse map, by fixed-point iteration ``w(x) = -u(x + w(x))``.
 
-    It converges where ``u`` is a contraction (Chen et al., Med. Phys. 2008), which a field that
-    doesn't fold and moves gently is. Used only where no velocity is at hand (int_steps 0).
+    It converges if ``u`` is a contraction (Chen et al., Med. Phys. 2008), as a small displacement
+    that doesn't fold is. Used only if no velocity is available (int_steps 0).
 
     Args:
         displacement: ``(B, d, *shape)``, voxels.
-        iterations: how many steps are taken.
+        iterations: number of steps.
     """
     inverse = -displacement
     for _ in range(iterations):
@@ -35,7 +35,7 @@ def invert_displacement(displacement: torch.Tensor, iterations: int = 30) -> tor
 
 def _squaring(steps: int, padding_mode: str) -> DVF2DDF:
     squaring = DVF2DDF(num_steps=steps, mode="bilinear", padding_mode=padding_mode)
-    # DVF2DDF builds a MONAI Warp of its own; ours gives the same numbers faster.
+    # DVF2DDF creates a MONAI Warp; ours gives the same numbers faster.
     squaring.warp_layer = Warp(mode="bilinear", padding_mode=padding_mode)
     return squaring
 
@@ -43,17 +43,17 @@ def _squaring(steps: int, padding_mode: str) -> DVF2DDF:
 class VelocityIntegration(nn.Module):
     """Scaling and squaring by MONAI's ``DVF2DDF``, at full or reduced resolution.
 
-    Outflow at the border uses the border's value (``DVF2DDF``'s default, zeros, collapses it).
+    Outflow at the border uses the border's value (zeros, the default of ``DVF2DDF``, collapse it).
 
     Args:
-        int_steps: squarings, >= 0; 0 reads the velocity as a plain displacement.
-        factor: the velocity lives on a grid reduced by this factor; its values are voxels of
-            the FULL grid.
-        padding_mode: the velocity outside of the grid: ``border``, ``zeros`` or ``reflection``.
-        rough_steps: squarings, at most, where a rough flow is asked for.
+        int_steps: squarings, >= 0; 0 takes the velocity as the displacement.
+        factor: the velocity's grid is reduced by this factor; its values are voxels of the FULL
+            grid.
+        padding_mode: the velocity outside the grid: ``border``, ``zeros`` or ``reflection``.
+        rough_steps: largest number of squarings of a rough flow.
 
     Raises:
-        ValueError: ``int_steps`` is negative, or there is no such ``padding_mode``.
+        ValueError: ``int_steps`` is negative, or ``padding_mode`` is unknown.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class VelocityIntegration(nn.Module):
     ) -> None:
         super().__init__()
         if int_steps < 0:
-            raise ValueError(f"int_steps = {int_steps}: must be at least 0")
+            raise ValueError(f"int_steps must be at least 0, got {int_steps}")
         self.arguments: dict[str, Any] = {
             "int_steps": int_steps,
             "factor": factor,
@@ -90,9 +90,9 @@ class VelocityIntegration(nn.Module):
         Args:
             velocity: ``(B, d, *reduced_shape(shape, factor))``, voxels of the full grid.
             shape: the full grid.
-            reduction: by which the grid of the result is reduced.
-            rough: off by hundredths of a voxel, in half the time; for a flow that is to be
-                corrected anyway.
+            reduction: factor by which the grid of the result is reduced.
+            rough: take half the time at an error of hundredths of a voxel; for a flow that is
+                corrected later.
 
         Returns:
             ``(B, d, *reduced_shape(shape, reduction))``.
@@ -108,8 +108,7 @@ class VelocityIntegration(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Forward and inverse displacement: the flows of ``velocity`` and of its negative.
 
-        Without integration there is no flow to run backwards, so the displacement itself is
-        inverted.
+        Without integration there is no flow to invert, so the displacement itself is inverted.
         """
         forward = self(velocity, shape)
         if self.int_steps > 0:

@@ -1,4 +1,4 @@
-"""Down and up by two, for feature maps that lie channels last."""
+"""Pooling and upsampling by two, for feature maps in channels-last memory order."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ __all__ = ["join_above", "max_pool"]
 
 
 def max_pool(x: torch.Tensor) -> torch.Tensor:
-    """Maxima of ``(B, C, *shape)`` over blocks of 2 along each axis, the border's may be cut.
+    """Maxima of ``(B, C, *shape)`` over blocks of 2 along each axis; border blocks may be cut.
 
-    PyTorch's ``max_pool3d`` to the bit, gradient included, but for what is kept in between: where a
-    maximum lies is 8 bytes there, and 2 here (4 in very large planes), counted from the block's
-    first voxel; and autocast doesn't turn it to float32. A training step at 145x174x145 then peaks
-    at 1.45 in place of 1.65 GiB and takes a fifth less time.
+    Bit-equal to PyTorch's ``max_pool3d``, including the gradient, but with less memory in between:
+    the position of a maximum takes 8 bytes there, and 2 here (4 in very large planes), counted from
+    the first voxel of the block; and autocast doesn't convert it to float32. A training step at
+    145x174x145 then peaks at 1.45 instead of 1.65 GiB and takes a fifth less time.
     """
     if is_recorded():
         pool = F.max_pool3d if x.dim() == 5 else F.max_pool2d
@@ -29,10 +29,10 @@ def max_pool(x: torch.Tensor) -> torch.Tensor:
 
 
 def join_above(x: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:
-    """``x`` at twice its size, each value in all voxels of its block, with the skip's channels.
+    """``x`` upsampled by two (nearest), joined with the channels of the skip connection.
 
-    The same numbers as ``interpolate`` (nearest), a crop and ``cat``, written once instead of three
-    times; the gradient skips the copy into the other order of memory that ``interpolate``'s makes.
+    The same numbers as ``interpolate`` (nearest), a crop and ``cat``, but written once instead of
+    three times. The gradient avoids the copy into another memory order that ``interpolate`` makes.
 
     Args:
         x: ``(B, C, *ceil(shape / 2))``.
@@ -48,7 +48,7 @@ def join_above(x: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:
 
 
 def _corners(x: torch.Tensor) -> list[tuple[torch.Tensor, Any]]:
-    """For each corner of a block the voxels there, and the index of the blocks that have one."""
+    """For each corner of a block: its voxels, and the index of the blocks that have this corner."""
     found: list[tuple[torch.Tensor, Any]] = []
     for corner in itertools.product((0, 1), repeat=x.dim() - 2):
         start: Any = (..., *[slice(first, None, 2) for first in corner])
@@ -58,17 +58,17 @@ def _corners(x: torch.Tensor) -> list[tuple[torch.Tensor, Any]]:
 
 
 def _maxima(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The maxima, and where in its channel each lies.
+    """The maxima, and the position of each within its channel.
 
-    With the places also where nobody needs them: without, PyTorch's autocast on a CPU turns the
-    whole volume to float32 and back, which takes longer than the maxima.
+    Positions are computed even if they aren't needed: otherwise PyTorch's autocast on a CPU
+    converts the whole volume to float32 and back, which takes longer than the maxima.
     """
     pool: Any = F.max_pool3d if x.dim() == 5 else F.max_pool2d
     return pool(x, kernel_size=2, ceil_mode=True, return_indices=True)
 
 
 def _first_voxels(x: torch.Tensor) -> torch.Tensor:
-    """For each block of ``(B, C, *shape)`` its first voxel's index among those of a channel."""
+    """For each block of ``(B, C, *shape)`` the index of its first voxel within a channel."""
     shape = x.shape[2:]
     index = torch.zeros((), dtype=torch.int64, device=x.device)
     for axis, n in enumerate(shape):
@@ -91,7 +91,7 @@ class _MaxPool(torch.autograd.Function):
         x, offset = ctx.saved_tensors
         index = offset + _first_voxels(x)
         n = x.dim() - 2
-        # What PyTorch's own graph calls; `max_unpool3d` gives the same, three times slower.
+        # PyTorch's graph calls this; `max_unpool3d` gives the same, three times slower.
         backward = getattr(torch.ops.aten, f"max_pool{n}d_with_indices_backward")
         return backward(grad, x, [2] * n, [2] * n, [0] * n, [1] * n, True, index)
 

@@ -1,4 +1,4 @@
-"""Which precision the convolutions run in."""
+"""The precision and the device of the convolutions."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ _TYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch
 
 
 def autocast(device: torch.device | str, dtype: str) -> torch.autocast:
-    """Autocast of the convolutions to ``dtype`` on ``device``, the CPU too; float32: off.
+    """Autocast of the convolutions to ``dtype`` on ``device``, also on the CPU; float32 turns it
+    off.
 
-    MONAI's ``SupervisedTrainer(amp=True)`` knows CUDA only. Grids, warps, integration and losses
-    leave it on their own and stay float32.
+    MONAI's ``SupervisedTrainer(amp=True)`` supports CUDA only. Grids, warps, integration and losses
+    disable autocast themselves and stay float32.
     """
     kind = torch.device(device).type
     if dtype == "float32":
@@ -24,21 +25,21 @@ def autocast(device: torch.device | str, dtype: str) -> torch.autocast:
 
 
 def open_device(name: str, key: str = "device") -> torch.device:
-    """The device a setting names, checked before any data is read.
+    """The device that a setting names, checked before any data are read.
 
     Args:
         name: ``cpu``, ``cuda`` or ``cuda:N``.
-        key: the setting's dotted path, such as ``align.device``, for the message.
+        key: dotted path of the setting, such as ``align.device``, for the message.
 
     Raises:
-        ConfigurationError: if the machine lacks it.
+        ConfigurationError: the machine doesn't have it.
     """
     device = torch.device(name)
     if device.type == "cuda":
         there = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if (device.index or 0) >= there:
             raise ConfigurationError(
-                f"{key}: {name!r} asks for a CUDA device that this machine lacks ({there} "
+                f"{key}: {name!r} is a CUDA device that this machine doesn't have ({there} "
                 "found); set it to cpu"
             )
     return device

@@ -1,4 +1,4 @@
-"""Gaussian smoothing of velocities: the kernel that makes them regular by construction."""
+"""Gaussian smoothing of velocities, which makes them regular by construction."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import nn
 
 __all__ = ["GaussianSmoothing"]
 
-_REACH = 4  # standard deviations beyond which the kernel is cut off
+_REACH = 4  # the kernel is cut off beyond this many standard deviations
 
 
 def smoothing_matrix(n: int, sigma: float, device: torch.device) -> torch.Tensor:
@@ -19,17 +19,17 @@ def smoothing_matrix(n: int, sigma: float, device: torch.device) -> torch.Tensor
 
 
 class GaussianSmoothing(nn.Module):
-    """Smooths a field along each axis by a Gaussian whose weights sum to 1 at the border, too.
+    """Smooths a field along each axis by a Gaussian whose weights sum to 1, also at the border.
 
-    A velocity v = G w that is looked for through w has smooth gradients: what an edge says
-    reaches the voxels around it, along a tract and off it, where the images say nothing (the
+    A velocity v = G w that is optimised through w has smooth gradients. An edge influences the
+    voxels around it, along a tract and beside it, where the images contain no information (the
     kernel of Beg et al., IJCV 2005; SyN's update smoothing). The smoothing along an axis is one
-    product with a banded matrix, which is exact at the border and faster on a CPU than a
-    convolution of one channel at a time (`monai.networks.layers.GaussianFilter`, which pulls a
-    field to zero at the border besides).
+    product with a banded matrix. That is exact at the border and faster on a CPU than a convolution
+    per channel (`monai.networks.layers.GaussianFilter`, which also pulls a field to zero at the
+    border).
 
     Args:
-        sigma: standard deviation in voxels of the field's own grid; 0: the field as it is.
+        sigma: standard deviation in voxels of the field's grid; 0: no smoothing.
     """
 
     def __init__(self, sigma: float) -> None:
@@ -49,5 +49,5 @@ class GaussianSmoothing(nn.Module):
         return field.contiguous()
 
     def extra_repr(self) -> str:
-        """What `print` shows."""
+        """The arguments that `print` shows."""
         return f"sigma={self.sigma}"

@@ -1,4 +1,4 @@
-"""The registration U-Net: a pair of images in, a field out."""
+"""The registration U-Net: from a pair of images to a field."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ _SLOPE = 0.2  # of the leaky rectifier, as in VoxelMorph
 
 
 class _Conv3d(nn.Conv3d):
-    """``nn.Conv3d`` that doesn't fall off oneDNN on small volumes.
+    """``nn.Conv3d`` that stays fast on small volumes.
 
-    PyTorch sends a single float32 CPU image whose B * C * X * Y is at most 20,480 to its own
-    slow convolution, 4 to 30 times slower than oneDNN's: at 64x72x64 that is most levels of the
+    PyTorch runs a single float32 CPU image with B * C * X * Y of at most 20,480 on a slow
+    convolution, 4 to 30 times slower than oneDNN's. At 64x72x64 this affects most levels of the
     U-Net. Two images, one of them zero, are computed faster.
 
-    oneDNN's bfloat16 kernels for AVX-512 read memory that nothing has written when a volume is
-    tiny (torch 2.13, 2x2x2 voxels: now and then a gradient isn't finite). Tiny volumes cost
-    nothing, so that on a CPU they are computed in float32 whatever the autocast says.
+    oneDNN's bfloat16 kernels for AVX-512 read uninitialised memory if a volume is tiny (torch 2.13,
+    2x2x2 voxels: sometimes a gradient isn't finite). Tiny volumes cost little, so on a CPU they are
+    always computed in float32.
     """
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
@@ -52,27 +52,27 @@ def convolution_of(spatial_dims: int) -> type[nn.Conv2d] | type[_Conv3d]:
 
 
 class RegistrationUNet(nn.Module):
-    """U-Net of the VoxelMorph family for images of any size.
+    """U-Net in the style of VoxelMorph, for images of any size.
 
-    ``enc_features``: one convolution a level at full, 1/2, 1/4, ... resolution, a pooling after
-    each. ``dec_features``: as many convolutions followed by up-sampling and the skip as there are
-    encoder levels; what remains are convolutions at full resolution; a last convolution, near
-    zero at the start, makes the field. A field at ``1/factor`` of the resolution stops the
-    decoder at that level: the convolutions above it, the costliest, are then left out.
+    ``enc_features``: one convolution per level at full, 1/2, 1/4, ... resolution, each followed by
+    pooling. ``dec_features``: as many convolutions as encoder levels, each followed by upsampling
+    and the skip connection; the remaining ones are convolutions at full resolution. A last
+    convolution, initialised near zero, makes the field. For a field at ``1/factor`` of the
+    resolution the decoder stops at that level and omits the convolutions above it, which cost most.
 
-    Odd sizes are pooled with the rest kept (ceil) and cropped again on the way up, so that
-    nothing needs padding to a multiple of 2**levels.
+    Odd sizes are pooled with the remainder kept (ceil) and cropped again by the decoder, so that no
+    padding to a multiple of 2**levels is needed.
 
     Balakrishnan et al., VoxelMorph, IEEE TMI 2019.
 
     Args:
         spatial_dims: 2 or 3.
-        in_channels: of the pair, concatenated.
+        in_channels: of the concatenated pair.
         enc_features: output channels of the encoder's convolutions.
         dec_features: output channels of the decoder's convolutions, at least as many.
-        factor: 1, 2, 4, ...; the field lives on ``ceil(shape / factor)``.
+        factor: 1, 2, 4, ...; the field's grid is ``ceil(shape / factor)``.
         checkpointing: recompute activations in the backward pass instead of keeping them.
-        seed: of the starting weights; None: torch's generator goes on from where it is.
+        seed: of the initial weights; None: use torch's generator in its current state.
     """
 
     def __init__(
@@ -97,14 +97,14 @@ class RegistrationUNet(nn.Module):
         levels = len(enc_features)
         skipped = factor.bit_length() - 1
         if 2**skipped != factor or skipped > levels:
-            raise ValueError(f"factor is a power of 2 up to 2**{levels}, not {factor}")
+            raise ValueError(f"factor must be a power of 2 up to 2**{levels}, got {factor}")
         if len(dec_features) < levels:
             raise ValueError(
-                f"dec_features needs at least {levels} entries, one an encoder level, "
-                f"not {len(dec_features)}"
+                f"dec_features needs at least {levels} entries, one per encoder level, "
+                f"got {len(dec_features)}"
             )
         self.checkpointing = checkpointing
-        # Weights start on the CPU: other devices' generators are left alone.
+        # Initialise on the CPU, so that the generators of other devices don't change.
         with torch.random.fork_rng(devices=[], enabled=seed is not None):
             if seed is not None:
                 torch.default_generator.manual_seed(seed)
@@ -133,8 +133,8 @@ class RegistrationUNet(nn.Module):
             self.encoder.append(block(channels, features))
             channels = features
 
-        # Going up: convolve, double the size, join the skip; the last `skipped` levels are
-        # left out, and so is the skip where the field's own level is reached.
+        # Decoder: convolve, upsample, join the skip. The last `skipped` levels are omitted, and
+        # so is the skip at the level of the field itself.
         self.decoder = nn.ModuleList()
         climbs = levels - skipped
         for step in range(climbs):

@@ -1,4 +1,4 @@
-"""A network inside what wraps it for several processes."""
+"""Unwraps a network that is wrapped for several processes."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ Wanted = TypeVar("Wanted", bound=nn.Module)
 
 
 def unwrapped(network: nn.Module, kind: type[Wanted]) -> Wanted:
-    """The network itself, which must be of a kind.
+    """The network itself, which must be of a given class.
 
     Args:
-        network: maybe inside ``DistributedDataParallel``.
-        kind: what it is.
+        network: possibly inside ``DistributedDataParallel``.
+        kind: the expected class.
     """
     inner = getattr(network, "module", network)
     assert isinstance(inner, kind)

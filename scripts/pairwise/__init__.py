@@ -1,1 +1,1 @@
-"""What the networks for pairs of images share: their data, training and measurement."""
+"""Code shared by the networks for pairs of images: data, training and measurement."""

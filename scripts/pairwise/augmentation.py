@@ -1,4 +1,4 @@
-"""Random changes of intensity, the same kind for all networks of pairs."""
+"""Random changes of intensity, the same for all networks for pairs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from monai.transforms import (
 __all__ = ["intensity_augmentation", "smooth_field"]
 
 
-_CONTROL = 4  # control points along an axis of a random smooth field
+_CONTROL = 4  # control points per axis of a random smooth field
 
 
 def smooth_field(

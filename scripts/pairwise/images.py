@@ -1,4 +1,4 @@
-"""Images as networks of pairs see them: on one centred grid, between 0 and 1; and folds."""
+"""Images as input of networks for pairs: on one centred grid, between 0 and 1; and folds."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-_FOLD_SEED = 0  # folds don't change with the training's seed: runs of a sweep can be compared
+_FOLD_SEED = 0  # independent of the training's seed, so that runs of a sweep can be compared
 
 
 def read_image(paths: Sequence[str | Path], dims: int | None = None) -> tuple[np.ndarray, Grid]:
@@ -49,11 +49,11 @@ def read_image(paths: Sequence[str | Path], dims: int | None = None) -> tuple[np
 
     Args:
         paths: NIfTI files.
-        dims: 2 or 3, if it must be that.
+        dims: 2 or 3, to check the number of dimensions.
 
     Raises:
-        CohortError: naming the file that can't be read, isn't finite, is constant, lies on
-            another grid than the first, or has another number of dimensions.
+        CohortError: a file can't be read, isn't finite, is constant, is on another grid than the
+            first, or has another number of dimensions; the message names it.
     """
     total: np.ndarray | None = None
     grid: Grid | None = None
@@ -78,17 +78,17 @@ def read_image(paths: Sequence[str | Path], dims: int | None = None) -> tuple[np
     if not np.ptp(total) > 0:
         raise DensityError(
             Path(paths[0]),
-            f"is constant ({total.flat[0]:g} everywhere): there is nothing to align",
+            f"is constant ({total.flat[0]:g} everywhere): it can't be aligned",
         )
     return total, grid
 
 
 class OntoNetworkGridd(MapTransform):
-    """Reads images and brings them onto the network's grid.
+    """Reads images and resamples them to the network's grid.
 
     Args:
         keys: of lists of paths.
-        grid: the network's.
+        grid: of the network.
         log_share: see `PairImagesConfig`.
     """
 
@@ -105,13 +105,13 @@ class OntoNetworkGridd(MapTransform):
         for key in self.key_iterator(result):
             image, grid = read_image(result[key], len(self.grid.shape))
             result[key] = self.grid.of_image(between_0_and_1(image, self.log_share), grid.affine)
-        result.pop("channel", None)  # lists of one length a subject can't be collated
+        result.pop("channel", None)  # has another length for each subject, so can't be collated
         return result
 
 
 @dataclass(frozen=True)
 class ImageSubject:
-    """A subject's files, the channel (tract) that each belongs to, the digest of their bytes."""
+    """A subject's files, the channel (tract) of each, and the digest of their bytes."""
 
     name: str
     paths: tuple[str, ...]
@@ -121,15 +121,15 @@ class ImageSubject:
 
 @dataclass(frozen=True, eq=False)
 class PairImages:
-    """The images to learn from, and the grid on which they are seen.
+    """The images to learn from, and the network's grid.
 
     Attributes:
-        subjects: usable ones, by name.
-        rejected: those left out, with reasons.
-        grid: the network's.
-        pattern: where they were found.
-        folds: how many parts the subjects are divided into.
-        fold: the part that is measured with; None: none is.
+        subjects: the usable ones, sorted by name.
+        rejected: subjects left out, with the reason.
+        grid: of the network.
+        pattern: of their paths.
+        folds: number of folds.
+        fold: the fold for measurements; None for no measurements.
     """
 
     subjects: tuple[ImageSubject, ...]
@@ -140,16 +140,16 @@ class PairImages:
     fold: int | None
 
     def fold_of(self) -> dict[str, int]:
-        """The one fold of each subject, a fixed random order dealt out in turn."""
+        """The fold of each subject, from a fixed random order."""
         order = np.random.default_rng(_FOLD_SEED).permutation(len(self.subjects))
         return {self.subjects[int(i)].name: turn % self.folds for turn, i in enumerate(order)}
 
     def training(self) -> list[dict[str, Any]]:
-        """Subjects to train on, as dictionary transforms take them."""
+        """Training subjects, as items for dictionary transforms."""
         return self._items(held_out=False)
 
     def held_out(self) -> list[dict[str, Any]]:
-        """Subjects to measure with: those of the fold."""
+        """Held-out subjects: those of the fold."""
         return self._items(held_out=True)
 
     def _items(self, held_out: bool) -> list[dict[str, Any]]:
@@ -175,7 +175,7 @@ class PairImages:
                 raise changed(" or ".join(one.paths))
 
     def identity(self) -> str:
-        """SHA-256 over what training depends on; the same wherever the dataset lies."""
+        """SHA-256 of everything that training depends on; independent of the dataset's location."""
         text = json.dumps([asdict(self.grid), [(one.name, one.sha256) for one in self.subjects]])
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -183,10 +183,10 @@ class PairImages:
 def read_pair_images(
     dataset_dir: str | Path, settings: LearnedAffineConfig | LearnedElasticConfig
 ) -> PairImages:
-    """Find, read and check images (or label maps); they may lie on different grids.
+    """Find, read and check images (or label maps), which may be on different grids.
 
     Raises:
-        CohortError: too few usable subjects, or fewer than there are folds.
+        CohortError: there are too few usable subjects, or fewer than folds.
     """
     check_named(dataset_dir, "dataset_dir")
     root = Path(dataset_dir).absolute()
@@ -220,7 +220,7 @@ def read_pair_images(
     spacing = settings.images.spacing or _rounded_up(widest)
     grid = WorkingGrid(tuple(settings.images.shape), spacing)
     logger.info(
-        "%d subjects, %d left out; the network sees %s voxels of %g mm",
+        "%d subjects, %d left out; the network's grid has %s voxels of %g mm",
         len(subjects),
         len(rejected),
         "x".join(map(str, grid.shape)),
@@ -232,12 +232,12 @@ def read_pair_images(
 
 
 def _inspect(candidate: Candidate, dims: int, shape: Sequence[int]) -> tuple[ImageSubject, float]:
-    """A subject, and the voxel size that lets the network's grid hold its image."""
+    """A subject, and the voxel size at which its image fits into the network's grid."""
     paths = [one.path for one in candidate.maps]
     _, grid = read_image(paths, dims)
     digest = _digest(paths)
     extent = np.array(grid.shape) * grid.spacing
-    if dims == 3:  # along the world's axes
+    if dims == 3:  # along the axes of the world
         directions = np.abs(grid.affine[:3, :3]) / grid.spacing
         extent = directions @ extent
     subject = ImageSubject(
@@ -257,7 +257,7 @@ def _digest(paths: Iterable[Path]) -> str:
 
 
 def _rounded_up(value: float, digits: int = 3) -> float:
-    """To a few significant digits, so that headers' rounding doesn't change the grid."""
+    """Round to a few significant digits, so that rounding in headers doesn't change the grid."""
     power = 10.0 ** (math.floor(math.log10(value)) - digits + 1)
     return float(f"{math.ceil(value / power - 1e-6) * power:.12g}")
 
@@ -268,7 +268,7 @@ def open_images(
     written: Sequence[str | Path] = (),
     replaced: Sequence[str | Path] = (),
 ) -> PairImages:
-    """The images to learn from, after what can be known beforehand of the run's end.
+    """The images to learn from, after early checks of the device and the output folders.
 
     Args:
         dataset_dir: the dataset folder.
@@ -292,5 +292,5 @@ def open_images(
 
 
 def pair_dataset(data: Sequence[dict[str, Any]], transform: Compose, times: int) -> RepeatedDataset:
-    """Images kept in memory (small ones, on the network's grid), each coming several times."""
+    """Images kept in memory (small, on the network's grid), each repeated several times."""
     return RepeatedDataset(CacheDataset(data, transform, progress=False), times)

@@ -1,4 +1,4 @@
-"""What a trained network of pairs gives on subjects that were held out."""
+"""Measures a trained network for pairs on held-out subjects."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class HeldOutErrors:
         self._found: dict[str, list[float]] = {}
 
     def attach(self, engine: Engine) -> None:
-        """Gather after each iteration, sum up after each run."""
+        """Collect after each iteration, summarise after each run."""
         engine.add_event_handler(Events.STARTED, self._begin)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._gather)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._sum_up)
@@ -45,11 +45,11 @@ class HeldOutErrors:
 
 
 class Measurement:
-    """Measures on the held-out subjects every few epochs, and tells.
+    """Measures on the held-out subjects every few epochs, and logs the result.
 
     Args:
-        evaluator: goes through pairs of held-out subjects.
-        held_out: how many there are; with none, nothing is measured.
+        evaluator: runs over pairs of held-out subjects.
+        held_out: number of held-out subjects; with none, nothing is measured.
         interval: epochs between measurements.
     """
 
@@ -69,7 +69,7 @@ class Measurement:
         logger.info("epoch %d, held out: %s", engine.state.epoch, error_texts(metrics))
 
     def measured(self) -> dict[str, float]:
-        """Errors on the held-out subjects' pairs; empty without any."""
+        """Errors on the pairs of held-out subjects; empty without any."""
         if not self.held_out:
             return {}
         self.evaluator.run()

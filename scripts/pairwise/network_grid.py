@@ -1,4 +1,4 @@
-"""The grid that a network of pairs works on, and images brought onto it."""
+"""The grid of a network for pairs, and images resampled to it."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from scripts.spatial.resampling import resample_by_matrix
 __all__ = ["WorkingGrid", "as_seen", "between_0_and_1"]
 
 
-_CUT = (0.005, 0.999)  # shares of the voxels at which intensities are cut off
+_CUT = (0.005, 0.999)  # quantiles at which intensities are clipped
 
 
 @dataclass(frozen=True)
 class WorkingGrid:
     """The network's grid: ``shape`` voxels of ``spacing`` mm about the origin.
 
-    Its axes are the world's, so that an image's header is trusted for its orientation and not for
-    its place: centres of volumes are laid over each other. A plane keeps its own axes.
+    Its axes are those of the world: an image's header determines its orientation but not its
+    position, because the centres of the volumes are aligned. A plane keeps its axes.
     """
 
     shape: tuple[int, ...]
@@ -33,7 +33,7 @@ class WorkingGrid:
 
     @classmethod
     def of_dict(cls, said: Mapping[str, Any]) -> WorkingGrid:
-        """From what ``dataclasses.asdict`` made of one."""
+        """The inverse of ``dataclasses.asdict``."""
         return cls(tuple(said["shape"]), float(said["spacing"]))
 
     @property
@@ -46,11 +46,11 @@ class WorkingGrid:
 
     @property
     def frame(self) -> Frame:
-        """Axes, centre and half width, where parameters have their meaning."""
+        """Axes, centre and half width, which give parameters their meaning."""
         return Frame.of_grid(self.affine, self.shape)
 
     def place_of(self, affine: np.ndarray, shape: Sequence[int]) -> torch.Tensor:
-        """``(4, 4)`` float64: mm of this grid to the world of an image's grid."""
+        """``(4, 4)`` float64: from mm of this grid to the world of an image's grid."""
         frame = Frame.of_grid(affine, shape)
         place = torch.eye(4, dtype=torch.float64)
         if len(shape) == 2:
@@ -61,14 +61,14 @@ class WorkingGrid:
     def of_image(
         self, data: np.ndarray, affine: np.ndarray, place: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """An image ``(*shape)`` brought onto this grid, ``(1, *self.shape)`` float32.
+        """Resample an image ``(*shape)`` to this grid, ``(1, *self.shape)`` float32.
 
-        Finer images are smoothed first, so that nothing is aliased.
+        Finer images are smoothed first to avoid aliasing.
 
         Args:
             data: the image.
             affine: voxel to RAS mm.
-            place: ``(4, 4)``, mm of this grid to the image's world; None: by `place_of`.
+            place: ``(4, 4)``, from mm of this grid to the image's world; None: `place_of`.
         """
         place = self.place_of(affine, data.shape) if place is None else place
         spacing = np.linalg.norm(affine[:3, : data.ndim], axis=0)
@@ -94,23 +94,23 @@ def as_seen(
     purpose: str,
     place: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """An image of a pair, checked, from 0 to 1 on a network's grid; ``(1, *grid.shape)``.
+    """Check an image of a pair and scale it to 0 to 1 on a network's grid; ``(1, *grid.shape)``.
 
     Args:
-        grid: the network's.
+        grid: of the network.
         name: fixed or moving, for messages.
         data: ``(*shape)``.
         affine: voxel to RAS mm.
         log_share: see `between_0_and_1`.
-        purpose: what a constant image can't be used to do, for messages.
+        purpose: what the images are needed for, for messages.
         place: see `WorkingGrid.of_image`.
 
     Raises:
-        CohortError: the image is constant or not finite, or has other dimensions than the grid.
+        CohortError: the image is constant or not finite, or its dimensions differ from the grid's.
     """
     if data.ndim != len(grid.shape):
         raise CohortError(
-            f"the {name} image has {data.ndim} dimensions, the network {len(grid.shape)}"
+            f"the {name} image has {data.ndim} dimensions, the network has {len(grid.shape)}"
         )
     if not np.isfinite(data).all():
         raise CohortError(f"the {name} image is not finite")
@@ -120,7 +120,7 @@ def as_seen(
 
 
 def between_0_and_1(data: np.ndarray, log_share: float | None = None) -> np.ndarray:
-    """Intensities from 0 to 1, float32; the few lowest and highest are cut off.
+    """Scale intensities to 0 to 1, float32; the few lowest and highest are clipped.
 
     Args:
         data: finite and not constant.
@@ -130,6 +130,6 @@ def between_0_and_1(data: np.ndarray, log_share: float | None = None) -> np.ndar
     if log_share is not None:
         values = np.log1p((values - values.min()) / (log_share * np.ptp(values)))
     low, high = np.quantile(values, _CUT)
-    if not high > low:  # nearly empty: what there is lies above the highest share
+    if not high > low:  # nearly empty: all intensities are above the upper quantile
         low, high = values.min(), values.max()
     return np.clip((values - low) / (high - low), 0, 1).astype(np.float32)

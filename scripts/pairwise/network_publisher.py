@@ -1,4 +1,4 @@
-"""A trained network of pairs, written with its result."""
+"""Writes a trained network for pairs and its report."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ logger = logging.getLogger(__name__)
 
 
 class NetworkPublisher:
-    """Writes the trained network and what it was measured to do.
+    """Writes the trained network and its measurements.
 
-    Each file whole.
+    Each file is written completely or not at all.
 
     Args:
-        network: as trained.
+        network: the trained network.
         images: of the cohort.
         settings: of the run.
         measurement: on the held-out subjects.
         history: of the losses.
-        state: finished once all is written.
-        report: file of the report, JSON.
-        model_file: file of the network.
+        state: marked as finished once everything is written.
+        report: path of the report, JSON.
+        model_file: path of the network.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class NetworkPublisher:
         self.model_file = Path(model_file)
 
     def publish(self) -> None:
-        """Measure for the last time, write everything, and end the run."""
+        """Measure for the last time, write everything, and finish the run."""
         metrics = self.measurement.measured()
         self.images.check_unchanged()
         weights = {

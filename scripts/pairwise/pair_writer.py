@@ -1,4 +1,4 @@
-"""The handler that publishes what a network of pairs found."""
+"""The handler that publishes the results of a network for pairs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class PairWriter(ABC):
     """Writes every pair of the evaluator's last iteration."""
 
     def attach(self, engine: Engine) -> None:
-        """Write after each iteration."""
+        """Attach to an engine: write after each iteration."""
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
 
     def __call__(self, engine: Engine) -> None:
@@ -31,9 +31,9 @@ class PairWriter(ABC):
         """Publish one pair.
 
         Args:
-            item: with the paths ``fixed`` and ``moving``, and the pair's name as ``subject``.
-            found: what the network gave for it.
+            item: has the paths ``fixed`` and ``moving``, and the pair's name as ``subject``.
+            found: output of the network for the pair.
 
         Raises:
-            StorageError: something can't be written.
+            StorageError: a file can't be written.
         """

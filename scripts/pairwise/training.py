@@ -1,4 +1,4 @@
-"""One training for the networks of pairs: the trainer's step and the evaluator's step."""
+"""Training of the networks for pairs: the steps of trainer and evaluator."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from scripts.networks.wrapping import unwrapped
 
 __all__ = ["HeldOutPairs", "MadePairs", "PairStep"]
 
-_TRAINING, _HELD_OUT = 0, 1  # first number of a pair's key: the two never share a pair
+_TRAINING, _HELD_OUT = 0, 1  # first number of a pair's key, so that the two never share a pair
 
 
 class MadePairs(Protocol):
-    """What a maker of pairs gives, besides the truth of its own kind."""
+    """Interface of a batch of pairs, apart from its kind of truth."""
 
     @property
     def pair(self) -> torch.Tensor:
-        """What the network sees, fixed and moving: ``(B, 2, *shape)``."""
+        """Input of the network, fixed and moving: ``(B, 2, *shape)``."""
         ...
 
 
@@ -34,19 +34,19 @@ Made = TypeVar("Made", bound=MadePairs)
 
 
 class PairStep(ABC, Generic[Network, Made]):
-    """The trainer's ``iteration_update``: images to pairs, forward, loss, backward, step.
+    """The trainer's ``iteration_update``: make pairs, forward, loss, backward, step.
 
     Args:
-        pairs: makes them; depends on the iteration alone, so that a resumed run sees the pairs of
-            an unbroken one.
-        loss: of the network, what it found and the pairs; gives ``loss`` and its terms.
+        pairs: makes them from the iteration number only, so that a resumed run sees the same pairs
+            as an uninterrupted one.
+        loss: takes the network, its output and the pairs; returns ``loss`` and its terms.
         dtype: of the convolutions.
-        gradient_clip: greatest norm of a gradient.
+        gradient_clip: largest norm of a gradient.
     """
 
     kind: ClassVar[type[DescribedNetwork]]
     block: ClassVar[str]
-    """Of the settings, for messages."""
+    """Name of the block of settings, for messages."""
 
     def __init__(
         self,
@@ -62,14 +62,14 @@ class PairStep(ABC, Generic[Network, Made]):
 
     @abstractmethod
     def find(self, network: Network, made: Made) -> Any:
-        """What the network finds for the pairs, under autocast; the loss takes it."""
+        """Output of the network for the pairs, under autocast; input of the loss."""
 
     def measure(self, network: Network, found: Any, made: Made) -> dict[str, torch.Tensor]:
-        """Further scalars to report beside the loss's terms."""
+        """Further scalars to report besides the loss terms."""
         return {}
 
     def __call__(self, engine: SupervisedTrainer, batch: dict[str, Any]) -> dict[str, Any]:
-        """Run one iteration; ``loss``, its terms and what is measured are scalars."""
+        """Run one iteration; returns ``loss``, its terms and measurements as scalars."""
         assert engine.network is not None and engine.optimizer is not None
         network: Any = unwrapped(engine.network, self.kind)
         image = torch.as_tensor(batch["image"]).to(engine.state.device)
@@ -90,11 +90,10 @@ class PairStep(ABC, Generic[Network, Made]):
 
 
 class HeldOutPairs(ABC, Generic[Network, Made]):
-    """The evaluator's ``iteration_update``: fixed pairs of held-out subjects, asked for.
+    """The evaluator's ``iteration_update`` over fixed pairs of held-out subjects.
 
     Args:
-        pairs: makes them; the same ones at every call of the evaluator, in every run of equal
-            seed and ranges.
+        pairs: makes them; always the same ones, in every run with equal seed and ranges.
     """
 
     kind: ClassVar[type[DescribedNetwork]]
@@ -104,10 +103,10 @@ class HeldOutPairs(ABC, Generic[Network, Made]):
 
     @abstractmethod
     def errors(self, network: Network, found: torch.Tensor, made: Made) -> dict[str, torch.Tensor]:
-        """Numbers of every pair ``(B,)``, with the network and (``..._before``) without."""
+        """Errors of every pair ``(B,)``, with the network and (``..._before``) without."""
 
     def __call__(self, engine: SupervisedEvaluator, batch: dict[str, Any]) -> dict[str, Any]:
-        """The numbers of every pair, see `errors`."""
+        """The errors of every pair, see `errors`."""
         assert engine.network is not None
         network: Any = unwrapped(engine.network, self.kind)
         image = torch.as_tensor(batch["image"]).to(engine.state.device)
@@ -118,5 +117,5 @@ class HeldOutPairs(ABC, Generic[Network, Made]):
             errors = self.errors(network, found, made)
         engine.state.output = {"image": image, "subject": batch["subject"], **errors}
         engine.fire_event(IterationEvents.FORWARD_COMPLETED)
-        engine.fire_event(IterationEvents.MODEL_COMPLETED)  # cuts the batch into subjects
+        engine.fire_event(IterationEvents.MODEL_COMPLETED)  # splits the batch into subjects
         return engine.state.output

@@ -1,1 +1,1 @@
-"""What a run leaves: maps, fields, sidecars, the quality page, and their verification."""
+"""The output of a run: maps, fields, sidecars, the quality page, and their verification."""

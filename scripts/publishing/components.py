@@ -1,4 +1,4 @@
-"""What the configs name to publish a cohort's atlas."""
+"""Components that the configs name to publish a cohort's atlas."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ def cohort_publisher(
     at: str | Mapping[str, Any] | None = None,
     transform: Compose | None = None,
 ) -> AtlasPublisher:
-    """Publishes the cohort's atlas from LINEAR densities, read again one subject at a time.
+    """Publishes the cohort's atlas from LINEAR densities, which are read again subject by subject.
 
-    ``at`` asks for a conditional template at chosen covariates, see `parse_values`; it goes to a
-    folder of its own. ``transform`` leads from files to log densities; its logarithm is left out.
-    None: as the settings say.
+    ``at`` selects a conditional template at chosen covariates, see `parse_values`; it goes to a
+    separate folder. ``transform`` leads from files to log densities; its logarithm is removed.
+    None: according to the settings.
 
     Raises:
-        ConfigurationError: ``at`` can't be understood.
+        ConfigurationError: ``at`` can't be parsed.
     """
     coding = published_coding(network)
     values = parse_values(at, coding)

@@ -45,12 +45,12 @@ __all__ = [
 
 T = TypeVar("T")
 
-NEGLIGIBLE_SHARE = 0.01  # of a subject below which a template doesn't see it
+NEGLIGIBLE_SHARE = 0.01  # a template ignores subjects of which it explains less
 _SHOWN = 3  # subjects that the quality page draws
 
 
 class Velocities(Protocol):
-    """Where the publisher gets each subject's final velocity from."""
+    """Source of each subject's final velocity for the publisher."""
 
     assignment: torch.Tensor
 
@@ -73,12 +73,12 @@ class Progress(Protocol):
 
 @dataclass(frozen=True)
 class Templates:
-    """The templates that are published, the same for every subject.
+    """The published templates, the same for every subject.
 
     Attributes:
         point: the chosen covariates, coded ``(1, p)``; None for the cohort's mean.
         towards: velocity of the templates there, ``(1, d, *reduced)``; None for the mean's.
-        density: what is published as the mean, ``(K, C, *crop)``.
+        density: the published mean, ``(K, C, *crop)``.
     """
 
     point: torch.Tensor | None
@@ -88,14 +88,14 @@ class Templates:
 
 @dataclass
 class Emitted:
-    """What one pass over the subjects gathered.
+    """Results of one pass over the subjects.
 
     Attributes:
-        statistics: one a template.
+        statistics: one per template.
         jacobians: by subject and direction.
-        moves: how far the subjects are moved, of all of them.
+        moves: displacements over all subjects.
         subjects: for the quality page.
-        pictures: of the subjects that it draws.
+        pictures: of the subjects on the quality page.
         grids: their fields.
         hashes: SHA-256 of the field files, by name.
     """
@@ -109,7 +109,7 @@ class Emitted:
     hashes: dict[str, str] = field(default_factory=dict)
 
     def merge(self, other: Emitted) -> None:
-        """Take in what another process gathered of its subjects."""
+        """Add the results of another process."""
         for mine, theirs in zip(self.statistics, other.statistics, strict=True):
             mine.merge(theirs)
         self.jacobians |= other.jacobians
@@ -119,7 +119,7 @@ class Emitted:
         self.hashes |= other.hashes
 
     def sort(self, names: Sequence[str]) -> None:
-        """Bring everything into the cohort's order."""
+        """Sort everything into the order of the cohort."""
         place = {name: index for index, name in enumerate(names)}
         self.subjects.sort(key=lambda one: place[one["subject"]])
         self.jacobians = _in_order(self.jacobians, place)

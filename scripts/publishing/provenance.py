@@ -1,4 +1,4 @@
-"""What made an atlas, as ``atlas.json`` says it: code, libraries, a hash of all that it says."""
+"""The origin of an atlas for ``atlas.json``: code, libraries, a hash of the whole content."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ _SCRIPTS = Path(__file__).resolve().parent.parent
 
 
 def description_hash(about: Mapping[str, Any]) -> str:
-    """SHA-256 of everything that ``atlas.json`` says, but for this number itself."""
+    """SHA-256 of the content of ``atlas.json`` without this entry."""
     said = {key: value for key, value in about.items() if key != "description_sha256"}
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode("ascii")).hexdigest()
 
 
 @functools.cache
 def code_identity() -> dict[str, str]:
-    """The bundle's version, and a SHA-256 over the names and contents of its ``scripts``.
+    """The bundle's version, and a SHA-256 of the names and contents of its ``scripts``.
 
-    The same for a checkout, a copy without its history and an unpacked archive of the same code.
+    It is the same for a checkout, a copy without history and an unpacked archive of the same code.
     """
     digest = hashlib.sha256()
     for path in sorted(_SCRIPTS.rglob("*.py")):

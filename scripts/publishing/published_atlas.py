@@ -1,4 +1,4 @@
-"""A published atlas, learned or averaged, as later jobs find it."""
+"""A published atlas, learned or averaged, as input of later jobs."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class PublishedAtlas:
     """Maps, fields and description in one folder.
 
     Attributes:
-        folder: where they lie.
-        about: what its ``atlas.json`` says.
+        folder: of the files.
+        about: content of its ``atlas.json``.
         description: the bytes of that file, which differ with every publication.
     """
 
@@ -43,27 +43,27 @@ class PublishedAtlas:
 
     @property
     def averaged(self) -> bool:
-        """Whether it was made of maps as they lie (averaged, barycentre): no field leads to it."""
+        """Whether it was made from unregistered maps (averaged, barycentre): it has no fields."""
         return self.about.get("kind") in ("averaged", "barycentre")
 
     @property
     def training_space(self) -> str:
-        """The space that its subjects' maps lay in."""
+        """The space of its subjects' maps."""
         return str(self.about["training_space"])
 
     @property
     def subjects(self) -> list[str]:
-        """Names of those it was made of."""
+        """Names of its subjects."""
         return [one["subject"] for one in self.about["cohort"]["subjects"]]
 
     def maps(self, template: int = 1) -> dict[str, Path]:
         """Files of the published maps by name.
 
         Args:
-            template: which of the K of a mixture, from 1 on.
+            template: index in a mixture, from 1.
 
         Raises:
-            CohortError: there is none.
+            CohortError: there are no maps.
         """
         folder = self.folder
         if self.about.get("mixture"):
@@ -71,11 +71,11 @@ class PublishedAtlas:
         found = {name: inside(folder, f"atlas_{name}.nii.gz") for name in BASELINE_MAPS}
         there = {name: path for name, path in found.items() if path.is_file()}
         if "mean" not in there:
-            raise CohortError(f"{folder}: holds no atlas_mean.nii.gz, so that there is no atlas")
+            raise CohortError(f"{folder}: not an atlas (atlas_mean.nii.gz is missing)")
         return there
 
     def home(self, subject: str) -> int:
-        """Template, from 1 on, that a subject's field leads to."""
+        """Index, from 1, of the template that a subject's field leads to."""
         shares = (self.about.get("mixture") or {}).get(subject, [1.0])
         return 1 + shares.index(max(shares))
 
@@ -84,13 +84,13 @@ def open_atlas(folder: str | Path) -> PublishedAtlas:
     """Open a published atlas.
 
     Raises:
-        CohortError: there is none, or its description can't be understood.
+        CohortError: there is none, or its description is invalid.
     """
     check_named(folder, "atlas_dir")
     path = Path(folder).absolute() / "atlas.json"
     if not os.path.lexists(path):
         raise CohortError(
-            f"{path.parent}: there is no atlas (no atlas.json); publish one with `train` or "
+            f"{path.parent}: not an atlas (atlas.json is missing); publish one with `train` or "
             "`average`, or name its folder with --atlas_dir"
         )
     try:

@@ -1,4 +1,4 @@
-"""From a learned network to the published atlas: maps, fields, proof, description."""
+"""From a trained network to the published atlas: maps, fields, checks, description."""
 
 from __future__ import annotations
 
@@ -36,42 +36,42 @@ _PACKAGES = ("torch", "monai", "pytorch-ignite", "nibabel", "numpy", "scipy", "p
 
 
 class History(Protocol):
-    """The training's losses, a dictionary an epoch."""
+    """The losses of the training, one dictionary per epoch."""
 
     epochs: list[dict[str, float]]
 
 
 class State(Protocol):
-    """The run that made the network."""
+    """The run that trained the network."""
 
     def finish(self, network_identity: str) -> None:
-        """The atlas of these weights is published."""
+        """Mark the atlas of these weights as published."""
         ...
 
 
 class AtlasPublisher:
-    """Emits maps and fields in one pass over the subjects and publishes them all at once.
+    """Emits maps and fields in one pass over the subjects and publishes them together.
 
-    Memory is that of one subject and four accumulators a template, whatever the cohort's size.
-    Over several processes each one takes every n-th subject, writes its fields and adds its part to
-    the statistics; the first one publishes. They have to see one file system there.
+    Memory is that of one subject and four accumulators per template, whatever the cohort's size.
+    With several processes each one takes every n-th subject, writes its fields and adds its part to
+    the statistics; the first one publishes. They must share a file system.
 
     Args:
         network: with its final template.
-        dataset: LINEAR densities in the cohort's box, in the cohort's order (``image``).
+        dataset: LINEAR densities in the cohort's box, in the order of the cohort (``image``).
         cohort: subjects, grid, box.
-        settings: what is emitted and checked.
+        settings: what to emit and check.
         velocities: each subject's final velocity.
         output_dir: the atlas goes to ``<output_dir>/<output_subdir>``.
-        model_file: ``<ckpt_dir>/model.pt``, the published weights; None: not written.
+        model_file: ``<ckpt_dir>/model.pt``, for the published weights; None: not written.
         history: of the training's losses, for the description.
-        state: of the run, told when its atlas is out.
-        device: where fields are made.
-        bar: makes a progress bar for so many subjects.
+        state: of the run; marked when its atlas is published.
+        device: for computing the fields.
+        bar: makes a progress bar for a number of subjects.
         coding: of a conditional template's covariates.
-        at: covariates to publish it at; then everything leads to the template there, and goes to
-            ``<output_subdir>_at_<values>``. None: the cohort's mean.
-        loss: the training's, told of each subject on the quality page.
+        at: covariates to publish the atlas at; everything then leads to the template at them, and
+            goes to ``<output_subdir>_at_<values>``. None: the cohort's mean.
+        loss: of the training, for the quality page.
         confirm: called before the folder is published; raises if what was read has changed.
 
     Raises:
@@ -120,12 +120,12 @@ class AtlasPublisher:
         """Write the atlas.
 
         Returns:
-            its folder.
+            Its folder.
 
         Raises:
-            FoldingError: with verify_jacobian, if a field folds; nothing is published then.
-            TrainingError: if a field isn't finite; nothing is published then.
-            StorageError: if something can't be written; the earlier atlas stays.
+            FoldingError: a field folds and verify_jacobian is true; nothing is published then.
+            TrainingError: a field isn't finite; nothing is published then.
+            StorageError: a file can't be written; the earlier atlas stays.
         """
         self.network.eval()
         try:
@@ -135,14 +135,14 @@ class AtlasPublisher:
                 emitted = self._emission(templates).run(staging, self.folder)
                 from_first(lambda: self._finish(staging, emitted, templates, stack))
         except (TractAtlasError, StoppedElsewhere):
-            barrier()  # until the first process has cleared the staging folder away
+            barrier()  # until the first process has removed the staging folder
             raise
         return self.folder
 
     def _finish(
         self, staging: Path, emitted: Emitted, templates: Templates, stack: ExitStack
     ) -> None:
-        """Everything that is written once. Closing the stack publishes the folder."""
+        """Write everything that is written once. Closing the stack publishes the folder."""
         with naming(self.folder):
             shown = self._write_maps(staging, emitted.statistics, templates)
             about = self._description(emitted)
@@ -177,7 +177,8 @@ class AtlasPublisher:
     def _write_maps(
         self, staging: Path, statistics: list[DensityStatistics], templates: Templates
     ) -> dict[str, np.ndarray]:
-        """The five maps; with K > 1 a folder a template. Returns them for the quality page."""
+        """Write the five maps; with K > 1 a folder per template. Return them for the quality
+        page."""
         shown: dict[str, np.ndarray] = {}
         grid, crop = self.cohort.grid, self.cohort.crop
         for k, gathered in enumerate(statistics):
@@ -218,7 +219,7 @@ class AtlasPublisher:
         return quality_page(about, pictures, shown, emitted.subjects, emitted.grids, losses)
 
     def _description(self, emitted: Emitted) -> dict[str, Any]:
-        """``atlas.json``: enough to check what made these maps."""
+        """``atlas.json``: the origin of these maps."""
         assignment = self.velocities.assignment
         fields = [f for subject in emitted.jacobians.values() for f in subject.values()]
         own = {
@@ -248,7 +249,7 @@ class AtlasPublisher:
         return description("learned", self.cohort, self.settings, own, _PACKAGES)
 
     def _covariates(self) -> dict[str, Any]:
-        """What a conditional template says of its covariates."""
+        """The entry about the covariates of a conditional template."""
         if self.coding is None:
             return {}
         return {
@@ -261,6 +262,6 @@ class AtlasPublisher:
 
 
 def _label(at: Values) -> str:
-    """Chosen values as the end of a folder's name."""
+    """Chosen values as a suffix of a folder's name."""
     said = ",".join(f"{k}={v:g}" if isinstance(v, float) else f"{k}={v}" for k, v in at.items())
     return "at_" + (re.sub(r"[^\w.+=,@()-]", "-", said)[:120].rstrip(".") or "mean")

@@ -1,4 +1,4 @@
-"""One self-contained HTML page that shows what was published."""
+"""One self-contained HTML page that shows the published atlas."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ def quality_page(
     grids: Mapping[str, np.ndarray],
     losses: Sequence[Mapping[str, float]],
 ) -> str:
-    """The page as text; pictures are inside it, nothing is loaded from anywhere.
+    """The page as text; it contains its pictures and loads nothing.
 
     Args:
-        about: what ``atlas.json`` holds.
-        pictures: titled log densities ``(*shape)``, drawn on one scale: template, average,
-            subjects.
-        maps: the published maps ``(*shape)`` by name, each on its own scale.
+        about: content of ``atlas.json``.
+        pictures: titled log densities ``(*shape)`` with a common scale: template, average,
+        subjects.
+        maps: the published maps ``(*shape)`` by name, each with its own scale.
         subjects: one row each; the worst come first.
         grids: titled inverse displacements ``(d, *shape)`` to draw as deformed grids.
         losses: mean terms of each epoch.
@@ -77,7 +77,7 @@ def quality_page(
     if grids:
         parts += [
             "<h2>Fields</h2><p class='note'>Middle slices of the template's grid, each point "
-            "drawn where it lies in the subject: across the first, second and third axis.</p>",
+            "drawn at its position in the subject: across the first, second and third axis.</p>",
             *(
                 _light(_image(f"deformed grid of {title}", _deformed(field)), title)
                 for title, field in grids.items()
@@ -109,7 +109,7 @@ def _facts(about: Mapping[str, Any]) -> str:
 
 
 def _left_out(cohort: Mapping[str, Any]) -> str:
-    """Who was rejected and why, and the folders in which there was nothing to reject."""
+    """The rejected subjects with reasons, and the folders without a map."""
     found = [(one["subject"], one["reason"]) for one in cohort["rejected"]]
     found += [(name, "folder without a map") for name in cohort.get("without_map", ())]
     if not found:
@@ -119,7 +119,7 @@ def _left_out(cohort: Mapping[str, Any]) -> str:
 
 
 def _subject_table(subjects: Sequence[SubjectQuality]) -> str:
-    """The worst on top: those whose fields fold, then by how well the template fits."""
+    """Worst first: subjects whose fields fold, then by how well the template fits."""
     rows = []
     for one in sorted(subjects, key=lambda s: (s["smallest_jacobian"] > 0, s["correlation"])):
         mark = " class='bad'" if one["smallest_jacobian"] <= 0 else ""
@@ -210,7 +210,7 @@ def _curves(losses: Sequence[Mapping[str, float]]) -> Any:
 
 
 def _deformed(field: np.ndarray, step: int = 2) -> Any:
-    """Middle slices of a field ``(d, *shape)``, every ``step``-th line, bent as the field says."""
+    """Middle slices of a field ``(d, *shape)``: every ``step``-th grid line, deformed."""
     shape = field.shape[1:]
     planes = [(0, 1)] if len(shape) == 2 else [(1, 2), (0, 2), (0, 1)]
     step = max(step, max(shape) // 40)

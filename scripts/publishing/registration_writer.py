@@ -1,4 +1,4 @@
-"""Publishes each subject's registration in a folder of its own."""
+"""Publishes each subject's registration in a separate folder."""
 
 from __future__ import annotations
 
@@ -42,18 +42,18 @@ _DESCRIPTION = "dataset_description.json"
 
 
 class RegistrationWriter:
-    """Writes what the evaluator found of each subject, whole or not at all.
+    """Writes the registration of each subject, completely or not at all.
 
-    ``<folder>/<subject>/`` holds both fields, ``<subject>_space-template_density.nii.gz``,
+    ``<folder>/<subject>/`` contains both fields, ``<subject>_space-template_density.nii.gz``,
     ``atlas_in_patient_space/atlas_mean.nii.gz`` and ``registration.json``. A subject whose field
-    fails its check is left out; the others are done before the run ends with an error.
+    fails its check is left out; the others are finished before the run ends with an error.
 
     Args:
         network: as published.
-        subjects: the subjects that the evaluator goes through.
-        settings: save_fields, verify_jacobian and presence_value are read.
-        loss: the training's, reported before and after.
-        folder: where the subjects' folders go.
+        subjects: the subjects of the evaluator.
+        settings: save_fields, verify_jacobian and presence_value are used.
+        loss: of the training, reported before and after.
+        folder: destination of the subjects' folders.
     """
 
     def __init__(
@@ -79,16 +79,16 @@ class RegistrationWriter:
         self.behind = WriteBehind()
 
     def attach(self, engine: Engine) -> None:
-        """Write after each iteration, and tell at the end what couldn't be."""
+        """Write after each iteration, and report failures at the end."""
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
         engine.add_event_handler(Events.COMPLETED, self.finish)
 
     def finish(self, engine: Engine) -> None:
-        """Wait for the last files, then sum up.
+        """Wait for the last files, then report.
 
         Raises:
             StorageError: a subject's folder can't be written.
-            FoldingError: a field folds, or isn't finite; naming every such subject.
+            FoldingError: a field folds, or isn't finite; the message names every such subject.
             CohortError: a subject was left out because its maps can't be used.
         """
         self.behind.finish()
@@ -101,21 +101,21 @@ class RegistrationWriter:
             raise FoldingError(
                 f"nothing is written for {len(self.failed)} of {len(self.subjects)} subjects: "
                 f"{'; '.join(self.failed)}; refine the fields with "
-                "--learned_atlas#refine#new_subject_iterations 20, or look at them with "
+                "--learned_atlas#refine#new_subject_iterations 20, or inspect them with "
                 "--learned_atlas#verify_jacobian false"
             )
         if self.rejected:
             reasons = [f"{one.subject} ({one.path}: {one.reason})" for one in self.rejected]
             raise CohortError(
                 f"{len(self.rejected)} subjects can't be used and were left out, the others are "
-                f"registered: {'; '.join(reasons)}; leave them out yourself with "
+                f"registered: {'; '.join(reasons)}; to avoid this error, exclude them with "
                 "--learned_atlas#cohort#exclude"
             )
 
     @torch.no_grad()
     def __call__(self, engine: Engine) -> None:
         """Write the subjects of the last iteration."""
-        subjects: Any = engine.state.output  # decollated: a dictionary a subject
+        subjects: Any = engine.state.output  # decollated: one dictionary per subject
         for item in subjects:
             self._write(item)
 
@@ -146,7 +146,7 @@ class RegistrationWriter:
         atlas: np.ndarray,
         report: dict[str, Any],
     ) -> None:
-        """Write one subject's folder, beside the next one's registration."""
+        """Write one subject's folder, while the next one is registered."""
         with publish_folder(self.folder / name) as staging:
             if self.settings.save_fields:
                 for file, field in zip(field_names(name), fields, strict=True):
@@ -183,7 +183,7 @@ class RegistrationWriter:
         atlas: np.ndarray,
         found: Registration,
     ) -> dict[str, Any]:
-        """``registration.json``: how well the atlas fits, and what the fit was made of."""
+        """``registration.json``: how well the atlas fits, and the origin of the fit."""
         k = int(item["template"])
         velocity = item["velocity"][None]
         covariates = item["covariates"][None] if "covariates" in item else None
@@ -241,7 +241,8 @@ class RegistrationWriter:
         k: int,
         covariates: torch.Tensor | None = None,
     ) -> dict[str, float]:
-        """The terms as the refinement sees them: smoothness of what covariates don't explain."""
+        """The terms as used by the refinement: smoothness of the part that covariates don't
+        explain."""
         network = self.network
         warped = network.warped_template(network.displacement(velocity), k, covariates)
         if covariates is not None:

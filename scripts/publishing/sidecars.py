@@ -1,9 +1,9 @@
-"""What BIDS tools read beside the images: a JSON an image, and the folder's description.
+"""Files for BIDS tools beside the images: one JSON per image, and the folder's description.
 
 Keys are those of BIDS derivatives (``Description``, ``Sources``, ``SpatialReference``, ``Units``)
 and, for transforms, of its proposal for spatial transforms (BEP 014). A path is a BIDS URI:
-``bids::<path>`` inside the folder itself, ``bids:cohort:<path>`` inside the folder that
-``DatasetLinks`` names, or ``file:`` anywhere else.
+``bids::<path>`` inside the folder, ``bids:cohort:<path>`` inside the folder that ``DatasetLinks``
+names, or ``file:`` anywhere else.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ __all__ = [
 
 BIDS_VERSION = "1.10.0"
 VERSION = "0.1.0"
-"""Of the bundle, as in configs/metadata.json."""
+"""Version of the bundle, as in configs/metadata.json."""
 _NAME = "tract_density_atlas"
 _COHORT = "cohort"
 
@@ -66,8 +66,8 @@ def describe_atlas(folder: Path, about: dict[str, Any]) -> None:
     """Write the sidecars of all maps and fields in an atlas's folder, and its description.
 
     Args:
-        folder: as it is about to be published.
-        about: what its ``atlas.json`` will say.
+        folder: the folder before it is published.
+        about: future content of its ``atlas.json``.
     """
     inputs = {
         subject["subject"]: [Path(one["path"]) for one in subject["maps"]]
@@ -110,13 +110,13 @@ def describe_registration(
 ) -> None:
     """Write the sidecars of one registered subject.
 
-    No image of the template lies here: its grid is told by the subject's map that was moved there.
+    There is no image of the template here, so the subject's warped map defines its grid.
 
     Args:
-        folder: ``<subject>/`` as it is about to be published.
+        folder: ``<subject>/`` before it is published.
         subject: its name.
         maps: absolute paths of its maps.
-        normalisation: what they were divided by.
+        normalisation: what they are divided by.
     """
     sources = [path.as_uri() for path in maps]
     there = [name for name in field_names(subject) if (folder / name).is_file()]
@@ -148,8 +148,8 @@ def dataset_description(name: str, cohort: Path | None = None) -> dict[str, Any]
     """``dataset_description.json`` of a folder of derivatives.
 
     Args:
-        name: for people.
-        cohort: folder that ``bids:cohort:`` URIs start from; None: there are none.
+        name: a title for people.
+        cohort: base folder of ``bids:cohort:`` URIs; None: there are none.
     """
     described: dict[str, Any] = {
         "Name": name,
@@ -174,13 +174,13 @@ def is_own_dataset(described: Mapping[str, Any]) -> bool:
 def map_sidecar(
     name: str, reference: str, sources: Sequence[str], learned: bool = False
 ) -> dict[str, Any]:
-    """What a map is.
+    """Sidecar of a map.
 
     Args:
         name: mean, std, std_error, cov or prob_threshold.
-        reference: URI of the image whose space it lies in.
-        sources: URIs of what it was made of.
-        learned: the mean is the learned template, not the sample's mean.
+        reference: URI of the image that defines its space.
+        sources: URIs of its sources.
+        learned: the mean is the learned template, not the sample mean.
     """
     description, units = _MAPS[name]
     if learned and name == "mean":
@@ -194,11 +194,11 @@ def map_sidecar(
 
 
 def field_sidecar(subject: str, name: str, template: str, maps: Sequence[str]) -> dict[str, Any]:
-    """What a displacement field is.
+    """Sidecar of a displacement field.
 
     Args:
-        subject: whose.
-        name: the file's, one of `field_names`.
+        subject: name of the subject.
+        name: of the file, one of `field_names`.
         template: URI of an image on the template's grid.
         maps: URIs of the subject's maps; the first one's grid is the subject's.
     """
@@ -230,7 +230,7 @@ def _learned(about: dict[str, Any]) -> bool:
 
 
 def _measured(name: str, about: dict[str, Any]) -> dict[str, Any]:
-    """The cohort's side of a map: how densities were made, and which threshold counted."""
+    """Entries about the cohort: how densities were computed, and the threshold."""
     measured: dict[str, Any] = {
         "TrainingSpace": about["training_space"],
         "Normalisation": about["normalisation"],

@@ -1,4 +1,4 @@
-"""Voxelwise statistics over a cohort in one pass, mergeable over processes."""
+"""Voxelwise statistics over a cohort in one pass; processes can be merged."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ __all__ = ["DensityStatistics"]
 
 
 class DensityStatistics:
-    """Count, mean, sum of squared deviations, and how often a voxel is present.
+    """Count, mean, sum of squared deviations, and number of subjects present, per voxel.
 
-    Welford's update and Chan's merge, in float64: stable where the naive sum of squares isn't,
-    and a cohort cut over any number of processes gives the maps of the uncut one (to rounding,
-    about 1e-15 of the value). Memory is four volumes whatever the number of subjects.
+    Uses Welford's update and Chan's merge in float64. They are stable where the naive sum of
+    squares isn't, and a cohort split over any number of processes gives the same maps (up to
+    rounding, about 1e-15 of the value). Memory is four volumes whatever the number of subjects.
 
-    Weighted, for mixtures: a subject may count for a share of itself.
+    Weights, for mixtures: a subject may count as a fraction.
 
     Args:
         shape: of one density volume.
@@ -29,7 +29,7 @@ class DensityStatistics:
         self.present = np.zeros(shape)
 
     def add(self, density: np.ndarray, weight: float = 1.0) -> None:
-        """Take in one subject's density in template space."""
+        """Add one subject's density in template space."""
         if weight <= 0:
             return
         self.subjects += weight
@@ -40,7 +40,7 @@ class DensityStatistics:
         self.present += weight * (density > self.presence_value)
 
     def merge(self, other: DensityStatistics) -> None:
-        """Take in what another process gathered over other subjects."""
+        """Add the statistics of another process over other subjects."""
         if other.subjects == 0:
             return
         total = self.subjects + other.subjects
@@ -56,7 +56,7 @@ class DensityStatistics:
         """The five maps, float32.
 
         Args:
-            template: the learned template, published as ``mean``; without it the sample mean is.
+            template: the learned template, published as ``mean``; None: the sample mean.
             cov_mean_threshold_pct: cov is 0 where the sample mean is at most this share of its
                 maximum.
 

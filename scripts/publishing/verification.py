@@ -1,4 +1,4 @@
-"""Whether a published atlas is still what its description says, recomputed from its files."""
+"""Checks whether a published atlas matches its description, by recomputing from its files."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ from scripts.spatial.warp import warp
 __all__ = ["MAP_TOLERANCE", "Check", "Verification", "verify_atlas"]
 
 MAP_TOLERANCE = 2e-5
-"""How far a resampled density may lie from the published one, as a share of its maximum.
+"""Largest difference of a resampled density from the published one, as a share of its maximum.
 
-Fields lie on disk in float32 millimetres and are sampled at float32 coordinates: together about
+Fields are stored as float32 millimetres and sampled at float32 coordinates: together about
 1e-5 of a voxel on a grid of 256, and a density changes by at most its maximum over a voxel.
 """
 JACOBIAN_TOLERANCE = 1e-4
-"""How far a determinant may lie from the published one."""
-_RELATIVE = 1e-5  # what float32 maps and mixture shares of six decimals leave open
+"""Largest difference of a determinant from the published one."""
+_RELATIVE = 1e-5  # precision of float32 maps and of mixture shares with six decimals
 
 _CONTINUOUS = ("mean", "std", "std_error")
 """Maps that change little where a density does. The others step at a threshold: a density that lies
@@ -52,14 +52,14 @@ _UNREADABLE = (CohortError, OSError, OverflowError, ValueError)
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was looked at.
+    """One check.
 
     Attributes:
         kind: ``description``, ``code``, ``library``, ``input``, ``divisor``, ``file``, ``field``
             or ``map``.
-        name: of the file, or what of the subject.
-        outcome: ``not checked`` is no disagreement: what it takes was never published.
-        detail: what was found in place of what.
+        name: of the file, or of the subject's part.
+        outcome: ``not checked`` is no disagreement: the necessary data were never published.
+        detail: the recomputed and the expected value.
     """
 
     kind: str
@@ -69,13 +69,13 @@ class Check:
 
     @property
     def fails(self) -> bool:
-        """Whether the atlas isn't what its description says."""
+        """Whether the atlas doesn't match its description."""
         return self.outcome not in ("agrees", "not checked")
 
 
 @dataclass(frozen=True)
 class Verification:
-    """All that was looked at in one atlas.
+    """All checks of one atlas.
 
     Attributes:
         folder: of the atlas.
@@ -87,11 +87,11 @@ class Verification:
 
     @property
     def failures(self) -> list[Check]:
-        """What doesn't agree."""
+        """The checks that don't agree."""
         return [check for check in self.checks if check.fails]
 
     def table(self) -> str:
-        """What agrees as a count a kind, everything else by name."""
+        """A count of agreeing checks per kind, and all others by name."""
         agreeing = Counter(check.kind for check in self.checks if check.outcome == "agrees")
         rows = [("agrees", kind, f"{count} of them") for kind, count in agreeing.items()]
         rows += [
@@ -103,10 +103,10 @@ class Verification:
         return "\n".join(f"{a:{widths[0]}}  {b:{widths[1]}}  {c}" for a, b, c in rows)
 
     def require(self) -> None:
-        """Go on only if everything agrees.
+        """Raise an error unless everything agrees.
 
         Raises:
-            VerificationError: naming what doesn't.
+            VerificationError: names the checks that don't agree.
         """
         found = self.failures
         if found:
@@ -125,14 +125,14 @@ def verify_atlas(folder: str | Path) -> Verification:
     template (``mean``), ``cov`` and ``prob_threshold`` have their hash alone. One subject is in
     memory at a time.
 
-    A hash proves that a file is the one that was published, not who published it: who rewrites a
-    file together with its hash isn't found out by the hash, but is by the recomputed numbers.
+    A hash shows that a file is unchanged, not who published it. If somebody replaces a file
+    together with its hash, the recomputed numbers still reveal it.
 
     Args:
         folder: ``<output_dir>/<output_subdir>``.
 
     Raises:
-        VerificationError: if there is no atlas, or its description can't be understood.
+        VerificationError: there is no atlas, or its description is invalid.
     """
     root = Path(folder)
     about = _load(root, "atlas.json")
@@ -160,7 +160,7 @@ def _checks(root: Path, about: dict[str, Any]) -> Iterator[Check]:
 
 
 def _maker_checks(about: dict[str, Any]) -> Iterator[Check]:
-    """Whether the same code and libraries are at work here; others are told, and are no failure."""
+    """Compare code and libraries with those of the atlas; differences aren't failures."""
     made, here = about.get("code"), code_identity()
     if made is None:
         yield Check("code", "", "not checked", "was not recorded")
@@ -191,7 +191,7 @@ def _load(root: Path, name: str) -> dict[str, Any]:
     except ValueError as error:
         raise VerificationError(f"{path}: damaged: {error}") from error
     if not isinstance(found, dict):
-        raise VerificationError(f"{path}: damaged: holds no mapping")
+        raise VerificationError(f"{path}: damaged: not a JSON object")
     return found
 
 
@@ -220,7 +220,7 @@ def _file_checks(root: Path, recorded: dict[str, str], longest: int) -> Iterator
         there = {one.name: one for one in entries(root)}
     except FileError as error:
         raise VerificationError(str(error)) from error
-    there.pop("atlas.json", None)  # has a hash of its own
+    there.pop("atlas.json", None)  # its hash is stored separately
     for name in sorted(recorded.keys() | there.keys()):
         if name not in there:
             yield Check("file", name, "missing")
@@ -295,13 +295,13 @@ class _Recomputed:
         self.unknown: list[str] = []
 
     def add(self, density: np.ndarray, weight: float) -> None:
-        """Take in one subject in template space."""
+        """Add one subject in template space."""
         self.statistics.add(density, weight)
         self.largest = max(self.largest, float(density.max()))
 
 
 def _numbers(root: Path, about: dict[str, Any]) -> Iterator[Check]:
-    """Jacobians and maps, from one pass over the subjects."""
+    """Check Jacobians and maps in one pass over the subjects."""
     settings = about["settings"]
     plain = about["kind"] in _WITHOUT_FIELDS
     names = [subject["subject"] for subject in about["cohort"]["subjects"]]
@@ -342,7 +342,7 @@ def _numbers(root: Path, about: dict[str, Any]) -> Iterator[Check]:
             density = _density(subject, shape, crop)
             moved = _moved(density, fields[field_names(name)[0]])
         except (*_UNREADABLE, KeyError):
-            moved = None  # an input or a field that is already told of
+            moved = None  # the input or field has already been reported
         for k, weight in enumerate(weights):
             if weight < NEGLIGIBLE_SHARE and k != home:
                 continue
@@ -360,7 +360,7 @@ def _numbers(root: Path, about: dict[str, Any]) -> Iterator[Check]:
 def _plain_maps(
     root: Path, about: dict[str, Any], gathered: _Recomputed, shape: tuple[int, ...], crop: CropBox
 ) -> Iterator[Check]:
-    """Maps of a cohort as it lies, without fields."""
+    """Maps of an unregistered cohort, without fields."""
     for subject in about["cohort"]["subjects"]:
         try:
             gathered.add(_density(subject, shape, crop), 1.0)
@@ -370,7 +370,7 @@ def _plain_maps(
 
 
 def _way(file: str) -> str:
-    """``from-subject_to-template`` or the reverse, out of a field's file name."""
+    """``from-subject_to-template`` or the reverse, from a field's file name."""
     stem = file.removesuffix("_mode-image_xfm.nii.gz")
     return stem[stem.rindex("_from-") + 1 :]
 
@@ -403,16 +403,16 @@ def _jacobian_check(
 ) -> Check:
     name = f"{subject} {way}"
     if way not in recorded:
-        return Check("field", name, "missing", "jacobian.json doesn't tell of it")
+        return Check("field", name, "missing", "jacobian.json has no entry for it")
     u = torch.as_tensor(field)
     found = jacobian_summary(u)
     near_fold = float((jacobian_determinant(u).abs() <= JACOBIAN_TOLERANCE).double().mean())
     for key, value in found.items():
         told = float(recorded[way][key])
         reach = JACOBIAN_TOLERANCE * (1 + abs(value))
-        if "share" in key:  # only what is nearly folded may have been counted otherwise
+        if "share" in key:  # only cells that nearly fold may have been counted differently
             reach = near_fold + 1e-9
-        if not abs(told - value) <= reach:  # nor is NaN near anything
+        if not abs(told - value) <= reach:  # also catches NaN
             return Check("field", name, "differs", f"{key} {value:.6g}, recorded {told:.6g}")
     return Check("field", name, "agrees")
 
@@ -420,11 +420,11 @@ def _jacobian_check(
 def _map_checks(
     root: Path, folder: Path, recomputed: _Recomputed, about: dict[str, Any]
 ) -> Iterator[Check]:
-    learned = about["kind"] != "averaged"  # or transported: the mean isn't that of the subjects
+    learned = about["kind"] != "averaged"  # or transported: the mean isn't the subjects' mean
     wanted = about["settings"]["emit_baseline_maps"]
     emitted = [name for name in _CONTINUOUS if name in wanted and not (learned and name == "mean")]
     if recomputed.statistics.subjects == 0 and not recomputed.unknown:
-        return  # a template of no subject has no maps
+        return  # a template without subjects has no maps
     labels = {name: str((folder / f"atlas_{name}.nii.gz").relative_to(root)) for name in emitted}
     if recomputed.unknown:
         for name in emitted:
@@ -444,7 +444,7 @@ def _map_checks(
         wrong = ~(np.abs(found - expected) <= reach)  # nor is NaN near anything
         if wrong.any():
             voxel = tuple(int(i) for i in np.argwhere(wrong)[0][1:])
-            detail = f"{int(wrong.sum())} voxels aren't what fields and inputs give, first {voxel}"
+            detail = f"{int(wrong.sum())} voxels differ from fields and inputs, first {voxel}"
             yield Check("map", labels[name], "differs", detail)
         else:
             yield Check("map", labels[name], "agrees")

@@ -22,20 +22,20 @@ from scripts.spatial.resampling import resample_by_matrix
 
 __all__ = ["AffineRefinement", "AffineResult", "level_of", "moved_by", "start_in_family"]
 
-_KEPT = 3  # candidates that go on from the coarsest level
+_KEPT = 3  # candidates that continue after the coarsest level
 _FIRST_STEP, _LAST_STEP = 0.5, 0.01  # r.m.s. movement of a step, voxels of the level
-_SHRINK = 0.4  # of the step, each time that a window brought no progress
-_VOLUMES = (0.05, 20.0)  # determinants that a transform between two anatomies may have
+_SHRINK = 0.4  # of the step, after each window without progress
+_VOLUMES = (0.05, 20.0)  # allowed determinants of a transform between two anatomies
 
 
 @dataclass(frozen=True)
 class AffineResult:
-    """What a refinement found.
+    """Result of an affine registration.
 
     Attributes:
         matrix: ``(4, 4)`` float64, fixed point to moving point, RAS mm.
         loss: at the finest level.
-        start_loss: of the start that was given, or of the identity, at the same level.
+        start_loss: of the given start, or of the identity, at the same level.
         levels: per level: reduction, candidates, gradient steps, the best loss.
     """
 
@@ -46,27 +46,28 @@ class AffineResult:
 
 
 class AffineRefinement:
-    """Adam on a family's parameters, coarse to fine, the best of all candidates kept.
+    """Adam on the parameters of a transform model, coarse to fine, keeping the best candidate.
 
-    A candidate is ``R(start) F(parameters)``: the start's rigid part, after which comes a member
-    of the family that begins at the start's scales and shears. That stays inside the family, and
-    near any rotation the angles are near 0, so that no rotation is special.
+    A candidate is ``R(start) F(parameters)``: the start's rigid part, then a matrix of the model
+    that begins with the start's scales and shears. The product stays in the model, and near any
+    rotation the angles are near 0, so that no rotation is special.
 
-    Parameters are scaled so that a unit moves the image's points by one millimetre r.m.s. A
-    level's steps begin at half a voxel; a window without progress shrinks them and goes back to
-    the best, until they are a hundredth of a voxel or the level's steps are used up. The
-    coarsest level compares by plain correlation, which reaches farther than a local one.
+    Parameters are scaled so that one unit moves the image's points by one millimetre r.m.s. The
+    steps of a level begin at half a voxel. A window without progress shrinks them and returns to
+    the best candidate, until they are a hundredth of a voxel or the iterations of the level are
+    used up. The coarsest level uses plain correlation, which has a larger capture range than a
+    local one.
 
     The result is compared with the start at the finest level, and is never worse.
 
     Args:
-        family: one of `scripts.spatial.affine_parameters.FAMILIES`.
-        starts: kinds of `starting_matrices` to try beside the start that is given.
+        family: transform model, one of `scripts.spatial.affine_parameters.FAMILIES`.
+        starts: initialisations (`starting_matrices`) to try besides the given start.
         levels: reductions, coarse to fine, in units of the fixed image's smallest voxel side.
-        iterations: most gradient steps of a level.
-        window: steps over which the loss must improve by ``tolerance``.
+        iterations: largest number of gradient steps per level.
+        window: number of steps in which the loss must improve by ``tolerance``.
         tolerance: of the loss.
-        similarity: of all levels but the coarsest.
+        similarity: for all levels but the coarsest.
         correlation_window: voxels, of the local correlation.
     """
 
@@ -82,7 +83,7 @@ class AffineRefinement:
         correlation_window: int = 5,
     ) -> None:
         if family not in FAMILIES:
-            raise ValueError(f"family is one of {', '.join(FAMILIES)}, not {family!r}")
+            raise ValueError(f"family must be one of {', '.join(FAMILIES)}, got {family!r}")
         self.family = family
         self.starts = tuple(starts)
         self.levels = tuple(levels)
@@ -95,15 +96,15 @@ class AffineRefinement:
     def __call__(
         self, fixed: WorldImage, moving: WorldImage, start: torch.Tensor | None = None
     ) -> AffineResult:
-        """Find the transform.
+        """Estimate the transform.
 
         Args:
-            fixed: the image that is wanted.
-            moving: the one to be brought to it, on any grid.
-            start: ``(4, 4)`` or ``(S, 4, 4)``, inside the family (a network's estimate, say).
+            fixed: the fixed image.
+            moving: the moving image, on any grid.
+            start: ``(4, 4)`` or ``(S, 4, 4)``, in the transform model (a network's estimate, say).
 
         Raises:
-            ValueError: an image is constant or not finite, or a start lies outside of the family.
+            ValueError: an image is constant or not finite, or a start isn't in the transform model.
         """
         require_contrast(fixed, moving)
         device = fixed.values.device
@@ -140,7 +141,7 @@ class AffineRefinement:
 
 
 def start_in_family(matrix: torch.Tensor, family: str, image: WorldImage) -> bool:
-    """Whether a matrix ``(4, 4)`` is one of the family's over the fixed image's grid."""
+    """Whether a matrix ``(4, 4)`` is in a transform model, on the fixed image's grid."""
     try:
         parameters_of(matrix[None], family, Frame.of_grid(image.affine, image.shape))
     except ValueError:
@@ -149,7 +150,7 @@ def start_in_family(matrix: torch.Tensor, family: str, image: WorldImage) -> boo
 
 
 def level_of(image: WorldImage, fixed: WorldImage, reduction: int) -> WorldImage:
-    """An image at a level of the fixed one's pyramid: voxels of a like size, near cubes."""
+    """An image at a level of the fixed one's pyramid: voxels of similar size, nearly cubic."""
     size = reduction * float(fixed.spacing.min())
     return reduced(image, reduction_factors(image.spacing, size))
 
@@ -160,7 +161,7 @@ def moved_by(
     moving: WorldImage,
     displacement: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """The moving image on the fixed grid, and how much of each voxel it holds.
+    """The moving image on the fixed grid, and the share of each voxel that it covers.
 
     Args:
         matrix: ``(B, 4, 4)``.
@@ -181,15 +182,15 @@ def moved_by(
 
 
 class _Descent:
-    """One level's descent of several candidates at once.
+    """Optimises several candidates at one level at once.
 
     Args:
         fixed: the level's fixed image.
         moving: the level's moving image.
-        loss: of moved images.
-        family: of the transforms.
+        loss: of warped images.
+        family: transform model.
         frame: of the full fixed grid, the same at all levels.
-        size: the level's reduction.
+        size: reduction of the level.
     """
 
     def __init__(
@@ -210,20 +211,21 @@ class _Descent:
         self.effect = self._effects()
 
     def matrices(self, bases: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
-        """``(S, 4, 4)`` of starts (their rigid part, their scales and shears) and offsets."""
+        """``(S, 4, 4)`` starts as their rigid part, with their scales and shears as offsets."""
         rigid, rest = bases[:, : self.rigid], bases[:, self.rigid :]
         turned = torch.cat([torch.zeros_like(rigid), rest], dim=1) + offsets / self.effect
         return matrix_of(rigid, "rigid", self.frame) @ matrix_of(turned, self.family, self.frame)
 
     def losses(self, matrices: torch.Tensor) -> torch.Tensor:
-        """``(S,)``, without gradients."""
+        """Losses ``(S,)``, without gradients."""
         with torch.no_grad():
             return self._loss(matrices)
 
     def run(
         self, matrices: torch.Tensor, iterations: int, window: int, tolerance: float
     ) -> tuple[torch.Tensor, torch.Tensor, int]:
-        """Descend from each matrix; the best of each, its loss, and the steps of the longest."""
+        """Descend from each matrix; return the best of each, its loss, and the largest step
+        count."""
         bases = parameters_of(matrices, self.family, self.frame)
         current = torch.zeros_like(bases).requires_grad_(True)
         best = torch.zeros_like(bases)
@@ -244,7 +246,7 @@ class _Descent:
             best[won], best_loss[won] = part.detach()[better], losses.detach()[better]
             if number == iterations:
                 break
-            # A window without progress: smaller steps, from the best.
+            # A window without progress: smaller steps, from the best candidate.
             since[who] += 1
             progressed = best_loss < marked - tolerance
             marked = torch.where(progressed, best_loss, marked)
@@ -281,7 +283,7 @@ class _Descent:
         return torch.where(sound, loss, torch.full_like(loss, 4.0))
 
     def _effects(self) -> torch.Tensor:
-        """R.m.s. movement of the grid's points, mm, by a unit of each parameter, ``(P,)``."""
+        """R.m.s. movement of the grid's points, mm, per unit of each parameter, ``(P,)``."""
         d = self.frame.spatial_dims
         half = self.frame.half_width
         eye = torch.eye(parameter_count(self.family, d), dtype=torch.float64, device=half.device)

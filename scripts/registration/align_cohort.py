@@ -1,4 +1,4 @@
-"""The alignment job: a native cohort in, aligned maps and their transforms out."""
+"""The alignment job: from a native cohort to aligned maps and their transforms."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ __all__ = ["CohortAligner", "pair_refinement"]
 logger = logging.getLogger(__name__)
 
 TEMPLATE = "template.nii.gz"
-_ODD = 5.0  # median absolute deviations below the cohort's median correlation
+_ODD = 5.0  # a correlation this many median absolute deviations below the median is reported
 
 
 def pair_refinement(settings: Any) -> AffineRefinement:
-    """The refinement that a block of `PairSettings` asks for."""
+    """The registration with the settings of a `PairSettings` block."""
     return AffineRefinement(
         settings.family, settings.starts, settings.levels, settings.iterations, settings.window,
         settings.tolerance, settings.similarity, settings.correlation_window,
@@ -57,25 +57,25 @@ def pair_refinement(settings: Any) -> AffineRefinement:
 
 
 class CohortAligner:
-    """Brings a native cohort to one affine space and publishes it as a dataset folder.
+    """Aligns a native cohort to one affine space and publishes it as a dataset folder.
 
-    ``<output_dir>/<output_subdir>/`` then holds ``template.nii.gz`` (the mean of the aligned
-    images), ``alignment.json``, and for each subject its images under their own names, interpolated
-    once, ``template_in_native.nii.gz`` on its own grid, and ``xfm/`` with the transform in both
+    ``<output_dir>/<output_subdir>/`` contains ``template.nii.gz`` (the mean of the aligned images),
+    ``alignment.json``, and for each subject its images under their names, interpolated once,
+    ``template_in_native.nii.gz`` on the subject's grid, and ``xfm/`` with the transform in both
     directions, as ITK text and as 4x4 text.
 
-    Until it is published, each transform lies in the hidden folder ``.<output_subdir>.unfinished``
-    beside it: a run that was stopped goes on there, to the bits of an unbroken one.
+    Until then the transforms are kept in the hidden folder ``.<output_subdir>.unfinished`` beside
+    it. A stopped run continues from there, with bit-identical results.
 
     Args:
         dataset_dir: the native cohort.
         settings: of the alignment.
-        output_dir: where to.
+        output_dir: destination.
 
     Raises:
         CohortError: too few usable subjects, or a target that can't be read.
-        ConfigurationError: the machine lacks the device.
-        StorageError: ``output_dir`` can't be written, or another run is at work there.
+        ConfigurationError: the machine doesn't have the device.
+        StorageError: ``output_dir`` can't be written, or another run is using it.
     """
 
     def __init__(
@@ -102,12 +102,12 @@ class CohortAligner:
         """Align and publish.
 
         Returns:
-            the published folder.
+            The published folder.
 
         Raises:
             CohortError: the cohort's transforms have no mean.
-            CheckpointError: an unfinished run of other images or settings is there.
-            StorageError: something can't be written; what stood there before stays.
+            CheckpointError: there is an unfinished run of other images or settings.
+            StorageError: a file can't be written; earlier results stay.
         """
         with locked_folders(self.output_dir):
             watched = self._watched()
@@ -128,7 +128,7 @@ class CohortAligner:
         return self.output_dir / f".{self.settings.output_subdir}.unfinished"
 
     def _open_state(self) -> KeptTransforms:
-        """What an interrupted run of the same images and settings found; else an empty folder."""
+        """Reopen an interrupted run of the same images and settings; else make an empty folder."""
         files = AlignedFiles(
             [(subject.name, subject.read.path) for subject in self.subjects],
             None if self.target is None else self.target.path,
@@ -148,11 +148,11 @@ class CohortAligner:
             try:
                 return aligner(images, bar)
             except ValueError as error:
-                # Other settings are called for, which would be refused beside this run's.
+                # A user would have to change settings, which an unfinished run doesn't allow.
                 shutil.rmtree(self._state_folder, ignore_errors=True)
                 raise CohortError(
-                    f"the cohort can't be centred: {error}; a subject may have been taken the "
-                    "wrong way round, which align#starts '[identity, centre]' rules out"
+                    f"the cohort can't be centred: {error}; perhaps a subject was aligned the "
+                    "wrong way round, which align#starts '[identity, centre]' prevents"
                 ) from error
 
     def _to_target(self, kept: KeptTransforms) -> Alignment:
@@ -161,7 +161,7 @@ class CohortAligner:
         if target.values.shape[1] != self.subjects[0].read.image.values.shape[1]:
             raise CohortError(f"{self.target.path}: has another number of channels")
         if self.target.spatial_dims != self.subjects[0].read.spatial_dims:
-            raise CohortError(f"{self.target.path}: must be a plane where the subjects are")
+            raise CohortError(f"{self.target.path}: must be a plane, like the subjects")
         grid = CommonGrid(target.affine, target.shape)
         matrices, losses, agreement = [], [], []
         with progress_bar(len(self.subjects), "alignment") as bar:
@@ -185,7 +185,7 @@ class CohortAligner:
             if value < low:
                 logger.warning(
                     "subject %s: correlation with the template is %.2f, the cohort's median %.2f; "
-                    "look at it, it may be misaligned (align#starts with search tries more)",
+                    "it may be misaligned, please check (align#starts with search tries more)",
                     subject.name, value, float(np.median(values)),
                 )  # fmt: skip
 
@@ -258,7 +258,7 @@ class CohortAligner:
 
     @staticmethod
     def _solid(values: np.ndarray) -> np.ndarray:
-        """``(C, X, Y, Z)``, planes with Z = 1."""
+        """``(C, X, Y, Z)``; planes have Z = 1."""
         return values[..., None] if values.ndim == 3 else values
 
     @staticmethod
@@ -269,7 +269,7 @@ class CohortAligner:
         return Grid((*grid.shape, 1)[:3], grid.affine, header)
 
     def _description(self, alignment: Alignment, watched: WatchedFiles) -> dict[str, Any]:
-        """``alignment.json``: what these images were made of."""
+        """``alignment.json``: the origin of these images."""
         return {
             "name": "tract_density_atlas",
             "kind": "alignment",
@@ -308,7 +308,7 @@ class CohortAligner:
 def _resampled(
     volume: np.ndarray, own: Grid, matrix: np.ndarray, grid: CommonGrid, labels: bool
 ) -> np.ndarray:
-    """``(C, X, Y, Z)`` on its own grid to ``(C, *grid.shape)``, interpolated once."""
+    """``(C, X, Y, Z)`` from its grid to ``(C, *grid.shape)``, interpolated once."""
     flat = volume[..., 0] if len(grid.shape) == 2 else volume
     source = torch.as_tensor(np.ascontiguousarray(flat), dtype=torch.float32)[None]
     moved = resample_by_matrix(
@@ -319,7 +319,7 @@ def _resampled(
 
 
 def _copy_waytotal(file: NativeFile, path: Path) -> None:
-    """A map's waytotal goes with it, so that training can divide by it."""
+    """Copy a map's waytotal with it, so that training can divide by it."""
     found = waytotal_file(file.path)
     if not file.labels and found.is_file():
         shutil.copyfile(found, path.with_name(found.name))

@@ -1,4 +1,4 @@
-"""What an unfinished alignment leaves on disk: each subject's transform of each round."""
+"""The files of an unfinished alignment: each subject's transform in each round."""
 
 from __future__ import annotations
 
@@ -19,37 +19,37 @@ __all__ = ["AlignedFiles", "KeptTransforms", "Transforming"]
 
 Found = tuple[np.ndarray, float]
 Transforming = Callable[[], Found]
-"""Finds a matrix ``(4, 4)`` and its loss."""
+"""Estimates a matrix ``(4, 4)`` and its loss."""
 
 
 @dataclass(frozen=True)
 class AlignedFiles:
-    """The images that an alignment is estimated on.
+    """The images for the estimation of an alignment.
 
     Attributes:
         subjects: names and files, in order.
-        target: the image that everybody is aligned to; None: the cohort's mean.
+        target: the image that all subjects are aligned to; None: the cohort's mean.
     """
 
     subjects: Sequence[tuple[str, Path]]
     target: Path | None = None
 
     def identity(self) -> str:
-        """SHA-256 over names and content; the same wherever the dataset lies."""
+        """SHA-256 of names and content; independent of the dataset's location."""
         content = [(name, file_hash(path)) for name, path in self.subjects]
         target = None if self.target is None else file_hash(self.target)
         return hashlib.sha256(json.dumps([content, target]).encode()).hexdigest()
 
 
 class KeptTransforms:
-    """Runs what finds a transform, or takes what an interrupted run found.
+    """Estimates a transform, or returns that of an interrupted run.
 
-    A transform is a file written whole, so that a run that was killed goes on at the subject where
-    it was. Numbers are written so that they come back to the bit: means and centring, which are
-    computed anew, are then those of an unbroken run.
+    A transform is a file that is written completely or not at all, so a killed run continues with
+    the next subject. Numbers are written exactly, so means and centring, which are computed again,
+    are bit-identical to those of an uninterrupted run.
 
     Args:
-        folder: where the files go; None: nothing is kept.
+        folder: of the files; None: nothing is kept.
     """
 
     def __init__(self, folder: str | Path | None = None) -> None:
@@ -59,12 +59,12 @@ class KeptTransforms:
         """A subject's transform.
 
         Args:
-            step: 0 for the first one, then the round.
+            step: 0 for the first registration, then the round.
             index: of the subject.
-            find: is run if there is none yet.
+            find: called if there is no transform yet.
 
         Raises:
-            CheckpointError: what is there is damaged.
+            CheckpointError: the file is damaged.
             StorageError: it can't be written.
         """
         if self.folder is None:
@@ -81,10 +81,9 @@ class KeptTransforms:
             there = read_checked(path, frozenset({"matrix", "loss"}))
             matrix, loss = np.array(there["matrix"], dtype=np.float64), float(there["loss"])
             if matrix.shape != (4, 4) or not np.isfinite(matrix).all():
-                raise ValueError("no 4x4 matrix")
+                raise ValueError("not a 4x4 matrix")
         except (FileError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(
-                f"{path}: damaged ({error}); throw the unfinished run away with "
-                "--align#resume false"
+                f"{path}: damaged ({error}); discard the unfinished run with --align#resume false"
             ) from error
         return matrix, loss

@@ -1,4 +1,4 @@
-"""Beyond the affine transform of a pair: a stationary velocity, alone or together with it."""
+"""Deformable registration of a pair: a stationary velocity, alone or with the affine matrix."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ __all__ = ["ElasticRefinement", "ElasticResult"]
 
 _FIRST_STEP, _LAST_STEP = 0.2, 0.02  # of the velocity, voxels of the level
 _SHRINK = 0.5
-_AFFINE_STEP = 0.05  # of the matrix's parameters in a joint refinement, as a part of half widths
+_AFFINE_STEP = 0.05  # of the matrix's parameters in a joint registration, as a part of half widths
 
 
 @dataclass(frozen=True)
 class ElasticResult:
-    """What a refinement found: a fixed point x is read at ``matrix (x + displacement(x))``.
+    """Result of a registration: a fixed point x corresponds to ``matrix (x + displacement(x))``.
 
     Attributes:
         matrix: ``(4, 4)`` float64, RAS mm.
         displacement: ``(1, d, *shape)`` in voxels, on the fixed grid.
-        inverse: of it, on the fixed grid too: a moving point y comes from x = z + inverse(z) with
-            z = matrix^-1 y.
-        loss: similarity and weighted smoothness at the finest level.
-        start_loss: the same of the start.
+        inverse: its inverse, also on the fixed grid: a moving point y corresponds to
+            x = z + inverse(z) with z = matrix^-1 y.
+        loss: similarity plus weighted smoothness at the finest level.
+        start_loss: the same for the start.
         levels: per level: reduction, gradient steps, the best loss.
         jacobian: `jacobian_summary` of both displacements on the fixed grid.
     """
@@ -56,7 +56,7 @@ class ElasticResult:
 
 @dataclass(frozen=True)
 class _LevelFlow:
-    """The integration on one level's grid."""
+    """The integration on the grid of one level."""
 
     integration: VelocityIntegration
     shape: tuple[int, ...]
@@ -67,23 +67,23 @@ class _LevelFlow:
 
 
 class ElasticRefinement:
-    """Adam on a stationary velocity over a pyramid, from an affine transform.
+    """Adam on a stationary velocity over a pyramid, starting from an affine transform.
 
-    The moving image is read once, through the matrix after the displacement. The velocity lives
-    on each level's grid; a window without progress shrinks its steps, the best is kept and
-    carried to the next level, and where its flow comes close to folding it is smoothed
+    The moving image is sampled once, through the displacement and then the matrix. The velocity's
+    grid is that of the level. A window without progress shrinks the steps. The best velocity is
+    resampled to the next level. It is smoothed where its flow is close to folding
     (`unfolded_velocity`). The result is compared with the start and is never worse.
 
     Args:
         levels: reductions, coarse to fine, in units of the fixed image's smallest voxel side.
-        iterations: most gradient steps of a level.
-        window: steps over which the loss must improve by ``tolerance``.
+        iterations: largest number of gradient steps per level.
+        window: number of steps in which the loss must improve by ``tolerance``.
         tolerance: of the loss.
-        similarity: as `PairLoss` takes it.
+        similarity: see `PairLoss`.
         correlation_window: voxels, of the local correlation.
         smoothness_weight: of the velocity's squared gradient.
         int_steps: squarings of the integration.
-        family: refine the matrix as well, within this family; None: it stays.
+        family: also optimise the matrix, in this transform model; None: keep it.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class ElasticRefinement:
         family: str | None = None,
     ) -> None:
         if family is not None and family not in FAMILIES:
-            raise ValueError(f"family is one of {', '.join(FAMILIES)} or None, not {family!r}")
+            raise ValueError(f"family must be one of {', '.join(FAMILIES)} or None, got {family!r}")
         self.levels = tuple(levels)
         self.iterations = iterations
         self.window = window
@@ -113,15 +113,16 @@ class ElasticRefinement:
     def __call__(
         self, fixed: WorldImage, moving: WorldImage, start: torch.Tensor | None = None
     ) -> ElasticResult:
-        """Find the velocity, and with a family the matrix.
+        """Estimate the velocity, and with ``family`` the matrix.
 
         Args:
-            fixed: the image that is wanted.
-            moving: the one to be brought to it.
-            start: ``(4, 4)``; with a family inside it. None: the identity.
+            fixed: the fixed image.
+            moving: the moving image.
+            start: ``(4, 4)``; in the transform model if ``family`` is given. None: the identity.
 
         Raises:
-            ValueError: an image is constant or not finite, or the start lies outside of the family.
+            ValueError: an image is constant or not finite, or the start isn't in the transform
+            model.
         """
         require_contrast(fixed, moving)
         device = fixed.values.device
@@ -157,7 +158,7 @@ class ElasticRefinement:
     def _carried(
         vectors: torch.Tensor | None, source: WorldImage | None, wanted: WorldImage
     ) -> torch.Tensor:
-        """Vectors in voxels of one grid as vectors in voxels of another with the same axes."""
+        """Convert vectors in voxels of one grid to voxels of another with the same axes."""
         d = len(wanted.shape)
         if vectors is None or source is None:
             return wanted.values.new_zeros(1, d, *wanted.shape)
@@ -170,13 +171,13 @@ class ElasticRefinement:
 
 
 class _Level:
-    """One level's descent.
+    """Optimises one level.
 
     Args:
-        owner: the settings.
+        owner: the registration with its settings.
         fixed: the level's fixed image.
         moving: the level's moving image.
-        full: the full fixed image, whose frame the parameters belong to.
+        full: the full fixed image, whose frame the parameters refer to.
     """
 
     def __init__(
@@ -188,14 +189,14 @@ class _Level:
         self.frame = Frame.of_grid(full.affine, full.shape).to(fixed.values.device)
 
     def loss(self, velocity: torch.Tensor, matrix: torch.Tensor) -> float:
-        """Without gradients."""
+        """The loss without gradients."""
         with torch.no_grad():
             return float(self._loss(velocity, matrix))
 
     def run(
         self, velocity: torch.Tensor, matrix: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, int, float]:
-        """The best velocity, the best matrix, the steps taken, the loss."""
+        """The best velocity, the best matrix, the number of steps, the loss."""
         owner, family = self.owner, self.owner.family
         current = velocity.detach().clone().requires_grad_(True)
         groups = [{"params": [current], "lr": _FIRST_STEP}]
@@ -243,6 +244,6 @@ class _Level:
         return self.pair(moved, seen)[0] + smooth
 
     def _turning_step(self) -> float:
-        """About a twentieth of a voxel at the image's border: the velocity does the rest."""
+        """About a twentieth of a voxel at the image's border; the velocity does the rest."""
         half = self.frame.half_width.min()
         return _AFFINE_STEP * float(torch.as_tensor(self.fixed.spacing).min() / half)

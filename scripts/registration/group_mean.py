@@ -1,4 +1,4 @@
-"""The mean of affine transforms, in the sense of their group."""
+"""The group mean of affine transforms."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _NEAR, _ROOTS, _TERMS = 0.25, 60, 12  # 0.14^25 is below rounding
 
 
 def log_of(matrix: np.ndarray) -> np.ndarray:
-    """The real logarithm of an affine matrix: the velocity of the straight way to it.
+    """The real logarithm of an affine matrix.
 
-    By roots until the matrix is near the identity, then log A = 2 artanh((A - I)(A + I)^-1)
-    (Higham, Functions of Matrices, 2008, section 11.5). SciPy's own estimates norms by random
-    numbers, so that two runs would differ in their last bits.
+    Takes roots until the matrix is near the identity; then log A = 2 artanh((A - I)(A + I)^-1)
+    (Higham, Functions of Matrices, 2008, section 11.5). SciPy's logarithm estimates norms with
+    random numbers, so two runs would differ in their last bits.
 
     Raises:
-        ValueError: there is none (a half turn, say, may go either way round).
+        ValueError: it doesn't exist (the direction of a half turn is ambiguous, for example).
     """
     eye = np.eye(len(matrix))
     root, halvings = np.asarray(matrix, dtype=np.float64), 0
@@ -36,7 +36,7 @@ def log_of(matrix: np.ndarray) -> np.ndarray:
             break
         root = np.real(found)
     if not np.isfinite(root).all():
-        raise ValueError("a transform has no real logarithm: it turns by 180 degrees, or mirrors")
+        raise ValueError("a transform has no real logarithm: it rotates by 180 degrees, or mirrors")
     ratio = np.linalg.solve(root + eye, root - eye)
     real, power = np.zeros_like(root), ratio
     for term in range(_TERMS):
@@ -44,23 +44,23 @@ def log_of(matrix: np.ndarray) -> np.ndarray:
         power = power @ ratio @ ratio
     real *= 2.0 ** (halvings + 1)
     if not np.allclose(expm(real), matrix, atol=1e-6 * max(1.0, float(np.abs(matrix).max()))):
-        raise ValueError("a transform has no real logarithm that leads back to it")
+        raise ValueError("a transform has no real logarithm whose exponential gives it back")
     return real
 
 
 def group_mean(matrices: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
     """The m with ``sum_i log(m^-1 M_i) = 0``, the exponential barycentre.
 
-    It commutes with composition on either side: with every M_i replaced by ``M_i m^-1`` the mean
-    is the identity, which an average of matrices or of parameters doesn't give. Pennec and
-    Arsigny, Exponential barycenters of the canonical Cartan connection and invariant means on
-    Lie groups, 2012.
+    It commutes with composition on either side: if every M_i is replaced by ``M_i m^-1``, the mean
+    is the identity. An average of matrices or of parameters doesn't have this property. Pennec and
+    Arsigny, Exponential barycenters of the canonical Cartan connection and invariant means on Lie
+    groups, 2012.
 
     Args:
         matrices: ``(N, 4, 4)``.
 
     Raises:
-        ValueError: a logarithm doesn't exist, or the iteration doesn't settle: the transforms lie
+        ValueError: a logarithm doesn't exist, or the iteration doesn't converge: the transforms are
             too far apart (rotations of more than 90 degrees from their mean).
     """
     all_of_them = [np.asarray(matrix, dtype=np.float64) for matrix in matrices]
@@ -73,4 +73,4 @@ def group_mean(matrices: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
             return mean
     if float(np.abs(step).max()) < 1e-8 * max(1.0, float(np.abs(mean).max())):
         return mean
-    raise ValueError("the transforms lie too far apart to have a mean")
+    raise ValueError("the transforms are too far apart to have a mean")

@@ -1,4 +1,4 @@
-"""Images with their place in the world, and their pyramids."""
+"""Images with their position in the world, and their pyramids."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ __all__ = [
 
 @dataclass(frozen=True, eq=False)
 class WorldImage:
-    """An image and where its voxels lie.
+    """An image and the position of its voxels.
 
     Attributes:
         values: ``(1, C, *shape)`` float32, 2 or 3 axes.
         affine: ``(4, 4)`` float64, voxel to RAS mm.
-        inside: ``(1, 1, *shape)``, how much of each voxel was seen, 0 to 1. None: everything,
-            and what lies outside of the image is background of value 0.
+        inside: ``(1, 1, *shape)``, the share of each voxel that was imaged, 0 to 1. None: all of
+            it, and the outside of the image is background with value 0.
     """
 
     values: torch.Tensor
@@ -53,7 +53,7 @@ class WorldImage:
         return spacing_of(self.affine, len(self.shape))
 
     def without_background(self) -> WorldImage:
-        """The same image, of which nothing is known outside of its grid."""
+        """The same image, marked as unknown outside its grid."""
         return WorldImage(self.values, self.affine, torch.ones_like(self.values[:, :1]))
 
 
@@ -63,17 +63,17 @@ def spacing_of(affine: np.ndarray, spatial_dims: int) -> np.ndarray:
 
 
 def constant_reason(values: torch.Tensor) -> str | None:
-    """Why an image can't be aligned: it isn't finite, or the same everywhere; else None."""
+    """Why an image can't be aligned (not finite, or constant); None if it can."""
     if not bool(torch.isfinite(values).all()):
-        return "holds values that aren't finite"
+        return "contains values that aren't finite"
     low, high = float(values.amin()), float(values.amax())
     if high - low <= 1e-6 * max(abs(low), abs(high)):
-        return f"has the same value everywhere ({low:g}), so that there is nothing to align by"
+        return f"has the same value everywhere ({low:g}), so it can't be aligned"
     return None
 
 
 def require_contrast(fixed: WorldImage, moving: WorldImage) -> None:
-    """Refuse a pair of which one image can't be aligned.
+    """Refuse a pair if one image can't be aligned.
 
     Raises:
         ValueError: an image is constant or not finite.
@@ -85,18 +85,18 @@ def require_contrast(fixed: WorldImage, moving: WorldImage) -> None:
 
 
 def reduction_factors(spacing: Sequence[float] | np.ndarray, size: float) -> tuple[int, ...]:
-    """By how much to reduce each axis so that voxels come near ``size`` mm and near cubes."""
+    """Reduction of each axis so that voxels are near ``size`` mm and nearly cubic."""
     return tuple(max(1, int(np.floor(size / step + 0.5))) for step in spacing)
 
 
 def reduced(image: WorldImage, factors: Sequence[int]) -> WorldImage:
-    """Block means; a block's centre lies at ``f i + (f - 1) / 2`` of the full grid.
+    """Block means; the centre of a block is at ``f i + (f - 1) / 2`` of the full grid.
 
-    A block that reaches over the border is the mean of what it holds.
+    A block that extends over the border is the mean of its existing voxels.
 
     Args:
-        image: the full one.
-        factors: voxels a block spans along each axis.
+        image: the full image.
+        factors: voxels per block along each axis.
     """
     if all(f == 1 for f in factors):
         return image
@@ -114,19 +114,19 @@ def reduced(image: WorldImage, factors: Sequence[int]) -> WorldImage:
 
 
 class ReadImage:
-    """An image as it is in its file, and as alignment compares it.
+    """An image from its file, and as it is compared during alignment.
 
     Args:
         path: ``.nii`` or ``.nii.gz``.
         log_offset: compare log1p(x / this); None: x over its 99th percentile.
-        background: ``zero`` or ``unknown``, what lies outside of the image.
-        device: of the image that is compared.
+        background: ``zero`` or ``unknown``: the outside of the image.
+        device: of the compared image.
 
     Attributes:
         sha256: of the bytes that were read.
 
     Raises:
-        CohortError: the file can't be read, or is the same everywhere.
+        CohortError: the file can't be read, or is constant.
     """
 
     def __init__(
@@ -142,7 +142,7 @@ class ReadImage:
         if grid.shape[2] == 1:
             self.spatial_dims = 2
         compared = normalised(self.values, log_offset)
-        # Negative densities are cut off by the logarithm, and may leave nothing.
+        # The logarithm sets negative densities to 0, which may leave nothing.
         for values in (self.values, compared):
             reason = constant_reason(torch.from_numpy(values))
             if reason:
@@ -153,7 +153,7 @@ class ReadImage:
 
 
 def normalised(values: np.ndarray, log_offset: float | None) -> np.ndarray:
-    """Log densities, or intensities over the 99th percentile of those that aren't 0."""
+    """Log densities, or intensities divided by the 99th percentile of the nonzero ones."""
     if log_offset is not None:
         return np.log1p(np.maximum(values, 0) / log_offset)
     filled = np.abs(values[values != 0])

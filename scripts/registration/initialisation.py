@@ -1,4 +1,4 @@
-"""Where the refinement of a pair may start: centres of mass, principal axes, all rotations."""
+"""Initialisations of a registration: centres of mass, principal axes, a search of rotations."""
 
 from __future__ import annotations
 
@@ -20,20 +20,21 @@ _SEARCHED_2D = 16
 
 
 def starting_matrices(fixed: WorldImage, moving: WorldImage, kinds: Sequence[str]) -> torch.Tensor:
-    """Rigid first guesses for a pair.
+    """Rigid initial transforms for a pair.
 
-    - ``identity``: as they lie;
-    - ``centre``: centres of mass upon each other;
-    - ``axes``: the principal axes of their masses upon each other as well, in each of the
-      proper ways (4 in space, 2 in a plane): any rotation of an elongated object is found;
-    - ``search``: rotations all over, about the centres of mass: round objects as well.
+    - ``identity``: unregistered;
+    - ``centre``: aligns the centres of mass;
+    - ``axes``: also aligns the principal axes, in each of the proper ways (4 in a volume, 2 in a
+      plane), which finds any rotation of an elongated object;
+    - ``search``: tries rotations in all directions about the centres of mass, also for round
+    objects.
 
     Mass is intensity above the image's minimum.
 
     Args:
-        fixed: the image that is wanted.
-        moving: the one to be brought to it.
-        kinds: out of `STARTS`.
+        fixed: the fixed image.
+        moving: the moving image.
+        kinds: a selection of `STARTS`.
 
     Returns:
         ``(S, 4, 4)`` float64, fixed point to moving point, mm.
@@ -59,16 +60,16 @@ def starting_matrices(fixed: WorldImage, moving: WorldImage, kinds: Sequence[str
                 for turn in rotations_all_over(len(fixed.shape))
             ]
         else:
-            raise ValueError(f"a start is one of {', '.join(STARTS)}, not {kind!r}")
+            raise ValueError(f"a start must be one of {', '.join(STARTS)}, got {kind!r}")
     if not found:
-        raise ValueError("there is no start")
+        raise ValueError("at least one start is needed, got none")
     return torch.from_numpy(np.stack(found)).to(fixed.values.device)
 
 
 def rotations_all_over(spatial_dims: int = 3) -> np.ndarray:
-    """Rotations that cover all of them evenly, ``(N, 3, 3)``.
+    """Rotations that cover all rotations evenly, ``(N, 3, 3)``.
 
-    In space by super-Fibonacci spirals (Alexa, CVPR 2022); in a plane every 22.5 degrees.
+    In a volume by super-Fibonacci spirals (Alexa, CVPR 2022); in a plane every 22.5 degrees.
     """
     if spatial_dims == 2:
         angles = np.arange(_SEARCHED_2D) * 2 * math.pi / _SEARCHED_2D
@@ -107,7 +108,7 @@ def _moments(image: WorldImage) -> tuple[np.ndarray, np.ndarray]:
     spread = ((away * mass.flatten()) @ away.T / total).cpu().numpy()
     linear = image.affine[:3, :d]
     world = linear @ centre.cpu().numpy() + image.affine[:3, 3]
-    # In the grid's own axes, so that a plane's normal stays the last.
+    # In the axes of the grid, so that a plane's normal stays the last one.
     local = frame.axes.numpy()[:, :d].T @ linear
     _, vectors = np.linalg.eigh(local @ spread @ local.T)
     turned = np.eye(3)
@@ -119,7 +120,7 @@ def _moments(image: WorldImage) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _about(turn: np.ndarray, fixed: np.ndarray, moving: np.ndarray) -> np.ndarray:
-    """Turned about the fixed centre, which comes to lie on the moving one."""
+    """Rotation about the fixed centre, which is mapped to the moving centre."""
     matrix = np.eye(4)
     matrix[:3, :3] = turn
     matrix[:3, 3] = moving - turn @ fixed

@@ -1,4 +1,4 @@
-"""A native cohort brought to its own mean space by affine transforms."""
+"""Affine alignment of a native cohort to its mean space."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ __all__ = [
     "transform_of",
 ]
 
-_PRESENT = 0.02  # of an image's maximum: what the common grid's box must hold
+_PRESENT = 0.02  # of an image's maximum: the common grid must contain voxels above it
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,15 +46,15 @@ class CommonGrid:
 
 @dataclass(frozen=True, eq=False)
 class Alignment:
-    """What an alignment found.
+    """Result of an alignment.
 
     Attributes:
-        matrices: ``(N, 4, 4)`` float64, common point to subject's point, RAS mm.
+        matrices: ``(N, 4, 4)`` float64, from common point to subject's point, RAS mm.
         template: the mean of the aligned images, ``(C, *grid.shape)``.
-        grid: where it lies.
+        grid: of the template.
         correlation: of each subject's aligned image with the template.
-        residual: greatest entry of the mean of the transforms' logarithms: 0 where the cohort's
-            mean transform is the identity.
+        residual: largest entry of the mean of the transforms' logarithms: 0 if the cohort's mean
+            transform is the identity.
         history: mean loss of each round.
     """
 
@@ -67,20 +67,20 @@ class Alignment:
 
 
 class MeanAlignment:
-    """Aligns to the mean image, makes the mean anew, centres; again and again.
+    """Aligns a cohort to its mean image, computes the mean again and centres it, in rounds.
 
-    At first everybody is brought rigidly, from several starts at the coarsest level, to the
-    subject of median size. That subject's part in the result ends there: from then on the target
-    is the mean of all, and after each round the transforms M_i become ``M_i m^-1`` with m their
-    mean in the group (`group_mean`), so that the mean transform is the identity and the space
-    is nobody's.
+    First all subjects are registered rigidly, from several starts at the coarsest level, to the
+    subject of median size. That subject has no further influence: from then on the target is the
+    mean of all. After each round the transforms M_i become ``M_i m^-1`` with m their group mean
+    (`group_mean`), so the mean transform is the identity and the space doesn't depend on any single
+    subject.
 
     Args:
-        refinement: of one subject against the template.
-        rounds: how often the mean is made anew.
-        spacing: of the common grid, mm; None: the median of the cohort's.
-        margin: voxels around what the images hold.
-        kept: what an interrupted run found, and where this one's goes.
+        refinement: registration of one subject to the template.
+        rounds: number of times the mean is computed again.
+        spacing: of the common grid, mm; None: the cohort's median.
+        margin: voxels around the support of the images.
+        kept: results of an interrupted run, and storage for this one.
     """
 
     def __init__(
@@ -101,11 +101,11 @@ class MeanAlignment:
         """Align.
 
         Args:
-            images: one a subject, each on its own grid.
-            bar: moves on by one a subject and round, `steps` in all.
+            images: one per subject, each on its grid.
+            bar: progress bar; advances by one per subject and round, `steps` in all.
 
         Raises:
-            ValueError: the transforms lie too far apart to have a mean.
+            ValueError: the transforms are too far apart to have a mean.
         """
         matrices = self._first(images, bar)
         history = []
@@ -134,11 +134,11 @@ class MeanAlignment:
         )  # fmt: skip
 
     def steps(self, count: int) -> int:
-        """How often the bar of ``count`` subjects moves."""
+        """Number of steps of the progress bar for ``count`` subjects."""
         return count * (self.rounds + 1)
 
     def _first(self, images: Sequence[WorldImage], bar: tqdm | None) -> np.ndarray:
-        """Everybody to the subject of median size, rigidly and coarsely."""
+        """Register all subjects to the one of median size, rigidly and coarsely."""
         sizes = [float(image.values.double().abs().sum() * np.prod(image.spacing)) for image in
                  images]  # fmt: skip
         middle = int(np.argsort(sizes)[len(sizes) // 2])
@@ -159,7 +159,7 @@ class MeanAlignment:
         return np.stack(found)
 
     def _refined(self, template: WorldImage, image: WorldImage, matrix: np.ndarray) -> Found:
-        """From where the subject stands; the other starts were tried at the first."""
+        """Continue from the subject's transform; the other starts were tried in the first round."""
         local = AffineRefinement(
             self.refinement.family, (), self.refinement.levels, self.refinement.iterations,
             self.refinement.window, self.refinement.tolerance, self.refinement.similarity,
@@ -167,7 +167,7 @@ class MeanAlignment:
         )  # fmt: skip
         start = torch.from_numpy(matrix)
         if not start_in_family(start, local.family, template):
-            # Centring by scales along other axes than the grid's leaves the family.
+            # Centring by scales along other axes than the grid's leaves the transform model.
             start = nearest_rigid(start)
         return transform_of(local, template, image, start)
 
@@ -178,9 +178,9 @@ def transform_of(
     moving: WorldImage,
     start: torch.Tensor | None = None,
 ) -> Found:
-    """What a refinement finds for a pair: its matrix and its loss."""
+    """Register a pair; return its matrix and its loss."""
     result = refine(fixed, moving, start)
-    # In C's order, as it comes back from a file: sums depend on it in their last bit.
+    # In C order, as when read from a file: sums depend on the order in their last bit.
     return np.ascontiguousarray(result.matrix.cpu().numpy()), result.loss
 
 
@@ -196,25 +196,25 @@ def nearest_rigid(matrix: torch.Tensor) -> torch.Tensor:
 
 
 def centred(matrices: np.ndarray) -> np.ndarray:
-    """``M_i m^-1`` with m the mean in the group: the mean of the result is the identity."""
+    """``M_i m^-1`` with m the group mean: the mean of the result is the identity."""
     return matrices @ np.linalg.inv(group_mean(matrices))
 
 
 def mean_log(matrices: np.ndarray) -> float:
-    """Greatest entry of the mean logarithm: 0 where the mean transform is the identity."""
+    """Largest entry of the mean logarithm: 0 if the mean transform is the identity."""
     return float(np.abs(np.mean([log_of(matrix) for matrix in matrices], axis=0)).max())
 
 
 def common_grid(
     images: Sequence[WorldImage], matrices: np.ndarray, spacing: float | None, margin: int
 ) -> CommonGrid:
-    """A grid of cubic voxels along the cohort's mean axes around all that the images hold.
+    """A grid of cubic voxels along the cohort's mean axes that contains the support of all images.
 
     Args:
-        images: one a subject.
-        matrices: ``(N, 4, 4)``, common point to subject's point.
-        spacing: mm; None: the median over the images of their voxels' geometric mean.
-        margin: voxels around.
+        images: one per subject.
+        matrices: ``(N, 4, 4)``, from common point to subject's point.
+        spacing: mm; None: the median over the images of the geometric mean of their voxel sizes.
+        margin: number of voxels around it.
     """
     d = len(images[0].shape)
     if spacing is None:
@@ -242,7 +242,7 @@ def common_grid(
 
 
 def _mean_axes(images: Sequence[WorldImage]) -> np.ndarray:
-    """Orthonormal axes nearest to all the images' own, each signed and ordered as the first's."""
+    """Orthonormal axes nearest to those of all images, with signs and order of the first's."""
     first = Frame.of_grid(images[0].affine, images[0].shape).axes.numpy()
     if len(images[0].shape) == 2:
         return first
@@ -262,7 +262,7 @@ def mean_image(
 ) -> torch.Tensor:
     """Mean of the images on the common grid, ``(1, C, *shape)``.
 
-    Where nothing is known of an image it doesn't count.
+    An image doesn't count where it is unknown.
     """
     total: torch.Tensor | None = None
     weight: torch.Tensor | None = None
@@ -280,7 +280,7 @@ def mean_image(
 def correlation(
     image: WorldImage, matrix: np.ndarray, mean: torch.Tensor, grid: CommonGrid
 ) -> float:
-    """Pearson's correlation of an aligned image with the mean, where either holds anything."""
+    """Pearson's correlation of an aligned image with the mean, where either is above 0."""
     moved = _on_grid(image.values, image, matrix, grid)[0]
     other = mean[0]
     either = (moved != 0) | (other > _PRESENT * other.amax())

@@ -1,4 +1,4 @@
-"""Native subjects as alignment finds them: an image each, and further images beside it."""
+"""Native subjects for alignment: one image each, and further images to warp with it."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class NativeFile:
-    """An image that is brought along.
+    """An image to warp.
 
     Attributes:
         path: its file.
-        name: its path inside the subject's folder of the output.
-        labels: whether it is read by the nearest voxel.
+        name: its path inside the subject's output folder.
+        labels: whether to interpolate by the nearest voxel.
     """
 
     path: Path
@@ -36,12 +36,12 @@ class NativeFile:
 
 @dataclass(frozen=True, eq=False)
 class NativeSubject:
-    """A subject on its own grid.
+    """A subject on its native grid.
 
     Attributes:
         name: the subject's.
-        read: the image that transforms are estimated on.
-        files: all images to bring along, that one first.
+        read: the image that transforms are estimated from.
+        files: all images to warp, that one first.
     """
 
     name: str
@@ -52,17 +52,17 @@ class NativeSubject:
 def find_native_subjects(
     dataset_dir: str | Path, settings: AlignConfig, device: object = "cpu"
 ) -> tuple[list[NativeSubject], list[Rejection]]:
-    """Find and read the subjects; one that can't be used is left out with its reason.
+    """Find and read the subjects; leave out those that can't be used, with the reason.
 
     Args:
         dataset_dir: the dataset folder.
         settings: patterns, subjects, exclude, min_subjects.
-        device: of the images that are compared.
+        device: of the compared images.
 
     Raises:
-        CohortError: fewer than ``min_subjects`` can be used, or two of their images would get one
-            name.
-        ConfigurationError: patterns that don't go together.
+        CohortError: fewer than ``min_subjects`` can be used, or two images of a subject would get
+            the same name.
+        ConfigurationError: the patterns contradict each other.
     """
     check_named(dataset_dir, "dataset_dir")
     root = Path(dataset_dir)
@@ -111,7 +111,7 @@ def _patterns(settings: AlignConfig) -> tuple[str, ...]:
 def _found(
     root: Path, pattern: str, settings: AlignConfig
 ) -> tuple[dict[str, Path], list[Rejection]]:
-    """One file a subject, by name; who is left out."""
+    """One file per subject, by name; and the subjects left out."""
     discovery = find_subjects(root, settings.subject_search(pattern))
     return (
         {one.name: one.maps[0].path for one in discovery.candidates},
@@ -120,7 +120,7 @@ def _found(
 
 
 def _relative(path: Path, root: Path, subject: str) -> str:
-    """Where an image goes inside its subject's folder: as in the dataset, below what names it."""
+    """Path of an image inside its subject's folder: as in the dataset, below the subject's name."""
     parts = path.relative_to(root).parts
     depth = next(i for i, part in enumerate(parts) if subject in part)
     return "/".join(parts[depth + 1 :] or parts[-1:])

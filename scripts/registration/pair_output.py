@@ -1,4 +1,4 @@
-"""What a registered pair of images leaves: transforms and moved images, in both directions."""
+"""Output of a registered pair: transforms and warped images, in both directions."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class PairFields:
     """Both displacements of a pair, ``(1, d, *shape)`` in voxels of the fixed grid.
 
     Attributes:
-        forward: a fixed point x is read at ``matrix (x + forward(x))``.
-        inverse: a moving point y comes from ``z + inverse(z)`` with ``z = matrix^-1 y``.
+        forward: a fixed point x corresponds to ``matrix (x + forward(x))``.
+        inverse: a moving point y corresponds to ``z + inverse(z)`` with ``z = matrix^-1 y``.
     """
 
     forward: torch.Tensor
@@ -86,14 +86,14 @@ def require_no_fold(path: str | Path, jacobian: dict[str, dict[str, float]], adv
     """Refuse fields whose Jacobian determinant isn't positive everywhere.
 
     Args:
-        path: of the moving image, for the message.
+        path: of the moving image, for messages.
         jacobian: `jacobian_summary` of each field.
-        advice: what to do about it.
+        advice: what to do, for messages.
 
     Raises:
-        FoldingError: by either scheme of differences.
+        FoldingError: a determinant by either difference scheme is <= 0 or not finite.
     """
-    # Not `<= 0`: what isn't finite proves nothing.
+    # Not `<= 0`: this also catches NaN.
     if not all(one["min"] > 0 and one["corner_min"] > 0 for one in jacobian.values()):
         smallest = min(min(one["min"], one["corner_min"]) for one in jacobian.values())
         raise FoldingError(
@@ -109,20 +109,20 @@ def write_pair(
     matrix: np.ndarray,
     fields: PairFields | None = None,
 ) -> np.ndarray:
-    """Affine files and fields in both directions, and each image on the other's grid.
+    """Write affine files and fields in both directions, and each image on the other's grid.
 
     Each image is interpolated once.
 
     Args:
-        folder: where to.
+        folder: destination.
         name: of the pair.
-        fixed: the image that was wanted.
-        moving: the one that was brought to it.
-        matrix: ``(4, 4)``, RAS mm, fixed point to moving point.
-        fields: that come before the matrix.
+        fixed: the fixed image.
+        moving: the moving image.
+        matrix: ``(4, 4)``, RAS mm, from fixed point to moving point.
+        fields: displacements, applied before the matrix.
 
     Returns:
-        the moving image on the fixed grid, ``(C, X, Y, Z)``.
+        The moving image on the fixed grid, ``(C, X, Y, Z)``.
     """
     d = fixed.spatial_dims
     there: Transform = AffineTransform(matrix)

@@ -1,4 +1,4 @@
-"""The refinement job: images brought to one fixed image, each on its own."""
+"""The refinement job: registers images to one fixed image, one by one."""
 
 from __future__ import annotations
 
@@ -41,20 +41,22 @@ _ADVICE = "raise refine#smoothness_weight, or publish it with refine#verify_jaco
 
 
 class PairRefiner:
-    """Registers each moving image to the fixed one, into ``<output_dir>/refined/<name>/``.
+    """Registers each moving image to the fixed one; writes ``<output_dir>/refined/<name>/``.
 
-    Affine files in both directions (ITK text, 4x4 text), with a velocity both fields on the fixed
-    grid, ``moving_in_fixed.nii.gz``, ``fixed_in_moving.nii.gz`` and ``refined.json``. Each image is
-    interpolated once. `antsApplyTransforms` brings moving to fixed by ``-t <field> -t <affine
-    from-moving_to-fixed>``, and back by ``-t <affine from-fixed_to-moving> -t <inverse field>``.
+    Writes affine files in both directions (ITK text, 4x4 text), with a velocity also both fields on
+    the fixed grid, ``moving_in_fixed.nii.gz``, ``fixed_in_moving.nii.gz`` and ``refined.json``.
+    Each image is interpolated once. `antsApplyTransforms` warps moving to fixed with ``-t <field>
+    -t <affine from-moving_to-fixed>``, and back with ``-t <affine from-fixed_to-moving> -t <inverse
+    field>``.
 
     Args:
         settings: of the refinement.
-        output_dir: where to.
+        output_dir: destination.
 
     Raises:
         CohortError: an image or a start can't be read.
-        ConfigurationError: the machine lacks the device, or a start lies outside of the family.
+        ConfigurationError: the machine doesn't have the device, or a start isn't in the transform
+        model.
         StorageError: ``output_dir`` can't be written.
     """
 
@@ -81,7 +83,7 @@ class PairRefiner:
         Raises:
             CohortError: an image can't be read, or differs from the fixed one in its dimensions.
             FoldingError: a field folds, with verify_jacobian; that pair isn't published.
-            StorageError: something can't be written.
+            StorageError: a file can't be written.
         """
         with (
             locked_folders(self.output_dir),
@@ -185,7 +187,7 @@ class PairRefiner:
         return ReadImage(path, self.settings.log_offset, self.settings.background, self.device)
 
     def _start(self, name: str) -> torch.Tensor | None:
-        """The start's matrix, read before any work begins."""
+        """The matrix of the start, read before the work begins."""
         if self.settings.start is None:
             return None
         path = self.settings.start.replace("{name}", name)
@@ -193,7 +195,7 @@ class PairRefiner:
         needs_family = self.settings.mode != "elastic"
         if needs_family and not start_in_family(matrix, self.settings.family, self.fixed.image):
             raise ConfigurationError(
-                f"refine.start = {path!r}: is no {self.settings.family} transform of the fixed "
-                "image's grid; must come with a refine#family that holds it"
+                f"refine.start = {path!r}: is not a {self.settings.family} transform on the fixed "
+                "image's grid; must come with a refine#family that contains it"
             )
         return matrix

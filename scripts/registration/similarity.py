@@ -1,4 +1,4 @@
-"""How alike a moved image is to the fixed one: what refinement descends on."""
+"""Similarity of a warped image and the fixed one: the loss of a registration."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from scripts.registration.images import WorldImage
 __all__ = ["SIMILARITIES", "PairLoss", "correlation_loss"]
 
 SIMILARITIES = ("correlation", "local_correlation")
-_LEAST_OVERLAP = 0.25  # of the fixed image; with less, any two images can be made to agree
+_LEAST_OVERLAP = 0.25  # of the fixed image; with less, any two images can be made to match
 
 
 def correlation_loss(
@@ -18,10 +18,10 @@ def correlation_loss(
 ) -> torch.Tensor:
     """One minus Pearson's correlation, 0 for equal images up to gain and offset; ``(B,)``.
 
-    Images that are the same everywhere have no correlation: it counts as 0, with no gradient.
+    Constant images have no correlation: it counts as 0, without a gradient.
 
     Args:
-        moved: ``(B, C, *shape)``; the mean over the channels is taken.
+        moved: ``(B, C, *shape)``; the result is the mean over the channels.
         fixed: the same shape, or a batch of one.
         weight: ``(B, 1, *shape)`` of the voxels; None: all count.
     """
@@ -42,7 +42,7 @@ def correlation_loss(
 
 
 class PairLoss:
-    """The loss of moved images against one fixed image, one number an entry of the batch.
+    """The loss of warped images against one fixed image, one number per entry of the batch.
 
     Args:
         fixed: the fixed image.
@@ -52,7 +52,9 @@ class PairLoss:
 
     def __init__(self, fixed: WorldImage, similarity: str = "correlation", window: int = 5) -> None:
         if similarity not in SIMILARITIES:
-            raise ValueError(f"similarity is one of {', '.join(SIMILARITIES)}, not {similarity!r}")
+            raise ValueError(
+                f"similarity must be one of {', '.join(SIMILARITIES)}, got {similarity!r}"
+            )
         self.fixed = fixed
         self.local = LocalCorrelationLoss(window) if similarity == "local_correlation" else None
 
@@ -61,15 +63,15 @@ class PairLoss:
 
         Args:
             moved: ``(B, C, *shape)`` on the fixed grid.
-            seen: ``(B, 1, *shape)``, how much of each voxel the moving image's grid holds; None
-                where what it doesn't hold is background.
+            seen: ``(B, 1, *shape)``, the share of each voxel that the moving image covers; None if
+                the outside is background.
         """
         fixed, known = self.fixed.values, self.fixed.inside
         weight = seen if known is None else known if seen is None else seen * known
         if self.local is None:
             loss = correlation_loss(moved, fixed, weight)
         else:
-            # Outside of what both know, both are 0: flat windows, which don't count.
+            # Where either is unknown, both are set to 0: flat windows, which don't count.
             mask = 1.0 if weight is None else weight
             pair = (moved * mask, (fixed * mask).expand_as(moved))
             loss = torch.stack(

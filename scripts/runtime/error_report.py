@@ -25,6 +25,8 @@ EXIT_INTERRUPTED = 130
 
 INTERRUPTED = "interrupted: start the same command again to continue a training or an alignment"
 
+_ON_CPU = ("DefaultCPUAllocator", "could not create a primitive", "could not create a memory")
+
 # The last line of a traceback: the error's kind with its module, and what it says.
 _RAISED = re.compile(r"^scripts\.(?:\w+\.)*(\w+Error): (.+)$", re.MULTILINE)
 
@@ -50,7 +52,7 @@ def _memory_error(error: Exception) -> OutOfMemoryError | None:
     of_torch = any(kind.__module__.partition(".")[0] == "torch" for kind in kinds)
     text = " ".join(str(error).split())
     # torch's CPU allocator raises a plain RuntimeError.
-    on_cpu = isinstance(error, RuntimeError) and "DefaultCPUAllocator" in text
+    on_cpu = isinstance(error, RuntimeError) and any(part in text for part in _ON_CPU)
     if not (of_torch or on_cpu or isinstance(error, MemoryError)):
         return None
     where = "the device" if of_torch else "the machine"

@@ -1,4 +1,4 @@
-"""What lies inside a folder, under a name that came from outside.
+"""Paths inside a folder, from names that come from outside.
 
 Names in an ``atlas.json``, a sidecar or a model are data. Joined to a folder unchecked, one such as
 ``../../home`` leads out of it, and a link or a pipe that was put there leads anywhere.
@@ -17,34 +17,34 @@ from scripts.runtime.input_files import FileError
 
 __all__ = ["Entry", "entries", "file_name_key", "inside", "name_reason"]
 
-_LONGEST = 255  # bytes of a file's name, on the systems that we know of
+_LONGEST = 255  # bytes of a file name on common systems
 
 
 def name_reason(name: object) -> str | None:
-    """Why a text can't be the name of one file or folder; None if it can.
+    """Why a text can't be the name of a file or folder; None if it can.
 
     Example:
         >>> name_reason("sub-01") is None, name_reason("../x")
-        (True, "holds '/'")
+        (True, "contains '/'")
     """
     if not isinstance(name, str):
-        return f"is {type(name).__name__}, no text"
+        return f"is {type(name).__name__}, not text"
     if not name.strip():
         return "is empty"
     if name in (".", ".."):
         return f"is {name!r}"
     found = re.search(r"[/\\\x00-\x1f\x7f-\x9f\u2028\u2029]", name)
     if found is not None:
-        return f"holds {found[0]!r}"
+        return f"contains {found[0]!r}"
     try:
         length = len(os.fsencode(name))
     except UnicodeEncodeError:
-        return "is no text that a file can be named by"
+        return "is text that can't be a file name"
     return f"has {length} bytes, more than {_LONGEST}" if length > _LONGEST else None
 
 
 def file_name_key(name: str) -> str:
-    """Equal for names that some file system takes for one: those that ignore case or accents' form.
+    """Equal for names that some file systems don't distinguish (by case or form of accents).
 
     Example:
         >>> file_name_key("Sub-01") == file_name_key("sub-01")
@@ -54,23 +54,23 @@ def file_name_key(name: str) -> str:
 
 
 def inside(folder: str | Path, name: str, said_by: str = "", kind: str = "file") -> Path:
-    """The path of an entry of a folder, which lies in that folder and nowhere else.
+    """The path of an entry of a folder, guaranteed to be inside that folder.
 
-    Links that stay in the folder are followed, others are not. What isn't there is no error: the
-    path may be for writing.
+    Links that stay in the folder are followed, others are refused. A missing entry isn't an error,
+    because the path may be for writing.
 
     Args:
-        folder: where it must lie; may itself be a link.
+        folder: must contain the entry; may itself be a link.
         name: relative, with ``/`` between its parts.
-        said_by: who named it, for the message.
-        kind: ``file`` or ``folder``, what it must be if it is there.
+        said_by: who names it, for messages.
+        kind: ``file`` or ``folder``: what it must be if it exists.
 
     Returns:
         ``folder / name``.
 
     Raises:
-        FileError: the name is absolute or holds ``..``, a part of it is a link that leads out, or
-            it is something else than a file (such as a pipe or a device) or a folder.
+        FileError: the name is absolute or contains ``..``, a part of it is a link that leads out,
+            or it isn't of the given kind (but a pipe or a device, for example).
     """
     place = Path(folder)
     told = f", which {said_by} names" if said_by else ""
@@ -79,7 +79,7 @@ def inside(folder: str | Path, name: str, said_by: str = "", kind: str = "file")
         return FileError(place, f"{name!r}{told}: {why}; must be a {kind} inside this folder")
 
     if not isinstance(name, str) or not name:
-        raise refused("is no name")
+        raise refused("is not a name")
     if PurePosixPath(name).is_absolute() or re.match(r"[A-Za-z]:", name) or name.startswith("~"):
         raise refused("is an absolute path")
     for part in name.split("/"):
@@ -92,7 +92,7 @@ def inside(folder: str | Path, name: str, said_by: str = "", kind: str = "file")
     except (OSError, RuntimeError) as error:  # a circle of links
         raise refused(f"can't be followed ({error})") from error
     if not real.is_relative_to(root):
-        raise refused("is, or lies behind, a link that leads out")
+        raise refused("is, or is behind, a link that leads out")
     try:
         mode = real.lstat().st_mode
     except (FileNotFoundError, NotADirectoryError):
@@ -105,10 +105,10 @@ def inside(folder: str | Path, name: str, said_by: str = "", kind: str = "file")
 
 
 class Entry:
-    """Something that lies in a folder.
+    """An entry of a folder.
 
     Attributes:
-        name: below the folder, with ``/`` between its parts.
+        name: relative to the folder, with ``/`` between its parts.
         path: of it.
         what: ``file``, ``folder``, ``link``, or another kind such as ``pipe``.
     """
@@ -121,9 +121,9 @@ class Entry:
 
 
 def entries(folder: Path) -> Iterator[Entry]:
-    """All that lies in a folder at any depth, by name; links are told and not followed.
+    """All entries of a folder at any depth, by name; links are listed but not followed.
 
-    Of folders the empty ones alone: the others show in what they hold.
+    Of the folders only empty ones are listed: the others are implied by their entries.
 
     Raises:
         FileError: a folder can't be read.

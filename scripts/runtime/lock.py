@@ -19,6 +19,7 @@ from filelock import FileLock, SoftFileLock, Timeout
 
 from scripts.errors import StorageError
 from scripts.runtime.input_files import say
+from scripts.runtime.plain_data import parse_json
 from scripts.runtime.storage import is_alive
 
 __all__ = ["LOCK_FILE", "FolderLock", "SharedLock", "lock_folders", "locked_folders"]
@@ -29,6 +30,8 @@ LOCK_FILE = ".tract_atlas.lock"
 
 # How long to wait for the owner's name, which is written just after the lock is taken.
 _PATIENCE_S = 1.0
+_LONGEST_OWNER = 4096  # characters of a lock file
+_LAST_SECOND = 1e12  # of a time that a lock file names; NaN and infinity are beyond as well
 _NO_FLOCK = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 _held: dict[Path, FolderLock] = {}
 
@@ -156,9 +159,7 @@ class SharedLock:
             ours = False
         except BlockingIOError as error:
             os.close(handle)
-            raise StorageError(
-                f"{self.folder}: another run is at work there: {_describe(self.file)}; wait for it"
-            ) from error
+            raise self._taken() from error
         except OSError as error:
             os.close(handle)
             if error.errno not in _NO_FLOCK:
@@ -195,9 +196,12 @@ class SharedLock:
         if owner is not None and (
             owner.get("host") != socket.gethostname() or is_alive(owner["pid"])
         ):
-            raise StorageError(
-                f"{self.folder}: another run is at work there: {_describe(self.file)}; wait for it"
-            )
+            raise self._taken()
+
+    def _taken(self) -> StorageError:
+        return StorageError(
+            f"{self.folder}: another run is using this folder: {_describe(self.file)}; wait for it"
+        )
 
     def release(self) -> None:
         """Let runs in again. In a forked child this does nothing: the lock is its parent's."""
@@ -260,11 +264,13 @@ def _read_owner(file: Path) -> dict[str, Any] | None:
     try:
         handle = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         with os.fdopen(handle, encoding="utf-8") as opened:
-            found = json.load(opened)
+            found = parse_json(opened.read(_LONGEST_OWNER))
     except (OSError, ValueError):
         return None
-    sound = isinstance(found, dict) and isinstance(found.get("pid"), int)
-    return found if sound and isinstance(found.get("since"), int | float) else None
+    if not isinstance(found, dict) or type(found.get("pid")) is not int:
+        return None
+    since = found.get("since")
+    return found if isinstance(since, int | float) and abs(since) < _LAST_SECOND else None
 
 
 def _describe(file: Path) -> str:

@@ -138,16 +138,19 @@ class NeededFiles:
     def __init__(self, paths: Iterable[str | Path]) -> None:
         self._by_path: dict[Path, Path] = {}
         self._by_number: dict[tuple[int, int], Path] = {}
+        folders: set[Path] = set()  # most files lie in few
         for given in paths:
             path = Path(given).absolute()
             self._add(path, path)
-            self._add(path, path.parent.resolve())
+            if path.parent not in folders:
+                folders.add(path.parent)
+                self._add(path, path.parent.resolve())
             if path.is_symlink():
                 self._add(path, path.resolve())
 
     def _add(self, needed: Path, end: Path) -> None:
         for above in (end, *end.parents):
-            if above in self._by_path:  # most files lie in few folders
+            if above in self._by_path:
                 break
             self._by_path[above] = needed
             with suppress(OSError):

@@ -1,7 +1,7 @@
-"""JSON and YAML from outside: small enough, not too deep, numbers that computers have.
+"""Reads JSON and YAML from outside, with limits on size, depth and numbers.
 
-The one reader of both. A text that is no harm to read may hold a value that is: a million brackets,
-a number of a thousand digits, an alias of itself.
+All JSON and YAML texts are read here. A text that is harmless to read may contain a harmful value:
+a million brackets, a number of a thousand digits, an alias of itself.
 """
 
 from __future__ import annotations
@@ -16,24 +16,24 @@ import yaml
 __all__ = ["DEEPEST", "parse_json", "parse_yaml", "require_depth"]
 
 DEEPEST = 64
-"""Levels of lists and mappings in each other; ours have fewer than 10."""
+"""Levels of nested lists and mappings; ours have fewer than 10."""
 _MOST = 5_000_000  # values; a data list of a million people has 4 million
-_MOST_YAML = 500_000  # once aliases are followed
-_DIGITS = 40  # of a whole number; seeds and counts have 20 at most
+_MOST_YAML = 500_000  # after aliases are followed
+_DIGITS = 40  # of a whole number; seeds and counts have at most 20
 _LONGEST_YAML = 1 << 22  # bytes: 4 MiB, a hundred times the longest configuration
 
 
 def parse_json(text: str) -> Any:
-    """What a JSON text says.
+    """Parse a JSON text.
 
-    Numbers that aren't finite stand as Python writes them (``NaN``, ``Infinity``); one that says
-    so in another way (``1e400``) is refused.
+    Non-finite numbers written as in Python (``NaN``, ``Infinity``) are accepted; a number that
+    overflows (``1e400``) is refused.
 
     Raises:
-        ValueError: it is no JSON, is nested too deeply, or holds a number beyond all sense.
+        ValueError: it isn't JSON, is nested too deeply, or contains an impossible number.
     """
-    if text.count(",") > _MOST:  # before anything is built of them
-        raise ValueError(f"holds more than {_MOST:,} values")
+    if text.count(",") > _MOST:  # before any object is built
+        raise ValueError(f"contains more than {_MOST:,} values")
     try:
         found = json.loads(text, parse_float=_number, parse_int=_whole)
     except RecursionError as error:
@@ -43,16 +43,16 @@ def parse_json(text: str) -> Any:
 
 
 def parse_yaml(text: str) -> Any:
-    """What a YAML text of plain values says.
+    """Parse a YAML text of plain values.
 
     Raises:
-        ValueError: it is no YAML, is too long or nested too deeply, or grows beyond sense by its
-            aliases.
+        ValueError: it isn't YAML, is too long or nested too deeply, or its aliases expand to too
+            many values.
     """
     if len(text) > _LONGEST_YAML:
         raise ValueError(
-            f"has {len(text) / 1e6:.1f} million characters, more than the "
-            f"{_LONGEST_YAML / 1e6:.1f} million that a text of its kind may have"
+            f"has {len(text) / 1e6:.1f} million characters; such a text may have at most "
+            f"{_LONGEST_YAML / 1e6:.1f} million"
         )
     try:
         _check_nesting(yaml.parse(text, Loader=yaml.SafeLoader))
@@ -64,14 +64,14 @@ def parse_yaml(text: str) -> Any:
 
 
 def require_depth(value: Any, most: int = _MOST) -> None:
-    """Refuse values within values beyond `DEEPEST` levels; those within themselves as well.
+    """Refuse values nested beyond `DEEPEST` levels, including values that contain themselves.
 
     Args:
-        value: plain, as it was parsed.
-        most: values that it may hold, each counted wherever it is referred to.
+        value: a parsed, plain value.
+        most: largest number of values, each counted wherever it is referred to.
 
     Raises:
-        ValueError: it does.
+        ValueError: the value is refused.
     """
     level: list[Any] = [value]
     depth = count = 0
@@ -88,7 +88,7 @@ def require_depth(value: Any, most: int = _MOST) -> None:
                 inner = one
             count += len(one) if inner else 0
             if count > most:
-                raise ValueError(f"holds more than {most:,} values")
+                raise ValueError(f"contains more than {most:,} values")
             below += [entry for entry in inner if isinstance(entry, dict | list | tuple)]
         level = below
 
@@ -96,12 +96,12 @@ def require_depth(value: Any, most: int = _MOST) -> None:
 def _built(text: str) -> Any:
     try:
         return yaml.load(text, Loader=yaml.SafeLoader)
-    except ValueError as error:  # Python's own limit, whose message advises to lift it
-        raise ValueError("holds a number of too many digits, or an impossible date") from error
+    except ValueError as error:  # Python's limit, whose message advises to raise it
+        raise ValueError("contains a number of too many digits, or an impossible date") from error
 
 
 def _check_nesting(events: Iterable[yaml.Event]) -> None:
-    """Refuse deep nesting before anything is built of it: the builder is recursive."""
+    """Refuse deep nesting before objects are built, because the builder is recursive."""
     depth = 0
     for event in events:
         depth += isinstance(event, yaml.CollectionStartEvent)
@@ -113,11 +113,11 @@ def _check_nesting(events: Iterable[yaml.Event]) -> None:
 def _number(text: str) -> float:
     number = float(text)
     if not math.isfinite(number):
-        raise ValueError(f"holds {text[:40]}, which is beyond any number of a computer")
+        raise ValueError(f"contains {text[:40]}, which is too large for a floating-point number")
     return number
 
 
 def _whole(text: str) -> int:
     if len(text) > _DIGITS:
-        raise ValueError(f"holds a whole number of {len(text)} digits")
+        raise ValueError(f"contains a whole number of {len(text)} digits")
     return int(text)

@@ -1,4 +1,4 @@
-"""Plain data from outside held against types: kinds, ranges, and a message of one line."""
+"""Checks plain data from outside against types: kinds, ranges, and a message of one line."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ __all__ = ["Part", "validated"]
 
 
 class Part(BaseModel):
-    """A mapping whose values have types. Keys that nobody reads may stand beside them.
+    """A mapping with typed values. Additional keys are allowed and ignored.
 
-    Kinds are strict (``"3"`` and ``true`` aren't numbers), and numbers are finite.
+    Types are strict (``"3"`` and ``true`` aren't numbers), and numbers must be finite.
 
     Example:
         >>> class Grid(Part):
@@ -28,17 +28,17 @@ Kind = TypeVar("Kind", bound=Part)
 
 
 def validated(kind: type[Kind], value: Any) -> Kind:
-    """Data as an object of its type.
+    """Convert data to an object of a type.
 
     Args:
         kind: the type.
-        value: as JSON gave it.
+        value: as parsed from JSON.
 
     Raises:
-        ValueError: the first violation: where it is, the value, and the rule.
+        ValueError: the first violation, with its place, the value, and the rule.
     """
     if not isinstance(value, dict):
-        raise ValueError("holds no mapping")
+        raise ValueError("is not a mapping")
     try:
         return kind.model_validate(value)
     except ValidationError as error:

@@ -13,17 +13,17 @@ __all__ = ["WatchedFiles", "changed"]
 
 
 def changed(path: str | Path) -> CohortError:
-    """The error of an input that isn't any more what it was."""
+    """The error for an input file that has changed."""
     return CohortError(
-        f"{path}: was changed while it was being used; nothing is published; start again once "
-        "nobody writes to it"
+        f"{path}: changed while it was in use; nothing is published; start again when no "
+        "other program writes to it"
     )
 
 
 class WatchedFiles:
     """Hashes of files before a job reads them, compared before it publishes.
 
-    Where both are equal, what was read in between are the bytes of the hash.
+    If both are equal, the bytes read in between are those of the hash.
 
     Args:
         paths: of regular files.
@@ -40,7 +40,7 @@ class WatchedFiles:
         >>> _ = path.write_text("b")
         >>> watched.check()
         Traceback (most recent call last):
-        scripts.errors.CohortError: ...map: was changed while it was being used; ...
+        scripts.errors.CohortError: ...map: changed while it was in use; ...
     """
 
     def __init__(self, paths: Iterable[str | Path]) -> None:

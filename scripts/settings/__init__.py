@@ -1,6 +1,6 @@
-"""The blocks of settings, one file a block, validated without torch or monai.
+"""The blocks of settings, one per file, validated without torch or monai.
 
-`BLOCKS` is the table that the command line and the settings page read: a new block is one line.
+The command line and the settings page read the table `BLOCKS`: a new block is one line.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ class Block(NamedTuple):
     """A block of settings.
 
     Attributes:
-        target: ``module:Class`` that validates it; imported when it is needed.
-        configs: the shipped configurations that have the block, the most typical one first.
+        target: ``module:Class`` that validates it; imported when needed.
+        configs: the shipped configurations with this block, the most typical one first.
     """
 
     target: str
@@ -69,11 +69,13 @@ BLOCKS = {
     "label_transfer": Block(
         "scripts.settings.label_transfer:LabelTransferConfig", ("transfer_labels",)
     ),
+    "register_stack": Block("scripts.settings.stack:RegisterStackConfig", ("register_stack",)),
+    "apply_stack": Block("scripts.settings.stack:ApplyStackConfig", ("apply_stack",)),
 }
 
 
 def __getattr__(name: str) -> ModuleType:
-    """Import a block when it is first named, as `scripts` does with its rooms."""
+    """Import a block when it is first used, as `scripts` does with its rooms."""
     qualified = f"{__name__}.{name}"
     if name.startswith("__") or importlib.util.find_spec(qualified) is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

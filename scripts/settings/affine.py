@@ -27,20 +27,20 @@ __all__ = ["LearnedAffineConfig", "load_learned_affine"]
 
 
 class LearnedAffineModelConfig(Section):
-    """The network."""
+    """Settings of the network."""
 
     key_path: ClassVar[str] = "learned_affine.model"
 
     kind: Literal["parameters", "keypoints"] = setting(
         "parameters",
-        "parameters: a ResNet-18 that gives the transform's parameters; keypoints: features whose "
-        "centres of mass are matched by least squares.",
+        "parameters: a ResNet-18 that estimates the transform's parameters; keypoints: features "
+        "whose centres of mass are matched by least squares.",
         "parameters or keypoints",
     )
     pair: Literal["channels", "towers"] = setting(
         "channels",
-        "How the parameter network sees a pair: as two channels, or through two towers of equal "
-        "weights whose features are concatenated. The keypoint network has towers by nature.",
+        "How the parameter network processes a pair: as two channels, or in two towers with shared "
+        "weights whose features are concatenated. The keypoint network always has towers.",
         "channels or towers",
     )
     backbone: Literal["unet", "resnet"] = setting(
@@ -49,34 +49,34 @@ class LearnedAffineModelConfig(Section):
     keypoints: Size = setting(32, "Keypoints of the keypoint network.", ge=4)
     width: Number = setting(
         0.25,
-        "Width of the networks: 1 is the ResNet-18 of 64 to 512 channels.",
+        "Width of the networks: 1 is the ResNet-18 with 64 to 512 channels.",
         "a number >= 0.125 and <= 2",
         ge=0.125,
         le=2,
     )
     passes: Size = setting(
         1,
-        "Passes of the cascade: each sees the original moving image, warped by what the passes "
-        "before it found together.",
+        "Passes of the cascade: each gets the original moving image, warped by the combined result "
+        "of the passes before it.",
         ge=1,
         le=8,
     )
     ridge: Number = setting(
         1e-4,
-        "Pull of an affine solution of the keypoint network to the identity, relative to the "
-        "keypoints' variance.",
+        "Regularisation of an affine solution of the keypoint network towards the identity, "
+        "relative to the variance of the keypoints.",
         ge=0,
     )
 
 
 class LearnedAffinePairsConfig(Section):
-    """Pairs made on the fly from single images."""
+    """Settings of the pairs, which are made on the fly from single images."""
 
     key_path: ClassVar[str] = "learned_affine.pairs"
 
     rotation: Number = setting(
         30.0,
-        "Largest rotation about each axis, degrees (beyond 90 one rotation has several sets of "
+        "Largest rotation about each axis, degrees (beyond 90 a rotation has several sets of "
         "angles).",
         "a number >= 0 and <= 90",
         ge=0,
@@ -93,24 +93,24 @@ class LearnedAffinePairsConfig(Section):
     shear: Number = setting(0.1, "Largest shear.", ge=0, lt=1)
     pose: Number = setting(
         0.3,
-        "Both images of a pair are posed at random beforehand, by up to this share of the ranges.",
+        "Both images of a pair get random poses first, with up to this share of the ranges.",
         "a number >= 0 and <= 1",
         ge=0,
         le=1,
     )
     warp: Number = setting(
         0.0,
-        "Each image of a pair is warped by a smooth random field of this root mean square in "
-        "voxels of the network's grid, as different people differ.",
+        "Each image of a pair is warped by a smooth random field with this root mean square, in "
+        "voxels of the network's grid, to imitate differences between people.",
         ge=0,
     )
     augmentations: Texts = setting(
         list(AUGMENTATIONS),
-        "What is done to the intensities of both images of a pair, independently.",
+        "Changes to the intensities of both images of a pair, made independently.",
         f"a list out of {', '.join(AUGMENTATIONS)}, without duplicates",
     )
     probability: Number = setting(
-        0.5, "How often each augmentation is applied.", "a number >= 0 and <= 1", ge=0, le=1
+        0.5, "Probability of each augmentation.", "a number >= 0 and <= 1", ge=0, le=1
     )
 
     _augmentations = field_validator("augmentations")(check_augmentations)
@@ -123,19 +123,19 @@ class LearnedAffinePairsConfig(Section):
 
 
 class LearnedAffineLossConfig(Section):
-    """Terms of the loss."""
+    """Weights of the loss terms."""
 
     key_path: ClassVar[str] = "learned_affine.loss"
 
     parameter_weight: Number = setting(
         1.0,
-        "Weight of the squared error of the parameters (keypoint network: of the matrix, lengths "
-        "in half widths).",
+        "Weight of the squared error of the parameters (for the keypoint network: of the matrix, "
+        "with lengths in half widths).",
         ge=0,
     )
     image_weight: Number = setting(
         0.0,
-        "Weight of the squared difference of the images without augmentation, once aligned.",
+        "Weight of the squared difference of the aligned images without augmentation.",
         ge=0,
     )
 
@@ -174,7 +174,7 @@ class LearnedAffineConfig(FoldedConfig):
     )
     family: Literal["rigid", "rigid_isotropic", "rigid_anisotropic", "affine"] = setting(
         "affine",
-        "Transforms that the network gives.",
+        "Transform model that the network estimates.",
         "one of rigid, rigid_isotropic, rigid_anisotropic, affine",
     )
     images: Annotated[LearnedAffineImagesConfig, BeforeValidator(to_section)] = section(

@@ -32,47 +32,47 @@ class AlignConfig(PairSettings):
 
     image: Text = setting(
         "{subject}/t2.nii.gz",
-        "Path inside the dataset folder of the image that transforms are estimated on; `{subject}` "
-        "stands for the subject's name, other parts may hold `*`, `?` and `**`.",
+        "Path inside the dataset folder of the image that the transforms are estimated from; "
+        "`{subject}` stands for the subject's name, other parts may contain `*`, `?` and `**`.",
         "a relative path with {subject}",
     )
     images: Annotated[list[str], BeforeValidator(to_paths)] = setting(
         [],
-        "Paths of further images that the same transforms are applied to (density maps, say), "
+        "Paths of further images to apply the same transforms to (density maps, for example), "
         "interpolated linearly.",
         "a list of relative paths with {subject}",
     )
     labels: Annotated[list[str], BeforeValidator(to_paths)] = setting(
         [],
-        "Paths of label images that the same transforms are applied to, by the nearest voxel.",
+        "Paths of label images to apply the same transforms to, by the nearest voxel.",
         "a list of relative paths with {subject}",
     )
     subjects: Annotated[list[str] | None, BeforeValidator(to_names)] = setting(
-        None, "Subjects to align. Null: all that are found.", "null or a list of distinct names"
+        None, "Subjects to align. Null: all subjects found.", "null or a list of distinct names"
     )
     exclude: Texts = setting([], "Names of subjects to leave out.", "a list of distinct names")
-    min_subjects: Integer = setting(2, "Fewest usable subjects to go on with.", ge=1)
+    min_subjects: Integer = setting(2, "Smallest number of usable subjects.", ge=1)
     target: Text | None = setting(
         None,
-        "Image to align everybody to, such as the template of an earlier alignment for new "
-        "subjects. Null: the cohort's own mean, found by rounds.",
+        "Image to align all subjects to, such as the template of an earlier alignment for new "
+        "subjects. Null: the cohort's mean, computed in rounds.",
         "null or a path",
     )
     rounds: Integer = setting(
         3,
-        "Rounds of aligning to the mean image and making it anew; before them everybody is "
-        "brought to one subject, coarsely.",
+        "Rounds of aligning to the mean image and computing it again. Before them all subjects are "
+        "registered coarsely to one of them.",
         ge=1,
     )
     spacing: Number | None = setting(
         None,
-        "Voxel size of the common grid, mm. Null: the median of the cohort's.",
+        "Voxel size of the common grid, mm. Null: the cohort's median.",
         gt=0,
     )
-    margin: Integer = setting(5, "Voxels kept around what the aligned images hold.", ge=0)
+    margin: Integer = setting(5, "Voxels around the support of the aligned images.", ge=0)
     resume: Flag = setting(
         True,
-        "Go on with an interrupted run of the same images and settings, if there is one.",
+        "Continue an interrupted run of the same images and settings, if there is one.",
     )
     output_subdir: Text = setting(
         "aligned",
@@ -98,7 +98,7 @@ class AlignConfig(PairSettings):
         return names
 
     def subject_search(self, pattern: str) -> SubjectSearch:
-        """Where the images of one of its patterns are looked for."""
+        """Where to look for the images of one of its patterns."""
         kinds = {"images": self.images, "labels": self.labels}
         kind = next((name for name, those in kinds.items() if pattern in those), "image")
         return SubjectSearch(
@@ -114,7 +114,7 @@ class AlignConfig(PairSettings):
     @classmethod
     def _check_subdir(cls, name: str) -> str:
         if not name.strip() or "/" in name or "\\" in name or name.startswith("."):
-            raise ValueError("is no such component")
+            raise ValueError("is not such a component")
         return name
 
 

@@ -33,10 +33,10 @@ __all__ = [
 
 
 def _to_transforms(value: object) -> object:
-    """Entries as paths or (path, 0 or 1); antsApplyTransforms writes ``[path,1]``."""
+    """Convert entries to paths or (path, 0 or 1); antsApplyTransforms writes ``[path,1]``."""
     given = [value] if isinstance(value, str) else to_list(value)
     if len(given) == 2 and isinstance(given[0], str) and not isinstance(given[1], str | list):
-        given = [given]  # one [path, 1], its brackets taken for those of the list
+        given = [given]  # one [path, 1] that was parsed as a list
     entries = []
     for entry in given:
         if isinstance(entry, str):
@@ -45,10 +45,10 @@ def _to_transforms(value: object) -> object:
         else:
             pair = to_list(entry)
             if len(pair) != 2 or not isinstance(pair[0], str):
-                raise ValueError(f"has an entry that is no transform: {entry!r}")
+                raise ValueError(f"has an entry that is not a transform: {entry!r}")
             path, inverted = pair[0], to_int(int(pair[1]) if pair[1] is True else pair[1])
         if not path.strip() or inverted not in (0, 1):
-            raise ValueError(f"has an entry that is no transform: {entry!r}")
+            raise ValueError(f"has an entry that is not a transform: {entry!r}")
         entries.append((path, bool(inverted)))
     return entries
 
@@ -64,33 +64,33 @@ class AtlasToPatientConfig(Section):
 
     patients: Annotated[list[str] | None, BeforeValidator(to_names)] = setting(
         None,
-        "Whom to carry the maps to. Null: every subject of the atlas.",
+        "Patients to warp the maps to. Null: every subject of the atlas.",
         "null or a non-empty list of distinct names, each one safe path component",
     )
     space: Literal["template_native", "affine_native"] = setting(
         "template_native",
-        "Space that the patients' images, or the transforms from them, belong to. An atlas of "
-        "affine_native maps is refused in template_native unless extra_transforms are given.",
+        "Space of the patients' images, or of the transforms from them. An atlas of affine_native "
+        "maps is refused in template_native unless extra_transforms are given.",
         "template_native or affine_native",
     )
     transforms: Transforms = setting(
         [],
-        "Transforms from elsewhere, in place of the bundle's own fields: as antsApplyTransforms "
-        "would take them to bring the atlas to the patient. `{patient}` in a path stands for the "
-        "patient's name, `[path, 1]` for an affine's inverse.",
+        "External transforms instead of the bundle's fields, as antsApplyTransforms takes them to "
+        "warp the atlas to the patient. `{patient}` in a path stands for the patient's name, "
+        "`[path, 1]` for an affine's inverse.",
         _LIST,
     )
     extra_transforms: Transforms = setting(
         [],
         "The extra warp that an affine_native atlas needs in template space: the transforms that "
-        "bring affine-space images to template space. They follow `transforms`, or precede the "
-        "bundle's own field.",
+        "warp affine-space images to template space. They come after `transforms`, or before the "
+        "bundle's field.",
         _LIST,
     )
     reference: Text | None = setting(
         None,
-        "Image whose grid the maps are made on, with `{patient}` as above. Null: the grid of the "
-        "first transform if that is a field, the atlas's grid if there is none.",
+        "Image whose grid the maps get, with `{patient}` as above. Null: the grid of the first "
+        "transform if that is a field, the atlas's grid if there are no transforms.",
         "null or a path",
     )
 
@@ -130,7 +130,7 @@ class TractSimilarityConfig(Section):
     bins: Size = setting(64, "Bins of the histograms that distributions are compared by.", ge=2)
     leave_one_out: Flag = setting(
         True,
-        "Compare each subject with the average of the others as well, carried through the template "
+        "Also compare each subject with the average of the others, warped through the template "
         "into its space.",
     )
 
@@ -138,7 +138,7 @@ class TractSimilarityConfig(Section):
     @classmethod
     def _check_mode(cls, mode: str, info: ValidationInfo) -> str:
         if mode == "fraction" and info.data.get("threshold", 0) >= 1:
-            raise ValueError(f"takes a threshold below 1, not {info.data['threshold']:g}")
+            raise ValueError(f"needs a threshold below 1, got {info.data['threshold']:g}")
         return mode
 
 
@@ -152,14 +152,14 @@ class BarycentreConfig(Section):
 
     blur: Number | None = setting(
         None,
-        "Detail below which mass isn't transported, mm (standard deviation). Null: the longest "
-        "side of a voxel.",
+        "Scale below which mass isn't transported, mm (standard deviation). Null: the longest side "
+        "of a voxel.",
         gt=0,
     )
-    iterations: Integer = setting(30, "Iterations at that blur, after larger ones.", ge=1)
+    iterations: Integer = setting(30, "Iterations at this blur, after larger ones.", ge=1)
     scaling: Number = setting(
         0.8,
-        "Factor by which the blur shrinks from half the grid's extent.",
+        "Factor by which the blur shrinks, starting at half the grid's extent.",
         gt=0,
         lt=1,
     )

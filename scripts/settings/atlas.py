@@ -1,13 +1,13 @@
-"""Typed settings of the ``learned_atlas:`` block: names, defaults and rules stand here only.
+"""Typed settings of the ``learned_atlas:`` block: the only place of names, defaults and rules.
 
-Validating needs neither torch nor monai, so that a mistyped setting is told at once::
+Validation needs neither torch nor monai, so that a wrong setting is reported at once::
 
     from scripts.settings.atlas import LearnedAtlasConfig
 
     config = LearnedAtlasConfig.load({"optimizer": {"epochs": 20, "lr": "1e-4"}})
     config.optimizer.lr  # 0.0001
 
-Every violation ends in a `ConfigurationError` with a line of its own: key path, value, rule.
+Every violation becomes a line of a `ConfigurationError`: key path, value, rule.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class LearnedAtlasLossConfig(Section):
     smoothness_weight: Number = setting(0.5, "Weight of the field's squared gradient.", ge=0)
     log_offset: Number = setting(
         1e-3,
-        "Density at which the logarithm takes over: log1p(x / log_offset).",
+        "Density at which log1p(x / log_offset) turns from linear to logarithmic.",
         gt=0,
     )
     window: Size = setting(
@@ -92,7 +92,7 @@ class LearnedAtlasLossConfig(Section):
     )
     scales: Sizes = setting(
         [1, 2, 4],
-        "Levels of the image pyramid that similarity and presence are averaged over, as factors.",
+        "Levels of the image pyramid over which similarity and presence are averaged, as factors.",
         "a non-empty list of different integers >= 1",
         min_length=1,
     )
@@ -111,9 +111,9 @@ class LearnedAtlasLossConfig(Section):
     @classmethod
     def _check_scales(cls, scales: list[int]) -> list[int]:
         if min(scales) < 1:
-            raise ValueError("holds a factor below 1")
+            raise ValueError("contains a factor below 1")
         if len(set(scales)) < len(scales):
-            raise ValueError("holds a factor twice")
+            raise ValueError("contains a factor twice")
         return scales
 
     @model_validator(mode="after")
@@ -127,12 +127,14 @@ class LearnedAtlasLossConfig(Section):
 
 
 class LearnedAtlasOptimizerConfig(Section):
-    """How long and how fast template and network learn."""
+    """Length and speed of the training of template and network."""
 
     key_path: ClassVar[str] = "learned_atlas.optimizer"
 
     lr: Number = setting(1e-4, "Adam's learning rate for the network.", gt=0)
-    epochs: Integer = setting(50, "Passes over the cohort.", ge=1)
+    epochs: Integer = setting(
+        50, "Passes over the cohort; 0: template and network aren't trained.", ge=0
+    )
     batch_size: Integer = setting(2, "Subjects per step.", ge=1)
     seed: Integer = setting(0, "Seed of every random choice.", ge=0)
     template_lr_ratio: Number = setting(
@@ -143,12 +145,12 @@ class LearnedAtlasOptimizerConfig(Section):
     )
     warmup_epochs: Integer = setting(
         2,
-        "First epochs, in which the template stays as it was initialised.",
+        "Number of first epochs in which the template isn't trained.",
         ge=0,
     )
     gradient_clip: Number = setting(
         1.0,
-        "Greatest norm of a step's gradient; longer ones are scaled down.",
+        "Largest norm of a step's gradient; longer ones are scaled down.",
         gt=0,
     )
     early_stop_patience: Integer = setting(
@@ -157,23 +159,36 @@ class LearnedAtlasOptimizerConfig(Section):
 
 
 class LearnedAtlasRefineConfig(Section):
-    """Refinement of every subject's field, and of the template, after the network's training."""
+    """Refinement of the subjects' fields and of the template, after the training of the network."""
 
     key_path: ClassVar[str] = "learned_atlas.refine"
 
+    network_rounds: Integer = setting(
+        0,
+        "Rounds, before those of `rounds`, in which the network alone registers every subject and "
+        "the template is made anew of all of them; all but the last with the network's coarse "
+        "passes alone. For a network that needs no training on the cohort (model.initial).",
+        ge=0,
+    )
     rounds: Integer = setting(0, "Rounds of refinement over the cohort; 0: none.", ge=0)
     iterations: Integer = setting(10, "Gradient steps per subject in a round.", ge=1)
     lr: Number = setting(0.3, "Learning rate of the refined velocities.", gt=0)
+    final_lr: Number | None = setting(
+        None,
+        "Learning rate of the last step of a round, to which it falls as a cosine; fewer steps "
+        "then suffice. Null: it stays as it is.",
+        ge=0,
+    )
     network_epochs: Integer = setting(
         0,
-        "Epochs in which the network alone is trained on, against the template as the rounds left "
-        "it: new subjects are registered better; 0: none.",
+        "Epochs in which only the network is trained further, with the template of the rounds, so "
+        "that new subjects are registered better; 0: none.",
         ge=0,
     )
     network_lr: Number = setting(
         1.5e-3,
-        "Adam's highest learning rate in these epochs; the template, which stands, bears more than "
-        "optimizer.lr.",
+        "Adam's highest learning rate in these epochs. With the template fixed, it can be higher "
+        "than optimizer.lr.",
         gt=0,
     )
     new_subject_iterations: Integer = setting(
@@ -195,16 +210,19 @@ class LearnedAtlasConfig(Section):
 
     enabled: Flag = setting(
         True,
-        "False ends the run at once: a log line, exit status 0, nothing written.",
+        "False ends the run at once with a log line and exit status 0; nothing is written.",
     )
     training_space: Literal["template_native", "affine_native"] = setting(
         "template_native",
-        "template_native trains on maps that were already warped to the template; affine_native "
+        "template_native trains on maps that are already warped to the template; affine_native "
         "trains on affinely aligned maps, and its atlas needs an extra warp in template space.",
         "template_native or affine_native",
     )
     device: Text = setting(
-        "cuda", "Where to compute.", "cpu, cuda or cuda:N", pattern=r"^(?:cpu|cuda(?::[0-9]+)?)$"
+        "cuda",
+        "Device for the computation.",
+        "cpu, cuda or cuda:N",
+        pattern=r"^(?:cpu|cuda(?::[0-9]+)?)$",
     )
     dtype: Literal["float16", "float32", "bfloat16"] = setting(
         "float32",
@@ -214,7 +232,7 @@ class LearnedAtlasConfig(Section):
     affine_native_relpath: Text | None = setting(
         None,
         "Path of the map inside the subject's folder, for affine_native. `{tract}` in it stands "
-        "for a tract's name and is dropped, for the whole cohort, when no tract is asked for.",
+        "for a tract's name; if no tracts are selected, it is dropped for the whole cohort.",
         f"null or a path inside the subject's folder ({RELATIVE}), optionally with {{tract}} and "
         "{run}; required and non-empty with training_space affine_native",
     )
@@ -230,9 +248,9 @@ class LearnedAtlasConfig(Section):
         f"{_SAFE_NAME}, only letters, digits, spaces and . _ - + = , @ ( ) inside; never 'atlas', "
         "the averaging atlas's folder",
     )
-    min_subjects: Integer = setting(5, "Fewest usable subjects to go on with.", ge=1)
-    save_fields: Flag = setting(True, "Write every subject's displacement fields.")
-    verify_jacobian: Flag = setting(True, "End without publishing when a field folds (det J <= 0).")
+    min_subjects: Integer = setting(5, "Smallest number of usable subjects.", ge=1)
+    save_fields: Flag = setting(True, "Write the displacement fields of all subjects.")
+    verify_jacobian: Flag = setting(True, "End without publishing if a field folds (det J <= 0).")
     presence_value: Number = setting(
         0.10,
         "Density above which a tract counts as present in prob_threshold.",
@@ -245,7 +263,7 @@ class LearnedAtlasConfig(Section):
         lt=1,
     )
     resume: Flag = setting(
-        True, "Go on from the checkpoint of an interrupted run, if there is one."
+        True, "Continue from the checkpoint of an interrupted run, if there is one."
     )
     model: Annotated[LearnedAtlasModelConfig, BeforeValidator(to_section)] = section(
         LearnedAtlasModelConfig, "Templates and network."
@@ -263,7 +281,7 @@ class LearnedAtlasConfig(Section):
     optimizer: Annotated[LearnedAtlasOptimizerConfig, BeforeValidator(to_section)] = section(
         LearnedAtlasOptimizerConfig, "Training."
     )
-    # After `model`: what depends on covariates is fitted in the rounds.
+    # After `model`: the rounds fit the dependence on covariates.
     refine: Annotated[LearnedAtlasRefineConfig, BeforeValidator(to_section)] = Field(
         default_factory=LearnedAtlasRefineConfig,
         description="Refinement after training.",
@@ -290,11 +308,11 @@ class LearnedAtlasConfig(Section):
             raise ValueError("is empty")
         for name in maps:
             if name not in BASELINE_MAPS:
-                raise ValueError(f"names {name!r}, which is no map")
+                raise ValueError(f"names {name!r}, which is not a map")
         if len(set(maps)) < len(maps):
-            raise ValueError("names a map twice")
+            raise ValueError("contains a map twice")
         if "mean" not in maps:
-            raise ValueError("is without mean")
+            raise ValueError("does not contain mean")
         return maps
 
     @field_validator("output_subdir")
@@ -303,11 +321,11 @@ class LearnedAtlasConfig(Section):
         if not name:
             raise ValueError("is empty")
         if "/" in name or "\\" in name:
-            raise ValueError("holds a path separator")
+            raise ValueError("contains a path separator")
         if name.startswith("."):
             raise ValueError("starts with a dot")
         if re.fullmatch(r"\w[\w .+=,@()-]*", name) is None:
-            raise ValueError("holds a character that isn't safe in a file name")
+            raise ValueError("contains a character that isn't safe in a file name")
         if name.endswith((".", " ")):
             raise ValueError("ends with a dot or a space")
         if len(name.encode("utf-8")) > 255:
@@ -323,11 +341,11 @@ class LearnedAtlasConfig(Section):
     ) -> LearnedAtlasCohortConfig:
         if cohort.pattern is not None and info.data.get("training_space") == "affine_native":
             raise ValueError(
-                "pattern isn't read with training_space affine_native, whose maps are at "
-                "affine_native_relpath; leave one of them out"
+                "pattern isn't used with training_space affine_native, whose maps are at "
+                "affine_native_relpath; remove one of them"
             )
         model = info.data.get("model")
-        # Without names the tracts are looked up in the dataset, and counted there.
+        # Without names, the tracts of the dataset are looked up and counted later.
         if model is not None and cohort.tracts and model.channels != len(cohort.tracts):
             raise ValueError(
                 f"tracts has {len(cohort.tracts)} names and model.channels is {model.channels}; "
@@ -343,13 +361,13 @@ class LearnedAtlasConfig(Section):
         model = info.data.get("model")
         if model is not None and model.covariates and refine.rounds == 0:
             raise ValueError(
-                f"rounds is 0 and model.covariates is {model.covariates}; what the template owes "
-                "to covariates is fitted in the rounds of refinement: take at least 1, better 5"
+                f"rounds is 0 and model.covariates is {model.covariates}; the rounds of refinement "
+                "fit the dependence on covariates: use at least 1, better 5"
             )
         return refine
 
     def subject_search(self) -> SubjectSearch:
-        """Where subjects are looked for."""
+        """Where to look for subjects."""
         cohort = self.cohort
         native = self.training_space == "affine_native"
         return SubjectSearch(
@@ -369,7 +387,7 @@ class LearnedAtlasConfig(Section):
         )
 
     def cohort_request(self) -> CohortRequest:
-        """The cohort that a job asks for."""
+        """The cohort that a job requests."""
         return CohortRequest(
             search=self.subject_search(),
             cohort=self.cohort,
@@ -392,22 +410,22 @@ class LearnedAtlasConfig(Section):
 def load_settings(block: Mapping[str, Any] | LearnedAtlasConfig | None) -> LearnedAtlasConfig:
     """Validate the ``learned_atlas:`` block of a config; the first component that a job builds.
 
-    From here on user errors are shown in one line. With ``enabled: false`` the run ends here, with
+    From then on user errors are shown in one line. With ``enabled: false`` the run ends here, with
     a log line and exit status 0.
 
     Args:
-        block: the block as MONAI parsed it, overrides applied.
+        block: the block as parsed by MONAI, with overrides applied.
 
     Returns:
         The validated settings.
 
     Raises:
-        ConfigurationError: with a line per violation.
-        SystemExit: with status 0 when the block is disabled.
+        ConfigurationError: with one line per violation.
+        SystemExit: with status 0 if the block is disabled.
     """
     config = LearnedAtlasConfig.of_config(block)
     if not config.enabled:
-        # A warning, so that it shows without any logging configuration too.
+        # A warning, so that it is shown even without logging configuration.
         logger.warning("learned_atlas.enabled is false: nothing to do, nothing written")
         raise SystemExit(0)
     return config

@@ -14,6 +14,7 @@ from scripts.settings.section import (
     Section,
     Size,
     Sizes,
+    Text,
     Texts,
     check_names,
     setting,
@@ -28,7 +29,7 @@ __all__ = [
 
 
 def check_features(features: list[int]) -> list[int]:
-    """Numbers of channels, each at least 1."""
+    """Check numbers of channels, each at least 1."""
     if not features:
         raise ValueError("is empty")
     if min(features) < 1:
@@ -37,25 +38,25 @@ def check_features(features: list[int]) -> list[int]:
 
 
 def check_decoder(features: list[int], info: ValidationInfo) -> list[int]:
-    """As many convolutions as the encoder has levels, or more."""
+    """Check that there are at least as many convolutions as encoder levels."""
     levels = len(info.data.get("enc_features", ()))
     if len(features) < levels:
-        raise ValueError(f"has {len(features)} entries for {levels} up-sampling steps")
+        raise ValueError(f"has {len(features)} entries for {levels} upsampling steps")
     return features
 
 
 def check_field_resolution(factor: int, info: ValidationInfo) -> int:
-    """A factor that the encoder reaches."""
+    """Check that the encoder has enough levels for the factor."""
     if factor not in (1, 2, 4):
-        raise ValueError("is none of them")
+        raise ValueError("is not allowed")
     levels = len(info.data.get("enc_features", (1, 1)))
     if factor > 2**levels:
-        raise ValueError(f"is out of reach of {levels} encoder level")
+        raise ValueError(f"needs more than {levels} encoder level")
     return factor
 
 
 class LearnedAtlasModelConfig(Section):
-    """Templates and the network that predicts fields."""
+    """Settings of the templates and of the network that predicts fields."""
 
     key_path: ClassVar[str] = "learned_atlas.model"
 
@@ -63,24 +64,24 @@ class LearnedAtlasModelConfig(Section):
     n_templates: Size = setting(1, "Templates in the mixture (K).", ge=1)
     mixture_sharpness: Number = setting(
         50.0,
-        "How firmly a subject's losses assign it to templates: exp(-sharpness * loss).",
+        "Sharpness of the assignment of subjects to templates by loss: exp(-sharpness * loss).",
         gt=0,
     )
     covariates: Texts = setting(
         [],
-        "Columns of cohort.participants that the template depends on (a conditional template): "
-        "numbers are standardised, anything else is a category. Empty: one template for all.",
+        "Columns of cohort.participants that the template depends on (a conditional template). "
+        "Numbers are standardised, anything else is a category. Empty: one template for all.",
         "a list of distinct, non-empty names other than participant_id, without = or comma; with "
         "any, n_templates must be 1 and refine.rounds >= 1",
     )
     categorical_covariates: Texts = setting(
         [],
-        "Covariates whose numbers are names of categories, such as the site's.",
+        "Covariates whose numbers are names of categories, such as the site.",
         "a list of distinct names out of covariates",
     )
     int_steps: Integer = setting(
         7,
-        "Scaling-and-squaring steps; 0 takes the network's output as the displacement itself.",
+        "Scaling-and-squaring steps; 0 takes the network's output as the displacement.",
         ge=0,
         le=10,
     )
@@ -91,27 +92,36 @@ class LearnedAtlasModelConfig(Section):
     )
     dec_features: Sizes = setting(
         [32, 32, 32, 16, 16],
-        "Channels of the decoder: an up-convolution per encoder level, then convolutions at full "
-        "resolution.",
+        "Channels of the decoder's convolutions: one per encoder level before upsampling, then "
+        "those at full resolution.",
         "a non-empty list of integers, each >= 1, at least as long as enc_features (one "
-        "up-sampling step per encoder level)",
+        "upsampling step per encoder level)",
     )
     field_resolution: Integer = setting(
         2,
         "The field is predicted and integrated at 1/this of the grid's resolution.",
         "1, 2 or 4; 4 needs at least two levels in enc_features",
     )
-    passes: Sizes = setting(
-        [2, 1, 1],
-        "The network's looks at a pair, once refine.network_epochs taught it more than one: each "
-        "sees the template as moved so far and the subject, both averaged by its factor, and adds "
-        "to the velocity.",
-        "a non-empty list of 1, 2, 4 and 8, at most 8 of them",
+    initial: Text | None = setting(
+        None,
+        "The network that the cohort's starts from: `shipped`, the one that came with the bundle "
+        "and registers cohorts it has never seen; the file of a model (model.pt, or what "
+        "configs/train_registration.yaml leaves), whose U-Net is taken; null, random weights. "
+        "Such a network brings its own features.",
+        "null, shipped, or the path of a .pt file",
+    )
+    passes: Sizes | None = setting(
+        None,
+        "Passes of the network over a pair. Each gets the template as warped so far and the "
+        "subject, both averaged by its factor, and adds to the velocity. Null: those of the "
+        "initial network ([4, 2, 1, 1] of the shipped one); without one [2, 1, 1], used once "
+        "refine.network_epochs has trained more than one.",
+        "null or a non-empty list of 1, 2, 4 and 8, at most 8 of them",
     )
     velocity_smoothing: Number = setting(
         3.0,
-        "Standard deviation, in voxels, of the Gaussian that makes every velocity: the network's "
-        "output and the steps of a refinement pass through it. 0: none.",
+        "Standard deviation, in voxels, of the Gaussian that smooths every velocity: the network's "
+        "output and the steps of a refinement. 0: no smoothing.",
         ge=0,
     )
     checkpointing: Flag = setting(
@@ -138,20 +148,34 @@ class LearnedAtlasModelConfig(Section):
         check_names(names)
         unknown = [name for name in names if name not in info.data.get("covariates", names)]
         if unknown:
-            raise ValueError(f"names {unknown[0]!r}, which isn't in covariates")
+            raise ValueError(f"names {unknown[0]!r}, which is not in covariates")
         return names
 
     _features = field_validator("enc_features", "dec_features")(check_features)
     _decoder = field_validator("dec_features")(check_decoder)
 
+    @property
+    def passes_from_nothing(self) -> list[int]:
+        """The looks of a network that learns from random weights."""
+        return self.passes or [2, 1, 1]
+
+    @field_validator("initial")
+    @classmethod
+    def _check_initial(cls, name: str | None) -> str | None:
+        if name is not None and name != "shipped" and not name.endswith(".pt"):
+            raise ValueError("is none of them")
+        return name
+
     @field_validator("passes")
     @classmethod
-    def _check_passes(cls, factors: list[int]) -> list[int]:
+    def _check_passes(cls, factors: list[int] | None) -> list[int] | None:
+        if factors is None:
+            return None
         if not 1 <= len(factors) <= 8:
             raise ValueError(f"has {len(factors)} entries")
         for factor in factors:
             if factor not in (1, 2, 4, 8):
-                raise ValueError(f"has an entry that is none of them: {factor}")
+                raise ValueError(f"has an entry that is not allowed: {factor}")
         return factors
 
     _field_resolution = field_validator("field_resolution")(check_field_resolution)

@@ -1,4 +1,4 @@
-"""Settings of a cohort: where subjects lie, what a map is divided by."""
+"""Settings of a cohort: where its subjects are, and what to divide their maps by."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ RELATIVE = "relative, with / between its parts, none of them '..'"
 
 
 def check_pattern(pattern: str | None) -> str | None:
-    """A path inside the dataset folder with known placeholders, {subject} among them."""
+    """Check a path inside the dataset folder with known placeholders, including {subject}."""
     if pattern is not None:
         check_relative(pattern)
         check_placeholders(pattern, ("subject", "tract", "run"))
@@ -66,7 +66,7 @@ def check_pattern(pattern: str | None) -> str | None:
 
 
 def check_subjects(subjects: list[str] | str | None) -> list[str] | str | None:
-    """Names, or the file of a list."""
+    """Check names, or the file of a list."""
     if isinstance(subjects, list):
         if not subjects:
             raise ValueError("names no subject")
@@ -77,22 +77,22 @@ def check_subjects(subjects: list[str] | str | None) -> list[str] | str | None:
 
 
 def check_exclude(names: list[str]) -> list[str]:
-    """Distinct, non-empty names."""
+    """Check distinct, non-empty names."""
     check_names(names)
     return names
 
 
 def check_tracts(names: list[str]) -> list[str]:
-    """Distinct names that can be file names."""
+    """Check distinct names that can be file names."""
     check_names(names)
     for name in names:
         if re.search(r"[/\\\x00]", name) or name in (".", ".."):
-            raise ValueError(f"has a tract that is no file name: {name!r}")
+            raise ValueError(f"has a tract that can't be a file name: {name!r}")
     return names
 
 
 class LearnedAtlasCohortConfig(Section):
-    """Where subjects are found and how their density maps are read."""
+    """Where subjects are, and how to read their density maps."""
 
     key_path: ClassVar[str] = "learned_atlas.cohort"
 
@@ -100,30 +100,29 @@ class LearnedAtlasCohortConfig(Section):
         "probtrackx2", "mrtrix3", "xtract", "tractseg", "bids", "flat", "streamlines"
     ] = setting(
         "probtrackx2",
-        "Known arrangement of the dataset folder; with streamlines the subjects are tractograms "
-        "(see `reference`).",
+        "Known layout of the dataset folder; with streamlines the subjects are tractograms (see "
+        "`reference`).",
         "one of probtrackx2, mrtrix3, xtract, tractseg, bids, flat, streamlines",
     )
     pattern: Text | None = setting(
         None,
-        "Path of a map inside the dataset folder, for any other arrangement; takes the place of "
-        "the layout. `{subject}` stands for the subject's name, `{tract}` for a tract's, `{run}` "
-        "for one of several runs; other parts may hold `*`, `?` and `**`.",
+        "Path of a map inside the dataset folder, for any other layout; replaces the layout. "
+        "`{subject}` stands for the subject's name, `{tract}` for a tract's name, `{run}` for one "
+        "of several runs; other parts may contain `*`, `?` and `**`.",
         f"null or a path with {{subject}}, optionally {{tract}} and {{run}}; {RELATIVE}",
     )
     subjects: Annotated[list[str] | str | None, BeforeValidator(to_names)] = setting(
         None,
-        "Subjects to use: their names, or a text file of one name per line, or a list of the maps "
-        "themselves: a .csv of `subject,path[,tract]`, or MONAI's .json data list, whose entries "
-        "(of `training`, if it has parts) have the path as `image`, and `subject` and `tract` "
-        "where the path doesn't tell. All are relative to the dataset folder. Null takes every "
-        "subject found.",
+        "Subjects to use: their names, or a text file with one name per line, or a list of the "
+        "maps: a .csv of `subject,path[,tract]`, or MONAI's .json data list, whose entries (under "
+        "`training`, if it has parts) have the path as `image`, and `subject` and `tract` if the "
+        "path doesn't contain them. All are relative to the dataset folder. Null: all subjects.",
         "null, a non-empty list of distinct names, or the path of a .txt, .csv or .json file",
     )
     participants: Text = setting(
         "participants.tsv",
         "Table of the subjects' covariates (BIDS: tab-separated, with a participant_id), relative "
-        "to the dataset folder; read where model.covariates names any.",
+        "to the dataset folder; used if model.covariates names any.",
         "the path of a .tsv file",
     )
     exclude: Texts = setting(
@@ -132,26 +131,26 @@ class LearnedAtlasCohortConfig(Section):
     tracts: Texts = setting(
         [],
         "Names of the tracts to learn jointly, one channel each. Empty: with model.channels 1 the "
-        "whole map, or the sum of a subject's tracts where the layout has nothing else; with more "
+        "whole map, or the sum of a subject's tracts if the layout has nothing else; with more "
         "channels the dataset's tracts, if there are exactly as many.",
         "a list of distinct tract names, as many as model.channels, or empty",
     )
     reference: Text | None = setting(
         None,
-        "Image whose grid tractograms are counted on; needed where a layout or pattern leads to "
+        "Image whose grid tractograms are counted on; needed if a layout or pattern finds "
         "tractograms (.trk, .tck, .trx, .vtk). Relative to the dataset folder, or absolute.",
         "null or the path of a NIfTI file",
     )
     density_dir: Text | None = setting(
         None,
-        "Folder that keeps the maps counted from tractograms, so that each is counted once. Null: "
-        "a hidden folder `.density_maps` in the dataset folder.",
+        "Folder for the maps counted from tractograms, so that each is counted once. Null: a "
+        "hidden folder `.density_maps` in the dataset folder.",
         "null or the path of a folder",
     )
     normalisation: Literal["waytotal", "streamline_density", "max", "none"] = setting(
         "waytotal",
-        "What each map is divided by: the sum of its waytotal file (of a tractogram: the number "
-        "of its streamlines), the map's own sum, its maximum, or nothing.",
+        "What each map is divided by: the sum of its waytotal file (for a tractogram: the number "
+        "of its streamlines), the sum of the map, its maximum, or nothing.",
         "one of waytotal, streamline_density, max, none",
     )
     margin: Integer = setting(8, "Voxels kept around the cohort's support when cropping.", ge=0)
@@ -161,8 +160,8 @@ class LearnedAtlasCohortConfig(Section):
     num_workers: Workers = setting(0, "Processes that read maps while training.", ge=0)
     resample: Flag = setting(
         False,
-        "Bring new subjects that lie on another grid onto the atlas's grid. Training subjects are "
-        "never resampled.",
+        "Resample new subjects on another grid to the atlas's grid. Training subjects are never "
+        "resampled.",
     )
 
     _pattern = field_validator("pattern")(check_pattern)
@@ -173,7 +172,7 @@ class LearnedAtlasCohortConfig(Section):
     @classmethod
     def _check_participants(cls, path: str) -> str:
         if not path.lower().endswith(".tsv") or not path[:-4].strip():
-            raise ValueError("is no .tsv file")
+            raise ValueError("is not a .tsv file")
         return path
 
     @field_validator("reference", "density_dir")
@@ -189,7 +188,7 @@ class LearnedAtlasCohortConfig(Section):
 
 
 # ---------------------------------------------------------------------------------------------
-# What jobs ask the cohort room for
+# What jobs request from the cohort room
 # ---------------------------------------------------------------------------------------------
 
 
@@ -197,21 +196,21 @@ class LearnedAtlasCohortConfig(Section):
 class SubjectSearch:
     """Where a job looks for its subjects, and how its user writes these settings.
 
-    Every job that reads a dataset folder makes one of its own block, so that a message names a
+    Every job that reads a dataset folder creates one from its settings, so that a message names a
     setting that its user knows.
 
     Attributes:
-        section: dotted path of the settings that say where subjects lie.
-        layout: known arrangement of the folder; None for a job that takes patterns only.
-        pattern: path of a map, in place of the layout.
+        section: dotted path of the settings that say where subjects are.
+        layout: known layout of the folder; None for a job that only takes patterns.
+        pattern: path of a map, instead of the layout.
         subjects: names, or the path of a list; None takes every subject found.
         exclude: names of subjects to leave out.
         tracts: names of tracts, one channel each.
-        channels: maps of a subject; must be as many as tracts where these are named.
-        inside_subject: path of the map inside a subject's folder; it goes before pattern and
+        channels: number of maps per subject; must be that of the tracts if these are named.
+        inside_subject: path of the map inside a subject's folder; takes precedence over pattern and
             layout.
-        output_subdir: folder that the job writes to; no subject.
-        keys: dotted paths of settings that don't stand in ``section`` under their name here.
+        output_subdir: folder that the job writes to; it is not a subject.
+        keys: dotted paths of settings that aren't in ``section`` under their name here.
     """
 
     section: str
@@ -236,15 +235,15 @@ class SubjectSearch:
 
 @dataclass(frozen=True)
 class CohortRequest:
-    """The cohort of density maps that a job asks for.
+    """The cohort of density maps that a job requests.
 
     Attributes:
         search: where its subjects are.
-        cohort: how their maps are read.
-        min_subjects: fewest usable subjects to go on with.
+        cohort: how to read their maps.
+        min_subjects: smallest number of usable subjects.
         covariates: columns of the participants' table to read.
-        categorical_covariates: those of them that are categories.
-        keys: dotted paths of the settings that don't stand in ``cohort``.
+        categorical_covariates: the covariates that are categories.
+        keys: dotted paths of the settings that aren't in ``cohort``.
     """
 
     search: SubjectSearch

@@ -38,20 +38,19 @@ Numbers = Annotated[list[Number], BeforeValidator(to_list)]
 
 
 class LearnedElasticImagesConfig(PairImagesConfig):
-    """Label maps to learn from, and the grid of the network."""
+    """Settings of the label maps to learn from, and of the network's grid."""
 
     key_path: ClassVar[str] = "learned_elastic.images"
 
     kind: Literal["presence", "labels"] = setting(
         "presence",
-        "presence: density maps, each made into maps of where it exceeds shares of its maximum; "
-        "labels: label volumes of whole numbers, 0 for background.",
+        "presence: density maps, each thresholded at shares of its maximum; labels: label volumes "
+        "of whole numbers, 0 for background.",
         "presence or labels",
     )
     levels: Numbers = setting(
         [0.02, 0.1, 0.3],
-        "Shares of its maximum above which a density counts as present; each gives a map of its "
-        "own.",
+        "Shares of its maximum above which a density counts as present; each gives a separate map.",
         "a non-empty list of different numbers >= 0 and < 1",
         min_length=1,
     )
@@ -64,21 +63,21 @@ class LearnedElasticImagesConfig(PairImagesConfig):
     @classmethod
     def _check_levels(cls, levels: list[float]) -> list[float]:
         if not all(0 <= level < 1 for level in levels):
-            raise ValueError("holds a number out of range")
+            raise ValueError("contains a number out of range")
         if len(set(levels)) < len(levels):
-            raise ValueError("holds a number twice")
+            raise ValueError("contains a number twice")
         return levels
 
     _tracts = field_validator("tracts")(check_tracts)
 
     def subject_search(self) -> SubjectSearch:
-        """Where subjects are looked for, a channel for each tract."""
+        """Where to look for subjects, with a channel for each tract."""
         tracts = tuple(self.tracts)
         return replace(super().subject_search(), tracts=tracts, channels=max(1, len(tracts)))
 
 
 class LearnedElasticModelConfig(Section):
-    """The network: the atlas's U-Net and integration."""
+    """Settings of the network: the atlas's U-Net and integration."""
 
     key_path: ClassVar[str] = "learned_elastic.model"
 
@@ -119,25 +118,25 @@ class LearnedElasticSynthesisConfig(Section):
     )
     between_subjects: Number = setting(
         0.5,
-        "How often a pair is made of two subjects' label maps instead of one's.",
+        "Probability that a pair is made from the label maps of two subjects instead of one.",
         "a number >= 0 and <= 1",
         ge=0,
         le=1,
     )
     empty_background: Number = setting(
         0.5,
-        "How often the background is 0 instead of a random shade.",
+        "Probability that the background is 0 instead of a random grey value.",
         "a number >= 0 and <= 1",
         ge=0,
         le=1,
     )
     augmentations: Texts = setting(
         ["bias_field", "contrast", "noise", "smoothing", "gibbs", "low_resolution"],
-        "What is done to the synthetic images, independently.",
+        "Changes to the synthetic images, made independently.",
         f"a list out of {', '.join(AUGMENTATIONS)}, without duplicates",
     )
     probability: Number = setting(
-        0.5, "How often each augmentation is applied.", "a number >= 0 and <= 1", ge=0, le=1
+        0.5, "Probability of each augmentation.", "a number >= 0 and <= 1", ge=0, le=1
     )
 
     _augmentations = field_validator("augmentations")(check_augmentations)
@@ -150,7 +149,7 @@ class LearnedElasticSynthesisConfig(Section):
 
 
 class LearnedElasticLossConfig(Section):
-    """Terms of the loss."""
+    """Weights of the loss terms."""
 
     key_path: ClassVar[str] = "learned_elastic.loss"
 
@@ -159,7 +158,7 @@ class LearnedElasticLossConfig(Section):
 
 
 class LearnedElasticOptimizerConfig(PairOptimizerConfig):
-    """How long and how fast the network learns."""
+    """Length and speed of the training."""
 
     key_path: ClassVar[str] = "learned_elastic.optimizer"
 

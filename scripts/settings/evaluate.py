@@ -14,11 +14,11 @@ class EvaluateConfig(Section):
 
     key_path: ClassVar[str] = "evaluate"
 
-    folds: Integer = setting(5, "Parts that cross-validation cuts the cohort into.", ge=2)
-    seed: Integer = setting(0, "Seed of the cut: which subjects go into which part.", ge=0)
+    folds: Integer = setting(5, "Number of parts for the cross-validation of a cohort.", ge=2)
+    seed: Integer = setting(0, "Seed that assigns subjects to parts.", ge=0)
     allow_training_subjects: Flag = setting(
         False,
-        "Evaluate subjects all the same whose maps the model was trained on.",
+        "Also evaluate subjects that the model was trained on.",
     )
 
 

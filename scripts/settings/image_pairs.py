@@ -1,6 +1,6 @@
-"""Typed settings of jobs that bring images to a fixed one; rules as in `scripts.settings.section`.
+"""Typed settings of jobs that register images to a fixed one.
 
-Needs no torch.
+Rules as in `scripts.settings.section`. Needs no torch.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ __all__ = [
 
 
 def image_name(path: str | Path) -> str:
-    """A file's name without ``.nii`` or ``.nii.gz``: what a pair's results are called."""
+    """A file's name without ``.nii`` or ``.nii.gz``, which names the results of a pair."""
     name = Path(path).name
     for ending in (".nii.gz", ".nii"):
         if name.lower().endswith(ending):
@@ -34,7 +34,7 @@ def image_name(path: str | Path) -> str:
 
 
 def check_distinct(names: list[str]) -> list[str]:
-    """Refuse entries that are empty or there twice."""
+    """Refuse empty and repeated entries."""
     if len(set(names)) < len(names):
         raise ValueError("has an entry twice")
     if any(not name.strip() for name in names):
@@ -43,19 +43,22 @@ def check_distinct(names: list[str]) -> list[str]:
 
 
 def to_paths(value: object) -> object:
-    """One path, or a list of them."""
+    """Accept one path, or a list of them."""
     return [value] if isinstance(value, str) else to_names(value)
 
 
 class ImagePairs(Section):
-    """Which images: one that is wanted, and those to be brought to it."""
+    """Settings of the images: the fixed one, and those to register to it."""
 
-    fixed: Text = setting("", "The image to bring the others to.", "a path")
+    fixed: Text = setting("", "The fixed image: the others are registered to it.", "a path")
     moving: Annotated[list[str], BeforeValidator(to_paths)] = setting(
-        [], "The images to bring to it.", "a non-empty list of paths of differently named images"
+        [], "The moving images.", "a non-empty list of paths of differently named images"
     )
     device: Text = setting(
-        "cpu", "Where to compute.", "cpu, cuda or cuda:N", pattern=r"^(?:cpu|cuda(?::[0-9]+)?)$"
+        "cpu",
+        "Device for the computation.",
+        "cpu, cuda or cuda:N",
+        pattern=r"^(?:cpu|cuda(?::[0-9]+)?)$",
     )
 
     @field_validator("fixed")
@@ -73,11 +76,11 @@ class ImagePairs(Section):
         names = [image_name(path) for path in check_distinct(moving)]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
-            raise ValueError(f"has several images called {', '.join(twice)}")
+            raise ValueError(f"has several images named {', '.join(twice)}")
         return moving
 
     def pairs(self) -> list[dict[str, str]]:
-        """One dictionary a pair: ``subject`` (the moving image's name), ``fixed``, ``moving``."""
+        """One dictionary per pair: ``subject`` (the moving image's name), ``fixed``, ``moving``."""
         return [
             {"subject": image_name(path), "fixed": self.fixed, "moving": path}
             for path in self.moving
@@ -91,7 +94,7 @@ class EstimateAffineConfig(ImagePairs):
 
     passes: Size | None = setting(
         None,
-        "Passes of the cascade. Null: as many as the network was trained with.",
+        "Passes of the cascade. Null: the number used in training.",
         ge=1,
     )
 
@@ -103,17 +106,17 @@ class RegisterElasticConfig(ImagePairs):
 
     start: Text | None = setting(
         None,
-        "Affine that brings the moving image to the fixed one beforehand: ITK's .mat, .txt or "
-        ".tfm, or 4x4 text in RAS mm; `{name}` stands for the moving image's file name without its "
-        "ending. Null: they lie upon each other in the world.",
+        "Affine that aligns the moving image with the fixed one first: ITK's .mat, .txt or .tfm, "
+        "or 4x4 text in RAS mm; `{name}` stands for the moving image's file name without its "
+        "suffix. Null: the images are already aligned in the world.",
         "null or a path",
     )
     log_share: Number | None = setting(
         None,
-        "For densities: log1p(x / (log_share * maximum)) takes the place of x.",
+        "For densities: log1p(x / (log_share * maximum)) replaces x.",
         gt=0,
     )
-    verify_jacobian: Flag = setting(True, "End without publishing when a field folds (det J <= 0).")
+    verify_jacobian: Flag = setting(True, "End without publishing if a field folds (det J <= 0).")
 
 
 load_estimate_affine = EstimateAffineConfig.of_config

@@ -19,9 +19,9 @@ class LabelTransferConfig(Section):
 
     labels: Text = setting(
         "label",
-        "Where the atlas's classes stand: the name of a per-streamline value, or a text file with "
-        "a whole number per streamline. A TRX without such a value gives its groups; a folder "
-        "gives a class for each tractogram in it. A negative number stands for no class.",
+        "The classes of the atlas: the name of a per-streamline value, or a text file with a whole "
+        "number per streamline. In a TRX without such a value, the groups are the classes; in a "
+        "folder, the tractograms are. A negative number means no class.",
         "non-empty text",
     )
     names: Text | None = setting(
@@ -33,18 +33,18 @@ class LabelTransferConfig(Section):
     )  # fmt: skip
     end_weight: Number = setting(
         2.0,
-        "Factor on both ends' coordinates: their squared distances count its square times.",
+        "Factor of the coordinates of both ends: their squared distances count its square times.",
         gt=0,
     )
-    blur: Number = setting(3.0, "Distance below which fibres count as alike, mm.", gt=0)
+    blur: Number = setting(3.0, "Distance below which fibres count as equal, mm.", gt=0)
     reach: Number = setting(
         20.0,
-        "Distance at which leaving a fibre without a partner gets cheaper than finding one, mm.",
+        "Distance beyond which it is cheaper to leave a fibre unmatched than to match it, mm.",
         gt=0,
     )
     scaling: Number = setting(
         0.5,
-        "Ratio of the blurs of successive iterations; nearer 1 is slower and converges further.",
+        "Ratio of the blurs of successive iterations; closer to 1 is slower and converges further.",
         gt=0,
         lt=1,
     )
@@ -56,22 +56,22 @@ class LabelTransferConfig(Section):
     )
     solver: Literal["auto", "dense", "multiscale", "geomloss"] = setting(
         "auto",
-        "dense: every pair of fibres in every iteration; multiscale: first between clusters, then "
-        "between fibres of clusters that matter to each other; auto: multiscale from 2,000,000 "
-        "pairs on; geomloss: GeomLoss' multiscale solver (needs geomloss and pykeops, else ours).",
+        "dense: all pairs of fibres in every iteration; multiscale: first between clusters, then "
+        "between fibres of relevant pairs of clusters; auto: multiscale from 2,000,000 pairs; "
+        "geomloss: GeomLoss' multiscale solver (needs geomloss and pykeops; else ours is used).",
         "auto, dense, multiscale or geomloss",
     )
     n_clusters: Size | None = setting(
         None,
-        "Clusters of each side for multiscale and geomloss. Null: a tenth of the fibres, at most "
-        "1,000.",
+        "Number of clusters on each side for multiscale and geomloss. Null: a tenth of the fibres, "
+        "at most 1,000.",
         ge=1,
     )
     seed: Integer = setting(0, "Of the clusters' first centres.", ge=0)
     device: Text = setting("cpu", "Where to compute.", "cpu, cuda or cuda:<number>")
     threads: Size | None = setting(None, "Threads on a CPU. Null: as torch is set.", ge=1)
     format: Literal["trk", "tck", "trx", "vtk"] | None = setting(
-        None, "Format of the tractograms written. Null: the subject's.",
+        None, "Format of the written tractograms. Null: the subject's format.",
         "null, trk, tck, trx or vtk",
     )  # fmt: skip
 
@@ -86,7 +86,7 @@ class LabelTransferConfig(Section):
     @classmethod
     def _check_device(cls, device: str) -> str:
         if re.fullmatch(r"cpu|cuda(:\d+)?", device) is None:
-            raise ValueError("is no device")
+            raise ValueError("is not a device")
         return device
 
 

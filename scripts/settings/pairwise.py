@@ -1,4 +1,4 @@
-"""Settings that the networks of pairs share."""
+"""Settings that all networks for pairs share."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ AUGMENTATIONS = (
 
 
 def check_augmentations(names: list[str]) -> list[str]:
-    """Known augmentations, each once."""
+    """Check that the augmentations are known and distinct."""
     for name in names:
         if name not in AUGMENTATIONS:
-            raise ValueError(f"names {name!r}, which is no augmentation")
+            raise ValueError(f"names {name!r}, which is not an augmentation")
     if len(set(names)) < len(names):
-        raise ValueError("names one twice")
+        raise ValueError("contains an augmentation twice")
     return names
 
 
@@ -56,17 +56,17 @@ def _to_fold(value: object) -> object:
 
 
 class PairImagesConfig(Section):
-    """Where images are found, and the grid on which the network sees them."""
+    """Where images are, and the grid of the network."""
 
     layout: Literal["probtrackx2", "mrtrix3", "xtract", "tractseg", "bids", "flat"] = setting(
         "probtrackx2",
-        "Known arrangement of the dataset folder.",
+        "Known layout of the dataset folder.",
         "one of probtrackx2, mrtrix3, xtract, tractseg, bids, flat",
     )
     pattern: Text | None = setting(
         None,
-        "Path of an image inside the dataset folder, as in `learned_atlas#cohort#pattern`; takes "
-        "the place of the layout. Several images of a subject are summed.",
+        "Path of an image inside the dataset folder, as in `learned_atlas#cohort#pattern`; "
+        "replaces the layout. Several images of a subject are summed.",
         "null or a path with {subject}, optionally {tract} and {run}",
     )
     subjects: Annotated[list[str] | str | None, BeforeValidator(to_names)] = setting(
@@ -79,18 +79,18 @@ class PairImagesConfig(Section):
     )
     shape: Sizes = setting(
         [32, 32, 32],
-        "Voxels of the network's grid. Every image is brought onto it about its own centre.",
+        "Voxels of the network's grid. Every image is resampled to it about its centre.",
         "a list of 2 or 3 integers, each >= 16",
     )
     spacing: Number | None = setting(
         None,
-        "Voxel size of that grid in mm. Null: the smallest at which it holds every image.",
+        "Voxel size of that grid in mm. Null: the smallest at which every image fits.",
         gt=0,
     )
     log_share: Number | None = setting(
         None,
-        "For densities: log1p(x / (log_share * maximum)) takes the place of x. Null for images of "
-        "ordinary contrast.",
+        "For densities: log1p(x / (log_share * maximum)) replaces x. Null for images of ordinary "
+        "contrast.",
         gt=0,
     )
 
@@ -108,7 +108,7 @@ class PairImagesConfig(Section):
     _exclude = field_validator("exclude")(check_exclude)
 
     def subject_search(self) -> SubjectSearch:
-        """Where subjects are looked for."""
+        """Where to look for subjects."""
         return SubjectSearch(
             section=self.key_path,
             layout=self.layout,
@@ -119,7 +119,7 @@ class PairImagesConfig(Section):
 
 
 class PairOptimizerConfig(Section):
-    """How long and how fast the network learns."""
+    """Length and speed of the training."""
 
     lr: Number = setting(1e-3, "Adam's largest learning rate.", gt=0)
     epochs: Integer = setting(50, "Passes over the training subjects.", ge=1)
@@ -127,37 +127,38 @@ class PairOptimizerConfig(Section):
     batch_size: Integer = setting(4, "Pairs per step.", ge=1)
     seed: Integer = setting(0, "Seed of every random choice.", ge=0)
     gradient_clip: Number = setting(
-        1.0, "Greatest norm of a step's gradient; longer ones are scaled down.",
+        1.0, "Largest norm of a step's gradient; longer ones are scaled down.",
         gt=0,
     )  # fmt: skip
-    validation_pairs: Size = setting(
-        4, "Pairs made of each held-out subject to measure with.", ge=1
-    )
+    validation_pairs: Size = setting(4, "Pairs from each held-out subject in a measurement.", ge=1)
     validation_interval: Integer = setting(
-        10, "Epochs between measurements; the last one is always measured.", ge=1
+        10, "Epochs between measurements; the last epoch is always measured.", ge=1
     )
 
 
 class FoldedConfig(Section):
-    """What every training over folds of subjects has at the top of its block."""
+    """Top-level settings of every training over folds of subjects."""
 
     device: Text = setting(
-        "cuda", "Where to compute.", "cpu, cuda or cuda:N", pattern=r"^(?:cpu|cuda(?::[0-9]+)?)$"
+        "cuda",
+        "Device for the computation.",
+        "cpu, cuda or cuda:N",
+        pattern=r"^(?:cpu|cuda(?::[0-9]+)?)$",
     )
     folds: Integer = setting(5, "Folds of the cross-validation; a subject is in exactly one.", ge=2)
     fold: Annotated[int | None, BeforeValidator(_to_fold)] = setting(
         0,
-        "The fold to measure with, the others are trained on. Null: train on everyone.",
+        "The fold for measurements; the others are for training. Null: train on all subjects.",
         "null or an integer >= 0 and below folds",
     )
-    min_subjects: Integer = setting(2, "Fewest usable subjects to go on with.", ge=1)
+    min_subjects: Integer = setting(2, "Smallest number of usable subjects.", ge=1)
     resume: Flag = setting(
-        True, "Go on from the checkpoint of an interrupted run, if there is one."
+        True, "Continue from the checkpoint of an interrupted run, if there is one."
     )
 
     @field_validator("fold")
     @classmethod
     def _check_fold(cls, fold: int | None, info: ValidationInfo) -> int | None:
         if fold is not None and not 0 <= fold < info.data.get("folds", fold + 1):
-            raise ValueError("is no fold")
+            raise ValueError("is not a fold")
         return fold

@@ -26,36 +26,36 @@ STARTS = ("identity", "centre", "axes", "search")
 
 
 class PairSettings(Section):
-    """How two images are compared and brought together: shared by ``refine`` and ``align``."""
+    """How two images are compared and registered: shared by ``refine`` and ``align``."""
 
     family: Literal["rigid", "rigid_isotropic", "rigid_anisotropic", "affine"] = setting(
         "affine",
-        "Transforms to look among.",
+        "Transform model.",
         "one of rigid, rigid_isotropic, rigid_anisotropic, affine",
     )
     starts: Texts = setting(
         ["identity", "centre", "axes"],
-        "Where to start from, each one tried at the coarsest level: as the images lie, with their "
-        "centres of mass or their principal axes upon each other, or from rotations all over.",
+        "Initialisations, each tried at the coarsest level: identity: unregistered; centre: "
+        "aligned centres of mass; axes: aligned principal axes; search: many rotations.",
         "a list of different ones of identity, centre, axes, search",
     )
     levels: Sizes = setting(
         [4, 2],
-        "Reductions of the images, coarse to fine, in units of the fixed image's smallest voxel "
-        "side.",
+        "Reductions of the images, from coarse to fine, in units of the fixed image's smallest "
+        "voxel side.",
         "a non-empty list of falling integers >= 1",
     )
-    iterations: Integer = setting(80, "Most gradient steps of a level.", ge=1)
+    iterations: Integer = setting(80, "Largest number of gradient steps per level.", ge=1)
     window: Size = setting(
         8,
-        "Steps over which the loss must improve by `tolerance`; where it doesn't, steps shrink, "
-        "and in the end the level is done.",
+        "Number of steps in which the loss must improve by `tolerance`; otherwise the steps "
+        "shrink, and finally the level ends.",
         ge=1,
     )
-    tolerance: Number = setting(1e-4, "Progress that counts.", gt=0)
+    tolerance: Number = setting(1e-4, "Smallest improvement that counts as progress.", gt=0)
     similarity: Literal["correlation", "local_correlation"] = setting(
         "local_correlation",
-        "What is compared: the whole images' correlation, or that of windows.",
+        "Similarity measure: the correlation of the whole images, or of local windows.",
         "correlation or local_correlation",
     )
     correlation_window: Size = setting(
@@ -64,8 +64,8 @@ class PairSettings(Section):
     )  # fmt: skip
     background: Literal["zero", "unknown"] = setting(
         "zero",
-        "What lies outside of an image: background of value 0 (brains without skull, densities), "
-        "or nobody knows (crops), so that only the overlap counts.",
+        "What is outside an image: background with value 0 (brains without skull, densities), or "
+        "unknown (crops), so that only the overlap counts.",
         "zero or unknown",
     )
     log_offset: Number | None = setting(
@@ -74,17 +74,20 @@ class PairSettings(Section):
         gt=0,
     )
     device: Text = setting(
-        "cpu", "Where to compute.", "cpu, cuda or cuda:N", pattern=r"^(?:cpu|cuda(?::[0-9]+)?)$"
+        "cpu",
+        "Device for the computation.",
+        "cpu, cuda or cuda:N",
+        pattern=r"^(?:cpu|cuda(?::[0-9]+)?)$",
     )
 
     @field_validator("starts")
     @classmethod
     def _check_starts(cls, starts: list[str]) -> list[str]:
         if len(set(starts)) < len(starts):
-            raise ValueError("names a start twice")
+            raise ValueError("contains an initialisation twice")
         for start in starts:
             if start not in STARTS:
-                raise ValueError(f"names {start!r}, which is no start")
+                raise ValueError(f"names {start!r}, which is not an initialisation")
         return starts
 
     @field_validator("levels")
@@ -95,7 +98,7 @@ class PairSettings(Section):
         if min(levels) < 1:
             raise ValueError(f"has an entry below 1: {min(levels)}")
         if any(b >= a for a, b in itertools.pairwise(levels)):
-            raise ValueError("doesn't fall from coarse to fine")
+            raise ValueError("doesn't decrease from coarse to fine")
         return levels
 
     @field_validator("correlation_window")
@@ -114,19 +117,19 @@ class RefineConfig(PairSettings, ImagePairs):
 
     mode: Literal["affine", "elastic", "joint"] = setting(
         "affine",
-        "affine: a matrix; elastic: a velocity after the start's matrix, which stays; joint: a "
-        "matrix first, then velocity and matrix together.",
+        "affine: a matrix; elastic: a velocity after the matrix of `affine`, which stays fixed; "
+        "joint: first a matrix, then velocity and matrix together.",
         "affine, elastic or joint",
     )
     start: Text | None = setting(
         None,
         "Affine to start from, such as a network's estimate: ITK's .mat, .txt or .tfm, or 4x4 text "
-        "in RAS mm; `{name}` stands for the moving image's file name without its ending.",
+        "in RAS mm; `{name}` stands for the moving image's file name without its suffix.",
         "null or a path",
     )
     smoothness_weight: Number = setting(0.5, "Weight of the velocity's squared gradient.", ge=0)
     int_steps: Integer = setting(7, "Scaling-and-squaring steps of the velocity.", ge=1, le=10)
-    verify_jacobian: Flag = setting(True, "End without publishing when a field folds (det J <= 0).")
+    verify_jacobian: Flag = setting(True, "End without publishing if a field folds (det J <= 0).")
 
 
 load_refine = RefineConfig.of_config

@@ -1,4 +1,4 @@
-"""Groups of typed settings: what counts as a number or a flag, rules, errors in one line each.
+"""Groups of typed settings: numbers, flags and texts, their rules, and errors in one line each.
 
 The base of every block of settings. Needs neither torch nor monai::
 
@@ -61,14 +61,14 @@ _MOST_WORKERS = 512
 
 
 # ---------------------------------------------------------------------------------------------
-# Values: what counts as a number, a flag, a text
+# Values: numbers, flags, texts
 # ---------------------------------------------------------------------------------------------
 
 
 def to_float(value: object) -> float:
     """A finite float; numeric text counts (YAML 1.1 reads ``1e-4`` as text), booleans don't."""
     if isinstance(value, str):
-        if "_" in value:  # Python's own 1_000 is no number elsewhere
+        if "_" in value:  # Python accepts 1_000, other languages don't
             raise ValueError("is not a number")
     elif isinstance(value, bool) or not isinstance(value, Real):
         raise ValueError("is not a number")
@@ -79,7 +79,7 @@ def to_float(value: object) -> float:
     if not math.isfinite(number):
         raise ValueError("is not a finite number")
     if abs(number) > _LARGEST:
-        raise ValueError("is beyond float32, in which everything is computed")
+        raise ValueError("exceeds the range of float32, which is used for the computation")
     return number
 
 
@@ -145,7 +145,7 @@ def to_names(value: object) -> object:
 
 
 def to_section(value: object) -> object:
-    """An empty section (None in YAML) means its defaults."""
+    """Replace an empty section (None in YAML) by its defaults."""
     if value is None:
         return {}
     return dict(value) if isinstance(value, Mapping) else value
@@ -163,13 +163,13 @@ Texts = Annotated[list[Text], BeforeValidator(to_list)]
 
 
 def setting(default: Any, description: str, rule: str | None = None, **bounds: Any) -> Any:
-    """A field whose ``rule`` is both the text of the error and that of the docs.
+    """A field whose ``rule`` is used in errors and in the docs.
 
     Args:
-        default: value of a key that is left out.
+        default: value if the key is missing.
         description: what the setting does, for the docs.
-        rule: which values are allowed. None: made from the type and the bounds, so that a bound
-            is written once.
+        rule: allowed values. None: made from the type and the bounds, so that a bound is written
+            once.
         bounds: ``gt``, ``ge``, ``lt``, ``le`` as pydantic's ``Field`` takes them.
     """
     return Field(
@@ -190,7 +190,7 @@ def section(kind: type[Section], description: str) -> Any:
 
 
 def rule_of(field: FieldInfo) -> str:
-    """The rule of a number or a flag in words, from its type and bounds.
+    """The rule of a number or a flag as text, from its type and bounds.
 
     Example:
         >>> class Histogram(Section):
@@ -221,7 +221,7 @@ def rule_of(field: FieldInfo) -> str:
 
 
 class Section(BaseModel):
-    """A frozen group of settings that refuses unknown keys, with errors in the house's words."""
+    """A frozen group of settings that refuses unknown keys and reports errors in one line each."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -229,7 +229,7 @@ class Section(BaseModel):
     """Dotted path of the group in a configuration, such as ``learned_atlas.cohort``."""
 
     less_memory: ClassVar[str] = ""
-    """What a job of this block can change when memory runs out; for that error's message."""
+    """Advice for the error message when memory runs out: what this block's job can change."""
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
@@ -242,7 +242,7 @@ class Section(BaseModel):
     @classmethod
     def __get_pydantic_json_schema__(cls, core_schema: Any, handler: Any) -> dict[str, Any]:
         schema = handler(core_schema)
-        # Pydantic keeps what a field said before its rule was made.
+        # Fields were described before their rule was made.
         for name, entry in handler.resolve_ref_schema(schema)["properties"].items():
             extra = cls.model_fields[name].json_schema_extra
             entry["rule"] = extra["rule"] if isinstance(extra, dict) else entry["rule"]
@@ -254,8 +254,8 @@ class Section(BaseModel):
         except ValidationError as error:
             raise ConfigurationError(*_describe(error, type(self), values)) from None
 
-    # Marks it as pydantic's own, or else pydantic calls it for nested sections as well and their
-    # violations arrive as one opaque error instead of one each.
+    # The mark keeps pydantic from calling this for nested sections as well, which would merge
+    # their violations into one opaque error.
     __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
 
     @classmethod
@@ -263,13 +263,13 @@ class Section(BaseModel):
         """Validate ``values``.
 
         Args:
-            values: settings by key; missing keys (or None for all of them) take their defaults.
+            values: settings by key; missing keys (or None for all) take their defaults.
 
         Returns:
             The frozen settings.
 
         Raises:
-            ConfigurationError: with a line per violation, each naming key path, value and rule.
+            ConfigurationError: with one line per violation: key path, value and rule.
         """
         if isinstance(values, cls):
             return values
@@ -290,12 +290,12 @@ class Section(BaseModel):
 
     @classmethod
     def of_config(cls, block: Mapping[str, Any] | Self | None) -> Self:
-        """Validate a configuration's block; from here on user errors are shown in one line.
+        """Validate a block of a configuration; from then on user errors are shown in one line.
 
-        What configurations name, as the ``load_...`` beside each block's settings.
+        Configurations name this method, or the ``load_...`` function of a block's module.
 
         Raises:
-            ConfigurationError: with a line per violation.
+            ConfigurationError: with one line per violation.
         """
         report_errors_in_one_line()
         require_expressions()
@@ -305,7 +305,7 @@ class Section(BaseModel):
 
     @classmethod
     def key(cls, name: str) -> str:
-        """A setting of this group as messages name it.
+        """The dotted path of a setting of this group, as used in messages.
 
         Example:
             >>> LearnedAtlasConfig.key("device")
@@ -318,10 +318,10 @@ class Section(BaseModel):
         return self.model_dump(mode="json")
 
     def by_path(self, given_only: bool = False) -> dict[str, Any]:
-        """Settings as plain JSON values by their dotted path, sections resolved.
+        """Settings as plain JSON values by their dotted path, with sections flattened.
 
         Args:
-            given_only: leave out those that nobody gave and that stand at their defaults.
+            given_only: leave out settings that weren't given and have their default.
 
         Example:
             >>> LearnedAtlasConfig.load({"optimizer": {"lr": 1}}).by_path(given_only=True)
@@ -358,20 +358,20 @@ def _leaves(settings: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, 
 
 
 def check_relative(path: str) -> None:
-    """Refuse a path that is blank, absolute, or could leave the folder that it is joined to."""
+    """Refuse a path that is blank, absolute, or could leave its folder."""
     if not path.strip():
         raise ValueError("is empty")
     if re.search(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", path):
-        raise ValueError("holds a control character")
+        raise ValueError("contains a control character")
     if "\\" in path:
-        raise ValueError("holds a backslash")
+        raise ValueError("contains a backslash")
     if path.startswith(("/", "~")) or re.match(r"[A-Za-z]:", path):
         raise ValueError("is absolute")
     parts = path.split("/")
     if ".." in parts:
-        raise ValueError("holds '..'")
+        raise ValueError("contains '..'")
     if "" in parts or "." in parts:
-        raise ValueError("holds an empty part or '.'")
+        raise ValueError("contains an empty part or '.'")
 
 
 def check_placeholders(pattern: str, known: tuple[str, ...]) -> None:
@@ -379,12 +379,12 @@ def check_placeholders(pattern: str, known: tuple[str, ...]) -> None:
         if name not in known:
             raise ValueError(f"has an unknown placeholder {{{name}}}")
     if re.search(r"[{}]", re.sub(r"\{[^{}]*\}", "", pattern)):
-        raise ValueError("has a brace without its partner")
+        raise ValueError("has an unmatched brace")
     for part in pattern.split("/"):
         if "**" in part and part != "**":
-            raise ValueError("has '**' beside other characters of a part")
+            raise ValueError("has '**' beside other characters in a part")
     if pattern.split("/")[-1] == "**":
-        raise ValueError("ends without a file's name")
+        raise ValueError("has no file name at the end")
 
 
 def check_names(names: list[str]) -> None:
@@ -392,19 +392,19 @@ def check_names(names: list[str]) -> None:
         if not name.strip():
             raise ValueError("has an empty name")
     if len(set(names)) < len(names):
-        raise ValueError("has a name twice")
+        raise ValueError("contains a name twice")
 
 
 def check_folder_names(names: list[str]) -> None:
     """Refuse names of subjects, one at least, that no folder has, or that one folder could have."""
     if not names:
-        raise ValueError("names nobody")
+        raise ValueError("is empty")
     if len(set(names)) < len(names):
-        raise ValueError("has a name twice")
+        raise ValueError("contains a name twice")
     counts = Counter(map(file_name_key, names))
     for name in names:
         if name_reason(name) is not None or name.startswith("."):
-            raise ValueError(f"has a name that is no folder's: {name!r}")
+            raise ValueError(f"has a name that can't be a folder name: {name!r}")
         if counts[file_name_key(name)] > 1:
             raise ValueError(f"has two names that some file systems take for one: {name!a}")
 
@@ -415,7 +415,7 @@ def check_folder_names(names: list[str]) -> None:
 
 
 def _describe(error: ValidationError, model: type[Section], given: Mapping[str, Any]) -> list[str]:
-    """One line per violation, each with key path, value as it was given, and rule."""
+    """One line per violation, each with key path, given value, and rule."""
     violations = error.errors(include_url=False)
     return [_describe_one(violation, model, given) for violation in violations]
 
@@ -427,7 +427,7 @@ def _describe_one(violation: Any, model: type[Section], given: Mapping[str, Any]
     value: Any = given
     for part in violation["loc"]:
         if section is None:
-            path += f"[{part}]"  # an index: only lists follow below a plain setting
+            path += f"[{part}]"  # an index: plain settings contain only lists
             value = value[part]
             continue
         field = section.model_fields.get(str(part))
@@ -438,7 +438,7 @@ def _describe_one(violation: Any, model: type[Section], given: Mapping[str, Any]
         rule = str(extra["rule"]) if isinstance(extra, dict) else rule
         kind = field.annotation
         section = kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
-        # A default has no place in what was given (null stands for an empty section too).
+        # A default isn't among the given values (null also stands for an empty section).
         value = value[part] if isinstance(value, Mapping) and part in value else violation["input"]
 
     cause = violation.get("ctx", {}).get("error")

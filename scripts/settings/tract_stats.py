@@ -1,4 +1,4 @@
-"""Typed settings of the numbers per tract; rules as in `scripts.settings.section`. No torch."""
+"""Typed settings of the measures per tract; rules as in `scripts.settings.section`. No torch."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from scripts.settings.section import (
 __all__ = ["TractStatsConfig", "load_tract_stats"]
 
 RESERVED_IMAGES = ("atlas", "log_jacobian", "lesion", "density")
-"""Names that the table uses itself."""
+"""Names that the table reserves."""
 
 
 def _to_images(value: object) -> object:
@@ -29,7 +29,7 @@ def _to_images(value: object) -> object:
         raise ValueError("is not a mapping of names to paths")
     for name, path in value.items():
         if not isinstance(name, str) or not name.strip() or not isinstance(path, str):
-            raise ValueError(f"has an entry that is no name with a path: {name!r}: {path!r}")
+            raise ValueError(f"has an entry that is not a name with a path: {name!r}: {path!r}")
     return dict(value)
 
 
@@ -66,15 +66,15 @@ class TractStatsConfig(Section):
     )
     density: Text | None = setting(
         None,
-        "Path of the subject's own density map with `{subject}`: the share of the tract in which "
-        "the subject has streamlines.",
+        "Path of the subject's density map with `{subject}`: the share of the tract in which the "
+        "subject has streamlines.",
         "null or a path",
     )
     log_jacobian: Text | None = setting(
         None,
-        "Path, with `{subject}`, of the displacement field that lies on the subject's grid and "
-        "takes its points to the template (`fields/{subject}_from-template_to-subject_..."
-        "xfm.nii.gz` in the atlas's folder): mean local growth of the subject against the "
+        "Path, with `{subject}`, of the displacement field on the subject's grid that maps its "
+        "points to the template (`fields/{subject}_from-template_to-subject_..."
+        "xfm.nii.gz` in the atlas's folder): mean local growth of the subject relative to the "
         "template, the natural logarithm of the volume ratio.",
         "null or a path",
     )
@@ -91,7 +91,7 @@ class TractStatsConfig(Section):
         lt=1,
     )
     percentiles: Annotated[list[float], BeforeValidator(_to_percentiles)] = setting(
-        [5.0, 95.0], "Percentiles of each image beside its median.", "a list of numbers 0 to 100"
+        [5.0, 95.0], "Percentiles of each image besides its median.", "a list of numbers 0 to 100"
     )
 
     @field_validator("subjects")
@@ -113,7 +113,7 @@ class TractStatsConfig(Section):
     def _check_images(cls, images: dict[str, str]) -> dict[str, str]:
         for name in images:
             if name in RESERVED_IMAGES:
-                raise ValueError(f"uses a name that the table uses itself: {name!r}")
+                raise ValueError(f"contains a name that the table reserves: {name!r}")
         return images
 
     @field_validator("lesions", "density", "log_jacobian")

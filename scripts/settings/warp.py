@@ -18,21 +18,18 @@ class WarpConfig(Section):
     key_path: ClassVar[str] = "warp"
 
     subjects: Annotated[list[str], BeforeValidator(to_names)] = setting(
-        [], "Whose images to warp.", "a non-empty list of distinct names"
+        [], "Subjects whose images are warped.", "a non-empty list of distinct names"
     )
     image: Text = setting("", "Path of the image, with `{subject}`.", "a path")
     transforms: Transforms = setting(
         [],
-        "Transforms in the order of antsApplyTransforms's -t, the first one the first that a point "
-        "of the reference passes through; `{subject}` in a path, `[path, 1]` for an affine's "
-        "inverse.",
+        "Transforms in the order of antsApplyTransforms's -t: a point of the reference passes "
+        "through the first one first; `{subject}` in a path, `[path, 1]` for an affine's inverse.",
         "a non-empty list of paths and [path, 1]",
     )
-    reference: Text = setting(
-        "", "Image whose grid the result lies on, with `{subject}`.", "a path"
-    )
+    reference: Text = setting("", "Image whose grid the result gets, with `{subject}`.", "a path")
     interpolation: Literal["linear", "nearest"] = setting(
-        "linear", "nearest for labels.", "linear or nearest"
+        "linear", "Interpolation; use nearest for labels.", "linear or nearest"
     )
 
     @field_validator("subjects")

@@ -23,22 +23,22 @@ class WarpStreamlinesConfig(Section):
     tractogram: Text = setting("", "Path of the tractogram, with `{subject}`.", "a path")
     direction: Literal["to_template", "to_subject"] = setting(
         "to_template",
-        "Where the streamlines go, when `transforms` is empty and the bundle's fields are used.",
+        "Target of the streamlines if `transforms` is empty and the bundle's fields are used.",
         "to_template or to_subject",
     )
     transforms: Transforms = setting(
         [],
-        "Transforms in place of the bundle's own fields, in the order in which a point passes "
-        "through them, as antsApplyTransformsToPoints takes them. A file that warps images from "
-        "A to B moves points from B to A: to move points from A to B, give the file of the other "
-        "direction, or `[path, 1]` for the inverse, of a field as well. `{subject}` in a path.",
+        "External transforms instead of the bundle's fields, in the order in which a point passes "
+        "through them, as antsApplyTransformsToPoints takes them. A file that warps images from A "
+        "to B maps points from B to A: to map points from A to B, give the file of the opposite "
+        "direction, or `[path, 1]` for the inverse, also of a field. `{subject}` in a path.",
         "a list of paths and [path, 1]",
     )
     reference: Text | None = setting(
         None,
-        "Image of the target space, with `{subject}`, whose grid goes into the header of TRK and "
-        "TRX files. Null: the atlas for to_template with the bundle's fields; otherwise "
-        "required for these formats.",
+        "Image of the target space, with `{subject}`; its grid goes into the header of TRK and TRX "
+        "files. Null: the atlas for to_template with the bundle's fields; otherwise required for "
+        "these formats.",
         "null or a path",
     )
     format: Literal["same", "trk", "tck", "trx", "vtk"] = setting(

@@ -1,4 +1,4 @@
-"""Four families of affine transforms, as few numbers and as world matrices."""
+"""Four affine transform models, as parameters and as world matrices."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ __all__ = [
 ]
 
 FAMILIES = ("rigid", "rigid_isotropic", "rigid_anisotropic", "affine")
-"""From the fewest parameters to the most; each holds the ones before it.
+"""From the fewest parameters to the most; each contains the ones before it.
 
-``rigid``: rotations and translations; ``rigid_isotropic``: one scale more;
-``rigid_anisotropic``: a scale along each axis; ``affine``: shears as well.
+``rigid``: rotations and translations; ``rigid_isotropic``: and one scale; ``rigid_anisotropic``:
+and a scale along each axis; ``affine``: and shears.
 """
 
 _SMALLEST_SINE = 1e-7  # below it two Euler axes coincide and only the sum of their angles counts
-_FITS = 1e-6  # how far a matrix may lie from a family that it is taken to belong to
+_FITS = 1e-6  # largest distance of a matrix from a model that it still belongs to
 
 
 @dataclass(frozen=True, eq=False)
 class Frame:
-    """The axes, centre and size of a grid in the world: where its parameters have their meaning.
+    """The axes, centre and size of a grid in the world, which give parameters their meaning.
 
-    Rotations, scales and shears act about the centre along orthonormal axes in millimetres, so
-    that a rigid transform is rigid whatever the shape, spacing or obliqueness of the grid, and
-    an array turned into the world by another affine keeps its parameters.
+    Rotations, scales and shears act about the centre, along orthonormal axes in millimetres. So a
+    rigid transform is rigid whatever the shape, spacing or obliqueness of the grid, and an array
+    with another voxel-to-world affine keeps its parameters.
 
     Attributes:
-        axes: ``(3, 3)`` float64, orthonormal columns in RAS: the grid's own axes, or where these
-            are sheared the orthonormal ones nearest to them. A plane's third is its normal.
+        axes: ``(3, 3)`` float64, orthonormal columns in RAS: the axes of the grid, or the nearest
+            orthonormal ones if these are sheared. The third axis of a plane is its normal.
         centre: ``(3,)`` mm, RAS: the middle of the volume.
         half_width: ``(d,)`` mm: half the volume's extent along each axis, voxels x spacing / 2.
     """
@@ -58,12 +58,12 @@ class Frame:
             shape: voxels along 2 or 3 axes.
 
         Raises:
-            ValueError: the affine can't be inverted, or the shape has not 2 or 3 axes.
+            ValueError: the affine can't be inverted, or the shape doesn't have 2 or 3 axes.
         """
         matrix = np.asarray(affine, dtype=np.float64)
         d = len(shape)
         if d not in (2, 3):
-            raise ValueError(f"a grid has 2 or 3 axes, not {d}: shape {tuple(shape)}")
+            raise ValueError(f"a grid must have 2 or 3 axes, got {d}: shape {tuple(shape)}")
         columns = matrix[:3, :d]
         left, stretch, right = np.linalg.svd(columns, full_matrices=False)
         if not np.isfinite(matrix).all() or stretch[-1] <= 1e-9 * stretch[0]:
@@ -81,7 +81,7 @@ class Frame:
 
     @property
     def spatial_dims(self) -> int:
-        """2 or 3."""
+        """Number of spatial dimensions, 2 or 3."""
         return len(self.half_width)
 
     def to(self, device: torch.device | str) -> Frame:
@@ -90,7 +90,7 @@ class Frame:
 
     @property
     def world(self) -> torch.Tensor:
-        """``(4, 4)``: millimetres along the axes from the centre to RAS."""
+        """``(4, 4)``: from millimetres along the axes from the centre to RAS."""
         matrix = torch.eye(4, dtype=torch.float64, device=self.axes.device)
         matrix[:3, :3] = self.axes
         matrix[:3, 3] = self.centre
@@ -98,17 +98,17 @@ class Frame:
 
 
 def parameter_names(family: str, spatial_dims: int = 3) -> tuple[str, ...]:
-    """What the parameters are, in their order: rotations, translations, scales, shears.
+    """Names of the parameters, in order: rotations, translations, scales, shears.
 
-    So each family's parameters begin with a rigid transform's.
+    The parameters of each model begin with those of a rigid transform.
 
     Raises:
-        ValueError: there is no such family, or not 2 or 3 dimensions.
+        ValueError: unknown transform model, or not 2 or 3 dimensions.
     """
     if family not in FAMILIES:
-        raise ValueError(f"family is one of {', '.join(FAMILIES)}, not {family!r}")
+        raise ValueError(f"family must be one of {', '.join(FAMILIES)}, got {family!r}")
     if spatial_dims not in (2, 3):
-        raise ValueError(f"spatial_dims is 2 or 3, not {spatial_dims!r}")
+        raise ValueError(f"spatial_dims must be 2 or 3, got {spatial_dims!r}")
     axes = "xyz"[:spatial_dims]
     names = [f"rotation_{axis}" for axis in ("xyz" if spatial_dims == 3 else "z")]
     names += [f"translation_{axis}" for axis in axes]
@@ -122,15 +122,15 @@ def parameter_names(family: str, spatial_dims: int = 3) -> tuple[str, ...]:
 
 
 def parameter_count(family: str, spatial_dims: int = 3) -> int:
-    """How many numbers a transform of the family has (3-D: 6, 7, 9, 12; 2-D: 3, 4, 5, 6)."""
+    """Number of parameters of a transform model (3-D: 6, 7, 9, 12; 2-D: 3, 4, 5, 6)."""
     return len(parameter_names(family, spatial_dims))
 
 
 def matrix_of(parameters: torch.Tensor, family: str, frame: Frame) -> torch.Tensor:
-    """World matrices of parameters; differentiable, zeros give the identity.
+    """World matrices from parameters; differentiable, zeros give the identity.
 
-    In coordinates q along the frame's axes, in mm from its centre, a point is scaled first, then
-    sheared, rotated about x, about y, about z, and moved:
+    In coordinates q along the axes of the frame, in mm from its centre, a point is first scaled,
+    then sheared, rotated about x, y and z in this order, and translated:
 
         q' = Rz Ry Rx H S q + t
 
@@ -140,8 +140,8 @@ def matrix_of(parameters: torch.Tensor, family: str, frame: Frame) -> torch.Tens
 
     Args:
         parameters: ``(B, P)``, see `parameter_names`.
-        family: one of `FAMILIES`.
-        frame: the fixed grid's.
+        family: transform model, one of `FAMILIES`.
+        frame: of the fixed grid.
 
     Returns:
         ``(B, 4, 4)`` float64.
@@ -153,8 +153,8 @@ def matrix_of(parameters: torch.Tensor, family: str, frame: Frame) -> torch.Tens
     wanted = parameter_count(family, d)
     if parameters.ndim != 2 or parameters.shape[1] != wanted:
         raise ValueError(
-            f"a {family} transform in {d}-D has parameters (B, {wanted}), "
-            f"not {tuple(parameters.shape)}"
+            f"a {family} transform in {d}-D must have parameters (B, {wanted}), "
+            f"got {tuple(parameters.shape)}"
         )
     values = parameters.to(torch.float64)
     turns = 3 if d == 3 else 1
@@ -174,23 +174,23 @@ def matrix_of(parameters: torch.Tensor, family: str, frame: Frame) -> torch.Tens
 
 
 def parameters_of(matrix: torch.Tensor, family: str, frame: Frame) -> torch.Tensor:
-    """The parameters whose `matrix_of` is ``matrix``.
+    """The parameters for which `matrix_of` gives ``matrix``.
 
-    Rotations about x and z come back in (-180, 180] degrees, about y in [-90, 90]: other
-    parameters than the ones that made a matrix may come back, and give the same matrix. At 90
-    degrees about y, where only the sum of the others matters, the one about x is 0.
+    Rotations about x and z are in (-180, 180] degrees, about y in [-90, 90]. The result may differ
+    from the parameters that made a matrix, but gives the same matrix. At 90 degrees about y only
+    the sum of the other two angles matters; the one about x is then 0.
 
     Args:
         matrix: ``(B, 4, 4)``, world mm.
-        family: one of `FAMILIES`.
+        family: transform model, one of `FAMILIES`.
         frame: the fixed grid's.
 
     Returns:
         ``(B, P)`` float64.
 
     Raises:
-        ValueError: a matrix isn't finite, mirrors or collapses space, is no affine one, or lies
-            outside of the family (by more than 1e-6).
+        ValueError: a matrix isn't finite, has a determinant <= 0, isn't affine, or isn't in the
+            transform model (it differs by more than 1e-6).
     """
     names = parameter_names(family, frame.spatial_dims)
     d = frame.spatial_dims
@@ -202,9 +202,9 @@ def parameters_of(matrix: torch.Tensor, family: str, frame: Frame) -> torch.Tens
     if not bool(torch.isfinite(values).all()):
         raise ValueError("a matrix isn't finite")
     if bool((local[:, d:] - unmoved).abs().max() > _FITS * 10):
-        raise ValueError(f"a matrix is no affine transform in the frame's {d} axes")
+        raise ValueError(f"a matrix isn't an affine transform in the {d} axes of the frame")
     if bool((torch.linalg.det(linear) <= 0).any()):
-        raise ValueError("a matrix mirrors or collapses space: no family holds it")
+        raise ValueError("a matrix mirrors or collapses space: no transform model contains it")
 
     rotation, upper = torch.linalg.qr(linear)
     signs = torch.sign(torch.diagonal(upper, dim1=1, dim2=2))
@@ -222,16 +222,16 @@ def parameters_of(matrix: torch.Tensor, family: str, frame: Frame) -> torch.Tens
     apart = (matrix_of(parameters, family, frame) - values)[:, :3, :3].abs().amax()
     if bool(apart > _FITS):
         raise ValueError(
-            f"a matrix lies outside of the family {family} ({len(names)} parameters): its linear "
+            f"a matrix isn't in the transform model {family} ({len(names)} parameters): its linear "
             f"part differs by {float(apart):.3g}"
         )
     return parameters
 
 
 def compose(*matrices: torch.Tensor) -> torch.Tensor:
-    """Point maps one after the other, the FIRST one applied first: ``(last) ... (first)``.
+    """Compose point maps; the FIRST one is applied first: ``(last) ... (first)``.
 
-    The order of `scripts.spatial.transforms.resample` and of antsApplyTransforms' ``-t`` options.
+    The same order as `scripts.spatial.transforms.resample` and antsApplyTransforms' ``-t`` options.
 
     Args:
         matrices: ``(B, 4, 4)`` or ``(4, 4)``, at least one.
@@ -243,7 +243,7 @@ def compose(*matrices: torch.Tensor) -> torch.Tensor:
 
 
 def invert(matrix: torch.Tensor) -> torch.Tensor:
-    """The maps back, ``(..., 4, 4)``.
+    """The inverse maps, ``(..., 4, 4)``.
 
     Raises:
         ValueError: a matrix isn't finite or can't be inverted.
@@ -261,7 +261,7 @@ def invert(matrix: torch.Tensor) -> torch.Tensor:
 
 
 def _above(d: int) -> list[tuple[int, int]]:
-    """Entries above the diagonal, in the order of the shears."""
+    """Index pairs above the diagonal, in the order of the shears."""
     return [(i, j) for i in range(d) for j in range(i + 1, d)]
 
 
@@ -282,7 +282,7 @@ def _rotation(angles: torch.Tensor, d: int) -> torch.Tensor:
 
 
 def _angles(rotation: torch.Tensor) -> torch.Tensor:
-    """`_rotation` undone."""
+    """Inverse of `_rotation`: angles from matrices."""
     if rotation.shape[-1] == 2:
         return torch.atan2(rotation[:, 1, 0], rotation[:, 0, 0])[:, None]
     sine = (-rotation[:, 2, 0]).clamp(-1, 1)
@@ -312,7 +312,7 @@ def _shear(shears: torch.Tensor, d: int) -> torch.Tensor:
 
 
 def _homogeneous(linear: torch.Tensor, translation: torch.Tensor) -> torch.Tensor:
-    """``(B, d, d)`` and ``(B, d)`` to ``(B, 4, 4)``; a plane's third axis stays."""
+    """``(B, d, d)`` and ``(B, d)`` to ``(B, 4, 4)``; the third axis of a plane is unchanged."""
     d = linear.shape[-1]
     whole = torch.eye(4, dtype=linear.dtype, device=linear.device).repeat(len(linear), 1, 1)
     whole[:, :d, :d] = linear

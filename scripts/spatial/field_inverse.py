@@ -13,7 +13,7 @@ __all__ = ["InverseFieldTransform"]
 
 _TOLERANCE = 1e-3  # mm
 _FIXED_POINT, _NEWTON = 40, 20  # iterations
-_STEP = 0.05  # voxels between the points of a difference
+_STEP = 0.05  # voxels between the points of a finite difference
 _LARGEST_SHARE = 1e-4  # of points that may stay unsolved where the field isn't invertible
 
 
@@ -21,7 +21,7 @@ _LARGEST_SHARE = 1e-4  # of points that may stay unsolved where the field isn't 
 class InverseFieldTransform(Transform):
     """``x`` with ``x + u(x) = y``, solved point by point.
 
-    Fixed-point iteration solves nearly all points. Newton's method, with the derivative from
+    Fixed-point iteration solves nearly all points. Newton's method, with derivatives from finite
     differences, solves those where the field changes too fast for it.
 
     Example:
@@ -42,7 +42,7 @@ class InverseFieldTransform(Transform):
         """Points whose images under the field are ``points``; ``(3, N)``, RAS mm.
 
         Raises:
-            CohortError: too many points have no solution: the field folds or breaks there.
+            CohortError: too many points have no solution: the field folds there.
         """
         found = points.astype(np.float64)
         left = np.arange(points.shape[1])
@@ -56,7 +56,7 @@ class InverseFieldTransform(Transform):
         if len(left) > max(1, _LARGEST_SHARE * points.shape[1]):
             raise CohortError(
                 f"a displacement field can't be inverted at {len(left)} of {points.shape[1]} "
-                "points: it folds there; give the field of the other direction"
+                "points: it folds there; give the field of the opposite direction"
             )
         return found
 

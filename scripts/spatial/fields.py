@@ -1,4 +1,4 @@
-"""Displacement fields as files that ITK and ANTs read as they are."""
+"""Displacement fields as files that ITK and ANTs can read."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ __all__ = [
     "write_field",
 ]
 
-_VECTOR = 1007  # NIfTI's vectors: what ITK writes and ANTs expects
+_VECTOR = 1007  # intent code of NIfTI vectors, which ITK writes and ANTs expects
 
 
 def field_names(subject: str) -> tuple[str, str]:
-    """File names of a subject's two fields, as BIDS derivatives name transforms.
+    """File names of a subject's two fields, named as BIDS derivatives name transforms.
 
     Returns:
-        the field that resamples the subject into template space (it lives on the template grid
-        and maps template points to subject points), and the reverse.
+        The field that resamples the subject into template space (it is on the template grid and
+        maps template points to subject points), and the inverse.
     """
     return (
         f"{subject}_from-subject_to-template_mode-image_xfm.nii.gz",
@@ -38,9 +38,10 @@ def field_names(subject: str) -> tuple[str, str]:
 
 
 def on_full_grid(displacement: torch.Tensor, crop: CropBox, shape: tuple[int, ...]) -> torch.Tensor:
-    """Continue a field of the cropped box over the whole grid by its border's values.
+    """Extend a field of the cropped box to the whole grid by its border values.
 
-    Constant outside, so that no fold arises at the seam, where zeros would make one.
+    The field is constant outside the box, so that no fold arises at the seam; zeros would cause
+    one.
 
     Args:
         displacement: ``(B, d, *crop.shape)`` in voxels.
@@ -54,7 +55,7 @@ def on_full_grid(displacement: torch.Tensor, crop: CropBox, shape: tuple[int, ..
 
 
 def world_displacement(displacement: np.ndarray, affine: np.ndarray) -> np.ndarray:
-    """Voxels along the axes to millimetres in ITK's world (LPS: x and y run the other way).
+    """Convert voxels along the axes to millimetres in ITK's world (LPS: x and y are negated).
 
     Args:
         displacement: ``(d, *shape)`` in voxels; a plane has no third component.
@@ -73,7 +74,7 @@ def write_field(path: str | Path, displacement: np.ndarray, grid: Grid) -> None:
 
     Args:
         path: ``.nii`` or ``.nii.gz``.
-        displacement: ``(d, *grid.shape)`` in voxels, on the grid that it lives on.
+        displacement: ``(d, *grid.shape)`` in voxels, on its grid.
         grid: shape, affine and header codes.
     """
     vectors = world_displacement(displacement, grid.affine)
@@ -89,7 +90,8 @@ def write_field(path: str | Path, displacement: np.ndarray, grid: Grid) -> None:
 
 
 def read_field(path: str | Path, spatial_dims: int = 3) -> np.ndarray:
-    """A field file as displacement in voxels ``(d, *shape)`` float64, `write_field` undone.
+    """Read a field file as displacement in voxels ``(d, *shape)`` float64, the inverse of
+    `write_field`.
 
     Raises:
         CohortError: if the file isn't a 5-D vector image.
@@ -97,8 +99,8 @@ def read_field(path: str | Path, spatial_dims: int = 3) -> np.ndarray:
     image, _ = open_nifti(path)
     if image.ndim != 5 or image.shape[3] != 1 or image.shape[4] != 3:
         raise CohortError(
-            f"{path}: a displacement field is a 5-D image (X, Y, Z, 1, 3), "
-            f"this one is {image.shape}"
+            f"{path}: a displacement field must be a 5-D image (X, Y, Z, 1, 3), "
+            f"got shape {image.shape}"
         )
     ras = image_values(path, image)[:, :, :, 0, :] * np.array([-1.0, -1.0, 1.0])
     inverse = np.linalg.inv(image_affine(path, image)[:3, :3])

@@ -1,4 +1,4 @@
-"""The grid that a cohort shares, and the box of it that holds anything."""
+"""The grid that a cohort shares, and the bounding box of its support."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ import numpy as np
 
 __all__ = ["CropBox", "Grid"]
 
-_TOLERANCE = 1e-4  # of a voxel: how far the corners of two equal grids may lie apart
+_TOLERANCE = 1e-4  # of a voxel: largest distance between the corners of equal grids
 
 
 @dataclass(frozen=True, eq=False)
 class Grid:
-    """Where the voxels of a map lie in the world.
+    """The positions of the voxels of a map in the world.
 
     Attributes:
         shape: numbers of voxels, ``(X, Y, Z)`` or ``(X, Y)``.
         affine: ``(4, 4)``, voxel indices to world millimetres (RAS).
-        header: NIfTI header that the grid was read from; outputs take codes and units from it.
+        header: NIfTI header of the grid; outputs take their codes and units from it.
     """
 
     shape: tuple[int, ...]
@@ -42,7 +42,7 @@ class Grid:
             tolerance: greatest distance, in voxels of this grid, between equal corners.
 
         Returns:
-            None for the same grid, else what differs, as ``<this> against <other>``.
+            None for the same grid, else the difference, as ``<this> against <other>``.
         """
         if self.shape != other.shape:
             return f"shape {_by(self.shape)} against {_by(other.shape)}"
@@ -55,7 +55,7 @@ class Grid:
         return f"{self._difference(other)} (corners up to {distance:.4g} voxels apart)"
 
     def _difference(self, other: Grid) -> str:
-        """Name the two common ways in which affines differ; anything else by its matrix."""
+        """Describe the two common differences of affines; any other by the matrices."""
         ours, theirs = self.affine[:3, :3], other.affine[:3, :3]
         scale = 1e-6 * float(np.abs(ours).max())
         if np.allclose(ours, theirs, rtol=0, atol=scale):
@@ -82,7 +82,7 @@ class Grid:
 
 @dataclass(frozen=True)
 class CropBox:
-    """A box of voxels, ``start`` included and ``stop`` not.
+    """A box of voxels; ``start`` is included, ``stop`` isn't.
 
     Example:
         >>> box = CropBox((1, 0), (3, 2))
@@ -95,10 +95,10 @@ class CropBox:
 
     @classmethod
     def around(cls, support: np.ndarray) -> Self:
-        """Smallest box that holds every true voxel of ``support``.
+        """Smallest box that contains all true voxels of ``support``.
 
         Args:
-            support: boolean, ``spatial shape``, true somewhere.
+            support: boolean, ``spatial shape``, with at least one true voxel.
         """
         start, stop = [], []
         for axis in range(support.ndim):
@@ -115,28 +115,28 @@ class CropBox:
 
     @property
     def slices(self) -> tuple[slice, ...]:
-        """Index of the box in the spatial axes of an array."""
+        """Index of the box into the spatial axes of an array."""
         return tuple(slice(a, b) for a, b in zip(self.start, self.stop, strict=True))
 
     def crop(self, array: Any) -> Any:
-        """The box out of ``(..., *spatial)``, array or tensor, as a view."""
+        """Crop ``(..., *spatial)``, array or tensor, to the box, as a view."""
         return array[(..., *self.slices)]
 
     def paste(self, array: np.ndarray, shape: tuple[int, ...], fill: float = 0) -> np.ndarray:
-        """Put ``(..., *box shape)`` back into an array ``(..., *shape)`` filled with ``fill``."""
+        """Put ``(..., *box shape)`` into an array ``(..., *shape)`` filled with ``fill``."""
         lead = array.shape[: array.ndim - len(shape)]
         whole = np.full((*lead, *shape), fill, dtype=array.dtype)
         self.crop(whole)[...] = array
         return whole
 
     def union(self, other: CropBox) -> CropBox:
-        """Smallest box that holds both."""
+        """Smallest box that contains both."""
         return CropBox(
             tuple(map(min, self.start, other.start)), tuple(map(max, self.stop, other.stop))
         )
 
     def grown(self, margin: int, shape: tuple[int, ...]) -> CropBox:
-        """The box with ``margin`` more voxels on every side, as far as ``shape`` goes."""
+        """The box with ``margin`` more voxels on every side, limited to ``shape``."""
         return CropBox(
             tuple(max(0, start - margin) for start in self.start),
             tuple(min(n, stop + margin) for n, stop in zip(shape, self.stop, strict=True)),

@@ -1,4 +1,4 @@
-"""The Jacobian determinant of a field, and the check that it folds nowhere."""
+"""The Jacobian determinant of a field, and the check for folds."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import torch
 __all__ = ["jacobian_determinant", "jacobian_summary", "smallest_corner_determinant"]
 
 
-_SLAB = 1 << 18  # voxels of the field that are worked on at once, so that little leaves the cache
+_SLAB = 1 << 18  # voxels of the field processed at once, so that they stay in the cache
 
 
 def _cross(b: Sequence[torch.Tensor], c: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """Cross product of two vectors of volumes; of two entries, ``b`` turned by a right angle."""
+    """Cross product of two vectors of volumes; in 2-D, ``b`` rotated by a right angle."""
     if len(b) == 2:
         return [b[1], -b[0]]
     return [torch.addcmul(b[i] * c[j], b[j], c[i], value=-1) for i, j in ((1, 2), (2, 0), (0, 1))]
@@ -31,7 +31,8 @@ def _product(a: Sequence[torch.Tensor], b: Sequence[torch.Tensor]) -> torch.Tens
 def jacobian_determinant(displacement: torch.Tensor) -> torch.Tensor:
     """det(d(x + u(x)) / dx) by central differences (one-sided at the border), full resolution.
 
-    In world units the matrix is A (I + du/dx) A^-1, A the affine's 3x3 part: the determinant is
+    In world units the matrix is A (I + du/dx) A^-1 with A the 3x3 part of the affine: the
+    determinant is
     the same in voxels and in millimetres.
 
     Args:
@@ -51,18 +52,18 @@ def jacobian_determinant(displacement: torch.Tensor) -> torch.Tensor:
 def smallest_corner_determinant(displacement: torch.Tensor) -> torch.Tensor:
     """Smallest determinant among the corners of each cell of the grid.
 
-    Between grid points the field is linear in each coordinate. At a cell's corner its derivative
-    is the plain difference along the three edges that meet there. Central differences, spanning
-    two voxels, can miss a fold of one voxel (a checkerboard is invisible to them); these can't.
+    Between grid points the field is linear in each coordinate. At a corner of a cell its derivative
+    is the difference along the three edges that meet there. Central differences span two voxels and
+    can miss a fold of one voxel (they don't see a checkerboard); the corner differences can't.
 
-    The edges of all axes but the first lie in planes that two layers of cells share, so that
-    their cross product is computed once for both.
+    The edges of all axes but the first lie in planes that two layers of cells share, so their
+    cross product is computed once for both.
 
     Args:
         displacement: ``(d, *shape)`` in voxels.
 
     Returns:
-        one number a cell, ``(*(n - 1 for n in shape))``.
+        One number per cell, ``(*(n - 1 for n in shape))``.
     """
     d, *shape = displacement.shape
     edges = []
@@ -72,7 +73,8 @@ def smallest_corner_determinant(displacement: torch.Tensor) -> torch.Tensor:
         edges.append(edge)
 
     def at(axis: int, corner: Sequence[int]) -> Sequence[torch.Tensor]:
-        """Edges along an axis that end in this corner of the cells; the first axis isn't cut."""
+        """Edges along an axis that end in this corner of the cells; the first axis isn't
+        cropped."""
         edge = edges[axis]
         for other in range(1, d):
             if other != axis:
@@ -91,10 +93,10 @@ def smallest_corner_determinant(displacement: torch.Tensor) -> torch.Tensor:
 
 
 def jacobian_summary(displacement: torch.Tensor) -> dict[str, float]:
-    """What ``jacobian.json`` says of one field.
+    """The entries of ``jacobian.json`` for one field.
 
-    Worked out slab by slab along the first axis, which on the full size is several times as fast
-    as volume by volume.
+    Computed slab by slab along the first axis, which for full-size fields is several times as fast
+    as the whole volume at once.
 
     Returns:
         ``min`` and ``share_folded`` (share of voxels with det <= 0) by central differences,
@@ -119,7 +121,7 @@ def jacobian_summary(displacement: torch.Tensor) -> dict[str, float]:
 
 
 class _Determinants:
-    """The least of all determinants, and how many are folds."""
+    """Collects the smallest determinant and the number of folds."""
 
     def __init__(self) -> None:
         self.least: list[torch.Tensor] = []
@@ -127,13 +129,13 @@ class _Determinants:
         self.total = 0
 
     def add(self, determinants: torch.Tensor) -> None:
-        """Take in those of one slab."""
-        self.least.append(determinants.min())  # NaN if one is
+        """Add the determinants of one slab."""
+        self.least.append(determinants.min())  # NaN if any is NaN
         self.folded.append((determinants <= 0).sum())
         self.total += determinants.numel()
 
     def smallest(self) -> float:
-        """Over all slabs."""
+        """Smallest determinant over all slabs."""
         return float(torch.stack(self.least).min())
 
     def share_folded(self) -> float:

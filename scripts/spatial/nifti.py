@@ -1,4 +1,4 @@
-"""NIfTI files from outside: never more is unpacked or held than a file's own header justifies."""
+"""Reads NIfTI files from outside; never allocates more than the file's header justifies."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from scripts.runtime.memory import available_memory
 
 __all__ = ["image_affine", "image_values", "open_nifti", "plausible_shape", "write_nifti"]
 
-_HEADER = 540  # bytes of the longer of the two versions' headers
+_HEADER = 540  # bytes of the longer of the two header versions
 _SLACK = 1 << 20  # bytes that may follow the voxels
 _VOXEL_SIZES = (1e-6, 1e6)  # mm: beyond them float32 displacements lose their meaning
 
-# What nibabel raises on damaged headers and data (found by feeding it some).
+# Exceptions that nibabel raises on damaged headers and data (found by testing with some).
 _MALFORMED: tuple[type[Exception], ...] = (
     HeaderDataError,
     ImageDataError,
@@ -44,13 +44,13 @@ def open_nifti(path: str | Path) -> tuple[nib.Nifti1Image, str]:
     """Read a NIfTI file, compressed or not.
 
     Args:
-        path: the file; what it is is told by its content, not by its name.
+        path: the file; its type is recognised by its content, not by its name.
 
     Returns:
-        The image, whose voxels are all there and fit into memory, and the SHA-256 of the file.
+        The image, with all its voxels and small enough for the memory, and the SHA-256 of the file.
 
     Raises:
-        FileError: naming the file and what is wrong with it.
+        FileError: the file can't be used; the message names it and the reason.
     """
     file = Path(path)
     raw = _contents(file)
@@ -58,10 +58,10 @@ def open_nifti(path: str | Path) -> tuple[nib.Nifti1Image, str]:
 
 
 def plausible_shape(path: str | Path) -> tuple[int, ...]:
-    """The shape that a header claims, of which nothing else is read; for estimates.
+    """The shape in a file's header, without reading anything else; for estimates.
 
-    ``()`` where there is none, or where the file can't hold as much: whoever reads the image is
-    told why.
+    ``()`` if there is no header, or if the file is too small for this shape; reading the image then
+    gives the error.
     """
     file = Path(path)
     try:
@@ -83,7 +83,7 @@ def image_affine(path: str | Path, image: nib.Nifti1Image) -> np.ndarray:
     """An image's affine ``(4, 4)``, voxels to RAS mm.
 
     Raises:
-        FileError: it can't be inverted, or its voxels have no plausible size.
+        FileError: it can't be inverted, or its voxel sizes aren't plausible.
     """
     affine = np.asarray(image.affine, dtype=np.float64)
     if not np.isfinite(affine).all() or not np.isfinite(np.linalg.cond(affine[:3, :3])):
@@ -92,17 +92,17 @@ def image_affine(path: str | Path, image: nib.Nifti1Image) -> np.ndarray:
     if sizes.min() < _VOXEL_SIZES[0] or sizes.max() > _VOXEL_SIZES[1]:
         raise FileError(
             Path(path),
-            f"has voxels of {' x '.join(f'{size:g}' for size in sizes)} mm; must be between "
+            f"has voxels of {' x '.join(f'{size:g}' for size in sizes)} mm; they must be between "
             f"{_VOXEL_SIZES[0]:g} and {_VOXEL_SIZES[1]:g}",
         )
     return affine
 
 
 def image_values(path: str | Path, image: nib.Nifti1Image) -> np.ndarray:
-    """An image's voxels, float64, its header's scaling applied.
+    """An image's voxels, float64, with the header's scaling applied.
 
     Raises:
-        FileError: they are no real numbers, or can't be read.
+        FileError: they aren't real numbers, or can't be read.
     """
     dtype = image.get_data_dtype()
     if dtype.kind not in "iuf":
@@ -134,15 +134,15 @@ def _contents(path: Path) -> bytes:
 
 
 def _decompress(path: Path, raw: bytes) -> bytes:
-    """The file's content; of a compressed one no more than its own header makes plausible."""
+    """The file's content; of a compressed file, at most what its header makes plausible."""
     if raw[:2] != b"\x1f\x8b":
         return raw
     try:
         with GzipFile(fileobj=io.BytesIO(raw)) as file:
-            # No byte of deflate stands for more than 1032: less than was promised is found below.
+            # A byte of deflate expands to 1032 at most; missing data are noticed below.
             largest = min(_promised(path, file.read(_HEADER)) + _SLACK, 1032 * len(raw))
             file.seek(0)
-            content = file.read(largest + 1)  # to the end: length and CRC are checked
+            content = file.read(largest + 1)  # to the end, so that length and CRC are checked
     except DAMAGED_GZIP as error:
         raise FileError(path, f"can't be read: damaged gzip ({say(error)})") from error
     if len(content) > largest:
@@ -153,7 +153,7 @@ def _decompress(path: Path, raw: bytes) -> bytes:
 
 
 def _promised(path: Path, start: bytes) -> int:
-    """Bytes of a whole file, by its header."""
+    """Size of the whole file in bytes, from its header."""
     kind = _kind(path, start)
     try:
         header = kind.header_class.from_fileobj(io.BytesIO(start), check=False)
@@ -170,17 +170,17 @@ def _axes(header: nib.Nifti1Header) -> int:
 
 
 def _kind(path: Path, raw: bytes) -> Any:
-    # The header's size, in either byte order, tells the version.
+    # The header's size, in either byte order, determines the version.
     kinds = {348: nib.Nifti1Image, 540: nib.Nifti2Image}
     size = raw[:4]
     kind = kinds.get(int.from_bytes(size, "little")) or kinds.get(int.from_bytes(size, "big"))
     if kind is None or len(raw) < int(kind.header_class.template_dtype.itemsize):
-        raise FileError(path, "can't be read: is not a NIfTI file")
+        raise FileError(path, "can't be read: not a NIfTI file")
     return kind
 
 
 def _check_memory(path: Path, voxels: int) -> None:
-    """Refuse what could only be read by bringing the machine to its knees."""
+    """Refuse an image that needs more memory than is available."""
     needed, free = 3 * 8 * voxels, available_memory()
     if free is not None and needed > free:
         raise FileError(
@@ -199,10 +199,10 @@ def _parse(path: Path, raw: bytes) -> nib.Nifti1Image:
         present = len(raw) - int(proxy.offset)
     except _MALFORMED as error:
         raise FileError(path, f"can't be read: {say(error)}") from error
-    # Before anything is allocated: a damaged header may promise any number of voxels.
+    # Check before allocating: a damaged header may claim any number of voxels.
     if present < promised:
         raise FileError(
-            path, f"can't be read: truncated, {present} bytes of voxels instead of {promised}"
+            path, f"can't be read: truncated, {present} bytes of voxels, expected {promised}"
         )
     _check_memory(path, math.prod(map(int, image.shape)))
     return image

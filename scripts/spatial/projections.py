@@ -8,14 +8,14 @@ __all__ = ["three_views"]
 
 
 def three_views(volume: np.ndarray, gap: int = 2) -> np.ndarray:
-    """Maximum projections along the three axes side by side, superior and anterior up.
+    """Maximum projections along the three axes, side by side, with superior and anterior up.
 
     Args:
-        volume: ``(X, Y, Z)``, or ``(X, Y)``, which is its own view.
+        volume: ``(X, Y, Z)``; ``(X, Y)`` is returned as its only view.
         gap: columns of zeros between the views.
 
     Returns:
-        a picture ``(rows, columns)``.
+        A picture ``(rows, columns)``.
     """
     if volume.ndim == 2:
         return np.flipud(volume.T)

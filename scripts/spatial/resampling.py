@@ -16,18 +16,18 @@ from scripts.spatial.warp import sample
 
 __all__ = ["resample_by_matrix", "voxel_matrix"]
 
-_STILL = 1e-9  # voxels: moves that no interpolation in float32 would notice
+_STILL = 1e-9  # voxels: shifts too small to matter in float32 interpolation
 
 Affine = np.ndarray | torch.Tensor
 
 
 def voxel_matrix(matrix: torch.Tensor, source: Affine, wanted: Affine) -> torch.Tensor:
-    """World matrices as maps of voxel indices, wanted grid to source grid.
+    """Voxel-index maps of world matrices, from the wanted grid to the source grid.
 
     Args:
         matrix: ``(B, 4, 4)``, wanted point to source point, mm.
         source: ``(4, 4)`` or ``(B, 4, 4)``, voxel to mm, of the image.
-        wanted: the same of the result.
+        wanted: the same, of the result.
 
     Returns:
         ``(B, 4, 4)`` float64.
@@ -58,34 +58,34 @@ def resample_by_matrix(
 ) -> torch.Tensor:
     """``out(x) = image(M (x + u(x)))`` with x on the wanted grid; differentiable.
 
-    Interpolated once, whatever M was composed of. An identity between equal grids returns the
-    image's very values. With ``zeros`` an image fades over the voxel beyond its last, as the
-    registration's warp does; a plane is read where the transform takes its own plane.
+    Interpolated once, however M was composed. An identity between equal grids returns the image's
+    exact values. With ``zeros`` an image fades over the voxel beyond its last one, as in the
+    registration's warp. A plane is sampled where the transform takes its plane.
 
     Args:
         image: ``(B, C, *source shape)``.
         source: ``(4, 4)`` or ``(B, 4, 4)``, voxel to RAS mm, of the image.
         matrix: ``(B, 4, 4)`` or ``(4, 4)`` for all, wanted point to source point.
         wanted: the wanted grid's affine, as ``source``.
-        shape: the wanted grid's shape, as many axes as the image's.
+        shape: shape of the wanted grid; as many axes as the image.
         mode: ``bilinear`` (linear in any dimension), or ``nearest`` for labels.
-        padding_mode: what lies outside: ``zeros`` or ``border``.
+        padding_mode: values outside the image: ``zeros`` or ``border``.
         displacement: u, ``(B, d, *shape)`` in voxels of the wanted grid; None: no u.
 
     Returns:
-        ``(B, C, *shape)`` in the image's type.
+        ``(B, C, *shape)`` in the type of the image.
 
     Raises:
-        ValueError: another number of axes, integers to be interpolated linearly, or the image's
-            affine can't be inverted.
+        ValueError: the numbers of axes differ, integers are to be interpolated linearly, or the
+            image's affine can't be inverted.
     """
     d = image.ndim - 2
     if len(shape) != d or d not in (2, 3):
         raise ValueError(
-            f"an image of shape {tuple(image.shape)} can't be read onto a grid of {len(shape)} axes"
+            f"an image of shape {tuple(image.shape)} doesn't fit a grid of {len(shape)} axes"
         )
     if not image.is_floating_point() and mode != "nearest":
-        raise ValueError(f"an image of {image.dtype} is read with mode 'nearest', not {mode!r}")
+        raise ValueError(f"an image of {image.dtype} needs mode 'nearest', got {mode!r}")
     batch = len(image)
     maps = voxel_matrix(matrix, source, wanted).expand(batch, 4, 4)
     plain = displacement is None and not maps.requires_grad
@@ -106,9 +106,9 @@ def resample_by_matrix(
 
 
 def _normalised(maps: torch.Tensor, source: Sequence[int], wanted: Sequence[int]) -> torch.Tensor:
-    """Voxel maps ``(B, d, d+1)`` in ``grid_sample``'s coordinates, x the last array axis.
+    """Voxel maps ``(B, d, d+1)`` in ``grid_sample``'s coordinates, where x is the last array axis.
 
-    align_corners=False, x = (2 v + 1) / n - 1, because it holds for an axis of one voxel as well.
+    align_corners=False, x = (2 v + 1) / n - 1, because it also works for an axis of one voxel.
     """
     n, m = (
         torch.tensor(tuple(size), dtype=torch.float64, device=maps.device)
@@ -123,7 +123,7 @@ def _normalised(maps: torch.Tensor, source: Sequence[int], wanted: Sequence[int]
 
 
 def _is_still(maps: torch.Tensor, source: Sequence[int], wanted: Sequence[int]) -> bool:
-    """Whether no voxel moves; the far corner moves most by the linear part."""
+    """Whether no voxel moves; by linearity it is enough to check the corners."""
     if tuple(source) != tuple(wanted):
         return False
     off = (maps - torch.eye(4, dtype=maps.dtype, device=maps.device)).abs()

@@ -1,4 +1,4 @@
-"""Transforms as files: affines as ITK's and 4x4 text, displacement fields of ITK and ANTs."""
+"""Transform files: affines as ITK and 4x4 text files, displacement fields of ITK and ANTs."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ __all__ = [
 
 
 def transform_names(subject: str, source: str, target: str) -> tuple[str, str]:
-    """File names of an affine, as BIDS derivatives name transforms: ITK text, 4x4 text.
+    """File names of an affine, named as BIDS derivatives name transforms: ITK text, 4x4 text.
 
-    Either resamples images of ``source`` onto ``target``: it takes target points to source points.
+    Both resample images of ``source`` onto ``target``: they map target points to source points.
     """
     stem = f"{subject}_from-{source}_to-{target}_mode-image_xfm"
     return f"{stem}.txt", f"{stem}_ras.txt"
@@ -42,16 +42,17 @@ def write_itk_affine(path: str | Path, matrix: np.ndarray, spatial_dims: int = 3
 
     Args:
         path: ``.txt`` or ``.tfm``.
-        matrix: ``(4, 4)``, RAS mm, target point to source point, ITK's own direction.
-        spatial_dims: 2 for a plane, whose matrix leaves z alone.
+        matrix: ``(4, 4)``, RAS mm, from target point to source point, the direction that ITK
+        stores.
+        spatial_dims: 2 for a plane, whose matrix doesn't change z.
 
     Raises:
-        ValueError: a matrix for a plane moves z.
+        ValueError: the matrix for a plane changes z.
     """
     d = spatial_dims
     lps = TO_LPS @ np.asarray(matrix, dtype=np.float64) @ TO_LPS
     if d == 2 and not np.allclose(lps[2], (0, 0, 1, 0), atol=1e-6):
-        raise ValueError("the transform of a plane moves z: ITK can't hold it in two dimensions")
+        raise ValueError("the transform of a plane changes z: ITK can't store it in two dimensions")
     values = [*lps[:d, :d].ravel(), *lps[:d, 3]]
     lines = (
         "#Insight Transform File V1.0",
@@ -67,14 +68,14 @@ def write_itk_affine(path: str | Path, matrix: np.ndarray, spatial_dims: int = 3
 def write_affine_files(
     folder: Path, subject: str, source: str, target: str, matrix: np.ndarray, spatial_dims: int = 3
 ) -> None:
-    """Both directions, each as ITK text and as 4x4 text.
+    """Write both directions, each as ITK text and as 4x4 text.
 
     Args:
-        folder: where to.
-        subject: names the files.
-        source: what the space of the images is called that the matrix resamples.
-        target: what the space is called that they are brought to.
-        matrix: ``(4, 4)``, RAS mm, target point to source point.
+        folder: destination.
+        subject: used in the file names.
+        source: name of the space of the images that the matrix resamples.
+        target: name of the space that they are resampled to.
+        matrix: ``(4, 4)``, RAS mm, from target point to source point.
         spatial_dims: 2 for planes.
     """
     back = np.linalg.inv(matrix)
@@ -82,7 +83,7 @@ def write_affine_files(
         (transform_names(subject, source, target), matrix),
         (transform_names(subject, target, source), back),
     ):
-        # A plane that lies obliquely in the world is no transform of ITK's two dimensions.
+        # ITK's two-dimensional transforms can't represent an oblique plane.
         flat = spatial_dims == 2 and np.allclose(one[2], (0, 0, 1, 0), atol=1e-6)
         write_itk_affine(folder / names[0], one, 2 if flat else 3)
         np.savetxt(folder / names[1], one, fmt="%.17g")
@@ -90,12 +91,12 @@ def write_affine_files(
 
 _MATRIX_KINDS = ("AffineTransform", "MatrixOffsetTransformBase")
 
-_LONGEST = 1 << 16  # bytes; unpacked, MATLAB's files have a thousand times as many at most
+_LONGEST = 1 << 16  # bytes; unpacked, a MATLAB file is at most a thousand times as large
 
 
 @dataclass(frozen=True)
 class TransformFile:
-    """A transform's file, to be inverted or not, as antsApplyTransforms takes ``[file,1]``."""
+    """A transform file, and whether to invert it, as in antsApplyTransforms' ``[file,1]``."""
 
     path: Path
     inverted: bool = False
@@ -116,7 +117,7 @@ def read_transform(file: TransformFile) -> AffineTransform | FieldTransform:
         affine = read_affine(file.path)
         return ~affine if file.inverted else affine
     raise CohortError(
-        f"{file.path}: is no transform known here; must be a displacement field (.nii, .nii.gz) or "
+        f"{file.path}: not a supported transform; must be a displacement field (.nii, .nii.gz) or "
         "an affine as ITK writes it (.mat, .txt, .tfm)"
     )
 
@@ -126,7 +127,7 @@ def _read_field(path: Path) -> FieldTransform:
     shape = tuple(int(n) for n in image.shape)
     if len(shape) != 5 or shape[3:] != (1, 3) or min(shape) < 1:
         raise CohortError(
-            f"{path}: a displacement field has shape (X, Y, Z, 1, 3), this image has {shape}"
+            f"{path}: a displacement field must have shape (X, Y, Z, 1, 3), got {shape}"
         )
     data = finite_values(path, image)
     ras = np.moveaxis(data[:, :, :, 0, :], -1, 0) * np.array([-1.0, -1.0, 1.0])[:, None, None, None]
@@ -137,14 +138,14 @@ def _read_field(path: Path) -> FieldTransform:
 def read_affine(path: str | Path) -> AffineTransform:
     """Read an affine: ITK's binary (``.mat``, MATLAB v4) or text (``.txt``, ``.tfm``), or 4x4 text.
 
-    ``y = M (x - c) + t + c`` with M row by row, then t, in the parameters and the centre c in the
-    fixed parameters (ITK's `MatrixOffsetTransformBase`), LPS. A plane's transform leaves z alone.
+    ``y = M (x - c) + t + c``: the parameters hold M row by row, then t; the fixed parameters hold
+    the centre c (ITK's `MatrixOffsetTransformBase`), LPS. A plane's transform doesn't change z.
 
-    Text may also hold the 4x4 matrix itself, RAS mm, as `write_affine_files` writes it.
+    Text may also contain the 4x4 matrix itself, RAS mm, as `write_affine_files` writes it.
 
     Raises:
-        CohortError: the file can't be read, holds anything but one such transform, or its matrix
-            can't be inverted.
+        CohortError: the file can't be read, doesn't contain exactly one such transform, or its
+            matrix can't be inverted.
     """
     file = Path(path)
     if file.name.lower().endswith(".mat"):
@@ -154,7 +155,7 @@ def read_affine(path: str | Path) -> AffineTransform:
         plain = _plain_matrix(file, text)
         matrix = _of_itk(file, *_itk_fields(file, text)) if plain is None else plain
     if not np.isfinite(matrix).all() or abs(np.linalg.det(matrix)) < 1e-12:
-        raise CohortError(f"{file}: its matrix can't be inverted, so that it is no transform")
+        raise CohortError(f"{file}: its matrix can't be inverted, so it isn't a transform")
     return AffineTransform(matrix)
 
 
@@ -165,7 +166,7 @@ def _of_itk(path: Path, kind: str, parameters: np.ndarray, centre: np.ndarray) -
         (6, 2),
     ):
         raise CohortError(
-            f"{path}: holds {kind} of {len(parameters)} parameters; must be one of "
+            f"{path}: contains {kind} with {len(parameters)} parameters; must be one of "
             f"{', '.join(_MATRIX_KINDS)} with 12 and a centre"
         )
     d = len(centre)
@@ -173,11 +174,11 @@ def _of_itk(path: Path, kind: str, parameters: np.ndarray, centre: np.ndarray) -
     lps[:d, :d] = parameters[: d * d].reshape(d, d)
     lps[:d, 3] = parameters[d * d :] + centre - lps[:d, :d] @ centre
     signs = np.diag(TO_LPS)
-    return signs[:, None] * lps * signs  # no sums: infinities stay what they are
+    return signs[:, None] * lps * signs  # without sums, so that infinities stay as they are
 
 
 def _plain_matrix(path: Path, text: str) -> np.ndarray | None:
-    """The matrix of a file of nothing but numbers; None for a file of anything else."""
+    """The matrix in a file of numbers only; None for any other file."""
     rows = [line.split() for line in text.splitlines()]
     rows = [row for row in rows if row and not row[0].startswith("#")]
     try:
@@ -187,17 +188,17 @@ def _plain_matrix(path: Path, text: str) -> np.ndarray | None:
     if not len(matrix):
         return None
     if matrix.shape != (4, 4) or not np.allclose(matrix[3], (0, 0, 0, 1)):
-        raise CohortError(f"{path}: holds no transform: no 4x4 matrix whose last row is 0 0 0 1")
+        raise CohortError(f"{path}: not a 4x4 matrix whose last row is 0 0 0 1")
     return matrix
 
 
 def _read_mat(path: Path) -> tuple[str, np.ndarray, np.ndarray]:
     if not os.path.lexists(path):
-        raise CohortError(f"{path}: there is no such file")
+        raise CohortError(f"{path}: no such file")
     size = check_file(path).st_size
     if size > _LONGEST:
         raise CohortError(
-            f"{path}: can't be read: has {size} bytes, more than any affine ({_LONGEST})"
+            f"{path}: can't be read: has {size} bytes, an affine has at most {_LONGEST}"
         )
     try:
         content = loadmat(str(path), appendmat=False)
@@ -205,28 +206,28 @@ def _read_mat(path: Path) -> tuple[str, np.ndarray, np.ndarray]:
         MatReadError, NotImplementedError, ArithmeticError, LookupError, MemoryError, OSError,
         TypeError, ValueError,
     ) as error:  # fmt: skip
-        reason = " ".join(str(error).split()) or "is no MATLAB file"
+        reason = " ".join(str(error).split()) or "not a MATLAB file"
         raise CohortError(f"{path}: can't be read: {reason}") from error
     kinds = [name for name in content if not name.startswith("__") and name != "fixed"]
     if len(kinds) != 1 or "fixed" not in content:
         found = ", ".join(name for name in content if not name.startswith("__")) or "nothing"
-        raise CohortError(f"{path}: holds {found}, not one ITK transform and its centre ('fixed')")
+        raise CohortError(f"{path}: has {found}, not one ITK transform and its centre ('fixed')")
     try:
         parameters, centre = (
             np.asarray(content[name], dtype=np.float64).ravel() for name in (kinds[0], "fixed")
         )
     except (TypeError, ValueError) as error:
-        raise CohortError(f"{path}: {kinds[0]} holds something that is no number") from error
+        raise CohortError(f"{path}: {kinds[0]} contains an entry that isn't a number") from error
     return kinds[0], parameters, centre
 
 
 def _read_text(path: Path) -> str:
     if not os.path.lexists(path):
-        raise CohortError(f"{path}: there is no such file")
+        raise CohortError(f"{path}: no such file")
     try:
         return read_text(path, _LONGEST, encoding="ascii")
     except UnicodeDecodeError as error:
-        raise CohortError(f"{path}: can't be read: is no text of an ITK transform") from error
+        raise CohortError(f"{path}: can't be read: not the text of an ITK transform") from error
 
 
 def _itk_fields(path: Path, text: str) -> tuple[str, np.ndarray, np.ndarray]:
@@ -234,11 +235,11 @@ def _itk_fields(path: Path, text: str) -> tuple[str, np.ndarray, np.ndarray]:
     if [name for name, _ in fields] != ["Transform", "Parameters", "FixedParameters"]:
         kinds = [value.strip() for name, value in fields if name == "Transform"]
         raise CohortError(
-            f"{path}: holds {', '.join(kinds) or 'no transform'}; must hold one ITK transform with "
-            "Transform:, Parameters: and FixedParameters:, or a 4x4 matrix"
+            f"{path}: contains {', '.join(kinds) or 'no transform'}; must be one ITK transform "
+            "with Transform:, Parameters: and FixedParameters:, or a 4x4 matrix"
         )
     try:
         parameters, centre = (np.array(fields[i][1].split(), dtype=np.float64) for i in (1, 2))
     except ValueError as error:
-        raise CohortError(f"{path}: holds a parameter that is no number") from error
+        raise CohortError(f"{path}: contains a parameter that isn't a number") from error
     return fields[0][1].strip(), parameters, centre

@@ -1,7 +1,7 @@
-"""Maps of points, composed and applied to images once.
+"""Maps of points, which are composed and then applied to images once.
 
-Every transform here maps POINTS of the image that is wanted to points of the image that is
-resampled, in world millimetres, RAS. Files hold ITK's world, LPS: x and y run the other way.
+Every transform maps POINTS of the wanted image to points of the image that is resampled, in world
+millimetres, RAS. Files use ITK's world, LPS: x and y are negated.
 
     (a @ b).apply(x) == a.apply(b.apply(x))     # b comes first
     (~a).apply(a.apply(x)) == x
@@ -20,29 +20,29 @@ from scripts.spatial.grid import Grid
 
 __all__ = ["AffineTransform", "ComposedTransform", "FieldTransform", "Transform", "resample"]
 
-TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])  # its own inverse
+TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])  # the inverse of itself
 NO_INVERSE = (
-    "a displacement field can't be inverted here; give the field of the other direction (ANTs "
+    "a displacement field can't be inverted here; give the field of the opposite direction (ANTs "
     "writes it as ...InverseWarp.nii.gz)"
 )
-_SLAB = 16  # slices of the wanted grid that are in work at once
+_SLAB = 16  # slices of the wanted grid that are processed at once
 
 
 class Transform(ABC):
     """A map of points, in RAS mm."""
 
-    __array_ufunc__ = None  # a transform @ an array is a mistake, not a sum over objects
+    __array_ufunc__ = None  # transform @ array is a mistake; NumPy must not sum over objects
 
     @abstractmethod
     def apply(self, points: np.ndarray) -> np.ndarray:
-        """Where points ``(3, N)`` go, ``(3, N)``; RAS mm."""
+        """Apply the map to points ``(3, N)``; RAS mm."""
 
     @abstractmethod
     def __invert__(self) -> Transform:
-        """The map back: ``(~a).apply(a.apply(x))`` is ``x``."""
+        """The inverse map: ``(~a).apply(a.apply(x))`` is ``x``."""
 
     def __matmul__(self, other: Transform) -> Transform:
-        """``(a @ b).apply(x)`` is ``a.apply(b.apply(x))``: the right one comes first."""
+        """``(a @ b).apply(x)`` is ``a.apply(b.apply(x))``: the right one is applied first."""
         if not isinstance(other, Transform):
             return NotImplemented
         return ComposedTransform(self, other)
@@ -68,11 +68,11 @@ class AffineTransform(Transform):
     matrix: np.ndarray
 
     def apply(self, points: np.ndarray) -> np.ndarray:
-        """Where points ``(3, N)`` go, ``(3, N)``; RAS mm."""
+        """Apply the map to points ``(3, N)``; RAS mm."""
         return self.matrix[:3, :3] @ points + self.matrix[:3, 3:]
 
     def __invert__(self) -> AffineTransform:
-        """The map back.
+        """The inverse map.
 
         Raises:
             numpy.linalg.LinAlgError: the matrix is singular.
@@ -80,7 +80,7 @@ class AffineTransform(Transform):
         return AffineTransform(np.linalg.inv(self.matrix))
 
     def __matmul__(self, other: Transform) -> Transform:
-        """See `Transform`; of two affines one affine is made."""
+        """See `Transform`; two affines give one affine."""
         if isinstance(other, AffineTransform):
             return AffineTransform(self.matrix @ other.matrix)
         return super().__matmul__(other)
@@ -90,7 +90,8 @@ class AffineTransform(Transform):
 class FieldTransform(Transform):
     """``y = x + u(x)``, u interpolated linearly between voxels, 0 outside the field as in ITK.
 
-    Outside starts half a voxel beyond the outermost centres; up to there the border's value holds.
+    The border value continues for half a voxel beyond the outermost centres; then comes the
+    outside.
 
     Example:
         >>> import nibabel
@@ -101,14 +102,14 @@ class FieldTransform(Transform):
 
     Attributes:
         displacement: ``(3, X, Y, Z)``, RAS mm.
-        grid: where the voxels lie.
+        grid: of the voxels.
     """
 
     displacement: np.ndarray
     grid: Grid
 
     def apply(self, points: np.ndarray) -> np.ndarray:
-        """Where points ``(3, N)`` go, ``(3, N)``; RAS mm."""
+        """Apply the map to points ``(3, N)``; RAS mm."""
         voxels = (~AffineTransform(self.grid.affine)).apply(points)
         ends = np.array(self.grid.shape)[:, None] - 0.5
         inside = ((voxels >= -0.5) & (voxels <= ends)).all(axis=0)
@@ -119,32 +120,32 @@ class FieldTransform(Transform):
         return points + np.where(inside, moves, 0.0)
 
     def __invert__(self) -> Transform:
-        """There is none.
+        """Not available.
 
         Raises:
-            ValueError: always; it says what to give instead.
+            ValueError: always; the message says what to give instead.
         """
         raise ValueError(NO_INVERSE)
 
 
 @dataclass(frozen=True, eq=False)
 class ComposedTransform(Transform):
-    """``y = outer(inner(x))``, what `@` makes where no single matrix can hold it.
+    """``y = outer(inner(x))``, the result of `@` if no single matrix can represent it.
 
     Attributes:
-        outer: comes second.
-        inner: comes first.
+        outer: applied second.
+        inner: applied first.
     """
 
     outer: Transform
     inner: Transform
 
     def apply(self, points: np.ndarray) -> np.ndarray:
-        """Where points ``(3, N)`` go, ``(3, N)``; RAS mm."""
+        """Apply the map to points ``(3, N)``; RAS mm."""
         return self.outer.apply(self.inner.apply(points))
 
     def __invert__(self) -> Transform:
-        """The inverses in the other order.
+        """The composition of the inverses in reverse order.
 
         Raises:
             ValueError: one of them is a field.
@@ -159,7 +160,7 @@ def resample(
     wanted: Grid,
     order: int = 1,
 ) -> np.ndarray:
-    """An image seen from another grid through a chain of transforms, interpolated once.
+    """Resample an image to another grid through a chain of transforms, interpolating once.
 
     A point of the wanted grid passes through the transforms in their order, the first one first,
     and the image is read where it arrives; ``antsApplyTransforms -r wanted -i image -t first -t

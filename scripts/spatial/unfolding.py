@@ -1,4 +1,4 @@
-"""Smoothing a velocity just where its flow comes close to folding."""
+"""Smooths a velocity only where its flow is close to folding."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _ROUNDS = 50
 
 
 class Flow(Protocol):
-    """What turns velocities into displacements: an atlas's network, say."""
+    """Anything that turns velocities into displacements, such as an atlas network."""
 
     @property
     def field_resolution(self) -> int:
-        """By how much the velocity's grid is reduced."""
+        """Factor by which the velocity's grid is reduced."""
         ...
 
     def displacements(self, velocity: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -29,18 +29,18 @@ class Flow(Protocol):
 
 @torch.no_grad()
 def unfolded_velocity(network: Flow, velocity: torch.Tensor, smallest: float = 0.1) -> torch.Tensor:
-    """A velocity whose flow, either way, has corner determinants of at least ``smallest``.
+    """Smooth a velocity so that its flow, both ways, has corner determinants of at least
+    ``smallest``.
 
-    The exact flow of a smooth velocity never folds, but squaring a sampled one can where it is
-    rough (2 % of the voxels of a random field, with 7 steps). There, and only there, the
-    velocity is replaced by its local mean, again and again; a constant velocity has determinant
-    1, so that this ends. It gives up after 50 rounds: what still folds is then reported by the
-    check of the published fields.
+    The exact flow of a smooth velocity never folds, but squaring a sampled one can, where it is
+    rough (2 % of the voxels of a random field, with 7 steps). Only there, the velocity is replaced
+    by its local mean, repeatedly; a constant velocity has determinant 1, so this ends. It stops
+    after 50 rounds; the check of the published fields then reports any remaining fold.
 
     Args:
-        network: holds the integration.
+        network: does the integration.
         velocity: ``(1, d, *reduced)``.
-        smallest: the determinant to reach.
+        smallest: the wanted determinant.
     """
     pool = F.avg_pool3d if velocity.dim() == 5 else F.avg_pool2d
     spread = F.max_pool3d if velocity.dim() == 5 else F.max_pool2d
@@ -49,7 +49,7 @@ def unfolded_velocity(network: Flow, velocity: torch.Tensor, smallest: float = 0
         low = torch.zeros_like(velocity[:, :1])
         for displacement in network.displacements(velocity):
             tight = (smallest_corner_determinant(displacement[0]) < smallest).float()[None, None]
-            # Cells of the full grid to the reduced voxels that they lie in.
+            # Mark the reduced voxels that contain these cells of the full grid.
             reduced = spread(tight, factor, ceil_mode=True)
             padding = [
                 n

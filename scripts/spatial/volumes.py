@@ -1,4 +1,4 @@
-"""Volumes as NIfTI files: read as arrays with their grid, written one way a kind."""
+"""Volumes as NIfTI files: read as arrays with their grid, and written."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ __all__ = [
 def write_map(path: str | Path, values: np.ndarray, grid: Grid) -> None:
     """Write a map with the affine, codes and units of the grid's header, float32, unscaled.
 
-    A plane that was read from ``(X, Y, 1)`` is written so.
+    A plane that was read from ``(X, Y, 1)`` is written with that shape.
 
     Args:
         path: ``.nii`` or ``.nii.gz``.
@@ -53,7 +53,7 @@ def write_map(path: str | Path, values: np.ndarray, grid: Grid) -> None:
     for name in ("sform", "qform"):
         code = int(grid.header[f"{name}_code"])
         getattr(image, f"set_{name}")(grid.affine, code=code)
-    # nibabel reads codes of 0 and 0 as an affine of its own making: one must say the truth.
+    # For codes of 0 and 0 nibabel invents an affine, so one code must be set.
     if int(grid.header["sform_code"]) == 0 and int(grid.header["qform_code"]) == 0:
         image.set_sform(grid.affine, code=1)
     units = grid.header.get_xyzt_units()[0]
@@ -62,10 +62,10 @@ def write_map(path: str | Path, values: np.ndarray, grid: Grid) -> None:
 
 
 def read_volume(path: str | Path) -> tuple[np.ndarray, Grid]:
-    """Read an image as float64 ``(C, X, Y, Z)`` with its grid, a plane having Z = 1.
+    """Read an image as float64 ``(C, X, Y, Z)`` with its grid; a plane has Z = 1.
 
     Raises:
-        CohortError: the file can't be read, isn't finite, or is no image of 2 to 4 dimensions.
+        CohortError: the file can't be read, isn't finite, or doesn't have 2 to 4 dimensions.
     """
     return read_hashed_volume(path)[:2]
 
@@ -89,13 +89,13 @@ def read_hashed_volume(path: str | Path) -> tuple[np.ndarray, Grid, str]:
 
 
 def read_grid(path: str | Path) -> Grid:
-    """The grid of an image of 2 to 4 dimensions whose values don't matter, a plane having Z = 1.
+    """The grid of an image of 2 to 4 dimensions, without its values; a plane has Z = 1.
 
-    All its voxels are there all the same: what a header alone claims is no measure of what may be
-    made on such a grid.
+    The file must still contain all its voxels: a header's claim alone must not decide how large a
+    result may get.
 
     Raises:
-        CohortError: the file can't be read, or is no such image.
+        CohortError: the file can't be read, or isn't such an image.
     """
     file = Path(path)
     image = open_image(file)
@@ -105,7 +105,7 @@ def read_grid(path: str | Path) -> Grid:
 
 
 def voxels_of(path: str | Path) -> tuple[int, int]:
-    """Voxels of an image's grid, and channels, by its header alone; 0 where it can't be read."""
+    """Voxels of an image's grid, and channels, from its header alone; 0 if it can't be read."""
     shape = plausible_shape(path)
     return math.prod(shape[:3]) if shape else 0, math.prod(shape[3:])
 
@@ -117,7 +117,7 @@ def open_image(path: Path) -> nib.Nifti1Image:
 
 def _require_there(path: Path) -> None:
     if not os.path.lexists(path):
-        raise CohortError(f"{path}: there is no such file")
+        raise CohortError(f"{path}: no such file")
 
 
 def _require_volume(path: Path, image: nib.Nifti1Image) -> None:
@@ -129,18 +129,18 @@ def _require_volume(path: Path, image: nib.Nifti1Image) -> None:
 def finite_values(path: Path, image: nib.Nifti1Image) -> np.ndarray:
     data = image_values(path, image)
     if not np.isfinite(data).all():
-        raise CohortError(f"{path}: is not finite everywhere")
+        raise CohortError(f"{path}: not all values are finite")
     return data
 
 
 def read_reference(path: str | Path) -> Grid:
-    """The grid of an image, whose voxels must be there but whose values don't matter.
+    """The grid of an image; all voxels must be present but their values don't matter.
 
     Args:
-        path: NIfTI file; of four dimensions the first three count.
+        path: NIfTI file; of four dimensions the first three are used.
 
     Raises:
-        CohortError: it can't be read, or is no volume.
+        CohortError: it can't be read, or isn't a volume.
     """
     try:
         image, _ = open_nifti(path)
@@ -150,24 +150,25 @@ def read_reference(path: str | Path) -> Grid:
         raise CohortError(f"reference {path}: {why}") from error
     shape = tuple(int(n) for n in image.shape[:3])
     if len(shape) < 3 or min(shape) < 1:
-        raise CohortError(f"reference {path}: has shape {shape}; a volume is needed")
+        raise CohortError(f"reference {path}: has shape {shape}; must be a volume (X, Y, Z)")
     return Grid(shape, affine, image.header.copy())
 
 
 def write_density(path: Path, density: np.ndarray, grid: Grid) -> None:
-    """Write a map, float32, with the codes and units of the grid's header; whole or not at all."""
+    """Write a map, float32, with the codes and units of the grid's header; completely or not at
+    all."""
     with write_whole(path) as staged:
         write_map(staged, density[None], grid)
 
 
 def write_labels(path: str | Path, labels: np.ndarray, grid: Grid, dtype: np.dtype) -> None:
-    """Write labels in a given type, whole numbers staying whole.
+    """Write labels with a given type, without scaling.
 
     Args:
         path: ``.nii`` or ``.nii.gz``.
         labels: ``(C, X, Y, Z)``, a plane with Z = 1; one channel gives ``(X, Y, Z)``.
-        grid: where they lie; its header gives the codes and units.
-        dtype: of the file that they come from.
+        grid: their grid; its header gives the codes and units.
+        dtype: of the file that they were read from.
     """
     volume = labels[0] if len(labels) == 1 else np.moveaxis(labels, 0, -1)
     if np.issubdtype(dtype, np.integer):

@@ -17,27 +17,28 @@ from scripts.runtime.tracing import is_recorded
 
 __all__ = ["Warp", "sample", "sampling_grid", "warp"]
 
-# Each of MONAI's Warps warns that it samples with PyTorch; ours do too, wherever PyTorch can.
+# MONAI's Warp warns that it samples with PyTorch. Ours always does where PyTorch can.
 warnings.filterwarnings("ignore", message="monai.networks.blocks.Warp: Using PyTorch native")
 
 _MODES: dict[int, str] = {1: "bilinear", 0: "nearest"}
-"""MONAI's numbers of modes that PyTorch has as well; ``bicubic`` has none, 3 is a spline."""
+"""MONAI's numbers of the modes that PyTorch has; ``bicubic`` has none, 3 is a spline."""
 _SPLINES = range(2, 8)
-"""Orders of splines, which MONAI's C++ extension alone interpolates by."""
+"""Orders of splines, which only MONAI's C++ extension can interpolate."""
 _PADDING_MODES: dict[int, str] = {7: "zeros", 0: "border", 1: "reflection"}
-"""MONAI's numbers of padding modes that PyTorch has as well."""
+"""MONAI's numbers of the padding modes that PyTorch has."""
 _BOUNDS = range(2, 6)
-"""dct2, dst1, dst2 and dft: what MONAI's C++ extension alone continues an image by."""
+"""Padding modes of MONAI's C++ extension only: dct2, dst1, dst2 and dft."""
 
 
 def sampling_grid(displacement: torch.Tensor) -> torch.Tensor:
     """``x + u(x)`` in ``grid_sample``'s coordinates (align_corners), ``(B, *shape, d)``.
 
-    MONAI rebuilds a grid of the identity on the CPU at every call (20-40 % of the time of an
-    integration). The identity is one line of numbers an axis, added on the way; the result keeps
-    an axis in one piece of memory, as the displacement does, which `grid_sample` reads as fast.
+    MONAI rebuilds an identity grid on the CPU at every call (20-40 % of the time of an
+    integration). Here the identity is one row of numbers per axis, added on the fly. In the result
+    each axis is contiguous in memory, as in the displacement; `grid_sample` reads this just as
+    fast.
     """
-    if is_recorded():  # a program holds plain operations
+    if is_recorded():  # a recorded program may only contain plain operations
         planes = [
             line + displacement[:, axis] * voxel
             for axis, (line, voxel) in enumerate(_identity(displacement))
@@ -47,9 +48,9 @@ def sampling_grid(displacement: torch.Tensor) -> torch.Tensor:
 
 
 def _identity(displacement: torch.Tensor) -> list[tuple[torch.Tensor, float]]:
-    """For each axis where its voxels lie in ``grid_sample``'s coordinates, and a voxel's size.
+    """Offset and voxel size of each axis in ``grid_sample``'s coordinates.
 
-    An axis of one voxel has no size: whatever the displacement, that voxel is read.
+    An axis of one voxel has size 0: whatever the displacement, that voxel is sampled.
     """
     d, found = displacement.shape[1], []
     for axis, n in enumerate(displacement.shape[2:]):
@@ -92,7 +93,7 @@ def warp(
         displacement: ``(B, d, *shape)`` in voxels, channel i along axis i, float32 or float64
             (bfloat16 coordinates would lose moves below a voxel).
         mode: ``bilinear`` (linear in any dimension), ``nearest``, or in a plane ``bicubic``.
-        padding_mode: what lies outside: ``zeros``, ``border`` or ``reflection``.
+        padding_mode: values outside the image: ``zeros``, ``border`` or ``reflection``.
     """
     return sample(image, sampling_grid(displacement), mode, padding_mode)
 
@@ -104,18 +105,18 @@ def sample(
     padding_mode: str = "zeros",
     align_corners: bool = True,
 ) -> torch.Tensor:
-    """PyTorch's ``grid_sample``, spread over the cores where it would leave them idle.
+    """PyTorch's ``grid_sample``, spread over all CPU cores.
 
-    ``grid_sample`` on a 3-D volume is parallel over the batch alone, so that one volume would
-    run on one core. The points are therefore laid out as several batch entries that all look at
-    the same image: as they lie, sheet by sheet, or, where a gradient is asked for, of which each
-    entry makes a volume of its own, as one entry a core.
+    ``grid_sample`` on a 3-D volume runs in parallel only over the batch, so that one volume would
+    use one core. The points are therefore split into several batch entries that share the image:
+    sheet by sheet, or, if a gradient is needed, into one entry per core, because each entry then
+    needs a volume of its own.
 
     Args:
         image: ``(B, C, *source)``.
         grid: ``(B, *shape, d)`` in ``grid_sample``'s coordinates.
         mode: ``bilinear`` (linear in any dimension), ``nearest``, or in a plane ``bicubic``.
-        padding_mode: what lies outside: ``zeros``, ``border`` or ``reflection``.
+        padding_mode: values outside the image: ``zeros``, ``border`` or ``reflection``.
         align_corners: whether -1 and 1 are the outermost voxels' centres or their outer faces.
 
     Returns:
@@ -140,24 +141,25 @@ def sample(
 
 
 class Warp(MonaiWarp):
-    """MONAI's ``Warp`` (voxels, array-axis order), spread over the cores.
+    """MONAI's ``Warp`` (voxels, array-axis order), spread over all CPU cores.
 
-    It takes what MONAI's takes, and gives the same numbers. Three things differ. A misspelt mode
-    is an error, where MONAI's falls back silently. The padding is ``zeros`` unless told, MONAI's
-    is ``border``. Modes by name are PyTorch's, even where MONAI's C++ extension is in use.
+    It accepts everything that MONAI's accepts and gives the same numbers, with three differences. A
+    misspelt mode is an error; MONAI falls back silently. The default padding is ``zeros``, MONAI's
+    is ``border``. Modes given by name are PyTorch's, even if MONAI's C++ extension is in use.
 
     Args:
         mode: ``bilinear`` (linear in any dimension), ``nearest``, or in a plane ``bicubic``, by
             name or as a `GridSampleMode`; or MONAI's number: 0 is ``nearest``, 1 ``bilinear``.
             2 to 7, a spline's order, need MONAI's C++ extension (``BUILD_MONAI=1``).
-        padding_mode: what lies outside: ``zeros``, ``border`` or ``reflection`` (about the centres
+        padding_mode: values outside the image: ``zeros``, ``border`` or ``reflection`` (about the
+        centres
             of the outermost voxels), by name or as a `GridSamplePadMode`; or MONAI's number: 7 is
             ``zeros``, 0 ``border``, 1 ``reflection``. 2 to 5 need MONAI's C++ extension.
-        jitter: look up points moved by a fixed draw from [0, 1) voxels along each axis, as MONAI's
-            does.
+        jitter: shift the sampled points by a fixed random draw from [0, 1) voxels along each axis,
+            as MONAI does.
 
     Raises:
-        ValueError: there is no such mode or padding mode, or not without the extension.
+        ValueError: unknown mode or padding mode, or one that needs the extension.
     """
 
     def __init__(
@@ -180,7 +182,7 @@ class Warp(MonaiWarp):
 
         Raises:
             NotImplementedError: the image has another number of axes.
-            ValueError: the shapes don't fit each other, or a volume is to be read ``bicubic``.
+            ValueError: the shapes don't match, or a volume is given with ``bicubic``.
         """
         self._check(image, ddf)
         if isinstance(self.sampling, int) or isinstance(self.outside, int):
@@ -202,15 +204,15 @@ class Warp(MonaiWarp):
         d = image.ndim - 2
         if d not in (2, 3):
             raise NotImplementedError(
-                f"an image of shape {tuple(image.shape)} can't be warped: it must be "
-                "(B, C, X, Y) or (B, C, X, Y, Z)"
+                f"an image of shape {tuple(image.shape)} can't be warped: must be (B, C, X, Y) or "
+                "(B, C, X, Y, Z)"
             )
         if d == 3 and self.sampling == "bicubic":
             raise ValueError(
-                "mode 'bicubic' reads planes alone, since PyTorch has none for volumes, and the "
-                f"image has shape {tuple(image.shape)}; take 'bilinear' or 'nearest'"
+                "mode 'bicubic' works on planes only (PyTorch has none for volumes), got an image "
+                f"of shape {tuple(image.shape)}; use 'bilinear' or 'nearest'"
             )
-        if is_recorded():  # sizes are the recording's, and a program may run at others
+        if is_recorded():  # sizes are symbolic; the program may run with others
             return
         fitting = (image.shape[0], d, *image.shape[2:])
         if tuple(ddf.shape) != fitting:
@@ -227,7 +229,7 @@ def _choice(
     numbers: dict[int, str],
     extension: range,
 ) -> str | int:
-    """A mode's name, or MONAI's number of one that its C++ extension alone has."""
+    """A mode's name, or MONAI's number of a mode that only its C++ extension has."""
     if isinstance(given, str) and given in names:  # MONAI's enums are strings
         return str(getattr(given, "value", given))
     if isinstance(given, int) and not isinstance(given, bool):
@@ -237,12 +239,13 @@ def _choice(
             return given
         if given in extension:
             raise ValueError(
-                f"{argument} {given} needs MONAI's C++ extension, which is not in use here "
-                f"(BUILD_MONAI=1); without it {argument} is {_listed(names)}"
+                f"{argument} {given} needs MONAI's C++ extension, which is not in use "
+                f"(BUILD_MONAI=1); without it {argument} must be {_listed(names)}"
             )
     raise ValueError(
-        f"{argument} is {_listed(names)}, or MONAI's number of one ({_listed(sorted(numbers))}, "
-        f"with its C++ extension also {extension[0]} to {extension[-1]}), not {given!r}"
+        f"{argument} must be {_listed(names)}, or MONAI's number of one "
+        f"({_listed(sorted(numbers))}, with its C++ extension also {extension[0]} to "
+        f"{extension[-1]}), got {given!r}"
     )
 
 

@@ -1,4 +1,4 @@
-"""K-means of streamlines that have no direction."""
+"""K-means for streamlines, which have no direction."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from torch import Tensor
 __all__ = ["Clusters", "cluster_classes", "cluster_fibres", "flipped"]
 
 _SAMPLE = 25
-"""Fibres per cluster that the centres are fitted to."""
+"""Fibres per cluster to which the centres are fitted."""
 _ROUNDS = 8
 _BLOCK = 2048
 
 
 @dataclass(frozen=True)
 class Clusters:
-    """A partition of fibres around centres, each fibre turned like its centre.
+    """A partition of fibres around centres; each fibre gets the direction of its centre.
 
     Attributes:
         centres: ``(K, D)``; none is empty.
-        labels: ``(N,)`` int64, each fibre's cluster.
-        turned: ``(N,)`` bool, fibres that are nearer their centre the other way round.
+        labels: ``(N,)`` int64, cluster of each fibre.
+        turned: ``(N,)`` bool, fibres that are nearer to their centre when reversed.
         scale: root mean square distance of the fibres to their centres.
     """
 
@@ -33,19 +33,19 @@ class Clusters:
 
 
 def flipped(vectors: Tensor) -> Tensor:
-    """``(N, 3 * n_points)``: the same fibres run through the other way."""
+    """``(N, 3 * n_points)``: the same fibres in reverse order."""
     return vectors.reshape(len(vectors), -1, 3).flip(1).reshape(vectors.shape)
 
 
 def cluster_fibres(fibres: Tensor, count: int, seed: int) -> Clusters:
-    """K-means under the distance to a fibre or its mirror image, whichever is nearer.
+    """K-means with the distance to a fibre or its reverse, whichever is smaller.
 
-    The centres are fitted to a sample of 25 fibres each and every fibre is assigned at the end, so
-    that the cost is that of one assignment. A cluster that runs empty is given up.
+    The centres are fitted to a sample of 25 fibres each, and every fibre is assigned at the end, so
+    the cost is that of one assignment. Empty clusters are dropped.
 
     Args:
         fibres: ``(N, D)``, N at least 1.
-        count: clusters wanted; more than N gives at most N.
+        count: number of clusters; at most N are made.
         seed: of the sample and the first centres.
     """
     generator = torch.Generator().manual_seed(seed)
@@ -62,13 +62,13 @@ def cluster_fibres(fibres: Tensor, count: int, seed: int) -> Clusters:
 
 
 def cluster_classes(fibres: Tensor, classes: Tensor, count: int, seed: int) -> Clusters:
-    """`cluster_fibres` within each class; every class has its share of ``count``, at least one.
+    """`cluster_fibres` within each class; every class gets its share of ``count``, at least one.
 
     Args:
         fibres: ``(M, D)``.
         classes: ``(M,)`` int64, 0 to C - 1.
-        count: clusters wanted in all.
-        seed: of the first class's; the next ones count up.
+        count: total number of clusters.
+        seed: of the first class; incremented for the others.
     """
     labels = torch.empty_like(classes)
     turned = torch.empty(len(classes), dtype=torch.bool, device=fibres.device)
@@ -87,7 +87,7 @@ def cluster_classes(fibres: Tensor, classes: Tensor, count: int, seed: int) -> C
 
 
 def _assign(fibres: Tensor, centres: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Nearest centre of each fibre, whether the fibre is to be turned, squared distance."""
+    """Nearest centre of each fibre, whether to reverse the fibre, squared distance."""
     both = torch.cat([centres, flipped(centres)])
     half = both.square().sum(1) / 2
     nearest, closeness = [], []
@@ -102,7 +102,7 @@ def _assign(fibres: Tensor, centres: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def _means(fibres: Tensor, labels: Tensor, turned: Tensor, count: int) -> Tensor:
     alike = torch.where(turned[:, None], flipped(fibres), fibres)
-    # Sums in a fixed order: index_add_ on a GPU would add as threads come.
+    # Sums in a fixed order: index_add_ on a GPU adds in the order of its threads.
     order = torch.argsort(labels, stable=True)
     sizes = torch.bincount(labels, minlength=count)
     sums = torch.segment_reduce(alike[order].contiguous(), "sum", lengths=sizes, axis=0)

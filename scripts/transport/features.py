@@ -15,13 +15,13 @@ _CHUNK = 4096
 
 @dataclass(frozen=True)
 class Features:
-    """Vectors of the streamlines that have a course.
+    """Vectors of the usable streamlines.
 
     Attributes:
         vectors: ``(n, 3 * n_points)`` float32, points in order, x y z within a point.
-        kept: ``(n,)`` the streamlines' places among those given; ascending.
-        count: of the streamlines given.
-        degenerate: how many were left out, by reason.
+        kept: ``(n,)`` indices of these streamlines; ascending.
+        count: number of streamlines given.
+        degenerate: number of streamlines left out, by reason.
     """
 
     vectors: np.ndarray
@@ -31,21 +31,21 @@ class Features:
 
 
 def fibre_features(streamlines: Streamlines, n_points: int, end_weight: float) -> Features:
-    """Vectors of streamlines: points evenly along the arc, over ``sqrt(n_points)``.
+    """Vectors of streamlines: points evenly along the arc, divided by ``sqrt(n_points)``.
 
-    The distance of two vectors is then the root mean square distance of the points, in mm, with
-    the first and the last point counting ``end_weight`` squared times. Streamlines have no
-    direction: each one is first turned the way that puts its smaller end (by x, then y, then z)
-    first, so that reversing it changes no bit of its vector.
+    The distance of two vectors is the root mean square distance of the points, in mm; the first and
+    the last point count ``end_weight`` squared times. Streamlines have no direction: each is first
+    turned so that its smaller end (by x, then y, then z) comes first, which makes its vector
+    independent of the direction, to the bit.
 
     Args:
         streamlines: RAS mm.
-        n_points: of a vector, at least 2.
-        end_weight: factor on the coordinates of both ends.
+        n_points: points per vector, at least 2.
+        end_weight: factor of the coordinates of both ends.
 
     Returns:
-        the vectors; streamlines with a point that isn't finite, with fewer than two points or
-        without length are left out and counted.
+        The vectors; streamlines with a non-finite point, with fewer than two points or without
+        length are left out and counted.
     """
     vectors, kept = [], []
     broken = short = still = 0
@@ -77,7 +77,7 @@ def fibre_features(streamlines: Streamlines, n_points: int, end_weight: float) -
 
 
 def _turned(streamlines: Streamlines) -> Streamlines:
-    """The streamlines with their smaller end first; equal ends are told by the points after."""
+    """The streamlines with their smaller end first; for equal ends the next points decide."""
     first, last = streamlines.offsets[:-1], streamlines.offsets[1:] - 1
     backwards = np.zeros(len(first), dtype=bool)
     a, b, undecided = first, last, np.arange(len(first))

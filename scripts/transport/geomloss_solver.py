@@ -19,9 +19,9 @@ logger = logging.getLogger(__name__)
 
 @cache
 def geomloss_works(device: str) -> bool:
-    """Whether geomloss and pykeops are there and KeOps can compile; one warning if not.
+    """Whether geomloss and pykeops are installed and KeOps can compile; one warning if not.
 
-    Importing pykeops succeeds without a compiler; only its first formula tells.
+    Importing pykeops succeeds without a compiler; only its first formula fails.
     """
     try:
         import geomloss  # noqa: F401
@@ -30,11 +30,11 @@ def geomloss_works(device: str) -> bool:
         x = torch.rand(4, 1, 3, device=device)
         y = torch.rand(1, 4, 3, device=device)
         (LazyTensor(x) - LazyTensor(y)).square().sum(-1).logsumexp(1)
-    except Exception as error:  # KeOps raises whatever its compiler makes it
+    except Exception as error:  # KeOps raises whatever its compiler raises
         reason = " ".join(str(error).split()).strip() or type(error).__name__
         logger.warning(
-            "label_transfer.solver = 'geomloss' doesn't work here (%s); the bundle's own "
-            "multiscale solver takes its place. It needs: pip install geomloss pykeops, and a "
+            "label_transfer.solver = 'geomloss' doesn't work here (%s); using the bundle's "
+            "multiscale solver instead. It needs: pip install geomloss pykeops, and a "
             "C++ compiler",
             reason[:200],
         )
@@ -45,10 +45,10 @@ def geomloss_works(device: str) -> bool:
 def solve_with_geomloss(
     x: Tensor, y: Tensor, annealing: Annealing, of_x: Clusters, of_y: Clusters
 ) -> Potentials:
-    """Potentials from `geomloss.SamplesLoss`, multiscale, over fibres and mirror images.
+    """Potentials from `geomloss.SamplesLoss`, multiscale, over fibres and their reverses.
 
-    Its truncation leaves stale potentials on fibres without a partner, of any size or NaN. Those of
-    the subject are therefore estimated anew from the atlas's; `class_masses` makes them exact.
+    Its truncation leaves outdated potentials, of any size or NaN, on fibres without a match. Those
+    of the subject are therefore estimated again from the atlas's; `class_masses` makes them exact.
 
     Args:
         x, y: ``(N, D)`` and ``(M, D)``.
@@ -84,7 +84,7 @@ def solve_with_geomloss(
     g = g.detach().reshape(-1)[: len(y)]
     if not torch.isfinite(g).all():
         raise TrainingError(
-            "label_transfer.solver = 'geomloss': left potentials that are no numbers; choose "
+            "label_transfer.solver = 'geomloss': gave potentials that are not finite; use "
             "multiscale"
         )
     sizes = torch.bincount(of_y.labels)

@@ -1,4 +1,4 @@
-"""Labels of a subject's fibres from an atlas's, vectors in and classes out."""
+"""Labels of a subject's fibres from those of an atlas: from vectors to classes."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ OUTLIER = -1
 _MULTISCALE_FROM = 2_000_000  # pairs of fibres
 
 Progress = Callable[[float], Callable[[float], None]]
-"""Told the total of the work, gives what is to be told each share of it that is done."""
+"""Called with the total work; returns a function to call with each finished share."""
 
 
 @dataclass(frozen=True, eq=False)
 class Labelling:
-    """What the transport says of each subject fibre.
+    """Result of the transport for each fibre of the subject.
 
     Attributes:
         classes: ``(N,)`` int64, `OUTLIER` below the threshold.
-        largest: ``(N,)`` float32, mass of the class with the largest.
-        masses: ``(C,)`` float64, the subject's mass (1 in all) that each class of the atlas got.
-        solver: which one was used.
+        largest: ``(N,)`` float32, mass of the class with the largest mass.
+        masses: ``(C,)`` float64, the share of the subject's mass that each class got.
+        solver: the solver that was used.
     """
 
     classes: np.ndarray
@@ -50,7 +50,7 @@ def label_fibres(
     settings: LabelTransferConfig,
     progress: Progress | None = None,
 ) -> Labelling:
-    """Transfer classes from the fibres of an atlas to those of a subject.
+    """Propagate classes from the fibres of an atlas to those of a subject.
 
     Args:
         subject: ``(N, D)`` vectors, see `fibre_features`.
@@ -60,7 +60,7 @@ def label_fibres(
         progress: for a progress bar.
 
     Returns:
-        classes and masses; N = 0 gives empty ones.
+        Classes and masses; N = 0 gives empty ones.
     """
     count = int(classes.max()) + 1
     if not len(subject):

@@ -1,4 +1,4 @@
-"""A picture of labelled streamlines: three views, a colour a class."""
+"""A picture of labelled streamlines: three views, one colour per class."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ _OUTLIERS = "#555555"
 def draw_classes(
     path: Path, lines: np.ndarray, classes: np.ndarray, names: Sequence[str], title: str
 ) -> None:
-    """Draw streamlines in the colours of their classes, outliers thin and grey below them.
+    """Draw streamlines in the colours of their classes, with outliers thin and grey behind them.
 
     Args:
         path: the PNG.
         lines: ``(n, points, 3)``, RAS mm; at most 6,000 are drawn, evenly chosen.
         classes: ``(n,)``, -1 for outliers.
-        names: of the classes; up to 40 are told in a legend.
+        names: of the classes; the legend shows up to 40.
         title: above the views.
     """
     drawn = np.unique(np.linspace(0, len(lines) - 1, min(_MOST, len(lines))).astype(int))
     lines, classes = lines[drawn], classes[drawn]
-    order = np.argsort(classes, kind="stable")  # outliers first, so that classes lie over them
+    order = np.argsort(classes, kind="stable")  # outliers first: classes are drawn over them
     lines, classes = lines[order], classes[order]
-    # Steps of the golden ratio: classes that follow each other get colours far apart.
+    # Steps of the golden ratio give consecutive classes very different colours.
     palette = [colormaps["turbo"](0.05 + 0.9 * (0.618034 * i % 1)) for i in range(len(names))]
     colours = [palette[c] if c >= 0 else _OUTLIERS for c in classes]
     widths = np.where(classes >= 0, 0.6, 0.25)

@@ -1,4 +1,4 @@
-"""An atlas of streamlines with a class each, from whichever files it comes in."""
+"""An atlas of streamlines with one class each, from any of its file formats."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ class SegmentedAtlas:
     Attributes:
         streamlines: RAS mm.
         classes: ``(n,)`` int64, 0 to C - 1, every one present.
-        ids: ``(C,)`` the atlas's own number of each class, ascending.
+        ids: ``(C,)`` number of each class in the atlas, ascending.
         names: of each class.
-        unlabelled: how many streamlines were left out for having no class.
+        unlabelled: number of streamlines left out because they have no class.
     """
 
     streamlines: Streamlines
@@ -44,7 +44,7 @@ class SegmentedAtlas:
 
 
 def read_streamlines(tractogram: Tractogram) -> Streamlines:
-    """All streamlines of a tractogram, points as float32, such as aren't finite included."""
+    """All streamlines of a tractogram, points as float32, including non-finite ones."""
     return tractogram.read(finite=False)
 
 
@@ -52,13 +52,13 @@ def read_atlas(path: str | Path, labels: str, names: str | None) -> SegmentedAtl
     """Read an atlas.
 
     Args:
-        path: a tractogram with a class for each streamline, or a folder with a tractogram for
-            each class.
+        path: a tractogram with a class for each streamline, or a folder with one tractogram per
+            class.
         labels: see `LabelTransferConfig`.
         names: JSON file, class number to name; None: the number, or in a folder the file's name.
 
     Raises:
-        TractogramError: it can't be read, or doesn't say the classes.
+        TractogramError: it can't be read, or doesn't contain the classes.
         ConfigurationError: ``names`` can't be read.
     """
     place = Path(path)
@@ -83,7 +83,7 @@ def read_atlas(path: str | Path, labels: str, names: str | None) -> SegmentedAtl
 
 
 def file_names(names: tuple[str, ...]) -> tuple[str, ...]:
-    """A file's name for each class: safe on any system, none like another."""
+    """A file name for each class: valid on any system, and unique."""
     found: list[str] = []
     for name in names:
         composed = unicodedata.normalize("NFC", name)
@@ -99,11 +99,11 @@ def file_names(names: tuple[str, ...]) -> tuple[str, ...]:
 def _read_folder(folder: Path) -> tuple[Streamlines, np.ndarray, dict[int, str]]:
     files = sorted(p for p in folder.iterdir() if is_tractogram(p) and not p.name.startswith("."))
     if not files:
-        raise TractogramError(folder, "holds no tractogram")
+        raise TractogramError(folder, "contains no tractogram")
     stems = [file.stem for file in files]
     twice = next((stem for stem in stems if stems.count(stem) > 1), None)
     if twice is not None:
-        raise TractogramError(folder, f"holds {twice} in more than one format")
+        raise TractogramError(folder, f"contains {twice} in more than one format")
     parts = [read_streamlines(open_tractogram(file)) for file in files]
     plain = [Streamlines(part.points, part.offsets) for part in parts]
     classes = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
@@ -127,7 +127,7 @@ def _labels(
         for number, members in enumerate(groups.values()):
             members = np.asarray(members, dtype=np.int64)
             if len(members) and not 0 <= members.min() <= members.max() < count:
-                raise TractogramError(path, f"has a group of others than its {count} streamlines")
+                raise TractogramError(path, f"has a group index beyond its {count} streamlines")
             if (raw[members] >= 0).any():
                 raise TractogramError(path, "has a streamline in more than one group")
             raw[members] = number
@@ -157,7 +157,7 @@ def _text(file: Path, count: int, path: Path) -> np.ndarray:
     except ValueError as error:
         raise TractogramError(file, f"can't be read: {' '.join(str(error).split())}") from error
     if len(values) != count:
-        raise TractogramError(file, f"holds {len(values)} numbers, {path} {count} streamlines")
+        raise TractogramError(file, f"has {len(values)} numbers, {path} has {count} streamlines")
     return values
 
 

@@ -1,9 +1,10 @@
 """Potentials of unbalanced, entropy-regularised transport, from coarse to fine.
 
-The symmetric Sinkhorn iterations with a falling temperature of J. Feydy, Geometric data analysis,
-beyond convolutions (thesis, 2020), algorithms 3.5 and 3.6, for measures that are their own mirror
-image: only the potentials of the N and M fibres as given are solved for, and one pass over their
-plan gives the sums of both sides.
+The symmetric Sinkhorn iterations with a decreasing temperature of J. Feydy, Geometric data
+analysis, beyond convolutions (thesis, 2020), algorithms 3.5 and 3.6, for measures that equal their
+own mirror
+image: only the potentials of the N and M given fibres are solved for, and one pass over their plan
+gives the sums of both sides.
 """
 
 from __future__ import annotations
@@ -30,12 +31,12 @@ __all__ = [
 ]
 
 _LOOSE = 2.0
-"""Fibres this many times their side's scale away from their centre are grouped on their own."""
+"""Fibres farther from their centre than this many scales of their side form a separate group."""
 
 
 @dataclass(frozen=True)
 class Annealing:
-    """How the transport is regularised and solved.
+    """Regularisation and schedule of the transport.
 
     Attributes:
         blur: root of the temperature at the end, mm.
@@ -72,13 +73,13 @@ def diameter(x: Tensor, y: Tensor) -> float:
 
 
 def temperatures(size: float, blur: float, scaling: float) -> list[float]:
-    """Falling temperatures, mm^2: twice size^2, then by ``scaling^2`` to above blur^2, blur^2."""
+    """Decreasing temperatures, mm^2: twice size^2, then times ``scaling^2`` down to blur^2."""
     steps = max(0, math.ceil(math.log(size / blur) / -math.log(scaling))) if size > 0 else 0
     return [size**2, *((size * scaling**step) ** 2 for step in range(steps)), blur**2]
 
 
 class Fine:
-    """The two sets of fibres in the order and the groups that passes over their plan want.
+    """The two sets of fibres in the order and groups that passes over their plan need.
 
     Args:
         x, y: ``(N, D)`` and ``(M, D)``.
@@ -99,7 +100,7 @@ class Fine:
             x = torch.where(of_x.turned[:, None], flipped(x), x)
             y = torch.where(of_y.turned[:, None], flipped(y), y)
             far = (x - of_x.centres[of_x.labels]).norm(dim=1)
-            # Fibres far from everything need many blocks: they go together, not with the others.
+            # Fibres far from everything need many blocks: they form a separate group.
             group = of_x.labels + len(of_x.centres) * (far > _LOOSE * of_x.scale)
             self.x_order = torch.argsort(group, stable=True)
             self.y_order = torch.argsort(of_y.labels, stable=True)
@@ -130,7 +131,7 @@ def _starts(sizes: list[int]) -> list[int]:
 
 
 def _merged(sizes: list[int], least: int = 16) -> list[int]:
-    """Neighbouring groups put together until each has ``least`` members: a call costs, too."""
+    """Merge neighbouring groups until each has ``least`` members: a call has a cost, too."""
     merged: list[int] = []
     open_ = 0
     for size in sizes:
@@ -152,18 +153,18 @@ def solve(
 ) -> Potentials:
     """Potentials of the transport between two sets of fibres with uniform weights.
 
-    With clusters, the iterations run between their centres until the temperature falls below the
-    clusters' size; the potentials found there start those of the fibres.
+    With clusters, the iterations first run between the clusters' centres until the temperature is
+    below the clusters' size; the resulting potentials initialise those of the fibres.
 
     Args:
         x, y: ``(N, D)`` and ``(M, D)``.
         annealing: temperatures and reach.
-        fine: made of the same fibres and clusters.
+        fine: made from the same fibres and clusters.
         of_x, of_y: clusters of both sides, or None.
-        step: told of progress, a full pass over the fibres counting 1.
+        step: called with progress; a full pass over the fibres counts 1.
 
     Returns:
-        potentials in the order of ``fine``, as GeomLoss' `SamplesLoss` has them for the measures
+        Potentials in the order of ``fine``, like those of GeomLoss' `SamplesLoss` for the measures
         with their mirror images.
     """
     eps_list = temperatures(diameter(x, y), annealing.blur, annealing.scaling)
@@ -189,7 +190,7 @@ def from_centres(
 ) -> Tensor:
     """Potentials of fibres from those of the other side's cluster centres.
 
-    The soft minimum that defines a potential holds anywhere, not at the centres alone.
+    The soft minimum that defines a potential is valid everywhere, not only at the centres.
 
     Args:
         fibres: ``(N, D)``.
@@ -207,7 +208,7 @@ def from_centres(
 
 
 def passes(x: Tensor, y: Tensor, annealing: Annealing, scale: float | None) -> int:
-    """How many passes over the fibres `solve` takes, for a progress bar."""
+    """Number of passes over the fibres in `solve`, for a progress bar."""
     eps_list = temperatures(diameter(x, y), annealing.blur, annealing.scaling)
     if scale is None:
         return len(eps_list) + 2
@@ -228,7 +229,8 @@ def _anneal(
     step: Step | None,
     last: bool = True,
 ) -> Potentials:
-    """Averaged simultaneous updates at falling temperatures, and a last one that isn't averaged."""
+    """Averaged simultaneous updates at decreasing temperatures, and a last one without
+    averaging."""
     if start is None:
         zero_f, zero_g = torch.zeros_like(sums.half_x), torch.zeros_like(sums.half_y)
         damping = annealing.damping(eps_list[0])
@@ -254,29 +256,29 @@ def class_masses(
     annealing: Annealing,
     step: Step | None = None,
 ) -> Tensor:
-    """Each subject fibre's mass by class, from the atlas's potentials alone.
+    """Mass of each subject fibre by class, from the atlas's potentials.
 
     The subject's potentials are recomputed, F = -lambda eps log sum_j b_j exp((G_j - C_ij) / eps),
-    in the pass that also sums the plan by class, so that fibres without any partner have the
-    little mass that they should, however their potential was found.
+    in the pass that also sums the plan by class. Fibres without any match therefore get the correct
+    small mass, however their potential was computed.
 
     Args:
         fine: the two sets.
         potentials: in its order; ``f`` keeps numbers in range, and decides what may be left out.
         classes: ``(M,)`` int64 in the order given to ``fine``, 0 to C - 1.
         annealing: temperature and reach.
-        step: told of progress.
+        step: called with progress.
 
     Returns:
         ``(N, C)``, in the order given to ``fine``.
     """
     eps = annealing.blur**2
     sums = fine.sums.class_sums(potentials.f, potentials.g, eps, classes[fine.y_order], step)
-    # exp((F - f) / eps) times the sums, and F by its definition: only the powers stay.
+    # exp((F - f) / eps) times the sums, and F by its definition: only the powers remain.
     total = sums.sum(1, keepdim=True)
     damping = annealing.damping(eps)
     scale = total.pow(-damping) * (potentials.f * (damping - 1) / eps).exp()[:, None]
     masses = torch.empty_like(sums)
-    # Nothing in float32's range: so far from all that its mass is 0 as well.
+    # Out of float32's range: so far from everything that its mass is 0 as well.
     masses[fine.x_order] = torch.where(total > 0, sums * scale, 0)
     return masses

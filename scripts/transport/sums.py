@@ -1,11 +1,11 @@
-"""Sums over the transport plan, block by block: nothing of the size N x M is ever held.
+"""Sums over the transport plan, block by block, without storing anything of size N x M.
 
-The plan between fibres x_i and y_j, each standing for itself and its mirror image, is
+The plan between fibres x_i and y_j, each representing itself and its mirror image, is
 
     P_ij = a_i b_j / 2 * sum of exp((f_i + g_j - |x_i - y|^2 / 2) / eps) over y_j and its mirror
 
-A block of exponents is one matrix product, since the norms and the potentials ride along as two
-more columns; exp works in place; rows and columns are summed while the block is in the cache.
+A block of exponents is one matrix product, because the norms and the potentials are two additional
+columns; exp works in place; rows and columns are summed while the block is in the cache.
 """
 
 from __future__ import annotations
@@ -27,24 +27,24 @@ __all__ = ["Columns", "PlanSums", "Rows"]
 T = TypeVar("T")
 R = TypeVar("R")
 Step = Callable[[float], None]
-"""Told the share of a pass that has been worked through since it was last called."""
+"""Called with the share of a pass that was finished since the last call."""
 
 _CPU_ROWS, _CPU_TILE = 256, 1024
 _GPU_ROWS, _GPU_TILE = 8192, 8192
 _OMITTED = 1e-5
-"""Greatest share of a row's or column's mass that leaving blocks out may cost, as a bound."""
+"""Largest share of a row's or column's mass, as a bound, that leaving out blocks may cost."""
 _UNSURE, _HUGE = 1e-2, 1e30
-"""Rows and columns that sum to less or more are summed again: all terms, the largest taken out."""
+"""Rows and columns with sums outside are summed again: all terms, divided by the largest."""
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Fibres of one side in groups that are worked on together.
+    """Fibres of one side in groups that are processed together.
 
     Attributes:
         vectors: ``(N, D)``, sorted so that groups are contiguous.
         weights: ``(N,)``, sum 1.
-        starts: ``(G + 1,)`` where the groups begin.
+        starts: ``(G + 1,)`` start of each group, and the end.
     """
 
     vectors: Tensor
@@ -54,14 +54,14 @@ class Rows:
 
 @dataclass(frozen=True)
 class Columns:
-    """Fibres of the other side; clusters are what a group may leave out.
+    """Fibres of the other side; a group may leave out clusters.
 
     Attributes:
         vectors: ``(M, D)``, sorted so that clusters are contiguous.
         weights: ``(M,)``, sum 1.
-        starts: ``(L + 1,)`` where the clusters begin; None: nothing is ever left out.
+        starts: ``(L + 1,)`` start of each cluster, and the end; None: nothing is left out.
         centres: ``(L, D)`` of the clusters.
-        radii: ``(L,)`` greatest distance of a member from its centre.
+        radii: ``(L,)`` largest distance of a member from its centre.
     """
 
     vectors: Tensor
@@ -76,7 +76,7 @@ class PlanSums:
 
     Args:
         rows, columns: the two sides; both are centred here.
-        threads: blocks worked on at once on a CPU.
+        threads: number of blocks processed at once on a CPU.
     """
 
     def __init__(self, rows: Rows, columns: Columns, threads: int = 1) -> None:
@@ -84,8 +84,8 @@ class PlanSums:
         self.threads = threads if self.device.type == "cpu" else 1
         self.starts = rows.starts
         self.a, self.b = rows.weights / 2, columns.weights / 2
-        # Mirror images keep this centre only if all points of a fibre have the same one; small
-        # numbers keep the digits that the norms would eat.
+        # Mirror images keep this centre only if all points of a fibre have the same one. Small
+        # numbers keep the digits that the norms would lose.
         points = torch.cat([rows.vectors, columns.vectors]).mean(0).reshape(-1, 3)
         self.centre = ((points + points.flip(0)) / 2).reshape(-1)
         self.x = rows.vectors - self.centre
@@ -104,7 +104,7 @@ class PlanSums:
             self._begins = torch.cat([starts[:-1], starts[:-1] + len(y)])
         self._buffers = threading.local()
         self.evaluated = 0
-        """Entries of the plan that were computed, over all passes."""
+        """Number of computed entries of the plan, over all passes."""
 
     # -----------------------------------------------------------------------------------------
 
@@ -116,7 +116,7 @@ class PlanSums:
         Args:
             f, g: ``(N,)`` and ``(M,)``, potentials in mm^2.
             eps: temperature, mm^2.
-            step: told of progress.
+            step: called with progress.
 
         Returns:
             ``-eps log sum_j b_j exp((g_j - C_ij) / eps)`` of every row and the like of every
@@ -145,7 +145,7 @@ class PlanSums:
         Args:
             f, g, eps: as above.
             classes: ``(M,)`` int64, 0 to C - 1.
-            step: told of progress.
+            step: called with progress.
 
         Returns:
             ``(N, C)``.
@@ -165,7 +165,7 @@ class PlanSums:
         return sums
 
     def row_minima(self, g: Tensor, eps: float) -> Tensor:
-        """Soft minima of the rows alone, each with its own largest term taken out."""
+        """Soft minima of the rows only, each divided by its largest term."""
         return self._whole_rows(self.x, self.half_x, self.y, self._level(g, eps), eps)
 
     # -----------------------------------------------------------------------------------------
@@ -174,20 +174,20 @@ class PlanSums:
         return ((g - self.half_y) / eps + self.b.log()).repeat(2)
 
     def _lost(self, sums: Tensor) -> Tensor:
-        """Numbers of the rows (columns) whose sums can't be relied on."""
+        """Indices of the rows (columns) whose sums aren't reliable."""
         return torch.nonzero(~((sums > _UNSURE) & (sums < _HUGE)), as_tuple=True)[0]
 
     def _portions(self, which: Tensor, width: int) -> Sequence[Tensor]:
-        """As many rows at a time as make a block of that width worth a call."""
+        """Number of rows at a time that make a block of that width worth a call."""
         entries = 1 << (20 if self.device.type == "cpu" else 26)
         return which.split(max(1, entries // max(1, width))) if len(which) else ()
 
     def _repair(
         self, potential: Tensor, sums: Tensor, other: Tensor, eps: float, of_rows: bool
     ) -> None:
-        """Compute rows (columns) anew that the plan hardly reached, without leaving anything out.
+        """Compute rows (columns) with hardly any mass again, without leaving anything out.
 
-        Their terms are too small against what may have been left out, or beyond float32.
+        Their terms are too small compared with what was left out, or out of float32's range.
         """
         lost = self._lost(sums)
         if not len(lost):
@@ -264,7 +264,7 @@ class PlanSums:
         return torch.segment_reduce(g, "max", lengths=lengths).repeat(2)
 
     def _chosen(self, group: tuple[int, int], f: Tensor, top: Tensor, eps: float) -> Tensor | None:
-        """Columns that a group can't do without; None: all.
+        """Columns that a group can't leave out; None: all.
 
         A term of row i with a column of cluster J is at most
         ``exp((f_i + max g_J - max(0, |x_i - c_J| - r_J)^2 / 2) / eps)``. Weights sum to 1, so that
@@ -323,7 +323,7 @@ class PlanSums:
         return rows, columns, chosen
 
     def _buffer(self, size: int, like: Tensor) -> Tensor:
-        """Kept per thread: the system takes long to hand out and clear fresh pages."""
+        """Kept per thread, because the system takes long to provide new memory pages."""
         buffer = getattr(self._buffers, "plan", None)
         if buffer is None or len(buffer) < size:
             buffer = self._buffers.plan = like.new_empty(size)
@@ -334,7 +334,7 @@ _LOG_OMITTED = float(torch.tensor(_OMITTED).log())
 
 
 def _add_classes(rows: Tensor, plan: Tensor, weights: Tensor, classes: Tensor) -> None:
-    """Add a tile's sums by class; neighbouring columns mostly share theirs."""
+    """Add a tile's sums by class; neighbouring columns usually have the same class."""
     kinds, sizes = torch.unique_consecutive(classes, return_counts=True)
     begin = 0
     for kind, size in zip(kinds.tolist(), sizes.tolist(), strict=True):
@@ -344,7 +344,7 @@ def _add_classes(rows: Tensor, plan: Tensor, weights: Tensor, classes: Tensor) -
 
 
 def _in_order(work: Callable[[T], R], items: Sequence[T], threads: int) -> Iterator[R]:
-    """Results in the order of the items, so that sums don't depend on which thread was first."""
+    """Results in the order of the items, so that sums don't depend on the order of threads."""
     if threads == 1:
         yield from map(work, items)
         return
@@ -358,7 +358,7 @@ def _in_order(work: Callable[[T], R], items: Sequence[T], threads: int) -> Itera
             while waiting:
                 yield waiting.pop(0).result()
         finally:
-            for future in waiting:  # after Ctrl-C only what has begun is finished
+            for future in waiting:  # after Ctrl-C only finish what has begun
                 future.cancel()
 
 

@@ -1,4 +1,4 @@
-"""The job `labelling`: an atlas and a subject's tractogram in, labelled tractograms out."""
+"""The job `labelling`: from an atlas and a subject's tractogram to labelled tractograms."""
 
 from __future__ import annotations
 
@@ -41,18 +41,19 @@ FOLDER = "labels"
 
 
 class LabelTransfer:
-    """Labels a subject's streamlines and publishes ``<output_dir>/labels``, whole or not at all.
+    """Labels a subject's streamlines and publishes ``<output_dir>/labels``, completely or not at
+    all.
 
     Args:
         atlas: see `read_atlas`.
         subject: tractogram to label.
         settings: of the transfer.
-        output_dir: where the folder goes.
-        reference: image on whose grid a density map per class is made; None: no maps.
+        output_dir: destination of the folder.
+        reference: image whose grid is used for a density map per class; None: no maps.
 
     Raises:
-        ConfigurationError: atlas or subject isn't given, or the device isn't there.
-        StorageError: ``output_dir`` can't be written, or another run writes to it.
+        ConfigurationError: atlas or subject isn't given, or the device doesn't exist.
+        StorageError: ``output_dir`` can't be written, or another run is using it.
     """
 
     def __init__(
@@ -79,12 +80,12 @@ class LabelTransfer:
         """Read, transport, write.
 
         Returns:
-            the folder.
+            The folder.
 
         Raises:
             TractogramError: a tractogram can't be read, or the atlas has no usable class.
             CohortError: the reference can't be read.
-            StorageError: something can't be written; an earlier folder stays.
+            StorageError: a file can't be written; an earlier folder stays.
         """
         with locked_folders(self.folder.parent):
             return self._publish()
@@ -159,7 +160,7 @@ class LabelTransfer:
         shape: tuple[int, ...] | None,
         affine: np.ndarray | None,
     ) -> tuple[str, ...]:
-        """The labelled tractogram, and one for each class that has streamlines."""
+        """Write the labelled tractogram, and one for each class with streamlines."""
         own = np.where(classes >= 0, atlas.ids[classes], OUTLIER)
         labelled = subject.with_data(label=own.astype(np.float32), mass=largest)
         files = file_names(atlas.names)
@@ -175,7 +176,7 @@ class LabelTransfer:
                 place = staging / (name if name == "outliers" else f"classes/{name}")
                 target = place.with_name(place.name + self._suffix)
                 write_tractogram(target, labelled.take(who), shape, affine)
-        except ValueError as error:  # more values, or longer names, than the format has room for
+        except ValueError as error:  # more values, or longer names, than the format allows
             raise TractogramError(
                 self.subject, f"{error}; choose another format with --label_transfer#format"
             ) from error
@@ -201,7 +202,7 @@ class LabelTransfer:
         files: tuple[str, ...],
         watched: WatchedFiles,
     ) -> dict[str, Any]:
-        """``labels.json``: counts and masses, and enough to check where they come from."""
+        """``labels.json``: counts and masses, and their origin."""
         counts = np.bincount(classes[classes >= 0], minlength=len(files))
         in_atlas = np.bincount(atlas.classes, minlength=len(files))
         degenerate = of_subject.degenerate
@@ -235,9 +236,9 @@ class LabelTransfer:
 
 
 def _usable(path: Path, atlas: SegmentedAtlas, features: Features) -> SegmentedAtlas:
-    """The atlas's streamlines that have a vector; a class may go with its last one."""
+    """The atlas's streamlines that have a vector; a class without any is dropped."""
     if not len(features.kept):
-        raise TractogramError(path, "has no streamline with a course and a class")
+        raise TractogramError(path, "has no usable streamline with a class")
     if features.count > len(features.kept):
         logger.warning(
             "%s: %d streamlines left out (%s)",
@@ -258,7 +259,7 @@ def _usable(path: Path, atlas: SegmentedAtlas, features: Features) -> SegmentedA
 def _write_maps(
     staging: Path, subject: Streamlines, classes: np.ndarray, files: tuple[str, ...], grid: Grid
 ) -> None:
-    """Number of streamlines through each voxel, a map for each class, empty ones as well."""
+    """Number of streamlines through each voxel, one map per class, including empty ones."""
     (staging / "density").mkdir()
     for c, name in enumerate(files):
         counter = DensityCounter(grid.shape, grid.affine)
@@ -277,7 +278,7 @@ def _described(path: Path, features: Features, watched: WatchedFiles) -> dict[st
 
 @contextmanager
 def _percent(what: str) -> Iterator[Callable[[float], Callable[[float], None]]]:
-    """A progress bar in whole percents of a total that is told later."""
+    """A progress bar in whole percents of a total that is known later."""
     with progress_bar(100, what) as bar:
         done = 0.0
 

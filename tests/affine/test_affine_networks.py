@@ -140,9 +140,9 @@ def test_each_pass_sees_the_original_image_warped_by_the_composed_matrix(family)
 
 @pytest.mark.parametrize("passes", [0, -1])
 def test_a_cascade_of_no_pass_is_refused(passes):
-    with pytest.raises(ValueError, match="at least 1 pass"):
+    with pytest.raises(ValueError, match="passes must be at least 1"):
         network(passes=passes)
-    with pytest.raises(ValueError, match="at least 1 pass"):
+    with pytest.raises(ValueError, match="passes must be at least 1"):
         network().cascade(torch.zeros(1, 2, *GRID.shape), passes)
 
 
@@ -304,7 +304,7 @@ def test_a_world_matrix_relates_the_worlds_of_any_two_grids():
     [
         (np.ones((9, 9, 9)), "the moving image is constant"),
         (np.full((9, 9, 9), np.nan), "the moving image is not finite"),
-        (np.eye(9), "the moving image has 2 dimensions, the network 3"),
+        (np.eye(9), "the moving image has 2 dimensions, the network has 3"),
     ],
 )
 def test_images_without_sense_are_refused(data, message):
@@ -318,11 +318,11 @@ def test_corners_are_those_of_the_volume():
 
 
 def test_wrong_kinds_are_refused():
-    with pytest.raises(ValueError, match="kind is 'parameters' or 'keypoints'"):
+    with pytest.raises(ValueError, match="kind must be 'parameters' or 'keypoints'"):
         network(kind="points")
-    with pytest.raises(ValueError, match="pair is 'channels' or 'towers'"):
+    with pytest.raises(ValueError, match="pair must be 'channels' or 'towers'"):
         network(pair="both")
-    with pytest.raises(ValueError, match="backbone is 'unet' or 'resnet'"):
+    with pytest.raises(ValueError, match="backbone must be 'unet' or 'resnet'"):
         KeypointEstimator(GRID.frame, "rigid", backbone="vgg")
 
 

@@ -141,16 +141,16 @@ def remove(case: Case, name: str) -> None:
 BAD = {
     "alone": (lambda case: None, "at least 2 subjects of template 1"),
     "no report": (lambda case: (case.folders[1] / "carried.json").unlink(), "carried.json"),
-    "damaged": (lambda case: (case.folders[1] / "carried.json").write_text("{"), "can't tell how"),
+    "damaged": (lambda case: (case.folders[1] / "carried.json").write_text("{"), "record how"),
     "other atlas": (
         lambda case: case.rewrite(1, lambda a: a["atlas"].update(maps={"atlas_mean.nii.gz": "x"})),
-        "holds another atlas",
+        "contains another atlas",
     ),
     "changed field": (
         lambda case: write_field(
             case.atlas / "fields" / field_names("sub-1")[1], np.ones((3, *SHAPE)), case.grid
         ),
-        "has changed; carry the atlas again",
+        "has changed; run python -m bundle carry again",
     ),
     "no way back": (lambda case: remove(case, field_names("sub-1")[0]), "both directions"),
 }  # fmt: skip

@@ -114,9 +114,9 @@ def test_growth_lesion_load_and_presence(people):
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"subjects": ["nobody"]}, CohortError, "subject nobody: there is no atlas"),
-        ({"images": {"FA": "absent/{subject}.nii.gz"}}, CohortError, "no image FA: absent/s1"),
-        ({"images": {"lesion": "x"}}, ConfigurationError, "uses a name that the table uses"),
+        ({"subjects": ["nobody"]}, CohortError, "subject nobody: no such atlas"),
+        ({"images": {"FA": "absent/{subject}.nii.gz"}}, CohortError, "no such image FA: absent/s1"),
+        ({"images": {"lesion": "x"}}, ConfigurationError, "a name that the table reserves"),
         ({"images": ["x"]}, ConfigurationError, "mapping of names"),
         ({"tracts": ["one"]}, ConfigurationError, "a name for each of the 2 channels"),
         ({"percentiles": [101]}, ConfigurationError, "outside 0 to 100"),

@@ -123,10 +123,10 @@ def test_density_of_warped_streamlines_is_the_warped_density(case, grid):
     ("changes", "error", "message"),
     [
         ({"reference": None}, ConfigurationError, "needs an image of the target space"),
-        ({"transforms": ["absent.nii.gz"]}, CohortError, "no transform absent.nii.gz"),
+        ({"transforms": ["absent.nii.gz"]}, CohortError, "no such transform absent.nii.gz"),
         ({"subjects": []}, ConfigurationError, "subjects"),
         ({"tractogram": ""}, ConfigurationError, "tractogram"),
-        ({"transforms": []}, CohortError, "no atlas"),
+        ({"transforms": []}, CohortError, "not an atlas"),
     ],
 )
 def test_bad_input_names_the_file_or_the_setting(case, changes, error, message):
@@ -138,7 +138,7 @@ def test_bad_input_names_the_file_or_the_setting(case, changes, error, message):
 def test_a_tractogram_elsewhere_is_refused_and_one_partly_outside_is_named(case, caplog):
     far = lines()
     write_tractogram(case / "s1.trk", Streamlines(far.points + 500, far.offsets), SHAPE, AFFINE)
-    with pytest.raises(CohortError, match=r"no point of .* do they share a space"):
+    with pytest.raises(CohortError, match=r"no point of .* check that they share a space"):
         warped(case)
     write_tractogram(
         case / "s1.trk",
@@ -147,4 +147,4 @@ def test_a_tractogram_elsewhere_is_refused_and_one_partly_outside_is_named(case,
         AFFINE,
     )
     warped(case)
-    assert "points lie outside the field" in caplog.text
+    assert "points are outside the field" in caplog.text

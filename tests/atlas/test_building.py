@@ -200,8 +200,8 @@ def _spoiled(change: Callable[[dict[str, Any]], Any]) -> Callable[[dict[str, Any
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda s: [1, 2], "holds a list, not a checkpoint"),
-        (lambda s: {"weight": torch.zeros(1)}, "holds no atlas model of this bundle"),
+        (lambda s: [1, 2], "contains a list, not a checkpoint"),
+        (lambda s: {"weight": torch.zeros(1)}, "contains no atlas model of this bundle"),
         (lambda s: {**s, "described": "text"}, "damaged or foreign"),
         (lambda s: {**s, "described": torch.tensor([255, 254], dtype=torch.uint8)}, "damaged"),
         (lambda s: {**s, "template": torch.zeros(3)}, "damaged or foreign"),

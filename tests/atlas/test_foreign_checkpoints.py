@@ -28,7 +28,7 @@ from scripts.settings.atlas import LearnedAtlasConfig
         ({"model": {"n_templates": 2}}, "2 templates"),
         ({"channels": 2}, "2 channels"),
         ({"shape": (14, 12, 15)}, "grid of 12 x 10 x 13 voxels, this run's box has 12 x 10 x 11"),
-        ({"model": {"enc_features": [8, 4]}}, "network of other settings"),
+        ({"model": {"enc_features": [8, 4]}}, "network with other settings"),
     ],
 )
 def test_weights_of_another_network(
@@ -67,7 +67,7 @@ def test_no_weights_at_all(
     make_settings: Callable[..., LearnedAtlasConfig],
 ) -> None:
     own = build_network(make_cohort(), make_settings())
-    with pytest.raises(CheckpointError, match="holds no weights"):
+    with pytest.raises(CheckpointError, match="contains no weights"):
         load_weights(own, found, tmp_path / "training.pt")
 
 

@@ -16,6 +16,7 @@ from scripts.settings.atlas import LearnedAtlasConfig
 def network(make_network):
     return make_network(
         cohort={"layout": "flat"}, save_fields=False, optimizer={"epochs": 7},
+        model={"passes": [2, 1, 1]},
         refine={"network_epochs": 5},
     )  # fmt: skip
 
@@ -24,6 +25,7 @@ def test_what_isnt_asked_for_is_the_trainings(network, make_settings):
     found = published_settings(network, LearnedAtlasConfig.load({"device": "cpu"}))
     trained = make_settings(
         cohort={"layout": "flat"}, save_fields=False, optimizer={"epochs": 7},
+        model={"passes": [2, 1, 1]},
         refine={"network_epochs": 5},
     )  # fmt: skip
     assert found == trained
@@ -89,7 +91,7 @@ def test_the_same_value_is_no_contradiction(network):
 
 def test_settings_that_dont_go_together_are_told(make_network):
     network = make_network(training_space="affine_native", affine_native_relpath="map.nii.gz")
-    with pytest.raises(ConfigurationError, match="pattern isn't read"):
+    with pytest.raises(ConfigurationError, match="pattern isn't used"):
         published_settings(
             network, LearnedAtlasConfig.load({"cohort": {"pattern": "{subject}.nii.gz"}})
         )

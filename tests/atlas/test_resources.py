@@ -44,7 +44,7 @@ def test_the_weights_are_not_underrated(
     cohort, settings = make_cohort(), make_settings(**changes)
     state = build_network(cohort, settings).state_dict()
     real = sum(x.numel() * x.element_size() for k, x in state.items() if k != "described")
-    assumed = checkpoint_bytes(cohort, settings)["checkpoints"] / 8
+    assumed = checkpoint_bytes(cohort, settings)["checkpoints"] / 12
     assert real <= assumed < 4 * real
 
 

@@ -51,6 +51,6 @@ def test_a_map_that_changed_since_it_was_checked_ends_the_run(two_tracts, tmp_pa
     earlier = tmp_path / "atlas"
     earlier.mkdir()
     (earlier / "kept").touch()
-    with pytest.raises(CohortError, match=r"densityNorm\.nii\.gz: was changed"):
+    with pytest.raises(CohortError, match=r"densityNorm\.nii\.gz: changed while"):
         AveragingAtlas(cohort, settings, tmp_path).publish()
     assert [path.name for path in earlier.iterdir()] == ["kept"]

@@ -141,7 +141,7 @@ def test_documented_verbs_are_the_real_ones():
         (["train", "stray"], "error: unexpected argument 'stray'"),
         (
             ["train", "--config_file", "none.yaml"],
-            "error: there is no configuration file none.yaml",
+            "error: no such configuration file: none.yaml",
         ),
     ],
 )
@@ -195,7 +195,7 @@ def test_settings_errors_come_before_torch(config):
         ("labels", ["--label_transfer#x", "1"], "label_transfer.x = 1: unknown key"),
         ("align", ["--align#rounds", "-1"], "align.rounds = -1"),
         ("warp", ["--warp#interpolation", "cubic"], "warp.interpolation = 'cubic'"),
-        ("refine", ["--refine#moving", "['a/x.nii', 'b/x.nii.gz']"], "several images called x"),
+        ("refine", ["--refine#moving", "['a/x.nii', 'b/x.nii.gz']"], "several images named x"),
         ("estimate-affine", ["--passes", "0"], "estimate_affine.passes = 0: must be null or"),
         ("register-elastic", ["--moving", "[]"], "register_elastic.moving = []: is empty"),
         ("cross-validate", ["--evaluate#folds", "1"], "evaluate.folds = 1"),
@@ -219,7 +219,7 @@ def test_other_blocks_of_settings_are_judged_before_torch(verb, override, messag
 def test_unknown_run_id_is_a_usage_error(config, capsys):
     config.write_text(CONFIG.replace("training:", "trainig:"), encoding="utf-8")
     assert cli.main(["train", "--config_file", str(config)]) == 2
-    assert "there is no training to run" in capsys.readouterr().err
+    assert "has no training to run" in capsys.readouterr().err
 
 
 # --- errors while a job runs ------------------------------------------------------------------

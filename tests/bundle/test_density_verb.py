@@ -39,7 +39,7 @@ def test_tractograms_add_up_on_the_references_grid(folder, capsys):
     np.testing.assert_array_equal(image.get_fdata(), expected)
     told = capsys.readouterr().out
     assert "3 streamlines, 11 voxels visited" in told
-    assert "1 points of 1 streamlines lie outside the grid" in told
+    assert "1 points of 1 streamlines are outside the grid" in told
 
 
 def test_weights_and_ends(folder, capsys):

@@ -31,7 +31,7 @@ def test_an_environment_that_is_there_is_taken_as_it_is(tmp_path):
 
 def test_a_folder_of_somebody_elses_is_left_alone(tmp_path):
     (tmp_path / "thesis.tex").write_text("years")
-    with pytest.raises(LabelCheckError, match="holds something else"):
+    with pytest.raises(LabelCheckError, match="contains something else"):
         LabelEnvironment(tmp_path, cli.ROOT).prepare()
     assert (tmp_path / "thesis.tex").read_text() == "years"
 
@@ -40,9 +40,9 @@ def test_a_folder_of_somebody_elses_is_left_alone(tmp_path):
     ("words", "message"),
     [
         (["--archive", "a.zip"], "--archive and --studies go together"),
-        (["--archive", "a.zip", "--studies", "maps"], "there is no a.zip"),
+        (["--archive", "a.zip", "--studies", "maps"], "no such file or folder: a.zip"),
         (["--work", "."], "isn't empty"),
-        (["--environment", "."], "holds something else"),
+        (["--environment", "."], "contains something else"),
     ],
 )
 def test_mistakes_are_one_line(words, message, tmp_path, monkeypatch, capsys):

@@ -100,8 +100,8 @@ def test_command_lines(words, files, overrides):
     [
         (["stray"], "unexpected argument 'stray'"),
         (["--a", "1", "2"], "unexpected argument '2'"),
-        (["--"], "'--' names no key"),
-        (["--=1"], "'--=1' names no key"),
+        (["--"], "'--' has no key"),
+        (["--=1"], "'--=1' has no key"),
         (["--config_file"], "--config_file needs a path"),
     ],
 )
@@ -133,8 +133,8 @@ def test_later_files_replace_top_level_keys(tmp_path: Path):
     [
         ("a.yaml", "a: [1", "can't be read"),
         ("a.json", "{", "can't be read"),
-        ("a.yaml", "- 1\n", "holds no mapping"),
-        ("a.yaml", "", "holds no mapping"),
+        ("a.yaml", "- 1\n", "contains no mapping"),
+        ("a.yaml", "", "contains no mapping"),
     ],
 )
 def test_files_without_sense(tmp_path, name, text, message):

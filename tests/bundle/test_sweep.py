@@ -75,12 +75,12 @@ def test_every_combination_is_run_in_order():
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--fold", "0"], "nothing varies"),
+        (["--fold", "0"], "no setting varies"),
         (["--fold", "1,1"], "--fold names a value twice"),
         (["--a#lr", "x,y", "--nope", "1"], "has no"),
         (["--fold", "0,1", "--nope", "1"], "has no nope"),
         (["--output_dir", "a,b"], "output_dir and ckpt_dir can't vary"),
-        (["--fold", "0,1", "--config_file", "a.yaml"], "--config_file has no place"),
+        (["--fold", "0,1", "--config_file", "a.yaml"], "--config_file can't be used"),
         (["stray"], "unexpected argument 'stray'"),
     ],
 )
@@ -142,7 +142,7 @@ def test_two_sweeps_in_one_folder_are_refused(root):
 
 def test_the_verb_knows_its_jobs(capsys):
     assert cli.main(["sweep", "nothing", "--fold", "0,1"]) == cli.EXIT_USAGE
-    assert "a sweep is over one of train, train-affine, train-elastic" in capsys.readouterr().err
+    assert "a sweep needs one of train, train-affine, train-elastic" in capsys.readouterr().err
     assert cli.main(["sweep", "train_affine", "--fld", "0,1"]) == cli.EXIT_USAGE
     assert "did you mean --fold?" in capsys.readouterr().err
 

@@ -90,7 +90,7 @@ def test_only_what_lies_outside_the_range_is_an_extrapolation() -> None:
         (
             [{"age": float(i), "years": float(2 * i)} for i in range(6)],
             ["age", "years"],
-            "can't be told apart",
+            "are linearly dependent",
         ),
     ],
 )
@@ -117,8 +117,8 @@ def test_values_are_read_from_text_and_from_mappings() -> None:
         ("age", "name=value"),
         ("", "name=value"),
         ("age=30,", "name=value"),
-        ("height=3", "height is no covariate of the model; its covariates are age, site"),
-        ("age=30,age=31", "age was given before"),
+        ("height=3", "height is not a covariate of the model; its covariates are age, site"),
+        ("age=30,age=31", "age is given twice"),
         ("age=old", "must be a number"),
         ("age=nan", "must be a number"),
         ("site=D", "unknown category; must be one of the cohort's, A, B, C"),
@@ -133,7 +133,7 @@ def test_values_that_make_no_sense_are_told(asked: Any, message: str) -> None:
 
 def test_an_unconditional_model_has_no_values_to_choose() -> None:
     assert parse_values(None, None) is None
-    with pytest.raises(ConfigurationError, match="has no covariates"):
+    with pytest.raises(ConfigurationError, match="without covariates"):
         parse_values("age=30", None)
 
 
@@ -162,7 +162,7 @@ def test_text_is_a_category_and_so_are_numbers_that_are_said_to_be(tmp_path: Pat
         (["participant_id\tAge", "a\t1"], "no column age .*did you mean Age"),
         (["participant_id\tage\tage", "a\t1\t2"], "several columns age"),
         (["participant_id\tage", "a"], "line 2: has 1 cells"),
-        (["participant_id\tage", "a\t1", "a\t2"], "line 3: a was listed before"),
+        (["participant_id\tage", "a\t1", "a\t2"], "line 3: a is listed twice"),
     ],
 )
 def test_tables_that_cannot_be_read_are_told(
@@ -199,7 +199,8 @@ FOUR = ("sub-02\t30\tF", "sub-03\t40\tM", "sub-04\t50\tF", "sub-05\t60\tM")
 
 
 @pytest.mark.parametrize(
-    ("first", "reason"), [("sub-01\tn/a\tF", "has no value of age"), ("sub-09\t20\tF", "no row")]
+    ("first", "reason"),
+    [("sub-01\tn/a\tF", "has no value of age"), ("sub-09\t20\tF", "is not in the table")],
 )
 def test_subjects_without_covariates_are_left_out_with_the_reason(
     ageing: Path, tmp_path: Path, first: str, reason: str

@@ -321,14 +321,14 @@ def test_data_list_with_tracts(abc):
         ("data.json", '[{"image": "x"}, {"label": "y"}]', "entry 2: must have the path of one map"),
         ("data.json", '["x"]', "entry 1: must have the path"),
         ("data.json", '[{"image": "x", "subject": 3}]', "entry 1: must have the path"),
-        ("data.json", '[{"image": "x"}, {"image": "x"}]', "entry 2: x was listed before"),
+        ("data.json", '[{"image": "x"}, {"image": "x"}]', "entry 2: x is listed twice"),
         ("data.json", None, "can't be read: No such file"),
         ("list.txt", "\n", "names no subject"),
         ("maps.csv", "subject,path\n", "lists no map"),
         ("maps.csv", "a\n", "line 1: must be subject,path"),
         ("maps.csv", "a,x\nb,\n", "line 2: must be subject,path"),
-        ("maps.csv", "a,x,af\nb,y\n", "either every row has a tract or none"),
-        ("maps.csv", "a,x\nb,x\n", "line 2: x was listed before"),
+        ("maps.csv", "a,x,af\nb,y\n", "a tract in every row or in none"),
+        ("maps.csv", "a,x\nb,x\n", "line 2: x is listed twice"),
         ("maps.csv", "a,x\na,y\n", "subject a has 2 runs"),
         ("maps.csv", None, "can't be read: No such file"),
         ("list.txt", None, "can't be read: No such file"),
@@ -474,7 +474,7 @@ def test_a_channel_per_tract_in_the_order_asked_for(xtract):
 
 
 def test_a_tract_that_no_subject_has(xtract):
-    with pytest.raises(ConfigurationError, match=r"'ifo' is found in no subject.*af, cst, fa"):
+    with pytest.raises(ConfigurationError, match=r"no subject has 'ifo'.*af, cst, fa"):
         find(xtract, cohort={"layout": "xtract", "tracts": ["ifo"]})
 
 

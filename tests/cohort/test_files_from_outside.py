@@ -226,7 +226,7 @@ def test_listed_names_never_leave_a_folder(tmp_path: Path, name: str) -> None:
     block = {**FLAT, "cohort": {**FLAT["cohort"], "subjects": "list.csv"}}
     found = find_subjects(tmp_path, LearnedAtlasConfig.load(block).subject_search())
     assert not found.candidates
-    assert "no file name" in found.rejected[0].reason
+    assert "can't be a file name" in found.rejected[0].reason
 
 
 def test_links_are_followed_and_only_read(tmp_path: Path) -> None:

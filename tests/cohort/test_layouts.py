@@ -30,7 +30,7 @@ def test_tract_is_dropped_with_its_separator(relpath, whole):
 
 @pytest.mark.parametrize("relpath", ["{tract}.nii.gz", "dwi/{tract}.nii.gz", "{tract}"])
 def test_a_file_named_after_the_tract_alone_has_no_whole_map(relpath):
-    with pytest.raises(ConfigurationError, match="only the tract names the file"):
+    with pytest.raises(ConfigurationError, match="consists of the tract only"):
         drop_tract(relpath)
 
 

@@ -143,10 +143,10 @@ def test_who_cant_be_counted_is_left_out_with_the_tractogram_named(dataset, capl
     reasons = {one.subject: (Path(one.path).name, one.reason) for one in cohort.rejected}
     assert reasons["sub-0"][0] == "sub-0.trk"
     assert "truncated" in reasons["sub-0"][1]
-    assert reasons["sub-1"] == ("sub-1.tck", "is empty: it holds no streamline")
+    assert reasons["sub-1"] == ("sub-1.tck", "is empty: contains no streamline")
     assert "touches the reference's grid" in reasons["sub-4"][1]
     assert len(cohort.subjects) == 3
-    assert "1 points of 1 streamlines lie outside the grid" in caplog.text
+    assert "1 points of 1 streamlines are outside the grid" in caplog.text
 
 
 def test_a_missing_reference_is_told(dataset):

@@ -156,7 +156,7 @@ def test_a_network_goes_through_its_file(tmp_path):
     assert float((there + warp(back, there)).abs().mean()) < 0.2 * float(there.abs().mean())
 
     torch.save({"described": torch.zeros(2, dtype=torch.uint8)}, tmp_path / "other.pt")
-    with pytest.raises(CheckpointError, match=r"other\.pt: holds no elastic network"):
+    with pytest.raises(CheckpointError, match=r"other\.pt: contains no elastic network"):
         load_elastic_network(tmp_path / "other.pt")
 
 
@@ -172,7 +172,7 @@ def test_presence_maps_are_nested_and_label_volumes_must_hold_labels(tmp_path):
     assert maps.shape[0] == 2
     assert bool((maps[0] >= maps[1] - 1e-6).all())
     labels = LearnedElasticConfig.load({**block, "images": {**images_of, "kind": "labels"}})
-    with pytest.raises(CohortError, match=r"a\.nii\.gz: is no label volume: 512 different"):
+    with pytest.raises(CohortError, match=r"a\.nii\.gz: not a label volume: 512 different"):
         label_values(images, labels)
 
 
@@ -181,7 +181,7 @@ def test_presence_maps_are_nested_and_label_volumes_must_hold_labels(tmp_path):
     [
         (np.ones(SHAPE), "the moving image is constant"),
         (np.full(SHAPE, np.nan), "the moving image is not finite"),
-        (np.ones((4, 4, 4)), "the moving image has 3 dimensions, the network 2"),
+        (np.ones((4, 4, 4)), "the moving image has 3 dimensions, the network has 2"),
     ],
 )
 def test_images_without_sense_are_refused(data, message):

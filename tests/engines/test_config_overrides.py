@@ -200,7 +200,7 @@ def test_what_a_model_cannot_bring_is_told(parser: Make, caplog: pytest.LogCaptu
     network = config.get_parsed_content("network_def")
     assert f"{id}#keys" in network.description["not_carried"]
     subject_transforms(network, config.get_parsed_content("settings"))
-    assert f"the model was trained with its own {id}#keys" in caplog.text
+    assert f"the model was trained with another {id}#keys" in caplog.text
 
 
 def test_an_unfinished_run_keeps_its_overrides(

@@ -11,7 +11,7 @@ import pytest
 
 from scripts.cohort import Cohort
 from scripts.engines.run_state import RunState
-from scripts.errors import CheckpointError
+from scripts.errors import CheckpointError, ConfigurationError, StorageError
 from scripts.settings.atlas import LearnedAtlasConfig
 
 
@@ -156,3 +156,60 @@ def test_another_format_is_refused(begin: Callable[..., RunState], tmp_path: Pat
     path.write_text(path.read_text().replace('"format": 1', '"format": 99'))
     with pytest.raises(CheckpointError, match="format 99"):
         begin()
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "training.pt", "other/training.pt"])
+def test_a_folder_of_something_else_is_neither_cleared_nor_used(
+    name: str, begin: Callable[..., RunState], tmp_path: Path
+) -> None:
+    path = tmp_path / "run" / name
+    path.parent.mkdir(parents=True)
+    path.write_text("mine")
+    with pytest.raises(StorageError, match=rf"run: would be cleared .* holds {name.split('/')[0]}"):
+        begin()
+    assert path.read_text() == "mine"
+
+
+def test_what_was_added_to_a_finished_run_is_named_and_stays(
+    begin: Callable[..., RunState],
+) -> None:
+    state = begin()
+    state.finish("abc")
+    (state.folder / "notes.txt").write_text("mine")
+    with pytest.raises(StorageError, match=r"notes\.txt"):
+        begin()
+    (state.folder / "notes.txt").unlink()
+    begin()
+
+
+def test_a_cut_while_a_run_is_cleared_leaves_a_folder_that_is_known(
+    begin: Callable[..., RunState],
+) -> None:
+    state = begin()
+    left = leave_something(state)
+    (state.folder / "run.json").write_text('{"cleared": true}')
+    begin()
+    assert not left.exists()
+
+
+def test_no_flipped_bit_of_the_description_is_believed(begin: Callable[..., RunState]) -> None:
+    begin()
+    path = begin().folder / "run.json"
+    raw = path.read_bytes()
+    for bit in range(0, 8 * len(raw), 37):
+        flipped = bytearray(raw)
+        flipped[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(flipped)
+        try:
+            begin(read_only=True)
+        except CheckpointError as error:
+            assert "run.json" in str(error) or "format" in str(error)
+        else:
+            assert flipped.split() == raw.split()  # white space alone
+
+
+def test_a_run_in_the_root_of_the_file_system_is_refused(
+    make_cohort: Callable[..., Cohort], make_settings: Callable[..., LearnedAtlasConfig]
+) -> None:
+    with pytest.raises(ConfigurationError, match="root of the file system"):
+        RunState("/run_state", make_settings(), make_cohort())

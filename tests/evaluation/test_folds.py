@@ -95,8 +95,8 @@ def test_folds_are_trained_once_and_everybody_is_held_out_once(cohort, tmp_path,
 @pytest.mark.parametrize(
     ("folds", "asked", "message"),
     [
-        (5, {}, "4 usable subjects in .* can't be cut into evaluate.folds = 5 parts"),
-        (2, {"min_subjects": 3}, "2 of 4 subjects are left to train on"),
+        (5, {}, "4 usable subjects in .* can't be split into evaluate.folds = 5 parts"),
+        (2, {"min_subjects": 3}, "2 of 4 subjects remain for training"),
     ],
 )
 def test_a_cohort_too_small_to_be_cut(cohort, tmp_path, folds, asked, message):

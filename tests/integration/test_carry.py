@@ -14,6 +14,7 @@ import pytest
 from scipy.io import savemat
 from scipy.ndimage import map_coordinates
 
+from scripts.runtime.ownership import MARK
 from scripts.spatial.fields import field_names
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -57,7 +58,7 @@ def test_every_subject_gets_the_five_maps_as_itk_would_warp_them(trained, run_bu
     assert sorted(path.name for path in tmp_path.iterdir()) == names
     for name in names:
         folder = tmp_path / name / "atlas_in_patient_space"
-        assert {path.name for path in folder.iterdir()} == {*MAPS, "carried.json"}
+        assert {path.name for path in folder.iterdir()} == {*MAPS, "carried.json", MARK}
         field = trained.atlas / "fields" / field_names(name)[1]
         for one in MAPS:
             atlas, carried = values(trained.atlas / one), values(folder / one)
@@ -175,13 +176,13 @@ def test_affine_native_atlases_need_the_extra_warp(trained, run_bundle, refused,
 @pytest.mark.parametrize(
     ("words", "code", "messages"),
     [
-        (("--atlas_dir=nowhere",), 3, ["there is no atlas", "--atlas_dir"]),
+        (("--atlas_dir=nowhere",), 3, ["not an atlas", "--atlas_dir"]),
         (("--atlas_to_patient#patients=['sub-99']",), 3, ["unknown subject sub-99", "sub-05"]),
         (("--atlas_to_patient#patients=['../x']",), 2, ["atlas_to_patient.patients"]),
-        (("--atlas_to_patient#transforms=['none.mat']",), 3, ["there is no transform none.mat"]),
+        (("--atlas_to_patient#transforms=['none.mat']",), 3, ["no such transform none.mat"]),
         (("--atlas_to_patient#space=native",), 2, ["atlas_to_patient.space = 'native'"]),
         (("--atlas_to_patient#space=affine_native",), 2, ["must be template_native"]),
-        (("--atlas_to_patient#reference=none.nii",), 3, ["there is no reference image none.nii"]),
+        (("--atlas_to_patient#reference=none.nii",), 3, ["no such reference image none.nii"]),
     ],
 )
 def test_mistakes_are_one_message_and_write_nothing(

@@ -158,7 +158,7 @@ def test_a_killed_worker_ends_the_job_and_another_goes_on(dataset, tmp_path):
 
     result = torchrun("training", dataset, tmp_path, REFINED)
     assert result.returncode == 0, result.stderr
-    assert result.stdout.count(f"training goes on after epoch {epoch}") == 1
+    assert result.stdout.count(f"training continues after epoch {epoch}") == 1
     alone = atlas_of_one(dataset, tmp_path / "alone", REFINED)
     assert_equal_but_for_rounding(tmp_path / "output" / "learned_atlas", alone)
     stored = sorted((state / "refinement").rglob("0*.pt"))

@@ -143,7 +143,7 @@ def test_other_bundles_scripts_are_told_of(installed, tmp_path):
     done = installed.python("import scripts, tract_atlas", tmp_path)
     assert done.returncode == 1
     told = done.stderr.splitlines()[-1]
-    assert told.startswith("ImportError: tract_atlas needs a package named 'scripts' of its own")
+    assert told.startswith("ImportError: tract_atlas needs its package 'scripts'")
     assert str(tmp_path / "scripts") in told
 
 

@@ -28,6 +28,7 @@ from scripts.settings.align import load_align
 from scripts.settings.atlas import LearnedAtlasConfig, load_settings
 from scripts.settings.elastic import LearnedElasticConfig, load_learned_elastic
 from scripts.settings.section import Section
+from scripts.settings.stack import load_register_stack
 
 ABSENT = "cuda:99"
 # What each verb with a device needs to get as far as opening it, beside the device itself.
@@ -49,6 +50,7 @@ DEVICES: dict[str, tuple[str, tuple[str, ...]]] = {
     "align": ("align", ()),
     "refine": ("refine", ("--refine#fixed", "a.nii.gz", "--refine#moving", "b.nii.gz")),
     "labels": ("label_transfer", ("--atlas", "a.trk", "--subject", "b.trk")),
+    "register-stack": ("register_stack", ("--stack", "a.zarr")),
 }
 # They read the atlas's block for its cohort, compute without torch, or check without running.
 UNUSED = {"average", "compare", "check"}
@@ -67,9 +69,11 @@ class Place:
         """Exit code of a command, and what it printed: errors, and warnings of its log."""
         self.capture.readouterr()
         folders = ["--dataset_dir", self.dataset, "--output_dir", self.output]
-        if verb not in ("align", "refine", "labels", "barycentre", "average", "compare"):
+        if verb not in (
+            "align", "refine", "labels", "barycentre", "average", "compare", "register-stack",
+        ):  # fmt: skip
             folders += ["--ckpt_dir", self.output / "models"]
-        if verb in ("refine", "labels"):
+        if verb in ("refine", "labels", "register-stack"):
             del folders[:2]
         code = cli.main([verb, *(str(word) for word in (*folders, *words))])
         printed = self.capture.readouterr()
@@ -116,7 +120,7 @@ def test_a_device_that_is_not_there_names_the_verbs_own_key(verb: str, place: Pl
     block, words = DEVICES[verb]
     code, error = place.refuse(verb, *words, f"--{block}#device", ABSENT)
     assert code == ConfigurationError.exit_code, error
-    assert f"{block}.device: '{ABSENT}' asks for a CUDA device" in error
+    assert f"{block}.device: '{ABSENT}' is a CUDA device" in error
     assert only_names(error, block)
 
 
@@ -156,7 +160,7 @@ def test_a_subject_that_is_not_there_names_the_list(verb: str, place: Place) -> 
     section = COHORTS[verb]
     block = section.partition(".")[0]
     assert code == CohortError.exit_code, error
-    assert f"though {section}.subjects names it" in error
+    assert f"but {section}.subjects names it" in error
     assert f"{block}.min_subjects" in error or f"{block}.folds" in error
     assert only_names(error, block)
 
@@ -184,8 +188,8 @@ def test_a_tract_that_is_not_there_is_named_by_the_elastic_networks_key(place: P
     words = found_in("train-elastic", pattern="{subject}.nii.gz", tracts="['af']")
     code, error = place.refuse("train-elastic", *words)
     assert code == ConfigurationError.exit_code, error
-    assert "learned_elastic.images.pattern = '{subject}.nii.gz': must hold {tract}" in error
-    assert "learned_elastic.images.tracts = ['af'] asks for single tracts" in error
+    assert "learned_elastic.images.pattern = '{subject}.nii.gz': must contain {tract}" in error
+    assert "learned_elastic.images.tracts = ['af'] selects single tracts" in error
 
 
 def test_a_further_image_of_alignment_goes_by_the_key_that_holds_its_pattern() -> None:
@@ -281,6 +285,7 @@ def advice_restored(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         (load_learned_affine, "learned_affine#optimizer#batch_size"),
         (load_learned_elastic, "learned_elastic#optimizer#batch_size"),
         (load_align, "align#levels"),
+        (lambda _: load_register_stack({"stack": "a.zarr"}), "register_stack#n_workers"),
     ],
 )
 def test_what_to_do_without_memory_names_the_jobs_own_keys(

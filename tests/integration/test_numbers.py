@@ -184,7 +184,7 @@ def test_counts_mixed_with_densities_are_told(
     ("overrides", "reason"),
     [
         ({"learned_atlas#optimizer#lr": 1e38}, "overflows float32 in epoch 1"),
-        ({"learned_atlas#optimizer#lr": 1e39}, "is beyond float32"),
+        ({"learned_atlas#optimizer#lr": 1e39}, "exceeds the range of float32"),
     ],
 )
 def test_learning_rates_that_no_float_holds(

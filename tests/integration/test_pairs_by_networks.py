@@ -228,7 +228,7 @@ def test_pairs_without_sense_are_one_line_and_leave_nothing(place, tmp_path, ver
         (place / "models" / f"{other}_model.pt").read_bytes()
     )
     assert asked(place, output, verb, "--ckpt_dir", tmp_path) == 6
-    assert f"{kind}_model.pt: holds no {kind} network" in capsys.readouterr().err
+    assert f"{kind}_model.pt: contains no {kind} network" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -70,7 +70,7 @@ def test_numbers_per_tract_of_every_subject(trained, run_bundle, tmp_path):
         f"--tract_stats#images={{'density': '{trained.atlas}/atlas_mean.nii.gz'}}",
     )  # fmt: skip
     assert result.returncode != 0
-    assert "uses a name that the table uses" in result.stderr
+    assert "contains a name that the table reserves" in result.stderr
     fields = f"{trained.atlas}/fields/{{subject}}_from-template_to-subject_mode-image_xfm.nii.gz"
     result = run_bundle(
         "measuring", "tract_stats", f"--output_dir={tmp_path}",

@@ -342,7 +342,7 @@ def assert_one_error(result: subprocess.CompletedProcess[str], status: int) -> s
     ("word", "told"),
     [
         ("--learned_atlas#optimizer#lr=-1", "learned_atlas.optimizer.lr = -1: must be a number >"),
-        ("--learned_atlas#device=cuda:99", "'cuda:99' asks for a CUDA device that this machine"),
+        ("--learned_atlas#device=cuda:99", "'cuda:99' is a CUDA device that this machine"),
     ],
 )
 def test_bad_setting_ends_before_data_are_made(run_bundle, tmp_path, word, told):
@@ -569,8 +569,8 @@ def test_killed_in_every_phase_ends_like_an_unbroken_run(command, trained, tmp_p
         assert not (tmp_path / "output" / "learned_atlas").exists()
     epochs = torch.load(state / "training.pt", weights_only=True)["epoch"]
     told = started_again(command).stdout
-    assert "going on with the unfinished run" in told
-    assert f"training goes on after epoch {epochs}" in told
+    assert "continuing the unfinished run" in told
+    assert f"training continues after epoch {epochs}" in told
     assert_same_atlas(tmp_path / "output" / "learned_atlas", trained.atlas)
     assert json.loads((state / "run.json").read_text())["finished"] is True
 
@@ -588,7 +588,7 @@ def test_interrupted_terminated_and_killed_while_publishing(command, trained, tm
     refined = state / "refinement" / "round-000" / "000002.pt"
     result = killed(command, signal.SIGTERM, refined.exists)
     assert result.returncode == -signal.SIGTERM
-    assert "training goes on after epoch" in result.stdout
+    assert "training continues after epoch" in result.stdout
 
     result = killed(command, signal.SIGKILL, lambda: any(output.glob(".learned_atlas.staging-*")))
     assert result.returncode == -signal.SIGKILL

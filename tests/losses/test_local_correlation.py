@@ -171,5 +171,5 @@ def test_float32_even_inside_autocast_and_for_half_inputs() -> None:
 
 @pytest.mark.parametrize("window", [1, 2, 4, 0, -3])
 def test_a_window_is_odd_and_at_least_three(window: int) -> None:
-    with pytest.raises(ValueError, match=f"odd and at least 3, not {window}"):
+    with pytest.raises(ValueError, match=f"odd and at least 3, got {window}"):
         LocalCorrelationLoss(window)

@@ -123,10 +123,10 @@ def test_a_batch_is_its_entries_one_by_one(batch: int) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"factor": 3}, "factor is a power of 2"),
-        ({"factor": 8}, r"up to 2\*\*2, not 8"),
+        ({"factor": 3}, "factor must be a power of 2"),
+        ({"factor": 8}, r"up to 2\*\*2, got 8"),
         ({"factor": 0}, "factor"),
-        ({"dec_features": (4,)}, "at least 2 entries, one an encoder level, not 1"),
+        ({"dec_features": (4,)}, "at least 2 entries, one per encoder level, got 1"),
     ],
 )
 def test_bad_arguments_are_named(changes: dict, message: str) -> None:

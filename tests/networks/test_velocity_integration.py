@@ -68,7 +68,7 @@ def test_ones_that_leave_a_small_volume_fade_as_computed_by_hand(steps: int) -> 
 def test_no_steps_are_a_displacement_and_fewer_are_an_error() -> None:
     velocity = torch.randn(1, 2, 4, 5)
     assert torch.equal(VelocityIntegration(0)(velocity, (4, 5)), velocity)
-    with pytest.raises(ValueError, match="int_steps = -1: must be at least 0"):
+    with pytest.raises(ValueError, match="int_steps must be at least 0, got -1"):
         VelocityIntegration(-1)
 
 

@@ -154,7 +154,7 @@ def test_a_voxel_of_a_map_is_told_by_hash_and_by_number(atlas: Path) -> None:
     flip(atlas / "atlas_std.nii.gz", (6, 5, 6), 1e-3)
     found = {one.kind: one for one in verify_atlas(atlas).failures if "std" in one.name}
     assert set(found) == {"file", "map"}
-    assert found["map"].detail.startswith("1 voxels aren't")
+    assert found["map"].detail.startswith("1 voxels differ")
     assert found["map"].detail.endswith("(6, 5, 6)")
 
 

@@ -64,5 +64,5 @@ def test_images_without_content_are_refused(bumps, fixed_grid) -> None:
     flat = WorldImage(torch.ones_like(image.values), image.affine)
     with pytest.raises(ValueError, match="same value everywhere"):
         ElasticRefinement()(image, flat)
-    with pytest.raises(ValueError, match="family is one of"):
+    with pytest.raises(ValueError, match="family must be one of"):
         ElasticRefinement(family="projective")

@@ -46,7 +46,7 @@ def test_names_that_lead_out_are_refused_and_named(folder: Path, name: str) -> N
 
 @pytest.mark.parametrize("name", [None, 3, ["a"], {}])
 def test_what_is_no_text_is_refused(folder: Path, name: object) -> None:
-    with pytest.raises(FileError, match="is no name"):
+    with pytest.raises(FileError, match="is not a name"):
         inside(folder, name)  # type: ignore[arg-type]
 
 

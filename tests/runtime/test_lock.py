@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from scripts.errors import StorageError
+from scripts.runtime import lock
 from scripts.runtime.lock import LOCK_FILE, FolderLock, lock_folders
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -330,3 +331,23 @@ def test_without_flock_a_judging_that_never_ends_is_told(tmp_path: Path) -> None
         FolderLock(tmp_path)
     guard.unlink()
     FolderLock(tmp_path).release()
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[" * 100_000, '{"pid": 1e400}', '{"pid": 1, "since": Infinity}',
+     '{"pid": 1, "since": NaN}', '{"pid": true, "since": 1}', '{"pid": "$1", "since": 1}',
+     '{"pid": 1, "since": 1' + " " * 9999,
+     "{" + '"a":{' * 999, '{"pid": ' + "9" * 5000 + ', "since": 1}'],
+)  # fmt: skip
+def test_nonsense_in_a_lock_file_names_nobody(text: str, tmp_path: Path) -> None:
+    (tmp_path / LOCK_FILE).write_text(text)
+    assert lock._read_owner(tmp_path / LOCK_FILE) is None
+    (held,) = lock.lock_folders([tmp_path])
+    held.release()
+
+
+def test_a_host_with_escape_codes_is_shown(tmp_path: Path) -> None:
+    owner = {"pid": os.getpid(), "host": "a\x1b[2J\nb", "since": 1.0}
+    (tmp_path / LOCK_FILE).write_text(json.dumps(owner))
+    assert str(StorageError(lock._describe(tmp_path / LOCK_FILE))).isprintable()

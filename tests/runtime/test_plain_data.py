@@ -23,7 +23,7 @@ LAUGHS = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
         ("[" * (DEEPEST + 1) + "]" * (DEEPEST + 1), "levels deep"),
         ('{"a":' * 500 + "1" + "}" * 500, "levels deep"),
         ("[1e400]", "1e400"),
-        ("[-1e999]", "beyond any number"),
+        ("[-1e999]", "too large for a floating-point"),
         ("9" * 400, "400 digits"),
         ("9" * 5000, "5000 digits"),
         ("", "Expecting value"),

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -381,9 +384,49 @@ def test_a_link_in_the_place_of_the_folder_set_aside_is_removed(
     with publish_folder(earlier) as staging:
         (staging / "new.txt").write_text("new")
     assert not aside.is_symlink() and not earlier.is_symlink()
-    assert [path.name for path in earlier.iterdir()] == ["new.txt"]
+    assert {path.name for path in earlier.iterdir()} == {"new.txt", MARK}
     shutil.rmtree(earlier)
     aside.symlink_to(precious)
     recover_folder(earlier)
     assert not os.path.lexists(earlier)
     assert (precious / "thesis.txt").read_text() == "mine"
+
+
+def test_a_staging_folder_that_another_process_sweeps_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sweep between the making of a folder and its lock, and one that is still at it."""
+    make, made = storage.tempfile.mkdtemp, []
+
+    def swept(**options: Any) -> str:
+        made.append(make(**options))
+        if len(made) == 1:
+            shutil.rmtree(made[0])
+        elif len(made) == 2:
+            sweeping.append(os.open(made[1], os.O_RDONLY))
+            fcntl.flock(sweeping[0], fcntl.LOCK_EX)
+        return made[-1]
+
+    sweeping: list[int] = []
+    monkeypatch.setattr(storage.tempfile, "mkdtemp", swept)
+    with publish_folder(tmp_path / "atlas") as staging:
+        assert str(staging) == made[2]
+        (staging / "x").write_text("1")
+    os.close(sweeping[0])
+    assert content(tmp_path / "atlas") == {"x": b"1"}
+    with storage.staging_beside(tmp_path / "atlas"):
+        assert len(made) == 4
+    assert [path.name for path in tmp_path.iterdir()] == ["atlas"]
+
+
+def test_threads_that_publish_at_once_each_keep_their_staging(tmp_path: Path) -> None:
+    def publish(number: int) -> None:
+        with publish_folder(tmp_path / "atlas") as staging:
+            for name in "abc":
+                (staging / name).write_text(str(number))
+
+    with ThreadPoolExecutor(4) as executor:
+        for done in [executor.submit(publish, number) for number in range(40)]:
+            done.result()
+    assert len(set(content(tmp_path / "atlas").values())) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["atlas"]

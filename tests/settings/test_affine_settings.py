@@ -20,16 +20,19 @@ ROOT = Path(__file__).resolve().parents[2]
     ("block", "message"),
     [
         ({"model": {"passes": 0}}, "learned_affine.model.passes = 0: must be an integer from 1"),
-        ({"folds": 3, "fold": 3}, "learned_affine.fold = 3: is no fold"),
-        ({"fold": -1}, "learned_affine.fold = -1: is no fold"),
+        ({"folds": 3, "fold": 3}, "learned_affine.fold = 3: is not a fold"),
+        ({"fold": -1}, "learned_affine.fold = -1: is not a fold"),
         ({"folds": 1}, "learned_affine.folds = 1: must be an integer >= 2"),
         ({"family": "similar"}, "learned_affine.family = 'similar': must be one of rigid"),
         ({"images": {"shape": [32]}}, "learned_affine.images.shape = .32.: has 1 entries"),
         ({"images": {"shape": [8, 32]}}, "has an entry below 16: 8"),
         ({"images": {"pattern": "x.nii"}}, "learned_affine.images.pattern = 'x.nii': has no {sub"),
-        ({"images": {"exclude": ["a", "a"]}}, "learned_affine.images.exclude = .*has a name twice"),
+        (
+            {"images": {"exclude": ["a", "a"]}},
+            "learned_affine.images.exclude = .*contains a name twice",
+        ),
         ({"pairs": {"rotation": 120}}, "learned_affine.pairs.rotation = 120: must be .* <= 90"),
-        ({"pairs": {"augmentations": ["blur"]}}, "names 'blur', which is no augmentation"),
+        ({"pairs": {"augmentations": ["blur"]}}, "names 'blur', which is not an augmentation"),
         (
             {"pairs": {"rotation": 0, "translation": 0, "scale": 0, "shear": 0}},
             "learned_affine.pairs: .*nothing to learn",

@@ -71,13 +71,14 @@ INTEGERS = {
     "model.channels": (1, None),
     "model.n_templates": (1, None),
     "model.int_steps": (0, 10),
-    "optimizer.epochs": (1, None),
+    "optimizer.epochs": (0, None),
     "optimizer.batch_size": (1, None),
     "optimizer.seed": (0, None),
     "optimizer.warmup_epochs": (0, None),
     "optimizer.early_stop_patience": (0, None),
     "cohort.margin": (0, None),
     "cohort.num_workers": (0, None),
+    "refine.network_rounds": (0, None),
     "refine.rounds": (0, None),
     "refine.iterations": (1, None),
     "refine.new_subject_iterations": (0, None),
@@ -362,7 +363,11 @@ BAD = [
     ],
     *[
         ("model.passes", value, "1, 2, 4 and 8")
-        for value in [[], [0], [3], [1, 16], [1] * 9, [-1], 1, "2 1", [True], [2.0], None]
+        for value in [[], [0], [3], [1, 16], [1] * 9, [-1], 1, "2 1", [True], [2.0]]
+    ],
+    *[
+        ("model.initial", value, "null, shipped, or the path of a .pt file")
+        for value in ["", "shiped", "model.onnx", 3, True, ["shipped"]]
     ],
     *[("model.field_resolution", value, "1, 2 or 4") for value in [0, 3, 8, -1, "a", True, 2.0]],
     *[
@@ -429,16 +434,16 @@ def test_relpath_missing_altogether_in_affine_space():
         ("/data/x.nii.gz", "is absolute"),
         ("C:/x.nii.gz", "is absolute"),
         ("~/x.nii.gz", "is absolute"),
-        ("../x.nii.gz", "holds '..'"),
-        ("a/../../x.nii.gz", "holds '..'"),
-        ("a/..", "holds '..'"),
-        ("..\\x.nii.gz", "holds a backslash"),
-        ("a\0.nii.gz", "holds a control character"),
-        ("a//b.nii.gz", "holds an empty part"),
-        ("a/", "holds an empty part"),
-        (".", "holds an empty part or '.'"),
+        ("../x.nii.gz", "contains '..'"),
+        ("a/../../x.nii.gz", "contains '..'"),
+        ("a/..", "contains '..'"),
+        ("..\\x.nii.gz", "contains a backslash"),
+        ("a\0.nii.gz", "contains a control character"),
+        ("a//b.nii.gz", "contains an empty part"),
+        ("a/", "contains an empty part"),
+        (".", "contains an empty part or '.'"),
         ("{subject}.nii.gz", "unknown placeholder {subject}"),
-        ("{tract/x.nii.gz", "brace without its partner"),
+        ("{tract/x.nii.gz", "unmatched brace"),
     ],
 )
 @pytest.mark.parametrize("space", ["affine_native", "template_native"])
@@ -450,7 +455,7 @@ def test_relpath_stays_inside_the_subject_folder(relpath, reason, space):
 
 def test_decoder_needs_an_entry_per_up_sampling_step():
     message = refusal({"model": {"enc_features": [8, 8, 8], "dec_features": [8, 8]}})
-    assert "learned_atlas.model.dec_features = [8, 8]: has 2 entries for 3 up-sampling" in message
+    assert "learned_atlas.model.dec_features = [8, 8]: has 2 entries for 3 upsampling" in message
 
 
 def test_default_decoder_is_checked_against_a_deeper_encoder():
@@ -478,7 +483,7 @@ def test_as_many_tracts_as_channels():
 
 def test_pattern_contradicts_affine_space():
     values = {**AFFINE, "affine_native_relpath": "x.nii", "cohort": {"pattern": "{subject}/x.nii"}}
-    assert "learned_atlas.cohort: pattern isn't read" in refusal(values)
+    assert "learned_atlas.cohort: pattern isn't used" in refusal(values)
 
 
 @pytest.mark.parametrize(
@@ -516,7 +521,7 @@ def test_one_line_per_violation():
     message = refusal(
         {
             "device": "gpu",
-            "optimizer": {"lr": -1, "epochs": 0},
+            "optimizer": {"lr": -1, "epochs": -1},
             "model": {"enc_features": [16, 0]},
             "training_space": "affine_native",
             "lr": 1,

@@ -176,7 +176,7 @@ def test_families_are_nested(family: str) -> None:
 def test_a_matrix_outside_of_a_family_has_no_parameters_there(family: str) -> None:
     frame = frame_of("oblique")
     matrix = matrix_of(drawn("affine", frame), "affine", frame)
-    with pytest.raises(ValueError, match=f"outside of the family {family}"):
+    with pytest.raises(ValueError, match=f"isn't in the transform model {family}"):
         parameters_of(matrix, family, frame)
 
 
@@ -186,7 +186,7 @@ def test_a_matrix_outside_of_a_family_has_no_parameters_there(family: str) -> No
         (torch.diag(torch.tensor([-1.0, 1, 1, 1])), "mirrors or collapses"),
         (torch.diag(torch.tensor([0.0, 1, 1, 1])), "mirrors or collapses"),
         (torch.full((4, 4), torch.nan), "isn't finite"),
-        (torch.ones(4, 4), "no affine transform"),
+        (torch.ones(4, 4), "isn't an affine transform"),
     ],
 )
 def test_matrices_without_parameters_are_refused(matrix: torch.Tensor, message: str) -> None:
@@ -221,11 +221,11 @@ def test_counts_and_names() -> None:
     assert [parameter_count(f, 3) for f in FAMILIES] == [6, 7, 9, 12]
     assert [parameter_count(f, 2) for f in FAMILIES] == [3, 4, 5, 6]
     assert parameter_names("affine", 2)[-1] == "shear_xy"
-    with pytest.raises(ValueError, match="family is one of"):
+    with pytest.raises(ValueError, match="family must be one of"):
         parameter_names("projective")
-    with pytest.raises(ValueError, match="spatial_dims is 2 or 3"):
+    with pytest.raises(ValueError, match="spatial_dims must be 2 or 3"):
         parameter_names("rigid", 4)
-    with pytest.raises(ValueError, match=r"parameters \(B, 6\), not \(1, 7\)"):
+    with pytest.raises(ValueError, match=r"parameters \(B, 6\), got \(1, 7\)"):
         matrix_of(torch.zeros(1, 7), "rigid", frame_of("cube"))
 
 

@@ -125,7 +125,7 @@ def test_a_step_to_the_patients_left_is_plus_x_in_the_file(
 def test_what_is_no_field_is_refused(shape: tuple[int, ...], tmp_path: Path) -> None:
     path = tmp_path / "image.nii"
     nib.save(nib.Nifti1Image(np.zeros(shape, np.float32), np.eye(4)), path)
-    with pytest.raises(CohortError, match=r"image\.nii: a displacement field is a 5-D image"):
+    with pytest.raises(CohortError, match=r"image\.nii: a displacement field must be a 5-D image"):
         read_field(path)
 
 

@@ -48,17 +48,17 @@ def test_a_plane_is_written_in_two_dimensions(tmp_path: Path) -> None:
     assert "double_2_2" in (tmp_path / "x.txt").read_text()
     np.testing.assert_allclose(read_affine(tmp_path / "x.txt").matrix, matrix, atol=1e-12)
     matrix[2, 3] = 1.0
-    with pytest.raises(ValueError, match="moves z"):
+    with pytest.raises(ValueError, match="changes z"):
         write_itk_affine(tmp_path / "y.txt", matrix, 2)
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("1 0 0 0\n0 1 0 0\n0 0 1 0\n", "no 4x4 matrix"),
+        ("1 0 0 0\n0 1 0 0\n0 0 1 0\n", "not a 4x4 matrix"),
         ("0 0 0 0\n0 1 0 0\n0 0 1 0\n0 0 0 1\n", "can't be inverted"),
         ("1 0 0 0\n0 1 0 0\n0 0 1 0\n0 0 0 2\n", "last row is 0 0 0 1"),
-        ("no numbers\n", "must hold one ITK transform"),
+        ("no numbers\n", "must be one ITK transform"),
     ],
 )
 def test_files_that_are_no_affine_are_one_clear_error(tmp_path: Path, text, message) -> None:

@@ -134,7 +134,7 @@ def test_the_inverse_leads_back_and_a_field_has_none(grid):
     assert np.allclose((~turn @ turn).matrix, np.eye(4))
     field = FieldTransform(np.zeros((3, *SHAPE)), grid)
     for one in (field, turn @ field):
-        with pytest.raises(ValueError, match="give the field of the other direction"):
+        with pytest.raises(ValueError, match="give the field of the opposite direction"):
             _ = ~one
     with pytest.raises(TypeError, match="AffineTransform"):
         _ = turn @ np.eye(4)
@@ -202,16 +202,16 @@ def broken(case, path):
 @pytest.mark.parametrize(
     ("case", "message"),
     [
-        ("missing", "there is no such file"),
+        ("missing", "no such file"),
         ("garbage mat", "can't be read"),
-        ("garbage text", "holds no transform"),
-        ("two transforms", "must hold one ITK transform"),
-        ("rotation alone", "holds Euler3DTransform_double_3_3 of 6 parameters"),
+        ("garbage text", "not a 4x4 matrix"),
+        ("two transforms", "must be one ITK transform"),
+        ("rotation alone", "contains Euler3DTransform_double_3_3 with 6 parameters"),
         ("singular", "can't be inverted"),
-        ("no vectors", "has shape"),
-        ("not finite", "is not finite"),
+        ("no vectors", "must have shape"),
+        ("not finite", "not all values are finite"),
         ("no image", "can't be read"),
-        ("unknown kind", "is no transform known here"),
+        ("unknown kind", "not a supported transform"),
     ],
 )
 def test_what_is_no_transform_is_told(case, message, tmp_path):

@@ -127,15 +127,19 @@ def test_an_axis_of_one_voxel_is_constant() -> None:
 @pytest.mark.parametrize(
     ("mode", "padding", "message"),
     [
-        ("linear", "zeros", "mode is 'bilinear', 'nearest' or 'bicubic', .* not 'linear'"),
-        ("trilinear", "border", "not 'trilinear'"),
-        ("bilinear", "zero", "padding_mode is 'zeros', 'border' or 'reflection', .* not 'zero'"),
-        (GridSamplePadMode.BORDER, "zeros", "not .*border"),
-        (8, "zeros", "mode is .* not 8"),
-        (-1, "zeros", "not -1"),
-        (True, "zeros", "not True"),
-        ("bilinear", 6, "padding_mode is .* not 6"),
-        (None, "zeros", "not None"),
+        ("linear", "zeros", "mode must be 'bilinear', 'nearest' or 'bicubic', .* got 'linear'"),
+        ("trilinear", "border", "got 'trilinear'"),
+        (
+            "bilinear",
+            "zero",
+            "padding_mode must be 'zeros', 'border' or 'reflection', .* got 'zero'",
+        ),
+        (GridSamplePadMode.BORDER, "zeros", "got .*border"),
+        (8, "zeros", "mode must be .* got 8"),
+        (-1, "zeros", "got -1"),
+        (True, "zeros", "got True"),
+        ("bilinear", 6, "padding_mode must be .* got 6"),
+        (None, "zeros", "got None"),
     ],
 )
 def test_misspelt_modes_are_errors(mode: Any, padding: Any, message: str) -> None:
@@ -194,7 +198,7 @@ def test_bicubic_keeps_a_parabola_inside_a_plane() -> None:
 
 
 def test_bicubic_is_no_mode_for_volumes() -> None:
-    with pytest.raises(ValueError, match=r"reads planes alone.*\(1, 2, 7, 9, 5\)"):
+    with pytest.raises(ValueError, match=r"works on planes only.*\(1, 2, 7, 9, 5\)"):
         Warp("bicubic")(*pair((7, 9, 5)))
 
 

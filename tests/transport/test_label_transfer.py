@@ -123,7 +123,7 @@ def test_a_damaged_atlas_class_is_left_out(case, tmp_path):
     assert about["atlas"]["degenerate"]["not_finite"] == 20
     points[:] = np.nan
     write_tractogram(tmp_path / "atlas.trk", Streamlines(points, atlas.offsets, atlas.data))
-    with pytest.raises(TractogramError, match="no streamline with a course and a class"):
+    with pytest.raises(TractogramError, match="no usable streamline with a class"):
         run(tmp_path / "atlas.trk", case.subject, tmp_path)
 
 

@@ -40,7 +40,7 @@ def test_a_text_file_of_numbers_as_mrtrix_has_them(tmp_path):
     text.write_text("4 4\n9\n")
     assert read_atlas(path, str(text), None).classes.tolist() == [0, 0, 1]
     text.write_text("4 4")
-    with pytest.raises(TractogramError, match=r"labels\.txt: holds 2 numbers, .* 3 streamlines"):
+    with pytest.raises(TractogramError, match=r"labels\.txt: has 2 numbers, .* has 3 streamlines"):
         read_atlas(path, str(text), None)
 
 
@@ -84,11 +84,11 @@ def test_what_has_no_classes_is_told(tmp_path, data, message):
 
 
 def test_an_empty_folder_twins_and_bad_names_are_told(tmp_path):
-    with pytest.raises(TractogramError, match="holds no tractogram"):
+    with pytest.raises(TractogramError, match="contains no tractogram"):
         read_atlas(tmp_path, "label", None)
     write_tractogram(tmp_path / "a.tck", lines(2))
     write_tractogram(tmp_path / "a.trk", lines(2))
-    with pytest.raises(TractogramError, match="holds a in more than one format"):
+    with pytest.raises(TractogramError, match="contains a in more than one format"):
         read_atlas(tmp_path, "label", None)
     (tmp_path / "a.tck").unlink()
     (tmp_path / "names.json").write_text("[1, 2]")

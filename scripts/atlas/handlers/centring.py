@@ -1,4 +1,4 @@
-"""Keeps track of the cohort's mean velocity while it is learned."""
+"""Tracks the cohort's mean velocity during the training."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class Centring:
     """Running mean of the velocity over the subjects, in the network's ``mean_velocity``.
 
     The centrality loss pulls against it, and evaluation subtracts it. (Subtracting it during
-    training was tried: a loop that integrates its own error, it let the raw field drift by 15
-    voxels in 700 steps while the loss saw nothing.) After training the exact mean takes its
-    place, see `scripts.atlas.cohort_refinement`.
+    training was tried, but such a loop integrates its own error: the raw field drifted by 15 voxels
+    in 700 steps without any effect on the loss.) After training it is replaced by the exact mean,
+    see `scripts.atlas.cohort_refinement`.
 
     Args:
         network: the atlas network.
@@ -32,12 +32,12 @@ class Centring:
         self.rate = rate
 
     def attach(self, engine: Engine) -> None:
-        """Update each step (once it is completed, MONAI has cut the output into subjects)."""
+        """Update in each step (after it, MONAI has split the output into subjects)."""
         engine.add_event_handler(IterationEvents.BACKWARD_COMPLETED, self)
 
     @torch.no_grad()
     def __call__(self, engine: Engine) -> None:
-        """Take in the last batch, each template by the subjects it explains."""
+        """Add the last batch, for each template weighted by the subjects that it explains."""
         output: Any = engine.state.output
         velocity, weight = output["velocity"], output["responsibility"]
         shares = weight.sum(0)

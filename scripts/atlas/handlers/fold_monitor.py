@@ -1,4 +1,4 @@
-"""Watches the fields for folds while they are learned."""
+"""Checks the fields for folds during the training."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ logger = logging.getLogger(__name__)
 
 
 class FoldMonitor:
-    """Every few epochs: smallest Jacobian determinant of the last batch's first field.
+    """Every few epochs: the smallest Jacobian determinant of the last batch's first field.
 
-    Over several processes: of each one's first field.
+    With several processes: of the first field of each.
 
     Args:
         network: the atlas network.
-        interval: epochs between looks; 0: never.
+        interval: epochs between checks; 0: never.
     """
 
     def __init__(self, network: torch.nn.Module, interval: int = 10) -> None:
@@ -33,13 +33,13 @@ class FoldMonitor:
         self.smallest: list[tuple[int, float]] = []
 
     def attach(self, engine: Engine) -> None:
-        """Look after every ``interval`` epochs."""
+        """Check every ``interval`` epochs."""
         if self.interval:
             engine.add_event_handler(Events.EPOCH_COMPLETED(every=self.interval), self)
 
     @torch.no_grad()
     def __call__(self, engine: Engine) -> None:
-        """Warn of a fold in the last subject seen, with its name."""
+        """Warn about a fold in the last subject, with its name."""
         output: Any = engine.state.output  # decollated: a list of subjects
         velocity = output[0]["velocity"][:1]
         own = jacobian_summary(self.network.displacement(velocity)[0])

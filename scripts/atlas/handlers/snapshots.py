@@ -1,4 +1,4 @@
-"""Pictures of the template as it is learned."""
+"""Pictures of the template during the training."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ __all__ = ["TemplateSnapshots"]
 
 
 class TemplateSnapshots:
-    """Every few epochs a PNG of the templates' log density, three views each.
+    """Saves a PNG of the templates' log density every few epochs, three views each.
 
     Args:
         network: the atlas network.
-        folder: where ``template_epoch-0010.png`` and so on go.
+        folder: for ``template_epoch-0010.png`` and so on.
         interval: epochs between pictures; 0: none.
     """
 
@@ -31,7 +31,7 @@ class TemplateSnapshots:
         self.interval = interval
 
     def attach(self, engine: Engine) -> None:
-        """Draw after every ``interval`` epochs, in the first process."""
+        """Draw every ``interval`` epochs, in the first process."""
         if self.interval and is_first():
             engine.add_event_handler(Events.EPOCH_COMPLETED(every=self.interval), self)
 

@@ -1,4 +1,4 @@
-"""Handlers of any trainer: plain classes that a config lists."""
+"""Handlers of any trainer: plain classes for configs."""
 
 from scripts.engines.handlers.early_stop import EarlyStop
 from scripts.engines.handlers.learning_rate import LearningRateSchedule

@@ -10,14 +10,14 @@ __all__ = ["EarlyStop"]
 
 
 class EarlyStop:
-    """Stop once the epoch's mean loss hasn't improved for ``patience`` epochs; 0: never.
+    """Stop when the epoch's mean loss hasn't improved for ``patience`` epochs; 0: never.
 
-    It looks at the recorded history alone, so that a resumed run decides as the unbroken one.
+    It uses only the recorded history, so that a resumed run decides like an uninterrupted one.
 
     Args:
-        history: where the epochs' losses are recorded; attached before this handler.
+        history: records the epochs' losses; must be attached before this handler.
         patience: epochs without improvement.
-        tolerance: what counts as improvement, relative.
+        tolerance: smallest relative change that counts as improvement.
     """
 
     def __init__(self, history: LossHistory, patience: int = 0, tolerance: float = 1e-4) -> None:
@@ -26,12 +26,12 @@ class EarlyStop:
         self.tolerance = tolerance
 
     def attach(self, engine: Engine) -> None:
-        """Look after each epoch."""
+        """Check after each epoch."""
         if self.patience:
             engine.add_event_handler(Events.EPOCH_COMPLETED, self)
 
     def __call__(self, engine: Engine) -> None:
-        """Terminate the engine where the best epoch lies ``patience`` epochs back."""
+        """Terminate the engine if the best epoch was ``patience`` epochs ago."""
         best, best_epoch = float("inf"), 0
         for number, epoch in enumerate(self.history.epochs, start=1):
             if epoch["loss"] < best - abs(best) * self.tolerance or best == float("inf"):

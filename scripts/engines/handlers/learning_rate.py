@@ -11,11 +11,11 @@ __all__ = ["LearningRateSchedule", "rate_share"]
 
 
 def rate_share(progress: float, rise: float, final_share: float = 0.01) -> float:
-    """Share of the highest learning rate: a linear rise under a cosine that falls.
+    """Share of the highest learning rate: a linear rise times a falling cosine.
 
     Args:
         progress: of all steps, 0 to 1.
-        rise: how much of the warm-up is over; from 1 on it is.
+        rise: progress of the warm-up; finished from 1 on.
         final_share: at the end.
     """
     cosine = 0.5 * (1 + math.cos(math.pi * progress))
@@ -23,15 +23,15 @@ def rate_share(progress: float, rise: float, final_share: float = 0.01) -> float
 
 
 class LearningRateSchedule:
-    """Linear warm-up, then a cosine to zero; the template waits until the warm-up is over.
+    """Linear warm-up, then a cosine to zero; the template is fixed during the warm-up.
 
-    A function of the iteration alone: a resumed run needs no state of it.
+    The rates depend only on the iteration, so a resumed run needs no state.
 
     Args:
-        optimizer: its groups' rates at the start are the peaks.
-        warmup_epochs: the network's rate rises over the first epoch of them (at least 10
-            steps); the template's is 0 during all of them, since a template that follows an
-            untrained registration freezes the blur in.
+        optimizer: the initial rates of its groups are the peaks.
+        warmup_epochs: the network's rate rises over the first of these epochs (at least 10 steps).
+            The template's rate is 0 during all of them, because a template that follows an
+            untrained registration stays blurred.
         final_share: of the peak, at the end.
     """
 
@@ -48,7 +48,7 @@ class LearningRateSchedule:
         engine.add_event_handler(Events.ITERATION_STARTED, self)
 
     def __call__(self, engine: Engine) -> None:
-        """Set the rates of the coming iteration."""
+        """Set the rates of the next iteration."""
         length, epochs = engine.state.epoch_length or 1, engine.state.max_epochs or 1
         step, total = engine.state.iteration - 1, length * epochs
         rise = (step + 1) / max(10, length) if self.warmup_epochs else 1.0

@@ -28,10 +28,10 @@ class LossHistory:
         self.summary_dir = summary_dir
         self.epochs: list[dict[str, float]] = []
         self._sums: dict[str, float] = {}
-        self._writer: Any = None  # TensorBoard's, imported once it is needed
+        self._writer: Any = None  # of TensorBoard, imported when needed
 
     def attach(self, engine: Engine) -> None:
-        """Gather after each iteration, record after each epoch."""
+        """Collect after each iteration, record after each epoch."""
         engine.add_event_handler(Events.EPOCH_STARTED, self._begin)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._gather)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._record)
@@ -70,8 +70,8 @@ class LossHistory:
 def scalar_terms(engine: Engine) -> dict[str, float]:
     """The scalar loss terms of the engine's last output.
 
-    Once an iteration is completed, MONAI has cut its output into subjects and the scalar tensors
-    in it have become plain numbers.
+    When an iteration is completed, MONAI has already split its output into subjects and turned its
+    scalar tensors into plain numbers.
     """
     output: Any = engine.state.output
     first = output[0] if isinstance(output, list) else output

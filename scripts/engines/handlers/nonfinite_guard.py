@@ -1,4 +1,4 @@
-"""Stops a run whose loss is no longer a number."""
+"""Stops a run whose loss isn't finite."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ __all__ = ["NonFiniteGuard"]
 
 _ADVICE = (
     "the last checkpoint is kept; lower {block}optimizer#lr or the loss weights, or use "
-    "dtype float32, and start afresh with {block}resume false"
+    "dtype float32, and start again with {block}resume false"
 )
 
 
 class NonFiniteGuard:
-    """Raises on a non-finite loss, before its gradient reaches any parameter.
+    """Raises on a non-finite loss, before its gradient changes any parameter.
 
-    (Ignite's ``TerminateOnNan`` ends the run with exit status 0, as if all were well.) A finite
-    loss may still have a gradient that isn't: an epoch's network is looked at before it is saved.
-    So the last checkpoint is a good one; it stays as it is. To be listed before the checkpoint.
-    Over several processes one's fault stops all, and the first of them tells.
+    (Ignite's ``TerminateOnNan`` ends the run with exit status 0, as if it had succeeded.) A finite
+    loss may still have a non-finite gradient, so the network is checked after each epoch before it
+    is saved. The last checkpoint is therefore always good. List this handler before the checkpoint.
+    With several processes, an error in one stops all, and only the first one reports it.
 
     Args:
-        block: of the run's settings (``learned_affine``), for the advice.
+        block: name of the block of settings (``learned_affine``), for the advice.
     """
 
     def __init__(self, block: str = "") -> None:
         self.advice = _ADVICE.format(block=f"--{block}#" if block else "")
 
     def attach(self, engine: Engine) -> None:
-        """Look at each loss as soon as it is known, at the network after each epoch."""
+        """Check each loss once it is known, and the network after each epoch."""
         engine.add_event_handler(IterationEvents.LOSS_COMPLETED, self)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.check_network)
 
@@ -43,7 +43,7 @@ class NonFiniteGuard:
         """Check the last loss.
 
         Raises:
-            TrainingError: naming epoch, iteration, subjects and the terms at fault.
+            TrainingError: the message names epoch, iteration, subjects and the non-finite terms.
         """
         output: Any = engine.state.output
         if bool(torch.isfinite(output["loss"])):
@@ -53,7 +53,7 @@ class NonFiniteGuard:
             for name, value in output.items()
             if isinstance(value, torch.Tensor) and value.dim() == 0
         )
-        # The loss is that of all processes: each of them comes here.
+        # The loss is summed over all processes, so each of them comes here.
         batches = everyones(list(output["subject"]))
         subjects = dict.fromkeys(subject for batch in batches for subject in batch)
         error = TrainingError(
@@ -67,7 +67,7 @@ class NonFiniteGuard:
         """Check every parameter of a MONAI trainer's network.
 
         Raises:
-            TrainingError: naming epoch, iteration, subjects and a parameter at fault.
+            TrainingError: the message names epoch, iteration, subjects and a non-finite parameter.
         """
         error = None
         network = getattr(engine.network, "module", engine.network)

@@ -1,4 +1,4 @@
-"""Saves the training after each epoch, and goes on from there."""
+"""Saves the training after each epoch, and continues from there."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ FORMAT = 1
 
 
 class TrainingCheckpoint:
-    """Template, network, optimizer, random numbers and history, written whole after epochs.
+    """Saves template, network, optimizer, random state and history after epochs.
 
     The checkpoint before the last one stays beside it: if the last one is damaged, the training
     goes on from there.
 
-    What follows from the iteration alone (learning rates, the order of the subjects) needs no
-    state: a resumed run on a CPU gives the bits of an unbroken one. Over several processes, which
-    all hold the same, the first one writes and reads.
+    Learning rates and the order of the subjects follow from the iteration and need no state. On a
+    CPU a resumed run is bit-identical to an uninterrupted one. With several processes, which all
+    have the same state, the first one writes and all read.
 
     Args:
         state: of the run.
         network: its state is saved.
         optimizer: its moments are saved.
-        batches: the shuffling sampler, told at which epoch to begin.
+        batches: the shuffling sampler; it gets the first epoch.
         history: of the losses.
         interval: epochs between checkpoints.
     """
@@ -52,7 +52,7 @@ class TrainingCheckpoint:
         interval: int = 1,
     ) -> None:
         self.state = state
-        # Without what wraps it for several processes.
+        # Without the wrapper for several processes.
         self.network = getattr(network, "module", network)
         self.optimizer = optimizer
         self.batches = batches
@@ -67,7 +67,7 @@ class TrainingCheckpoint:
         engine.add_event_handler(Events.COMPLETED, self.save)
 
     def load(self, engine: Engine) -> None:
-        """Go on after the last saved epoch, if there is one."""
+        """Continue after the last saved epoch, if there is one."""
         from_first(self._check_space)
         found = from_first(self._read)
         if found is None:
@@ -76,30 +76,30 @@ class TrainingCheckpoint:
         if found.get("format", FORMAT) != FORMAT:
             raise CheckpointError(
                 f"{path}: written in format {found['format']!r}, this version reads {FORMAT}; "
-                f"throw the unfinished run away with --{self.state.block}#resume false"
+                f"discard the unfinished run with --{self.state.block}#resume false"
             )
         load_weights(self.network, found, path)
         try:
             self._take_over(found)
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise CheckpointError(
-                f"{path}: is no complete checkpoint of a training ({error}); throw the unfinished "
-                f"run away with --{self.state.block}#resume false"
+                f"{path}: not a complete checkpoint of a training ({error}); discard the "
+                f"unfinished run with --{self.state.block}#resume false"
             ) from error
         engine.state.epoch = self.batches.first_epoch = found["epoch"]
         engine.state.iteration = found["epoch"] * (engine.state.epoch_length or 1)
         self.stopped = found["stopped"]
-        if self.stopped:  # early, at that epoch: nothing is left to do
+        if self.stopped:  # stopped early at that epoch: nothing is left to do
             engine.state.max_epochs = found["epoch"]
-        logger.info("training goes on after epoch %d", found["epoch"])
+        logger.info("training continues after epoch %d", found["epoch"])
 
     def _take_over(self, found: dict[str, Any]) -> None:
-        """Everything but the network."""
+        """The state without the network."""
         self.optimizer.load_state_dict(found["optimizer"])
         self.history.epochs = [dict(epoch) for epoch in found["history"]]
         torch.set_rng_state(found["rng"])
         if torch.cuda.is_available() and found["cuda_rng"]:
-            there = torch.cuda.device_count()  # perhaps fewer than where it was saved
+            there = torch.cuda.device_count()  # may be fewer than when it was saved
             torch.cuda.set_rng_state_all(found["cuda_rng"][:there])
 
     def _check_space(self) -> None:

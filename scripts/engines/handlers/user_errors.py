@@ -1,4 +1,4 @@
-"""Keeps the engine from telling a user's error before it is told."""
+"""Keeps the engine from logging a user's error before it is shown."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ __all__ = ["UserErrorsOnce"]
 
 
 class UserErrorsOnce:
-    """Drops the engine's own log lines about an error that the message at the end explains.
+    """Drops the engine's log lines about an error that the final message explains.
 
-    Ignite logs every exception that passes through an engine, twice. What is neither a
-    `TractAtlasError` nor an interruption by the user is still logged.
+    Ignite logs every exception that passes through an engine, twice. Exceptions that are neither a
+    `TractAtlasError` nor an interruption by the user are still logged.
     """
 
     def attach(self, engine: Engine) -> None:
-        """Filter what the engine logs."""
+        """Filter the log of the engine."""
         engine.logger.addFilter(_not_of_a_user_error)
 
 
 def _not_of_a_user_error(record: logging.LogRecord) -> bool:
-    # Ignite logs from inside its except block, so that the exception is at hand.
+    # Ignite logs inside its except block, so the exception is available.
     error = sys.exc_info()[1]
     return find_user_error(error) is None and not isinstance(error, KeyboardInterrupt)

@@ -1,4 +1,4 @@
-"""What a model must say of itself before a job uses it.
+"""Checks of a model's description before a job uses it.
 
 A model of another group comes with a description in its checkpoint: settings, grid, box,
 covariates. All of it is data.
@@ -20,6 +20,7 @@ __all__ = ["require_usable"]
 
 _MOST_VOXELS = 1 << 32
 _Sizes = Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=2, max_length=3)]
+_Features = Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1)]
 _Places = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=2, max_length=3)]
 
 
@@ -54,6 +55,16 @@ class _Covariate(Part):
     shares: list[float] = Field(default_factory=list)
 
 
+class _Initial(Part):
+    name: str
+    sha256: str
+    inputs: Literal["images", "forces"]
+    enc_features: _Features
+    dec_features: _Features
+    field_resolution: Literal[1, 2, 4]
+    passes: Annotated[list[Literal[1, 2, 4, 8]], Field(min_length=1, max_length=8)]
+
+
 class _Described(Part):
     cohort: str
     trained_on: list[str] = Field(default_factory=list)
@@ -65,6 +76,7 @@ class _Described(Part):
     covariates: list[_Covariate] | None = None
     transforms: dict[str, dict[str, Any]] = Field(default_factory=dict)
     not_carried: list[str] = Field(default_factory=list)
+    initial: _Initial | None = None
     parts: dict[str, dict[str, Any]] = Field(default_factory=dict)
     loss: dict[str, Any] = Field(default_factory=dict)
 
@@ -78,15 +90,15 @@ class _Described(Part):
 
 
 def require_usable(description: Mapping[str, Any], weights: Mapping[str, Any]) -> None:
-    """Make sure that a model's description can be used, before anything is built of it.
+    """Check that a model's description can be used, before anything is built from it.
 
     Args:
-        description: as the checkpoint holds it.
-        weights: the state dict that it came in.
+        description: from the checkpoint.
+        weights: the state dict that contains it.
 
     Raises:
-        ValueError: where and why it can't; the first violation.
-        TypeError: a part is made of something else than numbers.
+        ValueError: the first violation, with its place and reason.
+        TypeError: a part isn't made of numbers.
     """
     found = validated(_Described, dict(description))
     settings = LearnedAtlasConfig.load(found.settings)
@@ -97,9 +109,10 @@ def require_usable(description: Mapping[str, Any], weights: Mapping[str, Any]) -
     expected = [settings.model.n_templates, settings.model.channels, *box]
     if list(template.shape) != expected:
         raise ValueError(f"the template has shape {list(template.shape)}, its settings {expected}")
-    # Layers are made before weights are put in: sizes that no weight has may exceed memory.
+    # Layers are built before weights are loaded: sizes without any weight might exceed the memory.
     sizes = {n for one in weights.values() if isinstance(one, torch.Tensor) for n in one.shape}
-    made = {**settings.model.model_dump(), **found.parts.get("unet", {})}
+    initial = {} if found.initial is None else found.initial.model_dump()
+    made = {**settings.model.model_dump(), **initial, **found.parts.get("unet", {})}
     features = [*made["enc_features"], *made["dec_features"]]
     beyond = [n for n in features if n not in sizes]
     if beyond or len(features) > len(weights):

@@ -1,0 +1,1 @@
+"""Stacks of serial sections: registered section to section, resampled once, cropped, written."""
