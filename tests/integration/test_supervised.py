@@ -20,7 +20,10 @@ from monai.bundle import ConfigWorkflow
 from scipy.ndimage import gaussian_filter, map_coordinates
 
 from bundle import cli
+from scripts.engines.run_state import RunState
+from scripts.settings.train_fields import TrainFieldsConfig
 from scripts.spatial.fields import read_field
+from scripts.supervised.loading import open_field_pairs
 from scripts.supervised.saving import load_field_network
 
 ROOT = cli.ROOT
@@ -339,9 +342,11 @@ def test_an_existing_network_is_kept_where_overwrite_is_false(place, tmp_path, c
 
 def test_other_settings_do_not_go_on_with_an_unfinished_run(place, tmp_path, capsys):
     assert trained(place, tmp_path, "global", 1) == 0
-    state = tmp_path / "models" / "fields_global_run_state" / "run.json"
-    said = json.loads(state.read_text())
-    state.write_text(json.dumps({**said, "finished": False}))
+    report = json.loads((tmp_path / "output" / "fields" / "result.json").read_text())
+    settings = TrainFieldsConfig.load(report["settings"])
+    RunState(  # as a run that was killed leaves it
+        tmp_path / "models" / "fields_global_run_state", settings, open_field_pairs(settings)
+    )
     assert trained(place, tmp_path, "global", 1, "--train_fields#optimizer#lr", 0.5) == 6
     error = capsys.readouterr().err
     assert "train_fields.optimizer.lr was 0.001, now 0.5" in error
