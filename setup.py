@@ -12,6 +12,7 @@ setup(
     package_data={
         ROOT: [
             "LICENSE",
+            *(f"bundle/weights/**/*.{ending}" for ending in ("gz", "json", "pt")),
             *(f"configs/*.{ending}" for ending in ("conf", "json", "yaml")),
             *(f"docs/**/*.{ending}" for ending in ("md", "png", "svg", "txt")),
         ]

@@ -42,15 +42,28 @@ class Job:
         config: default configuration, relative to the root.
         run_id: what MONAI runs in it; None for a job without MONAI.
         summary: one line for the help.
+        over: a configuration that is merged over it unless others are given, likewise.
     """
 
     config: str
     run_id: str | None
     summary: str
+    over: str | None = None
+
+    @property
+    def files(self) -> list[str]:
+        """What it reads, in order."""
+        return [self.config, *([] if self.over is None else [self.over])]
 
 
 JOBS = {
     "train": Job("configs/train.yaml", "training", "learn an atlas from a cohort and publish it"),
+    "build": Job(
+        "configs/train.yaml",
+        "training",
+        "make an atlas without a training, by the network that came along",
+        over="configs/build.yaml",
+    ),
     "export": Job("configs/export.yaml", "exporting", "publish again from a checkpoint"),
     "register": Job("configs/inference.yaml", "registering", "register new subjects to the atlas"),
     "average": Job("configs/average.yaml", "averaging", "average a cohort without learning"),
@@ -254,7 +267,7 @@ def _parser() -> argparse.ArgumentParser:
             help=job.summary,
             description=f"{job.summary[0].upper()}{job.summary[1:]}.",
             usage=f"{PROGRAM} {name} [--config_file FILE] [--KEY VALUE] ...",
-            epilog=OVERRIDES_HELP.format(config=job.config)
+            epilog=OVERRIDES_HELP.format(config=" + ".join(_short(job)))
             + (REFINE_HELP if name == "register" else "")
             + _same_command(job),
             formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -263,12 +276,18 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _short(job: Job) -> list[str]:
+    """The files of a job, a second one without its folder: the help's lines are short."""
+    return [job.config, *(Path(name).name for name in job.files[1:])]
+
+
 def _same_command(job: Job) -> str:
     if job.run_id is None or INSTALLED:
         return ""
+    files = job.config if job.over is None else f'"{job.files}"'
     return (
         "\nthe same without early checks, from the repository's root:\n"
-        f"  python -m monai.bundle run {job.run_id} --config_file {job.config}\n"
+        f"  python -m monai.bundle run {job.run_id} --config_file {files}\n"
     )
 
 
@@ -287,7 +306,9 @@ def _sweep(arguments: Sequence[str]) -> int:
     from bundle.overrides import UsageError
     from bundle.sweep import sweep
 
-    trainings = {name: job for name, job in JOBS.items() if job.run_id == "training"}
+    trainings = {
+        name: job for name, job in JOBS.items() if job.run_id == "training" and job.over is None
+    }
     verb = arguments[0].replace("_", "-") if arguments else ""
     try:
         if verb not in trainings:
@@ -323,7 +344,7 @@ def _run_job(job: Job, arguments: Sequence[str]) -> int:
         if isinstance(steps, bool):
             steps = REFINE_STEPS if steps else 0
         overrides.setdefault("learned_atlas#refine#new_subject_iterations", steps)
-    files = locate_config_files(names or [job.config], ROOT)
+    files = locate_config_files(names or job.files, ROOT)
     config = read_config(files)
     overrides = {**_places(config), **overrides}
     passed = apply_overrides(config, overrides)

@@ -41,6 +41,7 @@ LARGE = 25_000_000
 
 # Content of each folder, so that no other file in it is published.
 _SHIPPED = {
+    "bundle/weights": {".gz", ".json", ".pt"},
     "configs": {".conf", ".json", ".yaml"},
     "docs": {".md", ".png", ".svg", ".txt"},
     "scripts": {".py"},

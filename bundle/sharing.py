@@ -68,6 +68,10 @@ def shared_description(path: Any, description: Mapping[str, Any]) -> Shared:
             told = f" ({len(here[key])} names)" if isinstance(here[key], list) else ""
             left_out.append(f"learned_atlas.cohort.{key}{told}")
             here[key] = instead
+    model = settings.get("model") or {}
+    if model.get("initial") not in (None, "shipped"):  # a file of the trainer's machine
+        left_out.append("learned_atlas.model.initial")
+        model["initial"] = None
     said["settings"] = settings
     # A record for the trainer's atlas.json; what a later job needs of it is stored elsewhere.
     if said.pop("overrides", None):

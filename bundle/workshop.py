@@ -32,7 +32,10 @@ threads that spin while they wait take the time of those that compute (bundle/be
 REQUIREMENTS = ("requirements.txt", "requirements-dev.txt")
 LOCKS = ("requirements.lock", "requirements-dev.lock")
 """The same versions with the SHA-256 of every file of each release; made from REQUIREMENTS."""
-DEMO = ("-m", "monai.bundle", "run", "training", "--config_file", "configs/train.yaml")
+DEMO = (
+    *("-m", "monai.bundle", "run", "training"),
+    *("--config_file", "['configs/train.yaml','configs/build.yaml']"),
+)
 CHECKS = (
     ("ruff check", ("-m", "ruff", "check", ".")),
     ("ruff format", ("-m", "ruff", "format", "--check", ".")),

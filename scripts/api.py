@@ -135,26 +135,30 @@ def learn_atlas(
 
 def register(
     maps: Images,
-    ckpt_dir: str | Path,
+    ckpt_dir: str | Path | None,
     output_dir: str | Path,
     affine: np.ndarray | None = None,
     settings: Settings | None = None,
+    template: str | Path | None = None,
 ) -> Path:
-    """Register new subjects to a learned atlas, as the verb ``register`` does.
+    """Register new subjects to a learned atlas, or to any map, as the verb ``register`` does.
 
     Args:
         maps: a dataset folder, paths of files, or arrays ``(n, X, Y, Z)`` on the atlas's grid.
-        ckpt_dir: of the atlas's ``model.pt``.
+        ckpt_dir: of the atlas's ``model.pt``; None with ``template``.
         output_dir: destination of the folders, one per subject.
         affine: ``(4, 4)`` RAS mm, of arrays.
         settings: of the block ``learned_atlas``; the others come from the model.
+        template: a NIfTI file instead of a model: a density or an image of one channel. The network
+            that comes with the bundle then registers to it.
 
     Returns:
         ``<output_dir>/registered``. Each subject's folder contains its fields in both directions.
 
     Raises:
         TractAtlasError: model, maps or folders can't be used; the message says why.
-        ValueError: arrays are given without an affine or with different shapes.
+        ValueError: arrays are given without an affine or with different shapes, or there is
+            neither a model nor a template.
 
     Example:
         >>> x = np.linspace(-1, 1, 16)
@@ -167,8 +171,14 @@ def register(
     """
     output = Path(output_dir)
     source, block = _as_cohort(maps, affine, output, settings, own=True)
-    values: dict[str, Any] = {"output_dir": str(output), "ckpt_dir": str(ckpt_dir)}
+    values: dict[str, Any] = {"output_dir": str(output)}
     values["dataset_dir" if isinstance(source, str) else "input"] = source
+    if template is not None:
+        values["template"] = str(template)
+    elif ckpt_dir is None:
+        raise ValueError("register needs ckpt_dir, the folder of a model, or template, a map")
+    else:
+        values["ckpt_dir"] = str(ckpt_dir)
     _run(_config("inference.yaml", values, "learned_atlas", block), "registering")
     return output / "registered"
 

@@ -1,6 +1,8 @@
 """Draws the plain average beside the learned template: the picture of the README.
 
 python -m bundle.bench.picture output/learned_atlas docs/pictures/average_and_learned.png
+
+With ``--before`` another atlas of the same cohort stands between, such as the network's alone.
 """
 
 from __future__ import annotations
@@ -17,23 +19,30 @@ from bundle.bench.atlas_quality import subject_density
 from scripts.spatial.projections import three_views
 
 
-def draw(atlas: Path, target: Path) -> None:
-    """Two rows, three views each: the average of the unregistered maps, and the template.
+def draw(atlas: Path, target: Path, before: Path | None = None) -> None:
+    """Rows of three views each: a subject, the average of the maps as they are, the template.
 
     Args:
         atlas: a published folder.
         target: the PNG.
+        before: another one of the same cohort, by the network alone; its template stands in the
+            place of the subject.
     """
     about = json.loads((atlas / "atlas.json").read_text())
     shape = tuple(about["cohort"]["grid"]["shape"])
     offset = about["log_offset"]
     subjects = [subject_density(one, shape)[0] for one in about["cohort"]["subjects"]]
-    template = np.asarray(nib.load(atlas / "atlas_mean.nii.gz").dataobj)  # type: ignore[attr-defined]
-    rows = {
-        f"one subject ({about['cohort']['subjects'][0]['subject']})": subjects[0],
-        f"plain average of {len(subjects)} subjects": np.mean(subjects, axis=0),
-        "learned template": template,
-    }
+    template = _template(atlas)
+    average = {f"plain average of {len(subjects)} subjects": np.mean(subjects, axis=0)}
+    if before is None:
+        name = about["cohort"]["subjects"][0]["subject"]
+        rows = {f"one subject ({name})": subjects[0], **average, "learned template": template}
+    else:
+        rows = {
+            **average,
+            "after the network alone": _template(before),
+            "after instance optimisation": template,
+        }
     draw_rows(rows, offset, target, float(template.max()))
 
 
@@ -79,13 +88,18 @@ def draw_rows(
     figure.savefig(target, dpi=dpi)
 
 
+def _template(atlas: Path) -> np.ndarray:
+    return np.asarray(nib.load(atlas / "atlas_mean.nii.gz").dataobj)  # type: ignore[attr-defined]
+
+
 def main() -> None:
     """Draw the picture of one atlas."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("atlas", type=Path, help="the published folder")
     parser.add_argument("target", type=Path, help="the PNG to write")
+    parser.add_argument("--before", type=Path, help="an atlas of the cohort by the network alone")
     arguments = parser.parse_args()
-    draw(arguments.atlas, arguments.target)
+    draw(arguments.atlas, arguments.target, arguments.before)
 
 
 if __name__ == "__main__":

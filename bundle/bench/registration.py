@@ -102,7 +102,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument(
-        "--passes", type=int, nargs="+", default=LearnedAtlasConfig.load({}).model.passes
+        "--passes",
+        type=int,
+        nargs="+",
+        default=LearnedAtlasConfig.load({}).model.passes_from_nothing,
     )
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)

@@ -46,7 +46,9 @@ def our_step(layout: str, shape: tuple[int, ...], device: str) -> Callable[[], N
         sparse_volume(shape).numpy(),
         field_resolution=1 if "full-field" in layout else 2,
         checkpointing="checkpointing" in layout,
-        passes=LearnedAtlasConfig.load({}).model.passes if "as-shipped" in layout else (1,),
+        passes=LearnedAtlasConfig.load({}).model.passes_from_nothing
+        if "as-shipped" in layout
+        else (1,),
     ).to(device)
     network.train()
     if "compiled" in layout:

@@ -18,7 +18,12 @@ from scripts.errors import CohortError, ConfigurationError
 from scripts.metrics.tracts import covered_share, weighted_statistics
 from scripts.runtime.inside import inside
 from scripts.runtime.progress import progress_bar
-from scripts.runtime.storage import check_writable, file_hash, publish_folder
+from scripts.runtime.storage import (
+    check_replaceable,
+    check_writable,
+    file_hash,
+    publish_folder,
+)
 from scripts.runtime.tables import write_table
 from scripts.settings.tract_stats import TractStatsConfig
 from scripts.spatial.fields import read_field
@@ -63,6 +68,8 @@ class TractStatistics:
         self.subjects = settings.subjects or self._carried_subjects()
         for subject in self.subjects:
             self._check(subject)
+        inputs = [path for one in self.subjects for path in self._files(one).values()]
+        check_replaceable(self.folder, inputs=inputs)
 
     def run(self) -> Path:
         """Measure all subjects.

@@ -15,7 +15,12 @@ from scripts.applications.subject_fields import subject_field
 from scripts.errors import CohortError, ConfigurationError
 from scripts.publishing.published_atlas import PublishedAtlas, open_atlas
 from scripts.runtime.progress import progress_bar
-from scripts.runtime.storage import check_writable, file_hash, publish_folder
+from scripts.runtime.storage import (
+    check_replaceable,
+    check_writable,
+    file_hash,
+    publish_folder,
+)
 from scripts.settings.warp_streamlines import WarpStreamlinesConfig
 from scripts.spatial.field_inverse import InverseFieldTransform
 from scripts.spatial.grid import Grid
@@ -126,6 +131,9 @@ class StreamlineWarper:
                 "warp_streamlines#transforms"
             )
         self.ways = [self._way(subject, atlas) for subject in settings.subjects]
+        for way in self.ways:
+            inputs = [way.tractogram.path, *(file.path for file in way.files)]
+            check_replaceable(self.folder / way.subject, inputs=inputs)
 
     def run(self) -> Path:
         """Warp the tractograms of all subjects.

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from scipy.cluster.vq import kmeans2
 
 from scripts.atlas.components import atlas_loss
+from scripts.atlas.initial import InitialNetwork, open_initial
 from scripts.atlas.network import AtlasNetwork
 from scripts.atlas.published_model import carried_transforms, changed_parts, network_of
 from scripts.cohort import Cohort
@@ -95,6 +96,7 @@ def build_network(
     warp: Warp | None = None,
     loss: AtlasLoss | None = None,
     overrides: Mapping[str, Any] | None = None,
+    initial: InitialNetwork | None = None,
 ) -> AtlasNetwork:
     """The network that learns a cohort's atlas, with initialised templates.
 
@@ -111,10 +113,13 @@ def build_network(
         warp: see ``unet``.
         loss: of the training; None: according to the settings.
         overrides: see `config_overrides`.
+        initial: what the network starts from; None: as the settings say.
 
     Raises:
         ConfigurationError: a part can't be recorded in a model, or parts contradict each other.
     """
+    if initial is None:
+        initial = open_initial(settings, len(cohort.crop.shape))
     transforms = getattr(getattr(dataset, "transform", None), "transforms", ())
     _check_offset(transforms, settings)
     torch.manual_seed(settings.optimizer.seed)
@@ -125,6 +130,8 @@ def build_network(
         settings.loss.log_offset,
         settings.optimizer.seed,
     )
+    told = settings.as_dict()
+    told["model"]["passes"] = initial.passes
     description: dict[str, Any] = {
         "format": FORMAT,
         "cohort": cohort.identity(),
@@ -140,8 +147,10 @@ def build_network(
         "normalisation": cohort.normalisation,
         "tracts": list(cohort.tracts),
         # The number of the device isn't part of a model, and differs between processes.
-        "settings": {**settings.as_dict(), "device": torch.device(settings.device).type},
+        "settings": {**told, "device": torch.device(settings.device).type},
     }
+    if initial.described is not None:
+        description["initial"] = dict(initial.described)
     if cohort.coding is not None:
         description["covariates"] = cohort.coding.as_list()
     parts: dict[str, Any] | None = None
@@ -152,7 +161,7 @@ def build_network(
             "smoothing": smoothing,
             "warp": warp,
         }
-        changed = changed_parts(template, description["settings"], parts)
+        changed = changed_parts(template, description, parts)
         if changed:
             description["parts"] = changed
     if loss is not None:
@@ -163,7 +172,9 @@ def build_network(
         description["overrides"] = dict(overrides)
         carried, left = carried_transforms(overrides, transforms)
         description |= {"transforms": carried, "not_carried": left}
-    network = network_of(template, description, parts=parts)
+    passes = (1,) if initial.weights is None else initial.passes
+    network = network_of(template, description, passes=passes, parts=parts)
+    initial.load_into(network.unet)
     present = torch.from_numpy(cohort.mean_density > 0).float()[None]
     pool = F.max_pool3d if network.spatial_dims == 3 else F.max_pool2d
     network.set_support(pool(present, 2 * _REACH + 1, stride=1, padding=_REACH))

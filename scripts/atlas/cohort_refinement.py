@@ -54,6 +54,11 @@ class CohortRefinement:
     shrunk where they don't differ from chance (`shrunken`). Without covariates the only column is
     the constant, and the regression is the mean.
 
+    Rounds of the network come first, where asked: a velocity is then what the network finds against
+    the template as it is, without gradient steps. All of them but the last look by the coarse
+    passes alone, which are cheap and sharpen a blurred template as well. A network that needs no
+    training on the cohort makes the atlas in a few of them.
+
     Without rounds the network's velocities are used, exactly centred, and the learned template
     moves along with the centring.
 
@@ -76,6 +81,8 @@ class CohortRefinement:
         mixture_sharpness: of the soft assignment with K > 1.
         design: coded covariates ``(N, p)`` of a conditional template, with mean 0.
         window: side, in voxels, of the windows for the shrinkage of slopes.
+        network_rounds: how often the network alone registers everybody, before the other rounds.
+        final_lr: size of a round's last step, to which it falls; None: it stays.
     """
 
     def __init__(
@@ -92,14 +99,18 @@ class CohortRefinement:
         mixture_sharpness: float = 50.0,
         design: np.ndarray | None = None,
         window: int = 7,
+        network_rounds: int = 0,
+        final_lr: float | None = None,
     ) -> None:
         self.network = bare(network)
         self.dataset = dataset
         self.loss = loss
         self.folder = Path(folder)
-        self.rounds = rounds
+        self.network_rounds = network_rounds
+        self.rounds = network_rounds + rounds
         self.iterations = iterations
         self.lr = lr
+        self.final_lr = final_lr
         self.dtype = dtype
         self.device = torch.device(device)
         self.mixture_sharpness = mixture_sharpness
@@ -119,7 +130,8 @@ class CohortRefinement:
         """Centre, refine, and leave the network with its final template; resumes automatically."""
         self.network.eval()
         if not self._load():
-            self._centre_network(uncentred=True)
+            if self.network_rounds == 0:
+                self._centre_network(uncentred=True)
             self.save()
         if self.round < self.rounds:
             own = len(share(len(self.dataset)))
@@ -169,10 +181,19 @@ class CohortRefinement:
         """Final velocity of a subject to a template: refined if available, else the network's."""
         if self.round and template == self.home(index):
             return self._stored(self.round - 1, index) - self.offset[template]
-        return estimate_velocity(
-            self.network, self.image(index), self.dtype, template,
-            covariates=self.covariates(index),
-        )  # fmt: skip
+        return self._network_velocity(index, template)
+
+    def _network_velocity(self, index: int, template: int, coarse: bool = False) -> torch.Tensor:
+        """What the network finds of a subject, by all its passes or by the coarse ones alone."""
+        network, passes = self.network, self.network.passes
+        if coarse:
+            network.passes = tuple(factor for factor in passes if factor > 1) or passes
+        try:
+            return estimate_velocity(
+                network, self.image(index), self.dtype, template, covariates=self.covariates(index)
+            )
+        finally:
+            network.passes = passes
 
     def covariates(self, index: int) -> torch.Tensor | None:
         """A subject's coded covariates ``(1, p)``; None for an unconditional template."""
@@ -181,6 +202,8 @@ class CohortRefinement:
     # -- pieces ----------------------------------------------------------------------------
 
     def _run_round(self, bar: tqdm) -> None:
+        if self.round < self.network_rounds and self.network.n_templates > 1:
+            self._assign()
         total = torch.zeros((), dtype=torch.float64)
         for index in share(len(self.dataset)):
             loss = self._refine_subject(index)
@@ -196,7 +219,9 @@ class CohortRefinement:
         if self.design is not None:
             self._update_velocity_slopes(self.round)
         self._update_template(self.round)
-        if self.round + 1 == self.rounds:
+        if self.round + 1 == self.rounds == self.network_rounds:
+            self.network.mean_velocity += self.offset  # of what the network alone found
+        elif self.round + 1 == self.rounds:
             self.recentre()
         self.round += 1
         self.save()
@@ -259,14 +284,19 @@ class CohortRefinement:
                 return float(load_checkpoint(path)["loss"])
             except CheckpointError as error:
                 logger.warning("%s; it is made again", error)
-        home = self.home(index)
-        start = self.velocity(index, home)
+        home, network = self.home(index), self.network
+        alone = self.round < self.network_rounds
+        if alone:
+            start = self._network_velocity(index, home, coarse=self.round + 1 < self.network_rounds)
+        else:
+            start = self.velocity(index, home)
         with torch.enable_grad():
             found, loss = refine_velocity(
-                self.network, self.loss, self.image(index), start,
-                self.iterations, self.lr, home, self.covariates(index),
+                network, self.loss, self.image(index), start,
+                0 if alone else self.iterations, self.lr, home, self.covariates(index),
+                self.final_lr,
             )  # fmt: skip
-        found = unfolded_velocity(self.network, found)
+        found = unfolded_velocity(network, found)
         save_checkpoint({"velocity": found[0].cpu(), "loss": loss}, path)
         return loss
 
@@ -366,9 +396,7 @@ class CohortRefinement:
         newest = len(self.history) - 1
         for index in share(len(self.dataset)):
             home = self.home(index)
-            found = estimate_velocity(
-                network, self.image(index), self.dtype, home, covariates=self.covariates(index)
-            )
+            found = self._network_velocity(index, home)
             refined = self._stored(newest, index) - self.offset[home]
             shift[home] += (found - refined)[0]
             count[home] += 1

@@ -314,8 +314,10 @@ def cohort_refinement(
         loss,
         folder,
         rounds=settings.refine.rounds,
+        network_rounds=settings.refine.network_rounds,
         iterations=settings.refine.iterations,
         lr=settings.refine.lr,
+        final_lr=settings.refine.final_lr,
         dtype=settings.dtype,
         device=torch.device(settings.device),
         mixture_sharpness=settings.model.mixture_sharpness,
@@ -344,7 +346,7 @@ def network_fine_tuning(
         epochs=settings.refine.network_epochs,
         lr=settings.refine.network_lr,
         gradient_clip=optimizer.gradient_clip,
-        passes=settings.model.passes,
+        passes=None if settings.model.initial else settings.model.passes_from_nothing,
     )
 
 

@@ -48,7 +48,7 @@ class NetworkFineTuning:
         epochs: number of epochs; 0: nothing is done.
         lr: highest learning rate.
         gradient_clip: largest norm of the gradient.
-        passes: of the network from now on.
+        passes: of the network from now on; None: those that it knows.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class NetworkFineTuning:
         epochs: int = 0,
         lr: float = 1.5e-3,
         gradient_clip: float = 1.0,
-        passes: Sequence[int] = (1,),
+        passes: Sequence[int] | None = (1,),
     ) -> None:
         self.refinement = refinement
         self.network = refinement.network
@@ -68,7 +68,7 @@ class NetworkFineTuning:
         self.epochs = epochs
         self.lr = lr
         self.gradient_clip = gradient_clip
-        self.passes = tuple(passes)
+        self.passes = self.network.passes if passes is None else tuple(passes)
         self.parameters = list(self.network.unet.parameters())
         self.optimizer = torch.optim.Adam(self.parameters, lr=lr)
         self.losses: list[float] = []  # epoch means

@@ -20,6 +20,7 @@ __all__ = ["require_usable"]
 
 _MOST_VOXELS = 1 << 32
 _Sizes = Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=2, max_length=3)]
+_Features = Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1)]
 _Places = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=2, max_length=3)]
 
 
@@ -54,6 +55,16 @@ class _Covariate(Part):
     shares: list[float] = Field(default_factory=list)
 
 
+class _Initial(Part):
+    name: str
+    sha256: str
+    inputs: Literal["images", "forces"]
+    enc_features: _Features
+    dec_features: _Features
+    field_resolution: Literal[1, 2, 4]
+    passes: Annotated[list[Literal[1, 2, 4, 8]], Field(min_length=1, max_length=8)]
+
+
 class _Described(Part):
     cohort: str
     trained_on: list[str] = Field(default_factory=list)
@@ -65,6 +76,7 @@ class _Described(Part):
     covariates: list[_Covariate] | None = None
     transforms: dict[str, dict[str, Any]] = Field(default_factory=dict)
     not_carried: list[str] = Field(default_factory=list)
+    initial: _Initial | None = None
     parts: dict[str, dict[str, Any]] = Field(default_factory=dict)
     loss: dict[str, Any] = Field(default_factory=dict)
 
@@ -99,7 +111,8 @@ def require_usable(description: Mapping[str, Any], weights: Mapping[str, Any]) -
         raise ValueError(f"the template has shape {list(template.shape)}, its settings {expected}")
     # Layers are built before weights are loaded: sizes without any weight might exceed the memory.
     sizes = {n for one in weights.values() if isinstance(one, torch.Tensor) for n in one.shape}
-    made = {**settings.model.model_dump(), **found.parts.get("unet", {})}
+    initial = {} if found.initial is None else found.initial.model_dump()
+    made = {**settings.model.model_dump(), **initial, **found.parts.get("unet", {})}
     features = [*made["enc_features"], *made["dec_features"]]
     beyond = [n for n in features if n not in sizes]
     if beyond or len(features) > len(weights):

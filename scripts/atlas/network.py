@@ -13,8 +13,10 @@ from monai.utils import convert_to_dst_type
 from torch import nn
 
 from scripts.networks.described import DescribedNetwork, description_in
-from scripts.networks.grids import averaged, enlarge, reduced_shape
+from scripts.networks.grids import reduced_shape
 from scripts.networks.integration import VelocityIntegration
+from scripts.networks.pair_inputs import PairForces
+from scripts.networks.passes import PairLooks
 from scripts.networks.smoothing import GaussianSmoothing
 from scripts.networks.unet import RegistrationUNet
 from scripts.spatial.warp import Warp
@@ -72,6 +74,8 @@ class AtlasNetwork(DescribedNetwork):
             normalisation...); see `DescribedNetwork`.
         covariates: p, columns that the template depends on; 0: an unconditional template.
         passes: for each pass of the U-Net the factor by which the pair is averaged, powers of 2.
+        inputs: what the U-Net is shown of a pair: both ``images``, channel by channel, or
+            ``forces``, see `PairForces`, of all channels together.
         unet: replaces one with the features above; its field has a grid reduced by
             ``field_resolution``, in voxels of the full one.
         integration: replaces one with ``int_steps``.
@@ -100,6 +104,7 @@ class AtlasNetwork(DescribedNetwork):
         description: Mapping[str, Any] | None = None,
         covariates: int = 0,
         passes: Sequence[int] = (1,),
+        inputs: str = "images",
         unet: RegistrationUNet | None = None,
         integration: VelocityIntegration | None = None,
         smoothing: GaussianSmoothing | None = None,
@@ -131,9 +136,10 @@ class AtlasNetwork(DescribedNetwork):
             self.register_buffer(
                 "velocity_slopes", torch.zeros(covariates, self.spatial_dims, *self.reduced)
             )
+        self.forces = PairForces() if inputs == "forces" else None
         self.unet = unet or RegistrationUNet(
             self.spatial_dims,
-            2 * self.channels,
+            2 * self.channels if self.forces is None else PairForces.channels(self.spatial_dims),
             enc_features,
             dec_features,
             factor=field_resolution,
@@ -233,37 +239,34 @@ class AtlasNetwork(DescribedNetwork):
         Returns:
             ``(B, d, *reduced)`` in voxels of the full grid, float32.
         """
-        fixed = self.template[template].expand(image.shape[0], *image.shape[1:])
+        moving = self.template[template].expand(image.shape[0], *image.shape[1:])
         if covariates is not None:
-            fixed = log_density_of(self.template_density(covariates), self.log_offset)
-        velocity = self._look(fixed, image, self.passes[0])
-        for factor in self.passes[1:]:
-            velocity = velocity + self._look(fixed, image, factor, velocity)
+            moving = log_density_of(self.template_density(covariates), self.log_offset)
+        velocity = self._looks(moving, image).run(self.passes)[-1]
         if self.training:
             return velocity
         velocity = velocity - self.mean_velocity[template]
         return velocity if covariates is None else velocity + self.covariate_velocity(covariates)
 
-    def _look(
-        self,
-        fixed: torch.Tensor,
-        image: torch.Tensor,
-        factor: int,
-        velocity: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """Output of one pass for the velocity so far, both ``(B, d, *reduced)``."""
-        with torch.autocast(image.device.type, enabled=False):
-            seen = averaged(fixed, factor)
-            if velocity is not None:
-                move = self.integration(velocity, self.shape, factor, rough=True)
-                seen = self.warp(seen, move if factor == 1 else move / factor)
-            # Joined directly in channels-last order.
-            pair = torch.cat([x.movedim(1, -1) for x in (seen, averaged(image, factor))], dim=-1)
-            pair = pair.mul_(self.input_scale).movedim(-1, 1)
-        if self.spatial_dims == 2:
-            pair = pair.contiguous()
-        field = self.unet(pair).float().contiguous()
-        return self.smoothing(enlarge(field, self.reduced, factor) * factor)
+    def _looks(self, moving: torch.Tensor, image: torch.Tensor) -> PairLooks:
+        """Template and images as the U-Net is shown them."""
+        scale: torch.Tensor = self.input_scale
+        if self.forces is not None:
+            with torch.no_grad():
+                moving, image = self._in_all(moving), self._in_all(image)
+                axes = list(range(1, moving.dim()))
+                scale = moving.amax(axes, keepdim=True).clamp_min(1e-6).reciprocal()
+        return PairLooks(
+            self.unet, self.smoothing, self.integration, self.warp, moving, image, scale,
+            self.forces,
+        )  # fmt: skip
+
+    def _in_all(self, log_density: torch.Tensor) -> torch.Tensor:
+        """The log density of all channels together, ``(B, 1, *shape)``."""
+        if self.channels == 1:
+            return log_density
+        density = density_of(log_density, self.log_offset).sum(1, keepdim=True)
+        return log_density_of(density, self.log_offset)
 
     def displacement(self, velocity: torch.Tensor) -> torch.Tensor:
         """Forward displacement ``(B, d, *shape)`` of a velocity."""

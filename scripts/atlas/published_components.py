@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -24,6 +25,7 @@ from scripts.atlas.published_model import (
     published_transforms,
 )
 from scripts.atlas.resources import output_bytes, registration_bytes
+from scripts.atlas.template_network import DEMO_TEMPLATE, template_network
 from scripts.cohort import (
     Cohort,
     NewSubjects,
@@ -61,7 +63,11 @@ logger = logging.getLogger(__name__)
 
 
 def open_network(
-    path: str | Path, settings: LearnedAtlasConfig, written: Sequence[str | Path] = ()
+    path: str | Path,
+    settings: LearnedAtlasConfig,
+    written: Sequence[str | Path] = (),
+    template: str | Path | None = None,
+    untrained: str | Path | None = None,
 ) -> AtlasNetwork:
     """Load the network of a published model, ``<ckpt_dir>/model.pt``; see `opened`.
 
@@ -71,12 +77,29 @@ def open_network(
         path: of the model.
         settings: of the job; the others come from the model.
         written: folders that the run will write to.
+        template: a map in place of a model; see `template_network`.
+        untrained: path of the model in whose place, where nothing was trained yet, the demo
+            cohort's template stands; None: a missing model is an error.
 
     Raises:
         CheckpointError: see `published_network`.
     """
-    network = opened(published_network, path, settings.device, settings.key("device"), written)
-    if "model.passes" in settings.by_path(given_only=True):
+    load: Callable[[str | Path], AtlasNetwork] = published_network
+    stands_in = False
+    if template is None and untrained is not None:
+        same = Path(path).absolute() == Path(untrained).absolute()
+        if same and not os.path.lexists(path):
+            template, stands_in = DEMO_TEMPLATE, True
+            logger.warning(
+                "nothing was trained yet (no %s): subjects are registered to the template of the "
+                "demo cohort; train your own, or give a map by --template",
+                path,
+            )
+    if template is not None:
+        load = partial(template_network, asked=settings, whole_grid=stands_in)
+        path = template
+    network = opened(load, path, settings.device, settings.key("device"), written)
+    if settings.model.passes and "model.passes" in settings.by_path(given_only=True):
         network.passes = tuple(settings.model.passes)
     return network
 
@@ -175,6 +198,8 @@ def published_history(network: AtlasNetwork, state: RunState) -> LossHistory | N
     if not state.belongs_to(weights_identity(network)):
         return None
     history = LossHistory()
+    if not state.training.exists():  # there was no epoch
+        return history
     history.epochs = [dict(epoch) for epoch in load_checkpoint(state.training)["history"]]
     return history
 

@@ -19,6 +19,7 @@ from scripts.cohort import CovariateCoding
 from scripts.errors import CheckpointError, ConfigurationError
 from scripts.networks.described import description_in, load_described
 from scripts.networks.integration import VelocityIntegration
+from scripts.networks.pair_inputs import PairForces
 from scripts.networks.smoothing import GaussianSmoothing
 from scripts.networks.unet import RegistrationUNet
 from scripts.settings.atlas import LearnedAtlasConfig
@@ -93,20 +94,26 @@ _PARTS: dict[str, type[torch.nn.Module]] = {
 
 
 def part_arguments(
-    template: np.ndarray | torch.Tensor, settings: Mapping[str, Any]
+    template: np.ndarray | torch.Tensor, description: Mapping[str, Any]
 ) -> dict[str, dict[str, Any]]:
-    """The parts that the settings alone give; the ``arguments`` of a part describe it.
+    """What settings and initial network alone make of each part.
+
+    A part's own ``arguments`` say what it is.
 
     Args:
         template: ``(K, C, *shape)``.
-        settings: from a model's description.
+        description: of a model; its ``initial`` network, where it had one, goes before the
+            settings.
     """
-    model = settings["model"]
-    factor = model["field_resolution"]
+    model = {**description["settings"]["model"], **description.get("initial", {})}
+    factor, spatial_dims = model["field_resolution"], template.ndim - 2
+    shown = 2 * template.shape[1]
+    if model.get("inputs") == "forces":
+        shown = PairForces.channels(spatial_dims)
     return {
         "unet": {
-            "spatial_dims": template.ndim - 2,
-            "in_channels": 2 * template.shape[1],
+            "spatial_dims": spatial_dims,
+            "in_channels": shown,
             "enc_features": list(model["enc_features"]),
             "dec_features": list(model["dec_features"]),
             "factor": factor,
@@ -120,17 +127,17 @@ def part_arguments(
 
 def changed_parts(
     template: np.ndarray | torch.Tensor,
-    settings: Mapping[str, Any],
+    description: Mapping[str, Any],
     parts: Mapping[str, torch.nn.Module],
 ) -> dict[str, dict[str, Any]]:
-    """Arguments of given parts that differ from the settings, for the model's description.
+    """Arguments of ready parts that the description lacks: settings and initial network alone.
 
     Raises:
         ConfigurationError: a part has another class, which a model file can't contain, or doesn't
             match the others.
     """
     found: dict[str, dict[str, Any]] = {}
-    for name, alone in part_arguments(template, settings).items():
+    for name, alone in part_arguments(template, description).items():
         part, kind = parts[name], _PARTS[name]
         if type(part) is not kind:
             raise ConfigurationError(
@@ -172,7 +179,7 @@ def network_of(
     coding = _coding(description)
     if parts is None:
         told = description.get("parts", {})
-        arguments = part_arguments(template, description["settings"])
+        arguments = part_arguments(template, description)
         parts = {
             name: part(**{**arguments[name], **told.get(name, {})}) for name, part in _PARTS.items()
         }
@@ -183,19 +190,26 @@ def network_of(
         description=description,
         covariates=0 if coding is None else len(coding.columns),
         passes=passes,
+        inputs=description.get("initial", {}).get("inputs", "images"),
         **parts,
     )
 
 
 def _published(weights: Mapping[str, Any], description: dict[str, Any]) -> AtlasNetwork:
     require_usable(description, weights)
-    passes = _trained_passes(description["settings"])
+    passes = _trained_passes(description)
     template = weights["template"].cpu()
     return network_of(template, description, PublishedNetwork, passes)
 
 
-def _trained_passes(settings: Mapping[str, Any]) -> list[int]:
-    """The passes of a finished network: only the last epochs train more than one."""
+def _trained_passes(description: Mapping[str, Any]) -> list[int]:
+    """The passes of a finished network: only the last epochs teach it more than one.
+
+    An initial network knows its own from the start.
+    """
+    settings = description["settings"]
+    if "initial" in description:
+        return description["initial"]["passes"]
     if settings["refine"].get("network_epochs", 0) == 0:
         return _ONE_PASS
     return settings["model"].get("passes", _ONE_PASS)

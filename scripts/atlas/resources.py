@@ -58,7 +58,7 @@ def checkpoint_bytes(cohort: Cohort, settings: LearnedAtlasConfig) -> dict[str, 
     for features in (*model.enc_features, *model.dec_features, d):
         weights += (3**d * (below + widest) + 1) * features
         below = features
-    rounds = min(2, settings.refine.rounds)
+    rounds = min(2, settings.refine.network_rounds + settings.refine.rounds)
     trained = 2 if settings.refine.network_epochs else 1
     cached = n * model.channels * box if settings.cohort.cache == "disk" else 0
     return {

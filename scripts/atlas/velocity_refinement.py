@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from scripts.atlas.network import AtlasNetwork
@@ -19,6 +21,7 @@ def refine_velocity(
     lr: float = 0.3,
     template: int = 0,
     covariates: torch.Tensor | None = None,
+    final_lr: float | None = None,
 ) -> tuple[torch.Tensor, float]:
     """Gradient descent (Adam) on an addition to the velocity, with the losses of the training.
 
@@ -36,6 +39,7 @@ def refine_velocity(
         lr: step size in voxels.
         template: index of the template.
         covariates: coded, ``(1, p)``, of a conditional template.
+        final_lr: size of the last step, to which it falls as a cosine; None: it stays.
 
     Returns:
         The velocity and its loss.
@@ -56,6 +60,9 @@ def refine_velocity(
         if value < best_loss:
             best, best_loss = current.detach().clone(), value
         if not last:
+            if final_lr is not None:
+                part = (1 + math.cos(math.pi * step / max(1, iterations - 1))) / 2
+                optimizer.param_groups[0]["lr"] = final_lr + (lr - final_lr) * part
             (rough.grad,) = torch.autograd.grad(total, rough)
             optimizer.step()
     return best, best_loss

@@ -132,7 +132,9 @@ class LearnedAtlasOptimizerConfig(Section):
     key_path: ClassVar[str] = "learned_atlas.optimizer"
 
     lr: Number = setting(1e-4, "Adam's learning rate for the network.", gt=0)
-    epochs: Integer = setting(50, "Passes over the cohort.", ge=1)
+    epochs: Integer = setting(
+        50, "Passes over the cohort; 0: template and network aren't trained.", ge=0
+    )
     batch_size: Integer = setting(2, "Subjects per step.", ge=1)
     seed: Integer = setting(0, "Seed of every random choice.", ge=0)
     template_lr_ratio: Number = setting(
@@ -161,9 +163,22 @@ class LearnedAtlasRefineConfig(Section):
 
     key_path: ClassVar[str] = "learned_atlas.refine"
 
+    network_rounds: Integer = setting(
+        0,
+        "Rounds, before those of `rounds`, in which the network alone registers every subject and "
+        "the template is made anew of all of them; all but the last with the network's coarse "
+        "passes alone. For a network that needs no training on the cohort (model.initial).",
+        ge=0,
+    )
     rounds: Integer = setting(0, "Rounds of refinement over the cohort; 0: none.", ge=0)
     iterations: Integer = setting(10, "Gradient steps per subject in a round.", ge=1)
     lr: Number = setting(0.3, "Learning rate of the refined velocities.", gt=0)
+    final_lr: Number | None = setting(
+        None,
+        "Learning rate of the last step of a round, to which it falls as a cosine; fewer steps "
+        "then suffice. Null: it stays as it is.",
+        ge=0,
+    )
     network_epochs: Integer = setting(
         0,
         "Epochs in which only the network is trained further, with the template of the rounds, so "

@@ -14,6 +14,7 @@ from scripts.settings.section import (
     Section,
     Size,
     Sizes,
+    Text,
     Texts,
     check_names,
     setting,
@@ -101,12 +102,21 @@ class LearnedAtlasModelConfig(Section):
         "The field is predicted and integrated at 1/this of the grid's resolution.",
         "1, 2 or 4; 4 needs at least two levels in enc_features",
     )
-    passes: Sizes = setting(
-        [2, 1, 1],
-        "Passes of the network over a pair, used once refine.network_epochs has trained more than "
-        "one. Each gets the template as warped so far and the subject, both averaged by its "
-        "factor, and adds to the velocity.",
-        "a non-empty list of 1, 2, 4 and 8, at most 8 of them",
+    initial: Text | None = setting(
+        None,
+        "The network that the cohort's starts from: `shipped`, the one that came with the bundle "
+        "and registers cohorts it has never seen; the file of a model (model.pt, or what "
+        "configs/train_registration.yaml leaves), whose U-Net is taken; null, random weights. "
+        "Such a network brings its own features.",
+        "null, shipped, or the path of a .pt file",
+    )
+    passes: Sizes | None = setting(
+        None,
+        "Passes of the network over a pair. Each gets the template as warped so far and the "
+        "subject, both averaged by its factor, and adds to the velocity. Null: those of the "
+        "initial network ([4, 2, 1, 1] of the shipped one); without one [2, 1, 1], used once "
+        "refine.network_epochs has trained more than one.",
+        "null or a non-empty list of 1, 2, 4 and 8, at most 8 of them",
     )
     velocity_smoothing: Number = setting(
         3.0,
@@ -144,9 +154,23 @@ class LearnedAtlasModelConfig(Section):
     _features = field_validator("enc_features", "dec_features")(check_features)
     _decoder = field_validator("dec_features")(check_decoder)
 
+    @property
+    def passes_from_nothing(self) -> list[int]:
+        """The looks of a network that learns from random weights."""
+        return self.passes or [2, 1, 1]
+
+    @field_validator("initial")
+    @classmethod
+    def _check_initial(cls, name: str | None) -> str | None:
+        if name is not None and name != "shipped" and not name.endswith(".pt"):
+            raise ValueError("is none of them")
+        return name
+
     @field_validator("passes")
     @classmethod
-    def _check_passes(cls, factors: list[int]) -> list[int]:
+    def _check_passes(cls, factors: list[int] | None) -> list[int] | None:
+        if factors is None:
+            return None
         if not 1 <= len(factors) <= 8:
             raise ValueError(f"has {len(factors)} entries")
         for factor in factors:

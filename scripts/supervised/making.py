@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from scripts.errors import StorageError
 from scripts.runtime.lock import locked_folders
 from scripts.runtime.progress import progress_bar
 from scripts.runtime.storage import check_writable
@@ -26,6 +29,8 @@ __all__ = ["PairMaker", "store_path"]
 
 logger = logging.getLogger(__name__)
 
+_NAME, _KIND = "tract_density_atlas", "pairs"
+
 
 def store_path(output: str | Path) -> Path:
     """``<output>.h5``.
@@ -36,6 +41,29 @@ def store_path(output: str | Path) -> Path:
     """
     path = Path(output)
     return path if path.suffix == ".h5" else path.with_name(f"{path.name}.h5")
+
+
+def _check_replaceable(path: Path, settings: MakePairsConfig) -> None:
+    """Refuse to write over a file that isn't a store of this bundle, or over what is read.
+
+    Raises:
+        StorageError: naming the file.
+    """
+    if not os.path.lexists(path):
+        return
+    if any(path.resolve() == Path(one).resolve() for one in settings.reference):
+        raise StorageError(f"{path}: is read by this job; choose another output")
+    try:
+        with h5py.File(path, "r", locking="best-effort") as file:
+            about = json.loads(str(file.attrs["about"]))
+        ours = about["name"] == _NAME and about["kind"] == _KIND
+    except (OSError, KeyError, ValueError, TypeError, RuntimeError):
+        ours = False
+    if not ours:
+        raise StorageError(
+            f"{path}: is there already, and isn't a store that make-pairs made; choose another "
+            "output, or remove it"
+        )
 
 
 class _Pairs(Dataset[tuple[SourcePair, MadePair]]):
@@ -76,6 +104,7 @@ class PairMaker:
         self.settings = settings
         self.path = store_path(output)
         check_writable(self.path.parent)
+        _check_replaceable(self.path, settings)
         self.source: ImageSource | StoreSource | AtlasSource
         self.generator: PairGenerator | None = None
         if settings.atlas_dir is not None:
@@ -99,9 +128,7 @@ class PairMaker:
         Raises:
             StorageError: it can't be written.
         """
-        about = json.dumps(
-            {"name": "tract_density_atlas", "kind": "pairs", "settings": self.settings.as_dict()}
-        )
+        about = json.dumps({"name": _NAME, "kind": _KIND, "settings": self.settings.as_dict()})
         loader = DataLoader(
             _Pairs(self.source, self.generator, self.order),
             batch_size=None,

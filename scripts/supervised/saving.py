@@ -13,6 +13,7 @@ from scripts.errors import CheckpointError, CohortError, StorageError
 from scripts.networks.checkpoint import load_checkpoint
 from scripts.networks.described import FORMAT, description_in
 from scripts.runtime.input_files import read_json
+from scripts.runtime.ownership import MARK
 from scripts.runtime.storage import publish_folder, write_whole
 from scripts.settings.train_fields import NETWORKS, TrainFieldsConfig, TrainFieldsModelConfig
 from scripts.supervised.field_network import STANDARDISATION, FieldNetwork
@@ -180,7 +181,7 @@ def save_field_network(
             },
             staged,
         )
-    for name in ("network.json", "weights.pt"):
+    for name in ("network.json", "weights.pt", MARK):
         (folder / name).unlink(missing_ok=True)
     if folder.is_dir() and not any(folder.iterdir()):
         folder.rmdir()

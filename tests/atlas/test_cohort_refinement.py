@@ -12,6 +12,7 @@ import torch
 from scripts.atlas.cohort_refinement import CohortRefinement
 from scripts.atlas.network import AtlasNetwork, density_of
 from scripts.errors import CheckpointError
+from scripts.spatial.jacobian import jacobian_determinant
 from scripts.spatial.warp import warp
 
 ROUNDS: dict[str, Any] = {"rounds": 2, "iterations": 3}
@@ -343,3 +344,85 @@ def test_a_finished_refinement_is_restored_without_writing(
     (Path(done.folder) / "state.pt").unlink()
     with pytest.raises(CheckpointError, match=r"state\.pt"):
         refinement(make_training(), **ROUNDS).restore()
+
+
+# -- rounds of the network alone -------------------------------------------------------------
+
+
+def test_the_network_alone_makes_centred_fields_and_the_template_of_all(
+    make_training: Callable[..., Any],
+) -> None:
+    training = make_training(made_of={"spread": 2.0})
+    network = training.network
+    moving(network)
+    with torch.no_grad():
+        network.unet.field.weight.mul_(200)  # so that subjects differ by a tenth of a voxel
+    network.passes = (2, 1)
+    seen: list[tuple[int, ...]] = []
+    estimate = network.velocity
+
+    def watched(*arguments: Any) -> torch.Tensor:
+        seen.append(network.passes)
+        return estimate(*arguments)
+
+    network.velocity = watched
+    found = refinement(training, network_rounds=3)
+    found.run()
+    count = len(training.dataset)
+    assert seen[: 3 * count] == [(2,)] * (2 * count) + [(2, 1)] * count
+    assert network.passes == (2, 1)
+    velocities = final_velocities(found)
+    assert spread(velocities) > 0.05
+    assert spread(velocities.mean(0)) < 1e-5
+    # The template is the least-squares fit to everybody, moved by these fields.
+    total = weight = torch.zeros(())
+    for index, velocity in enumerate(velocities):
+        _, inverse = network.displacements(velocity[None])
+        size = jacobian_determinant(inverse[0]).clamp_min(0)
+        density = density_of(found.image(index), network.log_offset)
+        total, weight = total + size * warp(density, inverse)[0], weight + size
+    expected = total / weight.clamp_min(1e-6) * network.support[0]
+    torch.testing.assert_close(network.template_density()[0], expected, atol=1e-6, rtol=1e-3)
+
+
+def test_the_network_of_rounds_alone_is_left_centred(make_training: Callable[..., Any]) -> None:
+    training = make_training(made_of={"spread": 2.0})
+    network = training.network
+    with torch.no_grad():  # whoever it is, it finds the same move
+        network.unet.field.weight.zero_()
+        network.unet.field.bias.copy_(torch.tensor([1.5, -0.5, 0.25]))
+    found = refinement(training, network_rounds=2)
+    found.run()
+    assert spread(final_velocities(found)) < 1e-6
+    assert spread(network.velocity(found.image(0))) < 1e-6
+
+
+@pytest.mark.parametrize("n_templates", [1, 2])
+def test_a_cut_in_rounds_of_the_network_leaves_no_trace(
+    make_training: Callable[..., Any], n_templates: int
+) -> None:
+    def made(folder: str) -> CohortRefinement:
+        training = make_training(made_of={"spread": 2.0}, model={"n_templates": n_templates})
+        moving(training.network)
+        return refinement(training, folder, network_rounds=2, **ROUNDS)
+
+    whole = made("whole")
+    whole.run()
+    cut = made("cut")
+    refine, done = cut._refine_subject, []
+
+    def stopping(index: int) -> float:
+        if len(done) == len(cut.dataset) + 1:
+            raise KeyboardInterrupt
+        done.append(index)
+        return refine(index)
+
+    cut._refine_subject = stopping  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        cut.run()
+    resumed = made("cut")
+    resumed.run()
+    assert len(resumed.history) == 4
+    assert torch.equal(resumed.network.template, whole.network.template)
+    assert torch.equal(final_velocities(resumed), final_velocities(whole))
+    assert torch.equal(resumed.assignment, whole.assignment)

@@ -16,6 +16,7 @@ from scripts.settings.atlas import LearnedAtlasConfig
 def network(make_network):
     return make_network(
         cohort={"layout": "flat"}, save_fields=False, optimizer={"epochs": 7},
+        model={"passes": [2, 1, 1]},
         refine={"network_epochs": 5},
     )  # fmt: skip
 
@@ -24,6 +25,7 @@ def test_what_isnt_asked_for_is_the_trainings(network, make_settings):
     found = published_settings(network, LearnedAtlasConfig.load({"device": "cpu"}))
     trained = make_settings(
         cohort={"layout": "flat"}, save_fields=False, optimizer={"epochs": 7},
+        model={"passes": [2, 1, 1]},
         refine={"network_epochs": 5},
     )  # fmt: skip
     assert found == trained

@@ -277,7 +277,7 @@ def test_demo_becomes_the_training_run(prepared, monkeypatch):
     assert folder == ROOT
     assert python == str(ROOT / ".venv" / "bin" / "python")
     assert " ".join(arguments[1:]) == (
-        "-m monai.bundle run training --config_file configs/train.yaml "
+        "-m monai.bundle run training --config_file ['configs/train.yaml','configs/build.yaml'] "
         "--learned_atlas#optimizer#epochs 2"
     )
     assert "PYTHONPATH" not in variables

@@ -14,6 +14,7 @@ import pytest
 from scipy.io import savemat
 from scipy.ndimage import map_coordinates
 
+from scripts.runtime.ownership import MARK
 from scripts.spatial.fields import field_names
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -57,7 +58,7 @@ def test_every_subject_gets_the_five_maps_as_itk_would_warp_them(trained, run_bu
     assert sorted(path.name for path in tmp_path.iterdir()) == names
     for name in names:
         folder = tmp_path / name / "atlas_in_patient_space"
-        assert {path.name for path in folder.iterdir()} == {*MAPS, "carried.json"}
+        assert {path.name for path in folder.iterdir()} == {*MAPS, "carried.json", MARK}
         field = trained.atlas / "fields" / field_names(name)[1]
         for one in MAPS:
             atlas, carried = values(trained.atlas / one), values(folder / one)

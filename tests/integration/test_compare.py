@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from scipy.ndimage import map_coordinates
 
+from scripts.runtime.ownership import MARK
 from scripts.spatial.fields import field_names, read_field
 
 RUN = Path("tractography/probtrackx2/whole_brain/warped_streamlines")
@@ -48,7 +49,7 @@ def test_metrics_table_sweep_and_plot(demo_cohort, carried, run_bundle, tmp_path
     folder = tmp_path / "tract_similarity"
     names = [f"sub-{number:02d}" for number in range(1, 6)]
     assert sorted(p.name for p in folder.iterdir()) == sorted(
-        ["cohort.csv", *names, "sweep.json", "sweep.png"]
+        [MARK, "cohort.csv", *names, "sweep.json", "sweep.png"]
     )
     with (folder / "cohort.csv").open(encoding="utf-8") as file:
         rows = {row["subject"]: row for row in csv.DictReader(file)}

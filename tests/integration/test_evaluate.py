@@ -15,6 +15,7 @@ import pytest
 from monai.bundle import ConfigWorkflow
 
 from scripts.metrics import dice, log_density_correlation
+from scripts.runtime.ownership import MARK
 
 ROOT = Path(__file__).resolve().parents[2]
 RUN = Path("tractography/probtrackx2/whole_brain/warped_streamlines")
@@ -35,7 +36,8 @@ def test_measures_agree_with_what_registering_writes(trained, run_bundle, tmp_pa
     assert other.returncode == 0, other.stderr
 
     folder = tmp_path / "evaluation"
-    assert sorted(path.name for path in folder.iterdir()) == ["evaluation.csv", "evaluation.json"]
+    names = {path.name for path in folder.iterdir()}
+    assert names == {"evaluation.csv", "evaluation.json", MARK}
     about = json.loads((folder / "evaluation.json").read_text())
     (row,) = about["subjects"]
     registered = json.loads((tmp_path / "registered/sub-06/registration.json").read_text())

@@ -69,12 +69,12 @@ def unpacked(archive, tmp_path_factory) -> Path:
 def test_it_holds_the_bundle_and_nothing_else(unpacked, trained):
     assert unpacked.name == NAME
     assert {path.name for path in unpacked.iterdir()} == {
-        "LICENSE", "configs", "docs", "models", "scripts",
+        "LICENSE", "bundle", "configs", "docs", "models", "scripts",
     }  # fmt: skip
     files = {p.relative_to(unpacked).as_posix() for p in unpacked.rglob("*") if p.is_file()}
     ours = {
         path.relative_to(ROOT).as_posix()
-        for folder in ("scripts", "configs", "docs")
+        for folder in ("bundle/weights", "scripts", "configs", "docs")
         for path in (ROOT / folder).rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
     }

@@ -16,6 +16,7 @@ from monai.bundle import ConfigParser, ConfigWorkflow
 from scipy.ndimage import affine_transform, map_coordinates
 
 from scripts.metrics import log_density_correlation
+from scripts.runtime.ownership import MARK
 from scripts.spatial.fields import field_names
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -49,7 +50,7 @@ def close(one: np.ndarray, other: np.ndarray) -> bool:
 
 
 def published(folder: Path) -> set[str]:
-    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} - {MARK}
 
 
 def images(name: str) -> set[str]:

@@ -10,6 +10,7 @@ from scripts.atlas.components import atlas_loss
 from scripts.cohort import NewSubjects, Rejection
 from scripts.errors import CohortError, FoldingError
 from scripts.publishing.registration_writer import RegistrationWriter
+from scripts.runtime.ownership import MARK, write_mark
 
 
 @pytest.fixture
@@ -79,10 +80,12 @@ def test_a_new_registration_takes_the_place_of_the_earlier_one_and_a_failed_one_
 ):
     _, folder = write([torch.zeros(1)])
     (folder / "sub-1" / "stale").touch()
+    write_mark(folder / "sub-1")  # or it were somebody else's
     write([noise])
     assert (folder / "sub-1" / "stale").exists()
     write([torch.zeros(1)], save_fields=False)
     assert sorted(path.name for path in (folder / "sub-1").iterdir()) == [
+        MARK,
         "atlas_in_patient_space",
         "registration.json",
         "sub-1_space-template_density.json",

@@ -71,13 +71,14 @@ INTEGERS = {
     "model.channels": (1, None),
     "model.n_templates": (1, None),
     "model.int_steps": (0, 10),
-    "optimizer.epochs": (1, None),
+    "optimizer.epochs": (0, None),
     "optimizer.batch_size": (1, None),
     "optimizer.seed": (0, None),
     "optimizer.warmup_epochs": (0, None),
     "optimizer.early_stop_patience": (0, None),
     "cohort.margin": (0, None),
     "cohort.num_workers": (0, None),
+    "refine.network_rounds": (0, None),
     "refine.rounds": (0, None),
     "refine.iterations": (1, None),
     "refine.new_subject_iterations": (0, None),
@@ -362,7 +363,11 @@ BAD = [
     ],
     *[
         ("model.passes", value, "1, 2, 4 and 8")
-        for value in [[], [0], [3], [1, 16], [1] * 9, [-1], 1, "2 1", [True], [2.0], None]
+        for value in [[], [0], [3], [1, 16], [1] * 9, [-1], 1, "2 1", [True], [2.0]]
+    ],
+    *[
+        ("model.initial", value, "null, shipped, or the path of a .pt file")
+        for value in ["", "shiped", "model.onnx", 3, True, ["shipped"]]
     ],
     *[("model.field_resolution", value, "1, 2 or 4") for value in [0, 3, 8, -1, "a", True, 2.0]],
     *[
@@ -516,7 +521,7 @@ def test_one_line_per_violation():
     message = refusal(
         {
             "device": "gpu",
-            "optimizer": {"lr": -1, "epochs": 0},
+            "optimizer": {"lr": -1, "epochs": -1},
             "model": {"enc_features": [16, 0]},
             "training_space": "affine_native",
             "lr": 1,

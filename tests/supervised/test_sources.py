@@ -14,7 +14,7 @@ from small_pairs import sections
 
 from scripts.cohort import DensityMap, Subject
 from scripts.cohort.density import subject_density
-from scripts.errors import CohortError, ConfigurationError
+from scripts.errors import CohortError, ConfigurationError, StorageError
 from scripts.runtime.storage import file_hash
 from scripts.settings.make_pairs import MakePairsConfig
 from scripts.spatial.fields import field_names, read_field, write_field
@@ -169,6 +169,20 @@ def test_the_store_is_the_same_whatever_the_number_of_workers(make_store):
     with h5py.File(stores[0]) as first, h5py.File(stores[1]) as second:
         for name in first:
             np.testing.assert_array_equal(first[name][...], second[name][...])
+
+
+def test_only_a_store_of_this_bundle_is_replaced(make_store, tmp_path):
+    store = make_store()
+    assert make_store() == store
+    settings = MakePairsConfig.load({"reference": [str(store)]})
+    with pytest.raises(StorageError, match="is read by this job; choose another output"):
+        PairMaker(settings, store)
+    with h5py.File(tmp_path / "foreign.h5", "w") as file:
+        file["img"] = np.zeros(3)
+    (tmp_path / "text.h5").write_text("notes")
+    for name in ("foreign", "text"):
+        with pytest.raises(StorageError, match=rf"{name}\.h5: is there already, and isn't a store"):
+            PairMaker(settings, tmp_path / name)
 
 
 def test_an_earlier_store_is_deformed_further(make_store, tmp_path):

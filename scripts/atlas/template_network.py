@@ -1,0 +1,146 @@
+"""A network that brings subjects to any template, without a training of its own."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from scripts.atlas.initial import open_initial
+from scripts.atlas.network import AtlasNetwork
+from scripts.atlas.published_model import PublishedNetwork, network_of
+from scripts.cohort.density import check_density, density_divisor, load_density
+from scripts.errors import CheckpointError, ConfigurationError
+from scripts.networks.described import FORMAT
+from scripts.runtime.input_files import read_text
+from scripts.settings.atlas import LearnedAtlasConfig
+from scripts.spatial.grid import CropBox
+
+__all__ = ["DEMO_TEMPLATE", "template_network"]
+
+logger = logging.getLogger(__name__)
+
+DEMO_TEMPLATE = Path(__file__).resolve().parents[2] / "bundle/weights/demo/atlas_mean.nii.gz"
+"""The demo cohort's template, that came with the installation."""
+_LONGEST = 50_000_000  # bytes of an atlas.json
+# What stands in the place of a training's settings, unless the atlas beside the map or the job says
+# otherwise. A foreign map has a scale of its own, so that all maps are divided by their maximum.
+_FOREIGN: dict[str, Any] = {
+    "dtype": "bfloat16",
+    "cohort": {"normalisation": "max"},
+    "loss": {"log_offset": 0.01, "smoothness_weight": 0.7},
+}
+
+
+def template_network(
+    path: str | Path, asked: LearnedAtlasConfig, whole_grid: bool = False
+) -> AtlasNetwork:
+    """The shipped network around one map, which is its template.
+
+    A map of a published atlas (``atlas_mean.nii.gz`` with its ``atlas.json`` beside it) brings the
+    normalisation and the offset that it was made with. Any other is divided by its maximum, as the
+    subjects' maps then are, unless the job asks for another normalisation.
+
+    Args:
+        path: NIfTI file of a density or an image of one channel, not negative.
+        asked: the job's own settings.
+        whole_grid: the network works on the map's whole grid, not in the box of what it shows.
+
+    Raises:
+        CohortError: the map can't be used.
+        ConfigurationError: the settings ask for what one map can't be a template of.
+        CheckpointError: the atlas beside the map can't be read, or the shipped network can't.
+    """
+    file = Path(path)
+    loaded = load_density(file)
+    check_density(file, loaded.data)
+    values = _merged(_FOREIGN, _of_atlas(file), asked.model_dump(mode="json", exclude_unset=True))
+    model = values.setdefault("model", {})
+    model["initial"] = model.get("initial") or "shipped"
+    settings = LearnedAtlasConfig.load(values)
+    _check(settings)
+    ours = file.name == "atlas_mean.nii.gz" and (file.parent / "atlas.json").is_file()
+    method = settings.cohort.normalisation
+    divisor = 1.0
+    if not ours and method != "waytotal":  # of which a lone map has none: it is a density already
+        divisor = density_divisor(method, file, loaded.data, settings.cohort.key("normalisation"))
+    grid = loaded.grid
+    margin = max(grid.shape) if whole_grid else settings.cohort.margin
+    crop = CropBox.around(loaded.data > 0).grown(margin, grid.shape)
+    density = crop.crop(loaded.data / divisor).astype(np.float32)[None, None]
+    template = np.log1p(density / settings.loss.log_offset)
+    initial = open_initial(settings, len(grid.shape))
+    described = settings.as_dict()
+    described["model"]["passes"] = initial.passes
+    description: dict[str, Any] = {
+        "format": FORMAT,
+        "cohort": f"template {loaded.sha256}",
+        "trained_on": [],
+        "grid": {
+            **grid.as_dict(),
+            "sform_code": int(grid.header["sform_code"]),
+            "qform_code": int(grid.header["qform_code"]),
+        },
+        "crop": {"start": list(crop.start), "stop": list(crop.stop)},
+        "normalisation": method,
+        "tracts": [],
+        "settings": described,
+        "initial": dict(initial.described or {}),
+    }
+    network = network_of(template, description, PublishedNetwork, initial.passes)
+    initial.load_into(network.unet)
+    logger.info(
+        "template %s, maps normalised by %s, log_offset %g: registered by the network %s, which "
+        "was trained on generated pairs alone",
+        file,
+        method,
+        settings.loss.log_offset,
+        description["initial"].get("name"),
+    )
+    return network.eval()
+
+
+def _check(settings: LearnedAtlasConfig) -> None:
+    model = settings.model
+    for name, wanted in (("channels", 1), ("n_templates", 1), ("covariates", [])):
+        value = getattr(model, name)
+        if value != wanted:
+            raise ConfigurationError(
+                f"{model.key(name)} = {value!r}: must be {wanted!r} with a template that is one "
+                "map; train an atlas for anything else"
+            )
+
+
+def _of_atlas(file: Path) -> dict[str, Any]:
+    """What the published atlas that a map belongs to was made with; nothing of a lone map."""
+    about = file.parent / "atlas.json"
+    if file.name != "atlas_mean.nii.gz" or not about.is_file():
+        return {}
+    try:
+        said = json.loads(read_text(about, _LONGEST))
+        offset, method = said["log_offset"], said["normalisation"]
+        presence = said["presence_value"]
+        smoothness = said.get("settings", {}).get("loss", {}).get("smoothness_weight", 0.7)
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise CheckpointError(
+            f"{about}: tells nothing of the atlas that {file.name} belongs to ({error}); publish "
+            "the atlas again, or copy the map elsewhere to take it for a foreign one"
+        ) from error
+    return {
+        "presence_value": presence,
+        "cohort": {"normalisation": method},
+        "loss": {"log_offset": offset, "smoothness_weight": smoothness},
+    }
+
+
+def _merged(*blocks: dict[str, Any]) -> dict[str, Any]:
+    """Nested settings, a later block's over an earlier one's."""
+    found: dict[str, Any] = {}
+    for block in blocks:
+        for key, value in block.items():
+            both = isinstance(value, dict) and isinstance(found.get(key), dict)
+            found[key] = _merged(found[key], value) if both else value
+    return found

@@ -1,0 +1,104 @@
+"""Several looks of one network at a pair, each correcting what the earlier ones left."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from scripts.networks.grids import averaged, enlarge, reduced_shape
+from scripts.networks.integration import VelocityIntegration
+from scripts.networks.pair_inputs import PairForces
+from scripts.networks.smoothing import GaussianSmoothing
+from scripts.networks.unet import RegistrationUNet
+from scripts.spatial.warp import Warp
+
+__all__ = ["PairLooks"]
+
+
+class PairLooks:
+    """What a network finds of one batch of pairs, pass by pass.
+
+    Each pass sees the moving image as moved so far beside the fixed one, both averaged by the
+    pass's factor; what it finds is smoothed and added to the velocity.
+
+    Args:
+        unet: its field on a grid reduced by ``integration.factor``.
+        smoothing: of what it finds.
+        integration: of velocities.
+        warp: of the moving image.
+        moving: ``(B, C, *shape)``.
+        fixed: the same shape.
+        scale: multiplies both before the network sees them.
+        forces: what is made of the pair for the network, of one channel; None: both images as
+            they are. With forces no gradient passes through what a pass sees: each pass learns
+            to remove what is left.
+    """
+
+    def __init__(
+        self,
+        unet: RegistrationUNet,
+        smoothing: GaussianSmoothing,
+        integration: VelocityIntegration,
+        warp: Warp,
+        moving: torch.Tensor,
+        fixed: torch.Tensor,
+        scale: torch.Tensor | float = 1.0,
+        forces: PairForces | None = None,
+    ) -> None:
+        self.unet = unet
+        self.smoothing = smoothing
+        self.integration = integration
+        self.warp = warp
+        self.moving = moving
+        self.fixed = fixed
+        self.scale = scale
+        self.forces = forces
+        self.shape = moving.shape[2:]
+        self.reduced = reduced_shape(self.shape, integration.factor)
+        self._fixed_copies: tuple[int, torch.Tensor] | None = None
+
+    def run(self, passes: Sequence[int]) -> list[torch.Tensor]:
+        """The velocity ``(B, d, *reduced)`` after each pass of these factors."""
+        found: list[torch.Tensor] = []
+        for factor in passes:
+            before = found[-1] if found else None
+            added = self.look(factor, before)
+            found.append(added if before is None else before + added)
+        return found
+
+    def look(self, factor: int, velocity: torch.Tensor | None = None) -> torch.Tensor:
+        """What one pass adds to the velocity found so far, both ``(B, d, *reduced)``."""
+        with torch.autocast(self.moving.device.type, enabled=False):
+            if self.forces is None:
+                seen = self._both(factor, velocity)
+            else:
+                with torch.no_grad():
+                    seen = self._with_forces(self.forces, factor, velocity)
+        field = self.unet(seen).float().contiguous()
+        return self.smoothing(enlarge(field, self.reduced, factor) * factor)
+
+    def _moved(self, factor: int, velocity: torch.Tensor | None) -> torch.Tensor:
+        seen = averaged(self.moving, factor)
+        if velocity is None:
+            return seen
+        move = self.integration(velocity, self.shape, factor, rough=True)
+        return self.warp(seen, move if factor == 1 else move / factor)
+
+    def _both(self, factor: int, velocity: torch.Tensor | None) -> torch.Tensor:
+        images = (self._moved(factor, velocity), averaged(self.fixed, factor))
+        # Joined as they are to lie, channels last.
+        pair = torch.cat([x.movedim(1, -1) for x in images], dim=-1)
+        pair = pair.mul_(self.scale).movedim(-1, 1)
+        return pair if pair.dim() == 5 else pair.contiguous()
+
+    def _with_forces(
+        self, forces: PairForces, factor: int, velocity: torch.Tensor | None
+    ) -> torch.Tensor:
+        if self._fixed_copies is None or self._fixed_copies[0] != factor:
+            copies = forces.copies(averaged(self.fixed, factor) * self.scale)
+            self._fixed_copies = (factor, copies)
+        moving = forces.copies(self._moved(factor, velocity) * self.scale)
+        seen = forces(moving, self._fixed_copies[1])
+        lies_last = torch.channels_last_3d if seen.dim() == 5 else torch.contiguous_format
+        return seen.contiguous(memory_format=lies_last)

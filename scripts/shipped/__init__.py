@@ -1,0 +1,1 @@
+"""The registration network that ships: endless generated pairs, its training, its weights."""

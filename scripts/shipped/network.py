@@ -1,0 +1,88 @@
+"""A network that registers a pair of images whose like it has never seen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from scripts.networks.described import DescribedNetwork
+from scripts.networks.integration import VelocityIntegration
+from scripts.networks.pair_inputs import PairForces
+from scripts.networks.passes import PairLooks
+from scripts.networks.smoothing import GaussianSmoothing
+from scripts.networks.unet import RegistrationUNet
+from scripts.spatial.warp import Warp
+
+__all__ = ["PASSES", "PairNetwork"]
+
+PASSES = (4, 2, 1, 1)
+"""Factors by which the pair is averaged for each look of the U-Net."""
+FIELD_RESOLUTION = 2
+VELOCITY_SMOOTHING = 3.0  # voxels
+
+
+class PairNetwork(DescribedNetwork):
+    """A U-Net that looks several times at a pair and at the forces between its images.
+
+    Its weights are those of a `RegistrationUNet`; integration, smoothing and warp have none. They
+    work on any grid of three dimensions.
+
+    Args:
+        enc_features: see `RegistrationUNet`.
+        dec_features: see `RegistrationUNet`.
+        passes: see `PairLooks`.
+        seed: of the starting weights.
+        description: see `DescribedNetwork`.
+    """
+
+    def __init__(
+        self,
+        enc_features: Sequence[int] = (16, 32, 32, 32),
+        dec_features: Sequence[int] = (32, 32, 32, 16, 16),
+        passes: Sequence[int] = PASSES,
+        seed: int | None = None,
+        description: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(description)
+        self.passes = tuple(passes)
+        self.unet = RegistrationUNet(
+            3,
+            PairForces.channels(3),
+            enc_features,
+            dec_features,
+            factor=FIELD_RESOLUTION,
+            seed=seed,
+        )
+        self.unet.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+        self.forces = PairForces()
+        self.smoothing = GaussianSmoothing(VELOCITY_SMOOTHING / FIELD_RESOLUTION)
+        self.integration = VelocityIntegration(7, FIELD_RESOLUTION)
+        self.warp = Warp()
+
+    def forward(
+        self, moving: torch.Tensor, fixed: torch.Tensor, passes: Sequence[int] | None = None
+    ) -> list[torch.Tensor]:
+        """The velocity after each pass, whose flow warps ``moving`` to ``fixed``.
+
+        Args:
+            moving: ``(B, 1, *shape)``, not negative; a template, or an image.
+            fixed: the same shape, on the same scale.
+            passes: others than the network's own.
+
+        Returns:
+            For each pass ``(B, 3, *ceil(shape / 2))`` in voxels of the full grid.
+        """
+        scale = moving.amax((1, 2, 3, 4), keepdim=True).clamp_min(1e-6).reciprocal()
+        looks = PairLooks(
+            self.unet,
+            self.smoothing,
+            self.integration,
+            self.warp,
+            moving,
+            fixed,
+            scale,
+            self.forces,
+        )
+        return looks.run(self.passes if passes is None else passes)

@@ -1,0 +1,244 @@
+"""Training of the network that ships, on generated pairs alone."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from scripts.engines.opening import reserved
+from scripts.errors import CheckpointError, TrainingError
+from scripts.losses.atlas_loss import AtlasLoss
+from scripts.networks.checkpoint import load_checkpoint, save_checkpoint
+from scripts.networks.precision import autocast
+from scripts.runtime.progress import progress_bar
+from scripts.runtime.storage import write_whole
+from scripts.shipped.network import FIELD_RESOLUTION, PairNetwork
+from scripts.shipped.pairs import GeneratedPair, PairGenerator
+from scripts.shipped.weights import save_pair_network
+
+__all__ = ["PairTraining", "pair_loss"]
+
+logger = logging.getLogger(__name__)
+
+_WARM_UP = 100  # steps
+_LEVEL = 0.6  # share of the steps after which the rate begins to fall
+_CLIP = 1.0  # largest norm of a gradient
+_TOLD = 200  # last steps that a network's file tells the mean of
+_SMOOTHNESS = 0.7  # the atlas's own, as configs/train.yaml has it
+
+
+def pair_loss(
+    network: PairNetwork, pair: GeneratedPair, supervision: float, early: float, dtype: str
+) -> dict[str, torch.Tensor]:
+    """The atlas's loss of a pair, and how far the found moves are from the true one.
+
+    Args:
+        network: in training.
+        pair: one pair.
+        supervision: weight of the mean distance, in voxels, between found and true displacement
+            in the tissue.
+        early: weight of the same after each pass but the last, on the reduced grid.
+        dtype: of the convolutions.
+
+    Returns:
+        ``loss``, the atlas's terms, ``error`` (mean distance in voxels) and ``move`` (what it was
+        before).
+    """
+    shape = pair.moving.shape[2:]
+    with autocast("cpu", dtype):
+        found = network(pair.moving, pair.fixed)
+    with torch.autocast("cpu", enabled=False):
+        move = network.integration(found[-1], shape)
+        true = network.integration(pair.velocity, shape, rough=True)
+        tissue = pair.tissue.float()
+        error = _distance(move, true, tissue)
+        spacing = [float(s) for s in pair.size]
+        terms = AtlasLoss(spacing, FIELD_RESOLUTION, smoothness_weight=_SMOOTHNESS)(
+            network.warp(pair.moving, move), pair.fixed, found[-1]
+        )
+        total = terms["loss"] + supervision * error
+        if early:
+            coarse = torch.nn.functional.avg_pool3d(tissue, 2, ceil_mode=True) > 0.25
+            there = network.integration(pair.velocity, shape, FIELD_RESOLUTION, rough=True)
+            for velocity in found[:-1]:
+                here = network.integration(velocity, shape, FIELD_RESOLUTION, rough=True)
+                total = total + early * _distance(here, there, coarse.float())
+    before = _distance(torch.zeros_like(true), true, tissue)
+    parts = {name: value.detach() for name, value in terms.items() if name != "loss"}
+    return {"loss": total, **parts, "error": error.detach(), "move": before}
+
+
+def _distance(found: torch.Tensor, true: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
+    """Mean length of the difference of two displacements, in voxels, over a mask."""
+    length = ((found - true).square().sum(1, keepdim=True) + 1e-4).sqrt()
+    return (length * where).sum() / where.sum().clamp_min(1)
+
+
+class PairTraining:
+    """Steps of one pair each, from a seed; it goes on where it was stopped.
+
+    Args:
+        network: at its start.
+        pairs: what it is trained on: pair n in step n.
+        folder: where checkpoints and curves go.
+        steps: in all. While the rate hasn't begun to fall a run may go on with another number.
+        lr: of Adam, after a warm-up of 100 steps; over the last 40 % of the steps it falls to 0 as
+            a cosine.
+        supervision: see `pair_loss`.
+        early: see `pair_loss`.
+        dtype: of the convolutions.
+        kept: how many checkpoints are kept along the way, evenly spaced.
+        saved: steps between two of the checkpoint that a run goes on from.
+    """
+
+    def __init__(
+        self,
+        network: PairNetwork,
+        pairs: PairGenerator,
+        folder: str | Path,
+        steps: int = 3000,
+        lr: float = 1.5e-3,
+        supervision: float = 0.1,
+        early: float = 0.03,
+        dtype: str = "bfloat16",
+        kept: int = 10,
+        saved: int = 50,
+    ) -> None:
+        self.network = network
+        self.pairs = pairs
+        self.folder = Path(folder)
+        self.steps = steps
+        self.lr = lr
+        self.supervision = supervision
+        self.early = early
+        self.dtype = dtype
+        self.kept = kept
+        self.saved = saved
+        self.step = 0
+        self.curve: list[dict[str, float]] = []
+        self.optimizer = torch.optim.Adam(network.parameters(), lr=lr, betas=(0.9, 0.99))
+
+    @property
+    def plan(self) -> dict[str, Any]:
+        """What a run must not change where it goes on, besides the steps of a falling rate."""
+        return {
+            "seed": self.pairs.seed,
+            "lr": self.lr,
+            "supervision": self.supervision,
+            "early": self.early,
+            "dtype": self.dtype,
+        }
+
+    def about(self) -> dict[str, Any]:
+        """What the network's file tells of it."""
+        last = self.curve[-_TOLD:]
+        left = {
+            kind: sum(row["error"] for row in rows) / sum(row["move"] for row in rows)
+            for kind, rows in (
+                ("bundles", [row for row in last if not row["images"]]),
+                ("images", [row for row in last if row["images"]]),
+            )
+            if rows
+        }
+        return {
+            "title": "Registration of tract densities and images, for pairs it has never seen",
+            "licence": "Apache-2.0",
+            "data": "generated pairs alone (scripts/shipped), no data of people",
+            "training": {**self.plan, "steps": self.steps, "step": self.step},
+            "share_of_the_move_left": {kind: round(value, 4) for kind, value in left.items()},
+        }
+
+    def run(self) -> PairNetwork:
+        """Train to the end, from wherever the folder says; leaves ``network.pt`` there.
+
+        Raises:
+            CheckpointError: the folder holds a training with other settings.
+            TrainingError: the loss isn't finite.
+        """
+        with reserved([self.folder]):
+            self._resume()
+            self.network.train()
+            with progress_bar(self.steps, "training", initial=self.step) as bar:
+                while self.step < self.steps:
+                    row = self._take_step()
+                    self.curve.append(row)
+                    self.step += 1
+                    bar.set_postfix(
+                        {"error": f"{row['error']:.2f} of {row['move']:.2f}"}, refresh=False
+                    )
+                    bar.update()
+                    if self.step % self.saved == 0 or self.step == self.steps:
+                        self._save()
+                    if self.step * self.kept % self.steps < self.kept:
+                        self._keep(f"network-{self.step:06d}.pt")
+            self._keep("network.pt")
+        return self.network.eval()
+
+    def _rate(self) -> float:
+        warm = min(1.0, (self.step + 1) / _WARM_UP)
+        fallen = max(0.0, (self.step / self.steps - _LEVEL) / (1 - _LEVEL))
+        return self.lr * warm * (1 + math.cos(math.pi * fallen)) / 2
+
+    def _take_step(self) -> dict[str, float]:
+        for group in self.optimizer.param_groups:
+            group["lr"] = self._rate()
+        pair = self.pairs[self.step]
+        self.optimizer.zero_grad(set_to_none=True)
+        terms = pair_loss(self.network, pair, self.supervision, self.early, self.dtype)
+        terms["loss"].backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), _CLIP)
+        if not (torch.isfinite(terms["loss"]) and torch.isfinite(norm)):
+            raise TrainingError(
+                f"the loss of pair {self.step} is not finite; lower lr and start in a new folder"
+            )
+        self.optimizer.step()
+        row = {name: float(value.detach()) for name, value in terms.items()}
+        return {**row, "images": float(pair.kind == "images")}
+
+    # -- files -----------------------------------------------------------------------------
+
+    def _resume(self) -> None:
+        path = self.folder / "state.pt"
+        if not path.exists():
+            return
+        found = load_checkpoint(path)
+        if found.get("plan") != self.plan:
+            raise CheckpointError(
+                f"{path}: of a training with other settings ({found.get('plan')}), not "
+                f"{self.plan}; give the same ones, or another folder"
+            )
+        if self.steps != found["steps"] and found["step"] > _LEVEL * min(
+            self.steps, found["steps"]
+        ):
+            raise CheckpointError(
+                f"{path}: of a training of {found['steps']} steps, whose rate falls since step "
+                f"{int(_LEVEL * found['steps'])}; give as many, or another folder"
+            )
+        self.network.load_state_dict(found["network"])
+        self.optimizer.load_state_dict(found["optimizer"])
+        self.step = found["step"]
+        self.curve = list(found["curve"])
+        logger.info("training goes on after step %d", self.step)
+
+    def _save(self) -> None:
+        save_checkpoint(
+            {
+                "plan": self.plan,
+                "step": self.step,
+                "steps": self.steps,
+                "network": self.network.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "curve": self.curve,
+            },
+            self.folder / "state.pt",
+        )
+        with write_whole(self.folder / "curve.json") as path:
+            path.write_text(json.dumps(self.curve), encoding="utf-8")
+
+    def _keep(self, name: str) -> None:
+        save_pair_network(self.network, self.folder / name, self.about())

@@ -1,0 +1,69 @@
+"""Forces and normalised copies: closed forms on ramps, invariances."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from scripts.networks.pair_inputs import PairForces
+
+
+def ramp(slope: float, shift: float = 0.0, axis: int = 0) -> torch.Tensor:
+    """``slope * (x + shift)`` along an axis, ``(1, 1, 12, 12, 12)``."""
+    line = slope * (torch.arange(12.0) + shift)
+    return line.view([-1 if a == axis else 1 for a in range(3)]).expand(1, 1, 12, 12, 12)
+
+
+def shown(moving: torch.Tensor, fixed: torch.Tensor) -> torch.Tensor:
+    forces = PairForces()
+    return forces(forces.copies(moving), forces.copies(fixed))
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("shift", [0.3, -0.8])
+def test_on_a_ramp_the_force_is_the_shift_up_to_its_damping(axis: int, shift: float) -> None:
+    slope = 0.2
+    found = shown(ramp(slope, axis=axis), ramp(slope, shift, axis))[0, 4:7]
+    step = slope * shift
+    expected = torch.zeros(3)
+    expected[axis] = 2 * step * slope / (slope**2 + step**2 + 1e-4)
+    torch.testing.assert_close(found, expected.view(3, 1, 1, 1).expand_as(found))
+
+
+def test_equal_images_have_no_forces_and_both_are_shown() -> None:
+    image = torch.rand(1, 1, 8, 9, 7, generator=torch.Generator().manual_seed(0))
+    found = shown(image, image)
+    assert found.shape == (1, 13, 8, 9, 7) == (1, PairForces.channels(3), 8, 9, 7)
+    assert (found[:, 4:] == 0).all()
+    assert torch.equal(found[:, 0], image[:, 0])
+    assert torch.equal(found[:, 1], image[:, 0])
+    assert torch.equal(found[:, 2], found[:, 3])
+
+
+def test_swapping_the_images_turns_the_forces_round() -> None:
+    rng = torch.Generator().manual_seed(0)
+    one, other = (torch.rand(1, 1, 8, 9, 7, generator=rng) for _ in range(2))
+    there, back = shown(one, other), shown(other, one)
+    torch.testing.assert_close(there[:, 4:], -back[:, 4:])
+    assert there[:, 4:].abs().max() > 0.1
+
+
+def test_normalised_copies_dont_know_gain_and_offset() -> None:
+    image = torch.rand(1, 1, 16, 16, 16, generator=torch.Generator().manual_seed(0))
+    forces = PairForces()
+    plain, changed = forces.copies(image), forces.copies(3 * image + 2)
+    torch.testing.assert_close(plain[:, 1:], changed[:, 1:], atol=5e-3, rtol=0)
+    assert plain[:, 1].std() > 0.9
+    flat = forces.copies(torch.full((1, 1, 9, 9, 9), 0.7))
+    assert flat[:, 1:].abs().max() < 0.05
+
+
+def test_planes_and_single_slices_have_forces_of_their_own() -> None:
+    forces = PairForces()
+    plane = torch.rand(2, 1, 9, 8, generator=torch.Generator().manual_seed(0))
+    found = forces(forces.copies(plane), forces.copies(plane.flip(2)))
+    assert found.shape == (2, PairForces.channels(2), 9, 8) == (2, 10, 9, 8)
+    slab = torch.rand(1, 1, 9, 8, 1, generator=torch.Generator().manual_seed(0))
+    thin = forces(forces.copies(slab), forces.copies(slab.flip(2)))
+    assert (thin[:, 6] == 0).all()  # along an axis of one voxel nothing has a slope
+    assert torch.isfinite(thin).all()

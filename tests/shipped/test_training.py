@@ -1,0 +1,104 @@
+"""Training on generated pairs: a cut leaves no trace, other settings are refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from scripts.errors import CheckpointError, TrainingError
+from scripts.shipped.network import PairNetwork
+from scripts.shipped.pairs import PairGenerator
+from scripts.shipped.training import PairTraining, pair_loss
+
+SHAPES = ((16, 18, 14),)
+
+
+def training(folder: Path, steps: int = 4, **changes: Any) -> PairTraining:
+    network = PairNetwork((4, 4), (4, 4, 4), passes=(2, 1), seed=0)
+    changes = {"dtype": "float32", "saved": 1, "kept": 2, "lr": 1e-2, **changes}
+    return PairTraining(network, PairGenerator(0, SHAPES), folder, steps, **changes)
+
+
+def weights(made: PairTraining) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in made.network.parameters()])
+
+
+class Cut(Exception):
+    """The run ends here."""
+
+
+def cut_after(made: PairTraining, steps: int) -> None:
+    take = made._take_step
+
+    def taken() -> dict[str, float]:
+        if made.step == steps:
+            raise Cut
+        return take()
+
+    made._take_step = taken  # type: ignore[method-assign]
+    with pytest.raises(Cut):
+        made.run()
+
+
+def test_a_cut_leaves_no_trace_and_curves_are_kept(tmp_path: Path) -> None:
+    whole = training(tmp_path / "whole")
+    start = weights(whole)
+    whole.run()
+    assert not torch.equal(weights(whole), start)
+    cut_after(training(tmp_path / "cut"), 2)
+    resumed = training(tmp_path / "cut")
+    resumed.run()
+    assert torch.equal(weights(resumed), weights(whole))
+    curves = [json.loads((tmp_path / f / "curve.json").read_text()) for f in ("whole", "cut")]
+    assert curves[0] == curves[1]
+    assert len(curves[0]) == 4
+    assert set(curves[0][0]) >= {"loss", "error", "move", "similarity", "smoothness"}
+    kept = sorted(path.name for path in (tmp_path / "cut").glob("network*.pt"))
+    assert kept == ["network-000002.pt", "network-000004.pt", "network.pt"]
+
+
+def test_a_run_doesnt_go_on_with_other_settings(tmp_path: Path) -> None:
+    cut_after(training(tmp_path), 3)
+    with pytest.raises(CheckpointError, match="other settings"):
+        training(tmp_path, lr=2e-2).run()
+    with pytest.raises(CheckpointError, match="a training of 4 steps, whose rate falls"):
+        training(tmp_path, steps=6).run()
+
+
+def test_before_the_rate_falls_the_number_of_steps_may_change(tmp_path: Path) -> None:
+    cut_after(training(tmp_path / "a", steps=100), 2)
+    changed = training(tmp_path / "a", steps=4)
+    changed.run()
+    whole = training(tmp_path / "b", steps=4)
+    whole.run()
+    assert torch.equal(weights(changed), weights(whole))
+
+
+def test_a_loss_that_isnt_finite_ends_the_run(tmp_path: Path) -> None:
+    made = training(tmp_path)
+    with torch.no_grad():
+        made.network.unet.field.bias.fill_(torch.nan)  # type: ignore[union-attr]
+    with pytest.raises(TrainingError, match="pair 0 is not finite"):
+        made.run()
+    assert not (tmp_path / "network.pt").exists()
+
+
+def test_the_true_velocity_has_no_error_and_none_has_the_whole_move() -> None:
+    pair = PairGenerator(0, SHAPES)[0]
+
+    class Known(PairNetwork):
+        def forward(self, moving: Any, fixed: Any, passes: Any = None) -> list[torch.Tensor]:
+            return [self.velocity]
+
+    network = Known((4, 4), (4, 4, 4), passes=(1,))
+    network.velocity = pair.velocity
+    right = pair_loss(network, pair, 0.1, 0.0, "float32")
+    network.velocity = torch.zeros_like(pair.velocity)
+    none = pair_loss(network, pair, 0.1, 0.0, "float32")
+    assert float(right["error"]) < 0.05 < 0.5 < float(none["error"])
+    torch.testing.assert_close(none["error"], none["move"])
+    assert float(right["similarity"]) < float(none["similarity"])
