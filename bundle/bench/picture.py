@@ -60,23 +60,6 @@ def draw_rows(
     """
     from matplotlib.figure import Figure
 
-    draw_rows(rows, offset, target, float(template.max()))
-
-
-def draw_rows(
-    rows: Mapping[str, np.ndarray], offset: float, target: Path, brightest: float, dpi: int = 100
-) -> None:
-    """A row each, three views, logarithmic.
-
-    Args:
-        rows: density by title.
-        offset: of the logarithm.
-        target: the PNG.
-        brightest: density at which the colours end.
-        dpi: of the PNG.
-    """
-    from matplotlib.figure import Figure
-
     figure = Figure(figsize=(9, 3.2 * len(rows)), facecolor="black", layout="constrained")
     top = float(np.log1p(brightest / offset))
     for place, (title, volume) in enumerate(rows.items(), start=1):
