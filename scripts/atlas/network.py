@@ -16,7 +16,7 @@ from scripts.networks.described import DescribedNetwork, description_in
 from scripts.networks.grids import reduced_shape
 from scripts.networks.integration import VelocityIntegration
 from scripts.networks.pair_inputs import PairForces
-from scripts.networks.passes import PairLooks
+from scripts.networks.passes import PairPasses
 from scripts.networks.precision import in_float32
 from scripts.networks.smoothing import GaussianSmoothing
 from scripts.networks.unet import RegistrationUNet
@@ -251,7 +251,7 @@ class AtlasNetwork(DescribedNetwork):
         velocity = velocity - self.mean_velocity[template]
         return velocity if covariates is None else velocity + self.covariate_velocity(covariates)
 
-    def _looks(self, moving: torch.Tensor, image: torch.Tensor) -> PairLooks:
+    def _looks(self, moving: torch.Tensor, image: torch.Tensor) -> PairPasses:
         """Template and images as the U-Net is shown them."""
         scale: torch.Tensor = self.input_scale
         if self.forces is not None:
@@ -259,7 +259,7 @@ class AtlasNetwork(DescribedNetwork):
                 moving, image = self._in_all(moving), self._in_all(image)
                 axes = list(range(1, moving.dim()))
                 scale = moving.amax(axes, keepdim=True).clamp_min(1e-6).reciprocal()
-        return PairLooks(
+        return PairPasses(
             self.unet, self.smoothing, self.integration, self.warp, moving, image, scale,
             self.forces,
         )  # fmt: skip
