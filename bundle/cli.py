@@ -19,7 +19,7 @@ from typing import Any, TextIO, cast
 
 from bundle.places import HOME, INSTALLED, PROGRAM, ROOT
 from bundle.tools import EXIT_USAGE, add_tools, run_tool
-from scripts.errors import StorageError, TractAtlasError
+from scripts.errors import StorageError, TractAtlasError, shown
 from scripts.runtime.error_report import (
     EXIT_INTERRUPTED,
     INTERRUPTED,
@@ -408,6 +408,10 @@ def _check(config: Mapping[str, Any], settings: Any) -> int:
         f"grid {_by(cohort.grid.shape)} at {spacing} mm, "
         f"cropped to {_by(cohort.crop.shape)} ({share:.0%} of its voxels)"
     )
+    turned = [who.name for who in cohort.subjects if any(one.order for one in who.maps)]
+    if turned:
+        names = ", ".join(shown(name) for name in turned)
+        print(f"stored in another axis order, and reordered exactly: {names}")
     return 0
 
 

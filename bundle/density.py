@@ -40,7 +40,7 @@ def write_map_of(options: argparse.Namespace) -> str:
                 f"--output {output}: is {path}, which is read; must be another"
             )
     grid = read_reference(options.reference)
-    counts = [open_tractogram(path).count for path in options.tractograms]
+    counts = [open_tractogram(path, options.vtk_space).count for path in options.tractograms]
     known = [count for count in counts if count is not None]
     total = sum(known) if len(known) == len(counts) else None
     with tqdm(total=total, unit=" streamlines", unit_scale=True, disable=None) as bar:
@@ -51,7 +51,9 @@ def write_map_of(options: argparse.Namespace) -> str:
             bar.update(done - before if done > before else done)  # the next tractogram
             before = done
 
-        counter = count_density(options.tractograms, grid, options.weights, options.ends, progress)
+        counter = count_density(
+            options.tractograms, grid, options.weights, options.ends, progress, options.vtk_space
+        )
     write_density(output, counter.density, grid)
     told = [
         f"{counter.streamlines} streamlines",

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 from fire.parser import DefaultParseValue
 
+from bundle.typed_values import as_expression, kind_of, typed_value
 from scripts.errors import ConfigurationError, shown
 from scripts.runtime.error_report import find_user_error
 from scripts.runtime.input_files import FileError, read_text, say
@@ -62,16 +63,20 @@ class UsageError(Exception):
 # ---------------------------------------------------------------------------------------------
 
 
-def parse_overrides(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
+def parse_overrides(
+    arguments: Sequence[str], several: bool = False
+) -> tuple[list[str], dict[str, Any]]:
     """Read ``--key value`` and ``--key=value`` as ``python -m monai.bundle run`` does.
 
-    Values are Python literals; bare words are text (as in Fire). In addition ``true``, ``false``
-    and ``null`` have their meaning in YAML; MONAI would take them for text, and the text
-    ``"false"`` for true. A key without a value is true. Of several equal keys the last one counts;
-    ``--config_file`` accumulates.
+    Values are Python literals whose bare words are text (Fire's rule). On top of that ``true``,
+    ``false`` and ``null`` mean what they mean in YAML; MONAI would take them for text, and the text
+    ``"false"`` for true. A key without a value is true. The last of several equal keys wins, while
+    ``--config_file`` adds up. Keys that hold a path, a name or other text take the word as it was
+    typed, see `scripts.settings.section.Typed`.
 
     Args:
         arguments: the words after the verb.
+        several: for a sweep: texts with commas are several values.
 
     Returns:
         The configuration files in order, and the other keys with their values.
@@ -90,9 +95,16 @@ def parse_overrides(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]
         key = key.replace("-", "_").replace("::", "#")
         if not key.strip("#"):
             raise UsageError(f"{word!r} has no key")
-        if not equals and words and not _is_key(words[0]):
+        kind = kind_of(key)
+        if not equals and words and not _is_key(words[0], of_text=bool(kind)):
             text, equals = words.pop(0), "="
-        value = parse_value(text) if equals else True
+        value: Any = True
+        if equals and kind and not (several and _is_several(kind, text)):
+            value = typed_value(kind, text)
+        elif equals:
+            value = parse_value(text)
+        if value is True and kind == "path":
+            raise UsageError(f"--{key} needs a path")
         if key == "config_file":
             files += _file_names(value, text)
         else:
@@ -109,13 +121,20 @@ def parse_value(text: str) -> Any:
     return value
 
 
-def _is_key(word: str) -> bool:
-    return word.startswith("--") or re.match(r"-[a-zA-Z]", word) is not None
+def _is_key(word: str, of_text: bool = False) -> bool:
+    """Whether a word is a key; after a key that holds text a single dash begins a value."""
+    return word.startswith("--") or (not of_text and re.match(r"-[a-zA-Z]", word) is not None)
+
+
+def _is_several(kind: str, text: str) -> bool:
+    """Whether a sweep is to try several texts, parted by commas, which a path may have itself."""
+    return "," in text and (kind == "text" or (kind == "path" and not Path(text).exists()))
 
 
 def _file_names(value: Any, text: str) -> list[str]:
-    """One path, or a list of paths in one word, as in MONAI."""
-    if isinstance(value, list | tuple) and all(isinstance(name, str) for name in value):
+    """One path, or a list of them in one word as MONAI takes it."""
+    several = isinstance(value, list | tuple) and all(isinstance(name, str) for name in value)
+    if several and not Path(text).expanduser().exists():
         return list(value)
     if not text:
         raise UsageError("--config_file needs a path")
@@ -201,9 +220,13 @@ def apply_overrides(config: dict[str, Any], overrides: Mapping[str, Any]) -> dic
         UsageError: a key isn't in the configuration.
     """
     passed: dict[str, Any] = {}
-    for key, value in overrides.items():
-        _require_shallow(key, value)
+    for key, typed in overrides.items():
+        _require_shallow(key, typed)
         parts = key.split("#")
+        kind = kind_of(key)
+        if kind == "path" and isinstance(typed, str) and isinstance(config.get(key), list):
+            typed = typed_value("paths", typed)  # a key of this name may hold one path elsewhere
+        value = as_expression(config, typed) if kind else typed
         if parts[0] in MONAI_ARGUMENTS:
             passed[key] = value
             continue

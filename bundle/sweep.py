@@ -106,7 +106,7 @@ def sweep(
         StorageError: another sweep is using the folder.
         TrainingError: runs failed.
     """
-    names, overrides = parse_overrides(arguments)
+    names, overrides = parse_overrides(arguments, several=True)
     if names:
         raise UsageError("--config_file can't be used: a sweep uses the configuration of its job")
     runs = planned_runs(overrides)

@@ -28,12 +28,19 @@ TOOLS = ("demo", "density", "label-check", "pack", "settings-docs", "sweep", "ve
 """Verbs that don't read a configuration."""
 
 
+def _path(text: str) -> Path:
+    """A path as typed; ``~`` is the home folder, which shells don't put in after ``=``."""
+    from scripts.settings.section import to_path
+
+    return Path(to_path(text))
+
+
 def add_tools(verbs: Any) -> None:
     """Add one parser per verb to argparse's subparsers."""
     demo = verbs.add_parser("demo", help="make the demo cohort without training")
     demo.add_argument(
         "--folder",
-        type=Path,
+        type=_path,
         help=f"where ({DEMO_FOLDER}; with --stack {DEMO_STACK_FOLDER})",
     )
     demo.add_argument(
@@ -56,13 +63,24 @@ def add_tools(verbs: Any) -> None:
         "density", help="count tractograms into a density map, each streamline once per voxel"
     )
     density.add_argument(
-        "tractograms", type=Path, nargs="+", metavar="TRACTOGRAM", help=".trk, .tck, .trx or .vtk"
+        "tractograms",
+        type=_path,
+        nargs="+",
+        metavar="TRACTOGRAM",
+        help=".trk, .tck, .trx, .vtk or .fib, packed with gzip or not",
     )
     density.add_argument(
-        "--reference", type=Path, required=True, help="image whose grid the map is counted on"
+        "--vtk_space",
+        choices=("auto", "ras", "lps"),
+        default="auto",
+        help="world of the points in VTK files: auto takes what the title says, else LPS for .fib "
+        "and RAS for .vtk; dipy's .vtk are lps (%(default)s)",
     )
     density.add_argument(
-        "--output", type=Path, required=True, help="the map to write, .nii or .nii.gz"
+        "--reference", type=_path, required=True, help="image whose grid the map is counted on"
+    )
+    density.add_argument(
+        "--output", type=_path, required=True, help="the map to write, .nii or .nii.gz"
     )
     density.add_argument(
         "--weights",
@@ -75,10 +93,10 @@ def add_tools(verbs: Any) -> None:
     density.add_argument("--ends", action="store_true", help="count only the ends of streamlines")
     pack = verbs.add_parser("pack", help="write the archive for the model zoo")
     pack.add_argument(
-        "--ckpt_dir", type=Path, default=MODELS_FOLDER, help="of model.pt (%(default)s)"
+        "--ckpt_dir", type=_path, default=MODELS_FOLDER, help="of model.pt (%(default)s)"
     )
     pack.add_argument(
-        "--output", type=Path, default=Path(ARCHIVE), help="the zip file (%(default)s)"
+        "--output", type=_path, default=Path(ARCHIVE), help="the zip file (%(default)s)"
     )
     pack.add_argument(
         "--data_source", help="what the model was trained on, for the archive's metadata"
@@ -93,17 +111,17 @@ def add_tools(verbs: Any) -> None:
     )
     label.add_argument(
         "--environment",
-        type=Path,
+        type=_path,
         default=LABEL_ENVIRONMENT,
         help="environment of MONAI Label, made on first use (%(default)s)",
     )
     label.add_argument(
-        "--work", type=Path, help="empty folder to keep everything in (a temporary one, removed)"
+        "--work", type=_path, help="empty folder to keep everything in (a temporary one, removed)"
     )
     label.add_argument(
-        "--archive", type=Path, help="result of pack (a tiny atlas, trained here); with --studies"
+        "--archive", type=_path, help="result of pack (a tiny atlas, trained here); with --studies"
     )
-    label.add_argument("--studies", type=Path, help="folder of maps that fit the archive's atlas")
+    label.add_argument("--studies", type=_path, help="folder of maps that fit the archive's atlas")
     docs = verbs.add_parser("settings-docs", help="write docs/settings.md from the schema")
     docs.add_argument("--check", action="store_true", help="write nothing; fail if it is stale")
     verbs.add_parser(
@@ -117,7 +135,7 @@ def add_tools(verbs: Any) -> None:
     verify = verbs.add_parser(
         "verify", help="recompute the content of a published atlas and report differences"
     )
-    verify.add_argument("atlas", type=Path, help="the published folder, with its atlas.json")
+    verify.add_argument("atlas", type=_path, help="the published folder, with its atlas.json")
 
 
 def run_tool(options: argparse.Namespace) -> int:

@@ -411,8 +411,8 @@ def warp(
         nearest: use the nearest voxel, for labels.
 
     Returns:
-        ``(X, Y, Z)`` of the reference, float32; ``(X, Y)`` for a plane, ``(C, X, Y, Z)`` for a file
-        with C channels.
+        ``(X, Y, Z)`` of the reference, float32, with ``nearest`` in the image's own type;
+        ``(X, Y)`` for a plane, ``(C, X, Y, Z)`` for a file of C channels.
 
     Raises:
         CohortError: a file can't be read.
@@ -430,7 +430,7 @@ def warp(
     from scripts.spatial.transforms import resample
     from scripts.spatial.volumes import read_grid
 
-    volume, source = _volume("image", image, affine)
+    volume, source = _volume("image", image, affine, labels=nearest)
     if isinstance(reference, np.ndarray):
         wanted = _volume("reference", reference, reference_affine)[1]
     else:
@@ -652,13 +652,15 @@ def _grid(shape: tuple[int, ...], affine: np.ndarray) -> Grid:
     return Grid(tuple(int(n) for n in shape), affine, header)
 
 
-def _volume(name: str, image: Image, affine: np.ndarray | None) -> tuple[np.ndarray, Grid]:
-    """``(C, X, Y, Z)`` and its grid; a plane has Z = 1."""
+def _volume(
+    name: str, image: Image, affine: np.ndarray | None, labels: bool = False
+) -> tuple[np.ndarray, Grid]:
+    """``(C, X, Y, Z)`` and its grid, a plane having Z = 1; float64, labels in their own type."""
     if isinstance(image, str | Path):
-        from scripts.spatial.volumes import read_volume
+        from scripts.spatial.volumes import read_labels, read_volume
 
-        return read_volume(image)
-    values = np.asarray(image, dtype=np.float64)
+        return read_labels(image) if labels else read_volume(image)
+    values = np.asarray(image) if labels else np.asarray(image, dtype=np.float64)
     if values.ndim == 2:
         values = values[:, :, None]
     if values.ndim != 3 or not values.size:
@@ -742,7 +744,7 @@ def _write(path: Path, image: np.ndarray, affine: np.ndarray | None) -> None:
     import nibabel as nib
 
     from scripts.runtime.storage import check_writable
-    from scripts.spatial.nifti import write_nifti
+    from scripts.spatial.image_files import write_nifti
 
     matrix = _affine(path.name, affine)
     check_writable(path.parent)

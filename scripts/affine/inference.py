@@ -14,6 +14,7 @@ from monai.transforms import Transform
 
 from scripts.affine.network import AffineNetwork
 from scripts.engines.opening import opened
+from scripts.errors import CohortError
 from scripts.metrics import pearson
 from scripts.networks.wrapping import unwrapped
 from scripts.pairwise.images import PairImages, read_image
@@ -27,6 +28,7 @@ from scripts.runtime.watched_files import WatchedFiles
 from scripts.settings.affine import LearnedAffineConfig
 from scripts.settings.image_pairs import EstimateAffineConfig
 from scripts.spatial.grid import Grid
+from scripts.spatial.overlap import grids_apart
 from scripts.spatial.transforms import resample
 
 logger = logging.getLogger(__name__)
@@ -205,8 +207,19 @@ class EstimateWriter(PairWriter):
         matrix = world_matrix(self.network, local, fixed.grid, moving.grid).numpy()
         name = item["subject"]
         before = resample(moving.values, moving.grid, [], fixed.grid)
+        if grids_apart(fixed.grid, moving.grid):
+            logger.warning(
+                "%s: shares no space with %s: their grids lie apart in the world, and only the "
+                "network, which lays their centres upon each other, brings them together",
+                item["moving"], item["fixed"],
+            )  # fmt: skip
         with publish_folder(self.folder / name) as staging:
             moved = write_pair(staging, name, fixed, moving, matrix)
+            if not moved.any():
+                raise CohortError(
+                    f"{item['moving']}: nothing of it lies on {item['fixed']} after the network's "
+                    "transform; are they images of one kind, as the network was trained on?"
+                )
             correlations = {
                 "before": pearson(before, fixed.values) or 0.0,
                 "after": pearson(moved, fixed.values) or 0.0,

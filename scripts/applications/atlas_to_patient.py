@@ -15,8 +15,13 @@ from scripts.runtime.inside import inside
 from scripts.runtime.storage import check_replaceable, check_writable, publish_folder
 from scripts.runtime.watched_files import WatchedFiles
 from scripts.settings.applications import AtlasToPatientConfig
+from scripts.settings.transforms import TransformEntry
 from scripts.spatial.grid import Grid
-from scripts.spatial.transform_files import TransformFile, read_transform
+from scripts.spatial.transform_files import (
+    TransformFile,
+    read_transform,
+    require_fields_cover,
+)
 from scripts.spatial.transforms import FieldTransform, resample
 from scripts.spatial.volumes import read_grid, read_volume, write_map
 
@@ -105,7 +110,7 @@ class AtlasCarrier:
             )
         if own == "template_native" and (asked == "affine_native" or extra):
             key = "extra_transforms" if extra else "space"
-            given = [path for path, _ in extra] if extra else asked
+            given = [entry.path for entry in extra] if extra else asked
             raise ConfigurationError(
                 f"atlas_to_patient.{key} = {given!r}: the atlas is in template space; must be "
                 f"{'empty' if extra else 'template_native'}"
@@ -119,17 +124,17 @@ class AtlasCarrier:
         if not given:
             own, template = self._own_field(patient)
         files = (*given, *extra, *own)
-        for file in files:
-            if not file.path.is_file():
-                raise CohortError(f"patient {patient}: no such transform {file.path}")
+        for path in (one for file in files for one in file.files()):
+            if not path.is_file():
+                raise CohortError(f"patient {patient}: no such transform {path}")
         reference = self.settings.reference
         image = None if reference is None else Path(reference.replace("{patient}", patient))
         if image is not None and not image.is_file():
             raise CohortError(f"patient {patient}: no such reference image {image}")
-        if image is None and files and not files[0].path.name.endswith((".nii", ".nii.gz")):
+        if image is None and files and not files[0].is_field:
             raise CohortError(
-                f"patient {patient}: the first transform is an affine, which has no grid; name an "
-                "image for the grid with --atlas_to_patient#reference"
+                f"patient {patient}: the first transform has no grid, being no field; "
+                "name an image that has with --atlas_to_patient#reference"
             )
         self.atlas.maps(template)
         return _Way(patient, template, files, image)
@@ -164,6 +169,7 @@ class AtlasCarrier:
             wanted = first.grid
         else:
             wanted = read_grid(paths["mean"])
+        require_fields_cover(f"patient {way.patient}", transforms, way.files, wanted)
         with publish_folder(self._folder(way.patient)) as staging:
             for name, path in paths.items():
                 volume, source = read_volume(path)
@@ -194,19 +200,11 @@ class AtlasCarrier:
                 "maps": {path.name: watched.sha256(path) for path in paths.values()},
             },
             "transforms": [
-                {
-                    "path": str(file.path),
-                    "inverted": file.inverted,
-                    "sha256": watched.sha256(file.path),
-                }
-                for file in way.files
+                {**file.as_dict(), "sha256": watched.sha256(file.path)} for file in way.files
             ],
             "reference": None if way.reference is None else str(way.reference),
         }
 
 
-def _files(entries: list[tuple[str, bool]], patient: str) -> tuple[TransformFile, ...]:
-    return tuple(
-        TransformFile(Path(path.replace("{patient}", patient)), inverted)
-        for path, inverted in entries
-    )
+def _files(entries: list[TransformEntry], patient: str) -> tuple[TransformFile, ...]:
+    return tuple(TransformFile.of_entry(entry, patient=patient) for entry in entries)

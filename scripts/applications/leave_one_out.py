@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -142,10 +142,7 @@ def _read(name: str, folder: Path) -> tuple[_Passage, str, dict[str, str]]:
         about = read_json(inside(folder, path.name))
         atlas, maps = str(about["atlas"]["folder"]), dict(about["atlas"]["maps"])
         template = int(about["atlas"]["template"])
-        there = [
-            (TransformFile(Path(one["path"]), bool(one["inverted"])), str(one["sha256"]))
-            for one in about["transforms"]
-        ]
+        there = [(TransformFile.of_dict(one), str(one["sha256"])) for one in about["transforms"]]
         if any("\0" in text for text in (atlas, *(str(file.path) for file, _ in there))):
             raise ValueError("a path holds a zero byte")
     except (ValueError, KeyError, TypeError, OverflowError) as error:
@@ -161,9 +158,9 @@ def _read(name: str, folder: Path) -> tuple[_Passage, str, dict[str, str]]:
 
 
 def _reverse(name: str, file: TransformFile) -> TransformFile:
-    """The inverse of the transform."""
-    if not file.path.name.endswith((".nii", ".nii.gz")):
-        return TransformFile(file.path, not file.inverted)
+    """The transform the other way."""
+    if not file.is_field:
+        return replace(file, inverted=not file.inverted)
     to_template, to_subject = field_names(name)
     other = {to_template: to_subject, to_subject: to_template}.get(file.path.name)
     if other is None or not file.path.with_name(other).is_file():

@@ -130,6 +130,7 @@ class TractSimilarity:
                         f"subject {subject.name}: its map and {self._atlas_file(subject.name)} "
                         "have no voxel in common; was the atlas warped to another space?"
                     )
+                self._warn_of_tracts_apart(subject.name, density, atlas)
                 rest = None if self.others is None else self.others.average(index)
                 found = []
                 for channel, (own, other) in enumerate(zip(density, atlas, strict=True)):
@@ -187,6 +188,14 @@ class TractSimilarity:
             "best": {"threshold": SWEEP[best], "dice": overlaps[best]},
         }
         return entry
+
+    def _warn_of_tracts_apart(self, subject: str, density: np.ndarray, atlas: np.ndarray) -> None:
+        for channel, (own, other) in enumerate(zip(density, atlas, strict=True)):
+            if own.any() and other.any() and not ((own > 0) & (other > 0)).any():
+                logger.warning(
+                    "subject %s: its map and the atlas of tract %s have no voxel in common; are "
+                    "they the same tract, in the same space?", subject, self._tract(channel),
+                )  # fmt: skip
 
     def _tract(self, channel: int) -> str:
         return self.cohort.tracts[channel] if self.cohort.tracts else ""

@@ -29,7 +29,6 @@ from scripts.settings.tract_stats import TractStatsConfig
 from scripts.spatial.fields import read_field
 from scripts.spatial.grid import Grid
 from scripts.spatial.jacobian import jacobian_determinant
-from scripts.spatial.nifti import image_affine
 from scripts.spatial.volumes import open_image, read_grid, read_volume
 
 __all__ = ["STATISTICS_FOLDER", "TractStatistics"]
@@ -239,13 +238,13 @@ def _single(path: Path, name: str) -> np.ndarray:
 
 def _field_grid(path: Path) -> Grid:
     """Grid of a displacement field ``(X, Y, Z, 1, 3)``."""
-    image = open_image(path)
+    image = open_image(path).image
     if len(image.shape) != 5 or image.shape[3:] != (1, 3):
         raise CohortError(
             f"{path}: a displacement field must have shape (X, Y, Z, 1, 3), got "
             f"{tuple(image.shape)}"
         )
-    return Grid(tuple(image.shape[:3]), image_affine(path, image), image.header.copy())
+    return Grid(tuple(image.shape[:3]), np.asarray(image.affine), image.header.copy())
 
 
 def _growth(path: Path, grid: Grid) -> np.ndarray:

@@ -10,9 +10,20 @@ from scripts.errors import CohortError
 from scripts.runtime.storage import check_replaceable, check_writable, publish_folder
 from scripts.runtime.watched_files import WatchedFiles
 from scripts.settings.warp import WarpConfig
-from scripts.spatial.transform_files import TransformFile, read_transform
+from scripts.spatial.transform_files import (
+    TransformFile,
+    read_transform,
+    require_fields_cover,
+)
 from scripts.spatial.transforms import resample
-from scripts.spatial.volumes import read_grid, read_volume, write_labels, write_map
+from scripts.spatial.volumes import (
+    read_grid,
+    read_labels,
+    read_volume,
+    write_labels,
+    write_map,
+    written_name,
+)
 
 __all__ = ["WARPED_FOLDER", "ImageWarper"]
 
@@ -43,7 +54,7 @@ class ImageWarper:
         inputs: list[Path] = []
         for subject in settings.subjects:
             image, reference, transforms = self._files(subject)
-            for path in (image, reference, *(file.path for file in transforms)):
+            for path in (image, reference, *(one for file in transforms for one in file.files())):
                 if not path.is_file():
                     raise CohortError(f"subject {subject}: no such file {path}")
             inputs += [image, reference, *(file.path for file in transforms)]
@@ -65,30 +76,30 @@ class ImageWarper:
         image, reference, files = self._files(subject)
         watched = WatchedFiles([image, reference, *(file.path for file in files)])
         chain = [read_transform(file) for file in files]
-        volume, source = read_volume(image)
-        wanted = read_grid(reference)
         nearest = self.settings.interpolation == "nearest"
+        volume, source = read_labels(image) if nearest else read_volume(image)
+        wanted = read_grid(reference)
+        require_fields_cover(f"subject {subject}", chain, files, wanted)
         found = resample(volume, source, chain, wanted, order=0 if nearest else 1)
         if volume.any() and not found.any():
             raise CohortError(
                 f"subject {subject}: nothing of {image} is on the grid of {reference}; check that "
                 "the transforms are the right ones, in antsApplyTransforms's order"
             )
+        name = written_name(image)
         with publish_folder(self.output_dir / WARPED_FOLDER / subject) as staging:
             if nearest:
-                write_labels(staging / image.name, found, wanted, source.header.get_data_dtype())
+                write_labels(staging / name, found, wanted)
             else:
-                write_map(staging / image.name, found, wanted)
+                write_map(staging / name, found, wanted)
             about = {
                 "image": {"path": str(image), "sha256": watched.sha256(image)},
                 "reference": str(reference),
                 "interpolation": self.settings.interpolation,
                 "transforms": [
-                    {"path": str(file.path), "inverted": file.inverted,
-                     "sha256": watched.sha256(file.path)}
-                    for file in files
+                    {**file.as_dict(), "sha256": watched.sha256(file.path)} for file in files
                 ],
-            }  # fmt: skip
+            }
             (staging / "warped.json").write_text(json.dumps(about, indent=1) + "\n", "utf-8")
             watched.check()
 
@@ -97,5 +108,7 @@ class ImageWarper:
             return Path(path.replace("{subject}", subject))
 
         settings = self.settings
-        transforms = tuple(TransformFile(named(path), back) for path, back in settings.transforms)
+        transforms = tuple(
+            TransformFile.of_entry(entry, subject=subject) for entry in settings.transforms
+        )
         return named(settings.image), named(settings.reference), transforms

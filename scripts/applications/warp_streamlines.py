@@ -14,6 +14,7 @@ import numpy as np
 from scripts.applications.subject_fields import subject_field
 from scripts.errors import CohortError, ConfigurationError
 from scripts.publishing.published_atlas import PublishedAtlas, open_atlas
+from scripts.runtime.file_names import ending_of, stem_of
 from scripts.runtime.progress import progress_bar
 from scripts.runtime.storage import (
     check_replaceable,
@@ -25,7 +26,12 @@ from scripts.settings.warp_streamlines import WarpStreamlinesConfig
 from scripts.spatial.field_inverse import InverseFieldTransform
 from scripts.spatial.grid import Grid
 from scripts.spatial.transform_files import TransformFile, read_transform
-from scripts.spatial.transforms import AffineTransform, FieldTransform, Transform
+from scripts.spatial.transforms import (
+    AffineTransform,
+    ComposedTransform,
+    FieldTransform,
+    Transform,
+)
 from scripts.spatial.volumes import read_grid
 from scripts.tractograms import Streamlines, Tractogram, open_tractogram, write_tractogram
 
@@ -43,9 +49,13 @@ def read_point_transform(file: TransformFile) -> Transform:
     Raises:
         CohortError: the file can't be read or isn't a transform.
     """
-    transform = read_transform(TransformFile(file.path))
-    if not file.inverted:
-        return transform
+    transform = read_transform(dataclasses.replace(file, inverted=False))
+    return _inverse(transform) if file.inverted else transform
+
+
+def _inverse(transform: Transform) -> Transform:
+    if isinstance(transform, ComposedTransform):
+        return _inverse(transform.inner) @ _inverse(transform.outer)
     return InverseFieldTransform(transform) if isinstance(transform, FieldTransform) else ~transform
 
 
@@ -151,11 +161,11 @@ class StreamlineWarper:
 
     def _way(self, subject: str, atlas: PublishedAtlas | None) -> _Way:
         settings = self.settings
-        tractogram = open_tractogram(_named(settings.tractogram, subject))
+        tractogram = open_tractogram(_named(settings.tractogram, subject), settings.vtk_space)
         reference = None if settings.reference is None else _named(settings.reference, subject)
         if atlas is None:
             files = tuple(
-                TransformFile(_named(path, subject), back) for path, back in settings.transforms
+                TransformFile.of_entry(entry, subject=subject) for entry in settings.transforms
             )
         else:
             to_template = settings.direction == "to_template"
@@ -165,13 +175,14 @@ class StreamlineWarper:
             files = (TransformFile(field),)
             if reference is None and to_template:
                 reference = atlas.maps(template)["mean"]
-        for file in files:
-            if not file.path.is_file():
-                raise CohortError(f"subject {subject}: no such transform {file.path}")
+        for needed in (one for file in files for one in file.files()):
+            if not needed.is_file():
+                raise CohortError(f"subject {subject}: no such transform {needed}")
         if reference is not None and not reference.is_file():
             raise CohortError(f"subject {subject}: no such reference image {reference}")
-        path = tractogram.path
-        name = path.name if settings.format == "same" else f"{path.stem}.{settings.format}"
+        own = ending_of(tractogram.path).removesuffix(".gz").replace(".fib", ".vtk")
+        ending = own if settings.format == "same" else f".{settings.format}"
+        name = stem_of(tractogram.path) + ending
         if reference is None and Path(name).suffix.lower() in _NEEDS_GRID:
             raise ConfigurationError(
                 "warp_streamlines.reference = None: TRK and TRX files contain the grid of their "
@@ -186,7 +197,7 @@ class StreamlineWarper:
         outside = _Outside(first.grid if isinstance(first, FieldTransform) else None)
 
         def moved() -> Iterator[Streamlines]:
-            for part in way.tractogram.chunks():
+            for part in way.tractogram.chunks(per_point=True):
                 outside.count(part.points)
                 yield move_streamlines(part, transforms)
 
@@ -212,9 +223,7 @@ class StreamlineWarper:
                 "points": outside.total,
                 "points_outside_the_first_field": outside.points,
                 "transforms": [
-                    {"path": str(file.path), "inverted": file.inverted,
-                     "sha256": file_hash(file.path)}
-                    for file in way.files
+                    {**file.as_dict(), "sha256": file_hash(file.path)} for file in way.files
                 ],
                 "reference": None if way.reference is None else str(way.reference),
             }  # fmt: skip

@@ -74,6 +74,7 @@ class HeldOutSubjects:
             crop.stop,
             grid=grid,
             resample=self.settings.cohort.resample,
+            tolerance=self.settings.cohort.grid_tolerance,
             changes=published_transforms(self.network),
         )
         self.network.eval()

@@ -16,7 +16,8 @@ from scripts.networks.described import DescribedNetwork, description_in
 from scripts.networks.grids import reduced_shape
 from scripts.networks.integration import VelocityIntegration
 from scripts.networks.pair_inputs import PairForces
-from scripts.networks.passes import PairLooks
+from scripts.networks.passes import PairPasses
+from scripts.networks.precision import in_float32
 from scripts.networks.smoothing import GaussianSmoothing
 from scripts.networks.unet import RegistrationUNet
 from scripts.spatial.warp import Warp
@@ -188,6 +189,7 @@ class AtlasNetwork(DescribedNetwork):
         logger.info("training starts with the U-Net of another cohort's model")
         return {**own, **{name: state_dict[name] for name in (*unet, "input_scale")}}
 
+    @in_float32
     def template_density(self, covariates: torch.Tensor | None = None) -> torch.Tensor:
         """The templates in linear density.
 
@@ -200,15 +202,16 @@ class AtlasNetwork(DescribedNetwork):
         if covariates is None:
             return density_of(self.template.detach(), self.log_offset)
         move = self.displacement(self.covariate_velocity(covariates))
-        with torch.autocast(move.device.type, enabled=False):
-            return self.warp(self.undeformed_density(covariates), move)
+        return self.warp(self.undeformed_density(covariates), move)
 
+    @in_float32
     def undeformed_density(self, covariates: torch.Tensor) -> torch.Tensor:
         """The conditional template's density before its deformation, ``(B, C, *shape)``."""
         density = density_of(self.template.detach(), self.log_offset)
         change = torch.einsum("bp,p...->b...", covariates, self.density_slopes)
         return (density + change).clamp_min(0)
 
+    @in_float32
     def covariate_velocity(self, covariates: torch.Tensor) -> torch.Tensor:
         """The part of a velocity due to covariates ``(B, p)``: ``(B, d, *reduced)``."""
         return torch.einsum("bp,p...->b...", covariates, self.velocity_slopes)
@@ -248,7 +251,7 @@ class AtlasNetwork(DescribedNetwork):
         velocity = velocity - self.mean_velocity[template]
         return velocity if covariates is None else velocity + self.covariate_velocity(covariates)
 
-    def _looks(self, moving: torch.Tensor, image: torch.Tensor) -> PairLooks:
+    def _looks(self, moving: torch.Tensor, image: torch.Tensor) -> PairPasses:
         """Template and images as the U-Net is shown them."""
         scale: torch.Tensor = self.input_scale
         if self.forces is not None:
@@ -256,7 +259,7 @@ class AtlasNetwork(DescribedNetwork):
                 moving, image = self._in_all(moving), self._in_all(image)
                 axes = list(range(1, moving.dim()))
                 scale = moving.amax(axes, keepdim=True).clamp_min(1e-6).reciprocal()
-        return PairLooks(
+        return PairPasses(
             self.unet, self.smoothing, self.integration, self.warp, moving, image, scale,
             self.forces,
         )  # fmt: skip
@@ -268,16 +271,17 @@ class AtlasNetwork(DescribedNetwork):
         density = density_of(log_density, self.log_offset).sum(1, keepdim=True)
         return log_density_of(density, self.log_offset)
 
+    @in_float32
     def displacement(self, velocity: torch.Tensor) -> torch.Tensor:
         """Forward displacement ``(B, d, *shape)`` of a velocity."""
-        with torch.autocast(velocity.device.type, enabled=False):
-            return self.integration(velocity, self.shape)
+        return self.integration(velocity, self.shape)
 
+    @in_float32
     def displacements(self, velocity: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Forward and inverse displacement of a velocity."""
-        with torch.autocast(velocity.device.type, enabled=False):
-            return self.integration.both(velocity, self.shape)
+        return self.integration.both(velocity, self.shape)
 
+    @in_float32
     def warped_template(
         self,
         displacement: torch.Tensor,
@@ -288,8 +292,7 @@ class AtlasNetwork(DescribedNetwork):
         moving = self.template[template].expand(displacement.shape[0], -1, *self.shape)
         if covariates is not None:
             moving = log_density_of(self.undeformed_density(covariates), self.log_offset)
-        with torch.autocast(displacement.device.type, enabled=False):
-            return self.warp(moving, displacement)
+        return self.warp(moving, displacement)
 
     def register_to(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
         """Every template registered to every image.
@@ -330,6 +333,7 @@ class AtlasNetwork(DescribedNetwork):
                 best = torch.where(better.view(-1, *[1] * (best.dim() - 1)), velocity, best)
         return best, which
 
+    @in_float32
     def predict(
         self,
         velocity: torch.Tensor,
@@ -350,9 +354,9 @@ class AtlasNetwork(DescribedNetwork):
             moving = density.expand(len(velocity), *density.shape[1:])
         else:
             moving = density[template]
-        with torch.autocast(velocity.device.type, enabled=False):
-            return self.warp(moving, self.displacement(velocity))
+        return self.warp(moving, self.displacement(velocity))
 
+    @in_float32
     def _likeness(
         self, image: torch.Tensor, velocity: torch.Tensor, template: torch.Tensor
     ) -> torch.Tensor:

@@ -129,7 +129,7 @@ def open_published_cohort(
         check_replaceable(replaced, inputs=[dataset_dir])
     cohort = read_cohort(dataset_dir, settings.cohort_request(), coding=coding)
     grid, crop = published_geometry(network)
-    difference = cohort.grid.same_as(grid)
+    difference = cohort.grid.same_as(grid, settings.cohort.grid_tolerance)
     if difference is not None:
         raise CohortError(
             f"the cohort in dataset folder {dataset_dir} is not on the grid of the model: "
@@ -255,6 +255,7 @@ def subject_transforms(network: AtlasNetwork, settings: LearnedAtlasConfig) -> C
         track_meta=True,
         grid=grid,
         resample=settings.cohort.resample,
+        tolerance=settings.cohort.grid_tolerance,
         changes=published_transforms(network),
     )
 

@@ -16,7 +16,7 @@ from scripts.cohort.covariates import CovariateCoding
 from scripts.cohort.patterns import Rejection
 from scripts.cohort.tractogram_maps import CountedMap
 from scripts.errors import shown
-from scripts.spatial.grid import CropBox, Grid
+from scripts.spatial.grid import CropBox, Grid, StorageOrder
 
 __all__ = ["Cohort", "DensityMap", "NewSubjects", "Subject"]
 
@@ -32,7 +32,9 @@ class DensityMap:
         channel: the model's channel that it belongs to.
         divisor: density = values of the file / divisor.
         sha256: of the file's bytes.
-        counted: the tractogram that the map was counted from; None if the dataset contains the map.
+        counted: the tractogram that it was counted from, None for a map that was found as such.
+        order: its axes on the cohort's grid, see `StorageOrder.as_list`; None: as they are stored.
+        zeroed: kinds of values that are read as 0, see `clean_density`.
     """
 
     path: Path
@@ -40,6 +42,12 @@ class DensityMap:
     divisor: float
     sha256: str
     counted: CountedMap | None = None
+    order: tuple[int, ...] | None = None
+    zeroed: tuple[str, ...] = ()
+
+    def in_order(self, array: np.ndarray) -> np.ndarray:
+        """Values ``(..., *spatial)`` of the file as they lie on the cohort's grid."""
+        return array if self.order is None else StorageOrder.from_list(self.order).of_array(array)
 
     @property
     def origin(self) -> str:
@@ -47,10 +55,11 @@ class DensityMap:
         return str(self.path) if self.counted is None else self.counted.tractogram
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain JSON values; the tractogram only if there is one."""
+        """Plain JSON values; what a map doesn't have is left out."""
         values = {**asdict(self), "path": str(self.path)}
-        if self.counted is None:
-            del values["counted"]
+        for name in ("counted", "order", "zeroed"):
+            if not values[name]:
+                del values[name]
         return values
 
 
@@ -71,7 +80,8 @@ class Subject:
     def item(self, coding: CovariateCoding | None = None) -> dict[str, Any]:
         """The subject as an item for dictionary transforms: lists with one entry per map.
 
-        With a coding also ``covariates``, one number per column.
+        With a coding, ``covariates`` as well, one number per column; ``order`` and ``zeroed`` where
+        the first map is stored in another order or values are read as 0.
         """
         item: dict[str, Any] = {
             "subject": self.name,
@@ -80,6 +90,11 @@ class Subject:
             "channel": [one.channel for one in self.maps],
             "sha256": [one.sha256 for one in self.maps],
         }
+        if self.maps and self.maps[0].order is not None:
+            item["order"] = list(self.maps[0].order)  # the reader brings the others into its order
+        kinds = sorted({kind for one in self.maps for kind in one.zeroed})
+        if kinds:
+            item["zeroed"] = kinds
         if coding is not None:
             item["covariates"] = coding.code(dict(self.covariates))
         return item

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import io
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,8 @@ Values = Mapping[str, float | str]
 
 _MISSING = {"", "n/a", "na", "nan", "null"}
 _IDENTIFIER = "participant_id"
+_COMMA = re.compile(r"[+-]?\d+,\d+")
+_UNIT = re.compile(r"[<>~]?\s*[+-]?\d+(?:[.,]\d+)?\s*(?:[^\W\d_]{1,6}\.?|%|\+)")
 MEAN = "mean"
 """Stands for values at the mean of the model's cohort."""
 
@@ -256,7 +259,7 @@ class Participants:
         don't name it as categorical.
 
         Raises:
-            CohortError: a column contains both numbers and other text.
+            CohortError: a column mixes numbers with other text, or may be meant as numbers.
         """
         rows = {name: self._row(name) for name in subjects}
         found: dict[str, dict[str, float | str]] = {name: {} for name in subjects}
@@ -265,6 +268,8 @@ class Participants:
             numbers = {name: _number(text) for name, text in texts.items()}
             others = [name for name, number in numbers.items() if number is None]
             names = column in categorical or len(others) == len(texts)
+            if column not in categorical:
+                self._ask_about_numbers(column, {name: texts[name] for name in others}, len(texts))
             if not names and others:
                 first = others[0]
                 raise CohortError(
@@ -277,6 +282,24 @@ class Participants:
                 found[name][column] = text if names or number is None else number
         return found
 
+    def _ask_about_numbers(self, column: str, texts: Mapping[str, str], count: int) -> None:
+        """Refuse text that may be meant as numbers; as categories they would mean nothing.
+
+        Raises:
+            CohortError: numbers with a decimal comma, or with a unit and hardly ever the same.
+        """
+        commas = {name: text for name, text in texts.items() if _COMMA.fullmatch(text)}
+        units = {name: text for name, text in texts.items() if _UNIT.fullmatch(text)}
+        if len(set(units.values())) <= max(2, count // 2):  # field strengths, visits, grades
+            units = {}
+        for name, text in (commas or units).items():
+            plain = re.sub(r"[^0-9.+-]", "", text.replace(",", "."))
+            raise CohortError(
+                f"{self.path}: {column} of {name} is {text!r}: a number or a category? For a "
+                f"number write {plain} (a point, no unit) in this column; for a category name "
+                f"the column in --{self.categorical_option}"
+            )
+
     def _row(self, subject: str) -> Mapping[str, str] | None:
         # BIDS writes sub-<label> as participant_id; folders and tables often omit the prefix.
         bare = subject.removeprefix("sub-")
@@ -284,6 +307,12 @@ class Participants:
             if name in self.rows:
                 return self.rows[name]
         return None
+
+
+def _cell(text: str) -> str:
+    """A cell without blanks around it, and without the quotes that spreadsheets put there."""
+    text = text.strip()
+    return text[1:-1].strip() if len(text) > 1 and text[0] == text[-1] == '"' else text
 
 
 def read_participants(
@@ -314,7 +343,7 @@ def read_participants(
         raise CohortError(f"participants {file} is not UTF-8 text") from error
     # Splitting by tabs is enough: the format has no quotes.
     lines = (line.split("\t") for line in io.StringIO(text))
-    header = [cell.strip() for cell in next(lines, [])]
+    header = [_cell(cell) for cell in next(lines, [])]
     if _IDENTIFIER not in header:
         raise CohortError(
             f"{file}: its first line has no {_IDENTIFIER}; must be tab-separated names, "
@@ -334,7 +363,7 @@ def read_participants(
             raise CohortError(
                 f"{file}, line {number}: has {len(cells)} cells, the first line {len(header)}"
             )
-        row = {name: cell.strip() for name, cell in zip(header, cells, strict=True)}
+        row = {name: _cell(cell) for name, cell in zip(header, cells, strict=True)}
         if row[_IDENTIFIER] in rows:
             raise CohortError(f"{file}, line {number}: {row[_IDENTIFIER]} is listed twice")
         rows[row[_IDENTIFIER]] = {name: row[name] for name in columns}

@@ -4,32 +4,36 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
-from nibabel.spatialimages import HeaderDataError
 
 from scripts.cohort.cohort import Subject
+from scripts.runtime.file_names import stem_of
 from scripts.runtime.input_files import FileError, read_text, say
 from scripts.runtime.watched_files import changed
 from scripts.spatial.grid import Grid
-from scripts.spatial.nifti import image_affine, image_values, open_nifti
+from scripts.spatial.image_files import image_values, open_image_file
+from scripts.spatial.orientation import require_right_angles
 
 __all__ = [
+    "CleaningRule",
     "DensityError",
     "LoadedDensity",
     "check_density",
+    "clean_density",
     "density_divisor",
     "load_density",
     "read_density",
     "subject_density",
     "waytotal_file",
+    "zeroed",
 ]
 
-_LONGEST_WAYTOTAL = 1 << 20  # bytes; enough for a few numbers
-_FORM_TOLERANCE = 1e-2  # of a voxel; looser than a grid's, because a qform's quaternion is float32
+_LONGEST_WAYTOTAL = 1 << 20  # bytes; a few numbers
+_MUCH_NEGATIVE = 0.05  # of the positive density: more isn't the undershoot of a resampling
 
 
 class DensityError(FileError):
@@ -75,16 +79,17 @@ def read_density(path: str | Path) -> tuple[np.ndarray, Grid]:
 def load_density(path: Path) -> LoadedDensity:
     """Read a density map and what provenance needs; see `read_density`."""
     try:
-        image, sha256 = open_nifti(path)
+        opened = open_image_file(path)
+        image = opened.image
         shape = _spatial_shape(path, image.shape)
-        affine = image_affine(path, image)
+        require_right_angles(path, image.affine, shape)
         data = image_values(path, image)
     except DensityError:
         raise
     except FileError as error:
         raise DensityError(error.path, error.reason) from error
-    grid = Grid(shape, affine, image.header.copy())
-    return LoadedDensity(data.reshape(shape), grid, sha256, _remarks(image, grid))
+    grid = Grid(shape, np.asarray(image.affine), image.header.copy())
+    return LoadedDensity(data.reshape(shape), grid, opened.sha256, opened.remarks)
 
 
 def _spatial_shape(path: Path, stored: tuple[int, ...]) -> tuple[int, ...]:
@@ -100,37 +105,98 @@ def _spatial_shape(path: Path, stored: tuple[int, ...]) -> tuple[int, ...]:
     return shape
 
 
-def _remarks(image: nib.Nifti1Image, grid: Grid) -> tuple[str, ...]:
-    header = image.header
-    if int(header["sform_code"]) <= 0 or int(header["qform_code"]) <= 0:
-        return ()
-    try:
-        qform = header.get_qform()
-    except (ValueError, HeaderDataError, np.linalg.LinAlgError) as error:
-        return (f"its qform is invalid ({say(error)}); its sform is used",)
-    difference = grid.same_as(Grid(grid.shape, qform, header), _FORM_TOLERANCE)
-    return () if difference is None else (f"its sform and qform disagree: {difference}",)
+@dataclass(frozen=True)
+class CleaningRule:
+    """What becomes of values that are no density; see `LearnedAtlasCohortConfig`.
+
+    Attributes:
+        nan: ``refuse`` or ``zero``.
+        negative: ``refuse`` or ``zero``.
+        nan_option: the setting of ``nan``, for the message.
+        negative_option: the setting of ``negative``.
+    """
+
+    nan: str = "refuse"
+    negative: str = "refuse"
+    nan_option: str = "nan"
+    negative_option: str = "negative"
 
 
-def check_density(path: Path, data: np.ndarray, may_be_empty: bool = False) -> None:
-    """Refuse values that aren't densities.
+def clean_density(
+    path: Path, data: np.ndarray, rule: CleaningRule
+) -> tuple[np.ndarray, tuple[str, ...], tuple[str, ...]]:
+    """Values as the rule has them: NaN and negative density refused, or read as 0.
 
     Args:
         path: the file, for messages.
         data: ``spatial shape``, linear units.
+        rule: what becomes of them.
+
+    Returns:
+        The density; the kinds of values that were read as 0 (``nan``, ``negative``); remarks.
+
+    Raises:
+        CohortError: a value is infinite, or is refused by the rule.
+    """
+    low, high = float(data.min()), float(data.max())
+    if low >= 0 and math.isfinite(high):  # not so where anything is NaN
+        return data, (), ()
+    kinds, remarks = [], []
+    infinite = int(np.isinf(data).sum())
+    if infinite:
+        raise DensityError(path, f"is not finite in {infinite} voxels (infinite): mend the map")
+    empty = np.isnan(data)
+    count = int(empty.sum())
+    if count and rule.nan == "refuse":
+        raise DensityError(
+            path,
+            f"is not finite in {count} voxels (NaN, as outside a field of view); "
+            f"--{rule.nan_option} zero reads NaN as 0",
+        )
+    if count:
+        data = np.where(empty, 0.0, data)
+        kinds.append("nan")
+        remarks.append(f"NaN is read as 0 ({rule.nan_option})")
+    below = data < 0
+    count = int(below.sum())
+    if count and rule.negative == "refuse":
+        raise DensityError(
+            path,
+            f"has negative density in {count} voxels (down to {float(data.min()):g}); "
+            f"--{rule.negative_option} zero reads it as 0",
+        )
+    if count:
+        lost, kept = -float(data[below].sum()), float(data[~below].sum())
+        data = np.where(below, 0.0, data)
+        kinds.append("negative")
+        remarks.append(f"negative density is read as 0 ({rule.negative_option})")
+        if lost > _MUCH_NEGATIVE * kept:
+            remarks.append(
+                f"the negative density that is read as 0 is {100 * lost / max(kept, 1e-300):.3g} % "
+                "of the rest: is this a density map?"
+            )
+    return data, tuple(kinds), tuple(remarks)
+
+
+def zeroed(data: np.ndarray, kinds: Sequence[str]) -> np.ndarray:
+    """A map read again, those kinds of values being 0 as they were in `clean_density`."""
+    if "nan" in kinds:
+        data = np.where(np.isnan(data), 0.0, data)
+    return np.maximum(data, 0.0) if "negative" in kinds else data
+
+
+def check_density(path: Path, data: np.ndarray, may_be_empty: bool = False) -> None:
+    """Refuse a map without density.
+
+    Args:
+        path: the file, for the message.
+        data: ``spatial shape``, cleaned.
         may_be_empty: accept a map that is 0 everywhere (a tract that a subject doesn't have).
 
     Raises:
-        CohortError: a value isn't finite or is negative, or the map is empty.
+        CohortError: the map is empty.
     """
-    low, high = float(data.min()), float(data.max())
-    if not (math.isfinite(low) and math.isfinite(high)):
-        count = int(data.size - np.isfinite(data).sum())
-        raise DensityError(path, f"is not finite in {count} voxels")
-    if low < 0:
-        count = int((data < 0).sum())
-        raise DensityError(path, f"has negative density in {count} voxels (down to {low:g})")
-    if high == 0 and not may_be_empty:
+    if not may_be_empty and not data.any():
         raise DensityError(path, "is empty: no voxel has density > 0")
 
 
@@ -207,7 +273,7 @@ def _read_waytotal(file: Path, setting: str) -> float:
 
 
 def _stem(path: Path) -> str:
-    return path.name.removesuffix(".gz").removesuffix(".nii")
+    return stem_of(path)
 
 
 def subject_density(subject: Subject, channels: int, shape: tuple[int, ...]) -> np.ndarray:
@@ -229,5 +295,5 @@ def subject_density(subject: Subject, channels: int, shape: tuple[int, ...]) -> 
         loaded = load_density(one.path)
         if loaded.sha256 != one.sha256:
             raise changed(one.path)
-        density[one.channel] += loaded.data / one.divisor
+        density[one.channel] += one.in_order(zeroed(loaded.data, one.zeroed)) / one.divisor
     return density

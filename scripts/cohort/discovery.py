@@ -29,6 +29,7 @@ __all__ = [
     "FoundMap",
     "are_left_and_right",
     "candidates_from_files",
+    "derivatives_with_maps",
     "find_subjects",
 ]
 
@@ -146,6 +147,28 @@ def find_subjects(dataset_dir: Path, search: SubjectSearch) -> Discovery:
         pattern=pattern,
         tracts=tracts,
     )
+
+
+def derivatives_with_maps(root: Path, search: SubjectSearch) -> tuple[Path, ...]:
+    """Folders of pipelines in a BIDS dataset's derivatives in which the layout finds maps."""
+    derivatives = root / "derivatives"
+    try:
+        pipelines = sorted(one for one in derivatives.iterdir() if one.is_dir())
+    except OSError:
+        return ()
+    # qsirecon keeps further derivatives of its own; maps may also lie there without a pipeline.
+    inner = [one for place in pipelines for one in sorted(place.glob("derivatives/*/"))]
+    places = [*pipelines, *inner]
+    found = [one for place in places for one in _if_maps_lie_in(place, search)]
+    return tuple(found) or _if_maps_lie_in(derivatives, search)
+
+
+def _if_maps_lie_in(folder: Path, search: SubjectSearch) -> tuple[Path, ...]:
+    try:
+        found = scan_alternatives(folder, search, OUTPUT_FOLDERS, None)[0].matches
+    except CohortError:  # what can't be looked into is no advice
+        return ()
+    return (folder,) if found else ()
 
 
 def candidates_from_files(files: Sequence[Path], search: SubjectSearch) -> Discovery:

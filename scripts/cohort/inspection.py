@@ -7,14 +7,16 @@ import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from scripts.cohort.cohort import DensityMap, Subject
 from scripts.cohort.density import (
+    CleaningRule,
     DensityError,
     check_density,
+    clean_density,
     density_divisor,
     load_density,
 )
@@ -26,7 +28,7 @@ from scripts.cohort.tractogram_maps import Counting
 from scripts.errors import CohortError
 from scripts.runtime.input_files import FileError
 from scripts.settings.cohort import CohortRequest
-from scripts.spatial.grid import CropBox, Grid
+from scripts.spatial.grid import CropBox, Grid, StorageOrder
 
 __all__ = ["Inspection", "inspect_subject"]
 
@@ -37,11 +39,12 @@ class Inspection:
 
     Attributes:
         subject: files, channels, divisors, hashes.
-        grid: of its first map; the others are on it as well.
-        box: smallest box that contains its support.
-        density: float64 ``(C, *box.shape)``, normalised; it is 0 outside the box.
-        content: digest of the voxels, equal for copies of a map even if stored differently.
-        remarks: anything that isn't an error but worth a warning.
+        grid: of its first map; the others lie on it as well.
+        box: smallest box that holds its support.
+        density: float64 ``(C, *box.shape)``, normalised, everything outside the box being 0.
+        content: digest of the voxels, equal for copies of one map however they are stored.
+        remarks: what isn't wrong but worth a warning.
+        is_mask: whether its files hold 0 and 1 alone.
     """
 
     subject: Subject
@@ -50,6 +53,25 @@ class Inspection:
     density: np.ndarray
     content: str
     remarks: tuple[str, ...]
+    is_mask: bool = False
+
+    def on_grid_of(self, grid: Grid, tolerance: float) -> Inspection | None:
+        """The same on a grid of the very same voxels, stored in another order; None: of others."""
+        order = self.grid.order_onto(grid, tolerance)
+        if order is None:
+            return None
+        maps = []
+        for one in self.subject.maps:
+            onto_first = StorageOrder.from_list(one.order) if one.order else None
+            whole = order if onto_first is None else onto_first.then(order)
+            maps.append(replace(one, order=tuple(whole.as_list())))
+        return replace(
+            self,
+            subject=replace(self.subject, maps=tuple(maps)),
+            grid=grid,
+            box=order.of_box(self.box, self.grid.shape),
+            density=np.ascontiguousarray(order.of_array(self.density)),
+        )
 
 
 def inspect_subject(
@@ -68,35 +90,52 @@ def inspect_subject(
         CohortError: the subject can't be used; the message names the file and the reason.
     """
     method, setting = request.cohort.normalisation, request.option("normalisation")
+    tolerance = request.cohort.grid_tolerance
+    rule = CleaningRule(
+        request.cohort.nan, request.cohort.negative, request.option("nan"),
+        request.option("negative"),
+    )  # fmt: skip
     maps: list[DensityMap] = []
     grid: Grid | None = None
     density: np.ndarray | None = None
     content = hashlib.sha256()
     remarks: list[str] = []
+    is_mask = counting is None
     for given in candidate.maps:
         found, counted = given, None
         if counting is not None:
             found, counted = counting.map_of(candidate.name, given)
         loaded = load_density(found.path)
+        data, zeros, cleaned = clean_density(found.path, loaded.data, rule)
+        order = None
         if grid is None or density is None:
             grid = loaded.grid
             density = np.zeros((request.search.channels, *grid.shape))
-        elif (difference := loaded.grid.same_as(grid)) is not None:
-            raise DensityError(
-                found.path, f"is not on the grid of {candidate.maps[0].path}: {difference}"
-            )
-        check_density(found.path, loaded.data, may_be_empty=found.tract is not None)
-        empty = not loaded.data.any()
+        elif (difference := loaded.grid.same_as(grid, tolerance)) is not None:
+            turned = loaded.grid.order_onto(grid, tolerance)
+            if turned is None:
+                raise DensityError(
+                    found.path, f"is not on the grid of {candidate.maps[0].path}: {difference}"
+                )
+            data, order = turned.of_array(data), tuple(turned.as_list())
+        check_density(found.path, data, may_be_empty=found.tract is not None)
+        empty = not data.any()
+        is_mask = is_mask and data.max() == 1 and bool(((data == 0) | (data == 1)).all())
         if empty:
             remarks.append(f"tract {found.tract} is empty and counts as absent")
-        divisor = 1.0 if empty else density_divisor(method, found.path, loaded.data, setting)
-        content.update(f"{found.channel}{loaded.data.shape}".encode())
-        content.update(np.ascontiguousarray(loaded.data).data)
-        with np.errstate(over="ignore"):  # overflow is refused below
-            density[found.channel] += loaded.data / divisor
+        divisor = 1.0 if empty else density_divisor(method, found.path, data, setting)
+        content.update(f"{found.channel}{data.shape}".encode())
+        content.update(np.ascontiguousarray(data).data)
+        with np.errstate(over="ignore"):  # what overflows is refused below
+            density[found.channel] += data / divisor
         further = () if counted is None else counted.remarks
-        remarks += [f"{given.path}: {remark}" for remark in (*loaded.remarks, *further)]
-        maps.append(DensityMap(found.path, found.channel, divisor, loaded.sha256, counted))
+        remarks += [f"{given.path}: {remark}" for remark in further]
+        remarks += [*loaded.remarks, *cleaned]
+        maps.append(
+            DensityMap(
+                found.path, found.channel, divisor, loaded.sha256, counted, order, zeros
+            )
+        )  # fmt: skip
     if grid is None or density is None:
         raise CohortError(f"subject {candidate.name} has no map")
     high = float(density.max())
@@ -110,7 +149,9 @@ def inspect_subject(
     subject = Subject(candidate.name, tuple(maps))
     # A copy, since a view would keep the whole grid in memory.
     inside = box.crop(density).copy()
-    return Inspection(subject, grid, box, inside, content.hexdigest(), tuple(remarks))
+    return Inspection(
+        subject, grid, box, inside, content.hexdigest(), tuple(remarks), is_mask
+    )  # fmt: skip
 
 
 def inspect_all(

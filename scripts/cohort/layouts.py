@@ -9,7 +9,7 @@ entity), a placeholder that isn't at the end of the name ends at the next ``_``.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from scripts.errors import ConfigurationError
 from scripts.settings.cohort import SubjectSearch
@@ -23,12 +23,14 @@ class Alternative:
     """Patterns that are used together; a cohort uses one alternative.
 
     Attributes:
-        patterns: a map that matches any of them belongs to a subject.
-        without: excludes files with this text in their name.
+        patterns: a map that matches any of them is a subject's.
+        without: files with this text in their name are none of them.
+        any_ending: whether a pattern's ending stands for that of any image, or any tractogram.
     """
 
     patterns: tuple[str, ...]
     without: str | None = None
+    any_ending: bool = False
 
     @property
     def names_tracts(self) -> bool:
@@ -114,7 +116,7 @@ def alternatives(search: SubjectSearch) -> tuple[Alternative, ...]:
         found = (Alternative((search.pattern,)),)
         source = f"{search.key('pattern')} = {search.pattern!r}"
     elif search.layout is not None:
-        found = LAYOUTS[search.layout]
+        found = tuple(replace(one, any_ending=True) for one in LAYOUTS[search.layout])
         source = f"{search.key('layout')} = {search.layout!r}"
     else:
         raise ConfigurationError(f"{search.key('pattern')} = None: must be a path with {{subject}}")

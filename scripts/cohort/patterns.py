@@ -6,19 +6,27 @@ import functools
 import os
 import re
 import unicodedata
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from scripts.cohort.layouts import Alternative, alternatives
 from scripts.errors import CohortError
+from scripts.runtime.file_names import (
+    FOREIGN_IMAGES,
+    FOREIGN_TRACTOGRAMS,
+    IMAGES,
+    TRACTOGRAMS,
+    ending_of,
+    stem_of,
+)
 from scripts.settings.cohort import SubjectSearch
-from scripts.tractograms import is_tractogram
 
 __all__ = ["Rejection"]
 
 
-LONGEST_NAME = 200  # bytes of a subject's name: output files add up to 50 to it
+_KINDS = (IMAGES, TRACTOGRAMS)
+LONGEST_NAME = 200  # bytes of a subject's name: files are named after it, with up to 50 more
 
 
 @dataclass(frozen=True)
@@ -77,6 +85,7 @@ class Scan:
     matches: list[Match] = field(default_factory=list)
     subjects: set[str] = field(default_factory=set)
     unreadable: list[Rejection] = field(default_factory=list)
+    foreign: list[Rejection] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.subjects.update(match.subject for match in self.matches)
@@ -105,10 +114,18 @@ def _scan(
     root: Path, alternative: Alternative, outputs: Collection[str], names: set[str] | None
 ) -> Scan:
     scan = Scan()
+    seen: set[Path] = set()
     for pattern in alternative.patterns:
-        for match in _walk(root, pattern.split("/"), _Walk(scan, outputs, names)):
-            if alternative.without is None or alternative.without not in match.path.name:
+        walk = _Walk(scan, outputs, names, any_ending=alternative.any_ending)
+        for match in _walk(root, pattern.split("/"), walk):
+            if alternative.without is not None and alternative.without in match.path.name:
+                continue
+            if match.path not in seen:  # by a pattern that differs in its ending
+                seen.add(match.path)
                 scan.matches.append(match)
+    usable = {match.subject for match in scan.matches}
+    foreign = {one.subject: one for one in reversed(scan.foreign) if one.subject not in usable}
+    scan.unreadable += foreign.values()
     scan.matches.sort(key=lambda match: (match.subject, match.tract or "", str(match.path)))
     return scan
 
@@ -123,20 +140,21 @@ class _Walk:
     subject: str | None = None
     tract: str | None = None
     runs: tuple[str, ...] = ()
+    any_ending: bool = False
 
-    def bind(self, bound: re.Match[str]) -> _Walk | None:
-        """The walk after a matching entry; None if its subject isn't selected."""
+    def bind(self, bound: re.Match[str], is_folder: bool = True) -> _Walk | None:
+        """The walk after an entry that fits; None when its subject isn't wanted."""
         groups = bound.groupdict()
         subject = groups.pop("subject", None) or self.subject
         tract = groups.pop("tract", None) or self.tract
         if subject is not None and subject != self.subject:
-            if subject in self.outputs:
-                return None
+            if is_folder and subject in self.outputs:
+                return None  # of a file with such a name the person is told
             if self.names is not None and same_name(subject) not in self.names:
                 return None
             self.scan.subjects.add(subject)
         runs = (*self.runs, *(value for value in groups.values() if value is not None))
-        return _Walk(self.scan, self.outputs, self.names, subject, tract, runs)
+        return replace(self, subject=subject, tract=tract, runs=runs)
 
 
 def _walk(
@@ -151,19 +169,14 @@ def _walk(
         yield from _walk(folder, rest, walk)
         for name in _entries(folder, walk):
             if not name.startswith(".") and name not in walk.outputs and (folder / name).is_dir():
-                deeper = _Walk(
-                    walk.scan,
-                    walk.outputs,
-                    walk.names,
-                    walk.subject,
-                    walk.tract,
-                    (*walk.runs, name),
-                )
+                deeper = replace(walk, runs=(*walk.runs, name))
                 yield from _walk(folder / name, parts, deeper, above | {here})
         return
 
-    for name in _entries(folder, walk) if re.search(r"[{*?]", part) else [part]:
-        bound = _regex(part, walk.subject, walk.tract).fullmatch(name)
+    listed = bool(re.search(r"[{*?]", part)) or (not rest and bool(ending_of(part)))
+    entries = _entries(folder, walk) if listed else [part]
+    for name in entries:
+        bound, foreign = _bound(part, name, walk, bool(rest), entries)
         if bound is None or (name.startswith(".") and not part.startswith(".")):
             continue
         path = folder / name
@@ -172,13 +185,46 @@ def _walk(
                 continue
         elif path.is_dir() or not os.path.lexists(path):  # keep a broken link, to refuse it later
             continue
-        further = walk.bind(bound)
+        further = walk.bind(bound, is_folder=bool(rest))
         if further is None:
+            continue
+        if foreign and further.subject is not None:
+            reason = f"is {foreign}"
+            walk.scan.foreign.append(Rejection(further.subject, str(path), reason))
             continue
         if rest:
             yield from _walk(path, rest, further)
         elif further.subject is not None:
             yield Match(path, further.subject, further.tract, "/".join(further.runs))
+
+
+def _bound(
+    part: str, name: str, walk: _Walk, is_folder: bool, entries: Sequence[str]
+) -> tuple[re.Match[str] | None, str]:
+    """How an entry fits a part of a pattern, and whose file it is if it can't be read here.
+
+    The ending of a file may be written in any case; see also `Alternative.any_ending`.
+    """
+    ending = "" if is_folder else ending_of(part)
+    if not ending:
+        return _regex(part, walk.subject, walk.tract).fullmatch(name), ""
+    own = ending_of(name)
+    kinds = IMAGES if ending in IMAGES else TRACTOGRAMS
+    others = FOREIGN_IMAGES if ending in IMAGES else FOREIGN_TRACTOGRAMS
+    foreign = others.get(own, "") if walk.any_ending else ""
+    fits = own == ending or (walk.any_ending and (own in kinds or bool(foreign)))
+    if not fits or (own != ending and _is_header_of_a_pair(name, own, entries)):
+        return None, ""
+    stem = _regex(part[: len(part) - len(ending)], walk.subject, walk.tract)
+    return stem.fullmatch(name[: len(name) - len(own)]), foreign
+
+
+def _is_header_of_a_pair(name: str, ending: str, entries: Sequence[str]) -> bool:
+    """Whether a file is the header of another one beside it, which stands for both."""
+    if not ending.startswith(".hdr"):
+        return False
+    stem = name[: len(name) - len(ending)]
+    return any(one[: len(stem)] == stem and ending_of(one).startswith(".img") for one in entries)
 
 
 def _entries(folder: Path, walk: _Walk) -> list[str]:
@@ -234,14 +280,21 @@ def match_tail(file: Path, search: SubjectSearch) -> Match:
             parts = pattern.split("/")
             if "**" in parts:  # unclear which of the folders names the subject
                 continue
+            ending, own = ending_of(parts[-1]), ending_of(file)
+            same = own == ending or (
+                alternative.any_ending and any({ending, own} <= {*kind} for kind in _KINDS)
+            )
+            if not same:
+                continue
+            parts[-1] = parts[-1][: len(parts[-1]) - len(ending)]
             bound: dict[str, str] = {}
             expression = "/".join([_expression(part, bound) for part in parts])
-            match = re.search(rf"(?:^|/){expression}$", file.as_posix())
+            path = file.as_posix()
+            match = re.search(rf"(?:^|/){expression}$", path[: len(path) - len(own)])
             if match is not None and (alternative.without or "\0") not in file.name:
                 groups = match.groupdict()
                 return Match(file, groups["subject"], groups.get("tract"), file.as_posix())
-    stem = file.name.removesuffix(".gz").removesuffix(".nii")
-    stem = file.stem if is_tractogram(file) else stem
+    stem = stem_of(file)
     subject = re.match(r"sub-[A-Za-z0-9]+(?=_|$)", stem)
     tract = re.search(r"_bundle-([A-Za-z0-9]+)", stem)
     name = stem if subject is None else subject[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,12 +20,14 @@ from scripts.cohort.discovery import (
     ONE_BY_ONE,
     Discovery,
     candidates_from_files,
+    derivatives_with_maps,
     find_subjects,
 )
 from scripts.cohort.inspection import Inspection, inspect_all
 from scripts.cohort.patterns import Rejection
 from scripts.cohort.tractogram_maps import counting_for
-from scripts.errors import CohortError, ConfigurationError
+from scripts.errors import CohortError, ConfigurationError, shown
+from scripts.runtime.file_names import is_image_name
 from scripts.runtime.input_files import check_named
 from scripts.settings.cohort import CohortRequest, SubjectSearch
 from scripts.spatial.grid import CropBox, Grid
@@ -38,7 +41,8 @@ logger = logging.getLogger(__name__)
 Progress = Callable[[int, int, str], None]
 """Called with the number of finished subjects, their total and the name of the last one."""
 
-_SCALE_RATIO = 50  # between sums of normalised maps; beyond it counts and densities are mixed
+_MASK = re.compile(r"(?:^|[^A-Za-z])mask(?:$|[^A-Za-z])", re.IGNORECASE)
+_SCALE_RATIO = 50  # between sums of normalised maps: beyond it counts were mixed with densities
 
 
 def read_cohort(
@@ -76,12 +80,17 @@ def read_cohort(
     found = find_subjects(root, search) if files is None else candidates_from_files(files, search)
     if not found.candidates and not found.rejected:
         folders = f"; folders without a map: {some_of(found.without_map)}"
+        below = () if files is not None else derivatives_with_maps(root, search)
+        if below:
+            folders = f"; maps lie below derivatives: give --dataset_dir {shown(below[0])}"
+            if len(below) > 1:
+                folders += f" (or {some_of([shown(one) for one in below[1:]])})"
         raise CohortError(
             f"no subject found in {source}: no map at {found.pattern}"
-            f"{folders if found.without_map else ''} (see {search.option('layout')} and "
+            f"{folders if found.without_map or below else ''} (see {search.option('layout')} and "
             f"{search.option('pattern')})"
         )
-    pool = _Pool()
+    pool = _Pool(request)
     found, known = _with_covariates(found, root, request)
     rejected = list(found.rejected)
     counting = counting_for(found.candidates, request, root)
@@ -210,6 +219,7 @@ def read_new_subjects(
     elif at is not None:
         known = {candidate.name: at for candidate in found.candidates}
     subjects: list[Subject] = []
+    remarks = _Remarks()
     rejected = list(found.rejected)
     folder = Path(source).absolute() if _is_folder(source) else None
     counting = counting_for(found.candidates, request, folder, grid)
@@ -218,7 +228,11 @@ def read_new_subjects(
             rejected.append(result)
             continue
         path = result.subject.maps[0].path
-        difference = result.grid.same_as(grid)
+        tolerance = request.cohort.grid_tolerance
+        difference = result.grid.same_as(grid, tolerance)
+        if difference is not None and (turned := result.on_grid_of(grid, tolerance)) is not None:
+            result, difference = turned, None
+            _tell_of_order([result.subject.name], "the atlas's")
         if difference is not None and not request.cohort.resample:
             raise CohortError(
                 f"subject {result.subject.name} ({path}) is not on the atlas's grid: {difference}; "
@@ -227,9 +241,9 @@ def read_new_subjects(
             )
         if difference is None:
             _warn_outside(result, crop)
-        for remark in result.remarks:
-            logger.warning("subject %s: %s", result.subject.name, remark)
+        remarks.add(result.subject.name, result.remarks)
         subjects.append(result.subject)
+    remarks.warn()
     if not subjects:
         table = subjects_table((), tuple(rejected), found.without_map, found.pattern)
         raise CohortError("no usable subject", *table.split("\n"))
@@ -260,7 +274,7 @@ def _is_folder(source: str | Path | Sequence[str | Path]) -> TypeGuard[str | Pat
     """Whether a path is a dataset folder rather than a file; a map's suffix makes it a file."""
     if not isinstance(source, str | Path):
         return False
-    return not (Path(source).name.endswith((".nii", ".nii.gz")) or is_tractogram(source))
+    return not (is_image_name(source) or is_tractogram(source))
 
 
 def _warn_outside(result: Inspection, crop: CropBox) -> None:
@@ -279,13 +293,42 @@ def _warn_outside(result: Inspection, crop: CropBox) -> None:
     )
 
 
+class _Remarks:
+    """What isn't wrong with subjects but worth a warning: one for all of whom the same is said."""
+
+    def __init__(self) -> None:
+        self._subjects: dict[str, list[str]] = {}
+
+    def add(self, subject: str, remarks: Iterable[str]) -> None:
+        """Note a subject's remarks."""
+        for remark in dict.fromkeys(remarks):
+            self._subjects.setdefault(remark, []).append(subject)
+
+    def warn(self) -> None:
+        """Log them."""
+        for remark, names in self._subjects.items():
+            several = "s" if len(names) > 1 else ""
+            logger.warning("subject%s %s: %s", several, some_of(names), remark)
+
+
+def _tell_of_order(names: Sequence[str], whose: str) -> None:
+    logger.info(
+        "stored in another axis order and brought into %s, exactly: %s", whose, some_of(names)
+    )
+
+
 class _Pool:
     """Running sum over subjects, on the box around all supports so far."""
 
-    def __init__(self) -> None:
+    def __init__(self, request: CohortRequest) -> None:
+        self.tolerance = request.cohort.grid_tolerance
+        self.tolerance_option = request.option("grid_tolerance")
+        self.exclude_option = request.option("exclude")
         self.subjects: list[Subject] = []
         self.sums: list[float] = []
-        self.remarks: list[str] = []
+        self.remarks = _Remarks()
+        self.turned: list[str] = []
+        self.masks: list[str] = []
         self.contents: dict[str, list[str]] = {}
         self.grid: Grid | None = None
         self.box: CropBox | None = None
@@ -301,22 +344,32 @@ class _Pool:
         if self.grid is None or self.box is None:
             self.grid, self.box = inspection.grid, inspection.box
             self.total = np.zeros_like(inspection.density)
-        difference = inspection.grid.same_as(self.grid)
+        difference = inspection.grid.same_as(self.grid, self.tolerance)
+        turned = None
         if difference is not None:
+            turned = inspection.on_grid_of(self.grid, self.tolerance)
+        if turned is not None:
+            inspection = turned
+            self.turned.append(name)
+        elif difference is not None:
             first, other = self.subjects[0], inspection.subject
             raise CohortError(
                 f"subjects {other.name} ({other.maps[0].path}) and {first.name} "
                 f"({first.maps[0].path}) are on different grids: {difference}; all subjects must "
-                "have the same shape and affine; nothing is resampled silently"
+                "have the same shape and affine; nothing is resampled silently: bring them onto "
+                "one grid first (verbs warp and align), or raise "
+                f"--{self.tolerance_option} if this is rounding"
             )
         union = self.box.union(inspection.box)
         if union != self.box:
             self.total = self.box.within(union).paste(self.total, union.shape)
             self.box = union
         inspection.box.within(union).crop(self.total)[...] += inspection.density
+        if inspection.is_mask:
+            self.masks.append(name)
         self.subjects.append(inspection.subject)
         self.sums.append(float(inspection.density.sum()))
-        self.remarks += [f"subject {name}: {remark}" for remark in inspection.remarks]
+        self.remarks.add(name, inspection.remarks)
         self.contents.setdefault(inspection.content, []).append(name)
 
     def warn(self, request: CohortRequest) -> None:
@@ -325,8 +378,10 @@ class _Pool:
         Raises:
             CohortError: two subjects were divided by the same waytotal file.
         """
-        for remark in self.remarks:
-            logger.warning("%s", remark)
+        self.remarks.warn()
+        if self.turned:
+            _tell_of_order(self.turned, f"subject {self.subjects[0].name}'s")
+        self._warn_of_masks()
         for names in self.contents.values():
             if len(names) > 1:
                 logger.warning(
@@ -347,6 +402,19 @@ class _Pool:
             )
         if request.cohort.normalisation == "waytotal":
             _check_waytotals(self.subjects)
+
+    def _warn_of_masks(self) -> None:
+        """Name subjects that are masks among densities, by their values or by their name."""
+        named = [one.name for one in self.subjects if _MASK.search(one.name)]
+        masks = self.masks if len(self.masks) < len(self.subjects) else []
+        suspects = sorted({*masks, *(named if len(named) < len(self.subjects) else ())})
+        if suspects:
+            logger.warning(
+                "%s: a mask among densities? %s; leave it out with --%s if it is no subject's map",
+                some_of([shown(name) for name in suspects]),
+                "its values are 0 and 1 alone" if masks else "its name says so",
+                self.exclude_option,
+            )
 
 
 def _check_waytotals(subjects: Iterable[Subject]) -> None:

@@ -39,7 +39,7 @@ __all__ = ["MAPS_FOLDER", "CountedMap", "Counting", "count_density", "counting_f
 logger = logging.getLogger(__name__)
 
 MAPS_FOLDER = ".density_maps"
-_METHOD = "exact traversal 1"  # maps counted by another method are counted again
+_METHOD = "exact traversal 2"  # maps counted otherwise are counted anew
 
 
 def count_density(
@@ -48,6 +48,7 @@ def count_density(
     weights: Sequence[str] = (),
     ends: bool = False,
     progress: Progress | None = None,
+    vtk_space: str = "auto",
 ) -> DensityCounter:
     """Count tractograms into one density map; see `DensityCounter`.
 
@@ -57,6 +58,7 @@ def count_density(
         weights: none, or one source per tractogram, see `open_weights`.
         ends: count only the ends of streamlines.
         progress: called after each part of each tractogram.
+        vtk_space: see `open_tractogram`.
 
     Raises:
         TractogramError: a file can't be used, or no streamline touches the grid.
@@ -66,7 +68,8 @@ def count_density(
         raise ConfigurationError(
             f"weights = {list(weights)}: must be as many as tractograms ({len(paths)})"
         )
-    opened = [open_tractogram(path) for path in paths]  # all headers first, to fail early
+    # Headers first: a mistake is told early.
+    opened = [open_tractogram(path, vtk_space) for path in paths]
     sources = [open_weights(one, of) for one, of in zip(weights, opened, strict=False)]
     counter = DensityCounter(grid.shape, grid.affine, ends)
     for number, one in enumerate(opened):
@@ -116,12 +119,14 @@ class Counting:
     """How the tractograms of a cohort become maps.
 
     Attributes:
-        grid: the grid to count on.
-        folder: where the maps are kept; None: hidden beside each tractogram.
+        grid: that all are counted on.
+        folder: where their maps are kept; None: hidden beside each tractogram.
+        vtk_space: see `open_tractogram`.
     """
 
     grid: Grid
     folder: Path | None
+    vtk_space: str = "auto"
 
     def map_of(self, name: str, found: FoundMap) -> tuple[FoundMap, CountedMap | None]:
         """The map of a tractogram, kept from an earlier run or counted now.
@@ -154,12 +159,13 @@ class Counting:
         return replace(found, path=path), replace(counted, tractogram=str(found.path))
 
     def _key(self, sha256: str) -> str:
-        text = json.dumps([_METHOD, sha256, self.grid.shape, self.grid.affine.round(9).tolist()])
+        said = [_METHOD, sha256, self.grid.shape, self.grid.affine.round(9).tolist()]
+        text = json.dumps(said if self.vtk_space == "auto" else [*said, self.vtk_space])
         return hashlib.sha256(text.encode("ascii")).hexdigest()[:16]
 
     def _count(self, found: FoundMap, sha256: str, path: Path, about: Path) -> CountedMap:
         check_writable(path.parent)
-        counter = count_density([found.path], self.grid)
+        counter = count_density([found.path], self.grid, vtk_space=self.vtk_space)
         if _hash_of(found.path) != sha256:
             raise changed(found.path)
         counted = CountedMap(
@@ -247,4 +253,4 @@ def counting_for(
         len(streamlines),
         folder or f"{MAPS_FOLDER} beside each",
     )
-    return Counting(grid, folder)
+    return Counting(grid, folder, request.cohort.vtk_space)

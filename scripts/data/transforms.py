@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.data import CacheDataset, Dataset, MetaTensor, NibabelReader, PersistentDataset
-from monai.data.utils import correct_nifti_header_if_necessary
 from monai.transforms import (
     Compose,
     EnsureChannelFirstd,
@@ -27,11 +26,13 @@ from monai.transforms import (
 from monai.utils import ensure_tuple
 
 from scripts.cohort import density_divisor
+from scripts.cohort.density import zeroed
 from scripts.errors import CheckpointError, CohortError
+from scripts.runtime.file_names import is_image_name
 from scripts.runtime.watched_files import changed
-from scripts.spatial.grid import Grid
-from scripts.spatial.nifti import open_nifti
-from scripts.spatial.transforms import resample
+from scripts.spatial.density_resampling import resample_density
+from scripts.spatial.grid import TOLERANCE, Grid, StorageOrder
+from scripts.spatial.image_files import open_image_file
 
 __all__ = [
     "LogDensityd",
@@ -46,6 +47,7 @@ __all__ = [
 ]
 
 
+_LOOSE = 0.5  # voxels: what a cohort may be told to take for one grid, see its grid_tolerance
 _SHA256 = re.compile("[0-9a-f]{64}")
 
 HASHES = "sha256"
@@ -59,22 +61,29 @@ class _HashedImage:
         self.path = path
         self.error: CohortError | None = None
         try:
-            image, self.sha256 = open_nifti(path)
+            opened = open_image_file(path)
         except CohortError as error:
             self.error = error
             return
-        image.set_filename(path)
-        self.image = correct_nifti_header_if_necessary(image)
+        self.image, self.sha256 = opened.image, opened.sha256
 
 
 class MapsReader(NibabelReader):
-    """MONAI's reader of NIfTI files, made safe for threads.
+    """MONAI's reader of NIfTI files, by this bundle's own opening of files.
+
+    So training sees what the inspection of a cohort saw: every format, unit and form of header, by
+    the one rule of `scripts.spatial.orientation`. Maps of one call that are stored in another axis
+    order than the first are brought into its order.
 
     `NibabelReader` keeps the names of the files it read last in itself and pairs them with the
     images it is asked to unpack next. Where threads fill a cache through one reader, a subject
     of several maps then loses maps to another thread's shorter list (MONAI 1.6.1). Here each call
     takes the names from its own images. Each file is read once, at once, and its hash is told.
     """
+
+    def verify_suffix(self, filename: Any) -> bool:
+        """Whether all the names are those of images that are read here."""
+        return all(is_image_name(name) for name in ensure_tuple(filename))
 
     def read(self, data: Any, **kwargs: Any) -> Any:
         """Images whose voxels are in memory: what is unpacked later are the bytes of the hash.
@@ -101,23 +110,38 @@ class MapsReader(NibabelReader):
         for one in read:
             if one.error is not None:
                 raise one.error
-        for one in read[1:]:
-            if one.image.shape != read[0].image.shape:
+        first = read[0].image
+        images = (first, *(_in_order_of(first, one.image) for one in read[1:]))
+        for one, image in zip(read, images, strict=True):
+            if image.shape != first.shape:
                 raise CohortError(
-                    f"{one.path}: has shape {one.image.shape}, {read[0].path} {read[0].image.shape}"
-                    "; the maps of a subject must lie on one grid"
+                    f"{one.path}: has shape {image.shape}, {read[0].path} {first.shape}; the maps "
+                    "of a subject must lie on one grid"
                 )
-        values, meta = NibabelReader.get_data(own, tuple(one.image for one in read))
+        values, meta = NibabelReader.get_data(own, images)
         meta[HASHES] = [[one.path, one.sha256] for one in read]
         return values, meta
+
+
+def _in_order_of(first: nib.Nifti1Image, image: nib.Nifti1Image) -> nib.Nifti1Image:
+    """An image on the first one's grid, exactly; as it is if it lies on another grid."""
+    wanted, own = (
+        Grid(tuple(one.shape[:3]), np.asarray(one.affine), one.header) for one in (first, image)
+    )
+    order = own.order_onto(wanted, _LOOSE)
+    if order is None or len(image.shape) != 3:
+        return image
+    values = order.of_array(np.asanyarray(image.dataobj))
+    return nib.Nifti1Image(values, first.affine, first.header)
 
 
 class NormaliseDensityd(MapTransform):
     """Convert counts to densities: divide each map by its divisor, and sum the maps of a channel.
 
-    The items of a cohort have ``divisor`` and ``channel``, with one entry per map. A single image
-    (from an annotation tool, for example) has neither: the divisor is then computed by the same
-    rule as for the cohort, from the map and the files beside it.
+    A cohort's data list brings ``divisor`` and ``channel``, one entry a map; ``zeroed`` where
+    values are read as 0, ``order`` where the maps' axes are stored otherwise than the cohort's. A
+    lone image (an annotation tool's, say) brings none of them: the divisor is then found by the
+    same rule as the cohort's, from the map and what lies beside it.
 
     Args:
         keys: of the images, ``(maps, *shape)`` as loaded.
@@ -146,6 +170,10 @@ class NormaliseDensityd(MapTransform):
             _check_unchanged(maps, result.get("sha256"))
             while maps.dim() > self.spatial_dims + 1 and maps.shape[-1] == 1:
                 maps = maps[..., 0]
+            if "zeroed" in result:
+                maps = _with_values(maps, zeroed(np.asarray(maps), result["zeroed"]))
+            if "order" in result:
+                maps = _in_order(maps, StorageOrder.from_list(result["order"]))
             divisors = result.get("divisor")
             if divisors is None:
                 path = Path(str(maps.meta["filename_or_obj"]))
@@ -156,12 +184,29 @@ class NormaliseDensityd(MapTransform):
             density = maps[:1].new_zeros((self.channels, *maps.shape[1:]))
             for one, divisor, place in zip(maps, divisors, places, strict=True):
                 density[place] += one / float(divisor)
+            if isinstance(density, MetaTensor):
+                density.meta["normalisation"] = self.normalisation
             result[key] = density
-        # These lists have another length for each subject, can't be collated, and aren't needed any
-        # more.
-        for done in ("divisor", "channel", "sha256"):
+        # Lists of one length a subject can't be collated into a batch, and are done with.
+        for done in ("divisor", "channel", "sha256", "zeroed", "order"):
             result.pop(done, None)
         return result
+
+
+def _with_values(image: torch.Tensor, values: np.ndarray) -> torch.Tensor:
+    """An image's metadata with other values."""
+    found = torch.from_numpy(np.ascontiguousarray(values)).to(image.dtype)
+    return MetaTensor(found, meta=image.meta) if isinstance(image, MetaTensor) else found
+
+
+def _in_order(image: torch.Tensor, order: StorageOrder) -> torch.Tensor:
+    """An image ``(maps, *spatial)`` with its axes in another order, and the affine with it."""
+    turned = _with_values(image, order.of_array(np.asarray(image)))
+    if isinstance(image, MetaTensor) and isinstance(turned, MetaTensor):
+        own = Grid(tuple(image.shape[1:]), np.asarray(image.affine), nib.Nifti1Header())
+        turned.affine = torch.from_numpy(order.of_grid(own).affine)
+        turned.meta["spatial_shape"] = np.array(turned.shape[1:])
+    return turned
 
 
 def _check_unchanged(maps: Any, expected: Sequence[str] | None) -> None:
@@ -182,18 +227,27 @@ def _check_unchanged(maps: Any, expected: Sequence[str] | None) -> None:
 class OntoGridd(MapTransform):
     """Checks that images are on an atlas's grid; refuses others, or resamples them if asked.
 
-    Density is interpolated linearly and is 0 outside the image.
+    The same voxels stored in another order of axes are reordered. Resampling gives what the same
+    streamlines would give on the grid, see `resample_density`.
 
     Args:
         keys: of the images, ``(C, *shape)`` with MONAI's metadata.
-        grid: of the atlas.
-        resample: resample an image from another grid.
+        grid: the atlas's.
+        resample: bring an image from another grid onto this one.
+        tolerance: how far corners of equal grids may lie apart, voxels.
     """
 
-    def __init__(self, keys: KeysCollection, grid: Grid, resample: bool = False) -> None:
+    def __init__(
+        self,
+        keys: KeysCollection,
+        grid: Grid,
+        resample: bool = False,
+        tolerance: float = TOLERANCE,
+    ) -> None:
         super().__init__(keys)
         self.grid = grid
         self.resample = resample
+        self.tolerance = tolerance
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Return the images on the grid.
@@ -206,8 +260,12 @@ class OntoGridd(MapTransform):
             image = result[key]
             affine = np.asarray(image.affine, dtype=np.float64)
             own = Grid(tuple(image.shape[1:]), affine, nib.Nifti1Header())
-            difference = own.same_as(self.grid)
+            difference = own.same_as(self.grid, self.tolerance)
             if difference is None:
+                continue
+            order = own.order_onto(self.grid, self.tolerance)
+            if order is not None:
+                result[key] = _in_order(image, order)
                 continue
             meta = {name: value for name, value in image.meta.items() if name != "affine"}
             path = meta.get("filename_or_obj", key)
@@ -217,21 +275,27 @@ class OntoGridd(MapTransform):
                     "--learned_atlas#cohort#resample true"
                 )
             result[key] = MetaTensor(
-                torch.from_numpy(self._resampled(image.numpy(), own, str(path))),
+                torch.from_numpy(
+                    self._resampled(
+                        image.numpy(), affine, str(path), meta.get("normalisation", "none")
+                    )
+                ),
                 affine=torch.from_numpy(self.grid.affine),
                 meta={**meta, "spatial_shape": np.array(self.grid.shape)},
             )
         return result
 
-    def _resampled(self, image: np.ndarray, own: Grid, path: str) -> np.ndarray:
+    def _resampled(
+        self, image: np.ndarray, affine: np.ndarray, path: str, normalisation: str
+    ) -> np.ndarray:
         d = len(self.grid.shape)
-        here = np.linalg.solve(own.affine, self.grid.affine)  # voxels of the atlas to the image's
+        here = np.linalg.solve(affine, self.grid.affine)  # voxels of the atlas to the image's
         if image.ndim != d + 1 or not np.allclose(here[d:3, [*range(d), 3]], 0, atol=1e-3):
             raise CohortError(
                 f"{path}: an image of {image.ndim - 1} dimensions can't be resampled to the "
                 f"atlas's {d}, or is in another plane"
             )
-        return resample(image, own, [], self.grid)
+        return resample_density(image, affine, self.grid, normalisation)
 
 
 class PresenceLabeld(MapTransform):
@@ -309,6 +373,7 @@ def density_transforms(
     key: str = "image",
     grid: Grid | None = None,
     resample: bool = False,
+    tolerance: float = TOLERANCE,
     changes: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Compose:
     """From files to log densities inside the cohort's box, as listed in ``configs/train.yaml``.
@@ -321,9 +386,10 @@ def density_transforms(
         crop_stop: one past the last voxel of the box.
         track_meta: keep MONAI's metadata (needed to invert the crop).
         key: of the image.
-        grid: required grid of every image (a cohort's was checked when it was read).
-        resample: resample images to the grid, see `OntoGridd`.
-        changes: by class name of a transform, arguments that differ from these.
+        grid: which every image must lie on (a cohort's was checked when it was read).
+        resample: bring images onto the grid, see `OntoGridd`.
+        tolerance: how far corners of equal grids may lie apart, voxels.
+        changes: by the name of a transform's class, arguments that differ from these.
     """
     changed = changes or {}
     listed: list[tuple[type[Transform], dict[str, Any]]] = [
@@ -347,7 +413,8 @@ def density_transforms(
         ),
     ]
     if grid is not None:
-        listed.append((OntoGridd, {"grid": grid, "resample": resample}))
+        onto = {"grid": grid, "resample": resample, "tolerance": tolerance}
+        listed.append((OntoGridd, onto))
     listed.append((SpatialCropd, {"roi_start": list(crop_start), "roi_end": list(crop_stop)}))
     if log_offset is not None:
         listed.append((LogDensityd, {"log_offset": log_offset}))

@@ -31,7 +31,9 @@ from scripts.runtime.storage import publish_folder
 from scripts.runtime.watched_files import WatchedFiles
 from scripts.settings.image_pairs import RegisterElasticConfig
 from scripts.spatial.jacobian import jacobian_summary
-from scripts.spatial.transform_files import read_affine
+from scripts.spatial.overlap import grids_apart
+from scripts.spatial.transform_files import read_start
+from scripts.spatial.transforms import AffineTransform
 from scripts.spatial.unfolding import unfolded_velocity
 
 __all__ = ["PairInOneWorld", "RegisteredPairWriter", "VelocityInferer", "open_elastic_network"]
@@ -83,7 +85,21 @@ class PairInOneWorld(Transform):
         fixed, moving = (self._read(data[key]) for key in ("fixed", "moving"))
         matrix = np.eye(4)
         if self.settings.start is not None:
-            matrix = read_affine(self.settings.start.replace("{name}", data["subject"])).matrix
+            matrix = read_start(
+                self.settings.start, data["moving"], data["fixed"], name=data["subject"]
+            ).matrix
+        given = None if self.settings.start is None else AffineTransform(matrix)
+        if grids_apart(fixed.grid, moving.grid, given):
+            start = (
+                ""
+                if self.settings.start is None
+                else f" after the start {self.settings.start.path}"
+            )
+            raise CohortError(
+                f"{data['moving']}: shares no space with {data['fixed']}{start}: their grids lie "
+                "apart in the world; bring them together by register_elastic#start, such as the "
+                "affine that estimate-affine or refine finds"
+            )
         pair = prepared_images(
             self.network, *_as_array(fixed), *_as_array(moving), self.settings.log_share,
             torch.from_numpy(matrix),

@@ -1,4 +1,4 @@
-"""Several looks of one network at a pair, each correcting what the earlier ones left."""
+"""Several passes of one network over a pair, each correcting what the earlier ones left."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from scripts.networks.smoothing import GaussianSmoothing
 from scripts.networks.unet import RegistrationUNet
 from scripts.spatial.warp import Warp
 
-__all__ = ["PairLooks"]
+__all__ = ["PairPasses"]
 
 
-class PairLooks:
-    """What a network finds of one batch of pairs, pass by pass.
+class PairPasses:
+    """The velocity of a batch of pairs, pass by pass.
 
     Each pass sees the moving image as moved so far beside the fixed one, both averaged by the
     pass's factor; what it finds is smoothed and added to the velocity.
@@ -63,11 +63,11 @@ class PairLooks:
         found: list[torch.Tensor] = []
         for factor in passes:
             before = found[-1] if found else None
-            added = self.look(factor, before)
+            added = self.one_pass(factor, before)
             found.append(added if before is None else before + added)
         return found
 
-    def look(self, factor: int, velocity: torch.Tensor | None = None) -> torch.Tensor:
+    def one_pass(self, factor: int, velocity: torch.Tensor | None = None) -> torch.Tensor:
         """What one pass adds to the velocity found so far, both ``(B, d, *reduced)``."""
         with torch.autocast(self.moving.device.type, enabled=False):
             if self.forces is None:

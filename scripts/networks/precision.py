@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
 import torch
 
 from scripts.errors import ConfigurationError
 
-__all__ = ["autocast", "open_device"]
+__all__ = ["autocast", "in_float32", "open_device"]
+
+Result = TypeVar("Result")
+Arguments = ParamSpec("Arguments")
 
 _TYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -22,6 +29,23 @@ def autocast(device: torch.device | str, dtype: str) -> torch.autocast:
     if dtype == "float32":
         return torch.autocast(kind, enabled=False)
     return torch.autocast(kind, dtype=_TYPES[dtype])
+
+
+def in_float32(
+    method: Callable[Concatenate[Any, Arguments], Result],
+) -> Callable[Concatenate[Any, Arguments], Result]:
+    """A module's method that is never computed under autocast, wherever it is called from.
+
+    For geometry and densities: matrix products (``einsum`` too) would come out in half precision,
+    which loses sub-voxel moves, and which ``grid_sample`` refuses beside float32.
+    """
+
+    @functools.wraps(method)
+    def computed(self: Any, /, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        with torch.autocast(next(self.parameters()).device.type, enabled=False):
+            return method(self, *args, **kwargs)
+
+    return computed
 
 
 def open_device(name: str, key: str = "device") -> torch.device:

@@ -61,7 +61,7 @@ def read_image(paths: Sequence[str | Path], dims: int | None = None) -> tuple[np
         loaded = load_density(one)
         if not np.isfinite(loaded.data).all():
             count = int(loaded.data.size - np.isfinite(loaded.data).sum())
-            raise DensityError(one, f"is not finite in {count} voxels")
+            raise DensityError(one, f"is not finite in {count} voxels; set them to 0 first")
         if dims is not None and loaded.data.ndim != dims:
             raise DensityError(
                 one,

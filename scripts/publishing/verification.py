@@ -24,8 +24,8 @@ from scripts.runtime.inside import entries, inside
 from scripts.runtime.storage import file_hash
 from scripts.spatial.fields import field_names, read_field
 from scripts.spatial.grid import CropBox
+from scripts.spatial.image_files import image_values, open_image_file
 from scripts.spatial.jacobian import jacobian_determinant, jacobian_summary
-from scripts.spatial.nifti import image_values, open_nifti
 from scripts.spatial.warp import warp
 
 __all__ = ["MAP_TOLERANCE", "Check", "Verification", "verify_atlas"]
@@ -452,7 +452,7 @@ def _map_checks(
 
 def _map(path: Path, shape: tuple[int, ...]) -> np.ndarray:
     """A published map, ``(C, *grid)`` float64."""
-    values = image_values(path, open_nifti(path)[0])
+    values = image_values(path, open_image_file(path).image)
     if shape[0] > 1:
         values = np.moveaxis(values, -1, 0)
     return values.reshape(shape)

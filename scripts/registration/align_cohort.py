@@ -36,9 +36,15 @@ from scripts.runtime.storage import check_replaceable, check_writable, publish_f
 from scripts.runtime.watched_files import WatchedFiles, changed
 from scripts.settings.align import AlignConfig
 from scripts.spatial.grid import Grid
-from scripts.spatial.resampling import resample_by_matrix
+from scripts.spatial.resampling import labels_by_matrix, resample_by_matrix
 from scripts.spatial.transform_files import transform_names, write_affine_files
-from scripts.spatial.volumes import read_volume, write_labels, write_map
+from scripts.spatial.volumes import (
+    read_labels,
+    read_volume,
+    write_labels,
+    write_map,
+    written_name,
+)
 
 __all__ = ["CohortAligner", "pair_refinement"]
 
@@ -228,14 +234,16 @@ class CohortAligner:
         common: Grid,
     ) -> None:  # fmt: skip
         for file in subject.files:
-            volume, own = read_volume(file.path)
-            moved = _resampled(volume, own, matrix, grid, file.labels)
-            path = folder / file.name
+            path = (folder / file.name).with_name(written_name(file.path))
             path.parent.mkdir(parents=True, exist_ok=True)
             if file.labels:
-                write_labels(path, self._solid(moved), common, own.header.get_data_dtype())
+                labels, own = read_labels(file.path)
+                flat = labels[..., 0] if len(grid.shape) == 2 else labels
+                found = labels_by_matrix(flat, own.affine, matrix, grid.affine, grid.shape)
+                write_labels(path, self._solid(found), common)
             else:
-                write_map(path, self._solid(moved), common)
+                volume, own = read_volume(file.path)
+                write_map(path, self._solid(_resampled(volume, own, matrix, grid)), common)
             _copy_waytotal(file, path)
         (folder / "xfm").mkdir()
         write_affine_files(
@@ -305,16 +313,13 @@ class CohortAligner:
         }  # fmt: skip
 
 
-def _resampled(
-    volume: np.ndarray, own: Grid, matrix: np.ndarray, grid: CommonGrid, labels: bool
-) -> np.ndarray:
-    """``(C, X, Y, Z)`` from its grid to ``(C, *grid.shape)``, interpolated once."""
+def _resampled(volume: np.ndarray, own: Grid, matrix: np.ndarray, grid: CommonGrid) -> np.ndarray:
+    """``(C, X, Y, Z)`` on its own grid to ``(C, *grid.shape)``, interpolated once."""
     flat = volume[..., 0] if len(grid.shape) == 2 else volume
     source = torch.as_tensor(np.ascontiguousarray(flat), dtype=torch.float32)[None]
     moved = resample_by_matrix(
-        source, own.affine, torch.from_numpy(matrix), grid.affine, grid.shape,
-        mode="nearest" if labels else "bilinear",
-    )  # fmt: skip
+        source, own.affine, torch.from_numpy(matrix), grid.affine, grid.shape
+    )
     return moved[0].numpy()
 
 

@@ -12,6 +12,7 @@ import torch
 from scripts.errors import CohortError
 from scripts.networks.grids import averaged
 from scripts.spatial.grid import Grid
+from scripts.spatial.orientation import require_right_angles
 from scripts.spatial.volumes import read_hashed_volume
 
 __all__ = [
@@ -117,7 +118,7 @@ class ReadImage:
     """An image from its file, and as it is compared during alignment.
 
     Args:
-        path: ``.nii`` or ``.nii.gz``.
+        path: of an image.
         log_offset: compare log1p(x / this); None: x over its 99th percentile.
         background: ``zero`` or ``unknown``: the outside of the image.
         device: of the compared image.
@@ -138,6 +139,7 @@ class ReadImage:
     ) -> None:
         self.path = Path(path)
         self.values, grid, self.sha256 = read_hashed_volume(path)
+        require_right_angles(self.path, grid.affine, grid.shape)  # results are written on it
         self.grid, self.spatial_dims = grid, 3
         if grid.shape[2] == 1:
             self.spatial_dims = 2

@@ -30,7 +30,9 @@ from scripts.runtime.storage import check_writable, publish_folder
 from scripts.runtime.watched_files import WatchedFiles
 from scripts.settings.image_pairs import image_name
 from scripts.settings.refine import RefineConfig
-from scripts.spatial.transform_files import read_affine
+from scripts.spatial.overlap import grids_apart
+from scripts.spatial.transform_files import read_start
+from scripts.spatial.transforms import AffineTransform
 
 __all__ = ["REFINED_FOLDER", "PairRefiner"]
 
@@ -68,13 +70,13 @@ class PairRefiner:
         self.watched = WatchedFiles([settings.fixed])
         self.fixed = self._read(settings.fixed)
         self.moving = [Path(path) for path in settings.moving]
-        self.starts = [self._start(image_name(path)) for path in self.moving]
+        self.starts = [self._start(path) for path in self.moving]
         check_pair_folders(
             self.output_dir / REFINED_FOLDER,
             [image_name(path) for path in self.moving],
             settings.fixed,
             settings.moving,
-            settings.start,
+            None if settings.start is None else settings.start.path,
         )
 
     def run(self) -> None:
@@ -103,6 +105,7 @@ class PairRefiner:
             raise CohortError(f"{path}: must have as many dimensions as {settings.fixed}")
         if len(moving.values) != len(fixed.values):
             raise CohortError(f"{path}: must have as many channels as {settings.fixed}")
+        self._check_together(path, moving, start)
         begun = time.process_time()
         affine: AffineResult | None = None
         elastic: ElasticResult | None = None
@@ -127,6 +130,32 @@ class PairRefiner:
         assert matrix is not None
         seconds = time.process_time() - begun
         self._write(path, watched, moving, matrix.cpu().numpy(), affine, elastic, seconds)
+
+    def _check_together(self, path: Path, moving: ReadImage, start: torch.Tensor | None) -> None:
+        """Say that images share no space; refuse them where nothing brings them together.
+
+        Raises:
+            CohortError: they start apart and would stay so.
+        """
+        settings = self.settings
+        given = None if start is None else AffineTransform(start.cpu().numpy())
+        if not grids_apart(self.fixed.grid, moving.grid, given):
+            return
+        said = f"{path}: shares no space with {settings.fixed}"
+        if given is not None and settings.start is not None:
+            raise CohortError(
+                f"{said} after the start {settings.start.path}; does it lead the other way? See "
+                "refine#start"
+            )
+        if settings.mode == "elastic" or set(settings.starts) <= {"identity"}:
+            raise CohortError(
+                f"{said}: their grids lie apart in the world; give refine#start, or refine#mode "
+                "joint with centre among refine#starts"
+            )
+        logger.warning(
+            "%s: their grids lie apart in the world; only their contents (refine#starts %s) bring "
+            "them together", said, ", ".join(settings.starts),
+        )  # fmt: skip
 
     def _write(
         self,
@@ -186,12 +215,15 @@ class PairRefiner:
     def _read(self, path: str | Path) -> ReadImage:
         return ReadImage(path, self.settings.log_offset, self.settings.background, self.device)
 
-    def _start(self, name: str) -> torch.Tensor | None:
-        """The matrix of the start, read before the work begins."""
+    def _start(self, moving: Path) -> torch.Tensor | None:
+        """The start's matrix, read before any work begins."""
         if self.settings.start is None:
             return None
-        path = self.settings.start.replace("{name}", name)
-        matrix = torch.from_numpy(read_affine(path).matrix)
+        path = self.settings.start.path.replace("{name}", image_name(moving))
+        affine = read_start(
+            self.settings.start, moving, self.settings.fixed, name=image_name(moving)
+        )
+        matrix = torch.from_numpy(affine.matrix)
         needs_family = self.settings.mode != "elastic"
         if needs_family and not start_in_family(matrix, self.settings.family, self.fixed.image):
             raise ConfigurationError(

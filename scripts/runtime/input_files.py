@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import errno
 import functools
 import os
@@ -130,6 +131,8 @@ def read_text(path: Path, longest: int = LONGEST_TEXT, encoding: str = "utf-8") 
             f"can't be read: has {max(size, len(raw)) / 1e6:.1f} MB; such a file may have at most "
             f"{longest / 1e6:.1f} MB",
         )
+    # Editors of Windows put a mark before UTF-8, which is no part of the text.
+    raw = raw.removeprefix(codecs.BOM_UTF8)
     return raw.decode(encoding).replace("\r\n", "\n").replace("\r", "\n")
 
 

@@ -64,6 +64,11 @@ def check_writable(folder: str | Path) -> None:
             "the path of a folder to write to is empty; must name one ('.' is the current folder)"
         )
     target = Path(folder).absolute()
+    if str(folder)[:1] == "~" and not os.path.lexists(folder):
+        raise StorageError(
+            f"{folder}: the shell didn't put the home folder in place of ~ (it doesn't after =); "
+            f"write it out, or ./{folder} for a folder of that name"
+        )
     try:
         os.lstat(target)
     except (FileNotFoundError, NotADirectoryError, PermissionError):

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+from typing import ClassVar
 
-from pydantic import BeforeValidator, field_validator
+from pydantic import field_validator
 
 from scripts.settings.cohort import SubjectSearch
-from scripts.settings.image_pairs import check_distinct, to_paths
+from scripts.settings.image_pairs import Paths, check_distinct
 from scripts.settings.refine import PairSettings
 from scripts.settings.section import (
+    FilePath,
     Flag,
     Integer,
+    Names,
     Number,
     Text,
-    Texts,
     check_placeholders,
     check_relative,
     setting,
-    to_names,
 )
 
 __all__ = ["AlignConfig", "load_align"]
@@ -36,23 +36,23 @@ class AlignConfig(PairSettings):
         "`{subject}` stands for the subject's name, other parts may contain `*`, `?` and `**`.",
         "a relative path with {subject}",
     )
-    images: Annotated[list[str], BeforeValidator(to_paths)] = setting(
+    images: Paths = setting(
         [],
         "Paths of further images to apply the same transforms to (density maps, for example), "
         "interpolated linearly.",
         "a list of relative paths with {subject}",
     )
-    labels: Annotated[list[str], BeforeValidator(to_paths)] = setting(
+    labels: Paths = setting(
         [],
         "Paths of label images to apply the same transforms to, by the nearest voxel.",
         "a list of relative paths with {subject}",
     )
-    subjects: Annotated[list[str] | None, BeforeValidator(to_names)] = setting(
-        None, "Subjects to align. Null: all subjects found.", "null or a list of distinct names"
+    subjects: Names | None = setting(
+        None, "Subjects to align. Null: all that are found.", "null or a list of distinct names"
     )
-    exclude: Texts = setting([], "Names of subjects to leave out.", "a list of distinct names")
-    min_subjects: Integer = setting(2, "Smallest number of usable subjects.", ge=1)
-    target: Text | None = setting(
+    exclude: Names = setting([], "Names of subjects to leave out.", "a list of distinct names")
+    min_subjects: Integer = setting(2, "Fewest usable subjects to go on with.", ge=1)
+    target: FilePath | None = setting(
         None,
         "Image to align all subjects to, such as the template of an earlier alignment for new "
         "subjects. Null: the cohort's mean, computed in rounds.",

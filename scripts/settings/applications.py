@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import re
-from typing import Annotated, ClassVar, Literal
+from typing import ClassVar, Literal
 
-from pydantic import BeforeValidator, ValidationInfo, field_validator
+from pydantic import ValidationInfo, field_validator
 
 from scripts.settings.cohort import OUTPUT_FOLDERS
 from scripts.settings.section import (
+    FilePath,
     Flag,
     Integer,
+    Names,
     Number,
     Section,
     Size,
-    Text,
     check_folder_names,
     setting,
-    to_int,
-    to_list,
-    to_names,
 )
+from scripts.settings.transforms import TRANSFORMS, Transforms
 
 __all__ = [
     "AtlasToPatientConfig",
@@ -32,37 +30,12 @@ __all__ = [
 ]
 
 
-def _to_transforms(value: object) -> object:
-    """Convert entries to paths or (path, 0 or 1); antsApplyTransforms writes ``[path,1]``."""
-    given = [value] if isinstance(value, str) else to_list(value)
-    if len(given) == 2 and isinstance(given[0], str) and not isinstance(given[1], str | list):
-        given = [given]  # one [path, 1] that was parsed as a list
-    entries = []
-    for entry in given:
-        if isinstance(entry, str):
-            match = re.fullmatch(r"\[\s*(.+?)\s*,\s*([01])\s*\]", entry)
-            path, inverted = (match[1], int(match[2])) if match else (entry, 0)
-        else:
-            pair = to_list(entry)
-            if len(pair) != 2 or not isinstance(pair[0], str):
-                raise ValueError(f"has an entry that is not a transform: {entry!r}")
-            path, inverted = pair[0], to_int(int(pair[1]) if pair[1] is True else pair[1])
-        if not path.strip() or inverted not in (0, 1):
-            raise ValueError(f"has an entry that is not a transform: {entry!r}")
-        entries.append((path, bool(inverted)))
-    return entries
-
-
-Transforms = Annotated[list[tuple[str, bool]], BeforeValidator(_to_transforms)]
-_LIST = "a path, or a list of paths and [path, 1] in the order of antsApplyTransforms's -t"
-
-
 class AtlasToPatientConfig(Section):
     """The whole ``atlas_to_patient:`` block."""
 
     key_path: ClassVar[str] = "atlas_to_patient"
 
-    patients: Annotated[list[str] | None, BeforeValidator(to_names)] = setting(
+    patients: Names | None = setting(
         None,
         "Patients to warp the maps to. Null: every subject of the atlas.",
         "null or a non-empty list of distinct names, each one safe path component",
@@ -75,19 +48,19 @@ class AtlasToPatientConfig(Section):
     )
     transforms: Transforms = setting(
         [],
-        "External transforms instead of the bundle's fields, as antsApplyTransforms takes them to "
-        "warp the atlas to the patient. `{patient}` in a path stands for the patient's name, "
-        "`[path, 1]` for an affine's inverse.",
-        _LIST,
+        "Transforms from elsewhere, in place of the bundle's own fields: as antsApplyTransforms "
+        "would take them to bring the atlas to the patient. `{patient}` in a path stands for the "
+        "patient's name, `[path, 1]` for an affine's inverse.",
+        f"{TRANSFORMS}; may be empty",
     )
     extra_transforms: Transforms = setting(
         [],
         "The extra warp that an affine_native atlas needs in template space: the transforms that "
-        "warp affine-space images to template space. They come after `transforms`, or before the "
-        "bundle's field.",
-        _LIST,
+        "bring affine-space images to template space. They follow `transforms`, or precede the "
+        "bundle's own field.",
+        f"{TRANSFORMS}; may be empty",
     )
-    reference: Text | None = setting(
+    reference: FilePath | None = setting(
         None,
         "Image whose grid the maps get, with `{patient}` as above. Null: the grid of the first "
         "transform if that is a field, the atlas's grid if there are no transforms.",

@@ -13,11 +13,14 @@ from pydantic import (
 )
 
 from scripts.settings.section import (
+    FilePath,
     Flag,
     Integer,
+    Names,
+    Number,
     Section,
     Text,
-    Texts,
+    Typed,
     Workers,
     check_names,
     check_placeholders,
@@ -39,14 +42,27 @@ __all__ = [
 
 OUTPUT_FOLDERS = frozenset(
     {
+        "aligned",
         "atlas",
         "atlas_in_patient_space",
         "barycentre",
+        "code",
         "cross_validation",
+        "derivatives",
+        "estimated",
         "evaluation",
+        "labels",
         "learned_atlas",
+        "refined",
         "registered",
+        "registered_elastic",
+        "registered_stack",
+        "snapshots",
+        "sourcedata",
+        "sweep",
+        "tensorboard",
         "tract_similarity",
+        "warped",
         "tract_statistics",
         "warped_streamlines",
     }
@@ -111,7 +127,9 @@ class LearnedAtlasCohortConfig(Section):
         "of several runs; other parts may contain `*`, `?` and `**`.",
         f"null or a path with {{subject}}, optionally {{tract}} and {{run}}; {RELATIVE}",
     )
-    subjects: Annotated[list[str] | str | None, BeforeValidator(to_names)] = setting(
+    subjects: Annotated[
+        list[str] | str | None, BeforeValidator(to_names), Typed("names_or_list")
+    ] = setting(
         None,
         "Subjects to use: their names, or a text file with one name per line, or a list of the "
         "maps: a .csv of `subject,path[,tract]`, or MONAI's .json data list, whose entries (under "
@@ -119,29 +137,35 @@ class LearnedAtlasCohortConfig(Section):
         "path doesn't contain them. All are relative to the dataset folder. Null: all subjects.",
         "null, a non-empty list of distinct names, or the path of a .txt, .csv or .json file",
     )
-    participants: Text = setting(
+    participants: FilePath = setting(
         "participants.tsv",
         "Table of the subjects' covariates (BIDS: tab-separated, with a participant_id), relative "
         "to the dataset folder; used if model.covariates names any.",
         "the path of a .tsv file",
     )
-    exclude: Texts = setting(
+    exclude: Names = setting(
         [], "Names of subjects to leave out.", "a list of distinct, non-empty names"
     )
-    tracts: Texts = setting(
+    tracts: Names = setting(
         [],
         "Names of the tracts to learn jointly, one channel each. Empty: with model.channels 1 the "
         "whole map, or the sum of a subject's tracts if the layout has nothing else; with more "
         "channels the dataset's tracts, if there are exactly as many.",
         "a list of distinct tract names, as many as model.channels, or empty",
     )
-    reference: Text | None = setting(
+    reference: FilePath | None = setting(
         None,
-        "Image whose grid tractograms are counted on; needed if a layout or pattern finds "
-        "tractograms (.trk, .tck, .trx, .vtk). Relative to the dataset folder, or absolute.",
+        "Image whose grid tractograms are counted on; needed where a layout or pattern leads to "
+        "tractograms (.trk, .tck, .trx, .vtk, .fib). Relative to the dataset folder, or absolute.",
         "null or the path of a NIfTI file",
     )
-    density_dir: Text | None = setting(
+    vtk_space: Literal["auto", "ras", "lps"] = setting(
+        "auto",
+        "World of the points in VTK tractograms: auto takes what the title says, else LPS for .fib "
+        "and RAS for .vtk; dipy's .vtk are lps.",
+        "auto, ras or lps",
+    )
+    density_dir: FilePath | None = setting(
         None,
         "Folder for the maps counted from tractograms, so that each is counted once. Null: a "
         "hidden folder `.density_maps` in the dataset folder.",
@@ -153,6 +177,25 @@ class LearnedAtlasCohortConfig(Section):
         "of its streamlines), the sum of the map, its maximum, or nothing.",
         "one of waytotal, streamline_density, max, none",
     )
+    nan: Literal["refuse", "zero"] = setting(
+        "refuse",
+        "What becomes of a map with NaN, as some tools write outside the field of view: it is left "
+        "out, or NaN is read as 0.",
+        "refuse or zero",
+    )
+    negative: Literal["refuse", "zero"] = setting(
+        "refuse",
+        "What becomes of a map with negative density, as resampling by splines leaves it: it is "
+        "left out, or what is below 0 is read as 0.",
+        "refuse or zero",
+    )
+    grid_tolerance: Number = setting(
+        0.01,
+        "How far corners of two subjects' grids may lie apart to be taken for the same grid, in "
+        "voxels: headers are rounded. Another order of the axes is no difference.",
+        gt=0,
+        lt=0.5,
+    )
     margin: Integer = setting(8, "Voxels kept around the cohort's support when cropping.", ge=0)
     cache: Literal["ram", "device", "disk", "none"] = setting(
         "ram", "Where prepared maps are kept between epochs.", "one of ram, device, disk, none"
@@ -160,8 +203,8 @@ class LearnedAtlasCohortConfig(Section):
     num_workers: Workers = setting(0, "Processes that read maps while training.", ge=0)
     resample: Flag = setting(
         False,
-        "Resample new subjects on another grid to the atlas's grid. Training subjects are never "
-        "resampled.",
+        "Bring new subjects that lie on another grid onto the atlas's grid, as the density that "
+        "their streamlines would give there. Training subjects are never resampled.",
     )
 
     _pattern = field_validator("pattern")(check_pattern)

@@ -22,6 +22,7 @@ from scripts.settings.pairwise import (
 )
 from scripts.settings.section import (
     Integer,
+    Names,
     Number,
     Section,
     Sizes,
@@ -54,7 +55,7 @@ class LearnedElasticImagesConfig(PairImagesConfig):
         "a non-empty list of different numbers >= 0 and < 1",
         min_length=1,
     )
-    tracts: Texts = setting(
+    tracts: Names = setting(
         [], "Tracts whose maps are taken, as in `learned_atlas#cohort#tracts`.",
         "a list of distinct tract names, or empty",
     )  # fmt: skip

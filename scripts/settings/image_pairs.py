@@ -10,27 +10,36 @@ from typing import Annotated, ClassVar
 
 from pydantic import BeforeValidator, field_validator
 
-from scripts.settings.section import Flag, Number, Section, Size, Text, setting, to_names
+from scripts.runtime.file_names import stem_of
+from scripts.settings.section import (
+    FilePath,
+    Flag,
+    Number,
+    Section,
+    Size,
+    Text,
+    Typed,
+    setting,
+    to_list,
+    to_path,
+)
+from scripts.settings.transforms import ONE_TRANSFORM, Start
 
 __all__ = [
     "EstimateAffineConfig",
     "ImagePairs",
+    "Paths",
     "RegisterElasticConfig",
     "check_distinct",
     "image_name",
     "load_estimate_affine",
     "load_register_elastic",
-    "to_paths",
 ]
 
 
 def image_name(path: str | Path) -> str:
-    """A file's name without ``.nii`` or ``.nii.gz``, which names the results of a pair."""
-    name = Path(path).name
-    for ending in (".nii.gz", ".nii"):
-        if name.lower().endswith(ending):
-            return name[: -len(ending)]
-    return name
+    """A file's name without an image's ending: what a pair's results are called."""
+    return stem_of(path)
 
 
 def check_distinct(names: list[str]) -> list[str]:
@@ -42,17 +51,21 @@ def check_distinct(names: list[str]) -> list[str]:
     return names
 
 
-def to_paths(value: object) -> object:
-    """Accept one path, or a list of them."""
-    return [value] if isinstance(value, str) else to_names(value)
+def _to_paths(value: object) -> object:
+    """One path, or a list of them."""
+    paths = [value] if isinstance(value, str) else to_list(value)
+    return [to_path(path) for path in paths]
+
+
+Paths = Annotated[list[str], BeforeValidator(_to_paths), Typed("paths")]
 
 
 class ImagePairs(Section):
     """Settings of the images: the fixed one, and those to register to it."""
 
-    fixed: Text = setting("", "The fixed image: the others are registered to it.", "a path")
-    moving: Annotated[list[str], BeforeValidator(to_paths)] = setting(
-        [], "The moving images.", "a non-empty list of paths of differently named images"
+    fixed: FilePath = setting("", "The image to bring the others to.", "a path")
+    moving: Paths = setting(
+        [], "The images to bring to it.", "a non-empty list of paths of differently named images"
     )
     device: Text = setting(
         "cpu",
@@ -104,12 +117,13 @@ class RegisterElasticConfig(ImagePairs):
 
     key_path: ClassVar[str] = "register_elastic"
 
-    start: Text | None = setting(
+    start: Start = setting(
         None,
-        "Affine that aligns the moving image with the fixed one first: ITK's .mat, .txt or .tfm, "
-        "or 4x4 text in RAS mm; `{name}` stands for the moving image's file name without its "
-        "suffix. Null: the images are already aligned in the world.",
-        "null or a path",
+        "Affine that brings the moving image to the fixed one beforehand; `{name}` in a path "
+        "stands for the moving image's file name without its ending. A matrix of flirt counts from "
+        "the fixed and the moving image unless others are named. Null: they lie upon each other in "
+        "the world.",
+        f"null, or {ONE_TRANSFORM}",
     )
     log_share: Number | None = setting(
         None,

@@ -7,7 +7,15 @@ from typing import ClassVar, Literal
 
 from pydantic import field_validator
 
-from scripts.settings.section import Integer, Number, Section, Size, Text, setting
+from scripts.settings.section import (
+    FilePath,
+    Integer,
+    Number,
+    Section,
+    Size,
+    Text,
+    setting,
+)
 
 __all__ = ["LabelTransferConfig", "load_label_transfer"]
 
@@ -24,7 +32,7 @@ class LabelTransferConfig(Section):
         "folder, the tractograms are. A negative number means no class.",
         "non-empty text",
     )
-    names: Text | None = setting(
+    names: FilePath | None = setting(
         None, "JSON file with a name for each class number. Null: numbers.", "null or a path"
     )
     n_points: Integer = setting(
@@ -74,6 +82,13 @@ class LabelTransferConfig(Section):
         None, "Format of the written tractograms. Null: the subject's format.",
         "null, trk, tck, trx or vtk",
     )  # fmt: skip
+
+    vtk_space: Literal["auto", "ras", "lps"] = setting(
+        "auto",
+        "World of the points in VTK files: auto takes what the title says, else LPS for .fib and "
+        "RAS for .vtk; dipy's .vtk are lps.",
+        "auto, ras or lps",
+    )
 
     @field_validator("labels")
     @classmethod

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, field_validator, model_validator
 
-from scripts.settings.image_pairs import check_distinct, to_paths
+from scripts.settings.image_pairs import Paths, check_distinct
 from scripts.settings.pair_selection import INDEXES_RULE, Indexes, check_indexes, to_optional_int
 from scripts.settings.section import (
     Integer,
@@ -82,7 +82,7 @@ class MakePairsConfig(Section):
     key_path: ClassVar[str] = "make_pairs"
     less_memory: ClassVar[str] = "use a smaller make_pairs#shape or fewer make_pairs#num_workers"
 
-    reference: Annotated[list[str], BeforeValidator(to_paths)] = setting(
+    reference: Paths = setting(
         [],
         "Reference images: NIfTI files (2-D or 3-D), a folder of images, an OME-Zarr group, an "
         ".npz or .npy file, or an earlier store (.h5), whose pairs are deformed further. `*` "

@@ -15,12 +15,13 @@ from scripts.settings.cohort import (
 from scripts.settings.section import (
     Flag,
     Integer,
+    Names,
     Number,
     Section,
     Size,
     Sizes,
     Text,
-    Texts,
+    Typed,
     setting,
     to_int,
     to_names,
@@ -69,12 +70,14 @@ class PairImagesConfig(Section):
         "replaces the layout. Several images of a subject are summed.",
         "null or a path with {subject}, optionally {tract} and {run}",
     )
-    subjects: Annotated[list[str] | str | None, BeforeValidator(to_names)] = setting(
+    subjects: Annotated[
+        list[str] | str | None, BeforeValidator(to_names), Typed("names_or_list")
+    ] = setting(
         None,
         "Subjects to use, as in `learned_atlas#cohort#subjects`.",
         "null, a non-empty list of distinct names, or the path of a .txt or .csv file",
     )
-    exclude: Texts = setting(
+    exclude: Names = setting(
         [], "Names of subjects to leave out.", "a list of distinct, non-empty names"
     )
     shape: Sizes = setting(

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal, Self
+from typing import ClassVar, Literal, Self
 
-from pydantic import BeforeValidator, field_validator, model_validator
+from pydantic import field_validator, model_validator
 
-from scripts.settings.image_pairs import check_distinct, image_name, to_paths
+from scripts.settings.image_pairs import Paths, check_distinct, image_name
 from scripts.settings.pair_selection import DEVICE, PairSelection
-from scripts.settings.section import Flag, Integer, Number, Text, setting
+from scripts.settings.section import FilePath, Flag, Integer, Number, Text, setting
 
 __all__ = ["PredictFieldsConfig", "load_predict_fields"]
 
@@ -24,10 +24,10 @@ class PredictFieldsConfig(PairSelection):
     network: Literal["global", "local", "merged"] = setting(
         "merged", "Which of the trained networks predicts.", "global, local or merged"
     )
-    fixed: Text = setting(
+    fixed: FilePath = setting(
         "", "In place of pairs: the image to bring the others to, NIfTI.", "a path"
     )
-    moving: Annotated[list[str], BeforeValidator(to_paths)] = setting(
+    moving: Paths = setting(
         [], "The images to bring to it.", "a list of paths of differently named images"
     )
     device: Text = setting("cpu", "Where to compute.", **DEVICE)

@@ -19,6 +19,7 @@ from scripts.settings.section import (
     Texts,
     setting,
 )
+from scripts.settings.transforms import ONE_TRANSFORM, Start
 
 __all__ = ["PairSettings", "RefineConfig", "load_refine"]
 
@@ -121,11 +122,12 @@ class RefineConfig(PairSettings, ImagePairs):
         "joint: first a matrix, then velocity and matrix together.",
         "affine, elastic or joint",
     )
-    start: Text | None = setting(
+    start: Start = setting(
         None,
-        "Affine to start from, such as a network's estimate: ITK's .mat, .txt or .tfm, or 4x4 text "
-        "in RAS mm; `{name}` stands for the moving image's file name without its suffix.",
-        "null or a path",
+        "Affine to start from, such as a network's estimate; `{name}` in a path stands for the "
+        "moving image's file name without its ending. A matrix of flirt counts from the fixed and "
+        "the moving image unless others are named.",
+        f"null, or {ONE_TRANSFORM}",
     )
     smoothness_weight: Number = setting(0.5, "Weight of the velocity's squared gradient.", ge=0)
     int_steps: Integer = setting(7, "Scaling-and-squaring steps of the velocity.", ge=1, le=10)

@@ -18,6 +18,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Annotated, Any, ClassVar, Self, get_args
 
@@ -30,15 +31,18 @@ from scripts.runtime.inside import file_name_key, name_reason
 from scripts.runtime.plain_data import require_depth
 
 __all__ = [
+    "FilePath",
     "Flag",
     "Integer",
     "Integers",
+    "Names",
     "Number",
     "Section",
     "Size",
     "Sizes",
     "Text",
     "Texts",
+    "Typed",
     "Workers",
     "check_folder_names",
     "check_names",
@@ -51,6 +55,7 @@ __all__ = [
     "to_int",
     "to_list",
     "to_names",
+    "to_path",
     "to_section",
 ]
 
@@ -128,6 +133,11 @@ def to_text(value: object) -> str:
     return value
 
 
+def to_path(value: object) -> str:
+    """A path; ``~`` stands for the home folder, which shells don't put in after ``=``."""
+    return os.path.expanduser(to_text(value))  # noqa: PTH111 (a trailing / and // stay)
+
+
 def to_list(value: object) -> list[Any]:
     if not isinstance(value, list | tuple):
         raise ValueError("is not a list")
@@ -137,11 +147,24 @@ def to_list(value: object) -> list[Any]:
 def to_names(value: object) -> object:
     if value is None or isinstance(value, str):
         return value
+    if isinstance(value, Integral):
+        return [to_name(value)]
     names = to_list(value)
-    for name in names:
-        if not isinstance(name, str):
-            raise ValueError(f"has an entry that is not text: {name!r}")
-    return names
+    return [to_name(name) for name in names]
+
+
+def to_name(value: object) -> str:
+    """A name; a number counts as its digits, since YAML takes 100310 for one."""
+    if isinstance(value, bool) or not isinstance(value, str | Integral):
+        raise ValueError(f"has an entry that is not text: {value!r}")
+    return str(value)
+
+
+def to_some_names(value: object) -> object:
+    """Names in a list; a bare text is none, since it may be a list that lost its brackets."""
+    if value is None or isinstance(value, str):
+        raise ValueError("is not a list")
+    return to_names(value)
 
 
 def to_section(value: object) -> object:
@@ -156,10 +179,26 @@ Integer = Annotated[int, BeforeValidator(to_int)]
 Size = Annotated[int, BeforeValidator(to_size)]
 Workers = Annotated[int, BeforeValidator(to_workers)]
 Flag = Annotated[bool, BeforeValidator(to_bool)]
-Text = Annotated[str, BeforeValidator(to_text)]
+
+
+@dataclass(frozen=True)
+class Typed:
+    """Marks a setting that holds text, so that a command line takes it as it was typed.
+
+    Attributes:
+        kind: ``text``, ``path``, ``names``, ``names_or_list``, ``paths``, ``transform`` or
+            ``transforms``.
+    """
+
+    kind: str
+
+
+Text = Annotated[str, BeforeValidator(to_text), Typed("text")]
+FilePath = Annotated[str, BeforeValidator(to_path), Typed("path")]
 Integers = Annotated[list[Integer], BeforeValidator(to_list)]
 Sizes = Annotated[list[Size], BeforeValidator(to_list)]
 Texts = Annotated[list[Text], BeforeValidator(to_list)]
+Names = Annotated[list[Text], BeforeValidator(to_some_names), Typed("names")]
 
 
 def setting(default: Any, description: str, rule: str | None = None, **bounds: Any) -> Any:

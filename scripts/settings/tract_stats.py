@@ -8,14 +8,14 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import BeforeValidator, field_validator
 
 from scripts.settings.section import (
+    FilePath,
+    Names,
     Number,
     Section,
-    Text,
     check_folder_names,
     setting,
     to_float,
     to_list,
-    to_names,
 )
 
 __all__ = ["TractStatsConfig", "load_tract_stats"]
@@ -42,12 +42,12 @@ class TractStatsConfig(Section):
 
     key_path: ClassVar[str] = "tract_stats"
 
-    subjects: Annotated[list[str] | None, BeforeValidator(to_names)] = setting(
+    subjects: Names | None = setting(
         None,
         "Subjects to measure. Null: all that have an atlas in their space below `carried_dir`.",
         "null or a non-empty list of distinct names",
     )
-    tracts: Annotated[list[str] | None, BeforeValidator(to_names)] = setting(
+    tracts: Names | None = setting(
         None,
         "Names of the atlas's channels, in their order. Null: numbers from 1.",
         "null or a list of distinct names",
@@ -58,19 +58,19 @@ class TractStatsConfig(Section):
         "subject's atlas.",
         "a mapping of names to paths with {subject}",
     )
-    lesions: Text | None = setting(
+    lesions: FilePath | None = setting(
         None,
         "Path of a lesion mask with `{subject}`: the share of each tract that it covers. A subject "
         "without the file has no lesion load in the table.",
         "null or a path",
     )
-    density: Text | None = setting(
+    density: FilePath | None = setting(
         None,
         "Path of the subject's density map with `{subject}`: the share of the tract in which the "
         "subject has streamlines.",
         "null or a path",
     )
-    log_jacobian: Text | None = setting(
+    log_jacobian: FilePath | None = setting(
         None,
         "Path, with `{subject}`, of the displacement field on the subject's grid that maps its "
         "points to the template (`fields/{subject}_from-template_to-subject_..."

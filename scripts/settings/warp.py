@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import ClassVar, Literal
 
-from pydantic import BeforeValidator, field_validator
+from pydantic import field_validator
 
-from scripts.settings.applications import Transforms
-from scripts.settings.section import Section, Text, check_folder_names, setting, to_names
+from scripts.settings.section import FilePath, Names, Section, check_folder_names, setting
+from scripts.settings.transforms import TRANSFORMS, TransformEntry, Transforms
 
 __all__ = ["WarpConfig", "load_warp"]
 
@@ -17,17 +17,18 @@ class WarpConfig(Section):
 
     key_path: ClassVar[str] = "warp"
 
-    subjects: Annotated[list[str], BeforeValidator(to_names)] = setting(
-        [], "Subjects whose images are warped.", "a non-empty list of distinct names"
-    )
-    image: Text = setting("", "Path of the image, with `{subject}`.", "a path")
+    subjects: Names = setting([], "Whose images to warp.", "a non-empty list of distinct names")
+    image: FilePath = setting("", "Path of the image, with `{subject}`.", "a path")
     transforms: Transforms = setting(
         [],
-        "Transforms in the order of antsApplyTransforms's -t: a point of the reference passes "
-        "through the first one first; `{subject}` in a path, `[path, 1]` for an affine's inverse.",
-        "a non-empty list of paths and [path, 1]",
+        "Transforms in the order of antsApplyTransforms's -t, the first one the first that a point "
+        "of the reference passes through; `{subject}` in a path, `[path, 1]` for an affine's "
+        "inverse.",
+        f"not empty; {TRANSFORMS}",
     )
-    reference: Text = setting("", "Image whose grid the result gets, with `{subject}`.", "a path")
+    reference: FilePath = setting(
+        "", "Image whose grid the result lies on, with `{subject}`.", "a path"
+    )
     interpolation: Literal["linear", "nearest"] = setting(
         "linear", "Interpolation; use nearest for labels.", "linear or nearest"
     )
@@ -47,7 +48,7 @@ class WarpConfig(Section):
 
     @field_validator("transforms")
     @classmethod
-    def _check_transforms(cls, entries: list[tuple[str, bool]]) -> list[tuple[str, bool]]:
+    def _check_transforms(cls, entries: list[TransformEntry]) -> list[TransformEntry]:
         if not entries:
             raise ValueError("is empty")
         return entries

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import ClassVar, Literal
 
-from pydantic import BeforeValidator, field_validator
+from pydantic import field_validator
 
-from scripts.settings.applications import Transforms
-from scripts.settings.section import Section, Text, check_folder_names, setting, to_names
+from scripts.settings.section import FilePath, Names, Section, check_folder_names, setting
+from scripts.settings.transforms import TRANSFORMS, Transforms
 
 __all__ = ["WarpStreamlinesConfig", "load_warp_streamlines"]
 
@@ -17,10 +17,10 @@ class WarpStreamlinesConfig(Section):
 
     key_path: ClassVar[str] = "warp_streamlines"
 
-    subjects: Annotated[list[str], BeforeValidator(to_names)] = setting(
+    subjects: Names = setting(
         [], "Subjects whose tractograms to warp.", "a non-empty list of distinct names"
     )
-    tractogram: Text = setting("", "Path of the tractogram, with `{subject}`.", "a path")
+    tractogram: FilePath = setting("", "Path of the tractogram, with `{subject}`.", "a path")
     direction: Literal["to_template", "to_subject"] = setting(
         "to_template",
         "Target of the streamlines if `transforms` is empty and the bundle's fields are used.",
@@ -28,13 +28,13 @@ class WarpStreamlinesConfig(Section):
     )
     transforms: Transforms = setting(
         [],
-        "External transforms instead of the bundle's fields, in the order in which a point passes "
-        "through them, as antsApplyTransformsToPoints takes them. A file that warps images from A "
-        "to B maps points from B to A: to map points from A to B, give the file of the opposite "
-        "direction, or `[path, 1]` for the inverse, also of a field. `{subject}` in a path.",
-        "a list of paths and [path, 1]",
+        "Transforms in place of the bundle's own fields, in the order in which a point passes "
+        "through them, as antsApplyTransformsToPoints takes them. A file that warps images from "
+        "A to B moves points from B to A: to move points from A to B, give the file of the other "
+        "direction, or `[path, 1]` for the inverse, of a field as well. `{subject}` in a path.",
+        f"{TRANSFORMS}; may be empty",
     )
-    reference: Text | None = setting(
+    reference: FilePath | None = setting(
         None,
         "Image of the target space, with `{subject}`; its grid goes into the header of TRK and TRX "
         "files. Null: the atlas for to_template with the bundle's fields; otherwise required for "
@@ -43,6 +43,12 @@ class WarpStreamlinesConfig(Section):
     )
     format: Literal["same", "trk", "tck", "trx", "vtk"] = setting(
         "same", "Format of the result.", "same, trk, tck, trx or vtk"
+    )
+    vtk_space: Literal["auto", "ras", "lps"] = setting(
+        "auto",
+        "World of the points in VTK files: auto takes what the title says, else LPS for .fib and "
+        "RAS for .vtk; dipy's .vtk are lps.",
+        "auto, ras or lps",
     )
 
     @field_validator("subjects")

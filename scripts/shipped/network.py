@@ -10,7 +10,7 @@ import torch
 from scripts.networks.described import DescribedNetwork
 from scripts.networks.integration import VelocityIntegration
 from scripts.networks.pair_inputs import PairForces
-from scripts.networks.passes import PairLooks
+from scripts.networks.passes import PairPasses
 from scripts.networks.smoothing import GaussianSmoothing
 from scripts.networks.unet import RegistrationUNet
 from scripts.spatial.warp import Warp
@@ -32,7 +32,7 @@ class PairNetwork(DescribedNetwork):
     Args:
         enc_features: see `RegistrationUNet`.
         dec_features: see `RegistrationUNet`.
-        passes: see `PairLooks`.
+        passes: see `PairPasses`.
         seed: of the starting weights.
         description: see `DescribedNetwork`.
     """
@@ -75,7 +75,7 @@ class PairNetwork(DescribedNetwork):
             For each pass ``(B, 3, *ceil(shape / 2))`` in voxels of the full grid.
         """
         scale = moving.amax((1, 2, 3, 4), keepdim=True).clamp_min(1e-6).reciprocal()
-        looks = PairLooks(
+        looks = PairPasses(
             self.unet,
             self.smoothing,
             self.integration,

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from scripts.errors import CohortError
 from scripts.spatial.grid import CropBox, Grid
-from scripts.spatial.nifti import image_affine, image_values, open_nifti, write_nifti
+from scripts.spatial.image_files import image_values, open_image_file, write_nifti
 
 __all__ = [
     "field_names",
@@ -96,13 +96,13 @@ def read_field(path: str | Path, spatial_dims: int = 3) -> np.ndarray:
     Raises:
         CohortError: if the file isn't a 5-D vector image.
     """
-    image, _ = open_nifti(path)
+    image = open_image_file(path).image
     if image.ndim != 5 or image.shape[3] != 1 or image.shape[4] != 3:
         raise CohortError(
             f"{path}: a displacement field must be a 5-D image (X, Y, Z, 1, 3), "
             f"got shape {image.shape}"
         )
     ras = image_values(path, image)[:, :, :, 0, :] * np.array([-1.0, -1.0, 1.0])
-    inverse = np.linalg.inv(image_affine(path, image)[:3, :3])
+    inverse = np.linalg.inv(image.affine[:3, :3])
     voxels = np.moveaxis(ras @ inverse.T, -1, 0)
     return voxels[:2, :, :, 0] if spatial_dims == 2 else voxels

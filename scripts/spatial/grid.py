@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
 import nibabel as nib
 import numpy as np
 
-__all__ = ["CropBox", "Grid"]
+__all__ = ["TOLERANCE", "CropBox", "Grid", "StorageOrder"]
 
-_TOLERANCE = 1e-4  # of a voxel: largest distance between the corners of equal grids
+TOLERANCE = 1e-2
+"""Of a voxel: how far the corners of two equal grids may lie apart, since headers are rounded."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +36,7 @@ class Grid:
         norms = np.linalg.norm(self.affine[:3, : len(self.shape)], axis=0)
         return tuple(float(norm) for norm in norms)
 
-    def same_as(self, other: Grid, tolerance: float = _TOLERANCE) -> str | None:
+    def same_as(self, other: Grid, tolerance: float = TOLERANCE) -> str | None:
         """Compare with another grid.
 
         Args:
@@ -53,6 +55,29 @@ class Grid:
         if distance <= tolerance:
             return None
         return f"{self._difference(other)} (corners up to {distance:.4g} voxels apart)"
+
+    def order_onto(self, other: Grid, tolerance: float = TOLERANCE) -> StorageOrder | None:
+        """How an array on this grid is stored on another one that has the very same voxels.
+
+        Args:
+            other: the other grid.
+            tolerance: as for `same_as`.
+
+        Returns:
+            None if its voxels are others, whatever their order.
+        """
+        d = len(self.shape)
+        if len(other.shape) != d:
+            return None
+        steps = np.linalg.solve(self.affine, other.affine)[:3, :3]
+        axes = tuple(int(axis) for axis in np.abs(steps).argmax(axis=0))
+        if sorted(axes) != [0, 1, 2] or axes[d:] != (0, 1, 2)[d:]:
+            return None
+        flips = tuple(bool(steps[axis, new] < 0) for new, axis in enumerate(axes))
+        if any(flips[d:]):
+            return None
+        order = StorageOrder(axes[:d], flips[:d])
+        return order if order.of_grid(self).same_as(other, tolerance) is None else None
 
     def _difference(self, other: Grid) -> str:
         """Describe the two common differences of affines; any other by the matrices."""
@@ -78,6 +103,72 @@ class Grid:
             "affine": self.affine.tolist(),
             "spacing_mm": list(self.spacing),
         }
+
+
+@dataclass(frozen=True)
+class StorageOrder:
+    """Axes to take, in this order, some of them backwards: nothing is interpolated.
+
+    Example:
+        >>> order = StorageOrder((1, 0), (False, True))
+        >>> order.of_array(np.array([[1, 2], [3, 4], [5, 6]])).tolist()
+        [[5, 3, 1], [6, 4, 2]]
+
+    Attributes:
+        axes: the old axis that each new axis is.
+        flips: whether each new axis runs the other way.
+    """
+
+    axes: tuple[int, ...]
+    flips: tuple[bool, ...]
+
+    def of_array(self, array: np.ndarray) -> np.ndarray:
+        """An array ``(..., *spatial)`` in the new order, as a view."""
+        lead = array.ndim - len(self.axes)
+        turned = array.transpose(*range(lead), *(lead + axis for axis in self.axes))
+        return np.flip(turned, tuple(lead + new for new, flip in enumerate(self.flips) if flip))
+
+    def of_box(self, box: CropBox, shape: tuple[int, ...]) -> CropBox:
+        """A box of an array of ``shape``, in the new order."""
+        ends = [
+            (shape[axis] - box.stop[axis], shape[axis] - box.start[axis])
+            if flip
+            else (box.start[axis], box.stop[axis])
+            for axis, flip in zip(self.axes, self.flips, strict=True)
+        ]
+        return CropBox(tuple(start for start, _ in ends), tuple(stop for _, stop in ends))
+
+    def of_grid(self, grid: Grid) -> Grid:
+        """The grid of an array in the new order."""
+        d = len(self.axes)
+        turned = np.eye(4)
+        turned[:d, :d] = 0
+        for new, (axis, flip) in enumerate(zip(self.axes, self.flips, strict=True)):
+            turned[axis, new] = -1 if flip else 1
+            turned[axis, 3] = grid.shape[axis] - 1 if flip else 0
+        shape = tuple(grid.shape[axis] for axis in self.axes)
+        return Grid(shape, grid.affine @ turned, grid.header)
+
+    def then(self, other: StorageOrder) -> StorageOrder:
+        """One order for this one and another after it."""
+        return StorageOrder(
+            tuple(self.axes[axis] for axis in other.axes),
+            tuple(
+                self.flips[axis] != flip for axis, flip in zip(other.axes, other.flips, strict=True)
+            ),
+        )
+
+    def as_list(self) -> list[int]:
+        """Plain numbers, one a new axis: 1 + the old axis, negative where it runs backwards."""
+        pairs = zip(self.axes, self.flips, strict=True)
+        return [-(axis + 1) if flip else axis + 1 for axis, flip in pairs]
+
+    @classmethod
+    def from_list(cls, numbers: Sequence[int]) -> Self:
+        """What `as_list` gave."""
+        return cls(
+            tuple(abs(number) - 1 for number in numbers), tuple(number < 0 for number in numbers)
+        )
 
 
 @dataclass(frozen=True)

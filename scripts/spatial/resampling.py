@@ -12,9 +12,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from scripts.spatial.transforms import take_nearest
 from scripts.spatial.warp import sample
 
-__all__ = ["resample_by_matrix", "voxel_matrix"]
+__all__ = ["labels_by_matrix", "resample_by_matrix", "voxel_matrix"]
 
 _STILL = 1e-9  # voxels: shifts too small to matter in float32 interpolation
 
@@ -103,6 +104,28 @@ def resample_by_matrix(
         points = points + (moves.flatten(1, -2) @ linear.mT).reshape(points.shape)
     moved = sample(image.to(precision), points, mode, padding_mode, align_corners=False)
     return moved.to(image.dtype)
+
+
+def labels_by_matrix(
+    labels: np.ndarray,
+    source: np.ndarray,
+    matrix: np.ndarray,
+    wanted: np.ndarray,
+    shape: Sequence[int],
+) -> np.ndarray:
+    """Labels ``(C, *source shape)`` on another grid by the nearest voxel, in their own type.
+
+    The arguments are those of `resample_by_matrix`, for one image. A plane is read where the
+    transform takes its own plane.
+
+    Returns:
+        ``(C, *shape)``, 0 outside.
+    """
+    d = len(shape)
+    keep = [*range(d), 3]
+    maps = np.linalg.solve(source, np.asarray(matrix, dtype=np.float64) @ wanted)[:d][:, keep]
+    points = np.indices(shape).reshape(d, -1)
+    return take_nearest(labels, maps[:, :d] @ points + maps[:, d:]).reshape(-1, *shape)
 
 
 def _normalised(maps: torch.Tensor, source: Sequence[int], wanted: Sequence[int]) -> torch.Tensor:

@@ -1,27 +1,38 @@
-"""Transform files: affines as ITK and 4x4 text files, displacement fields of ITK and ANTs."""
+"""Transforms as files: fields and affines of ITK and ANTs, matrices of FSL, MRtrix, FreeSurfer."""
 
 from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
-from scipy.io import loadmat
-from scipy.io.matlab import MatReadError
 
 from scripts.errors import CohortError
+from scripts.runtime.file_names import ending_of
 from scripts.runtime.input_files import check_file, read_text
 from scripts.spatial.grid import Grid
-from scripts.spatial.nifti import image_affine
-from scripts.spatial.transforms import NO_INVERSE, TO_LPS, AffineTransform, FieldTransform
-from scripts.spatial.volumes import finite_values, open_image
+from scripts.spatial.itk_transforms import itk_of_hdf5, itk_of_matlab, itk_of_text
+from scripts.spatial.matrix_files import guessed_kind, lta_matrix, plain_matrix, ras_of_fsl
+from scripts.spatial.overlap import fields_apart
+from scripts.spatial.transforms import (
+    NO_INVERSE,
+    TO_LPS,
+    AffineTransform,
+    FieldTransform,
+    Transform,
+)
+from scripts.spatial.volumes import finite_values, open_image, read_grid
 
 __all__ = [
     "TransformFile",
     "read_affine",
+    "read_start",
     "read_transform",
+    "require_fields_cover",
     "transform_names",
     "write_affine_files",
     "write_itk_affine",
@@ -89,41 +100,151 @@ def write_affine_files(
         np.savetxt(folder / names[1], one, fmt="%.17g")
 
 
-_MATRIX_KINDS = ("AffineTransform", "MatrixOffsetTransformBase")
+_LONGEST = 1 << 16  # bytes of an affine's text
+_SUFFIXES = ".nii, .nii.gz (a displacement field), .h5, .mat, .txt, .tfm, .lta"
+_PLAIN = (".mat", ".txt", ".tfm", ".lta")
 
-_LONGEST = 1 << 16  # bytes; unpacked, a MATLAB file is at most a thousand times as large
+
+class _Entry(Protocol):
+    """What a setting says of a transform; see `scripts.settings.transforms.TransformEntry`."""
+
+    @property
+    def path(self) -> str: ...
+    @property
+    def inverted(self) -> bool: ...
+    @property
+    def kind(self) -> str: ...
+    @property
+    def moving(self) -> str | None: ...
+    @property
+    def fixed(self) -> str | None: ...
 
 
 @dataclass(frozen=True)
 class TransformFile:
-    """A transform file, and whether to invert it, as in antsApplyTransforms' ``[file,1]``."""
+    """A transform's file, to be inverted or not, as antsApplyTransforms takes ``[file,1]``.
+
+    Attributes:
+        path: the file.
+        inverted: whether its inverse is meant.
+        kind: ``itk``, ``ras``, ``fsl``, ``lta``; ``auto``: as the file shows.
+        moving: of a FLIRT matrix, the image of its ``-in``.
+        fixed: of a FLIRT matrix, the image of its ``-ref``.
+    """
 
     path: Path
     inverted: bool = False
+    kind: str = "auto"
+    moving: Path | None = None
+    fixed: Path | None = None
+
+    @classmethod
+    def of_entry(cls, entry: _Entry, **names: str) -> TransformFile:
+        """A setting's entry, ``{name}`` in its paths standing for ``names``."""
+
+        def named(path: str) -> Path:
+            for name, value in names.items():
+                path = path.replace(f"{{{name}}}", value)
+            return Path(path)
+
+        images = (None if one is None else named(one) for one in (entry.moving, entry.fixed))
+        return cls(named(entry.path), entry.inverted, entry.kind, *images)
+
+    @classmethod
+    def of_dict(cls, said: Mapping[str, Any]) -> TransformFile:
+        """What `as_dict` gave, or an earlier version of it."""
+        images = (None if said.get(one) is None else Path(said[one]) for one in ("moving", "fixed"))
+        return cls(Path(said["path"]), bool(said["inverted"]), said.get("kind", "auto"), *images)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON values; what is left to the file isn't said."""
+        said: dict[str, Any] = {"path": str(self.path), "inverted": self.inverted}
+        if self.kind != "auto":
+            said["kind"] = self.kind
+        for name, image in (("moving", self.moving), ("fixed", self.fixed)):
+            if image is not None:
+                said[name] = str(image)
+        return said
+
+    @property
+    def is_field(self) -> bool:
+        """Whether it is the image of a displacement field."""
+        return self.kind in ("auto", "itk") and ending_of(self.path) in (".nii", ".nii.gz")
+
+    def files(self) -> tuple[Path, ...]:
+        """All files that it needs."""
+        return tuple(one for one in (self.path, self.moving, self.fixed) if one is not None)
 
 
-def read_transform(file: TransformFile) -> AffineTransform | FieldTransform:
-    """Read a displacement field (``.nii[.gz]``) or an affine (``.mat``, ``.txt``, ``.tfm``).
+def read_transform(file: TransformFile) -> Transform:
+    """Read a displacement field, an affine, or a composite of them.
 
     Raises:
         CohortError: the file can't be read, is of another kind, or can't be inverted.
     """
-    name = file.path.name.lower()
-    if name.endswith((".nii", ".nii.gz")):
+    if file.is_field:
         if file.inverted:
             raise CohortError(f"{file.path}: {NO_INVERSE}")
         return _read_field(file.path)
-    if name.endswith((".mat", ".txt", ".tfm")):
-        affine = read_affine(file.path)
-        return ~affine if file.inverted else affine
-    raise CohortError(
-        f"{file.path}: not a supported transform; must be a displacement field (.nii, .nii.gz) or "
-        "an affine as ITK writes it (.mat, .txt, .tfm)"
-    )
+    if file.path.name.lower().endswith((".h5", ".hdf5")):
+        found = itk_of_hdf5(file.path)
+        if isinstance(found, AffineTransform):
+            _require_invertible(file.path, found.matrix)
+        if not file.inverted:
+            return found
+        try:
+            return ~found
+        except ValueError as error:
+            raise CohortError(f"{file.path}: {error}") from error
+    if file.kind == "auto" and not file.path.name.lower().endswith(_PLAIN):
+        raise CohortError(f"{file.path}: not a supported transform; must be one of {_SUFFIXES}")
+    affine = read_affine(file.path, file.kind, file.moving, file.fixed)
+    return ~affine if file.inverted else affine
+
+
+def read_start(
+    entry: _Entry, moving: str | Path, fixed: str | Path, **names: str
+) -> AffineTransform:
+    """The affine that a setting names for a pair of images.
+
+    Args:
+        entry: of the setting.
+        moving: image that a FLIRT matrix counts from where the entry names none.
+        fixed: likewise.
+        names: see `TransformFile.of_entry`.
+
+    Raises:
+        CohortError: see `read_affine`.
+    """
+    file = TransformFile.of_entry(entry, **names)
+    affine = read_affine(file.path, file.kind, file.moving or moving, file.fixed or fixed)
+    return ~affine if file.inverted else affine
+
+
+def require_fields_cover(
+    who: str, chain: Sequence[Transform], files: Sequence[TransformFile], wanted: Grid
+) -> None:
+    """Refuse a chain with a field that no point of the wanted grid comes to: it would do nothing.
+
+    Args:
+        who: for the message.
+        chain: as read from ``files``.
+        files: of the transforms.
+        wanted: the grid whose points pass through the chain.
+
+    Raises:
+        CohortError: naming the field.
+    """
+    for number in fields_apart(chain, wanted):
+        raise CohortError(
+            f"{who}: no point of the reference comes into the grid of the field "
+            f"{files[number].path}; are reference and transforms of one space, and in "
+            "antsApplyTransforms's order?"
+        )
 
 
 def _read_field(path: Path) -> FieldTransform:
-    image = open_image(path)
+    image = open_image(path).image
     shape = tuple(int(n) for n in image.shape)
     if len(shape) != 5 or shape[3:] != (1, 3) or min(shape) < 1:
         raise CohortError(
@@ -131,115 +252,91 @@ def _read_field(path: Path) -> FieldTransform:
         )
     data = finite_values(path, image)
     ras = np.moveaxis(data[:, :, :, 0, :], -1, 0) * np.array([-1.0, -1.0, 1.0])[:, None, None, None]
-    grid = Grid(shape[:3], image_affine(path, image), image.header.copy())
+    grid = Grid(shape[:3], np.asarray(image.affine), image.header.copy())
     return FieldTransform(np.ascontiguousarray(ras), grid)
 
 
-def read_affine(path: str | Path) -> AffineTransform:
-    """Read an affine: ITK's binary (``.mat``, MATLAB v4) or text (``.txt``, ``.tfm``), or 4x4 text.
+def read_affine(
+    path: str | Path,
+    kind: str = "auto",
+    moving: str | Path | None = None,
+    fixed: str | Path | None = None,
+) -> AffineTransform:
+    """Read an affine of ITK (`scripts.spatial.itk_transforms`), or a matrix of another program.
 
-    ``y = M (x - c) + t + c``: the parameters hold M row by row, then t; the fixed parameters hold
-    the centre c (ITK's `MatrixOffsetTransformBase`), LPS. A plane's transform doesn't change z.
-
-    Text may also contain the 4x4 matrix itself, RAS mm, as `write_affine_files` writes it.
+    Args:
+        path: ITK's ``.mat``, ``.txt``, ``.tfm`` or ``.h5``; 4x4 text; FreeSurfer's ``.lta``.
+        kind: ``itk``; ``ras``: 4x4 text in RAS mm, wanted point to resampled point; ``fsl``:
+            FLIRT's; ``lta``; ``auto``: what the file shows, see `guessed_kind`.
+        moving: of a FLIRT matrix, the image of its ``-in``.
+        fixed: of a FLIRT matrix, the image of its ``-ref``.
 
     Raises:
-        CohortError: the file can't be read, doesn't contain exactly one such transform, or its
-            matrix can't be inverted.
+        CohortError: the file can't be read, holds anything but one affine, its kind isn't known,
+            or its matrix can't be inverted.
     """
     file = Path(path)
-    if file.name.lower().endswith(".mat"):
-        matrix = _of_itk(file, *_read_mat(file))
+    if file.name.lower().endswith((".h5", ".hdf5")):
+        found = itk_of_hdf5(file)
+        if not isinstance(found, AffineTransform):
+            raise CohortError(f"{file}: holds a displacement field; an affine is needed here")
+        matrix = found.matrix
+    elif kind in ("auto", "itk") and file.name.lower().endswith(".mat") and not _is_text(file):
+        matrix = itk_of_matlab(file).matrix
     else:
-        text = _read_text(file)
-        plain = _plain_matrix(file, text)
-        matrix = _of_itk(file, *_itk_fields(file, text)) if plain is None else plain
-    if not np.isfinite(matrix).all() or abs(np.linalg.det(matrix)) < 1e-12:
-        raise CohortError(f"{file}: its matrix can't be inverted, so it isn't a transform")
-    return AffineTransform(matrix)
+        matrix = _of_text(file, kind, moving, fixed)
+    return AffineTransform(_require_invertible(file, matrix))
 
 
-def _of_itk(path: Path, kind: str, parameters: np.ndarray, centre: np.ndarray) -> np.ndarray:
-    """The matrix ``(4, 4)``, RAS mm."""
-    if kind.split("_")[0] not in _MATRIX_KINDS or (len(parameters), len(centre)) not in (
-        (12, 3),
-        (6, 2),
-    ):
+def _of_text(
+    path: Path, kind: str, moving: str | Path | None, fixed: str | Path | None
+) -> np.ndarray:
+    text = _read_text(path)
+    if kind == "lta" or (kind == "auto" and path.name.lower().endswith(".lta")):
+        return lta_matrix(path, text)
+    plain = plain_matrix(path, text)
+    if kind == "itk" or (kind == "auto" and plain is None):
+        return itk_of_text(path, text).matrix
+    if plain is None:
+        raise CohortError(f"{path}: holds no 4x4 matrix, though its kind is said to be {kind}")
+    if kind == "auto":
+        kind = guessed_kind(path, text)
+    if kind == "ras":
+        return plain
+    if moving is None or fixed is None:
         raise CohortError(
-            f"{path}: contains {kind} with {len(parameters)} parameters; must be one of "
-            f"{', '.join(_MATRIX_KINDS)} with 12 and a centre"
+            f"{path}: FLIRT's matrix counts from its two images; they must be named as 'moving' "
+            "(flirt -in) and 'fixed' (flirt -ref)"
         )
-    d = len(centre)
-    lps = np.eye(4)
-    lps[:d, :d] = parameters[: d * d].reshape(d, d)
-    lps[:d, 3] = parameters[d * d :] + centre - lps[:d, :d] @ centre
-    signs = np.diag(TO_LPS)
-    return signs[:, None] * lps * signs  # without sums, so that infinities stay as they are
+    _require_invertible(path, plain)
+    return ras_of_fsl(plain, read_grid(moving), read_grid(fixed))
 
 
-def _plain_matrix(path: Path, text: str) -> np.ndarray | None:
-    """The matrix in a file of numbers only; None for any other file."""
-    rows = [line.split() for line in text.splitlines()]
-    rows = [row for row in rows if row and not row[0].startswith("#")]
-    try:
-        matrix = np.array([[float(word) for word in row] for row in rows])
-    except ValueError:
-        return None
-    if not len(matrix):
-        return None
-    if matrix.shape != (4, 4) or not np.allclose(matrix[3], (0, 0, 0, 1)):
-        raise CohortError(f"{path}: not a 4x4 matrix whose last row is 0 0 0 1")
+def _require_invertible(path: Path, matrix: np.ndarray) -> np.ndarray:
+    if not np.isfinite(matrix).all() or abs(np.linalg.det(matrix)) < 1e-12:
+        raise CohortError(f"{path}: its matrix can't be inverted, so it isn't a transform")
     return matrix
 
 
-def _read_mat(path: Path) -> tuple[str, np.ndarray, np.ndarray]:
+def _is_text(path: Path) -> bool:
+    """Whether a ``.mat`` holds text: MATLAB's begin with binary numbers."""
     if not os.path.lexists(path):
         raise CohortError(f"{path}: no such file")
-    size = check_file(path).st_size
-    if size > _LONGEST:
-        raise CohortError(
-            f"{path}: can't be read: has {size} bytes, an affine has at most {_LONGEST}"
-        )
-    try:
-        content = loadmat(str(path), appendmat=False)
-    except (
-        MatReadError, NotImplementedError, ArithmeticError, LookupError, MemoryError, OSError,
-        TypeError, ValueError,
-    ) as error:  # fmt: skip
-        reason = " ".join(str(error).split()) or "not a MATLAB file"
-        raise CohortError(f"{path}: can't be read: {reason}") from error
-    kinds = [name for name in content if not name.startswith("__") and name != "fixed"]
-    if len(kinds) != 1 or "fixed" not in content:
-        found = ", ".join(name for name in content if not name.startswith("__")) or "nothing"
-        raise CohortError(f"{path}: has {found}, not one ITK transform and its centre ('fixed')")
-    try:
-        parameters, centre = (
-            np.asarray(content[name], dtype=np.float64).ravel() for name in (kinds[0], "fixed")
-        )
-    except (TypeError, ValueError) as error:
-        raise CohortError(f"{path}: {kinds[0]} contains an entry that isn't a number") from error
-    return kinds[0], parameters, centre
+    check_file(path)
+    with path.open("rb") as file:
+        start = file.read(512)
+    if not start or re.search(rb"[^\t\n\r\x20-\x7e]", start):
+        return False
+    return bool(re.search(rb"^Transform:", start, re.MULTILINE) or re.match(rb"[-+.\d\s#]", start))
 
 
 def _read_text(path: Path) -> str:
     if not os.path.lexists(path):
         raise CohortError(f"{path}: no such file")
     try:
-        return read_text(path, _LONGEST, encoding="ascii")
+        text = read_text(path, _LONGEST, encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise CohortError(f"{path}: can't be read: not the text of an ITK transform") from error
-
-
-def _itk_fields(path: Path, text: str) -> tuple[str, np.ndarray, np.ndarray]:
-    fields = re.findall(r"^(Transform|Parameters|FixedParameters):(.*)$", text, re.MULTILINE)
-    if [name for name, _ in fields] != ["Transform", "Parameters", "FixedParameters"]:
-        kinds = [value.strip() for name, value in fields if name == "Transform"]
-        raise CohortError(
-            f"{path}: contains {', '.join(kinds) or 'no transform'}; must be one ITK transform "
-            "with Transform:, Parameters: and FixedParameters:, or a 4x4 matrix"
-        )
-    try:
-        parameters, centre = (np.array(fields[i][1].split(), dtype=np.float64) for i in (1, 2))
-    except ValueError as error:
-        raise CohortError(f"{path}: contains a parameter that isn't a number") from error
-    return fields[0][1].strip(), parameters, centre
+        raise CohortError(f"{path}: can't be read: not the text of a transform") from error
+    if "\0" in text:
+        raise CohortError(f"{path}: can't be read: not the text of a transform")
+    return text

@@ -18,7 +18,14 @@ from scipy.ndimage import map_coordinates
 
 from scripts.spatial.grid import Grid
 
-__all__ = ["AffineTransform", "ComposedTransform", "FieldTransform", "Transform", "resample"]
+__all__ = [
+    "AffineTransform",
+    "ComposedTransform",
+    "FieldTransform",
+    "Transform",
+    "resample",
+    "take_nearest",
+]
 
 TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])  # the inverse of itself
 NO_INVERSE = (
@@ -180,12 +187,13 @@ def resample(
         order: 1 interpolates linearly, 0 takes the nearest voxel, for labels.
 
     Returns:
-        ``(C, *wanted.shape)`` float32; of a volume always ``(C, X, Y, Z)``.
+        ``(C, *wanted.shape)``, of a volume always ``(C, X, Y, Z)``; float32, or with order 0 in the
+        volume's own type: values are taken, not computed, so that labels stay what they are.
     """
     x, y, z = (*wanted.shape, 1)[:3]
     d = volume.ndim - 1
     to_world, to_voxels = AffineTransform(wanted.affine), ~AffineTransform(source.affine)
-    result = np.empty((len(volume), x, y, z), dtype=np.float32)
+    result = np.empty((len(volume), x, y, z), dtype=np.float32 if order else volume.dtype)
     for start in range(0, x, _SLAB):
         stop = min(start + _SLAB, x)
         indices = np.mgrid[start:stop, :y, :z].reshape(3, -1)
@@ -193,8 +201,31 @@ def resample(
         for transform in transforms:
             points = transform.apply(points)
         voxels = to_voxels.apply(points)[:d]
+        if order == 0:
+            result[:, start:stop] = take_nearest(volume, voxels).reshape(-1, stop - start, y, z)
+            continue
         for channel, values in zip(result, volume, strict=True):
             # grid-constant fades over the last voxel, as the network's warp does.
             sampled = map_coordinates(values, voxels, order=order, mode="grid-constant")
             channel[start:stop] = sampled.reshape(stop - start, y, z)
     return result.reshape(len(volume), *(x, y, z)[:d])
+
+
+def take_nearest(volume: np.ndarray, voxels: np.ndarray) -> np.ndarray:
+    """Values of the nearest voxels, in the volume's own type; 0 outside.
+
+    Args:
+        volume: ``(C, *shape)``.
+        voxels: ``(d, N)``, indices with fractions; a half goes up, as in ITK.
+
+    Returns:
+        ``(C, N)``.
+    """
+    shape = np.array(volume.shape[1:])[:, None]
+    with np.errstate(invalid="ignore"):  # what isn't finite is outside
+        nearest = np.floor(voxels + 0.5)
+        inside = ((nearest >= 0) & (nearest < shape)).all(axis=0)
+    found = np.zeros((len(volume), voxels.shape[1]), dtype=volume.dtype)
+    index = tuple(nearest[:, inside].astype(np.int64))
+    found[:, inside] = volume[(slice(None), *index)]
+    return found

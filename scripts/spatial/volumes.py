@@ -10,28 +10,34 @@ import nibabel as nib
 import numpy as np
 
 from scripts.errors import CohortError
+from scripts.runtime.file_names import stem_of
 from scripts.runtime.input_files import FileError
 from scripts.runtime.storage import (
     write_whole,
 )
 from scripts.spatial.grid import Grid
-from scripts.spatial.nifti import (
-    image_affine,
+from scripts.spatial.image_files import (
+    OpenedImage,
+    image_labels,
     image_values,
-    open_nifti,
+    open_image_file,
     plausible_shape,
+    warn_of_remarks,
     write_nifti,
 )
+from scripts.spatial.orientation import require_right_angles
 
 __all__ = [
     "read_grid",
     "read_hashed_volume",
+    "read_labels",
     "read_reference",
     "read_volume",
     "voxels_of",
     "write_density",
     "write_labels",
     "write_map",
+    "written_name",
 ]
 
 
@@ -77,15 +83,33 @@ def read_hashed_volume(path: str | Path) -> tuple[np.ndarray, Grid, str]:
         CohortError: see `read_volume`.
     """
     file = Path(path)
-    _require_there(file)
-    image, sha256 = open_nifti(file)
+    opened = open_image(file)
+    _require_volume(file, opened.image)
+    values, grid = _with_grid(finite_values(file, opened.image), opened.image)
+    return values, grid, opened.sha256
+
+
+def read_labels(path: str | Path) -> tuple[np.ndarray, Grid]:
+    """Read an image as `read_volume` does, its values in the file's own type.
+
+    Raises:
+        CohortError: the file can't be read, isn't finite, or is no image of 2 to 4 dimensions.
+    """
+    file = Path(path)
+    image = open_image(file).image
     _require_volume(file, image)
-    data = finite_values(file, image)
+    data = image_labels(file, image)
+    if data.dtype.kind == "f":
+        _require_finite(file, data)
+    return _with_grid(data, image)
+
+
+def _with_grid(data: np.ndarray, image: nib.Nifti1Image) -> tuple[np.ndarray, Grid]:
     if data.ndim == 2:
         data = data[:, :, None]
     channels = data[None] if data.ndim == 3 else np.moveaxis(data, -1, 0)
-    grid = Grid(tuple(channels.shape[1:]), image_affine(file, image), image.header.copy())
-    return np.ascontiguousarray(channels), grid, sha256
+    grid = Grid(tuple(channels.shape[1:]), np.asarray(image.affine), image.header.copy())
+    return np.ascontiguousarray(channels), grid
 
 
 def read_grid(path: str | Path) -> Grid:
@@ -95,13 +119,25 @@ def read_grid(path: str | Path) -> Grid:
     result may get.
 
     Raises:
-        CohortError: the file can't be read, or isn't such an image.
+        CohortError: the file can't be read, is no such image, or its grid is sheared.
     """
     file = Path(path)
-    image = open_image(file)
+    image = open_image(file).image
     _require_volume(file, image)
-    shape = tuple(int(n) for n in image.shape)
-    return Grid((*shape, 1)[:3], image_affine(file, image), image.header.copy())
+    shape = (*(int(n) for n in image.shape), 1)[:3]
+    require_right_angles(file, image.affine, shape)
+    return Grid(shape, np.asarray(image.affine), image.header.copy())
+
+
+def written_name(path: str | Path) -> str:
+    """The name under which what is made of an image is written: always NIfTI.
+
+    Example:
+        >>> written_name("m01/t2.nii"), written_name("m01/orig.mgz")
+        ('t2.nii', 'orig.nii.gz')
+    """
+    name = Path(path).name
+    return name if name.endswith((".nii", ".nii.gz")) else f"{stem_of(name)}.nii.gz"
 
 
 def voxels_of(path: str | Path) -> tuple[int, int]:
@@ -110,14 +146,13 @@ def voxels_of(path: str | Path) -> tuple[int, int]:
     return math.prod(shape[:3]) if shape else 0, math.prod(shape[3:])
 
 
-def open_image(path: Path) -> nib.Nifti1Image:
-    _require_there(path)
-    return open_nifti(path)[0]
-
-
-def _require_there(path: Path) -> None:
+def open_image(path: Path) -> OpenedImage:
+    """An image that is there; what is doubtful about it is logged."""
     if not os.path.lexists(path):
         raise CohortError(f"{path}: no such file")
+    opened = open_image_file(path)
+    warn_of_remarks(path, opened)
+    return opened
 
 
 def _require_volume(path: Path, image: nib.Nifti1Image) -> None:
@@ -128,30 +163,48 @@ def _require_volume(path: Path, image: nib.Nifti1Image) -> None:
 
 def finite_values(path: Path, image: nib.Nifti1Image) -> np.ndarray:
     data = image_values(path, image)
-    if not np.isfinite(data).all():
-        raise CohortError(f"{path}: not all values are finite")
+    _require_finite(path, data)
     return data
 
 
+def _require_finite(path: Path, data: np.ndarray) -> None:
+    if not np.isfinite(data).all():
+        count = int(data.size - np.isfinite(data).sum())
+        raise CohortError(
+            f"{path}: not all values are finite ({count} aren't); set them to 0 first, as fslmaths "
+            "-nan does"
+        )
+
+
 def read_reference(path: str | Path) -> Grid:
-    """The grid of an image; all voxels must be present but their values don't matter.
+    """The grid of an image that streamlines are counted on; its values don't matter.
 
     Args:
-        path: NIfTI file; of four dimensions the first three are used.
+        path: of an image; of four dimensions the first three count.
 
     Raises:
-        CohortError: it can't be read, or isn't a volume.
+        CohortError: it can't be read, is no volume, or doesn't say where it lies.
     """
+    file = Path(path)
     try:
-        image, _ = open_nifti(path)
-        affine = image_affine(path, image)
+        opened = open_image_file(file)
+        image = opened.image
+        shape = tuple(int(n) for n in image.shape[:3])
+        if len(shape) < 3 or min(shape) < 1:
+            raise CohortError(f"reference {path}: has shape {shape}; must be a volume (X, Y, Z)")
+        if not opened.placed:
+            raise FileError(
+                file,
+                "its header records no orientation (qform_code and sform_code are 0), so that the "
+                "place of streamlines in it isn't known; write the true orientation into the file, "
+                "or give an image of the same grid that has it",
+            )
+        require_right_angles(file, image.affine, shape)
     except FileError as error:
-        why = error.reason if Path(path).exists() else "can't be read: does not exist"
+        why = error.reason if file.exists() else "can't be read: does not exist"
         raise CohortError(f"reference {path}: {why}") from error
-    shape = tuple(int(n) for n in image.shape[:3])
-    if len(shape) < 3 or min(shape) < 1:
-        raise CohortError(f"reference {path}: has shape {shape}; must be a volume (X, Y, Z)")
-    return Grid(shape, affine, image.header.copy())
+    warn_of_remarks(file, opened)
+    return Grid(shape, np.asarray(image.affine), image.header.copy())
 
 
 def write_density(path: Path, density: np.ndarray, grid: Grid) -> None:
@@ -161,19 +214,17 @@ def write_density(path: Path, density: np.ndarray, grid: Grid) -> None:
         write_map(staged, density[None], grid)
 
 
-def write_labels(path: str | Path, labels: np.ndarray, grid: Grid, dtype: np.dtype) -> None:
-    """Write labels with a given type, without scaling.
+def write_labels(path: str | Path, labels: np.ndarray, grid: Grid) -> None:
+    """Write labels in their own type, whole numbers of any size staying what they are.
 
     Args:
         path: ``.nii`` or ``.nii.gz``.
         labels: ``(C, X, Y, Z)``, a plane with Z = 1; one channel gives ``(X, Y, Z)``.
-        grid: their grid; its header gives the codes and units.
-        dtype: of the file that they were read from.
+        grid: where they lie; its header gives the codes and units.
     """
     volume = labels[0] if len(labels) == 1 else np.moveaxis(labels, 0, -1)
-    if np.issubdtype(dtype, np.integer):
-        volume = np.rint(volume)
-    image = nib.Nifti1Image(np.ascontiguousarray(volume).astype(dtype), grid.affine)
+    volume = np.ascontiguousarray(volume)
+    image = nib.Nifti1Image(volume, grid.affine, dtype=volume.dtype)
     for name in ("sform", "qform"):
         code = int(grid.header[f"{name}_code"]) or 1
         getattr(image, f"set_{name}")(grid.affine, code=code)

@@ -14,7 +14,7 @@ import numpy as np
 
 from scripts.errors import StorageError
 from scripts.runtime.progress import progress_bar
-from scripts.runtime.storage import check_space
+from scripts.runtime.storage import check_replaceable, check_space
 from scripts.settings.stack import UNITS, StackSettings
 from scripts.spatial.transform_files import transform_names, write_itk_affine
 from scripts.spatial.transforms import TO_LPS
@@ -46,10 +46,11 @@ class Cuts:
 
 
 def check_apart(output_dir: Path, *inputs: str | Path | None) -> None:
-    """Refuse to write over what is read.
+    """Refuse to write over what is read, or over what this bundle did not publish.
 
     Raises:
-        StorageError: an input lies in the folder that is replaced, or the other way round.
+        StorageError: an input lies in the folder that is replaced, or the other way round; or the
+            folder holds something else.
     """
     target = (output_dir / OUTPUT_FOLDER).resolve()
     for given in inputs:
@@ -62,6 +63,7 @@ def check_apart(output_dir: Path, *inputs: str | Path | None) -> None:
             raise StorageError(
                 f"{target}: would be written over its input {place}; choose another output_dir"
             )
+    check_replaceable(target)
 
 
 def _is_stack(folder: Path) -> bool:

@@ -140,16 +140,19 @@ class PairRegistration:
         self, fixed: Level, moving: Level, descent: _Descent, still: Measure, steps: dict[int, int]
     ) -> PairResult:
         """The descent's map, unless its start or the identity is as good at the finest level."""
-        candidates = [(np.eye(3), False)]
-        if not np.array_equal(descent.start.matrix, np.eye(3)) or descent.start.mirrored:
-            candidates.append((descent.whole(descent.first), descent.start.mirrored))
-        candidates.append((descent.whole(descent.parameters), descent.start.mirrored))
-        best, measured = candidates[0], still
+        mirrored = descent.start.mirrored
+        candidates = [(np.eye(3), False, still)]
+        if not np.array_equal(descent.start.matrix, np.eye(3)) or mirrored:
+            first = descent.whole(descent.first)
+            at = self.objective(fixed, moving, first, slopes=False)
+            candidates.append((first, mirrored, at))
+        assert descent.measured is not None
+        candidates.append((descent.whole(descent.parameters), mirrored, descent.measured))
+        best = candidates[0]
         for candidate in candidates[1:]:
-            at = self.objective(fixed, moving, candidate[0], slopes=False)
-            if at.loss < measured.loss - _EQUAL:
-                best, measured = candidate, at
-        return self._result(*best, still, measured, steps)
+            if candidate[2].loss < best[2].loss - _EQUAL:
+                best = candidate
+        return self._result(best[0], best[1], still, best[2], steps)
 
     def _result(
         self, matrix: np.ndarray, mirrored: bool, before: Measure, after: Measure,
@@ -178,6 +181,7 @@ class _Descent:
         self.first = self.model.parameters(start.matrix, plane)
         self.parameters = self.first
         self.loss = np.inf
+        self.measured: Measure | None = None  # at the parameters, of the last level
         self.begun = False
 
     def whole(self, parameters: np.ndarray) -> np.ndarray:
@@ -193,11 +197,11 @@ class _Descent:
 
     def _at(
         self, parameters: np.ndarray, fixed: Level, moving: Level
-    ) -> tuple[float, np.ndarray, np.ndarray]:
-        """Loss with regularisation, its gradient and curvature by the parameters."""
+    ) -> tuple[float, np.ndarray, np.ndarray, Measure]:
+        """Loss with regularisation, its gradient and curvature by the parameters, and the bare."""
         measured = self.owner.objective(fixed, moving, self.whole(parameters))
         if not np.isfinite(measured.loss):
-            return np.inf, np.zeros(len(parameters)), np.eye(len(parameters))
+            return np.inf, np.zeros(len(parameters)), np.eye(len(parameters)), measured
         derivative = self.model.derivative(parameters, self.plane)
         if self.start.mirrored:
             derivative = derivative @ MIRROR
@@ -208,13 +212,14 @@ class _Descent:
             measured.loss + weight * penalty,
             chain.T @ measured.gradient + weight * slope,
             chain.T @ measured.curvature @ chain + weight * bend,
+            measured,
         )
 
     def _gauss_newton(self, fixed: Level, moving: Level, level: int) -> int:
         damping, least, largest = _DAMPING
         still = _STILL[level == len(self.owner.schedule.reductions) - 1]
         at, reach = self.parameters, 1.0
-        loss, gradient, curvature = self._at(at, fixed, moving)
+        loss, gradient, curvature, measured = self._at(at, fixed, moving)
         steps = 0
         while steps < self.owner.schedule.epochs[level] and np.isfinite(loss):
             diagonal = np.diag(curvature).clip(1e-12)
@@ -228,7 +233,7 @@ class _Descent:
                 expected, seen = step @ curvature @ step, step @ (trial[1] - gradient)
                 reach = float(np.clip(expected / max(seen, 1e-300), 1.0, _LONGEST))
                 gained = loss - trial[0]
-                at, (loss, gradient, curvature) = at + step, trial
+                at, (loss, gradient, curvature, measured) = at + step, trial
                 damping = max(damping / 10, least)
                 if gained < _EQUAL:
                     break
@@ -239,7 +244,7 @@ class _Descent:
                 damping *= 10
             if moved < still or damping > largest:
                 break
-        self.parameters, self.loss = at, loss
+        self.parameters, self.loss, self.measured = at, loss, measured
         return steps
 
     def _distance(self, first: np.ndarray, second: np.ndarray) -> float:
@@ -256,12 +261,12 @@ class _Descent:
         values = torch.nn.Parameter(torch.from_numpy(self.parameters.copy()))
         adam = torch.optim.Adam([values], lr=schedule.rates[level])
         losses: list[float] = []
-        best = (np.inf, self.parameters)
+        best = (np.inf, self.parameters, self._at(self.parameters, fixed, moving)[3])
         for _ in range(schedule.epochs[level]):
             at = values.detach().numpy().copy()
-            loss, gradient, _ = self._at(at, fixed, moving)
+            loss, gradient, _, measured = self._at(at, fixed, moving)
             if loss < best[0]:
-                best = (loss, at)
+                best = (loss, at, measured)
             if not np.isfinite(loss):
                 break
             losses.append(loss)
@@ -275,5 +280,5 @@ class _Descent:
                 break
             values.grad = torch.from_numpy(gradient)
             adam.step()
-        self.loss, self.parameters = best
+        self.loss, self.parameters, self.measured = best
         return len(losses)

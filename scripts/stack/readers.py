@@ -16,7 +16,7 @@ import numpy as np
 from scripts.errors import CohortError, ConfigurationError
 from scripts.runtime.input_files import check_file, say
 from scripts.settings.stack import UNITS
-from scripts.spatial.nifti import image_affine, open_nifti
+from scripts.spatial.image_files import open_image_file
 from scripts.stack.libraries import require
 from scripts.stack.ome_metadata import ArrayMetadata, Multiscale, read_multiscale
 
@@ -260,7 +260,7 @@ class NiftiSections:
         Raises:
             CohortError: the file can't be read, or is no volume.
         """
-        image, _ = open_nifti(path)
+        image = open_image_file(path).image
         shape = image.shape
         if len(shape) == 4 and shape[3] == 1:
             shape = shape[:3]
@@ -268,7 +268,7 @@ class NiftiSections:
             raise CohortError(f"{path}: is no 3-D volume: its shape is {'x'.join(map(str, shape))}")
         if image.get_data_dtype().kind not in "iuf":
             raise CohortError(f"{path}: holds {image.get_data_dtype()} values, no real numbers")
-        affine = image_affine(path, image)
+        affine = np.asarray(image.affine)
         zooms = np.linalg.norm(affine[:3, :3], axis=0)
         columns, rows = (other for other in range(3) if other != axis)
         units = {"mm": "millimeter", "micron": "micrometer", "meter": "meter"}
@@ -297,7 +297,7 @@ class NiftiSections:
 def _volume(path: Path, changed: int, size: int) -> Any:
     """The values of a file, unpacked once; ``changed`` and ``size`` are those of this file."""
     if path.name.lower().endswith(".gz"):
-        return open_nifti(path)[0].dataobj
+        return open_image_file(path).image.dataobj
     return nib.load(path).dataobj  # type: ignore[attr-defined]
 
 

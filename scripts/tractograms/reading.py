@@ -1,19 +1,28 @@
-"""Opens tractograms by their suffix and reads them in parts.
+"""Tractograms as files: opened by their ending, read piece by piece.
 
-TRK, TCK, TRX and (legacy) VTK. In every format, points are world millimetres (RAS).
+TRK, TCK, TRX and (legacy) VTK, packed with gzip or not. Whatever the format, points come as world
+millimetres (RAS).
 """
 
 from __future__ import annotations
 
+import gzip
+import logging
+import shutil
 import struct
+import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from scripts.runtime.file_names import FOREIGN, TRACTOGRAMS, ending_of, is_tractogram_name
+from scripts.runtime.gzip_files import DAMAGED_GZIP, GzipFile
 from scripts.runtime.input_files import FileError, check_file, say
 from scripts.tractograms.source import Source
 from scripts.tractograms.streamlines import Streamlines, TractogramError
@@ -24,16 +33,20 @@ from scripts.tractograms.vtk import open_vtk
 
 __all__ = ["CHUNK", "SUFFIXES", "Tractogram", "is_tractogram", "open_tractogram"]
 
+logger = logging.getLogger(__name__)
+
 CHUNK = 1 << 17
 """Points held in memory at once, unless a single streamline has more."""
 
-_OPENERS: dict[str, Callable[[Path], Source]] = {
+_OPENERS: dict[str, Callable[[Path, Path], Source]] = {
     ".trk": open_trk,
     ".tck": open_tck,
     ".trx": open_trx,
     ".vtk": open_vtk,
+    ".fib": open_vtk,
 }
-SUFFIXES = tuple(_OPENERS)
+SUFFIXES = (".trk", ".tck", ".trx", ".vtk")
+"""Formats that are written."""
 
 # Exceptions that NumPy, nibabel and zipfile raise on damaged files (found by testing with some).
 _MALFORMED = (
@@ -49,10 +62,16 @@ _MALFORMED = (
     zlib.error,
 )
 
+# Damage alone: what the system says of a disk is another thing.
+_NO_GZIP: tuple[type[Exception], ...] = (
+    gzip.BadGzipFile,
+    *(kind for kind in DAMAGED_GZIP if kind is not OSError),
+)
+
 
 def is_tractogram(path: str | Path) -> bool:
-    """Whether a file name has a suffix of a tractogram."""
-    return Path(path).suffix.lower() in SUFFIXES
+    """Whether a file name ends as a tractogram's."""
+    return is_tractogram_name(path)
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,12 +79,14 @@ class Tractogram:
     """A tractogram whose header has been read.
 
     Attributes:
-        path: of its file.
-        source: the reader of its format.
+        path: its file.
+        source: the format's reader.
+        unpacked: temporary file of one that is packed; it goes with this object.
     """
 
     path: Path
     source: Source
+    unpacked: Any = None
 
     @property
     def count(self) -> int | None:
@@ -77,18 +98,21 @@ class Tractogram:
         """Names of the per-streamline values in the file."""
         return self.source.names
 
-    def chunks(self, size: int = CHUNK, finite: bool = True) -> Iterator[Streamlines]:
-        """Its streamlines in order, a part at a time.
+    def chunks(
+        self, size: int = CHUNK, finite: bool = True, per_point: bool = False
+    ) -> Iterator[Streamlines]:
+        """Its streamlines in order, some at a time.
 
         Args:
             size: approximate number of points per part.
             finite: whether a point that isn't finite is an error.
+            per_point: whether its per-point values are wanted as well.
 
         Raises:
             TractogramError: the file is damaged or truncated, or a point isn't finite.
         """
         done = 0
-        chunks = self.source.chunks(size)
+        chunks = self.source.chunks(size, per_point)
         while True:
             try:
                 chunk = next(chunks, None)
@@ -102,46 +126,88 @@ class Tractogram:
                 _check_finite(self.path, chunk, done)
             done += len(chunk)
             yield chunk
-        if self.count is not None and done != self.count:
+        if self.source.exact and self.count is not None and done != self.count:
             raise TractogramError(
                 self.path, f"holds {done} streamlines, its header says {self.count}"
             )
 
-    def read(self, finite: bool = True) -> Streamlines:
-        """All streamlines, points as float32; ``finite`` as in `chunks`."""
+    def read(self, finite: bool = True, per_point: bool = False) -> Streamlines:
+        """All its streamlines, points as float32; the arguments are those of `chunks`."""
         parts = [
-            Streamlines(part.points.astype(np.float32, copy=False), part.offsets, part.data)
-            for part in self.chunks(finite=finite)
+            replace(part, points=part.points.astype(np.float32, copy=False))
+            for part in self.chunks(finite=finite, per_point=per_point)
         ]
         return Streamlines.join(parts)
 
 
-def open_tractogram(path: str | Path) -> Tractogram:
-    """Open a tractogram by its suffix and read its header.
+def open_tractogram(path: str | Path, vtk_space: str = "auto") -> Tractogram:
+    """Open a tractogram by its ending and read its header.
+
+    A packed one is unpacked into a temporary file first.
 
     Args:
-        path: ``.trk``, ``.tck``, ``.trx`` (a file or a folder) or ``.vtk`` (legacy polydata).
+        path: ``.trk``, ``.tck``, ``.vtk`` or ``.fib`` (legacy polydata), each with or without
+            ``.gz``; ``.trx`` (a file or a folder).
+        vtk_space: of points in VTK files: ``ras``, ``lps`` or ``auto``, see `open_vtk`.
 
     Raises:
         TractogramError: the file can't be used; the message names it and the reason.
     """
     file = Path(path)
-    opener = _OPENERS.get(file.suffix.lower())
-    if opener is None:
-        raise TractogramError(file, f"not a tractogram: its suffix must be {', '.join(SUFFIXES)}")
+    ending = ending_of(file)
+    if ending not in TRACTOGRAMS:
+        what = f" but {FOREIGN[ending]}" if ending in FOREIGN else ""
+        raise TractogramError(
+            file, f"not a tractogram{what}: its suffix must be {', '.join(TRACTOGRAMS)}"
+        )
     if not file.exists():
         what = "is a broken link" if file.is_symlink() else "does not exist"
         raise TractogramError(file, what)
+    opener = _OPENERS[ending.removesuffix(".gz")]
+    if opener is open_vtk:
+        opener = partial(open_vtk, space=vtk_space)
     try:
-        if not (file.is_dir() and file.suffix.lower() == ".trx"):
+        unpacked = None
+        if not (file.is_dir() and ending == ".trx"):
             check_file(file)
-        return Tractogram(file, opener(file))
+            unpacked = _unpacked(file, ending)
+        read = file if unpacked is None else Path(unpacked.name)
+        return Tractogram(file, opener(read, file), unpacked)
     except TractogramError:
         raise
     except FileError as error:
         raise TractogramError(error.path, error.reason) from error
     except _MALFORMED as error:
         raise TractogramError(file, f"can't be read: {say(error)}") from error
+
+
+def _unpacked(path: Path, ending: str) -> Any:
+    """A temporary file with what a packed one holds, whatever its name says; None if it isn't.
+
+    Raises:
+        TractogramError: it is damaged, or more than the disk takes.
+    """
+    with path.open("rb") as file:
+        start = file.read(2)
+    if start != b"\x1f\x8b":
+        if ending.endswith(".gz") and start:
+            logger.warning("%s: is not packed, though its name says so", path)
+        return None
+    # Kept open as long as the tractogram: it is removed when that goes.
+    unpacked = tempfile.NamedTemporaryFile(suffix=ending.removesuffix(".gz"))  # noqa: SIM115
+    try:
+        with GzipFile(path) as packed:
+            shutil.copyfileobj(packed, unpacked, 1 << 20)
+        unpacked.flush()
+    except _NO_GZIP as error:
+        unpacked.close()
+        raise TractogramError(path, f"can't be read: damaged gzip ({say(error)})") from error
+    except OSError as error:
+        unpacked.close()
+        raise TractogramError(
+            path, f"can't be unpacked into {tempfile.gettempdir()}: {say(error)}; set TMPDIR"
+        ) from error
+    return unpacked
 
 
 def _check_finite(path: Path, chunk: Streamlines, before: int) -> None:

@@ -17,17 +17,22 @@ class Source:
     """A tractogram as the reader of its format presents it.
 
     Attributes:
-        chunks: generator of streamlines, RAS mm, called with the approximate number of points.
-        count: number of streamlines, None if the header doesn't record it.
-        names: of the per-streamline values in the file.
-        shape: of the reference grid in the header, None without one.
+        chunks: generator of streamlines, RAS mm, given about how many points are wanted at once
+            and whether their per-point values are wanted as well.
+        count: number of streamlines by the header, None if it doesn't say.
+        exact: whether another number than that is damage.
+        names: of the per-streamline values.
+        point_names: of the per-point values.
+        shape: of the grid that the header belongs to, None without one.
         affine: ``(4, 4)`` of that grid, voxels to RAS mm.
         groups: numbers of streamlines by the name of their group, read when called.
     """
 
-    chunks: Callable[[int], Iterator[Streamlines]]
+    chunks: Callable[[int, bool], Iterator[Streamlines]]
     count: int | None = None
+    exact: bool = True
     names: tuple[str, ...] = ()
+    point_names: tuple[str, ...] = ()
     shape: tuple[int, ...] | None = None
     affine: np.ndarray | None = None
     groups: Callable[[], dict[str, np.ndarray]] = dict

@@ -25,6 +25,7 @@ class Streamlines:
         points: ``(P, 3)`` float32 or float64, world millimetres (RAS).
         offsets: ``(n + 1,)`` int64; streamline i is ``points[offsets[i]:offsets[i + 1]]``.
         data: per-streamline values by name, each ``(n, k)``.
+        point_data: per-point values by name, each ``(P, k)``, where they were asked for.
 
     Example:
         >>> two = Streamlines(np.zeros((5, 3)), np.array([0, 2, 5]))
@@ -35,6 +36,7 @@ class Streamlines:
     points: np.ndarray
     offsets: np.ndarray
     data: dict[str, np.ndarray] = field(default_factory=dict)
+    point_data: dict[str, np.ndarray] = field(default_factory=dict)
 
     def __len__(self) -> int:
         """Number of streamlines."""
@@ -66,7 +68,7 @@ class Streamlines:
 
     @classmethod
     def join(cls, parts: Iterable[Streamlines]) -> Self:
-        """Join several; all must have per-streamline values of the same names."""
+        """One after another; values must have the same names in all."""
         every = list(parts)
         if not every:
             return cls(np.zeros((0, 3), np.float32), np.zeros(1, np.int64))
@@ -75,6 +77,10 @@ class Streamlines:
             np.concatenate([part.points for part in every]),
             np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
             {name: np.concatenate([part.data[name] for part in every]) for name in every[0].data},
+            {
+                name: np.concatenate([part.point_data[name] for part in every])
+                for name in every[0].point_data
+            },
         )
 
     def take(self, which: np.ndarray) -> Streamlines:
@@ -84,14 +90,19 @@ class Streamlines:
         offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
         # Shift of each selected streamline from its old place in the points to its new one.
         moves = np.repeat(self.offsets[numbers] - offsets[:-1], lengths)
-        points = self.points[moves + np.arange(len(moves))]
-        return Streamlines(points, offsets, {k: v[numbers] for k, v in self.data.items()})
+        places = moves + np.arange(len(moves))
+        return Streamlines(
+            self.points[places],
+            offsets,
+            {name: values[numbers] for name, values in self.data.items()},
+            {name: values[places] for name, values in self.point_data.items()},
+        )
 
     def with_data(self, **data: np.ndarray) -> Streamlines:
         """The same streamlines with additional per-streamline values, ``(n,)`` or ``(n, k)``."""
         values = {name: np.asarray(value) for name, value in data.items()}
         shaped = {name: v[:, None] if v.ndim == 1 else v for name, v in values.items()}
-        return Streamlines(self.points, self.offsets, {**self.data, **shaped})
+        return Streamlines(self.points, self.offsets, {**self.data, **shaped}, self.point_data)
 
 
 def resample(streamlines: Streamlines, n_points: int) -> np.ndarray:

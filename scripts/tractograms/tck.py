@@ -22,15 +22,19 @@ _LONGEST_HEADER = 1 << 20
 _TYPES = {"Float32LE": "<f4", "Float32BE": ">f4", "Float64LE": "<f8", "Float64BE": ">f8"}
 
 
-def open_tck(path: Path) -> Source:
+def open_tck(file: Path, path: Path) -> Source:
     """Open a TCK file.
 
     The header's ``count`` isn't trusted: MRtrix itself leaves wrong ones after editing.
 
+    Args:
+        file: to read.
+        path: that messages name.
+
     Raises:
         TractogramError: its header isn't valid.
     """
-    header, size_of_header = _header(path)
+    header, size_of_header = _header(file, path)
     kind = header.get("datatype", "Float32LE")
     place = header.get("file", f". {size_of_header}").split()
     if kind not in _TYPES:
@@ -42,13 +46,13 @@ def open_tck(path: Path) -> Source:
             path, f"can't be read: bad header (file: {' '.join(place)[:80]!r}, not '. <offset>')"
         )
     offset, dtype = int(place[1]), np.dtype(_TYPES[kind])
-    if not 0 < offset <= path.stat().st_size:
+    if not 0 < offset <= file.stat().st_size:
         raise TractogramError(path, f"can't be read: bad header (points start at byte {offset})")
 
-    def chunks(size: int) -> Iterator[Streamlines]:
+    def chunks(size: int, _: bool) -> Iterator[Streamlines]:
         said = header.get("count", "")
         done = 0
-        for chunk in _chunks(path, offset, dtype, size):
+        for chunk in _chunks(file, path, offset, dtype, size):
             done += len(chunk)
             yield chunk
         if said.isdigit() and int(said) != done:
@@ -57,10 +61,10 @@ def open_tck(path: Path) -> Source:
     return Source(chunks)
 
 
-def _header(path: Path) -> tuple[dict[str, str], int]:
-    """The entries of the text header (the last of each name) and its end."""
-    with path.open("rb") as file:
-        start = file.read(_LONGEST_HEADER)
+def _header(file: Path, path: Path) -> tuple[dict[str, str], int]:
+    """Entries of the text header, the last of each name, and where it ends."""
+    with file.open("rb") as stream:
+        start = stream.read(_LONGEST_HEADER)
     lines = start.split(b"\n", 1)
     if lines[0].strip() != b"mrtrix tracks":
         raise TractogramError(path, "can't be read: is not a TCK file")
@@ -75,16 +79,17 @@ def _header(path: Path) -> tuple[dict[str, str], int]:
     return entries, end.end()
 
 
-def _chunks(path: Path, offset: int, dtype: np.dtype[Any], size: int) -> Iterator[Streamlines]:
-    with path.open("rb") as file:
-        file.seek(offset)
+def _chunks(
+    file: Path, path: Path, offset: int, dtype: np.dtype[Any], size: int
+) -> Iterator[Streamlines]:
+    with file.open("rb") as stream:
+        stream.seek(offset)
         carried = np.zeros((0, 3), f"=f{dtype.itemsize}")
-        most = path.stat().st_size // (3 * dtype.itemsize) + 1
+        most = file.stat().st_size // (3 * dtype.itemsize) + 1
         ended = False
         while not ended:
-            # Read at least as much as is pending, so that a very long streamline is copied few
-            # times.
-            words = np.fromfile(file, dtype=dtype, count=3 * min(max(size, len(carried)), most))
+            # As much as is carried: a streamline without end is copied a few times, not often.
+            words = np.fromfile(stream, dtype=dtype, count=3 * min(max(size, len(carried)), most))
             fresh = words[: len(words) // 3 * 3].reshape(-1, 3)
             fresh = fresh.astype(f"=f{dtype.itemsize}", copy=False)
             if not len(fresh):

@@ -7,6 +7,7 @@ voxel order names; nibabel's matrix converts them to RAS mm.
 from __future__ import annotations
 
 import io
+import logging
 import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -23,18 +24,27 @@ from scripts.tractograms.streamlines import Streamlines, TractogramError
 
 __all__ = ["open_trk", "write_trk"]
 
+logger = logging.getLogger(__name__)
+
 _HEADER = 1000
 _MOST_NAMES, _LONGEST_NAME = 10, 18
 
 
-def open_trk(path: Path) -> Source:
+def open_trk(file: Path, path: Path) -> Source:
     """Open a TRK file.
+
+    More streamlines than its header counts are read, with a warning: programs that append leave
+    wrong counts. Fewer are a truncated file.
+
+    Args:
+        file: to read.
+        path: that messages name.
 
     Raises:
         TractogramError: its header isn't valid, or doesn't record the position in the world.
     """
-    with path.open("rb") as file:
-        start = file.read(_HEADER)
+    with file.open("rb") as stream:
+        start = stream.read(_HEADER)
     if len(start) < _HEADER or start[:5] != b"TRACK":
         raise TractogramError(path, "can't be read: is not a TRK file")
     try:
@@ -60,28 +70,51 @@ def open_trk(path: Path) -> Source:
     # From the bytes, because nibabel has replaced a missing number of streamlines.
     big = str(header["endianness"]) == ">"
     record = np.frombuffer(start, header_2_dtype.newbyteorder(">" if big else "<"))[0]
-    count = int(record["nb_streamlines"]) or None  # 0 stands for "not recorded"
-    columns = _columns(header["property_name"], properties)
+    said = int(record["nb_streamlines"])  # 0 stands for "not recorded"
+    columns = _columns(header["property_name"], properties, "properties")
+    point_columns = _columns(header["scalar_name"], scalars, "scalars")
 
-    def chunks(size: int) -> Iterator[Streamlines]:
+    def chunks(size: int, per_point: bool) -> Iterator[Streamlines]:
         order = str(header["endianness"])
-        for points, offsets, values in _records(path, order, scalars, properties, count, size):
-            world = points.astype(np.float64) @ to_world[:3, :3].T + to_world[:3, 3]
+        done = 0
+        if not bytes(record["voxel_order"]).strip(b"\0 "):
+            logger.warning(
+                "%s: its header's voxel_order is empty; LPS is assumed, as TrackVis does: "
+                "look whether the streamlines lie where they belong",
+                path,
+            )
+        for points, offsets, values in _records(file, path, order, scalars, properties, said, size):
+            world = points[:, :3].astype(np.float64) @ to_world[:3, :3].T + to_world[:3, 3]
             data = {name: values[:, columns[name]] for name in columns}
-            yield Streamlines(world, offsets, data)
+            more = points[:, 3:]
+            at_points = (
+                {n: more[:, c].copy() for n, c in point_columns.items()} if per_point else {}
+            )
+            done += len(offsets) - 1
+            yield Streamlines(world, offsets, data, at_points)
+        if said > done:
+            raise TractogramError(
+                path, f"is truncated: holds {done} streamlines, its header says {said}"
+            )
+        if said and said != done:
+            logger.warning("%s: holds %d streamlines, its header says %d", path, done, said)
 
     return Source(
         chunks,
-        count=count,
+        count=said if said > 0 else None,
+        exact=False,
         names=tuple(columns),
+        point_names=tuple(point_columns),
         shape=tuple(int(n) for n in header["dimensions"]),
         affine=np.asarray(header["voxel_to_rasmm"], dtype=np.float64),
     )
 
 
-def _columns(names: np.ndarray, total: int) -> dict[str, slice]:
-    """Columns of each property; nibabel writes ``name\\0number`` for several columns of one
-    name."""
+def _columns(names: np.ndarray, total: int, rest: str) -> dict[str, slice]:
+    """Columns of each value, what has no name as ``rest``.
+
+    nibabel writes ``name\\0number`` for several columns of one name.
+    """
     columns: dict[str, slice] = {}
     at = 0
     for raw in names:
@@ -89,37 +122,50 @@ def _columns(names: np.ndarray, total: int) -> dict[str, slice]:
             break
         text, _, number = bytes(raw).partition(b"\0")
         width = int(number) if number.strip(b"\0").isdigit() else 1
-        name = text.decode("latin-1") or f"property_{at}"
+        name = text.decode("latin-1") or f"{rest}_{at}"
         columns[name] = slice(at, min(at + width, total))
         at += width
     if at < total:
-        columns["properties"] = slice(at, total)
+        columns[rest] = slice(at, total)
     return columns
 
 
 def _records(
-    path: Path, order: str, scalars: int, properties: int, count: int | None, size: int
+    file: Path, path: Path, order: str, scalars: int, properties: int, said: int, size: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Points ``(P, 3)``, offsets and property values ``(n, properties)``, block by block."""
+    """Points ``(P, 3 + scalars)``, offsets and properties ``(n, properties)``, block by block.
+
+    All that the file holds: of more than its header says, as much as is whole.
+    """
     width = 3 + scalars
-    left = count
-    with path.open("rb") as file:
-        file.seek(_HEADER)
-        words = (path.stat().st_size - _HEADER) // 4
-        odd = (path.stat().st_size - _HEADER) % 4
+    done = 0
+    with file.open("rb") as stream:
+        stream.seek(_HEADER)
+        words = (file.stat().st_size - _HEADER) // 4
+        odd = (file.stat().st_size - _HEADER) % 4
         carried = np.zeros(0, dtype=f"{order}i4")
         want = size * width
-        while left != 0:
-            fresh = np.fromfile(file, dtype=f"{order}i4", count=min(want, words))
+        while True:
+            fresh = np.fromfile(stream, dtype=f"{order}i4", count=min(want, words))
             words -= len(fresh)
             block = np.concatenate([carried, fresh]).astype("=i4", copy=False)
             if not len(block):
                 break
-            most = len(block) if left is None else left
-            starts = counted_records(block, width, properties, most)
+            most = said - done if done < said else len(block)
+            try:
+                starts = counted_records(block, width, properties, most)
+            except ValueError:
+                if 0 < said <= done:
+                    _tell_of_rest(path, said)
+                    return
+                raise
             n, end = len(starts) - 1, int(starts[-1])
             carried = block[end:].astype(f"{order}i4", copy=False)
+            done += n
             if n == 0:
+                if not words and 0 < said <= done:
+                    _tell_of_rest(path, said)
+                    return
                 if not words:
                     raise TractogramError(path, "can't be read: truncated within a streamline")
                 want = max(want, 2 * len(block))  # a single streamline is longer than a block
@@ -134,12 +180,20 @@ def _records(
             else:
                 values = np.zeros((n, 0), np.float32)
             floats = block[:end].view("=f4")
-            points = floats[is_point].reshape(-1, width)[:, :3]
+            points = floats[is_point].reshape(-1, width)
             offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-            left = None if left is None else left - n
             yield points, offsets, values
-    if left is None and (len(carried) or odd):
+    if odd and 0 < said <= done:
+        _tell_of_rest(path, said)
+    elif odd:
         raise TractogramError(path, "can't be read: truncated within a streamline")
+
+
+def _tell_of_rest(path: Path, said: int) -> None:
+    logger.warning(
+        "%s: what follows the %d streamlines of its header is no whole streamline and is left out",
+        path, said,
+    )  # fmt: skip
 
 
 def write_trk(
@@ -154,9 +208,9 @@ def write_trk(
     as long for the same file (`bundle.bench.tractogram_writers`). The header's type is nibabel's.
 
     Args:
-        file: a seekable binary file.
-        chunks: streamlines, all with the same per-streamline values.
-        shape: of the reference grid; without it the header gets a single voxel of 1 mm.
+        file: to write to, seekable.
+        chunks: streamlines, all with the same values.
+        shape: of the reference grid; without one the header has a single voxel of 1 mm.
         affine: of the reference grid.
 
     Returns:
@@ -183,15 +237,25 @@ def write_trk(
     file.write(record.tobytes())
     count = 0
     names: list[str] | None = None
+    point_names: list[str] = []
     for chunk in chunks:
         if names is None:
-            names = list(chunk.data)
-            _name_properties(record, chunk.data)
+            names, point_names = list(chunk.data), list(chunk.point_data)
+            record["nb_properties_per_streamline"] = _name(
+                record["property_name"], chunk.data, "per streamline"
+            )
+            record["nb_scalars_per_point"] = _name(
+                record["scalar_name"], chunk.point_data, "per point"
+            )
+        _require_exact(chunk.data | chunk.point_data)
         count += len(chunk)
         properties = np.concatenate(
             [np.zeros((len(chunk), 0)), *(chunk.data[name] for name in names)], axis=1
         ).astype("<f4")
         local = (chunk.points @ to_file[:3, :3].T + to_file[:3, 3]).astype("<f4")
+        local = np.concatenate(
+            [local, *(chunk.point_data[name] for name in point_names)], axis=1
+        ).astype("<f4")
         file.write(_packed(local, chunk.lengths, properties).tobytes())
     record["nb_streamlines"] = count
     file.seek(0)
@@ -200,30 +264,40 @@ def write_trk(
     return count
 
 
-def _name_properties(record: np.ndarray, data: dict[str, np.ndarray]) -> None:
+def _require_exact(data: dict[str, np.ndarray]) -> None:
+    """Refuse whole numbers that the format, which has float32 alone, would change."""
+    for name, values in data.items():
+        if values.dtype.kind in "iu" and (values.astype(np.float32) != values).any():
+            worst = values[values.astype(np.float32) != values].flat[0]
+            raise ConfigurationError(
+                f"TRK holds float32 values, which can't tell {name} {worst} from its neighbours; "
+                "write .trx"
+            )
+
+
+def _name(field: np.ndarray, data: dict[str, np.ndarray], what: str) -> int:
+    """Put the names of values into the header's field; the number of their columns."""
     if len(data) > _MOST_NAMES:
         raise ConfigurationError(
-            f"TRK holds at most {_MOST_NAMES} values per streamline, got {len(data)}; write .trx"
+            f"TRK holds at most {_MOST_NAMES} values {what}, got {len(data)}; write .trx"
         )
-    named = np.zeros(_MOST_NAMES, dtype="S20")
     total = 0
     for place, (name, values) in enumerate(data.items()):
         text = name.encode("latin-1", "replace")
         width = values.shape[1]
         if len(text) > _LONGEST_NAME or width > 9:
             raise ConfigurationError(
-                f"TRK can't hold {name!r} with {width} values per streamline; write .trx"
+                f"TRK can't hold {name!r} with {width} values {what}; write .trx"
             )
-        named[place] = text if width == 1 else text + b"\0" + str(width).encode()
+        field[place] = text if width == 1 else text + b"\0" + str(width).encode()
         total += width
-    record["property_name"] = named
-    record["nb_properties_per_streamline"] = total
+    return total
 
 
 def _packed(points: np.ndarray, lengths: np.ndarray, properties: np.ndarray) -> np.ndarray:
     """Records of count, points and properties, as float32 words."""
     extra = properties.shape[1]
-    sizes = 1 + 3 * lengths + extra
+    sizes = 1 + points.shape[1] * lengths + extra
     ends = np.cumsum(sizes)
     words = np.empty(int(ends[-1]) if len(ends) else 0, dtype="<f4")
     is_point = np.ones(len(words), dtype=bool)

@@ -55,8 +55,11 @@ class _Array:
         return self.size // (self.columns * self.dtype.itemsize)
 
 
-def open_trx(path: Path) -> Source:
+def open_trx(path: Path, _: Path) -> Source:
     """Open a TRX file, or a folder with its contents.
+
+    Args:
+        path: to read, and that messages name.
 
     Raises:
         TractogramError: it isn't TRX, or a part is missing.
@@ -76,6 +79,7 @@ def open_trx(path: Path) -> Source:
     if count and not {"positions", "offsets"} <= set(single):
         raise TractogramError(path, "can't be read: not a TRX file (no positions or offsets)")
     values = {one.name: one for one in arrays if one.member.startswith("dps/")}
+    at_points = {one.name: one for one in arrays if one.member.startswith("dpv/")}
     for name, columns in (("positions", 3), ("offsets", 1)):
         if name in single and single[name].columns != columns:
             raise TractogramError(
@@ -86,6 +90,7 @@ def open_trx(path: Path) -> Source:
     for one, rows in [
         *[(single[name], n) for name, n in (("positions", vertices),) if name in single],
         *((one, count) for one in values.values()),
+        *((one, vertices) for one in at_points.values()),
     ]:
         if one.rows != rows:
             raise TractogramError(
@@ -95,9 +100,10 @@ def open_trx(path: Path) -> Source:
         rows = single["offsets"].rows
         raise TractogramError(path, f"can't be read: {rows} offsets for {count} streamlines")
 
-    def chunks(size: int) -> Iterator[Streamlines]:
+    def chunks(size: int, per_point: bool) -> Iterator[Streamlines]:
         if count:
-            yield from _chunks(path, opened, single, values, (vertices, count), size)
+            asked = at_points if per_point else {}
+            yield from _chunks(path, opened, single, values, asked, (vertices, count), size)
 
     def groups() -> dict[str, np.ndarray]:
         found = {}
@@ -111,7 +117,15 @@ def open_trx(path: Path) -> Source:
                     found[one.name] = np.frombuffer(file.read(), one.dtype).astype(np.int64)
         return found
 
-    return Source(chunks, count, tuple(values), shape, affine, groups)
+    return Source(
+        chunks,
+        count,
+        names=tuple(values),
+        point_names=tuple(at_points),
+        shape=shape,
+        affine=affine,
+        groups=groups,
+    )
 
 
 def _members(path: Path) -> tuple[dict[str, int], Callable[[str], Any]]:
@@ -167,6 +181,7 @@ def _chunks(
     opened: Callable[[str], Any],
     single: dict[str, _Array],
     values: dict[str, _Array],
+    at_points: dict[str, _Array],
     total: tuple[int, int],
     size: int,
 ) -> Iterator[Streamlines]:
@@ -175,7 +190,7 @@ def _chunks(
     with ExitStack() as stack:
         streams = {
             one.member: stack.enter_context(opened(one.member))
-            for one in (single["positions"], offsets_array, *values.values())
+            for one in (single["positions"], offsets_array, *values.values(), *at_points.values())
         }
 
         def take(one: _Array, rows: int) -> np.ndarray:
@@ -210,9 +225,10 @@ def _chunks(
                 waiting = waiting[n:]
                 points = take(single["positions"], int(ends[-1]))
                 data = {name: take(one, n) for name, one in values.items()}
+                own = {name: take(one, int(ends[-1])) for name, one in at_points.items()}
                 done += n
                 kind = np.float64 if points.dtype.itemsize > 4 else np.float32
-                yield Streamlines(points.astype(kind, copy=False), ends, data)
+                yield Streamlines(points.astype(kind, copy=False), ends, data, own)
         if int(waiting[0]) != vertices:
             raise TractogramError(
                 path, f"can't be read: {vertices - int(waiting[0])} points belong to no streamline"
@@ -226,11 +242,11 @@ def write_trx(
     affine: np.ndarray | None = None,
     groups: dict[str, np.ndarray] | None = None,
 ) -> int:
-    """Write streamlines as TRX: float32 positions, 64-bit offsets, values under ``dps``.
+    """Write streamlines as TRX: float32 positions, 64-bit offsets, values as ``dps`` and ``dpv``.
 
     Args:
-        file: a seekable binary file.
-        chunks: streamlines, all with the same per-streamline values.
+        file: to write to, seekable.
+        chunks: streamlines, all with the same values.
         shape: of the reference grid.
         affine: of the reference grid.
         groups: indices of streamlines by the name of their group.
@@ -248,10 +264,13 @@ def write_trx(
         positions, offsets = spool(), spool()
         values: dict[str, Any] = {}
         for chunk in chunks:
-            for name, array in chunk.data.items():
+            for kind, name, array in [
+                *(("dps", name, array) for name, array in chunk.data.items()),
+                *(("dpv", name, array) for name, array in chunk.point_data.items()),
+            ]:
                 dtype = "float32" if array.dtype.kind == "f" else str(array.dtype)
                 columns = "" if array.shape[1] == 1 else f"{array.shape[1]}."
-                member = f"dps/{name}.{columns}{dtype}"
+                member = f"{kind}/{name}.{columns}{dtype}"
                 values.setdefault(member, spool() if member not in values else None)
                 values[member].write(array.astype(np.dtype(dtype).newbyteorder("<")).tobytes())
             positions.write(chunk.points.astype("<f4").tobytes())

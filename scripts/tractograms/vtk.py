@@ -1,8 +1,9 @@
 """Legacy VTK polydata: points, and lines that refer to points by index.
 
-Binary files are memory-mapped, so that memory doesn't grow with them; text files are read into
-memory. Points are RAS mm, as MRtrix and DIPY write them, unless the title says ``SPACE=LPS`` (3D
-Slicer). XML files (``.vtp``) aren't supported.
+Binary files are mapped, not read, so that memory doesn't grow with them; text files are held
+whole while they are read. The format doesn't say which way its axes run. Points are taken for LPS
+mm where the title says ``SPACE=LPS`` (3D Slicer) and in ``.fib`` files (MITK, dipy), else for RAS
+mm (MRtrix); dipy's ``.vtk`` are LPS and have to be told. XML files (``.vtp``) aren't read.
 """
 
 from __future__ import annotations
@@ -16,12 +17,14 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
+from urllib.parse import quote, unquote
 
 import numpy as np
 
-from scripts.runtime.input_files import check_fits
+from scripts.runtime.file_names import ending_of
 from scripts.tractograms.source import Source, counted_records
 from scripts.tractograms.streamlines import Streamlines, TractogramError
+from scripts.tractograms.vtk_words import BinaryWords, TextWords
 
 __all__ = ["open_vtk", "write_vtk"]
 
@@ -34,12 +37,16 @@ _TYPES = {
     "unsigned_int": "u4",
     "long": "i8",
     "unsigned_long": "u8",
-    "vtkidtype": "i8",
+    "vtkidtype": "i4",  # what VTK writes, whatever its size in memory
     "vtktypeint64": "i8",
+    "vtktypeuint64": "u8",
+    "signed_char": "i1",
     "float": "f4",
     "double": "f8",
 }
-_COLUMNS = {"VECTORS": 3, "NORMALS": 3, "TENSORS": 9}
+_COLUMNS = {"VECTORS": 3, "NORMALS": 3, "TENSORS": 9, "TENSORS6": 6}
+_STRINGS = ("string", "utf8_string", "unicode_string", "variant")
+_IDS = ("GLOBAL_IDS", "PEDIGREE_IDS", "EDGE_FLAGS")
 
 
 @dataclass
@@ -52,6 +59,7 @@ class _Polydata:
         starts: start of each line in ``connectivity``, and the end (VTK 5).
         connectivity: point indices, line after line (VTK 5).
         values: per-line values by name, ``(n, k)``.
+        point_values: per-point values by name, ``(P, k)``.
     """
 
     points: np.ndarray = field(default_factory=lambda: np.zeros((0, 3), np.float32))
@@ -60,27 +68,33 @@ class _Polydata:
     starts: np.ndarray | None = None
     connectivity: np.ndarray | None = None
     values: dict[str, np.ndarray] = field(default_factory=dict)
+    point_values: dict[str, np.ndarray] = field(default_factory=dict)
 
 
-def open_vtk(path: Path) -> Source:
+def open_vtk(file: Path, path: Path, space: str = "auto") -> Source:
     """Open a legacy VTK file.
+
+    Args:
+        file: to read.
+        path: that messages name.
+        space: ``ras``, ``lps``, or ``auto``: see above.
 
     Raises:
         TractogramError: it isn't legacy VTK, is truncated, or contains no lines.
     """
-    with path.open("rb") as file:
-        head = [file.readline(1024).decode("latin-1").strip() for _ in range(3)]
-        start = file.tell()
+    with file.open("rb") as stream:
+        head = [stream.readline(1024).decode("latin-1").strip() for _ in range(3)]
+        start = stream.tell()
     if not head[0].startswith("# vtk DataFile Version") or head[2] not in ("ASCII", "BINARY"):
-        raise TractogramError(path, "can't be read: not a legacy VTK file")
-    reader = _Binary(path, start) if head[2] == "BINARY" else _Text(path, start)
+        hint = ""
+        if ending_of(path).startswith(".fib"):
+            hint = "; DSI Studio's .fib holds directions, not tracts: export these as .trk.gz"
+        raise TractogramError(path, f"can't be read: not a legacy VTK file{hint}")
+    reader = (BinaryWords if head[2] == "BINARY" else TextWords)(file, path, start)
     parts = _parse(path, reader)
-    space = re.search(r"SPACE=(\w+)", head[1])
-    if space is not None and space[1] not in ("RAS", "LPS"):
-        raise TractogramError(path, f"can't be read: its title says {space[0]}; must be RAS or LPS")
-    signs = np.array([-1, -1, 1] if space is not None and space[1] == "LPS" else [1, 1, 1])
+    signs = np.array([-1, -1, 1] if _space(path, head[1], space) == "lps" else [1, 1, 1])
 
-    def chunks(size: int) -> Iterator[Streamlines]:
+    def chunks(size: int, per_point: bool) -> Iterator[Streamlines]:
         done = 0
         for numbers, offsets in _lines(parts, size):
             if len(numbers) and not 0 <= int(numbers.min()) <= int(numbers.max()) < len(
@@ -92,9 +106,30 @@ def open_vtk(path: Path) -> Source:
             n = len(offsets) - 1
             data = {name: values[done : done + n] for name, values in parts.values.items()}
             done += n
-            yield Streamlines(points.astype(kind) * signs.astype(kind), offsets, data)
+            asked = parts.point_values.items() if per_point else ()
+            more = {name: np.asarray(values[numbers]) for name, values in asked}
+            yield Streamlines(points.astype(kind) * signs.astype(kind), offsets, data, more)
 
-    return Source(chunks, count=parts.n_lines, names=tuple(parts.values))
+    return Source(
+        chunks,
+        count=parts.n_lines,
+        names=tuple(parts.values),
+        point_names=tuple(parts.point_values),
+    )
+
+
+def _space(path: Path, title: str, told: str) -> str:
+    """``ras`` or ``lps``; a title that says it comes before what is told."""
+    said = re.search(r"SPACE=(\w+)", title)
+    if said is not None:
+        if said[1] not in ("RAS", "LPS"):
+            raise TractogramError(
+                path, f"can't be read: its title says {said[0]}; must be RAS or LPS"
+            )
+        return said[1].lower()
+    if told != "auto":
+        return told
+    return "lps" if ending_of(path).startswith(".fib") else "ras"
 
 
 def _lines(parts: _Polydata, size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -133,78 +168,7 @@ def _lines(parts: _Polydata, size: int) -> Iterator[tuple[np.ndarray, np.ndarray
 # ---------------------------------------------------------------------------------------------
 
 
-class _Binary:
-    """Words and arrays of a binary file; arrays are memory-mapped, big-endian."""
-
-    def __init__(self, path: Path, start: int) -> None:
-        self.path = path
-        self.size = path.stat().st_size
-        self.at = start
-
-    def line(self) -> str | None:
-        """The next line that isn't blank; None at the end."""
-        with self.path.open("rb") as file:
-            file.seek(self.at)
-            while raw := file.readline(4096):
-                self.at = file.tell()
-                if raw.strip():
-                    return raw.decode("latin-1").strip()
-        return None
-
-    def array(self, dtype: str, length: int) -> np.ndarray:
-        """The next values."""
-        kind = np.dtype(f">{dtype}")
-        if length < 0:
-            raise TractogramError(self.path, "can't be read: a negative number of values")
-        if self.at + length * kind.itemsize > self.size:
-            raise TractogramError(self.path, "can't be read: truncated")
-        if not length:
-            return np.zeros(0, kind)
-        found = np.memmap(self.path, kind, "r", self.at, (length,))
-        self.at += length * kind.itemsize
-        return found
-
-
-class _Text:
-    """Words and arrays of a text file."""
-
-    def __init__(self, path: Path, start: int) -> None:
-        self.path = path
-        check_fits(path, 2 * path.stat().st_size)
-        self.raw = path.read_bytes()
-        self.at = start
-
-    def line(self) -> str | None:
-        """The next line that isn't blank; None at the end."""
-        while self.at < len(self.raw):
-            end = self.raw.find(b"\n", self.at)
-            end = len(self.raw) if end < 0 else end
-            text = self.raw[self.at : end].decode("latin-1").strip()
-            self.at = end + 1
-            if text:
-                return text
-        return None
-
-    def array(self, dtype: str, length: int) -> np.ndarray:
-        """The next values, possibly over several lines."""
-        kind = np.dtype(dtype)
-        if length < 0:
-            raise TractogramError(self.path, "can't be read: a negative number of values")
-        parts: list[np.ndarray] = []
-        missing = length
-        while missing > 0:
-            line = self.line()
-            if line is None:
-                raise TractogramError(self.path, "can't be read: truncated")
-            words = np.array(line.split(), dtype=kind)
-            parts.append(words)
-            missing -= len(words)
-        if missing < 0:
-            raise TractogramError(self.path, "can't be read: more values than declared")
-        return np.concatenate(parts) if parts else np.zeros(0, kind)
-
-
-def _parse(path: Path, reader: _Binary | _Text) -> _Polydata:
+def _parse(path: Path, reader: BinaryWords | TextWords) -> _Polydata:
     parts = _Polydata()
     owner = ""  # POINT_DATA or CELL_DATA: what the next values belong to
     cells_before = 0  # among the cells, vertices come before lines
@@ -226,17 +190,19 @@ def _parse(path: Path, reader: _Binary | _Text) -> _Polydata:
         elif key == "METADATA":
             _skip_metadata(reader)
         elif key == "FIELD":
-            for _ in range(int(words[2])):
-                head = _field_head(reader)
-                values = reader.array(_TYPES[head[3].lower()], int(head[1]) * int(head[2]))
-                if owner == "CELL_DATA":
-                    parts.values[head[0]] = values.reshape(int(head[2]), int(head[1]))
+            for _ in range(int(words[-1])):
+                name, columns, rows, kind = _field_head(reader)
+                found = _values(reader, kind, columns * rows)
+                if found is not None and owner:
+                    _owned(parts, owner)[name] = found.reshape(rows, columns)
         elif key == "LOOKUP_TABLE":
-            reader.array("u1" if isinstance(reader, _Binary) else "f4", 4 * int(words[2]))
+            reader.array("u1" if isinstance(reader, BinaryWords) else "f4", 4 * int(words[-1]))
         elif key in ("SCALARS", "COLOR_SCALARS", "TEXTURE_COORDINATES", *_COLUMNS):
-            name, values = _read_attribute(reader, words, total)
-            if owner == "CELL_DATA":
-                parts.values[name] = values
+            name, found = _read_attribute(reader, words, total)
+            if found is not None and owner:
+                _owned(parts, owner)[name] = found
+        elif key in _IDS and owner:
+            _values(reader, words[-1], total)  # numbers of cells or points: not used
         else:
             raise TractogramError(path, f"can't be read: has an unknown section {line[:40]!r}")
     if not seen_points:
@@ -246,11 +212,36 @@ def _parse(path: Path, reader: _Binary | _Text) -> _Polydata:
         for name, values in parts.values.items()
         if len(values) >= cells_before + parts.n_lines
     }
+    parts.point_values = {
+        name: values
+        for name, values in parts.point_values.items()
+        if len(values) == len(parts.points)
+    }
     return parts
 
 
+def _owned(parts: _Polydata, owner: str) -> dict[str, np.ndarray]:
+    return parts.values if owner == "CELL_DATA" else parts.point_values
+
+
+def _values(reader: BinaryWords | TextWords, kind: str, count: int) -> np.ndarray | None:
+    """The next values; None for such as are no numbers, which are passed over."""
+    if kind.lower() in _STRINGS:
+        reader.skip_strings(count)
+        return None
+    if kind.lower() == "bit":
+        reader.skip_bits(count)
+        return None
+    return reader.array(_TYPES[kind.lower()], count)
+
+
+def _name(words: list[str]) -> str:
+    """A name as VTK writes it (blanks as %20), or as others do, with blanks in it."""
+    return unquote(" ".join(words))
+
+
 def _read_cells(
-    parts: _Polydata, reader: _Binary | _Text, key: str, first: int, second: int
+    parts: _Polydata, reader: BinaryWords | TextWords, key: str, first: int, second: int
 ) -> int:
     """Add lines to the content; return the number of vertices, which come before lines."""
     at = reader.at
@@ -272,44 +263,44 @@ def _read_cells(
 
 
 def _read_attribute(
-    reader: _Binary | _Text, words: list[str], total: int
-) -> tuple[str, np.ndarray]:
+    reader: BinaryWords | TextWords, words: list[str], total: int
+) -> tuple[str, np.ndarray | None]:
+    """Name and values; read from the right, since a name may hold blanks."""
     key = words[0].upper()
+    kind, columns, name = words[-1], _COLUMNS.get(key, 1), words[1:-1]
     if key == "COLOR_SCALARS":
-        columns = int(words[2])
-        dtype = "u1" if isinstance(reader, _Binary) else "f4"
+        columns, kind = (
+            int(words[-1]),
+            "unsigned_char" if isinstance(reader, BinaryWords) else "float",
+        )
     elif key == "TEXTURE_COORDINATES":
-        columns, dtype = int(words[2]), _TYPES[words[3].lower()]
-    else:
-        dtype = _TYPES[words[2].lower()]
-        columns = _COLUMNS.get(key) or (int(words[3]) if len(words) > 3 else 1)
-        if key == "SCALARS":
-            at = reader.at
-            if not (reader.line() or "").startswith("LOOKUP_TABLE"):
-                reader.at = at
-    return words[1], reader.array(dtype, total * columns).reshape(total, columns)
+        columns, name = int(words[-2]), words[1:-2]
+    elif key == "SCALARS":
+        if kind.isdigit() and len(words) > 3:
+            columns, kind, name = int(kind), words[-2], words[1:-2]
+        at = reader.at
+        if not (reader.line() or "").startswith("LOOKUP_TABLE"):
+            reader.at = at
+    found = _values(reader, kind, total * columns)
+    return _name(name), None if found is None else found.reshape(total, columns)
 
 
-def _field_head(reader: _Binary | _Text) -> list[str]:
+def _field_head(reader: BinaryWords | TextWords) -> tuple[str, int, int, str]:
     """Name, columns, rows and type of an array of a FIELD."""
     while True:
         words = (reader.line() or "").split()
         if words[:1] == ["METADATA"]:
             _skip_metadata(reader)
-        elif len(words) == 4:
-            return words
+        elif len(words) >= 4 and words[-3].isdigit() and words[-2].isdigit():
+            return _name(words[:-3]), int(words[-3]), int(words[-2]), words[-1]
         else:
             raise ValueError(f"bad FIELD array {' '.join(words)[:40]!r}")
 
 
-def _skip_metadata(reader: _Binary | _Text) -> None:
-    """Skip VTK's INFORMATION block, which ends at a blank line that `line` skips."""
-    at = reader.at
-    while (line := reader.line()) is not None:
-        if not line.startswith(("INFORMATION", "NAME", "DATA", "COMPONENT_NAMES")):
-            reader.at = at
-            return
-        at = reader.at
+def _skip_metadata(reader: BinaryWords | TextWords) -> None:
+    """VTK's block of names and further information ends at a blank line."""
+    while reader.raw_line():
+        pass
 
 
 # ---------------------------------------------------------------------------------------------
@@ -318,11 +309,13 @@ def _skip_metadata(reader: _Binary | _Text) -> None:
 
 
 def write_vtk(file: BinaryIO, chunks: Iterable[Streamlines]) -> int:
-    """Write streamlines as binary legacy VTK, RAS mm, values per streamline as CELL_DATA.
+    """Write streamlines as binary legacy VTK, RAS mm.
+
+    Values per streamline are CELL_DATA, values per point POINT_DATA.
 
     Args:
-        file: a seekable binary file.
-        chunks: streamlines, all with the same per-streamline values.
+        file: to write to, seekable.
+        chunks: streamlines, all with the same values.
 
     Returns:
         The number of streamlines.
@@ -338,7 +331,8 @@ def write_vtk(file: BinaryIO, chunks: Iterable[Streamlines]) -> int:
     count = total = 0
     with ExitStack() as stack:
         lines = stack.enter_context(tempfile.TemporaryFile())
-        values: dict[str, tuple[int, Any]] = {}
+        values: dict[str, tuple[int, str, Any]] = {}
+        at_points: dict[str, tuple[int, str, Any]] = {}
         for chunk in chunks:
             file.write(chunk.points.astype(">f4").tobytes())
             n = len(chunk)
@@ -349,25 +343,39 @@ def write_vtk(file: BinaryIO, chunks: Iterable[Streamlines]) -> int:
             records[heads] = chunk.lengths
             records[is_number] = total + np.arange(len(chunk.points))
             lines.write(records.tobytes())
-            for name, array in chunk.data.items():
-                if name not in values:
-                    values[name] = array.shape[1], stack.enter_context(tempfile.TemporaryFile())
-                values[name][1].write(array.astype(">f4").tobytes())
+            for kept, arrays in ((values, chunk.data), (at_points, chunk.point_data)):
+                for name, array in arrays.items():
+                    if name not in kept:
+                        spool = stack.enter_context(tempfile.TemporaryFile())
+                        kept[name] = array.shape[1], _kind_of(array), spool
+                    _, kind, spool = kept[name]
+                    spool.write(array.astype(f">{_TYPES[kind]}").tobytes())
             count += n
             total += len(chunk.points)
         file.write(f"\nLINES {count} {count + total}\n".encode("ascii"))
         _append(file, lines)
         if values:
             file.write(f"\nCELL_DATA {count}\nFIELD FieldData {len(values)}\n".encode("ascii"))
-            for name, (columns, stream) in values.items():
-                safe = re.sub(r"\s", "_", name)
-                file.write(f"{safe} {columns} {count} float\n".encode("ascii", "replace"))
+            for name, (columns, kind, stream) in values.items():
+                file.write(f"{quote(name)} {columns} {count} {kind}\n".encode("ascii"))
+                _append(file, stream)
+                file.write(b"\n")
+        if at_points:
+            head = f"\nPOINT_DATA {total}\nFIELD FieldData {len(at_points)}\n"
+            file.write(head.encode("ascii"))
+            for name, (columns, kind, stream) in at_points.items():
+                file.write(f"{quote(name)} {columns} {total} {kind}\n".encode("ascii"))
                 _append(file, stream)
                 file.write(b"\n")
     file.seek(0)
     file.write(header(total))
     file.seek(0, io.SEEK_END)
     return count
+
+
+def _kind_of(array: np.ndarray) -> str:
+    """VTK's word for the type that values are written in: whole numbers stay whole."""
+    return "vtktypeint64" if array.dtype.kind in "iu" else "float"
 
 
 def _append(file: BinaryIO, stream: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -66,7 +67,9 @@ def write_tractogram(
             count = write_vtk(file, chunks)
     for name, parts in kept.items():
         with write_whole(target.with_name(f"{target.stem}_{name}.txt")) as staged:
-            np.savetxt(staged, np.concatenate(parts), fmt="%.9g")
+            values = np.concatenate(parts)
+            whole = values.dtype.kind in "iu"
+            np.savetxt(staged, values, fmt="%d" if whole else "%.9g")
     return count
 
 
@@ -75,20 +78,28 @@ def _safely_named(chunk: Streamlines) -> Streamlines:
 
     The names may come from another tractogram, and VTK allows any character in them.
     """
+    return replace(chunk, data=_safe(chunk.data), point_data=_safe(chunk.point_data))
+
+
+def _safe(data: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     named: dict[str, np.ndarray] = {}
-    for name, values in chunk.data.items():
+    for name, values in data.items():
         base = re.sub(r"[^\w+-]+", "_", name)[:_LONGEST_NAME].strip("_") or "values"
         safe, number = base, 2
         while safe in named:
             safe, number = f"{base}_{number}", number + 1
         named[safe] = values
-    return Streamlines(chunk.points, chunk.offsets, named)
+    return named
 
 
 def _keep(
     chunks: Iterable[Streamlines], kept: dict[str, list[np.ndarray]]
 ) -> Iterator[Streamlines]:
     for chunk in chunks:
+        if chunk.point_data:
+            raise ConfigurationError(
+                f"TCK has no room for values per point ({', '.join(chunk.point_data)}); write .trx"
+            )
         for name, values in chunk.data.items():
             kept.setdefault(name, []).append(values)
         yield chunk

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import unicodedata
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from scripts.errors import ConfigurationError
+from scripts.runtime.file_names import FOREIGN, ending_of, stem_of
 from scripts.runtime.input_files import LONGEST_TEXT, FileError, read_json, read_text
 from scripts.tractograms import (
     Streamlines,
@@ -22,6 +24,9 @@ from scripts.tractograms import (
 __all__ = ["SegmentedAtlas", "file_names", "read_atlas", "read_streamlines"]
 
 _LONGEST_NAME = 60  # characters of a file's name, 4 bytes each at most; more is put around it
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,12 +48,14 @@ class SegmentedAtlas:
     unlabelled: int = 0
 
 
-def read_streamlines(tractogram: Tractogram) -> Streamlines:
-    """All streamlines of a tractogram, points as float32, including non-finite ones."""
-    return tractogram.read(finite=False)
+def read_streamlines(tractogram: Tractogram, per_point: bool = False) -> Streamlines:
+    """All streamlines of a tractogram, points as float32, such as aren't finite included."""
+    return tractogram.read(finite=False, per_point=per_point)
 
 
-def read_atlas(path: str | Path, labels: str, names: str | None) -> SegmentedAtlas:
+def read_atlas(
+    path: str | Path, labels: str, names: str | None, vtk_space: str = "auto"
+) -> SegmentedAtlas:
     """Read an atlas.
 
     Args:
@@ -56,6 +63,7 @@ def read_atlas(path: str | Path, labels: str, names: str | None) -> SegmentedAtl
             class.
         labels: see `LabelTransferConfig`.
         names: JSON file, class number to name; None: the number, or in a folder the file's name.
+        vtk_space: see `open_tractogram`.
 
     Raises:
         TractogramError: it can't be read, or doesn't contain the classes.
@@ -63,9 +71,9 @@ def read_atlas(path: str | Path, labels: str, names: str | None) -> SegmentedAtl
     """
     place = Path(path)
     if place.is_dir() and not is_tractogram(place):
-        streamlines, raw, own = _read_folder(place)
+        streamlines, raw, own = _read_folder(place, vtk_space)
     else:
-        tractogram = open_tractogram(place)
+        tractogram = open_tractogram(place, vtk_space)
         streamlines = read_streamlines(tractogram)
         raw, own = _labels(tractogram, streamlines, labels)
     own |= _read_names(names)
@@ -96,15 +104,19 @@ def file_names(names: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _read_folder(folder: Path) -> tuple[Streamlines, np.ndarray, dict[int, str]]:
-    files = sorted(p for p in folder.iterdir() if is_tractogram(p) and not p.name.startswith("."))
+def _read_folder(folder: Path, vtk_space: str) -> tuple[Streamlines, np.ndarray, dict[int, str]]:
+    entries = sorted(p for p in folder.iterdir() if not p.name.startswith("."))
+    files = [path for path in entries if is_tractogram(path)]
+    for path in entries:
+        if ending_of(path) in FOREIGN:
+            logger.warning("%s: is left out: %s", path, FOREIGN[ending_of(path)])
     if not files:
         raise TractogramError(folder, "contains no tractogram")
-    stems = [file.stem for file in files]
+    stems = [stem_of(file) for file in files]
     twice = next((stem for stem in stems if stems.count(stem) > 1), None)
     if twice is not None:
         raise TractogramError(folder, f"contains {twice} in more than one format")
-    parts = [read_streamlines(open_tractogram(file)) for file in files]
+    parts = [read_streamlines(open_tractogram(file, vtk_space)) for file in files]
     plain = [Streamlines(part.points, part.offsets) for part in parts]
     classes = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
     return Streamlines.join(plain), classes, dict(enumerate(stems))
@@ -124,12 +136,19 @@ def _labels(
     groups = tractogram.source.groups()
     if groups:
         raw = np.full(count, -1, dtype=np.int64)
-        for number, members in enumerate(groups.values()):
+        for number, (name, members) in enumerate(groups.items()):
             members = np.asarray(members, dtype=np.int64)
             if len(members) and not 0 <= members.min() <= members.max() < count:
                 raise TractogramError(path, f"has a group index beyond its {count} streamlines")
             if (raw[members] >= 0).any():
-                raise TractogramError(path, "has a streamline in more than one group")
+                other = list(groups)[int(raw[members].max())]
+                shared = int((raw[members] >= 0).sum())
+                raise TractogramError(
+                    path,
+                    f"has {shared} streamlines in both group {other} and group {name}; a class for "
+                    "each is needed: make the groups apart, or name a per-streamline value with "
+                    "--label_transfer#labels",
+                )
             raw[members] = number
         return raw, dict(enumerate(groups))
     known = ", ".join(streamlines.data) or "none"

@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,14 @@ import numpy as np
 
 from scripts.errors import ConfigurationError
 from scripts.networks.precision import open_device
+from scripts.runtime.file_names import ending_of
 from scripts.runtime.lock import locked_folders
 from scripts.runtime.progress import progress_bar
 from scripts.runtime.storage import check_replaceable, check_writable, publish_folder
 from scripts.runtime.watched_files import WatchedFiles
 from scripts.settings.label_transfer import LabelTransferConfig
 from scripts.spatial.grid import Grid
+from scripts.spatial.overlap import extent
 from scripts.spatial.volumes import read_reference, write_density
 from scripts.tractograms import Streamlines, TractogramError, open_tractogram, write_tractogram
 from scripts.tractograms.density import DensityCounter
@@ -38,6 +41,7 @@ __all__ = ["FOLDER", "LabelTransfer"]
 logger = logging.getLogger(__name__)
 
 FOLDER = "labels"
+_WRITTEN = ("label", "mass")  # per-streamline values of the labelled tractogram
 
 
 class LabelTransfer:
@@ -94,13 +98,18 @@ class LabelTransfer:
         given = (self.atlas, self.subject, *([self.reference] if self.reference else ()))
         watched = WatchedFiles(path for path in given if Path(path).is_file())
         grid = None if self.reference is None else read_reference(self.reference)
-        atlas = read_atlas(self.atlas, self.settings.labels, self.settings.names)
+        space = self.settings.vtk_space
+        atlas = read_atlas(self.atlas, self.settings.labels, self.settings.names, space)
         of_atlas = self._features(atlas.streamlines)
         atlas = _usable(self.atlas, atlas, of_atlas)
-        source = open_tractogram(self.subject)
-        subject = read_streamlines(source)
+        source = open_tractogram(self.subject, space)
+        subject = _with_room_for_labels(self.subject, read_streamlines(source, per_point=True))
         of_subject = self._features(subject)
-        self._check_format(of_subject)
+        shape, affine = source.source.shape, source.source.affine
+        if shape is None and grid is not None:
+            shape, affine = grid.shape, grid.affine
+        self._check_format(subject, of_subject, shape)
+        self._check_together(subject, atlas, grid)
 
         with _percent("labels") as progress:
             found = label_fibres(
@@ -111,9 +120,11 @@ class LabelTransfer:
         largest = np.zeros(len(subject), dtype=np.float32)
         largest[of_subject.kept] = found.largest
 
-        shape, affine = source.source.shape, source.source.affine
-        if shape is None and grid is not None:
-            shape, affine = grid.shape, grid.affine
+        if not (classes >= 0).any() and len(of_subject.kept):
+            logger.warning(
+                "%s: no streamline is like any of the atlas %s; do they belong to the same space?",
+                self.subject, self.atlas,
+            )  # fmt: skip
         with publish_folder(self.folder) as staging:
             files = self._write_tractograms(
                 staging, subject, classes, largest, atlas, shape, affine
@@ -139,15 +150,65 @@ class LabelTransfer:
 
     @property
     def _suffix(self) -> str:
-        return f".{self.settings.format}" if self.settings.format else self.subject.suffix.lower()
+        if self.settings.format:
+            return f".{self.settings.format}"
+        own = ending_of(self.subject).removesuffix(".gz")
+        return ".vtk" if own == ".fib" else own
 
-    def _check_format(self, features: Features) -> None:
+    def _check_format(
+        self, subject: Streamlines, features: Features, shape: tuple[int, ...] | None
+    ) -> None:
+        if shape is None and self._suffix in (".trk", ".trx"):
+            raise ConfigurationError(
+                f"label_transfer.format = {self._suffix[1:]!r}: such a file records the grid of "
+                f"an image, and {self.subject} has none; must come with --reference IMAGE, or "
+                "be tck or vtk"
+            )
+        if subject.point_data and self._suffix == ".tck":
+            raise TractogramError(
+                self.subject,
+                f"has values per point ({', '.join(subject.point_data)}), for which TCK has no "
+                "room; choose another format with --label_transfer#format",
+            )
         broken = features.degenerate["not_finite"]
         if broken and self._suffix == ".tck":
             raise TractogramError(
                 self.subject,
                 f"has {broken} streamlines with points that are not finite, which TCK can't hold; "
                 "choose another format with --label_transfer#format",
+            )
+
+    def _check_together(
+        self, subject: Streamlines, atlas: SegmentedAtlas, grid: Grid | None
+    ) -> None:
+        """Refuse a subject that shares no space with the atlas or with the reference.
+
+        Raises:
+            TractogramError: with where they lie.
+        """
+        own, theirs = (
+            one.points[np.isfinite(one.points).all(axis=1)] for one in (subject, atlas.streamlines)
+        )
+        if not len(own) or not len(theirs):
+            return
+        gap = np.maximum(own.min(axis=0) - theirs.max(axis=0), theirs.min(axis=0) - own.max(axis=0))
+        if gap.max() > self.settings.reach:
+            raise TractogramError(
+                self.subject,
+                f"shares no space with the atlas {self.atlas}: it lies in {extent(own)}, the atlas "
+                f"in {extent(theirs)} (x, y, z); bring it to the atlas's space first",
+            )
+        if grid is None:
+            return
+        counter = DensityCounter(grid.shape, grid.affine)
+        finite = np.ones(len(subject), dtype=bool)
+        finite[subject.owners[~np.isfinite(subject.points).all(axis=1)]] = False
+        counter.add(subject.take(finite))
+        if counter.streamlines and counter.missed == counter.streamlines:
+            raise TractogramError(
+                self.subject,
+                f"none of {counter.streamlines} streamlines touches the grid of the reference "
+                f"{self.reference}: do they belong to the same space?",
             )
 
     def _write_tractograms(
@@ -162,7 +223,7 @@ class LabelTransfer:
     ) -> tuple[str, ...]:
         """Write the labelled tractogram, and one for each class with streamlines."""
         own = np.where(classes >= 0, atlas.ids[classes], OUTLIER)
-        labelled = subject.with_data(label=own.astype(np.float32), mass=largest)
+        labelled = subject.with_data(label=own.astype(np.int64), mass=largest)
         files = file_names(atlas.names)
         members = {name: np.flatnonzero(classes == c) for c, name in enumerate(files)}
         groups = {name: who for name, who in members.items() if len(who)}
@@ -233,6 +294,20 @@ class LabelTransfer:
             "settings": self.settings.as_dict(),
             "versions": {name: version(name) for name in ("nibabel", "numpy", "torch")},
         }
+
+
+def _with_room_for_labels(path: Path, subject: Streamlines) -> Streamlines:
+    """The subject's own values under other names than those that are written beside them."""
+    named: dict[str, np.ndarray] = {}
+    for name, values in subject.data.items():
+        new, number = name, 1
+        while new in _WRITTEN or (new != name and new in subject.data) or new in named:
+            new = f"{name}_before" if number == 1 else f"{name}_before{number}"
+            number += 1
+        if new != name:
+            logger.warning("%s: its own per-streamline value %s is kept as %s", path, name, new)
+        named[new] = values
+    return replace(subject, data=named)
 
 
 def _usable(path: Path, atlas: SegmentedAtlas, features: Features) -> SegmentedAtlas:

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from scripts.atlas.network import AtlasNetwork, density_of, log_density_of
+from scripts.networks import autocast
 from scripts.spatial.warp import warp
 
 SHAPE = (12, 10, 8)
@@ -90,3 +91,48 @@ def test_a_still_network_puts_the_template_of_the_covariates_into_the_subject() 
 def test_a_mixture_cannot_depend_on_covariates() -> None:
     with pytest.raises(ValueError, match="mixture"):
         AtlasNetwork(torch.rand(2, 1, *SHAPE), covariates=1)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+@pytest.mark.parametrize("columns", [0, 1, 2, 3])
+def test_geometry_is_float32_for_any_dtype_and_number_of_columns(dtype: str, columns: int) -> None:
+    """What each job asks of the network under autocast, beside the same without it."""
+    made = network(columns)
+    point = torch.rand(2, columns) - 0.5 if columns else None
+    if point is not None:
+        made.density_slopes.normal_(std=0.01)
+        made.velocity_slopes.normal_(std=0.5)
+    move, velocity = torch.rand(2, 3, *SHAPE), torch.rand(2, 3, *made.reduced) - 0.5
+    which = torch.zeros(2, dtype=torch.long)
+
+    def geometry() -> list[torch.Tensor]:
+        found = [
+            made.template_density(point),
+            made.displacement(velocity),
+            *made.displacements(velocity),
+            made.warped_template(move, 0, point),
+            made.predict(velocity, which, point),
+        ]
+        if point is not None:
+            found += [made.undeformed_density(point), made.covariate_velocity(point)]
+        return found
+
+    with torch.no_grad():
+        plain = geometry()
+        with autocast("cpu", dtype):
+            inside = geometry()
+    for one, other in zip(plain, inside, strict=True):
+        assert other.dtype == torch.float32
+        assert torch.equal(one, other)
+    # Registration, and a step of the network's training, as the jobs call them.
+    image = torch.rand(2, 1, *SHAPE)
+    with autocast("cpu", dtype):
+        velocity, which = made.match(image, point)
+    assert velocity.dtype == torch.float32
+    assert torch.isfinite(made.predict(velocity, which, point)).all()
+    made.train()
+    with autocast("cpu", dtype):
+        velocity = made.velocity(image, 0, point)
+    warped = made.warped_template(made.displacement(velocity), 0, point)
+    warped.square().sum().backward()
+    assert torch.isfinite(made.unet.field.weight.grad).all()

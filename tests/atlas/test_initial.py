@@ -120,7 +120,7 @@ def test_what_doesnt_fit_is_refused(
         start(initial=str(tmp_path / "none.pt"))
     other = tmp_path / "other.pt"
     torch.save({"weight": torch.zeros(3)}, other)
-    with pytest.raises(CheckpointError, match="holds no atlas model of this bundle"):
+    with pytest.raises(CheckpointError, match="contains no atlas model of this bundle"):
         start(initial=str(other))
     plain = build_network(make_cohort(), make_settings())
     torch.save(plain.state_dict(), other)

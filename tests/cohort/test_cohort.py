@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from scripts.cohort import Candidate, FoundMap, inspect_subject, read_cohort, read_new_subjects
+from scripts.cohort.density import subject_density
 from scripts.errors import CohortError, ConfigurationError
 from scripts.settings.atlas import LearnedAtlasConfig
 from scripts.settings.cohort import CohortRequest
@@ -68,6 +69,7 @@ def test_datalist_names_files_divisors_and_channels(five):
         "image": [str(five.path("sub-1"))],
         "divisor": [1000.0],
         "channel": [0],
+        "sha256": [cohort.subjects[0].maps[0].sha256],
     }
     assert names(cohort) == [f"sub-{number}" for number in range(1, 6)]
 
@@ -163,7 +165,7 @@ def test_an_empty_tract_counts_as_absent(dataset, make_blob, caplog):
     values = {"model": {"channels": 2}, "cohort": {"layout": "xtract"}}
     cohort = read(dataset, **values)
     assert not cohort.mean_density[1].any()
-    assert "subject a: tract cst is empty and counts as absent" in caplog.text
+    assert "subjects a, b, c, d, e: tract cst is empty and counts as absent" in caplog.text
 
 
 def test_a_subject_whose_tracts_are_all_empty_is_left_out(five):
@@ -390,6 +392,10 @@ def affine(flip: int = 1, shift: float = 0.0) -> np.ndarray:
     )
 
 
+# Row k of the new first axis is the old second one; the old first axis runs backwards.
+REORDERED = affine() @ np.array([[0, -1, 0, 11], [1, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1.0]])
+
+
 @pytest.mark.parametrize("position", [1, 3, 5])
 @pytest.mark.parametrize(
     "shape, other, words",
@@ -397,9 +403,8 @@ def affine(flip: int = 1, shift: float = 0.0) -> np.ndarray:
         ((12, 10, 9), affine(), "shape 12 x 10 x 9 against 12 x 10 x 8"),
         ((10, 12, 8), affine(), "shape 10 x 12 x 8"),
         ((12, 10, 8), affine(shift=2), "affine shifted by (2, 0, 0) mm"),
-        ((12, 10, 8), affine(shift=3e-4), "affine shifted by"),
+        ((12, 10, 8), affine(shift=0.05), "affine shifted by"),
         ((12, 10, 8), affine(flip=-1), "affine flipped along axis 0"),
-        ((12, 10, 8), affine(flip=-1, shift=-22), "affine flipped along axis 0"),
         ((12, 10, 8), np.diag([2.0, 2, 2, 1]), "affine flipped along axis 0"),
         ((12, 10, 8), np.diag([1.0, 1, 1, 1]), "against"),
         ((12, 10), affine(), "shape 12 x 10 against"),
@@ -419,9 +424,37 @@ def test_another_grid_is_an_error_that_names_both_subjects(
         assert words in message
 
 
-def test_rounding_of_an_affine_is_no_other_grid(five, make_blob):
-    five.add("sub-3", make_blob(3), affine=affine(shift=1e-4))
+@pytest.mark.parametrize("shift", [1e-4, 1e-3, 0.01])
+def test_rounding_of_an_affine_is_no_other_grid(five, make_blob, shift):
+    five.add("sub-3", make_blob(3), affine=affine(shift=shift))
     assert len(read(five).subjects) == 5
+
+
+def test_the_tolerance_of_grids_is_a_setting(five, make_blob):
+    five.add("sub-3", make_blob(3), affine=affine(shift=0.2))
+    with pytest.raises(CohortError, match="raise --learned_atlas#cohort#grid_tolerance"):
+        read(five)
+    assert len(read(five, cohort={"grid_tolerance": 0.11}).subjects) == 5
+
+
+@pytest.mark.parametrize("position", [1, 3])
+def test_another_order_of_the_axes_is_no_other_grid(five, position, caplog):
+    """The voxels of one subject are stored from the other side: nothing else changes."""
+    caplog.set_level(logging.INFO)
+    plain = read(five)
+    densities = [[subject_density(one, 1, plain.grid.shape) for one in plain.subjects]]
+    stored = voxels(plain.subjects[position - 1].maps[0].path)[::-1].transpose(1, 0, 2)
+    five.add(f"sub-{position}", stored.astype(np.float32), affine=REORDERED)
+    turned = read(five)
+    assert "stored in another axis order" in caplog.text
+    densities.append([subject_density(one, 1, turned.grid.shape) for one in turned.subjects])
+    if position == 1:  # the first subject's order is the cohort's
+        densities[1] = [one.transpose(0, 2, 1, 3)[:, ::-1] for one in densities[1]]
+    np.testing.assert_array_equal(densities[0], densities[1])
+    whole = [one.crop.paste(one.mean_density, one.grid.shape) for one in (plain, turned)]
+    if position == 1:
+        whole[1] = whole[1].transpose(0, 2, 1, 3)[:, ::-1]
+    np.testing.assert_allclose(*whole, rtol=1e-6)
 
 
 def test_an_unusable_subject_on_another_grid_is_only_left_out(five, make_blob):

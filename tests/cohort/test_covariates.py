@@ -250,3 +250,29 @@ def test_a_models_coding_is_kept_for_other_subjects(
 def test_a_missing_table_is_one_line(ageing: Path) -> None:
     with pytest.raises(CohortError, match=r"other.tsv can't be read: No such file.*participants"):
         read_cohort(ageing, config("age", participants="other.tsv"))
+
+
+@pytest.mark.parametrize(
+    ("values", "plain"),
+    [
+        (["20,5", "31,25", "40"], "20.5"),
+        (["20,5", "31,25", "40,1"], "20.5"),
+        (["20 y", "31 y", "40 y", "28 y", "55 y"], "20"),
+        (["031Y", "020Y", "040Y"], "031"),
+    ],
+)
+def test_a_column_that_is_nearly_numbers_is_asked_about(
+    tmp_path: Path, values: list[str], plain: str
+) -> None:
+    rows = [f"p{i}\t{value}" for i, value in enumerate(values)]
+    read = read_participants(table(tmp_path, "participant_id\tage", *rows), ["age"])
+    names = [f"p{i}" for i in range(len(values))]
+    with pytest.raises(CohortError, match=f"number or a category.*write {plain} .*categorical"):
+        read.values(names)
+    assert read.values(names, ["age"])["p0"] == {"age": values[0]}  # told: a category
+
+
+def test_categories_with_a_digit_stay_categories(tmp_path: Path) -> None:
+    rows = [f"p{i}\t{value}" for i, value in enumerate(["3T", "1.5T", "3T", "3T", "1.5T"])]
+    read = read_participants(table(tmp_path, "participant_id\tfield", *rows), ["field"])
+    assert read.values(["p0", "p1"])["p1"] == {"field": "1.5T"}

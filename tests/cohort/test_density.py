@@ -16,6 +16,7 @@ from scripts.cohort import (
     read_density,
     waytotal_file,
 )
+from scripts.cohort.density import CleaningRule, clean_density, zeroed
 from scripts.errors import CohortError
 
 
@@ -167,7 +168,7 @@ def test_sform_and_qform_that_disagree_are_remarked_upon(tmp_path):
     loaded = load_density(tmp_path / "a.nii.gz")
     assert np.array_equal(loaded.grid.affine, np.diag([2, 2, 2, 1]))
     assert len(loaded.remarks) == 1
-    assert "sform and qform disagree: affine flipped along axis 0" in loaded.remarks[0]
+    assert "sform and qform disagree; the sform is used" in loaded.remarks[0]
 
 
 def test_an_impossible_qform_is_remarked_upon(tmp_path):
@@ -179,7 +180,7 @@ def test_an_impossible_qform_is_remarked_upon(tmp_path):
     raw[256:268] = np.ones(3, dtype="<f4").tobytes()  # a quaternion longer than 1
     (tmp_path / "a.nii").write_bytes(bytes(raw))
     loaded = load_density(tmp_path / "a.nii")
-    assert "its qform is invalid" in loaded.remarks[0]
+    assert "its qform is damaged" in loaded.remarks[0]
 
 
 def test_a_rounded_qform_agrees(tmp_path):
@@ -207,8 +208,26 @@ def test_a_rounded_qform_agrees(tmp_path):
 def test_values_that_are_no_density(value, reason):
     data = np.ones((3, 3, 3))
     data[1, 1, 1] = value
-    with pytest.raises(DensityError, match=reason):
-        check_density(Path("x.nii.gz"), data)
+    rule = CleaningRule("refuse", "refuse", "c#nan", "c#negative")
+    with pytest.raises(DensityError, match=reason) as caught:
+        clean_density(Path("x.nii.gz"), data, rule)
+    option = "c#negative" if value == -1e-30 else "c#nan"
+    assert np.isinf(value) or f"--{option} zero" in caught.value.reason
+
+
+def test_values_that_are_no_density_are_read_as_0_where_that_is_asked_for():
+    data = np.ones((3, 3, 3))
+    data[0, 0, 0], data[1, 1, 1], data[2, 2, 2] = np.nan, -1e-12, -np.inf
+    rule = CleaningRule("zero", "zero")
+    with pytest.raises(DensityError, match="infinite"):  # nobody can say what was meant
+        clean_density(Path("x.nii.gz"), data, rule)
+    data[2, 2, 2] = 1
+    found, kinds, remarks = clean_density(Path("x.nii.gz"), data, rule)
+    assert found.sum() == 25 and found[0, 0, 0] == found[1, 1, 1] == 0
+    assert kinds == ("nan", "negative") and len(remarks) == 2
+    np.testing.assert_array_equal(found, zeroed(data, kinds))
+    data[1, 1, 1] = -5
+    assert "is this a density map?" in clean_density(Path("x.nii.gz"), data, rule)[2][-1]
 
 
 def test_empty_maps():

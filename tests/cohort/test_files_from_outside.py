@@ -97,9 +97,9 @@ def test_nested_members_count_as_one_file(tmp_path: Path) -> None:
 def test_a_map_that_memory_cannot_hold_is_refused_before_it_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("scripts.spatial.nifti.available_memory", lambda: 2879)
+    monkeypatch.setattr("scripts.spatial.image_files.available_memory", lambda: 2879)
     assert "120 voxels need" in refused(written(tmp_path, raw_map(), "a.nii"))
-    monkeypatch.setattr("scripts.spatial.nifti.available_memory", lambda: 2880)
+    monkeypatch.setattr("scripts.spatial.image_files.available_memory", lambda: 2880)
     read_density(tmp_path / "a.nii")
 
 

@@ -59,9 +59,9 @@ def test_maps_are_counted_once_until_the_tractogram_or_the_grid_changes(dataset,
     counted: list[Path] = []
     count = counting.count_density
 
-    def spy(paths, grid):
+    def spy(paths, grid, **more):
         counted.extend(paths)
-        return count(paths, grid)
+        return count(paths, grid, **more)
 
     monkeypatch.setattr(counting, "count_density", spy)
     first = read_cohort(dataset, settings())

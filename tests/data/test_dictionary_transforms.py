@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from monai.data import DataLoader, MetaTensor
 from monai.transforms import Compose
 
-from scripts.cohort import density_divisor
+from scripts.cohort import density_divisor, read_cohort
 from scripts.data import (
     EpochBatches,
     LogDensityd,
@@ -26,6 +26,7 @@ from scripts.data import (
     density_transforms,
 )
 from scripts.errors import CohortError
+from scripts.settings.atlas import LearnedAtlasConfig
 
 SHAPE = (7, 6, 5)
 AFFINE = np.diag([2.0, 2, 2, 1])
@@ -329,3 +330,44 @@ def test_processes_share_each_batch_out(
                 parts.append(given_out[:own])  # which doesn't count
             assert sorted(i for part in parts for i in part) == sorted(batch)
             assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+def test_the_training_sees_what_the_cohorts_inspection_saw(tmp_path: Path) -> None:
+    """Other containers, axis orders, rounded headers, NaN, negative values, two maps a subject."""
+    maps = [counts(i).astype(np.float32) for i in range(4)]
+    maps[2][:2, 0, 0] = 0
+    plain, odd = tmp_path / "plain", tmp_path / "odd"
+    for folder in (plain, odd):
+        for i, one in enumerate(maps):
+            for side in ("left", "right"):
+                save(folder / f"s{i}" / "tractography" / "probtrackx2" / side
+                     / "warped_streamlines" / "fdt_paths.nii.gz", one)  # fmt: skip
+    flipped = AFFINE.copy()
+    flipped[0, 0], flipped[0, 3] = -2, 2 * (SHAPE[0] - 1)
+    shifted = AFFINE.copy()
+    shifted[:3, 3] += 0.001
+    spoilt = maps[2].copy()
+    spoilt[0, 0, 0], spoilt[1, 0, 0] = np.nan, -1e-9
+    at = "tractography/probtrackx2/{}/warped_streamlines/fdt_paths"
+    for name, image in {
+        f"s1/{at.format('left')}.nii.gz": nib.Nifti1Image(maps[1][::-1].copy(), flipped),
+        f"s1/{at.format('right')}.nii.gz": nib.Nifti1Image(maps[1], shifted),
+        f"s2/{at.format('right')}.nii.gz": nib.Nifti1Image(spoilt, AFFINE),
+        f"s3/{at.format('left')}.mgz": nib.MGHImage(maps[3], AFFINE),
+    }.items():
+        (odd / name).with_name("fdt_paths.nii.gz").unlink()
+        nib.save(image, odd / name)
+    found = []
+    for folder in (plain, odd):
+        settings = LearnedAtlasConfig.load(
+            {
+                "cohort": {"normalisation": "max", "nan": "zero", "negative": "zero"},
+                "min_subjects": 1,
+            }
+        )
+        cohort = read_cohort(folder, settings.cohort_request())
+        start, stop = cohort.crop.start, cohort.crop.stop
+        transform = density_transforms("max", 1, 1e-3, start, stop)
+        data = density_dataset(cohort.datalist(), transform)
+        found.append([np.asarray(data[i]["image"]) for i in range(4)])
+    np.testing.assert_allclose(found[0], found[1], rtol=1e-6)

@@ -9,6 +9,7 @@ from nibabel.processing import resample_from_to
 
 from scripts.data import OntoGridd, PresenceLabeld
 from scripts.errors import CohortError
+from scripts.spatial.density_resampling import visits_ratio
 from scripts.spatial.grid import Grid
 
 AFFINE = np.array([[0, 2.0, 0, -7], [1.5, 0, 0, 3], [0, 0, 2.5, 1], [0, 0, 0, 1]])
@@ -39,16 +40,20 @@ def test_another_grid_is_refused_by_name(image):
         OntoGridd("image", grid())({"image": image})
 
 
-def test_resampling_is_nibabels_linear_one(image):
-    found = OntoGridd("image", grid(), resample=True)({"image": image})["image"]
+def test_resampling_is_nibabels_linear_one_and_counts_what_visits_a_voxel(image):
+    moved = np.diag([0.8, 0.9, 1.0, 1.0])  # finer: nothing is averaged
+    moved[:3, 3] = (0.4, -0.2, 1.0)
+    finer = AFFINE @ moved
+    found = OntoGridd("image", grid(affine=finer), resample=True)({"image": image})["image"]
+    ratio = visits_ratio(AFFINE, finer)
     assert found.dtype == torch.float32
-    assert np.array_equal(found.affine, grid().affine)
+    assert np.array_equal(found.affine, finer)
     assert found.meta["filename_or_obj"] == "a.nii"
     inside = slice(1, -2)  # nibabel's border ends abruptly, ours within a voxel
     for channel, own in zip(found.numpy(), image.numpy(), strict=True):
-        target = ((9, 5, 7), grid().affine)
+        target = ((9, 5, 7), finer)
         theirs = resample_from_to(nib.Nifti1Image(own, AFFINE), target, order=1)
-        ours, theirs = channel[1:-2, 1:-1, 1:-2], theirs.get_fdata()[1:-2, 1:-1, inside]
+        ours, theirs = channel[1:-2, 1:-1, 1:-2] / ratio, theirs.get_fdata()[1:-2, 1:-1, inside]
         assert np.allclose(ours, theirs, atol=1e-6)
         assert np.ptp(ours) > 0.1
 

@@ -36,6 +36,7 @@ PAIR = ("--fixed", "a.nii.gz", "--moving", "b.nii.gz")
 FLAT = ("--learned_atlas#cohort#layout", "flat", "--learned_atlas#cohort#normalisation", "none")
 DEVICES: dict[str, tuple[str, tuple[str, ...]]] = {
     "train": ("learned_atlas", ()),
+    "build": ("learned_atlas", ()),
     "export": ("learned_atlas", ()),
     "register": ("learned_atlas", ()),
     "evaluate": ("learned_atlas", ()),

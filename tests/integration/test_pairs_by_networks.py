@@ -231,6 +231,23 @@ def test_pairs_without_sense_are_one_line_and_leave_nothing(place, tmp_path, ver
     assert f"{kind}_model.pt: contains no {kind} network" in capsys.readouterr().err
 
 
+def test_images_that_share_no_space_are_told(place, tmp_path, caplog, capsys):
+    """An elastic network can't bring them together; an affine one lays their centres together."""
+    image = nib.load(place / "moving.nii.gz")
+    away = image.affine.copy()
+    away[:3, 3] += 900
+    nib.save(nib.Nifti1Image(np.asarray(image.dataobj), away), tmp_path / "away.nii.gz")
+    output = tmp_path / "output"
+    assert asked(place, output, "register-elastic", "--moving", tmp_path / "away.nii.gz") == 3
+    said = capsys.readouterr().err
+    assert "away.nii.gz: shares no space with" in said and "register_elastic#start" in said
+    assert not any(output.glob("*/*"))
+    code = asked(place, output, "estimate-affine", "--moving", tmp_path / "away.nii.gz")
+    assert code == 0
+    log = caplog.text + capsys.readouterr().out
+    assert "away.nii.gz: shares no space with" in log
+
+
 @pytest.mark.parametrize(
     ("config", "run_id"), [("estimate_affine", "estimating"), ("register_elastic", "registering")]
 )

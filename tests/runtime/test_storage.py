@@ -360,6 +360,14 @@ def test_folders_change_names_at_once(tmp_path):
         storage._exchange(tmp_path / "one", tmp_path / "nothing")
 
 
+def test_a_home_folder_that_no_shell_put_in_is_told(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(StorageError, match="put the home folder in place of ~"):
+        check_writable("~/there")
+    (tmp_path / "~").mkdir()
+    check_writable("./~/there")
+
+
 @pytest.mark.parametrize("kind", ["pipe", "device", "folder"])
 def test_what_is_no_file_has_no_hash(kind: str, tmp_path: Path) -> None:
     path = tmp_path / "x"

@@ -396,14 +396,25 @@ BAD = [
     ],
     *[
         ("cohort.subjects", value, "non-empty list of distinct names")
-        for value in [[], ["a", "a"], [""], [1], "sub-01", 3, {"a": 1}, "subjects.xml", True]
+        for value in [[], ["a", "a"], [""], [1.5], "sub-01", 3.5, {"a": 1}, "subjects.xml", True]
     ],
-    *[("cohort.exclude", value, "a list of distinct") for value in ["a", None, [1], ["a", "a"]]],
+    *[
+        ("cohort.exclude", value, "a list of distinct")
+        for value in ["a", None, [1.5], [True], ["a", "a"]]
+    ],
     *[
         ("cohort.tracts", value, "distinct tract names")
-        for value in ["cst", None, ["a", "a"], [""], ["../a"], [".."], ["a\\b"], [1]]
+        for value in ["cst", None, ["a", "a"], [""], ["../a"], [".."], ["a\\b"], [1.5]]
     ],
 ]
+
+
+def test_numbers_are_names_where_subjects_are_named():
+    """YAML takes 100310 for a number."""
+    found = LearnedAtlasConfig.load({"cohort": {"subjects": [100301, "b"], "exclude": 100310}})
+    assert found.cohort.subjects == ["100301", "b"]
+    assert found.cohort.exclude == ["100310"]
+    assert LearnedAtlasConfig.load({"cohort": {"subjects": 7}}).cohort.subjects == ["7"]
 
 
 @pytest.mark.parametrize(

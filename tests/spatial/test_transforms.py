@@ -182,8 +182,8 @@ def broken(case, path):
         one = text(path / "x.tfm", np.eye(3), (0, 0, 0)).read_text()
         (path / "x.tfm").write_text(one + one)
         return path / "x.tfm"
-    if case == "rotation alone":
-        return text(path / "x.txt", [], (0, 0, 0, 1, 2, 3), kind="Euler3DTransform_double_3_3")
+    if case == "a kind that isn't read":
+        return text(path / "x.txt", [], (0, 0, 0, 1, 2, 3), kind="BSplineTransform_double_3_3")
     if case == "singular":
         return mat(path / "x.mat", np.zeros((3, 3)), (0, 0, 0))
     if case == "no vectors":
@@ -196,7 +196,8 @@ def broken(case, path):
     if case == "no image":
         (path / "x.nii.gz").write_bytes(b"nothing")
         return path / "x.nii.gz"
-    return path / "x.h5"
+    (path / "x.xyz").write_text("1")
+    return path / "x.xyz"
 
 
 @pytest.mark.parametrize(
@@ -206,7 +207,7 @@ def broken(case, path):
         ("garbage mat", "can't be read"),
         ("garbage text", "not a 4x4 matrix"),
         ("two transforms", "must be one ITK transform"),
-        ("rotation alone", "contains Euler3DTransform_double_3_3 with 6 parameters"),
+        ("a kind that isn't read", "contains BSplineTransform_double_3_3 with 6 parameters"),
         ("singular", "can't be inverted"),
         ("no vectors", "must have shape"),
         ("not finite", "not all values are finite"),

@@ -292,3 +292,58 @@ def test_names_of_values_never_lead_out_of_the_folder(suffix, tmp_path):
         found = open_tractogram(path).read()
         told = sorted(float(v[0, 0]) for v in found.data.values() if (v == v[0]).all())
         assert [float(i) in told for i in range(len(names))] == [True] * len(names)
+
+
+BIG = np.array([614454277, 997, 0])
+
+
+@pytest.mark.parametrize("suffix", [".trx", ".vtk"])
+def test_whole_numbers_stay_what_they_are(suffix, tmp_path):
+    lines = Streamlines.of([np.ones((2, 3), np.float32)] * 3).with_data(label=BIG)
+    write_tractogram(tmp_path / f"a{suffix}", lines, SHAPE, AFFINE)
+    found = open_tractogram(tmp_path / f"a{suffix}").read().data["label"]
+    assert found[:, 0].tolist() == BIG.tolist() and found.dtype.kind == "i"
+
+
+def test_whole_numbers_that_a_format_would_change_are_refused_or_text(tmp_path):
+    lines = Streamlines.of([np.ones((2, 3), np.float32)] * 3).with_data(label=BIG)
+    with pytest.raises(ConfigurationError, match=r"label 614454277.*write \.trx"):
+        write_tractogram(tmp_path / "a.trk", lines, SHAPE, AFFINE)
+    assert not list(tmp_path.iterdir())
+    write_tractogram(tmp_path / "a.tck", lines)
+    assert (tmp_path / "a_label.txt").read_text().split() == ["614454277", "997", "0"]
+
+
+@pytest.mark.parametrize("suffix", [".trk", ".trx", ".vtk"])
+def test_values_per_point_and_names_with_blanks_come_back(suffix, tmp_path):
+    points = [np.ones((n, 3), np.float32) for n in (2, 3, 1)]
+    fa, pair = np.arange(6, dtype=np.float32)[:, None], np.arange(12, dtype=np.float32)
+    given = Streamlines.of(points)
+    given = Streamlines(
+        given.points, given.offsets, {"w": np.ones((3, 1))}, {"fa": fa, "two": pair.reshape(6, 2)}
+    )
+    write_tractogram(tmp_path / f"a{suffix}", given, SHAPE, AFFINE)
+    source = open_tractogram(tmp_path / f"a{suffix}")
+    assert source.read().point_data == {}  # nobody asked
+    found = source.read(per_point=True)
+    assert set(source.source.point_names) == {"fa", "two"}
+    np.testing.assert_array_equal(found.point_data["fa"], fa)
+    np.testing.assert_array_equal(found.point_data["two"], pair.reshape(6, 2))
+    taken = found.take(np.array([2, 0]))
+    assert taken.point_data["fa"][:, 0].tolist() == [5, 0, 1]
+    with pytest.raises(ConfigurationError, match="TCK has no room for values per point"):
+        write_tractogram(tmp_path / "b.tck", given)
+
+
+def test_names_of_vtk_may_hold_blanks(tmp_path):
+    head = TEXT.partition("VERTICES")[0].format(version=3, title="")
+    text = head + (
+        "LINES 1 3\n2 0 1\n"
+        "CELL_DATA 1\nSCALARS AF%20left float 1\nLOOKUP_TABLE default\n5\n"
+        "FIELD Field Data 2\nmy own name 1 1 float\n7\nmade%20by 1 1 string\nx%20y\n"
+    )
+    (tmp_path / "a.vtk").write_text(text)
+    found = open_tractogram(tmp_path / "a.vtk").read().data
+    assert {name: values.item() for name, values in found.items()} == {
+        "AF left": 5, "my own name": 7,
+    }  # fmt: skip

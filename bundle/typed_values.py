@@ -1,0 +1,211 @@
+"""What a person typed for a setting that holds text: a path is that path, a name that name.
+
+Fire, which MONAI reads its command line with, takes words for Python: ``20240115`` for a number,
+``study#2`` for ``study`` and a comment, ``pilot,2`` for two values. For keys that hold text the
+word is taken as it stands instead.
+"""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+from collections.abc import Mapping
+from types import UnionType
+from typing import Any, Union, get_args, get_origin
+
+import yaml
+
+from scripts.settings import BLOCKS
+from scripts.settings.section import Section, Typed, to_path
+
+__all__ = ["PATH_KEYS", "as_expression", "kind_of", "typed_value"]
+
+PATH_KEYS = frozenset(
+    {
+        "args_file",
+        "atlas",
+        "atlas_dir",
+        "bundle_root",
+        "carried_dir",
+        "ckpt_dir",
+        "dataset_dir",
+        "fixed",
+        "logging_file",
+        "meta_file",
+        "output",
+        "output_dir",
+        "pairs",
+        "reference",
+        "registered_dir",
+        "subject",
+        "training_dir",
+    }
+)
+"""Top-level keys of the configurations that hold a path."""
+_TOP_LISTS = {"input": "paths", "moving": "paths"}
+_NULL = {"null", "None", ""}
+
+
+def kind_of(key: str) -> str:
+    """What kind of text a key holds; empty if it holds none, or isn't known.
+
+    Args:
+        key: as typed, ``#`` between levels.
+    """
+    first, *rest = key.split("#")
+    if not rest:
+        return "path" if key in PATH_KEYS else _TOP_LISTS.get(key, "")
+    if first not in BLOCKS:
+        return ""
+    model: type[Section] | None = BLOCKS[first].schema()
+    kind = ""
+    for name in rest:
+        field = None if model is None else model.model_fields.get(name)
+        if field is None:
+            return ""
+        kind = _marked((*field.metadata, field.annotation))
+        annotation = field.annotation
+        model = (
+            annotation if isinstance(annotation, type) and issubclass(annotation, Section) else None
+        )
+    return kind
+
+
+def _marked(parts: tuple[Any, ...]) -> str:
+    """The outermost mark of a type."""
+    for part in parts:
+        if isinstance(part, Typed):
+            return part.kind
+    for part in parts:
+        metadata = getattr(part, "__metadata__", ())
+        inner = get_args(part) if metadata or get_origin(part) in (Union, UnionType) else ()
+        found = _marked((*metadata, *inner)) if inner else ""
+        if found:
+            return found
+    return ""
+
+
+def typed_value(kind: str, text: str) -> Any:
+    """The value of a key of some kind, as typed.
+
+    Args:
+        kind: see `kind_of`.
+        text: the word.
+    """
+    if kind == "path":
+        return None if text in _NULL - {""} else _home(_unquoted(text))
+    if kind == "text":
+        return None if text in _NULL - {""} else _unquoted(text)
+    if text in _NULL or (text[:1] == "$" and kind != "names"):
+        return None if text in _NULL else text
+    if kind == "transform":
+        return _entry(text)
+    if kind == "names_or_list":
+        if text.lower().endswith((".txt", ".csv", ".json")) and not _bracketed(text):
+            return _home(_unquoted(text))
+        return _words(text, commas=True)
+    if kind == "names":
+        return _words(text, commas=True)
+    if not _bracketed(text) or _exists(text):
+        if "," in text and not _exists(text):
+            pieces = [_home(_unquoted(one.strip())) for one in text.split(",")]
+            if all(_exists(one) for one in pieces):  # what Fire took for a list
+                return pieces
+        return [_home(_unquoted(text))]
+    pieces = _split(text)
+    if kind == "transforms" and len(pieces) == 2 and pieces[1] in ("0", "1", "True", "False"):
+        return [_entry(text)]  # one [path, 1]
+    return [_entry(one) if kind == "transforms" else _home(_unquoted(one)) for one in pieces]
+
+
+def as_expression(config: Mapping[str, Any], value: Any) -> Any:
+    """Text such that MONAI, too, takes it for itself: as an expression where it would not.
+
+    MONAI reads ``#``, ``@``, ``%`` and ``$`` in texts. An expression (``$...``) and a reference to
+    a key that the configuration has stay what they are.
+
+    Args:
+        config: the configuration.
+        value: text, or a list or mapping of such.
+    """
+    if isinstance(value, list):
+        return [as_expression(config, one) for one in value]
+    if isinstance(value, dict):
+        return {key: as_expression(config, one) for key, one in value.items()}
+    if not isinstance(value, str) or not re.search(r"[#@%$]|::", value) or value[0] == "$":
+        return value
+    if value[0] in "@%" and re.split(r"#|::", value[1:])[0] in config:
+        return value
+    quoted = repr(value)
+    for char in "#@%$:":
+        quoted = quoted.replace(char, f"\\x{ord(char):02x}")
+    return f"${quoted}"
+
+
+def _home(path: str) -> str:
+    return to_path(path)
+
+
+def _exists(path: str) -> bool:
+    try:
+        return os.path.lexists(_home(path))
+    except (OSError, ValueError):  # no path at all
+        return False
+
+
+def _unquoted(text: str) -> str:
+    """Text without quotes that a person put around it for Fire's sake."""
+    if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"":
+        try:
+            value = ast.literal_eval(text)
+        except (SyntaxError, ValueError):
+            return text
+        return value if isinstance(value, str) else text
+    return text
+
+
+def _bracketed(text: str) -> bool:
+    return text.strip()[:1] + text.strip()[-1:] in ("[]", "()")
+
+
+def _words(text: str, commas: bool) -> list[str]:
+    pieces = _split(text) if _bracketed(text) else text.split(",") if commas else [text]
+    return [_unquoted(piece.strip()) for piece in pieces]
+
+
+def _split(text: str) -> list[str]:
+    """The entries of a list in brackets, at its commas outside of quotes and inner brackets."""
+    inner, pieces, depth, quote = text.strip()[1:-1], [""], 0, ""
+    for char in inner:
+        if quote:
+            quote = "" if char == quote else quote
+        elif char in "'\"":
+            quote = char
+        elif char in "[({":
+            depth += 1
+        elif char in "])}":
+            depth -= 1
+        if char == "," and not depth and not quote:
+            pieces.append("")
+        else:
+            pieces[-1] += char
+    return [piece.strip() for piece in pieces if piece.strip()]
+
+
+def _entry(text: str) -> Any:
+    """A transform as typed: a path, [path, 1], or a mapping."""
+    text = text.strip()
+    if text[:1] == "{":
+        try:
+            found = ast.literal_eval(text)
+        except (SyntaxError, ValueError):
+            found = yaml.safe_load(text)
+        if not isinstance(found, dict):
+            return text
+        return {k: _home(v) if k in ("path", "moving", "fixed") else v for k, v in found.items()}
+    if _bracketed(text) and not _exists(text):
+        pieces = _split(text)
+        if len(pieces) == 2 and pieces[1] in ("0", "1", "True", "False"):
+            return [_home(_unquoted(pieces[0])), int(pieces[1] in ("1", "True"))]
+    return _home(_unquoted(text))
