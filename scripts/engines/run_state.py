@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from scripts.errors import CheckpointError, StorageError
-from scripts.runtime.checked_json import verified, write_checked
+from scripts.runtime.checked_json import CHECKSUM, verified, write_checked
 from scripts.runtime.input_files import FileError, read_json
 from scripts.runtime.lock import LOCK_FILE
 from scripts.runtime.ownership import some_names
@@ -224,8 +224,10 @@ class RunState:
             return None
         try:
             there = read_json(path)
-            if _format(there) == FORMAT:  # another format is told of, below
+            if _format(there) == FORMAT:
                 there = verified(there, _KEYS)
+            elif isinstance(there, dict) and CHECKSUM in there:  # another format: refused below
+                there = verified(there)
         except (FileError, ValueError) as error:
             why = error.reason if isinstance(error, FileError) else str(error)
             raise CheckpointError(f"{path}: damaged ({why}); delete {self.folder}") from error

@@ -52,7 +52,8 @@ def checked_pairs(settings: ImagePairs, folder: str | Path) -> list[dict[str, st
     """
     check_writable(folder)
     pairs = settings.pairs()
-    start = getattr(settings, "start", None)
+    entry = getattr(settings, "start", None)
+    start = None if entry is None else entry.path
     names = [one["subject"] for one in pairs]
     check_pair_folders(folder, names, settings.fixed, settings.moving, start)
     return pairs

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -24,7 +25,12 @@ def published(folder: Path, shape: tuple[int, ...], k: int = 1) -> tuple[AtlasNe
     settings = LearnedAtlasConfig.load(
         {"model": {**MODEL, "n_templates": k}, "refine": {"network_epochs": 1}}
     )
-    description = {"format": 1, "settings": settings.as_dict()}
+    grid = {"shape": list(shape), "affine": np.eye(4).tolist(), "sform_code": 1, "qform_code": 1}
+    description = {
+        "format": 1, "settings": settings.as_dict(), "cohort": "made here", "grid": grid,
+        "crop": {"start": [0] * len(shape), "stop": list(shape)}, "normalisation": "none",
+        "tracts": [],
+    }  # fmt: skip
     network = AtlasNetwork(
         torch.rand(k, 1, *shape) * 3, settings.loss.log_offset, **MODEL, description=description
     )

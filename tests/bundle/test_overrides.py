@@ -154,7 +154,7 @@ def test_files_are_looked_for_here_then_in_the_bundle(tmp_path, monkeypatch):
     monkeypatch.chdir(here)
     found = locate_config_files(["both.yaml", "mine.yaml"], root)
     assert found == [here / "both.yaml", root / "mine.yaml"]
-    with pytest.raises(UsageError, match=r"no configuration file none\.yaml"):
+    with pytest.raises(UsageError, match=r"no such configuration file: none\.yaml"):
         locate_config_files(["none.yaml"], root)
 
 

@@ -294,7 +294,7 @@ def test_who_cannot_be_aligned_is_left_out_or_ends_the_run(
     assert run("warp", "--output_dir", tmp_path / "out") == 2
     assert run("refine", "--output_dir", tmp_path / "out", "--refine#fixed", "x", "--refine#moving",
                "['y']") == 3  # fmt: skip
-    assert "no such file" in capsys.readouterr().err
+    assert "no such file" in capsys.readouterr().err.lower()
 
 
 def test_register_takes_refine_for_its_steps(monkeypatch: pytest.MonkeyPatch) -> None:

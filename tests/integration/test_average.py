@@ -117,6 +117,9 @@ def test_the_verb_publishes_the_maps_asked_for_over_an_earlier_atlas(demo_cohort
     earlier = tmp_path / "atlas"
     earlier.mkdir()
     (earlier / "atlas_cov.nii.gz").write_text("old")
+    (earlier / "atlas.json").write_text(
+        '{"name": "tract_density_atlas", "kind": "averaged", "cohort": {}}'
+    )
     result = subprocess.run(
         [sys.executable, "-m", "bundle", "average", "--dataset_dir", str(demo_cohort),
          "--output_dir", str(tmp_path), "--learned_atlas#emit_baseline_maps", "['mean','std']"],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import nibabel as nib
 import numpy as np
 
 from scripts.tractograms import Streamlines, open_tractogram, write_tractogram
@@ -19,10 +20,12 @@ def test_labels_from_elsewhere_and_a_mistake(run_bundle, refused, tmp_path):
     atlas = Streamlines.of(lines(0) + lines(50)).with_data(label=ids)
     write_tractogram(tmp_path / "atlas.trk", atlas)
     write_tractogram(tmp_path / "subject.tck", Streamlines.of([x[::-1] for x in lines(51)]))
+    nib.save(nib.Nifti1Image(np.zeros((9, 9, 9)), np.eye(4)), tmp_path / "reference.nii.gz")
     words = ("labelling", "transfer_labels", "--atlas=atlas.trk", "--subject=subject.tck")
     result = run_bundle(
-        *words, f"--output_dir={tmp_path}/out", "--label_transfer#format=trk", cwd=tmp_path
-    )
+        *words, f"--output_dir={tmp_path}/out", "--label_transfer#format=trk",
+        f"--reference={tmp_path}/reference.nii.gz", cwd=tmp_path,
+    )  # fmt: skip
     assert result.returncode == 0, result.stderr
     folder = tmp_path / "out" / "labels"
     found = open_tractogram(folder / "labelled.trk").read()

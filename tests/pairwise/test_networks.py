@@ -48,7 +48,7 @@ def test_a_checkpoint_gives_the_network_back(kind: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(("kind", "other"), [("affine", "elastic"), ("elastic", "affine")])
 def test_the_other_kinds_checkpoint_is_refused(kind: str, other: str, tmp_path: Path) -> None:
     torch.save(network(other).state_dict(), tmp_path / "model.pt")
-    with pytest.raises(CheckpointError, match=f"holds no {kind} network of this bundle"):
+    with pytest.raises(CheckpointError, match=f"contains no {kind} network of this bundle"):
         LOADERS[kind](tmp_path / "model.pt")
 
 

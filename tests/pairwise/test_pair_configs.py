@@ -20,7 +20,7 @@ TRAINING = {
     "loss::_target_", "loss::images", "pairs::_target_", "train::preprocessing::_target_",
     "train::preprocessing::labels", "train::step::_target_", "train::history::summary_dir",
     "train::handlers::1::block", "validate::step::_target_", "publisher::report",
-    "publisher::model_file",
+    "publisher::model_file", "images::replaced::0", "images::replaced::1", "images::replaced::2",
 }  # fmt: skip
 """Where the trainings differ: whatever knows an affine or an elastic network, and names."""
 
