@@ -202,9 +202,9 @@ def test_a_training_without_room_for_its_checkpoint_ends_before_the_first_step(
     state = SimpleNamespace(training=tmp_path / "training.pt", folder=tmp_path)
     optimizer = torch.optim.Adam(network.parameters())
     handler = TrainingCheckpoint(state, network, optimizer, SimpleNamespace(), LossHistory())
-    disk(11 * 4 * 9_999 - 1)
+    disk(10 * 4 * 9_999 - 1)
     with pytest.raises(StorageError, match="checkpoints"):
         handler.load(SimpleNamespace())
-    disk(11 * 4 * 9_999)
+    disk(10 * 4 * 9_999)
     handler.load(SimpleNamespace())
     assert not list(tmp_path.iterdir())

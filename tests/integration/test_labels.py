@@ -20,7 +20,10 @@ def test_labels_from_elsewhere_and_a_mistake(run_bundle, refused, tmp_path):
     atlas = Streamlines.of(lines(0) + lines(50)).with_data(label=ids)
     write_tractogram(tmp_path / "atlas.trk", atlas)
     write_tractogram(tmp_path / "subject.tck", Streamlines.of([x[::-1] for x in lines(51)]))
-    nib.save(nib.Nifti1Image(np.zeros((9, 9, 9)), np.eye(4)), tmp_path / "reference.nii.gz")
+    nib.save(
+        nib.Nifti1Image(np.zeros((90, 90, 90)), nib.affines.from_matvec(np.eye(3), (-20,) * 3)),
+        tmp_path / "reference.nii.gz",
+    )
     words = ("labelling", "transfer_labels", "--atlas=atlas.trk", "--subject=subject.tck")
     result = run_bundle(
         *words, f"--output_dir={tmp_path}/out", "--label_transfer#format=trk",
