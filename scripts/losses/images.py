@@ -116,8 +116,8 @@ def image_loss(
     Example:
         >>> import torch
         >>> image = torch.rand(1, 1, 24, 24)
-        >>> round(float(image_loss("pearson", 2)(image, 2 * image + 1)), 4)
-        0.0
+        >>> abs(float(image_loss("pearson", 2)(image, 2 * image + 1))) < 1e-4
+        True
     """
     if name == "mae":
         return nn.L1Loss()
