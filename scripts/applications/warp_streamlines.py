@@ -131,7 +131,6 @@ class StreamlineWarper:
     ) -> None:
         check_writable(output_dir)
         self.settings = settings
-        self.atlas_dir = Path(atlas_dir)
         self.registered = Path(registered_dir)
         self.folder = Path(output_dir) / STREAMLINES_FOLDER
         atlas = None if settings.transforms else open_atlas(atlas_dir)

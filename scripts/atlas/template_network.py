@@ -12,7 +12,13 @@ import numpy as np
 from scripts.atlas.initial import open_initial
 from scripts.atlas.network import AtlasNetwork
 from scripts.atlas.published_model import PublishedNetwork, network_of
-from scripts.cohort.density import check_density, density_divisor, load_density
+from scripts.cohort.density import (
+    CleaningRule,
+    check_density,
+    clean_density,
+    density_divisor,
+    load_density,
+)
 from scripts.errors import CheckpointError, ConfigurationError
 from scripts.networks.described import FORMAT
 from scripts.runtime.input_files import read_text
@@ -56,6 +62,7 @@ def template_network(
     """
     file = Path(path)
     loaded = load_density(file)
+    clean_density(file, loaded.data, CleaningRule())  # as a template, a map must be clean
     check_density(file, loaded.data)
     values = _merged(_FOREIGN, _of_atlas(file), asked.model_dump(mode="json", exclude_unset=True))
     model = values.setdefault("model", {})

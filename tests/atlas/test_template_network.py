@@ -79,7 +79,7 @@ def test_what_is_no_template_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "map.nii.gz"
     for values, message in (
         (np.zeros((5, 5, 5), np.float32), "is empty"),
-        (np.full((5, 5, 5), -1, np.float32), "can't be divided by its max"),
+        (np.full((5, 5, 5), -1, np.float32), "negative density"),
         (np.full((5, 5, 5, 2), 1, np.float32), "has shape"),
     ):
         nib.save(nib.Nifti1Image(values, np.eye(4)), path)
