@@ -19,7 +19,8 @@ import nibabel as nib
 import numpy as np
 import torch
 
-from scripts.cohort import Cohort, read_density
+from scripts.cohort import Cohort, DensityMap, read_density
+from scripts.cohort.density import density_on_grid
 from scripts.metrics import (
     centrality,
     core_share,
@@ -41,8 +42,8 @@ def subject_density(described: dict[str, Any], shape: tuple[int, ...]) -> np.nda
     """A subject's normalised density ``(C, *shape)``, from the files that ``atlas.json`` names."""
     channels = 1 + max(one["channel"] for one in described["maps"])
     density = np.zeros((channels, *shape))
-    for one in described["maps"]:
-        density[one["channel"]] += read_density(one["path"])[0] / one["divisor"]
+    for one in map(DensityMap.of_record, described["maps"]):
+        density[one.channel] += density_on_grid(one, read_density(one.path)[0]) / one.divisor
     return density
 
 

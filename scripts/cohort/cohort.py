@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,23 @@ class DensityMap:
     counted: CountedMap | None = None
     order: tuple[int, ...] | None = None
     zeroed: tuple[str, ...] = ()
+
+    @classmethod
+    def of_record(cls, values: Mapping[str, Any]) -> DensityMap:
+        """A map from what `as_dict` gave, such as in ``atlas.json``; without its tractogram.
+
+        Raises:
+            KeyError, TypeError, ValueError: the record isn't one.
+        """
+        order = values.get("order")
+        return cls(
+            Path(values["path"]),
+            int(values["channel"]),
+            float(values["divisor"]),
+            str(values["sha256"]),
+            order=None if order is None else tuple(order),
+            zeroed=tuple(values.get("zeroed", ())),
+        )
 
     def in_order(self, array: np.ndarray) -> np.ndarray:
         """Values ``(..., *spatial)`` of the file as they lie on the cohort's grid."""

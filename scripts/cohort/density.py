@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from scripts.cohort.cohort import Subject
+from scripts.cohort.cohort import DensityMap, Subject
 from scripts.runtime.file_names import stem_of
 from scripts.runtime.input_files import FileError, read_text, say
 from scripts.runtime.watched_files import changed
@@ -295,5 +295,15 @@ def subject_density(subject: Subject, channels: int, shape: tuple[int, ...]) -> 
         loaded = load_density(one.path)
         if loaded.sha256 != one.sha256:
             raise changed(one.path)
-        density[one.channel] += one.in_order(zeroed(loaded.data, one.zeroed)) / one.divisor
+        density[one.channel] += density_on_grid(one, loaded.data) / one.divisor
     return density
+
+
+def density_on_grid(one: DensityMap, data: np.ndarray) -> np.ndarray:
+    """A file's values as the cohort used them: cleaned, on the cohort's grid, not divided.
+
+    Args:
+        one: its map, as the inspection or ``atlas.json`` describes it.
+        data: the values as they are stored.
+    """
+    return one.in_order(zeroed(data, one.zeroed))

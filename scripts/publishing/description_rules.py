@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from scripts.runtime.input_files import check_fits, read_json
 from scripts.runtime.inside import inside, name_reason
@@ -101,6 +101,15 @@ class _Map(Part):
     channel: int = Field(ge=0)
     divisor: float = Field(gt=0)
     sha256: str
+    order: list[int] | None = None
+    zeroed: list[Literal["nan", "negative"]] = Field(default_factory=list)
+
+    @field_validator("order")
+    @classmethod
+    def _each_axis_once(cls, order: list[int] | None) -> list[int] | None:
+        if order is not None and sorted(map(abs, order)) not in ([1, 2], [1, 2, 3]):
+            raise ValueError(f"{order} names no order of two or three axes")
+        return order
 
 
 class _Subject(_NamedSubject):

@@ -13,7 +13,8 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from scripts.cohort import density_divisor, read_density
+from scripts.cohort import DensityMap, density_divisor, read_density
+from scripts.cohort.density import density_on_grid
 from scripts.errors import CohortError, VerificationError, shown
 from scripts.publishing.description_rules import require_verifiable, verifiable_jacobians
 from scripts.publishing.emission import NEGLIGIBLE_SHARE
@@ -263,13 +264,15 @@ def _input_checks(subject: dict[str, Any], normalisation: str, longest: int) -> 
         path = Path(one["path"])
         yield _hashed("input", f"{subject['subject']} {path}", path, one["sha256"], longest)
         if _trouble(path, longest) is None:
-            yield _divisor_check(subject["subject"], path, one["divisor"], normalisation)
+            yield _divisor_check(subject["subject"], DensityMap.of_record(one), normalisation)
 
 
-def _divisor_check(subject: str, path: Path, recorded: float, normalisation: str) -> Check:
+def _divisor_check(subject: str, one: DensityMap, normalisation: str) -> Check:
+    path, recorded = one.path, one.divisor
     name = f"{normalisation} of {subject} {path.name}"
     try:
-        found = density_divisor(normalisation, path, read_density(path)[0])
+        data = density_on_grid(one, read_density(path)[0])
+        found = density_divisor(normalisation, path, data)
     except _UNREADABLE as error:
         return Check("divisor", name, "missing", str(error))
     if math.isclose(found, recorded, rel_tol=1e-9):
@@ -385,11 +388,11 @@ def _field(path: Path, grid: tuple[int, ...]) -> np.ndarray:
 def _density(subject: dict[str, Any], shape: tuple[int, ...], crop: CropBox) -> np.ndarray:
     """Normalised density ``(C, *grid)`` float32 from the files, 0 outside the box."""
     density = np.zeros(shape)
-    for one in subject["maps"]:
-        data, grid = read_density(one["path"])
-        if grid.shape != shape[1:]:
-            raise CohortError(f"{one['path']}: is on another grid than the atlas")
-        density[one["channel"]] += data / one["divisor"]
+    for one in map(DensityMap.of_record, subject["maps"]):
+        data = density_on_grid(one, read_density(one.path)[0])
+        if data.shape != shape[1:]:
+            raise CohortError(f"{one.path}: is on another grid than the atlas")
+        density[one.channel] += data / one.divisor
     return crop.paste(crop.crop(density), shape[1:]).astype(np.float32)
 
 

@@ -128,9 +128,5 @@ def _subject(said: dict[str, Any]) -> Subject:
     for one in said["maps"]:
         if "counted" in one:
             raise ValueError(f"{one['path']} is a tractogram; pairs need density maps")
-        maps.append(
-            DensityMap(
-                Path(one["path"]), int(one["channel"]), float(one["divisor"]), str(one["sha256"])
-            )
-        )
+        maps.append(DensityMap.of_record(one))
     return Subject(str(said["subject"]), tuple(maps))
