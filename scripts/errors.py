@@ -6,6 +6,7 @@ a terminal, a log or a table displays it and never interprets it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "TrainingError",
     "VerificationError",
     "shown",
+    "some_names",
 ]
 
 # Printable according to Unicode, but invisible.
@@ -52,6 +54,17 @@ def shown(text: object, keep: str = "") -> str:
         char if char in keep or (char.isprintable() and char not in _UNSEEN) else _escape(char)
         for char in text
     )
+
+
+def some_names(names: Sequence[str], most: int = 5) -> str:
+    """The first names of a list and the number of the others, for a message.
+
+    Example:
+        >>> some_names(["a", "b", "c"], most=2)
+        'a, b and 1 more'
+    """
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def _escape(char: str) -> str:

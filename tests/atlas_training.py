@@ -59,6 +59,22 @@ class Training:
         )
 
 
+class Interrupted:
+    """A dataset that fails at its n-th reading."""
+
+    def __init__(self, dataset: Any, readings: int) -> None:
+        self.dataset, self.left = dataset, readings
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Any:
+        self.left -= 1
+        if self.left < 0:
+            raise KeyboardInterrupt
+        return self.dataset[index]
+
+
 @pytest.fixture
 def make_training(
     make_cohort: Callable[..., Cohort],

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scripts.applications.subject_fields import some_names, subject_field
-from scripts.errors import CohortError, ConfigurationError
+from scripts.applications.subject_fields import subject_field
+from scripts.errors import CohortError, ConfigurationError, some_names
 from scripts.publishing.published_atlas import open_atlas
 from scripts.runtime.inside import inside
 from scripts.runtime.storage import check_replaceable, check_writable, publish_folder
@@ -146,8 +146,8 @@ class AtlasCarrier:
             if not known and self.settings.reference is None:
                 raise CohortError(
                     f"unknown patient {patient}: not in the atlas's cohort "
-                    f"({some_names(self.atlas.subjects)}); a new one needs an image in template "
-                    "space (--atlas_to_patient#reference) or atlas_to_patient#transforms"
+                    f"({some_names(self.atlas.subjects, most=10)}); a new one needs an image in "
+                    "template space (--atlas_to_patient#reference) or atlas_to_patient#transforms"
                 )
             return (), 1
         field, template = subject_field(

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from scripts.errors import CohortError
+from scripts.errors import CohortError, some_names
 from scripts.publishing.published_atlas import PublishedAtlas
 from scripts.runtime.input_files import FileError, read_json
 from scripts.runtime.inside import inside
 from scripts.spatial.fields import field_names
 
-__all__ = ["some_names", "subject_field"]
+__all__ = ["subject_field"]
 
 
 def subject_field(
@@ -45,14 +45,10 @@ def subject_field(
             "atlas with learned_atlas#save_fields true"
         )
     raise CohortError(
-        f"unknown subject {subject}: neither in the atlas's cohort ({some_names(atlas.subjects)}) "
-        f"nor registered in {registered_dir}; register it first, or give {key}"
+        f"unknown subject {subject}: neither in the atlas's cohort "
+        f"({some_names(atlas.subjects, most=10)}) nor registered in {registered_dir}; register it "
+        f"first, or give {key}"
     )
-
-
-def some_names(names: list[str], most: int = 10) -> str:
-    """The first names of a list, and the number of the others."""
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" * (len(names) > most))
 
 
 def _registered_to(atlas: PublishedAtlas, report: Path, key: str) -> int:

@@ -21,10 +21,10 @@ from scripts.runtime.progress import progress_bar
 from scripts.runtime.storage import (
     check_replaceable,
     check_writable,
-    file_hash,
     publish_folder,
 )
 from scripts.runtime.tables import write_table
+from scripts.runtime.watched_files import WatchedFiles
 from scripts.settings.tract_stats import TractStatsConfig
 from scripts.spatial.fields import read_field
 from scripts.spatial.grid import Grid
@@ -81,11 +81,13 @@ class TractStatistics:
         sources: dict[str, Any] = {}
         with progress_bar(len(self.subjects), "tract statistics") as bar:
             for subject in self.subjects:
+                files = {n: path for n, path in self._files(subject).items() if path.is_file()}
+                watched = WatchedFiles(files.values())
                 rows += self._measured(subject)
+                watched.check()
                 sources[subject] = {
-                    name: {"path": str(path), "sha256": file_hash(path)}
-                    for name, path in self._files(subject).items()
-                    if path.is_file()
+                    name: {"path": str(path), "sha256": watched.sha256(path)}
+                    for name, path in files.items()
                 }
                 bar.update()
         with publish_folder(self.folder) as staging:

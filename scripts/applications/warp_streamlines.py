@@ -19,9 +19,9 @@ from scripts.runtime.progress import progress_bar
 from scripts.runtime.storage import (
     check_replaceable,
     check_writable,
-    file_hash,
     publish_folder,
 )
+from scripts.runtime.watched_files import WatchedFiles
 from scripts.settings.warp_streamlines import WarpStreamlinesConfig
 from scripts.spatial.field_inverse import InverseFieldTransform
 from scripts.spatial.grid import Grid
@@ -190,6 +190,9 @@ class StreamlineWarper:
         return _Way(subject, tractogram, files, reference, name)
 
     def _warp(self, way: _Way) -> None:
+        source = way.tractogram.path
+        whole = [source] if source.is_file() else []  # a TRX may be a folder
+        watched = WatchedFiles([*whole, *(file.path for file in way.files)])
         transforms = [read_point_transform(file) for file in way.files]
         grid = None if way.reference is None else read_grid(way.reference)
         first = transforms[0]
@@ -215,20 +218,21 @@ class StreamlineWarper:
                 )
             about = {
                 "tractogram": {
-                    "path": str(way.tractogram.path),
-                    "sha256": file_hash(way.tractogram.path),
+                    "path": str(source),
+                    "sha256": watched.sha256(source) if whole else None,
                 },
                 "streamlines": count,
                 "points": outside.total,
                 "points_outside_the_first_field": outside.points,
                 "transforms": [
-                    {**file.as_dict(), "sha256": file_hash(file.path)} for file in way.files
+                    {**file.as_dict(), "sha256": watched.sha256(file.path)} for file in way.files
                 ],
                 "reference": None if way.reference is None else str(way.reference),
             }  # fmt: skip
             (staging / "warped_streamlines.json").write_text(
                 json.dumps(about, indent=1) + "\n", encoding="utf-8"
             )
+            watched.check()
         if outside.points:
             logger.warning(
                 "subject %s: %d of %d points are outside the field %s and don't "

@@ -11,11 +11,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from scripts.errors import CheckpointError, StorageError
-from scripts.runtime.checked_json import CHECKSUM, verified, write_checked
+from scripts.errors import CheckpointError, StorageError, some_names
+from scripts.runtime.checked_json import verified, write_checked
 from scripts.runtime.input_files import FileError, read_json
 from scripts.runtime.lock import LOCK_FILE
-from scripts.runtime.ownership import some_names
 from scripts.runtime.processes import from_first
 from scripts.runtime.storage import check_not_root
 from scripts.settings.section import Section
@@ -73,8 +72,9 @@ def check_earlier_run(folder: Path) -> None:
     foreign = [name for name in names if not is_run or not _FILES.fullmatch(name)]
     if foreign:
         raise StorageError(
-            f"{folder}: would be cleared for the run's state, but holds {some_names(foreign)}, "
-            "which no run of this bundle left; move that elsewhere, or choose another --ckpt_dir"
+            f"{folder}: would be cleared for the run's state, but holds "
+            f"{some_names(sorted(foreign))}, which no run of this bundle left; move that "
+            "elsewhere, or choose another --ckpt_dir"
         )
 
 
@@ -224,10 +224,8 @@ class RunState:
             return None
         try:
             there = read_json(path)
-            if _format(there) == FORMAT:
-                there = verified(there, _KEYS)
-            elif isinstance(there, dict) and CHECKSUM in there:  # another format: refused below
-                there = verified(there)
+            # Another format may have other keys; it is refused below.
+            there = verified(there, _KEYS if _format(there) == FORMAT else None)
         except (FileError, ValueError) as error:
             why = error.reason if isinstance(error, FileError) else str(error)
             raise CheckpointError(f"{path}: damaged ({why}); delete {self.folder}") from error

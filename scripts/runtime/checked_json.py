@@ -11,10 +11,9 @@ from typing import Any
 from scripts.runtime.input_files import read_json
 from scripts.runtime.storage import write_whole
 
-__all__ = ["CHECKSUM", "read_checked", "verified", "write_checked"]
+__all__ = ["read_checked", "verified", "write_checked"]
 
-CHECKSUM = "checksum"
-"""Key under which a file has the checksum of its other entries."""
+_KEY = "checksum"
 
 
 def write_checked(path: Path, values: Mapping[str, Any]) -> None:
@@ -25,7 +24,7 @@ def write_checked(path: Path, values: Mapping[str, Any]) -> None:
     """
     content = json.loads(json.dumps(dict(values)))  # as it will be read
     with write_whole(path) as staged:
-        text = json.dumps({**content, CHECKSUM: _checksum(content)}, indent=1)
+        text = json.dumps({**content, _KEY: _checksum(content)}, indent=1)
         staged.write_text(text + "\n", encoding="utf-8")
 
 
@@ -52,7 +51,7 @@ def verified(found: Any, keys: frozenset[str] | None = None) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ValueError("holds no mapping")
     found = dict(found)
-    checksum = found.pop(CHECKSUM, None)
+    checksum = found.pop(_KEY, None)
     unknown = [] if keys is None else sorted(found.keys() - keys)
     if unknown:
         raise ValueError(f"has an unknown key, {unknown[0][:40]!r}")

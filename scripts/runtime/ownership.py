@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from scripts.errors import StorageError
+from scripts.errors import StorageError, some_names
 from scripts.runtime.input_files import FileError, read_json
 
 __all__ = [
@@ -23,7 +23,6 @@ __all__ = [
     "NeededFiles",
     "check_contents",
     "check_earlier_report",
-    "some_names",
     "write_mark",
 ]
 
@@ -31,7 +30,6 @@ MARK = ".tract_atlas.json"
 """File of a published folder that lists what was published in it."""
 _NAME = "tract_density_atlas"
 _ATLAS = "atlas.json"
-_SHOWN = 5  # names that a message lists
 
 # What file managers and network file systems leave in folders that people look at.
 _OF_THE_SYSTEM = re.compile(r"\.DS_Store|Thumbs\.db|desktop\.ini|\.directory|\._.*|\.nfs\w+")
@@ -102,8 +100,8 @@ def check_contents(folder: Path) -> None:
         raise StorageError(f"{folder}: can't be looked through: {error}") from error
     if foreign:
         raise StorageError(
-            f"{folder}: would be replaced, but holds {some_names(foreign)}, which this bundle "
-            "did not publish; move that elsewhere, or choose another folder"
+            f"{folder}: would be replaced, but holds {some_names(sorted(foreign))}, which this "
+            "bundle did not publish; move that elsewhere, or choose another folder"
         )
 
 
@@ -175,13 +173,6 @@ class NeededFiles:
                 f"{target}: would be replaced, but the job reads or needs {needed}, which lies "
                 "there; choose another folder for the results"
             )
-
-
-def some_names(names: Iterable[str]) -> str:
-    """A few names, for a message."""
-    listed = sorted(names)
-    more = f" and {len(listed) - _SHOWN} more" if len(listed) > _SHOWN else ""
-    return ", ".join(listed[:_SHOWN]) + more
 
 
 def _entries(folder: Path, prefix: str = "") -> Iterator[str]:

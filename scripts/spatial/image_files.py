@@ -32,7 +32,6 @@ __all__ = [
     "image_labels",
     "image_values",
     "open_image_file",
-    "plausible_shape",
     "warn_of_remarks",
     "write_nifti",
 ]
@@ -56,7 +55,6 @@ _MALFORMED: tuple[type[Exception], ...] = (
     OverflowError,
     ValueError,
 )
-_UNREADABLE: tuple[type[Exception], ...] = (FileError, *_MALFORMED, *DAMAGED_GZIP)
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,43 +106,6 @@ def warn_of_remarks(path: str | Path, opened: OpenedImage) -> None:
         if (str(path), remark) not in _warned:
             _warned.add((str(path), remark))
             logger.warning("%s: %s", path, remark)
-
-
-def plausible_shape(path: str | Path) -> tuple[int, ...]:
-    """The shape that a header claims, of which nothing else is read; for estimates.
-
-    ``()`` where there is none, or where the file can't hold as much: whoever reads the image is
-    told why.
-    """
-    file = Path(path)
-    try:
-        pair = _pair(file)
-        size = check_file(pair[1] if pair else file).st_size
-        start, packed = _start(pair[0] if pair else file)
-        if pair is not None:
-            packed = _start(pair[1])[1]
-        if _is_mgh(start):
-            dims = np.frombuffer(start[4:20], ">i4")
-            shape = tuple(int(n) for n in (dims if dims[3] > 1 else dims[:3]))
-            promised = _promised_mgh(start)
-        else:
-            header = _kind(file, start).header_class.from_fileobj(io.BytesIO(start), check=False)
-            shape = tuple(int(n) for n in header["dim"][1 : 1 + _axes(header)])
-            promised = _promised(file, start)
-        if min(shape, default=0) < 1 or promised > size * (1032 if packed else 1) + _HEADER:
-            return ()
-    except _UNREADABLE:
-        return ()
-    return shape
-
-
-def _start(path: Path) -> tuple[bytes, bool]:
-    """The first bytes of a file, unpacked, and whether it is packed."""
-    check_file(path)
-    with path.open("rb") as plain:
-        packed = plain.read(2) == b"\x1f\x8b"
-    with GzipFile(path) if packed else path.open("rb") as stream:
-        return stream.read(_HEADER), packed
 
 
 def image_values(path: str | Path, image: nib.Nifti1Image) -> np.ndarray:

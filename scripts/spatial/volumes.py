@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from pathlib import Path
 
@@ -21,7 +20,6 @@ from scripts.spatial.image_files import (
     image_labels,
     image_values,
     open_image_file,
-    plausible_shape,
     warn_of_remarks,
     write_nifti,
 )
@@ -33,7 +31,6 @@ __all__ = [
     "read_labels",
     "read_reference",
     "read_volume",
-    "voxels_of",
     "write_density",
     "write_labels",
     "write_map",
@@ -138,12 +135,6 @@ def written_name(path: str | Path) -> str:
     """
     name = Path(path).name
     return name if name.endswith((".nii", ".nii.gz")) else f"{stem_of(name)}.nii.gz"
-
-
-def voxels_of(path: str | Path) -> tuple[int, int]:
-    """Voxels of an image's grid, and channels, from its header alone; 0 if it can't be read."""
-    shape = plausible_shape(path)
-    return math.prod(shape[:3]) if shape else 0, math.prod(shape[3:])
 
 
 def open_image(path: Path) -> OpenedImage:

@@ -1,5 +1,7 @@
 """Streamlines move with the tissue: against the inverse of what warps the image."""
 
+import zipfile
+
 import nibabel as nib
 import numpy as np
 import pytest
@@ -148,3 +150,11 @@ def test_a_tractogram_elsewhere_is_refused_and_one_partly_outside_is_named(case,
     )
     warped(case)
     assert "points are outside the field" in caplog.text
+
+
+def test_a_trx_that_is_a_folder_is_moved_too(case):
+    write_tractogram(case / "packed.trx", lines(), SHAPE, AFFINE)
+    with zipfile.ZipFile(case / "packed.trx") as archive:
+        archive.extractall(case / "s1.trx")
+    moved = warped(case, tractogram=str(case / "{subject}.trx"), format="trk")
+    assert len(moved) == len(lines())

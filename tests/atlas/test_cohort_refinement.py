@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from atlas_training import Interrupted
 
 from scripts.atlas.cohort_refinement import CohortRefinement
 from scripts.atlas.network import AtlasNetwork, density_of
@@ -231,22 +232,6 @@ def test_two_templates_take_their_own_subjects(make_training: Callable[..., Any]
 
 
 # -- interruptions ---------------------------------------------------------------------------
-
-
-class Interrupted:
-    """A dataset that fails at its n-th reading."""
-
-    def __init__(self, dataset: Any, readings: int) -> None:
-        self.dataset, self.left = dataset, readings
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, index: int) -> Any:
-        self.left -= 1
-        if self.left < 0:
-            raise KeyboardInterrupt
-        return self.dataset[index]
 
 
 @pytest.mark.parametrize("readings", [2, 6, 13, 16, 21, 27])

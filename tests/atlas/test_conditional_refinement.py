@@ -12,6 +12,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from atlas_training import Interrupted
 from monai.bundle import ConfigParser
 
 from scripts.applications.atlas_to_patient import AtlasCarrier
@@ -311,22 +312,6 @@ def test_an_export_at_chosen_values_has_the_template_of_these_values(
 # -- interruptions ---------------------------------------------------------------------------
 
 
-class _Interrupted:
-    """A dataset that fails at its n-th reading."""
-
-    def __init__(self, dataset: Any, readings: int) -> None:
-        self.dataset, self.left = dataset, readings
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, index: int) -> Any:
-        self.left -= 1
-        if self.left < 0:
-            raise KeyboardInterrupt
-        return self.dataset[index]
-
-
 @pytest.mark.parametrize("readings", [9, 14, 20, 26])
 def test_a_cut_conditional_refinement_goes_on_to_the_same_bits(
     readings: int, make_training: Callable[..., Any], tmp_path: Path
@@ -353,7 +338,7 @@ def test_a_cut_conditional_refinement_goes_on_to_the_same_bits(
     unbroken.run()
     assert unbroken.network.density_slopes.abs().max() > 0
     cut = begun("broken")
-    cut.dataset = _Interrupted(cut.dataset, readings)  # type: ignore[assignment]
+    cut.dataset = Interrupted(cut.dataset, readings)  # type: ignore[assignment]
     with pytest.raises(KeyboardInterrupt):
         cut.run()
     resumed = begun("broken")
