@@ -31,6 +31,7 @@ __all__ = [
     "StackSettings",
     "load_apply_stack",
     "load_register_stack",
+    "unit_name",
 ]
 
 UNITS = {
@@ -43,6 +44,22 @@ _SHORT = {"nm": "nanometer", "um": "micrometer", "µm": "micrometer", "micron": 
 _FORMATS = ("zarr", "nifti", "tiff")
 _RATES = [1e-3, 1e-3, 5e-4, 1e-4]
 _LOSS_OPTIONS = {"ncc": (), "mse": (), "mae": (), "ssim": ("window",)}
+
+
+def unit_name(unit: str) -> str:
+    """The OME name of a unit of length.
+
+    Raises:
+        ValueError: it is unknown.
+
+    Example:
+        >>> unit_name("um")
+        'micrometer'
+    """
+    name = _SHORT.get(unit, unit)
+    if name not in UNITS:
+        raise ValueError("is no known unit")
+    return name
 
 
 def _number_or_list(value: object) -> object:
@@ -151,12 +168,7 @@ class StackSettings(Section):
     @field_validator("unit")
     @classmethod
     def _check_unit(cls, unit: str | None) -> str | None:
-        if unit is None:
-            return None
-        name = _SHORT.get(unit, unit)
-        if name not in UNITS:
-            raise ValueError("is no known unit")
-        return name
+        return None if unit is None else unit_name(unit)
 
     @field_validator("formats")
     @classmethod

@@ -49,6 +49,7 @@ class StackApplication:
         check_writable(output_dir)
         self.settings = settings
         self.output_dir = Path(output_dir)
+        self.folder = self.output_dir / OUTPUT_FOLDER
         check_apart(self.output_dir, settings.stack, settings.transforms)
         self.known = read_transforms(settings.transforms)
         # Files that tell no spacing have the registered sections' pixels.
@@ -91,7 +92,6 @@ class StackApplication:
                 },
             )  # fmt: skip
             check_room(self.output_dir, inspection.stack, transforms, settings.formats)
-            folder = self.output_dir / OUTPUT_FOLDER
             crop = transforms.crop
             attributes = {
                 "spacing": list(transforms.spacing),
@@ -100,13 +100,13 @@ class StackApplication:
                 "crop_box": [crop.top, crop.bottom, crop.left, crop.right],
                 "processing": {"interpolation": settings.interpolation, "fill": settings.fill},
             }
-            with publish_folder(folder) as staging:
+            with publish_folder(self.folder) as staging:
                 output = StackOutput(staging, inspection, transforms, settings)
                 cuts = output.write(workers, attributes)
                 page = quality_page(transforms, cuts, settings.as_dict())
                 (staging / "quality.html").write_text(page, encoding="utf-8")
-        logger.info("%d sections resampled, in %s", len(self.stack), folder)
-        return folder
+        logger.info("%d sections resampled, in %s", len(self.stack), self.folder)
+        return self.folder
 
 
 def scaled(known: StackTransforms, stack: Stack, name: str) -> StackTransforms:

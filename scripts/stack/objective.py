@@ -24,7 +24,8 @@ LEAST_OVERLAP = 0.25
 """Share of the fixed section that must lie on the moving one."""
 LOSSES = ("ncc", "mse", "mae", "ssim")
 
-_BAND = 1 << 16  # pixels of a band of rows: they stay in the cache
+_BAND = 1 << 14  # pixels of a band of rows: it stays in the cache, and its float32 sums are exact
+_INSIDE = 1 + 1e-6  # of -1..1 across a section: the border counts in spite of rounding
 _FLAT = 1e-12  # variance of images in 0..1 below which there is nothing to correlate
 _SMALLEST_RESIDUAL = 1e-3  # of images in 0..1: an absolute difference has no curvature at 0
 _SSIM_CONSTANTS = (0.01**2, 0.03**2)
@@ -146,37 +147,37 @@ def _bands(
     Columns are ``(9, pixels)``, or without slopes the last 3 of them.
     """
     height, width = fixed.shape
-    onto_rows, onto_columns = moving.shape
+    size = np.array(moving.shape[::-1]) - 1.0
     device = fixed.values.device
-    # From a column and a row of the fixed level to those of the moving one.
-    linear = matrix[:2, :2] * fixed.step / moving.step[:, None]
+    # From a column and a row of the fixed level to -1..1 across the moving one.
+    linear = matrix[:2, :2] * fixed.step / moving.step[:, None] * (2 / size)[:, None]
     shift = (matrix[:2, :2] @ fixed.origin + matrix[:2, 2] - moving.origin) / moving.step
+    by_column, by_row = torch.as_tensor(linear, dtype=torch.float32, device=device).T
+    start = torch.as_tensor(shift * (2 / size) - 1, dtype=torch.float32, device=device)
     across = torch.arange(width, dtype=torch.float32, device=device)
     half = _half_width(fixed)
+    points_x = (across * float(fixed.step[0]) + float(fixed.origin[0])) / float(half[0])
     for first in range(0, height, rows):
         last = min(first + rows, height)
         down = torch.arange(first, last, dtype=torch.float32, device=device)[:, None]
-        x = across * float(linear[0, 0]) + (down * float(linear[0, 1]) + float(shift[0]))
-        y = across * float(linear[1, 0]) + (down * float(linear[1, 1]) + float(shift[1]))
-        weight = (x >= 0) & (x <= onto_columns - 1) & (y >= 0) & (y <= onto_rows - 1)
-        grid = torch.stack([x * (2 / (onto_columns - 1)) - 1, y * (2 / (onto_rows - 1)) - 1], -1)
+        grid = across[:, None] * by_column + (down * by_row + start)[:, None]
+        weight = (grid.abs().amax(-1) <= _INSIDE).to(torch.float32)
         moved = F.grid_sample(
             moving.values if slopes else moving.values[:, :1], grid[None], mode="bilinear",
             padding_mode="border", align_corners=True,
         )[0]  # fmt: skip
-        weight = weight.to(torch.float32)
         if fixed.known is not None:
             weight = weight * fixed.known[0, 0, first:last]
         if moving.known is not None:
             seen = F.grid_sample(moving.known, grid[None], align_corners=True)[0, 0]
             weight = weight * (seen > 0.999)
         columns = torch.empty((9 if slopes else 3, last - first, width), device=device)
-        points_x = (across * float(fixed.step[0]) + float(fixed.origin[0])) / float(half[0])
-        points_y = (down * float(fixed.step[1]) + float(fixed.origin[1])) / float(half[1])
-        for place in (0, 1) if slopes else ():
-            torch.mul(moved[1 + place], points_x, out=columns[3 * place])
-            torch.mul(moved[1 + place], points_y, out=columns[3 * place + 1])
-            columns[3 * place + 2] = moved[1 + place]
+        if slopes:
+            points_y = (down * float(fixed.step[1]) + float(fixed.origin[1])) / float(half[1])
+            directions = columns[:6].view(2, 3, last - first, width)
+            torch.mul(moved[1:], points_x, out=directions[:, 0])
+            torch.mul(moved[1:], points_y, out=directions[:, 1])
+            directions[:, 2] = moved[1:]
         # About the middle of 0..1, so that float32 sums lose little.
         torch.sub(fixed.values[0, 0, first:last], 0.5, out=columns[-3])
         torch.sub(moved[0], 0.5, out=columns[-2])

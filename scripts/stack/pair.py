@@ -119,7 +119,7 @@ class PairRegistration:
             return self._result(np.eye(3), False, still, still, {})
         coarsest = fixed[levels[0]], moving[levels[0]]
         outcomes = []
-        for start in self._starts(*coarsest, fixed.plane):
+        for start in self._starts(*coarsest):
             descent = _Descent(self, fixed.plane, start)
             steps = {levels[0]: descent.run(*coarsest, levels[0], number)}
             outcomes.append((descent.loss, steps, descent))
@@ -130,11 +130,11 @@ class PairRegistration:
             self._log(number, level, steps, descent.loss)
         return self._best(fixed[finest], moving[finest], descent, still, steps)
 
-    def _starts(self, fixed: Level, moving: Level, plane: Plane) -> list[Start]:
-        identity = Start(np.eye(3), False, 0.0)
+    def _starts(self, fixed: Level, moving: Level) -> list[Start]:
+        identity = Start(np.eye(3), False)
         if self.search_angle is None:
             return [identity]
-        return search_starts(fixed, moving, plane, self.search_angle, self.flips) or [identity]
+        return search_starts(fixed, moving, self.search_angle, self.flips) or [identity]
 
     def _best(
         self, fixed: Level, moving: Level, descent: _Descent, still: Measure, steps: dict[int, int]

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.interpolate import PchipInterpolator
 
 from scripts.errors import CohortError
 from scripts.runtime.input_files import read_json
@@ -69,6 +70,9 @@ def follow(
 ) -> np.ndarray:
     """Transforms with the slow part of known placements.
 
+    Between the sections whose placement is known the correction is interpolated monotonically
+    (PCHIP), so that it does not overshoot, and then smoothed over all sections.
+
     Args:
         matrices: ``(sections, 3, 3)``, physical, registered frame to section.
         placements: the same of some sections, as they are known.
@@ -76,12 +80,15 @@ def follow(
         plane: of a section.
         sigma: of the smoothing, sections.
     """
-    known = np.array(sorted(placements), dtype=np.float64)
+    known = sorted(placements)
     corrections = _parameters(
-        [np.linalg.inv(matrices[int(z)]) @ placements[int(z)] for z in known], model, plane
+        [np.linalg.inv(matrices[z]) @ placements[z] for z in known], model, plane
     )
+    between = np.arange(known[0], known[-1] + 1, dtype=np.float64)
+    if len(between) > len(known):
+        corrections = PchipInterpolator(known, corrections)(between)
     wanted = np.arange(len(matrices), dtype=np.float64)
-    smoothed = smooth(known, corrections, wanted, sigma)
+    smoothed = smooth(between, corrections, wanted, sigma)
     slow = np.stack([model.matrix(one, plane) for one in smoothed])
     return matrices @ slow
 

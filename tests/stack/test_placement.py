@@ -44,6 +44,14 @@ def test_a_chain_that_walked_away_comes_back_and_keeps_its_steps() -> None:
     assert max(after) < 3
 
 
+def test_between_known_sections_the_correction_neither_overshoots_nor_turns_back() -> None:
+    known = {0: moved(0.0), 8: moved(0.0), 16: moved(10.0), 24: moved(10.0)}
+    found = follow(np.tile(np.eye(3), (25, 1, 1)), known, RIGID, PLANE, 0.3)[:, 0, 2]
+    np.testing.assert_allclose(found[[0, 8, 16, 24]], [0, 0, 10, 10], atol=0.01)
+    assert (np.diff(found) > -1e-6).all()
+    assert 3 < found[12] < 7
+
+
 def test_wander_is_that_of_the_slow_part() -> None:
     still = np.tile(np.eye(3), (30, 1, 1))
     assert wander_of(still, RIGID, PLANE, 4.0).largest == pytest.approx(0, abs=1e-9)
