@@ -70,7 +70,7 @@ class Chain:
             start = time.process_time()
             try:
                 found = register(fixed, moving)
-            except Exception as error:  # a peer that gives up on a pair leaves it as it lies
+            except Exception as error:  # a peer that gives up on a pair leaves it unregistered
                 print(f"  a pair fails: {type(error).__name__}: {str(error)[:80]}")
                 found, self.failures = np.eye(3), self.failures + 1
             self.seconds += time.process_time() - start
@@ -125,7 +125,7 @@ def deviations(found: Matrices, truth: Matrices, plane: Plane, centred: bool = T
         found: of a method.
         truth: the known ones.
         plane: of a section.
-        centred: take off the mean displacement: where a stack lies as a whole is nobody's fault.
+        centred: take off the mean displacement: the position of the whole stack is arbitrary.
     """
     points = plane.to_pixels @ plane.five_points
     apart = np.stack(
@@ -205,7 +205,7 @@ def straight(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def long(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """100 sections of 256x256: how far a chain goes astray."""
+    """100 sections of 256x256: drift of a chain."""
     sections = SerialSections(options.count or 100, (256, 256), seed=5, shift=5.0)
     chain = Chain(images_of(sections))
     truth, rows = sections.composed, []
@@ -330,8 +330,8 @@ def lung(options: argparse.Namespace) -> list[dict[str, Any]]:
         return lambda i, j: peer(images[i], images[j])
 
     kinds: dict[str, Callable[[int, int], np.ndarray]] = {
-        "as they lie": lambda i, j: np.eye(3),
-        "landmarks' own affine": lambda i, j: _fitted(points[i], points[j]),
+        "unregistered": lambda i, j: np.eye(3),
+        "affine fitted to the landmarks": lambda i, j: _fitted(points[i], points[j]),
         OURS: ours,
     }
     for name, peer in PEERS["affine"].items():
@@ -449,7 +449,7 @@ def main() -> None:
     parser.add_argument("part", choices=parts)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--data", type=Path, help="of lung and mouse")
-    parser.add_argument("--count", type=int, help="sections, instead of the part's own")
+    parser.add_argument("--count", type=int, help="sections, instead of the part's default")
     parser.add_argument("--size", type=int, help="pixels a side (straight: 512, memory: 2048)")
     parser.add_argument("--sigma", type=float, default=8.0, help="of the placement (banana)")
     parser.add_argument("--bend", type=float, default=60.0, help="pixels (banana)")

@@ -227,7 +227,7 @@ class RegisterStackConfig(StackSettings):
         0.5, "Weight of the squared deviations of scale from 1 and of shear from 0.", ge=0
     )
     early_stopping: Flag = setting(True, "End a level of Adam once its loss stays the same.")
-    stop_window: Integer = setting(15, "Steps that are looked at for it.", ge=2)
+    stop_window: Integer = setting(15, "Steps whose losses are compared for it.", ge=2)
     stop_tol: Number = setting(
         1e-5, "Largest minus smallest loss of the window that counts as the same.", gt=0
     )
@@ -257,7 +257,7 @@ class RegisterStackConfig(StackSettings):
     )
     placement: Text = setting(
         "none",
-        "What the slow part of the transforms follows: nothing, the sections as they lay "
+        "What the slow part of the transforms follows: nothing, the unregistered sections "
         "(scanner), or a file of known placements (an earlier transforms.json, or QuickNII's or "
         "DeepSlice's JSON).",
         "none, scanner or a path",
@@ -273,7 +273,7 @@ class RegisterStackConfig(StackSettings):
     )
     order: Annotated[list[int] | None, BeforeValidator(_integers)] = setting(
         None,
-        "Order of the sections: the index in the input of each. Null: as they are.",
+        "Order of the sections: the index in the input of each. Null: the input's order.",
         "null or a permutation of 0 .. sections - 1",
     )
     crop_borders: Flag = setting(
@@ -288,7 +288,7 @@ class RegisterStackConfig(StackSettings):
     )
     progress_steps: Flag = setting(False, "Log the loss of each pair after each level.")
     resume: Flag = setting(
-        True, "Go on with an interrupted run of the same sections and settings, if there is one."
+        True, "Resume an interrupted run of the same sections and settings, if there is one."
     )
 
     @field_validator("pyramid_factors", "pyramid_epochs")

@@ -52,12 +52,12 @@ class StackApplication:
         self.folder = self.output_dir / OUTPUT_FOLDER
         check_apart(self.output_dir, settings.stack, settings.transforms)
         self.known = read_transforms(settings.transforms)
-        # Files that tell no spacing have the registered sections' pixels.
+        # Files without a spacing have the registered sections' pixels.
         usual = (self.known.spacing, self.known.unit)
         self.stack = open_stack(settings, None, usual)
         if len(self.stack) != len(self.known.sections):
             raise CohortError(
-                f"{settings.stack}: holds {len(self.stack)} sections, but {settings.transforms} "
+                f"{settings.stack}: has {len(self.stack)} sections, but {settings.transforms} "
                 f"places {len(self.known.sections)}"
             )
         self.stack = replace(self.stack, order=self.known.order)
@@ -69,8 +69,8 @@ class StackApplication:
             the published folder.
 
         Raises:
-            CohortError: a section can't be used, or has another size than the transforms say.
-            StorageError: something can't be written; what stood there before stays.
+            CohortError: a section can't be used, or has another size than in the transforms.
+            StorageError: something can't be written; the earlier output stays.
         """
         settings = self.settings
         with (
@@ -112,8 +112,8 @@ class StackApplication:
 def scaled(known: StackTransforms, stack: Stack, name: str) -> StackTransforms:
     """Transforms for other pixels of the same sections.
 
-    Both images cover the same area: their outer edges lie on each other, so that the centre of
-    the first pixel of a finer image lies at -(1 - ratio) / 2 of the coarser one's pixels.
+    Both images cover the same area: their outer edges coincide, so that the centre of
+    the first pixel of a finer image is at -(1 - ratio) / 2 of the coarser one's pixels.
 
     Args:
         known: of the registered stack.

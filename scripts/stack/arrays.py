@@ -20,7 +20,7 @@ def write_sections(
     """Write an array of sections as OME-Zarr, complete or not at all.
 
     Args:
-        folder: is made, or replaced if this bundle wrote it.
+        folder: is created, or replaced if this bundle wrote it.
         sections: ``(sections, rows, columns)``, or with 3 or 4 colours as a last axis.
         spacing: z, y, x.
         unit: of the spacing, such as ``micrometer``.
@@ -29,7 +29,7 @@ def write_sections(
         ``<folder>/sections.zarr``.
 
     Raises:
-        StorageError: the folder holds something else, or can't be written.
+        StorageError: the folder contains something else, or can't be written.
         ValueError: the array is no stack of sections.
     """
     colours = sections.shape[3] if sections.ndim == 4 else 0

@@ -21,12 +21,12 @@ from scripts.stack.pyramid import Level
 __all__ = ["LEAST_OVERLAP", "LOSSES", "Measure", "Objective"]
 
 LEAST_OVERLAP = 0.25
-"""Share of the fixed section that must lie on the moving one."""
+"""Share of the fixed section that must be covered by the moving one."""
 LOSSES = ("ncc", "mse", "mae", "ssim")
 
 _BAND = 1 << 14  # pixels of a band of rows: it stays in the cache, and its float32 sums are exact
 _INSIDE = 1 + 1e-6  # of -1..1 across a section: the border counts in spite of rounding
-_FLAT = 1e-12  # variance of images in 0..1 below which there is nothing to correlate
+_FLAT = 1e-12  # variance of images in 0..1 below which correlation is undefined
 _SMALLEST_RESIDUAL = 1e-3  # of images in 0..1: an absolute difference has no curvature at 0
 _SSIM_CONSTANTS = (0.01**2, 0.03**2)
 _F, _M, _ONE = 6, 7, 8  # places of fixed, moved and 1 among the moments
@@ -59,7 +59,7 @@ class Objective:
         window: of ``ssim``, pixels.
 
     Raises:
-        ValueError: there is no such loss.
+        ValueError: the loss is unknown.
     """
 
     def __init__(self, loss: str = "ncc", window: int = 11) -> None:
@@ -256,7 +256,7 @@ class _Ssim:
 def _structural(
     columns: torch.Tensor, weight: torch.Tensor, shape: tuple[int, int], window: int
 ) -> _Ssim:
-    """1 - mean SSIM over the windows that lie in the overlap.
+    """1 - mean SSIM over the windows within the overlap.
 
     The gradient is exact. The curvature is that of the windows' contrast term: around equal
     images, 1 - SSIM is the variance of the difference over the sum of variances.
@@ -292,7 +292,7 @@ def _structural(
 
 
 def _box(image: torch.Tensor, window: int) -> torch.Tensor:
-    """Means of windows that lie within the image."""
+    """Means of windows within the image."""
     across = F.avg_pool2d(image, (1, window), stride=1)
     return F.avg_pool2d(across, (window, 1), stride=1)
 

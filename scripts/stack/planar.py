@@ -17,11 +17,11 @@ _TURN, _X, _Y, _SCALE_X, _SCALE_Y, _SHEAR = range(6)
 
 @dataclass(frozen=True)
 class Plane:
-    """The pixels of a section and where they lie.
+    """The pixels of a section and their positions.
 
     A physical point is ``(x, y)``: x along the columns, y along the rows, from the centre of the
-    section, in the unit of the spacing. Rotations in it are rotations, whatever the shape and the
-    spacing are.
+    section, in the unit of the spacing. Rotations in it are rotations, for any shape and
+    spacing.
 
     Attributes:
         shape: rows and columns.
@@ -122,7 +122,7 @@ class PlanarModel:
                 columns["shear"] = [_SHEAR]
         self.names = tuple(columns)
         self.spread = np.zeros((6, len(columns)))
-        """``(6, P)``: from the parameters to all six numbers; what is not there stays 0."""
+        """``(6, P)``: from the parameters to all six numbers; the others stay 0."""
         for column, places in enumerate(columns.values()):
             self.spread[places, column] = 1.0
 

@@ -14,7 +14,7 @@ from scripts.stack.planar import Plane
 __all__ = ["SMALLEST_SIDE", "Level", "Pyramid", "usable_levels"]
 
 SMALLEST_SIDE = 24
-"""Pixels: a level with a shorter side holds too little to be measured."""
+"""Pixels: a level with a shorter side is too small to be measured."""
 
 
 def usable_levels(shape: tuple[int, int], reductions: Sequence[int]) -> list[int]:
@@ -33,7 +33,7 @@ class Level:
             and rows, a pixel of the level.
         known: ``(1, 1, rows, columns)`` float32, 1 where the section was seen; None: everywhere.
         factor: the reduction.
-        origin: ``(x, y)``, where the first pixel's centre lies: in the middle of the pixels of the
+        origin: ``(x, y)``, centre of the first pixel: the middle of the pixels of the
             section that it stands for.
         step: ``(x, y)``, distance of columns and of rows.
     """
@@ -101,7 +101,7 @@ class Pyramid:
 
 
 def _reduced(image: torch.Tensor, factor: int) -> torch.Tensor:
-    """Antialiased; pixel j's centre lies at ``factor * j + (factor - 1) / 2``."""
+    """Antialiased; the centre of pixel j is at ``factor * j + (factor - 1) / 2``."""
     rows, columns = (int(n) // factor for n in image.shape[2:])
     cropped = image[:, :, : rows * factor, : columns * factor]
     return F.interpolate(

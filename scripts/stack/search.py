@@ -95,7 +95,7 @@ def _turns(angle: float, side: int) -> np.ndarray:
 
 
 def _distinct(starts: list[Start], level: Level) -> list[Start]:
-    """The first few that lie more than two pixels of the level apart."""
+    """The first few that are more than two pixels of the level apart."""
     rows, columns = level.shape
     x, y = level.step * np.array([columns, rows]) / 2
     corners = np.array([[-x, x, -x, x], [-y, -y, y, y], [1.0] * 4])

@@ -1,4 +1,4 @@
-"""What the networks of fields share: what they see of a pair, and what they give."""
+"""What the networks of fields share: the input of a pair, and the output."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import nn
 from scripts.networks.described import DescribedNetwork
 from scripts.networks.pair_inputs import PairForces
 from scripts.networks.unet import convolution_of
-from scripts.supervised.layers import warp_image
+from scripts.supervised.layers import FieldWarp
 
 __all__ = [
     "FieldNetwork",
@@ -55,9 +55,9 @@ def with_dark_background(images: torch.Tensor) -> torch.Tensor:
 
 
 class PairInputs(nn.Module):
-    """A pair as a network sees it.
+    """The input channels of a pair.
 
-    Measured: as they are, 0 to 1 on a white background, nothing was learned in 300 steps.
+    With images of 0 to 1 on a white background, nothing was learned in 300 steps.
 
     Args:
         kind: ``images``: both, of unit root mean square; ``forces``: see `PairForces`.
@@ -71,7 +71,7 @@ class PairInputs(nn.Module):
         self.forces = PairForces() if kind == "forces" else None
 
     def channels(self, spatial_dims: int) -> int:
-        """How many the network sees."""
+        """Number of input channels."""
         return 2 if self.forces is None else self.forces.channels(spatial_dims)
 
     def forward(self, pair: torch.Tensor) -> torch.Tensor:
@@ -110,7 +110,7 @@ def store_channels_last(network: nn.Module) -> None:
 
 @dataclass(frozen=True, eq=False)
 class FoundFields:
-    """What a network gives for pairs.
+    """The output of a network for pairs.
 
     Attributes:
         field: ``(B, d, *shape)`` pixels, ``registered(x) = moving(x + field(x))``.
@@ -132,9 +132,12 @@ class FieldNetwork(DescribedNetwork):
 
     name: str
     """``global``, ``local`` or ``merged``."""
+    warp: FieldWarp
+    """Warps images by the fields that the network predicts."""
 
     def __init__(self, description: Mapping[str, Any] | None = None) -> None:
         super().__init__(description)
+        self.warp = FieldWarp()
 
     def find(self, pair: torch.Tensor, inverse: bool = False) -> FoundFields:
         """Fields of pairs.
@@ -149,7 +152,3 @@ class FieldNetwork(DescribedNetwork):
     def forward(self, pair: torch.Tensor) -> torch.Tensor:
         """The field ``(B, d, *shape)`` of pairs ``(B, 2, *shape)``."""
         return self.find(pair).field
-
-    def registered(self, pair: torch.Tensor) -> torch.Tensor:
-        """The moving images on their references, ``(B, 1, *shape)``."""
-        return warp_image(pair[:, 1:], self.find(pair).field)

@@ -1,4 +1,4 @@
-"""The local network: a free displacement of a pair in one look."""
+"""The local network: a free displacement of a pair in one pass."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class LocalNetwork(FieldNetwork):
         description: see `DescribedNetwork`.
 
     Raises:
-        ValueError: there are not as many ``up`` as ``down``.
+        ValueError: ``up`` and ``down`` have different lengths.
     """
 
     name = "local"

@@ -190,7 +190,7 @@ def chosen(indexes: Sequence[int] | str | None, count: int, key: str) -> list[in
             values = np.flatnonzero(values)
         if values.ndim != 1 or values.dtype.kind not in "iu" or not len(values):
             raise CohortError(
-                f"{indexes}: must hold one list of whole numbers, holds {values.dtype} of shape "
+                f"{indexes}: must be one list of whole numbers, has {values.dtype} of shape "
                 f"{values.shape}"
             )
         numbers = [int(one) for one in values]
@@ -229,7 +229,7 @@ def _images_of(path: Path, settings: MakePairsConfig) -> Iterator[tuple[str, np.
     elif name.endswith(_NIFTI):
         channels, grid = read_volume(path)
         if grid.header.get_data_dtype() == np.uint8 and not (channels % 1).any():
-            channels = channels.clip(0, 255).astype(np.uint8)  # as they are in the file
+            channels = channels.clip(0, 255).astype(np.uint8)  # unchanged
         if len(channels) != 1:
             raise CohortError(f"{path}: has {len(channels)} channels; must have one")
         values = channels[0][..., 0] if channels.shape[-1] == 1 else channels[0]
@@ -245,7 +245,7 @@ def _images_of(path: Path, settings: MakePairsConfig) -> Iterator[tuple[str, np.
             f"picture ({', '.join(_IMAGES)}), a folder of them, or an OME-Zarr group"
         )
     if values.dtype.kind not in "iufb":
-        raise CohortError(f"{path}: holds {values.dtype} values, not numbers")
+        raise CohortError(f"{path}: has {values.dtype} values; must be numbers")
     if values.ndim not in (2, 3) or dims > values.ndim:
         raise CohortError(
             f"{path}: has shape {values.shape}; must be an image or a volume"
@@ -264,7 +264,7 @@ def _folder(path: Path) -> Iterator[tuple[str, np.ndarray]]:
         key=lambda one: _natural(one.name),
     )
     if not found:
-        raise CohortError(f"{path}: holds no picture ({', '.join(_IMAGES)})")
+        raise CohortError(f"{path}: contains no image ({', '.join(_IMAGES)})")
     for one in found:
         yield str(one), _read_picture(one)
 
@@ -284,7 +284,7 @@ def _read_picture(path: Path) -> np.ndarray:
         OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError,
         Image.DecompressionBombWarning,
     ) as error:  # fmt: skip
-        raise CohortError(f"{path}: can't be read as a picture: {say(error)}") from error
+        raise CohortError(f"{path}: can't be read as an image: {say(error)}") from error
 
 
 def _is_zarr(path: Path) -> bool:
@@ -312,7 +312,7 @@ def _read_zarr(path: Path, name: str | None) -> np.ndarray:
         return np.asarray(array[...]).reshape(shape)
     except CohortError:
         raise
-    except Exception as error:  # zarr's stores and codecs raise kinds of their own
+    except Exception as error:  # zarr's stores and codecs raise many kinds
         raise CohortError(f"{path}: can't be read as OME-Zarr: {say(error)}") from error
 
 
@@ -337,7 +337,7 @@ def _as_bytes(name: str, values: np.ndarray, log_share: float | None) -> np.ndar
     if not np.isfinite(values).all():
         raise CohortError(f"{name}: is not finite everywhere")
     if not np.ptp(values) > 0:
-        raise CohortError(f"{name}: is the same everywhere: no displacement could be seen in it")
+        raise CohortError(f"{name}: is constant: no displacement can be learned from it")
     if values.dtype == np.uint8 and log_share is None:
         return np.ascontiguousarray(values)
     return np.rint(255 * between_0_and_1(np.asarray(values), log_share)).astype(np.uint8)

@@ -367,7 +367,7 @@ def test_a_finer_image_lies_where_the_coarser_one_does(published: Path, tmp_path
 @pytest.mark.parametrize(
     ("shape", "message"),
     [
-        ((6, 72, 96), "holds 6 sections, but .* places 7"),
+        ((6, 72, 96), "has 6 sections, but .* places 7"),
         ((7, 50, 96), "has sections of 50x96 pixels .* they must cover the same area"),
     ],
 )
@@ -387,7 +387,7 @@ def test_transforms_that_are_none_are_refused(damage: str, stack: Path, tmp_path
     path.write_text(damage)
     with pytest.raises(CohortError, match=r"transforms\.json: is no transforms"):
         apply(stack, path, tmp_path / "out")
-    with pytest.raises(CohortError, match="there is no such file"):
+    with pytest.raises(CohortError, match="does not exist"):
         apply(stack, tmp_path / "none.json", tmp_path / "out")
 
 

@@ -139,7 +139,7 @@ def test_more_refusals_name_file_and_rule(tmp_path):
     assert both.shape == (20, 24)
     assert len(both) == 3
     (tmp_path / "folder").mkdir()
-    with pytest.raises(CohortError, match="folder: holds no picture"):
+    with pytest.raises(CohortError, match="folder: contains no image"):
         opened(tmp_path / "folder")
     (tmp_path / "x.doc").write_text("x")
     with pytest.raises(CohortError, match="no kind of image known here"):
@@ -181,7 +181,7 @@ def test_only_a_store_of_this_bundle_is_replaced(make_store, tmp_path):
         file["img"] = np.zeros(3)
     (tmp_path / "text.h5").write_text("notes")
     for name in ("foreign", "text"):
-        with pytest.raises(StorageError, match=rf"{name}\.h5: is there already, and isn't a store"):
+        with pytest.raises(StorageError, match=rf"{name}\.h5: exists already and wasn't made"):
             PairMaker(settings, tmp_path / name)
 
 
