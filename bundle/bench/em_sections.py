@@ -1,9 +1,9 @@
-"""Sections that look like electron micrographs of tissue, with known transforms.
+"""Sections similar to electron micrographs of tissue, with known transforms.
 
 Cells are the regions nearest to random points in three dimensions, their borders wavy membranes.
 A section is ten pixels thick, as 40 nm are at 4 nm a pixel: a membrane that stands obliquely moves
 by several pixels from one section to the next, and no two sections show quite the same. Each has
-its own noise, brightness, contrast and a smooth distortion of one pixel.
+different noise, brightness, contrast and a smooth distortion of one pixel.
 """
 
 from __future__ import annotations

@@ -119,7 +119,7 @@ def pair_errors(found: Matrices, truth: Matrices, step: int, plane: Plane) -> np
 
 
 def deviations(found: Matrices, truth: Matrices, plane: Plane, centred: bool = True) -> np.ndarray:
-    """R.m.s. over the five points of where each section lies against the truth, pixels.
+    """R.m.s. over the five points of the position of each section against the truth, pixels.
 
     Args:
         found: of a method.

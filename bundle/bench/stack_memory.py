@@ -1,4 +1,4 @@
-"""Peak memory and time of registering large stacks, each in a process of its own."""
+"""Peak memory and time of registering large stacks, each in a separate process."""
 
 from __future__ import annotations
 

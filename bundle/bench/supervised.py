@@ -4,7 +4,7 @@
     python -m bundle.bench.supervised errors --pairs test.h5 --networks models/fields_*.pt
     python -m bundle.bench.supervised reading --pairs few.h5 many.h5
 
-`speed`: each variant runs in a process of its own with one thread, so that peaks don't mix; two
+`speed`: each variant runs in a separate process with one thread, so that peaks don't mix; two
 steps to warm up, then the median. A step is forward, warp, losses, backward and Adam on 4 pairs.
 `plain` is the same network written plainly: float32, contiguous memory, PyTorch's
 pooling, doubling and joining. Its fields are first compared with ours.
@@ -255,7 +255,7 @@ def reading(stores: list[Path]) -> list[dict[str, Any]]:
 
 
 def by_network(network: FieldNetwork, item: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-    """Fields there and back."""
+    """The field and its inverse."""
     with torch.no_grad():
         found = network.find(item["pair"][None], inverse=True)
     assert found.inverse is not None
@@ -293,7 +293,7 @@ def affine_share(item: dict[str, Any]) -> dict[str, float]:
 
 
 def network_of(path: Path) -> FieldNetwork:
-    """A saved network of whatever kind."""
+    """A saved network of any kind."""
     weights = torch.load(path, weights_only=True)["network"]
     return load_field_network(path, str(description_in(weights)["network"]))
 

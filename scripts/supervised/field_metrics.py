@@ -48,11 +48,11 @@ def pair_metrics(
     image = torch.from_numpy(moving)[None]
     moved = warp_image(image, torch.from_numpy(found)[None])[0, 0].numpy()
     numbers: dict[str, float] = {}
-    for ending, field, image in (("", found, moved), ("_zero", np.zeros_like(found), moving[0])):
+    for ending, field, warped in (("", found, moved), ("_zero", np.zeros_like(found), moving[0])):
         if true is not None:
             errors = field_errors(field, true, tissue)
             numbers |= {f"{name}{ending}": value for name, value in errors.items()}
-        likeness = image_likeness(image, reference[0])
+        likeness = image_likeness(warped, reference[0])
         numbers |= {f"{name}{ending}": value for name, value in likeness.items()}
     determinant = jacobian_determinant(torch.from_numpy(found)).numpy()
     for ending, mask in (("", np.ones_like(tissue)), ("_tissue", tissue)):

@@ -237,12 +237,12 @@ def _images_of(path: Path, settings: MakePairsConfig) -> Iterator[tuple[str, np.
     elif name.endswith((".npz", ".npy")):
         values, dims = read_array_file(path, settings.array), settings.dims or 2
     elif name.endswith(_IMAGES):
-        values, dims = _read_picture(path), 2
+        values, dims = _read_image(path), 2
     else:
         check_file(path)
         raise CohortError(
-            f"{path}: is no kind of image known here; must be NIfTI, .npz, .npy, a store (.h5), a "
-            f"picture ({', '.join(_IMAGES)}), a folder of them, or an OME-Zarr group"
+            f"{path}: is no kind of image known here; must be NIfTI, .npz, .npy, a store (.h5), "
+            f"an image file ({', '.join(_IMAGES)}), a folder of them, or an OME-Zarr group"
         )
     if values.dtype.kind not in "iufb":
         raise CohortError(f"{path}: has {values.dtype} values; must be numbers")
@@ -266,20 +266,20 @@ def _folder(path: Path) -> Iterator[tuple[str, np.ndarray]]:
     if not found:
         raise CohortError(f"{path}: contains no image ({', '.join(_IMAGES)})")
     for one in found:
-        yield str(one), _read_picture(one)
+        yield str(one), _read_image(one)
 
 
-def _read_picture(path: Path) -> np.ndarray:
-    """A picture's luminance ``(rows, columns)``."""
+def _read_image(path: Path) -> np.ndarray:
+    """An image's luminance ``(rows, columns)``."""
     check_fits(path, 8 * check_file(path).st_size)
     try:
-        with warnings.catch_warnings(), Image.open(path) as picture:
+        with warnings.catch_warnings(), Image.open(path) as image:
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            pages = getattr(picture, "n_frames", 1)
+            pages = getattr(image, "n_frames", 1)
             if pages > 1:
                 raise CohortError(f"{path}: has {pages} pages; must have one")
-            deep = picture.mode.startswith(("I", "F"))
-            return np.asarray(picture if deep else picture.convert("L"))
+            deep = image.mode.startswith(("I", "F"))
+            return np.asarray(image if deep else image.convert("L"))
     except (
         OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError,
         Image.DecompressionBombWarning,

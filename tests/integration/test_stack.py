@@ -77,9 +77,9 @@ def test_mistakes_are_one_line(
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     assert cli.main([verb, *words, "--output_dir", str(tmp_path / "out")]) == code
-    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
-    assert len(said) == 1
-    assert message in said[0]
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+    assert len(errors) == 1
+    assert message in errors[0]
     assert not (tmp_path / "out").exists()
 
 

@@ -311,7 +311,7 @@ def test_bad_stores_and_settings_end_with_one_line_and_their_code(place, tmp_pat
     with h5py.File(tmp_path / "inf.h5", "w") as file:
         for name, value in content.items():
             file[name] = value
-    for words, code, said in (
+    for words, code, message in (
         (("--pairs", tmp_path / "none.h5"), 3, "none.h5: can't be read"),
         (("--pairs", tmp_path / "inf.h5"), 3, "deltas_xy[3]"),
         (("--pairs", ""), 2, "train_fields.pairs = '': is missing"),
@@ -324,7 +324,7 @@ def test_bad_stores_and_settings_end_with_one_line_and_their_code(place, tmp_pat
           "--train_fields#global_model", tmp_path / "none.pt"), 6, "no such checkpoint"),
     ):  # fmt: skip
         found, error = refused(capsys, "train-fields", *there, *words)
-        assert (found, said in error) == (code, True), error
+        assert (found, message in error) == (code, True), error
     assert not (tmp_path / "m").exists()
     found, error = refused(capsys, "make-pairs", "--output", tmp_path / "x")
     assert (found, "needs either reference or atlas_dir" in error) == (2, True)

@@ -1,4 +1,4 @@
-"""Losses of a pair: closed forms, exact gradients, and what lies outside counts for nothing."""
+"""Losses of a pair: closed forms, exact gradients, and what is outside has no weight."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def moved(rows: float, columns: float) -> np.ndarray:
 def test_the_gradient_is_that_of_the_loss(loss: str) -> None:
     fixed, moving = smooth_pair()
     inner = np.zeros(PLANE.shape, dtype=bool)
-    inner[6:-6, 6:-6] = True  # so that the overlap stays as it is
+    inner[6:-6, 6:-6] = True  # so that the overlap stays the same
     fixed = Pyramid(fixed.image[0, 0].numpy(), PLANE, (1,), inner)
     model, measure = PlanarModel("affine"), Objective(loss)
     at = np.array([0.01, 0.013, -0.017, 0.01, -0.02, 0.01])
@@ -61,7 +61,7 @@ def test_equal_sections_lose_nothing(loss: str) -> None:
 def test_closed_forms_over_the_overlap_alone() -> None:
     fixed, moving = smooth_pair()
     f, m = fixed.image[0, 0, 4:, :-6].numpy(), moving.image[0, 0, :-4, 6:].numpy()
-    matrix = moved(-4, 6)  # the fixed pixel (4, 0) lies on the moving one (0, 6)
+    matrix = moved(-4, 6)  # the fixed pixel (4, 0) coincides with the moving one (0, 6)
     at = {loss: Objective(loss)(fixed[0], moving[0], matrix) for loss in ("ncc", "mse", "mae")}
     assert at["ncc"].overlap == pytest.approx(f.size / 48 / 64)
     assert at["ncc"].loss == pytest.approx(1 - np.corrcoef(f.ravel(), m.ravel())[0, 1], abs=1e-5)
@@ -119,7 +119,7 @@ def test_a_level_lies_where_its_pixels_do() -> None:
     plane = Plane((50, 67), (2.0, 1.0))
     level = Pyramid(columns, plane, (4,))[0]
     assert level.shape == (12, 16)
-    # A ramp is its own mean: a reduced pixel has the value of where its centre lies.
+    # A ramp is its own mean: a reduced pixel has the value at its centre.
     where = (level.values[0, 0, 5, 8].item() - 33.0) * plane.spacing[1]
     assert where == pytest.approx(level.origin[0] + 8 * level.step[0], abs=1e-4)
     down = Pyramid(rows, plane, (4,))[0].values[0, 0, 5, 8].item()

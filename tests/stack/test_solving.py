@@ -90,7 +90,7 @@ def test_a_section_that_contradicts_is_damaged_and_changes_no_other() -> None:
 def test_a_section_that_agrees_with_itself_alone_is_known_by_its_likeness() -> None:
     known = transforms(RIGID, 12)
     shifted = [one.copy() for one in known]
-    shifted[6][0, 2] += 8.0  # all pairs agree that it lies 8 to the side
+    shifted[6][0, 2] += 8.0  # all pairs agree on a shift of 8
     pairs = [
         MeasuredPair(
             p.first, p.second, p.matrix, False,
@@ -103,7 +103,7 @@ def test_a_section_that_agrees_with_itself_alone_is_known_by_its_likeness() -> N
     assert weights[spoilt].max() < 0.05 < 0.5 < weights[~spoilt].min()
     solution = solve(12, pairs, 0, RIGID, PLANE)
     assert solution.damaged == (6,)
-    assert solution.lost == ()  # its pairs agree on where it lies
+    assert solution.lost == ()  # its pairs agree on its position
     assert np.delete(errors(solution.matrices, known), 6).max() < 0.3
 
 

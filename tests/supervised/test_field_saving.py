@@ -126,16 +126,16 @@ def test_other_files_are_refused(made, tmp_path):
     found = torch.load(path)
     del found["network"]["field.weight"]
     torch.save(found, path)
-    with pytest.raises(CheckpointError, match="damaged or foreign"):
+    with pytest.raises(CheckpointError, match="damaged or of another kind"):
         load_field_network(path, "local")
 
 
 def test_a_description_that_is_not_of_its_weights_is_refused(made, tmp_path):
     _, _, path = made("local", "separate")
     about = tmp_path / "fields_local" / "network.json"
-    said = json.loads(about.read_text())
-    said["shape"] = [99, 99]
-    about.write_text(json.dumps(said))
+    content = json.loads(about.read_text())
+    content["shape"] = [99, 99]
+    about.write_text(json.dumps(content))
     with pytest.raises(CheckpointError, match="isn't of the weights beside it"):
         load_field_network(path, "local")
     about.write_text("{")
