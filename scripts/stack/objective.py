@@ -149,23 +149,25 @@ def _bands(
     height, width = fixed.shape
     size = np.array(moving.shape[::-1]) - 1.0
     device = fixed.values.device
-    # From a column and a row of the fixed level to -1..1 across the moving one.
-    linear = matrix[:2, :2] * fixed.step / moving.step[:, None] * (2 / size)[:, None]
+    # From a column and a row of the fixed level to those of the moving one.
+    linear = matrix[:2, :2] * fixed.step / moving.step[:, None]
     shift = (matrix[:2, :2] @ fixed.origin + matrix[:2, 2] - moving.origin) / moving.step
-    by_column, by_row = torch.as_tensor(linear, dtype=torch.float32, device=device).T
+    # And to -1..1 across it.
+    scaled = torch.as_tensor(linear * (2 / size)[:, None], dtype=torch.float32, device=device)
     start = torch.as_tensor(shift * (2 / size) - 1, dtype=torch.float32, device=device)
     across = torch.arange(width, dtype=torch.float32, device=device)
-    half = _half_width(fixed)
-    points_x = (across * float(fixed.step[0]) + float(fixed.origin[0])) / float(half[0])
+    points_x = (across * float(fixed.step[0]) + float(fixed.origin[0])) / _half_width(fixed)[0]
+    halo = 1 if slopes else 0
     for first in range(0, height, rows):
         last = min(first + rows, height)
-        down = torch.arange(first, last, dtype=torch.float32, device=device)[:, None]
-        grid = across[:, None] * by_column + (down * by_row + start)[:, None]
+        top, bottom = max(first - halo, 0), min(last + halo, height)
+        down = torch.arange(top, bottom, dtype=torch.float32, device=device)[:, None]
+        grid = across[:, None] * scaled[:, 0] + (down * scaled[:, 1] + start)[:, None]
+        sampled = F.grid_sample(
+            moving.values, grid[None], mode="bilinear", padding_mode="border", align_corners=True
+        )[0, 0]
+        grid, moved = grid[first - top : last - top], sampled[first - top : last - top]
         weight = (grid.abs().amax(-1) <= _INSIDE).to(torch.float32)
-        moved = F.grid_sample(
-            moving.values if slopes else moving.values[:, :1], grid[None], mode="bilinear",
-            padding_mode="border", align_corners=True,
-        )[0]  # fmt: skip
         if fixed.known is not None:
             weight = weight * fixed.known[0, 0, first:last]
         if moving.known is not None:
@@ -173,16 +175,46 @@ def _bands(
             weight = weight * (seen > 0.999)
         columns = torch.empty((9 if slopes else 3, last - first, width), device=device)
         if slopes:
-            points_y = (down * float(fixed.step[1]) + float(fixed.origin[1])) / float(half[1])
+            down = down[first - top : last - top]
+            points_y = (down * fixed.step[1] + fixed.origin[1]) / _half_width(fixed)[1]
             directions = columns[:6].view(2, 3, last - first, width)
-            torch.mul(moved[1:], points_x, out=directions[:, 0])
-            torch.mul(moved[1:], points_y, out=directions[:, 1])
-            directions[:, 2] = moved[1:]
+            _gradient(sampled, first - top, last - top, linear, directions[:, 2])
+            torch.mul(directions[:, 2], points_x, out=directions[:, 0])
+            torch.mul(directions[:, 2], points_y, out=directions[:, 1])
         # About the middle of 0..1, so that float32 sums lose little.
         torch.sub(fixed.values[0, 0, first:last], 0.5, out=columns[-3])
-        torch.sub(moved[0], 0.5, out=columns[-2])
+        torch.sub(moved, 0.5, out=columns[-2])
         columns[-1] = 1.0
         yield columns.reshape(len(columns), -1), weight.reshape(-1)
+
+
+def _gradient(
+    sampled: torch.Tensor, first: int, last: int, linear: np.ndarray, out: torch.Tensor
+) -> None:
+    """Derivatives of the moving section along its own columns and rows, 0 at the border.
+
+    Differences of the sampled values are along the fixed section's axes; the inverse of the linear
+    part turns them. So no level has to keep its derivatives.
+
+    Args:
+        sampled: ``(rows, columns)`` of the moving section, a row more at each side if there is one.
+        first: row of the result's first one.
+        last: row after its last one.
+        linear: ``(2, 2)`` from steps of the fixed section's pixels to the moving one's.
+        out: ``(2, rows, columns)``, is written.
+    """
+    inner = sampled[first:last]
+    by_column, by_row = torch.zeros_like(inner), torch.zeros_like(inner)
+    torch.sub(inner[:, 2:], inner[:, :-2], out=by_column[:, 1:-1])
+    top, bottom = max(first, 1), min(last, len(sampled) - 1)
+    if bottom > top:
+        torch.sub(
+            sampled[top + 1 : bottom + 1], sampled[top - 1 : bottom - 1],
+            out=by_row[top - first : bottom - first],
+        )  # fmt: skip
+    (a, b), (c, d) = np.linalg.inv(linear.T) / 2
+    torch.add(by_column * float(a), by_row, alpha=float(b), out=out[0])
+    torch.add(by_column * float(c), by_row, alpha=float(d), out=out[1])
 
 
 def _gram(columns: torch.Tensor, weight: torch.Tensor) -> np.ndarray:

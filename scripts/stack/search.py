@@ -141,7 +141,7 @@ def _turned(level: Level, matrices: list[np.ndarray]) -> tuple[torch.Tensor, tor
     grid = (across * tensor(by_column))[:, None] + lines[:, :, None]
     count = len(matrices)
     image = F.grid_sample(
-        level.values[:, :1].expand(count, -1, -1, -1), grid, padding_mode="border",
+        level.values.expand(count, -1, -1, -1), grid, padding_mode="border",
         align_corners=True,
     )  # fmt: skip
     seen = grid.abs().amax(-1) <= 1 + _ROUNDING

@@ -86,9 +86,8 @@ class PairInputs(nn.Module):
 
 
 def convolution(spatial_dims: int, n_in: int, n_out: int, width: int = 3) -> nn.Module:
-    """A convolution that keeps the size, for an odd width."""
-    kind = convolution_of(spatial_dims)
-    return kind(n_in, n_out, kernel_size=width, padding=width // 2 if width % 2 else 0)
+    """A convolution that keeps the size; an even width makes it larger by 1 along each axis."""
+    return convolution_of(spatial_dims)(n_in, n_out, kernel_size=width, padding=width // 2)
 
 
 def start_weights(module: nn.Module, slope: float = 0.0) -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from scripts.stack import objective as module
-from scripts.stack.objective import LOSSES, Objective
+from scripts.stack.objective import LOSSES, Objective, _gradient
 from scripts.stack.planar import PlanarModel, Plane
 from scripts.stack.pyramid import Pyramid
 
@@ -124,7 +124,18 @@ def test_a_level_lies_where_its_pixels_do() -> None:
     assert where == pytest.approx(level.origin[0] + 8 * level.step[0], abs=1e-4)
     down = Pyramid(rows, plane, (4,))[0].values[0, 0, 5, 8].item()
     assert (down - 24.5) * 2.0 == pytest.approx(level.origin[1] + 5 * level.step[1], abs=1e-4)
-    assert torch.allclose(level.values[0, 1, :, 2:-2], torch.full((12, 12), 4.0), atol=1e-3)
+
+
+@pytest.mark.parametrize(("first", "last"), [(0, 4), (3, 9), (8, 12)])
+def test_a_ramp_has_its_slopes_for_any_map(first: int, last: int) -> None:
+    linear = np.array([[0.9, -0.4], [0.5, 1.2]])
+    down, across = np.mgrid[:12, :9].astype(np.float64)
+    x, y = np.tensordot(linear, np.stack([across, down]), 1)
+    out = torch.empty(2, last - first, 9)
+    _gradient(torch.from_numpy(3 * x - 5 * y).float(), first, last, linear, out)
+    rows = slice(1 if first == 0 else 0, -1 if last == 12 else None)  # no difference at the border
+    for found, wanted in zip(out, (3.0, -5.0), strict=True):
+        np.testing.assert_allclose(found[rows, 1:-1], wanted, atol=1e-4)
 
 
 def test_an_unknown_loss_is_refused() -> None:
