@@ -21,7 +21,7 @@ _CLOSE = 0.1  # of correlation: a start that is worse by more is not descended f
 _PEAKS = 2  # shifts kept of each rotation and method
 _FLAT = 1e-4  # of the largest sum of squares: an overlap that varies less is flat
 _TINY = 1e-12
-_AT_ONCE = 8  # rotations whose transforms are kept at a time
+_AT_ONCE = 1 << 15  # pixels of the turned sections whose transforms are kept at a time
 _ROUNDING = 1e-6  # of -1..1 across a section
 
 
@@ -62,8 +62,9 @@ def search_starts(fixed: Level, moving: Level, angle: float, flips: bool) -> lis
         for turn in _turns(angle, max(fixed.shape))
         for mirrored in ((False, True) if flips else (False,))
     ]
-    for first in range(0, len(turns), _AT_ONCE):
-        some = turns[first : first + _AT_ONCE]
+    at_once = max(1, _AT_ONCE // (fixed.shape[0] * fixed.shape[1]))
+    for first in range(0, len(turns), at_once):
+        some = turns[first : first + at_once]
         matrices = [_rotation(turn) @ MIRROR if mirrored else _rotation(turn)
                     for turn, mirrored in some]  # fmt: skip
         for (turn, mirrored), peaks in zip(
