@@ -12,6 +12,7 @@ from scripts.settings.cohort import (
     check_pattern,
     check_subjects,
 )
+from scripts.settings.schedules import RateScheduleConfig
 from scripts.settings.section import (
     Flag,
     Integer,
@@ -121,7 +122,7 @@ class PairImagesConfig(Section):
         )
 
 
-class PairOptimizerConfig(Section):
+class PairOptimizerConfig(RateScheduleConfig):
     """Length and speed of the training."""
 
     lr: Number = setting(1e-3, "Adam's largest learning rate.", gt=0)

@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, ValidationInfo, field_validator, model_val
 from scripts.settings.field_losses import mixture_of
 from scripts.settings.pair_selection import DEVICE, PairSelection, to_optional_int
 from scripts.settings.pairwise import AUGMENTATIONS
+from scripts.settings.schedules import RateScheduleConfig
 from scripts.settings.section import (
     Flag,
     Integer,
@@ -130,7 +131,7 @@ class TrainFieldsAugmentConfig(Section):
         return names
 
 
-class TrainFieldsOptimizerConfig(Section):
+class TrainFieldsOptimizerConfig(RateScheduleConfig):
     """How long and how fast the network learns."""
 
     key_path: ClassVar[str] = "train_fields.optimizer"
