@@ -335,7 +335,7 @@ def _run_job(job: Job, arguments: Sequence[str]) -> int:
         parse_overrides,
         read_config,
     )
-    from scripts.settings.section import require_expressions
+    from scripts.settings.monai_command import require_expressions
 
     require_expressions()
     names, overrides = parse_overrides(arguments)

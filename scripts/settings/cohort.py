@@ -253,6 +253,7 @@ class SubjectSearch:
         inside_subject: path of the map inside a subject's folder; takes precedence over pattern and
             layout.
         output_subdir: folder that the job writes to; it is not a subject.
+        runs_apart: whether each ``{run}`` of a pattern is an image; None: decided by the files.
         keys: dotted paths of settings that aren't in ``section`` under their name here.
     """
 
@@ -265,6 +266,7 @@ class SubjectSearch:
     channels: int = 1
     inside_subject: str | None = None
     output_subdir: str | None = None
+    runs_apart: bool | None = None
     keys: Mapping[str, str] = field(default_factory=dict)
 
     def key(self, name: str) -> str:
