@@ -171,7 +171,9 @@ class FoldedConfig(Section):
         pattern=r"^(?:cpu|cuda(?::[0-9]+)?)$",
     )
     folds: Integer = setting(
-        FOLDS, "Folds; all images of a subject are in exactly one, see docs/training.md#folds.", ge=2
+        FOLDS,
+        "Folds; all images of a subject are in exactly one, see docs/training.md#folds.",
+        ge=2,
     )
     fold: Annotated[int | None, BeforeValidator(_to_fold)] = setting(
         0,

@@ -239,9 +239,7 @@ class PairTraining:
                 f"{self.plan}; give the same ones, or another folder"
             )
         level = {"late_cosine": _LEVEL, "cosine": 0.0, "one_cycle": 0.0}.get(self.schedule, 1.0)
-        if self.steps != found["steps"] and found["step"] > level * min(
-            self.steps, found["steps"]
-        ):
+        if self.steps != found["steps"] and found["step"] > level * min(self.steps, found["steps"]):
             raise CheckpointError(
                 f"{path}: of a training of {found['steps']} steps, whose rate depends on their "
                 f"number since step {int(level * found['steps'])}; give as many, or another folder"

@@ -68,7 +68,11 @@ def train(
     handlers = [
         NonFiniteGuard(),
         LearningRateSchedule(
-            training.optimizer, 1, schedule=schedule, schedule_epochs=1, schedule_factor=0.3,
+            training.optimizer,
+            1,
+            schedule=schedule,
+            schedule_epochs=1,
+            schedule_factor=0.3,
             history=training.history,
         ),
         Centring(training.network),

@@ -49,7 +49,7 @@ class Known(DescribedNetwork):
 
     def forward(self, pair: torch.Tensor) -> int:
         assert pair.shape == (1, 2, *self.grid.shape)
-        assert 0 <= float(pair.min()) and float(pair.max()) <= 1
+        assert float(pair.min()) >= 0 and float(pair.max()) <= 1
         return self.shift
 
     def moved(self, maps: torch.Tensor, shift: int) -> torch.Tensor:

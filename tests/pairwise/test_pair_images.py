@@ -53,10 +53,10 @@ def test_images_of_a_person_are_in_one_fold(tmp_path):
     flat = {"pattern": "{subject}_{run}.nii.gz"}
     for fold in range(3):
         images = read_pair_images(tmp_path, config(fold=fold, images=flat))
-        sides = [{item["subject"] for item in one} for one in (images.training(), images.held_out())]
-        assert sorted(sides[0] | sides[1]) == sorted(
-            f"p{n // 2}_{'ab'[n % 2]}" for n in range(9)
-        )
+        sides = [
+            {item["subject"] for item in one} for one in (images.training(), images.held_out())
+        ]
+        assert sorted(sides[0] | sides[1]) == sorted(f"p{n // 2}_{'ab'[n % 2]}" for n in range(9))
         people = [{name.partition("_")[0] for name in side} for side in sides]
         assert not people[0] & people[1]
         assert all(len(item["image"]) == 1 for item in images.training())
@@ -175,8 +175,11 @@ TINY = {
     "learned_affine#images#shape": [16, 16, 16],
     "learned_affine#model": {"width": 0.125, "kind": "parameters"},
     "learned_affine#optimizer": {
-        "epochs": 2, "pairs_per_subject": 1, "batch_size": 2,
-        "schedule": "plateau", "schedule_epochs": 1,
+        "epochs": 2,
+        "pairs_per_subject": 1,
+        "batch_size": 2,
+        "schedule": "plateau",
+        "schedule_epochs": 1,
     },
 }
 

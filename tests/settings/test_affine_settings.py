@@ -103,7 +103,9 @@ def test_null_as_text_is_no_fold(text):
     settings = LearnedAffineConfig.load({"fold": text, "images": {"spacing": text}})
     assert settings.fold is None
     assert settings.images.spacing is None
-    with pytest.raises(ConfigurationError, match="learned_affine.folds = 'null': is not an integer"):
+    with pytest.raises(
+        ConfigurationError, match="learned_affine.folds = 'null': is not an integer"
+    ):
         LearnedAffineConfig.load({"folds": "null"})
 
 
