@@ -276,8 +276,8 @@ def _parser(explained: str | None = None) -> argparse.ArgumentParser:
             description=f"{job.summary[0].upper()}{job.summary[1:]}.",
             usage=f"{PROGRAM} {name} [--config_file FILE] [--KEY VALUE] ...",
             epilog=OVERRIDES_HELP.format(config=" + ".join(_short(job)))
-            + (_keys_help(job) if name == explained else "")
             + (REFINE_HELP if name == "register" else "")
+            + (_keys_help(job) if name == explained else "")
             + _same_command(job),
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from scripts.settings import BLOCKS
 
 __all__ = ["keys_help", "shown_keys"]
 
-_ROOT = "$@bundle_root + '"
+_BELOW = re.compile(r"\$@(\w+) \+ '(/[^']*)'")
 _PARTS = {"imports", "bundle_root", "run"}
 """Top-level keys that are no values of a job."""
 
@@ -59,7 +60,9 @@ def _is_expression(value: Any) -> bool:
     """Whether a value is computed, in another way than the help explains."""
     if not isinstance(value, str) or value[:1] not in ("$", "@"):
         return False
-    return not value.startswith(_ROOT) and "torch.cuda" not in value
+    if value[0] == "@":
+        return not value.endswith("_dir")
+    return _BELOW.fullmatch(value) is None and "torch.cuda" not in value
 
 
 def _settings(block: Mapping[str, Any], above: str) -> Iterator[tuple[str, Any]]:
@@ -71,8 +74,11 @@ def _settings(block: Mapping[str, Any], above: str) -> Iterator[tuple[str, Any]]
 
 
 def _shown(value: Any) -> str:
-    if isinstance(value, str) and value.startswith(_ROOT):
-        return "<root>" + value.removeprefix(_ROOT).rstrip("'")
+    below = _BELOW.fullmatch(value) if isinstance(value, str) else None
+    if below is not None:
+        return f"<{below[1].replace('bundle_root', 'root')}>{below[2]}"
+    if isinstance(value, str) and value[:1] == "@":
+        return f"<{value[1:]}>"
     if isinstance(value, str) and "torch.cuda" in value:
         return "cuda if there is a GPU, else cpu"
     if value is None or isinstance(value, bool):

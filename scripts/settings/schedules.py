@@ -17,12 +17,12 @@ class RateScheduleConfig(Section):
 
     schedule: Schedule = setting(
         "cosine",
-        "How the learning rate changes. constant: it stays; cosine: it falls to 1 % along a cosine; "
-        "late_cosine: it stays for 60 % of the steps, then falls to 0 along a cosine; step: it is "
-        "multiplied by schedule_factor every schedule_epochs epochs; plateau: the same after "
-        "schedule_epochs epochs without a lower mean training loss; one_cycle: it rises from 4 % "
-        "over 30 % of the steps, then falls to nearly 0. All but one_cycle rise over the first "
-        "epoch.",
+        "How the learning rate changes. constant: it stays; cosine: it falls to 1 % along a "
+        "cosine; late_cosine: it stays for 60 % of the steps, then falls to 0 along a cosine; "
+        "step: it is multiplied by schedule_factor every schedule_epochs epochs; plateau: the "
+        "same after schedule_epochs epochs without a lower mean training loss; one_cycle: it "
+        "rises from 4 % over 30 % of the steps, then falls to nearly 0. All but one_cycle rise "
+        "over the first epoch.",
         f"one of {', '.join(SCHEDULES)}",
     )
     schedule_epochs: Integer = setting(

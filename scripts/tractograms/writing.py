@@ -103,7 +103,8 @@ def _keep(
     for chunk in chunks:
         if chunk.point_data:
             raise ConfigurationError(
-                f"{what} has no room for values per point ({', '.join(chunk.point_data)}); write .trx"
+                f"{what} has no room for values per point ({', '.join(chunk.point_data)}); write "
+                ".trx"
             )
         for name, values in chunk.data.items():
             kept.setdefault(name, []).append(values)

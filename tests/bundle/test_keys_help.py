@@ -28,6 +28,17 @@ def test_every_key_that_a_help_shows_is_accepted(verb, capsys):
     assert ("learned_atlas" in shown) is ("learned_atlas" in config)
 
 
+def test_a_folder_below_another_key_is_told(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["carry", "--help"])
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert "--atlas_dir <output_dir>/learned_atlas" in lines
+    with pytest.raises(SystemExit):
+        cli.main(["compare", "--help"])
+    assert "--carried_dir  " in (shown := capsys.readouterr().out)
+    assert "<output_dir>\n" in shown
+
+
 def test_a_help_tells_where_values_come_from(capsys):
     with pytest.raises(SystemExit):
         cli.main(["register-elastic", "--help"])

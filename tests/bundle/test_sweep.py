@@ -180,7 +180,7 @@ def test_metrics_of_every_kind_of_report(tmp_path):
     for number, value in enumerate((1.0, 3.0)):
         write(
             f"b/refined/{number}/refined.json",
-            {"correlation": {"before": 0.1, "after": value}, "matrix": [[1]], "seed": 3, "ok": True},
+            {"correlation": {"before": 0.1, "after": value}, "matrix": [[1]], "seed": 3},
         )  # fmt: skip
     assert metrics_of(tmp_path / "b") == {"correlation_before": "0.1", "correlation_after": "2"}
     write("c/evaluation/evaluation.json", {"summary": {"a": {"mean": 2, "sd": 0}, "b": None}})
@@ -188,7 +188,7 @@ def test_metrics_of_every_kind_of_report(tmp_path):
     write("d/registration/curve.json", [{"loss": n} for n in range(100)])
     assert metrics_of(tmp_path / "d") == {"training_loss": "94.5"}
     write("e/affine/result.json", [1])
-    with pytest.raises(TrainingError, match="result.json: is not a report of a job"):
+    with pytest.raises(TrainingError, match=r"result\.json: is not a report of a job"):
         metrics_of(tmp_path / "e")
     assert metrics_of(tmp_path / "none") == {}
 

@@ -111,7 +111,7 @@ def test_images_of_a_person_are_held_out_together(cohort, tmp_path):
     rest = read_cohort(tmp_path / "data", left.cohort_request())
     assert [one.name for one in rest.subjects] == parts[1]
     made.settings = EvaluateConfig.load({"folds": 3})
-    with pytest.raises(CohortError, match="2 usable subjects .* evaluate.folds = 3 parts"):
+    with pytest.raises(CohortError, match=r"2 usable subjects .* evaluate.folds = 3 parts"):
         made._parts(whole, settings)
 
 

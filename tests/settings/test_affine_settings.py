@@ -104,7 +104,7 @@ def test_null_as_text_is_no_fold(text):
     assert settings.fold is None
     assert settings.images.spacing is None
     with pytest.raises(
-        ConfigurationError, match="learned_affine.folds = 'null': is not an integer"
+        ConfigurationError, match=r"learned_affine.folds = 'null': is not an integer"
     ):
         LearnedAffineConfig.load({"folds": "null"})
 

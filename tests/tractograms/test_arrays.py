@@ -37,7 +37,7 @@ def test_what_is_written_reads_back_with_values_in_text_beside_it(tmp_path: Path
 
 def test_streamlines_of_several_lengths_are_no_array(tmp_path: Path) -> None:
     ragged = Streamlines.of([LINES[0], LINES[1, :3]])
-    with pytest.raises(ConfigurationError, match="these have 3 to 5; write .trk"):
+    with pytest.raises(ConfigurationError, match=r"these have 3 to 5; write \.trk"):
         write_tractogram(tmp_path / "out.npy", ragged)
     assert list(tmp_path.iterdir()) == []
 
