@@ -294,6 +294,17 @@ def _expression(part: str, bound: dict[str, str]) -> str:
     return expression
 
 
+def subject_in(part: str, name: str) -> str | None:
+    """The subject that a name contains by one part of a pattern; None if it doesn't fit.
+
+    Example:
+        >>> subject_in("{subject}_{run}", "p01_t2")
+        'p01'
+    """
+    fits = _regex(part, None, None).fullmatch(name)
+    return None if fits is None else fits["subject"]
+
+
 def match_tail(file: Path, search: SubjectSearch) -> Match:
     """Subject, tract and run of a file from the end of its path, else from its BIDS entities."""
     for alternative in alternatives(search):
