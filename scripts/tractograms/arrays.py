@@ -30,7 +30,7 @@ def open_array(file: Path, path: Path) -> Source:
     try:
         array = np.load(file, mmap_mode="r", allow_pickle=False)
     except ValueError as error:
-        if "allow_pickle" not in str(error):
+        if "object" not in str(error).lower():
             raise
         raise TractogramError(
             path,

@@ -25,7 +25,7 @@ def test_every_key_that_a_help_shows_is_accepted(verb, capsys):
         apply_overrides(copy.deepcopy(config), {key: value})
     told = {line.split()[0][2:] for line in shown.splitlines() if line.startswith("    --")}
     assert told - set(keys) <= {"config_file", "KEY", "refine"}
-    assert ("learned_atlas" in shown) is ("learned_atlas" in config)
+    assert ("--learned_atlas#" in shown) is ("learned_atlas" in config)
 
 
 def test_a_folder_below_another_key_is_told(capsys):

@@ -42,9 +42,9 @@ def cohort(tmp_path_factory) -> Path:
     return folder
 
 
-def validation(cohort: Path, folder: Path, folds: int = 2, **asked) -> CrossValidation:
+def validation(data: Path, folder: Path, folds: int = 2, **asked) -> CrossValidation:
     return CrossValidation(
-        cohort, folder / "output", folder / "models", ROOT / "configs/train.yaml",
+        data, folder / "output", folder / "models", ROOT / "configs/train.yaml",
         ROOT / "configs/evaluate.yaml", LearnedAtlasConfig.load({**TINY, **asked}),
         EvaluateConfig.load({"folds": folds}), ROOT,
     )  # fmt: skip
