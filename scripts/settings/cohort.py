@@ -124,7 +124,8 @@ class LearnedAtlasCohortConfig(Section):
         None,
         "Path of a map inside the dataset folder, for any other layout; replaces the layout. "
         "`{subject}` stands for the subject's name, `{tract}` for a tract's name, `{run}` for one "
-        "of several runs; other parts may contain `*`, `?` and `**`.",
+        "of several images of a subject, named `{subject}_{run}` (a left and a right one are "
+        "summed); other parts may contain `*`, `?` and `**`.",
         f"null or a path with {{subject}}, optionally {{tract}} and {{run}}; {RELATIVE}",
     )
     subjects: Annotated[
