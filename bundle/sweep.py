@@ -30,7 +30,7 @@ from bundle.overrides import (
     parse_overrides,
     read_config,
 )
-from bundle.sweep_metrics import best_run, draw, metrics_of
+from bundle.sweep_metrics import NETWORKS, best_run, draw, metrics_of
 from scripts.errors import StorageError, TrainingError, shown
 from scripts.runtime.input_files import FileError, read_json, read_text
 from scripts.runtime.lock import locked_folders
@@ -188,7 +188,7 @@ def _own_folders(config: Mapping[str, Any], trains: bool) -> dict[str, str]:
     else:
         raise UsageError("the configuration has no output_dir, so runs can't be kept apart")
     if trains and "ckpt_dir" in config:
-        own["ckpt_dir"] = "models"
+        own["ckpt_dir"] = NETWORKS
     return own
 
 

@@ -12,13 +12,15 @@ from scripts.errors import TrainingError
 from scripts.runtime.input_files import FileError, read_json, say
 from scripts.runtime.storage import write_whole
 
-__all__ = ["best_run", "draw", "metrics_of", "smaller_is_better"]
+__all__ = ["NETWORKS", "best_run", "draw", "metrics_of", "smaller_is_better"]
 
 _FIRST = (
     "label_dice", "distance", "overlap", "correlation", "presence_dice", "training_loss",
 )  # fmt: skip
 """Metrics in the first columns of the table; the first of them that a job has chooses the run."""
 
+NETWORKS = "models"
+"""Folder of a run's networks, with unfinished work and single folds beside them."""
 _REPORTS = {
     "result.json", "atlas.json", "evaluation.json", "registration.json", "refined.json",
     "estimated.json", "registered.json", "alignment.json", "predicted.json", "metrics.json",
@@ -45,7 +47,7 @@ def metrics_of(place: Path) -> dict[str, str]:
         TrainingError: a report can't be read.
     """
     names = sorted(path for path in place.glob("*/**/*.json") if path.name in _REPORTS)
-    names = [path for path in names if "run_state" not in str(path.relative_to(place))]
+    names = [path for path in names if path.relative_to(place).parts[0] != NETWORKS]
     found: dict[str, list[float]] = {}
     for path in names:
         try:

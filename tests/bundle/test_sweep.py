@@ -185,6 +185,8 @@ def test_metrics_of_every_kind_of_report(tmp_path):
     assert metrics_of(tmp_path / "b") == {"correlation_before": "0.1", "correlation_after": "2"}
     write("c/evaluation/evaluation.json", {"summary": {"a": {"mean": 2, "sd": 0}, "b": None}})
     assert metrics_of(tmp_path / "c") == {"a": "2"}
+    write("c/models/cross_validation/fold-1/evaluation/evaluation.json", {"summary": {"a": 1}})
+    assert metrics_of(tmp_path / "c") == {"a": "2"}
     write("d/registration/curve.json", [{"loss": n} for n in range(100)])
     assert metrics_of(tmp_path / "d") == {"training_loss": "94.5"}
     write("e/affine/result.json", [1])
