@@ -99,7 +99,7 @@ class PlainLocal(nn.Module):
         for up, joined in zip(ours.up, ours.joined, strict=True):
             x = joined(torch.cat([up(F.interpolate(x, scale_factor=2)), skips.pop()], 1))
         padded, last = F.pad(ours.end(x), [0, 1, 0, 1]), ours.field
-        field = F.conv2d(padded, last.weight, last.bias)  # type: ignore[arg-type]
+        field = F.conv2d(padded, last.weight, last.bias)
         return field[..., : shape[0], : shape[1]]
 
 

@@ -336,7 +336,7 @@ def test_an_existing_network_is_kept_where_overwrite_is_false(place, tmp_path, c
     before = (tmp_path / "models" / "fields_global.pt").read_bytes()
     code = trained(place, tmp_path, "global", 1, "--train_fields#overwrite", "false")
     assert code == 7
-    assert "is there already" in capsys.readouterr().err
+    assert "exists already" in capsys.readouterr().err
     assert (tmp_path / "models" / "fields_global.pt").read_bytes() == before
 
 
