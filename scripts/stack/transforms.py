@@ -156,7 +156,7 @@ def read_transforms(path: str | Path) -> StackTransforms:
             raise ValueError("its sections, shape and unit do not fit together")
         if not (0 <= crop.top < crop.bottom <= rows and 0 <= crop.left < crop.right <= columns):
             raise ValueError("its crop box lies outside of its shape")
-        if not min(x, y, z) > 0:
+        if not all(0 < one < np.inf for one in (x, y, z)):
             raise ValueError("its spacing is not positive")
         order = tuple(int(n) for n in content["order"])
         if sorted(order) != list(range(count)):
@@ -166,7 +166,7 @@ def read_transforms(path: str | Path) -> StackTransforms:
             str(content["family"]), order, tuple(sections), dict(content["wander"]),
             int(content.get("axis", 2)),
         )  # fmt: skip
-    except (KeyError, TypeError, ValueError, UnicodeDecodeError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise CohortError(
             f"{file}: is no transforms.json of a registered stack: {error}"
         ) from error
