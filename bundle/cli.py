@@ -26,6 +26,7 @@ from scripts.runtime.error_report import (
     find_interruption,
     find_user_error,
 )
+from scripts.runtime.memory import warn_near_limit
 from scripts.runtime.run_log import escape_records, note
 from scripts.runtime.terminal import LastingStream
 
@@ -161,6 +162,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(argv: Sequence[str] | None = None) -> int:
     """`main` as the last action of a process: interruptions after it are ignored."""
+    warn_near_limit()
     try:
         code = main(argv)
     except KeyboardInterrupt:  # Ctrl-C again, while the first one was told
