@@ -28,6 +28,7 @@ MODULES = (
     "bundle.bench.attacks_on_storage",
     "bundle.bench.attacks_on_pairs",
     "bundle.bench.attacks_on_processes",
+    "bundle.bench.attacks_on_processes",
 )
 """Modules that register kinds; imported by `main`."""
 
