@@ -161,15 +161,22 @@ def read_transforms(path: str | Path) -> StackTransforms:
         order = tuple(int(n) for n in content["order"])
         if sorted(order) != list(range(count)):
             raise ValueError("its order is no permutation")
+        wander = content["wander"]
+        if not all(_is_finite(wander[key]) for key in ("rms", "largest", "section")):
+            raise ValueError("its wander is not of finite numbers")
         return StackTransforms(
             (z, y, x), content["unit"], (rows, columns), crop, int(content["reference"]),
-            str(content["family"]), order, tuple(sections), dict(content["wander"]),
+            str(content["family"]), order, tuple(sections), dict(wander),
             int(content.get("axis", 2)),
         )  # fmt: skip
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise CohortError(
             f"{file}: is no transforms.json of a registered stack: {error}"
         ) from error
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and bool(np.isfinite(value))
 
 
 def _matrix(values: Any) -> np.ndarray:
