@@ -29,7 +29,6 @@ from scripts.engines.run_state import RunState
 from scripts.errors import TractAtlasError
 from scripts.networks.checkpoint import load_checkpoint, save_checkpoint
 from scripts.networks.described import description_in
-from scripts.publishing.description_rules import opened_description
 from scripts.publishing.published_atlas import open_atlas
 from scripts.runtime.checked_json import read_checked, write_checked
 from scripts.runtime.tables import write_table
@@ -97,7 +96,7 @@ def _(text: str, here: Path) -> None:
     about = {"name": "tract_density_atlas", "kind": "averaged", "training_space": text,
              "cohort": {"subjects": [{"subject": text, "maps": []}]}}  # fmt: skip
     (here / "atlas.json").write_text(json.dumps(about))
-    opened_description(here)
+    open_atlas(here)
 
 
 @place("atlas.json: its values")
@@ -159,7 +158,7 @@ def _(text: str, here: Path) -> None:
 
 def _lines(**data: np.ndarray) -> Streamlines:
     points = np.array([[1, 1, 1], [2, 2, 2]], np.float32)
-    Streamlines(points, np.array([0, 2]), data)
+    return Streamlines(points, np.array([0, 2]), data)
 
 
 @place("a TRX file: header, groups, values")
@@ -195,7 +194,8 @@ def _(text: str, here: Path) -> None:
 
 @place("a TRK file: names of values")
 def _(text: str, here: Path) -> None:
-    value = {text[:18]: np.ones((1, 1), np.float32)}
+    word = text[:18].encode("latin-1", "replace").decode("latin-1")
+    value = {word: np.ones((1, 1), np.float32)}
     lines = nib.streamlines.Tractogram(
         [np.ones((2, 3), np.float32)], data_per_streamline=value, affine_to_rasmm=np.eye(4)
     )
@@ -223,7 +223,7 @@ def _(text: str, here: Path) -> None:
 @place("a text of an affine")
 def _(text: str, here: Path) -> None:
     (here / "a.txt").write_text(f"#Insight Transform File V1.0\n#{text}\nTransform: {text}\n")
-    read_transform(TransformFile.of_entry(str(here / "a.txt")))
+    read_transform(TransformFile(here / "a.txt"))
 
 
 @place("an HDF5 transform: its kind")
@@ -231,7 +231,7 @@ def _(text: str, here: Path) -> None:
     with h5py.File(here / "a.h5", "w") as file:
         group = file.create_group("TransformGroup/0")
         group["TransformType"] = text
-    read_transform(TransformFile.of_entry(str(here / "a.h5")))
+    read_transform(TransformFile(here / "a.h5"))
 
 
 @place("an image's header")
