@@ -18,6 +18,7 @@ from scripts.stack.cropping import CropBox
 __all__ = ["STATUSES", "PlacedSection", "StackTransforms", "read_transforms"]
 
 FORMAT = "tract_atlas_registered_stack/1"
+_FARTHEST = 1e9  # pixels
 STATUSES = ("reference", "registered", "damaged", "held", "skipped")
 _CONVENTION = (
     "composed: (row, column, 1) of the uncropped registered grid to a pixel of the section; "
@@ -183,6 +184,8 @@ def _matrix(values: Any) -> np.ndarray:
     matrix = np.array(values, dtype=np.float64)
     if matrix.shape != (3, 3) or not np.isfinite(matrix).all():
         raise ValueError("a matrix is not 3x3 or not finite")
+    if np.abs(matrix).max() > _FARTHEST:
+        raise ValueError(f"a matrix has {np.abs(matrix).max():.3g}, beyond any image")
     if abs(np.linalg.det(matrix)) < 1e-12 or not np.array_equal(matrix[2], (0.0, 0.0, 1.0)):
         raise ValueError("a matrix can't be inverted, or is no affine one")
     return matrix
