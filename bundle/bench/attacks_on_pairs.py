@@ -399,7 +399,7 @@ def without_training(folder: Path) -> Iterator[Outcome]:
 
 
 def _streamlines(jobs: _Atlas, atlas: Path) -> Iterator[Outcome]:
-    folder, subject = jobs.folder, CODE
+    folder, subject = jobs.folder, "sub-0005"
     line = np.stack([np.full(20, 15.0), np.linspace(8, 22, 20), np.full(20, 15.0)], 1)
     reference: Any = nib.load(folder / "d" / "sub-0004.nii.gz")
     lines = nib.streamlines.Tractogram(
@@ -408,15 +408,16 @@ def _streamlines(jobs: _Atlas, atlas: Path) -> Iterator[Outcome]:
     )  # fmt: skip
     header = {"voxel_to_rasmm": reference.affine, "dimensions": reference.shape,
               "voxel_sizes": (2, 2, 2), "voxel_order": "RAS"}  # fmt: skip
-    source = folder / "l" / f"{subject}.trk"
+    source = folder / "l" / f"{CODE}.trk"
     source.parent.mkdir()
     nib.streamlines.save(lines, str(source), header=header)
     words = (f"--warp_streamlines#subjects=[{subject!r}]",
-             f"--warp_streamlines#tractogram={folder / 'l' / '{subject}.trk'}")  # fmt: skip
+             f"--warp_streamlines#tractogram={source}")  # fmt: skip
     ended = jobs.warp(*words, f"--atlas_dir={atlas}")
-    made = folder / "warped_streamlines" / subject / f"{subject}.trk"
+    made = folder / "warped_streamlines" / subject / f"{CODE}.trk"
     held = jobs.done(ended) and made.is_file() and not list(folder.rglob("PWNED"))
-    yield jobs.told(f"`warp-streamlines`: a subject named `{CODE}`", ended, held)
+    yield jobs.told(f"`warp-streamlines`: a tractogram named `{CODE}.trk`", ended, held)
+    jobs.require(ended)
     foreign = made.with_name("notes.txt")
     foreign.write_text("mine")
     yield jobs.keeps("`warp-streamlines`: a file was added to its result",
@@ -432,11 +433,8 @@ def _streamlines(jobs: _Atlas, atlas: Path) -> Iterator[Outcome]:
     ended = jobs.warp(*words, f"--atlas_dir={atlas}", watch=jobs.until(halves, change))
     yield jobs.refused("`warp-streamlines`: the tractogram is replaced meanwhile", ended, 3,
                        ".trk", "changed")  # fmt: skip
-    field = next((atlas / "fields").glob("*from-template*"))
+    field = next(atlas.glob(f"fields/{subject}_from-template*.nii.gz"))
     elsewhere = folder / "elsewhere.nii.gz"
-    for one in atlas.glob("fields/*from-template*"):
-        if CODE in one.name:
-            field = one
     shutil.move(field, elsewhere)
     field.symlink_to(elsewhere)
     source.write_bytes(sound)
