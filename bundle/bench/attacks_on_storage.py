@@ -140,6 +140,24 @@ def damaged_checkpoints(folder: Path) -> Iterator[Outcome]:
                          same or (ended.status == 6 and name in ended.said))  # fmt: skip
         for left in ("m", "o"):
             shutil.rmtree(folder / left)
+    yield _damaged_velocity(bench, flip, expected)
+
+
+def _damaged_velocity(
+    bench: _Bench, flip: Callable[[Path], None], expected: dict[str, str]
+) -> Outcome:
+    """A velocity of the finished round, whose subject the round under way has not reached."""
+    rounds = bench.folder / "m" / "run_state" / "refinement"
+
+    def kill(process: int) -> None:
+        begun = (rounds / "round-001" / "000000.pt").exists
+        bench.until(begun, lambda: os.kill(process, 9))(process)
+
+    bench.over("train", watch=kill)
+    flip(rounds / "round-000" / "000004.pt")
+    ended = bench.over("train")
+    same = ended.status == 0 and content(bench.folder / "o" / "learned_atlas") == expected
+    return bench.told("`train` killed, a bit of a finished round's velocity flipped", ended, same)
 
 
 # ---------------------------------------------------------------------------------------------
