@@ -371,7 +371,8 @@ def without_training(folder: Path) -> Iterator[Outcome]:
         jobs.require(jobs.run("train", *jobs.folders, f"--ckpt_dir={folder / 'm'}", *TINY))
     else:
         yield jobs.told("`build`: odd names", ended, not list(folder.rglob("PWNED")))
-    template = folder / "d" / "@x.nii.gz"
+    template = folder / "@t.nii.gz"
+    shutil.copy(folder / "d" / "@x.nii.gz", template)
     words = ("register", *jobs.folders, f"--template={template}", *COHORT_ONLY, TINY[0])
     foreign = folder / "registered" / "@x" / "T1w.nii.gz"
     foreign.parent.mkdir(parents=True)
@@ -448,8 +449,9 @@ def _streamlines(jobs: _Atlas, atlas: Path) -> Iterator[Outcome]:
 
 def _tracts(jobs: _Atlas) -> Iterator[Outcome]:
     folder = jobs.folder
-    jobs.require(jobs.run("carry", f"--output_dir={folder}"))
-    carried = next(folder.glob("carried*"), folder)
+    carried = folder / "carried"
+    jobs.require(jobs.run("carry", f"--atlas_dir={folder / 'learned_atlas'}",
+                          f"--output_dir={carried}"))  # fmt: skip
     ended = jobs.run("tract-stats", f"--output_dir={folder}", f"--carried_dir={carried}",
                      "--tract_stats#tracts=['a $frac{$ =1+1']")  # fmt: skip
     table = folder / "tract_statistics" / "tract_statistics.csv"
