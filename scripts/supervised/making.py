@@ -62,7 +62,7 @@ def _check_replaceable(path: Path, settings: MakePairsConfig) -> None:
         raise StorageError(f"{path}: is read by this job; choose another output")
     if about_of(path).get("kind") != _KIND:
         raise StorageError(
-            f"{path}: is there already, and isn't a store that make-pairs made; choose another "
+            f"{path}: exists already and wasn't made by make-pairs; choose another "
             "output, or remove it"
         )
 
@@ -153,7 +153,7 @@ class PairMaker:
             self.source.check_unchanged()
         if unchanged:
             logger.warning(
-                "%d of %d pairs are as they were: none of %d displacements passed the checks "
+                "%d of %d pairs were left unchanged: none of %d displacements passed the checks "
                 "(folds, inverse); lower make_pairs#elastic#rms or raise make_pairs#elastic#width",
                 unchanged, count, self.settings.trials,
             )  # fmt: skip
