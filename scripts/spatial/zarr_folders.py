@@ -57,7 +57,7 @@ def check_zarr_array(store: Path, array: Any) -> None:
     Raises:
         FileError: it doesn't; or a chunk is longer than its values, so that it may unpack to more.
     """
-    if getattr(array.dtype, "kind", "O") not in "iufb":
+    if getattr(array.dtype, "kind", "O") not in "iufbc":
         raise FileError(store, f"holds {array.dtype} values, not numbers")
     shape = getattr(array, "shards", None) or array.chunks
     size = math.prod(shape) * array.dtype.itemsize
