@@ -188,7 +188,7 @@ def torchrun(folder: Path) -> Iterator[Outcome]:
         again = jobs.shell(line, env=environment)
         held = gone < _ALL_END_S and jobs.done(again)
         yield Outcome(f"`torchrun`: {victim} is killed; the same command again", held,
-                      f"all ended after {gone:.0f} s, {'a stale lock file' if left else 'no lock file'}; "
+                      f"all ended after {gone:.0f} s, {len(left)} lock files were left; "
                       f"{last_line(again, folder)}")  # fmt: skip
         for name in ("m", "o"):
             shutil.rmtree(folder / name, ignore_errors=True)
