@@ -333,6 +333,7 @@ def _run_job(job: Job, arguments: Sequence[str]) -> int:
         early_check,
         locate_config_files,
         parse_overrides,
+        quoted_texts,
         read_config,
     )
     from scripts.settings.section import require_expressions
@@ -347,7 +348,8 @@ def _run_job(job: Job, arguments: Sequence[str]) -> int:
     files = locate_config_files(names or job.files, ROOT)
     config = read_config(files)
     overrides = {**_places(config), **overrides}
-    passed = apply_overrides(config, overrides)
+    passed = quoted_texts(config)
+    passed |= apply_overrides(config, overrides)
     check_folders(config, overrides)
     settings = early_check(config)
     if job.run_id is None:

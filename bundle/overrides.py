@@ -96,7 +96,8 @@ def parse_overrides(
         if not key.strip("#"):
             raise UsageError(f"{word!r} has no key")
         kind = kind_of(key)
-        if not equals and words and not _is_key(words[0], of_text=bool(kind)):
+        of_text = bool(kind) or key == "config_file"
+        if not equals and words and not _is_key(words[0], of_text):
             text, equals = words.pop(0), "="
         value: Any = True
         if equals and kind and not (several and _is_several(kind, text)):
@@ -241,6 +242,33 @@ def apply_overrides(config: dict[str, Any], overrides: Mapping[str, Any]) -> dic
             place = "#".join(parts[: depth + 1])
             passed[place] = _none_as_expression(_get(config, parts[: depth + 1]))
     return passed
+
+
+def quoted_texts(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Overrides for MONAI of paths and names in a configuration that MONAI would change.
+
+    MONAI replaces ``#`` by ``::`` in every text, so ``dataset_dir: study#2`` of a file would be
+    another folder. Expressions, references and macros stay what they are.
+
+    Args:
+        config: merged configuration files.
+
+    Returns:
+        The same values as expressions, by their keys.
+    """
+    found: dict[str, Any] = {}
+
+    def walk(section: Mapping[Any, Any], above: str) -> None:
+        for name, value in section.items():
+            key = f"{above}{name}"
+            if kind_of(key):
+                if (quoted := as_expression(config, value, typed=False)) != value:
+                    found[key] = quoted
+            elif isinstance(value, Mapping):
+                walk(value, f"{key}#")
+
+    walk(config, "")
+    return found
 
 
 def _require_shallow(key: str, value: Any) -> None:

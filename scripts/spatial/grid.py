@@ -79,6 +79,24 @@ class Grid:
         order = StorageOrder(axes[:d], flips[:d])
         return order if order.of_grid(self).same_as(other, tolerance) is None else None
 
+    def in_order_of(
+        self, other: Grid, array: np.ndarray, tolerance: float = TOLERANCE
+    ) -> np.ndarray | None:
+        """An array ``(..., *shape)`` in the axis order of another grid of the same voxels.
+
+        Args:
+            other: the other grid.
+            array: values on this grid.
+            tolerance: as for `same_as`.
+
+        Returns:
+            A view; None if the other grid has other voxels.
+        """
+        if self.same_as(other, tolerance) is None:
+            return array
+        order = self.order_onto(other, tolerance)
+        return None if order is None else order.of_array(array)
+
     def _difference(self, other: Grid) -> str:
         """Describe the two common differences of affines; any other by the matrices."""
         ours, theirs = self.affine[:3, :3], other.affine[:3, :3]

@@ -16,7 +16,7 @@ __all__ = ["guessed_kind", "lta_matrix", "plain_matrix", "ras_of_fsl"]
 logger = logging.getLogger(__name__)
 
 _MRTRIX = re.compile(r"^#.*\b(mrtrix|mrtransform|transformconvert|mrregister|transformcalc)", re.M)
-_FLIRT = re.compile(r"-?\d+\.\d{10}")  # its numbers, parted by two blanks
+_FLIRT = re.compile(r"-?\d+\.(\d{3,17})")  # its numbers have 10 decimals and two blanks between
 _WHICH = (
     "it may be FLIRT's (kind fsl), or one in RAS mm, as MRtrix, greedy, NiftyReg and this bundle "
     "write it (kind ras); say which: {'path': '%s', 'kind': 'ras'}, or {'path': '%s', 'kind': "
@@ -57,8 +57,10 @@ def guessed_kind(path: Path, text: str) -> str:
         return "ras"
     rows = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
     words = [word for line in rows for word in line.split()]
-    as_flirt = any(re.search(r"\S  +\S|\S  +$", line) for line in rows) or all(
-        _FLIRT.fullmatch(word) for word in words
+    decimals = {len(found[1]) if (found := _FLIRT.fullmatch(word)) else 0 for word in words}
+    # Others write as few decimals as a number needs, or an exponent.
+    as_flirt = any(re.search(r"\S  +\S|\S  +$", line) for line in rows) or (
+        len(decimals) == 1 and 0 not in decimals
     )
     if name.endswith(".mat"):
         raise CohortError(
