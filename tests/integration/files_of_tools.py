@@ -64,7 +64,9 @@ def make_mrtrix(folder: Path) -> None:
 
 def make_itk(folder: Path) -> None:
     """A turn about a centre, a field, their composite, and what ITK makes of them."""
-    image = sitk.ReadImage(str(save(folder / "image.nii.gz", blob())))
+    inner = np.zeros(SHAPE, np.float32)  # ITK holds the outermost voxels' values half a voxel on
+    inner[1:-1, 1:-1, 1:-1] = blob()[1:-1, 1:-1, 1:-1]
+    image = sitk.ReadImage(str(save(folder / "image.nii.gz", inner)))
     turn = sitk.Euler3DTransform((1.0, -2.0, 0.5), 0.1, -0.05, 0.2, (1.0, 0.5, -0.5))
     affine = sitk.AffineTransform(3)
     affine.SetMatrix(turn.GetMatrix())
@@ -174,7 +176,7 @@ def make_tractseg(folder: Path) -> None:
             (output / "bundle_segmentations").mkdir(parents=True, exist_ok=True)
             image = nib.Nifti1Image(mask, AFFINE)
             nib.save(image, output / "bundle_segmentations" / f"{tract}.nii.gz")
-            save_trk(output / "TOM_trackings" / f"{tract}.trk", index / 4)
+            save_trk(output / "TOM_trackings" / f"{tract}.trk", 2 * index)
 
 
 def make_pyafq(folder: Path) -> None:
@@ -185,7 +187,7 @@ def make_pyafq(folder: Path) -> None:
             name = f"{who}_ses-01_desc-{tract}_tractography"
             bundles = folder / who / "ses-01" / "bundles"
             (save_trk if index else save_trx)(
-                bundles / f"{name}{'.trk' if index else '.trx'}", index / 4
+                bundles / f"{name}{'.trk' if index else '.trx'}", 2 * index
             )
             (bundles / f"{name}.json").write_text("{}")
 
@@ -199,7 +201,7 @@ def make_qsirecon(folder: Path) -> None:
             place = folder / "derivatives" / "qsirecon-DSIAutoTrack" / who / "ses-a" / "dwi"
             place.mkdir(parents=True, exist_ok=True)
             text = "mrtrix tracks\ndatatype: Float32LE\ncount: 5\nfile: . 67\nEND\n".ljust(67)
-            points = [np.concatenate([p, np.full((1, 3), np.nan)]) for p in lines(index / 4)]
+            points = [np.concatenate([p, np.full((1, 3), np.nan)]) for p in lines(2 * index)]
             body = np.concatenate([*points, np.full((1, 3), np.inf)]).astype("<f4").tobytes()
             (place / name).write_bytes(gzip.compress(text.encode() + body))
     (folder / "sub-1" / "anat").mkdir(parents=True)
