@@ -28,7 +28,7 @@ __all__ = [
 ]
 
 _EPSILON = 1e-3  # square pixels under the root: the slope at 0 stays finite
-_PIXELS_PER_UNIT = 10.0  # a field's components over this are looked at as images
+_PIXELS_PER_UNIT = 10.0  # divides a field's components, which are then compared as images
 _CLIP = 20.0
 
 
@@ -85,7 +85,7 @@ class SquaredDistanceLoss(_Loss):
 
 
 class RoughnessLoss(_Loss):
-    """The predicted field's `SmoothnessLoss`; the true one has no part in it."""
+    """`SmoothnessLoss` of the predicted field; the true field isn't used."""
 
     def forward(self, predicted: torch.Tensor, true: torch.Tensor) -> torch.Tensor:
         """Loss of ``predicted``."""
@@ -166,7 +166,7 @@ def field_loss(
         perceptual: the network of a perceptual loss.
 
     Raises:
-        ValueError: there is no such loss.
+        ValueError: the name is unknown.
     """
     own: dict[str, type[nn.Module]] = {
         "vector_distance": VectorDistanceLoss,

@@ -1,4 +1,4 @@
-"""Losses between a registered image and the one that it should be, by their names.
+"""Losses between a registered image and its target, by name.
 
 All take ``(B, C, *shape)`` float32, predicted and true, and give a scalar that is least where both
 are equal.
@@ -111,7 +111,7 @@ def image_loss(
         perceptual: the network of a perceptual loss.
 
     Raises:
-        ValueError: there is no such loss, or a perceptual one without its network.
+        ValueError: the name is unknown, or a perceptual loss has no network.
 
     Example:
         >>> import torch

@@ -20,8 +20,8 @@ __all__ = ["PerceptualLoss", "load_perceptual_loss"]
 
 _MEAN, _SPREAD = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)  # of LPIPS's inputs, -1 to 1
 
-# What each slice begins with (0: nothing, 2 or 3: a pooling of that width), and its convolutions:
-# place in the network, channels in and out, width, stride, padding.
+# First layer of each slice (0: none, 2 or 3: a pooling of that width), and its convolutions:
+# index in the network, channels in and out, width, stride, padding.
 _VGG = (
     (0, ((0, 3, 64, 3, 1, 1), (2, 64, 64, 3, 1, 1))),
     (2, ((5, 64, 128, 3, 1, 1), (7, 128, 128, 3, 1, 1))),
@@ -44,7 +44,8 @@ class PerceptualLoss(_Loss):
 
     Args:
         network: ``vgg`` or ``alex``.
-        linear: weigh the channels as people judged (``net-lin``); else all weigh 1 (``net``).
+        linear: weight the channels as fitted to human judgements (``net-lin``); else all have
+            weight 1 (``net``).
     """
 
     def __init__(self, network: str = "vgg", linear: bool = True) -> None:
@@ -127,7 +128,7 @@ def load_perceptual_loss(name: str, path: str | Path | None, key: str) -> Percep
         key: of the setting that names it, for messages.
 
     Raises:
-        ConfigurationError: there is no path.
+        ConfigurationError: the path is missing.
         CheckpointError: the file can't be read, or holds other weights.
     """
     _, kind, network = name.rsplit("_", 2)

@@ -13,7 +13,7 @@ import numpy as np
 __all__ = ["TOLERANCE", "CropBox", "Grid", "StorageOrder"]
 
 TOLERANCE = 1e-2
-"""Of a voxel: how far the corners of two equal grids may lie apart, since headers are rounded."""
+"""Largest distance between corners of two equal grids, voxels, because headers are rounded."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +64,7 @@ class Grid:
             tolerance: as for `same_as`.
 
         Returns:
-            None if its voxels are others, whatever their order.
+            None if the grids have different voxels.
         """
         d = len(self.shape)
         if len(other.shape) != d:
@@ -125,7 +125,7 @@ class Grid:
 
 @dataclass(frozen=True)
 class StorageOrder:
-    """Axes to take, in this order, some of them backwards: nothing is interpolated.
+    """An order of axes, some of them reversed; nothing is interpolated.
 
     Example:
         >>> order = StorageOrder((1, 0), (False, True))
