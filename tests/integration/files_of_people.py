@@ -144,6 +144,10 @@ def make_images(folder: Path) -> None:
     (cohort(folder / "sites", 7) / "participants.tsv").write_text(table)
     for name in ("study#2", "20240115", "pilot,2", "@home", "-dash", "[x] y"):
         cohort(folder / name)
+    config = (OLD.parents[2] / "configs" / "average.yaml").read_text()
+    own = config.replace("output_dir: $@bundle_root + '/output'", "output_dir: 'file#out'")
+    assert own != config
+    (folder / "-own #1, x.yaml").write_text(own)
     ids = np.take(LABELS, np.indices(SHAPE).sum(0) % 4).astype(np.uint32)
     save(folder / "l" / "labels.nii.gz", ids)
     save(folder / "l" / "wide.nii.gz", ids.astype(np.uint64) * (1 << 24) + 1)
@@ -354,6 +358,10 @@ def commands(folder: Path) -> dict[str, list[str]]:
         "path dash": average("-dash", "-out"),
         "path brackets": average("[x] y", "[out] y"),
         "path home": average("study#2", "~/there"),
+        "path file": [
+            "average", "--config_file", "-own #1, x.yaml", "--dataset_dir", "study#2", *FLAT,
+            "--learned_atlas#min_subjects=1",
+        ],
         "two covariates": [
             "train", f"--dataset_dir={folder / 'sites'}", f"--ckpt_dir={folder / 'model'}", *TINY,
             "--learned_atlas#dtype=bfloat16", covariates,

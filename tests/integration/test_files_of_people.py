@@ -190,6 +190,7 @@ def test_a_start_of_flirt_is_taken_when_told(people: People) -> None:
         ("path dash", "-out"),
         ("path brackets", "[out] y"),
         ("path home", "home/there"),
+        ("path file", "file#out"),
     ],
 )
 def test_a_path_is_what_was_typed(people: People, name: str, place: str) -> None:
