@@ -51,8 +51,8 @@ def make_cohort(folder: Path) -> Path:
         image = nib.Nifti1Image(blob.astype(np.float32), np.diag([2.0, 2, 2, 1]))
         nib.save(image, place / f"{name}.nii.gz")
         rows.append(f"{name}\t{20 + index**1.5:.1f}\t{'FM'[index % 2]}\t{'ABC'[index % 3]}")
-    for place in ("cohort", "new"):
-        (folder / place / "participants.tsv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    for name in ("cohort", "new"):
+        (folder / name / "participants.tsv").write_text("\n".join(rows) + "\n", encoding="utf-8")
     return folder
 
 

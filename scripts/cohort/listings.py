@@ -58,10 +58,7 @@ def read_datalist(file: Path, dataset_dir: Path, search: SubjectSearch) -> list[
     def matches() -> Iterator[tuple[str, Match]]:
         for number, entry in enumerate(listed, start=1):
             values = entry if isinstance(entry, dict) else {}
-            image, subject, tract = (
-                str(value) if type(value) is int else value  # a name of digits
-                for value in (values.get(key) for key in ("image", "subject", "tract"))
-            )
+            image, subject, tract = (values.get(key) for key in ("image", "subject", "tract"))
             said = (value for value in (subject, tract) if value is not None)
             if not isinstance(image, str) or not all(isinstance(v, str) and v for v in said):
                 raise CohortError(

@@ -284,11 +284,7 @@ def _is_folder(source: str | Path | Sequence[str | Path]) -> TypeGuard[str | Pat
 
 
 def _warn_outside(result: Inspection, crop: CropBox) -> None:
-    """Log the share of a density that is outside the atlas's box.
-
-    Raises:
-        CohortError: all of it is.
-    """
+    """Log the share of a density that is outside the atlas's box."""
     inner = CropBox(
         tuple(map(max, result.box.start, crop.start)), tuple(map(min, result.box.stop, crop.stop))
     )
@@ -298,10 +294,11 @@ def _warn_outside(result: Inspection, crop: CropBox) -> None:
     apart = any(size <= 0 for size in inner.shape)
     inside = 0.0 if apart else float(inner.within(result.box).crop(result.density).sum())
     if not inside:
-        raise CohortError(
-            f"subject {result.subject.name} ({result.subject.maps[0].path}) shares no space with "
-            "the atlas: all its density is outside of the box of voxels that the atlas covers; "
-            "bring its map to the atlas's space first (verbs refine and warp)"
+        logger.warning(
+            "subject %s (%s) shares no space with the atlas, so its result will mean nothing; bring "
+            "its map to the atlas's space first (verbs refine and warp)",
+            result.subject.name,
+            result.subject.maps[0].path,
         )
     logger.warning(
         "subject %s has %.2g %% of its density outside the atlas's box; that part is cut off",
