@@ -295,8 +295,8 @@ def _warn_outside(result: Inspection, crop: CropBox) -> None:
     inside = 0.0 if apart else float(inner.within(result.box).crop(result.density).sum())
     if not inside:
         logger.warning(
-            "subject %s (%s) shares no space with the atlas, so its result will mean nothing; bring "
-            "its map to the atlas's space first (verbs refine and warp)",
+            "subject %s (%s) shares no space with the atlas, so its result will mean nothing; "
+            "bring its map to the atlas's space first (verbs refine and warp)",
             result.subject.name,
             result.subject.maps[0].path,
         )
