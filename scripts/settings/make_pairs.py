@@ -15,6 +15,7 @@ from scripts.settings.section import (
     Number,
     Section,
     Text,
+    check_placeholders,
     section,
     setting,
     to_section,
@@ -112,6 +113,13 @@ class MakePairsConfig(Section):
     indexes: Indexes = setting(
         None, "Which of the reference images are used, counted from 0. Null: all.", INDEXES_RULE
     )
+    specimen: Text | None = setting(
+        None,
+        "Names of the reference files without their ending, such as `{subject}_{run}`: files of "
+        "one subject are one specimen, which folds of `train-fields` never divide. Null: each file "
+        "is a specimen.",
+        "null or a name with {subject}, optionally {run} and *",
+    )
     shape: Annotated[Integers | None, BeforeValidator(lambda v: v)] = setting(
         None,
         "Size that the images are resampled to. Null: as they are.",
@@ -146,6 +154,17 @@ class MakePairsConfig(Section):
 
     _shape = field_validator("shape")(_check_shape)
     _indexes = field_validator("indexes")(check_indexes)
+
+    @field_validator("specimen")
+    @classmethod
+    def _check_specimen(cls, pattern: str | None) -> str | None:
+        if pattern is not None:
+            check_placeholders(pattern, ("subject", "run"))
+            if "{subject}" not in pattern:
+                raise ValueError("has no {subject}")
+            if "/" in pattern:
+                raise ValueError("is a path")
+        return pattern
 
     @field_validator("dims")
     @classmethod

@@ -7,8 +7,10 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import BeforeValidator, ValidationInfo, field_validator, model_validator
 
 from scripts.settings.field_losses import mixture_of
+from scripts.settings.folds import FOLDS, check_fold
 from scripts.settings.pair_selection import DEVICE, PairSelection, to_optional_int
 from scripts.settings.pairwise import AUGMENTATIONS
+from scripts.settings.schedules import RateScheduleConfig
 from scripts.settings.section import (
     FilePath,
     Flag,
@@ -131,7 +133,7 @@ class TrainFieldsAugmentConfig(Section):
         return names
 
 
-class TrainFieldsOptimizerConfig(Section):
+class TrainFieldsOptimizerConfig(RateScheduleConfig):
     """How long and how fast the network learns."""
 
     key_path: ClassVar[str] = "train_fields.optimizer"
@@ -176,7 +178,10 @@ class TrainFieldsConfig(PairSelection):
         "one of float16, float32, bfloat16",
     )
     folds: Integer = setting(
-        5, "Folds over `dataset_id`; pairs of one specimen are in one fold.", ge=2
+        FOLDS,
+        "Folds over `dataset_id`; pairs of one specimen are in one fold, see "
+        "docs/training.md#folds.",
+        ge=2,
     )
     fold: Annotated[int | None, BeforeValidator(to_optional_int)] = setting(
         None,
@@ -245,12 +250,7 @@ class TrainFieldsConfig(PairSelection):
             raise ValueError("is missing")
         return pairs
 
-    @field_validator("fold")
-    @classmethod
-    def _check_fold(cls, fold: int | None, info: ValidationInfo) -> int | None:
-        if fold is not None and not 0 <= fold < info.data.get("folds", fold + 1):
-            raise ValueError("is no fold")
-        return fold
+    _fold = field_validator("fold")(check_fold)
 
     @model_validator(mode="after")
     def _check_losses(self) -> Self:

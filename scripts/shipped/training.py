@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from scripts.engines.opening import reserved
+from scripts.engines.rates import RateShares
 from scripts.errors import CheckpointError, TrainingError
 from scripts.losses.atlas_loss import AtlasLoss
 from scripts.networks.checkpoint import load_checkpoint, save_checkpoint
@@ -26,7 +26,8 @@ __all__ = ["PairTraining", "pair_loss"]
 logger = logging.getLogger(__name__)
 
 _WARM_UP = 100  # steps
-_LEVEL = 0.6  # share of the steps after which the rate begins to fall
+_EPOCH = 100  # steps in which schedules count
+_LEVEL = 0.6  # share of the steps after which the rate of a late cosine begins to fall
 _CLIP = 1.0  # largest norm of a gradient
 _TOLD = 200  # last steps that a network's file tells the mean of
 _SMOOTHNESS = 0.7  # the atlas's own, as configs/train.yaml has it
@@ -87,13 +88,15 @@ class PairTraining:
         pairs: what it is trained on: pair n in step n.
         folder: where checkpoints and curves go.
         steps: in all. While the rate hasn't begun to fall a run may go on with another number.
-        lr: of Adam, after a warm-up of 100 steps; over the last 40 % of the steps it falls to 0 as
-            a cosine.
+        lr: largest rate of Adam, after a warm-up of 100 steps.
         supervision: see `pair_loss`.
         early: see `pair_loss`.
         dtype: of the convolutions.
         kept: how many checkpoints are kept along the way, evenly spaced.
         saved: steps between two of the checkpoint that a run goes on from.
+        schedule: how the rate changes, see `RateScheduleConfig`; an epoch is 100 steps.
+        schedule_epochs: likewise.
+        schedule_factor: likewise.
     """
 
     def __init__(
@@ -108,6 +111,9 @@ class PairTraining:
         dtype: str = "bfloat16",
         kept: int = 10,
         saved: int = 50,
+        schedule: str = "late_cosine",
+        schedule_epochs: int = 10,
+        schedule_factor: float = 0.1,
     ) -> None:
         self.network = network
         self.pairs = pairs
@@ -119,6 +125,10 @@ class PairTraining:
         self.dtype = dtype
         self.kept = kept
         self.saved = saved
+        self.schedule = schedule
+        self.schedule_epochs = schedule_epochs
+        self.schedule_factor = schedule_factor
+        self.shares = RateShares(schedule, steps, _EPOCH, schedule_epochs, schedule_factor)
         self.step = 0
         self.curve: list[dict[str, float]] = []
         self.optimizer = torch.optim.Adam(network.parameters(), lr=lr, betas=(0.9, 0.99))
@@ -132,6 +142,18 @@ class PairTraining:
             "supervision": self.supervision,
             "early": self.early,
             "dtype": self.dtype,
+            **self._schedule,
+        }
+
+    @property
+    def _schedule(self) -> dict[str, Any]:
+        """The schedule, unless it is the one of files that don't name any."""
+        if self.schedule == "late_cosine":
+            return {}
+        return {
+            "schedule": self.schedule,
+            "schedule_epochs": self.schedule_epochs,
+            "schedule_factor": self.schedule_factor,
         }
 
     def about(self) -> dict[str, Any]:
@@ -180,9 +202,13 @@ class PairTraining:
         return self.network.eval()
 
     def _rate(self) -> float:
-        warm = min(1.0, (self.step + 1) / _WARM_UP)
-        fallen = max(0.0, (self.step / self.steps - _LEVEL) / (1 - _LEVEL))
-        return self.lr * warm * (1 + math.cos(math.pi * fallen)) / 2
+        means: list[float] = []
+        if self.schedule == "plateau":
+            losses = [row["loss"] for row in self.curve]
+            means = [sum(losses[n - _EPOCH : n]) for n in range(_EPOCH, len(losses) + 1, _EPOCH)]
+        share = self.shares.at(self.step, means)
+        warm = 1.0 if self.shares.rises else min(1.0, (self.step + 1) / _WARM_UP)
+        return self.lr * warm * share
 
     def _take_step(self) -> dict[str, float]:
         for group in self.optimizer.param_groups:
@@ -212,12 +238,11 @@ class PairTraining:
                 f"{path}: of a training with other settings ({found.get('plan')}), not "
                 f"{self.plan}; give the same ones, or another folder"
             )
-        if self.steps != found["steps"] and found["step"] > _LEVEL * min(
-            self.steps, found["steps"]
-        ):
+        level = {"late_cosine": _LEVEL, "cosine": 0.0, "one_cycle": 0.0}.get(self.schedule, 1.0)
+        if self.steps != found["steps"] and found["step"] > level * min(self.steps, found["steps"]):
             raise CheckpointError(
-                f"{path}: of a training of {found['steps']} steps, whose rate falls since step "
-                f"{int(_LEVEL * found['steps'])}; give as many, or another folder"
+                f"{path}: of a training of {found['steps']} steps, whose rate depends on their "
+                f"number since step {int(level * found['steps'])}; give as many, or another folder"
             )
         self.network.load_state_dict(found["network"])
         self.optimizer.load_state_dict(found["optimizer"])

@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 from scipy.ndimage import gaussian_filter, map_coordinates
 
+from scripts.cohort.patterns import subject_in
 from scripts.errors import CohortError, ConfigurationError
 from scripts.pairwise.network_grid import between_0_and_1
 from scripts.runtime.input_files import check_file, check_fits, say
@@ -153,7 +154,8 @@ def open_source(settings: MakePairsConfig) -> ImageSource | StoreSource:
         store = PairStore(stores[0])
         return StoreSource(store, chosen(settings.indexes, len(store), "make_pairs.indexes"))
     items: list[_Item] = []
-    for specimen, path in enumerate(paths):
+    specimens = _specimens(paths, settings.specimen)
+    for specimen, path in zip(specimens, paths, strict=True):
         for number, (name, values) in enumerate(_images_of(path, settings)):
             image = _as_bytes(name, values, settings.log_share)
             if settings.shape is not None:
@@ -173,6 +175,25 @@ def open_source(settings: MakePairsConfig) -> ImageSource | StoreSource:
         raise CohortError(f"no image at {', '.join(settings.reference)}")
     wanted = chosen(settings.indexes, len(items), "make_pairs.indexes")
     return ImageSource(items if wanted is None else [items[i] for i in wanted])
+
+
+def _specimens(paths: Sequence[Path], pattern: str | None) -> list[int]:
+    """Number of the specimen that each file is of.
+
+    Raises:
+        CohortError: a file has another name than the pattern says.
+    """
+    if pattern is None:
+        return list(range(len(paths)))
+    numbers: dict[str, int] = {}
+    found = []
+    for path in paths:
+        stem = path.name.removesuffix(".gz").rpartition(".")[0] or path.name
+        subject = subject_in(pattern, stem)
+        if subject is None:
+            raise CohortError(f"{path}: is not named as make_pairs.specimen = {pattern!r} says")
+        found.append(numbers.setdefault(subject, len(numbers)))
+    return found
 
 
 def chosen(indexes: Sequence[int] | str | None, count: int, key: str) -> list[int] | None:

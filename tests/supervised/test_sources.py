@@ -59,6 +59,17 @@ def test_sections_of_every_kind_of_file_are_the_same_images(tmp_path):
     assert {opened(tmp_path / "one*.tif")[n].dataset_id for n in range(3)} == {0, 1, 2}
 
 
+def test_files_of_one_subject_are_one_specimen(tmp_path):
+    for name, image in zip(("p01_t1", "p01_t2", "p02_t1"), sections(3), strict=True):
+        Image.fromarray(image).save(tmp_path / f"{name}.tif")
+    source = opened(tmp_path / "*.tif", specimen="{subject}_{run}")
+    assert [source[n].dataset_id for n in range(3)] == [0, 0, 1]
+    with pytest.raises(CohortError, match=r"p01_t1\.tif: is not named as make_pairs\.specimen"):
+        opened(tmp_path / "*.tif", specimen="{subject}-{run}")
+    with pytest.raises(ConfigurationError, match=r"make_pairs\.specimen = 'a': has no \{subject\}"):
+        opened(tmp_path / "*.tif", specimen="a")
+
+
 def test_sections_lie_along_the_axis_that_is_named(tmp_path):
     images = sections(3)
     np.save(tmp_path / "a.npy", np.moveaxis(images, 0, 2))
