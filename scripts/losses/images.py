@@ -1,4 +1,4 @@
-"""Losses between a registered image and its target, by name.
+"""Losses between a registered image and the one that it should be, by their names.
 
 All take ``(B, C, *shape)`` float32, predicted and true, and give a scalar that is least where both
 are equal.
@@ -111,7 +111,7 @@ def image_loss(
         perceptual: the network of a perceptual loss.
 
     Raises:
-        ValueError: the name is unknown, or a perceptual loss has no network.
+        ValueError: the loss is unknown, or a perceptual one without its network.
 
     Example:
         >>> import torch

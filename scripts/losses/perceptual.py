@@ -1,7 +1,7 @@
 """Distance of images by the features of a network that was trained on photographs.
 
 Zhang et al., The Unreasonable Effectiveness of Deep Features as a Perceptual Metric, CVPR 2018.
-The weights are a file that the user brings: nothing is downloaded.
+The weights are a file that the user provides: nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ __all__ = ["PerceptualLoss", "load_perceptual_loss"]
 
 _MEAN, _SPREAD = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)  # of LPIPS's inputs, -1 to 1
 
-# First layer of each slice (0: none, 2 or 3: a pooling of that width), and its convolutions:
-# index in the network, channels in and out, width, stride, padding.
+# What each slice begins with (0: nothing, 2 or 3: a pooling of that width), and its convolutions:
+# place in the network, channels in and out, width, stride, padding.
 _VGG = (
     (0, ((0, 3, 64, 3, 1, 1), (2, 64, 64, 3, 1, 1))),
     (2, ((5, 64, 128, 3, 1, 1), (7, 128, 128, 3, 1, 1))),
@@ -44,8 +44,7 @@ class PerceptualLoss(_Loss):
 
     Args:
         network: ``vgg`` or ``alex``.
-        linear: weight the channels as fitted to human judgements (``net-lin``); else all have
-            weight 1 (``net``).
+        linear: weigh the channels as people judged (``net-lin``); else all weigh 1 (``net``).
     """
 
     def __init__(self, network: str = "vgg", linear: bool = True) -> None:
@@ -129,12 +128,13 @@ def load_perceptual_loss(name: str, path: str | Path | None, key: str) -> Percep
 
     Raises:
         ConfigurationError: the path is missing.
-        CheckpointError: the file can't be read, or holds other weights.
+        CheckpointError: the file can't be read, or has other weights.
     """
     _, kind, network = name.rsplit("_", 2)
     if path is None:
         raise ConfigurationError(
-            f"{name} needs a weights file, and {key} is null; make one where there is a network by "
+            f"{name} needs a weights file, and {key} is null; make one on a machine with "
+            "internet access by "
             f'`pip install lpips` and `python -c "import lpips, torch; '
             f"torch.save(lpips.LPIPS(net='{network}').state_dict(), 'lpips_{network}.pt')\"`, then "
             f"set {key} to its path"
@@ -146,7 +146,6 @@ def load_perceptual_loss(name: str, path: str | Path | None, key: str) -> Percep
     except (KeyError, RuntimeError, AttributeError, TypeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(
-            f"{path}: holds no weights of lpips.LPIPS(net='{network}'), which {name} needs: "
-            f"{reason}"
+            f"{path}: has no weights of lpips.LPIPS(net='{network}'), which {name} needs: {reason}"
         ) from error
     return loss.eval()
