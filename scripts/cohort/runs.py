@@ -47,9 +47,10 @@ def by_run(matches: Sequence[Match], search: SubjectSearch) -> list[Match]:
     if not apart:
         return list(matches)
     renamed = [
-        replace(match, subject=f"{match.subject}_{match.image}", person=match.subject)
+        match  # of a file that is named otherwise
+        if match.image is None
+        else replace(match, subject=f"{match.subject}_{match.image}", person=match.subject)
         for match in matches
-        if match.image is not None
     ]
     persons: dict[str, Match] = {}
     for match in renamed:
@@ -59,7 +60,7 @@ def by_run(matches: Sequence[Match], search: SubjectSearch) -> list[Match]:
                 f"{first.path} and {match.path} would both be image {match.subject} of "
                 f"{search.option('pattern')}; rename one of them"
             )
-    people = sorted({str(match.person) for match in renamed})
+    people = sorted({match.person or match.subject for match in renamed})
     if len(people) < len(persons):
         logger.info(
             "%d images of %d subjects (%s): each run is an image, named {subject}_{run}",

@@ -75,6 +75,8 @@ def test_single_files_are_images_of_their_persons_as_well(tmp_path: Path) -> Non
     search = LearnedAtlasConfig.load({"cohort": FLAT}).subject_search()
     found = candidates_from_files([tmp_path / name for name in FILES[:2]], search)
     assert names(found) == ["p01_t1", "p01_t2"]
+    found = candidates_from_files([tmp_path / name for name in (*FILES[:2], "other.nii")], search)
+    assert names(found) == ["other", "p01_t1", "p01_t2"]
 
 
 def test_without_run_in_a_pattern_two_runs_are_refused_with_what_to_do(tmp_path: Path) -> None:
