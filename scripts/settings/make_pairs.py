@@ -93,7 +93,7 @@ class MakePairsConfig(Section):
     atlas_dir: Text | None = setting(
         None,
         "A published atlas in place of reference images: its subjects and their fields become the "
-        "pairs as they are.",
+        "pairs, unchanged.",
         "null or a path",
     )
     array: Text | None = setting(
@@ -105,7 +105,9 @@ class MakePairsConfig(Section):
         "volumes, 2 for everything else.",
         "null, 2 or 3",
     )
-    axis: Integer = setting(0, "Axis along which the sections of a volume lie.", ge=0, le=2)
+    axis: Integer = setting(
+        0, "Axis along which the sections of a volume follow each other.", ge=0, le=2
+    )
     section_step: Integer = setting(
         25, "Distance between the sections of a volume, micrometres; gives `p`.", ge=1
     )
@@ -121,7 +123,7 @@ class MakePairsConfig(Section):
     )
     shape: Annotated[Integers | None, BeforeValidator(lambda v: v)] = setting(
         None,
-        "Size that the images are resampled to. Null: as they are.",
+        "Size that the images are resampled to. Null: their size.",
         "null or a list of 2 or 3 integers, each >= 16",
     )
     count: Integer = setting(1000, "Pairs to make.", ge=1, le=10_000_000)
@@ -141,7 +143,7 @@ class MakePairsConfig(Section):
     max_folds: Integer = setting(0, "Most voxels of a field that may fold.", ge=0)
     tolerance: Number = setting(0.05, "Largest error of the inverse in the interior, pixels.", gt=0)
     trials: Integer = setting(
-        5, "Displacements that are tried before a pair is left as it was.", ge=1, le=1000
+        5, "Displacements that are tried before a pair is left unchanged.", ge=1, le=1000
     )
     log_share: Number | None = setting(
         None,

@@ -50,7 +50,7 @@ class TrainFieldsModelConfig(Section):
 
     inputs: Literal["images", "forces"] = setting(
         "images",
-        "What a network sees: both images; or also their locally normalised copies and the forces "
+        "Input of a network: both images; or also their locally normalised copies and the forces "
         "of demons registration.",
         "images or forces",
     )
@@ -103,7 +103,7 @@ class TrainFieldsModelConfig(Section):
 
 
 class TrainFieldsAugmentConfig(Section):
-    """Random changes of intensity; fields and targets stay as they are."""
+    """Random changes of intensity; fields and targets stay unchanged."""
 
     key_path: ClassVar[str] = "train_fields.augment"
 
@@ -139,7 +139,7 @@ class TrainFieldsOptimizerConfig(RateScheduleConfig):
 
     lr: Number = setting(1e-3, "Adam's largest learning rate.", gt=0)
     epochs: Integer = setting(
-        20, "Passes over the pairs. 0, for a merged network: join both as they are.", ge=0
+        20, "Passes over the pairs. 0, for a merged network: join both unchanged.", ge=0
     )
     batch_size: Integer = setting(4, "Pairs per step.", ge=1)
     gradient_clip: Number = setting(
@@ -193,8 +193,8 @@ class TrainFieldsConfig(PairSelection):
     )
     global_model: Text | None = setting(
         None,
-        "A global network. Local: learn what it leaves, on its images (null: the pairs as they "
-        "are). Merged: the one to join (null: `<ckpt_dir>/fields_global.pt`).",
+        "A global network. Local: learn what it leaves, on its images (null: the original "
+        "pairs). Merged: the one to join (null: `<ckpt_dir>/fields_global.pt`).",
         "null or a path",
     )
     local_model: Text | None = setting(
@@ -203,13 +203,13 @@ class TrainFieldsConfig(PairSelection):
         "null or a path",
     )
     start: Text | None = setting(
-        None, "A saved network of the same settings to go on from, with its optimiser.",
+        None, "A saved network of the same settings to continue from, with its optimiser.",
         "null or a path",
     )  # fmt: skip
     losses: Annotated[list[Text] | None, BeforeValidator(lambda v: v)] = setting(
         None,
         "A loss for each output: image, field, and with compute_inv the inverse field. Null: the "
-        "network's own, see docs/supervised.md.",
+        "network's defaults, see docs/supervised.md.",
         "null or a list of losses, each a name or a mixture such as 0.2*a&0.8*b",
     )
     losses_weights: Annotated[list[Number] | None, BeforeValidator(lambda v: v)] = setting(
@@ -224,13 +224,13 @@ class TrainFieldsConfig(PairSelection):
     )
     save: Literal["together", "separate"] = setting(
         "together",
-        "together: one file with network, losses and optimiser, from which training goes on; "
+        "together: one file with network, losses and optimiser, from which training can continue; "
         "separate: a folder with network.json and weights.pt.",
         "together or separate",
     )
     overwrite: Flag = setting(True, "Replace a network of the same name; false refuses it.")
     resume: Flag = setting(
-        True, "Go on from the checkpoint of an interrupted run, if there is one."
+        True, "Resume from the checkpoint of an interrupted run, if there is one."
     )
     model: Annotated[TrainFieldsModelConfig, BeforeValidator(to_section)] = section(
         TrainFieldsModelConfig, "The networks."

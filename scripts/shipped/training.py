@@ -29,8 +29,8 @@ _WARM_UP = 100  # steps
 _EPOCH = 100  # steps in which schedules count
 _LEVEL = 0.6  # share of the steps after which the rate of a late cosine begins to fall
 _CLIP = 1.0  # largest norm of a gradient
-_TOLD = 200  # last steps that a network's file tells the mean of
-_SMOOTHNESS = 0.7  # the atlas's own, as configs/train.yaml has it
+_LAST_STEPS = 200  # steps at the end of the training whose mean is stored with the network
+_SMOOTHNESS = 0.7  # as in configs/train.yaml
 
 
 def pair_loss(
@@ -65,10 +65,10 @@ def pair_loss(
         total = terms["loss"] + supervision * error
         if early:
             coarse = torch.nn.functional.avg_pool3d(tissue, 2, ceil_mode=True) > 0.25
-            there = network.integration(pair.velocity, shape, FIELD_RESOLUTION, rough=True)
+            moved = network.integration(pair.velocity, shape, FIELD_RESOLUTION, rough=True)
             for velocity in found[:-1]:
                 here = network.integration(velocity, shape, FIELD_RESOLUTION, rough=True)
-                total = total + early * _distance(here, there, coarse.float())
+                total = total + early * _distance(here, moved, coarse.float())
     before = _distance(torch.zeros_like(true), true, tissue)
     parts = {name: value.detach() for name, value in terms.items() if name != "loss"}
     return {"loss": total, **parts, "error": error.detach(), "move": before}
@@ -81,19 +81,19 @@ def _distance(found: torch.Tensor, true: torch.Tensor, where: torch.Tensor) -> t
 
 
 class PairTraining:
-    """Steps of one pair each, from a seed; it goes on where it was stopped.
+    """Steps of one pair each, from a seed; an interrupted training resumes.
 
     Args:
         network: at its start.
         pairs: what it is trained on: pair n in step n.
         folder: where checkpoints and curves go.
-        steps: in all. While the rate hasn't begun to fall a run may go on with another number.
+        steps: in all. Until the learning rate falls, a run may resume with another number.
         lr: largest rate of Adam, after a warm-up of 100 steps.
         supervision: see `pair_loss`.
         early: see `pair_loss`.
         dtype: of the convolutions.
         kept: how many checkpoints are kept along the way, evenly spaced.
-        saved: steps between two of the checkpoint that a run goes on from.
+        saved: steps between checkpoints.
         schedule: how the rate changes, see `RateScheduleConfig`; an epoch is 100 steps.
         schedule_epochs: likewise.
         schedule_factor: likewise.
@@ -135,7 +135,7 @@ class PairTraining:
 
     @property
     def plan(self) -> dict[str, Any]:
-        """What a run must not change where it goes on, besides the steps of a falling rate."""
+        """Settings that a resumed run must not change, besides the steps of a falling rate."""
         return {
             "seed": self.pairs.seed,
             "lr": self.lr,
@@ -157,8 +157,8 @@ class PairTraining:
         }
 
     def about(self) -> dict[str, Any]:
-        """What the network's file tells of it."""
-        last = self.curve[-_TOLD:]
+        """Facts stored with the network."""
+        last = self.curve[-_LAST_STEPS:]
         left = {
             kind: sum(row["error"] for row in rows) / sum(row["move"] for row in rows)
             for kind, rows in (
@@ -168,7 +168,7 @@ class PairTraining:
             if rows
         }
         return {
-            "title": "Registration of tract densities and images, for pairs it has never seen",
+            "title": "Registration of tract densities and images, for unseen pairs",
             "licence": "Apache-2.0",
             "data": "generated pairs alone (scripts/shipped), no data of people",
             "training": {**self.plan, "steps": self.steps, "step": self.step},
@@ -176,10 +176,10 @@ class PairTraining:
         }
 
     def run(self) -> PairNetwork:
-        """Train to the end, from wherever the folder says; leaves ``network.pt`` there.
+        """Train to the end, from the folder's checkpoint if any; writes ``network.pt`` there.
 
         Raises:
-            CheckpointError: the folder holds a training with other settings.
+            CheckpointError: the folder contains a training with other settings.
             TrainingError: the loss isn't finite.
         """
         with reserved([self.folder]):
@@ -248,7 +248,7 @@ class PairTraining:
         self.optimizer.load_state_dict(found["optimizer"])
         self.step = found["step"]
         self.curve = list(found["curve"])
-        logger.info("training goes on after step %d", self.step)
+        logger.info("training resumes after step %d", self.step)
 
     def _save(self) -> None:
         save_checkpoint(
