@@ -319,7 +319,7 @@ class Section(BaseModel):
             return values
         nullable = {name for name, one in cls.model_fields.items() if _takes_none(one)}
         return {
-            key: None if key in nullable and value in ("null", "None") else value
+            key: None if key in nullable and str(value) in ("null", "None") else value
             for key, value in values.items()
         }
 
