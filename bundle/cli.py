@@ -350,6 +350,7 @@ def _run_job(job: Job, arguments: Sequence[str]) -> int:
         early_check,
         locate_config_files,
         parse_overrides,
+        quoted_texts,
         read_config,
     )
     from scripts.settings.monai_command import require_expressions
@@ -368,7 +369,8 @@ def _run_job(job: Job, arguments: Sequence[str]) -> int:
         from bundle.guessing import guessed_settings
 
         overrides = {**overrides, **guessed_settings(config, overrides)}
-    passed = apply_overrides(config, overrides)
+    passed = quoted_texts(config)
+    passed |= apply_overrides(config, overrides)
     check_folders(config, overrides)
     settings = early_check(config)
     if job.run_id is None:

@@ -76,7 +76,7 @@ def move_streamlines(streamlines: Streamlines, transforms: Sequence[Transform]) 
 
 @dataclass
 class _Outside:
-    """Counts points outside the first field."""
+    """Counts points outside a grid."""
 
     grid: Grid | None
     points: int = 0
@@ -200,12 +200,17 @@ class StreamlineWarper:
         transforms = [read_point_transform(file) for file in way.files]
         grid = None if way.reference is None else read_grid(way.reference)
         first = transforms[0]
+        while isinstance(first, ComposedTransform):
+            first = first.inner
         outside = _Outside(first.grid if isinstance(first, FieldTransform) else None)
+        missed = _Outside(grid)
 
         def moved() -> Iterator[Streamlines]:
             for part in way.tractogram.chunks(per_point=True):
                 outside.count(part.points)
-                yield move_streamlines(part, transforms)
+                result = move_streamlines(part, transforms)
+                missed.count(result.points)
+                yield result
 
         with publish_folder(self.folder / way.subject) as staging:
             count = write_tractogram(
@@ -219,6 +224,11 @@ class StreamlineWarper:
                     f"subject {way.subject}: no point of {way.tractogram.path} is on the grid of "
                     f"{way.files[0].path}; check that they share a space, and that the direction "
                     "is right"
+                )
+            if missed.total and missed.points == missed.total:
+                raise CohortError(
+                    f"subject {way.subject}: no point of {way.tractogram.path} comes into the grid "
+                    f"of the reference {way.reference}; check that the transforms lead there"
                 )
             about = {
                 "tractogram": {

@@ -34,10 +34,10 @@ Numbers = np.ndarray
 
 
 def itk_of_text(path: Path, text: str) -> AffineTransform:
-    """ITK's text (``.txt``, ``.tfm``): one transform of affine kind, or a composite of such.
+    """ITK's text (``.txt``, ``.tfm``): one affine transform, or a composite of affine transforms.
 
     Raises:
-        CohortError: it holds anything else.
+        CohortError: the file contains another transform.
     """
     fields = re.findall(r"^(Transform|Parameters|FixedParameters):(.*)$", text, re.MULTILINE)
     kinds = [value.strip() for name, value in fields if name == "Transform"]
@@ -70,7 +70,7 @@ def itk_of_matlab(path: Path) -> AffineTransform:
     """ITK's ``.mat`` (MATLAB v4), such as ANTs' ``0GenericAffine.mat``.
 
     Raises:
-        CohortError: it holds anything but one transform of affine kind.
+        CohortError: the file doesn't contain exactly one affine transform.
     """
     size = check_file(path).st_size
     if size > LONGEST:
@@ -110,7 +110,7 @@ def itk_of_hdf5(path: Path) -> Transform:
     """ITK's HDF5 (``.h5``), as ANTs and fmriprep write composites of affines and fields.
 
     Raises:
-        CohortError: it can't be read, or holds a kind that isn't known here.
+        CohortError: the file can't be read, or contains an unknown kind of transform.
     """
     if not os.path.lexists(path):
         raise CohortError(f"{path}: no such file")

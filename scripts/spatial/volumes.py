@@ -92,7 +92,7 @@ def read_hashed_volume(path: str | Path) -> tuple[np.ndarray, Grid, str]:
 
 
 def read_labels(path: str | Path) -> tuple[np.ndarray, Grid]:
-    """Read an image as `read_volume` does, its values in the file's own type.
+    """Read an image as `read_volume` does, with values in the type of the file.
 
     Raises:
         CohortError: the file can't be read, isn't finite, or is no image of 2 to 4 dimensions.
@@ -117,11 +117,10 @@ def _with_grid(data: np.ndarray, image: nib.Nifti1Image) -> tuple[np.ndarray, Gr
 def read_grid(path: str | Path) -> Grid:
     """The grid of an image of 2 to 4 dimensions, without its values; a plane has Z = 1.
 
-    The file must still contain all its voxels: a header's claim alone must not decide how large a
-    result may get.
+    The file must contain all its voxels, so that a damaged header can't cause a huge result.
 
     Raises:
-        CohortError: the file can't be read, is no such image, or its grid is sheared.
+        CohortError: the file can't be read, isn't such an image, or its grid is sheared.
     """
     file = Path(path)
     image = open_image(file).image
@@ -143,7 +142,7 @@ def written_name(path: str | Path) -> str:
 
 
 def open_image(path: Path) -> OpenedImage:
-    """An image that is there; what is doubtful about it is logged."""
+    """Open an existing image; warnings about it are logged."""
     if not os.path.lexists(path):
         raise CohortError(f"{path}: no such file")
     opened = open_image_file(path)
@@ -179,7 +178,7 @@ def read_reference(path: str | Path) -> Grid:
         path: of an image; of four dimensions the first three count.
 
     Raises:
-        CohortError: it can't be read, is no volume, or doesn't say where it lies.
+        CohortError: it can't be read, isn't a volume, or doesn't record its position.
     """
     file = Path(path)
     try:
@@ -230,12 +229,12 @@ def check_earlier_density(path: Path) -> None:
 
 
 def write_labels(path: str | Path, labels: np.ndarray, grid: Grid) -> None:
-    """Write labels in their own type, whole numbers of any size staying what they are.
+    """Write labels in their type, so that whole numbers of any size stay exact.
 
     Args:
         path: ``.nii`` or ``.nii.gz``.
         labels: ``(C, X, Y, Z)``, a plane with Z = 1; one channel gives ``(X, Y, Z)``.
-        grid: where they lie; its header gives the codes and units.
+        grid: of the labels; its header gives the codes and units.
     """
     volume = labels[0] if len(labels) == 1 else np.moveaxis(labels, 0, -1)
     volume = np.ascontiguousarray(volume)

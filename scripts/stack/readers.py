@@ -12,12 +12,14 @@ from typing import Any, Protocol
 
 import nibabel as nib
 import numpy as np
+from nibabel.arrayproxy import ArrayProxy
 
 from scripts.errors import CohortError, ConfigurationError
+from scripts.runtime.file_names import ending_of, is_image_name
 from scripts.runtime.input_files import check_file, check_fits, say
 from scripts.runtime.inside import inside
 from scripts.settings.stack import UNITS
-from scripts.spatial.image_files import open_image_file
+from scripts.spatial.image_files import open_image_file, warn_of_remarks
 from scripts.spatial.zarr_folders import check_zarr, check_zarr_array
 from scripts.stack.libraries import require
 from scripts.stack.ome_metadata import ArrayMetadata, Multiscale, read_multiscale
@@ -88,13 +90,13 @@ def open_reader(path: str | Path, array: str | None, axis: int, key: str) -> Sec
         return ZarrSections.open(place, array, key)
     if place.is_dir():
         return FolderSections.open(place)
-    if name.endswith((".nii", ".nii.gz")):
+    if is_image_name(place):
         return NiftiSections.open(place, axis)
     if name.endswith(_TIFF):
         return TiffSections.open(place)
     raise CohortError(
         f"{place}: is no stack known here; must be a zarr folder, a folder of images "
-        f"({', '.join(_IMAGES)}), a NIfTI volume or a multi-page TIFF"
+        f"({', '.join(_IMAGES)}), a NIfTI or MGH volume, or a multi-page TIFF"
     )
 
 
@@ -256,6 +258,7 @@ class NiftiSections:
     spacing: tuple[float, float, float] | None
     unit: str | None
     affine: np.ndarray | None
+    stored: tuple[Any, ...] | None = None
 
     @classmethod
     def open(cls, path: Path, axis: int) -> NiftiSections:
@@ -264,7 +267,9 @@ class NiftiSections:
         Raises:
             CohortError: the file can't be read, or is no volume.
         """
-        image = open_image_file(path).image
+        opened = open_image_file(path)
+        warn_of_remarks(path, opened)
+        image = opened.image
         shape = image.shape
         if len(shape) == 4 and shape[3] == 1:
             shape = shape[:3]
@@ -279,7 +284,7 @@ class NiftiSections:
         return cls(
             path, axis, int(shape[axis]),
             (float(zooms[axis]), float(zooms[rows]), float(zooms[columns])),
-            units.get(image.header.get_xyzt_units()[0]), affine,
+            units.get(image.header.get_xyzt_units()[0]), affine, _stored(path, image),
         )  # fmt: skip
 
     @property
@@ -291,18 +296,28 @@ class NiftiSections:
         """A section."""
         place = tuple(index if axis == self.axis else slice(None) for axis in range(3))
         status = self.path.stat()
-        volume = _volume(self.path, status.st_mtime_ns, status.st_size)
+        volume = _volume(self.path, self.stored, status.st_mtime_ns, status.st_size)
         values = np.asarray(volume[place])
         values = values.swapaxes(0, 1)
         return values[..., 0] if values.ndim == 3 and values.shape[-1] == 1 else values
 
 
+def _stored(path: Path, image: nib.Nifti1Image) -> tuple[Any, ...] | None:
+    """Shape, type, start and scaling of the voxels in a file that isn't packed, else None."""
+    with path.open("rb") as file:
+        packed = file.read(2) == b"\x1f\x8b"
+    if packed or ending_of(path).startswith((".img", ".hdr")):
+        return None
+    proxy: Any = image.dataobj
+    return tuple(proxy.shape), proxy.dtype, proxy.offset, proxy.slope, proxy.inter
+
+
 @lru_cache(maxsize=1)
-def _volume(path: Path, changed: int, size: int) -> Any:
-    """The values of a file, unpacked once; ``changed`` and ``size`` are those of this file."""
-    if path.name.lower().endswith(".gz"):
+def _volume(path: Path, stored: tuple[Any, ...] | None, changed: int, size: int) -> Any:
+    """The values of a file, unpacked once or mapped; ``changed`` and ``size`` are the file's."""
+    if stored is None:
         return open_image_file(path).image.dataobj
-    return nib.load(path).dataobj  # type: ignore[attr-defined]
+    return ArrayProxy(str(path), stored, mmap=True)
 
 
 @dataclass
