@@ -193,8 +193,8 @@ class Typed:
     """Marks a setting that holds text, so that a command line takes it as it was typed.
 
     Attributes:
-        kind: ``text``, ``path``, ``names``, ``names_or_list``, ``paths``, ``transform`` or
-            ``transforms``.
+        kind: ``text``, ``path``, ``names``, ``names_or_list``, ``paths``, ``paths_by_name``,
+            ``indexes``, ``transform`` or ``transforms``.
     """
 
     kind: str
