@@ -34,6 +34,7 @@ _COST = re.compile(
     r"distance|error|loss|rms|roughness|smoothness|seconds|folded|outliers|inconsistency|left"
     r"|inverse_consistency|efc|move"
 )
+_MOST_TICKS = 8  # tried values that are each named on the axis
 _LAST = 0.1  # share of a curve's last steps that are averaged
 
 
@@ -183,10 +184,12 @@ def draw(
         where[chosen[first]], float(chosen[metric]), marker="o", markersize=14, linestyle="none",
         markerfacecolor="none", markeredgecolor="black", label="best",
     )  # fmt: skip
-    if not numeric:
-        axes.set_xticks(list(where.values()), list(where))
-    elif min(where.values()) > 0 and max(where.values()) / min(where.values()) >= 20:
+    values = list(where.values())
+    if numeric and min(values) > 0 and max(values) / min(values) >= 20:
         axes.set_xscale("log")
+    if not numeric or len(values) <= _MOST_TICKS:
+        axes.set_xticks(values, list(where))
+        axes.minorticks_off()
     axes.set_xlabel(first.replace("$", r"\$"))
     axes.set_ylabel(f"{metric} ({'smaller' if smaller_is_better(metric) else 'larger'} is better)")
     axes.legend()

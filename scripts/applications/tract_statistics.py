@@ -14,7 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from scripts.applications.atlas_to_patient import CARRIED_FOLDER
-from scripts.errors import CohortError, ConfigurationError
+from scripts.errors import CohortError, ConfigurationError, shown
 from scripts.metrics.tracts import covered_share, weighted_statistics
 from scripts.runtime.inside import inside
 from scripts.runtime.progress import progress_bar
@@ -280,17 +280,18 @@ def _plot(path: Path, rows: list[dict[str, Any]]) -> None:
         if row["statistic"] in ("mean", "volume", "load", "presence") and row["value"] != "":
             panel = panels.setdefault((row["image"], row["statistic"]), {})
             panel.setdefault(row["tract"], []).append(row["value"])
-    shown = list(panels.items())[:_BIGGEST_PLOT]
-    columns = min(3, len(shown))
-    lines = -(-len(shown) // columns)
+    drawn = list(panels.items())[:_BIGGEST_PLOT]
+    columns = min(3, len(drawn))
+    lines = -(-len(drawn) // columns)
     figure = Figure(figsize=(4.2 * columns, 3.0 * lines), layout="constrained")
     FigureCanvasAgg(figure)
-    for number, ((image, statistic), values) in enumerate(shown, start=1):
+    for number, ((image, statistic), values) in enumerate(drawn, start=1):
         axis = figure.add_subplot(lines, columns, number)
         places = [index for index, tract in enumerate(tracts) if tract in values]
         axis.boxplot([values[tracts[index]] for index in places], positions=places, widths=0.5)
         unit = {"volume": " (mm³)", "load": " (share)", "presence": " (share)"}.get(statistic, "")
-        axis.set_title(f"{image}: {statistic}{unit}".replace("$", r"\$"), fontsize=9)
-        axis.set_xticks(places, [tracts[index].replace("$", r"\$") for index in places])
+        # Names are text: a $ in them begins no formula.
+        axis.set_title(shown(f"{image}: {statistic}{unit}"), fontsize=9, parse_math=False)
+        axis.set_xticks(places, [shown(tracts[index]) for index in places], parse_math=False)
         axis.tick_params(labelsize=8)
     figure.savefig(path, dpi=110)

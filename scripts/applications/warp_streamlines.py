@@ -15,6 +15,7 @@ from scripts.applications.subject_fields import subject_field
 from scripts.errors import CohortError, ConfigurationError
 from scripts.publishing.published_atlas import PublishedAtlas, open_atlas
 from scripts.runtime.file_names import ending_of, stem_of
+from scripts.runtime.inside import entries
 from scripts.runtime.progress import progress_bar
 from scripts.runtime.storage import (
     check_replaceable,
@@ -191,8 +192,11 @@ class StreamlineWarper:
 
     def _warp(self, way: _Way) -> None:
         source = way.tractogram.path
-        whole = [source] if source.is_file() else []  # a TRX may be a folder
-        watched = WatchedFiles([*whole, *(file.path for file in way.files)])
+        # A TRX may be a folder.
+        parts = [source] if source.is_file() else [one.path for one in entries(source)]
+        needed = [one for file in way.files for one in file.files()]
+        references = [] if way.reference is None else [way.reference]
+        watched = WatchedFiles([*parts, *needed, *references])
         transforms = [read_point_transform(file) for file in way.files]
         grid = None if way.reference is None else read_grid(way.reference)
         first = transforms[0]
@@ -229,7 +233,7 @@ class StreamlineWarper:
             about = {
                 "tractogram": {
                     "path": str(source),
-                    "sha256": watched.sha256(source) if whole else None,
+                    "sha256": watched.sha256(source) if source in parts else None,
                 },
                 "streamlines": count,
                 "points": outside.total,

@@ -169,6 +169,11 @@ class CrossValidation:
                     "--learned_atlas#resume false"
                 )
             return
+        if any(folder.glob("fold-*")):
+            raise CheckpointError(
+                f"{path}: is missing, so that nothing tells how the folds beside it were split; "
+                f"delete {folder}"
+            )
         write_checked(path, plan)
 
     # -- one fold --------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from scripts.errors import CohortError
+from scripts.errors import CohortError, StorageError
 from scripts.runtime.file_names import stem_of
 from scripts.runtime.input_files import FileError
 from scripts.runtime.storage import (
@@ -26,6 +26,7 @@ from scripts.spatial.image_files import (
 from scripts.spatial.orientation import require_right_angles
 
 __all__ = [
+    "check_earlier_density",
     "read_grid",
     "read_hashed_volume",
     "read_labels",
@@ -37,8 +38,10 @@ __all__ = [
     "written_name",
 ]
 
+_COUNTED = "tract_density_atlas: streamlines counted"  # in the header of such maps
 
-def write_map(path: str | Path, values: np.ndarray, grid: Grid) -> None:
+
+def write_map(path: str | Path, values: np.ndarray, grid: Grid, description: str = "") -> None:
     """Write a map with the affine, codes and units of the grid's header, float32, unscaled.
 
     A plane that was read from ``(X, Y, 1)`` is written with that shape.
@@ -48,6 +51,7 @@ def write_map(path: str | Path, values: np.ndarray, grid: Grid) -> None:
         values: ``(C, *grid.shape)``; one channel gives ``(X, Y, Z)``, several ``(X, Y, Z, C)``
             with Z = 1 for a plane.
         grid: of the cohort.
+        description: for the header, at most 79 characters.
     """
     volume = values[0] if len(values) == 1 else np.moveaxis(values, 0, -1)
     if len(grid.shape) == 2 and (len(values) > 1 or len(grid.header.get_data_shape()) > 2):
@@ -61,6 +65,7 @@ def write_map(path: str | Path, values: np.ndarray, grid: Grid) -> None:
         image.set_sform(grid.affine, code=1)
     units = grid.header.get_xyzt_units()[0]
     image.header.set_xyzt_units(xyz=units if units != "unknown" else "mm")
+    image.header["descrip"] = description.encode("ascii")
     write_nifti(path, image)
 
 
@@ -198,10 +203,29 @@ def read_reference(path: str | Path) -> Grid:
 
 
 def write_density(path: Path, density: np.ndarray, grid: Grid) -> None:
-    """Write a map, float32, with the codes and units of the grid's header; completely or not at
-    all."""
+    """Write a map of counted streamlines, float32, with the codes and units of the grid's header;
+    completely or not at all."""
     with write_whole(path) as staged:
-        write_map(staged, density[None], grid)
+        write_map(staged, density[None], grid, _COUNTED)
+
+
+def check_earlier_density(path: Path) -> None:
+    """Make sure that a file which `write_density` is to replace is a map that it wrote.
+
+    Raises:
+        StorageError: it is something else.
+    """
+    if not os.path.lexists(path):
+        return
+    try:
+        ours = bytes(open_image_file(path).image.header["descrip"].item()) == _COUNTED.encode()
+    except CohortError:
+        ours = False
+    if not ours:
+        raise StorageError(
+            f"{path}: would be replaced, but is no density map that this bundle counted; move it "
+            "elsewhere, or choose another file"
+        )
 
 
 def write_labels(path: str | Path, labels: np.ndarray, grid: Grid) -> None:

@@ -16,9 +16,11 @@ from nibabel.arrayproxy import ArrayProxy
 
 from scripts.errors import CohortError, ConfigurationError
 from scripts.runtime.file_names import ending_of, is_image_name
-from scripts.runtime.input_files import check_file, say
+from scripts.runtime.input_files import check_file, check_fits, say
+from scripts.runtime.inside import inside
 from scripts.settings.stack import UNITS
 from scripts.spatial.image_files import open_image_file, warn_of_remarks
+from scripts.spatial.zarr_folders import check_zarr, check_zarr_array
 from scripts.stack.libraries import require
 from scripts.stack.ome_metadata import ArrayMetadata, Multiscale, read_multiscale
 
@@ -129,6 +131,7 @@ class ZarrSections:
             CohortError: there is none, or not of three dimensions.
         """
         zarr = require("zarr")
+        check_zarr(path)
         try:
             node = zarr.open(str(path), mode="r")
             described: ArrayMetadata | None = None
@@ -137,7 +140,8 @@ class ZarrSections:
             elif array is not None:
                 raise CohortError(f"{path}: is an array itself, {key}.array must be null")
             attributes = dict(node.attrs)
-            store = path if not node.path else path / node.path
+            store = path if not node.path else inside(path, node.path, kind="folder")
+            check_zarr_array(store, node)
         except CohortError:
             raise
         except Exception as error:  # zarr raises errors of many kinds on damaged metadata
@@ -234,7 +238,7 @@ def _zarr_spacing(
     if given is not None:
         try:
             z, y, x = (float(value) for value in given)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise ValueError(f"its attribute spacing is {given!r}; must be z, y, x") from error
         return (z, y, x), unit
     return (described.spacing() if described is not None else None), unit
@@ -357,7 +361,7 @@ class FolderSections:
             with require("tifffile").TiffFile(path) as file:
                 if len(file.pages) != 1:
                     raise ValueError(f"has {len(file.pages)} pages; a file of a folder has one")
-                return _colours_last(file.pages[0].asarray())
+                return _colours_last(_page(path, file.pages[0]))
         return _colours_last(require("imageio.v3").imread(path, extension=path.suffix.lower()))
 
 
@@ -395,7 +399,17 @@ class TiffSections:
     def read(self, index: int) -> np.ndarray:
         """A section."""
         with require("tifffile").TiffFile(self.path) as file:
-            return _colours_last(file.pages[index].asarray())
+            return _colours_last(_page(self.path, file.pages[index]))
+
+
+def _page(path: Path, page: Any) -> np.ndarray:
+    """The values of a TIFF's page, whose header may claim any size.
+
+    Raises:
+        FileError: it doesn't fit into memory.
+    """
+    check_fits(path, 2 * page.nbytes)
+    return np.asarray(page.asarray())
 
 
 def _colours_last(values: np.ndarray) -> np.ndarray:
