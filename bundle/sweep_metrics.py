@@ -15,9 +15,11 @@ from scripts.runtime.storage import write_whole
 __all__ = ["NETWORKS", "best_run", "draw", "metrics_of", "smaller_is_better"]
 
 _FIRST = (
-    "label_dice", "distance", "overlap", "correlation", "presence_dice", "training_loss",
+    "label_dice", "distance", "overlap", "correlation", "presence_dice", "correlation_after",
+    "log_density_correlation_after", "steps_elastic_loss", "steps_affine_loss", "training_loss",
 )  # fmt: skip
-"""Metrics in the first columns of the table; the first of them that a job has chooses the run."""
+"""Metrics in the first columns of the table; the first of them that a job has chooses the run.
+Without any of them no run is named, because other numbers needn't say which is better."""
 
 NETWORKS = "models"
 """Folder of a run's networks, with unfinished work and single folds beside them."""
@@ -116,7 +118,7 @@ def best_run(
     Args:
         rows: of the table.
         varied: columns that are no metrics.
-        metric: that decides; None: the first that the runs have.
+        metric: that decides; None: the first of the usual ones that the runs have.
 
     Raises:
         TrainingError: no run has the metric.
@@ -128,7 +130,7 @@ def best_run(
         if name not in ("run", "status", "seconds", *varied)
     ]
     if metric is None:
-        metric = next((name for name in _FIRST if name in known), known[0] if known else None)
+        metric = next((name for name in _FIRST if name in known), None)
     elif done and metric not in (*known, "seconds"):
         raise TrainingError(
             f"--best {metric}: no run has this metric; must be one of {', '.join(known)}, seconds"
