@@ -14,6 +14,7 @@ import numpy as np
 
 from scripts.cohort.covariates import CovariateCoding
 from scripts.cohort.patterns import Rejection
+from scripts.cohort.subject_images import SubjectImages
 from scripts.cohort.tractogram_maps import CountedMap
 from scripts.errors import shown
 from scripts.spatial.grid import CropBox, Grid, StorageOrder
@@ -133,6 +134,7 @@ class Cohort:
         sums: per subject, the sum of its normalised density.
         without_map: folders of the dataset that contain no map.
         coding: of the subjects' covariates; None if the settings request none.
+        labels: the subjects' label maps; None if the settings request none.
     """
 
     subjects: tuple[Subject, ...]
@@ -146,6 +148,7 @@ class Cohort:
     sums: tuple[float, ...] = ()
     without_map: tuple[str, ...] = ()
     coding: CovariateCoding | None = None
+    labels: SubjectImages | None = None
 
     def datalist(self) -> list[dict[str, Any]]:
         """One dictionary per subject, see `Subject.item`."""
@@ -158,8 +161,8 @@ class Cohort:
         return np.stack([self.coding.code(dict(one.covariates)) for one in self.subjects])
 
     def files(self) -> list[Path]:
-        """Every map that a subject's density is made of, and its tractogram."""
-        return files_of(self.subjects)
+        """Every map that a subject's density is made of, its tractogram and its labels."""
+        return [*files_of(self.subjects), *(self.labels.paths() if self.labels else ())]
 
     def table(self) -> str:
         """The used and the rejected subjects, with reasons, as lines of text."""
@@ -197,6 +200,7 @@ class Cohort:
             ],
             "rejected": [asdict(rejection) for rejection in self.rejected],
             "without_map": list(self.without_map),
+            **({"labels": self.labels.as_dict()} if self.labels else {}),
         }
 
 
@@ -207,10 +211,11 @@ class NewSubjects:
     subjects: tuple[Subject, ...]
     rejected: tuple[Rejection, ...] = field(default=())
     coding: CovariateCoding | None = None
+    labels: SubjectImages | None = None
 
     def files(self) -> list[Path]:
         """As `Cohort.files`."""
-        return files_of(self.subjects)
+        return [*files_of(self.subjects), *(self.labels.paths() if self.labels else ())]
 
     def datalist(self) -> list[dict[str, Any]]:
         """As `Cohort.datalist`."""

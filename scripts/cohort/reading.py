@@ -25,6 +25,7 @@ from scripts.cohort.discovery import (
 )
 from scripts.cohort.inspection import Inspection, inspect_all
 from scripts.cohort.patterns import Rejection
+from scripts.cohort.subject_images import SubjectImages, find_subject_images
 from scripts.cohort.tractogram_maps import counting_for
 from scripts.errors import CohortError, ConfigurationError, shown
 from scripts.runtime.file_names import is_image_name
@@ -127,6 +128,7 @@ def read_cohort(
         _check_coded(subjects, coding)
     crop = pool.box.grown(request.cohort.margin, pool.grid.shape)
     mean = pool.box.within(crop).paste(pool.total / len(subjects), crop.shape)
+    labels = _labels(subjects, root if files is None else Path(), pool.grid, request)
     logger.info("cohort of %d subjects, %d left out", len(subjects), len(left_out))
     return Cohort(
         subjects=subjects,
@@ -140,6 +142,29 @@ def read_cohort(
         sums=tuple(pool.sums),
         without_map=found.without_map,
         coding=coding,
+        labels=labels,
+    )
+
+
+def _labels(
+    subjects: Sequence[Subject],
+    root: Path,
+    grid: Grid,
+    request: CohortRequest,
+    new: bool = False,
+) -> SubjectImages | None:
+    """The label maps that a request names; new subjects may have none."""
+    if request.cohort.labels is None:
+        return None
+    return find_subject_images(
+        request.cohort.labels,
+        root,
+        [subject.name for subject in subjects],
+        grid,
+        request.key("labels"),
+        request.cohort.grid_tolerance,
+        resample=new and request.cohort.resample,
+        required=not new,
     )
 
 
@@ -255,7 +280,9 @@ def read_new_subjects(
     if coding is not None:
         described = _described(subjects, known)
         _check_coded(described, coding)
-    return NewSubjects(described, tuple(rejected), coding)
+    root = folder or Path()
+    labels = _labels(described, root, grid, request, new=True)
+    return NewSubjects(described, tuple(rejected), coding, labels)
 
 
 def _find_new(

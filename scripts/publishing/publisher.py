@@ -22,6 +22,7 @@ from scripts.publishing.description import as_json, description, write_descripti
 from scripts.publishing.emission import Emission, Emitted, Templates, Velocities, naming
 from scripts.publishing.quality_page import quality_page
 from scripts.publishing.statistics import DensityStatistics
+from scripts.publishing.subject_maps import GROUP_FOLDER, WARPED_FOLDER, map_name, write_group
 from scripts.runtime.processes import StoppedElsewhere, barrier, from_first
 from scripts.runtime.storage import check_replaceable, publish_folder
 from scripts.settings.atlas import LearnedAtlasConfig
@@ -145,6 +146,7 @@ class AtlasPublisher:
         """Write everything that is written once. Closing the stack publishes the folder."""
         with naming(self.folder):
             shown = self._write_maps(staging, emitted.statistics, templates)
+            self._write_group(staging, emitted)
             about = self._description(emitted)
             (staging / "jacobian.json").write_text(as_json(emitted.jacobians))
             (staging / "quality.html").write_text(self._page(about, emitted, templates, shown))
@@ -196,6 +198,26 @@ class AtlasPublisher:
                 title = name if len(statistics) == 1 else f"template {k + 1}: {name}"
                 shown[title] = crop.crop(maps[name]).max(axis=0)
         return shown
+
+    def _write_group(self, staging: Path, emitted: Emitted) -> None:
+        """The 4-D files of the subjects' maps, if there are such maps."""
+        if not emitted.maps:
+            return
+        (staging / GROUP_FOLDER).mkdir()
+        assigned = self.velocities.assignment.argmax(1).tolist()
+        names = [subject.name for subject in self.cohort.subjects]
+        write_group(
+            staging / GROUP_FOLDER,
+            {
+                name: {kind: staging / WARPED_FOLDER / map_name(name, kind) for kind in kinds}
+                for name, kinds in emitted.maps.items()
+            },
+            self.cohort.grid,
+            self.cohort.tracts,
+            None
+            if self.network.n_templates == 1
+            else {name: k + 1 for name, k in zip(names, assigned, strict=True)},
+        )
 
     def _page(
         self,

@@ -6,6 +6,7 @@ import json
 import logging
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import torch
@@ -27,6 +28,7 @@ from scripts.publishing.sidecars import (
     is_own_dataset,
     write_json,
 )
+from scripts.publishing.subject_maps import SubjectMaps, map_name, write_group
 from scripts.runtime.ownership import check_earlier_report
 from scripts.runtime.storage import check_replaceable, publish_folder, write_whole
 from scripts.runtime.write_behind import WriteBehind
@@ -46,12 +48,14 @@ class RegistrationWriter:
 
     ``<folder>/<subject>/`` contains both fields, ``<subject>_space-template_density.nii.gz``,
     ``atlas_in_patient_space/atlas_mean.nii.gz`` and ``registration.json``. A subject whose field
-    fails its check is left out; the others are finished before the run ends with an error.
+    fails its check is left out; the others are finished before the run ends with an error. With
+    save_warped or save_jacobians, ``<folder>_group`` contains the 4-D files of all subjects.
 
     Args:
         network: as published.
         subjects: the subjects of the evaluator.
-        settings: save_fields, verify_jacobian and presence_value are used.
+        settings: save_fields, save_warped, save_jacobians, verify_jacobian and presence_value are
+            used.
         loss: of the training, reported before and after.
         folder: destination of the subjects' folders.
     """
@@ -74,6 +78,12 @@ class RegistrationWriter:
         self.weights = weights_identity(self.network)
         self.failed: list[str] = []
         folders = [self.folder / name for name in self.subjects]
+        self.labels = subjects.labels
+        self.maps = SubjectMaps(self.grid, settings.save_warped, settings.save_jacobians)
+        self.written: dict[str, tuple[int, list[str]]] = {}
+        self.group = self.folder.with_name(f"{self.folder.name}_group")
+        if self.maps.warped or self.maps.jacobians:
+            folders.append(self.group)
         check_replaceable(*folders, inputs=subjects.files())
         check_earlier_report(self.folder / _DESCRIPTION, is_own_dataset)
         self.behind = WriteBehind()
@@ -96,6 +106,7 @@ class RegistrationWriter:
         if done:
             with write_whole(self.folder / _DESCRIPTION) as path:
                 write_json(path, dataset_description("Subjects registered to a learned atlas"))
+            self._publish_group()
         logger.info("%d of %d subjects registered, in %s", done, len(self.subjects), self.folder)
         if self.failed:
             raise FoldingError(
@@ -136,13 +147,43 @@ class RegistrationWriter:
         report = self._report(item, image, inside[0].cpu().numpy(), atlas, found)
         moved = found.subject_in_template(density)[0].cpu().numpy()
         fields = [u[0].cpu().numpy() for u in (found.to_template, found.to_subject)]
-        self.behind.write(self._publish, name, fields, moved, atlas, report)
+        wanted = self.labels is not None and self.maps.warped
+        labels = self.labels.read(name) if wanted and self.labels is not None else None
+        maps = self.maps.of(found, moved, labels)
+        if maps:
+            self.written[name] = (int(item["template"]) + 1, list(maps))
+        maps.setdefault("density", moved)
+        self.behind.write(self._publish, name, fields, maps, atlas, report)
+
+    def _publish_group(self) -> None:
+        """The 4-D files of all subjects that were registered, in the order of their names."""
+        if not self.written:
+            return
+        names = sorted(self.written)
+        with publish_folder(self.group) as staging:
+            write_group(
+                staging,
+                {
+                    name: {
+                        kind: self.folder / name / map_name(name, kind)
+                        for kind in self.written[name][1]
+                    }
+                    for name in names
+                },
+                self.grid,
+                self.network.description["tracts"],
+                None
+                if self.network.n_templates == 1
+                else {name: self.written[name][0] for name in names},
+            )
+            about = dataset_description("Subjects registered to a learned atlas, in 4-D files")
+            write_json(staging / _DESCRIPTION, about)
 
     def _publish(
         self,
         name: str,
         fields: list[np.ndarray],
-        moved: np.ndarray,
+        maps: dict[str, np.ndarray],
         atlas: np.ndarray,
         report: dict[str, Any],
     ) -> None:
@@ -151,7 +192,8 @@ class RegistrationWriter:
             if self.settings.save_fields:
                 for file, field in zip(field_names(name), fields, strict=True):
                     write_field(staging / file, field, self.grid)
-            write_map(staging / f"{name}_space-template_density.nii.gz", moved, self.grid)
+            reference = f"bids::{quote(name + '/' + map_name(name, 'density'))}"
+            self.maps.write(staging, name, maps, reference)
             (staging / "atlas_in_patient_space").mkdir()
             write_map(staging / "atlas_in_patient_space/atlas_mean.nii.gz", atlas, self.grid)
             paths = [one.path for one in self.subjects[name].maps]

@@ -35,6 +35,7 @@ __all__ = [
     "SubjectSearch",
     "check_exclude",
     "check_pattern",
+    "check_subject_image",
     "check_subjects",
     "check_tracts",
 ]
@@ -55,6 +56,7 @@ OUTPUT_FOLDERS = frozenset(
         "learned_atlas",
         "refined",
         "registered",
+        "registered_group",
         "registered_elastic",
         "registered_stack",
         "snapshots",
@@ -96,6 +98,15 @@ def check_exclude(names: list[str]) -> list[str]:
     """Check distinct, non-empty names."""
     check_names(names)
     return names
+
+
+def check_subject_image(path: str | None) -> str | None:
+    """Check the path of one more image per subject: {subject} and no other placeholder."""
+    if path is not None:
+        check_placeholders(path, ("subject",))
+        if "{subject}" not in path:
+            raise ValueError("has no {subject}")
+    return path
 
 
 def check_tracts(names: list[str]) -> list[str]:
@@ -171,6 +182,14 @@ class LearnedAtlasCohortConfig(Section):
         "hidden folder `.density_maps` in the dataset folder.",
         "null or the path of a folder",
     )
+    labels: FilePath | None = setting(
+        None,
+        "Path of each subject's label map, with `{subject}` for the subject's name: whole numbers "
+        "on the grid of the subject's density map, 0 for background. The atlas fuses them in "
+        "template space. Relative to the dataset folder (to the current folder for maps that are "
+        "given one by one), or absolute. A subject without the file has no labels.",
+        "null or a path with {subject} to a NIfTI file",
+    )
     normalisation: Literal["waytotal", "streamline_density", "max", "none"] = setting(
         "waytotal",
         "What each map is divided by: the sum of its waytotal file (for a tractogram: the number "
@@ -228,6 +247,8 @@ class LearnedAtlasCohortConfig(Section):
     _exclude = field_validator("exclude")(check_exclude)
 
     _tracts = field_validator("tracts")(check_tracts)
+
+    _subject_images = field_validator("labels")(check_subject_image)
 
 
 # ---------------------------------------------------------------------------------------------
