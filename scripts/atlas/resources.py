@@ -21,13 +21,15 @@ _PAGES = 4_000_000  # reports, pictures, logs: nearly constant
 def output_bytes(cohort: Cohort, settings: LearnedAtlasConfig) -> dict[str, int]:
     """Largest size of what a run writes to ``output_dir``, by purpose.
 
-        Counts floats without any compression, over the cohort's box: outside it fields are constant and
-        maps are 0, which compresses to almost nothing. An earlier atlas stays until the new one is
-        complete, so its space doesn't count as free.
+    Counts floats without any compression, over the cohort's box: outside it fields are constant and
+    maps are 0, which compresses to almost nothing. An earlier atlas stays until the new one is
+    complete, so its space doesn't count as free.
 
-        Returns:
-            ``fields`` = 2 N 3 B floats (three components in planes as well) and ``maps`` = K M C B,
-    XX"""
+    Returns:
+        ``fields`` = 2 N 3 B floats (three components in planes as well), ``maps`` = K M C B and,
+        with save_warped or save_jacobians, ``warped``, see `warped_bytes`, for N subjects, K
+        templates, M maps, C channels and B voxels in the box; ``reports``.
+    """
     box = math.prod(cohort.crop.shape)
     maps = settings.model.n_templates * len(settings.emit_baseline_maps) * settings.model.channels
     fields = 2 * len(cohort.subjects) * 3 if settings.save_fields else 0
