@@ -15,7 +15,7 @@ import torch
 from monai.transforms import Compose
 
 from scripts.atlas.cohort_refinement import CohortRefinement
-from scripts.atlas.components import cohort_refinement
+from scripts.atlas.components import cohort_refinement, refuse_masks
 from scripts.atlas.network import AtlasNetwork
 from scripts.atlas.network_velocities import NetworkVelocities
 from scripts.atlas.published_model import (
@@ -123,6 +123,7 @@ def open_published_cohort(
         StorageError: if there isn't room for what the run writes, or the atlas's folder can't be
             replaced.
     """
+    refuse_masks(settings)
     coding = published_coding(network)
     replaced = None if written is None else Path(written) / settings.output_subdir
     if replaced is not None:

@@ -206,20 +206,36 @@ class Cohort:
 
 @dataclass(frozen=True, eq=False)
 class NewSubjects:
-    """Subjects to register to an existing atlas; checked against its grid."""
+    """Subjects to register to an existing atlas; checked against its grid.
+
+    Attributes:
+        subjects: the usable ones.
+        rejected: subjects left out, with the reason.
+        coding: of their covariates; None if the atlas has none.
+        labels: their label maps; None if the settings request none.
+        masks: their voxels that don't count; None if the settings request none.
+    """
 
     subjects: tuple[Subject, ...]
     rejected: tuple[Rejection, ...] = field(default=())
     coding: CovariateCoding | None = None
     labels: SubjectImages | None = None
+    masks: SubjectImages | None = None
 
     def files(self) -> list[Path]:
         """As `Cohort.files`."""
-        return [*files_of(self.subjects), *(self.labels.paths() if self.labels else ())]
+        further = [one for one in (self.labels, self.masks) if one is not None]
+        return [*files_of(self.subjects), *(path for one in further for path in one.paths())]
 
     def datalist(self) -> list[dict[str, Any]]:
-        """As `Cohort.datalist`."""
-        return [subject.item(self.coding) for subject in self.subjects]
+        """As `Cohort.datalist`, with ``mask``, path and hash, of a subject that has one."""
+        items = [subject.item(self.coding) for subject in self.subjects]
+        masks = {} if self.masks is None else self.masks.files
+        for item in items:
+            mask = masks.get(item["subject"])
+            if mask is not None:
+                item["mask"] = [str(mask.path), mask.sha256]
+        return items
 
 
 # ---------------------------------------------------------------------------------------------

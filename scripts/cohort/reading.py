@@ -24,6 +24,7 @@ from scripts.cohort.discovery import (
     find_subjects,
 )
 from scripts.cohort.inspection import Inspection, inspect_all
+from scripts.cohort.masks import subjects_without_masked
 from scripts.cohort.patterns import Rejection
 from scripts.cohort.subject_images import SubjectImages, find_subject_images
 from scripts.cohort.tractogram_maps import counting_for
@@ -282,7 +283,19 @@ def read_new_subjects(
         _check_coded(described, coding)
     root = folder or Path()
     labels = _labels(described, root, grid, request, new=True)
-    return NewSubjects(described, tuple(rejected), coding, labels)
+    masks = None
+    if request.cohort.mask is not None:
+        masks = find_subject_images(
+            request.cohort.mask,
+            root,
+            [subject.name for subject in described],
+            grid,
+            request.key("mask"),
+            request.cohort.grid_tolerance,
+            resample=request.cohort.resample,
+        )
+        described = subjects_without_masked(described, masks, request)
+    return NewSubjects(described, tuple(rejected), coding, labels, masks)
 
 
 def _find_new(

@@ -17,6 +17,7 @@ from scripts.atlas.network import AtlasNetwork, density_of
 from scripts.atlas.published_components import open_new_subjects
 from scripts.atlas.published_model import published_geometry
 from scripts.atlas.registration import fields_of
+from scripts.atlas.subject_masks import SubjectMasks
 from scripts.atlas.training_step import bare
 from scripts.cohort import NewSubjects, read_cohort
 from scripts.errors import CohortError, TrainingError
@@ -109,6 +110,7 @@ class EvaluationWriter:
         settings: presence_value is used, the others are recorded.
         average: of the training cohort, see `training_average`.
         output_dir: the table goes to its folder ``evaluation``.
+        masks: voxels of the subjects that don't count; None: all count.
     """
 
     def __init__(
@@ -118,7 +120,9 @@ class EvaluationWriter:
         settings: LearnedAtlasConfig,
         average: np.ndarray | None,
         output_dir: str | Path,
+        masks: SubjectMasks | None = None,
     ) -> None:
+        self.masks = masks
         self.network = bare(network)
         self.subjects = subjects
         self.settings = settings
@@ -167,9 +171,13 @@ class EvaluationWriter:
         self.counts[k] += 1
         self.slopes.append(sharpness(subject, offset, self.grid.spacing)[1])
         values: Row = {"subject": item["subject"], "template": k + 1}
+        # The subject is 0 in voxels that don't count.
+        valid = None if self.masks is None else self.masks.valid(item["subject"])
         for suffix, atlas in (
             ("", carried), ("_unregistered", template), ("_average", self.average),
         ):  # fmt: skip
+            if atlas is not None and valid is not None:
+                atlas = np.where(valid, atlas, 0)
             both = (None, None) if atlas is None else likeness(subject, atlas, offset, presence)
             values[f"correlation{suffix}"], values[f"presence_dice{suffix}"] = both
         values |= field_measures(found, self.crop, subject, template)

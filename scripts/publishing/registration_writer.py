@@ -16,11 +16,13 @@ from monai.utils import convert_to_tensor
 from scripts.atlas.network import density_of
 from scripts.atlas.published_model import published_geometry
 from scripts.atlas.registration import Registration, fields_of
+from scripts.atlas.subject_masks import SubjectMasks
 from scripts.atlas.training_step import bare
 from scripts.cohort import NewSubjects
 from scripts.errors import CohortError, FoldingError
 from scripts.losses.atlas_loss import AtlasLoss
 from scripts.metrics import dice, log_density_correlation
+from scripts.metrics.misfit import local_misfit, poor_regions
 from scripts.networks.described import weights_identity
 from scripts.publishing.sidecars import (
     dataset_description,
@@ -40,6 +42,14 @@ __all__ = ["RegistrationWriter"]
 
 logger = logging.getLogger(__name__)
 
+_MISFIT = {
+    "Description": "Local misfit of the atlas in the subject's space: share of the presence in a "
+    "window that subject and atlas don't have in common; 0 where both are absent, or a voxel "
+    "doesn't count",
+    "Units": "1",
+}
+_POOR = 0.8  # local misfit above which the fit is poor
+_LEAST = 0.5  # of the volume of a window: smaller poor regions are edges of tracts
 _DESCRIPTION = "dataset_description.json"
 
 
@@ -47,7 +57,8 @@ class RegistrationWriter:
     """Writes the registration of each subject, completely or not at all.
 
     ``<folder>/<subject>/`` contains both fields, ``<subject>_space-template_density.nii.gz``,
-    ``atlas_in_patient_space/atlas_mean.nii.gz`` and ``registration.json``. A subject whose field
+    ``atlas_in_patient_space/atlas_mean.nii.gz``, ``<subject>_misfit.nii.gz`` (see `local_misfit`)
+    and ``registration.json``. A warning names regions of poor fit. A subject whose field
     fails its check is left out; the others are finished before the run ends with an error. With
     save_warped or save_jacobians, ``<folder>_group`` contains the 4-D files of all subjects.
 
@@ -58,6 +69,7 @@ class RegistrationWriter:
             used.
         loss: of the training, reported before and after.
         folder: destination of the subjects' folders.
+        masks: voxels of the subjects that don't count; None: all count.
     """
 
     def __init__(
@@ -67,8 +79,10 @@ class RegistrationWriter:
         settings: LearnedAtlasConfig,
         loss: AtlasLoss,
         folder: str | Path,
+        masks: SubjectMasks | None = None,
     ) -> None:
         self.network = bare(network)
+        self.masks = masks
         self.subjects = {subject.name: subject for subject in subjects.subjects}
         self.rejected = subjects.rejected
         self.settings = settings
@@ -144,7 +158,10 @@ class RegistrationWriter:
         density = inside.new_zeros((1, self.network.channels, *self.grid.shape))
         self.crop.crop(density)[...] = inside
         atlas = convert_to_tensor(item["density"], track_meta=False).cpu().numpy()
-        report = self._report(item, image, inside[0].cpu().numpy(), atlas, found)
+        valid = None if self.masks is None else self.masks.valid(name)
+        misfit = self._misfit(name, inside[0].cpu().numpy(), atlas, valid)
+        report = self._report(item, image, inside[0].cpu().numpy(), atlas, found, valid)
+        report["poor_fit"] = self._poor_fit(name, misfit)
         moved = found.subject_in_template(density)[0].cpu().numpy()
         fields = [u[0].cpu().numpy() for u in (found.to_template, found.to_subject)]
         wanted = self.labels is not None and self.maps.warped
@@ -153,7 +170,7 @@ class RegistrationWriter:
         if maps:
             self.written[name] = (int(item["template"]) + 1, list(maps))
         maps.setdefault("density", moved)
-        self.behind.write(self._publish, name, fields, maps, atlas, report)
+        self.behind.write(self._publish, name, fields, maps, atlas, misfit, report)
 
     def _publish_group(self) -> None:
         """The 4-D files of all subjects that were registered, in the order of their names."""
@@ -185,6 +202,7 @@ class RegistrationWriter:
         fields: list[np.ndarray],
         maps: dict[str, np.ndarray],
         atlas: np.ndarray,
+        misfit: np.ndarray,
         report: dict[str, Any],
     ) -> None:
         """Write one subject's folder, while the next one is registered."""
@@ -196,6 +214,8 @@ class RegistrationWriter:
             self.maps.write(staging, name, maps, reference)
             (staging / "atlas_in_patient_space").mkdir()
             write_map(staging / "atlas_in_patient_space/atlas_mean.nii.gz", atlas, self.grid)
+            write_map(staging / f"{name}_misfit.nii.gz", misfit[None], self.grid)
+            write_json(staging / f"{name}_misfit.json", {**_MISFIT, "Window": self._window()})
             paths = [one.path for one in self.subjects[name].maps]
             describe_registration(staging, name, paths, self.settings.cohort.normalisation)
             (staging / "registration.json").write_text(json.dumps(report, indent=1) + "\n")
@@ -209,6 +229,45 @@ class RegistrationWriter:
             min(s["corner_min"] for s in report["jacobian"].values()),
             report["seconds"],
         )
+
+    def _window(self) -> int:
+        """Side of the window of the misfit, voxels: that of the training's loss."""
+        return self.settings.loss.window
+
+    def _misfit(
+        self, name: str, subject: np.ndarray, atlas: np.ndarray, valid: torch.Tensor | None
+    ) -> np.ndarray:
+        """The local misfit on the whole grid."""
+        inside = local_misfit(
+            subject,
+            self.crop.crop(atlas),
+            self.network.log_offset,
+            self._window(),
+            None if valid is None else valid[0].numpy(),
+        )
+        return self.crop.paste(inside, self.grid.shape)
+
+    def _poor_fit(self, name: str, misfit: np.ndarray) -> list[dict[str, object]]:
+        """Regions of poor fit, and a warning that names them."""
+        least = _LEAST * float(np.prod([self._window() * step for step in self.grid.spacing]))
+        regions = poor_regions(misfit, self.grid.affine, _POOR, least)
+        if regions:
+            places = "; ".join(
+                f"{one.volume / 1000:.1f} ml around ({', '.join(f'{x:.0f}' for x in one.centre)}) "
+                "mm (RAS)"
+                for one in regions[:3]
+            )
+            more = f" and {len(regions) - 3} more" if len(regions) > 3 else ""
+            logger.warning(
+                "subject %s: the atlas fits poorly in %s%s, see %s_misfit.nii.gz; if this is a "
+                "lesion or a cut field of view, give a mask of it with "
+                "--learned_atlas#cohort#mask",
+                name,
+                places,
+                more,
+                name,
+            )
+        return [one.as_dict() for one in regions]
 
     def _failure(self, found: Registration) -> str | None:
         if not found.finite:
@@ -224,6 +283,7 @@ class RegistrationWriter:
         subject: np.ndarray,
         atlas: np.ndarray,
         found: Registration,
+        valid: torch.Tensor | None,
     ) -> dict[str, Any]:
         """``registration.json``: how well the atlas fits, and the origin of the fit."""
         k = int(item["template"])
@@ -238,6 +298,8 @@ class RegistrationWriter:
             start = self.network.covariate_velocity(covariates)
         presence, offset = self.settings.presence_value, self.network.log_offset
         own = subject > 0
+        if valid is not None:  # the subject is 0 where voxels don't count
+            before, here = (np.where(valid.numpy(), one, 0) for one in (before, here))
         return {
             "subject": item["subject"],
             "maps": [
@@ -246,6 +308,7 @@ class RegistrationWriter:
                 for one in self.subjects[item["subject"]].maps
             ],
             **self._covariates(item["subject"]),
+            "mask": None if self.masks is None else self.masks.record(item["subject"]),
             "normalisation": self.settings.cohort.normalisation,
             "training_space": self.settings.training_space,
             "weights": self.weights,
@@ -253,8 +316,8 @@ class RegistrationWriter:
             "n_templates": self.network.n_templates,
             "refinement_iterations": self.settings.refine.new_subject_iterations,
             "loss": {
-                "before": self._losses(image, start, k, covariates),
-                "after": self._losses(image, velocity, k, covariates),
+                "before": self._losses(image, start, k, covariates, valid),
+                "after": self._losses(image, velocity, k, covariates, valid),
             },
             "log_density_correlation": {
                 "support": "density of the subject > 0",
@@ -282,6 +345,7 @@ class RegistrationWriter:
         velocity: torch.Tensor,
         k: int,
         covariates: torch.Tensor | None = None,
+        valid: torch.Tensor | None = None,
     ) -> dict[str, float]:
         """The terms as used by the refinement: smoothness of the part that covariates don't
         explain."""
@@ -289,4 +353,6 @@ class RegistrationWriter:
         warped = network.warped_template(network.displacement(velocity), k, covariates)
         if covariates is not None:
             velocity = velocity - network.covariate_velocity(covariates)
-        return {name: float(term) for name, term in self.loss(warped, image, velocity).items()}
+        where = None if valid is None else valid[None].to(image.device)
+        terms = self.loss(warped, image, velocity, valid=where)
+        return {name: float(term) for name, term in terms.items()}

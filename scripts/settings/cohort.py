@@ -190,6 +190,14 @@ class LearnedAtlasCohortConfig(Section):
         "given one by one), or absolute. A subject without the file has no labels.",
         "null or a path with {subject} to a NIfTI file",
     )
+    mask: FilePath | None = setting(
+        None,
+        "Path of each new subject's mask of voxels that don't count, such as a lesion, with "
+        "`{subject}`: whole numbers, not 0 where a voxel doesn't count. `register` and `evaluate` "
+        "leave these voxels out, and the field there continues the field around them. Relative or "
+        "absolute as `labels`. A subject without the file has no such voxels.",
+        "null or a path with {subject} to a NIfTI file",
+    )
     normalisation: Literal["waytotal", "streamline_density", "max", "none"] = setting(
         "waytotal",
         "What each map is divided by: the sum of its waytotal file (for a tractogram: the number "
@@ -248,7 +256,7 @@ class LearnedAtlasCohortConfig(Section):
 
     _tracts = field_validator("tracts")(check_tracts)
 
-    _subject_images = field_validator("labels")(check_subject_image)
+    _subject_images = field_validator("labels", "mask")(check_subject_image)
 
 
 # ---------------------------------------------------------------------------------------------
