@@ -135,6 +135,7 @@ class Cohort:
         without_map: folders of the dataset that contain no map.
         coding: of the subjects' covariates; None if the settings request none.
         labels: the subjects' label maps; None if the settings request none.
+        label_names: of the labels that have one.
     """
 
     subjects: tuple[Subject, ...]
@@ -149,6 +150,7 @@ class Cohort:
     without_map: tuple[str, ...] = ()
     coding: CovariateCoding | None = None
     labels: SubjectImages | None = None
+    label_names: Mapping[int, str] = field(default_factory=dict)
 
     def datalist(self) -> list[dict[str, Any]]:
         """One dictionary per subject, see `Subject.item`."""

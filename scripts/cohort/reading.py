@@ -24,6 +24,7 @@ from scripts.cohort.discovery import (
     find_subjects,
 )
 from scripts.cohort.inspection import Inspection, inspect_all
+from scripts.cohort.label_names import read_label_names
 from scripts.cohort.masks import subjects_without_masked
 from scripts.cohort.patterns import Rejection
 from scripts.cohort.subject_images import SubjectImages, find_subject_images
@@ -144,7 +145,13 @@ def read_cohort(
         without_map=found.without_map,
         coding=coding,
         labels=labels,
+        label_names=_label_names(root, request) if labels is not None else {},
     )
+
+
+def _label_names(root: Path, request: CohortRequest) -> dict[int, str]:
+    path = request.cohort.label_names
+    return {} if path is None else read_label_names(root / path, request.key("label_names"))
 
 
 def _labels(

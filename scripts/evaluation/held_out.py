@@ -16,11 +16,12 @@ from scripts.atlas.building import TRAINED_ON_DIGITS
 from scripts.atlas.network import AtlasNetwork, density_of
 from scripts.atlas.published_components import open_new_subjects
 from scripts.atlas.published_model import published_geometry
-from scripts.atlas.registration import fields_of
+from scripts.atlas.registration import Registration, fields_of
 from scripts.atlas.subject_masks import SubjectMasks
 from scripts.atlas.training_step import bare
 from scripts.cohort import NewSubjects, read_cohort
 from scripts.errors import CohortError, TrainingError
+from scripts.evaluation.label_overlap import LabelOverlap
 from scripts.evaluation.measures import field_measures, likeness, sharpness
 from scripts.evaluation.report import Row, publish_evaluation, table
 from scripts.networks.described import weights_identity
@@ -135,6 +136,9 @@ class EvaluationWriter:
         self.slopes: list[float] = []
         self.moved = np.zeros((len(self.templates), len(self.grid.shape), *self.crop.shape))
         self.counts = np.zeros(len(self.templates), dtype=int)
+        self.labels: LabelOverlap | None = None
+        if subjects.labels is not None and subjects.labels.files:
+            self.labels = LabelOverlap(subjects.labels, len(self.templates), self._fields)
         self._bar: Any = None
 
     def attach(self, engine: Engine) -> None:
@@ -164,7 +168,9 @@ class EvaluationWriter:
         template = self.templates[k]
         if "covariates" in item:
             template = self.network.template_density(item["covariates"][None])[0].cpu().numpy()
-        found = fields_of(self.network, item["velocity"][None], self.crop, self.grid.shape)
+        found = self._fields(item["velocity"][None])
+        if self.labels is not None:
+            self.labels.add(item["subject"], k, item["velocity"][None], found)
         if not found.finite:
             raise TrainingError(f"the field of subject {item['subject']} is not finite")
         self.moved[k] += self.crop.crop(found.to_template[0]).double().cpu().numpy()
@@ -183,6 +189,23 @@ class EvaluationWriter:
         values |= field_measures(found, self.crop, subject, template)
         return {**values, "seconds": round(float(item["seconds"]), 3)}
 
+    def _fields(self, velocity: torch.Tensor) -> Registration:
+        """Both fields of a velocity on the whole grid."""
+        velocity = velocity.to(self.network.template.device)
+        return fields_of(self.network, velocity, self.crop, self.grid.shape)
+
+    def _label_rows(self) -> list[Row]:
+        """Dice of each subject's labels; their mean goes to the subject's row."""
+        scores = {} if self.labels is None else self.labels.finish()
+        for row in self.rows:
+            own = scores.get(row["subject"])
+            row["label_dice"] = float(np.mean(list(own.values()))) if own else None
+        return [
+            {"subject": subject, "label": label, "dice": value}
+            for subject, own in scores.items()
+            for label, value in own.items()
+        ]
+
     def finish(self, engine: Engine) -> None:
         """Publish and print the results.
 
@@ -190,6 +213,7 @@ class EvaluationWriter:
             StorageError: it can't be written.
         """
         self._bar.close()
+        labels = self._label_rows()
         publish_evaluation(
             self.folder,
             self.rows,
@@ -205,6 +229,7 @@ class EvaluationWriter:
                 ],
                 "settings": self.settings.as_dict(),
             },
+            labels,
         )
         print(table(self.rows), flush=True)
         logger.info("%d subjects evaluated, in %s", len(self.rows), self.folder)

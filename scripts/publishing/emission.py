@@ -33,6 +33,7 @@ from scripts.runtime.storage import file_hash
 from scripts.runtime.write_behind import WriteBehind
 from scripts.settings.atlas import LearnedAtlasConfig
 from scripts.spatial.fields import field_names, write_field
+from scripts.spatial.label_fusion import LabelSums, label_shares
 
 __all__ = [
     "NEGLIGIBLE_SHARE",
@@ -100,6 +101,7 @@ class Emitted:
         grids: their fields.
         hashes: SHA-256 of the field files, by name.
         maps: kinds of maps in template space that were written, by subject.
+        labels: sums of the subjects' labels, one per template; empty without labels.
     """
 
     statistics: list[DensityStatistics]
@@ -110,6 +112,7 @@ class Emitted:
     grids: dict[str, np.ndarray] = field(default_factory=dict)
     hashes: dict[str, str] = field(default_factory=dict)
     maps: dict[str, list[str]] = field(default_factory=dict)
+    labels: list[LabelSums] = field(default_factory=list)
 
     def merge(self, other: Emitted) -> None:
         """Add the results of another process."""
@@ -121,6 +124,8 @@ class Emitted:
         self.grids |= other.grids
         self.hashes |= other.hashes
         self.maps |= other.maps
+        for fused, others in zip(self.labels, other.labels, strict=True):
+            fused.merge(others)
 
     def sort(self, names: Sequence[str]) -> None:
         """Sort everything into the order of the cohort."""
@@ -191,6 +196,8 @@ class Emission:
                 for _ in range(self.network.n_templates)
             ]
         )
+        if self.cohort.labels is not None:
+            emitted.labels = [LabelSums(grid.shape) for _ in range(self.network.n_templates)]
         # Sum of the fields, and of their mean squared lengths.
         moves = (
             torch.zeros(len(grid.shape), *grid.shape, device=self.device),
@@ -274,7 +281,10 @@ class Emission:
                     displacement = field[0].cpu().numpy()
                     path = staging / "fields" / file
                     behind.write(self._write_field, path, displacement, emitted.hashes)
-            labels = self._labels(name)
+            labels = None if self.cohort.labels is None else self.cohort.labels.read(name)
+            if labels is not None:
+                way = found.to_template[0].double().cpu().numpy()
+                emitted.labels[k].add(label_shares(labels, way))
             maps = self.maps.of(found, moved[0].cpu().numpy(), labels)
             if maps:
                 emitted.maps[name] = list(maps)
@@ -300,11 +310,6 @@ class Emission:
             if index < _SHOWN:
                 emitted.pictures[name] = inside[0].cpu().numpy()
                 emitted.grids[name] = crop.crop(found.to_template[0]).cpu().numpy()
-
-    def _labels(self, subject: str) -> np.ndarray | None:
-        """A subject's label map, if something is made of it."""
-        labels = self.cohort.labels
-        return labels.read(subject) if labels is not None and self.maps.warped else None
 
     def _fit(
         self,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import logging
 import re
 from collections.abc import Mapping, Sequence
@@ -16,6 +15,7 @@ import torch
 from scripts.atlas.registration import Registration
 from scripts.publishing.sidecars import sidecar_of, write_json
 from scripts.runtime.inside import file_name_key
+from scripts.runtime.tables import write_table
 from scripts.spatial.grid import Grid
 from scripts.spatial.image_files import image_labels, image_values, open_image_file
 from scripts.spatial.jacobian import jacobian_determinant
@@ -191,11 +191,7 @@ def write_group(
                 write_json(sidecar_of(path), about if tract is None else {**about, "Tract": tract})
     columns = ["participant_id", *(["template"] if homes is not None else []), *KINDS]
     with (folder / "subjects.tsv").open("w", newline="", encoding="utf-8") as file:
-        table = csv.DictWriter(
-            file, columns, restval="n/a", extrasaction="ignore", delimiter="\t", lineterminator="\n"
-        )
-        table.writeheader()
-        table.writerows(rows.values())
+        write_table(file, columns, rows.values(), restval="n/a", tabs=True)
 
 
 def _parts_of(tracts: Sequence[str]) -> list[tuple[str, str | None]]:

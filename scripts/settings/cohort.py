@@ -190,6 +190,13 @@ class LearnedAtlasCohortConfig(Section):
         "given one by one), or absolute. A subject without the file has no labels.",
         "null or a path with {subject} to a NIfTI file",
     )
+    label_names: FilePath | None = setting(
+        None,
+        "Names of the labels: a .tsv or .csv with the columns `index` and `name` (BIDS), or a text "
+        "file of lines `<number> <name>` (FreeSurfer's colour tables). Relative to the dataset "
+        "folder, or absolute. Null: labels are called by their numbers.",
+        "null or the path of a text file",
+    )
     mask: FilePath | None = setting(
         None,
         "Path of each new subject's mask of voxels that don't count, such as a lesion, with "
@@ -245,7 +252,7 @@ class LearnedAtlasCohortConfig(Section):
             raise ValueError("is not a .tsv file")
         return path
 
-    @field_validator("reference", "density_dir")
+    @field_validator("reference", "density_dir", "label_names")
     @classmethod
     def _check_path(cls, path: str | None) -> str | None:
         if path is not None and not path.strip():
