@@ -73,8 +73,9 @@ class RegistrationStep:
         valid = None
         if self.masks is not None:
             valid = self.masks.valid_of_batch(batch["subject"], plain.device)
+        masked = () if valid is None else (valid,)
         with autocast(plain.device, self.dtype):
-            velocity, template = engine.inferer(plain, network.match, covariates, valid)
+            velocity, template = engine.inferer(plain, network.match, covariates, *masked)
         engine.state.output = {"image": image, "subject": batch["subject"]}
         engine.fire_event(IterationEvents.FORWARD_COMPLETED)
         if self.iterations:

@@ -118,7 +118,7 @@ def find_subject_images(
         example = root / pattern.replace("{subject}", names[0] if names else "{subject}")
         raise CohortError(
             f"{key} = {pattern!r}: no subject has such a file (there is no {example}); must be the "
-            "path of each subject's image, relative to the dataset folder or absolute"
+            "path of each subject's image, relative to the dataset folder or absolute, or null"
         )
     if required and missing:
         logger.warning("%s: no file for %s", key, some_names(missing, most=10))

@@ -56,7 +56,7 @@ def open_held_out(
     Raises:
         CohortError: see `read_new_subjects`; or a subject was used in training.
     """
-    found = open_new_subjects(network, settings, dataset_dir, at=at)
+    found = open_new_subjects(network, settings, dataset_dir, at=at, labels=True)
     known = set(network.description.get("trained_on", ()))
     if not known:
         logger.warning("the model doesn't record its training maps, so no subject can be excluded")
@@ -92,8 +92,8 @@ def training_average(network: AtlasNetwork, training_dir: str | Path | None) -> 
     if training_dir is None:
         return None
     # However few there are: the comparison below decides whether they are the right ones.
-    settings = {**network.description["settings"], "min_subjects": 1}
-    cohort = read_cohort(training_dir, LearnedAtlasConfig.load(settings).cohort_request())
+    settings = LearnedAtlasConfig.load({**network.description["settings"], "min_subjects": 1})
+    cohort = read_cohort(training_dir, settings.cohort_request().without_labels())
     if cohort.identity() != network.description["cohort"]:
         raise CohortError(
             f"{training_dir}: is not the cohort that the model was trained on; name its folder "
@@ -196,7 +196,9 @@ class EvaluationWriter:
 
     def _label_rows(self) -> list[Row]:
         """Dice of each subject's labels; their mean goes to the subject's row."""
-        scores = {} if self.labels is None else self.labels.finish()
+        if self.labels is None:
+            return []
+        scores = self.labels.finish()
         for row in self.rows:
             own = scores.get(row["subject"])
             row["label_dice"] = float(np.mean(list(own.values()))) if own else None

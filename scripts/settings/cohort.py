@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import (
@@ -339,3 +339,7 @@ class CohortRequest:
     def option(self, name: str) -> str:
         """A setting as the command line takes it."""
         return self.key(name).replace(".", "#")
+
+    def without_labels(self) -> CohortRequest:
+        """The same request for a job that makes nothing of label maps."""
+        return replace(self, cohort=self.cohort.model_copy(update={"labels": None}))
