@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 __all__ = ["extended_field"]
 
-_SWEEPS = 4  # relaxations for each voxel of the region's half width, which is how far they reach
+_SWEEPS = 8  # relaxations for each voxel of the region's half width, which is how far they reach
 
 
 def extended_field(field: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
