@@ -89,6 +89,8 @@ def test_a_new_registration_takes_the_place_of_the_earlier_one_and_a_failed_one_
         MARK,
         "atlas_in_patient_space",
         "registration.json",
+        "sub-1_misfit.json",
+        "sub-1_misfit.nii.gz",
         "sub-1_space-template_density.json",
         "sub-1_space-template_density.nii.gz",
     ]
