@@ -868,13 +868,13 @@ def _with_masks(
     source: str | list[str],
     block: dict[str, Any],
 ) -> dict[str, Any]:
-    """Settings that name masks, which are written to ``<output_dir>/cohort/masks``."""
+    """Settings that name masks, which are written to ``<output_dir>/cohort_masks``."""
     names = [] if isinstance(source, str) else [Path(path).name for path in source]
     if affine is None or len(masks) != len(names):
         raise ValueError(f"{len(masks)} masks: must be one per array of maps, or None for it")
     from scripts.runtime.ownership import check_contents, write_mark
 
-    folder = output_dir / "cohort" / "masks"
+    folder = output_dir / "cohort_masks"
     check_contents(folder)
     folder.mkdir(exist_ok=True)
     for name, mask in zip(names, masks, strict=True):
