@@ -74,7 +74,9 @@ def score(options: argparse.Namespace) -> dict[str, float]:
     atlas = build(options)
     suffix = "_from-subject_to-template_mode-image_xfm.nii.gz"
     names = sorted(path.name.removesuffix(suffix) for path in (atlas / "fields").glob(f"*{suffix}"))
-    labels, inward, outward = {}, {}, {}
+    labels: dict[str, np.ndarray] = {}
+    inward: dict[str, np.ndarray] = {}
+    outward: dict[str, np.ndarray] = {}
     for name in names:
         labels[name] = read_labels(options.dataset / options.labels.replace("{subject}", name))[0][
             0

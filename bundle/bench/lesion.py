@@ -84,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     maps = options.work / f"maps_{options.radius:g}"
     maps.mkdir(parents=True, exist_ok=True)
     balls = {name: cut(maps, truth, name, options.radius) for name in names}
-    settings = {
+    settings: dict[str, Any] = {
         "device": "cpu",
         "verify_jacobian": False,
         "cohort": {
@@ -95,7 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "refine": {"new_subject_iterations": options.refine},
     }
     if options.ckpt_dir is not None:
-        del settings["cohort"]["normalisation"]  # type: ignore[attr-defined]
+        del settings["cohort"]["normalisation"]
     paths = [maps / f"{name}_{kind}.nii.gz" for name in names for kind in
              ("whole", "hole", "masked")]  # fmt: skip
     template = DEMO_TEMPLATE if options.ckpt_dir is None else None

@@ -45,6 +45,6 @@ def write_table(
         restval: of a column that a row lacks.
         tabs: separate cells by tabs, as in BIDS's tables.
     """
-    writer = csv.writer(file, dialect="excel-tab" if tabs else "excel")
+    writer = csv.writer(file, "excel-tab", lineterminator="\n") if tabs else csv.writer(file)
     writer.writerow([cell(name) for name in columns])
     writer.writerows([[cell(row.get(name, restval)) for name in columns] for row in rows])
