@@ -43,13 +43,14 @@ __all__ = ["RegistrationWriter"]
 logger = logging.getLogger(__name__)
 
 _MISFIT = {
-    "Description": "Local misfit of the atlas in the subject's space: share of the presence in a "
-    "window that subject and atlas don't have in common; 0 where both are absent, or a voxel "
-    "doesn't count",
+    "Description": "Local misfit of the atlas in the subject's space: squared difference of "
+    "presence in a window over the sum of both squares; 0 where hardly anything is present, or a "
+    "voxel doesn't count",
     "Units": "1",
 }
-_POOR = 0.8  # local misfit above which the fit is poor
-_LEAST = 0.5  # of the volume of a window: smaller poor regions are edges of tracts
+_WINDOW = 5  # side of the misfit's window, voxels
+_POOR = 0.5  # local misfit above which the fit is poor
+_LEAST = 0.1  # of the volume of a window: smaller poor regions are noise
 _DESCRIPTION = "dataset_description.json"
 
 
@@ -215,7 +216,7 @@ class RegistrationWriter:
             (staging / "atlas_in_patient_space").mkdir()
             write_map(staging / "atlas_in_patient_space/atlas_mean.nii.gz", atlas, self.grid)
             write_map(staging / f"{name}_misfit.nii.gz", misfit[None], self.grid)
-            write_json(staging / f"{name}_misfit.json", {**_MISFIT, "Window": self._window()})
+            write_json(staging / f"{name}_misfit.json", {**_MISFIT, "Window": _WINDOW})
             paths = [one.path for one in self.subjects[name].maps]
             describe_registration(staging, name, paths, self.settings.cohort.normalisation)
             (staging / "registration.json").write_text(json.dumps(report, indent=1) + "\n")
@@ -230,10 +231,6 @@ class RegistrationWriter:
             report["seconds"],
         )
 
-    def _window(self) -> int:
-        """Side of the window of the misfit, voxels: that of the training's loss."""
-        return self.settings.loss.window
-
     def _misfit(
         self, name: str, subject: np.ndarray, atlas: np.ndarray, valid: torch.Tensor | None
     ) -> np.ndarray:
@@ -242,14 +239,14 @@ class RegistrationWriter:
             subject,
             self.crop.crop(atlas),
             self.network.log_offset,
-            self._window(),
+            _WINDOW,
             None if valid is None else valid[0].numpy(),
         )
         return self.crop.paste(inside, self.grid.shape)
 
     def _poor_fit(self, name: str, misfit: np.ndarray) -> list[dict[str, object]]:
         """Regions of poor fit, and a warning that names them."""
-        least = _LEAST * float(np.prod([self._window() * step for step in self.grid.spacing]))
+        least = _LEAST * float(np.prod([_WINDOW * step for step in self.grid.spacing]))
         regions = poor_regions(misfit, self.grid.affine, _POOR, least)
         if regions:
             places = "; ".join(

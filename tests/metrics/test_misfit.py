@@ -25,10 +25,10 @@ def test_equal_densities_fit_and_what_only_one_has_does_not(tract):
     assert misfit[15, 1, 1] == 0  # neither is there
 
 
-def test_half_the_presence_is_a_third_of_misfit():
-    # x / (x + offset): 1/2 against 1/4, so |p - q| / (p + q) = 1/3.
-    subject, atlas = np.full((1, 9, 9, 9), 1.0), np.full((1, 9, 9, 9), 1 / 3)
-    assert local_misfit(subject, atlas, 1.0, 3)[4, 4, 4] == pytest.approx(1 / 3)
+def test_presences_of_nine_and_five_tenths():
+    # x / (x + offset): 0.9 against 0.5, so 0.16 / (0.81 + 0.25).
+    subject, atlas = np.full((1, 9, 9, 9), 9.0), np.full((1, 9, 9, 9), 1.0)
+    assert local_misfit(subject, atlas, 1.0, 3)[4, 4, 4] == pytest.approx(0.16 / 1.06)
 
 
 def test_voxels_that_do_not_count_are_left_out(tract):
