@@ -86,17 +86,14 @@ def test_the_same_with_a_template_and_maps_that_are_divided_by_their_maximum(
 def test_a_hole_without_a_mask_is_told_and_mapped(trained, lesioned, tmp_path, caplog):
     paths = [lesioned / "zero.nii.gz", lesioned / "whole.nii.gz"]
     folder = register(paths, trained.ckpt_dir, tmp_path, settings=SETTINGS)
-    told = [
-        record.getMessage() for record in caplog.records if "fits poorly" in record.getMessage()
-    ]
-    assert len(told) == 1
-    assert told[0].startswith("subject zero: ")
-    assert "cohort#mask" in told[0]
-    (region, *_) = json.loads((folder / "zero/registration.json").read_text())["poor_fit"]
+    told = [record.getMessage() for record in caplog.records]
+    assert any(one.startswith("subject zero: the atlas fits poorly in") for one in told)
+    assert any("cohort#mask" in one for one in told)
+    regions = json.loads((folder / "zero/registration.json").read_text())["poor_fit"]
     mask = nib.load(lesioned / "masks/zero.nii.gz")
     centre = mask.affine @ [*np.argwhere(mask.get_fdata()).mean(axis=0), 1]
-    voxel = float(mask.header.get_zooms()[0])
-    assert np.linalg.norm(np.array(region["centre_ras_mm"]) - centre[:3]) < 3 * voxel
+    away = [np.linalg.norm(np.array(one["centre_ras_mm"]) - centre[:3]) for one in regions]
+    assert min(away) < 3 * float(mask.header.get_zooms()[0])
     misfit = nib.load(folder / "zero/zero_misfit.nii.gz").get_fdata()
     assert 0 <= misfit.min() <= misfit.max() <= 1
 
