@@ -38,7 +38,7 @@ def cut(folder: Path, truth: Path, name: str, radius: float) -> np.ndarray:
     # Only where the ball lies inside the anatomy's box.
     blurred = gaussian_filter(density, radius / 2 / float(image.header.get_zooms()[0]))
     centre = np.array(np.unravel_index(blurred.argmax(), density.shape))
-    away = np.stack(np.indices(density.shape), -1) - centre
+    away = np.moveaxis(np.indices(density.shape), 0, -1) - centre
     ball = np.linalg.norm(away * image.header.get_zooms()[:3], axis=-1) < radius
     for kind, values in (
         ("whole", density), ("hole", np.where(ball, 0, density)),

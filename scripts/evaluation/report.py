@@ -43,7 +43,7 @@ def summary(rows: Sequence[Row]) -> dict[str, dict[str, float] | None]:
     """
     result: dict[str, dict[str, float] | None] = {}
     for name in LABELS:
-        values = [row.get(name) for row in rows]
+        values: list[Any] = [row.get(name) for row in rows]
         if any(value is None for value in values):
             result[name] = None
             continue

@@ -58,7 +58,8 @@ def _from_coarse(field: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
         here = total / weight.where(weight > 0, 1.0)
         if guess is not None:
             coarse = F.interpolate(guess, scale_factor=2.0, mode="nearest")
-            coarse = coarse[(..., *(slice(0, n) for n in total.shape[2:]))]
+            for axis, n in enumerate(total.shape[2:], start=2):
+                coarse = coarse.narrow(axis, 0, n)
             here = torch.where(weight > 0, here, coarse)
         guess = here
     assert guess is not None

@@ -47,7 +47,7 @@ def label_shares(labels: np.ndarray, displacement: np.ndarray) -> LabelShares:
     parts = (places - base).astype(np.float32)
     corners = []
     for corner in itertools.product((0, 1), repeat=d):
-        weight = np.ones(shape, dtype=np.float32)
+        weight: np.ndarray = np.ones(shape, dtype=np.float32)
         inside = np.ones(shape, dtype=bool)
         index = []
         for axis, up in enumerate(corner):
@@ -71,8 +71,8 @@ def label_shares(labels: np.ndarray, displacement: np.ndarray) -> LabelShares:
         for other in there[1:]:
             box = box.union(other)
         total = np.zeros(box.shape, dtype=np.int32)
-        for found, weight in corners:
-            total += np.where(box.crop(found) == number, box.crop(weight), 0)
+        for numbered, part in corners:
+            total += np.where(box.crop(numbered) == number, box.crop(part), 0)
         if total.any():
             shares[int(name)] = (box, total)
     return shares
@@ -198,9 +198,9 @@ class MostProbable:
         near = np.ones(self.rest.shape, dtype=bool)
         for x, start, stop in zip(places, box.start, box.stop, strict=True):
             near &= (x > start - 1) & (x < stop)
-        start = np.array(box.start)[:, None]
+        first = np.array(box.start)[:, None]
         found = np.zeros(self.rest.shape)
-        found[near] = map_coordinates(share, places[:, near] - start, order=1, mode="grid-constant")
+        found[near] = map_coordinates(share, places[:, near] - first, order=1, mode="grid-constant")
         self.rest -= found
         better = found > self.best + _EQUAL
         self.best[better] = found[better]
