@@ -19,6 +19,7 @@ from scripts.losses.atlas_loss import AtlasLoss
 from scripts.metrics import dice, log_density_correlation
 from scripts.publishing.quality_page import SubjectQuality
 from scripts.publishing.statistics import DensityStatistics
+from scripts.publishing.subject_maps import WARPED_FOLDER, SubjectMaps
 from scripts.runtime.processes import (
     add_up,
     barrier,
@@ -32,6 +33,7 @@ from scripts.runtime.storage import file_hash
 from scripts.runtime.write_behind import WriteBehind
 from scripts.settings.atlas import LearnedAtlasConfig
 from scripts.spatial.fields import field_names, write_field
+from scripts.spatial.label_fusion import LabelSums, label_shares
 
 __all__ = [
     "NEGLIGIBLE_SHARE",
@@ -98,6 +100,8 @@ class Emitted:
         pictures: of the subjects on the quality page.
         grids: their fields.
         hashes: SHA-256 of the field files, by name.
+        maps: kinds of maps in template space that were written, by subject.
+        labels: sums of the subjects' labels, one per template; empty without labels.
     """
 
     statistics: list[DensityStatistics]
@@ -107,6 +111,8 @@ class Emitted:
     pictures: dict[str, np.ndarray] = field(default_factory=dict)
     grids: dict[str, np.ndarray] = field(default_factory=dict)
     hashes: dict[str, str] = field(default_factory=dict)
+    maps: dict[str, list[str]] = field(default_factory=dict)
+    labels: list[LabelSums] = field(default_factory=list)
 
     def merge(self, other: Emitted) -> None:
         """Add the results of another process."""
@@ -117,6 +123,9 @@ class Emitted:
         self.pictures |= other.pictures
         self.grids |= other.grids
         self.hashes |= other.hashes
+        self.maps |= other.maps
+        for fused, others in zip(self.labels, other.labels, strict=True):
+            fused.merge(others)
 
     def sort(self, names: Sequence[str]) -> None:
         """Sort everything into the order of the cohort."""
@@ -125,6 +134,7 @@ class Emitted:
         self.jacobians = _in_order(self.jacobians, place)
         self.pictures = _in_order(self.pictures, place)
         self.grids = _in_order(self.grids, place)
+        self.maps = _in_order(self.maps, place)
 
 
 class Emission:
@@ -165,6 +175,7 @@ class Emission:
         self.device = device
         self.bar = bar
         self.loss = loss
+        self.maps = SubjectMaps(cohort.grid, settings.save_warped, settings.save_jacobians)
 
     @torch.no_grad()
     def run(self, staging: Path, folder: Path) -> Emitted:
@@ -185,6 +196,8 @@ class Emission:
                 for _ in range(self.network.n_templates)
             ]
         )
+        if self.cohort.labels is not None:
+            emitted.labels = [LabelSums(grid.shape) for _ in range(self.network.n_templates)]
         # Sum of the fields, and of their mean squared lengths.
         moves = (
             torch.zeros(len(grid.shape), *grid.shape, device=self.device),
@@ -194,9 +207,14 @@ class Emission:
         bar: Progress | None = (
             self.bar(-(-subjects // world_size()), "emission") if self.bar else None
         )
-        if self.settings.save_fields and is_first():
+        if is_first():
             with naming(folder):
-                (staging / "fields").mkdir()
+                for name, wanted in (
+                    ("fields", self.settings.save_fields),
+                    (WARPED_FOLDER, self.maps.warped or self.maps.jacobians),
+                ):
+                    if wanted:
+                        (staging / name).mkdir()
         barrier()
         with closing(bar) if bar is not None else nullcontext(), WriteBehind() as behind:
             # In step, so that a field which fails anywhere ends the run at once.
@@ -263,6 +281,16 @@ class Emission:
                     displacement = field[0].cpu().numpy()
                     path = staging / "fields" / file
                     behind.write(self._write_field, path, displacement, emitted.hashes)
+            labels = None if self.cohort.labels is None else self.cohort.labels.read(name)
+            if labels is not None:
+                way = found.to_template[0].double().cpu().numpy()
+                emitted.labels[k].add(label_shares(labels, way))
+            maps = self.maps.of(found, moved[0].cpu().numpy(), labels)
+            if maps:
+                emitted.maps[name] = list(maps)
+                own = f"template-{k + 1}/" if self.network.n_templates > 1 else ""
+                reference = f"bids::{own}atlas_mean.nii.gz"
+                behind.write(self.maps.write, staging / WARPED_FOLDER, name, maps, reference)
             length = float(found.to_template[0].square().sum(0).mean())
             moves[0].add_(found.to_template[0])
             moves[1].add_(length)
