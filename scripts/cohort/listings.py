@@ -59,7 +59,7 @@ def read_datalist(file: Path, dataset_dir: Path, search: SubjectSearch) -> list[
         for number, entry in enumerate(listed, start=1):
             values = entry if isinstance(entry, dict) else {}
             image, subject, tract = (values.get(key) for key in ("image", "subject", "tract"))
-            if isinstance(subject, int) and not isinstance(subject, bool):
+            if type(subject) is int:
                 subject = str(subject)  # numbers are names here
             said = (value for value in (subject, tract) if value is not None)
             if not isinstance(image, str) or not all(isinstance(v, str) and v for v in said):
