@@ -13,7 +13,7 @@ import shutil
 import stat
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -368,8 +368,7 @@ def publish_folder(folder: str | Path) -> Iterator[Path]:
     The earlier folder stays until then, and stays if the block fails. The staging folder is
     hidden, beside it on the same file system. One that a killed process left is removed.
 
-    If ``folder`` is a link to a folder, that folder is replaced. Folders that had to be made above
-    it are removed again if the block fails.
+    If ``folder`` is a link to a folder, that folder is replaced.
 
     Args:
         folder: is replaced only if all that it holds was published by this bundle; it gets a mark
@@ -379,17 +378,14 @@ def publish_folder(folder: str | Path) -> Iterator[Path]:
         StorageError: if the folder can't be written or replaced.
     """
     target = Path(folder)
-    made: list[Path] = []
     try:
         target = _behind_link(target)
-        made = [one for one in target.parents if not one.exists()]
         target.parent.mkdir(parents=True, exist_ok=True)
         recover_folder(target)
         check_replaceable(target)
         _remove_abandoned(target)
     except OSError as error:
         raise StorageError(f"{target}: can't be written: {error}") from error
-    published = False
     try:
         with _staging(target) as staging:
             # mkdtemp's folders are closed to others; published ones follow the user's umask.
@@ -399,20 +395,9 @@ def publish_folder(folder: str | Path) -> Iterator[Path]:
             yield staging
             write_mark(staging)
             _put_in_place(staging, target)
-            published = True
     except OSError as error:
         recover_folder(target)
         raise StorageError(f"{target}: can't be published: {error}") from error
-    finally:
-        if not published:
-            _remove_if_empty(made)
-
-
-def _remove_if_empty(folders: Sequence[Path]) -> None:
-    """Remove folders, the innermost first, as far as nobody else has put anything there."""
-    with suppress(OSError):
-        for folder in folders:
-            folder.rmdir()
 
 
 def _put_in_place(staging: Path, target: Path) -> None:
