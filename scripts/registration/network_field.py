@@ -19,7 +19,7 @@ from scripts.shipped.network import PairNetwork
 from scripts.shipped.weights import SHIPPED, load_pair_network
 from scripts.spatial.unfolding import unfolded_velocity
 
-__all__ = ["NetworkField", "NetworkResult", "pair_network"]
+__all__ = ["NetworkField", "NetworkVelocity", "pair_network"]
 
 _SIDE = 96  # voxels along the longest side of the network's grid, at most
 _LARGE = 72  # voxels, from which on a pair is also seen at an eighth of the resolution
@@ -28,17 +28,17 @@ _WINDOW = 5  # voxels, of the local correlation that a result is judged by
 
 
 @dataclass(frozen=True, eq=False)
-class NetworkResult:
-    """A field, and what it did.
+class NetworkVelocity:
+    """What the network found for a pair on its grid.
 
     Attributes:
-        field: on the fixed grid; 0 where the network didn't help.
+        velocity: ``(1, 3, *shape / 2)`` in voxels of the grid; 0 where it didn't help.
         matched: whether the moving image's contrast was matched to the fixed one's.
-        loss: one minus the local correlation on the network's grid.
+        loss: one minus the local correlation.
         start_loss: the same before.
     """
 
-    field: StartField
+    velocity: torch.Tensor
     matched: bool
     loss: float
     start_loss: float
@@ -82,8 +82,8 @@ class NetworkField:
     @torch.no_grad()
     def __call__(
         self, fixed: WorldImage, moving: WorldImage, matrix: torch.Tensor | None = None
-    ) -> NetworkResult:
-        """The field of a pair, which comes before the matrix.
+    ) -> tuple[StartField, NetworkVelocity]:
+        """The field of a pair on the fixed grid, which comes before the matrix.
 
         Args:
             fixed: the fixed image.
@@ -93,31 +93,60 @@ class NetworkField:
         Raises:
             CohortError: the images are planes.
         """
+        grid, there, here = self.prepared(fixed, moving, matrix)
+        found = self.velocity(here, there)
+        displacement, inverse = self.displacements(found.velocity)
+        source = WorldImage(there.values, grid.affine.cpu().numpy())
+        return StartField(displacement, inverse).on(source, fixed), found
+
+    @staticmethod
+    def grid_of(fixed: WorldImage) -> NetworkGrid:
+        """The network's grid for a fixed image."""
+        return NetworkGrid.of_image(fixed, _SIDE, enlarge=False)
+
+    def prepared(
+        self, fixed: WorldImage, moving: WorldImage, matrix: torch.Tensor | None = None
+    ) -> tuple[NetworkGrid, WorldImage, WorldImage]:
+        """The network's grid for a pair, and the fixed and the moving image on it.
+
+        Raises:
+            CohortError: the images are planes.
+        """
         if len(fixed.shape) != 3:
             raise CohortError(
                 "the registration network that ships takes volumes, and these images are planes; "
                 "register them by refine, or by a network of train-elastic"
             )
-        device = fixed.values.device
-        eye = torch.eye(4, dtype=torch.float64, device=device)
+        eye = torch.eye(4, dtype=torch.float64, device=fixed.values.device)
         given = eye if matrix is None else matrix.to(eye)
-        grid = NetworkGrid.of_image(fixed, _SIDE, enlarge=False)
+        grid = self.grid_of(fixed)
         there = grid.seen(single_channel(fixed, grid.size), eye[None])
-        here = grid.seen(single_channel(moving, grid.size), given[None])
+        return grid, there, grid.seen(single_channel(moving, grid.size), given[None])
+
+    def displacements(self, velocity: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Forward and inverse displacement of a velocity, in voxels on the network's grid."""
+        factor = self.network.integration.factor
+        shape = tuple(n * factor for n in velocity.shape[2:])
+        return _Flow(self.network, shape).displacements(velocity)
+
+    @torch.no_grad()
+    def velocity(self, here: WorldImage, there: WorldImage) -> NetworkVelocity:
+        """The velocity of a pair on one grid.
+
+        Args:
+            here: the moving image, of one channel, from 0 to 1.
+            there: the fixed image, likewise.
+        """
         weight = _common(here, there)
         matched = self.contrast == "other" or (
             self.contrast == "auto" and matches_better(here.values, there.values, weight)
         )
         velocity = self._velocity(here.values, there.values, weight, matched)
-        flow = _Flow(self.network, grid.shape)
-        velocity = unfolded_velocity(flow, velocity)
-        displacement, inverse = flow.displacements(velocity)
-        losses = self._losses(here, there, displacement, matched)
-        if not losses[1] < losses[0]:
-            displacement, inverse = torch.zeros_like(displacement), torch.zeros_like(inverse)
-        source = WorldImage(there.values, grid.affine.cpu().numpy())
-        field = StartField(displacement, inverse).on(source, fixed)
-        return NetworkResult(field, matched, min(losses), losses[0])
+        velocity = unfolded_velocity(_Flow(self.network, there.shape), velocity)
+        before, after = self._losses(here, there, velocity, matched)
+        if not after < before:
+            velocity, after = torch.zeros_like(velocity), before
+        return NetworkVelocity(velocity, matched, after, before)
 
     def _velocity(
         self,
@@ -149,10 +178,11 @@ class NetworkField:
         return velocity
 
     def _losses(
-        self, here: WorldImage, there: WorldImage, displacement: torch.Tensor, matched: bool
+        self, here: WorldImage, there: WorldImage, velocity: torch.Tensor, matched: bool
     ) -> tuple[float, float]:
         """Before and after, in the contrast that the images match best in after the field."""
         loss = PairLoss(there, "local_correlation", _WINDOW)
+        displacement, _ = self.displacements(velocity)
         moved = self.network.warp(here.values, displacement)
         inside = None if here.inside is None else self.network.warp(here.inside, displacement)
         match = ContrastMatch.between(moved, there.values) if matched else torch.nn.Identity()

@@ -6,7 +6,7 @@ Rules as in `scripts.settings.section`. Needs no torch.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator, field_validator
 
@@ -124,6 +124,19 @@ class RegisterElasticConfig(ImagePairs):
         "the fixed and the moving image unless others are named. Null: they lie upon each other in "
         "the world.",
         f"null, or {ONE_TRANSFORM}",
+    )
+    network: Literal["auto", "trained", "shipped"] = setting(
+        "auto",
+        "trained: the network of train-elastic in the models folder; shipped: the registration "
+        "network that ships, which needs no training; auto: trained if there is one.",
+        "auto, trained or shipped",
+    )
+    contrast: Literal["same", "other", "auto"] = setting(
+        "auto",
+        "For the shipped network, contrast of the images: same; other: the moving image's "
+        "intensities are matched to the fixed one's before each pass; auto: other if that raises "
+        "their correlation by more than 0.15.",
+        "same, other or auto",
     )
     log_share: Number | None = setting(
         None,

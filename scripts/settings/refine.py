@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
-from pydantic import field_validator
+from pydantic import field_validator, model_validator
 
 from scripts.settings.image_pairs import ImagePairs
 from scripts.settings.section import (
+    FilePath,
     Flag,
     Integer,
     Number,
@@ -23,7 +24,7 @@ from scripts.settings.transforms import ONE_TRANSFORM, Start
 
 __all__ = ["PairSettings", "RefineConfig", "load_refine"]
 
-STARTS = ("identity", "centre", "axes", "search")
+STARTS = ("identity", "centre", "axes", "search", "network")
 
 
 class PairSettings(Section):
@@ -37,8 +38,9 @@ class PairSettings(Section):
     starts: Texts = setting(
         ["identity", "centre", "axes"],
         "Initialisations, each tried at the coarsest level: identity: unregistered; centre: "
-        "aligned centres of mass; axes: aligned principal axes; search: many rotations.",
-        "a list of different ones of identity, centre, axes, search",
+        "aligned centres of mass; axes: aligned principal axes; search: many rotations; network: "
+        "the estimate of the affine network that ships (in a plane: the best rotation).",
+        "a list of different ones of identity, centre, axes, search, network",
     )
     levels: Sizes = setting(
         [4, 2],
@@ -129,9 +131,36 @@ class RefineConfig(PairSettings, ImagePairs):
         "the moving image unless others are named.",
         f"null, or {ONE_TRANSFORM}",
     )
+    elastic_start: FilePath | None = setting(
+        None,
+        "What the velocity starts from, before the affine: the file of a field in the direction "
+        "from fixed to moving, as ITK, ANTs, refine and register-elastic write it; network: the "
+        "registration network that ships; or the file of such a network (.pt). `{name}` as in "
+        "start.",
+        "null, network, or a path",
+    )
+    elastic_start_kind: Literal["displacement", "velocity"] = setting(
+        "displacement",
+        "What the vectors of elastic_start's file are: a displacement, or a stationary velocity "
+        "whose flow is meant.",
+        "displacement or velocity",
+    )
+    contrast: Literal["same", "other", "auto"] = setting(
+        "same",
+        "Contrast of the images, for the elastic part: same; other: the moving image's intensities "
+        "are matched to the fixed one's first; auto: other if that raises their correlation by "
+        "more than 0.15.",
+        "same, other or auto",
+    )
     smoothness_weight: Number = setting(0.5, "Weight of the velocity's squared gradient.", ge=0)
     int_steps: Integer = setting(7, "Scaling-and-squaring steps of the velocity.", ge=1, le=10)
     verify_jacobian: Flag = setting(True, "End without publishing if a field folds (det J <= 0).")
+
+    @model_validator(mode="after")
+    def _check_elastic_start(self) -> Self:
+        if self.elastic_start is not None and self.mode == "affine":
+            raise ValueError("elastic_start needs mode elastic or joint, got affine")
+        return self
 
 
 load_refine = RefineConfig.of_config
