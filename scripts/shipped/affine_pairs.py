@@ -117,8 +117,8 @@ class AffinePairGenerator:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         shapes = RandomShapes(rng, shape, _ONES)
         clean = shapes.clean[None, None]
-        moving = shapes.seen(shapes.clean, rng, _ONES)
-        fixed = shapes.seen(warp(clean, move, padding_mode="zeros")[0, 0], rng, _ONES)
+        moving = shapes.acquired(shapes.clean, rng, _ONES)
+        fixed = shapes.acquired(warp(clean, move, padding_mode="zeros")[0, 0], rng, _ONES)
         return moving, fixed
 
     def _bundles(

@@ -18,7 +18,7 @@ from scripts.spatial.matrix_fit import fit_matrix
 
 __all__ = ["AffinePairTraining", "affine_pair_loss"]
 
-_TOLD = 500  # last steps that a network's file tells the mean of
+_LAST_STEPS = 500  # steps at the end of the training whose mean is stored with the network
 _BOX = 0.6  # of the half widths: corners of the box whose distance is the loss
 _SEEN = 0.05  # of the maximum: tissue
 
@@ -116,13 +116,13 @@ class AffinePairTraining(GeneratedTraining[AffinePairNetwork]):
 
     @property
     def plan(self) -> dict[str, Any]:
-        """What a run must not change where it goes on, besides the steps of a falling rate."""
+        """Settings that a resumed run must not change, besides the steps of a falling rate."""
         own = {"lr": self.lr, "batch": self.batch, "dense": self.dense, "dtype": self.dtype}
         return {**self.pairs.plan, **own}
 
     def about(self) -> dict[str, Any]:
-        """What the network's file tells of it."""
-        last = self.curve[-_TOLD:]
+        """Facts stored with the network."""
+        last = self.curve[-_LAST_STEPS:]
         left = sum(row["error"] for row in last) / sum(row["move"] for row in last)
         return {
             "title": "Affine registration of tract densities and images it has never seen",

@@ -1,4 +1,4 @@
-"""The weights that ship: where they lie, how they are read and written."""
+"""The weights that ship: their files, reading and writing."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def save_pair_network(
     Args:
         network: as trained.
         path: of the file.
-        about: what else it shall say of itself: its training, its licence.
+        about: further facts: its training, its licence.
     """
     _save(network, PairNetwork, KIND, path, about)
 
@@ -53,7 +53,7 @@ def load_pair_network(path: str | Path = SHIPPED) -> PairNetwork:
     """A network written by `save_pair_network`, in evaluation.
 
     Raises:
-        CheckpointError: the file isn't there, is no such network, or its weights aren't those
+        CheckpointError: the file is missing, is no such network, or its weights aren't those
             that its checksum was made of.
     """
     return _load(path, PairNetwork, KIND, "registration network")
@@ -113,11 +113,12 @@ def _load(path: str | Path, made: type[Shipped], kind: str, called: str) -> Ship
         )
 
     network = load_described(path, called, "unet", build)
-    said = network.description["sha256"]
+    recorded = network.description["sha256"]
     found = weights_identity(network)
-    if found != said:
+    if found != recorded:
         raise CheckpointError(
-            f"{path}: its weights have the checksum {found[:16]}, and it says {str(said)[:16]}; "
+            f"{path}: its weights have the checksum {found[:16]}, recorded is "
+            f"{str(recorded)[:16]}; "
             "the file is damaged or was changed: take it from the bundle again"
         )
     return network

@@ -28,7 +28,7 @@ def brain(shape=(40, 44, 36)) -> WorldImage:
         shapes = RandomShapes(rng, shape, np.ones(3))
         if float(shapes.clean[0].abs().max()) == 0:  # not cut out of a larger image
             break
-    values = shapes.seen(shapes.clean, rng, np.ones(3))
+    values = shapes.acquired(shapes.clean, rng, np.ones(3))
     affine = np.diag([2.0, 2.0, 2.0, 1.0])
     affine[:3, 3] = (-30, -50, 10)
     return WorldImage(values[None, None], affine)
