@@ -93,6 +93,9 @@ class AffinePairTraining(GeneratedTraining[AffinePairNetwork]):
         dtype: of the convolutions.
         kept: see `GeneratedTraining`.
         saved: see `GeneratedTraining`.
+        schedule: see `GeneratedTraining`.
+        schedule_epochs: see `GeneratedTraining`.
+        schedule_factor: see `GeneratedTraining`.
     """
 
     def __init__(
@@ -107,8 +110,13 @@ class AffinePairTraining(GeneratedTraining[AffinePairNetwork]):
         dtype: str = "bfloat16",
         kept: int = 10,
         saved: int = 50,
+        schedule: str = "late_cosine",
+        schedule_epochs: int = 10,
+        schedule_factor: float = 0.1,
     ) -> None:
-        super().__init__(network, folder, steps, lr, kept, saved)
+        super().__init__(
+            network, folder, steps, lr, kept, saved, schedule, schedule_epochs, schedule_factor
+        )
         self.pairs = pairs
         self.batch = batch
         self.dense = dense
@@ -118,7 +126,7 @@ class AffinePairTraining(GeneratedTraining[AffinePairNetwork]):
     def plan(self) -> dict[str, Any]:
         """Settings that a resumed run must not change, besides the steps of a falling rate."""
         own = {"lr": self.lr, "batch": self.batch, "dense": self.dense, "dtype": self.dtype}
-        return {**self.pairs.plan, **own}
+        return {**self.pairs.plan, **own, **self._schedule}
 
     def about(self) -> dict[str, Any]:
         """Facts stored with the network."""
