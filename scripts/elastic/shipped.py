@@ -70,7 +70,7 @@ class ShippedElasticNetwork(PairRegistrar):
     def fields_of(self, velocity: torch.Tensor, fixed: ReadImage) -> PairFields:
         """See `PairRegistrar.fields_of`."""
         grid = self.registration.grid_of(fixed.image)
-        source = WorldImage(velocity.new_zeros(1, 1, *grid.shape), grid.affine.numpy())
+        source = WorldImage(velocity.new_zeros(1, 1, *grid.shape), grid.affine.cpu().numpy())
         forward, inverse = (
             carried(one, source, fixed.image)
             for one in self.registration.displacements(velocity.cpu())

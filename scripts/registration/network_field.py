@@ -137,6 +137,7 @@ class NetworkField:
             here: the moving image, of one channel, from 0 to 1.
             there: the fixed image, likewise.
         """
+        self.network.to(there.values.device)
         weight = _common(here, there)
         matched = self.contrast == "other" or (
             self.contrast == "auto" and matches_better(here.values, there.values, weight)

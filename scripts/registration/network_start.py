@@ -64,12 +64,13 @@ class NetworkGrid:
         cells = np.ceil(2 * frame.half_width.numpy() / size / _MULTIPLE - 1e-6)
         world = frame.world.clone()
         world[:3, :3] *= size
+        world = world.to(image.values.device)
         return cls(tuple(int(n) * _MULTIPLE for n in cells), world, size)
 
     @property
     def affine(self) -> torch.Tensor:
         """``(4, 4)`` float64, from voxel indices to RAS mm."""
-        return self.world @ centred_grid(self.shape)
+        return self.world @ centred_grid(self.shape).to(self.world)
 
     def seen(self, image: WorldImage, matrices: torch.Tensor) -> WorldImage:
         """An image on this grid after matrices ``(B, 4, 4)``, from 0 to 1, and where it is known.
@@ -89,7 +90,7 @@ class NetworkGrid:
             self.shape,
         )
         inside = None if image.inside is None else found[:, -1:]
-        return WorldImage(found[:, :1], self.affine.numpy(), inside)
+        return WorldImage(found[:, :1], self.affine.cpu().numpy(), inside)
 
 
 def single_channel(image: WorldImage, size: float) -> WorldImage:
@@ -135,6 +136,7 @@ class NetworkStart:
         starts, losses = self._rough(fixed, moving, given)
         if len(fixed.shape) == 2:
             return starts[0], float(losses[0])
+        self.network.to(fixed.values.device)
         grid = NetworkGrid.of_image(fixed, _SIDE)
         eye = torch.eye(4, dtype=torch.float64, device=fixed.values.device)[None]
         there = grid.seen(single_channel(fixed, grid.size), eye)

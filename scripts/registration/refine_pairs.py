@@ -88,6 +88,7 @@ class PairRefiner:
             settings.fixed,
             settings.moving,
             None if settings.start is None else settings.start.path,
+            None if settings.elastic_start == NETWORK else settings.elastic_start,
         )
 
     def run(self) -> None:
