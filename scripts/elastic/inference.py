@@ -23,9 +23,11 @@ from scripts.engines.opening import opened
 from scripts.errors import CohortError
 from scripts.networks.wrapping import unwrapped
 from scripts.pairwise.pair_writer import PairWriter
-from scripts.registration.images import ReadImage
+from scripts.registration.affine import moved_by
+from scripts.registration.images import ReadImage, WorldImage
 from scripts.registration.network_field import pair_network
-from scripts.registration.pair_output import require_no_fold, write_pair
+from scripts.registration.pair_output import PairFields, require_no_fold, write_pair
+from scripts.registration.start_field import StartField, read_start_field
 from scripts.runtime.storage import publish_folder
 from scripts.runtime.watched_files import WatchedFiles
 from scripts.settings.image_pairs import RegisterElasticConfig
@@ -107,7 +109,13 @@ class PairInOneWorld(Transform):
                 "apart in the world; bring them together by register_elastic#start, such as the "
                 "affine that estimate-affine or refine finds"
             )
-        pair = self.network.shown(fixed, moving, self.settings.log_share, matrix)
+        shown, onto = moving.image, matrix
+        field = _start_field(self.settings, data["subject"], fixed)
+        if field is not None:
+            # As the start brings it: what the network finds comes before the start.
+            values, _ = moved_by(torch.from_numpy(matrix)[None], fixed.image, shown, field.forward)
+            shown, onto = WorldImage(values, fixed.image.affine), np.eye(4)
+        pair = self.network.shown(fixed.image, shown, self.settings.log_share, onto)
         return {**data, "image": pair, "matrix": matrix}
 
     def _read(self, path: str) -> ReadImage:
@@ -118,6 +126,14 @@ class PairInOneWorld(Transform):
         if len(image.values) != 1:
             raise CohortError(f"{path}: has {len(image.values)} channels; must have one")
         return image
+
+
+def _start_field(settings: RegisterElasticConfig, name: str, fixed: ReadImage) -> StartField | None:
+    """The field that the network's comes before, if the settings name one."""
+    if settings.elastic_start is None:
+        return None
+    path = settings.elastic_start.replace("{name}", name)
+    return read_start_field(path, settings.elastic_start_kind, fixed)
 
 
 class VelocityInferer(Inferer):
@@ -160,8 +176,11 @@ class RegisteredPairWriter(PairWriter):
         """
         watched = WatchedFiles([item["fixed"], item["moving"]])
         fixed, moving = (ReadImage(item[key]) for key in ("fixed", "moving"))
-        fields = self.network.fields_of(found[None], fixed)
-        forward, inverse = fields.forward, fields.inverse
+        added = self.network.fields_of(found[None].cpu(), fixed.image)
+        forward, inverse = added.forward, added.inverse
+        field = _start_field(self.settings, item["subject"], fixed)
+        if field is not None:
+            forward, inverse = field.after(forward), field.inverse_before(inverse)
         jacobian = {
             "displacement": jacobian_summary(forward[0]),
             "inverse": jacobian_summary(inverse[0]),
@@ -184,7 +203,7 @@ class RegisteredPairWriter(PairWriter):
             "versions": {one: version(one) for one in ("monai", "nibabel", "numpy", "torch")},
         }
         with publish_folder(self.folder / name) as staging:
-            write_pair(staging, name, fixed, moving, matrix, fields)
+            write_pair(staging, name, fixed, moving, matrix, PairFields(forward, inverse))
             (staging / "registered.json").write_text(json.dumps(report, indent=1) + "\n", "utf-8")
             watched.check()
         smallest = min(one["corner_min"] for one in jacobian.values())

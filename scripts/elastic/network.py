@@ -16,8 +16,8 @@ from scripts.networks.unet import RegistrationUNet
 from scripts.pairwise.images import PairImages
 from scripts.pairwise.network_grid import WorkingGrid, as_seen
 from scripts.pairwise.networks import load_pair_network, pair_description
-from scripts.registration.images import ReadImage
-from scripts.registration.pair_output import PairFields
+from scripts.registration.images import WorldImage
+from scripts.registration.start_field import StartField
 from scripts.settings.elastic import LearnedElasticConfig
 from scripts.spatial.resampling import resample_by_matrix
 from scripts.spatial.unfolding import unfolded_velocity
@@ -71,22 +71,21 @@ class ElasticNetwork(DescribedNetwork, PairRegistrar):
         return len(self.grid.shape)
 
     def shown(
-        self, fixed: ReadImage, moving: ReadImage, log_share: float | None, matrix: np.ndarray
+        self, fixed: WorldImage, moving: WorldImage, log_share: float | None, matrix: np.ndarray
     ) -> torch.Tensor:
         """See `PairRegistrar.shown`."""
         onto = torch.from_numpy(matrix)
         pair = (*_as_array(fixed), *_as_array(moving))
         return prepared_images(self, *pair, log_share, onto)[0]
 
-    def fields_of(self, velocity: torch.Tensor, fixed: ReadImage) -> PairFields:
+    def fields_of(self, velocity: torch.Tensor, fixed: WorldImage) -> StartField:
         """See `PairRegistrar.fields_of`."""
         velocity = unfolded_velocity(self, velocity)
-        shape = fixed.grid.shape[: fixed.spatial_dims]
         forward, inverse = (
-            on_image_grid(one.cpu(), self.grid, fixed.grid.affine, shape)
+            on_image_grid(one.cpu(), self.grid, fixed.affine, fixed.shape)
             for one in self.displacements(velocity)
         )
-        return PairFields(forward, inverse)
+        return StartField(forward, inverse)
 
     def velocity(self, pair: torch.Tensor) -> torch.Tensor:
         """Velocities ``(B, d, *reduced)``, voxels of the grid, of pairs ``(B, 2, *shape)``."""
@@ -111,9 +110,8 @@ class ElasticNetwork(DescribedNetwork, PairRegistrar):
         return self.displacement(self.velocity(pair))
 
 
-def _as_array(image: ReadImage) -> tuple[np.ndarray, np.ndarray]:
-    values = image.values[0]
-    return values[..., 0] if image.spatial_dims == 2 else values, image.grid.affine
+def _as_array(image: WorldImage) -> tuple[np.ndarray, np.ndarray]:
+    return image.values[0, 0].cpu().numpy(), image.affine
 
 
 def build_elastic_network(

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from scripts.registration.images import ReadImage
-from scripts.registration.pair_output import PairFields
+from scripts.registration.images import WorldImage
+from scripts.registration.start_field import StartField
 
 __all__ = ["PairRegistrar"]
 
@@ -24,7 +24,7 @@ class PairRegistrar(nn.Module):
 
     @abstractmethod
     def shown(
-        self, fixed: ReadImage, moving: ReadImage, log_share: float | None, matrix: np.ndarray
+        self, fixed: WorldImage, moving: WorldImage, log_share: float | None, matrix: np.ndarray
     ) -> torch.Tensor:
         """Both images on the network's grid, ``(2, *shape)``, from 0 to 1.
 
@@ -40,5 +40,5 @@ class PairRegistrar(nn.Module):
         """Velocities ``(B, d, *reduced)``, voxels of the grid, of pairs ``(B, 2, *shape)``."""
 
     @abstractmethod
-    def fields_of(self, velocity: torch.Tensor, fixed: ReadImage) -> PairFields:
+    def fields_of(self, velocity: torch.Tensor, fixed: WorldImage) -> StartField:
         """Both displacements on the fixed image's grid, from a velocity ``(1, d, *reduced)``."""

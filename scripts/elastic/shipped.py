@@ -8,10 +8,9 @@ import numpy as np
 import torch
 
 from scripts.elastic.registrar import PairRegistrar
-from scripts.registration.images import ReadImage, WorldImage
+from scripts.registration.images import WorldImage
 from scripts.registration.network_field import NetworkField
-from scripts.registration.pair_output import PairFields
-from scripts.registration.start_field import carried
+from scripts.registration.start_field import StartField
 from scripts.shipped.network import PairNetwork
 
 __all__ = ["ShippedElasticNetwork"]
@@ -38,7 +37,7 @@ class ShippedElasticNetwork(PairRegistrar):
         return 3
 
     def shown(
-        self, fixed: ReadImage, moving: ReadImage, log_share: float | None, matrix: np.ndarray
+        self, fixed: WorldImage, moving: WorldImage, log_share: float | None, matrix: np.ndarray
     ) -> torch.Tensor:
         """See `PairRegistrar.shown`."""
         pair = [_compared(image, log_share) for image in (fixed, moving)]
@@ -67,21 +66,17 @@ class ShippedElasticNetwork(PairRegistrar):
             found.append(result.velocity)
         return torch.cat(found)
 
-    def fields_of(self, velocity: torch.Tensor, fixed: ReadImage) -> PairFields:
+    def fields_of(self, velocity: torch.Tensor, fixed: WorldImage) -> StartField:
         """See `PairRegistrar.fields_of`."""
-        grid = self.registration.grid_of(fixed.image)
+        grid = self.registration.grid_of(fixed)
         source = WorldImage(velocity.new_zeros(1, 1, *grid.shape), grid.affine.cpu().numpy())
-        forward, inverse = (
-            carried(one, source, fixed.image)
-            for one in self.registration.displacements(velocity.cpu())
-        )
-        return PairFields(forward, inverse)
+        forward, inverse = self.registration.displacements(velocity)
+        return StartField(forward, inverse).on(source, fixed)
 
 
-def _compared(image: ReadImage, log_share: float | None) -> WorldImage:
-    seen = image.image
+def _compared(image: WorldImage, log_share: float | None) -> WorldImage:
     if log_share is None:
-        return seen
-    values = seen.values.clamp_min(0)
+        return image
+    values = image.values.clamp_min(0)
     offset = log_share * float(values.amax())
-    return WorldImage(torch.log1p(values / max(offset, 1e-12)), seen.affine, seen.inside)
+    return WorldImage(torch.log1p(values / max(offset, 1e-12)), image.affine, image.inside)

@@ -53,9 +53,9 @@ def checked_pairs(settings: ImagePairs, folder: str | Path) -> list[dict[str, st
     check_writable(folder)
     pairs = settings.pairs()
     entry = getattr(settings, "start", None)
-    start = None if entry is None else entry.path
+    starts = [None if entry is None else entry.path, getattr(settings, "elastic_start", None)]
     names = [one["subject"] for one in pairs]
-    check_pair_folders(folder, names, settings.fixed, settings.moving, start)
+    check_pair_folders(folder, names, settings.fixed, settings.moving, *starts)
     return pairs
 
 

@@ -125,6 +125,19 @@ class RegisterElasticConfig(ImagePairs):
         "the world.",
         f"null, or {ONE_TRANSFORM}",
     )
+    elastic_start: FilePath | None = setting(
+        None,
+        "File of a field that the network's comes before, in the direction from fixed to moving "
+        "and before the affine, as ITK, ANTs, refine and register-elastic write it; `{name}` as in "
+        "start.",
+        "null or a path",
+    )
+    elastic_start_kind: Literal["displacement", "velocity"] = setting(
+        "displacement",
+        "What the vectors of elastic_start's file are: a displacement, or a stationary velocity "
+        "whose flow is meant.",
+        "displacement or velocity",
+    )
     network: Literal["auto", "trained", "shipped"] = setting(
         "auto",
         "trained: the network of train-elastic in the models folder; shipped: the registration "

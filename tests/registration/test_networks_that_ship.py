@@ -162,6 +162,16 @@ def test_register_elastic_needs_no_training(files: Path, tmp_path: Path) -> None
     about = json.loads((folder / "registered.json").read_text())
     assert about["displacement_rms_mm"] > 0.5
     assert run("register-elastic", *pair, *where, "--register_elastic#network", "trained") != 0
+    # A published field as the start: the second network adds to it.
+    start = folder / "moving_forward_field.nii.gz"
+    again = ("--register_elastic#elastic_start", start, "--output_dir", tmp_path / "again")
+    assert run("register-elastic", *pair, *where[2:], *again) == 0
+    second = np.asarray(
+        nib.load(
+            tmp_path / "again" / "registered_elastic" / "moving" / "moving_in_fixed.nii.gz"
+        ).dataobj
+    ).ravel()
+    assert np.corrcoef(fixed, second)[0, 1] > np.corrcoef(fixed, after)[0, 1] - 0.005
 
 
 def test_refine_starts_from_a_field_or_the_network(files: Path, tmp_path: Path) -> None:
