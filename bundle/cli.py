@@ -26,6 +26,7 @@ from scripts.runtime.error_report import (
     find_interruption,
     find_user_error,
 )
+from scripts.runtime.memory import warn_near_limit
 from scripts.runtime.run_log import escape_records, note
 from scripts.runtime.terminal import LastingStream
 
@@ -170,6 +171,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(argv: Sequence[str] | None = None) -> int:
     """`main` as the last action of a process: interruptions after it are ignored."""
+    warn_near_limit()
     try:
         code = main(argv)
     except KeyboardInterrupt:  # Ctrl-C again, while the first one was told
@@ -353,6 +355,7 @@ def _run_job(job: Job, arguments: Sequence[str]) -> int:
         early_check,
         locate_config_files,
         parse_overrides,
+        quoted_texts,
         read_config,
     )
     from scripts.settings.monai_command import require_expressions
@@ -371,7 +374,8 @@ def _run_job(job: Job, arguments: Sequence[str]) -> int:
         from bundle.guessing import guessed_settings
 
         overrides = {**overrides, **guessed_settings(config, overrides)}
-    passed = apply_overrides(config, overrides)
+    passed = quoted_texts(config)
+    passed |= apply_overrides(config, overrides)
     check_folders(config, overrides)
     settings = early_check(config)
     if job.run_id is None:

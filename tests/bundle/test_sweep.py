@@ -213,6 +213,17 @@ def test_a_failing_run_is_named_and_the_others_are_done(root, capsys):
     )
 
 
+@pytest.mark.parametrize("text", ["mine", "subject,age\n", "\x00", ""])
+def test_a_table_of_others_is_not_replaced(root, text):
+    table = root / "output" / "sweep" / "results.csv"
+    table.parent.mkdir(parents=True)
+    table.write_text(text)
+    with pytest.raises(StorageError, match=r"results\.csv: would be replaced"):
+        run(root, "--fold", "0,1")
+    assert table.read_text() == text
+    assert not (root / "output" / "calls.txt").exists()
+
+
 def test_two_sweeps_in_one_folder_are_refused(root):
     holder = (
         "import sys, time; from scripts.runtime.lock import lock_folders; "

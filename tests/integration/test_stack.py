@@ -68,7 +68,7 @@ def test_a_demo_stack_is_registered_and_its_labels_follow(
         ("apply-stack", ["--stack", "a.zarr"], 2, "apply_stack.transforms = '': is missing"),
         (
             "apply-stack", ["--stack", "a.zarr", "--transforms", "b.json"], 3,
-            "b.json: does not exist",
+            "b.json: can't be read: No such file or directory",
         ),
     ],
 )  # fmt: skip

@@ -97,7 +97,7 @@ def test_paste_undoes_crop_inside_the_box_and_fills_outside(box):
 
 
 @given(boxes, boxes)
-def test_union_holds_both_and_within_undoes_it(one, other):
+def test_union_contains_both_and_within_undoes_it(one, other):
     union = one.union(other)
     for box in (one, other):
         array = np.arange(100).reshape(10, 10)
