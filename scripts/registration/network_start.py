@@ -32,6 +32,7 @@ _STEPS = {"affine": "affine", "rigid": "rigid"}
 """Transform model of a pass's step. Rotations with one scale are in the two other models, and
 their products stay there."""
 _HIGH = 0.999  # quantile that an image is divided by
+_LOOKED_AT = 1_000_000  # voxels that it is taken from; torch takes no more than 16 million
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,7 +99,8 @@ def single_channel(image: WorldImage, size: float) -> WorldImage:
     small = reduced(image, reduction_factors(image.spacing, size))
     values = small.values.sum(1, keepdim=True)
     values = values - values.amin().clamp_max(0)
-    high = torch.quantile(values.flatten(), _HIGH)
+    every = max(1, values.numel() // _LOOKED_AT)
+    high = torch.quantile(values.flatten()[::every], _HIGH)
     high = high if float(high) > 0 else values.amax()
     return WorldImage((values / high.clamp_min(1e-12)).clamp(0, 1), small.affine, small.inside)
 
