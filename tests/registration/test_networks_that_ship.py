@@ -197,8 +197,8 @@ def test_refine_starts_from_a_field_or_the_network(files: Path, tmp_path: Path) 
         losses[name] = about["steps"]["elastic"]
         assert losses[name]["loss"] <= losses[name]["start_loss"]
     assert losses["network"]["start_loss"] < losses["plain"]["start_loss"]
-    # A published result goes on where it ended, but for the smoothness of the first velocity.
-    assert losses["field"]["start_loss"] < losses["network"]["start_loss"]
+    # A published result goes on where it ended, without the smoothness of the first velocity.
+    assert losses["field"]["start_loss"] <= losses["network"]["loss"] + 1e-3
 
 
 def test_a_start_of_the_elastic_part_needs_an_elastic_part(
