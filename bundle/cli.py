@@ -19,7 +19,7 @@ from typing import Any, TextIO, cast
 
 from bundle.places import HOME, INSTALLED, PROGRAM, ROOT
 from bundle.tools import EXIT_USAGE, add_tools, run_tool
-from scripts.errors import StorageError, TractAtlasError, shown
+from scripts.errors import OutOfMemoryError, StorageError, TractAtlasError, shown
 from scripts.runtime.error_report import (
     EXIT_INTERRUPTED,
     INTERRUPTED,
@@ -178,7 +178,14 @@ def run(argv: Sequence[str] | None = None) -> int:
         code = EXIT_INTERRUPTED
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, signal.SIG_IGN)
+    if code == OutOfMemoryError.exit_code:
+        # Finalizers may lack memory too; what Python would say of it tells nothing new.
+        sys.unraisablehook = _unsaid
     return _flushed(code)
+
+
+def _unsaid(_: object) -> None:
+    """Stands in for Python's report of an error that nobody can catch."""
 
 
 def _flushed(code: int) -> int:

@@ -334,8 +334,8 @@ class FieldPredictor:
                 )
         if "distance_tissue" in means:
             logger.info(
-                "%d pairs: %.2f pixels off in tissue, %.2f without a field; %.3f %% folded; there "
-                "and back %.2f pixels off",
+                "%d pairs: error in tissue %.2f pixels, without a field %.2f; %.3f %% folded; "
+                "error of the inverse %.2f pixels",
                 len(self.rows), means["distance_tissue"], means["distance_tissue_zero"],
                 100 * means["folded"], means["inverse"],
             )  # fmt: skip

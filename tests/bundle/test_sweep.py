@@ -14,7 +14,7 @@ from matplotlib.image import imread
 from bundle import cli
 from bundle.overrides import UsageError, parse_overrides
 from bundle.sweep import planned_runs, sweep, table_of
-from bundle.sweep_metrics import metrics_of, smaller_is_better
+from bundle.sweep_metrics import best_run, metrics_of, smaller_is_better
 from scripts.errors import StorageError, TrainingError
 from scripts.runtime.lock import lock_folders
 
@@ -193,6 +193,12 @@ def test_metrics_of_every_kind_of_report(tmp_path):
     with pytest.raises(TrainingError, match=r"result\.json: is not a report of a job"):
         metrics_of(tmp_path / "e")
     assert metrics_of(tmp_path / "none") == {}
+
+
+def test_no_run_is_best_by_a_number_that_may_mean_anything():
+    rows = [{"run": "a", "status": "done", "x": "1", "outliers_count": "3", "seconds": "1"}]
+    assert best_run(rows, ["x"]) is None
+    assert best_run(rows, ["x"], "outliers_count") == ("a", "outliers_count")
 
 
 def test_costs_and_merits_are_told_apart():

@@ -100,6 +100,10 @@ def make_images(folder: Path) -> None:
     corner = np.zeros(image.shape, np.float32)
     corner[0, 0, 0] = 1
     save(folder / "corner" / "sub-1.nii.gz", corner, image.affine)
+    flip = np.diag([-1.0, 1, 1, 1])
+    flip[0, 3] = image.shape[0] - 1
+    other_order = np.ascontiguousarray(np.asarray(image.dataobj)[::-1])
+    save(folder / "other_order" / "sub-1.nii.gz", other_order, image.affine @ flip)
     offset = save(cohort(folder / "offset") / "sub-2.nii", blob(1))
     (folder / "offset" / "sub-2.nii.gz").unlink()
     raw = bytearray(offset.read_bytes())
@@ -333,6 +337,11 @@ def commands(folder: Path) -> dict[str, list[str]]:
         "compare apart": [
             "compare", f"--dataset_dir={folder / 'cohort_away'}",
             f"--carried_dir={folder / 'out' / 'carry'}", *FLAT, "--learned_atlas#min_subjects=1",
+        ],
+        "compare order": [
+            "compare", f"--dataset_dir={folder / 'other_order'}",
+            f"--carried_dir={folder / 'out' / 'carry'}", *FLAT, "--learned_atlas#min_subjects=1",
+            "--tract_similarity#leave_one_out=false",
         ],
         "compare corner": [
             "compare", f"--dataset_dir={folder / 'corner'}",

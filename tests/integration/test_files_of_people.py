@@ -92,6 +92,7 @@ SAID = {
     "density vtk": "5 streamlines, 45 voxels",
     "density fib": "5 streamlines, 45 voxels",
     "labels own": "its own per-streamline value label is kept as label_before",
+    "compare order": "1 subjects compared",
     "register corner": "shares no space with the atlas, so its result will mean nothing",
     "estimate apart": "their grids lie apart in the world, and only the network",
     "two covariates": "atlas published in",
