@@ -19,6 +19,7 @@ from scripts.losses.atlas_loss import AtlasLoss
 from scripts.metrics import dice, log_density_correlation
 from scripts.publishing.quality_page import SubjectQuality
 from scripts.publishing.statistics import DensityStatistics
+from scripts.publishing.viewer_volumes import ViewedSubject, ViewerGrid, WorstSubjects
 from scripts.runtime.processes import (
     add_up,
     barrier,
@@ -32,6 +33,7 @@ from scripts.runtime.storage import file_hash
 from scripts.runtime.write_behind import WriteBehind
 from scripts.settings.atlas import LearnedAtlasConfig
 from scripts.spatial.fields import field_names, write_field
+from scripts.spatial.jacobian import jacobian_determinant
 
 __all__ = [
     "NEGLIGIBLE_SHARE",
@@ -97,6 +99,7 @@ class Emitted:
         subjects: for the quality page.
         pictures: of the subjects on the quality page.
         grids: their fields.
+        viewed: subjects in the page's viewer.
         hashes: SHA-256 of the field files, by name.
     """
 
@@ -106,6 +109,7 @@ class Emitted:
     subjects: list[SubjectQuality] = field(default_factory=list)
     pictures: dict[str, np.ndarray] = field(default_factory=dict)
     grids: dict[str, np.ndarray] = field(default_factory=dict)
+    viewed: WorstSubjects = field(default_factory=WorstSubjects)
     hashes: dict[str, str] = field(default_factory=dict)
 
     def merge(self, other: Emitted) -> None:
@@ -116,6 +120,7 @@ class Emitted:
         self.subjects += other.subjects
         self.pictures |= other.pictures
         self.grids |= other.grids
+        self.viewed.add(other.viewed.kept)
         self.hashes |= other.hashes
 
     def sort(self, names: Sequence[str]) -> None:
@@ -165,6 +170,7 @@ class Emission:
         self.device = device
         self.bar = bar
         self.loss = loss
+        self.view = ViewerGrid.of(cohort.grid, cohort.crop, network.log_offset)
 
     @torch.no_grad()
     def run(self, staging: Path, folder: Path) -> Emitted:
@@ -279,9 +285,40 @@ class Emission:
                     "displacement": length**0.5,
                 }
             )
+            self._view(index, inside[0], moved[0], found, emitted)
             if index < _SHOWN:
                 emitted.pictures[name] = inside[0].cpu().numpy()
                 emitted.grids[name] = crop.crop(found.to_template[0]).cpu().numpy()
+
+    def _view(
+        self,
+        index: int,
+        inside: torch.Tensor,
+        moved: torch.Tensor,
+        found: Registration,
+        emitted: Emitted,
+    ) -> None:
+        """Keep the volumes of the subject last emitted if it is among the worst so far."""
+        measured = emitted.subjects[-1]
+        correlation = measured["correlation"]
+        order = (
+            measured["smallest_jacobian"] > 0,
+            correlation if np.isfinite(correlation) else -1.0,
+            index,
+        )
+        if not emitted.viewed.wants(order):
+            return
+        name, crop = measured["subject"], self.cohort.crop
+        growth = jacobian_determinant(found.to_template[0])
+        layers = {
+            "image": self.view.density(name, crop.crop(moved).cpu().numpy()),
+            "before": self.view.density(f"{name} before registration", inside.cpu().numpy()),
+            "field": self.view.field(
+                f"displacement of {name}", crop.crop(found.to_template[0]).cpu().numpy()
+            ),
+            "growth": self.view.growth(f"growth of {name}", crop.crop(growth).cpu().numpy()),
+        }
+        emitted.viewed.add([ViewedSubject(name, order, layers)])
 
     def _fit(
         self,

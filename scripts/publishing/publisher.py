@@ -22,6 +22,8 @@ from scripts.publishing.description import as_json, description, write_descripti
 from scripts.publishing.emission import Emission, Emitted, Templates, Velocities, naming
 from scripts.publishing.quality_page import quality_page
 from scripts.publishing.statistics import DensityStatistics
+from scripts.publishing.viewer import Shown, viewer
+from scripts.publishing.viewer_volumes import ViewerGrid
 from scripts.runtime.processes import StoppedElsewhere, barrier, from_first
 from scripts.runtime.storage import check_replaceable, publish_folder
 from scripts.settings.atlas import LearnedAtlasConfig
@@ -144,10 +146,12 @@ class AtlasPublisher:
     ) -> None:
         """Write everything that is written once. Closing the stack publishes the folder."""
         with naming(self.folder):
-            shown = self._write_maps(staging, emitted.statistics, templates)
+            shown, images = self._write_maps(staging, emitted.statistics, templates)
             about = self._description(emitted)
             (staging / "jacobian.json").write_text(as_json(emitted.jacobians))
-            (staging / "quality.html").write_text(self._page(about, emitted, templates, shown))
+            (staging / "quality.html").write_text(
+                self._page(about, emitted, templates, shown, images)
+            )
             write_description(staging, about, emitted.hashes)
         if self.confirm is not None:
             self.confirm()
@@ -176,10 +180,11 @@ class AtlasPublisher:
 
     def _write_maps(
         self, staging: Path, statistics: list[DensityStatistics], templates: Templates
-    ) -> dict[str, np.ndarray]:
-        """Write the five maps; with K > 1 a folder per template. Return them for the quality
-        page."""
+    ) -> tuple[dict[str, np.ndarray], list[Shown]]:
+        """Write the five maps; with K > 1 a folder per template. Return them for the quality page,
+        as pictures and for the viewer."""
         shown: dict[str, np.ndarray] = {}
+        images: list[Shown] = []
         grid, crop = self.cohort.grid, self.cohort.crop
         for k, gathered in enumerate(statistics):
             folder = staging
@@ -194,8 +199,15 @@ class AtlasPublisher:
             for name in self.settings.emit_baseline_maps:
                 write_map(folder / f"atlas_{name}.nii.gz", maps[name], grid)
                 title = name if len(statistics) == 1 else f"template {k + 1}: {name}"
-                shown[title] = crop.crop(maps[name]).max(axis=0)
-        return shown
+                inside = crop.crop(maps[name])
+                shown[title] = inside.max(axis=0)
+                if name != "mean":  # the template, which is there already
+                    kind = "percent" if name == "prob_threshold" else "plain"
+                    images.append(Shown("Maps", self._view().map(title, inside, kind)))
+        return shown, images
+
+    def _view(self) -> ViewerGrid:
+        return ViewerGrid.of(self.cohort.grid, self.cohort.crop, self.network.log_offset)
 
     def _page(
         self,
@@ -203,6 +215,7 @@ class AtlasPublisher:
         emitted: Emitted,
         templates: Templates,
         shown: dict[str, np.ndarray],
+        images: list[Shown],
     ) -> str:
         """The quality page."""
         volumes = {
@@ -210,13 +223,21 @@ class AtlasPublisher:
             for k, density in enumerate(templates.density.cpu().numpy())
         }
         volumes["plain average"] = self.cohort.mean_density
+        atlas = [
+            Shown("Atlas", self._view().density(title, density))
+            for title, density in volumes.items()
+        ]
         volumes |= emitted.pictures
         pictures = {
             title: np.log1p(density.max(axis=0) / self.network.log_offset)
             for title, density in volumes.items()
         }
+        viewed = viewer(
+            self._view(), self.cohort.tracts, [*atlas, *images], emitted.viewed.sorted(),
+            of=len(emitted.subjects),
+        )  # fmt: skip
         losses = self.history.epochs if self.history is not None else []
-        return quality_page(about, pictures, shown, emitted.subjects, emitted.grids, losses)
+        return quality_page(about, pictures, shown, emitted.subjects, emitted.grids, losses, viewed)
 
     def _description(self, emitted: Emitted) -> dict[str, Any]:
         """``atlas.json``: the origin of these maps."""
