@@ -34,6 +34,12 @@ __all__ = ["AtlasPublisher"]
 logger = logging.getLogger(__name__)
 
 
+_WORDS = {
+    "std": "standard deviation",
+    "std_error": "standard error",
+    "cov": "coefficient of variation",
+    "prob_threshold": "share of subjects",
+}  # of the maps, in the viewer
 _PACKAGES = ("torch", "monai", "pytorch-ignite", "nibabel", "numpy", "scipy", "pydantic")
 
 
@@ -203,7 +209,8 @@ class AtlasPublisher:
                 shown[title] = inside.max(axis=0)
                 if name != "mean":  # the template, which is there already
                     kind = "percent" if name == "prob_threshold" else "plain"
-                    images.append(Shown("Maps", self._view().map(title, inside, kind)))
+                    words = title.replace(name, f"{_WORDS[name]} ({name})")
+                    images.append(Shown("Maps", self._view().map(words, inside, kind)))
         return shown, images
 
     def _view(self) -> ViewerGrid:

@@ -21,12 +21,14 @@ from scripts.errors import CohortError, FoldingError
 from scripts.losses.atlas_loss import AtlasLoss
 from scripts.metrics import dice, log_density_correlation
 from scripts.networks.described import weights_identity
+from scripts.publishing.registration_page import Registered, growth_of, registration_page
 from scripts.publishing.sidecars import (
     dataset_description,
     describe_registration,
     is_own_dataset,
     write_json,
 )
+from scripts.publishing.viewer_volumes import ViewerGrid
 from scripts.runtime.ownership import check_earlier_report
 from scripts.runtime.storage import check_replaceable, publish_folder, write_whole
 from scripts.runtime.write_behind import WriteBehind
@@ -45,8 +47,9 @@ class RegistrationWriter:
     """Writes the registration of each subject, completely or not at all.
 
     ``<folder>/<subject>/`` contains both fields, ``<subject>_space-template_density.nii.gz``,
-    ``atlas_in_patient_space/atlas_mean.nii.gz`` and ``registration.json``. A subject whose field
-    fails its check is left out; the others are finished before the run ends with an error.
+    ``atlas_in_patient_space/atlas_mean.nii.gz``, ``registration.json`` and ``quality.html``. A
+    subject whose field fails its check is left out; the others are finished before the run ends
+    with an error.
 
     Args:
         network: as published.
@@ -71,6 +74,7 @@ class RegistrationWriter:
         self.loss = loss
         self.folder = Path(folder)
         self.grid, self.crop = published_geometry(self.network)
+        self.view = ViewerGrid.of(self.grid, self.crop, self.network.log_offset)
         self.weights = weights_identity(self.network)
         self.failed: list[str] = []
         folders = [self.folder / name for name in self.subjects]
@@ -133,10 +137,19 @@ class RegistrationWriter:
         density = inside.new_zeros((1, self.network.channels, *self.grid.shape))
         self.crop.crop(density)[...] = inside
         atlas = convert_to_tensor(item["density"], track_meta=False).cpu().numpy()
-        report = self._report(item, image, inside[0].cpu().numpy(), atlas, found)
+        subject = inside[0].cpu().numpy()
+        before, start = self._unregistered(item)
+        report = self._report(item, image, subject, atlas, found, before, start)
         moved = found.subject_in_template(density)[0].cpu().numpy()
         fields = [u[0].cpu().numpy() for u in (found.to_template, found.to_subject)]
-        self.behind.write(self._publish, name, fields, moved, atlas, report)
+        viewed = Registered(
+            subject,
+            self.crop.crop(atlas).copy(),
+            before,
+            self.crop.crop(fields[1]).copy(),
+            self.crop.crop(growth_of(found.to_subject[0])).copy(),
+        )
+        self.behind.write(self._publish, name, fields, moved, atlas, report, viewed)
 
     def _publish(
         self,
@@ -145,6 +158,7 @@ class RegistrationWriter:
         moved: np.ndarray,
         atlas: np.ndarray,
         report: dict[str, Any],
+        viewed: Registered,
     ) -> None:
         """Write one subject's folder, while the next one is registered."""
         with publish_folder(self.folder / name) as staging:
@@ -157,6 +171,8 @@ class RegistrationWriter:
             paths = [one.path for one in self.subjects[name].maps]
             describe_registration(staging, name, paths, self.settings.cohort.normalisation)
             (staging / "registration.json").write_text(json.dumps(report, indent=1) + "\n")
+            page = registration_page(report, viewed, self.view, self.network.description["tracts"])
+            (staging / "quality.html").write_text(page, encoding="utf-8")
         correlation = report["log_density_correlation"]
         logger.info(
             "subject %s: correlation of log densities %.3f before, %.3f after; "
@@ -182,18 +198,14 @@ class RegistrationWriter:
         subject: np.ndarray,
         atlas: np.ndarray,
         found: Registration,
+        unregistered: np.ndarray,
+        start: torch.Tensor,
     ) -> dict[str, Any]:
         """``registration.json``: how well the atlas fits, and the origin of the fit."""
         k = int(item["template"])
         velocity = item["velocity"][None]
         covariates = item["covariates"][None] if "covariates" in item else None
-        here = self.crop.crop(atlas)
-        if covariates is None:
-            before = self.network.template_density()[k].cpu().numpy()
-            start = torch.zeros_like(velocity)
-        else:
-            before = self.network.template_density(covariates)[0].cpu().numpy()
-            start = self.network.covariate_velocity(covariates)
+        here, before = self.crop.crop(atlas), unregistered
         presence, offset = self.settings.presence_value, self.network.log_offset
         own = subject > 0
         return {
@@ -228,6 +240,15 @@ class RegistrationWriter:
             "jacobian": found.jacobian,
             "seconds": round(float(item["seconds"]), 3),
         }  # fmt: skip
+
+    def _unregistered(self, item: dict[str, Any]) -> tuple[np.ndarray, torch.Tensor]:
+        """The atlas before registration, ``(C, *crop)``, and the velocity that leads there."""
+        if "covariates" in item:
+            point = item["covariates"][None]
+            density = self.network.template_density(point)[0]
+            return density.cpu().numpy(), self.network.covariate_velocity(point)
+        density = self.network.template_density()[int(item["template"])]
+        return density.cpu().numpy(), torch.zeros_like(item["velocity"][None])
 
     def _covariates(self, subject: str) -> dict[str, Any]:
         values = dict(self.subjects[subject].covariates)

@@ -10,7 +10,7 @@
   const NAMES = { LR: "sagittal", PA: "coronal", IS: "axial" };
   const KEPT = 24; // unpacked volumes in memory
   const LARGEST_GROWTH = Math.log(4);
-  const FIRE = [[0, 0, 0], [140, 20, 0], [240, 90, 0], [255, 190, 40], [255, 255, 200]];
+  const FIRE = [[0, 0, 0], [140, 20, 0], [235, 80, 0], [255, 150, 0], [255, 215, 40]];
   const SEA = [[40, 0, 90], [50, 80, 150], [30, 150, 140], [110, 205, 90], [250, 230, 40]];
   const BALANCE = [[30, 70, 220], [130, 170, 255], [255, 255, 255], [255, 150, 120], [210, 30, 20]];
 

@@ -88,7 +88,7 @@ def viewer(
     subjects: Sequence[ViewedSubject] = (),
     of: int = 0,
     overlay: str | None = None,
-    group: str = "Subjects in template space",
+    group: str = "Subjects in template space, worst first",
     budget: int = BUDGET,
 ) -> str:
     """The viewer's part of a page, with its data.

@@ -18,10 +18,10 @@ __all__ = ["Block", "Layer", "ViewedSubject", "ViewerGrid", "WorstSubjects"]
 
 LARGEST_VOLUME = 1_000_000
 """Voxels of a volume that the page carries; a larger one is averaged over blocks of voxels."""
-LARGEST_FIELD = 30_000
-"""Voxels of a displacement field that the page carries: it is smooth."""
-SUBJECTS = 12
-"""Subjects that the page carries."""
+LARGEST_FIELD = 12_000
+"""Voxels of a field and its growth that the page carries: they are smooth."""
+SUBJECTS = 24
+"""Most subjects that the page carries."""
 _ENDS = ("LR", "PA", "IS")
 _LEVEL = 6  # of gzip; 9 saves 2 % and takes three times as long
 
@@ -141,6 +141,14 @@ class ViewerGrid:
         codes = nib.orientations.io_orientation(self.affine)[: len(self.shape), 0]
         return [_ENDS[int(code)] for code in codes]
 
+    @property
+    def step(self) -> int:
+        """Voxels of the page to one of a field, along each axis."""
+        step = 1
+        while np.prod([-(-n // step) for n in self.shape]) > LARGEST_FIELD:
+            step += 1
+        return step
+
     def about(self) -> dict[str, Any]:
         """The grid as the page's script reads it."""
         return {
@@ -173,16 +181,14 @@ class ViewerGrid:
         signs = np.where(self.order.flips, -1, 1).reshape(-1, *[1] * d)
         fine = np.array(self.spacing) / self.factors
         millimetres = turned * signs * fine.reshape(-1, *[1] * d)
-        step = 1
-        while np.prod([-(-n // step) for n in self.shape]) > LARGEST_FIELD:
-            step += 1
-        small = _averaged(millimetres, [f * step for f in self.factors])
-        return Layer(title, "field", Block.of_field(small), step)
+        small = _averaged(millimetres, [factor * self.step for factor in self.factors])
+        return Layer(title, "field", Block.of_field(small), self.step)
 
     def growth(self, title: str, ratio: np.ndarray) -> Layer:
         """A layer of the logarithm of a ratio of volumes ``(*box.shape)``, 0.001 to 1000."""
-        values = np.log(np.clip(ratio, 1e-3, 1e3))
-        return Layer(title, "signed", Block.of(self.reduced(values), signed=True))
+        values = np.log(np.clip(self.order.of_array(ratio), 1e-3, 1e3))
+        small = _averaged(values, [factor * self.step for factor in self.factors])
+        return Layer(title, "signed", Block.of(small, signed=True), self.step)
 
     def _of_tracts(self, title: str, kind: str, values: np.ndarray) -> Layer:
         parts = tuple(Block.of(one) for one in values) if len(values) > 1 else ()
