@@ -10,6 +10,8 @@
   const NAMES = { LR: "sagittal", PA: "coronal", IS: "axial" };
   const KEPT = 24; // unpacked volumes in memory
   const LARGEST_GROWTH = Math.log(4);
+  const OUTLINE = 0.2; // of the scale's end: the value at which an outline runs
+  const LINE = [90, 200, 255];
   const FIRE = [[0, 0, 0], [140, 20, 0], [235, 80, 0], [255, 150, 0], [255, 215, 40]];
   const SEA = [[40, 0, 90], [50, 80, 150], [30, 150, 140], [110, 205, 90], [250, 230, 40]];
   const BALANCE = [[30, 70, 220], [130, 170, 255], [255, 255, 255], [255, 150, 120], [210, 30, 20]];
@@ -63,7 +65,7 @@
 
   const shown = {
     image: index.image, overlay: index.overlay === null ? "none" : "layer " + index.overlay,
-    before: false, tract: -1, opacity: 0.6, brightness: 1, cell: [...index.cell],
+    before: false, outline: index.outline, tract: -1, opacity: 0.6, brightness: 1, cell: [...index.cell],
     subject: index.layers[index.image].subject || (index.layers.find((l) => l.subject) || {}).subject,
   };
   let base = null, over = null;
@@ -89,6 +91,7 @@
       [image, overlay].map((layer) => layer && volumeOf(layer, shown.tract)));
     if (mine !== latest) return; // something else was chosen in the meantime
     [base, over] = volumes;
+    byId("outline").disabled = !canOutline();
     byId("before").disabled = !before;
     byId("before-label").hidden = !index.layers.some((l) => l.role === "before");
     legend();
@@ -104,6 +107,9 @@
     return colours[low].map((from, i) => from + (colours[low + 1][i] - from) * part);
   }
 
+  // Fields have no outline: they are smooth and everywhere.
+  const canOutline = () => over && !["field", "signed"].includes(over.layer.kind);
+  const outlined = () => shown.outline && canOutline();
   const coloursOf = (kind) => ({ signed: BALANCE, field: SEA }[kind] || FIRE);
 
   function colour(volume, value) {
@@ -141,11 +147,14 @@
     const lack = (volume) => (volume.missing ? " (all tracts: the page lacks this one)" : "");
     entry(`${base.layer.title}: ${range(base, base.top / shown.brightness)}${lack(base)}`,
       [[0, 0, 0], [255, 255, 255]]);
-    if (over && shown.overlay !== "grid")
+    if (over && shown.overlay !== "grid" && !outlined())
       entry(`${over.layer.title}: ${range(over, over.top)}${lack(over)}`,
         coloursOf(over.layer.kind));
+    if (outlined())
+      entry(`line: ${inWords(over, over.top * OUTLINE)} of ${over.layer.title}`, [LINE, LINE]);
     if (shown.overlay === "grid")
-      entry(`${over.layer.title}: lines of the grid, drawn where its points go`, [[90, 200, 255], [90, 200, 255]]);
+      entry(`${over.layer.title}: lines of the grid, drawn where its points go`,
+        [LINE, LINE]);
   }
 
   // ---- slices --------------------------------------------------------------------------------
@@ -218,6 +227,7 @@
       context.imageSmoothingEnabled = false;
       place(picture(base, view, grey), base);
       if (over && shown.overlay === "grid") lines(context, view, zoom);
+      else if (outlined()) outline(context, view, zoom);
       else if (over) {
         context.imageSmoothingEnabled = over.layer.step > 1;
         place(picture(over, view, (value) => {
@@ -235,6 +245,36 @@
     where();
   }
 
+  function stroke(context) {
+    context.strokeStyle = `rgba(${LINE.join(",")}, ${shown.opacity})`;
+    context.lineWidth = 1.5 * (window.devicePixelRatio || 1);
+    context.stroke();
+  }
+
+  // The sides of voxels between a value above the outline's and one below it.
+  function outline(context, view, zoom) {
+    const { a, b, fixed } = view, { cells, strides, value, layer } = over;
+    const [wide, tall] = [a, b].map((axis) => layer.step * spacing[axis] * zoom);
+    const bottom = context.canvas.height, limit = over.top * OUTLINE;
+    let start = 0;
+    if (fixed !== null)
+      start = Math.min(Math.floor(shown.cell[fixed] / layer.step), cells[fixed] - 1) * strides[fixed];
+    const above = (i, j) => i >= 0 && j >= 0 && i < cells[a] && j < cells[b]
+      && value(start + i * strides[a] + j * strides[b]) > limit;
+    const side = (i, j, right, up) => {
+      context.moveTo(i * wide, bottom - j * tall);
+      context.lineTo((i + right) * wide, bottom - (j + up) * tall);
+    };
+    context.beginPath();
+    for (let i = 0; i <= cells[a]; i++)
+      for (let j = 0; j <= cells[b]; j++) {
+        const here = above(i, j);
+        if (here !== above(i - 1, j)) side(i, j, 0, 1);
+        if (here !== above(i, j - 1)) side(i, j, 1, 0);
+      }
+    stroke(context);
+  }
+
   function lines(context, view, zoom) {
     const { a, b, fixed } = view, { cells, strides, component, layer } = over;
     const middle = (layer.step - 1) / 2, tall = context.canvas.height;
@@ -248,14 +288,12 @@
         ((i * layer.step + middle + 0.5) * spacing[a] + component(at, a)) * zoom,
         tall - ((j * layer.step + middle + 0.5) * spacing[b] + component(at, b)) * zoom];
     };
-    context.strokeStyle = `rgba(90, 200, 255, ${shown.opacity})`;
-    context.lineWidth = Math.max(1, (window.devicePixelRatio || 1));
     context.beginPath();
     for (let i = 0; i < cells[a]; i += thin)
       for (let j = 0; j < cells[b]; j++) context[j ? "lineTo" : "moveTo"](...point(i, j));
     for (let j = 0; j < cells[b]; j += thin)
       for (let i = 0; i < cells[a]; i++) context[i ? "lineTo" : "moveTo"](...point(i, j));
-    context.stroke();
+    stroke(context);
   }
 
   function cross(context, view, zoom) {
@@ -349,6 +387,8 @@
   byId("image").addEventListener("change", (event) => choose(Number(event.target.value)));
   byId("overlay").addEventListener("change", (event) => { shown.overlay = event.target.value; load(); });
   byId("tract").addEventListener("change", (event) => { shown.tract = Number(event.target.value); load(); });
+  byId("outline").checked = shown.outline;
+  byId("outline").addEventListener("change", (event) => { shown.outline = event.target.checked; load(); });
   byId("before").addEventListener("change", (event) => { shown.before = event.target.checked; load(); });
   for (const name of ["opacity", "brightness"])
     byId(name).addEventListener("input", (event) => {

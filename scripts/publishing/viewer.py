@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from scripts.errors import shown
-from scripts.publishing.page import text
 from scripts.publishing.viewer_volumes import Block, Layer, ViewedSubject, ViewerGrid
 
 __all__ = ["BUDGET", "STYLE", "Shown", "script", "viewer"]
@@ -44,6 +43,7 @@ _CONTROLS = """
 <input type='checkbox' id='viewer-before'> before registration</label>
 <label id='viewer-tract-label'>Tract <select id='viewer-tract'></select></label>
 <label>Overlay <select id='viewer-overlay'></select></label>
+<label><input type='checkbox' id='viewer-outline'> outline</label>
 <label>Opacity
 <input type='range' id='viewer-opacity' min='0' max='1' step='0.05' value='0.6'></label>
 <label>Brightness
@@ -102,7 +102,7 @@ def viewer(
         images: the first one is shown first.
         subjects: worst first; all that fit in are carried.
         of: number of all subjects; 0: the page is about one.
-        overlay: title of the image that is laid over the first one at the start.
+        overlay: title of the image whose outline is laid over the first one at the start.
         group: title of the subjects' images.
         budget: bytes.
     """
@@ -133,6 +133,7 @@ def viewer(
         "layers": [entry for entry, _ in listed],
         "image": 0,
         "overlay": None if overlay is None else titles.index(overlay),
+        "outline": overlay is not None,
         "cell": _busiest(images[0].layer.whole),
         "top": top,
     }
@@ -188,7 +189,7 @@ class _Carried:
         """Carry the whole of a layer."""
         about = {
             "title": shown(layer.title),
-            "group": group,
+            "group": shown(group),
             "kind": layer.kind,
             "step": layer.step,
             "role": role,
@@ -228,4 +229,4 @@ def _carried(grid: ViewerGrid, present: int, of: int, missing: int) -> str:
     if missing:
         parts.append(f"{missing} volumes of single tracts are left out for size.")
     parts.append("Values are in 8 bits; the files have them in full.")
-    return text(" ".join(parts))
+    return " ".join(parts)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from bundle.bench.browser import Browser, find_chromium
 from scripts.phantom import write_demo_cohort
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -77,6 +78,19 @@ def monai_bundle_run(run_id: str, config: str, *words: object, cwd: Path = ROOT)
     return subprocess.run(
         command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300
     )
+
+
+NEEDS_CHROMIUM = "TRACT_ATLAS_REQUIRES_CHROMIUM"  # set by continuous integration
+
+
+@pytest.fixture(scope="session")
+def open_page() -> type[Browser]:
+    """`Browser`, for a page in headless Chromium; without Chromium the test is skipped."""
+    if find_chromium() is None:
+        if os.environ.get(NEEDS_CHROMIUM):
+            pytest.fail(f"{NEEDS_CHROMIUM} is set and there is no Chromium on the path")
+        pytest.skip("no Chromium on the path: the page isn't opened (apt install chromium)")
+    return Browser
 
 
 @pytest.fixture(scope="session")

@@ -65,7 +65,7 @@ def images(name: str) -> set[str]:
 
 def expected_files(name: str) -> set[str]:
     sidecars = {image.removesuffix(".nii.gz") + ".json" for image in images(name)}
-    return images(name) | sidecars | {"registration.json"}
+    return images(name) | sidecars | {"quality.html", "registration.json"}
 
 
 @pytest.fixture(scope="module")
