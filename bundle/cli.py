@@ -347,6 +347,10 @@ def _run_job(job: Job, arguments: Sequence[str]) -> int:
     files = locate_config_files(names or job.files, ROOT)
     config = read_config(files)
     overrides = {**_places(config), **overrides}
+    if job is JOBS["build"] and not names:
+        from bundle.guessing import guessed_settings
+
+        overrides = {**overrides, **guessed_settings(config, overrides)}
     passed = apply_overrides(config, overrides)
     check_folders(config, overrides)
     settings = early_check(config)

@@ -86,8 +86,12 @@ def learn_atlas(
     affine: np.ndarray | None = None,
     ckpt_dir: str | Path | None = None,
     settings: Settings | None = None,
+    training: bool = True,
 ) -> Path:
     """Learn a template from density maps and publish the atlas, as the verb ``train`` does.
+
+    Without a training it is made by the network that comes with the bundle, as the verb ``build``
+    does: much faster, and nearly as sharp.
 
     Arrays are first written to ``<output_dir>/cohort``, as ``subject_001.nii.gz`` and so on. They
     aren't normalised unless ``settings`` say so.
@@ -98,6 +102,7 @@ def learn_atlas(
         affine: ``(4, 4)`` RAS mm, of arrays.
         ckpt_dir: destination of the model; None: ``<output_dir>/models``.
         settings: of the block ``learned_atlas``.
+        training: train a network on the cohort.
 
     Returns:
         The published folder, with ``atlas_mean.nii.gz`` and ``atlas.json``.
@@ -119,16 +124,27 @@ def learn_atlas(
         >>> atlas = learn_atlas(maps, folder / "atlas", np.eye(4), settings=settings)
         >>> (atlas / "atlas_mean.nii.gz").is_file()
         True
+
+        Without a training, by one round of the network that comes with the bundle:
+
+        >>> settings = {
+        ...     "min_subjects": 3, "device": "cpu", "refine": {"network_rounds": 1, "rounds": 0}
+        ... }
+        >>> atlas = learn_atlas(
+        ...     maps, folder / "quick", np.eye(4), settings=settings, training=False
+        ... )
+        >>> (atlas / "atlas_mean.nii.gz").is_file()
+        True
     """
     output = Path(output_dir)
     models = output / "models" if ckpt_dir is None else Path(ckpt_dir)
     source, block = _as_cohort(maps, affine, output, settings)
     values = {"output_dir": str(output), "ckpt_dir": str(models)}
+    over = None if training else "build.yaml"
     if isinstance(source, str):
         values["dataset_dir"] = source
-        job = _config("train.yaml", values, "learned_atlas", block)
-    else:
-        job = _config("train.yaml", values, "learned_atlas", block)
+    job = _config("train.yaml", values, "learned_atlas", block, over)
+    if not isinstance(source, str):
         job["train"]["dataset"]["data"] = given([{"image": path} for path in source])
     return output / str(_run(job, "training", "$@settings.output_subdir"))
 
@@ -796,11 +812,27 @@ def _as_cohort(
     return str(folder), {**block, "cohort": cohort}
 
 
-def _config(name: str, values: Mapping[str, Any], block: str, settings: Settings) -> dict[str, Any]:
-    """A shipped configuration with the caller's values and settings in it, as objects."""
+def _config(
+    name: str, values: Mapping[str, Any], block: str, settings: Settings, over: str | None = None
+) -> dict[str, Any]:
+    """A shipped configuration with the caller's values and settings in it, as objects.
+
+    Args:
+        name: its file.
+        values: by key of its top level.
+        block: key of its settings.
+        settings: for that block.
+        over: a second file, whose values replace those of the first.
+    """
     from monai.bundle import ConfigParser
 
     config = ConfigParser.load_config_file(str(_CONFIGS / name))
+    for key, value in (ConfigParser.load_config_file(str(_CONFIGS / over)) if over else {}).items():
+        *sections, last = key.split("#")
+        place = config
+        for section in sections:
+            place = place[section]
+        place[last] = value
     for key, value in values.items():
         config[key] = given(value)
     _lay_over(config[block], settings)

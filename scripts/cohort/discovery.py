@@ -226,16 +226,6 @@ def _unfit(names: Collection[str], outputs: Collection[str]) -> dict[str, str]:
 
 
 # ---------------------------------------------------------------------------------------------
-# Names
-# ---------------------------------------------------------------------------------------------
-
-
-# ---------------------------------------------------------------------------------------------
-# Walking a pattern
-# ---------------------------------------------------------------------------------------------
-
-
-# ---------------------------------------------------------------------------------------------
 # Tracts and runs
 # ---------------------------------------------------------------------------------------------
 
@@ -266,7 +256,9 @@ def _group(
 ) -> tuple[tuple[Candidate, ...], list[Rejection]]:
     """Maps by subject and channel; checks that every run is explained."""
     by_subject: dict[str, dict[str | None, list[Match]]] = {}
+    folders: dict[str, Path] = {}
     for match in matches:
+        folders.setdefault(match.subject, match.path.parent)
         if not tracts or match.tract in tracts:
             by_subject.setdefault(match.subject, {}).setdefault(match.tract, []).append(match)
         else:
@@ -278,7 +270,7 @@ def _group(
         missing = [tract for tract in tracts if tract not in by_tract]
         if missing:
             reason = f"no map of tract {', '.join(missing)}"
-            incomplete.append(Rejection(subject, str(_folder(matches, subject)), reason))
+            incomplete.append(Rejection(subject, str(folders[subject]), reason))
             continue
         maps = [
             FoundMap(run.path, tracts.index(str(tract)) if tracts else 0, tract)
@@ -300,10 +292,6 @@ def _tell_of_summed_tracts(candidates: Sequence[Candidate]) -> None:
         if its != every:
             lacking = ", ".join(sorted(every - its))
             logger.warning("subject %s has no map of tract %s", who.name, lacking)
-
-
-def _folder(matches: Sequence[Match], subject: str) -> Path:
-    return next(match.path.parent for match in matches if match.subject == subject)
 
 
 def _check_runs(subject: str, runs: Sequence[Match], search: SubjectSearch) -> None:

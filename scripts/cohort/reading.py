@@ -386,7 +386,7 @@ class _Pool:
             if len(names) > 1:
                 logger.warning(
                     "subjects %s have the same density, voxel by voxel: is one of them a copy?",
-                    " and ".join(names),
+                    some_of(names),
                 )
         low, high = int(np.argmin(self.sums)), int(np.argmax(self.sums))
         ratio = self.sums[high] / self.sums[low]

@@ -497,7 +497,7 @@ def test_one_map_under_two_names_is_warned_of(five, caplog):
     five.add("sub-9", data)
     cohort = read(five)
     assert len(cohort.subjects) == 6
-    assert "subjects sub-2 and sub-9 have the same density, voxel by voxel" in caplog.text
+    assert "subjects sub-2, sub-9 have the same density, voxel by voxel" in caplog.text
 
 
 def test_disagreeing_forms_are_warned_of(five, caplog):

@@ -93,6 +93,21 @@ def open_page() -> type[Browser]:
     return Browser
 
 
+def bundle_verb(verb: str, *words: object) -> Completed:
+    """``python -m bundle <verb>`` as a user types it, from the root."""
+    command = [sys.executable, "-m", "bundle", verb, *map(str, words)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
+    )
+
+
+@pytest.fixture(scope="session")
+def run_verb() -> Callable[..., Completed]:
+    """`bundle_verb`."""
+    return bundle_verb
+
+
 @pytest.fixture(scope="session")
 def run_bundle() -> Callable[..., Completed]:
     """`monai_bundle_run`."""

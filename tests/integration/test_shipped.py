@@ -61,6 +61,28 @@ def test_it_is_sharper_than_the_average_centred_and_doesnt_fold(built, demo_coho
     assert np.square(template).sum() / template.sum() > np.square(average).sum() / average.sum()
 
 
+def test_a_folder_of_maps_is_enough(demo_cohort, run_verb, tmp_path):
+    """`build` with nothing but a folder: it says what it guessed, and uses it."""
+    for path in demo_cohort.glob("sub-*/**/fdt_paths.nii.gz"):
+        name = path.relative_to(demo_cohort).parts[0]
+        (tmp_path / "people").mkdir(exist_ok=True)
+        (tmp_path / "people" / f"{name}.nii.gz").write_bytes(path.read_bytes())
+    result = run_verb(
+        "build", f"--dataset_dir={tmp_path}/people", f"--output_dir={tmp_path}/output",
+        f"--ckpt_dir={tmp_path}/models", "--learned_atlas#device=cpu",
+        "--learned_atlas#refine#network_rounds=1", "--learned_atlas#refine#rounds=0",
+        "--learned_atlas#save_fields=false",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert "--learned_atlas#cohort#layout flat" in result.stdout
+    assert "--learned_atlas#cohort#normalisation streamline_density" in result.stdout
+    about = json.loads((tmp_path / "output/learned_atlas/atlas.json").read_text())
+    assert about["normalisation"] == "streamline_density"
+    offset = f"--learned_atlas#loss#log_offset {about['log_offset']}"
+    assert offset in result.stdout
+    assert f"--learned_atlas#presence_value {about['presence_value']}" in result.stdout
+
+
 def test_the_model_says_where_its_network_is_from(built):
     network = published_network(built / "models/model.pt")
     assert network.passes == (4, 2, 1, 1)

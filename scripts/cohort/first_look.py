@@ -1,0 +1,261 @@
+"""Guesses how a dataset folder is to be read: layout, normalisation, and the two densities.
+
+For people who have a folder of maps and nothing else. Whatever they set themselves stays as it is.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+
+from scripts.cohort.density import waytotal_file
+from scripts.cohort.discovery import Candidate, derivatives_with_maps, find_subjects
+from scripts.cohort.inspection import Inspection, inspect_subject
+from scripts.cohort.layouts import LAYOUTS
+from scripts.cohort.listings import wanted_names
+from scripts.cohort.patterns import scan_alternatives
+from scripts.cohort.tractogram_maps import Counting, counting_for
+from scripts.errors import CohortError, shown
+from scripts.runtime.file_names import is_image_name, stem_of
+from scripts.runtime.input_files import FileError
+from scripts.settings.cohort import OUTPUT_FOLDERS, CohortRequest, SubjectSearch
+
+__all__ = ["Guess", "first_look"]
+
+FAINT = 0.1
+"""Share of the density that a streamline meets on average which a faint but real tract has."""
+
+_LOOKED_AT = 10  # subjects, spread over the cohort
+_MOST = 0.8  # of these must have an image before it counts as common to all
+_DEPTH = 4  # parts of a path inside a subject's folder
+_DENSITY_WORDS = ("density", "tdi", "fdt_paths", "streamlines", "visitation", "tract")
+
+
+@dataclass(frozen=True)
+class Guess:
+    """One setting that was guessed.
+
+    Attributes:
+        name: of the setting: ``layout``, ``pattern``, ``normalisation``, ``log_offset`` or
+            ``presence_value``.
+        value: what was guessed.
+        reason: why, in a few words.
+    """
+
+    name: str
+    value: str | float
+    reason: str
+
+
+def first_look(
+    dataset_dir: str | Path, request: CohortRequest, given: Collection[str]
+) -> tuple[Guess, ...]:
+    """Guess the settings that aren't given.
+
+    The layout is the one that finds the most subjects. Maps are divided by their waytotal if each
+    has one, by nothing if none exceeds 1, else by their sum. The two densities are `FAINT` times
+    the density that a streamline meets on average (the sum of the squared density over its sum,
+    the median of a few subjects), rounded to 1, 2 or 5 times a power of ten.
+
+    Args:
+        dataset_dir: the dataset folder.
+        request: the settings so far.
+        given: names of the settings that the person has given, as in `Guess`.
+
+    Returns:
+        The guesses, in the order of the names in `Guess`.
+
+    Raises:
+        CohortError: the folder can't be read, or nothing in it is known to be a map.
+        ConfigurationError: the folder has tractograms, but no reference is set.
+    """
+    root = Path(dataset_dir).absolute()
+    guesses: list[Guess] = []
+    listing = request.search.subjects
+    listed = isinstance(listing, str) and listing.lower().endswith((".csv", ".json"))
+    if not listed and not {"layout", "pattern"} & set(given):
+        where = _layout(root, request.search)
+        guesses.append(where)
+        named = {"layout": None, "pattern": None, where.name: str(where.value)}
+        request = replace(request, search=replace(request.search, **named))  # type: ignore[arg-type]
+    candidates = _spread(find_subjects(root, request.search).candidates)
+    counting = counting_for(candidates, request, root)
+    if "normalisation" not in given:
+        how = _normalisation(candidates, request, counting)
+        guesses.append(how)
+        cohort = request.cohort.model_copy(update={"normalisation": how.value})
+        request = replace(request, cohort=cohort)
+    if not {"log_offset", "presence_value"} <= set(given):
+        guesses += _densities(candidates, request, counting, given)
+    return tuple(guesses)
+
+
+def _spread(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """A few of the candidates, evenly spread."""
+    step = max(1, math.ceil(len(candidates) / _LOOKED_AT))
+    return list(candidates[::step])
+
+
+# ---------------------------------------------------------------------------------------------
+# Where the maps are
+# ---------------------------------------------------------------------------------------------
+
+
+def _layout(root: Path, search: SubjectSearch) -> Guess:
+    """The layout that finds the most subjects, the first of several."""
+    outputs = OUTPUT_FOLDERS | ({search.output_subdir} if search.output_subdir else set())
+    if not root.is_dir():
+        what = "is not a folder" if root.exists() else "does not exist"
+        raise CohortError(f"dataset folder {root} {what}")
+    wanted = wanted_names(root, search.subjects)
+    found: dict[str, int] = {}
+    patterns: dict[str, str] = {}
+    for name in LAYOUTS:
+        tried = replace(search, layout=name, pattern=None)
+        scan, patterns[name] = scan_alternatives(root, tried, outputs, wanted)
+        found[name] = len({match.subject for match in scan.matches})
+    best = max(found, key=lambda name: found[name])
+    if found[best]:
+        reason = f"{found[best]} subjects have a map at {patterns[best]}"
+        return Guess("layout", best, reason)
+    return _pattern(root, search, outputs)
+
+
+def _pattern(root: Path, search: SubjectSearch, outputs: Collection[str]) -> Guess:
+    """The one image that all subjects' folders have, or the one of them named like a density."""
+    folders = [
+        one for one in sorted(root.iterdir())
+        if one.is_dir() and not one.name.startswith(".") and one.name not in outputs
+    ]  # fmt: skip
+    folders = folders[:: max(1, math.ceil(len(folders) / _LOOKED_AT))]
+    counts = Counter(path for folder in folders for path in _images_below(folder))
+    enough = max(2, math.ceil(_MOST * len(folders)))
+    common = sorted(path for path, count in counts.items() if count >= enough)
+    like_density = [path for path in common if _is_like_density(path)]
+    choice = like_density if len(like_density) == 1 else common
+    option = f"--{search.option('pattern')}"
+    if len(choice) == 1:
+        count = counts[choice[0]]
+        reason = f"{count} of the {len(folders)} folders that were looked into have it"
+        return Guess("pattern", choice[0], reason)
+    if common:
+        several = ", ".join(shown(path) for path in common[:5])
+        raise CohortError(
+            f"dataset folder {root}: no known layout fits, and the subjects' folders have several "
+            f"images in common ({several}); say which is the density map: "
+            f"{option} '{{subject}}/...'"
+        )
+    below = [
+        place
+        for name in LAYOUTS
+        for place in derivatives_with_maps(root, replace(search, layout=name, pattern=None))
+    ]
+    advice = (
+        f"maps lie below derivatives: give --dataset_dir {shown(below[0])}"
+        if below
+        else f"say where the maps are: {option} '{{subject}}/...'"
+    )
+    raise CohortError(
+        f"dataset folder {root}: no subject found by any known layout ({', '.join(LAYOUTS)}), and "
+        f"its folders have no image in common; {advice}"
+    )
+
+
+def _images_below(folder: Path) -> set[str]:
+    """Patterns of the images in a subject's folder, its name being ``{subject}``."""
+    found = set()
+    own_name = re.compile(rf"(?<![A-Za-z0-9]){re.escape(folder.name)}(?![A-Za-z0-9])")
+    for place, inner, files in os.walk(folder):
+        parts = Path(place).relative_to(folder).parts
+        inner[:] = sorted(one for one in inner if not one.startswith("."))
+        if len(parts) >= _DEPTH - 1:
+            inner.clear()
+        for name in files:
+            if is_image_name(name) and not name.startswith(".") and not set("{}*?") & set(name):
+                path = "/".join(("{subject}", *parts, name))
+                found.add(own_name.sub("{subject}", path))
+    return found
+
+
+def _is_like_density(path: str) -> bool:
+    return any(word in stem_of(Path(path)).lower() for word in _DENSITY_WORDS)
+
+
+# ---------------------------------------------------------------------------------------------
+# What their values mean
+# ---------------------------------------------------------------------------------------------
+
+
+def _normalisation(
+    candidates: Sequence[Candidate], request: CohortRequest, counting: Counting | None
+) -> Guess:
+    if counting is not None:
+        return Guess("normalisation", "waytotal", "of streamlines, whose number is known")
+    paths = [one.path for candidate in candidates for one in candidate.maps]
+    if paths and all(
+        stem_of(path) == "densityNorm" or waytotal_file(path).exists() for path in paths
+    ):
+        return Guess("normalisation", "waytotal", "every map has a waytotal")
+    highest = [float(one.density.max()) for one in _read(candidates, request, "none", counting)]
+    if highest and max(highest) <= 1:
+        return Guess("normalisation", "none", f"no value exceeds 1 (highest {max(highest):g})")
+    return Guess("normalisation", "streamline_density", "the maps have no waytotal")
+
+
+def _densities(
+    candidates: Sequence[Candidate],
+    request: CohortRequest,
+    counting: Counting | None,
+    given: Collection[str],
+) -> list[Guess]:
+    met = [
+        float((one.density**2).sum() / one.density.sum())
+        for one in _read(candidates, request, request.cohort.normalisation, counting)
+    ]
+    if not met:  # none can be read: the job says why
+        return []
+    typical = median(met)
+    value = _round(FAINT * typical)
+    reason = f"{FAINT:g} of the density that a streamline meets on average ({typical:.3g})"
+    return [
+        Guess(name, value, reason)
+        for name in ("log_offset", "presence_value")
+        if name not in given
+    ]  # fmt: skip
+
+
+def _read(
+    candidates: Sequence[Candidate],
+    request: CohortRequest,
+    normalisation: str,
+    counting: Counting | None,
+) -> list[Inspection]:
+    """The subjects that can be used; the job itself reports the others."""
+    cohort = request.cohort.model_copy(update={"normalisation": normalisation})
+    read = []
+    for candidate in candidates:
+        try:
+            read.append(inspect_subject(candidate, replace(request, cohort=cohort), counting))
+        except FileError:
+            continue
+    return read
+
+
+def _round(value: float) -> float:
+    """The nearest of 1, 2 and 5 times a power of ten, on a logarithmic scale.
+
+    Example:
+        >>> _round(0.00078), _round(1.1), _round(3.4)
+        (0.001, 1.0, 5.0)
+    """
+    power = 10.0 ** math.floor(math.log10(value))
+    nearest = min((1, 2, 5, 10), key=lambda step: abs(math.log(step * power / value)))
+    return float(np.format_float_positional(nearest * power, precision=1, fractional=False))
