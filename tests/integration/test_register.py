@@ -138,7 +138,7 @@ def test_the_page_shows_patient_atlas_and_fit(trained, registered, open_page):
     with open_page(page) as opened:
         opened.until("document.getElementById('viewer-frame').dataset.ready")
         rows = opened.value(
-            "[...document.querySelectorAll('table tr')].map(r => [...r.cells].map(c => c.innerText))"
+            "[...document.querySelectorAll('tr')].map(r => [...r.cells].map(c => c.innerText))"
         )
         for row, key in ((rows[1], "log_density_correlation"), (rows[2], "presence_dice")):
             assert [float(one) for one in row[1:]] == pytest.approx(

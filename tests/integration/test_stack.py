@@ -57,7 +57,7 @@ def test_the_page_opens_in_a_browser(demo: Path, tmp_path: Path, open_page: type
             ".then(() => [one.naturalWidth, one.getBoundingClientRect().width])))"
         )
         assert len(drawn) == 5
-        assert all(natural >= 64 and shown > 100 for natural, shown in drawn)
+        assert all(natural >= 32 and shown > 100 for natural, shown in drawn)
         rows = opened.value("document.querySelectorAll('#sections tr').length")
         assert rows == 1 + SMALL.count
         assert opened.value("document.querySelector('tr.damaged td').innerText") == "4"
