@@ -78,6 +78,11 @@ JOBS = {
     "train-elastic": Job(
         "configs/train_elastic.yaml", "training", "train registration across contrasts on labels"
     ),
+    "train-registration": Job(
+        "configs/train_registration.yaml",
+        "training",
+        "make the network that came along, from generated pairs alone",
+    ),
     "estimate-affine": Job(
         "configs/estimate_affine.yaml",
         "estimating",
@@ -125,15 +130,14 @@ JOBS = {
     "labels": Job("configs/transfer_labels.yaml", "labelling", "label streamlines from an atlas"),
     "check": Job("configs/train.yaml", None, "check settings and dataset without running"),
 }
+TRAININGS = frozenset({"training", "cross_validating"})
+"""Run ids of the jobs that write into ckpt_dir."""
 OVERRIDES_HELP = """\
 overrides:
     --config_file FILE      configuration to use instead of {config}; several
                             are merged, top-level keys of later ones win
     --KEY VALUE             set a value of the configuration, also --KEY=VALUE;
-                            # separates levels:
-                            --dataset_dir /data/cohort
-                            --learned_atlas#optimizer#epochs 20
-                            --learned_atlas#save_fields false
+                            # separates levels
 """
 REFINE_HELP = f"""\
     --refine [STEPS]        refine each new subject's field by gradient steps (default
@@ -235,7 +239,10 @@ def _dispatch(arguments: list[str]) -> int:
         return _sweep(arguments[1:])
     if not arguments or arguments[0] not in JOBS or wants_help:
         # Jobs accept any --key, which argparse can't: for them it only prints the help.
-        options = _parser().parse_args([*arguments[:1], "--help"] if wants_help else arguments)
+        explained = arguments[0] if wants_help else None
+        options = _parser(explained).parse_args(
+            [*arguments[:1], "--help"] if wants_help else arguments
+        )
         return run_tool(options)
 
     from bundle.overrides import UsageError
@@ -252,7 +259,8 @@ def _dispatch(arguments: list[str]) -> int:
 # ---------------------------------------------------------------------------------------------
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(explained: str | None = None) -> argparse.ArgumentParser:
+    """The parser; with the keys of one job, whose help is wanted."""
     parser = argparse.ArgumentParser(
         prog=PROGRAM,
         description="Learn, check and use a deformable atlas of tract-density maps.",
@@ -269,11 +277,18 @@ def _parser() -> argparse.ArgumentParser:
             usage=f"{PROGRAM} {name} [--config_file FILE] [--KEY VALUE] ...",
             epilog=OVERRIDES_HELP.format(config=" + ".join(_short(job)))
             + (REFINE_HELP if name == "register" else "")
+            + (_keys_help(job) if name == explained else "")
             + _same_command(job),
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
     add_tools(verbs)
     return parser
+
+
+def _keys_help(job: Job) -> str:
+    from bundle.keys_help import keys_help
+
+    return keys_help([ROOT / name for name in job.files])
 
 
 def _short(job: Job) -> list[str]:
@@ -306,14 +321,14 @@ def _sweep(arguments: Sequence[str]) -> int:
     from bundle.overrides import UsageError
     from bundle.sweep import sweep
 
-    trainings = {
-        name: job for name, job in JOBS.items() if job.run_id == "training" and job.over is None
-    }
+    jobs = {name: job for name, job in JOBS.items() if job.run_id is not None}
     verb = arguments[0].replace("_", "-") if arguments else ""
     try:
-        if verb not in trainings:
-            raise UsageError(f"a sweep needs one of {', '.join(trainings)}, got {verb!r}")
-        sweep(verb, ROOT / trainings[verb].config, arguments[1:], ROOT, HOME)
+        if verb not in jobs:
+            raise UsageError(f"a sweep needs one of {', '.join(jobs)}, got {verb!r}")
+        job = jobs[verb]
+        files = [ROOT / name for name in job.files]
+        sweep(verb, files, arguments[1:], ROOT, HOME, job.run_id in TRAININGS)
     except UsageError as error:
         print(f"error: {error}\nsee: {PROGRAM} sweep --help", file=sys.stderr)
         return EXIT_USAGE
@@ -335,7 +350,7 @@ def _run_job(job: Job, arguments: Sequence[str]) -> int:
         parse_overrides,
         read_config,
     )
-    from scripts.settings.section import require_expressions
+    from scripts.settings.monai_command import require_expressions
 
     require_expressions()
     names, overrides = parse_overrides(arguments)

@@ -381,7 +381,7 @@ def _evaluated(config: Mapping[str, Any], key: str) -> Any:
     """Value of a top-level key, evaluated by MONAI."""
     from monai.bundle import ConfigParser
 
-    from scripts.settings.section import require_expressions
+    from scripts.settings.monai_command import require_expressions
 
     require_expressions()
     try:

@@ -1,6 +1,7 @@
 """Runs one job for several values of its settings, and makes one table of the results.
 
     python -m bundle sweep train_affine --fold 0,1 --learned_affine#family rigid,affine
+    python -m bundle sweep refine --fixed a.nii.gz --moving b.nii.gz --refine#mode affine,joint
 
 A value with commas is a list of values to try; one in brackets is a single value. Every combination
 runs as a separate job, in a separate folder below ``<output_dir>/sweep``.
@@ -8,6 +9,7 @@ runs as a separate job, in a separate folder below ``<output_dir>/sweep``.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import os
@@ -20,9 +22,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bundle.overrides import UsageError, apply_overrides, known_path, parse_overrides, read_config
+from bundle.overrides import (
+    UsageError,
+    apply_overrides,
+    known_path,
+    locate_config_files,
+    parse_overrides,
+    read_config,
+)
+from bundle.sweep_metrics import NETWORKS, best_run, draw, metrics_of
 from scripts.errors import StorageError, TrainingError, shown
-from scripts.runtime.input_files import FileError, read_json, read_text, say
+from scripts.runtime.input_files import FileError, read_json, read_text
 from scripts.runtime.lock import locked_folders
 from scripts.runtime.storage import write_whole
 from scripts.runtime.tables import write_table
@@ -30,7 +40,7 @@ from scripts.runtime.tables import write_table
 __all__ = ["SweepRun", "planned_runs", "sweep", "table_of"]
 
 RECORD = "sweep_run.json"
-_FIRST = ("distance", "overlap")  # metrics in the first columns of the table
+PICTURE = "results.png"
 
 
 @dataclass(frozen=True)
@@ -87,19 +97,25 @@ def _text(value: Any) -> str:
 
 
 def sweep(
-    verb: str, config_file: Path, arguments: Sequence[str], root: Path, home: Path | None = None
+    verb: str,
+    config_files: Sequence[Path],
+    arguments: Sequence[str],
+    root: Path,
+    home: Path | None = None,
+    trains: bool = True,
 ) -> None:
-    """Run all combinations that aren't finished, and write and print the table.
+    """Run all combinations that aren't finished; write table and picture, name the best run.
 
     A failed run is reported, and the others still run. When started again, a sweep continues:
     finished runs are only read, an unfinished one resumes from its checkpoint.
 
     Args:
         verb: of the job.
-        config_file: its configuration.
+        config_files: its configuration, unless ``--config_file`` gives others.
         arguments: overrides, some with several values.
         root: of the bundle.
         home: default folder of the output; None: the root.
+        trains: whether the job writes a network, so that each run needs a ckpt_dir.
 
     Raises:
         UsageError: see `planned_runs`; or a key isn't in the configuration.
@@ -107,26 +123,73 @@ def sweep(
         TrainingError: runs failed.
     """
     names, overrides = parse_overrides(arguments, several=True)
-    if names:
-        raise UsageError("--config_file can't be used: a sweep uses the configuration of its job")
+    best = overrides.pop("best", None)
+    if best is not None and not isinstance(best, str):
+        raise UsageError(f"--best = {best!r}: must be the name of one metric")
     runs = planned_runs(overrides)
-    config = read_config([config_file])
-    if overrides.keys() & {"output_dir", "ckpt_dir"} & {k for r in runs for k in r.varied}:
-        raise UsageError("output_dir and ckpt_dir can't vary: every run has separate folders")
+    files = locate_config_files(names, root) if names else list(config_files)
+    config = read_config(files)
+    own = _own_folders(config, trains)
+    if set(own) & {key for run in runs for key in run.varied}:
+        raise UsageError(f"{' and '.join(own)} can't vary: every run has separate folders")
     apply_overrides(config, dict(runs[0].overrides))  # reports an unknown key before the first run
     if config.get("bundle_root") in (None, "."):
         config["bundle_root"] = str(home or root)
-    folder = Path(known_path(config, "output_dir")).absolute() / "sweep"
+    place = known_path(config, next(iter(own)))
+    folder = Path(place if "output_dir" in own else Path(place).parent).absolute() / "sweep"
+    job = _SweptJob(verb, own, files if names else (), root)
     with locked_folders(folder):
         _check_earlier(folder)
-        rows = _all_runs(verb, runs, folder, root)
-    print(table_of(rows))
+        rows = _all_runs(job, runs, folder)
+        print(table_of(rows))
+        found = best_run(rows, list(runs[0].varied), best)
+        if found is not None:
+            draw(folder / PICTURE, rows, list(runs[0].varied), found)
+            print(f"best by {found[1]}: {found[0]}, in {folder / found[0]}")
     failed = [row["run"] for row in rows if row["status"] != "done"]
     if failed:
         raise TrainingError(
             f"{len(failed)} of {len(runs)} runs failed: {', '.join(failed)}; the others are in "
             f"{folder / 'results.csv'}, each run's output in its log.txt"
         )
+
+
+@dataclass(frozen=True)
+class _SweptJob:
+    """What all runs share.
+
+    Attributes:
+        verb: of the job.
+        own: keys of the folders that each run has for itself, with the place below its folder.
+        files: configurations that replace the job's; empty: the job's.
+        root: of the bundle.
+    """
+
+    verb: str
+    own: Mapping[str, str]
+    files: Sequence[Path]
+    root: Path
+
+    def record(self, run: SweepRun) -> dict[str, Any]:
+        """What a run was made from."""
+        if not self.files:
+            return {"overrides": run.overrides}
+        digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in self.files]
+        return {"overrides": run.overrides, "config": digests}
+
+
+def _own_folders(config: Mapping[str, Any], trains: bool) -> dict[str, str]:
+    """The keys of a job's folders, and where they lie below a run's."""
+    own = {}
+    if "output_dir" in config:
+        own["output_dir"] = ""
+    elif "output" in config:
+        own["output"] = "output"
+    else:
+        raise UsageError("the configuration has no output_dir, so runs can't be kept apart")
+    if trains and "ckpt_dir" in config:
+        own["ckpt_dir"] = NETWORKS
+    return own
 
 
 def _check_earlier(folder: Path) -> None:
@@ -149,20 +212,19 @@ def _check_earlier(folder: Path) -> None:
         )
 
 
-def _all_runs(
-    verb: str, runs: Sequence[SweepRun], folder: Path, root: Path
-) -> list[dict[str, str]]:
+def _all_runs(job: _SweptJob, runs: Sequence[SweepRun], folder: Path) -> list[dict[str, str]]:
     rows: list[dict[str, str]] = []
     for number, run in enumerate(runs, start=1):
         place = folder / run.name
         record = _record(place)
-        done = record is not None and record["overrides"] == run.overrides
+        wanted = job.record(run)
+        done = record is not None and {key: record.get(key) for key in wanted} == wanted
         if done and record is not None:
             status, seconds = "done", float(record["seconds"])
         else:
             print(f"[{number}/{len(runs)}] {run.name}", flush=True)
-            status, seconds = _run(verb, run, place, root)
-        metrics = _metrics(place) if status == "done" else {}
+            status, seconds = _run(job, run, place)
+        metrics = metrics_of(place) if status == "done" else {}
         rows.append(
             {"run": run.name, "status": status, **run.varied, **metrics,
              "seconds": f"{seconds:.0f}"}
@@ -174,18 +236,19 @@ def _all_runs(
     return rows
 
 
-def _run(verb: str, run: SweepRun, place: Path, root: Path) -> tuple[str, float]:
+def _run(job: _SweptJob, run: SweepRun, place: Path) -> tuple[str, float]:
     """Run a separate process; return its status and its time."""
     place.mkdir(parents=True, exist_ok=True)
-    own = {**run.overrides, "output_dir": str(place), "ckpt_dir": str(place / "models")}
-    words = [f"--{key}={value}" for key, value in own.items()]
+    folders = {key: str(place / below) for key, below in job.own.items()}
+    words = [f"--config_file={path}" for path in job.files]
+    words += [f"--{key}={value}" for key, value in {**run.overrides, **folders}.items()]
     start = time.monotonic()
     log = place / "log.txt"
     try:
         log.unlink(missing_ok=True)  # a link there would lead the output elsewhere
         with log.open("x", encoding="utf-8") as file:
             process = subprocess.Popen(
-                [sys.executable, str(root / "bundle"), verb, *words],
+                [sys.executable, str(job.root / "bundle"), job.verb, *words],
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 env={**os.environ, "PYTHONUNBUFFERED": "1"},
@@ -206,7 +269,7 @@ def _run(verb: str, run: SweepRun, place: Path, root: Path) -> tuple[str, float]
             print(f"  {shown(reason)}")
         return f"failed ({code})", seconds
     with write_whole(place / RECORD) as path:
-        path.write_text(json.dumps({"overrides": run.overrides, "seconds": round(seconds, 1)}))
+        path.write_text(json.dumps({**job.record(run), "seconds": round(seconds, 1)}))
     return "done", seconds
 
 
@@ -216,23 +279,6 @@ def _record(place: Path) -> dict[str, Any] | None:
     except (FileError, ValueError):
         return None
     return found if isinstance(found, dict) and {"overrides", "seconds"} <= set(found) else None
-
-
-def _metrics(place: Path) -> dict[str, str]:
-    """The measures in a run's report: on its held-out subjects, or of its training."""
-    reports = sorted(place.glob("*/result.json"))
-    if not reports:
-        return {}
-    try:
-        report = read_json(reports[0])
-        found = report["metrics"] or {f"training_{k}": v for k, v in report["loss"].items()}
-        numbers = {str(name): f"{float(value):.4g}" for name, value in found.items()}
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
-        raise TrainingError(
-            f"{reports[0]}: is not the report of a training ({say(error)}); delete its folder and "
-            "start the sweep again"
-        ) from error
-    return {name: numbers[name] for name in sorted(numbers, key=lambda n: n not in _FIRST)}
 
 
 def _columns(rows: Sequence[Mapping[str, str]]) -> list[str]:

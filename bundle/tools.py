@@ -133,11 +133,13 @@ def add_tools(verbs: Any) -> None:
     docs.add_argument("--check", action="store_true", help="write nothing; fail if it is stale")
     verbs.add_parser(
         "sweep",
-        help="run a training for several values of its settings, and make one table",
-        usage=f"{PROGRAM} sweep JOB --KEY VALUE,VALUE ... [--KEY VALUE] ...",
+        help="run a job for several values of its settings, and make one table",
+        usage=f"{PROGRAM} sweep JOB --KEY VALUE,VALUE ... [--KEY VALUE] ...\n"
+        "           [--config_file FILE] [--best METRIC]",
         description="Run JOB (such as train-affine) for every combination of the values with "
-        "commas, each in a separate folder below <output_dir>/sweep. The table is "
-        "printed and written to results.csv there. When started again, it continues.",
+        "commas, each in a separate folder below <output_dir>/sweep. The table is printed and "
+        "written to results.csv there, with a picture, results.png. The best run is named: by "
+        "--best, else by the first metric that the job reports. When started again, it continues.",
     )
     verify = verbs.add_parser(
         "verify", help="recompute the content of a published atlas and report differences"

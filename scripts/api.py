@@ -31,11 +31,13 @@ __all__ = [
     "Deformation",
     "affine_registration",
     "align",
+    "apply_stack",
     "average",
     "deformable_registration",
     "density_map",
     "learn_atlas",
     "register",
+    "register_stack",
     "tract_statistics",
     "transfer_labels",
     "warp",
@@ -48,6 +50,8 @@ Images = str | Path | Sequence[str | Path] | Sequence[np.ndarray] | np.ndarray
 """A dataset folder, paths of files, or arrays of one shape, which need an affine."""
 Fibres = str | Path | Sequence[np.ndarray]
 """A tractogram's path, or streamlines, each ``(points, 3)`` in RAS mm."""
+Sections = str | Path | np.ndarray
+"""Path of a stack, or an array ``(sections, rows, columns[, colours])``, which needs a spacing."""
 Settings = Mapping[str, Any]
 """Settings of a block as docs/settings.md lists them, nested: ``{"optimizer": {"epochs": 20}}``."""
 
@@ -645,6 +649,105 @@ def transfer_labels(
 
 
 # ---------------------------------------------------------------------------------------------
+# Stacks of serial sections
+# ---------------------------------------------------------------------------------------------
+
+
+def register_stack(
+    sections: Sections,
+    output_dir: str | Path,
+    spacing: Sequence[float] | None = None,
+    unit: str = "micrometer",
+    settings: Settings | None = None,
+) -> Path:
+    """Register the sections of a stack to one frame, as the verb ``register-stack`` does.
+
+    An array is first written to ``<output_dir>/stack/sections.zarr``.
+
+    Args:
+        sections: a path (OME-Zarr, zarr array, NIfTI volume, folder of images, multi-page TIFF),
+            or an array ``(sections, rows, columns)``, with 3 or 4 colours at most as a last axis.
+        output_dir: destination of the registered stack.
+        spacing: z, y, x. Required for an array; for a path it overrides the file's.
+        unit: of the spacing: ``nanometer``, ``micrometer``, ``millimeter``, ...
+        settings: of the block ``register_stack``.
+
+    Returns:
+        The published folder, with ``registered.zarr`` and ``transforms.json``.
+
+    Raises:
+        TractAtlasError: settings, sections or folders can't be used; the message says why.
+        ValueError: an array has no spacing, or isn't a stack of sections.
+
+    Example:
+        >>> x = np.linspace(-1, 1, 64)
+        >>> organ = np.exp(-4 * ((x[:, None] + 0.1 * np.sin(9 * x)) ** 2 + 2 * x**2))
+        >>> sections = np.stack([np.roll(organ, shift, 1) for shift in (0, 3, 1)])
+        >>> found = register_stack(sections, folder / "registered", (50, 10, 10))
+        >>> import json
+        >>> placed = json.loads((found / "transforms.json").read_text())["sections"]
+        >>> [round(section["composed"][1][2]) for section in placed]  # columns
+        [0, 3, 1]
+    """
+    stack = _as_stack(sections, output_dir, spacing, unit)
+    block = dict(settings or {})
+    if spacing is not None:
+        block |= {"spacing": [float(one) for one in spacing], "unit": unit}
+    values = {"stack": stack, "output_dir": str(output_dir)}
+    job = _config("register_stack.yaml", values, "register_stack", block)
+    return Path(_run(job, "registering", "$@registration.folder"))
+
+
+def apply_stack(
+    sections: Sections,
+    transforms: str | Path,
+    output_dir: str | Path,
+    spacing: Sequence[float] | None = None,
+    unit: str = "micrometer",
+    settings: Settings | None = None,
+) -> Path:
+    """Bring other images of registered sections to their frame, as ``apply-stack`` does.
+
+    Args:
+        sections: another channel, labels, or another resolution; see `register_stack`.
+        transforms: ``transforms.json`` of the registration.
+        output_dir: destination; not that of the registration.
+        spacing: z, y, x. Required for an array; for a path it overrides the file's.
+        unit: of the spacing.
+        settings: of the block ``apply_stack``, such as ``{"interpolation": "nearest"}``.
+
+    Returns:
+        The published folder, with ``registered.zarr``.
+
+    Raises:
+        TractAtlasError: settings, sections, transforms or folders can't be used.
+        ValueError: an array has no spacing, or isn't a stack of sections.
+
+    Example:
+        >>> x = np.linspace(-1, 1, 64)
+        >>> organ = np.exp(-4 * ((x[:, None] + 0.1 * np.sin(9 * x)) ** 2 + 2 * x**2))
+        >>> sections = np.stack([np.roll(organ, shift, 1) for shift in (0, 3, 1)])
+        >>> found = register_stack(sections, folder / "stained", (50, 10, 10))
+        >>> labels = (sections > 0.5).astype(np.uint8)
+        >>> moved = apply_stack(
+        ...     labels, found / "transforms.json", folder / "labels", (50, 10, 10),
+        ...     settings={"interpolation": "nearest"},
+        ... )
+        >>> import zarr
+        >>> first, second, third = zarr.open_array(moved / "registered.zarr/0", mode="r")[:]
+        >>> bool(np.mean(first != second) < 0.01 and np.mean(first != third) < 0.01)
+        True
+    """
+    stack = _as_stack(sections, output_dir, spacing, unit)
+    block = dict(settings or {})
+    if spacing is not None:
+        block |= {"spacing": [float(one) for one in spacing], "unit": unit}
+    values = {"stack": stack, "transforms": str(transforms), "output_dir": str(output_dir)}
+    job = _config("apply_stack.yaml", values, "apply_stack", block)
+    return Path(_run(job, "applying", "$@application.folder"))
+
+
+# ---------------------------------------------------------------------------------------------
 # Arguments of the callers
 # ---------------------------------------------------------------------------------------------
 
@@ -749,6 +852,19 @@ def _streamlines(fibres: Fibres) -> Streamlines:
     if isinstance(fibres, str | Path):
         return open_tractogram(fibres).read(finite=False)
     return Streamlines.of(fibres)
+
+
+def _as_stack(
+    sections: Sections, output_dir: str | Path, spacing: Sequence[float] | None, unit: str
+) -> str:
+    """The path of a stack; an array is written first."""
+    if isinstance(sections, str | Path):
+        return str(sections)
+    if spacing is None:
+        raise ValueError("spacing of sections = None: an array needs its z, y, x")
+    from scripts.stack.arrays import write_sections
+
+    return str(write_sections(Path(output_dir) / "stack", np.asarray(sections), spacing, unit))
 
 
 # ---------------------------------------------------------------------------------------------

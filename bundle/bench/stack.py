@@ -3,6 +3,7 @@
     python -m bundle.bench.stack straight <folder>
     python -m bundle.bench.stack long <folder>
     python -m bundle.bench.stack banana <folder>
+    python -m bundle.bench.stack em <folder>
     python -m bundle.bench.stack lung <folder> --data <landmarks/cima_lung3>
     python -m bundle.bench.stack mouse <folder> --data <stack/glta_mouse>
     python -m bundle.bench.stack memory <folder> --sections 100 400
@@ -18,9 +19,6 @@ import argparse
 import csv
 import itertools
 import json
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -29,6 +27,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from bundle.bench.em_sections import EmSections
+from bundle.bench.stack_memory import memory
 from bundle.bench.stack_peers import PEERS, Register
 from scripts.phantom.serial_sections import SerialSections
 from scripts.settings.stack import RegisterStackConfig
@@ -70,7 +70,7 @@ class Chain:
             start = time.process_time()
             try:
                 found = register(fixed, moving)
-            except Exception as error:  # a peer that gives up on a pair leaves it as it lies
+            except Exception as error:  # a peer that gives up on a pair leaves it unregistered
                 print(f"  a pair fails: {type(error).__name__}: {str(error)[:80]}")
                 found, self.failures = np.eye(3), self.failures + 1
             self.seconds += time.process_time() - start
@@ -119,13 +119,13 @@ def pair_errors(found: Matrices, truth: Matrices, step: int, plane: Plane) -> np
 
 
 def deviations(found: Matrices, truth: Matrices, plane: Plane, centred: bool = True) -> np.ndarray:
-    """R.m.s. over the five points of where each section lies against the truth, pixels.
+    """R.m.s. over the five points of the position of each section against the truth, pixels.
 
     Args:
         found: of a method.
         truth: the known ones.
         plane: of a section.
-        centred: take off the mean displacement: where a stack lies as a whole is nobody's fault.
+        centred: take off the mean displacement: the position of the whole stack is arbitrary.
     """
     points = plane.to_pixels @ plane.five_points
     apart = np.stack(
@@ -145,7 +145,7 @@ def second_difference(found: Matrices, truth: Matrices, plane: Plane, skip: Sequ
     return float(np.sqrt((second**2).sum(1).mean()))
 
 
-def images_of(sections: SerialSections) -> list[np.ndarray]:
+def images_of(sections: SerialSections | EmSections) -> list[np.ndarray]:
     """Float32, 0..1."""
     return [sections.section(z).astype(np.float32) / 255 for z in range(sections.count)]
 
@@ -205,7 +205,7 @@ def straight(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def long(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """100 sections of 256x256: how far a chain goes astray."""
+    """100 sections of 256x256: drift of a chain."""
     sections = SerialSections(options.count or 100, (256, 256), seed=5, shift=5.0)
     chain = Chain(images_of(sections))
     truth, rows = sections.composed, []
@@ -220,6 +220,26 @@ def long(options: argparse.Namespace) -> list[dict[str, Any]]:
                 "step, median": float(np.median(near)),
                 "worst": float(near.max()),
                 "end": float(deviations(found, truth, chain.plane, centred=False)[-1]),
+                "CPU-s a pair": seconds,
+                "failures": failures,
+            }
+        )
+    return rows
+
+
+def em(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """20 sections of 512x512 like electron micrographs: see `EmSections`."""
+    size = options.size or 512
+    sections = EmSections(options.count or 20, (size, size), seed=2)
+    chain = Chain(images_of(sections))
+    rows = []
+    for name, found, seconds, failures in rows_of(chain, methods(chain, "rigid")):
+        near = pair_errors(found, sections.composed, 1, chain.plane)
+        rows.append(
+            {
+                "method": name,
+                "pair error, median": float(np.median(near)),
+                "worst": float(near.max()),
                 "CPU-s a pair": seconds,
                 "failures": failures,
             }
@@ -310,8 +330,8 @@ def lung(options: argparse.Namespace) -> list[dict[str, Any]]:
         return lambda i, j: peer(images[i], images[j])
 
     kinds: dict[str, Callable[[int, int], np.ndarray]] = {
-        "as they lie": lambda i, j: np.eye(3),
-        "landmarks' own affine": lambda i, j: _fitted(points[i], points[j]),
+        "unregistered": lambda i, j: np.eye(3),
+        "affine fitted to the landmarks": lambda i, j: _fitted(points[i], points[j]),
         OURS: ours,
     }
     for name, peer in PEERS["affine"].items():
@@ -403,65 +423,8 @@ def _records(output: Path) -> list[Any]:
 
 
 # ---------------------------------------------------------------------------------------------
-# Size
+# What is run
 # ---------------------------------------------------------------------------------------------
-
-_RUN = """
-import resource, sys, time
-from scripts.settings.stack import RegisterStackConfig
-from scripts.stack.registering import StackRegistration
-stack, output, workers, pairs = sys.argv[1:]
-most = None if pairs == "None" else int(pairs)
-settings = RegisterStackConfig.load(
-    {"stack": stack, "n_workers": int(workers), "max_pairs": most}
-)
-start = time.perf_counter(), time.process_time()
-StackRegistration(settings, output).run()
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-print(peak, time.perf_counter() - start[0], time.process_time() - start[1])
-"""
-
-
-def memory(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Peak memory and time a section of large stacks, which are made first."""
-    import zarr
-
-    rows, size = [], options.size or 2048
-    for count in options.sections:
-        path = Path(options.folder) / f"large_{size}_{count}.zarr"
-        if not path.exists():
-            # A few sections, turned over and over again: what they show takes no time to make.
-            few = SerialSections(6, (size // 2, size // 2), seed=1, shift=size / 100)
-            images = [np.kron(few.section(z), np.ones((2, 2), np.uint8)) for z in range(6)]
-            array = zarr.create_array(
-                str(path), shape=(count, size, size), chunks=(1, 1024, 1024), dtype=np.uint8
-            )
-            array.attrs.update({"spacing": [40.0, 4.0, 4.0], "unit": "micrometer"})
-            for z in range(count):
-                place = z % 10
-                array[z] = images[place if place < 6 else 10 - place]
-        output = Path(options.folder) / f"large_{size}_{count}_out"
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(
-            [
-                sys.executable, "-c", _RUN, str(path), str(output), str(options.workers),
-                str(options.pairs),
-            ],
-            capture_output=True, text=True, check=True, env=environment,
-        )  # fmt: skip
-        peak, wall, cpu = (float(word) for word in done.stdout.split()[-3:])
-        rows.append(
-            {
-                "sections": count,
-                "pixels a side": size,
-                "pairs": "all" if options.pairs is None else options.pairs,
-                "workers": options.workers,
-                "peak memory, GiB": peak / 2**20,
-                "wall seconds a section": wall / count,
-                "CPU-s a section": cpu / count,
-            }
-        )
-    return rows
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -479,14 +442,14 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 def main() -> None:
     """Run a part."""
     parts = {
-        "straight": straight, "long": long, "banana": banana, "lung": lung, "mouse": mouse,
-        "memory": memory,
+        "straight": straight, "long": long, "banana": banana, "em": em, "lung": lung,
+        "mouse": mouse, "memory": memory,
     }  # fmt: skip
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("part", choices=parts)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--data", type=Path, help="of lung and mouse")
-    parser.add_argument("--count", type=int, help="sections, instead of the part's own")
+    parser.add_argument("--count", type=int, help="sections, instead of the part's default")
     parser.add_argument("--size", type=int, help="pixels a side (straight: 512, memory: 2048)")
     parser.add_argument("--sigma", type=float, default=8.0, help="of the placement (banana)")
     parser.add_argument("--bend", type=float, default=60.0, help="pixels (banana)")

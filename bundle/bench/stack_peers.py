@@ -95,10 +95,10 @@ def _orb(affine: bool) -> Register:
 
         cv2.setNumThreads(1)
         orb = cv2.ORB_create(2000)
-        (keys, said), (others, theirs) = (
+        (keys, marks), (others, other_marks) = (
             orb.detectAndCompute(_bytes(one), None) for one in (fixed, moving)
         )
-        matches = cv2.BFMatcher(cv2.NORM_HAMMING, crossCheck=True).match(said, theirs)
+        matches = cv2.BFMatcher(cv2.NORM_HAMMING, crossCheck=True).match(marks, other_marks)
         a = np.array([keys[m.queryIdx].pt for m in matches], dtype=np.float32)
         b = np.array([others[m.trainIdx].pt for m in matches], dtype=np.float32)
         estimate = cv2.estimateAffine2D if affine else cv2.estimateAffinePartial2D

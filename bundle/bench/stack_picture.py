@@ -42,7 +42,7 @@ def demo(source: Path, output: Path, target: Path) -> None:
     figure = Figure(figsize=(11, 6.2), layout="constrained")
     axes = figure.subplots(2, 3, width_ratios=(1, 1.1, 0.8))
     middle = before.shape[1] // 2, before.shape[2] // 2
-    for row, (name, stack) in enumerate((("as they lay", before), ("registered", after))):
+    for row, (name, stack) in enumerate((("unregistered", before), ("registered", after))):
         for column, (title, picture) in enumerate(
             (
                 ("section 1", stack[1]),

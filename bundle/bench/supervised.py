@@ -2,15 +2,18 @@
 
     python -m bundle.bench.supervised speed --shape 320 456
     python -m bundle.bench.supervised errors --pairs test.h5 --networks models/fields_*.pt
+    python -m bundle.bench.supervised reading --pairs few.h5 many.h5
 
-`speed`: each variant runs in a process of its own with one thread, so that peaks don't mix; two
+`speed`: each variant runs in a separate process with one thread, so that peaks don't mix; two
 steps to warm up, then the median. A step is forward, warp, losses, backward and Adam on 4 pairs.
-`plain` is the same network as one would write it first: float32, contiguous memory, PyTorch's own
+`plain` is the same network written plainly: float32, contiguous memory, PyTorch's
 pooling, doubling and joining. Its fields are first compared with ours.
 
 `errors`: predictions of saved networks on the pairs of a store, the zero field beside them, and
 with `--optimise` the registration by optimisation (`refine`: affine, then joint). CPU-seconds are
 of a pair, with one thread.
+
+`reading`: peak memory of a process that reads every pair of a store, by the number of pairs.
 """
 
 from __future__ import annotations
@@ -95,7 +98,8 @@ class PlainLocal(nn.Module):
         x = ours.middle(x)
         for up, joined in zip(ours.up, ours.joined, strict=True):
             x = joined(torch.cat([up(F.interpolate(x, scale_factor=2)), skips.pop()], 1))
-        field = ours.field(F.pad(ours.end(x), [0, 1, 0, 1]))
+        padded, last = F.pad(ours.end(x), [0, 1, 0, 1]), ours.field
+        field = F.conv2d(padded, last.weight, last.bias)
         return field[..., : shape[0], : shape[1]]
 
 
@@ -201,11 +205,11 @@ def speed(shape: tuple[int, ...], batch: int, steps: int, folder: Path) -> list[
                 continue
             words = [network, variant, *map(str, shape), "--batch", str(batch), "--steps",
                      str(steps)]  # fmt: skip
-            said = subprocess.run(
+            printed = subprocess.run(
                 [sys.executable, "-m", "bundle.bench.supervised", "one", *words],
                 check=True, capture_output=True, text=True,
             ).stdout  # fmt: skip
-            found[variant] = json.loads(said.splitlines()[-1])
+            found[variant] = json.loads(printed.splitlines()[-1])
             rows.append(
                 {
                     "network": network,
@@ -220,13 +224,39 @@ def speed(shape: tuple[int, ...], batch: int, steps: int, folder: Path) -> list[
     return rows
 
 
+def read_all(store: Path) -> None:
+    """Read every pair of a store; print their number, the seconds and the peak as JSON."""
+    torch.set_num_threads(1)
+    data = KnownPairs(PairStore(store), range(len(PairStore(store))), inverse=True)
+    data[0]
+    before, used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, time.process_time()
+    for index in range(len(data)):
+        data[index]
+    seconds = (time.process_time() - used) / len(data)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    print(json.dumps({"pairs": len(data), "CPU-s a pair": seconds, "GiB after the first": before,
+                      "peak GiB": peak}))  # fmt: skip
+
+
+def reading(stores: list[Path]) -> list[dict[str, Any]]:
+    """A row for each store."""
+    rows = []
+    for store in stores:
+        printed = subprocess.run(
+            [sys.executable, "-m", "bundle.bench.supervised", "read", str(store)],
+            check=True, capture_output=True, text=True,
+        ).stdout  # fmt: skip
+        rows.append(json.loads(printed.splitlines()[-1]))
+    return rows
+
+
 # ---------------------------------------------------------------------------------------------
 # Errors on held-out pairs
 # ---------------------------------------------------------------------------------------------
 
 
 def by_network(network: FieldNetwork, item: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-    """Fields there and back."""
+    """The field and its inverse."""
     with torch.no_grad():
         found = network.find(item["pair"][None], inverse=True)
     assert found.inverse is not None
@@ -264,7 +294,7 @@ def affine_share(item: dict[str, Any]) -> dict[str, float]:
 
 
 def network_of(path: Path) -> FieldNetwork:
-    """A saved network of whatever kind."""
+    """A saved network of any kind."""
     weights = torch.load(path, weights_only=True)["network"]
     return load_field_network(path, str(description_in(weights)["network"]))
 
@@ -335,8 +365,16 @@ def main() -> None:
     exact.add_argument("--pairs", type=Path, required=True)
     exact.add_argument("--networks", type=Path, nargs="*", default=[])
     exact.add_argument("--optimise", type=int, default=0, help="pairs that are optimised")
+    many = parts.add_parser("reading")
+    many.add_argument("--pairs", type=Path, nargs="+", required=True)
+    read = parts.add_parser("read")
+    read.add_argument("pairs", type=Path)
     given = parser.parse_args()
-    if given.part == "one":
+    if given.part == "read":
+        read_all(given.pairs)
+    elif given.part == "reading":
+        print(table(reading(given.pairs)))
+    elif given.part == "one":
         timed(given.network, given.variant, tuple(given.shape), given.batch, given.steps)
     elif given.part == "speed":
         print(table(speed(tuple(given.shape), given.batch, given.steps, given.folder)))

@@ -11,7 +11,7 @@ import torch
 
 from scripts.atlas.cohort_refinement import CohortRefinement
 from scripts.data import EpochBatches
-from scripts.engines.handlers.learning_rate import rate_share
+from scripts.engines.rates import cosine_share
 from scripts.errors import CheckpointError, TrainingError
 from scripts.networks.checkpoint import load_latest, load_weights, save_checkpoint
 from scripts.networks.precision import autocast
@@ -111,7 +111,7 @@ class NetworkFineTuning:
     def _step(self, indices: list[int], step: int, total: int) -> float:
         """One batch; returns its mean loss over all processes."""
         own, whole = self.batches.sizes(step + 1)
-        share = rate_share(step / total, (step + 1) / _WARMUP)
+        share = cosine_share(step / total) * min(1.0, (step + 1) / _WARMUP)
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr * share
         for parameter in self.parameters:

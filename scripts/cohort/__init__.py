@@ -22,7 +22,6 @@ from scripts.cohort.discovery import (
     Candidate,
     Discovery,
     FoundMap,
-    are_left_and_right,
     candidates_from_files,
     find_subjects,
 )
@@ -30,6 +29,7 @@ from scripts.cohort.inspection import Inspection, inspect_subject
 from scripts.cohort.layouts import LAYOUTS, Alternative, alternatives, drop_tract
 from scripts.cohort.patterns import Rejection
 from scripts.cohort.reading import Progress, read_cohort, read_new_subjects
+from scripts.cohort.runs import are_left_and_right
 from scripts.cohort.tractogram_maps import CountedMap, count_density
 
 __all__ = [

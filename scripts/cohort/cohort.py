@@ -88,11 +88,13 @@ class Subject:
         name: of the subject.
         maps: its files.
         covariates: name and value of each covariate that the settings request.
+        person: whose image it is, if a subject has several; empty: the subject's name.
     """
 
     name: str
     maps: tuple[DensityMap, ...]
     covariates: tuple[tuple[str, float | str], ...] = ()
+    person: str = ""
 
     def item(self, coding: CovariateCoding | None = None) -> dict[str, Any]:
         """The subject as an item for dictionary transforms: lists with one entry per map.

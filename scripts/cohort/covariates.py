@@ -242,6 +242,10 @@ class Participants:
     rows: Mapping[str, Mapping[str, str]]
     categorical_option: str = "categorical_covariates"
 
+    def knows(self, subject: str) -> bool:
+        """Whether a subject is in the table."""
+        return self._row(subject) is not None
+
     def reason_against(self, subject: str) -> str | None:
         """Why a subject can't be used; None if it has all covariates."""
         row = self._row(subject)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from scripts.cohort.patterns import (
     scan_alternatives,
     unfit_name,
 )
+from scripts.cohort.runs import by_run, check_runs, names_runs
 from scripts.errors import CohortError, ConfigurationError
 from scripts.runtime.inside import file_name_key
 from scripts.settings.cohort import OUTPUT_FOLDERS, SubjectSearch
@@ -27,7 +27,6 @@ __all__ = [
     "Candidate",
     "Discovery",
     "FoundMap",
-    "are_left_and_right",
     "candidates_from_files",
     "derivatives_with_maps",
     "find_subjects",
@@ -55,10 +54,19 @@ class FoundMap:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A subject in the dataset; its maps are still unread. Maps of one channel are summed."""
+    """A subject in the dataset; its maps are still unread. Maps of one channel are summed.
+
+    Attributes:
+        name: of the subject, or of the image, see `by_run`.
+        maps: its files.
+        person: whose image it is; empty: that of the subject with this name.
+        run: what ``{run}`` stands for, if each run is an image.
+    """
 
     name: str
     maps: tuple[FoundMap, ...]
+    person: str = ""
+    run: str | None = None
 
 
 @dataclass(frozen=True)
@@ -108,13 +116,17 @@ def find_subjects(dataset_dir: Path, search: SubjectSearch) -> Discovery:
     else:
         wanted = wanted_names(dataset_dir, search.subjects)
         scan, pattern = scan_alternatives(dataset_dir, search, outputs, wanted)
+        scan.matches = by_run(scan.matches, search)
+        if wanted is not None and names_runs(search):
+            scan.matches = [one for one in scan.matches if _is_named(one, wanted)]
 
     left_out = {same_name(name) for name in search.exclude}
-    unknown = left_out - {same_name(name) for name in scan.subjects}
+    present = scan.subjects | {match.subject for match in scan.matches}
+    unknown = left_out - {same_name(name) for name in present}
     if unknown:
         names = ", ".join(sorted(unknown))
         logger.warning("%s names no subject: %s", search.key("exclude"), names)
-    matches = [match for match in scan.matches if same_name(match.subject) not in left_out]
+    matches = [match for match in scan.matches if not _is_named(match, left_out)]
 
     rejected = [one for one in scan.unreadable if same_name(one.subject) not in left_out]
     unreadable = {one.subject for one in rejected}
@@ -124,7 +136,7 @@ def find_subjects(dataset_dir: Path, search: SubjectSearch) -> Discovery:
         rejected.append(Rejection(printable(name), printable(str(dataset_dir)), reason))
     matches = [match for match in matches if match.subject not in unreadable]
 
-    found = {same_name(match.subject) for match in matches}
+    found = {same_name(name) for match in matches for name in _names(match)}
     known = found | {same_name(name) for name in unreadable} | left_out
     for name in wanted or ():
         if same_name(name) not in known:
@@ -147,6 +159,16 @@ def find_subjects(dataset_dir: Path, search: SubjectSearch) -> Discovery:
         pattern=pattern,
         tracts=tracts,
     )
+
+
+def _names(match: Match) -> tuple[str, ...]:
+    """The names of an image: its own, and that of the person."""
+    return (match.subject,) if match.person is None else (match.subject, match.person)
+
+
+def _is_named(match: Match, names: Collection[str]) -> bool:
+    known = {same_name(name) for name in names}
+    return any(same_name(name) in known for name in _names(match))
 
 
 def derivatives_with_maps(root: Path, search: SubjectSearch) -> tuple[Path, ...]:
@@ -185,7 +207,7 @@ def candidates_from_files(files: Sequence[Path], search: SubjectSearch) -> Disco
         CohortError: a subject has several unexplained runs.
         ConfigurationError: tracts, channels and the files don't match.
     """
-    matches = [match_tail(file.absolute(), search) for file in files]
+    matches = by_run([match_tail(file.absolute(), search) for file in files], search)
     unfit = _unfit({match.subject for match in matches}, OUTPUT_FOLDERS)
     rejected = [
         Rejection(printable(match.subject), printable(str(match.path)), unfit[match.subject])
@@ -266,7 +288,7 @@ def _group(
     candidates, incomplete = [], []
     for subject, by_tract in sorted(by_subject.items()):
         for runs in by_tract.values():
-            _check_runs(subject, runs, search)
+            check_runs(subject, runs, search)
         missing = [tract for tract in tracts if tract not in by_tract]
         if missing:
             reason = f"no map of tract {', '.join(missing)}"
@@ -278,7 +300,9 @@ def _group(
             for run in runs
         ]
         maps.sort(key=lambda found: (found.channel, str(found.path)))
-        candidates.append(Candidate(subject, tuple(maps)))
+        first = next(run for runs in by_tract.values() for run in runs)
+        image = None if first.person is None else first.image
+        candidates.append(Candidate(subject, tuple(maps), first.person or "", image))
     return tuple(candidates), incomplete
 
 
@@ -292,46 +316,3 @@ def _tell_of_summed_tracts(candidates: Sequence[Candidate]) -> None:
         if its != every:
             lacking = ", ".join(sorted(every - its))
             logger.warning("subject %s has no map of tract %s", who.name, lacking)
-
-
-def _check_runs(subject: str, runs: Sequence[Match], search: SubjectSearch) -> None:
-    """Accept one run, or a left and a right one; others might count a tract twice."""
-    if len(runs) == 1 or (len(runs) == 2 and are_left_and_right(runs[0].run, runs[1].run)):
-        return
-    paths = " and ".join(str(run.path) for run in runs)
-    of_tract = f" of tract {runs[0].tract}" if runs[0].tract is not None else ""
-    raise CohortError(
-        f"subject {subject} has {len(runs)} runs{of_tract} that are not a left and a right one: "
-        f"{paths}; keep one of them, or name the one to use in {search.option('pattern')} (or "
-        "put {tract} there if each is a different tract)"
-    )
-
-
-_LEFT, _RIGHT = ("left", "l", "lh"), ("right", "r", "rh")
-
-
-def are_left_and_right(one: str, other: str) -> bool:
-    """Whether two names differ only by their side: left/right, l/r or lh/rh.
-
-    Example:
-        >>> are_left_and_right("cst_left", "cst_right")
-        True
-        >>> are_left_and_right("run-1", "run-2")
-        False
-    """
-    # Keep the separators, so that they have to match as well.
-    ones, others = (re.split(r"([^a-z0-9]+)", name.lower()) for name in (one, other))
-    if len(ones) != len(others):
-        return False
-    differing = [(a, b) for a, b in zip(ones, others, strict=True) if a != b]
-    if not differing:
-        return False
-    return all(_is_left_of(a, b) for a, b in differing) or all(
-        _is_left_of(b, a) for a, b in differing
-    )
-
-
-def _is_left_of(a: str, b: str) -> bool:
-    if "left" in a and a.replace("left", "right", 1) == b:
-        return True
-    return any((a, b) == pair for pair in zip(_LEFT, _RIGHT, strict=True))

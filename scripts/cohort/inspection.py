@@ -146,7 +146,7 @@ def inspect_subject(
         what = "every tract is empty" if high == 0 else f"at most {high:g} after normalisation"
         raise DensityError(first, f"is empty: {what}")
     box = CropBox.around(np.asarray(density.any(axis=0)))
-    subject = Subject(candidate.name, tuple(maps))
+    subject = Subject(candidate.name, tuple(maps), person=candidate.person)
     # A copy, since a view would keep the whole grid in memory.
     inside = box.crop(density).copy()
     return Inspection(

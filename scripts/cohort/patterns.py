@@ -46,12 +46,23 @@ class Rejection:
 
 @dataclass(frozen=True)
 class Match:
-    """A file that matches a pattern; ``run`` distinguishes several of one subject and tract."""
+    """A file that matches a pattern.
+
+    Attributes:
+        path: of the file.
+        subject: name of its subject, or of its image, see `by_run`.
+        tract: name of its tract; None for a whole map.
+        run: distinguishes several files of one subject and tract.
+        image: what ``{run}`` stands for; None without it.
+        person: whose image it is, if that isn't ``subject``.
+    """
 
     path: Path
     subject: str
     tract: str | None
     run: str
+    image: str | None = None
+    person: str | None = None
 
 
 def same_name(name: str) -> str:
@@ -140,6 +151,7 @@ class _Walk:
     subject: str | None = None
     tract: str | None = None
     runs: tuple[str, ...] = ()
+    image: str | None = None
     any_ending: bool = False
 
     def bind(self, bound: re.Match[str], is_folder: bool = True) -> _Walk | None:
@@ -150,11 +162,19 @@ class _Walk:
         if subject is not None and subject != self.subject:
             if is_folder and subject in self.outputs:
                 return None  # of a file with such a name the person is told
-            if self.names is not None and same_name(subject) not in self.names:
+            if not self._is_wanted(subject):
                 return None
             self.scan.subjects.add(subject)
         runs = (*self.runs, *(value for value in groups.values() if value is not None))
-        return replace(self, subject=subject, tract=tract, runs=runs)
+        image = groups.get("run") or self.image
+        return replace(self, subject=subject, tract=tract, runs=runs, image=image)
+
+    def _is_wanted(self, subject: str) -> bool:
+        """Whether a subject, or one of its images, is wanted; which image is known later."""
+        name = same_name(subject)
+        return self.names is None or any(
+            one == name or one.startswith(f"{name}_") for one in self.names
+        )
 
 
 def _walk(
@@ -195,7 +215,8 @@ def _walk(
         if rest:
             yield from _walk(path, rest, further)
         elif further.subject is not None:
-            yield Match(path, further.subject, further.tract, "/".join(further.runs))
+            runs = "/".join(further.runs)
+            yield Match(path, further.subject, further.tract, runs, further.image)
 
 
 def _bound(
@@ -273,6 +294,17 @@ def _expression(part: str, bound: dict[str, str]) -> str:
     return expression
 
 
+def subject_in(part: str, name: str) -> str | None:
+    """The subject that a name contains by one part of a pattern; None if it doesn't fit.
+
+    Example:
+        >>> subject_in("{subject}_{run}", "p01_t2")
+        'p01'
+    """
+    fits = _regex(part, None, None).fullmatch(name)
+    return None if fits is None else fits["subject"]
+
+
 def match_tail(file: Path, search: SubjectSearch) -> Match:
     """Subject, tract and run of a file from the end of its path, else from its BIDS entities."""
     for alternative in alternatives(search):
@@ -293,7 +325,10 @@ def match_tail(file: Path, search: SubjectSearch) -> Match:
             match = re.search(rf"(?:^|/){expression}$", path[: len(path) - len(own)])
             if match is not None and (alternative.without or "\0") not in file.name:
                 groups = match.groupdict()
-                return Match(file, groups["subject"], groups.get("tract"), file.as_posix())
+                return Match(
+                    file, groups["subject"], groups.get("tract"), file.as_posix(),
+                    groups.get("run"),
+                )  # fmt: skip
     stem = stem_of(file)
     subject = re.match(r"sub-[A-Za-z0-9]+(?=_|$)", stem)
     tract = re.search(r"_bundle-([A-Za-z0-9]+)", stem)

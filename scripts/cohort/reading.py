@@ -156,14 +156,21 @@ def _with_covariates(
         request.option("categorical_covariates"),
     )
     usable, rejected = [], list(found.rejected)
+    rows: dict[str, str] = {}  # by image: the name in the table, the image's or the person's
     for candidate in found.candidates:
-        reason = people.reason_against(candidate.name)
+        name = candidate.name
+        if candidate.person and not people.knows(name):
+            name = candidate.person
+        rows[candidate.name] = name
+        reason = people.reason_against(name)
         if reason is None:
             usable.append(candidate)
         else:
             rejected.append(Rejection(candidate.name, str(people.path), reason))
-    names = [candidate.name for candidate in usable]
-    known = people.values(names, request.categorical_covariates)
+    of_rows = people.values(
+        list(dict.fromkeys(rows[one.name] for one in usable)), request.categorical_covariates
+    )
+    known = {one.name: of_rows[rows[one.name]] for one in usable}
     return replace(found, candidates=tuple(usable), rejected=tuple(rejected)), known
 
 

@@ -75,6 +75,10 @@ class ElasticNetwork(DescribedNetwork):
         with torch.autocast(velocity.device.type, enabled=False):
             return self.integration.both(velocity, self.grid.shape)
 
+    def moved(self, moving: torch.Tensor, displacement: torch.Tensor) -> torch.Tensor:
+        """Images ``(B, C, *shape)`` on the network's grid, warped by displacements."""
+        return warp(moving, displacement)
+
     def forward(self, pair: torch.Tensor) -> torch.Tensor:
         """Displacements ``(B, d, *shape)`` in voxels, of pairs ``(B, 2, *shape)`` from 0 to 1."""
         return self.displacement(self.velocity(pair))

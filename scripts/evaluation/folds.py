@@ -124,14 +124,18 @@ class CrossValidation:
     # -- what a fold is --------------------------------------------------------------------
 
     def _parts(self, cohort: Cohort, settings: LearnedAtlasConfig) -> list[list[str]]:
+        images: dict[str, list[str]] = {}
+        for subject in cohort.subjects:
+            images.setdefault(subject.person or subject.name, []).append(subject.name)
         n, folds = len(cohort.subjects), self.settings.folds
-        if n < folds:
+        if len(images) < folds:
             raise CohortError(
-                f"{n} usable subjects in dataset folder {self.dataset_dir} can't be split into "
-                f"evaluate.folds = {folds} parts"
+                f"{len(images)} usable subjects in dataset folder {self.dataset_dir} can't be "
+                f"split into evaluate.folds = {folds} parts"
             )
-        parts = cut([subject.name for subject in cohort.subjects], folds, self.settings.seed)
-        left = n - len(parts[0])
+        people = cut(list(images), folds, self.settings.seed)
+        parts = [sorted(name for one in part for name in images[one]) for part in people]
+        left = n - max(map(len, parts))
         if left < settings.min_subjects:
             raise CohortError(
                 f"with evaluate.folds = {folds}, {left} of {n} subjects remain for training, "

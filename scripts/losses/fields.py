@@ -28,7 +28,7 @@ __all__ = [
 ]
 
 _EPSILON = 1e-3  # square pixels under the root: the slope at 0 stays finite
-_PIXELS_PER_UNIT = 10.0  # a field's components over this are looked at as images
+_PIXELS_PER_UNIT = 10.0  # a field's components over this are compared as images
 _CLIP = 20.0
 
 
@@ -96,7 +96,7 @@ class FoldLoss(_Loss):
     """How far the predicted field folds: mean of max(0, -det J).
 
     It is 0 exactly where no determinant is negative, as the share of folds is, and unlike a share
-    it tells in which direction there are fewer.
+    its gradient points to fewer of them.
     """
 
     def forward(self, predicted: torch.Tensor, true: torch.Tensor) -> torch.Tensor:
@@ -166,9 +166,9 @@ def field_loss(
         perceptual: the network of a perceptual loss.
 
     Raises:
-        ValueError: there is no such loss.
+        ValueError: the loss is unknown.
     """
-    own: dict[str, type[nn.Module]] = {
+    losses: dict[str, type[nn.Module]] = {
         "vector_distance": VectorDistanceLoss,
         "mse_po": SquaredDistanceLoss,
         "grad": RoughnessLoss,
@@ -177,8 +177,8 @@ def field_loss(
         "mae": nn.L1Loss,
         "mse": nn.MSELoss,
     }
-    if name in own:
-        return own[name]()
+    if name in losses:
+        return losses[name]()
     clipped = re.fullmatch(r"vdclip([0-9]+)(?::([0-9.]+))?", name)
     if clipped is not None:
         return ClippedDistanceLoss(int(clipped[1]), float(clipped[2] or _CLIP))

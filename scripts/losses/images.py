@@ -111,7 +111,7 @@ def image_loss(
         perceptual: the network of a perceptual loss.
 
     Raises:
-        ValueError: there is no such loss, or a perceptual one without its network.
+        ValueError: the loss is unknown, or a perceptual one without its network.
 
     Example:
         >>> import torch

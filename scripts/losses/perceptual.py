@@ -1,7 +1,7 @@
 """Distance of images by the features of a network that was trained on photographs.
 
 Zhang et al., The Unreasonable Effectiveness of Deep Features as a Perceptual Metric, CVPR 2018.
-The weights are a file that the user brings: nothing is downloaded.
+The weights are a file that the user provides: nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -127,13 +127,14 @@ def load_perceptual_loss(name: str, path: str | Path | None, key: str) -> Percep
         key: of the setting that names it, for messages.
 
     Raises:
-        ConfigurationError: there is no path.
-        CheckpointError: the file can't be read, or holds other weights.
+        ConfigurationError: the path is missing.
+        CheckpointError: the file can't be read, or has other weights.
     """
     _, kind, network = name.rsplit("_", 2)
     if path is None:
         raise ConfigurationError(
-            f"{name} needs a weights file, and {key} is null; make one where there is a network by "
+            f"{name} needs a weights file, and {key} is null; make one on a machine with "
+            "internet access by "
             f'`pip install lpips` and `python -c "import lpips, torch; '
             f"torch.save(lpips.LPIPS(net='{network}').state_dict(), 'lpips_{network}.pt')\"`, then "
             f"set {key} to its path"
@@ -145,7 +146,6 @@ def load_perceptual_loss(name: str, path: str | Path | None, key: str) -> Percep
     except (KeyError, RuntimeError, AttributeError, TypeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(
-            f"{path}: holds no weights of lpips.LPIPS(net='{network}'), which {name} needs: "
-            f"{reason}"
+            f"{path}: has no weights of lpips.LPIPS(net='{network}'), which {name} needs: {reason}"
         ) from error
     return loss.eval()

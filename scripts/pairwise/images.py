@@ -7,7 +7,7 @@ import json
 import logging
 import math
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from scripts.runtime.input_files import check_named
 from scripts.runtime.watched_files import changed
 from scripts.settings.affine import LearnedAffineConfig
 from scripts.settings.elastic import LearnedElasticConfig
+from scripts.settings.pairwise import PairImagesConfig
 from scripts.spatial.grid import Grid
 
 __all__ = [
@@ -83,6 +84,19 @@ def read_image(paths: Sequence[str | Path], dims: int | None = None) -> tuple[np
     return total, grid
 
 
+def check_labels(path: Path, grid: Grid, dims: int) -> None:
+    """Check that a label map has whole numbers and lies on the grid of its image.
+
+    Raises:
+        CohortError: it can't be read, or doesn't; the message names it.
+    """
+    values, own = read_image([path], dims)
+    if not np.array_equal(values, np.round(values)):
+        raise DensityError(path, "is not a label map: its values are not whole numbers")
+    if (difference := own.same_as(grid)) is not None:
+        raise DensityError(path, f"is not on the grid of its image: {difference}")
+
+
 class OntoNetworkGridd(MapTransform):
     """Reads images and resamples them to the network's grid.
 
@@ -111,12 +125,31 @@ class OntoNetworkGridd(MapTransform):
 
 @dataclass(frozen=True)
 class ImageSubject:
-    """A subject's files, the channel (tract) of each, and the digest of their bytes."""
+    """A subject's files.
+
+    Attributes:
+        name: of the subject, or of one of a person's images.
+        paths: what the network learns from.
+        channels: the channel (tract) of each.
+        sha256: digest of the bytes of all files.
+        person: whose image it is; empty: the subject's name.
+        image: files of the image that ``labels`` belong to.
+        labels: its label map; None without any.
+    """
 
     name: str
     paths: tuple[str, ...]
     channels: tuple[int, ...]
     sha256: str
+    person: str = ""
+    image: tuple[str, ...] = ()
+    labels: str | None = None
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Every file, each once."""
+        labels = () if self.labels is None else (self.labels,)
+        return tuple(dict.fromkeys((*self.paths, *self.image, *labels)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,9 +173,11 @@ class PairImages:
     fold: int | None
 
     def fold_of(self) -> dict[str, int]:
-        """The fold of each subject, from a fixed random order."""
-        order = np.random.default_rng(_FOLD_SEED).permutation(len(self.subjects))
-        return {self.subjects[int(i)].name: turn % self.folds for turn, i in enumerate(order)}
+        """The fold of each subject, from a fixed random order of persons."""
+        persons = list(dict.fromkeys(one.person or one.name for one in self.subjects))
+        order = np.random.default_rng(_FOLD_SEED).permutation(len(persons))
+        folds = {persons[int(i)]: turn % self.folds for turn, i in enumerate(order)}
+        return {one.name: folds[one.person or one.name] for one in self.subjects}
 
     def training(self) -> list[dict[str, Any]]:
         """Training subjects, as items for dictionary transforms."""
@@ -151,6 +186,11 @@ class PairImages:
     def held_out(self) -> list[dict[str, Any]]:
         """Held-out subjects: those of the fold."""
         return self._items(held_out=True)
+
+    def held_out_subjects(self) -> list[ImageSubject]:
+        """The same subjects with all their files."""
+        folds = self.fold_of()
+        return [one for one in self.subjects if folds[one.name] == self.fold]
 
     def _items(self, held_out: bool) -> list[dict[str, Any]]:
         folds = self.fold_of()
@@ -168,11 +208,11 @@ class PairImages:
         """
         for one in self.subjects:
             try:
-                found = _digest(map(Path, one.paths))
+                found = _digest(map(Path, one.files))
             except OSError as error:
                 raise CohortError(f"subject {one.name}: {error}") from error
             if found != one.sha256:
-                raise changed(" or ".join(one.paths))
+                raise changed(" or ".join(one.files))
 
     def identity(self) -> str:
         """SHA-256 of everything that training depends on; independent of the dataset's location."""
@@ -191,13 +231,13 @@ def read_pair_images(
     check_named(dataset_dir, "dataset_dir")
     root = Path(dataset_dir).absolute()
     found = find_subjects(root, settings.images.subject_search())
-    dims = len(settings.images.shape)
+    labels = _label_maps(root, settings.images, found.candidates)
     subjects: list[ImageSubject] = []
     rejected = list(found.rejected)
     widest = 0.0
     for candidate in found.candidates:
         try:
-            subject, extent = _inspect(candidate, dims, settings.images.shape)
+            subject, extent = _inspect(candidate, settings.images, labels)
         except DensityError as error:
             rejected.append(Rejection(candidate.name, str(error.path), error.reason))
             logger.warning("subject %s is left out: %s", candidate.name, error)
@@ -231,21 +271,40 @@ def read_pair_images(
     )
 
 
-def _inspect(candidate: Candidate, dims: int, shape: Sequence[int]) -> tuple[ImageSubject, float]:
+def _label_maps(
+    root: Path, settings: PairImagesConfig, candidates: Sequence[Candidate]
+) -> dict[str, Path] | None:
+    """The label map of each subject that has one, by name; None if none are asked for."""
+    if settings.labels is None:
+        return None
+    apart = any(candidate.run is not None for candidate in candidates)
+    found = find_subjects(root, settings.label_search(apart))
+    return {one.name: one.maps[0].path for one in found.candidates}
+
+
+def _inspect(
+    candidate: Candidate, settings: PairImagesConfig, labels: Mapping[str, Path] | None
+) -> tuple[ImageSubject, float]:
     """A subject, and the voxel size at which its image fits into the network's grid."""
-    paths = [one.path for one in candidate.maps]
-    _, grid = read_image(paths, dims)
-    digest = _digest(paths)
+    shape, dims = settings.shape, len(settings.shape)
+    image = tuple(str(one.path) for one in candidate.maps)
+    _, grid = read_image(image, dims)
+    subject = ImageSubject(
+        candidate.name, image, tuple(one.channel for one in candidate.maps), "", candidate.person
+    )
+    if labels is not None:
+        where = labels.get(candidate.name)
+        if where is None:
+            raise DensityError(Path(image[0]), f"has no label map at {settings.labels}")
+        check_labels(where, grid, dims)
+        subject = replace(subject, image=image, labels=str(where))
+        if settings.learns_labels:
+            subject = replace(subject, paths=(str(where),), channels=(0,))
+    subject = replace(subject, sha256=_digest(map(Path, subject.files)))
     extent = np.array(grid.shape) * grid.spacing
     if dims == 3:  # along the axes of the world
         directions = np.abs(grid.affine[:3, :3]) / grid.spacing
         extent = directions @ extent
-    subject = ImageSubject(
-        candidate.name,
-        tuple(map(str, paths)),
-        tuple(one.channel for one in candidate.maps),
-        digest,
-    )
     return subject, float((extent / np.array(shape)).max())
 
 
@@ -286,7 +345,7 @@ def open_images(
     with reserved(written) as users:
         check_earlier_files(replaced, [dataset_dir])
         images = read_pair_images(dataset_dir, settings)
-        check_earlier_files(replaced, [path for one in images.subjects for path in one.paths])
+        check_earlier_files(replaced, [path for one in images.subjects for path in one.files])
         users.append(images)
     return images
 

@@ -9,6 +9,8 @@ import numpy as np
 from ignite.engine import Engine, Events
 from monai.engines import SupervisedEvaluator
 
+from scripts.pairwise.label_overlap import LabelOverlap
+
 __all__ = ["HeldOutErrors", "Measurement"]
 
 logger = logging.getLogger(__name__)
@@ -51,12 +53,20 @@ class Measurement:
         evaluator: runs over pairs of held-out subjects.
         held_out: number of held-out subjects; with none, nothing is measured.
         interval: epochs between measurements.
+        labels: measures the labels of real images besides.
     """
 
-    def __init__(self, evaluator: SupervisedEvaluator, held_out: int, interval: int = 10) -> None:
+    def __init__(
+        self,
+        evaluator: SupervisedEvaluator,
+        held_out: int,
+        interval: int = 10,
+        labels: LabelOverlap | None = None,
+    ) -> None:
         self.evaluator = evaluator
         self.held_out = held_out
         self.interval = interval
+        self.labels = labels
 
     def attach(self, engine: Engine) -> None:
         """Measure after every ``interval`` epochs."""
@@ -73,7 +83,8 @@ class Measurement:
         if not self.held_out:
             return {}
         self.evaluator.run()
-        return {name: float(value) for name, value in self.evaluator.state.metrics.items()}
+        found = {name: float(value) for name, value in self.evaluator.state.metrics.items()}
+        return found if self.labels is None else {**found, **self.labels.measured()}
 
 
 def error_texts(metrics: dict[str, float]) -> str:

@@ -100,7 +100,7 @@ class SerialSections:
         outline = np.full_like(radius, 0.92)
         for wave in range(2, 6):
             phase, start, speed = *random.uniform(0, 2 * np.pi, 2), random.uniform(0.02, 0.06)
-            # It swells and shrinks where it is: an outline that went round would be a rotation.
+            # It swells and shrinks in place: a moving outline would be a rotation.
             outline += 0.10 / wave * np.cos(wave * angle + phase) * np.cos(speed * z + start)
         depth = outline - radius
         inside = 1 / (1 + np.exp(-depth * min(rows, columns) / 3))

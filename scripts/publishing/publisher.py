@@ -265,6 +265,10 @@ class AtlasPublisher:
                 "folded": sum(min(f["min"], f["corner_min"]) <= 0 for f in fields),
                 **emitted.moves,
             },
+            "fit": {
+                name: float(np.mean([one[name] for one in emitted.subjects]))
+                for name in ("correlation", "overlap")
+            },
             "training": {
                 "epochs": len(self.history.epochs),
                 "losses": self.history.epochs[-1] if self.history.epochs else None,

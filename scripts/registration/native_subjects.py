@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from scripts.cohort import Rejection, find_subjects
+from scripts.cohort import Candidate, Rejection, find_subjects
 from scripts.errors import CohortError, ConfigurationError
 from scripts.registration.images import ReadImage
 from scripts.runtime.input_files import check_named
@@ -66,19 +66,24 @@ def find_native_subjects(
     """
     check_named(dataset_dir, "dataset_dir")
     root = Path(dataset_dir)
-    found = {kind: _found(root, kind, settings) for kind in _patterns(settings)}
-    main, rejected = found[settings.image]
+    first, *further = _patterns(settings)
+    main, rejected = _found(root, first, settings, None)
+    apart = any(one.run is not None for one in main.values())
+    others = {pattern: _found(root, pattern, settings, apart)[0] for pattern in further}
     subjects = []
-    for name, path in sorted(main.items()):
-        files = [NativeFile(path, _relative(path, root, name))]
+    for name, one in sorted(main.items()):
+        person, path = one.person or name, one.maps[0].path
+        files = [NativeFile(path, _relative(path, root, person))]
         missing = None
-        for pattern in (*settings.images, *settings.labels):
-            other = found[pattern][0].get(name)
+        for pattern in further:
+            other = others[pattern].get(name)
             if other is None:
-                missing = f"has no image at {pattern.replace('{subject}', name)}"
+                place = pattern.replace("{subject}", person).replace("{run}", one.run or "{run}")
+                missing = f"has no image at {place}"
                 break
+            there = other.maps[0].path
             files.append(
-                NativeFile(other, _relative(other, root, name), pattern in settings.labels)
+                NativeFile(there, _relative(there, root, person), pattern in settings.labels)
             )
         if missing:
             rejected.append(Rejection(name, str(root / name), missing))
@@ -109,14 +114,11 @@ def _patterns(settings: AlignConfig) -> tuple[str, ...]:
 
 
 def _found(
-    root: Path, pattern: str, settings: AlignConfig
-) -> tuple[dict[str, Path], list[Rejection]]:
-    """One file per subject, by name; and the subjects left out."""
-    discovery = find_subjects(root, settings.subject_search(pattern))
-    return (
-        {one.name: one.maps[0].path for one in discovery.candidates},
-        list(discovery.rejected),
-    )
+    root: Path, pattern: str, settings: AlignConfig, runs_apart: bool | None
+) -> tuple[dict[str, Candidate], list[Rejection]]:
+    """The subjects by name, with one file each; and those left out."""
+    discovery = find_subjects(root, settings.subject_search(pattern, runs_apart))
+    return {one.name: one for one in discovery.candidates}, list(discovery.rejected)
 
 
 def _relative(path: Path, root: Path, subject: str) -> str:

@@ -63,7 +63,7 @@ _UNMARKED: dict[str, tuple[frozenset[str], re.Pattern[str]]] = {
     "labels.json": (
         frozenset({"classes", "outliers", "solver"}),
         re.compile(
-            r"labels\.png|(labelled|outliers|classes/[^/]+)\.(trk|tck|trx|vtk)"
+            r"labels\.png|(labelled|outliers|classes/[^/]+)\.(trk|tck|trx|vtk|npy)"
             r"|[^/]+_\w+\.txt|classes/[^/]+\.txt|density/[^/]+\.nii\.gz"
         ),
     ),

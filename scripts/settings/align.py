@@ -33,19 +33,20 @@ class AlignConfig(PairSettings):
     image: Text = setting(
         "{subject}/t2.nii.gz",
         "Path inside the dataset folder of the image that the transforms are estimated from; "
-        "`{subject}` stands for the subject's name, other parts may contain `*`, `?` and `**`.",
-        "a relative path with {subject}",
+        "`{subject}` stands for the subject's name, `{run}` for one of its images if it has "
+        "several, other parts may contain `*`, `?` and `**`.",
+        "a relative path with {subject}, optionally {run}",
     )
     images: Paths = setting(
         [],
         "Paths of further images to apply the same transforms to (density maps, for example), "
         "interpolated linearly.",
-        "a list of relative paths with {subject}",
+        "a list of relative paths with {subject}, optionally {run}",
     )
     labels: Paths = setting(
         [],
         "Paths of label images to apply the same transforms to, by the nearest voxel.",
-        "a list of relative paths with {subject}",
+        "a list of relative paths with {subject}, optionally {run}",
     )
     subjects: Names | None = setting(
         None, "Subjects to align. Null: all that are found.", "null or a list of distinct names"
@@ -97,8 +98,13 @@ class AlignConfig(PairSettings):
             check_distinct(names)
         return names
 
-    def subject_search(self, pattern: str) -> SubjectSearch:
-        """Where to look for the images of one of its patterns."""
+    def subject_search(self, pattern: str, runs_apart: bool | None = None) -> SubjectSearch:
+        """Where to look for the images of one of its patterns.
+
+        Args:
+            pattern: one of the settings' own.
+            runs_apart: see `SubjectSearch`.
+        """
         kinds = {"images": self.images, "labels": self.labels}
         kind = next((name for name, those in kinds.items() if pattern in those), "image")
         return SubjectSearch(
@@ -107,6 +113,7 @@ class AlignConfig(PairSettings):
             subjects=self.subjects,
             exclude=tuple(self.exclude),
             output_subdir=self.output_subdir,
+            runs_apart=runs_apart,
             keys={"pattern": self.key(kind)},
         )
 
@@ -120,7 +127,7 @@ class AlignConfig(PairSettings):
 
 def _check_pattern(pattern: str) -> str:
     check_relative(pattern)
-    check_placeholders(pattern, ("subject",))
+    check_placeholders(pattern, ("subject", "run"))
     if "{subject}" not in pattern:
         raise ValueError(f"has no {{subject}}: {pattern!r}")
     return pattern

@@ -33,6 +33,7 @@ from scripts.settings.cohort import (
     LearnedAtlasCohortConfig,
     SubjectSearch,
 )
+from scripts.settings.schedules import RateScheduleConfig
 from scripts.settings.section import (
     Flag,
     Integer,
@@ -126,7 +127,7 @@ class LearnedAtlasLossConfig(Section):
         return self
 
 
-class LearnedAtlasOptimizerConfig(Section):
+class LearnedAtlasOptimizerConfig(RateScheduleConfig):
     """Length and speed of the training of template and network."""
 
     key_path: ClassVar[str] = "learned_atlas.optimizer"

@@ -124,7 +124,8 @@ class LearnedAtlasCohortConfig(Section):
         None,
         "Path of a map inside the dataset folder, for any other layout; replaces the layout. "
         "`{subject}` stands for the subject's name, `{tract}` for a tract's name, `{run}` for one "
-        "of several runs; other parts may contain `*`, `?` and `**`.",
+        "of several images of a subject, named `{subject}_{run}` (a left and a right one are "
+        "summed); other parts may contain `*`, `?` and `**`.",
         f"null or a path with {{subject}}, optionally {{tract}} and {{run}}; {RELATIVE}",
     )
     subjects: Annotated[
@@ -253,6 +254,7 @@ class SubjectSearch:
         inside_subject: path of the map inside a subject's folder; takes precedence over pattern and
             layout.
         output_subdir: folder that the job writes to; it is not a subject.
+        runs_apart: whether each ``{run}`` of a pattern is an image; None: decided by the files.
         keys: dotted paths of settings that aren't in ``section`` under their name here.
     """
 
@@ -265,6 +267,7 @@ class SubjectSearch:
     channels: int = 1
     inside_subject: str | None = None
     output_subdir: str | None = None
+    runs_apart: bool | None = None
     keys: Mapping[str, str] = field(default_factory=dict)
 
     def key(self, name: str) -> str:

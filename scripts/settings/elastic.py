@@ -42,11 +42,13 @@ class LearnedElasticImagesConfig(PairImagesConfig):
     """Settings of the label maps to learn from, and of the network's grid."""
 
     key_path: ClassVar[str] = "learned_elastic.images"
+    learns_labels: ClassVar[bool] = True
 
     kind: Literal["presence", "labels"] = setting(
         "presence",
         "presence: density maps, each thresholded at shares of its maximum; labels: label volumes "
-        "of whole numbers, 0 for background.",
+        "of whole numbers, 0 for background, at `pattern` or, with images to measure with at "
+        "`pattern`, at `labels`.",
         "presence or labels",
     )
     levels: Numbers = setting(
@@ -70,6 +72,12 @@ class LearnedElasticImagesConfig(PairImagesConfig):
         return levels
 
     _tracts = field_validator("tracts")(check_tracts)
+
+    @model_validator(mode="after")
+    def _check_kind(self) -> Self:
+        if self.labels is not None and self.kind != "labels":
+            raise ValueError(f"labels = {self.labels!r} needs kind labels, got {self.kind}")
+        return self
 
     def subject_search(self) -> SubjectSearch:
         """Where to look for subjects, with a channel for each tract."""

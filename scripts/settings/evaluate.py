@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from scripts.settings.folds import FOLDS
 from scripts.settings.section import Flag, Integer, Section, setting
 
 __all__ = ["EvaluateConfig", "load_evaluate"]
@@ -14,7 +15,9 @@ class EvaluateConfig(Section):
 
     key_path: ClassVar[str] = "evaluate"
 
-    folds: Integer = setting(5, "Number of parts for the cross-validation of a cohort.", ge=2)
+    folds: Integer = setting(
+        FOLDS, "Folds of the cross-validation of a cohort, see docs/training.md#folds.", ge=2
+    )
     seed: Integer = setting(0, "Seed that assigns subjects to parts.", ge=0)
     allow_training_subjects: Flag = setting(
         False,

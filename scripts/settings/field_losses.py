@@ -16,7 +16,7 @@ FIELD_LOSSES = (
     "vector_distance", "vdclip2", "vdclip3", "mse_po", "grad", "jacobian", "jacobian_distance",
     "mae", "mse",
 )  # fmt: skip
-"""Names of losses of a field; `mae` and `mse` are its own there."""
+"""Names of losses of a field; `mae` and `mse` then compare components."""
 
 _CLIPPED = re.compile(r"vdclip([0-9]{1,2})(?::([0-9]{1,6}(?:\.[0-9]{1,6})?))?")
 

@@ -27,9 +27,9 @@ class LabelTransferConfig(Section):
 
     labels: Text = setting(
         "label",
-        "The classes of the atlas: the name of a per-streamline value, or a text file with a whole "
-        "number per streamline. In a TRX without such a value, the groups are the classes; in a "
-        "folder, the tractograms are. A negative number means no class.",
+        "The classes of the atlas: the name of a per-streamline value, or a text or .npy file with "
+        "a whole number per streamline. In a TRX without such a value, the groups are the classes; "
+        "in a folder, the tractograms are. A negative number means no class.",
         "non-empty text",
     )
     names: FilePath | None = setting(
@@ -78,9 +78,11 @@ class LabelTransferConfig(Section):
     seed: Integer = setting(0, "Of the clusters' first centres.", ge=0)
     device: Text = setting("cpu", "Where to compute.", "cpu, cuda or cuda:<number>")
     threads: Size | None = setting(None, "Threads on a CPU. Null: as torch is set.", ge=1)
-    format: Literal["trk", "tck", "trx", "vtk"] | None = setting(
-        None, "Format of the written tractograms. Null: the subject's format.",
-        "null, trk, tck, trx or vtk",
+    format: Literal["trk", "tck", "trx", "vtk", "npy"] | None = setting(
+        None,
+        "Format of the written tractograms. Null: the subject's format. npy needs streamlines "
+        "with one number of points.",
+        "null, trk, tck, trx, vtk or npy",
     )  # fmt: skip
 
     vtk_space: Literal["auto", "ras", "lps"] = setting(

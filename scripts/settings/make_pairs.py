@@ -14,6 +14,7 @@ from scripts.settings.section import (
     Number,
     Section,
     Text,
+    check_placeholders,
     section,
     setting,
     to_section,
@@ -92,7 +93,7 @@ class MakePairsConfig(Section):
     atlas_dir: Text | None = setting(
         None,
         "A published atlas in place of reference images: its subjects and their fields become the "
-        "pairs as they are.",
+        "pairs, unchanged.",
         "null or a path",
     )
     array: Text | None = setting(
@@ -104,16 +105,25 @@ class MakePairsConfig(Section):
         "volumes, 2 for everything else.",
         "null, 2 or 3",
     )
-    axis: Integer = setting(0, "Axis along which the sections of a volume lie.", ge=0, le=2)
+    axis: Integer = setting(
+        0, "Axis along which the sections of a volume follow each other.", ge=0, le=2
+    )
     section_step: Integer = setting(
         25, "Distance between the sections of a volume, micrometres; gives `p`.", ge=1
     )
     indexes: Indexes = setting(
         None, "Which of the reference images are used, counted from 0. Null: all.", INDEXES_RULE
     )
+    specimen: Text | None = setting(
+        None,
+        "Names of the reference files without their ending, such as `{subject}_{run}`: files of "
+        "one subject are one specimen, which folds of `train-fields` never divide. Null: each file "
+        "is a specimen.",
+        "null or a name with {subject}, optionally {run} and *",
+    )
     shape: Annotated[Integers | None, BeforeValidator(lambda v: v)] = setting(
         None,
-        "Size that the images are resampled to. Null: as they are.",
+        "Size that the images are resampled to. Null: their size.",
         "null or a list of 2 or 3 integers, each >= 16",
     )
     count: Integer = setting(1000, "Pairs to make.", ge=1, le=10_000_000)
@@ -133,7 +143,7 @@ class MakePairsConfig(Section):
     max_folds: Integer = setting(0, "Most voxels of a field that may fold.", ge=0)
     tolerance: Number = setting(0.05, "Largest error of the inverse in the interior, pixels.", gt=0)
     trials: Integer = setting(
-        5, "Displacements that are tried before a pair is left as it was.", ge=1, le=1000
+        5, "Displacements that are tried before a pair is left unchanged.", ge=1, le=1000
     )
     log_share: Number | None = setting(
         None,
@@ -145,6 +155,17 @@ class MakePairsConfig(Section):
 
     _shape = field_validator("shape")(_check_shape)
     _indexes = field_validator("indexes")(check_indexes)
+
+    @field_validator("specimen")
+    @classmethod
+    def _check_specimen(cls, pattern: str | None) -> str | None:
+        if pattern is not None:
+            check_placeholders(pattern, ("subject", "run"))
+            if "{subject}" not in pattern:
+                raise ValueError("has no {subject}")
+            if "/" in pattern:
+                raise ValueError("is a path")
+        return pattern
 
     @field_validator("dims")
     @classmethod

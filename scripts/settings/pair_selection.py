@@ -47,10 +47,12 @@ class PairSelection(Section):
     reference: Text | None = setting(
         None,
         "Volume of reference sections for a store without `ref`: .npz, .npy or NIfTI. Null: the "
-        "store's own `ref` or `reference`.",
+        "store's `ref` or `reference`.",
         "null or a path",
     )
-    reference_axis: Integer = setting(0, "Axis along which its sections lie.", ge=0, le=2)
+    reference_axis: Integer = setting(
+        0, "Axis along which its sections follow each other.", ge=0, le=2
+    )
     reference_step: Integer = setting(
         25, "Distance between its sections, micrometres: a pair's is `p // reference_step`.", ge=1
     )

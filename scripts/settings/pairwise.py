@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import BeforeValidator, ValidationInfo, field_validator
+from pydantic import BeforeValidator, field_validator
 
 from scripts.settings.cohort import (
     SubjectSearch,
@@ -12,6 +12,8 @@ from scripts.settings.cohort import (
     check_pattern,
     check_subjects,
 )
+from scripts.settings.folds import FOLDS, check_fold
+from scripts.settings.schedules import RateScheduleConfig
 from scripts.settings.section import (
     Flag,
     Integer,
@@ -59,6 +61,9 @@ def _to_fold(value: object) -> object:
 class PairImagesConfig(Section):
     """Where images are, and the grid of the network."""
 
+    learns_labels: ClassVar[bool] = False
+    """Whether a network learns from the label maps, if there are any, instead of the images."""
+
     layout: Literal["probtrackx2", "mrtrix3", "xtract", "tractseg", "bids", "flat"] = setting(
         "probtrackx2",
         "Known layout of the dataset folder.",
@@ -67,8 +72,15 @@ class PairImagesConfig(Section):
     pattern: Text | None = setting(
         None,
         "Path of an image inside the dataset folder, as in `learned_atlas#cohort#pattern`; "
-        "replaces the layout. Several images of a subject are summed.",
+        "replaces the layout. With `{run}` every run is an image, and all images of a subject are "
+        "in one fold; a left and a right one, and several tracts, are summed.",
         "null or a path with {subject}, optionally {tract} and {run}",
+    )
+    labels: Text | None = setting(
+        None,
+        "Path of an image's label map (whole numbers, 0 for background, on the image's grid), such "
+        "as `masks/seg_{subject}.nii.gz`. Label Dice between held-out subjects is then measured.",
+        "null or a path with {subject}, optionally {run}",
     )
     subjects: Annotated[
         list[str] | str | None, BeforeValidator(to_names), Typed("names_or_list")
@@ -106,7 +118,7 @@ class PairImagesConfig(Section):
             raise ValueError(f"has an entry below 16: {min(shape)}")
         return shape
 
-    _pattern = field_validator("pattern")(check_pattern)
+    _pattern = field_validator("pattern", "labels")(check_pattern)
     _subjects = field_validator("subjects")(check_subjects)
     _exclude = field_validator("exclude")(check_exclude)
 
@@ -120,8 +132,18 @@ class PairImagesConfig(Section):
             exclude=tuple(self.exclude),
         )
 
+    def label_search(self, runs_apart: bool) -> SubjectSearch:
+        """Where to look for the subjects' label maps, named like their images."""
+        return SubjectSearch(
+            section=self.key_path,
+            pattern=self.labels,
+            subjects=self.subjects,
+            runs_apart=runs_apart,
+            keys={"pattern": self.key("labels")},
+        )
 
-class PairOptimizerConfig(Section):
+
+class PairOptimizerConfig(RateScheduleConfig):
     """Length and speed of the training."""
 
     lr: Number = setting(1e-3, "Adam's largest learning rate.", gt=0)
@@ -148,7 +170,11 @@ class FoldedConfig(Section):
         "cpu, cuda or cuda:N",
         pattern=r"^(?:cpu|cuda(?::[0-9]+)?)$",
     )
-    folds: Integer = setting(5, "Folds of the cross-validation; a subject is in exactly one.", ge=2)
+    folds: Integer = setting(
+        FOLDS,
+        "Folds; all images of a subject are in exactly one, see docs/training.md#folds.",
+        ge=2,
+    )
     fold: Annotated[int | None, BeforeValidator(_to_fold)] = setting(
         0,
         "The fold for measurements; the others are for training. Null: train on all subjects.",
@@ -159,9 +185,4 @@ class FoldedConfig(Section):
         True, "Continue from the checkpoint of an interrupted run, if there is one."
     )
 
-    @field_validator("fold")
-    @classmethod
-    def _check_fold(cls, fold: int | None, info: ValidationInfo) -> int | None:
-        if fold is not None and not 0 <= fold < info.data.get("folds", fold + 1):
-            raise ValueError("is not a fold")
-        return fold
+    _fold = field_validator("fold")(check_fold)

@@ -24,12 +24,8 @@ class PredictFieldsConfig(PairSelection):
     network: Literal["global", "local", "merged"] = setting(
         "merged", "Which of the trained networks predicts.", "global, local or merged"
     )
-    fixed: FilePath = setting(
-        "", "In place of pairs: the image to bring the others to, NIfTI.", "a path"
-    )
-    moving: Paths = setting(
-        [], "The images to bring to it.", "a list of paths of differently named images"
-    )
+    fixed: FilePath = setting("", "In place of pairs: the fixed image, NIfTI.", "a path")
+    moving: Paths = setting([], "The moving images.", "a list of paths of differently named images")
     device: Text = setting("cpu", "Where to compute.", **DEVICE)
     dtype: Literal["float16", "float32", "bfloat16"] = setting(
         "float32", "Autocast type of the convolutions.", "one of float16, float32, bfloat16"

@@ -22,13 +22,21 @@ from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Annotated, Any, ClassVar, Self, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 from pydantic.fields import FieldInfo
 
 from scripts.errors import ConfigurationError
 from scripts.runtime.error_report import advise_on_memory, report_errors_in_one_line
 from scripts.runtime.inside import file_name_key, name_reason
 from scripts.runtime.plain_data import require_depth
+from scripts.settings.monai_command import refuse_dropped_nulls, require_expressions
 
 __all__ = [
     "FilePath",
@@ -48,7 +56,6 @@ __all__ = [
     "check_names",
     "check_placeholders",
     "check_relative",
-    "require_expressions",
     "rule_of",
     "section",
     "setting",
@@ -254,6 +261,10 @@ def rule_of(field: FieldInfo) -> str:
     return f"null or {words}" if any("None" in kind for kind in kinds) else words
 
 
+def _takes_none(field: FieldInfo) -> bool:
+    return type(None) in get_args(field.annotation)
+
+
 # ---------------------------------------------------------------------------------------------
 # Sections
 # ---------------------------------------------------------------------------------------------
@@ -297,6 +308,21 @@ class Section(BaseModel):
     # their violations into one opaque error.
     __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
 
+    @model_validator(mode="before")
+    @classmethod
+    def _nulls(cls, values: object) -> object:
+        """Read the text ``null`` as None where a setting may be None.
+
+        MONAI's command reads ``--fold null`` as text, and YAML reads a quoted one so.
+        """
+        if not isinstance(values, Mapping):
+            return values
+        nullable = {name for name, one in cls.model_fields.items() if _takes_none(one)}
+        return {
+            key: None if key in nullable and value in ("null", "None") else value
+            for key, value in values.items()
+        }
+
     @classmethod
     def load(cls, values: Mapping[str, Any] | Self | None = None) -> Self:
         """Validate ``values``.
@@ -338,6 +364,7 @@ class Section(BaseModel):
         """
         report_errors_in_one_line()
         require_expressions()
+        refuse_dropped_nulls()
         if cls.less_memory:
             advise_on_memory(cls.less_memory)
         return cls.load(block)
@@ -367,20 +394,6 @@ class Section(BaseModel):
             {'optimizer.lr': 1.0}
         """
         return dict(_leaves(self.model_dump(mode="json", exclude_unset=given_only)))
-
-
-def require_expressions() -> None:
-    """Make sure that MONAI evaluates the expressions that configurations consist of.
-
-    Raises:
-        ConfigurationError: the environment turns them off: MONAI would then do nothing, and end
-            as if all were well.
-    """
-    if os.environ.get("MONAI_EVAL_EXPR") == "0":
-        raise ConfigurationError(
-            "MONAI_EVAL_EXPR = 0: turns off the expressions that a configuration consists of, so "
-            "that nothing would be run; must be unset, or 1"
-        )
 
 
 def _leaves(settings: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:

@@ -31,6 +31,7 @@ __all__ = [
     "StackSettings",
     "load_apply_stack",
     "load_register_stack",
+    "unit_name",
 ]
 
 UNITS = {
@@ -43,6 +44,22 @@ _SHORT = {"nm": "nanometer", "um": "micrometer", "µm": "micrometer", "micron": 
 _FORMATS = ("zarr", "nifti", "tiff")
 _RATES = [1e-3, 1e-3, 5e-4, 1e-4]
 _LOSS_OPTIONS = {"ncc": (), "mse": (), "mae": (), "ssim": ("window",)}
+
+
+def unit_name(unit: str) -> str:
+    """The OME name of a unit of length.
+
+    Raises:
+        ValueError: it is unknown.
+
+    Example:
+        >>> unit_name("um")
+        'micrometer'
+    """
+    name = _SHORT.get(unit, unit)
+    if name not in UNITS:
+        raise ValueError("is no known unit")
+    return name
 
 
 def _number_or_list(value: object) -> object:
@@ -151,12 +168,7 @@ class StackSettings(Section):
     @field_validator("unit")
     @classmethod
     def _check_unit(cls, unit: str | None) -> str | None:
-        if unit is None:
-            return None
-        name = _SHORT.get(unit, unit)
-        if name not in UNITS:
-            raise ValueError("is no known unit")
-        return name
+        return None if unit is None else unit_name(unit)
 
     @field_validator("formats")
     @classmethod
@@ -215,7 +227,7 @@ class RegisterStackConfig(StackSettings):
         0.5, "Weight of the squared deviations of scale from 1 and of shear from 0.", ge=0
     )
     early_stopping: Flag = setting(True, "End a level of Adam once its loss stays the same.")
-    stop_window: Integer = setting(15, "Steps that are looked at for it.", ge=2)
+    stop_window: Integer = setting(15, "Steps whose losses are compared for it.", ge=2)
     stop_tol: Number = setting(
         1e-5, "Largest minus smallest loss of the window that counts as the same.", gt=0
     )
@@ -245,7 +257,7 @@ class RegisterStackConfig(StackSettings):
     )
     placement: Text = setting(
         "none",
-        "What the slow part of the transforms follows: nothing, the sections as they lay "
+        "What the slow part of the transforms follows: nothing, the unregistered sections "
         "(scanner), or a file of known placements (an earlier transforms.json, or QuickNII's or "
         "DeepSlice's JSON).",
         "none, scanner or a path",
@@ -261,7 +273,7 @@ class RegisterStackConfig(StackSettings):
     )
     order: Annotated[list[int] | None, BeforeValidator(_integers)] = setting(
         None,
-        "Order of the sections: the index in the input of each. Null: as they are.",
+        "Order of the sections: the index in the input of each. Null: the input's order.",
         "null or a permutation of 0 .. sections - 1",
     )
     crop_borders: Flag = setting(
@@ -276,7 +288,7 @@ class RegisterStackConfig(StackSettings):
     )
     progress_steps: Flag = setting(False, "Log the loss of each pair after each level.")
     resume: Flag = setting(
-        True, "Go on with an interrupted run of the same sections and settings, if there is one."
+        True, "Resume an interrupted run of the same sections and settings, if there is one."
     )
 
     @field_validator("pyramid_factors", "pyramid_epochs")

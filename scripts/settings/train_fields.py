@@ -7,8 +7,10 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import BeforeValidator, ValidationInfo, field_validator, model_validator
 
 from scripts.settings.field_losses import mixture_of
+from scripts.settings.folds import FOLDS, check_fold
 from scripts.settings.pair_selection import DEVICE, PairSelection, to_optional_int
 from scripts.settings.pairwise import AUGMENTATIONS
+from scripts.settings.schedules import RateScheduleConfig
 from scripts.settings.section import (
     Flag,
     Integer,
@@ -48,7 +50,7 @@ class TrainFieldsModelConfig(Section):
 
     inputs: Literal["images", "forces"] = setting(
         "images",
-        "What a network sees: both images; or also their locally normalised copies and the forces "
+        "Input of a network: both images; or also their locally normalised copies and the forces "
         "of demons registration.",
         "images or forces",
     )
@@ -101,7 +103,7 @@ class TrainFieldsModelConfig(Section):
 
 
 class TrainFieldsAugmentConfig(Section):
-    """Random changes of intensity; fields and targets stay as they are."""
+    """Random changes of intensity; fields and targets stay unchanged."""
 
     key_path: ClassVar[str] = "train_fields.augment"
 
@@ -130,14 +132,14 @@ class TrainFieldsAugmentConfig(Section):
         return names
 
 
-class TrainFieldsOptimizerConfig(Section):
+class TrainFieldsOptimizerConfig(RateScheduleConfig):
     """How long and how fast the network learns."""
 
     key_path: ClassVar[str] = "train_fields.optimizer"
 
     lr: Number = setting(1e-3, "Adam's largest learning rate.", gt=0)
     epochs: Integer = setting(
-        20, "Passes over the pairs. 0, for a merged network: join both as they are.", ge=0
+        20, "Passes over the pairs. 0, for a merged network: join both unchanged.", ge=0
     )
     batch_size: Integer = setting(4, "Pairs per step.", ge=1)
     gradient_clip: Number = setting(
@@ -175,7 +177,10 @@ class TrainFieldsConfig(PairSelection):
         "one of float16, float32, bfloat16",
     )
     folds: Integer = setting(
-        5, "Folds over `dataset_id`; pairs of one specimen are in one fold.", ge=2
+        FOLDS,
+        "Folds over `dataset_id`; pairs of one specimen are in one fold, see "
+        "docs/training.md#folds.",
+        ge=2,
     )
     fold: Annotated[int | None, BeforeValidator(to_optional_int)] = setting(
         None,
@@ -188,8 +193,8 @@ class TrainFieldsConfig(PairSelection):
     )
     global_model: Text | None = setting(
         None,
-        "A global network. Local: learn what it leaves, on its images (null: the pairs as they "
-        "are). Merged: the one to join (null: `<ckpt_dir>/fields_global.pt`).",
+        "A global network. Local: learn what it leaves, on its images (null: the original "
+        "pairs). Merged: the one to join (null: `<ckpt_dir>/fields_global.pt`).",
         "null or a path",
     )
     local_model: Text | None = setting(
@@ -198,13 +203,13 @@ class TrainFieldsConfig(PairSelection):
         "null or a path",
     )
     start: Text | None = setting(
-        None, "A saved network of the same settings to go on from, with its optimiser.",
+        None, "A saved network of the same settings to continue from, with its optimiser.",
         "null or a path",
     )  # fmt: skip
     losses: Annotated[list[Text] | None, BeforeValidator(lambda v: v)] = setting(
         None,
         "A loss for each output: image, field, and with compute_inv the inverse field. Null: the "
-        "network's own, see docs/supervised.md.",
+        "network's defaults, see docs/supervised.md.",
         "null or a list of losses, each a name or a mixture such as 0.2*a&0.8*b",
     )
     losses_weights: Annotated[list[Number] | None, BeforeValidator(lambda v: v)] = setting(
@@ -219,13 +224,13 @@ class TrainFieldsConfig(PairSelection):
     )
     save: Literal["together", "separate"] = setting(
         "together",
-        "together: one file with network, losses and optimiser, from which training goes on; "
+        "together: one file with network, losses and optimiser, from which training can continue; "
         "separate: a folder with network.json and weights.pt.",
         "together or separate",
     )
     overwrite: Flag = setting(True, "Replace a network of the same name; false refuses it.")
     resume: Flag = setting(
-        True, "Go on from the checkpoint of an interrupted run, if there is one."
+        True, "Resume from the checkpoint of an interrupted run, if there is one."
     )
     model: Annotated[TrainFieldsModelConfig, BeforeValidator(to_section)] = section(
         TrainFieldsModelConfig, "The networks."
@@ -244,12 +249,7 @@ class TrainFieldsConfig(PairSelection):
             raise ValueError("is missing")
         return pairs
 
-    @field_validator("fold")
-    @classmethod
-    def _check_fold(cls, fold: int | None, info: ValidationInfo) -> int | None:
-        if fold is not None and not 0 <= fold < info.data.get("folds", fold + 1):
-            raise ValueError("is no fold")
-        return fold
+    _fold = field_validator("fold")(check_fold)
 
     @model_validator(mode="after")
     def _check_losses(self) -> Self:

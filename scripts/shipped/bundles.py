@@ -1,6 +1,6 @@
 """Random bundles of streamlines, and the density that they leave on a grid.
 
-Curves are random walks: nobody's anatomy, and none of the demo cohort's.
+Curves are random walks: no real anatomy, and not that of the demo cohort.
 """
 
 from __future__ import annotations
@@ -63,13 +63,13 @@ class RandomBundle:
 def random_bundles(
     rng: np.random.Generator, box: Lengths, count: int, mirrored: bool
 ) -> list[RandomBundle]:
-    """Smooth random curves through a box, each with a width, fans and a weight of its own.
+    """Smooth random curves through a box, each with its width, fans and weight.
 
     Args:
         rng: where they come from.
         box: its lengths, in voxels of the mean size.
         count: how many; with ``mirrored`` about half of them are mirror images of others.
-        mirrored: whether the two halves of the first axis look alike.
+        mirrored: whether the two halves of the first axis are similar.
     """
     lengths = np.asarray(box, dtype=float)
     found: list[RandomBundle] = []
@@ -142,9 +142,9 @@ def moved_density(
     lines = [b.streamlines(int(n), rng) for b, n in zip(bundles, drawn, strict=True) if n]
     points = torch.from_numpy((np.concatenate(lines) / np.asarray(size)).astype(np.float32))
     ends = torch.tensor(move.shape[2:], dtype=torch.float32)
-    # Voxel x of the full grid lies at (x - .5) / 2 of the reduced one; its faces are -1 and 1.
-    there = ((points + 0.5) / ends - 1).flip(-1)
-    shifts = sample(move, there[None, None], padding_mode="border", align_corners=False)
+    # Voxel x of the full grid is at (x - .5) / 2 of the reduced one; its faces are -1 and 1.
+    places = ((points + 0.5) / ends - 1).flip(-1)
+    shifts = sample(move, places[None, None], padding_mode="border", align_corners=False)
     return _visits(points + shifts[0, :, 0].movedim(0, -1), shape) * (100 / count)
 
 
@@ -164,5 +164,5 @@ def _visits(points: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
     index = torch.where(inside, index, -1).flatten(1)
     new = index[:, 1:] != index[:, :-1]
     visited = torch.cat([index[:, 0], index[:, 1:][new]]) + 1
-    seen = torch.bincount(visited, minlength=math.prod(shape) + 1)[1:]
-    return seen.view(tuple(shape)).float()
+    counts = torch.bincount(visited, minlength=math.prod(shape) + 1)[1:]
+    return counts.view(tuple(shape)).float()

@@ -1,4 +1,4 @@
-"""A network that registers a pair of images whose like it has never seen."""
+"""A network that registers pairs of images unlike those it was trained on."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from scripts.spatial.warp import Warp
 __all__ = ["PASSES", "PairNetwork"]
 
 PASSES = (4, 2, 1, 1)
-"""Factors by which the pair is averaged for each look of the U-Net."""
+"""Factors by which the pair is averaged for each pass of the U-Net."""
 FIELD_RESOLUTION = 2
 VELOCITY_SMOOTHING = 3.0  # voxels
 
 
 class PairNetwork(DescribedNetwork):
-    """A U-Net that looks several times at a pair and at the forces between its images.
+    """A U-Net applied in several passes to a pair and to the forces between its images.
 
     Its weights are those of a `RegistrationUNet`; integration, smoothing and warp have none. They
     work on any grid of three dimensions.
@@ -69,13 +69,13 @@ class PairNetwork(DescribedNetwork):
         Args:
             moving: ``(B, 1, *shape)``, not negative; a template, or an image.
             fixed: the same shape, on the same scale.
-            passes: others than the network's own.
+            passes: other ones than the network's.
 
         Returns:
             For each pass ``(B, 3, *ceil(shape / 2))`` in voxels of the full grid.
         """
         scale = moving.amax((1, 2, 3, 4), keepdim=True).clamp_min(1e-6).reciprocal()
-        looks = PairPasses(
+        applied = PairPasses(
             self.unet,
             self.smoothing,
             self.integration,
@@ -85,4 +85,4 @@ class PairNetwork(DescribedNetwork):
             scale,
             self.forces,
         )
-        return looks.run(self.passes if passes is None else passes)
+        return applied.run(self.passes if passes is None else passes)

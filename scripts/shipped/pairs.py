@@ -47,7 +47,7 @@ class GeneratedPair:
 
 
 class PairGenerator:
-    """Pair number ``index`` of a seed is the same on every machine, whatever was made before.
+    """Pair number ``index`` of a seed is the same on every machine, independent of earlier pairs.
 
     Half of the pairs are tract densities, half are images of random shapes. A template is as sharp
     as a subject, or as blurred as the first average of a cohort.
@@ -95,13 +95,13 @@ class PairGenerator:
         box = np.array(shape) * size
         bundles = random_bundles(rng, box, count, mirrored=rng.random() < 0.5)
         lines = int(np.exp(rng.uniform(np.log(600), np.log(3000))))
-        # Points move against the pull of images: a template's point p lies at exp(-v)(p).
-        there = [
+        # Points move against the pull of images: a template's point p moves to exp(-v)(p).
+        moved_lines = [
             replace(bundle, weight=bundle.weight * float(np.exp(0.3 * rng.normal())))
             for bundle in bundles
             if rng.random() > 0.06
         ] or bundles[:1]
-        fixed = self._density(there, lines, shape, size, -velocity, rng)
+        fixed = self._density(moved_lines, lines, shape, size, -velocity, rng)
         moving = torch.zeros(shape)
         blurs = self._blurs(rng, shape, size)
         for blur in blurs:
@@ -147,13 +147,13 @@ class PairGenerator:
     ) -> tuple[torch.Tensor, torch.Tensor, str]:
         shapes = RandomShapes(rng, shape, size)
         clean = shapes.clean[None, None]
-        there = warp(clean, self.integration(velocity, shape), padding_mode="border")
-        fixed = shapes.seen(there[0, 0], rng, size)
+        warped = warp(clean, self.integration(velocity, shape), padding_mode="border")
+        fixed = shapes.acquired(warped[0, 0], rng, size)
         moving = torch.zeros(shape)
         blurs = self._blurs(rng, shape, size)
         for blur in blurs:
             copy = warp(clean, self.integration(blur, shape), padding_mode="border")[0, 0]
-            moving += shapes.seen(copy, rng, size) / len(blurs)
+            moving += shapes.acquired(copy, rng, size) / len(blurs)
         if len(blurs) > 1 and rng.random() < 0.5:
             moving = smooth(moving[None], list(rng.uniform(0.3, 1.5) / size))[0]
         offset = float(np.exp(rng.uniform(np.log(0.01), np.log(3))))

@@ -44,8 +44,10 @@ class RandomShapes:
         inside = torch.as_tensor(radius).sqrt() + rough < 0.95
         self.clean = torch.from_numpy(values)[labels] * inside
 
-    def seen(self, clean: torch.Tensor, rng: np.random.Generator, size: Lengths) -> torch.Tensor:
-        """An acquisition of a (moved) clean image: gain, bias, blur and noise of its own.
+    def acquired(
+        self, clean: torch.Tensor, rng: np.random.Generator, size: Lengths
+    ) -> torch.Tensor:
+        """An acquisition of a (moved) clean image: with its gain, bias, blur and noise.
 
         Args:
             clean: ``(X, Y, Z)``.

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from scripts.engines.opening import reserved
+from scripts.engines.rates import RateShares
 from scripts.errors import CheckpointError, TrainingError
 from scripts.losses.atlas_loss import AtlasLoss
 from scripts.networks.checkpoint import load_checkpoint, save_checkpoint
@@ -26,10 +26,11 @@ __all__ = ["PairTraining", "pair_loss"]
 logger = logging.getLogger(__name__)
 
 _WARM_UP = 100  # steps
-_LEVEL = 0.6  # share of the steps after which the rate begins to fall
+_EPOCH = 100  # steps in which schedules count
+_LEVEL = 0.6  # share of the steps after which the rate of a late cosine begins to fall
 _CLIP = 1.0  # largest norm of a gradient
-_TOLD = 200  # last steps that a network's file tells the mean of
-_SMOOTHNESS = 0.7  # the atlas's own, as configs/train.yaml has it
+_LAST_STEPS = 200  # steps at the end of the training whose mean is stored with the network
+_SMOOTHNESS = 0.7  # as in configs/train.yaml
 
 
 def pair_loss(
@@ -64,10 +65,10 @@ def pair_loss(
         total = terms["loss"] + supervision * error
         if early:
             coarse = torch.nn.functional.avg_pool3d(tissue, 2, ceil_mode=True) > 0.25
-            there = network.integration(pair.velocity, shape, FIELD_RESOLUTION, rough=True)
+            moved = network.integration(pair.velocity, shape, FIELD_RESOLUTION, rough=True)
             for velocity in found[:-1]:
                 here = network.integration(velocity, shape, FIELD_RESOLUTION, rough=True)
-                total = total + early * _distance(here, there, coarse.float())
+                total = total + early * _distance(here, moved, coarse.float())
     before = _distance(torch.zeros_like(true), true, tissue)
     parts = {name: value.detach() for name, value in terms.items() if name != "loss"}
     return {"loss": total, **parts, "error": error.detach(), "move": before}
@@ -80,20 +81,22 @@ def _distance(found: torch.Tensor, true: torch.Tensor, where: torch.Tensor) -> t
 
 
 class PairTraining:
-    """Steps of one pair each, from a seed; it goes on where it was stopped.
+    """Steps of one pair each, from a seed; an interrupted training resumes.
 
     Args:
         network: at its start.
         pairs: what it is trained on: pair n in step n.
         folder: where checkpoints and curves go.
-        steps: in all. While the rate hasn't begun to fall a run may go on with another number.
-        lr: of Adam, after a warm-up of 100 steps; over the last 40 % of the steps it falls to 0 as
-            a cosine.
+        steps: in all. Until the learning rate falls, a run may resume with another number.
+        lr: largest rate of Adam, after a warm-up of 100 steps.
         supervision: see `pair_loss`.
         early: see `pair_loss`.
         dtype: of the convolutions.
         kept: how many checkpoints are kept along the way, evenly spaced.
-        saved: steps between two of the checkpoint that a run goes on from.
+        saved: steps between checkpoints.
+        schedule: how the rate changes, see `RateScheduleConfig`; an epoch is 100 steps.
+        schedule_epochs: likewise.
+        schedule_factor: likewise.
     """
 
     def __init__(
@@ -108,6 +111,9 @@ class PairTraining:
         dtype: str = "bfloat16",
         kept: int = 10,
         saved: int = 50,
+        schedule: str = "late_cosine",
+        schedule_epochs: int = 10,
+        schedule_factor: float = 0.1,
     ) -> None:
         self.network = network
         self.pairs = pairs
@@ -119,24 +125,40 @@ class PairTraining:
         self.dtype = dtype
         self.kept = kept
         self.saved = saved
+        self.schedule = schedule
+        self.schedule_epochs = schedule_epochs
+        self.schedule_factor = schedule_factor
+        self.shares = RateShares(schedule, steps, _EPOCH, schedule_epochs, schedule_factor)
         self.step = 0
         self.curve: list[dict[str, float]] = []
         self.optimizer = torch.optim.Adam(network.parameters(), lr=lr, betas=(0.9, 0.99))
 
     @property
     def plan(self) -> dict[str, Any]:
-        """What a run must not change where it goes on, besides the steps of a falling rate."""
+        """Settings that a resumed run must not change, besides the steps of a falling rate."""
         return {
             "seed": self.pairs.seed,
             "lr": self.lr,
             "supervision": self.supervision,
             "early": self.early,
             "dtype": self.dtype,
+            **self._schedule,
+        }
+
+    @property
+    def _schedule(self) -> dict[str, Any]:
+        """The schedule, unless it is the one of files that don't name any."""
+        if self.schedule == "late_cosine":
+            return {}
+        return {
+            "schedule": self.schedule,
+            "schedule_epochs": self.schedule_epochs,
+            "schedule_factor": self.schedule_factor,
         }
 
     def about(self) -> dict[str, Any]:
-        """What the network's file tells of it."""
-        last = self.curve[-_TOLD:]
+        """Facts stored with the network."""
+        last = self.curve[-_LAST_STEPS:]
         left = {
             kind: sum(row["error"] for row in rows) / sum(row["move"] for row in rows)
             for kind, rows in (
@@ -146,7 +168,7 @@ class PairTraining:
             if rows
         }
         return {
-            "title": "Registration of tract densities and images, for pairs it has never seen",
+            "title": "Registration of tract densities and images, for unseen pairs",
             "licence": "Apache-2.0",
             "data": "generated pairs alone (scripts/shipped), no data of people",
             "training": {**self.plan, "steps": self.steps, "step": self.step},
@@ -154,10 +176,10 @@ class PairTraining:
         }
 
     def run(self) -> PairNetwork:
-        """Train to the end, from wherever the folder says; leaves ``network.pt`` there.
+        """Train to the end, from the folder's checkpoint if any; writes ``network.pt`` there.
 
         Raises:
-            CheckpointError: the folder holds a training with other settings.
+            CheckpointError: the folder contains a training with other settings.
             TrainingError: the loss isn't finite.
         """
         with reserved([self.folder]):
@@ -180,9 +202,13 @@ class PairTraining:
         return self.network.eval()
 
     def _rate(self) -> float:
-        warm = min(1.0, (self.step + 1) / _WARM_UP)
-        fallen = max(0.0, (self.step / self.steps - _LEVEL) / (1 - _LEVEL))
-        return self.lr * warm * (1 + math.cos(math.pi * fallen)) / 2
+        means: list[float] = []
+        if self.schedule == "plateau":
+            losses = [row["loss"] for row in self.curve]
+            means = [sum(losses[n - _EPOCH : n]) for n in range(_EPOCH, len(losses) + 1, _EPOCH)]
+        share = self.shares.at(self.step, means)
+        warm = 1.0 if self.shares.rises else min(1.0, (self.step + 1) / _WARM_UP)
+        return self.lr * warm * share
 
     def _take_step(self) -> dict[str, float]:
         for group in self.optimizer.param_groups:
@@ -212,18 +238,17 @@ class PairTraining:
                 f"{path}: of a training with other settings ({found.get('plan')}), not "
                 f"{self.plan}; give the same ones, or another folder"
             )
-        if self.steps != found["steps"] and found["step"] > _LEVEL * min(
-            self.steps, found["steps"]
-        ):
+        level = {"late_cosine": _LEVEL, "cosine": 0.0, "one_cycle": 0.0}.get(self.schedule, 1.0)
+        if self.steps != found["steps"] and found["step"] > level * min(self.steps, found["steps"]):
             raise CheckpointError(
-                f"{path}: of a training of {found['steps']} steps, whose rate falls since step "
-                f"{int(_LEVEL * found['steps'])}; give as many, or another folder"
+                f"{path}: of a training of {found['steps']} steps, whose rate depends on their "
+                f"number since step {int(level * found['steps'])}; give as many, or another folder"
             )
         self.network.load_state_dict(found["network"])
         self.optimizer.load_state_dict(found["optimizer"])
         self.step = found["step"]
         self.curve = list(found["curve"])
-        logger.info("training goes on after step %d", self.step)
+        logger.info("training resumes after step %d", self.step)
 
     def _save(self) -> None:
         save_checkpoint(

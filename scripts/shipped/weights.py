@@ -1,4 +1,4 @@
-"""The weights that ship: where they lie, how they are read and written."""
+"""The weights that ship: their file, reading and writing."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def save_pair_network(
     Args:
         network: as trained.
         path: of the file.
-        about: what else it shall say of itself: its training, its licence.
+        about: further facts: its training, its licence.
     """
     arguments = network.unet.arguments
     described = PairNetwork(
@@ -53,7 +53,7 @@ def load_pair_network(path: str | Path = SHIPPED) -> PairNetwork:
     """A network written by `save_pair_network`, in evaluation.
 
     Raises:
-        CheckpointError: the file isn't there, is no such network, or its weights aren't those
+        CheckpointError: the file is missing, is no such network, or its weights aren't those
             that its checksum was made of.
     """
 
@@ -68,11 +68,12 @@ def load_pair_network(path: str | Path = SHIPPED) -> PairNetwork:
         )
 
     network = load_described(path, "registration network", "unet", build)
-    said = network.description["sha256"]
+    recorded = network.description["sha256"]
     found = weights_identity(network)
-    if found != said:
+    if found != recorded:
         raise CheckpointError(
-            f"{path}: its weights have the checksum {found[:16]}, and it says {str(said)[:16]}; "
+            f"{path}: its weights have the checksum {found[:16]}, recorded is "
+            f"{str(recorded)[:16]}; "
             "the file is damaged or was changed: take it from the bundle again"
         )
     return network

@@ -49,14 +49,15 @@ class StackApplication:
         check_writable(output_dir)
         self.settings = settings
         self.output_dir = Path(output_dir)
+        self.folder = self.output_dir / OUTPUT_FOLDER
         check_apart(self.output_dir, settings.stack, settings.transforms)
         self.known = read_transforms(settings.transforms)
-        # Files that tell no spacing have the registered sections' pixels.
+        # Files without a spacing have the registered sections' pixels.
         usual = (self.known.spacing, self.known.unit)
         self.stack = open_stack(settings, None, usual)
         if len(self.stack) != len(self.known.sections):
             raise CohortError(
-                f"{settings.stack}: holds {len(self.stack)} sections, but {settings.transforms} "
+                f"{settings.stack}: has {len(self.stack)} sections, but {settings.transforms} "
                 f"places {len(self.known.sections)}"
             )
         self.stack = replace(self.stack, order=self.known.order)
@@ -68,8 +69,8 @@ class StackApplication:
             the published folder.
 
         Raises:
-            CohortError: a section can't be used, or has another size than the transforms say.
-            StorageError: something can't be written; what stood there before stays.
+            CohortError: a section can't be used, or has another size than in the transforms.
+            StorageError: something can't be written; the earlier output stays.
         """
         settings = self.settings
         with (
@@ -91,7 +92,6 @@ class StackApplication:
                 },
             )  # fmt: skip
             check_room(self.output_dir, inspection.stack, transforms, settings.formats)
-            folder = self.output_dir / OUTPUT_FOLDER
             crop = transforms.crop
             attributes = {
                 "spacing": list(transforms.spacing),
@@ -100,20 +100,20 @@ class StackApplication:
                 "crop_box": [crop.top, crop.bottom, crop.left, crop.right],
                 "processing": {"interpolation": settings.interpolation, "fill": settings.fill},
             }
-            with publish_folder(folder) as staging:
+            with publish_folder(self.folder) as staging:
                 output = StackOutput(staging, inspection, transforms, settings)
                 cuts = output.write(workers, attributes)
                 page = quality_page(transforms, cuts, settings.as_dict())
                 (staging / "quality.html").write_text(page, encoding="utf-8")
-        logger.info("%d sections resampled, in %s", len(self.stack), folder)
-        return folder
+        logger.info("%d sections resampled, in %s", len(self.stack), self.folder)
+        return self.folder
 
 
 def scaled(known: StackTransforms, stack: Stack, name: str) -> StackTransforms:
     """Transforms for other pixels of the same sections.
 
-    Both images cover the same area: their outer edges lie on each other, so that the centre of
-    the first pixel of a finer image lies at -(1 - ratio) / 2 of the coarser one's pixels.
+    Both images cover the same area: their outer edges coincide, so that the centre of
+    the first pixel of a finer image is at -(1 - ratio) / 2 of the coarser one's pixels.
 
     Args:
         known: of the registered stack.

@@ -38,7 +38,7 @@ def crop_box(
 ) -> CropBox:
     """The largest rectangle of pixels of the registered grid that all sections fill.
 
-    A section fills a pixel whose place in it lies between the centres of its outermost pixels:
+    A section fills a pixel whose position in it is between the centres of its outermost pixels:
     nothing is extrapolated. What all of them fill is convex. In a row it is an interval, whose
     ends are a convex and a concave function of the row, so that a rectangle fits if it fits in its
     first and in its last row; all pairs of rows are tried.
@@ -52,7 +52,7 @@ def crop_box(
         describe: what messages call the sections.
 
     Raises:
-        CohortError: there is no such rectangle; with the sections at fault.
+        CohortError: there is no such rectangle; the message names the sections that prevent it.
     """
     rows = np.arange(shape[0], dtype=np.float64)
     left, right = np.zeros(shape[0]), np.full(shape[0], shape[1] - 1.0)

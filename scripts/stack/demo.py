@@ -27,19 +27,19 @@ def write_demo_stack(folder: str | Path, sections: SerialSections = DEMO) -> str
     transforms, as ``register_stack#placement`` reads them.
 
     Args:
-        folder: is made; what the demo wrote there before is replaced.
+        folder: is created; an earlier demo in it is replaced.
         sections: what to write.
 
     Returns:
         the path of ``sections.zarr``.
 
     Raises:
-        StorageError: the folder holds something else, or can't be written.
+        StorageError: the folder contains something else, or can't be written.
     """
     target = Path(folder)
     if target.exists() and any(target.iterdir()) and not (target / "truth.json").is_file():
         raise StorageError(
-            f"{target}: holds something that is no demo stack; choose another folder"
+            f"{target}: contains something other than a demo stack; choose another folder"
         )
     with publish_folder(target) as staging:
         shape = (sections.count, *sections.shape)

@@ -1,4 +1,4 @@
-"""The pairs of a stack, measured by workers and kept on disk as they are finished."""
+"""The pairs of a stack, measured by workers and kept on disk when they are finished."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ def pairs_of(sections: Sequence[int], neighbours: int, most: int | None) -> list
 
 
 class PairStore:
-    """What was measured, a file a pair, so that a run that was killed goes on.
+    """Measured pairs, one file each, so that an interrupted run resumes.
 
-    Numbers come back to the bit: the rest of the run is that of an unbroken one.
+    Numbers are read back exactly: a resumed run gives the results of an uninterrupted one.
 
     Args:
         folder: of the files.
@@ -80,14 +80,14 @@ class PairStore:
         if not path.exists():
             return None
         try:
-            there = json.loads(path.read_text(encoding="utf-8"))
-            matrix = np.array(there.pop("matrix"), dtype=np.float64)
+            content = json.loads(path.read_text(encoding="utf-8"))
+            matrix = np.array(content.pop("matrix"), dtype=np.float64)
             if matrix.shape != (3, 3) or not np.isfinite(matrix).all():
                 raise ValueError("no 3x3 matrix")
-            return PairResult(matrix=matrix, **{**there, "steps": tuple(there["steps"])})
+            return PairResult(matrix=matrix, **{**content, "steps": tuple(content["steps"])})
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(
-                f"{path}: damaged ({error}); throw the unfinished run away with "
+                f"{path}: damaged ({error}); discard the unfinished run with "
                 f"--{self.block}#resume false"
             ) from error
 
@@ -145,7 +145,7 @@ def _runs(
     store: PairStore,
     device: str,
 ) -> Iterator[_Run]:
-    """Groups of pairs by their first section; the same groups whoever measures them."""
+    """Groups of pairs by their first section; the same groups in each run."""
     low, high = _usual_range(inspection)
     groups: dict[int, list[tuple[int, Pair]]] = {}
     for number, pair in enumerate(pairs):

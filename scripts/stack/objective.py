@@ -21,11 +21,12 @@ from scripts.stack.pyramid import Level
 __all__ = ["LEAST_OVERLAP", "LOSSES", "Measure", "Objective"]
 
 LEAST_OVERLAP = 0.25
-"""Share of the fixed section that must lie on the moving one."""
+"""Share of the fixed section that must be covered by the moving one."""
 LOSSES = ("ncc", "mse", "mae", "ssim")
 
-_BAND = 1 << 16  # pixels of a band of rows: they stay in the cache
-_FLAT = 1e-12  # variance of images in 0..1 below which there is nothing to correlate
+_BAND = 1 << 14  # pixels of a band of rows: it stays in the cache, and its float32 sums are exact
+_INSIDE = 1 + 1e-6  # of -1..1 across a section: the border counts in spite of rounding
+_FLAT = 1e-12  # variance of images in 0..1 below which correlation is undefined
 _SMALLEST_RESIDUAL = 1e-3  # of images in 0..1: an absolute difference has no curvature at 0
 _SSIM_CONSTANTS = (0.01**2, 0.03**2)
 _F, _M, _ONE = 6, 7, 8  # places of fixed, moved and 1 among the moments
@@ -58,7 +59,7 @@ class Objective:
         window: of ``ssim``, pixels.
 
     Raises:
-        ValueError: there is no such loss.
+        ValueError: the loss is unknown.
     """
 
     def __init__(self, loss: str = "ncc", window: int = 11) -> None:
@@ -146,42 +147,74 @@ def _bands(
     Columns are ``(9, pixels)``, or without slopes the last 3 of them.
     """
     height, width = fixed.shape
-    onto_rows, onto_columns = moving.shape
+    size = np.array(moving.shape[::-1]) - 1.0
     device = fixed.values.device
     # From a column and a row of the fixed level to those of the moving one.
     linear = matrix[:2, :2] * fixed.step / moving.step[:, None]
     shift = (matrix[:2, :2] @ fixed.origin + matrix[:2, 2] - moving.origin) / moving.step
+    # And to -1..1 across it.
+    scaled = torch.as_tensor(linear * (2 / size)[:, None], dtype=torch.float32, device=device)
+    start = torch.as_tensor(shift * (2 / size) - 1, dtype=torch.float32, device=device)
     across = torch.arange(width, dtype=torch.float32, device=device)
-    half = _half_width(fixed)
+    points_x = (across * float(fixed.step[0]) + float(fixed.origin[0])) / _half_width(fixed)[0]
+    halo = 1 if slopes else 0
     for first in range(0, height, rows):
         last = min(first + rows, height)
-        down = torch.arange(first, last, dtype=torch.float32, device=device)[:, None]
-        x = across * float(linear[0, 0]) + (down * float(linear[0, 1]) + float(shift[0]))
-        y = across * float(linear[1, 0]) + (down * float(linear[1, 1]) + float(shift[1]))
-        weight = (x >= 0) & (x <= onto_columns - 1) & (y >= 0) & (y <= onto_rows - 1)
-        grid = torch.stack([x * (2 / (onto_columns - 1)) - 1, y * (2 / (onto_rows - 1)) - 1], -1)
-        moved = F.grid_sample(
-            moving.values if slopes else moving.values[:, :1], grid[None], mode="bilinear",
-            padding_mode="border", align_corners=True,
-        )[0]  # fmt: skip
-        weight = weight.to(torch.float32)
+        top, bottom = max(first - halo, 0), min(last + halo, height)
+        down = torch.arange(top, bottom, dtype=torch.float32, device=device)[:, None]
+        grid = across[:, None] * scaled[:, 0] + (down * scaled[:, 1] + start)[:, None]
+        sampled = F.grid_sample(
+            moving.values, grid[None], mode="bilinear", padding_mode="border", align_corners=True
+        )[0, 0]
+        grid, moved = grid[first - top : last - top], sampled[first - top : last - top]
+        weight = (grid.abs().amax(-1) <= _INSIDE).to(torch.float32)
         if fixed.known is not None:
             weight = weight * fixed.known[0, 0, first:last]
         if moving.known is not None:
             seen = F.grid_sample(moving.known, grid[None], align_corners=True)[0, 0]
             weight = weight * (seen > 0.999)
         columns = torch.empty((9 if slopes else 3, last - first, width), device=device)
-        points_x = (across * float(fixed.step[0]) + float(fixed.origin[0])) / float(half[0])
-        points_y = (down * float(fixed.step[1]) + float(fixed.origin[1])) / float(half[1])
-        for place in (0, 1) if slopes else ():
-            torch.mul(moved[1 + place], points_x, out=columns[3 * place])
-            torch.mul(moved[1 + place], points_y, out=columns[3 * place + 1])
-            columns[3 * place + 2] = moved[1 + place]
+        if slopes:
+            down = down[first - top : last - top]
+            points_y = (down * fixed.step[1] + fixed.origin[1]) / _half_width(fixed)[1]
+            directions = columns[:6].view(2, 3, last - first, width)
+            _gradient(sampled, first - top, last - top, linear, directions[:, 2])
+            torch.mul(directions[:, 2], points_x, out=directions[:, 0])
+            torch.mul(directions[:, 2], points_y, out=directions[:, 1])
         # About the middle of 0..1, so that float32 sums lose little.
         torch.sub(fixed.values[0, 0, first:last], 0.5, out=columns[-3])
-        torch.sub(moved[0], 0.5, out=columns[-2])
+        torch.sub(moved, 0.5, out=columns[-2])
         columns[-1] = 1.0
         yield columns.reshape(len(columns), -1), weight.reshape(-1)
+
+
+def _gradient(
+    sampled: torch.Tensor, first: int, last: int, linear: np.ndarray, out: torch.Tensor
+) -> None:
+    """Derivatives of the moving section along its own columns and rows, 0 at the border.
+
+    Differences of the sampled values are along the fixed section's axes; the inverse of the linear
+    part turns them. So no level has to keep its derivatives.
+
+    Args:
+        sampled: ``(rows, columns)`` of the moving section, a row more at each side if there is one.
+        first: row of the result's first one.
+        last: row after its last one.
+        linear: ``(2, 2)`` from steps of the fixed section's pixels to the moving one's.
+        out: ``(2, rows, columns)``, is written.
+    """
+    inner = sampled[first:last]
+    by_column, by_row = torch.zeros_like(inner), torch.zeros_like(inner)
+    torch.sub(inner[:, 2:], inner[:, :-2], out=by_column[:, 1:-1])
+    top, bottom = max(first, 1), min(last, len(sampled) - 1)
+    if bottom > top:
+        torch.sub(
+            sampled[top + 1 : bottom + 1], sampled[top - 1 : bottom - 1],
+            out=by_row[top - first : bottom - first],
+        )  # fmt: skip
+    (a, b), (c, d) = np.linalg.inv(linear.T) / 2
+    torch.add(by_column * float(a), by_row, alpha=float(b), out=out[0])
+    torch.add(by_column * float(c), by_row, alpha=float(d), out=out[1])
 
 
 def _gram(columns: torch.Tensor, weight: torch.Tensor) -> np.ndarray:
@@ -255,7 +288,7 @@ class _Ssim:
 def _structural(
     columns: torch.Tensor, weight: torch.Tensor, shape: tuple[int, int], window: int
 ) -> _Ssim:
-    """1 - mean SSIM over the windows that lie in the overlap.
+    """1 - mean SSIM over the windows within the overlap.
 
     The gradient is exact. The curvature is that of the windows' contrast term: around equal
     images, 1 - SSIM is the variance of the difference over the sum of variances.
@@ -291,7 +324,7 @@ def _structural(
 
 
 def _box(image: torch.Tensor, window: int) -> torch.Tensor:
-    """Means of windows that lie within the image."""
+    """Means of windows within the image."""
     across = F.avg_pool2d(image, (1, window), stride=1)
     return F.avg_pool2d(across, (window, 1), stride=1)
 

@@ -1,4 +1,4 @@
-"""What a zarr group says of its arrays: axes, spacing, units (OME-Zarr 0.4 and 0.5)."""
+"""Metadata of the arrays of a zarr group: axes, spacing, units (OME-Zarr 0.4 and 0.5)."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ __all__ = ["ArrayMetadata", "Multiscale", "multiscale_attributes", "read_multisc
 
 @dataclass(frozen=True)
 class ArrayMetadata:
-    """An array of a group, and what is said of it.
+    """An array of a group, and its metadata.
 
     Attributes:
         path: inside the group.
         axes: names, one an axis.
         kinds: space, channel or time, one an axis.
         scale: distance of the samples along each axis.
-        translation: where the first sample's centre lies.
-        units: of each axis; None where there is none.
+        translation: centre of the first sample.
+        units: of each axis; None if it has none.
     """
 
     path: str
@@ -39,7 +39,7 @@ class ArrayMetadata:
         return (by_name["z"], by_name["y"], by_name["x"])
 
     def unit(self) -> str | None:
-        """The one of the axes in space; None where there is none that is known.
+        """The unit of the axes in space; None if there is no known one.
 
         Raises:
             ValueError: they have different ones.
@@ -61,7 +61,7 @@ class Multiscale:
     arrays: tuple[ArrayMetadata, ...]
 
     def of(self, path: str) -> ArrayMetadata | None:
-        """What is said of an array; None for one that is not among them."""
+        """Metadata of an array; None if it is not one of these."""
         return next((one for one in self.arrays if one.path == path.strip("/")), None)
 
 
@@ -137,8 +137,8 @@ def multiscale_attributes(
 ) -> dict[str, Any]:
     """The ``ome`` attributes (0.5) of an image whose rows and columns are halved level by level.
 
-    A halved pixel is the mean of two: its centre lies half a pixel further, which the levels'
-    translations say.
+    A halved pixel is the mean of two: its centre is half a pixel further, which is in the
+    translations of the levels.
 
     Args:
         name: of the image.

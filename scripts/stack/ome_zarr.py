@@ -14,16 +14,16 @@ from scripts.stack.ome_metadata import multiscale_attributes
 
 __all__ = ["OmeZarr"]
 
-_CHUNK = 512  # pixels a side; a chunk holds one section, so that each has one writer
+_CHUNK = 512  # pixels a side; a chunk contains one section, so that it has one writer
 _COARSEST = 256  # pixels: halving ends where no side is longer
 
 
 @dataclass(frozen=True)
 class OmeZarr:
-    """The file of a stack: level 0 as it is, then rows and columns halved level by level.
+    """The file of a stack: level 0 unchanged, then rows and columns halved level by level.
 
-    Sections stay apart in all levels: a chunk never holds two, so that whoever writes a section
-    needs no lock, and memory does not grow with the number of sections.
+    Sections stay separate in all levels: no chunk contains two, so that writing a section needs
+    no lock, and memory does not grow with the number of sections.
 
     Attributes:
         path: of the group.
@@ -110,7 +110,7 @@ class OmeZarr:
 
 
 def _halved(section: np.ndarray) -> np.ndarray:
-    """Means of 2 x 2 pixels; at an odd border of those that are there."""
+    """Means of 2 x 2 pixels; at an odd border of the remaining ones."""
     rows, columns = section.shape[:2]
     edges = [(0, rows % 2), (0, columns % 2), *[(0, 0)] * (section.ndim - 2)]
     padded = np.pad(section, edges, mode="edge")

@@ -37,7 +37,7 @@ class Cuts:
     """Two lines of a section, before and after: two cuts across the stack are made of them.
 
     Attributes:
-        before: the middle row and the middle column, as the section lay.
+        before: the middle row and the middle column, of the section as given.
         after: the same of the registered section.
     """
 
@@ -49,8 +49,8 @@ def check_apart(output_dir: Path, *inputs: str | Path | None) -> None:
     """Refuse to write over what is read, or over what this bundle did not publish.
 
     Raises:
-        StorageError: an input lies in the folder that is replaced, or the other way round; or the
-            folder holds something else.
+        StorageError: an input is in the folder that is replaced, or contains it; or the folder
+            contains something else.
     """
     target = (output_dir / OUTPUT_FOLDER).resolve()
     for given in inputs:
@@ -67,12 +67,12 @@ def check_apart(output_dir: Path, *inputs: str | Path | None) -> None:
 
 
 def _is_stack(folder: Path) -> bool:
-    """Whether writing below a folder would change the stack that it holds."""
+    """Whether writing below a folder would change the stack in it."""
     return any((folder / name).exists() for name in ("zarr.json", ".zgroup", ".zarray"))
 
 
 def check_room(output_dir: Path, stack: Stack, transforms: StackTransforms, formats: Any) -> None:
-    """Make sure that there is room on the disk.
+    """Check that the disk has enough room.
 
     Raises:
         StorageError: with the arithmetic.
@@ -158,7 +158,7 @@ class StackOutput:
         return (float(self.settings.fill),) * max(1, self.stack.channels)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without what concerns all sections: a call has its own one's."""
+        """Without the facts of all sections: a call receives those of its section."""
         inspection = Inspection(self.inspection.stack, ())
         transforms = replace(self.transforms, sections=())
         return {**self.__dict__, "inspection": inspection, "transforms": transforms}
@@ -244,7 +244,7 @@ def _embedded(matrix: np.ndarray, rows: int, columns: int) -> np.ndarray:
 def _write_section(
     output: StackOutput, index: int, facts: SectionFacts, composed: np.ndarray
 ) -> Cuts:
-    """Resample a section and write it; nobody else writes to its chunks."""
+    """Resample a section and write it; no other call writes to its chunks."""
     stack, crop = output.stack, output.transforms.crop
     values = stack.raw(index).astype(stack.dtype, copy=False)
     top, _, left, _ = stack.known_box(facts)

@@ -18,10 +18,10 @@ __all__ = ["PairRegistration", "PairResult", "Schedule"]
 
 logger = logging.getLogger(__name__)
 
-_STILL = (0.04, 0.005)  # pixels of a level, and of the finest: a smaller step ends it
+_STILL = (0.04, 0.01)  # pixels of a level, and of the finest: a smaller step ends it
 _DAMPING = (1e-4, 1e-8, 1e6)  # first, least and largest share of the curvature's diagonal
 _LONGEST = 10.0  # times Gauss-Newton's step, where it proved too short
-_EQUAL = 1e-6  # losses this near are one: float32 sums tell no more
+_EQUAL = 1e-6  # losses this near are equal: float32 sums are no more exact
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Schedule:
         epochs: most steps of each.
         rates: Adam's, of each.
         early_stopping: end a level of Adam whose loss stays the same.
-        window: steps that are looked at for it.
+        window: steps that are compared for it.
         tolerance: largest minus smallest loss of them that counts as the same.
     """
 
@@ -54,7 +54,7 @@ class PairResult:
         mirrored: whether it mirrors.
         loss: at the finest level, without the regularisation.
         steps: of each level, coarse to fine; 0 for one that was left out.
-        correlation_before: over the overlap as the sections lie, at the finest level.
+        correlation_before: over the overlap of the unregistered sections, at the finest level.
         correlation: after.
         overlap: share of the first section.
     """
@@ -119,7 +119,7 @@ class PairRegistration:
             return self._result(np.eye(3), False, still, still, {})
         coarsest = fixed[levels[0]], moving[levels[0]]
         outcomes = []
-        for start in self._starts(*coarsest, fixed.plane):
+        for start in self._starts(*coarsest):
             descent = _Descent(self, fixed.plane, start)
             steps = {levels[0]: descent.run(*coarsest, levels[0], number)}
             outcomes.append((descent.loss, steps, descent))
@@ -130,11 +130,11 @@ class PairRegistration:
             self._log(number, level, steps, descent.loss)
         return self._best(fixed[finest], moving[finest], descent, still, steps)
 
-    def _starts(self, fixed: Level, moving: Level, plane: Plane) -> list[Start]:
-        identity = Start(np.eye(3), False, 0.0)
+    def _starts(self, fixed: Level, moving: Level) -> list[Start]:
+        identity = Start(np.eye(3), False)
         if self.search_angle is None:
             return [identity]
-        return search_starts(fixed, moving, plane, self.search_angle, self.flips) or [identity]
+        return search_starts(fixed, moving, self.search_angle, self.flips) or [identity]
 
     def _best(
         self, fixed: Level, moving: Level, descent: _Descent, still: Measure, steps: dict[int, int]
@@ -173,7 +173,7 @@ class PairRegistration:
 
 
 class _Descent:
-    """The parameters of one start on their way down."""
+    """The parameters of one descent."""
 
     def __init__(self, owner: PairRegistration, plane: Plane, start: Start) -> None:
         self.owner, self.plane, self.start = owner, plane, start
@@ -182,7 +182,7 @@ class _Descent:
         self.parameters = self.first
         self.loss = np.inf
         self.measured: Measure | None = None  # at the parameters, of the last level
-        self.begun = False
+        self.started = False
 
     def whole(self, parameters: np.ndarray) -> np.ndarray:
         """The map, with the mirror."""
@@ -254,10 +254,10 @@ class _Descent:
 
     def _adam(self, fixed: Level, moving: Level, level: int, number: int) -> int:
         owner, schedule = self.owner, self.owner.schedule
-        if not self.begun:
+        if not self.started:
             random = np.random.default_rng((owner.seed, number))
             self.parameters = self.parameters + random.normal(0, owner.init_std, self.model.count)
-            self.begun = True
+            self.started = True
         values = torch.nn.Parameter(torch.from_numpy(self.parameters.copy()))
         adam = torch.optim.Adam([values], lr=schedule.rates[level])
         losses: list[float] = []

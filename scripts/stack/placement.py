@@ -1,8 +1,8 @@
 """What the slow part of a stack's transforms follows.
 
-Neighbours agree best where curved anatomy is straightened: a chain of pairs walks away from the
-truth, slowly and smoothly. Knowledge from outside is coarse, but doesn't walk. So the transforms
-keep their fast part and take the slow part of the knowledge: C_z becomes C_z S_z, where S is
+Neighbours agree best where curved anatomy is straightened: a chain of pairs drifts from the
+truth, slowly and smoothly. Known placements are coarse, but don't drift. So the transforms
+keep their fast part and take the slow part of the placements: C_z becomes C_z S_z, where S is
 C_z^-1 P_z smoothed over the sections, P being the known placement.
 """
 
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.interpolate import PchipInterpolator
 
 from scripts.errors import CohortError
 from scripts.runtime.input_files import read_json
@@ -69,19 +70,25 @@ def follow(
 ) -> np.ndarray:
     """Transforms with the slow part of known placements.
 
+    Between the sections whose placement is known the correction is interpolated monotonically
+    (PCHIP), so that it does not overshoot, and then smoothed over all sections.
+
     Args:
         matrices: ``(sections, 3, 3)``, physical, registered frame to section.
-        placements: the same of some sections, as they are known.
+        placements: the known transforms of some sections.
         model: family of the correction.
         plane: of a section.
         sigma: of the smoothing, sections.
     """
-    known = np.array(sorted(placements), dtype=np.float64)
+    known = sorted(placements)
     corrections = _parameters(
-        [np.linalg.inv(matrices[int(z)]) @ placements[int(z)] for z in known], model, plane
+        [np.linalg.inv(matrices[z]) @ placements[z] for z in known], model, plane
     )
+    between = np.arange(known[0], known[-1] + 1, dtype=np.float64)
+    if len(between) > len(known):
+        corrections = PchipInterpolator(known, corrections)(between)
     wanted = np.arange(len(matrices), dtype=np.float64)
-    smoothed = smooth(known, corrections, wanted, sigma)
+    smoothed = smooth(between, corrections, wanted, sigma)
     slow = np.stack([model.matrix(one, plane) for one in smoothed])
     return matrices @ slow
 
@@ -95,7 +102,7 @@ def _parameters(matrices: Sequence[np.ndarray], model: PlanarModel, plane: Plane
 
 @dataclass(frozen=True)
 class Wander:
-    """How far the slow part of a chain has gone from the sections as they lay, pixels.
+    """Distance of the slow part of a chain from the unregistered sections, pixels.
 
     Attributes:
         rms: over sections and the five points.
@@ -111,7 +118,7 @@ class Wander:
 def wander_of(matrices: np.ndarray, model: PlanarModel, plane: Plane, sigma: float) -> Wander:
     """Measure it.
 
-    The sections as they lay are the identity; one common placement of all is no wander.
+    Unregistered sections have the identity; a displacement common to all is no wander.
     """
     unturned = [m @ MIRROR if np.linalg.det(m[:2, :2]) < 0 else m for m in matrices]
     corrections = _parameters([np.linalg.inv(matrix) for matrix in unturned], model, plane)
@@ -165,7 +172,7 @@ def read_placement(
         names: of the sections.
         plane: of a section.
         unit: of the spacing.
-        model: family that the placements are brought to.
+        model: family of the placements.
 
     Raises:
         CohortError: the file can't be read, or places fewer than two of the sections.
@@ -207,17 +214,17 @@ def _matrix(values: Any) -> np.ndarray:
 def _from_transforms(
     content: Mapping[str, Any], count: int, plane: Plane, unit: str
 ) -> dict[int, np.ndarray]:
-    """Of other pixels of the same sections, too: what counts is where they lie."""
+    """Also of other pixels of the same sections, because physical positions count."""
     shape = tuple(int(n) for n in content.get("shape", plane.shape)[-2:])
     spacing = [float(n) for n in content.get("spacing", plane.spacing)[-2:]]
     ratio = UNITS[str(content.get("unit", unit))] / UNITS[unit]
-    theirs = Plane((shape[0], shape[1]), (spacing[0] * ratio, spacing[1] * ratio))
+    other = Plane((shape[0], shape[1]), (spacing[0] * ratio, spacing[1] * ratio))
     found = {}
     for section in content["sections"]:
         index = int(section["index"])
         if not 0 <= index < count:
             raise ValueError(f"names section {index}, but there are {count}")
-        found[index] = theirs.physical_matrix(_matrix(section["composed"]))
+        found[index] = other.physical_matrix(_matrix(section["composed"]))
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -16,11 +17,11 @@ _TURN, _X, _Y, _SCALE_X, _SCALE_Y, _SHEAR = range(6)
 
 @dataclass(frozen=True)
 class Plane:
-    """The pixels of a section and where they lie.
+    """The pixels of a section and their positions.
 
     A physical point is ``(x, y)``: x along the columns, y along the rows, from the centre of the
-    section, in the unit of the spacing. Rotations in it are rotations, whatever the shape and the
-    spacing are.
+    section, in the unit of the spacing. Rotations in it are rotations, for any shape and
+    spacing.
 
     Attributes:
         shape: rows and columns.
@@ -121,7 +122,7 @@ class PlanarModel:
                 columns["shear"] = [_SHEAR]
         self.names = tuple(columns)
         self.spread = np.zeros((6, len(columns)))
-        """``(6, P)``: from the parameters to all six numbers; what is not there stays 0."""
+        """``(6, P)``: from the parameters to all six numbers; the others stay 0."""
         for column, places in enumerate(columns.values()):
             self.spread[places, column] = 1.0
 
@@ -137,12 +138,32 @@ class PlanarModel:
 
     def matrix(self, parameters: np.ndarray, plane: Plane) -> np.ndarray:
         """``(3, 3)``, physical; zeros give the identity."""
-        return self._pieces(self.spread @ parameters, plane)[0]
+        turn, x, y, scale_x, scale_y, shear = (self.spread @ parameters).tolist()
+        c, s = math.cos(turn), math.sin(turn)
+        hx, hy = plane.half_width.tolist()
+        a, b = 1 + scale_x, 1 + scale_y
+        return np.array(
+            [[c * a, (c * shear - s) * b, x * hx], [s * a, (s * shear + c) * b, y * hy], [0, 0, 1]]
+        )
 
     def derivative(self, parameters: np.ndarray, plane: Plane) -> np.ndarray:
         """``(P, 2, 3)``: derivatives of the matrix's upper rows by each parameter."""
-        by_six = self._pieces(self.spread @ parameters, plane)[1]
-        return np.einsum("kp,kij->pij", self.spread, by_six)
+        turn, _, _, scale_x, scale_y, shear = (self.spread @ parameters).tolist()
+        c, s = math.cos(turn), math.sin(turn)
+        hx, hy = plane.half_width.tolist()
+        a, b = 1 + scale_x, 1 + scale_y
+        over, under = c * shear - s, s * shear + c
+        by_six = np.array(
+            [
+                [-s * a, -under * b, 0, c * a, over * b, 0],
+                [0, 0, hx, 0, 0, 0],
+                [0, 0, 0, 0, 0, hy],
+                [c, 0, 0, s, 0, 0],
+                [0, over, 0, 0, under, 0],
+                [0, c * b, 0, 0, s * b, 0],
+            ]
+        )
+        return (self.spread.T @ by_six).reshape(-1, 2, 3)
 
     def penalty(self, parameters: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
         """Squared deviations of scales and shear, with their gradient and Hessian."""
@@ -179,20 +200,3 @@ class PlanarModel:
         six[_SHEAR] = upper[0, 1] / upper[1, 1]
         six[_X:_SCALE_X] = matrix[:2, 2] / plane.half_width
         return np.linalg.lstsq(self.spread, six * self.spread.any(1), rcond=None)[0]
-
-    def _pieces(self, six: np.ndarray, plane: Plane) -> tuple[np.ndarray, np.ndarray]:
-        """The matrix, and its derivatives ``(6, 2, 3)`` by all six numbers."""
-        c, s = np.cos(six[_TURN]), np.sin(six[_TURN])
-        turn, turned = np.array([[c, -s], [s, c]]), np.array([[-s, -c], [c, -s]])
-        shear = np.array([[1.0, six[_SHEAR]], [0.0, 1.0]])
-        scale = np.diag([1 + six[_SCALE_X], 1 + six[_SCALE_Y]])
-        matrix = np.eye(3)
-        matrix[:2, :2] = turn @ shear @ scale
-        matrix[:2, 2] = six[_X:_SCALE_X] * plane.half_width
-        by = np.zeros((6, 2, 3))
-        by[_TURN, :, :2] = turned @ shear @ scale
-        by[_X, 0, 2], by[_Y, 1, 2] = plane.half_width
-        by[_SCALE_X, :, :2] = turn @ shear @ np.diag([1.0, 0.0])
-        by[_SCALE_Y, :, :2] = turn @ shear @ np.diag([0.0, 1.0])
-        by[_SHEAR, :, :2] = turn @ np.array([[0.0, 1.0], [0.0, 0.0]]) @ scale
-        return matrix, by

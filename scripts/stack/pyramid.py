@@ -14,7 +14,7 @@ from scripts.stack.planar import Plane
 __all__ = ["SMALLEST_SIDE", "Level", "Pyramid", "usable_levels"]
 
 SMALLEST_SIDE = 24
-"""Pixels: a level with a shorter side holds too little to be measured."""
+"""Pixels: a level with a shorter side is too small to be measured."""
 
 
 def usable_levels(shape: tuple[int, int], reductions: Sequence[int]) -> list[int]:
@@ -29,11 +29,10 @@ class Level:
     """A section at one resolution.
 
     Attributes:
-        values: ``(1, 3, rows, columns)`` float32: the image, and its derivatives along columns
-            and rows, a pixel of the level.
+        values: ``(1, 1, rows, columns)`` float32.
         known: ``(1, 1, rows, columns)`` float32, 1 where the section was seen; None: everywhere.
         factor: the reduction.
-        origin: ``(x, y)``, where the first pixel's centre lies: in the middle of the pixels of the
+        origin: ``(x, y)``, centre of the first pixel: the middle of the pixels of the
             section that it stands for.
         step: ``(x, y)``, distance of columns and of rows.
     """
@@ -92,7 +91,7 @@ class Pyramid:
             known = None if known is None else (_reduced(known, factor) > 0.999).to(torch.float32)
         first = (factor - 1) / 2
         return Level(
-            torch.cat([image, *_derivatives(image)], dim=1),
+            image,
             known,
             factor,
             (self.plane.to_physical @ np.array([first, first, 1.0]))[:2],
@@ -101,17 +100,9 @@ class Pyramid:
 
 
 def _reduced(image: torch.Tensor, factor: int) -> torch.Tensor:
-    """Antialiased; pixel j's centre lies at ``factor * j + (factor - 1) / 2``."""
+    """Antialiased; the centre of pixel j is at ``factor * j + (factor - 1) / 2``."""
     rows, columns = (int(n) // factor for n in image.shape[2:])
     cropped = image[:, :, : rows * factor, : columns * factor]
     return F.interpolate(
         cropped, size=(rows, columns), mode="bilinear", antialias=True, align_corners=False
     )
-
-
-def _derivatives(image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Central differences along columns and rows, 0 at the border."""
-    by_column, by_row = torch.zeros_like(image), torch.zeros_like(image)
-    by_column[..., 1:-1] = (image[..., 2:] - image[..., :-2]) / 2
-    by_row[..., 1:-1, :] = (image[..., 2:, :] - image[..., :-2, :]) / 2
-    return by_column, by_row

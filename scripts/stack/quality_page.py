@@ -69,8 +69,8 @@ def quality_page(
     parts += [
         "<h2>Wander</h2>", _wander(transforms, settings),
         "<h2>Pairs</h2>",
-        "<p class='note'>Correlation of each section with the one before, and what its pairs say "
-        "otherwise than the solution (r.m.s., pixels).</p>",
+        "<p class='note'>Correlation of each section with the one before, and how far its pairs "
+        "disagree with the solution (r.m.s., pixels).</p>",
         _image("correlation and residual by section", _curves(transforms)),
         "<h2>Sections</h2>", _table(transforms),
         "<h2>Settings</h2>",
@@ -82,7 +82,7 @@ def quality_page(
 def cut_pictures(
     cuts: Sequence[Cuts], spacing: Sequence[float]
 ) -> dict[tuple[str, str], np.ndarray]:
-    """The cuts as pictures ``(height, width)``, 0..1 on one scale, sections as thick as they are.
+    """The cuts as pictures ``(height, width)``, 0..1 on one scale, sections at their thickness.
 
     Args:
         cuts: of each section.
@@ -102,7 +102,7 @@ def cut_pictures(
         thin = -(-lines.shape[1] // _WIDEST)
         lines = lines[:, ::thin]
         thick = int(np.clip(round(spacing[0] / (steps[which] * thin)), 1, 40))
-        # A thin stack is still to be seen.
+        # A thin stack stays visible.
         thick = max(thick, -(-80 // len(lines)))
         found[which, when] = np.repeat(lines, thick, axis=0)
     return found
@@ -114,16 +114,16 @@ def _text(value: Any) -> str:
 
 def _wander(transforms: StackTransforms, settings: Mapping[str, Any]) -> str:
     wander = transforms.wander
-    said = (
-        f"<p>The slow part of the chain of pairs lies {wander['rms']:.1f} pixels (r.m.s.) from the "
-        f"sections as they lay, {wander['largest']:.1f} at most (section {wander['section']}).</p>"
+    text = (
+        f"<p>The slow part of the chain of pairs is {wander['rms']:.1f} pixels (r.m.s.) from the "
+        f"unregistered sections, {wander['largest']:.1f} at most (section {wander['section']}).</p>"
     )
     if settings.get("placement") != "none":
-        return f"{said}<p>The slow part follows: {_text(settings.get('placement'))}.</p>"
+        return f"{text}<p>The slow part follows: {_text(settings.get('placement'))}.</p>"
     if wander["rms"] <= _FAR * min(transforms.shape):
-        return said
+        return text
     return (
-        f"{said}<p class='advice'>Neighbours agree best where curved anatomy is straightened. If "
+        f"{text}<p class='advice'>Neighbours agree best where curved anatomy is straightened. If "
         "yours is curved, repeat the run with <code>placement</code>: a file of known placements "
         "(an earlier transforms.json, QuickNII's or DeepSlice's JSON), or <code>scanner</code> if "
         "the sections were laid with care.</p>"

@@ -40,8 +40,8 @@ class SectionReader(Protocol):
     """Where sections come from; a small object that other processes can be given.
 
     Attributes:
-        spacing: z, y, x; None where the files don't tell.
-        unit: of the spacing; None where they don't tell.
+        spacing: z, y, x; None if the files have none.
+        unit: of the spacing; None if they have none.
         affine: ``(4, 4)`` of a NIfTI volume, else None.
     """
 
@@ -60,7 +60,7 @@ class SectionReader(Protocol):
 
 
 def open_reader(path: str | Path, array: str | None, axis: int, key: str) -> SectionReader:
-    """The reader for what lies at a path.
+    """The reader for the input at a path.
 
     Args:
         path: of the sections.
@@ -69,13 +69,13 @@ def open_reader(path: str | Path, array: str | None, axis: int, key: str) -> Sec
         key: the block of settings, for messages.
 
     Raises:
-        CohortError: there is nothing, or nothing that is known.
+        CohortError: nothing is there, or its format is unknown.
         ConfigurationError: ``array`` for something else than zarr.
     """
     place = Path(path)
     name = place.name.lower()
     if not place.exists():
-        raise CohortError(f"{place}: there is no such file or folder ({key}.stack)")
+        raise CohortError(f"{place}: no such file or folder ({key}.stack)")
     is_zarr = place.is_dir() and (
         name.endswith(".zarr")
         or any((place / entry).exists() for entry in ("zarr.json", ".zgroup", ".zarray"))
@@ -165,7 +165,7 @@ class ZarrSections:
 def _array_of(
     zarr: Any, group: Any, path: Path, array: str | None, key: str
 ) -> tuple[Any, ArrayMetadata | None]:
-    """The array of a group that is meant, and what the group says of it."""
+    """The selected array of a group, and its metadata."""
     if array is None:
         image = _multiscale(group, path)
         if image is not None:
@@ -174,8 +174,8 @@ def _array_of(
         if len(arrays) == 1:
             return group[arrays[0]], None
         raise CohortError(
-            f"{path}: is a group without multiscales that holds "
-            f"{', '.join(sorted(arrays)) if arrays else 'no array of its own'}; name the array "
+            f"{path}: is a group without multiscales and with "
+            f"{', '.join(sorted(arrays)) if arrays else 'no array'}; name the array "
             f"with {key}#array"
         )
     if array not in group or not isinstance(group[array], zarr.Array):
@@ -267,7 +267,7 @@ class NiftiSections:
         if len(shape) != 3 and not (len(shape) == 4 and shape[3] in _COLOURS):
             raise CohortError(f"{path}: is no 3-D volume: its shape is {'x'.join(map(str, shape))}")
         if image.get_data_dtype().kind not in "iuf":
-            raise CohortError(f"{path}: holds {image.get_data_dtype()} values, no real numbers")
+            raise CohortError(f"{path}: has {image.get_data_dtype()} values; must be real numbers")
         affine = np.asarray(image.affine)
         zooms = np.linalg.norm(affine[:3, :3], axis=0)
         columns, rows = (other for other in range(3) if other != axis)
@@ -321,10 +321,12 @@ class FolderSections:
         shown = [path for path in entries if not path.name.startswith(".") and path.is_file()]
         files = [path for path in shown if path.suffix.lower() in _IMAGES]
         if not files:
-            raise CohortError(f"{folder}: holds no zarr array and no image ({', '.join(_IMAGES)})")
+            raise CohortError(
+                f"{folder}: contains no zarr array and no image ({', '.join(_IMAGES)})"
+            )
         others = [path.name for path in shown if path not in files]
         if others:
-            logger.info("%s: passed over: %s", folder, ", ".join(others[:10]))
+            logger.info("%s: ignored: %s", folder, ", ".join(others[:10]))
         return cls(tuple(files))
 
     @property

@@ -37,12 +37,12 @@ __all__ = ["StackRegistration"]
 
 logger = logging.getLogger(__name__)
 
-_FAR = 0.02  # of the shorter side: a wander beyond it is worth a word
+_FAR = 0.02  # of the shorter side: a larger wander is reported
 
 
 @dataclass(frozen=True)
 class _Placed:
-    """The transforms of all sections, and how they came about.
+    """The transforms of all sections, and what they were derived from.
 
     Attributes:
         matrices: ``(sections, 3, 3)``, physical.
@@ -60,15 +60,15 @@ class _Placed:
 
 
 class StackRegistration:
-    """Registers a stack and publishes ``<output_dir>/registered_stack/``, whole or not at all.
+    """Registers a stack and publishes ``<output_dir>/registered_stack/``, complete or not at all.
 
-    Until it is published, each measured pair lies in the hidden folder
-    ``.registered_stack.unfinished`` beside it: a run that was stopped goes on there, to the bits of
-    an unbroken one.
+    Until it is published, each measured pair is kept in the hidden folder
+    ``.registered_stack.unfinished`` beside it. An interrupted run resumes from it and gives the
+    same bytes as an uninterrupted one.
 
     Args:
         settings: of the registration.
-        output_dir: where to.
+        output_dir: destination.
 
     Raises:
         CohortError: the stack can't be opened.
@@ -96,8 +96,8 @@ class StackRegistration:
 
         Raises:
             CohortError: a section can't be used, or nothing is left by the crop.
-            CheckpointError: an unfinished run of another stack or other settings is there.
-            StorageError: something can't be written; what stood there before stays.
+            CheckpointError: the unfinished run is of another stack or other settings.
+            StorageError: something can't be written; the earlier output stays.
         """
         settings = self.settings
         with (
@@ -201,7 +201,7 @@ class StackRegistration:
             solution, compact = self._solve(measured, pairs, reference, inspection)
             matrices[measured] = solution.matrices
             residuals[measured] = _by_section(solution, compact, len(measured))
-            damaged = [measured[k] for k in solution.disowned]
+            damaged = [measured[k] for k in solution.damaged]
             lost = [measured[k] for k in solution.lost]
             matrices[measured] = interpolated(
                 matrices[measured], [measured.index(z) for z in lost], self.model, plane
@@ -243,7 +243,7 @@ class StackRegistration:
         return solution, compact
 
     def _followed(self, matrices: np.ndarray, sound: list[int], stack: Stack) -> np.ndarray:
-        """The transforms with the slow part of the placement that is asked for."""
+        """The transforms with the slow part of the requested placement."""
         settings, plane = self.settings, stack.plane
         if settings.placement == "none":
             return matrices
@@ -258,15 +258,18 @@ class StackRegistration:
 
     def _say_wander(self, wander: Wander, stack: Stack, damaged: Sequence[int]) -> None:
         for z in damaged:
-            logger.warning("%s: its pairs disown it: damaged", stack.describe(z))
+            logger.warning(
+                "%s: damaged: it contradicts its pairs or is unlike its neighbours",
+                stack.describe(z),
+            )
         logger.info(
-            "slow part of the transforms: %.1f pixels r.m.s. away from the sections as they lay, "
+            "slow part of the transforms: %.1f pixels r.m.s. from the unregistered sections, "
             "%.1f at most (section %d)", wander.rms, wander.largest, wander.section,
         )  # fmt: skip
         if self.settings.placement == "none" and wander.rms > _FAR * min(stack.shape):
             logger.warning(
                 "neighbours agree best where curved anatomy is straightened: if yours is curved, "
-                "give %s a file of placements, or scanner if the sections were laid with care",
+                "set %s to a file of placements, or to scanner if the sections were laid with care",
                 self.settings.key("placement"),
             )
 
@@ -352,7 +355,7 @@ class StackRegistration:
 
 
 def _by_section(solution: Solution, pairs: Sequence[MeasuredPair], count: int) -> np.ndarray:
-    """What the pairs of each section say otherwise: weighted r.m.s., pixels."""
+    """Disagreement of each section's pairs with the solution: weighted r.m.s., pixels."""
     sums, weights = np.zeros(count), np.zeros(count)
     for pair, weight, residual in zip(pairs, solution.weights, solution.residuals, strict=True):
         for section in (pair.first, pair.second):

@@ -75,7 +75,7 @@ def _as_type(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
         return values.astype(dtype)
     limits = np.iinfo(dtype)
     rounded = np.rint(values)
-    # The largest 64-bit integers have no float64 of their own: the next one would wrap.
+    # The largest 64-bit integers are not float64 numbers: the next one would wrap.
     top = rounded >= float(limits.max)
     cast = np.where(top, 0, rounded.clip(limits.min, None)).astype(dtype)
     cast[top] = limits.max

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +9,6 @@ import torch
 import torch.nn.functional as F
 
 from scripts.stack.objective import LEAST_OVERLAP, Objective
-from scripts.stack.planar import Plane
 from scripts.stack.pyramid import Level
 
 __all__ = ["MIRROR", "Start", "search_starts"]
@@ -21,7 +19,10 @@ MIRROR = np.diag([-1.0, 1.0, 1.0])
 _KEPT = 3  # starts that are descended from
 _CLOSE = 0.1  # of correlation: a start that is worse by more is not descended from
 _PEAKS = 2  # shifts kept of each rotation and method
-_FLAT = 1e-8
+_FLAT = 1e-4  # of the largest sum of squares: an overlap that varies less is flat
+_TINY = 1e-12
+_AT_ONCE = 1 << 15  # pixels of the turned sections whose transforms are kept at a time
+_ROUNDING = 1e-6  # of -1..1 across a section
 
 
 @dataclass(frozen=True)
@@ -31,17 +32,13 @@ class Start:
     Attributes:
         matrix: ``(3, 3)`` physical, without the mirror.
         mirrored: whether the fixed section is mirrored first: the map is ``matrix @ MIRROR``.
-        correlation: at the level of the search.
     """
 
     matrix: np.ndarray
     mirrored: bool
-    correlation: float
 
 
-def search_starts(
-    fixed: Level, moving: Level, plane: Plane, angle: float, flips: bool
-) -> list[Start]:
+def search_starts(fixed: Level, moving: Level, angle: float, flips: bool) -> list[Start]:
     """The best few starts, the identity among them if it is as good.
 
     Each rotation turns the moving section; its shifts are the peaks of phase correlation and of
@@ -51,25 +48,36 @@ def search_starts(
     Args:
         fixed: coarsest level of one section.
         moving: of the other.
-        plane: of the full sections.
         angle: largest rotation, degrees.
         flips: whether to try mirrored ones.
     """
-    measure = Objective("ncc")
+    still = Objective("ncc")(fixed, moving, np.eye(3), slopes=False)
     found: list[tuple[float, Start]] = []
-
-    def consider(matrix: np.ndarray, mirrored: bool) -> None:
-        whole = matrix @ MIRROR if mirrored else matrix
-        at = measure(fixed, moving, whole, slopes=False)
-        if at.overlap >= LEAST_OVERLAP and np.isfinite(at.correlation):
-            score = at.correlation * np.sqrt(min(1.0, at.overlap))
-            found.append((score, Start(matrix, mirrored, at.correlation)))
-
-    consider(np.eye(3), False)
-    for turn in _turns(angle, max(fixed.shape)):
-        for mirrored in (False, True) if flips else (False,):
-            for matrix in _shifted(fixed, moving, turn, mirrored):
-                consider(matrix, mirrored)
+    if still.overlap >= LEAST_OVERLAP and np.isfinite(still.correlation):
+        score = still.correlation * np.sqrt(min(1.0, still.overlap))
+        found.append((score, Start(np.eye(3), False)))
+    target = _Target(fixed)
+    turns = [
+        (turn, mirrored)
+        for turn in _turns(angle, max(fixed.shape))
+        for mirrored in ((False, True) if flips else (False,))
+    ]
+    at_once = max(1, _AT_ONCE // (fixed.shape[0] * fixed.shape[1]))
+    for first in range(0, len(turns), at_once):
+        some = turns[first : first + at_once]
+        matrices = [_rotation(turn) @ MIRROR if mirrored else _rotation(turn)
+                    for turn, mirrored in some]  # fmt: skip
+        for (turn, mirrored), peaks in zip(
+            some, target.peaks(*_turned(moving, matrices)), strict=True
+        ):
+            for score, rows, columns in peaks:
+                moved = np.eye(3)
+                # The turned section's pixel x + shift matches x: turn after shifting the fixed
+                # point.
+                moved[:2, 2] = np.array([columns, rows]) * fixed.step
+                if mirrored:
+                    moved[0, 2] = -moved[0, 2]
+                found.append((score, Start(_rotation(turn) @ moved, mirrored)))
     found.sort(key=lambda one: -one[0])
     close = [start for score, start in found if score >= found[0][0] - _CLOSE]
     return _distinct(close, fixed)
@@ -88,7 +96,7 @@ def _turns(angle: float, side: int) -> np.ndarray:
 
 
 def _distinct(starts: list[Start], level: Level) -> list[Start]:
-    """The first few that lie more than two pixels of the level apart."""
+    """The first few that are more than two pixels of the level apart."""
     rows, columns = level.shape
     x, y = level.step * np.array([columns, rows]) / 2
     corners = np.array([[-x, x, -x, x], [-y, -y, y, y], [1.0] * 4])
@@ -106,76 +114,114 @@ def _distinct(starts: list[Start], level: Level) -> list[Start]:
     return kept
 
 
-def _shifted(fixed: Level, moving: Level, turn: float, mirrored: bool) -> Iterator[np.ndarray]:
-    """Maps of one rotation with the shifts that match best."""
+def _rotation(turn: float) -> np.ndarray:
     c, s = np.cos(turn), np.sin(turn)
-    rotation = np.array([[c, -s, 0.0], [s, c, 0.0], [0.0, 0.0, 1.0]])
-    image, seen = _turned(moving, rotation @ MIRROR if mirrored else rotation)
-    target = fixed.values[0, 0]
-    known = torch.ones_like(target) if fixed.known is None else fixed.known[0, 0]
-    for rows, columns in _peaks(target, known, image, seen):
-        moved = np.eye(3)
-        # The turned section's pixel x + shift matches x: turn after shifting the fixed point.
-        moved[:2, 2] = np.array([columns, rows]) * fixed.step
-        if mirrored:
-            moved[0, 2] = -moved[0, 2]
-        yield rotation @ moved
+    return np.array([[c, -s, 0.0], [s, c, 0.0], [0.0, 0.0, 1.0]])
 
 
-def _turned(level: Level, matrix: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-    """A level under a map without translation, and where it is known."""
+def _turned(level: Level, matrices: list[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
+    """A level under maps without translation, ``(maps, rows, columns)``, and where it is known."""
     rows, columns = level.shape
     device = level.values.device
-    linear = matrix[:2, :2] * level.step / level.step[:, None]
-    shift = (matrix[:2, :2] @ level.origin - level.origin) / level.step
-    across = torch.arange(columns, dtype=torch.float32, device=device)
+    size = np.array([columns, rows]) - 1.0
+    by_column, by_row, starts = [], [], []
+    for matrix in matrices:
+        linear = matrix[:2, :2] * level.step / level.step[:, None]
+        shift = (matrix[:2, :2] @ level.origin - level.origin) / level.step
+        linear, shift = linear * (2 / size)[:, None], shift * (2 / size) - 1
+        by_column.append(linear[:, 0])
+        by_row.append(linear[:, 1])
+        starts.append(shift)
+
+    def tensor(values: list[np.ndarray]) -> torch.Tensor:
+        return torch.as_tensor(np.stack(values), dtype=torch.float32, device=device)[:, None]
+
+    across = torch.arange(columns, dtype=torch.float32, device=device)[:, None]
     down = torch.arange(rows, dtype=torch.float32, device=device)[:, None]
-    x = across * float(linear[0, 0]) + (down * float(linear[0, 1]) + float(shift[0]))
-    y = across * float(linear[1, 0]) + (down * float(linear[1, 1]) + float(shift[1]))
-    grid = torch.stack([x * (2 / (columns - 1)) - 1, y * (2 / (rows - 1)) - 1], -1)[None]
-    image = F.grid_sample(level.values[:, :1], grid, padding_mode="border", align_corners=True)
-    seen = (x >= 0) & (x <= columns - 1) & (y >= 0) & (y <= rows - 1)
+    lines = down * tensor(by_row) + tensor(starts)
+    grid = (across * tensor(by_column))[:, None] + lines[:, :, None]
+    count = len(matrices)
+    image = F.grid_sample(
+        level.values.expand(count, -1, -1, -1), grid, padding_mode="border",
+        align_corners=True,
+    )  # fmt: skip
+    seen = grid.abs().amax(-1) <= 1 + _ROUNDING
     if level.known is not None:
-        seen = seen & (F.grid_sample(level.known, grid, align_corners=True)[0, 0] > 0.999)
-    return image[0, 0], seen.to(torch.float32)
+        known = level.known.expand(count, -1, -1, -1)
+        seen = seen & (F.grid_sample(known, grid, align_corners=True)[:, 0] > 0.999)
+    return image[:, 0], seen.to(torch.float32)
 
 
-def _peaks(
-    fixed: torch.Tensor, known: torch.Tensor, moving: torch.Tensor, seen: torch.Tensor
-) -> list[tuple[int, int]]:
-    """Shifts ``(rows, columns)`` s such that ``moving(x + s)`` matches ``fixed(x)``."""
-    rows, columns = fixed.shape
-    size = (2 * rows, 2 * columns)
-    fixed = (fixed - fixed[known > 0].mean()) * known
-    moving = (moving - moving[seen > 0].mean()) * seen
+class _Target:
+    """The section that others are shifted onto; its transforms are made once for all of them.
 
-    def transform(image: torch.Tensor) -> torch.Tensor:
-        return torch.fft.rfft2(image, s=size)
+    Args:
+        level: of it.
+    """
 
-    def together(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    def __init__(self, level: Level) -> None:
+        self.shape = level.shape
+        image = level.values[0, 0]
+        known = torch.ones_like(image) if level.known is None else level.known[0, 0]
+        self.centred = (image - image[known > 0].mean()) * known
+        self.f, self.ff = self._transform(self.centred), self._transform(self.centred**2)
+        self.kf = self._transform(known)
+
+    def _transform(self, image: torch.Tensor) -> torch.Tensor:
+        return torch.fft.rfft2(image, s=self._size)
+
+    @property
+    def _size(self) -> tuple[int, int]:
+        return (2 * self.shape[0], 2 * self.shape[1])
+
+    def _together(self, one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
         """Sums over the overlap of ``one(x) other(x + s)`` for every s."""
-        return torch.fft.irfft2(one.conj() * other, s=size)
+        return torch.fft.irfft2(one.conj() * other, s=self._size)
 
-    f, ff, kf = transform(fixed), transform(fixed * fixed), transform(known)
-    m, mm, km = transform(moving), transform(moving * moving), transform(seen)
-    count = together(kf, km).clamp_min(1.0)
-    sum_f, sum_m = together(f, km), together(kf, m)
-    covariance = together(f, m) - sum_f * sum_m / count
-    variances = (together(ff, km) - sum_f**2 / count) * (together(kf, mm) - sum_m**2 / count)
-    correlation = covariance / variances.clamp_min(_FLAT).sqrt()
-    enough = count >= LEAST_OVERLAP * rows * columns
-    correlation = torch.where(enough, correlation * (count / (rows * columns)).sqrt(), -1.0)
-    cross = f.conj() * m
-    phase = torch.fft.irfft2(cross / cross.abs().clamp_min(1e-12), s=size)
-    phase = torch.where(enough, phase, -torch.inf)
-    shifts: list[tuple[int, int]] = []
-    for surface in (correlation, phase):
-        for place in torch.topk(surface.reshape(-1), _PEAKS).indices.tolist():
-            down, across = divmod(place, size[1])
-            shift = (
-                down - size[0] if down >= rows else down,
-                across - size[1] if across >= columns else across,
-            )
-            if shift not in shifts:
-                shifts.append(shift)
-    return shifts
+    def peaks(self, images: torch.Tensor, seen: torch.Tensor) -> list[list[tuple[float, int, int]]]:
+        """Of each image the shifts s such that ``image(x + s)`` matches the target's x.
+
+        Args:
+            images: ``(images, rows, columns)``.
+            seen: 1 where they are known, as ``images``.
+
+        Returns:
+            Score, rows and columns of each shift.
+        """
+        rows, columns = self.shape
+        pixels = rows * columns
+        means = (images * seen).sum((1, 2)) / seen.sum((1, 2)).clamp_min(1.0)
+        images = (images - means[:, None, None]) * seen
+        m, mm, km = (self._transform(one) for one in (images, images * images, seen))
+        count = self._together(self.kf, km).clamp_min(1.0)
+        sum_f, sum_m = self._together(self.f, km), self._together(self.kf, m)
+        covariance = self._together(self.f, m) - sum_f * sum_m / count
+        power_f, power_m = self._together(self.ff, km), self._together(self.kf, mm)
+        spread_f, spread_m = power_f - sum_f**2 / count, power_m - sum_m**2 / count
+        score = covariance / (spread_f * spread_m).clamp_min(_TINY).sqrt()
+        score = score.clamp(-1, 1) * (count / pixels).sqrt()
+        enough = count >= LEAST_OVERLAP * pixels
+        # What is left of a flat overlap is rounding.
+        for power, spread in ((power_f, spread_f), (power_m, spread_m)):
+            enough = enough & (spread > _FLAT * power.amax((-2, -1), keepdim=True))
+        score = torch.where(enough, score, -1.0)
+        cross = self.f.conj() * m
+        phase = torch.fft.irfft2(cross / cross.abs().clamp_min(1e-12), s=self._size)
+        phase = torch.where(enough, phase, -torch.inf)
+        places = torch.cat(
+            [torch.topk(one.flatten(1), _PEAKS).indices for one in (score, phase)], 1
+        )
+        values = score.flatten(1).gather(1, places)
+        found: list[list[tuple[float, int, int]]] = []
+        for some, scores in zip(places.tolist(), values.tolist(), strict=True):
+            shifts: dict[int, tuple[float, int, int]] = {}
+            for place, value in zip(some, scores, strict=True):
+                down, across = divmod(place, 2 * columns)
+                if value > -1:
+                    shifts[place] = (
+                        value,
+                        down - 2 * rows if down >= rows else down,
+                        across - 2 * columns if across >= columns else across,
+                    )
+            found.append(list(shifts.values()))
+        return found

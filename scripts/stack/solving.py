@@ -22,8 +22,8 @@ from scripts.stack.search import MIRROR
 __all__ = ["MeasuredPair", "Solution", "likeness", "solve"]
 
 _LEAST_WEIGHT = 1e-4  # a pair never vanishes: it may be the only bridge
-_DISOWNED = 0.1  # mean weight of its pairs under which a section is damaged
-_AGREED = 3.0  # pixels: where two pairs of a damaged section agree, it keeps their place
+_DAMAGED = 0.1  # mean weight of its pairs under which a section is damaged
+_AGREED = 3.0  # pixels: where two pairs of a damaged section agree, it keeps their position
 _SCALES = (16.0, 8.0, 4.0, 2.0, 1.0)  # of agreement, in multiples of the last one
 _LEAST_SCALE = 0.25  # pixels
 _ROUNDS = 6  # of reweighting with each scale
@@ -41,7 +41,7 @@ class MeasuredPair:
         matrix: ``(3, 3)``, physical.
         mirrored: whether it mirrors.
         correlation: of the two after alignment.
-        distance: of the two in the stack; sections that were never measured count.
+        distance: of the two in the stack; sections that were never measured are counted.
     """
 
     first: int
@@ -60,14 +60,14 @@ class Solution:
         matrices: ``(sections, 3, 3)``, physical, registered frame to section; the mirror included.
         weights: of each pair.
         residuals: of each pair, pixels, r.m.s. over the five points.
-        disowned: indices of sections that their pairs contradict, or that are unlike all others.
-        lost: those among them whose pairs don't even agree on where they lie.
+        damaged: indices of sections that contradict their pairs, or that are unlike all others.
+        lost: those of them whose pairs don't agree on their position.
     """
 
     matrices: np.ndarray
     weights: np.ndarray
     residuals: np.ndarray
-    disowned: tuple[int, ...]
+    damaged: tuple[int, ...]
     lost: tuple[int, ...]
 
 
@@ -85,7 +85,7 @@ def likeness(pairs: Sequence[MeasuredPair]) -> np.ndarray:
     for apart in np.unique(distance):
         mine = distance == apart
         if mine.sum() < 4:
-            # Too few to say what is usual: all distances together are the best measure there is.
+            # Too few for a median of this distance: those of all distances are used.
             usual, spread = np.median(z), _spread(z)
         else:
             usual, spread = np.median(z[mine]), _spread(z[mine])
@@ -120,22 +120,22 @@ def solve(
     problem = _Problem(count, pairs, reference, model, plane, mirrored)
     parameters = problem.parameters_of(matrices)
     agreement = np.ones(len(pairs))
-    if len(pairs) >= count:  # a tree contradicts itself nowhere
+    if len(pairs) >= count:  # a tree has no contradictions
         parameters, agreement = problem.reweighted(parameters, like)
     residuals = problem.residuals(parameters)
     weights = like * agreement
     matrices = problem.matrices(parameters)
     if model.has_scale:
         matrices = _mean_scale_kept(matrices, model, plane)
-    disowned = _disowned(count, pairs, weights, reference)
-    lost = tuple(z for z in disowned if _apart(z, pairs, residuals) > _AGREED)
-    return Solution(matrices, weights, residuals, disowned, lost)
+    damaged = _damaged(count, pairs, weights, reference)
+    lost = tuple(z for z in damaged if _apart(z, pairs, residuals) > _AGREED)
+    return Solution(matrices, weights, residuals, damaged, lost)
 
 
 def _along_tree(
     count: int, pairs: Sequence[MeasuredPair], like: np.ndarray, reference: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Composition along the tree of the likest and nearest pairs: matrices, and who is mirrored."""
+    """Composition along the tree of the best pairs: matrices, and which are mirrored."""
     matrices, reached = np.tile(np.eye(3), (count, 1, 1)), {reference}
     mirrored = np.zeros(count, dtype=bool)
     order = sorted(
@@ -160,10 +160,10 @@ def _along_tree(
     return matrices, mirrored
 
 
-def _disowned(
+def _damaged(
     count: int, pairs: Sequence[MeasuredPair], weights: np.ndarray, reference: int
 ) -> tuple[int, ...]:
-    """Sections none of whose pairs counts, the worst first; a pair has one culprit."""
+    """Sections whose pairs all have low weights; a pair counts against one section."""
     found: list[int] = []
     open_pairs = set(range(len(pairs)))
     while True:
@@ -177,7 +177,7 @@ def _disowned(
         if not means:
             break
         worst = min(means, key=lambda section: means[section])
-        if means[worst][0] >= _DISOWNED:
+        if means[worst][0] >= _DAMAGED:
             break
         found.append(worst)
         open_pairs -= {k for k in open_pairs if worst in (pairs[k].first, pairs[k].second)}

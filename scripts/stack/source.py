@@ -77,13 +77,13 @@ class Stack:
             values = self.reader.read(self.order[index])
         except (ConfigurationError, MemoryError):
             raise
-        except Exception as error:  # each library has errors of its own for damaged files
+        except Exception as error:  # each library raises other errors for damaged files
             raise CohortError(f"{self.describe(index)}: can't be read: {say(error)}") from error
         if values.dtype == bool:
             values = values.astype(np.uint8)
         if values.dtype.kind not in "iuf" or values.ndim not in (2, 3):
             raise CohortError(
-                f"{self.describe(index)}: holds {values.dtype} values of shape {values.shape}; "
+                f"{self.describe(index)}: has {values.dtype} values of shape {values.shape}; "
                 "must be a plane of real numbers, with 3 or 4 colours at most"
             )
         return values
@@ -141,8 +141,8 @@ def open_stack(
 
     Args:
         settings: of the job.
-        order: index in the input of each section; None: as they are.
-        usual: spacing and unit where neither settings nor files tell any.
+        order: index in the input of each section; None: the input's order.
+        usual: spacing and unit where neither settings nor files have any.
 
     Raises:
         CohortError: fewer than two sections, or they can't be used.
@@ -152,7 +152,7 @@ def open_stack(
     reader = open_reader(settings.stack, settings.array, settings.axis, block)
     count = len(reader.names)
     if count < 2:
-        raise CohortError(f"{settings.stack}: holds {count} section; a stack needs 2 at least")
+        raise CohortError(f"{settings.stack}: has {count} section; a stack needs at least 2")
     if order is not None and len(order) != count:
         raise ConfigurationError(
             f"{block}.order has {len(order)} entries, but the stack {count} sections"
@@ -163,14 +163,14 @@ def open_stack(
         spacing, unit = usual[0], unit or usual[1]
     if spacing is None:
         raise ConfigurationError(
-            f"{block}.spacing = null: must be given, for {settings.stack} tells no spacing: "
+            f"{block}.spacing = null: must be given, because {settings.stack} has no spacing: "
             f"--{block}#spacing '[z,y,x]' --{block}#unit micrometer"
         )
     if not (np.isfinite(spacing).all() and min(spacing) > 0):
         raise CohortError(f"{settings.stack}: has a spacing of {spacing}; must be positive")
     if unit is None:
         unit = "millimeter"
-        logger.warning("%s: tells no unit; taken as millimeter (%s.unit)", settings.stack, block)
+        logger.warning("%s: has no unit; millimeter is assumed (%s.unit)", settings.stack, block)
     probe = Stack(
         reader, tuple(order or range(count)), (0, 0), 0, np.dtype(np.uint8),
         (float(spacing[0]), float(spacing[1]), float(spacing[2])), unit, settings.pad,
@@ -212,7 +212,7 @@ class SectionFacts:
 
     @property
     def constant(self) -> bool:
-        """Whether there is nothing to measure."""
+        """Whether the section is constant."""
         return self.high - self.low <= 1e-6 * max(abs(self.low), abs(self.high))
 
 
@@ -221,7 +221,7 @@ class Inspection:
     """A stack whose sections can all be read.
 
     Attributes:
-        stack: on a canvas that holds every section.
+        stack: on a canvas that contains every section.
         facts: of each section.
     """
 
@@ -246,7 +246,7 @@ def inspect(stack: Stack, workers: Workers, key: str) -> Inspection:
         key: the block of settings, for messages.
 
     Raises:
-        CohortError: a section can't be read, holds a value that is not finite, or has another
+        CohortError: a section can't be read, has a value that is not finite, or has another
             size (unless padded) or kind than the first.
     """
     facts: list[SectionFacts] = []
@@ -283,7 +283,7 @@ def _facts(stack: Stack, index: int) -> SectionFacts | str:
         return f"{stack.describe(index)}: has {_by(values.shape)} pixels; must have 2 a side"
     if values.dtype.kind == "f" and not np.isfinite(values).all():
         count = int((~np.isfinite(values)).sum())
-        return f"{stack.describe(index)}: holds {count} values that are not finite"
+        return f"{stack.describe(index)}: has {count} values that are not finite"
     grey = luminance(values)
     border = np.concatenate([values[0], values[-1], values[1:-1, 0], values[1:-1, -1]])
     return SectionFacts(

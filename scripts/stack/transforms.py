@@ -1,4 +1,4 @@
-"""``transforms.json``: where every section of a registered stack lies."""
+"""``transforms.json``: the transform of each section of a registered stack."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ class PlacedSection:
         composed: ``(3, 3)``, from the registered grid.
         loss: of the pair with the section before; None where it wasn't measured.
         steps: of that pair, by level.
-        correlation_before: of that pair, as the sections lay.
+        correlation_before: of that pair, unregistered.
         correlation: of that pair, after its registration.
-        residual: pixels, weighted r.m.s. of what the section's pairs say otherwise.
+        residual: pixels, weighted r.m.s. disagreement of the section's pairs with the solution.
     """
 
     index: int
@@ -67,9 +67,9 @@ class StackTransforms:
         family: of the transforms.
         order: index in the input of each section.
         sections: in order.
-        wander: how far the slow part went from the sections as they lay, pixels.
+        wander: distance of the slow part from the unregistered sections, pixels.
         axis: along which a NIfTI input was cut.
-        about: whatever else the file says.
+        about: everything else in the file.
     """
 
     spacing: tuple[float, float, float]
@@ -90,7 +90,7 @@ class StackTransforms:
         return np.stack([section.composed for section in self.sections])
 
     def as_dict(self) -> dict[str, Any]:
-        """What the file holds."""
+        """The content of the file."""
         sections = []
         for section in self.sections:
             values = asdict(section)
@@ -131,7 +131,7 @@ def read_transforms(path: str | Path) -> StackTransforms:
     """
     file = Path(path)
     if not file.exists():
-        raise CohortError(f"{file}: there is no such file")
+        raise CohortError(f"{file}: does not exist")
     try:
         content = read_json(file)
         if not isinstance(content, dict) or content.get("format") != FORMAT:
@@ -155,7 +155,7 @@ def read_transforms(path: str | Path) -> StackTransforms:
         if count != len(sections) or count < 1 or content["unit"] not in UNITS:
             raise ValueError("its sections, shape and unit do not fit together")
         if not (0 <= crop.top < crop.bottom <= rows and 0 <= crop.left < crop.right <= columns):
-            raise ValueError("its crop box lies outside of its shape")
+            raise ValueError("its crop box is outside of its shape")
         if not min(x, y, z) > 0:
             raise ValueError("its spacing is not positive")
         order = tuple(int(n) for n in content["order"])

@@ -20,7 +20,7 @@ T = TypeVar("T")
 class Workers:
     """Runs functions over a list of arguments, a few at a time.
 
-    Each call computes with one thread, so that its result is the same to the bit whoever runs it.
+    Each call computes with one thread, so that its result is bit-identical wherever it runs.
     The next few calls start when the last ones are done and their results were taken, so that
     memory doesn't grow with the list.
 

@@ -23,7 +23,7 @@ __all__ = ["AtlasSource"]
 class AtlasSource:
     """A published atlas's subjects as pairs: the template is the reference of each.
 
-    Densities of all tracts are summed and seen as ``log1p(x / log_offset)``, on one scale from 0 to
+    Densities of all tracts are summed and used as ``log1p(x / log_offset)``, on one scale from 0 to
     the template's maximum, within the box of the cohort.
 
     Args:
@@ -69,7 +69,7 @@ class AtlasSource:
     def _description(self) -> dict[str, Any]:
         path = self.folder / "atlas.json"
         if not path.is_file():
-            raise CohortError(f"{self.folder}: there is no atlas (no atlas.json)")
+            raise CohortError(f"{self.folder}: is not a published atlas (no atlas.json)")
         try:
             about = read_json(path)
         except ValueError as error:
@@ -110,7 +110,7 @@ class AtlasSource:
         total = total[..., 0] if self.dims == 2 else total
         if total.shape != self.grid_shape:
             raise CohortError(
-                f"{self.folder / 'atlas_mean.nii.gz'}: has shape {total.shape}, atlas.json says "
+                f"{self.folder / 'atlas_mean.nii.gz'}: has shape {total.shape}, atlas.json has "
                 f"{self.grid_shape}"
             )
         return total
@@ -123,10 +123,10 @@ class AtlasSource:
         return np.rint(255 * np.clip(shares, 0, 1)).astype(np.uint8)
 
 
-def _subject(said: dict[str, Any]) -> Subject:
+def _subject(entry: dict[str, Any]) -> Subject:
     maps = []
-    for one in said["maps"]:
+    for one in entry["maps"]:
         if "counted" in one:
             raise ValueError(f"{one['path']} is a tractogram; pairs need density maps")
         maps.append(DensityMap.of_record(one))
-    return Subject(str(said["subject"]), tuple(maps))
+    return Subject(str(entry["subject"]), tuple(maps))

@@ -26,12 +26,12 @@ __all__ = ["field_optimizer", "global_stage_of", "open_pairs", "shaped_losses"]
 def open_pairs(
     settings: TrainFieldsConfig, ckpt_dir: str | Path, written: Sequence[str | Path] = ()
 ) -> FieldPairs:
-    """The pairs to learn from, once all else that the settings name is known to be there.
+    """The pairs to learn from, after everything else that the settings name was checked.
 
     Raises:
         ConfigurationError: a perceptual loss has no weights, or the machine lacks the device.
         CheckpointError: a network that the settings name can't be read.
-        StorageError: a network is there that may not be replaced, or a folder can't be written.
+        StorageError: an existing network may not be replaced, or a folder can't be written.
         CohortError: the pairs can't be used.
     """
     field_losses(settings)
@@ -61,7 +61,7 @@ def global_stage_of(settings: TrainFieldsConfig) -> GlobalNetwork | None:
 
 
 def field_optimizer(network: FieldNetwork, settings: TrainFieldsConfig) -> torch.optim.Adam:
-    """Adam, with the moments of the network that training goes on from.
+    """Adam, with the moments of the network that training continues from.
 
     Raises:
         CheckpointError: those are of another network.

@@ -48,11 +48,11 @@ def pair_metrics(
     image = torch.from_numpy(moving)[None]
     moved = warp_image(image, torch.from_numpy(found)[None])[0, 0].numpy()
     numbers: dict[str, float] = {}
-    for ending, field, seen in (("", found, moved), ("_zero", np.zeros_like(found), moving[0])):
+    for ending, field, warped in (("", found, moved), ("_zero", np.zeros_like(found), moving[0])):
         if true is not None:
             errors = field_errors(field, true, tissue)
             numbers |= {f"{name}{ending}": value for name, value in errors.items()}
-        likeness = image_likeness(seen, reference[0])
+        likeness = image_likeness(warped, reference[0])
         numbers |= {f"{name}{ending}": value for name, value in likeness.items()}
     determinant = jacobian_determinant(torch.from_numpy(found)).numpy()
     for ending, mask in (("", np.ones_like(tissue)), ("_tissue", tissue)):
@@ -96,9 +96,9 @@ def label_metrics(
             warped = values[moved[0, 0].long().numpy()]
             for depth in [None, *range(_depth(tree))]:
                 ancestors = None if depth is None or tree is None else label_ancestors(tree, depth)
-                said = "" if depth is None else f"_depth{depth}"
+                level = "" if depth is None else f"_depth{depth}"
                 overlap = label_overlap(warped, extras["ref_labels"], ancestors)
-                numbers |= {f"{name}{said}{ending}": value for name, value in overlap.items()}
+                numbers |= {f"{name}{level}{ending}": value for name, value in overlap.items()}
     if {"img_landmarks", "ref_landmarks"} <= extras.keys():
         numbers |= landmark_errors(found, extras["ref_landmarks"], extras["img_landmarks"])
     return numbers

@@ -1,4 +1,4 @@
-"""What the networks of fields share: what they see of a pair, and what they give."""
+"""What the networks of fields share: the input of a pair, and the output."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import nn
 from scripts.networks.described import DescribedNetwork
 from scripts.networks.pair_inputs import PairForces
 from scripts.networks.unet import convolution_of
-from scripts.supervised.layers import warp_image
+from scripts.supervised.layers import FieldWarp
 
 __all__ = [
     "FieldNetwork",
@@ -55,9 +55,9 @@ def with_dark_background(images: torch.Tensor) -> torch.Tensor:
 
 
 class PairInputs(nn.Module):
-    """A pair as a network sees it.
+    """The input channels of a pair.
 
-    Measured: as they are, 0 to 1 on a white background, nothing was learned in 300 steps.
+    With images of 0 to 1 on a white background, nothing was learned in 300 steps.
 
     Args:
         kind: ``images``: both, of unit root mean square; ``forces``: see `PairForces`.
@@ -71,7 +71,7 @@ class PairInputs(nn.Module):
         self.forces = PairForces() if kind == "forces" else None
 
     def channels(self, spatial_dims: int) -> int:
-        """How many the network sees."""
+        """Number of input channels."""
         return 2 if self.forces is None else self.forces.channels(spatial_dims)
 
     def forward(self, pair: torch.Tensor) -> torch.Tensor:
@@ -86,9 +86,8 @@ class PairInputs(nn.Module):
 
 
 def convolution(spatial_dims: int, n_in: int, n_out: int, width: int = 3) -> nn.Module:
-    """A convolution that keeps the size, for an odd width."""
-    kind = convolution_of(spatial_dims)
-    return kind(n_in, n_out, kernel_size=width, padding=width // 2 if width % 2 else 0)
+    """A convolution that keeps the size; an even width makes it larger by 1 along each axis."""
+    return convolution_of(spatial_dims)(n_in, n_out, kernel_size=width, padding=width // 2)
 
 
 def start_weights(module: nn.Module, slope: float = 0.0) -> None:
@@ -110,7 +109,7 @@ def store_channels_last(network: nn.Module) -> None:
 
 @dataclass(frozen=True, eq=False)
 class FoundFields:
-    """What a network gives for pairs.
+    """The output of a network for pairs.
 
     Attributes:
         field: ``(B, d, *shape)`` pixels, ``registered(x) = moving(x + field(x))``.
@@ -132,9 +131,12 @@ class FieldNetwork(DescribedNetwork):
 
     name: str
     """``global``, ``local`` or ``merged``."""
+    warp: FieldWarp
+    """Warps images by the fields that the network predicts."""
 
     def __init__(self, description: Mapping[str, Any] | None = None) -> None:
         super().__init__(description)
+        self.warp = FieldWarp()
 
     def find(self, pair: torch.Tensor, inverse: bool = False) -> FoundFields:
         """Fields of pairs.
@@ -149,7 +151,3 @@ class FieldNetwork(DescribedNetwork):
     def forward(self, pair: torch.Tensor) -> torch.Tensor:
         """The field ``(B, d, *shape)`` of pairs ``(B, 2, *shape)``."""
         return self.find(pair).field
-
-    def registered(self, pair: torch.Tensor) -> torch.Tensor:
-        """The moving images on their references, ``(B, 1, *shape)``."""
-        return warp_image(pair[:, 1:], self.find(pair).field)

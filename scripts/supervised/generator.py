@@ -46,7 +46,7 @@ class MadePair:
         moving: ``(*shape)`` uint8.
         field: ``(d, *shape)`` float32, ``reference(x) = moving(x + field(x))``.
         inverse: back.
-        changed: False where no displacement passed the checks and the pair is as it was.
+        changed: False where no displacement passed the checks and the pair was left unchanged.
     """
 
     moving: np.ndarray
@@ -56,7 +56,7 @@ class MadePair:
 
 
 def inverse_error(pair: Displacements) -> float:
-    """Largest distance of a point of the interior from itself after there and back, pixels."""
+    """Largest error of the inverse over the points of the interior, pixels."""
     worst = 0.0
     for first, second in ((pair.forward, pair.inverse), (pair.inverse, pair.forward)):
         left = compose_displacements(second, first).square().sum(1).sqrt()
@@ -122,7 +122,7 @@ class PairGenerator:
                     compose_displacements(back, drawn.inverse),
                 )
             if self._sound(whole):
-                # The new moving image, looked at through the way back: M'(y) = image(y + w(y)).
+                # The new moving image, sampled through the inverse: M'(y) = image(y + w(y)).
                 made = warp_image(image, drawn.inverse)[0, 0]
                 values = made.round().clamp(0, 255).to(torch.uint8).numpy()
                 return MadePair(
@@ -147,7 +147,7 @@ class PairGenerator:
 
         Args:
             rng: of the pair.
-            image: whose edges `edge_stretching` looks for.
+            image: whose edges `edge_stretching` uses.
         """
         affine = self._affine(rng)
         back = affine.inverse()

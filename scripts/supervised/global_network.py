@@ -1,4 +1,4 @@
-"""The global network: an affine transform of a pair in one look."""
+"""The global network: an affine transform of a pair in one pass."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from scripts.supervised.field_network import (
     start_weights,
     store_channels_last,
 )
-from scripts.supervised.layers import CentredAffine
+from scripts.supervised.layers import AffineField, CentredAffine
 
 __all__ = ["GlobalNetwork"]
 
@@ -28,7 +28,7 @@ class GlobalNetwork(FieldNetwork):
     """Convolutions in pairs, each pair halving the size, then two dense layers.
 
     The last layer's numbers (6 in a plane, 12 in a volume) are deviations from the identity about
-    the centre, in units of half the extents: so they are of one size, whatever the image's. It
+    the centre, in units of half the extents: so their size doesn't depend on the image's. It
     starts at 0, the identity. At 320 x 456 pixels there are 237,630 parameters.
 
     A pair of another size is resampled to the network's, and its transform is the same in these
@@ -80,6 +80,7 @@ class GlobalNetwork(FieldNetwork):
             channels = width
         self.dense = nn.Linear(channels * math.prod(reduced), dense)
         self.parameters_of = nn.Linear(dense, d * (d + 1))
+        self.field = AffineField()
         start_weights(self)
         for layer in (self.parameters_of.weight, self.parameters_of.bias):
             nn.init.zeros_(layer)
@@ -98,15 +99,16 @@ class GlobalNetwork(FieldNetwork):
             return self.parameters_of(self.dense(x.float().flatten(1)))
 
     def affine(self, pair: torch.Tensor) -> CentredAffine:
-        """The transform of pairs, on their own grid."""
+        """The transform of pairs, on the grid of the pair."""
         return CentredAffine.of_parameters(self.numbers(pair), pair.shape[2:])
 
     def find(self, pair: torch.Tensor, inverse: bool = False) -> FoundFields:
         """See `FieldNetwork.find`; the inverse is exact."""
-        affine = self.affine(pair)
-        shape = pair.shape[2:]
-        back = affine.inverse().displacement(shape) if inverse else None
-        return FoundFields(affine.displacement(shape), back)
+        numbers, shape = self.numbers(pair), pair.shape[2:]
+        back = None
+        if inverse:
+            back = CentredAffine.of_parameters(numbers, shape).inverse().displacement(shape)
+        return FoundFields(self.field(numbers, shape), back)
 
 
 def _resampled(pair: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:

@@ -82,7 +82,7 @@ class CentredAffine:
         """The map back.
 
         Raises:
-            torch.linalg.LinAlgError: there is none.
+            torch.linalg.LinAlgError: the map is singular.
         """
         d = self.linear.shape[1]
         eye = torch.eye(d, dtype=self.linear.dtype, device=self.linear.device)
@@ -94,7 +94,7 @@ def affine_of_field(displacement: torch.Tensor) -> CentredAffine:
     """The affine nearest to a displacement ``(B, d, *shape)``, by least squares over its pixels."""
     shape = displacement.shape[2:]
     d = len(shape)
-    # About the centre the coordinates of a full grid are uncorrelated: each slope is on its own.
+    # About the centre the coordinates of a full grid are uncorrelated: each slope is independent.
     columns = []
     for axis, n in enumerate(shape):
         line = torch.arange(n, dtype=displacement.dtype, device=displacement.device) - (n - 1) / 2
@@ -117,13 +117,13 @@ def compose_displacements(outer: torch.Tensor, inner: torch.Tensor) -> torch.Ten
 
 
 def warp_image(image: torch.Tensor, displacement: torch.Tensor) -> torch.Tensor:
-    """``image(x + u(x))``; outside, the border's value, whatever the background."""
+    """``image(x + u(x))``; outside, the border's value."""
     with torch.autocast(image.device.type, enabled=False):
         return warp(image.float(), displacement.float(), padding_mode="border")
 
 
 def interior(displacement: torch.Tensor, margin: int) -> torch.Tensor:
-    """Where x and x + u(x) lie at least ``margin`` pixels inside of the grid, ``(B, *shape)``."""
+    """Where x and x + u(x) are at least ``margin`` pixels inside of the grid, ``(B, *shape)``."""
     shape = displacement.shape[2:]
     inside = torch.ones_like(displacement[:, 0], dtype=torch.bool)
     for axis, n in enumerate(shape):
@@ -135,19 +135,11 @@ def interior(displacement: torch.Tensor, margin: int) -> torch.Tensor:
 
 
 class AffineField(nn.Module):
-    """`CentredAffine` of parameters as a layer: ``(B, d (d + 1))`` to ``(B, d, *shape)``.
+    """`CentredAffine` of parameters as a layer."""
 
-    Args:
-        shape: of the grid.
-    """
-
-    def __init__(self, shape: Sequence[int]) -> None:
-        super().__init__()
-        self.shape = tuple(shape)
-
-    def forward(self, parameters: torch.Tensor) -> torch.Tensor:
-        """The displacement, float32."""
-        return CentredAffine.of_parameters(parameters.float(), self.shape).displacement(self.shape)
+    def forward(self, parameters: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+        """The displacement ``(B, d, *shape)`` float32 of parameters ``(B, d (d + 1))``."""
+        return CentredAffine.of_parameters(parameters.float(), shape).displacement(shape)
 
 
 class FieldWarp(nn.Module):

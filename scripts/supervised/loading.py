@@ -130,7 +130,7 @@ class KnownPairs(Dataset[dict[str, Any]]):
             torch.from_numpy(np.ascontiguousarray(one)).float().div_(255)[None]
             for one in (to_bytes(found.reference), found.moving)
         )
-        seen = [
+        augmented = [
             self._augmented(image, [self.seed, epoch, index, which], augmentation)
             for which, (image, augmentation) in enumerate(
                 zip((reference, moving), self.augmentations, strict=True)
@@ -139,7 +139,7 @@ class KnownPairs(Dataset[dict[str, Any]]):
         item: dict[str, Any] = {
             "subject": f"pair {index}",
             "number": index,
-            "pair": torch.cat(seen),
+            "pair": torch.cat(augmented),
             "reference": reference,
             "moving": moving,
         }
@@ -225,8 +225,8 @@ def open_field_pairs(settings: TrainFieldsConfig, written: Sequence[str | Path] 
         written: folders that the run will write to; locked while the result is in use.
 
     Raises:
-        ConfigurationError: the machine lacks the device, or an index isn't there.
-        StorageError: a folder can't be written, or another run is at work there.
+        ConfigurationError: the machine lacks the device, or an index is out of range.
+        StorageError: a folder can't be written, or another run uses it.
         CohortError: a store can't be used, or nothing is left to train on.
     """
     open_device(settings.device, settings.key("device"))

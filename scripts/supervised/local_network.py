@@ -1,4 +1,4 @@
-"""The local network: a free displacement of a pair in one look."""
+"""The local network: a free displacement of a pair in one pass."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class LocalNetwork(FieldNetwork):
         description: see `DescribedNetwork`.
 
     Raises:
-        ValueError: there are not as many ``up`` as ``down``.
+        ValueError: ``up`` and ``down`` have different lengths.
     """
 
     name = "local"
@@ -122,9 +122,10 @@ class LocalNetwork(FieldNetwork):
         for up, joined in zip(self.up, self.joined, strict=True):
             x = up(F.interpolate(x, scale_factor=2, mode="nearest"))
             x = joined(channels_last(torch.cat([x, skips.pop()], dim=1)))
-        x = F.pad(self.end(x), [0, 1] * self.spatial_dims)
-        field = self.field(x)
-        inside: Any = (..., *[slice(n) for n in shape])
+        # Padded on both sides, its first values cut: as padded below and to the right, without the
+        # copy of all channels that such a padding takes.
+        field = self.field(self.end(x))
+        inside: Any = (..., *[slice(1, n + 1) for n in shape])
         return field[inside].float().contiguous()
 
     def find(self, pair: torch.Tensor, inverse: bool = False) -> FoundFields:

@@ -56,12 +56,12 @@ def _check_replaceable(path: Path, settings: MakePairsConfig) -> None:
     try:
         with h5py.File(path, "r", locking="best-effort") as file:
             about = json.loads(str(file.attrs["about"]))
-        ours = about["name"] == _NAME and about["kind"] == _KIND
+        own = about["name"] == _NAME and about["kind"] == _KIND
     except (OSError, KeyError, ValueError, TypeError, RuntimeError):
-        ours = False
-    if not ours:
+        own = False
+    if not own:
         raise StorageError(
-            f"{path}: is there already, and isn't a store that make-pairs made; choose another "
+            f"{path}: exists already and wasn't made by make-pairs; choose another "
             "output, or remove it"
         )
 
@@ -150,7 +150,7 @@ class PairMaker:
                 bar.update()
         if unchanged:
             logger.warning(
-                "%d of %d pairs are as they were: none of %d displacements passed the checks "
+                "%d of %d pairs were left unchanged: none of %d displacements passed the checks "
                 "(folds, inverse); lower make_pairs#elastic#rms or raise make_pairs#elastic#width",
                 unchanged, count, self.settings.trials,
             )  # fmt: skip

@@ -16,7 +16,7 @@ __all__ = ["MergedNetwork", "global_stage", "what_is_left"]
 
 
 def global_stage(pair: torch.Tensor, affine: CentredAffine) -> torch.Tensor:
-    """What a local network sees: the reference, and the moving image moved by an affine."""
+    """The input of a local network: the reference, and the moving image warped by an affine."""
     with torch.autocast(pair.device.type, enabled=False):
         moved = warp_image(pair[:, 1:], affine.displacement(pair.shape[2:]))
         return torch.cat([pair[:, :1].float(), moved], dim=1)
@@ -39,7 +39,7 @@ def what_is_left(
 
 
 class MergedNetwork(FieldNetwork):
-    """``u(x) = l(x) + g(x + l(x))``, where l sees the image that g moved.
+    """``u(x) = l(x) + g(x + l(x))``, where the input of l is the image warped by g.
 
     g is affine and evaluated exactly, so that the moving image is interpolated once by u.
 

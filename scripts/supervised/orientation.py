@@ -1,4 +1,4 @@
-"""Whether a store's fields fit its images as they are, or only with swapped or negated channels."""
+"""Whether a store's fields fit its images, or only with swapped or negated channels."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ def orientation_scores(
     Args:
         moving: ``(*shape)``.
         reference: ``(*shape)``.
-        field: ``(d, *shape)`` as it is read.
+        field: ``(d, *shape)`` as read.
         inverse: the field back.
 
     Returns:
-        ``""`` for the fields as they are, ``"no field"``, and each other reading by its name.
+        ``""`` for the unchanged fields, ``"no field"``, and each other reading by its name.
     """
     d = len(field)
     readings: dict[str, np.ndarray] = {"": field, "no field": np.zeros_like(field)}
@@ -64,7 +64,7 @@ def check_orientation(store: PairStore, indexes: Sequence[int]) -> None:
     """Refuse a store whose fields fit only when read in another way.
 
     Raises:
-        CohortError: which says in what way.
+        CohortError: the message says in which.
     """
     scores: list[dict[str, float]] = []
     for index in indexes:
@@ -84,7 +84,7 @@ def check_orientation(store: PairStore, indexes: Sequence[int]) -> None:
         names = " and ".join(store.fields)
         raise CohortError(
             f"{store.path}: {names} fit its images only with {best}: the first {len(scores)} "
-            f"moving images then correlate with their references by {means[best]:.3f}, as they are "
+            f"moving images then correlate with their references by {means[best]:.3f}, unchanged "
             f"by {given:.3f}, without a field by {still:.3f}; registered(x) = img(x + deltas(x)), "
             + (
                 "channel 0 of deltas_xy runs along columns, channel 1 along rows"

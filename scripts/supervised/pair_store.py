@@ -32,7 +32,7 @@ _OPTIONAL = ("ref", "img_labels", "ref_labels", "img_landmarks", "ref_landmarks"
 
 @dataclass(frozen=True, eq=False)
 class StoredPair:
-    """One pair as it is in a store.
+    """One pair of a store.
 
     Attributes:
         moving: ``(*shape)`` uint8.
@@ -72,7 +72,7 @@ class PairStore:
 
     Args:
         path: of the HDF5 file.
-        reference: sections for a store without ``ref``; None: the file's own.
+        reference: sections for a store without ``ref``; None: those of the file.
         needs_fields: refuse a store without fields.
 
     Raises:
@@ -94,7 +94,7 @@ class PairStore:
             self._look(self._opened(), needs_fields)
         self.close()
 
-    # -- what the file holds -----------------------------------------------------------------
+    # -- content of the file ----------------------------------------------------------------
 
     def _look(self, file: Any, needs_fields: bool) -> None:
         images = self._dataset(file, "img")
@@ -106,9 +106,9 @@ class PairStore:
                 f"img has shape {images.shape}; must be (n, rows, columns) or (n, X, Y, Z)"
             )
         if self.count == 0:
-            raise self._error(f"img has shape {images.shape}: it holds no pair")
+            raise self._error(f"img has shape {images.shape}; must have at least one pair")
         if images.dtype != np.uint8:
-            raise self._error(f"img holds {images.dtype}; must be uint8, 0 to 255")
+            raise self._error(f"img has type {images.dtype}; must be uint8, 0 to 255")
         self.fields = field_names_of(d)
         missing = [name for name in self.fields if name not in file]
         self.has_fields = not missing
@@ -125,7 +125,7 @@ class PairStore:
                     f"{images.shape}"
                 )
             if field.dtype.kind != "f":
-                raise self._error(f"{name} holds {field.dtype}; must be float16 or float32")
+                raise self._error(f"{name} has type {field.dtype}; must be float16 or float32")
         self.half = self.has_fields and file[self.fields[0]].dtype == np.float16
         self.numbers = {name: self._numbers(file, name, needs_fields) for name in _IDENTIFIERS}
         self.extra = {name: name in file for name in _OPTIONAL}
@@ -159,7 +159,7 @@ class PairStore:
         if values.dtype.kind == "f" and np.isfinite(values).all():
             values = np.rint(values)
         elif values.dtype.kind not in "iu":
-            raise self._error(f"{name} holds {found.dtype} values; must be whole numbers")
+            raise self._error(f"{name} has type {found.dtype}; must be whole numbers")
         return values.astype(np.int64)
 
     def _check_extra(self, found: Any, name: str, images: tuple[int, ...]) -> None:
@@ -184,9 +184,9 @@ class PairStore:
         if not isinstance(found, h5py.Dataset):
             raise self._error(f"{name} is no dataset")
         if found.external or found.is_virtual:
-            raise self._error(f"{name} lies in other files, which aren't followed")
+            raise self._error(f"{name} is stored in other files, which aren't read")
         if found.dtype.kind not in "iuf":
-            raise self._error(f"{name} holds {found.dtype} values, not numbers")
+            raise self._error(f"{name} has type {found.dtype}; must be numbers")
         return found
 
     def _error(self, reason: str) -> CohortError:
@@ -227,10 +227,10 @@ class PairStore:
 
         Args:
             index: 0 to n - 1.
-            fields: whether they are read too, where there are any.
+            fields: whether they are read too, if the store has any.
 
         Raises:
-            CohortError: the file can't be read there, or a field isn't finite or is larger than
+            CohortError: the pair can't be read, or a field isn't finite or is larger than
                 the image.
         """
         with self._reading():
@@ -345,7 +345,7 @@ class PairWriter:
 def write_store(
     path: str | Path, count: int, shape: Sequence[int], about: str = ""
 ) -> Iterator[PairWriter]:
-    """A new store, there once the block ends well; what stood there stays until then.
+    """A new store, published when the block succeeds; an earlier one stays until then.
 
     Args:
         path: of the file.

@@ -47,7 +47,6 @@ from scripts.spatial.jacobian import jacobian_summary
 from scripts.spatial.transforms import resample
 from scripts.supervised.field_metrics import label_metrics, mean_metrics, pair_metrics
 from scripts.supervised.field_network import FieldNetwork
-from scripts.supervised.layers import warp_image
 from scripts.supervised.loading import KnownPairs, open_store
 from scripts.supervised.merging import MergedNetwork
 from scripts.supervised.pair_store import field_names_of, to_store
@@ -123,7 +122,7 @@ class ImagePairFiles(Dataset[dict[str, Any]]):
         onto = resample(moving.values, moving.grid, [], self.fixed.grid)
         if not np.ptp(onto) > 0:
             raise CohortError(
-                f"{path}: shows nothing on the grid of {self.settings.fixed}; bring it closer "
+                f"{path}: has no signal on the grid of {self.settings.fixed}; align it first "
                 "with `align`, `estimate-affine` or its header"
             )
         pair = [
@@ -151,7 +150,7 @@ def prediction_dataset(
 
     Raises:
         CohortError: they can't be used, or are of other dimensions than the network.
-        ConfigurationError: an index isn't there.
+        ConfigurationError: an index is out of range.
     """
     if not settings.pairs:
         return ImagePairFiles(settings, network)
@@ -164,7 +163,7 @@ def prediction_dataset(
 
 
 class PredictionStep:
-    """The evaluator's ``iteration_update``: fields of pairs, there and back.
+    """The evaluator's ``iteration_update``: fields of pairs and their inverses.
 
     Args:
         dtype: of the convolutions.
@@ -193,7 +192,7 @@ class PredictionStep:
             "subject": batch["subject"],
             "pred": found.field,
             "inverse": found.inverse,
-            "registered": warp_image(moving, found.field),
+            "registered": network.warp(moving, found.field),
         }
         if found.global_field is not None:
             output["stage"] = found.global_field
@@ -210,14 +209,14 @@ class FieldPredictor:
     ``metrics.csv``; of images a folder each, as `register_elastic` leaves them.
 
     Args:
-        evaluator: goes through the pairs.
+        evaluator: iterates over the pairs.
         dataset: the pairs.
         settings: of the job.
-        output_dir: where to.
+        output_dir: destination.
 
     Raises:
         CohortError: the tree of labels can't be read.
-        StorageError: there is no room.
+        StorageError: the disk has too little room.
     """
 
     def __init__(
@@ -373,8 +372,8 @@ def read_label_tree(path: str | Path) -> dict[int, int | None]:
         CohortError: the file can't be read, or is no tree of whole numbers.
     """
     try:
-        said = read_json(Path(path))
-        tree = {int(label): None if up is None else int(up) for label, up in said.items()}
+        content = read_json(Path(path))
+        tree = {int(label): None if up is None else int(up) for label, up in content.items()}
     except (ValueError, AttributeError, TypeError) as error:
         raise CohortError(
             f'{path}: must be a JSON mapping of labels to their parents, such as {{"5": 1, "1": '

@@ -31,7 +31,7 @@ _SHOWN = ("distance_tissue", "distance_tissue_zero", "folded", "inverse", "corre
 
 
 class FieldMeasurement(Measurement):
-    """`Measurement` that logs the few numbers that matter most; the report holds all."""
+    """`Measurement` that logs the few numbers that matter most; the report has all."""
 
     def __call__(self, engine: Engine) -> None:
         """Measure, and log."""
@@ -49,7 +49,7 @@ class FieldNetworkPublisher:
         measurement: on the held-out pairs.
         history: of the losses.
         state: of the run; None without training.
-        ckpt_dir: where the network goes.
+        ckpt_dir: destination of the network.
         output_dir: where ``fields/result.json`` and ``fields/training_<network>.png`` go.
     """
 

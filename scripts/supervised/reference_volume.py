@@ -16,7 +16,7 @@ __all__ = ["ReferenceVolume", "read_array_file", "read_reference_volume", "to_by
 
 
 def to_bytes(values: np.ndarray) -> np.ndarray:
-    """Values as uint8: those of that type as they are, others stretched from least to largest.
+    """Values as uint8: uint8 unchanged, others stretched from smallest to largest.
 
     Example:
         >>> to_bytes(np.array([0.0, 0.5, 1.0]))
@@ -35,7 +35,7 @@ class ReferenceVolume:
     Args:
         values: the volume; any numbers, made uint8.
         name: where it comes from, for messages.
-        axis: along which its sections lie.
+        axis: along which its sections follow each other.
         step: micrometres between them.
 
     Raises:
@@ -48,7 +48,7 @@ class ReferenceVolume:
         if values.ndim != 3 or min(values.shape) < 1:
             raise CohortError(f"{name}: has shape {values.shape}; must be a volume of sections")
         if values.dtype.kind not in "iuf" or not np.isfinite(values).all():
-            raise CohortError(f"{name}: must hold finite numbers, holds {values.dtype} values")
+            raise CohortError(f"{name}: must contain finite numbers, has {values.dtype} values")
         self.name = name
         self.step = step
         self.sections = np.ascontiguousarray(np.moveaxis(to_bytes(values), axis, 0))
@@ -60,7 +60,7 @@ class ReferenceVolume:
             CohortError: the position is negative.
         """
         if position < 0:
-            raise CohortError(f"{self.name}: there is no section at p = {position} micrometres")
+            raise CohortError(f"{self.name}: has no section at p = {position} micrometres")
         return self.sections[min(position // self.step, len(self.sections) - 1)]
 
     def check_shape(self, shape: tuple[int, ...], store: str) -> None:
@@ -96,14 +96,14 @@ def read_reference_volume(path: str | Path, axis: int, step: int) -> ReferenceVo
 
 
 def read_array_file(path: Path, name: str | None = None) -> np.ndarray:
-    """An array of an ``.npz`` or ``.npy`` file; objects, which hold code, are refused.
+    """An array of an ``.npz`` or ``.npy`` file; objects, which may contain code, are refused.
 
     Args:
         path: of the file.
         name: of the array; None: the only one of most axes.
 
     Raises:
-        CohortError: it can't be read, or there is no such array.
+        CohortError: it can't be read, or has no such array.
     """
     check_fits(path, check_file(path).st_size)
     try:

@@ -38,7 +38,7 @@ def network_path(folder: str | Path, network: str) -> Path:
 
 
 def _built(description: Mapping[str, Any]) -> FieldNetwork:
-    """A network as a description says."""
+    """The network of a description."""
     kind, shape = description["network"], [int(n) for n in description["shape"]]
     if kind not in NETWORKS:
         raise ValueError(f"network is {kind!r}")
@@ -64,7 +64,7 @@ def build_field_network(
     Args:
         pairs: to train on.
         settings: of the run.
-        ckpt_dir: where a merged network's parts are looked for.
+        ckpt_dir: where a merged network's parts are read from.
 
     Raises:
         CheckpointError: a saved network can't be used.
@@ -89,11 +89,11 @@ def build_field_network(
         description |= {name: part.description for name, part in parts.items()}
         network = _built(description)
         assert isinstance(network, MergedNetwork)
-        for own, part in (
+        for joined, part in (
             (network.global_network, parts["global"]),
             (network.local_network, parts["local"]),
         ):
-            own.load_state_dict(part.state_dict())
+            joined.load_state_dict(part.state_dict())
         _check_dims(network, pairs, "the joined networks")
     else:
         network = _built(description)
@@ -132,12 +132,12 @@ def refuse_existing(path: str | Path) -> None:
     """Refuse to replace a network.
 
     Raises:
-        StorageError: one is there.
+        StorageError: one exists.
     """
     for place in _places(Path(path)):
         if place.exists():
             raise StorageError(
-                f"{place}: is there already; choose another --ckpt_dir, or replace it with "
+                f"{place}: exists already; choose another --ckpt_dir, or replace it with "
                 "--train_fields#overwrite true"
             )
 
@@ -148,7 +148,7 @@ def save_field_network(
     optimizer: torch.optim.Optimizer | None,
     settings: TrainFieldsConfig,
 ) -> Path:
-    """Save a network together with what training needs to go on, or separately for use alone.
+    """Save a network with what training needs to continue, or alone for prediction.
 
     Args:
         path: ``.../fields_<network>.pt``.
@@ -216,12 +216,12 @@ def load_field_network(path: str | Path, network: str) -> FieldNetwork:
         network: global, local or merged.
 
     Raises:
-        CheckpointError: there is none, it is damaged, or it is another one.
+        CheckpointError: the file is missing, damaged, or of another network.
     """
     file, found = _saved(Path(path))
     weights = found.get("network")
     if not isinstance(weights, dict) or "described" not in weights:
-        raise CheckpointError(f"{file}: holds no network of fields of this bundle")
+        raise CheckpointError(f"{file}: is not a network of fields of this bundle")
     try:
         description = description_in(weights)
         if description["format"] != FORMAT:
@@ -230,11 +230,11 @@ def load_field_network(path: str | Path, network: str) -> FieldNetwork:
             )
         if description["network"] != network:
             raise CheckpointError(
-                f"{file}: holds a {description['network']} network, not a {network} one"
+                f"{file}: is a {description['network']} network, not a {network} one"
             )
         if description.get("standardisation", STANDARDISATION) != STANDARDISATION:
             raise CheckpointError(
-                f"{file}: sees images otherwise standardised ({description['standardisation']}) "
+                f"{file}: standardises images in another way ({description['standardisation']}) "
                 f"than this version does ({STANDARDISATION})"
             )
         made = _built(description)
@@ -245,7 +245,7 @@ def load_field_network(path: str | Path, network: str) -> FieldNetwork:
     ) as error:  # fmt: skip
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(
-            f"{file}: holds no network of fields that can be read; it is damaged or foreign: "
+            f"{file}: can't be read as a network of fields; it is damaged or of another kind: "
             f"{reason}"
         ) from error
     return made.eval()

@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 from scipy.ndimage import gaussian_filter, map_coordinates
 
+from scripts.cohort.patterns import subject_in
 from scripts.errors import CohortError, ConfigurationError
 from scripts.pairwise.network_grid import between_0_and_1
 from scripts.runtime.input_files import check_file, check_fits, say
@@ -153,7 +154,8 @@ def open_source(settings: MakePairsConfig) -> ImageSource | StoreSource:
         store = PairStore(stores[0])
         return StoreSource(store, chosen(settings.indexes, len(store), "make_pairs.indexes"))
     items: list[_Item] = []
-    for specimen, path in enumerate(paths):
+    specimens = _specimens(paths, settings.specimen)
+    for specimen, path in zip(specimens, paths, strict=True):
         for number, (name, values) in enumerate(_images_of(path, settings)):
             image = _as_bytes(name, values, settings.log_share)
             if settings.shape is not None:
@@ -175,6 +177,25 @@ def open_source(settings: MakePairsConfig) -> ImageSource | StoreSource:
     return ImageSource(items if wanted is None else [items[i] for i in wanted])
 
 
+def _specimens(paths: Sequence[Path], pattern: str | None) -> list[int]:
+    """Number of the specimen that each file is of.
+
+    Raises:
+        CohortError: a file has another name than the pattern says.
+    """
+    if pattern is None:
+        return list(range(len(paths)))
+    numbers: dict[str, int] = {}
+    found = []
+    for path in paths:
+        stem = path.name.removesuffix(".gz").rpartition(".")[0] or path.name
+        subject = subject_in(pattern, stem)
+        if subject is None:
+            raise CohortError(f"{path}: is not named as make_pairs.specimen = {pattern!r} says")
+        found.append(numbers.setdefault(subject, len(numbers)))
+    return found
+
+
 def chosen(indexes: Sequence[int] | str | None, count: int, key: str) -> list[int] | None:
     """Numbers of a list or of a ``.npy`` file, each below ``count``.
 
@@ -190,7 +211,7 @@ def chosen(indexes: Sequence[int] | str | None, count: int, key: str) -> list[in
             values = np.flatnonzero(values)
         if values.ndim != 1 or values.dtype.kind not in "iu" or not len(values):
             raise CohortError(
-                f"{indexes}: must hold one list of whole numbers, holds {values.dtype} of shape "
+                f"{indexes}: must be one list of whole numbers, has {values.dtype} of shape "
                 f"{values.shape}"
             )
         numbers = [int(one) for one in values]
@@ -229,7 +250,7 @@ def _images_of(path: Path, settings: MakePairsConfig) -> Iterator[tuple[str, np.
     elif name.endswith(_NIFTI):
         channels, grid = read_volume(path)
         if grid.header.get_data_dtype() == np.uint8 and not (channels % 1).any():
-            channels = channels.clip(0, 255).astype(np.uint8)  # as they are in the file
+            channels = channels.clip(0, 255).astype(np.uint8)  # unchanged
         if len(channels) != 1:
             raise CohortError(f"{path}: has {len(channels)} channels; must have one")
         values = channels[0][..., 0] if channels.shape[-1] == 1 else channels[0]
@@ -237,15 +258,15 @@ def _images_of(path: Path, settings: MakePairsConfig) -> Iterator[tuple[str, np.
     elif name.endswith((".npz", ".npy")):
         values, dims = read_array_file(path, settings.array), settings.dims or 2
     elif name.endswith(_IMAGES):
-        values, dims = _read_picture(path), 2
+        values, dims = _read_image(path), 2
     else:
         check_file(path)
         raise CohortError(
-            f"{path}: is no kind of image known here; must be NIfTI, .npz, .npy, a store (.h5), a "
-            f"picture ({', '.join(_IMAGES)}), a folder of them, or an OME-Zarr group"
+            f"{path}: is no kind of image known here; must be NIfTI, .npz, .npy, a store (.h5), "
+            f"an image file ({', '.join(_IMAGES)}), a folder of them, or an OME-Zarr group"
         )
     if values.dtype.kind not in "iufb":
-        raise CohortError(f"{path}: holds {values.dtype} values, not numbers")
+        raise CohortError(f"{path}: has {values.dtype} values; must be numbers")
     if values.ndim not in (2, 3) or dims > values.ndim:
         raise CohortError(
             f"{path}: has shape {values.shape}; must be an image or a volume"
@@ -264,27 +285,27 @@ def _folder(path: Path) -> Iterator[tuple[str, np.ndarray]]:
         key=lambda one: _natural(one.name),
     )
     if not found:
-        raise CohortError(f"{path}: holds no picture ({', '.join(_IMAGES)})")
+        raise CohortError(f"{path}: contains no image ({', '.join(_IMAGES)})")
     for one in found:
-        yield str(one), _read_picture(one)
+        yield str(one), _read_image(one)
 
 
-def _read_picture(path: Path) -> np.ndarray:
-    """A picture's luminance ``(rows, columns)``."""
+def _read_image(path: Path) -> np.ndarray:
+    """An image's luminance ``(rows, columns)``."""
     check_fits(path, 8 * check_file(path).st_size)
     try:
-        with warnings.catch_warnings(), Image.open(path) as picture:
+        with warnings.catch_warnings(), Image.open(path) as image:
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            pages = getattr(picture, "n_frames", 1)
+            pages = getattr(image, "n_frames", 1)
             if pages > 1:
                 raise CohortError(f"{path}: has {pages} pages; must have one")
-            deep = picture.mode.startswith(("I", "F"))
-            return np.asarray(picture if deep else picture.convert("L"))
+            deep = image.mode.startswith(("I", "F"))
+            return np.asarray(image if deep else image.convert("L"))
     except (
         OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError,
         Image.DecompressionBombWarning,
     ) as error:  # fmt: skip
-        raise CohortError(f"{path}: can't be read as a picture: {say(error)}") from error
+        raise CohortError(f"{path}: can't be read as an image: {say(error)}") from error
 
 
 def _is_zarr(path: Path) -> bool:
@@ -312,7 +333,7 @@ def _read_zarr(path: Path, name: str | None) -> np.ndarray:
         return np.asarray(array[...]).reshape(shape)
     except CohortError:
         raise
-    except Exception as error:  # zarr's stores and codecs raise kinds of their own
+    except Exception as error:  # zarr's stores and codecs raise many kinds
         raise CohortError(f"{path}: can't be read as OME-Zarr: {say(error)}") from error
 
 
@@ -337,7 +358,7 @@ def _as_bytes(name: str, values: np.ndarray, log_share: float | None) -> np.ndar
     if not np.isfinite(values).all():
         raise CohortError(f"{name}: is not finite everywhere")
     if not np.ptp(values) > 0:
-        raise CohortError(f"{name}: is the same everywhere: no displacement could be seen in it")
+        raise CohortError(f"{name}: is constant: no displacement can be learned from it")
     if values.dtype == np.uint8 and log_share is None:
         return np.ascontiguousarray(values)
     return np.rint(255 * between_0_and_1(np.asarray(values), log_share)).astype(np.uint8)

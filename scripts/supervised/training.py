@@ -25,7 +25,7 @@ from scripts.settings.train_fields import TrainFieldsConfig
 from scripts.supervised.field_metrics import pair_metrics
 from scripts.supervised.field_network import FieldNetwork
 from scripts.supervised.global_network import GlobalNetwork
-from scripts.supervised.layers import CentredAffine, warp_image
+from scripts.supervised.layers import CentredAffine
 from scripts.supervised.merging import global_stage, what_is_left
 
 __all__ = ["FieldLoss", "FieldStep", "HeldOutFields", "PairTask", "field_losses", "task_of"]
@@ -113,15 +113,15 @@ class FieldLoss(nn.Module):
 
 @dataclass(frozen=True, eq=False)
 class PairTask:
-    """A batch as a network is to learn it.
+    """A batch with its targets.
 
     Attributes:
-        pair: what it sees ``(B, 2, *shape)``.
+        pair: the network's input ``(B, 2, *shape)``.
         moving: without augmentation ``(B, 1, *shape)``.
         registered: what that should become.
         field: true displacement of ``pair``; None without fields.
         inverse: true displacement back, or None.
-        stage: affine that ``pair``'s moving image was moved by; None: it is as it was.
+        stage: affine that ``pair``'s moving image was moved by; None: it was not moved.
     """
 
     pair: torch.Tensor
@@ -140,19 +140,19 @@ def task_of(
     batch: dict[str, Any], device: torch.device | str, stage: GlobalNetwork | None, dtype: str
 ) -> PairTask:
     """A batch on its device; with a global stage, what that leaves to be learned."""
-    there = {
+    tensors = {
         name: torch.as_tensor(batch[name]).to(device)
         for name in ("pair", "moving", "registered", "field", "inverse")
         if name in batch
     }
-    pair, field, inverse = there["pair"], there["field"], there.get("inverse")
+    pair, field, inverse = tensors["pair"], tensors["field"], tensors.get("inverse")
     affine: CentredAffine | None = None
     if stage is not None:
         with torch.no_grad(), autocast(pair.device, dtype):
             affine = stage.affine(pair)
         pair = global_stage(pair, affine)
         field, inverse = what_is_left(affine, field, inverse)
-    return PairTask(pair, there["moving"], there["registered"], field, inverse, affine)
+    return PairTask(pair, tensors["moving"], tensors["registered"], field, inverse, affine)
 
 
 class FieldStep:
@@ -164,7 +164,7 @@ class FieldStep:
         loss: of image and fields.
         dtype: of the convolutions.
         gradient_clip: greatest norm of a gradient.
-        stage: a global network whose images a local one learns on; None: the pairs as they are.
+        stage: a global network whose images a local one learns on; None: the original pairs.
     """
 
     def __init__(
@@ -190,7 +190,7 @@ class FieldStep:
             found = network.find(task.pair, inverse=self.loss.inverse)
         engine.state.output = {"image": task.pair, "subject": batch["subject"]}
         engine.fire_event(IterationEvents.FORWARD_COMPLETED)
-        outputs = [warp_image(task.moving, task.whole(found.field)), found.field]
+        outputs = [network.warp(task.moving, task.whole(found.field)), found.field]
         targets = [task.registered, task.field]
         if self.loss.inverse:
             assert found.inverse is not None and task.inverse is not None

@@ -1,5 +1,6 @@
 """Tractograms: read and written in parts, traversed exactly, counted into density maps."""
 
+from scripts.tractograms.arrays import ARRAY
 from scripts.tractograms.density import DensityCounter, count_tractogram
 from scripts.tractograms.reading import (
     CHUNK,
@@ -14,6 +15,7 @@ from scripts.tractograms.weights import Weights, open_weights
 from scripts.tractograms.writing import write_tractogram
 
 __all__ = [
+    "ARRAY",
     "CHUNK",
     "SUFFIXES",
     "DensityCounter",

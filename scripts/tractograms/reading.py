@@ -24,6 +24,7 @@ import numpy as np
 from scripts.runtime.file_names import FOREIGN, TRACTOGRAMS, ending_of, is_tractogram_name
 from scripts.runtime.gzip_files import DAMAGED_GZIP, GzipFile
 from scripts.runtime.input_files import FileError, check_file, say
+from scripts.tractograms.arrays import ARRAY, open_array
 from scripts.tractograms.source import Source
 from scripts.tractograms.streamlines import Streamlines, TractogramError
 from scripts.tractograms.tck import open_tck
@@ -44,9 +45,10 @@ _OPENERS: dict[str, Callable[[Path, Path], Source]] = {
     ".trx": open_trx,
     ".vtk": open_vtk,
     ".fib": open_vtk,
+    ARRAY: open_array,
 }
 SUFFIXES = (".trk", ".tck", ".trx", ".vtk")
-"""Formats that are written."""
+"""Formats of tractograms; arrays (`ARRAY`) are read and written besides."""
 
 # Exceptions that NumPy, nibabel and zipfile raise on damaged files (found by testing with some).
 _MALFORMED = (
@@ -147,19 +149,18 @@ def open_tractogram(path: str | Path, vtk_space: str = "auto") -> Tractogram:
 
     Args:
         path: ``.trk``, ``.tck``, ``.vtk`` or ``.fib`` (legacy polydata), each with or without
-            ``.gz``; ``.trx`` (a file or a folder).
+            ``.gz``; ``.trx`` (a file or a folder); ``.npy``, see `open_array`.
         vtk_space: of points in VTK files: ``ras``, ``lps`` or ``auto``, see `open_vtk`.
 
     Raises:
         TractogramError: the file can't be used; the message names it and the reason.
     """
     file = Path(path)
-    ending = ending_of(file)
-    if ending not in TRACTOGRAMS:
+    ending = ARRAY if file.name.lower().endswith(ARRAY) else ending_of(file)
+    if ending not in (*TRACTOGRAMS, ARRAY):
         what = f" but {FOREIGN[ending]}" if ending in FOREIGN else ""
-        raise TractogramError(
-            file, f"not a tractogram{what}: its suffix must be {', '.join(TRACTOGRAMS)}"
-        )
+        known = ", ".join((*TRACTOGRAMS, ARRAY))
+        raise TractogramError(file, f"not a tractogram{what}: its suffix must be {known}")
     if not file.exists():
         what = "is a broken link" if file.is_symlink() else "does not exist"
         raise TractogramError(file, what)

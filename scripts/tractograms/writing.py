@@ -11,6 +11,7 @@ import numpy as np
 
 from scripts.errors import ConfigurationError
 from scripts.runtime.storage import write_whole
+from scripts.tractograms.arrays import ARRAY, write_array
 from scripts.tractograms.reading import SUFFIXES
 from scripts.tractograms.streamlines import Streamlines
 from scripts.tractograms.tck import write_tck
@@ -32,11 +33,12 @@ def write_tractogram(
 ) -> int:
     """Write a tractogram; the file appears completely or not at all.
 
-    TCK can't hold per-streamline values: each goes to a text file beside it,
+    TCK and arrays can't hold per-streamline values: each goes to a text file beside them,
     ``<name of the tractogram>_<name of the value>.txt``, one line per streamline, as in MRtrix.
 
     Args:
-        path: ``.trk``, ``.tck``, ``.trx`` or ``.vtk``.
+        path: ``.trk``, ``.tck``, ``.trx``, ``.vtk``, or ``.npy`` for streamlines with one number of
+            points.
         streamlines: all of them, or an iterable of parts; RAS mm.
         shape: of their reference grid (for the headers of TRK and TRX).
         affine: of that grid, voxels to RAS mm.
@@ -51,8 +53,9 @@ def write_tractogram(
     """
     target = Path(path)
     suffix = target.suffix.lower()
-    if suffix not in SUFFIXES:
-        raise ConfigurationError(f"{target}: must end with one of {', '.join(SUFFIXES)}")
+    if suffix not in (*SUFFIXES, ARRAY):
+        known = ", ".join((*SUFFIXES, ARRAY))
+        raise ConfigurationError(f"{target}: must end with one of {known}")
     given = [streamlines] if isinstance(streamlines, Streamlines) else streamlines
     chunks = (_safely_named(chunk) for chunk in given)
     kept: dict[str, list[np.ndarray]] = {}
@@ -60,7 +63,9 @@ def write_tractogram(
         if suffix == ".trk":
             count = write_trk(file, chunks, shape, affine)
         elif suffix == ".tck":
-            count = write_tck(file, _keep(chunks, kept))
+            count = write_tck(file, _keep(chunks, kept, "TCK"))
+        elif suffix == ARRAY:
+            count = write_array(file, _keep(chunks, kept, "an array"))
         elif suffix == ".trx":
             count = write_trx(file, chunks, shape, affine, groups)
         else:
@@ -93,12 +98,13 @@ def _safe(data: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def _keep(
-    chunks: Iterable[Streamlines], kept: dict[str, list[np.ndarray]]
+    chunks: Iterable[Streamlines], kept: dict[str, list[np.ndarray]], what: str
 ) -> Iterator[Streamlines]:
     for chunk in chunks:
         if chunk.point_data:
             raise ConfigurationError(
-                f"TCK has no room for values per point ({', '.join(chunk.point_data)}); write .trx"
+                f"{what} has no room for values per point ({', '.join(chunk.point_data)}); write "
+                ".trx"
             )
         for name, values in chunk.data.items():
             kept.setdefault(name, []).append(values)

@@ -14,6 +14,7 @@ from scripts.errors import ConfigurationError
 from scripts.runtime.file_names import FOREIGN, ending_of, stem_of
 from scripts.runtime.input_files import LONGEST_TEXT, FileError, read_json, read_text
 from scripts.tractograms import (
+    ARRAY,
     Streamlines,
     Tractogram,
     TractogramError,
@@ -106,13 +107,13 @@ def file_names(names: tuple[str, ...]) -> tuple[str, ...]:
 
 def _read_folder(folder: Path, vtk_space: str) -> tuple[Streamlines, np.ndarray, dict[int, str]]:
     entries = sorted(p for p in folder.iterdir() if not p.name.startswith("."))
-    files = [path for path in entries if is_tractogram(path)]
+    files = [path for path in entries if is_tractogram(path) or path.suffix.lower() == ARRAY]
     for path in entries:
         if ending_of(path) in FOREIGN:
             logger.warning("%s: is left out: %s", path, FOREIGN[ending_of(path)])
     if not files:
         raise TractogramError(folder, "contains no tractogram")
-    stems = [stem_of(file) for file in files]
+    stems = [file.stem if file.suffix.lower() == ARRAY else stem_of(file) for file in files]
     twice = next((stem for stem in stems if stems.count(stem) > 1), None)
     if twice is not None:
         raise TractogramError(folder, f"contains {twice} in more than one format")
@@ -132,7 +133,8 @@ def _labels(
             raise TractogramError(path, f"has {values.shape[1]} values of {labels} per streamline")
         return _whole(path, values[:, 0], labels), {}
     if Path(labels).is_file():
-        return _whole(path, _text(Path(labels), count, path), labels), {}
+        read = _array if Path(labels).suffix.lower() == ARRAY else _text
+        return _whole(path, read(Path(labels), count, path), labels), {}
     groups = tractogram.source.groups()
     if groups:
         raw = np.full(count, -1, dtype=np.int64)
@@ -155,7 +157,7 @@ def _labels(
     raise TractogramError(
         path,
         f"has no per-streamline value {labels} (it has: {known}); name one, or a text file of "
-        "whole numbers, with --label_transfer#labels",
+        "whole numbers (or .npy), with --label_transfer#labels",
     )
 
 
@@ -178,6 +180,20 @@ def _text(file: Path, count: int, path: Path) -> np.ndarray:
     if len(values) != count:
         raise TractogramError(file, f"has {len(values)} numbers, {path} has {count} streamlines")
     return values
+
+
+def _array(file: Path, count: int, path: Path) -> np.ndarray:
+    try:
+        values = np.load(file, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise TractogramError(file, f"can't be read: {' '.join(str(error).split())}") from error
+    if values.shape not in ((count,), (count, 1)) or values.dtype.kind not in "fiu":
+        raise TractogramError(
+            file,
+            f"is an array {values.shape} of {values.dtype}; must be a whole number for each of the "
+            f"{count} streamlines of {path}",
+        )
+    return np.asarray(values, dtype=np.float64).reshape(count)
 
 
 def _read_names(names: str | None) -> dict[int, str]:

@@ -24,7 +24,13 @@ from scripts.settings.label_transfer import LabelTransferConfig
 from scripts.spatial.grid import Grid
 from scripts.spatial.overlap import extent
 from scripts.spatial.volumes import read_reference, write_density
-from scripts.tractograms import Streamlines, TractogramError, open_tractogram, write_tractogram
+from scripts.tractograms import (
+    ARRAY,
+    Streamlines,
+    TractogramError,
+    open_tractogram,
+    write_tractogram,
+)
 from scripts.tractograms.density import DensityCounter
 from scripts.transport.features import Features, fibre_features
 from scripts.transport.labelling import OUTLIER, Labelling, label_fibres
@@ -153,7 +159,7 @@ class LabelTransfer:
         if self.settings.format:
             return f".{self.settings.format}"
         own = ending_of(self.subject).removesuffix(".gz")
-        return ".vtk" if own == ".fib" else own
+        return ".vtk" if own == ".fib" else own or self.subject.suffix.lower()
 
     def _check_format(
         self, subject: Streamlines, features: Features, shape: tuple[int, ...] | None
@@ -164,11 +170,11 @@ class LabelTransfer:
                 f"an image, and {self.subject} has none; must come with --reference IMAGE, or "
                 "be tck or vtk"
             )
-        if subject.point_data and self._suffix == ".tck":
+        if subject.point_data and self._suffix in (".tck", ARRAY):
             raise TractogramError(
                 self.subject,
-                f"has values per point ({', '.join(subject.point_data)}), for which TCK has no "
-                "room; choose another format with --label_transfer#format",
+                f"has values per point ({', '.join(subject.point_data)}), for which "
+                f"{self._suffix} has no room; choose another format with --label_transfer#format",
             )
         broken = features.degenerate["not_finite"]
         if broken and self._suffix == ".tck":
@@ -266,6 +272,7 @@ class LabelTransfer:
         """``labels.json``: counts and masses, and their origin."""
         counts = np.bincount(classes[classes >= 0], minlength=len(files))
         in_atlas = np.bincount(atlas.classes, minlength=len(files))
+        weights = in_atlas / in_atlas.sum()
         degenerate = of_subject.degenerate
         return {
             "classes": [
@@ -276,6 +283,7 @@ class LabelTransfer:
                     "count": int(counts[c]),
                     "mass": float(found.masses[c]),
                     "atlas_count": int(in_atlas[c]),
+                    "atlas_weight": float(weights[c]),
                 }
                 for c in range(len(files))
             ],

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 from affine_blobs import blobs
+from monai.networks.nets.resnet import resnet18
 
-from scripts.affine.estimators import KeypointEstimator, centres_of_mass
+from scripts.affine.estimators import KeypointEstimator, ParameterEstimator, centres_of_mass
 from scripts.affine.inference import estimate_matrix
 from scripts.affine.network import AffineNetwork, corner_points, nearest_member
 from scripts.affine.pairs import SyntheticPairs, sample_parameters
@@ -44,6 +45,28 @@ def test_parameter_network_is_the_identity_at_the_start(grid, pair, family):
     found = made(torch.cat([image(grid), image(grid, 2)], dim=1))
     eye = torch.eye(4, dtype=torch.float64)[None]
     torch.testing.assert_close(found, eye, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("shape", [(24, 24, 24), (48, 56, 48), (32, 40)])
+def test_width_1_is_monais_resnet_18(shape):
+    """All its convolutions, whatever the entrance for small images."""
+    frame = WorkingGrid(shape, 2.0).frame
+    ours = ParameterEstimator(shape, frame, "affine", width=1.0).backbone
+    monai = resnet18(spatial_dims=len(shape), n_input_channels=2, feed_forward=False)
+    sizes = [
+        {
+            name: tuple(layer.weight.shape)
+            for name, layer in network.named_modules()
+            if hasattr(layer, "kernel_size") and hasattr(layer, "weight")
+        }
+        for network in (ours, monai)
+    ]
+    entrance = sizes[0].pop("conv1"), sizes[1].pop("conv1")
+    assert sizes[0] == sizes[1]
+    assert len(sizes[0]) == 19
+    assert entrance[0][:2] == entrance[1][:2] == (64, 2)
+    assert (entrance[0] == entrance[1]) is (min(shape) >= 48)
+    assert ours.in_planes == 512
 
 
 @pytest.mark.parametrize("grid", [GRID, PLANE], ids=["3d", "2d"])

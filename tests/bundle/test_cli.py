@@ -123,10 +123,9 @@ def test_documented_exit_codes_are_the_real_ones():
 def test_documented_verbs_are_the_real_ones():
     page = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
     verbs = page.split("## Verbs")[1].split("## Overrides")[0]
-    assert set(re.findall(r"^\| `([a-z-]+)` \|", verbs, re.MULTILINE)) == {
-        *cli.JOBS,
-        *TOOLS,
-    }
+    rows = re.findall(r"^\| `([a-z-]+)` \| [^|]+ \| (?:`(\w+)`|–) \|", verbs, re.MULTILINE)
+    jobs = {verb: job.run_id or "" for verb, job in cli.JOBS.items()}
+    assert dict(rows) == jobs | dict.fromkeys(TOOLS, "")
 
 
 # --- mistakes ---------------------------------------------------------------------------------

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import csv
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from matplotlib.image import imread
 
 from bundle import cli
 from bundle.overrides import UsageError, parse_overrides
 from bundle.sweep import planned_runs, sweep, table_of
+from bundle.sweep_metrics import metrics_of, smaller_is_better
 from scripts.errors import StorageError, TrainingError
 from scripts.runtime.lock import lock_folders
 
@@ -43,7 +46,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def run(root: Path, *words: str) -> None:
-    sweep("job", root / "job.yaml", words, root)
+    sweep("job", [root / "job.yaml"], words, root)
 
 
 def calls(root: Path) -> list[str]:
@@ -80,7 +83,8 @@ def test_every_combination_is_run_in_order():
         (["--a#lr", "x,y", "--nope", "1"], "has no"),
         (["--fold", "0,1", "--nope", "1"], "has no nope"),
         (["--output_dir", "a,b"], "output_dir and ckpt_dir can't vary"),
-        (["--fold", "0,1", "--config_file", "a.yaml"], "--config_file can't be used"),
+        (["--fold", "0,1", "--config_file", "a.yaml"], "no such configuration file: a.yaml"),
+        (["--fold", "0,1", "--best", "a,b"], "must be the name of one metric"),
         (["stray"], "unexpected argument 'stray'"),
     ],
 )
@@ -109,6 +113,93 @@ def test_a_sweep_makes_one_table_and_goes_on_where_it_was(root, capsys):
     (root / "output/sweep/fold-1/affine").rmdir()
     run(root, "--fold", "0,1,2")
     assert calls(root)[3:] == ["fold-1"]
+
+
+def test_the_best_run_is_named_and_drawn(root, capsys):
+    run(root, "--fold", "1,0.5,2", "--family", "a,b")
+    found = rows(root)
+    assert [row["distance"] for row in found[:2]] == ["1.5", "1.5"]
+    folder = root / "output/sweep"
+    said = capsys.readouterr().out
+    assert f"best by distance: fold-0.5_family-a, in {folder / 'fold-0.5_family-a'}\n" in said
+    assert imread(folder / "results.png").ndim == 3
+    run(root, "--fold", "1,0.5,2", "--family", "a,b", "--best", "rotation_error")
+    assert "best by rotation_error: fold-1_family-a" in capsys.readouterr().out
+    with pytest.raises(TrainingError, match="--best dice: no run has this metric; must be one of"):
+        run(root, "--fold", "1,0.5,2", "--family", "a,b", "--best", "dice")
+
+
+def test_another_configuration_is_swept_and_a_changed_one_is_run_again(root, monkeypatch):
+    other = root / "other.yaml"
+    text = (root / "job.yaml").read_text(encoding="utf-8")
+    other.write_text(text.replace("fold: 0", "folds_of_mine: 0"), encoding="utf-8")
+    words = ["--config_file", str(other), "--fold", "0", "--folds_of_mine", "0,1"]
+    with pytest.raises(UsageError, match="--fold: the configuration has no fold"):
+        run(root, *words)
+    other.write_text(text + "more: 1\n", encoding="utf-8")
+    words = ["--config_file", str(other), "--fold", "0,1", "--more", "2"]
+    run(root, *words)
+    run(root, *words)
+    assert calls(root) == ["fold-0", "fold-1"]
+    other.write_text(text + "more: 3\n", encoding="utf-8")
+    asked: list[str] = []
+    monkeypatch.setattr(
+        "bundle.sweep._run", lambda job, one, place: (asked.append(one.name), ("done", 1.0))[1]
+    )
+    run(root, *words)
+    assert asked == ["fold-0", "fold-1"]
+
+
+def test_a_job_that_reads_a_network_keeps_its_folder(root):
+    (root / "bundle" / "__main__.py").write_text(
+        JOB.replace("if given", 'assert given["ckpt_dir"] == "nets"\nif given', 1),
+        encoding="utf-8",
+    )
+    words = ["--fold", "0,1", "--ckpt_dir", "nets"]
+    sweep("job", [root / "job.yaml"], words, root, trains=False)
+    assert [row["status"] for row in rows(root)] == ["done", "done"]
+
+
+def test_metrics_of_every_kind_of_report(tmp_path):
+    def write(name: str, content: object) -> None:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(json.dumps(content), encoding="utf-8")
+
+    write(
+        "learned_atlas/atlas.json",
+        {
+            "training": {"epochs": 3, "losses": {"loss": 0.5}},
+            "fit": {"correlation": 0.9, "overlap": 0.8},
+            "fields": {"convention": "ITK", "folded": 0},
+            "settings": {"optimizer": {"lr": 1}},
+        },
+    )  # fmt: skip
+    assert metrics_of(tmp_path) == {
+        "overlap": "0.8", "correlation": "0.9", "training_loss": "0.5", "folded": "0",
+    }  # fmt: skip
+    for number, value in enumerate((1.0, 3.0)):
+        write(
+            f"b/refined/{number}/refined.json",
+            {"correlation": {"before": 0.1, "after": value}, "matrix": [[1]], "seed": 3},
+        )  # fmt: skip
+    assert metrics_of(tmp_path / "b") == {"correlation_before": "0.1", "correlation_after": "2"}
+    write("c/evaluation/evaluation.json", {"summary": {"a": {"mean": 2, "sd": 0}, "b": None}})
+    assert metrics_of(tmp_path / "c") == {"a": "2"}
+    write("c/models/cross_validation/fold-1/evaluation/evaluation.json", {"summary": {"a": 1}})
+    assert metrics_of(tmp_path / "c") == {"a": "2"}
+    write("d/registration/curve.json", [{"loss": n} for n in range(100)])
+    assert metrics_of(tmp_path / "d") == {"training_loss": "94.5"}
+    write("e/affine/result.json", [1])
+    with pytest.raises(TrainingError, match=r"result\.json: is not a report of a job"):
+        metrics_of(tmp_path / "e")
+    assert metrics_of(tmp_path / "none") == {}
+
+
+def test_costs_and_merits_are_told_apart():
+    for cost in ("distance", "rotation_error", "training_loss", "seconds", "folded_share"):
+        assert smaller_is_better(cost)
+    for merit in ("label_dice", "overlap", "correlation_after", "presence_dice"):
+        assert not smaller_is_better(merit)
 
 
 def test_a_failing_run_is_named_and_the_others_are_done(root, capsys):
@@ -142,7 +233,9 @@ def test_two_sweeps_in_one_folder_are_refused(root):
 
 def test_the_verb_knows_its_jobs(capsys):
     assert cli.main(["sweep", "nothing", "--fold", "0,1"]) == cli.EXIT_USAGE
-    assert "a sweep needs one of train, train-affine, train-elastic" in capsys.readouterr().err
+    assert "a sweep needs one of train, build, export, register" in capsys.readouterr().err
+    assert cli.main(["sweep", "check", "--a", "0,1"]) == cli.EXIT_USAGE
+    assert "got 'check'" in capsys.readouterr().err
     assert cli.main(["sweep", "train_affine", "--fld", "0,1"]) == cli.EXIT_USAGE
     assert "did you mean --fold?" in capsys.readouterr().err
 

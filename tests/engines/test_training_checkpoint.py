@@ -53,7 +53,12 @@ class Used:
 
 
 def train(
-    training: Any, state: RunState, cut: int = 0, interval: int = 1, patience: int = 0
+    training: Any,
+    state: RunState,
+    cut: int = 0,
+    interval: int = 1,
+    patience: int = 0,
+    schedule: str = "cosine",
 ) -> tuple[TrainingCheckpoint, Used]:
     """Run with the handlers of a real run."""
     used = Used()
@@ -62,7 +67,14 @@ def train(
     )
     handlers = [
         NonFiniteGuard(),
-        LearningRateSchedule(training.optimizer, warmup_epochs=1),
+        LearningRateSchedule(
+            training.optimizer,
+            1,
+            schedule=schedule,
+            schedule_epochs=1,
+            schedule_factor=0.3,
+            history=training.history,
+        ),
         Centring(training.network),
         training.history,
         used,
@@ -100,25 +112,34 @@ SETTINGS: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize(("cut", "interval"), [(6, 1), (5, 1), (1, 1), (9, 2), (4, 2)])
+@pytest.mark.parametrize(
+    ("cut", "interval", "schedule"),
+    [
+        (6, 1, "cosine"), (5, 1, "step"), (1, 1, "one_cycle"), (9, 2, "cosine"), (4, 2, "plateau"),
+        (8, 1, "plateau"),
+    ],
+)  # fmt: skip
 def test_a_cut_run_goes_on_as_if_nothing_had_happened(
-    cut: int, interval: int, make_training: Callable[..., Any]
+    cut: int, interval: int, schedule: str, make_training: Callable[..., Any]
 ) -> None:
     unbroken = make_training(**SETTINGS)
     folder = unbroken.folder
     _, all_used = train(
-        unbroken, RunState(folder / "a", unbroken.settings, unbroken.cohort), interval=interval
+        unbroken,
+        RunState(folder / "a", unbroken.settings, unbroken.cohort),
+        interval=interval,
+        schedule=schedule,
     )
 
     broken = make_training(**SETTINGS)
     state = RunState(folder / "b", broken.settings, broken.cohort)
     with pytest.raises(KeyboardInterrupt):
-        train(broken, state, cut=cut, interval=interval)
+        train(broken, state, cut=cut, interval=interval, schedule=schedule)
 
     torch.manual_seed(99)  # another process has other random numbers
     resumed = make_training(**SETTINGS)
     state = RunState(folder / "b", resumed.settings, resumed.cohort)
-    _, used = train(resumed, state, interval=interval)
+    _, used = train(resumed, state, interval=interval, schedule=schedule)
     saved = (cut - 1) // 2 // interval * interval
     assert used.subjects == all_used.subjects[2 * saved :]
     assert_equal(resumed, unbroken)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
+from scripts.cohort import read_cohort
 from scripts.errors import CheckpointError, CohortError, ConfigurationError
-from scripts.evaluation.folds import CrossValidation, cut
+from scripts.evaluation.folds import CrossValidation, _without, cut
 from scripts.phantom import write_demo_cohort
 from scripts.settings.atlas import LearnedAtlasConfig
 from scripts.settings.evaluate import EvaluateConfig
@@ -40,9 +42,9 @@ def cohort(tmp_path_factory) -> Path:
     return folder
 
 
-def validation(cohort: Path, folder: Path, folds: int = 2, **asked) -> CrossValidation:
+def validation(data: Path, folder: Path, folds: int = 2, **asked) -> CrossValidation:
     return CrossValidation(
-        cohort, folder / "output", folder / "models", ROOT / "configs/train.yaml",
+        data, folder / "output", folder / "models", ROOT / "configs/train.yaml",
         ROOT / "configs/evaluate.yaml", LearnedAtlasConfig.load({**TINY, **asked}),
         EvaluateConfig.load({"folds": folds}), ROOT,
     )  # fmt: skip
@@ -90,6 +92,27 @@ def test_folds_are_trained_once_and_everybody_is_held_out_once(cohort, tmp_path,
         assert others == set(names) - set(fold["subjects"])
     mean = sum(one["correlation"] for one in about["subjects"]) / 4
     assert about["summary"]["correlation"]["mean"] == pytest.approx(mean)
+
+
+def test_images_of_a_person_are_held_out_together(cohort, tmp_path):
+    for number, folder in enumerate(sorted(cohort.glob("sub-*"))):
+        map_file = next(folder.rglob("fdt_paths.nii.gz"))
+        name = f"p{number // 2}_t{number % 2}.nii.gz"
+        (tmp_path / "data").mkdir(exist_ok=True)
+        shutil.copy(map_file, tmp_path / "data" / name)
+    pattern = {"pattern": "{subject}_{run}.nii.gz", "normalisation": "none", "margin": 1}
+    made = validation(tmp_path / "data", tmp_path, cohort=pattern)
+    settings = made._training_settings()
+    whole = read_cohort(tmp_path / "data", settings.cohort_request())
+    parts = made._parts(whole, settings)
+    assert sorted(parts) == [["p0_t0", "p0_t1"], ["p1_t0", "p1_t1"]]
+    # What a fold leaves out by the names of images is left out, and no other image is renamed.
+    left = _without(settings.model_dump(exclude_unset=True), parts[0])
+    rest = read_cohort(tmp_path / "data", left.cohort_request())
+    assert [one.name for one in rest.subjects] == parts[1]
+    made.settings = EvaluateConfig.load({"folds": 3})
+    with pytest.raises(CohortError, match=r"2 usable subjects .* evaluate.folds = 3 parts"):
+        made._parts(whole, settings)
 
 
 @pytest.mark.parametrize(

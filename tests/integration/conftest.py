@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from warm_process import run_module
 
 from bundle.bench.browser import Browser, find_chromium
 from scripts.phantom import write_demo_cohort
@@ -72,12 +72,9 @@ def monai_bundle_run(run_id: str, config: str, *words: object, cwd: Path = ROOT)
     where = ["--config_file", name]
     if cwd != ROOT:
         where = ["--config_file", str(ROOT / name), "--bundle_root", str(ROOT)]
-    command = [sys.executable, "-m", "monai.bundle", "run", run_id, *where, *map(str, words)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     environment.pop("PYTHONPATH", None)  # the root must be found by bundle_root alone
-    return subprocess.run(
-        command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300
-    )
+    return run_module("monai.bundle", ["run", run_id, *where, *map(str, words)], cwd, environment)
 
 
 NEEDS_CHROMIUM = "TRACT_ATLAS_REQUIRES_CHROMIUM"  # set by continuous integration
@@ -95,11 +92,8 @@ def open_page() -> type[Browser]:
 
 def bundle_verb(verb: str, *words: object) -> Completed:
     """``python -m bundle <verb>`` as a user types it, from the root."""
-    command = [sys.executable, "-m", "bundle", verb, *map(str, words)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
-    )
+    return run_module("bundle", [verb, *map(str, words)], ROOT, environment)
 
 
 @pytest.fixture(scope="session")

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
 RUN = Path("tractography/probtrackx2/whole_brain/warped_streamlines")
 NAMES = ("mean", "std", "std_error", "cov", "prob_threshold")
 
@@ -113,17 +110,18 @@ def test_contract_example_and_strict_presence(run_bundle, tmp_path):
     )  # fmt: skip
 
 
-def test_the_verb_publishes_the_maps_asked_for_over_an_earlier_atlas(demo_cohort, tmp_path):
+def test_the_verb_publishes_the_maps_asked_for_over_an_earlier_atlas(
+    demo_cohort, run_verb, tmp_path
+):
     earlier = tmp_path / "atlas"
     earlier.mkdir()
     (earlier / "atlas_cov.nii.gz").write_text("old")
     (earlier / "atlas.json").write_text(
         '{"name": "tract_density_atlas", "kind": "averaged", "cohort": {}}'
     )
-    result = subprocess.run(
-        [sys.executable, "-m", "bundle", "average", "--dataset_dir", str(demo_cohort),
-         "--output_dir", str(tmp_path), "--learned_atlas#emit_baseline_maps", "['mean','std']"],
-        cwd=ROOT, capture_output=True, text=True, timeout=300,
+    result = run_verb(
+        "average", f"--dataset_dir={demo_cohort}", f"--output_dir={tmp_path}",
+        "--learned_atlas#emit_baseline_maps=['mean','std']",
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     assert {path.name for path in earlier.iterdir()} == {

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import nibabel as nib
@@ -17,7 +15,6 @@ from scipy.ndimage import map_coordinates
 from scripts.runtime.ownership import MARK
 from scripts.spatial.fields import field_names
 
-ROOT = Path(__file__).resolve().parents[2]
 RUN = Path("tractography/probtrackx2/whole_brain/warped_streamlines")
 MAPS = {f"atlas_{n}.nii.gz" for n in ("mean", "std", "std_error", "cov", "prob_threshold")}
 
@@ -96,11 +93,10 @@ def test_a_registered_patient_gets_what_registering_made(trained, run_bundle, tm
     assert not other.exists()
 
 
-def test_an_averaging_atlas_stays_as_it_is(averaged, tmp_path):
-    result = subprocess.run(
-        [sys.executable, "-m", "bundle", "carry", "--atlas_dir", str(averaged), "--output_dir",
-         str(tmp_path), "--atlas_to_patient#patients", "['sub-02']"],
-        cwd=ROOT, capture_output=True, text=True, timeout=300,
+def test_an_averaging_atlas_stays_as_it_is(averaged, run_verb, tmp_path):
+    result = run_verb(
+        "carry", f"--atlas_dir={averaged}", f"--output_dir={tmp_path}",
+        "--atlas_to_patient#patients=['sub-02']",
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     for one in MAPS:

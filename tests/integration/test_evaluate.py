@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 from monai.bundle import ConfigWorkflow
+from warm_process import run_module
 
 from scripts.metrics import dice, log_density_correlation
 from scripts.runtime.ownership import MARK
@@ -90,10 +91,7 @@ def test_every_property_of_an_evaluation_is_there(trained, tmp_path):
 
 
 def evaluate(verb: str, *words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "bundle", verb, *words],
-        cwd=ROOT, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
+    return run_module("bundle", [verb, *words], ROOT, os.environ)
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ import pytest
 import torch
 import yaml
 from monai.bundle import ConfigWorkflow
+from warm_process import run_module
 
 from bundle.packing import NAME, completed_metadata, trained_config
 from scripts.atlas.network import AtlasNetwork
@@ -37,6 +38,8 @@ TENSOR = {
 def run(*words: object, cwd: Path) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     environment.pop("PYTHONPATH", None)
+    if words[0] == "-m":
+        return run_module(str(words[1]), [*map(str, words[2:])], cwd, environment)
     return subprocess.run(
         [sys.executable, *map(str, words)],
         cwd=cwd, env=environment, capture_output=True, text=True, timeout=300,

@@ -51,12 +51,15 @@ def grid(spacing: tuple[float, ...], shape: tuple[int, ...], turn: float = 0.0) 
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Label maps, images of two contrasts on different grids, and both networks' checkpoints."""
     root = tmp_path_factory.mktemp("pairs")
-    (root / "labels").mkdir()
+    for kind in ("images", "masks"):
+        (root / "cohort" / kind).mkdir(parents=True)
     shape = (20, 18, 16)
     affine = grid((2.0, 2.0, 2.0), shape)
-    for number in range(3):
+    for number in range(4):
         volume = phantom(affine, shape, number - 1.0)
-        nib.save(nib.Nifti1Image(volume, affine), root / "labels" / f"s{number}.nii.gz")
+        image = np.array((0, 3, 7), np.float32)[volume]
+        nib.save(nib.Nifti1Image(image, affine), root / f"cohort/images/s{number}.nii.gz")
+        nib.save(nib.Nifti1Image(volume, affine), root / f"cohort/masks/seg_s{number}.nii.gz")
     for name, spacing, size, turn, shift, shades in (
         ("fixed", (1.5, 1.5, 2.5), (26, 22, 12), 0.3, 1.0, (0, 3, 7)),
         ("moving", (2.2, 1.8, 1.6), (18, 20, 18), -0.2, -1.0, (0, 6, 2)),
@@ -67,9 +70,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for kind in ("affine", "elastic"):
         block = f"--learned_{kind}"
         code = run(
-            f"train-{kind}", "--dataset_dir", root / "labels", "--output_dir", root / "training",
-            "--ckpt_dir", root / "models", f"{block}#device", "cpu", f"{block}#folds", 3,
-            f"{block}#images#layout", "flat", f"{block}#images#shape", "[16,16,16]",
+            f"train-{kind}", "--dataset_dir", root / "cohort", "--output_dir", root / "training",
+            "--ckpt_dir", root / "models", f"{block}#device", "cpu", f"{block}#folds", 2,
+            f"{block}#images#pattern", "images/{subject}.nii.gz",
+            f"{block}#images#labels", "masks/seg_{subject}.nii.gz",
+            f"{block}#images#shape", "[16,16,16]",
             f"{block}#optimizer#epochs", 1, f"{block}#optimizer#pairs_per_subject", 1,
             *([f"{block}#images#kind", "labels"] if kind == "elastic" else []),
         )  # fmt: skip
@@ -81,6 +86,39 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     state["unet.field.weight"] = 0.8 * torch.randn(weight.shape, generator=generator)
     torch.save(state, root / "models" / "elastic_model.pt")
     return root
+
+
+@pytest.mark.parametrize("kind", ["affine", "elastic"])
+def test_label_dice_of_real_images_is_in_the_results(place, kind):
+    report = json.loads((place / "training" / kind / "result.json").read_text())
+    assert len(report["held_out"]) == 2
+    assert report["metrics"]["label_pairs"] == 2
+    before, after = (report["metrics"][f"label_dice{when}"] for when in ("_before", ""))
+    assert 0.5 < before < 1
+    assert abs(after - before) < 0.3  # hardly trained
+
+
+def test_no_fold_by_both_commands(place, tmp_path, run_bundle, refused):
+    """All subjects are trained on; MONAI's command would drop ``None`` and hold out fold 0."""
+    folders = {name: tmp_path / name for name in ("monai", "ours")}
+    words = [
+        "--dataset_dir", place / "cohort/images", "--learned_affine#device", "cpu",
+        "--learned_affine#images#layout", "flat", "--learned_affine#images#shape", "[16,16,16]",
+        "--learned_affine#optimizer#epochs", 1, "--learned_affine#optimizer#pairs_per_subject", 1,
+    ]  # fmt: skip
+    there = {
+        name: ["--output_dir", folder, "--ckpt_dir", folder] for name, folder in folders.items()
+    }
+    assert run("train-affine", *words, *there["ours"], "--fold", "None") == 0
+    result = run_bundle("training", "train_affine", *words, *there["monai"], "--fold", "null")
+    assert result.returncode == 0, result.stderr
+    for folder in folders.values():
+        report = json.loads((folder / "affine" / "result.json").read_text())
+        assert report["fold"] is None
+        assert report["trained_on"] == ["s0", "s1", "s2", "s3"]
+        assert report["held_out"] == []
+    result = run_bundle("training", "train_affine", *words, *there["monai"], "--fold", "None")
+    refused(result, 2, "--fold None: MONAI's command drops None", "must be --fold null")
 
 
 def asked(place: Path, output: Path, verb: str, *more: object) -> int:

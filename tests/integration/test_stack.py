@@ -72,7 +72,7 @@ def test_the_page_opens_in_a_browser(demo: Path, tmp_path: Path, open_page: type
     [
         (
             "register-stack", ["--stack", "none.zarr"], 3,
-            "none.zarr: there is no such file or folder (register_stack.stack)",
+            "none.zarr: no such file or folder (register_stack.stack)",
         ),
         (
             "register-stack", ["--register_stack#loss", "nmi"], 2,
@@ -89,7 +89,7 @@ def test_the_page_opens_in_a_browser(demo: Path, tmp_path: Path, open_page: type
         ("apply-stack", ["--stack", "a.zarr"], 2, "apply_stack.transforms = '': is missing"),
         (
             "apply-stack", ["--stack", "a.zarr", "--transforms", "b.json"], 3,
-            "b.json: there is no such file",
+            "b.json: does not exist",
         ),
     ],
 )  # fmt: skip
@@ -98,9 +98,9 @@ def test_mistakes_are_one_line(
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     assert cli.main([verb, *words, "--output_dir", str(tmp_path / "out")]) == code
-    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
-    assert len(said) == 1
-    assert message in said[0]
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+    assert len(errors) == 1
+    assert message in errors[0]
     assert not (tmp_path / "out").exists()
 
 
@@ -121,7 +121,7 @@ def test_the_demo_has_every_kind_of_damage_and_spares_what_is_not_its_own(tmp_pa
     (tmp_path / "mine.txt").write_text("mine")
     from scripts.errors import StorageError
 
-    with pytest.raises(StorageError, match="holds something that is no demo stack"):
+    with pytest.raises(StorageError, match="contains something other than a demo stack"):
         write_demo_stack(tmp_path, SMALL)
     assert (tmp_path / "mine.txt").read_text() == "mine"
 

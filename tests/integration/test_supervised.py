@@ -311,7 +311,7 @@ def test_bad_stores_and_settings_end_with_one_line_and_their_code(place, tmp_pat
     with h5py.File(tmp_path / "inf.h5", "w") as file:
         for name, value in content.items():
             file[name] = value
-    for words, code, said in (
+    for words, code, message in (
         (("--pairs", tmp_path / "none.h5"), 3, "none.h5: can't be read"),
         (("--pairs", tmp_path / "inf.h5"), 3, "deltas_xy[3]"),
         (("--pairs", ""), 2, "train_fields.pairs = '': is missing"),
@@ -324,7 +324,7 @@ def test_bad_stores_and_settings_end_with_one_line_and_their_code(place, tmp_pat
           "--train_fields#global_model", tmp_path / "none.pt"), 6, "no such checkpoint"),
     ):  # fmt: skip
         found, error = refused(capsys, "train-fields", *there, *words)
-        assert (found, said in error) == (code, True), error
+        assert (found, message in error) == (code, True), error
     assert not (tmp_path / "m").exists()
     found, error = refused(capsys, "make-pairs", "--output", tmp_path / "x")
     assert (found, "needs either reference or atlas_dir" in error) == (2, True)
@@ -336,7 +336,7 @@ def test_an_existing_network_is_kept_where_overwrite_is_false(place, tmp_path, c
     before = (tmp_path / "models" / "fields_global.pt").read_bytes()
     code = trained(place, tmp_path, "global", 1, "--train_fields#overwrite", "false")
     assert code == 7
-    assert "is there already" in capsys.readouterr().err
+    assert "exists already" in capsys.readouterr().err
     assert (tmp_path / "models" / "fields_global.pt").read_bytes() == before
 
 

@@ -84,7 +84,7 @@ def test_without_a_file_one_line_says_what_and_where():
 
 
 def test_weights_of_another_network_are_refused(file, tmp_path):
-    with pytest.raises(CheckpointError, match=r"holds no weights of lpips\.LPIPS\(net='vgg'\)"):
+    with pytest.raises(CheckpointError, match=r"has no weights of lpips\.LPIPS\(net='vgg'\)"):
         load_perceptual_loss("perceptual_loss_net_vgg", file, KEY)
     with pytest.raises(CheckpointError, match="no such checkpoint"):
         load_perceptual_loss("perceptual_loss_net_vgg", tmp_path / "none.pt", KEY)

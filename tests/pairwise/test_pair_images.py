@@ -45,6 +45,58 @@ def test_folds_are_by_subject_and_cover_everyone_once(tmp_path):
     assert everyone.held_out() == []
 
 
+def test_images_of_a_person_are_in_one_fold(tmp_path):
+    write_blobs(tmp_path, 9, shape=(6, 6, 6))
+    for number in range(9):
+        name = f"p{number // 2}_{'ab'[number % 2]}.nii.gz"
+        (tmp_path / f"sub-{number + 1}.nii.gz").rename(tmp_path / name)
+    flat = {"pattern": "{subject}_{run}.nii.gz"}
+    for fold in range(3):
+        images = read_pair_images(tmp_path, config(fold=fold, images=flat))
+        sides = [
+            {item["subject"] for item in one} for one in (images.training(), images.held_out())
+        ]
+        assert sorted(sides[0] | sides[1]) == sorted(f"p{n // 2}_{'ab'[n % 2]}" for n in range(9))
+        people = [{name.partition("_")[0] for name in side} for side in sides]
+        assert not people[0] & people[1]
+        assert all(len(item["image"]) == 1 for item in images.training())
+    assert {one.person for one in images.subjects} == {f"p{n}" for n in range(5)}
+
+
+def write_labels(folder: Path, subjects: int = 4) -> Path:
+    """Images below images/, their labels (bright voxels) below masks/, as people store them."""
+    write_blobs(folder / "images", subjects, shape=(8, 8, 8))
+    (folder / "masks").mkdir()
+    for path in sorted((folder / "images").iterdir()):
+        image = nib.load(path)
+        labels = np.digitize(image.get_fdata(), (0.2, 0.5)).astype(np.uint8)
+        nib.save(nib.Nifti1Image(labels, image.affine), folder / "masks" / f"seg_{path.name}")
+    return folder
+
+
+PATTERNS = {"pattern": "images/{subject}.nii.gz", "labels": "masks/seg_{subject}.nii.gz"}
+
+
+def test_label_maps_go_with_their_images_and_faults_are_told(tmp_path):
+    write_labels(tmp_path)
+    images = read_pair_images(tmp_path, config(images=PATTERNS, folds=2))
+    assert all(one.labels.endswith(f"masks/seg_{one.name}.nii.gz") for one in images.subjects)
+    assert all(one.paths == one.image for one in images.subjects)
+    (tmp_path / "masks" / "seg_sub-1.nii.gz").unlink()
+    other = nib.load(tmp_path / "masks" / "seg_sub-2.nii.gz")
+    values = np.asarray(other.dataobj)
+    nib.save(nib.Nifti1Image(values / 2.0, other.affine), tmp_path / "masks" / "seg_sub-2.nii.gz")
+    nib.save(nib.Nifti1Image(values, np.eye(4)), tmp_path / "masks" / "seg_sub-4.nii.gz")
+    with pytest.raises(CohortError) as caught:
+        read_pair_images(tmp_path, config(images=PATTERNS, folds=2))
+    told = str(caught.value)
+    assert "sub-1: " in told and "has no label map at masks/seg_{subject}.nii.gz" in told
+    assert "seg_sub-2.nii.gz: is not a label map" in told
+    assert "seg_sub-4.nii.gz: is not on the grid of its image" in told
+    with pytest.raises(CohortError, match=r"sub-1: .*masks/seg_sub-1\.nii\.gz"):
+        images.check_unchanged()
+
+
 def test_the_grid_holds_every_image_and_oblique_ones_too(tmp_path):
     write_blobs(tmp_path, 3, shape=(10, 10, 10))
     plain = read_pair_images(tmp_path, config()).grid
@@ -122,7 +174,13 @@ TINY = {
     "learned_affine#images#layout": "flat",
     "learned_affine#images#shape": [16, 16, 16],
     "learned_affine#model": {"width": 0.125, "kind": "parameters"},
-    "learned_affine#optimizer": {"epochs": 2, "pairs_per_subject": 1, "batch_size": 2},
+    "learned_affine#optimizer": {
+        "epochs": 2,
+        "pairs_per_subject": 1,
+        "batch_size": 2,
+        "schedule": "plateau",
+        "schedule_epochs": 1,
+    },
 }
 
 

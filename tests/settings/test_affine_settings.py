@@ -12,6 +12,10 @@ import yaml
 from scripts.errors import ConfigurationError
 from scripts.settings.affine import LearnedAffineConfig
 from scripts.settings.elastic import LearnedElasticConfig
+from scripts.settings.evaluate import EvaluateConfig
+from scripts.settings.folds import FOLDS
+from scripts.settings.monai_command import refuse_dropped_nulls
+from scripts.settings.train_fields import TrainFieldsConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -78,3 +82,42 @@ def test_settings_need_no_torch():
         "sys.exit('torch' in sys.modules or 'monai' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def test_every_job_has_the_same_folds_by_default():
+    pairs = {"pairs": "p.h5"}
+    blocks = {
+        "train_affine": LearnedAffineConfig, "train_elastic": LearnedElasticConfig,
+        "train_fields": TrainFieldsConfig, "evaluate": EvaluateConfig,
+    }  # fmt: skip
+    for name, kind in blocks.items():
+        given = pairs if kind is TrainFieldsConfig else {}
+        assert kind.load(given).folds == FOLDS == 5
+        config = yaml.safe_load((ROOT / f"configs/{name}.yaml").read_text("utf-8"))
+        assert config[kind.key_path]["folds"] == FOLDS
+
+
+@pytest.mark.parametrize("text", ["null", "None", None])
+def test_null_as_text_is_no_fold(text):
+    """MONAI's command hands on ``--fold null`` as text."""
+    settings = LearnedAffineConfig.load({"fold": text, "images": {"spacing": text}})
+    assert settings.fold is None
+    assert settings.images.spacing is None
+    with pytest.raises(
+        ConfigurationError, match=r"learned_affine.folds = 'null': is not an integer"
+    ):
+        LearnedAffineConfig.load({"folds": "null"})
+
+
+MONAI = "/env/monai/bundle/__main__.py"
+
+
+@pytest.mark.parametrize(
+    "words", [["--fold", "None"], ["--fold=None"], ["--seed", "1", "--a#b", " None "]]
+)
+def test_monais_command_drops_none_so_it_is_refused(words):
+    key = words[-2] if "=" not in words[0] else "--fold"
+    with pytest.raises(ConfigurationError, match=f"{key} None: MONAI.*must be {key} null"):
+        refuse_dropped_nulls([MONAI, "run", "training", *words])
+    refuse_dropped_nulls(["bundle/__main__.py", *words])
+    refuse_dropped_nulls([MONAI, "run", "training", "--fold", "null", "--name", "Nonesuch"])

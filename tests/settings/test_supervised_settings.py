@@ -69,7 +69,7 @@ def test_losses_that_make_no_sense_are_refused(text, field, message):
         ({"local_model": "a.pt"}, "local_model is for network merged"),
         ({"fold": 0, "validation": "b.h5"}, "fold and validation exclude each other"),
         ({"fold": 0, "indexes": [1]}, "fold and indexes exclude each other"),
-        ({"fold": 5}, r"train_fields\.fold = 5: is no fold"),
+        ({"fold": 5}, r"train_fields\.fold = 5: is not a fold"),
         ({"model": {"up_filters": [8]}}, "has 1 entries, down_filters has 4"),
         ({"model": {"down_filters": []}}, "is empty"),
         ({"augment": {"augment_ref": ["zoom"]}}, "'zoom', which is no augmentation"),

@@ -65,8 +65,40 @@ def test_a_run_doesnt_go_on_with_other_settings(tmp_path: Path) -> None:
     cut_after(training(tmp_path), 3)
     with pytest.raises(CheckpointError, match="other settings"):
         training(tmp_path, lr=2e-2).run()
-    with pytest.raises(CheckpointError, match="a training of 4 steps, whose rate falls"):
+    with pytest.raises(CheckpointError, match="a training of 4 steps, whose rate depends"):
         training(tmp_path, steps=6).run()
+
+
+def rate_after(folder: Path, steps: int, **changes: Any) -> list[float]:
+    """Rates of a run whose first hundreds of steps had equal losses."""
+    made = training(folder, 1000, **changes)
+    found = []
+    for made.step in range(steps):
+        found.append(made._rate())
+        made.curve.append({"loss": 1.0})
+    return found
+
+
+def test_rates_follow_the_schedule_named(tmp_path: Path) -> None:
+    late = rate_after(tmp_path, 1000)
+    assert late[200] == late[600] == 1e-2 > late[700] > late[999]
+    dropped = rate_after(tmp_path, 501, schedule="plateau", schedule_epochs=2, schedule_factor=0.5)
+    # The first epoch sets the loss to beat, the next two don't.
+    assert [dropped[n] for n in (299, 300, 499, 500)] == [1e-2, 5e-3, 5e-3, 2.5e-3]
+    stepped = rate_after(tmp_path, 301, schedule="step", schedule_epochs=3, schedule_factor=0.5)
+    assert [stepped[n] for n in (99, 299, 300)] == [1e-2, 1e-2, 5e-3]
+
+
+def test_a_run_doesnt_go_on_with_another_schedule_and_steps_count_where_they_matter(
+    tmp_path: Path,
+) -> None:
+    cut_after(training(tmp_path, 100, schedule="constant"), 2)
+    with pytest.raises(CheckpointError, match="other settings"):
+        training(tmp_path, 100).run()
+    assert training(tmp_path, 3, schedule="constant").run() is not None
+    cut_after(training(tmp_path / "cosine", 100, schedule="cosine"), 1)
+    with pytest.raises(CheckpointError, match="whose rate depends"):
+        training(tmp_path / "cosine", 3, schedule="cosine").run()
 
 
 def test_before_the_rate_falls_the_number_of_steps_may_change(tmp_path: Path) -> None:

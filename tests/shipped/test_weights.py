@@ -20,12 +20,12 @@ from scripts.shipped.weights import SHIPPED, load_pair_network, save_pair_networ
 
 def test_the_file_is_small_plain_tensors_and_tells_of_itself() -> None:
     assert SHIPPED.stat().st_size < 2_000_000
-    said = description_in(torch.load(SHIPPED, weights_only=True))
-    assert said["licence"] == "Apache-2.0"
-    assert "no data of people" in said["data"]
-    assert said["training"]["step"] == said["training"]["steps"]
-    assert said["passes"] == [4, 2, 1, 1]
-    assert len(said["sha256"]) == 64
+    description = description_in(torch.load(SHIPPED, weights_only=True))
+    assert description["licence"] == "Apache-2.0"
+    assert "no data of people" in description["data"]
+    assert description["training"]["step"] == description["training"]["steps"]
+    assert description["passes"] == [4, 2, 1, 1]
+    assert len(description["sha256"]) == 64
 
 
 def test_pairs_that_it_never_saw_lose_most_of_their_move() -> None:
@@ -79,8 +79,8 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="not a checkpoint that can be loaded"):
         load_pair_network(tmp_path / "cut.pt")
     state = torch.load(SHIPPED, weights_only=True)
-    said = {**description_in(state), "kind": "another"}
-    text = bytearray(json.dumps(said).encode())
+    description = {**description_in(state), "kind": "another"}
+    text = bytearray(json.dumps(description).encode())
     state["described"] = torch.frombuffer(text, dtype=torch.uint8)
     torch.save(state, tmp_path / "kind.pt")
     with pytest.raises(CheckpointError, match="its kind is 'another'"):

@@ -1,4 +1,4 @@
-"""Losses of a pair: closed forms, exact gradients, and what lies outside counts for nothing."""
+"""Losses of a pair: closed forms, exact gradients, and what is outside has no weight."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from scripts.stack import objective as module
-from scripts.stack.objective import LOSSES, Objective
+from scripts.stack.objective import LOSSES, Objective, _gradient
 from scripts.stack.planar import PlanarModel, Plane
 from scripts.stack.pyramid import Pyramid
 
@@ -33,7 +33,7 @@ def moved(rows: float, columns: float) -> np.ndarray:
 def test_the_gradient_is_that_of_the_loss(loss: str) -> None:
     fixed, moving = smooth_pair()
     inner = np.zeros(PLANE.shape, dtype=bool)
-    inner[6:-6, 6:-6] = True  # so that the overlap stays as it is
+    inner[6:-6, 6:-6] = True  # so that the overlap stays the same
     fixed = Pyramid(fixed.image[0, 0].numpy(), PLANE, (1,), inner)
     model, measure = PlanarModel("affine"), Objective(loss)
     at = np.array([0.01, 0.013, -0.017, 0.01, -0.02, 0.01])
@@ -61,7 +61,7 @@ def test_equal_sections_lose_nothing(loss: str) -> None:
 def test_closed_forms_over_the_overlap_alone() -> None:
     fixed, moving = smooth_pair()
     f, m = fixed.image[0, 0, 4:, :-6].numpy(), moving.image[0, 0, :-4, 6:].numpy()
-    matrix = moved(-4, 6)  # the fixed pixel (4, 0) lies on the moving one (0, 6)
+    matrix = moved(-4, 6)  # the fixed pixel (4, 0) coincides with the moving one (0, 6)
     at = {loss: Objective(loss)(fixed[0], moving[0], matrix) for loss in ("ncc", "mse", "mae")}
     assert at["ncc"].overlap == pytest.approx(f.size / 48 / 64)
     assert at["ncc"].loss == pytest.approx(1 - np.corrcoef(f.ravel(), m.ravel())[0, 1], abs=1e-5)
@@ -119,12 +119,23 @@ def test_a_level_lies_where_its_pixels_do() -> None:
     plane = Plane((50, 67), (2.0, 1.0))
     level = Pyramid(columns, plane, (4,))[0]
     assert level.shape == (12, 16)
-    # A ramp is its own mean: a reduced pixel has the value of where its centre lies.
+    # A ramp is its own mean: a reduced pixel has the value at its centre.
     where = (level.values[0, 0, 5, 8].item() - 33.0) * plane.spacing[1]
     assert where == pytest.approx(level.origin[0] + 8 * level.step[0], abs=1e-4)
     down = Pyramid(rows, plane, (4,))[0].values[0, 0, 5, 8].item()
     assert (down - 24.5) * 2.0 == pytest.approx(level.origin[1] + 5 * level.step[1], abs=1e-4)
-    assert torch.allclose(level.values[0, 1, :, 2:-2], torch.full((12, 12), 4.0), atol=1e-3)
+
+
+@pytest.mark.parametrize(("first", "last"), [(0, 4), (3, 9), (8, 12)])
+def test_a_ramp_has_its_slopes_for_any_map(first: int, last: int) -> None:
+    linear = np.array([[0.9, -0.4], [0.5, 1.2]])
+    down, across = np.mgrid[:12, :9].astype(np.float64)
+    x, y = np.tensordot(linear, np.stack([across, down]), 1)
+    out = torch.empty(2, last - first, 9)
+    _gradient(torch.from_numpy(3 * x - 5 * y).float(), first, last, linear, out)
+    rows = slice(1 if first == 0 else 0, -1 if last == 12 else None)  # no difference at the border
+    for found, wanted in zip(out, (3.0, -5.0), strict=True):
+        np.testing.assert_allclose(found[rows, 1:-1], wanted, atol=1e-4)
 
 
 def test_an_unknown_loss_is_refused() -> None:

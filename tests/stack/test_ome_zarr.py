@@ -16,7 +16,7 @@ SPACING, SHIFT = (50.0, 3.0, 2.0), (0.0, 30.0, 14.0)
 
 
 def written(path: Path, channels: int = 0, labels: bool = False) -> tuple[OmeZarr, np.ndarray]:
-    """A stack of ramps: the value of a pixel is where it lies, rows and columns apart."""
+    """A stack of ramps: the value of a pixel is its position, rows and columns separately."""
     rows, columns = np.mgrid[:300, :517].astype(np.float32)
     ramp = rows * 1000 + columns
     section = np.stack([ramp, -ramp, ramp], axis=-1)[..., :channels] if channels else ramp

@@ -1,4 +1,4 @@
-"""Pairs with known transforms, and what must hold whatever the images show."""
+"""Pairs with known transforms, and properties that hold for any images."""
 
 from __future__ import annotations
 

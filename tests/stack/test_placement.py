@@ -30,18 +30,26 @@ def test_smoothing_keeps_straight_lines_and_takes_jitter() -> None:
     assert smooth(z, jitter, z, 4.0).std() < 0.5 * jitter.std()
 
 
-def test_a_chain_that_walked_away_comes_back_and_keeps_its_steps() -> None:
+def test_a_chain_that_drifted_is_corrected_and_keeps_its_steps() -> None:
     count = 60
-    walk = [moved(30 * np.sin(np.pi * z / count)) for z in range(count)]  # of the chain
+    drift = [moved(30 * np.sin(np.pi * z / count)) for z in range(count)]  # of the chain
     random = np.random.default_rng(1)
-    lay = [RIGID.matrix(random.normal(0, 0.05, 3), PLANE) for _ in range(count)]
-    chain = np.stack([a @ b for a, b in zip(lay, walk, strict=True)])
-    known = {z: lay[z] for z in range(0, count, 6)}
+    truth = [RIGID.matrix(random.normal(0, 0.05, 3), PLANE) for _ in range(count)]
+    chain = np.stack([a @ b for a, b in zip(truth, drift, strict=True)])
+    known = {z: truth[z] for z in range(0, count, 6)}
     found = follow(chain, known, RIGID, PLANE, 4.0)
-    before = [corner_distance(a, b, PLANE) for a, b in zip(chain, lay, strict=True)]
-    after = [corner_distance(a, b, PLANE) for a, b in zip(found, lay, strict=True)]
+    before = [corner_distance(a, b, PLANE) for a, b in zip(chain, truth, strict=True)]
+    after = [corner_distance(a, b, PLANE) for a, b in zip(found, truth, strict=True)]
     assert max(before) > 25
     assert max(after) < 3
+
+
+def test_between_known_sections_the_correction_neither_overshoots_nor_turns_back() -> None:
+    known = {0: moved(0.0), 8: moved(0.0), 16: moved(10.0), 24: moved(10.0)}
+    found = follow(np.tile(np.eye(3), (25, 1, 1)), known, RIGID, PLANE, 0.3)[:, 0, 2]
+    np.testing.assert_allclose(found[[0, 8, 16, 24]], [0, 0, 10, 10], atol=0.01)
+    assert (np.diff(found) > -1e-6).all()
+    assert 3 < found[12] < 7
 
 
 def test_wander_is_that_of_the_slow_part() -> None:
@@ -89,7 +97,7 @@ def test_earlier_transforms_of_other_pixels_place_the_same_points(tmp_path: Path
 
 @pytest.mark.parametrize("style", ["o, u, v", "anchoring"])
 def test_anchorings_place_sections_relative_to_each_other(style: str, tmp_path: Path) -> None:
-    # Each section lies in the atlas (4 units a pixel) as its transform says.
+    # Each section is placed in the atlas (4 units a pixel) by its transform.
     truth = {0: moved(0.0), 1: moved(5.0, 0.05), 2: moved(-3.0, -0.05)}
     slices = []
     for z, matrix in truth.items():

@@ -21,13 +21,13 @@ def some_parameters(model: PlanarModel, seed: int = 0) -> np.ndarray:
 def test_a_matrix_is_that_of_the_affine_parameters(transformation: str) -> None:
     model = PlanarModel(transformation)
     values = some_parameters(model)
-    # Theirs acts in millimetres from the first pixel; x is their first axis.
+    # The reference acts in millimetres from the first pixel; x is their first axis.
     affine = np.diag([0.5, 3.0, 1.0, 1.0])
     frame = Frame.of_grid(affine, (100, 60))
-    theirs = matrix_of(torch.from_numpy(values)[None], FAMILIES[transformation], frame)[0].numpy()
+    wanted = matrix_of(torch.from_numpy(values)[None], FAMILIES[transformation], frame)[0].numpy()
     centre = np.eye(4)
     centre[:3, 3] = frame.centre.numpy()
-    local = np.linalg.inv(centre) @ theirs @ centre
+    local = np.linalg.inv(centre) @ wanted @ centre
     ours = model.matrix(values, PLANE)
     np.testing.assert_allclose(ours[:2, :2], local[:2, :2], atol=1e-12)
     np.testing.assert_allclose(ours[:2, 2], local[:2, 3], atol=1e-12)

@@ -189,11 +189,11 @@ def holey(dtype: str) -> np.ndarray:
 BAD: dict[str, tuple[Callable[[Path], Path], Settings, type[TractAtlasError], str]] = {
     "nothing there": (
         lambda p: p / "no.zarr", {}, CohortError,
-        r"no\.zarr: there is no such file or folder \(register_stack\.stack\)",
+        r"no\.zarr: no such file or folder \(register_stack\.stack\)",
     ),
     "one section": (
         lambda p: write_folder(p / "a", ".png", VALUES[:1]), GIVEN, CohortError,
-        "holds 1 section; a stack needs 2 at least",
+        "has 1 section; a stack needs at least 2",
     ),
     "unequal sizes": (
         lambda p: replace_one(p / "a", VALUES[5, :18], ".png"), GIVEN, CohortError,
@@ -202,7 +202,7 @@ BAD: dict[str, tuple[Callable[[Path], Path], Settings, type[TractAtlasError], st
     ),
     "not finite": (
         lambda p: replace_one(p / "a", holey("float32")), GIVEN, CohortError,
-        r"section 5 \(s5\): holds 1 values that are not finite",
+        r"section 5 \(s5\): has 1 values that are not finite",
     ),
     "a colour among greys": (
         lambda p: replace_one(p / "a", np.zeros((20, 30, 3), np.uint8), ".png"), GIVEN,
@@ -216,7 +216,7 @@ BAD: dict[str, tuple[Callable[[Path], Path], Settings, type[TractAtlasError], st
     ),
     "no spacing": (
         lambda p: write_folder(p / "a", ".png"), {}, ConfigurationError,
-        r"register_stack\.spacing = null: must be given, for .* tells no spacing",
+        r"register_stack\.spacing = null: must be given, because .* has no spacing",
     ),
     "two dimensions": (
         lambda p: array(p / "a.zarr", VALUES[0]), {}, CohortError,
@@ -232,11 +232,11 @@ BAD: dict[str, tuple[Callable[[Path], Path], Settings, type[TractAtlasError], st
     ),
     "complex": (
         lambda p: array(p / "a.zarr", VALUES.astype(np.complex64)), {}, CohortError,
-        "holds complex64 values",
+        "has complex64 values",
     ),
     "several arrays": (
         lambda p: plain_group(p / "a"), {}, CohortError,
-        "group without multiscales that holds one, two; name the array with register_stack#array",
+        "group without multiscales and with one, two; name the array with register_stack#array",
     ),
     "an unknown array": (
         lambda p: write_ome(p / "a", "0.5"), {"array": "images/1-1-1"}, CohortError,
@@ -247,13 +247,13 @@ BAD: dict[str, tuple[Callable[[Path], Path], Settings, type[TractAtlasError], st
         r"register_stack\.array = '0': .* is no zarr group",
     ),
     "no image": (
-        lambda p: (p / "a").mkdir() or p / "a", GIVEN, CohortError, "holds no zarr array and no",
+        lambda p: (p / "a").mkdir() or p / "a", GIVEN, CohortError, "contains no zarr array and no",
     ),
     "an unknown file": (
         lambda p: nonsense(p / "a.xyz"), GIVEN, CohortError, "is no stack known here",
     ),
     "a broken TIFF": (
-        lambda p: nonsense(p / "a.tif"), GIVEN, CohortError, r"a\.tif: (can't be read|holds 0)",
+        lambda p: nonsense(p / "a.tif"), GIVEN, CohortError, r"a\.tif: (can't be read|has 0)",
     ),
     "an order too short": (
         lambda p: write_folder(p / "a", ".png"), {"order": [1, 0], **GIVEN}, ConfigurationError,

@@ -62,7 +62,7 @@ def published(tmp_path_factory: pytest.TempPathFactory, stack: Path) -> Path:
     return register(stack, tmp_path_factory.mktemp("out"), formats=["zarr", "nifti", "tiff"])
 
 
-def test_sections_are_brought_to_the_first_ones_frame(
+def test_sections_are_registered_to_the_frame_of_the_first(
     published: Path, small: SerialSections
 ) -> None:
     plane = Plane(small.shape, (1.0, 1.0))
@@ -135,10 +135,10 @@ def test_simpleitk_gives_the_registered_section(published: Path, small_values: n
         grid = sitk.Image(right - left, bottom - top, sitk.sitkFloat64)
         grid.SetSpacing((0.01, 0.01))
         grid.SetOrigin((0.01 * left, 0.01 * top))
-        theirs = sitk.GetArrayFromImage(
+        resampled = sitk.GetArrayFromImage(
             sitk.Resample(image, grid, transform, sitk.sitkBSpline, 0.0, sitk.sitkFloat64)
         )
-        assert np.abs(np.rint(theirs).clip(0, 255) - np.asarray(level[z]))[2:-2, 2:-2].max() <= 1
+        assert np.abs(np.rint(resampled).clip(0, 255) - np.asarray(level[z]))[2:-2, 2:-2].max() <= 1
         back = published / "xfm" / name.replace("section_to-registered", "registered_to-section")
         point = (0.3, 0.2)
         returned = sitk.ReadTransform(str(back)).TransformPoint(transform.TransformPoint(point))
@@ -182,7 +182,7 @@ def test_rigid_stays_rigid_in_millimetres(stack: Path, tmp_path: Path) -> None:
         assert np.abs(np.linalg.svd(physical[:2, :2])[1] - 1).max() < 1e-6
 
 
-def test_blank_and_skipped_sections_have_their_places(
+def test_blank_and_skipped_sections_are_placed(
     write_zarr: Callable[..., Path], small_values: np.ndarray, tmp_path: Path
 ) -> None:
     values = small_values.copy()
@@ -231,7 +231,7 @@ class Killed(BaseException):
     """What no handler catches, as a kill."""
 
 
-def test_a_killed_run_goes_on_at_its_last_pair(
+def test_a_killed_run_resumes_at_its_last_pair(
     published: Path, stack: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write, written = measuring.PairStore.write, []
@@ -279,7 +279,7 @@ def test_an_unfinished_run_of_other_sections_is_refused_or_thrown_away(
     assert register(path, tmp_path / "out", resume=False, max_pairs=1).is_dir()
 
 
-def test_what_stood_there_stays_when_a_run_fails(
+def test_an_earlier_output_stays_when_a_run_fails(
     published: Path, stack: Path, tmp_path: Path
 ) -> None:
     out = register(stack, tmp_path, max_pairs=1)
@@ -326,11 +326,11 @@ def test_the_same_sections_give_the_same_image(
     published: Path, stack: Path, tmp_path: Path
 ) -> None:
     out = apply(stack, published / "transforms.json", tmp_path)
-    mine, theirs = (
+    first, second = (
         np.asarray(zarr.open_array(str(one / "registered.zarr" / "0"), mode="r"))
         for one in (out, published)
     )
-    assert np.array_equal(mine, theirs)
+    assert np.array_equal(first, second)
     assert described(out)["crop_box"] == described(published)["crop_box"]
 
 
@@ -346,7 +346,7 @@ def test_labels_keep_their_numbers(
 
 
 def test_a_finer_image_lies_where_the_coarser_one_does(published: Path, tmp_path: Path) -> None:
-    # Each value is where its pixel lies, in pixels of the registered stack.
+    # Each value is the position of its pixel, in pixels of the registered stack.
     rows = ((np.arange(144) + 0.5) / 2 - 0.5)[:, None] + np.zeros(192)
     array = zarr.create_array(
         str(tmp_path / "fine.zarr"), data=np.stack([rows.astype(np.float32)] * 7)
@@ -367,7 +367,7 @@ def test_a_finer_image_lies_where_the_coarser_one_does(published: Path, tmp_path
 @pytest.mark.parametrize(
     ("shape", "message"),
     [
-        ((6, 72, 96), "holds 6 sections, but .* places 7"),
+        ((6, 72, 96), "has 6 sections, but .* places 7"),
         ((7, 50, 96), "has sections of 50x96 pixels .* they must cover the same area"),
     ],
 )
@@ -387,7 +387,7 @@ def test_transforms_that_are_none_are_refused(damage: str, stack: Path, tmp_path
     path.write_text(damage)
     with pytest.raises(CohortError, match=r"transforms\.json: is no transforms"):
         apply(stack, path, tmp_path / "out")
-    with pytest.raises(CohortError, match="there is no such file"):
+    with pytest.raises(CohortError, match="does not exist"):
         apply(stack, tmp_path / "none.json", tmp_path / "out")
 
 

@@ -45,7 +45,7 @@ def test_consistent_pairs_give_the_truth_in_the_references_frame(reference: int)
     frame = np.linalg.inv(known[reference])
     assert errors(solution.matrices, [one @ frame for one in known]).max() < 1e-6
     assert np.array_equal(solution.matrices[reference], np.eye(3))
-    assert solution.disowned == ()
+    assert solution.damaged == ()
     singular = np.linalg.svd(solution.matrices[:, :2, :2])[1]
     assert np.abs(singular - 1).max() < 1e-9
 
@@ -66,7 +66,7 @@ def test_copies_stay_exactly_where_they_are() -> None:
     assert np.abs(solution.matrices - np.eye(3)).max() < 1e-12
 
 
-def test_a_section_that_contradicts_is_disowned_and_spoils_nobody() -> None:
+def test_a_section_that_contradicts_is_damaged_and_changes_no_other() -> None:
     known = transforms(RIGID, 12)
     random = np.random.default_rng(3)
     pairs = [
@@ -81,7 +81,7 @@ def test_a_section_that_contradicts_is_disowned_and_spoils_nobody() -> None:
     ]  # fmt: skip
     solution = solve(12, pairs, 0, RIGID, PLANE)
     apart = errors(solution.matrices, known)
-    assert solution.disowned == solution.lost == (6,)
+    assert solution.damaged == solution.lost == (6,)
     assert np.delete(apart, 6).max() < 0.3
     plain = solve(12, [p for p in pairs if p.distance == 1], 0, RIGID, PLANE)
     assert errors(plain.matrices, known)[7:].min() > 5
@@ -90,7 +90,7 @@ def test_a_section_that_contradicts_is_disowned_and_spoils_nobody() -> None:
 def test_a_section_that_agrees_with_itself_alone_is_known_by_its_likeness() -> None:
     known = transforms(RIGID, 12)
     shifted = [one.copy() for one in known]
-    shifted[6][0, 2] += 8.0  # all pairs agree that it lies 8 to the side
+    shifted[6][0, 2] += 8.0  # all pairs agree on a shift of 8
     pairs = [
         MeasuredPair(
             p.first, p.second, p.matrix, False,
@@ -102,8 +102,8 @@ def test_a_section_that_agrees_with_itself_alone_is_known_by_its_likeness() -> N
     spoilt = np.array([6 in (pair.first, pair.second) for pair in pairs])
     assert weights[spoilt].max() < 0.05 < 0.5 < weights[~spoilt].min()
     solution = solve(12, pairs, 0, RIGID, PLANE)
-    assert solution.disowned == (6,)
-    assert solution.lost == ()  # its pairs agree on where it lies
+    assert solution.damaged == (6,)
+    assert solution.lost == ()  # its pairs agree on its position
     assert np.delete(errors(solution.matrices, known), 6).max() < 0.3
 
 

@@ -27,7 +27,7 @@ def sections(count: int = 4, shape: tuple[int, ...] = SHAPE, seed: int = 0) -> n
 
 
 def copied(store: Path, target: Path, without: tuple[str, ...] = (), **replaced: Any) -> Path:
-    """A store with some datasets left out, and others as they are given."""
+    """A store with some datasets left out, and others replaced."""
     with h5py.File(store) as source, h5py.File(target, "w") as file:
         for name in source:
             if name not in without and name not in replaced:

@@ -62,6 +62,15 @@ def test_any_size_gives_a_field_of_that_size(shape, inputs):
         assert torch.isfinite(field).all()
 
 
+def test_the_last_convolution_is_padded_below_and_to_the_right():
+    network, kept = small_local(), []
+    network.end.register_forward_hook(lambda _module, _inputs, output: kept.append(output.detach()))
+    field = network(pair())
+    padded = torch.nn.functional.pad(kept[0], [0, 1, 0, 1])
+    wanted = torch.nn.functional.conv2d(padded, network.field.weight, network.field.bias)
+    torch.testing.assert_close(field, wanted, atol=1e-6, rtol=1e-5)
+
+
 def test_images_that_the_halvings_leave_nothing_of_are_refused():
     with pytest.raises(CohortError, match=r"20 x 56 are too small .* 5 halvings, which need 32"):
         GlobalNetwork((20, 56))

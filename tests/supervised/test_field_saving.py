@@ -87,7 +87,7 @@ def test_overwrite_false_refuses_either_place(made, tmp_path):
     refuse_existing(tmp_path / "fields_local.pt")
     for save in ("together", "separate"):
         made("local", save)
-        with pytest.raises(StorageError, match=r"is there already; .*train_fields#overwrite true"):
+        with pytest.raises(StorageError, match=r"exists already; .*train_fields#overwrite true"):
             refuse_existing(tmp_path / "fields_local.pt")
 
 
@@ -116,26 +116,26 @@ def test_damaged_files_are_refused_in_one_line(made, cut):
 
 def test_other_files_are_refused(made, tmp_path):
     _, _, path = made("local")
-    with pytest.raises(CheckpointError, match="holds a local network, not a global one"):
+    with pytest.raises(CheckpointError, match="is a local network, not a global one"):
         load_field_network(path, "global")
     torch.save({"network": {"x": torch.zeros(1)}}, tmp_path / "foreign.pt")
-    with pytest.raises(CheckpointError, match="holds no network of fields"):
+    with pytest.raises(CheckpointError, match="a network of fields"):
         load_field_network(tmp_path / "foreign.pt", "local")
     with pytest.raises(CheckpointError, match="no such checkpoint"):
         load_field_network(tmp_path / "none.pt", "local")
     found = torch.load(path)
     del found["network"]["field.weight"]
     torch.save(found, path)
-    with pytest.raises(CheckpointError, match="damaged or foreign"):
+    with pytest.raises(CheckpointError, match="damaged or of another kind"):
         load_field_network(path, "local")
 
 
 def test_a_description_that_is_not_of_its_weights_is_refused(made, tmp_path):
     _, _, path = made("local", "separate")
     about = tmp_path / "fields_local" / "network.json"
-    said = json.loads(about.read_text())
-    said["shape"] = [99, 99]
-    about.write_text(json.dumps(said))
+    content = json.loads(about.read_text())
+    content["shape"] = [99, 99]
+    about.write_text(json.dumps(content))
     with pytest.raises(CheckpointError, match="isn't of the weights beside it"):
         load_field_network(path, "local")
     about.write_text("{")

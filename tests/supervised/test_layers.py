@@ -30,7 +30,7 @@ def points(shape):
 def test_parameters_are_deviations_about_the_centre_in_half_extents(shape):
     d = len(shape)
     numbers = 0.1 * torch.randn(3, d * (d + 1), generator=torch.Generator().manual_seed(1))
-    found = AffineField(shape)(numbers)
+    found = AffineField()(numbers, shape)
     half = torch.tensor([n / 2 for n in shape]).view(d, *[1] * d)
     centre = torch.tensor([(n - 1) / 2 for n in shape]).view(d, *[1] * d)
     unit = (points(shape) - centre) / half
@@ -38,7 +38,7 @@ def test_parameters_are_deviations_about_the_centre_in_half_extents(shape):
     wanted = torch.einsum("bij,j...->bi...", rows[:, :, :d], unit)
     wanted = (wanted + rows[:, :, d].view(3, d, *[1] * d)) * half
     torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
-    assert AffineField(shape)(torch.zeros(1, d * (d + 1))).abs().max() == 0
+    assert AffineField()(torch.zeros(1, d * (d + 1)), shape).abs().max() == 0
 
 
 @pytest.mark.parametrize("shape", SHAPES)

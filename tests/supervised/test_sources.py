@@ -59,6 +59,17 @@ def test_sections_of_every_kind_of_file_are_the_same_images(tmp_path):
     assert {opened(tmp_path / "one*.tif")[n].dataset_id for n in range(3)} == {0, 1, 2}
 
 
+def test_files_of_one_subject_are_one_specimen(tmp_path):
+    for name, image in zip(("p01_t1", "p01_t2", "p02_t1"), sections(3), strict=True):
+        Image.fromarray(image).save(tmp_path / f"{name}.tif")
+    source = opened(tmp_path / "*.tif", specimen="{subject}_{run}")
+    assert [source[n].dataset_id for n in range(3)] == [0, 0, 1]
+    with pytest.raises(CohortError, match=r"p01_t1\.tif: is not named as make_pairs\.specimen"):
+        opened(tmp_path / "*.tif", specimen="{subject}-{run}")
+    with pytest.raises(ConfigurationError, match=r"make_pairs\.specimen = 'a': has no \{subject\}"):
+        opened(tmp_path / "*.tif", specimen="a")
+
+
 def test_sections_lie_along_the_axis_that_is_named(tmp_path):
     images = sections(3)
     np.save(tmp_path / "a.npy", np.moveaxis(images, 0, 2))
@@ -66,7 +77,7 @@ def test_sections_lie_along_the_axis_that_is_named(tmp_path):
     np.testing.assert_array_equal(source[1].reference, images[1])
 
 
-def test_a_volume_is_one_image_where_it_is_nifti_or_dims_says_so(tmp_path):
+def test_a_volume_is_one_image_where_it_is_nifti_or_dims_is_3(tmp_path):
     volume = sections(1, (20, 18, 16))[0]
     nib.save(nib.Nifti1Image(volume, np.eye(4)), tmp_path / "v.nii.gz")
     np.save(tmp_path / "v.npy", volume)
@@ -110,7 +121,7 @@ def test_images_are_resampled_centre_to_centre():
 @pytest.mark.parametrize(
     ("make", "changes", "message"),
     [
-        (lambda p: np.save(p / "a.npy", np.full((2, 30, 30), 7)), {}, "is the same everywhere"),
+        (lambda p: np.save(p / "a.npy", np.full((2, 30, 30), 7)), {}, "is constant"),
         (lambda p: np.save(p / "a.npy", np.full((2, 30, 30), np.nan)), {}, "is not finite"),
         (lambda p: np.save(p / "a.npy", np.zeros(5)), {}, r"has shape \(5,\)"),
         (lambda p: np.save(p / "a.npy", np.array([{"x": 1}])), {}, "can't be read"),
@@ -139,7 +150,7 @@ def test_more_refusals_name_file_and_rule(tmp_path):
     assert both.shape == (20, 24)
     assert len(both) == 3
     (tmp_path / "folder").mkdir()
-    with pytest.raises(CohortError, match="folder: holds no picture"):
+    with pytest.raises(CohortError, match="folder: contains no image"):
         opened(tmp_path / "folder")
     (tmp_path / "x.doc").write_text("x")
     with pytest.raises(CohortError, match="no kind of image known here"):
@@ -149,7 +160,7 @@ def test_more_refusals_name_file_and_rule(tmp_path):
     with pytest.raises(ConfigurationError, match=r"make_pairs\.indexes has 5: must be 0 to 0"):
         opened(tmp_path / "small.npy", indexes=[0, 5])
     (tmp_path / "bad.png").write_bytes(b"\x89PNG\r\n\x1a\nrubbish")
-    with pytest.raises(CohortError, match="can't be read as a picture"):
+    with pytest.raises(CohortError, match="can't be read as an image"):
         opened(tmp_path / "bad.png")
 
 
@@ -160,7 +171,7 @@ def test_indexes_come_from_a_list_or_a_file(tmp_path):
     assert chosen(str(tmp_path / "mask.npy"), 3, "k") == [0, 2]
     assert chosen(None, 3, "k") is None
     np.save(tmp_path / "f.npy", np.array([0.5]))
-    with pytest.raises(CohortError, match="must hold one list of whole numbers"):
+    with pytest.raises(CohortError, match="must be one list of whole numbers"):
         chosen(str(tmp_path / "f.npy"), 3, "k")
 
 
@@ -181,7 +192,7 @@ def test_only_a_store_of_this_bundle_is_replaced(make_store, tmp_path):
         file["img"] = np.zeros(3)
     (tmp_path / "text.h5").write_text("notes")
     for name in ("foreign", "text"):
-        with pytest.raises(StorageError, match=rf"{name}\.h5: is there already, and isn't a store"):
+        with pytest.raises(StorageError, match=rf"{name}\.h5: exists already and wasn't made"):
             PairMaker(settings, tmp_path / name)
 
 
@@ -251,7 +262,7 @@ def test_an_atlas_gives_its_subjects_with_their_fields(atlas, tmp_path):
 
 
 def test_an_atlas_of_an_earlier_version_is_read(tmp_path):
-    """Fields of the file, and densities by the house's own reader."""
+    """Fields of the file, and densities by the cohort's reader."""
     about = json.loads((ATLAS / "atlas.json").read_text())
     folder = tmp_path / "atlas"
     folder.mkdir()
@@ -265,9 +276,9 @@ def test_an_atlas_of_an_earlier_version_is_read(tmp_path):
     assert len(store) == 3
     wanted = read_field(ATLAS / "fields" / field_names("sub-2")[0])[:, 0:12, 1:9, 1:10]
     np.testing.assert_allclose(store.read(1).field, wanted, atol=1e-5)
-    said = about["cohort"]["subjects"][1]["maps"][0]
-    subject = Subject("sub-2", (DensityMap(Path(said["path"]), 0, said["divisor"],
-                                           said["sha256"]),))  # fmt: skip
+    entry = about["cohort"]["subjects"][1]["maps"][0]
+    subject = Subject("sub-2", (DensityMap(Path(entry["path"]), 0, entry["divisor"],
+                                           entry["sha256"]),))  # fmt: skip
     density = subject_density(subject, 1, (12, 10, 11))[0][0:12, 1:9, 1:10]
     moving = store.read(1).moving
     assert np.corrcoef(np.log1p(density / about["log_offset"]).ravel(), moving.ravel())[0, 1] > 0.99
@@ -285,7 +296,7 @@ def test_an_atlas_of_an_earlier_version_is_read(tmp_path):
             "can't be a folder name: '../x'",
         ),
         (lambda a: a["cohort"]["subjects"][0].update(subject="sub-9"), "sub-9.*: is missing"),
-        (lambda a: a["cohort"]["grid"].update(shape=[5, 5, 5]), "atlas.json says"),
+        (lambda a: a["cohort"]["grid"].update(shape=[5, 5, 5]), "atlas.json has"),
     ],
 )
 def test_what_is_no_atlas_with_fields_is_refused(atlas, tmp_path, change, message):

@@ -44,6 +44,7 @@ def test_labels_counts_masses_maps_and_picture(case, tmp_path):
     assert [c["id"] for c in about["classes"]] == [3, 5, 8, 13, 21]
     assert [c["count"] for c in about["classes"]] == [12] * 5
     assert [c["atlas_count"] for c in about["classes"]] == [20] * 5
+    assert [c["atlas_weight"] for c in about["classes"]] == [0.2] * 5
     assert sum(c["mass"] for c in about["classes"]) == pytest.approx(mass.mean(), abs=0.02)
     assert about["outliers"]["count"] == about["outliers"]["below_threshold"] == 6
     for entry in about["classes"]:
@@ -83,6 +84,32 @@ def test_every_format_is_written_and_ours_can_be_an_atlas(case, tmp_path, suffix
         assert {name: len(who) for name, who in groups.items()} == dict.fromkeys(
             ("3", "5", "8", "13", "21"), 12
         )
+
+
+def test_arrays_are_labelled_from_arrays(case, tmp_path):
+    """`.npy` as people save it: an atlas and its classes, a subject, and the result."""
+    atlas, subject = (open_tractogram(one).read() for one in (case.atlas, case.subject))
+    for name, lines in (("atlas", atlas), ("subject", subject)):
+        points = int(lines.lengths[0])
+        np.save(tmp_path / f"{name}.npy", lines.points.reshape(len(lines), points, 3))
+    np.save(tmp_path / "classes.npy", atlas.data["label"][:, 0].astype(np.int32))
+    folder, about = run(
+        tmp_path / "atlas.npy", tmp_path / "subject.npy", tmp_path / "out",
+        labels=str(tmp_path / "classes.npy"),
+    )  # fmt: skip
+    assert np.array_equal(np.loadtxt(folder / "labelled_label.txt"), case.truth)
+    assert np.load(folder / "labelled.npy").shape == (66, 15, 3)
+    assert np.load(folder / about["classes"][0]["file"]).shape == (12, 15, 3)
+    again, _ = run(folder / "classes", tmp_path / "subject.npy", tmp_path / "again")
+    names = sorted(path.stem for path in (again / "classes").glob("*.npy"))
+    assert names == ["13", "21", "3", "5", "8"]
+    run(folder / "classes", tmp_path / "subject.npy", tmp_path / "again")  # replaces it
+    np.save(tmp_path / "classes.npy", np.zeros(3))
+    with pytest.raises(TractogramError, match=r"classes\.npy: is an array \(3,\) of float64"):
+        run(
+            tmp_path / "atlas.npy", tmp_path / "subject.npy", tmp_path / "no",
+            labels=str(tmp_path / "classes.npy"),
+        )  # fmt: skip
 
 
 def test_degenerate_streamlines_are_outliers_and_counted(case, tmp_path):
