@@ -156,7 +156,7 @@ class AtlasPublisher:
             about = self._description(emitted)
             (staging / "jacobian.json").write_text(as_json(emitted.jacobians))
             (staging / "quality.html").write_text(
-                self._page(about, emitted, templates, shown, images)
+                self._page(about, emitted, templates, shown, images), encoding="utf-8"
             )
             write_description(staging, about, emitted.hashes)
         if self.confirm is not None:

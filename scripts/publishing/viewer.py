@@ -10,12 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from scripts.errors import shown
-from scripts.publishing.viewer_volumes import Block, Layer, ViewedSubject, ViewerGrid
+from scripts.publishing.viewer_volumes import BUDGET, Block, Layer, ViewedSubject, ViewerGrid
 
-__all__ = ["BUDGET", "STYLE", "Shown", "script", "viewer"]
-
-BUDGET = 16_000_000
-"""Bytes of volumes on a page; what doesn't fit is left out, and the page says so."""
+__all__ = ["STYLE", "Shown", "script", "viewer"]
 
 STYLE = """
 #viewer-frame { display: flex; gap: 6px; flex-wrap: wrap; align-items: flex-start }
@@ -201,9 +198,11 @@ class _Carried:
     def tracts(self, entry: dict[str, Any], layer: Layer, limit: int) -> None:
         """Carry the tracts of a layer that still fit in."""
         for block in layer.tracts:
-            there = self.fits([block], limit)
-            entry["tracts"].append(self.add(block, layer) if there else None)
-            self.missing += not there
+            if block is not None and self.fits([block], limit):
+                entry["tracts"].append(self.add(block, layer))
+            else:
+                entry["tracts"].append(None)
+                self.missing += 1
 
 
 def _busiest(block: Block) -> list[int]:

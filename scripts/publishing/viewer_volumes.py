@@ -6,7 +6,7 @@ import base64
 import gzip
 import heapq
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 import nibabel as nib
@@ -14,12 +14,14 @@ import numpy as np
 
 from scripts.spatial.grid import CropBox, Grid, StorageOrder
 
-__all__ = ["Block", "Layer", "ViewedSubject", "ViewerGrid", "WorstSubjects"]
+__all__ = ["BUDGET", "Block", "Layer", "ViewedSubject", "ViewerGrid", "WorstSubjects"]
 
 LARGEST_VOLUME = 1_000_000
 """Voxels of a volume that the page carries; a larger one is averaged over blocks of voxels."""
 LARGEST_FIELD = 12_000
 """Voxels of a field and its growth that the page carries: they are smooth."""
+BUDGET = 16_000_000
+"""Bytes of volumes on a page; what doesn't fit is left out, and the page says so."""
 SUBJECTS = 24
 """Most subjects that the page carries."""
 _ENDS = ("LR", "PA", "IS")
@@ -83,14 +85,24 @@ class Layer:
             (natural logarithms) or ``field`` (millimetres along the viewer's axes).
         whole: the maximum over all tracts, or the field.
         step: voxels of the viewer's grid to one of the blocks.
-        tracts: a block for each tract; empty for a cohort without tracts.
+        tracts: a block for each tract, None for one that was dropped; empty for a cohort without
+            tracts.
     """
 
     title: str
     kind: str
     whole: Block
     step: int = 1
-    tracts: tuple[Block, ...] = ()
+    tracts: tuple[Block | None, ...] = ()
+
+    def without_tracts(self) -> Layer:
+        """The same layer, all tracts dropped."""
+        return replace(self, tracts=(None,) * len(self.tracts))
+
+    @property
+    def size(self) -> int:
+        """Bytes of all blocks."""
+        return sum(len(one.data) for one in (self.whole, *self.tracts) if one is not None)
 
 
 @dataclass(frozen=True)
@@ -254,8 +266,16 @@ class WorstSubjects:
         return len(self.kept) < self.size or order < max(one.order for one in self.kept)
 
     def add(self, subjects: Iterable[ViewedSubject]) -> None:
-        """Keep the worst of those there and of these."""
-        self.kept = heapq.nsmallest(self.size, [*self.kept, *subjects], key=lambda one: one.order)
+        """Keep the worst of those there and of these; tracts as long as a page has room."""
+        room = BUDGET
+        self.kept, found = [], [*self.kept, *subjects]
+        for one in heapq.nsmallest(self.size, found, key=lambda subject: subject.order):
+            room -= sum(layer.size for layer in one.layers.values())
+            layers = {
+                role: layer if room >= 0 else layer.without_tracts()
+                for role, layer in one.layers.items()
+            }
+            self.kept.append(replace(one, layers=layers))
 
     def sorted(self) -> list[ViewedSubject]:
         """Worst first."""

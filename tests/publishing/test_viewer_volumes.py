@@ -6,6 +6,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from scripts.publishing import viewer_volumes
 from scripts.publishing.viewer_volumes import (
     LARGEST_FIELD,
     Block,
@@ -166,3 +167,17 @@ def test_the_worst_are_kept_in_any_order() -> None:
     second.add(everyone[2:])
     second.add(first.kept)
     assert second.sorted() == worst.sorted()
+
+
+def test_tracts_are_dropped_where_a_page_has_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory stays that of a page, however many tracts there are."""
+    block = Block.of(np.random.default_rng(0).random((9, 9)))
+    layer = Layer("x", "density", block, tracts=(block, block))
+    monkeypatch.setattr(viewer_volumes, "BUDGET", 2 * layer.size)
+    worst = WorstSubjects(4)
+    for place in (3, 1, 2, 0):
+        worst.add([ViewedSubject(str(place), (True, place / 10, place), {"image": layer})])
+    kept = [one.layers["image"].tracts for one in worst.sorted()]
+    assert kept[0] == (block, block)  # the worst
+    assert kept[2:] == [(None, None)] * 2
+    assert all(one.layers["image"].whole == block for one in worst.kept)
