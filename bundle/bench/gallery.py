@@ -98,6 +98,8 @@ def run(folder: Path) -> Outputs:
     cohort = (
         "--dataset_dir", made.people, "--learned_atlas#cohort#layout", "streamlines",
         "--learned_atlas#cohort#reference", "reference.nii.gz",
+        "--learned_atlas#model#channels", len(TRACTS),
+        "--learned_atlas#cohort#tracts", str(list(TRACTS)),
     )  # fmt: skip
     output = ("--output_dir", made.output)
     tracts = ("--tract_stats#tracts", str(list(TRACTS)))
