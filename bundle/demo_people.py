@@ -45,7 +45,7 @@ def write_demo_people(folder: str | Path, people: DemoCohort = PEOPLE) -> str:
     """
     anatomy = [one for one in ANATOMIES[0] if one.name in TRACTS]
     maps, _ = people.counts(ANATOMIES[0], people.generator(1, 0), factor=5)
-    velocities = people.velocities(maps.any(0))
+    velocities = people.velocities(np.asarray(maps.any(0)))
     control = ControlGrid(people.shape, people.voxel)
     rows = ["participant_id\tgroup"]
     with publish_folder(Path(folder)) as staging:

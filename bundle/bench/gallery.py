@@ -140,7 +140,8 @@ def _figure(height: float, columns: int = 1, **options: Any) -> tuple[Any, Any]:
 
 
 def _values(path: Path) -> np.ndarray:
-    return np.asarray(nib.load(path).dataobj, dtype=np.float64)
+    image: Any = nib.load(path)
+    return np.asarray(image.dataobj, dtype=np.float64)
 
 
 def _projections(axis: Any, volume: np.ndarray, title: str) -> None:
@@ -204,7 +205,8 @@ def streamlines(made: Outputs) -> Any:
         ),
     ):
         for number, name in enumerate(made.names):
-            for line in list(open_tractogram(pattern.format(name)).read())[::4]:
+            moved = open_tractogram(pattern.format(name)).read()
+            for line in [moved[i] for i in range(0, len(moved), 4)]:
                 colour = f"C{number % 10}"
                 axis.plot(-line[:, 1], line[:, 2], color=colour, linewidth=0.5, alpha=0.6)
         axis.set_title(title, fontsize=11)
@@ -339,6 +341,7 @@ def make(docs: Path, work: Path) -> None:
     folder.mkdir(exist_ok=True)
     made = run(work)
     for entry in ENTRIES:
+        picture: Image.Image
         if entry.source is not None:
             picture = Image.open(docs / "pictures" / entry.source)
         elif entry.name == "viewer":
