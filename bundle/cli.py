@@ -19,13 +19,14 @@ from typing import Any, TextIO, cast
 
 from bundle.places import HOME, INSTALLED, PROGRAM, ROOT
 from bundle.tools import EXIT_USAGE, add_tools, run_tool
-from scripts.errors import StorageError, TractAtlasError, shown
+from scripts.errors import OutOfMemoryError, StorageError, TractAtlasError, shown
 from scripts.runtime.error_report import (
     EXIT_INTERRUPTED,
     INTERRUPTED,
     find_interruption,
     find_user_error,
 )
+from scripts.runtime.memory import warn_near_limit
 from scripts.runtime.run_log import escape_records, note
 from scripts.runtime.terminal import LastingStream
 
@@ -165,13 +166,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(argv: Sequence[str] | None = None) -> int:
     """`main` as the last action of a process: interruptions after it are ignored."""
+    warn_near_limit()
     try:
         code = main(argv)
     except KeyboardInterrupt:  # Ctrl-C again, while the first one was told
         code = EXIT_INTERRUPTED
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, signal.SIG_IGN)
+    if code == OutOfMemoryError.exit_code:
+        # Finalizers may lack memory too; what Python would say of it tells nothing new.
+        sys.unraisablehook = _unsaid
     return _flushed(code)
+
+
+def _unsaid(_: object) -> None:
+    """Stands in for Python's report of an error that nobody can catch."""
 
 
 def _flushed(code: int) -> int:
@@ -348,6 +357,7 @@ def _run_job(job: Job, arguments: Sequence[str]) -> int:
         early_check,
         locate_config_files,
         parse_overrides,
+        quoted_texts,
         read_config,
     )
     from scripts.settings.monai_command import require_expressions
@@ -366,7 +376,8 @@ def _run_job(job: Job, arguments: Sequence[str]) -> int:
         from bundle.guessing import guessed_settings
 
         overrides = {**overrides, **guessed_settings(config, overrides)}
-    passed = apply_overrides(config, overrides)
+    passed = quoted_texts(config)
+    passed |= apply_overrides(config, overrides)
     check_folders(config, overrides)
     settings = early_check(config)
     if job.run_id is None:

@@ -11,7 +11,7 @@ from tqdm import tqdm
 from scripts.cohort import count_density
 from scripts.errors import ConfigurationError
 from scripts.runtime.storage import check_writable
-from scripts.spatial.volumes import read_reference, write_density
+from scripts.spatial.volumes import check_earlier_density, read_reference, write_density
 from scripts.tractograms import open_tractogram
 
 __all__ = ["write_map_of"]
@@ -27,13 +27,15 @@ def write_map_of(options: argparse.Namespace) -> str:
         A line that describes the result.
 
     Raises:
-        TractAtlasError: a file can't be read or written; then there is no map.
+        TractAtlasError: a file can't be read or written, or stands in the map's place; then there
+            is no map.
     """
     logging.basicConfig(format="%(levelname)s: %(message)s")
     output: Path = options.output
     if not output.name.endswith((".nii", ".nii.gz")):
         raise ConfigurationError(f"--output {output}: must end with .nii or .nii.gz")
     check_writable(output.absolute().parent)
+    check_earlier_density(output)
     for path in (options.reference, *options.tractograms, *map(Path, options.weights)):
         if output.exists() and path.exists() and output.samefile(path):
             raise ConfigurationError(

@@ -48,6 +48,7 @@ MONAI_ARGUMENTS = frozenset(
 STANDALONE_SETTINGS = frozenset({"device", "dtype"})
 _UNRESOLVED = object()
 _LONGEST_CHAIN = 8  # of references; longer ones are a loop
+_BELOW = re.compile(r"\$@(\w+) \+ '([^'\\]*)'")  # a path of the shipped configurations
 Settings = TypeVar("Settings", bound=Section)
 
 
@@ -96,7 +97,8 @@ def parse_overrides(
         if not key.strip("#"):
             raise UsageError(f"{word!r} has no key")
         kind = kind_of(key)
-        if not equals and words and not _is_key(words[0], of_text=bool(kind)):
+        of_text = bool(kind) or key == "config_file"
+        if not equals and words and not _is_key(words[0], of_text):
             text, equals = words.pop(0), "="
         value: Any = True
         if equals and kind and not (several and _is_several(kind, text)):
@@ -243,6 +245,33 @@ def apply_overrides(config: dict[str, Any], overrides: Mapping[str, Any]) -> dic
     return passed
 
 
+def quoted_texts(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Overrides for MONAI of paths and names in a configuration that MONAI would change.
+
+    MONAI replaces ``#`` by ``::`` in every text, so ``dataset_dir: study#2`` of a file would be
+    another folder. Expressions, references and macros stay what they are.
+
+    Args:
+        config: merged configuration files.
+
+    Returns:
+        The same values as expressions, by their keys.
+    """
+    found: dict[str, Any] = {}
+
+    def walk(section: Mapping[Any, Any], above: str) -> None:
+        for name, value in section.items():
+            key = f"{above}{name}"
+            if kind_of(key):
+                if (quoted := as_expression(config, value, typed=False)) != value:
+                    found[key] = quoted
+            elif isinstance(value, Mapping):
+                walk(value, f"{key}#")
+
+    walk(config, "")
+    return found
+
+
 def _require_shallow(key: str, value: Any) -> None:
     """Refuse what MONAI, which reads a configuration by recursion, couldn't read."""
     try:
@@ -370,11 +399,29 @@ def known_path(config: Mapping[str, Any], key: str) -> str:
         UsageError: it is missing, or its expression fails.
     """
     value = known_value(config, config.get(key))
+    demo = _demo_folder(config, value) if isinstance(value, Mapping) else None
+    if demo is not None:
+        from scripts.phantom import ensure_demo_cohort
+
+        return ensure_demo_cohort(demo)
     if value is _UNRESOLVED or isinstance(value, Mapping):
         value = _evaluated(config, key)
     if not isinstance(value, str | Path):
         raise UsageError(f"the configuration has no {key}; give --{key} <folder>")
     return str(value)
+
+
+def _demo_folder(config: Mapping[str, Any], component: Mapping[str, Any]) -> str | None:
+    """The folder of configs/train.yaml's demo cohort, if the training takes its data from there."""
+    train = config.get("train")
+    dataset = train.get("dataset") if isinstance(train, Mapping) else None
+    folder = known_value(config, component.get("folder"))
+    shipped = {**component, "folder": ""} == {
+        "_target_": "scripts.phantom.ensure_demo_cohort", "folder": "",
+        "needed": "$@train#dataset#data is None",
+    }  # fmt: skip
+    takes = shipped and isinstance(dataset, Mapping) and dataset.get("data", "") is None
+    return folder if takes and isinstance(folder, str) else None
 
 
 def _evaluated(config: Mapping[str, Any], key: str) -> Any:
@@ -399,12 +446,20 @@ def _evaluated(config: Mapping[str, Any], key: str) -> Any:
 
 
 def known_value(config: Mapping[str, Any], value: Any, depth: int = 0) -> Any:
-    """A value, with a reference to a top-level key resolved, else the mark for "unknown"."""
+    """A value, with a reference to a top-level key resolved, else the mark for "unknown".
+
+    Of expressions only ``$@key + 'text'`` is evaluated, the form of the shipped paths: MONAI takes
+    seconds to load.
+    """
     if isinstance(value, list):
         entries = [known_value(config, entry, depth) for entry in value]
         return _UNRESOLVED if any(entry is _UNRESOLVED for entry in entries) else entries
     if not isinstance(value, str) or value[:1] not in ("$", "@", "%"):
         return value
+    below = _BELOW.fullmatch(value)
+    if below is not None and below[1] in config and depth <= _LONGEST_CHAIN:
+        folder = known_value(config, config[below[1]], depth + 1)
+        return folder + below[2] if isinstance(folder, str) else _UNRESOLVED
     name = value[1:]
     if value[0] != "@" or name not in config or depth > _LONGEST_CHAIN:
         return _UNRESOLVED

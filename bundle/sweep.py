@@ -146,6 +146,8 @@ def sweep(
         if found is not None:
             draw(folder / PICTURE, rows, list(runs[0].varied), found)
             print(f"best by {found[1]}: {found[0]}, in {folder / found[0]}")
+        elif any(row["status"] == "done" for row in rows):
+            print("no best run is named: choose a column of the table with --best")
     failed = [row["run"] for row in rows if row["status"] != "done"]
     if failed:
         raise TrainingError(

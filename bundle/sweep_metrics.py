@@ -15,9 +15,11 @@ from scripts.runtime.storage import write_whole
 __all__ = ["NETWORKS", "best_run", "draw", "metrics_of", "smaller_is_better"]
 
 _FIRST = (
-    "label_dice", "distance", "overlap", "correlation", "presence_dice", "training_loss",
+    "label_dice", "distance", "overlap", "correlation", "presence_dice", "correlation_after",
+    "log_density_correlation_after", "steps_elastic_loss", "steps_affine_loss", "training_loss",
 )  # fmt: skip
-"""Metrics in the first columns of the table; the first of them that a job has chooses the run."""
+"""Metrics in the first columns of the table; the first of them that a job has chooses the run.
+Without any of them no run is named, because other numbers needn't say which is better."""
 
 NETWORKS = "models"
 """Folder of a run's networks, with unfinished work and single folds beside them."""
@@ -34,6 +36,7 @@ _COST = re.compile(
     r"distance|error|loss|rms|roughness|smoothness|seconds|folded|outliers|inconsistency|left"
     r"|inverse_consistency|efc|move"
 )
+_MOST_TICKS = 8  # tried values that are each named on the axis
 _LAST = 0.1  # share of a curve's last steps that are averaged
 
 
@@ -115,7 +118,7 @@ def best_run(
     Args:
         rows: of the table.
         varied: columns that are no metrics.
-        metric: that decides; None: the first that the runs have.
+        metric: that decides; None: the first of the usual ones that the runs have.
 
     Raises:
         TrainingError: no run has the metric.
@@ -127,7 +130,7 @@ def best_run(
         if name not in ("run", "status", "seconds", *varied)
     ]
     if metric is None:
-        metric = next((name for name in _FIRST if name in known), known[0] if known else None)
+        metric = next((name for name in _FIRST if name in known), None)
     elif done and metric not in (*known, "seconds"):
         raise TrainingError(
             f"--best {metric}: no run has this metric; must be one of {', '.join(known)}, seconds"
@@ -183,10 +186,12 @@ def draw(
         where[chosen[first]], float(chosen[metric]), marker="o", markersize=14, linestyle="none",
         markerfacecolor="none", markeredgecolor="black", label="best",
     )  # fmt: skip
-    if not numeric:
-        axes.set_xticks(list(where.values()), list(where))
-    elif min(where.values()) > 0 and max(where.values()) / min(where.values()) >= 20:
+    values = list(where.values())
+    if numeric and min(values) > 0 and max(values) / min(values) >= 20:
         axes.set_xscale("log")
+    if not numeric or len(values) <= _MOST_TICKS:
+        axes.set_xticks(values, list(where))
+        axes.minorticks_off()
     axes.set_xlabel(first.replace("$", r"\$"))
     axes.set_ylabel(f"{metric} ({'smaller' if smaller_is_better(metric) else 'larger'} is better)")
     axes.legend()

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from types import UnionType
 from typing import Any, Union, get_args, get_origin
 
-import yaml
+from fire.parser import DefaultParseValue
 
 from scripts.settings import BLOCKS
 from scripts.settings.section import Section, Typed, to_path
@@ -38,12 +38,15 @@ PATH_KEYS = frozenset(
         "pairs",
         "reference",
         "registered_dir",
+        "stack",
         "subject",
         "training_dir",
+        "transforms",
     }
 )
 """Top-level keys of the configurations that hold a path."""
 _TOP_LISTS = {"input": "paths", "moving": "paths"}
+_OF_PATHS = ("_dir", "_file", "_config")
 _NULL = {"null", "None", ""}
 
 
@@ -56,11 +59,15 @@ def kind_of(key: str) -> str:
     first, *rest = key.split("#")
     if not rest:
         return "path" if key in PATH_KEYS else _TOP_LISTS.get(key, "")
-    if first not in BLOCKS:
-        return ""
+    if first not in BLOCKS:  # an argument of a component, or of cross-validation
+        last = rest[-1]
+        is_path = last in PATH_KEYS | {"folder", "path"} or last.endswith(_OF_PATHS)
+        return "path" if is_path else ""
     model: type[Section] | None = BLOCKS[first].schema()
     kind = ""
     for name in rest:
+        if kind == "paths_by_name":
+            return "path"
         field = None if model is None else model.model_fields.get(name)
         if field is None:
             return ""
@@ -101,6 +108,13 @@ def typed_value(kind: str, text: str) -> Any:
         return None if text in _NULL else text
     if kind == "transform":
         return _entry(text)
+    if kind == "paths_by_name":
+        found = _mapping(text)
+        return text if found is None else {name: _home(path) for name, path in found.items()}
+    if kind == "indexes":
+        own = _unquoted(text)
+        is_file = own.lower().endswith(".npy") and not _bracketed(text)
+        return _home(own) if is_file else DefaultParseValue(text)
     if kind == "names_or_list":
         if text.lower().endswith((".txt", ".csv", ".json")) and not _bracketed(text):
             return _home(_unquoted(text))
@@ -119,7 +133,7 @@ def typed_value(kind: str, text: str) -> Any:
     return [_entry(one) if kind == "transforms" else _home(_unquoted(one)) for one in pieces]
 
 
-def as_expression(config: Mapping[str, Any], value: Any) -> Any:
+def as_expression(config: Mapping[str, Any], value: Any, typed: bool = True) -> Any:
     """Text such that MONAI, too, takes it for itself: as an expression where it would not.
 
     MONAI reads ``#``, ``@``, ``%`` and ``$`` in texts. An expression (``$...``) and a reference to
@@ -128,14 +142,15 @@ def as_expression(config: Mapping[str, Any], value: Any) -> Any:
     Args:
         config: the configuration.
         value: text, or a list or mapping of such.
+        typed: from the command line; in a file, any ``@`` or ``%`` in front has MONAI's meaning.
     """
     if isinstance(value, list):
-        return [as_expression(config, one) for one in value]
+        return [as_expression(config, one, typed) for one in value]
     if isinstance(value, dict):
-        return {key: as_expression(config, one) for key, one in value.items()}
+        return {key: as_expression(config, one, typed) for key, one in value.items()}
     if not isinstance(value, str) or not re.search(r"[#@%$]|::", value) or value[0] == "$":
         return value
-    if value[0] in "@%" and re.split(r"#|::", value[1:])[0] in config:
+    if value[0] in "@%" and (not typed or re.split(r"#|::", value[1:])[0] in config):
         return value
     quoted = repr(value)
     for char in "#@%$:":
@@ -180,8 +195,8 @@ def _split(text: str) -> list[str]:
     for char in inner:
         if quote:
             quote = "" if char == quote else quote
-        elif char in "'\"":
-            quote = char
+        elif char in "'\"" and pieces[-1].rstrip()[-1:] in ("", *"[({:,"):
+            quote = char  # not the apostrophe inside a name
         elif char in "[({":
             depth += 1
         elif char in "])}":
@@ -193,17 +208,38 @@ def _split(text: str) -> list[str]:
     return [piece.strip() for piece in pieces if piece.strip()]
 
 
+def _mapping(text: str) -> dict[str, str] | None:
+    """Texts by name as typed in braces; None for anything else.
+
+    A comma separates entries only if a name and a colon follow it, because paths have commas too.
+    """
+    text = text.strip()
+    if text[:1] + text[-1:] != "{}":
+        return None
+    entries: list[str] = []
+    for piece in _split(text):
+        if entries and re.match(r"""(['"]?)[\w .-]+\1\s*:""", piece) is None:
+            entries[-1] += f",{piece}"
+        else:
+            entries.append(piece)
+    found = {}
+    for entry in entries:
+        name, colon, value = entry.partition(":")
+        if not colon:
+            return None
+        found[_unquoted(name.strip())] = _unquoted(value.strip())
+    return found
+
+
 def _entry(text: str) -> Any:
     """A transform as typed: a path, [path, 1], or a mapping."""
+    found = None if _exists(text) else _mapping(text)
+    if found is not None:
+        return {
+            key: int(value) if key == "inverse" and value in ("0", "1") else value
+            for key, value in found.items()
+        }
     text = text.strip()
-    if text[:1] == "{":
-        try:
-            found = ast.literal_eval(text)
-        except (SyntaxError, ValueError):
-            found = yaml.safe_load(text)
-        if not isinstance(found, dict):
-            return text
-        return {k: _home(v) if k in ("path", "moving", "fixed") else v for k, v in found.items()}
     if _bracketed(text) and not _exists(text):
         pieces = _split(text)
         if len(pieces) == 2 and pieces[1] in ("0", "1", "True", "False"):

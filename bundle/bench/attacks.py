@@ -23,7 +23,13 @@ from scripts.errors import shown
 
 __all__ = ["KINDS", "Outcome", "attack", "table", "tried"]
 
-MODULES = ("bundle.bench.attacks_on_trust", "bundle.bench.attacks_on_storage")
+MODULES = (
+    "bundle.bench.attacks_on_trust",
+    "bundle.bench.attacks_on_storage",
+    "bundle.bench.attacks_on_pairs",
+    "bundle.bench.attacks_on_processes",
+    "bundle.bench.attacks_on_processes",
+)
 """Modules that register kinds; imported by `main`."""
 
 

@@ -10,7 +10,6 @@ import os
 import random
 import shutil
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,9 +18,10 @@ import monai.bundle  # noqa: F401 (imported once, for all processes)
 import nibabel as nib
 import numpy as np
 
+from bundle.bench.attacked_jobs import Job
 from bundle.bench.attacks import Outcome, attack
 from bundle.bench.faults import COHORT_ONLY, TINY, content, write_cohort
-from bundle.bench.forked_jobs import Ended, in_process
+from bundle.bench.forked_jobs import Ended
 from scripts.runtime.lock import SharedLock
 
 __all__: list[str] = []
@@ -30,49 +30,23 @@ _SHAPE = (12, 12, 12)
 _CPU = "--learned_atlas#device=cpu"
 
 
-class _Bench:
+class _Bench(Job):
     """A cohort, and jobs over it."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
+        super().__init__(folder)
         self.data = write_cohort(folder / "d", 5, _SHAPE)
 
-    def run(
+    def over(
         self, verb: str, *words: str, watch: Callable[[int], None] | None = None, out: str = "o",
         models: str = "m", data: str = "d",
     ) -> Ended:  # fmt: skip
-        """A verb over the cohort in a process of its own."""
+        """A verb over the cohort."""
         folders = [f"--dataset_dir={self.folder / data}", f"--output_dir={self.folder / out}"]
         if verb in ("train", "export", "register"):
             folders.append(f"--ckpt_dir={self.folder / models}")
         settings = {"train": TINY, "average": COHORT_ONLY}.get(verb, (_CPU,))
-        return in_process([verb, *folders, *settings, *words], self.folder / "job", watch=watch)
-
-    def told(self, what: str, ended: Ended, held: bool) -> Outcome:
-        """An outcome with the last line that the job said."""
-        lines = [one for one in ended.said.replace("\r", "\n").splitlines() if one.strip()]
-        last = [one for one in lines if "it/s" not in one and not one.startswith("see: ")][-1:]
-        message = f"{ended.status}: {' '.join(last).replace(str(self.folder), 'W')[:160]}"
-        return Outcome(what, held and "Traceback" not in ended.said, message)
-
-    def refused(self, what: str, ended: Ended, status: int, *names: str) -> Outcome:
-        """An outcome that is right if the job ended with a status and named something."""
-        said = ended.said.rpartition("error: ")[2]
-        return self.told(what, ended, ended.status == status and all(n in said for n in names))
-
-    def until(self, there: Callable[[], bool], then: Callable[[], object]) -> Callable[[int], None]:
-        """Do something once a running job has come so far."""
-
-        def watch(process: int) -> None:
-            while not there():
-                time.sleep(0.002)
-                try:
-                    os.kill(process, 0)
-                except ProcessLookupError:
-                    return
-            then()
-
-        return watch
+        return self.run(verb, *folders, *settings, *words, watch=watch)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -85,7 +59,7 @@ def what_is_replaced(folder: Path) -> Iterator[Outcome]:
     """Folders and files of others where results would go."""
     bench = _Bench(folder)
     inside = ("--learned_atlas#output_subdir=d",)
-    ended = bench.run("train", *inside, out=".")
+    ended = bench.over("train", *inside, out=".")
     yield bench.refused("`train`: the atlas would take the dataset's place", ended, 7, "/d: ")
 
     def holding(path: str, text: str = "mine") -> None:
@@ -101,22 +75,22 @@ def what_is_replaced(folder: Path) -> Iterator[Outcome]:
     )
     for verb, path, more in cases:
         holding(path)
-        ended = bench.run(verb, *more)
+        ended = bench.over(verb, *more)
         kept = (folder / path).read_text() == "mine"
         one = bench.refused(f"`{verb}`: `{path}` is somebody else's", ended, 7, Path(path).name)
         yield Outcome(one.tried, one.held and kept, one.message)
         (folder / path).unlink()
-    done = bench.run("train")
+    done = bench.over("train")
     if done.status != 0:
         raise RuntimeError(done.said)
     holding("o/registered/sub-0001/anat/T1w.nii.gz")
-    ended = bench.run("register")
+    ended = bench.over("register")
     yield bench.refused("`register`: raw data in `registered/<subject>`", ended, 7, "anat/T1w")
     holding("o/learned_atlas/fields/notes.txt")
-    ended = bench.run("export")
+    ended = bench.over("export")
     yield bench.refused("`export`: a file was added to the atlas", ended, 7, "fields/notes.txt")
     for words in (("--output_dir=",), ("--output_dir= ",), ("--ckpt_dir=",)):
-        ended = bench.run("train", *words)
+        ended = bench.over("train", *words)
         yield bench.refused(f"`train {words[0]}`: an empty path", ended, 2, "is empty")
 
 
@@ -135,7 +109,7 @@ def damaged_checkpoints(folder: Path) -> Iterator[Outcome]:
         raw[rng.randrange(len(raw))] ^= 1 << rng.randrange(8)
         path.write_bytes(raw)
 
-    done = bench.run("train", out="whole", models="whole_m")
+    done = bench.over("train", out="whole", models="whole_m")
     if done.status != 0:
         raise RuntimeError(done.said)
     expected = content(folder / "whole" / "learned_atlas")
@@ -144,7 +118,7 @@ def damaged_checkpoints(folder: Path) -> Iterator[Outcome]:
         (folder / "m").mkdir(exist_ok=True)
         shutil.copy(folder / "whole_m" / "model.pt", folder / "m")
         flip(folder / "m" / "model.pt")
-        ended = bench.run("register")
+        ended = bench.over("register")
         believed += ended.status != 6 or "Traceback" in ended.said
         told = ended
     yield bench.told("`register`: a bit of `model.pt`, 10 times", told, believed == 0)
@@ -158,14 +132,32 @@ def damaged_checkpoints(folder: Path) -> Iterator[Outcome]:
             there = lambda: all(one.exists() for one in files)  # noqa: E731
             bench.until(there, lambda: os.kill(process, 9))(process)
 
-        bench.run("train", watch=kill)
+        bench.over("train", watch=kill)
         flip(file)
-        ended = bench.run("train")
+        ended = bench.over("train")
         same = ended.status == 0 and content(folder / "o" / "learned_atlas") == expected
         yield bench.told(f"`train` killed, a bit of `{name}` flipped", ended,
                          same or (ended.status == 6 and name in ended.said))  # fmt: skip
         for left in ("m", "o"):
             shutil.rmtree(folder / left)
+    yield _damaged_velocity(bench, flip, expected)
+
+
+def _damaged_velocity(
+    bench: _Bench, flip: Callable[[Path], None], expected: dict[str, str]
+) -> Outcome:
+    """A velocity of the finished round, whose subject the round under way has not reached."""
+    rounds = bench.folder / "m" / "run_state" / "refinement"
+
+    def kill(process: int) -> None:
+        begun = (rounds / "round-001" / "000000.pt").exists
+        bench.until(begun, lambda: os.kill(process, 9))(process)
+
+    bench.over("train", watch=kill)
+    flip(rounds / "round-000" / "000004.pt")
+    ended = bench.over("train")
+    same = ended.status == 0 and content(bench.folder / "o" / "learned_atlas") == expected
+    return bench.told("`train` killed, a bit of a finished round's velocity flipped", ended, same)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -193,14 +185,14 @@ def changes_meanwhile(folder: Path) -> Iterator[Outcome]:
                 (folder / "new.nii.gz").replace(first)
 
         begun = bench.until((folder / "m/run_state/run.json").exists, change)
-        ended = bench.run("train", f"--learned_atlas#cohort#cache={cache}", watch=begun)
+        ended = bench.over("train", f"--learned_atlas#cohort#cache={cache}", watch=begun)
         nothing = not (folder / "o" / "learned_atlas").exists()
         one = bench.refused(f"`train`, cache {cache}: a map is {what}", ended, 3, first.name)
         yield Outcome(one.tried, one.held and nothing, one.message)
         first.write_bytes(original)
         shutil.rmtree(folder / "m")
     for name, seed in (("a", 0), ("b", 5)):
-        done = bench.run("train", f"--learned_atlas#optimizer#seed={seed}", out=name,
+        done = bench.over("train", f"--learned_atlas#optimizer#seed={seed}", out=name,
                          models=f"m{name}")  # fmt: skip
         if done.status != 0:
             raise RuntimeError(done.said)
@@ -214,12 +206,12 @@ def changes_meanwhile(folder: Path) -> Iterator[Outcome]:
                 shutil.copytree(folder / "mb" / "run_state", state)
 
         begun = bench.until(lambda: any(folder.glob("x/.*staging*/fields/sub-0002*")), change_state)
-        ended = bench.run("export", out="x", watch=begun)
+        ended = bench.over("export", out="x", watch=begun)
         yield bench.refused(f"`export`: the run state is {what}", ended, 6, "refinement")
         shutil.rmtree(folder / "m")
     shutil.copytree(folder / "ma", folder / "m")
     reader = SharedLock(folder / "m")
-    ended = bench.run("train", out="y")
+    ended = bench.over("train", out="y")
     yield bench.refused("`train` while another process exports", ended, 7, f"process {os.getpid()}")
     reader.release()
 
@@ -236,18 +228,18 @@ def known_at_the_start(folder: Path) -> Iterator[Outcome]:
     target = folder / "o" / "learned_atlas"
     target.parent.mkdir()
     target.write_text("in the way")
-    yield bench.refused("a file in the atlas's place", bench.run("train"), 7, "learned_atlas")
+    yield bench.refused("a file in the atlas's place", bench.over("train"), 7, "learned_atlas")
     target.unlink()
     target.mkdir()
     if os.geteuid() == 0 and _told(["mount", "-t", "tmpfs", "none", str(target)]):
         try:
-            ended = bench.run("train")
+            ended = bench.over("train")
         finally:
             subprocess.run(["umount", target], check=True)
         yield bench.refused("the atlas's folder is a mount point", ended, 7, "mount point")
     if os.geteuid() == 0 and _told(["chattr", "+i", str(target)]):
         try:
-            ended = bench.run("train")
+            ended = bench.over("train")
         finally:
             subprocess.run(["chattr", "-i", target], check=True)
         yield bench.refused("the atlas's folder is immutable", ended, 7, "immutable")

@@ -1,9 +1,9 @@
 """Sections similar to electron micrographs of tissue, with known transforms.
 
 Cells are the regions nearest to random points in three dimensions, their borders wavy membranes.
-A section is ten pixels thick, as 40 nm are at 4 nm a pixel: a membrane that stands obliquely moves
-by several pixels from one section to the next, and no two sections show quite the same. Each has
-different noise, brightness, contrast and a smooth distortion of one pixel.
+A section is four pixels thick, as 40 nm are at 10 nm a pixel: an oblique membrane moves from one
+section to the next. Each section has different noise, brightness, contrast and a smooth distortion
+of one pixel. `pystackreg` is as exact on them as it was on real micrographs (1.4 and 3.3 pixels).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from scripts.phantom.serial_sections import SerialSections
 __all__ = ["EmSections"]
 
 _CELL = 45.0  # pixels between the points that cells grow from
-_THICKNESS = 10.0  # pixels, of a section
+_THICKNESS = 4.0  # pixels, of a section
 _DISTORTION = (1.0, 60.0)  # pixels: root mean square, smoothness
 
 
@@ -39,7 +39,7 @@ class EmSections:
     count: int = 20
     shape: tuple[int, int] = (512, 512)
     seed: int = 0
-    noise: float = 0.12
+    noise: float = 0.08
 
     @cached_property
     def composed(self) -> NDArray[np.float64]:

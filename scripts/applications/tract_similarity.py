@@ -27,8 +27,9 @@ from scripts.runtime.inside import inside
 from scripts.runtime.progress import progress_bar
 from scripts.runtime.storage import check_replaceable, publish_folder
 from scripts.runtime.tables import write_table
-from scripts.runtime.watched_files import WatchedFiles
+from scripts.runtime.watched_files import WatchedFiles, changed
 from scripts.settings.applications import TractSimilarityConfig
+from scripts.spatial.grid import Grid
 from scripts.spatial.volumes import read_grid, read_volume
 
 __all__ = ["SWEEP", "TractSimilarity", "similarity"]
@@ -206,25 +207,33 @@ class TractSimilarity:
     def _check_grid(self, subject: str) -> None:
         """Refuse an atlas on another grid before anything is computed."""
         path, own = self._atlas_file(subject), self.cohort.grid
-        grid = read_grid(path)
-        if len(own.shape) == 2 and grid.shape[2] == 1:
-            grid = type(own)(grid.shape[:2], grid.affine, grid.header)
+        grid = self._of_cohorts_axes(read_grid(path))
         difference = grid.same_as(own)
-        if difference is not None:
+        if difference is not None and grid.order_onto(own) is None:
             raise CohortError(
                 f"{path}: is not on the grid of subject {subject}: {difference}; run python -m "
                 "bundle carry with the subject's map as --atlas_to_patient#reference"
             )
 
+    def _of_cohorts_axes(self, grid: Grid) -> Grid:
+        """The grid of a plane with two axes if the cohort's has two."""
+        if len(self.cohort.grid.shape) == 2 and grid.shape[2] == 1:
+            return Grid(grid.shape[:2], grid.affine, grid.header)
+        return grid
+
     def _atlas(self, subject: str) -> np.ndarray:
         path = self._atlas_file(subject)
-        volume, _ = read_volume(path)
+        volume, grid = read_volume(path)
         if len(volume) != self.channels:
             raise CohortError(
                 f"{path}: has {len(volume)} channels, the subject has {self.channels}; set "
                 "learned_atlas#model#channels and learned_atlas#cohort#tracts as for the atlas"
             )
-        return volume.reshape(self.channels, *self.cohort.grid.shape)
+        grid = self._of_cohorts_axes(grid)
+        ordered = grid.in_order_of(self.cohort.grid, volume.reshape(self.channels, *grid.shape))
+        if ordered is None:
+            raise changed(path)
+        return np.ascontiguousarray(ordered)
 
 
 def _flat(entry: dict[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from scripts.applications.atlas_to_patient import CARRIED_FOLDER
-from scripts.errors import CohortError, ConfigurationError
+from scripts.errors import CohortError, ConfigurationError, shown
 from scripts.metrics.tracts import covered_share, weighted_statistics
 from scripts.runtime.inside import inside
 from scripts.runtime.progress import progress_bar
@@ -24,7 +24,7 @@ from scripts.runtime.storage import (
     publish_folder,
 )
 from scripts.runtime.tables import write_table
-from scripts.runtime.watched_files import WatchedFiles
+from scripts.runtime.watched_files import WatchedFiles, changed
 from scripts.settings.tract_stats import TractStatsConfig
 from scripts.spatial.fields import read_field
 from scripts.spatial.grid import Grid
@@ -169,7 +169,7 @@ class TractStatistics:
             if name not in ("atlas", "weights"):
                 own = _field_grid(path) if name == "log_jacobian" else read_grid(path)
                 difference = own.same_as(grid)
-                if difference is not None:
+                if difference is not None and own.order_onto(grid) is None:
                     raise CohortError(
                         f"{path}: is not on the grid of {files['atlas']}: {difference}; run carry "
                         "with this image as --atlas_to_patient#reference, or warp the image"
@@ -181,11 +181,11 @@ class TractStatistics:
         weights = read_volume(files["weights"])[0] if "weights" in files else np.ones_like(atlas)
         names = self._tract_names(len(atlas), files["atlas"])
         voxel = float(abs(np.linalg.det(grid.affine[:3, :3])))
-        images = {name: _single(files[name], name) for name in self.settings.images}
+        images = {name: _single(files[name], name, grid) for name in self.settings.images}
         if "log_jacobian" in files:
             images["log_jacobian"] = _growth(files["log_jacobian"], grid)
         masks = {
-            name: read_volume(files[name])[0] > 0
+            name: _on_grid(files[name], *read_volume(files[name]), grid) > 0
             for name in ("lesion", "density")
             if name in files and files[name].is_file()
         }
@@ -230,12 +230,20 @@ class TractStatistics:
         return names
 
 
-def _single(path: Path, name: str) -> np.ndarray:
-    """Read an image with one channel, ``(X, Y, Z)``."""
-    volume, _ = read_volume(path)
+def _single(path: Path, name: str, grid: Grid) -> np.ndarray:
+    """Read an image with one channel, ``(X, Y, Z)`` in the order of the grid."""
+    volume, own = read_volume(path)
     if len(volume) != 1:
         raise CohortError(f"{path}: image {name} has {len(volume)} channels; must have one")
-    return volume[0]
+    return _on_grid(path, volume, own, grid)[0]
+
+
+def _on_grid(path: Path, values: np.ndarray, own: Grid, grid: Grid) -> np.ndarray:
+    """Values ``(..., X, Y, Z)`` in the axis order of a grid that has the same voxels."""
+    ordered = own.in_order_of(grid, values)
+    if ordered is None:
+        raise changed(path)
+    return ordered
 
 
 def _field_grid(path: Path) -> Grid:
@@ -260,7 +268,8 @@ def _growth(path: Path, grid: Grid) -> np.ndarray:
     determinant = jacobian_determinant(field).numpy()
     with np.errstate(divide="ignore", invalid="ignore"):
         growth = np.where(determinant > 0, -np.log(np.abs(determinant)), np.nan)
-    return growth.reshape((*grid.shape, 1)[:3])
+    own = _field_grid(path)
+    return _on_grid(path, growth.reshape((*own.shape, 1)[:3]), own, grid)
 
 
 def _plot(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -271,17 +280,18 @@ def _plot(path: Path, rows: list[dict[str, Any]]) -> None:
         if row["statistic"] in ("mean", "volume", "load", "presence") and row["value"] != "":
             panel = panels.setdefault((row["image"], row["statistic"]), {})
             panel.setdefault(row["tract"], []).append(row["value"])
-    shown = list(panels.items())[:_BIGGEST_PLOT]
-    columns = min(3, len(shown))
-    lines = -(-len(shown) // columns)
+    drawn = list(panels.items())[:_BIGGEST_PLOT]
+    columns = min(3, len(drawn))
+    lines = -(-len(drawn) // columns)
     figure = Figure(figsize=(4.2 * columns, 3.0 * lines), layout="constrained")
     FigureCanvasAgg(figure)
-    for number, ((image, statistic), values) in enumerate(shown, start=1):
+    for number, ((image, statistic), values) in enumerate(drawn, start=1):
         axis = figure.add_subplot(lines, columns, number)
         places = [index for index, tract in enumerate(tracts) if tract in values]
         axis.boxplot([values[tracts[index]] for index in places], positions=places, widths=0.5)
         unit = {"volume": " (mm³)", "load": " (share)", "presence": " (share)"}.get(statistic, "")
-        axis.set_title(f"{image}: {statistic}{unit}".replace("$", r"\$"), fontsize=9)
-        axis.set_xticks(places, [tracts[index].replace("$", r"\$") for index in places])
+        # Names are text: a $ in them begins no formula.
+        axis.set_title(shown(f"{image}: {statistic}{unit}"), fontsize=9, parse_math=False)
+        axis.set_xticks(places, [shown(tracts[index]) for index in places], parse_math=False)
         axis.tick_params(labelsize=8)
     figure.savefig(path, dpi=110)

@@ -15,6 +15,7 @@ from scripts.applications.subject_fields import subject_field
 from scripts.errors import CohortError, ConfigurationError
 from scripts.publishing.published_atlas import PublishedAtlas, open_atlas
 from scripts.runtime.file_names import ending_of, stem_of
+from scripts.runtime.inside import entries
 from scripts.runtime.progress import progress_bar
 from scripts.runtime.storage import (
     check_replaceable,
@@ -75,7 +76,7 @@ def move_streamlines(streamlines: Streamlines, transforms: Sequence[Transform]) 
 
 @dataclass
 class _Outside:
-    """Counts points outside the first field."""
+    """Counts points outside a grid."""
 
     grid: Grid | None
     points: int = 0
@@ -191,17 +192,25 @@ class StreamlineWarper:
 
     def _warp(self, way: _Way) -> None:
         source = way.tractogram.path
-        whole = [source] if source.is_file() else []  # a TRX may be a folder
-        watched = WatchedFiles([*whole, *(file.path for file in way.files)])
+        # A TRX may be a folder.
+        parts = [source] if source.is_file() else [one.path for one in entries(source)]
+        needed = [one for file in way.files for one in file.files()]
+        references = [] if way.reference is None else [way.reference]
+        watched = WatchedFiles([*parts, *needed, *references])
         transforms = [read_point_transform(file) for file in way.files]
         grid = None if way.reference is None else read_grid(way.reference)
         first = transforms[0]
+        while isinstance(first, ComposedTransform):
+            first = first.inner
         outside = _Outside(first.grid if isinstance(first, FieldTransform) else None)
+        missed = _Outside(grid)
 
         def moved() -> Iterator[Streamlines]:
             for part in way.tractogram.chunks(per_point=True):
                 outside.count(part.points)
-                yield move_streamlines(part, transforms)
+                result = move_streamlines(part, transforms)
+                missed.count(result.points)
+                yield result
 
         with publish_folder(self.folder / way.subject) as staging:
             count = write_tractogram(
@@ -216,10 +225,15 @@ class StreamlineWarper:
                     f"{way.files[0].path}; check that they share a space, and that the direction "
                     "is right"
                 )
+            if missed.total and missed.points == missed.total:
+                raise CohortError(
+                    f"subject {way.subject}: no point of {way.tractogram.path} comes into the grid "
+                    f"of the reference {way.reference}; check that the transforms lead there"
+                )
             about = {
                 "tractogram": {
                     "path": str(source),
-                    "sha256": watched.sha256(source) if whole else None,
+                    "sha256": watched.sha256(source) if source in parts else None,
                 },
                 "streamlines": count,
                 "points": outside.total,

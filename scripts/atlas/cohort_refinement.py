@@ -441,7 +441,30 @@ class CohortRefinement:
             ) from error
 
     def _read(self) -> dict[str, Any] | None:
-        return load_latest(self.folder / "state.pt")
+        """The state to go on from; None: from the training's end, also if a file is damaged."""
+        try:
+            found = load_latest(self.folder / "state.pt")
+            self._check_velocities(found)
+        except CheckpointError as error:
+            logger.warning("%s; the refinement starts again from the end of the training", error)
+            shutil.rmtree(self.folder)
+            return None
+        return found
+
+    def _check_velocities(self, found: dict[str, Any] | None) -> None:
+        """Make sure that no velocity is damaged that a state needs and that can't be made again.
+
+        Raises:
+            CheckpointError: naming the file.
+        """
+        done = 0 if found is None else found.get("round")
+        if type(done) is not int or done < 1:  # none is needed, or `_take_over` refuses the state
+            return
+        for index in range(len(self.dataset)):
+            try:
+                self._stored(done, index)  # of the round under way, it stands for the one before
+            except CheckpointError:
+                self._stored(done - 1, index)
 
     def save(self) -> None:
         """Save the number of finished rounds, with the current network."""

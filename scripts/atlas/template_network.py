@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,9 @@ from scripts.cohort.density import (
 )
 from scripts.errors import CheckpointError, ConfigurationError
 from scripts.networks.described import FORMAT
-from scripts.runtime.input_files import read_text
+from scripts.runtime.input_files import read_json
+from scripts.runtime.storage import file_hash
+from scripts.runtime.watched_files import changed
 from scripts.settings.atlas import LearnedAtlasConfig
 from scripts.spatial.grid import CropBox
 
@@ -56,7 +57,7 @@ def template_network(
         whole_grid: the network works on the map's whole grid, not in the box of what it shows.
 
     Raises:
-        CohortError: the map can't be used.
+        CohortError: the map can't be used, or changes while it is read.
         ConfigurationError: the settings ask for what one map can't be a template of.
         CheckpointError: the atlas beside the map can't be read, or the shipped network can't.
     """
@@ -65,6 +66,8 @@ def template_network(
     clean_density(file, loaded.data, CleaningRule())  # as a template, a map must be clean
     check_density(file, loaded.data)
     values = _merged(_FOREIGN, _of_atlas(file), asked.model_dump(mode="json", exclude_unset=True))
+    if file_hash(file) != loaded.sha256:  # another atlas was published, whose description was read
+        raise changed(file)
     model = values.setdefault("model", {})
     model["initial"] = model.get("initial") or "shipped"
     settings = LearnedAtlasConfig.load(values)
@@ -127,11 +130,11 @@ def _of_atlas(file: Path) -> dict[str, Any]:
     if file.name != "atlas_mean.nii.gz" or not about.is_file():
         return {}
     try:
-        said = json.loads(read_text(about, _LONGEST))
+        said = read_json(about, _LONGEST)
         offset, method = said["log_offset"], said["normalisation"]
         presence = said["presence_value"]
         smoothness = said.get("settings", {}).get("loss", {}).get("smoothness_weight", 0.7)
-    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(
             f"{about}: tells nothing of the atlas that {file.name} belongs to ({error}); publish "
             "the atlas again, or copy the map elsewhere to take it for a foreign one"

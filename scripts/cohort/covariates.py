@@ -32,7 +32,7 @@ Values = Mapping[str, float | str]
 _MISSING = {"", "n/a", "na", "nan", "null"}
 _IDENTIFIER = "participant_id"
 _COMMA = re.compile(r"[+-]?\d+,\d+")
-_UNIT = re.compile(r"[<>~]?\s*[+-]?\d+(?:[.,]\d+)?\s*(?:[^\W\d_]{1,6}\.?|%|\+)")
+_ALMOST = re.compile(r"\W*(?:\d[\d\s.,;:'’·⋅_+\-−–/]*(?:[^\W\d_]{1,6}\.?|%|\+)?\s*){1,3}")
 MEAN = "mean"
 """Stands for values at the mean of the model's cohort."""
 
@@ -290,17 +290,19 @@ class Participants:
         """Refuse text that may be meant as numbers; as categories they would mean nothing.
 
         Raises:
-            CohortError: numbers with a decimal comma, or with a unit and hardly ever the same.
+            CohortError: numbers with a decimal comma, or with a unit or other marks and hardly ever
+                the same.
         """
         commas = {name: text for name, text in texts.items() if _COMMA.fullmatch(text)}
-        units = {name: text for name, text in texts.items() if _UNIT.fullmatch(text)}
-        if len(set(units.values())) <= max(2, count // 2):  # field strengths, visits, grades
-            units = {}
-        for name, text in (commas or units).items():
-            plain = re.sub(r"[^0-9.+-]", "", text.replace(",", "."))
+        almost = {name: text for name, text in texts.items() if _ALMOST.fullmatch(text)}
+        if len(set(almost.values())) <= max(2, count // 2):  # field strengths, visits, grades
+            almost = {}
+        for name, text in (commas or almost).items():
+            plain = re.sub(r"[^0-9.+-]", "", text.replace(",", ".").replace("−", "-"))
+            how = f"write {plain}" if _number(plain) is not None else "write it like 20.5"
             raise CohortError(
                 f"{self.path}: {column} of {name} is {text!r}: a number or a category? For a "
-                f"number write {plain} (a point, no unit) in this column; for a category name "
+                f"number {how} (a point, no unit) in this column; for a category name "
                 f"the column in --{self.categorical_option}"
             )
 

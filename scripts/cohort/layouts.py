@@ -87,6 +87,10 @@ LAYOUTS: dict[str, tuple[Alternative, ...]] = {
         _tractograms("{subject}"),
         _tractograms("{subject}/**/dwi/*_tractography", without="_bundle-"),
         _tractograms("{subject}/**/dwi/*_bundle-{tract}*_tractography"),
+        # QSIRecon names tractograms `streamlines`; pyAFQ has a folder of bundles.
+        _tractograms("{subject}/**/dwi/*_streamlines", without="_bundle-"),
+        _tractograms("{subject}/**/dwi/*_bundle-{tract}*_streamlines"),
+        _tractograms("{subject}/**/bundles/*_desc-{tract}_tractography"),
         _tractograms("{subject}/tractseg_output/TOM_trackings/{tract}"),
         _tractograms("{subject}/{tract}"),
     ),

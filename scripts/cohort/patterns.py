@@ -203,7 +203,11 @@ def _walk(
         if rest:
             if (name in walk.outputs and name != part) or not path.is_dir():
                 continue
-        elif path.is_dir() or not os.path.lexists(path):  # keep a broken link, to refuse it later
+        elif path.is_dir():
+            if ending_of(name) != ".trx":
+                continue
+            foreign = "a TRX folder; pack it as one .trx file (zip without compression)"
+        elif not os.path.lexists(path):  # a broken link is kept, to refuse it later
             continue
         further = walk.bind(bound, is_folder=bool(rest))
         if further is None:

@@ -31,6 +31,7 @@ from scripts.runtime.file_names import is_image_name
 from scripts.runtime.input_files import check_named
 from scripts.settings.cohort import CohortRequest, SubjectSearch
 from scripts.spatial.grid import CropBox, Grid
+from scripts.spatial.overlap import grids_apart
 from scripts.tractograms import is_tractogram
 
 __all__ = ["Progress", "read_cohort", "read_new_subjects"]
@@ -240,6 +241,11 @@ def read_new_subjects(
         if difference is not None and (turned := result.on_grid_of(grid, tolerance)) is not None:
             result, difference = turned, None
             _tell_of_order([result.subject.name], "the atlas's")
+        if difference is not None and grids_apart(result.grid, grid):
+            raise CohortError(
+                f"subject {result.subject.name} ({path}) shares no space with the atlas: "
+                f"{difference}; bring its map to the atlas's space first (verbs refine and warp)"
+            )
         if difference is not None and not request.cohort.resample:
             raise CohortError(
                 f"subject {result.subject.name} ({path}) is not on the atlas's grid: {difference}; "
@@ -285,6 +291,7 @@ def _is_folder(source: str | Path | Sequence[str | Path]) -> TypeGuard[str | Pat
 
 
 def _warn_outside(result: Inspection, crop: CropBox) -> None:
+    """Log the share of a density that is outside the atlas's box."""
     inner = CropBox(
         tuple(map(max, result.box.start, crop.start)), tuple(map(min, result.box.stop, crop.stop))
     )
@@ -293,6 +300,13 @@ def _warn_outside(result: Inspection, crop: CropBox) -> None:
     whole = float(result.density.sum())
     apart = any(size <= 0 for size in inner.shape)
     inside = 0.0 if apart else float(inner.within(result.box).crop(result.density).sum())
+    if not inside:
+        logger.warning(
+            "subject %s (%s) shares no space with the atlas, so its result will mean nothing; "
+            "bring its map to the atlas's space first (verbs refine and warp)",
+            result.subject.name,
+            result.subject.maps[0].path,
+        )
     logger.warning(
         "subject %s has %.2g %% of its density outside the atlas's box; that part is cut off",
         result.subject.name,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -11,7 +12,7 @@ from scripts.cohort.patterns import Match
 from scripts.errors import CohortError, some_names
 from scripts.settings.cohort import SubjectSearch
 
-__all__ = ["are_left_and_right", "by_run", "check_runs", "names_runs"]
+__all__ = ["are_left_and_right", "by_run", "check_runs", "names_runs", "warn_of_one_person"]
 
 logger = logging.getLogger(__name__)
 
@@ -46,9 +47,10 @@ def by_run(matches: Sequence[Match], search: SubjectSearch) -> list[Match]:
     if not apart:
         return list(matches)
     renamed = [
-        replace(match, subject=f"{match.subject}_{match.image}", person=match.subject)
+        match  # of a file that is named otherwise
+        if match.image is None
+        else replace(match, subject=f"{match.subject}_{match.image}", person=match.subject)
         for match in matches
-        if match.image is not None
     ]
     persons: dict[str, Match] = {}
     for match in renamed:
@@ -58,7 +60,7 @@ def by_run(matches: Sequence[Match], search: SubjectSearch) -> list[Match]:
                 f"{first.path} and {match.path} would both be image {match.subject} of "
                 f"{search.option('pattern')}; rename one of them"
             )
-    people = sorted({str(match.person) for match in renamed})
+    people = sorted({match.person or match.subject for match in renamed})
     if len(people) < len(persons):
         logger.info(
             "%d images of %d subjects (%s): each run is an image, named {subject}_{run}",
@@ -82,6 +84,34 @@ def check_runs(subject: str, runs: Sequence[Match], search: SubjectSearch) -> No
         f"{paths}; keep one of them, or name the one to use in {search.option('pattern')} (put "
         "{run} there if each is an image of its own, {tract} if each is a different tract)"
     )
+
+
+def warn_of_one_person(names: Sequence[str], option: str) -> None:
+    """Warn before a split of subjects whose names look like several images of one person.
+
+    That is so if names that are equal up to the last ``_`` or ``-`` go on alike for several of
+    them: ``p01_t1``, ``p01_t2``, ``p02_t1``, ``p02_t2``.
+
+    Args:
+        names: of the subjects to be split.
+        option: of the setting that would say who is one person.
+    """
+    images: dict[str, list[str]] = {}
+    for name in names:
+        last = max(name.rfind("_"), name.rfind("-")) + 1
+        images.setdefault(name[:last], []).append(name[last:])
+    several = {person: found for person, found in images.items() if len(found) > 1}
+    alike = Counter(image for found in images.values() for image in found)
+    if len(several) < 2 or not all(
+        any(alike[image] > 1 for image in found) for found in several.values()
+    ):
+        return
+    person, found = next(iter(several.items()))
+    logger.warning(
+        "%s look like images of one person, and the split may divide them; name the person in "
+        "%s, such as {subject}_{run}",
+        some_names([person + image for image in found]), option,
+    )  # fmt: skip
 
 
 def _are_sides(runs: Sequence[Match]) -> bool:

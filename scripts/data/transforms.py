@@ -295,7 +295,13 @@ class OntoGridd(MapTransform):
                 f"{path}: an image of {image.ndim - 1} dimensions can't be resampled to the "
                 f"atlas's {d}, or is in another plane"
             )
-        return resample_density(image, affine, self.grid, normalisation)
+        resampled = resample_density(image, affine, self.grid, normalisation)
+        if image.any() and not resampled.any():
+            raise CohortError(
+                f"{path}: nothing of it lies on the atlas's grid; bring it to the atlas's space "
+                "first (verbs refine and warp)"
+            )
+        return resampled
 
 
 class PresenceLabeld(MapTransform):

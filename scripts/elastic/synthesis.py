@@ -49,6 +49,12 @@ def label_values(images: PairImages, settings: LearnedElasticConfig) -> list[int
                     f"{_MOST_LABELS} whole numbers (for density maps: "
                     "--learned_elastic#images#kind presence)",
                 )
+            if np.abs(values).max() >= 2**53:
+                raise DensityError(
+                    Path(path),
+                    f"has a label of {np.abs(values).max():.4g}; labels from 2^53 on can't be told "
+                    "apart here: number them anew",
+                )
             found.update(int(value) for value in values)
     found.discard(0)
     if not found:

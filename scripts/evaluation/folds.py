@@ -14,6 +14,7 @@ import numpy as np
 from monai.bundle import ConfigParser
 
 from scripts.cohort import Cohort, read_cohort
+from scripts.cohort.runs import warn_of_one_person
 from scripts.engines.given import given
 from scripts.engines.opening import check_earlier_files
 from scripts.engines.run_state import RunState
@@ -124,6 +125,9 @@ class CrossValidation:
     # -- what a fold is --------------------------------------------------------------------
 
     def _parts(self, cohort: Cohort, settings: LearnedAtlasConfig) -> list[list[str]]:
+        option = settings.subject_search().option("pattern")
+        if not any(subject.person for subject in cohort.subjects):
+            warn_of_one_person([subject.name for subject in cohort.subjects], option)
         images: dict[str, list[str]] = {}
         for subject in cohort.subjects:
             images.setdefault(subject.person or subject.name, []).append(subject.name)
@@ -165,6 +169,11 @@ class CrossValidation:
                     "--learned_atlas#resume false"
                 )
             return
+        if any(folder.glob("fold-*")):
+            raise CheckpointError(
+                f"{path}: is missing, so that nothing tells how the folds beside it were split; "
+                f"delete {folder}"
+            )
         write_checked(path, plan)
 
     # -- one fold --------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from monai.transforms import Compose, MapTransform
 
 from scripts.cohort import Candidate, Rejection, find_subjects
 from scripts.cohort.density import DensityError, load_density
+from scripts.cohort.runs import warn_of_one_person
 from scripts.data.sampling import RepeatedDataset
 from scripts.engines.opening import check_earlier_files, reserved
 from scripts.errors import CohortError
@@ -257,6 +258,9 @@ def read_pair_images(
             f"than {why} (see {settings.images.key('layout')} and "
             f"{settings.images.key('pattern')}){reasons}"
         )
+    if settings.fold is not None and not any(one.person for one in subjects):
+        option = settings.images.subject_search().option("pattern")
+        warn_of_one_person([one.name for one in subjects], option)
     spacing = settings.images.spacing or _rounded_up(widest)
     grid = WorkingGrid(tuple(settings.images.shape), spacing)
     logger.info(

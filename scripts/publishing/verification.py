@@ -23,6 +23,7 @@ from scripts.publishing.statistics import DensityStatistics
 from scripts.runtime.input_files import LONGEST_TEXT, FileError, check_file, read_json
 from scripts.runtime.inside import entries, inside
 from scripts.runtime.storage import file_hash
+from scripts.runtime.watched_files import FileStates
 from scripts.spatial.fields import field_names, read_field
 from scripts.spatial.grid import CropBox
 from scripts.spatial.image_files import image_values, open_image_file
@@ -133,11 +134,13 @@ def verify_atlas(folder: str | Path) -> Verification:
         folder: ``<output_dir>/<output_subdir>``.
 
     Raises:
-        VerificationError: there is no atlas, or its description is invalid.
+        VerificationError: there is no atlas, its description is invalid, or it changed meanwhile.
     """
     root = Path(folder)
-    about = _load(root, "atlas.json")
     path = root / "atlas.json"
+    read = FileStates()
+    read.add(path)
+    about = _load(root, "atlas.json")
     try:
         require_verifiable(path, about)
     except FileError as error:
@@ -146,16 +149,25 @@ def verify_atlas(folder: str | Path) -> Verification:
         raise VerificationError(
             f"{path}: not the description of an atlas that this version can check: {error}"
         ) from error
-    return Verification(root, tuple(_checks(root, about)))
+    found = Verification(root, tuple(_checks(root, about, read)))
+    changed = read.changed()
+    if changed is not None:
+        raise VerificationError(
+            f"{changed}: changed while it was checked; verify again when no other program writes "
+            "to it"
+        )
+    return found
 
 
-def _checks(root: Path, about: dict[str, Any]) -> Iterator[Check]:
+def _checks(root: Path, about: dict[str, Any], read: FileStates) -> Iterator[Check]:
     recorded = about.get("description_sha256")
     yield _same("description", "atlas.json", recorded, description_hash(about))
     yield from _maker_checks(about)
     longest = _longest_file(about)
-    yield from _file_checks(root, about.get("files") or {}, longest)
+    yield from _file_checks(root, about.get("files") or {}, longest, read)
     for subject in about["cohort"]["subjects"]:
+        for one in subject["maps"]:
+            read.add(Path(one["path"]))
         yield from _input_checks(subject, about["normalisation"], longest)
     yield from _numbers(root, about)
 
@@ -215,7 +227,9 @@ def _longest_file(about: dict[str, Any]) -> int:
     return 16 * voxels * max(3, about["settings"]["model"]["channels"]) + LONGEST_TEXT
 
 
-def _file_checks(root: Path, recorded: dict[str, str], longest: int) -> Iterator[Check]:
+def _file_checks(
+    root: Path, recorded: dict[str, str], longest: int, read: FileStates
+) -> Iterator[Check]:
     """Everything that lies in the folder: what was published, and whatever was added."""
     try:
         there = {one.name: one for one in entries(root)}
@@ -231,6 +245,7 @@ def _file_checks(root: Path, recorded: dict[str, str], longest: int) -> Iterator
         elif name not in recorded:
             yield Check("file", name, "unexpected", "wasn't published with this atlas")
         else:
+            read.add(there[name].path)
             yield _hashed("file", name, there[name].path, recorded[name], longest)
 
 

@@ -17,7 +17,7 @@ import torch
 
 from scripts.cohort import waytotal_file
 from scripts.engines.run_state import RunState, check_earlier_run
-from scripts.errors import CohortError
+from scripts.errors import CohortError, some_names
 from scripts.networks.precision import open_device
 from scripts.registration.affine import AffineRefinement
 from scripts.registration.align_state import AlignedFiles, KeptTransforms
@@ -36,6 +36,7 @@ from scripts.runtime.storage import check_replaceable, check_writable, publish_f
 from scripts.runtime.watched_files import WatchedFiles, changed
 from scripts.settings.align import AlignConfig
 from scripts.spatial.grid import Grid
+from scripts.spatial.overlap import grids_apart
 from scripts.spatial.resampling import labels_by_matrix, resample_by_matrix
 from scripts.spatial.transform_files import transform_names, write_affine_files
 from scripts.spatial.volumes import (
@@ -103,6 +104,7 @@ class CohortAligner:
         self.subjects, self.rejected = find_native_subjects(dataset_dir, settings, device)
         files = [file.path for subject in self.subjects for file in subject.files]
         check_replaceable(self.folder, inputs=files)
+        self._check_together()
 
     def run(self) -> Path:
         """Align and publish.
@@ -126,6 +128,29 @@ class CohortAligner:
             shutil.rmtree(self._state_folder, ignore_errors=True)
         logger.info("%d subjects aligned, in %s", len(self.subjects), self.folder)
         return self.folder
+
+    def _check_together(self) -> None:
+        """Say which subjects share no space with the target.
+
+        Raises:
+            CohortError: none of the initialisations brings them together.
+        """
+        if self.target is None:
+            return
+        grid = self.target.grid
+        apart = [one.name for one in self.subjects if grids_apart(grid, one.read.grid)]
+        if not apart:
+            return
+        said = (
+            f"subjects {some_names(apart)} share no space with {self.target.path}: their grids lie"
+        )
+        starts = self.settings.starts
+        if set(starts) <= {"identity"}:
+            raise CohortError(f"{said} apart in the world; name centre among align#starts")
+        logger.warning(
+            "%s apart in the world; only their contents (align#starts %s) bring them together",
+            said, ", ".join(starts),
+        )  # fmt: skip
 
     # -- an unfinished run -----------------------------------------------------------------
 

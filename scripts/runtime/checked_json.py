@@ -1,4 +1,4 @@
-"""JSON files that tell of each changed byte: they carry a checksum of what they say."""
+"""JSON files with a checksum of their content, which shows every changed byte."""
 
 from __future__ import annotations
 
@@ -17,39 +17,39 @@ _KEY = "checksum"
 
 
 def write_checked(path: Path, values: Mapping[str, Any]) -> None:
-    """Write a mapping, whole.
+    """Write a mapping; the file appears completely or not at all.
 
     Raises:
         StorageError: it can't be written.
     """
-    content = json.loads(json.dumps(dict(values)))  # as it will be read
+    content = json.loads(json.dumps(dict(values)))  # as a reader will get it
     with write_whole(path) as staged:
         text = json.dumps({**content, _KEY: _checksum(content)}, indent=1)
         staged.write_text(text + "\n", encoding="utf-8")
 
 
 def read_checked(path: Path, keys: frozenset[str] | None = None) -> dict[str, Any]:
-    """Read a mapping; one from before there were checksums is taken as it is.
+    """Read a mapping; files of earlier versions have no checksum and are not checked.
 
     Args:
         path: of the file.
-        keys: all that the mapping may have; None: any.
+        keys: allowed keys; None: any.
 
     Raises:
         FileError: the file can't be read.
-        ValueError: it is damaged: no JSON, no mapping, another key, or not what was written.
+        ValueError: it isn't JSON or a mapping, has another key, or its checksum differs.
     """
     return verified(read_json(path), keys)
 
 
 def verified(found: Any, keys: frozenset[str] | None = None) -> dict[str, Any]:
-    """As `read_checked`, of what was read already; without its checksum.
+    """Check content that has been read, as `read_checked` does, and return it without checksum.
 
     Raises:
-        ValueError: it is damaged.
+        ValueError: see `read_checked`.
     """
     if not isinstance(found, dict):
-        raise ValueError("holds no mapping")
+        raise ValueError("its content is not a mapping")
     found = dict(found)
     checksum = found.pop(_KEY, None)
     unknown = [] if keys is None else sorted(found.keys() - keys)

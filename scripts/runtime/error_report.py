@@ -8,6 +8,7 @@ import sys
 from types import TracebackType
 
 from scripts.errors import OutOfMemoryError, StorageError, TractAtlasError
+from scripts.runtime.memory import warn_near_limit
 from scripts.runtime.run_log import escape_records, note
 
 __all__ = [
@@ -163,6 +164,7 @@ def report_errors_in_one_line() -> None:
     that was installed before.
     """
     escape_records()
+    warn_near_limit()
     previous = sys.excepthook
     if getattr(previous, "reports_user_errors", False):
         return

@@ -20,6 +20,7 @@ __all__ = [
     "check_file",
     "check_fits",
     "check_named",
+    "check_text",
     "read_json",
     "read_text",
     "say",
@@ -76,18 +77,33 @@ def _made_up_devices() -> frozenset[int]:
 
 
 def check_named(path: str | Path, key: str) -> None:
-    """Refuse an empty path, which would stand for the current folder.
+    """Refuse an empty path, which would stand for the current folder, and one that is no text.
 
     Args:
         path: as it was given.
         key: of the configuration that gave it.
 
     Raises:
-        ConfigurationError: it is empty.
+        ConfigurationError: it is empty, or MONAI's command line has made a number of it.
     """
+    check_text(path)
     if not str(path).strip():
         raise ConfigurationError(
             f"{key} is empty; must name a file or folder ('.' is the current folder)"
+        )
+
+
+def check_text(path: object) -> None:
+    """Refuse a path that isn't text.
+
+    Raises:
+        ConfigurationError: MONAI's command line has made a number or a list of it.
+    """
+    if not isinstance(path, str | Path):
+        raise ConfigurationError(
+            f"the path {path!r} is not text: MONAI's command line reads words as Python; put "
+            "quotes inside quotes, such as --dataset_dir \"'20240115'\", or use python -m bundle, "
+            "which takes a path as it is typed"
         )
 
 

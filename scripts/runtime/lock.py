@@ -59,7 +59,10 @@ class FolderLock:
         self.process = os.getpid()
         self.count = 0
         self._made = [p for p in (self.folder, *self.folder.parents) if not os.path.lexists(p)]
-        self._owner = {"pid": self.process, "host": socket.gethostname(), "since": time.time()}
+        self._owner = {
+            "pid": self.process, "host": socket.gethostname(), "since": time.time(),
+            "processes": _process_space(),
+        }  # fmt: skip
         self._lock = FileLock(
             self.file, _PATIENCE_S, thread_local=False, poll_interval=0.01, on_acquired=self._sign
         )
@@ -97,10 +100,7 @@ class FolderLock:
 
     def _is_taken(self) -> bool:
         """Whether the file names a process that may still run."""
-        owner = _read_owner(self.file)
-        return owner is not None and (
-            owner.get("host") != self._owner["host"] or is_alive(owner["pid"])
-        )
+        return _may_run(_read_owner(self.file))
 
     def _take_by_name(self) -> None:
         """Without flock: a short lock makes checking and writing the file a single step."""
@@ -192,10 +192,7 @@ class SharedLock:
         return None
 
     def _require_idle(self) -> None:
-        owner = _read_owner(self.file)
-        if owner is not None and (
-            owner.get("host") != socket.gethostname() or is_alive(owner["pid"])
-        ):
+        if _may_run(_read_owner(self.file)):
             raise self._taken()
 
     def _taken(self) -> StorageError:
@@ -271,6 +268,23 @@ def _read_owner(file: Path) -> dict[str, Any] | None:
         return None
     since = found.get("since")
     return found if isinstance(since, int | float) and abs(since) < _LAST_SECOND else None
+
+
+def _may_run(owner: dict[str, Any] | None) -> bool:
+    """Whether an owner may still run: only processes that this one can see are judged."""
+    if owner is None:
+        return False
+    elsewhere = owner.get("host") != socket.gethostname()
+    # Containers may share a host's name; their process numbers mean other processes.
+    apart = owner.get("processes", _process_space()) != _process_space()
+    return elsewhere or apart or is_alive(owner["pid"])
+
+
+def _process_space() -> int | None:
+    """Number of the space that process numbers count in (a container has its own); None: one."""
+    with suppress(OSError):
+        return Path("/proc/self/ns/pid").stat().st_ino
+    return None
 
 
 def _describe(file: Path) -> str:

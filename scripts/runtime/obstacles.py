@@ -1,4 +1,4 @@
-"""What keeps a folder from being replaced, found before any work is done for it."""
+"""Checks, before any work, that a folder can be replaced."""
 
 from __future__ import annotations
 
@@ -19,21 +19,22 @@ _UNCHANGEABLE = 0x10 | 0x20  # immutable, append only
 
 
 class Obstacles:
-    """Looks for what is in the way of folders; what the system tells of all is asked once."""
+    """Checks whether folders can be replaced; mount points are read once for all of them."""
 
     def __init__(self) -> None:
         self._mounts = _mount_points()
         self._names: dict[Path, frozenset[str]] = {}
 
     def check(self, target: Path) -> None:
-        """Make sure that a folder can be moved away, so that another one takes its name.
+        """Check that a folder can be moved away, so that another one gets its name.
 
         Args:
-            target: absolute; it need not be there.
+            target: absolute; may be missing.
 
         Raises:
-            StorageError: a file or a mount point is in the way, the folder is protected or another
-                user's, or its file system takes its name for another folder's.
+            StorageError: a file or a mount point is in the way, the folder is protected or belongs
+                to another user, or the file system ignores a difference from another folder's
+                name.
         """
         if not os.path.lexists(target):
             return
@@ -62,12 +63,12 @@ class Obstacles:
         self._check_name(target)
 
     def _check_name(self, target: Path) -> None:
-        """Refuse a folder that is there in another spelling, if the file system ignores that."""
+        """Refuse a folder that exists in another spelling on a file system that ignores case."""
         above = target.parent
         if above not in self._names:
             try:
                 self._names[above] = frozenset(path.name for path in above.iterdir())
-            except OSError:  # it may be entered, not listed
+            except OSError:  # may be entered but not listed
                 self._names[above] = frozenset({target.name})
         if target.name in self._names[above]:
             return
@@ -80,7 +81,7 @@ class Obstacles:
 
 
 def _mount_points() -> list[Path]:
-    """Where file systems are mounted, folders over folders included."""
+    """Mount points of file systems, including bind mounts."""
     found = []
     with suppress(OSError, IndexError):
         for line in _MOUNTS.read_text(encoding="utf-8", errors="surrogateescape").splitlines():
@@ -91,7 +92,7 @@ def _mount_points() -> list[Path]:
 
 
 def _is_unchangeable(folder: Path) -> bool:
-    """Whether the file system's own flags forbid to change a folder's entries."""
+    """Whether flags of the file system forbid changes of a folder's entries."""
     if sys.platform != "linux":
         return bool(getattr(folder.stat(), "st_flags", 0) & (stat.UF_IMMUTABLE | stat.SF_IMMUTABLE))
     import fcntl

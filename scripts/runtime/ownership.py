@@ -1,7 +1,7 @@
-"""What this bundle published and may replace, and what it must leave alone.
+"""Which folders this bundle may replace: those that contain only files that it published.
 
-A published folder tells its own files: an atlas in ``atlas.json``, any other folder in a hidden
-file, its mark. A folder with anything else in it is never replaced.
+A published folder lists its files: an atlas in ``atlas.json``, any other folder in a hidden file,
+its mark. A folder with other files is never replaced.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ MARK = ".tract_atlas.json"
 _NAME = "tract_density_atlas"
 _ATLAS = "atlas.json"
 
-# What file managers and network file systems leave in folders that people look at.
+# Files that file managers and network file systems create in folders.
 _OF_THE_SYSTEM = re.compile(r"\.DS_Store|Thumbs\.db|desktop\.ini|\.directory|\._.*|\.nfs\w+")
 
 _IMAGES = r"\.(nii\.gz|json)"
-# Folders published before there were marks: their report, keys that it has, and their other files.
+# Folders published by versions without marks: report, keys of the report, other files.
 _UNMARKED: dict[str, tuple[frozenset[str], re.Pattern[str]]] = {
     "atlas.json": (
         frozenset({"name", "kind", "cohort"}),
@@ -76,20 +76,20 @@ _UNMARKED: dict[str, tuple[frozenset[str], re.Pattern[str]]] = {
 
 
 def write_mark(folder: Path) -> None:
-    """List what a folder holds in it; an atlas does so in ``atlas.json``."""
+    """Write the list of a folder's files into it; an atlas has the list in ``atlas.json``."""
     if not (folder / _ATLAS).is_file():
         listed = {"name": _NAME, "published": sorted(_entries(folder))}
         (folder / MARK).write_text(json.dumps(listed, indent=1) + "\n", encoding="utf-8")
 
 
 def check_contents(folder: Path) -> None:
-    """Make sure that a folder holds nothing but what this bundle published there.
+    """Check that a folder contains only files that this bundle published there.
 
     Args:
-        folder: that is to be replaced; one that isn't there, or is empty, holds nothing.
+        folder: will be replaced; may be missing or empty.
 
     Raises:
-        StorageError: naming what else was found.
+        StorageError: naming the other files.
     """
     if not folder.is_dir():
         return
@@ -97,7 +97,7 @@ def check_contents(folder: Path) -> None:
         published = _published(folder)
         foreign = [name for name in _entries(folder) if published is None or not published(name)]
     except OSError as error:
-        raise StorageError(f"{folder}: can't be looked through: {error}") from error
+        raise StorageError(f"{folder}: can't be listed: {error}") from error
     if foreign:
         raise StorageError(
             f"{folder}: would be replaced, but holds {some_names(sorted(foreign))}, which this "
@@ -106,14 +106,14 @@ def check_contents(folder: Path) -> None:
 
 
 def check_earlier_report(path: Path, is_ours: Callable[[Mapping[str, Any]], bool]) -> None:
-    """Make sure that a JSON file which is about to be replaced is an earlier one of its kind.
+    """Check that a JSON file that will be replaced is an earlier one of the same kind.
 
     Args:
-        path: of the file; it need not be there.
-        is_ours: tells by what it says.
+        path: of the file; may be missing.
+        is_ours: decides from the file's content.
 
     Raises:
-        StorageError: it is something else.
+        StorageError: the file is of another kind.
     """
     if os.path.lexists(path) and not is_ours(_mapping(path)):
         raise StorageError(
@@ -123,20 +123,20 @@ def check_earlier_report(path: Path, is_ours: Callable[[Mapping[str, Any]], bool
 
 
 class NeededFiles:
-    """What a job reads or still needs, and all folders that it lies in, however deep.
+    """The files that a job reads or needs later, and all folders above them.
 
-    Folders are known by their paths, and by device and number: so the same folder is found under
-    each of its names, through links and mounts, and in another spelling where a file system
-    ignores case.
+    Folders are compared by path, and by device and inode number. So a folder is recognised under
+    each of its names, through links and mounts, and in another spelling if the file system ignores
+    case.
 
     Args:
-        paths: files and folders; they need not be there.
+        paths: files and folders; may be missing.
     """
 
     def __init__(self, paths: Iterable[str | Path]) -> None:
         self._by_path: dict[Path, Path] = {}
         self._by_number: dict[tuple[int, int], Path] = {}
-        folders: set[Path] = set()  # most files lie in few
+        folders: set[Path] = set()  # most files share a few folders
         for given in paths:
             path = Path(given).absolute()
             self._add(path, path)
@@ -156,13 +156,13 @@ class NeededFiles:
                 self._by_number.setdefault((status.st_dev, status.st_ino), needed)
 
     def check(self, target: Path) -> None:
-        """Make sure that none of it lies in what is replaced.
+        """Check that none of these files is in a folder that will be replaced.
 
         Args:
-            target: absolute path of what is to be replaced.
+            target: absolute path of that folder.
 
         Raises:
-            StorageError: naming the file that does.
+            StorageError: naming the file that is.
         """
         needed = self._by_path.get(target)
         with suppress(OSError):
@@ -176,7 +176,7 @@ class NeededFiles:
 
 
 def _entries(folder: Path, prefix: str = "") -> Iterator[str]:
-    """Names of what lies below a folder, links and special files too; empty folders hold nothing.
+    """Names of the files below a folder, including links and special files.
 
     Raises:
         OSError: it can't be read.
@@ -191,7 +191,7 @@ def _entries(folder: Path, prefix: str = "") -> Iterator[str]:
 
 
 def _published(folder: Path) -> Callable[[str], object] | None:
-    """Tells which names were published in a folder; None if nothing says so."""
+    """A test of names that were published in a folder; None if the folder has no list."""
     listed = _listed(folder)
     if listed is not None:
         for mark in folder.glob(f"*/{MARK}"):  # a part that was published again by itself
@@ -210,7 +210,7 @@ def _published(folder: Path) -> Callable[[str], object] | None:
 
 
 def _listed(folder: Path) -> set[str] | None:
-    """The names that a folder's mark, or the atlas in it, lists."""
+    """The names in a folder's mark, or in the ``atlas.json`` of an atlas."""
     about = _mapping(folder / MARK)
     if about.get("name") == _NAME and isinstance(about.get("published"), list):
         return {name for name in about["published"] if isinstance(name, str)}
@@ -221,7 +221,7 @@ def _listed(folder: Path) -> set[str] | None:
 
 
 def _mapping(path: Path) -> dict[str, Any]:
-    """What a JSON file says; nothing where there is none that can be read."""
+    """The content of a JSON file; empty if the file is missing or can't be read."""
     try:
         if not stat.S_ISREG(os.lstat(path).st_mode):
             return {}

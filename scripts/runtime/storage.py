@@ -18,6 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from scripts.errors import ConfigurationError, StorageError
+from scripts.runtime.input_files import check_text
 from scripts.runtime.obstacles import Obstacles
 from scripts.runtime.ownership import NeededFiles, check_contents, write_mark
 
@@ -59,6 +60,7 @@ def check_writable(folder: str | Path) -> None:
         ConfigurationError: the path is empty, which would stand for the root of the file system.
         StorageError: if a file or a folder without permission is in the way.
     """
+    check_text(folder)
     if not str(folder).strip():
         raise ConfigurationError(
             "the path of a folder to write to is empty; must name one ('.' is the current folder)"
@@ -110,6 +112,9 @@ def check_replaceable(*folders: str | Path, inputs: Iterable[str | Path] = ()) -
         StorageError: a folder holds anything but what this bundle published, an input lies there,
             or something keeps it from being replaced.
     """
+    inputs = list(inputs)
+    for path in (*folders, *inputs):
+        check_text(path)
     obstacles, needed = Obstacles(), NeededFiles(inputs)
     for folder in folders:
         target = _behind_link(Path(folder).absolute())

@@ -9,7 +9,7 @@ from scripts.errors import CohortError
 from scripts.runtime.input_files import check_file, say
 from scripts.runtime.storage import file_hash
 
-__all__ = ["WatchedFiles", "changed"]
+__all__ = ["FileStates", "WatchedFiles", "changed"]
 
 
 def changed(path: str | Path) -> CohortError:
@@ -46,6 +46,10 @@ class WatchedFiles:
     def __init__(self, paths: Iterable[str | Path]) -> None:
         self._hashes = {path: _hash(path) for path in dict.fromkeys(map(Path, paths))}
 
+    def add(self, other: WatchedFiles) -> None:
+        """Watch the files of another as well."""
+        self._hashes |= other._hashes
+
     def sha256(self, path: str | Path) -> str:
         """Hash of a watched file's bytes."""
         return self._hashes[Path(path)]
@@ -59,6 +63,33 @@ class WatchedFiles:
         for path, expected in self._hashes.items():
             if _hash(path) != expected:
                 raise changed(path)
+
+
+class FileStates:
+    """Files as the system describes them before they are read: cheaper than hashes.
+
+    A file that was written or replaced since has another size, time or number.
+    """
+
+    def __init__(self) -> None:
+        self._states: dict[Path, tuple[int, ...] | None] = {}
+
+    def add(self, path: Path) -> None:
+        """Note a file that is about to be read; the first state counts."""
+        if path not in self._states:
+            self._states[path] = _state(path)
+
+    def changed(self) -> Path | None:
+        """The first file that isn't what it was; None if all are."""
+        return next((path for path, was in self._states.items() if _state(path) != was), None)
+
+
+def _state(path: Path) -> tuple[int, ...] | None:
+    try:
+        one = path.stat()
+    except (OSError, ValueError):  # missing, or no path at all
+        return None
+    return one.st_dev, one.st_ino, one.st_size, one.st_mtime_ns, one.st_ctime_ns
 
 
 def _hash(path: Path) -> str:

@@ -8,13 +8,13 @@ from typing import ClassVar
 from pydantic import ValidationInfo, field_validator
 
 from scripts.settings.section import (
+    FilePath,
     Flag,
     Integer,
     Number,
     Section,
     Size,
     Sizes,
-    Text,
     Texts,
     check_names,
     setting,
@@ -102,7 +102,7 @@ class LearnedAtlasModelConfig(Section):
         "The field is predicted and integrated at 1/this of the grid's resolution.",
         "1, 2 or 4; 4 needs at least two levels in enc_features",
     )
-    initial: Text | None = setting(
+    initial: FilePath | None = setting(
         None,
         "The network that the cohort's starts from: `shipped`, the one that came with the bundle "
         "and registers cohorts it has never seen; the file of a model (model.pt, or what "

@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, field_validator, model_validator
 from scripts.settings.image_pairs import Paths, check_distinct
 from scripts.settings.pair_selection import INDEXES_RULE, Indexes, check_indexes, to_optional_int
 from scripts.settings.section import (
+    FilePath,
     Integer,
     Integers,
     Number,
@@ -90,7 +91,7 @@ class MakePairsConfig(Section):
         "stands for any part of a file's name.",
         "a path or a list of distinct paths",
     )
-    atlas_dir: Text | None = setting(
+    atlas_dir: FilePath | None = setting(
         None,
         "A published atlas in place of reference images: its subjects and their fields become the "
         "pairs, unchanged.",

@@ -6,7 +6,16 @@ from typing import Annotated
 
 from pydantic import BeforeValidator, field_validator
 
-from scripts.settings.section import Integer, Section, Text, setting, to_int, to_list
+from scripts.settings.section import (
+    FilePath,
+    Integer,
+    Section,
+    Typed,
+    setting,
+    to_int,
+    to_list,
+    to_path,
+)
 
 __all__ = ["DEVICE", "INDEXES_RULE", "Indexes", "PairSelection", "check_indexes", "to_optional_int"]
 
@@ -17,8 +26,10 @@ def to_optional_int(value: object) -> object:
 
 def _to_indexes(value: object) -> object:
     """Null, a path, or a list of whole numbers."""
-    if value is None or isinstance(value, str):
-        return value
+    if value is None:
+        return None
+    if isinstance(value, str):
+        return to_path(value)
     return [to_int(entry) for entry in to_list(value)]
 
 
@@ -35,7 +46,7 @@ def check_indexes(indexes: list[int] | str | None) -> list[int] | str | None:
     return indexes
 
 
-Indexes = Annotated[list[int] | str | None, BeforeValidator(_to_indexes)]
+Indexes = Annotated[list[int] | str | None, BeforeValidator(_to_indexes), Typed("indexes")]
 INDEXES_RULE = "null, a non-empty list of integers >= 0, or the path of a .npy file"
 DEVICE = {"rule": "cpu, cuda or cuda:N", "pattern": r"^(?:cpu|cuda(?::[0-9]+)?)$"}
 
@@ -43,8 +54,8 @@ DEVICE = {"rule": "cpu, cuda or cuda:N", "pattern": r"^(?:cpu|cuda(?::[0-9]+)?)$
 class PairSelection(Section):
     """A store of pairs, and which of them are used."""
 
-    pairs: Text = setting("", "The store of pairs, HDF5.", "a path")
-    reference: Text | None = setting(
+    pairs: FilePath = setting("", "The store of pairs, HDF5.", "a path")
+    reference: FilePath | None = setting(
         None,
         "Volume of reference sections for a store without `ref`: .npz, .npy or NIfTI. Null: the "
         "store's `ref` or `reference`.",

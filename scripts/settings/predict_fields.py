@@ -36,7 +36,7 @@ class PredictFieldsConfig(PairSelection):
         "Images that are densities: log1p(x / (log_share * maximum)) takes the place of x.",
         gt=0,
     )
-    label_tree: Text | None = setting(
+    label_tree: FilePath | None = setting(
         None,
         'JSON file {"label": "parent label"} of the labels in a store: overlap is measured at each '
         "depth of the tree.",

@@ -193,8 +193,8 @@ class Typed:
     """Marks a setting that holds text, so that a command line takes it as it was typed.
 
     Attributes:
-        kind: ``text``, ``path``, ``names``, ``names_or_list``, ``paths``, ``transform`` or
-            ``transforms``.
+        kind: ``text``, ``path``, ``names``, ``names_or_list``, ``paths``, ``paths_by_name``,
+            ``indexes``, ``transform`` or ``transforms``.
     """
 
     kind: str
@@ -319,7 +319,7 @@ class Section(BaseModel):
             return values
         nullable = {name for name, one in cls.model_fields.items() if _takes_none(one)}
         return {
-            key: None if key in nullable and value in ("null", "None") else value
+            key: None if key in nullable and str(value) in ("null", "None") else value
             for key, value in values.items()
         }
 

@@ -11,6 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import BeforeValidator, field_validator, model_validator
 
 from scripts.settings.section import (
+    FilePath,
     Flag,
     Integer,
     Number,
@@ -95,7 +96,7 @@ def _integers(value: object) -> object:
 class StackSettings(Section):
     """What both jobs need to know: where the sections are, and how they are resampled."""
 
-    stack: Text = setting(
+    stack: FilePath = setting(
         "",
         "The sections: an OME-Zarr group (0.4, 0.5), a zarr array, a NIfTI volume, a folder of "
         "TIFF, PNG or JPEG files in natural order, or a multi-page TIFF.",
@@ -255,7 +256,7 @@ class RegisterStackConfig(StackSettings):
     reference: Annotated[int | str, BeforeValidator(_word_or_integer)] = setting(
         "first", "Section whose frame is kept.", "first, middle or an index >= 0"
     )
-    placement: Text = setting(
+    placement: FilePath = setting(
         "none",
         "What the slow part of the transforms follows: nothing, the unregistered sections "
         "(scanner), or a file of known placements (an earlier transforms.json, or QuickNII's or "
@@ -387,7 +388,7 @@ class ApplyStackConfig(StackSettings):
     key_path: ClassVar[str] = "apply_stack"
     less_memory: ClassVar[str] = "use a smaller apply_stack#n_workers"
 
-    transforms: Text = setting("", "The `transforms.json` of a registered stack.", "a path")
+    transforms: FilePath = setting("", "The `transforms.json` of a registered stack.", "a path")
 
     @field_validator("transforms")
     @classmethod

@@ -12,10 +12,12 @@ from scripts.settings.section import (
     Names,
     Number,
     Section,
+    Typed,
     check_folder_names,
     setting,
     to_float,
     to_list,
+    to_path,
 )
 
 __all__ = ["TractStatsConfig", "load_tract_stats"]
@@ -30,7 +32,7 @@ def _to_images(value: object) -> object:
     for name, path in value.items():
         if not isinstance(name, str) or not name.strip() or not isinstance(path, str):
             raise ValueError(f"has an entry that is not a name with a path: {name!r}: {path!r}")
-    return dict(value)
+    return {name: to_path(path) for name, path in value.items()}
 
 
 def _to_percentiles(value: object) -> object:
@@ -52,11 +54,13 @@ class TractStatsConfig(Section):
         "Names of the atlas's channels, in their order. Null: numbers from 1.",
         "null or a list of distinct names",
     )
-    images: Annotated[dict[str, str], BeforeValidator(_to_images)] = setting(
-        {},
-        "Scalar images by name, such as `FA: data/{subject}/fa.nii.gz`, on the grid of the "
-        "subject's atlas.",
-        "a mapping of names to paths with {subject}",
+    images: Annotated[dict[str, str], BeforeValidator(_to_images), Typed("paths_by_name")] = (
+        setting(
+            {},
+            "Scalar images by name, such as `FA: data/{subject}/fa.nii.gz`, on the grid of the "
+            "subject's atlas.",
+            "a mapping of names to paths with {subject}",
+        )
     )
     lesions: FilePath | None = setting(
         None,

@@ -12,6 +12,7 @@ from scripts.settings.pair_selection import DEVICE, PairSelection, to_optional_i
 from scripts.settings.pairwise import AUGMENTATIONS
 from scripts.settings.schedules import RateScheduleConfig
 from scripts.settings.section import (
+    FilePath,
     Flag,
     Integer,
     Integers,
@@ -188,21 +189,21 @@ class TrainFieldsConfig(PairSelection):
         "`indexes` leaves out and whose specimens aren't trained on, if there are any.",
         "null or an integer >= 0 and below folds",
     )
-    validation: Text | None = setting(
+    validation: FilePath | None = setting(
         None, "Another store to measure with; takes the place of a fold.", "null or a path"
     )
-    global_model: Text | None = setting(
+    global_model: FilePath | None = setting(
         None,
         "A global network. Local: learn what it leaves, on its images (null: the original "
         "pairs). Merged: the one to join (null: `<ckpt_dir>/fields_global.pt`).",
         "null or a path",
     )
-    local_model: Text | None = setting(
+    local_model: FilePath | None = setting(
         None,
         "Merged: the local network to join. Null: `<ckpt_dir>/fields_local.pt`.",
         "null or a path",
     )
-    start: Text | None = setting(
+    start: FilePath | None = setting(
         None, "A saved network of the same settings to continue from, with its optimiser.",
         "null or a path",
     )  # fmt: skip
@@ -217,7 +218,7 @@ class TrainFieldsConfig(PairSelection):
         "Weight of each loss. Null: 1 each.",
         "null or a list of numbers >= 0, not all 0, one a loss",
     )
-    perceptual_weights: Text | None = setting(
+    perceptual_weights: FilePath | None = setting(
         None,
         "Weights file of the perceptual losses, see docs/supervised.md#perceptual-losses.",
         "null or a path",

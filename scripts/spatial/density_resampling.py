@@ -1,4 +1,4 @@
-"""Densities of streamlines on another grid: what the same streamlines would give there.
+"""Densities on another grid, as a count of the same streamlines on that grid would give them.
 
 A map counts the streamlines that visit each voxel. How many visit a voxel of another size follows
 from its surface: by Cauchy's formula the mean chord of a voxel of volume V and surface S is
@@ -48,14 +48,14 @@ def resample_density(
     """Normalised densities on another grid.
 
     Each voxel gets the mean over its volume, interpolated linearly, 0 outside of what was imaged;
-    then the scale that the normalisation gives maps that are counted there.
+    then it is scaled as the normalisation scales maps that are counted on the wanted grid.
 
     Args:
         density: ``(C, *shape)``, already divided as ``normalisation`` says.
         affine: ``(4, 4)`` of its voxels.
         grid: the wanted one, as many axes.
         normalisation: ``streamline_density`` keeps each channel's sum, ``max`` its maximum;
-            ``waytotal`` and ``none`` follow `visits_ratio`, but a mask (one value but 0) stays one.
+            ``waytotal`` and ``none`` follow `visits_ratio`, except for masks (0 and one value).
 
     Returns:
         ``(C, *grid.shape)`` float32.

@@ -13,7 +13,7 @@ import numpy as np
 __all__ = ["TOLERANCE", "CropBox", "Grid", "StorageOrder"]
 
 TOLERANCE = 1e-2
-"""Of a voxel: how far the corners of two equal grids may lie apart, since headers are rounded."""
+"""Largest distance between corners of two equal grids, voxels, because headers are rounded."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +64,7 @@ class Grid:
             tolerance: as for `same_as`.
 
         Returns:
-            None if its voxels are others, whatever their order.
+            None if the grids have different voxels.
         """
         d = len(self.shape)
         if len(other.shape) != d:
@@ -78,6 +78,24 @@ class Grid:
             return None
         order = StorageOrder(axes[:d], flips[:d])
         return order if order.of_grid(self).same_as(other, tolerance) is None else None
+
+    def in_order_of(
+        self, other: Grid, array: np.ndarray, tolerance: float = TOLERANCE
+    ) -> np.ndarray | None:
+        """An array ``(..., *shape)`` in the axis order of another grid of the same voxels.
+
+        Args:
+            other: the other grid.
+            array: values on this grid.
+            tolerance: as for `same_as`.
+
+        Returns:
+            A view; None if the other grid has other voxels.
+        """
+        if self.same_as(other, tolerance) is None:
+            return array
+        order = self.order_onto(other, tolerance)
+        return None if order is None else order.of_array(array)
 
     def _difference(self, other: Grid) -> str:
         """Describe the two common differences of affines; any other by the matrices."""
@@ -107,7 +125,7 @@ class Grid:
 
 @dataclass(frozen=True)
 class StorageOrder:
-    """Axes to take, in this order, some of them backwards: nothing is interpolated.
+    """An order of axes, some of them reversed; nothing is interpolated.
 
     Example:
         >>> order = StorageOrder((1, 0), (False, True))

@@ -1,7 +1,7 @@
 """Images from outside: NIfTI (one file or a pair) and FreeSurfer's MGH, packed or not.
 
-What a file is shows in its content, not in its name. Never more is unpacked or held than a file's
-own header justifies.
+The format is recognised from the content, not from the name. No more is unpacked than the header
+of the file announces.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _SLACK = 1 << 20  # bytes that may follow the voxels
 _MGH_HEADER = 284
 _MGH_TYPES = {0: "u1", 1: "i4", 3: "f4", 4: "i2", 10: "u2"}
 
-# What nibabel raises on damaged headers and data (found by feeding it some).
+# Exceptions of nibabel on damaged headers and data (found in tests with such files).
 _MALFORMED: tuple[type[Exception], ...] = (
     HeaderDataError,
     ImageDataError,
@@ -59,13 +59,13 @@ _MALFORMED: tuple[type[Exception], ...] = (
 
 @dataclass(frozen=True, eq=False)
 class OpenedImage:
-    """An image whose voxels are all there and fit into memory.
+    """An image whose voxels are complete and fit into memory.
 
     Attributes:
         image: as NIfTI; affine and header follow the rule of `scripts.spatial.orientation`.
         sha256: of the file's bytes (of a pair: of header and image, one after the other).
-        remarks: what isn't wrong but worth a warning.
-        placed: whether the file says where its voxels lie.
+        remarks: warnings about the file.
+        placed: whether the header records the position of the voxels.
     """
 
     image: nib.Nifti1Image
@@ -136,9 +136,9 @@ def write_nifti(path: str | Path, image: nib.Nifti1Image) -> None:
 
 
 def image_labels(path: str | Path, image: nib.Nifti1Image) -> np.ndarray:
-    """An image's voxels in the file's own type, so that whole numbers stay what they are.
+    """An image's voxels in the type of the file, so that whole numbers stay exact.
 
-    Where the header scales them they are as `image_values` gives them.
+    If the header scales them, the values are those of `image_values`.
 
     Raises:
         FileError: they are no real numbers, or can't be read.
@@ -185,12 +185,12 @@ def _contents(path: Path) -> bytes:
 
 
 def _decompress(path: Path, raw: bytes, largest: int | None = None) -> bytes:
-    """The file's content; of a packed one no more than its own header makes plausible.
+    """The file's content; a packed file is unpacked only up to the size in its header.
 
     Args:
         path: for messages.
         raw: its bytes.
-        largest: bytes that it may have; None: by its own header.
+        largest: most bytes of the content; None: taken from the header.
     """
     if raw[:2] != b"\x1f\x8b":
         return raw
@@ -201,7 +201,7 @@ def _decompress(path: Path, raw: bytes, largest: int | None = None) -> bytes:
                 largest = _SLACK + (
                     _promised_mgh(start) if _is_mgh(start) else _promised(path, start)
                 )
-            # No byte of deflate stands for more than 1032: less than was promised is found below.
+            # A byte of deflate expands to 1032 bytes at most; too little content is found below.
             largest = min(largest, 1032 * len(raw))
             file.seek(0)
             content = file.read(largest + 1)  # to the end: length and CRC are checked
@@ -227,7 +227,7 @@ def _header(path: Path, start: bytes) -> Any:
     """A header as it is stored, unchecked, without its extensions."""
     kind = _kind(path, start).header_class
     try:
-        # Little-endian unless the size of the header says otherwise: nibabel finds it out.
+        # nibabel finds the byte order from the size of the header.
         return kind(start[: int(kind.template_dtype.itemsize)], check=False)
     except _MALFORMED as error:
         raise FileError(path, f"can't be read: {say(error)}") from error
@@ -238,7 +238,7 @@ def _axes(header: nib.Nifti1Header) -> int:
 
 
 def _kind(path: Path, raw: bytes) -> Any:
-    # The header's size, in either byte order, tells the version.
+    # The header's size, in either byte order, gives the version.
     kinds = {348: nib.Nifti1Image, 540: nib.Nifti2Image}
     size = raw[:4]
     kind = kinds.get(int.from_bytes(size, "little")) or kinds.get(int.from_bytes(size, "big"))
@@ -250,7 +250,7 @@ def _kind(path: Path, raw: bytes) -> Any:
 
 
 def _check_memory(path: Path, voxels: int) -> None:
-    """Refuse what could only be read by bringing the machine to its knees."""
+    """Refuse an image that doesn't fit into memory."""
     needed, free = 3 * 8 * voxels, available_memory()
     if free is not None and needed > free:
         raise FileError(
@@ -312,10 +312,10 @@ def _parse(path: Path, raw: bytes, sha256: str, voxels: bytes | None = None) -> 
 def _start_of_voxels(
     path: Path, raw: bytes, header: Any, promised: int
 ) -> tuple[int, tuple[str, ...]]:
-    """Where a single file's voxels start; a header that says nothing usable is told from its size.
+    """Offset of a single file's voxels; if the header has no usable one, from the file's size.
 
     Raises:
-        FileError: it can't be known.
+        FileError: the size doesn't determine it.
     """
     least = int(header.single_vox_offset)
     said = float(header["vox_offset"])

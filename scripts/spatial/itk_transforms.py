@@ -34,10 +34,10 @@ Numbers = np.ndarray
 
 
 def itk_of_text(path: Path, text: str) -> AffineTransform:
-    """ITK's text (``.txt``, ``.tfm``): one transform of affine kind, or a composite of such.
+    """ITK's text (``.txt``, ``.tfm``): one affine transform, or a composite of affine transforms.
 
     Raises:
-        CohortError: it holds anything else.
+        CohortError: the file contains another transform.
     """
     fields = re.findall(r"^(Transform|Parameters|FixedParameters):(.*)$", text, re.MULTILINE)
     kinds = [value.strip() for name, value in fields if name == "Transform"]
@@ -70,7 +70,7 @@ def itk_of_matlab(path: Path) -> AffineTransform:
     """ITK's ``.mat`` (MATLAB v4), such as ANTs' ``0GenericAffine.mat``.
 
     Raises:
-        CohortError: it holds anything but one transform of affine kind.
+        CohortError: the file doesn't contain exactly one affine transform.
     """
     size = check_file(path).st_size
     if size > LONGEST:
@@ -110,7 +110,7 @@ def itk_of_hdf5(path: Path) -> Transform:
     """ITK's HDF5 (``.h5``), as ANTs and fmriprep write composites of affines and fields.
 
     Raises:
-        CohortError: it can't be read, or holds a kind that isn't known here.
+        CohortError: the file can't be read, or contains an unknown kind of transform.
     """
     if not os.path.lexists(path):
         raise CohortError(f"{path}: no such file")
@@ -119,16 +119,16 @@ def itk_of_hdf5(path: Path) -> Transform:
 
     try:
         with h5py.File(path, "r") as file:
-            groups = file["TransformGroup"]
+            groups = _within(file, "TransformGroup")
             names = sorted(groups, key=int)
             if not names or len(names) > _MOST:
                 raise ValueError(f"it holds {len(names)} transforms")
-            kinds = [_kind(groups[name]) for name in names]
+            kinds = [_kind(_within(groups, name)) for name in names]
             composite = _is_composite(kinds[0])
             parts = list(zip(names, kinds, strict=True))[int(composite) :]
             if not parts or (len(parts) > 1 and not composite):
                 raise ValueError(f"it holds {', '.join(kinds)} and doesn't say their order")
-            found = [_of_group(path, kind, groups[name]) for name, kind in parts]
+            found = [_of_group(path, kind, _within(groups, name)) for name, kind in parts]
     except (
         ArithmeticError, AttributeError, LookupError, MemoryError, OSError, RuntimeError,
         TypeError, ValueError,
@@ -137,8 +137,17 @@ def itk_of_hdf5(path: Path) -> Transform:
     return reduce(lambda outer, inner: outer @ inner, found)
 
 
+def _within(group: Any, name: str) -> Any:
+    """An entry of a group; one that lies in another file is refused."""
+    found = group[name]
+    elsewhere = getattr(found, "external", None) or getattr(found, "is_virtual", False)
+    if elsewhere or found.file.id != group.file.id:
+        raise ValueError(f"{name} lies in another file, which isn't followed")
+    return found
+
+
 def _kind(group: Any) -> str:
-    value = group["TransformType"][()]
+    value = _within(group, "TransformType")[()]
     text = value[0] if np.ndim(value) else value
     return text.decode("ascii") if isinstance(text, bytes) else str(text)
 
@@ -146,7 +155,8 @@ def _kind(group: Any) -> str:
 def _of_group(path: Path, kind: str, group: Any) -> Transform:
     def numbers(name: str) -> Any:
         # Up to ITK 4 the names had a letter less.
-        found = group[name] if name in group else group[name.replace("Trans", "Tran", 1)]
+        known = name if name in group else name.replace("Trans", "Tran", 1)
+        found = _within(group, known)
         if found.ndim != 1 or found.dtype.kind != "f":
             raise ValueError(f"{name} is no list of numbers")
         return found

@@ -1,4 +1,4 @@
-"""4x4 matrices as files, which don't say what they map: FSL's, RAS mm, and FreeSurfer's LTA."""
+"""4x4 matrices as text, which doesn't record what they map (FSL, RAS mm), and FreeSurfer's LTA."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["guessed_kind", "lta_matrix", "plain_matrix", "ras_of_fsl"]
 logger = logging.getLogger(__name__)
 
 _MRTRIX = re.compile(r"^#.*\b(mrtrix|mrtransform|transformconvert|mrregister|transformcalc)", re.M)
-_FLIRT = re.compile(r"-?\d+\.\d{10}")  # its numbers, parted by two blanks
+_FLIRT = re.compile(r"-?\d+\.(\d{3,17})")  # its numbers have 10 decimals and two blanks between
 _WHICH = (
     "it may be FLIRT's (kind fsl), or one in RAS mm, as MRtrix, greedy, NiftyReg and this bundle "
     "write it (kind ras); say which: {'path': '%s', 'kind': 'ras'}, or {'path': '%s', 'kind': "
@@ -25,10 +25,10 @@ _WHICH = (
 
 
 def plain_matrix(path: Path, text: str) -> np.ndarray | None:
-    """The matrix of a file of nothing but numbers; None for a file of anything else.
+    """The matrix of a file that contains only numbers; None for other files.
 
     Raises:
-        CohortError: the numbers are no 4x4 matrix.
+        CohortError: the numbers aren't a 4x4 matrix.
     """
     rows = [line.split() for line in text.splitlines()]
     rows = [row for row in rows if row and not row[0].startswith("#")]
@@ -44,21 +44,24 @@ def plain_matrix(path: Path, text: str) -> np.ndarray | None:
 
 
 def guessed_kind(path: Path, text: str) -> str:
-    """What a 4x4 matrix of a file that nobody told the kind of maps: ``ras``.
+    """The kind of a 4x4 matrix whose kind wasn't given: ``ras``.
 
-    This bundle's own files (``_ras.txt``) and those in which MRtrix left its name are known; any
-    other ``.txt`` is taken for RAS mm with a warning.
+    Files of this bundle (``_ras.txt``) and of MRtrix, which has its name in a comment, are
+    recognised. Any other ``.txt`` is read as RAS mm, with a warning.
 
     Raises:
-        CohortError: it is written as FLIRT writes, or is a ``.mat``, where all kinds are found.
+        CohortError: the file is written as FLIRT writes, or is a ``.mat``, which several programs
+            use for different kinds.
     """
     name = path.name.lower()
     if name.endswith("_ras.txt") or _MRTRIX.search(text):
         return "ras"
     rows = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
     words = [word for line in rows for word in line.split()]
-    as_flirt = any(re.search(r"\S  +\S|\S  +$", line) for line in rows) or all(
-        _FLIRT.fullmatch(word) for word in words
+    decimals = {len(found[1]) if (found := _FLIRT.fullmatch(word)) else 0 for word in words}
+    # Others write as few decimals as a number needs, or an exponent.
+    as_flirt = any(re.search(r"\S  +\S|\S  +$", line) for line in rows) or (
+        len(decimals) == 1 and 0 not in decimals
     )
     if name.endswith(".mat"):
         raise CohortError(
@@ -78,8 +81,8 @@ def guessed_kind(path: Path, text: str) -> str:
 def ras_of_fsl(matrix: np.ndarray, moving: Grid, fixed: Grid) -> np.ndarray:
     """FLIRT's matrix as the map that resampling needs, fixed point to moving point, RAS mm.
 
-    FSL's coordinates are voxel indices times voxel sizes, the first axis running the other way
-    where the image's affine has a positive determinant. FLIRT's matrix maps ``-in`` to ``-ref``.
+    FSL's coordinates are voxel indices times voxel sizes. The first axis is reversed if the image's
+    affine has a positive determinant. FLIRT's matrix maps ``-in`` to ``-ref``.
 
     Args:
         matrix: ``(4, 4)`` as FLIRT wrote it.
@@ -105,7 +108,7 @@ def lta_matrix(path: Path, text: str) -> np.ndarray:
     Its matrix maps the source volume to the destination, in voxels (type 0) or RAS (type 1).
 
     Raises:
-        CohortError: it holds several transforms, another type, or no geometry of its volumes.
+        CohortError: the file has several transforms, another type, or no geometry of its volumes.
     """
     try:
         kind = int(_value(text, "type"))

@@ -1,20 +1,20 @@
-"""Where an image's voxels lie in the world: one rule for every file that is read.
+"""The position of an image's voxels in the world: one rule for every file that is read.
 
-A NIfTI header can name the place twice (sform and qform) or not at all, in a unit of its choice,
-and tools read what is unclear differently. The rule here:
+A NIfTI header can record the position twice (sform and qform) or not at all, in one of several
+units, and tools differ if it is unclear. The rule here:
 
-- the sform counts, else the qform; if both are set and disagree, the sform is used and the reader
-  is warned, because ITK may take the qform;
+- the sform is used, else the qform; if both are set and disagree, the sform is used with a warning,
+  because ITK may use the qform;
 - metres and micrometres are converted to millimetres, size and position alike, with a warning,
   because ITK converts the size alone and nibabel and FSL neither;
 - without either form (both codes 0) the voxels are placed as ITK places them (the first voxel at
-  the origin, indices rising towards left, posterior and superior), with a warning; what needs a
-  known place, such as a tractogram on this grid, refuses such a file;
-- axes that are not at right angles can be read, but no result is written on them: neither a qform
-  nor ITK can hold them.
+  the origin, indices increasing to left, posterior and superior), with a warning; jobs that need a
+  known position, such as a count of streamlines on this grid, refuse such a file;
+- images whose axes are not at right angles can be read, but no result is written on their grid,
+  because neither a qform nor ITK can represent it.
 
-Headers that leave here say the same in both forms, so that what is written with them is read alike
-by nibabel and ITK.
+Headers from here have the same position in both forms, so that nibabel and ITK read files that are
+written with them in the same way.
 """
 
 from __future__ import annotations
@@ -47,13 +47,13 @@ NO_FORM = (
 
 @dataclass(frozen=True, eq=False)
 class Placement:
-    """Where voxels lie, and a header that says so.
+    """The position of voxels, and a header that records it.
 
     Attributes:
         affine: ``(4, 4)``, voxel indices to RAS mm.
         header: NIfTI header in mm whose forms agree.
-        remarks: what isn't wrong but worth a warning.
-        known: whether the file says it at all.
+        remarks: warnings about the header.
+        known: whether the file records the position.
     """
 
     affine: np.ndarray
@@ -71,7 +71,7 @@ def placement_of(path: Path, header: Any, shape: tuple[int, ...]) -> Placement:
         shape: of the image.
 
     Raises:
-        FileError: a form is damaged, or the unit can't be meant.
+        FileError: a form is damaged, or the unit is implausible.
     """
     remarks: list[str] = []
     scale = _scale(path, header, remarks)
@@ -113,7 +113,7 @@ def usable_affine(path: Path, affine: np.ndarray) -> np.ndarray:
 
 
 def require_right_angles(path: Path, affine: np.ndarray, shape: tuple[int, ...]) -> None:
-    """Refuse a grid that nothing can be written on.
+    """Refuse a grid on which results can't be written.
 
     Raises:
         FileError: the axes are not at right angles.
@@ -131,7 +131,7 @@ def require_right_angles(path: Path, affine: np.ndarray, shape: tuple[int, ...])
 
 
 def _scale(path: Path, header: Any, remarks: list[str]) -> float:
-    """Millimetres in the header's unit of length; an unknown unit counts as mm, as everywhere."""
+    """Millimetres per unit of the header; an unknown unit is read as mm, as by other tools."""
     code = int(header["xyzt_units"]) & 7
     scale = _TO_MM.get(code, 1.0)
     if scale == 1.0:
@@ -158,7 +158,7 @@ def _sform(header: Any) -> np.ndarray | None:
 
 
 def _qform(path: Path, header: Any, remarks: list[str]) -> np.ndarray | None:
-    """The qform; one that is damaged counts only where there is no sform to take its place."""
+    """The qform; a damaged one is an error only if there is no sform."""
     if int(header["qform_code"]) <= 0:
         return None
     b, c, d = (float(header[f"quatern_{name}"]) for name in "bcd")
@@ -219,7 +219,7 @@ def _rectangular(affine: np.ndarray) -> np.ndarray:
 
 
 def _apart(one: np.ndarray, other: np.ndarray, shape: tuple[int, ...]) -> float:
-    """How far corners lie apart, at most, in voxels."""
+    """Largest distance between corresponding corners, voxels."""
     ends = [max(int(n) - 1, 1) for n in (*shape[:3], 1, 1, 1)[:3]]
     corners = np.array([[x, y, z, 1.0] for x in (0, ends[0]) for y in (0, ends[1])
                         for z in (0, ends[2])]).T  # fmt: skip

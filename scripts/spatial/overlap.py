@@ -1,4 +1,4 @@
-"""Whether two things share any space: what doesn't can be computed with, but means nothing."""
+"""Whether two grids, or a grid and a field, overlap in space."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ _PLACES = 17  # along an axis, that a grid is looked at in
 
 
 def grids_apart(one: Grid, other: Grid, transform: Transform | None = None) -> bool:
-    """Whether no place of a grid lies in another one.
+    """Whether two grids have no point in common.
 
     Args:
-        one: whose places are looked at.
-        other: that they may lie in.
-        transform: that takes points of ``one`` to points of ``other``; None: they share a world.
+        one: a grid, of which some points are tested.
+        other: the other grid.
+        transform: maps points of ``one`` to points of ``other``; None: the identity.
     """
     if transform is None or isinstance(transform, AffineTransform):
         back = None if transform is None else ~transform
         if _inside(other, _moved(_places(one), transform)).any():
             return False
-        # A large grid's places may step over a small one.
+        # The tested points of a large grid may miss a small one.
         return not _inside(one, _moved(_places(other), back)).any()
     return not _inside(other, transform.apply(_places(one))).any()
 
 
 def fields_apart(chain: Sequence[Transform], wanted: Grid) -> list[int]:
-    """Which transforms of a chain are, or hold, fields that no place of the wanted grid comes to.
+    """Indices of the transforms in a chain with a field that no point of a grid reaches.
 
-    Such a field moves nothing: outside of its grid it is 0.
+    Such a field has no effect, because it is 0 outside its grid.
 
     Args:
         chain: transforms in the order that points pass through them.
@@ -56,7 +56,7 @@ def fields_apart(chain: Sequence[Transform], wanted: Grid) -> list[int]:
 
 
 def extent(points: np.ndarray) -> str:
-    """The box around points ``(N, 3)`` in words, mm."""
+    """The bounding box of points ``(N, 3)`` as text, mm."""
     low, high = points.min(axis=0), points.max(axis=0)
     return " x ".join(f"{a:.0f}..{b:.0f}" for a, b in zip(low, high, strict=True)) + " mm"
 

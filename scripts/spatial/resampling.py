@@ -113,7 +113,7 @@ def labels_by_matrix(
     wanted: np.ndarray,
     shape: Sequence[int],
 ) -> np.ndarray:
-    """Labels ``(C, *source shape)`` on another grid by the nearest voxel, in their own type.
+    """Labels ``(C, *source shape)`` on another grid by the nearest voxel, in their type.
 
     The arguments are those of `resample_by_matrix`, for one image. A plane is read where the
     transform takes its own plane.

@@ -106,7 +106,7 @@ _PLAIN = (".mat", ".txt", ".tfm", ".lta")
 
 
 class _Entry(Protocol):
-    """What a setting says of a transform; see `scripts.settings.transforms.TransformEntry`."""
+    """An entry of a setting; see `scripts.settings.transforms.TransformEntry`."""
 
     @property
     def path(self) -> str: ...
@@ -122,11 +122,11 @@ class _Entry(Protocol):
 
 @dataclass(frozen=True)
 class TransformFile:
-    """A transform's file, to be inverted or not, as antsApplyTransforms takes ``[file,1]``.
+    """A transform's file, and whether it is inverted, as ``[file,1]`` of antsApplyTransforms.
 
     Attributes:
         path: the file.
-        inverted: whether its inverse is meant.
+        inverted: whether the inverse is used.
         kind: ``itk``, ``ras``, ``fsl``, ``lta``; ``auto``: as the file shows.
         moving: of a FLIRT matrix, the image of its ``-in``.
         fixed: of a FLIRT matrix, the image of its ``-ref``.
@@ -152,12 +152,12 @@ class TransformFile:
 
     @classmethod
     def of_dict(cls, said: Mapping[str, Any]) -> TransformFile:
-        """What `as_dict` gave, or an earlier version of it."""
+        """The inverse of `as_dict`, also for files of earlier versions."""
         images = (None if said.get(one) is None else Path(said[one]) for one in ("moving", "fixed"))
         return cls(Path(said["path"]), bool(said["inverted"]), said.get("kind", "auto"), *images)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain JSON values; what is left to the file isn't said."""
+        """Plain JSON values; entries that are determined from the file are left out."""
         said: dict[str, Any] = {"path": str(self.path), "inverted": self.inverted}
         if self.kind != "auto":
             said["kind"] = self.kind
@@ -209,7 +209,7 @@ def read_start(
 
     Args:
         entry: of the setting.
-        moving: image that a FLIRT matrix counts from where the entry names none.
+        moving: image of a FLIRT matrix, unless the entry names one.
         fixed: likewise.
         names: see `TransformFile.of_entry`.
 
@@ -224,7 +224,7 @@ def read_start(
 def require_fields_cover(
     who: str, chain: Sequence[Transform], files: Sequence[TransformFile], wanted: Grid
 ) -> None:
-    """Refuse a chain with a field that no point of the wanted grid comes to: it would do nothing.
+    """Refuse a chain with a field that no point of the wanted grid reaches: it has no effect.
 
     Args:
         who: for the message.
@@ -272,7 +272,7 @@ def read_affine(
         fixed: of a FLIRT matrix, the image of its ``-ref``.
 
     Raises:
-        CohortError: the file can't be read, holds anything but one affine, its kind isn't known,
+        CohortError: the file can't be read, isn't a single affine, its kind isn't known,
             or its matrix can't be inverted.
     """
     file = Path(path)
@@ -319,7 +319,7 @@ def _require_invertible(path: Path, matrix: np.ndarray) -> np.ndarray:
 
 
 def _is_text(path: Path) -> bool:
-    """Whether a ``.mat`` holds text: MATLAB's begin with binary numbers."""
+    """Whether a ``.mat`` is text: MATLAB's files begin with binary numbers."""
     if not os.path.lexists(path):
         raise CohortError(f"{path}: no such file")
     check_file(path)

@@ -130,7 +130,7 @@ class FieldTransform(Transform):
         """Not available.
 
         Raises:
-            ValueError: always; the message says what to give instead.
+            ValueError: always; the message names the alternative.
         """
         raise ValueError(NO_INVERSE)
 
@@ -182,13 +182,13 @@ def resample(
     Args:
         volume: ``(C, X, Y, Z)``, or a plane ``(C, X, Y)``.
         source: grid of the volume.
-        transforms: in the order of ``-t`` options; none: the identity.
+        transforms: in the order of ``-t`` options; empty: the identity.
         wanted: grid of the result.
         order: 1 interpolates linearly, 0 takes the nearest voxel, for labels.
 
     Returns:
         ``(C, *wanted.shape)``, of a volume always ``(C, X, Y, Z)``; float32, or with order 0 in the
-        volume's own type: values are taken, not computed, so that labels stay what they are.
+        type of the volume: values are copied, not computed, so that labels stay exact.
     """
     x, y, z = (*wanted.shape, 1)[:3]
     d = volume.ndim - 1
@@ -212,7 +212,7 @@ def resample(
 
 
 def take_nearest(volume: np.ndarray, voxels: np.ndarray) -> np.ndarray:
-    """Values of the nearest voxels, in the volume's own type; 0 outside.
+    """Values of the nearest voxels, in the type of the volume; 0 outside.
 
     Args:
         volume: ``(C, *shape)``.

@@ -15,7 +15,7 @@ _ROUNDS = 50
 
 
 class Flow(Protocol):
-    """Anything that turns velocities into displacements, such as an atlas network."""
+    """A model that integrates velocities to displacements, such as an atlas network."""
 
     @property
     def field_resolution(self) -> int:

@@ -8,7 +8,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from scripts.errors import CohortError
+from scripts.errors import CohortError, StorageError
 from scripts.runtime.file_names import stem_of
 from scripts.runtime.input_files import FileError
 from scripts.runtime.storage import (
@@ -26,6 +26,7 @@ from scripts.spatial.image_files import (
 from scripts.spatial.orientation import require_right_angles
 
 __all__ = [
+    "check_earlier_density",
     "read_grid",
     "read_hashed_volume",
     "read_labels",
@@ -37,8 +38,10 @@ __all__ = [
     "written_name",
 ]
 
+_COUNTED = "tract_density_atlas: streamlines counted"  # in the header of such maps
 
-def write_map(path: str | Path, values: np.ndarray, grid: Grid) -> None:
+
+def write_map(path: str | Path, values: np.ndarray, grid: Grid, description: str = "") -> None:
     """Write a map with the affine, codes and units of the grid's header, float32, unscaled.
 
     A plane that was read from ``(X, Y, 1)`` is written with that shape.
@@ -48,6 +51,7 @@ def write_map(path: str | Path, values: np.ndarray, grid: Grid) -> None:
         values: ``(C, *grid.shape)``; one channel gives ``(X, Y, Z)``, several ``(X, Y, Z, C)``
             with Z = 1 for a plane.
         grid: of the cohort.
+        description: for the header, at most 79 characters.
     """
     volume = values[0] if len(values) == 1 else np.moveaxis(values, 0, -1)
     if len(grid.shape) == 2 and (len(values) > 1 or len(grid.header.get_data_shape()) > 2):
@@ -61,6 +65,7 @@ def write_map(path: str | Path, values: np.ndarray, grid: Grid) -> None:
         image.set_sform(grid.affine, code=1)
     units = grid.header.get_xyzt_units()[0]
     image.header.set_xyzt_units(xyz=units if units != "unknown" else "mm")
+    image.header["descrip"] = description.encode("ascii")
     write_nifti(path, image)
 
 
@@ -87,7 +92,7 @@ def read_hashed_volume(path: str | Path) -> tuple[np.ndarray, Grid, str]:
 
 
 def read_labels(path: str | Path) -> tuple[np.ndarray, Grid]:
-    """Read an image as `read_volume` does, its values in the file's own type.
+    """Read an image as `read_volume` does, with values in the type of the file.
 
     Raises:
         CohortError: the file can't be read, isn't finite, or is no image of 2 to 4 dimensions.
@@ -112,11 +117,10 @@ def _with_grid(data: np.ndarray, image: nib.Nifti1Image) -> tuple[np.ndarray, Gr
 def read_grid(path: str | Path) -> Grid:
     """The grid of an image of 2 to 4 dimensions, without its values; a plane has Z = 1.
 
-    The file must still contain all its voxels: a header's claim alone must not decide how large a
-    result may get.
+    The file must contain all its voxels, so that a damaged header can't cause a huge result.
 
     Raises:
-        CohortError: the file can't be read, is no such image, or its grid is sheared.
+        CohortError: the file can't be read, isn't such an image, or its grid is sheared.
     """
     file = Path(path)
     image = open_image(file).image
@@ -138,7 +142,7 @@ def written_name(path: str | Path) -> str:
 
 
 def open_image(path: Path) -> OpenedImage:
-    """An image that is there; what is doubtful about it is logged."""
+    """Open an existing image; warnings about it are logged."""
     if not os.path.lexists(path):
         raise CohortError(f"{path}: no such file")
     opened = open_image_file(path)
@@ -174,7 +178,7 @@ def read_reference(path: str | Path) -> Grid:
         path: of an image; of four dimensions the first three count.
 
     Raises:
-        CohortError: it can't be read, is no volume, or doesn't say where it lies.
+        CohortError: it can't be read, isn't a volume, or doesn't record its position.
     """
     file = Path(path)
     try:
@@ -199,19 +203,38 @@ def read_reference(path: str | Path) -> Grid:
 
 
 def write_density(path: Path, density: np.ndarray, grid: Grid) -> None:
-    """Write a map, float32, with the codes and units of the grid's header; completely or not at
-    all."""
+    """Write a map of counted streamlines, float32, with the codes and units of the grid's header;
+    completely or not at all."""
     with write_whole(path) as staged:
-        write_map(staged, density[None], grid)
+        write_map(staged, density[None], grid, _COUNTED)
+
+
+def check_earlier_density(path: Path) -> None:
+    """Make sure that a file which `write_density` is to replace is a map that it wrote.
+
+    Raises:
+        StorageError: it is something else.
+    """
+    if not os.path.lexists(path):
+        return
+    try:
+        ours = bytes(open_image_file(path).image.header["descrip"].item()) == _COUNTED.encode()
+    except CohortError:
+        ours = False
+    if not ours:
+        raise StorageError(
+            f"{path}: would be replaced, but is no density map that this bundle counted; move it "
+            "elsewhere, or choose another file"
+        )
 
 
 def write_labels(path: str | Path, labels: np.ndarray, grid: Grid) -> None:
-    """Write labels in their own type, whole numbers of any size staying what they are.
+    """Write labels in their type, so that whole numbers of any size stay exact.
 
     Args:
         path: ``.nii`` or ``.nii.gz``.
         labels: ``(C, X, Y, Z)``, a plane with Z = 1; one channel gives ``(X, Y, Z)``.
-        grid: where they lie; its header gives the codes and units.
+        grid: of the labels; its header gives the codes and units.
     """
     volume = labels[0] if len(labels) == 1 else np.moveaxis(labels, 0, -1)
     volume = np.ascontiguousarray(volume)

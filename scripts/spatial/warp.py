@@ -50,7 +50,7 @@ def sampling_grid(displacement: torch.Tensor) -> torch.Tensor:
 def _identity(displacement: torch.Tensor) -> list[tuple[torch.Tensor, float]]:
     """Offset and voxel size of each axis in ``grid_sample``'s coordinates.
 
-    An axis of one voxel has size 0: whatever the displacement, that voxel is sampled.
+    An axis of one voxel has size 0: that voxel is sampled for any displacement.
     """
     d, found = displacement.shape[1], []
     for axis, n in enumerate(displacement.shape[2:]):

@@ -12,7 +12,8 @@ import numpy as np
 
 from scripts.errors import CohortError
 from scripts.runtime.lock import locked_folders
-from scripts.runtime.storage import check_writable, file_hash, publish_folder
+from scripts.runtime.storage import check_writable, publish_folder
+from scripts.runtime.watched_files import WatchedFiles
 from scripts.settings.stack import UNITS, ApplyStackConfig
 from scripts.stack.cropping import CropBox
 from scripts.stack.output import OUTPUT_FOLDER, StackOutput, check_apart, check_room
@@ -51,6 +52,7 @@ class StackApplication:
         self.output_dir = Path(output_dir)
         self.folder = self.output_dir / OUTPUT_FOLDER
         check_apart(self.output_dir, settings.stack, settings.transforms)
+        self.watched = WatchedFiles([settings.transforms])
         self.known = read_transforms(settings.transforms)
         # Files without a spacing have the registered sections' pixels.
         usual = (self.known.spacing, self.known.unit)
@@ -86,7 +88,7 @@ class StackApplication:
                     "stack": {"path": settings.stack, "array": settings.array,
                               "sha256": inspection.identity()},
                     "applied": {"path": settings.transforms,
-                                "sha256": file_hash(settings.transforms)},
+                                "sha256": self.watched.sha256(settings.transforms)},
                     "settings": settings.as_dict(),
                     "versions": {name: version(name) for name in ("numpy", "torch", "zarr")},
                 },
@@ -105,6 +107,7 @@ class StackApplication:
                 cuts = output.write(workers, attributes)
                 page = quality_page(transforms, cuts, settings.as_dict())
                 (staging / "quality.html").write_text(page, encoding="utf-8")
+                self.watched.check()
         logger.info("%d sections resampled, in %s", len(self.stack), self.folder)
         return self.folder
 

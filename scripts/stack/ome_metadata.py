@@ -83,7 +83,9 @@ def read_multiscale(attributes: Mapping[str, Any]) -> Multiscale | None:
         kinds = tuple(
             str(axis.get("type") or _kind(name)) for axis, name in zip(axes, names, strict=False)
         )
-        units = tuple(axis.get("unit") for axis in axes)
+        units = tuple(
+            unit if isinstance(unit, str) else None for unit in (axis.get("unit") for axis in axes)
+        )
         common = _transform(image.get("coordinateTransformations"), len(names))
         arrays = []
         for dataset in image["datasets"]:
@@ -99,7 +101,9 @@ def read_multiscale(attributes: Mapping[str, Any]) -> Multiscale | None:
                     units,
                 )
             )
-    except (KeyError, TypeError, IndexError, ValueError, AttributeError) as error:
+    except (
+        KeyError, TypeError, IndexError, ValueError, AttributeError, OverflowError,
+    ) as error:  # fmt: skip
         raise ValueError(f"its multiscales metadata can't be understood ({error!r})") from error
     if not arrays:
         raise ValueError("its multiscales metadata names no array")

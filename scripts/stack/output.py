@@ -246,7 +246,7 @@ def _write_section(
 ) -> Cuts:
     """Resample a section and write it; no other call writes to its chunks."""
     stack, crop = output.stack, output.transforms.crop
-    values = stack.raw(index).astype(stack.dtype, copy=False)
+    values = stack.unchanged(index, facts).astype(stack.dtype, copy=False)
     top, _, left, _ = stack.known_box(facts)
     matrix = composed.copy()
     matrix[:2, 2] -= (top, left)

@@ -193,7 +193,10 @@ def read_placement(
             z: model.matrix(model.parameters(m @ _turn(m), plane), plane) @ _turn(m)
             for z, m in found.items()
         }
-    except (KeyError, TypeError, ValueError, IndexError, np.linalg.LinAlgError) as error:
+    except (
+        KeyError, TypeError, ValueError, IndexError, AttributeError, ArithmeticError,
+        np.linalg.LinAlgError,
+    ) as error:  # fmt: skip
         raise CohortError(f"{file}: is no file of placements: {error!r}") from error
     if len(placed) < 2:
         raise CohortError(f"{file}: places {len(placed)} of the sections; must place two at least")

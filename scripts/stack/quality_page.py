@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from scripts.errors import shown
 from scripts.stack.output import Cuts
 from scripts.stack.transforms import StackTransforms
 
@@ -109,7 +110,7 @@ def cut_pictures(
 
 
 def _text(value: Any) -> str:
-    return html.escape(str(value))
+    return html.escape(shown(value, keep="\n"))
 
 
 def _wander(transforms: StackTransforms, settings: Mapping[str, Any]) -> str:

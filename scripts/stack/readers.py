@@ -12,11 +12,15 @@ from typing import Any, Protocol
 
 import nibabel as nib
 import numpy as np
+from nibabel.arrayproxy import ArrayProxy
 
 from scripts.errors import CohortError, ConfigurationError
-from scripts.runtime.input_files import check_file, say
+from scripts.runtime.file_names import ending_of, is_image_name
+from scripts.runtime.input_files import check_file, check_fits, say
+from scripts.runtime.inside import inside
 from scripts.settings.stack import UNITS
-from scripts.spatial.image_files import open_image_file
+from scripts.spatial.image_files import open_image_file, warn_of_remarks
+from scripts.spatial.zarr_folders import check_zarr, check_zarr_array
 from scripts.stack.libraries import require
 from scripts.stack.ome_metadata import ArrayMetadata, Multiscale, read_multiscale
 
@@ -86,13 +90,13 @@ def open_reader(path: str | Path, array: str | None, axis: int, key: str) -> Sec
         return ZarrSections.open(place, array, key)
     if place.is_dir():
         return FolderSections.open(place)
-    if name.endswith((".nii", ".nii.gz")):
+    if is_image_name(place):
         return NiftiSections.open(place, axis)
     if name.endswith(_TIFF):
         return TiffSections.open(place)
     raise CohortError(
         f"{place}: is no stack known here; must be a zarr folder, a folder of images "
-        f"({', '.join(_IMAGES)}), a NIfTI volume or a multi-page TIFF"
+        f"({', '.join(_IMAGES)}), a NIfTI or MGH volume, or a multi-page TIFF"
     )
 
 
@@ -127,6 +131,7 @@ class ZarrSections:
             CohortError: there is none, or not of three dimensions.
         """
         zarr = require("zarr")
+        check_zarr(path)
         try:
             node = zarr.open(str(path), mode="r")
             described: ArrayMetadata | None = None
@@ -135,7 +140,8 @@ class ZarrSections:
             elif array is not None:
                 raise CohortError(f"{path}: is an array itself, {key}.array must be null")
             attributes = dict(node.attrs)
-            store = path if not node.path else path / node.path
+            store = path if not node.path else inside(path, node.path, kind="folder")
+            check_zarr_array(store, node)
         except CohortError:
             raise
         except Exception as error:  # zarr raises errors of many kinds on damaged metadata
@@ -232,7 +238,7 @@ def _zarr_spacing(
     if given is not None:
         try:
             z, y, x = (float(value) for value in given)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise ValueError(f"its attribute spacing is {given!r}; must be z, y, x") from error
         return (z, y, x), unit
     return (described.spacing() if described is not None else None), unit
@@ -252,6 +258,7 @@ class NiftiSections:
     spacing: tuple[float, float, float] | None
     unit: str | None
     affine: np.ndarray | None
+    stored: tuple[Any, ...] | None = None
 
     @classmethod
     def open(cls, path: Path, axis: int) -> NiftiSections:
@@ -260,7 +267,9 @@ class NiftiSections:
         Raises:
             CohortError: the file can't be read, or is no volume.
         """
-        image = open_image_file(path).image
+        opened = open_image_file(path)
+        warn_of_remarks(path, opened)
+        image = opened.image
         shape = image.shape
         if len(shape) == 4 and shape[3] == 1:
             shape = shape[:3]
@@ -275,7 +284,7 @@ class NiftiSections:
         return cls(
             path, axis, int(shape[axis]),
             (float(zooms[axis]), float(zooms[rows]), float(zooms[columns])),
-            units.get(image.header.get_xyzt_units()[0]), affine,
+            units.get(image.header.get_xyzt_units()[0]), affine, _stored(path, image),
         )  # fmt: skip
 
     @property
@@ -287,18 +296,28 @@ class NiftiSections:
         """A section."""
         place = tuple(index if axis == self.axis else slice(None) for axis in range(3))
         status = self.path.stat()
-        volume = _volume(self.path, status.st_mtime_ns, status.st_size)
+        volume = _volume(self.path, self.stored, status.st_mtime_ns, status.st_size)
         values = np.asarray(volume[place])
         values = values.swapaxes(0, 1)
         return values[..., 0] if values.ndim == 3 and values.shape[-1] == 1 else values
 
 
+def _stored(path: Path, image: nib.Nifti1Image) -> tuple[Any, ...] | None:
+    """Shape, type, start and scaling of the voxels in a file that isn't packed, else None."""
+    with path.open("rb") as file:
+        packed = file.read(2) == b"\x1f\x8b"
+    if packed or ending_of(path).startswith((".img", ".hdr")):
+        return None
+    proxy: Any = image.dataobj
+    return tuple(proxy.shape), proxy.dtype, proxy.offset, proxy.slope, proxy.inter
+
+
 @lru_cache(maxsize=1)
-def _volume(path: Path, changed: int, size: int) -> Any:
-    """The values of a file, unpacked once; ``changed`` and ``size`` are those of this file."""
-    if path.name.lower().endswith(".gz"):
+def _volume(path: Path, stored: tuple[Any, ...] | None, changed: int, size: int) -> Any:
+    """The values of a file, unpacked once or mapped; ``changed`` and ``size`` are the file's."""
+    if stored is None:
         return open_image_file(path).image.dataobj
-    return nib.load(path).dataobj  # type: ignore[attr-defined]
+    return ArrayProxy(str(path), stored, mmap=True)
 
 
 @dataclass
@@ -342,7 +361,7 @@ class FolderSections:
             with require("tifffile").TiffFile(path) as file:
                 if len(file.pages) != 1:
                     raise ValueError(f"has {len(file.pages)} pages; a file of a folder has one")
-                return _colours_last(file.pages[0].asarray())
+                return _colours_last(_page(path, file.pages[0]))
         return _colours_last(require("imageio.v3").imread(path, extension=path.suffix.lower()))
 
 
@@ -380,7 +399,17 @@ class TiffSections:
     def read(self, index: int) -> np.ndarray:
         """A section."""
         with require("tifffile").TiffFile(self.path) as file:
-            return _colours_last(file.pages[index].asarray())
+            return _colours_last(_page(self.path, file.pages[index]))
+
+
+def _page(path: Path, page: Any) -> np.ndarray:
+    """The values of a TIFF's page, whose header may claim any size.
+
+    Raises:
+        FileError: it doesn't fit into memory.
+    """
+    check_fits(path, 2 * page.nbytes)
+    return np.asarray(page.asarray())
 
 
 def _colours_last(values: np.ndarray) -> np.ndarray:

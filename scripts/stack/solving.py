@@ -4,7 +4,8 @@ The sum over the pairs (a, b) of w |C_b y - M_ab C_a y|^2, over five points y, i
 point of the registered frame to the section. Two weights multiply. Agreement falls to 0 for pairs
 that contradict the others (Geman and McClure, its scale lowered step by step). Likeness falls for
 pairs that correlate less than pairs of that distance do. Both are needed: least squares smear a
-damaged section over its neighbours, and a section of which half is gone agrees with itself.
+damaged section over its neighbours, and a section of which half is gone agrees with itself. A third
+weight is common to all pairs of a distance: their precision.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ from scipy.sparse.linalg import splu
 from scripts.stack.planar import PlanarModel, Plane
 from scripts.stack.search import MIRROR
 
-__all__ = ["MeasuredPair", "Solution", "likeness", "solve"]
+__all__ = ["MeasuredPair", "Solution", "likeness", "precision", "solve"]
 
+_LEAST_PRECISION = 0.01
 _LEAST_WEIGHT = 1e-4  # a pair never vanishes: it may be the only bridge
 _DAMAGED = 0.1  # mean weight of its pairs under which a section is damaged
 _AGREED = 3.0  # pixels: where two pairs of a damaged section agree, it keeps their position
@@ -94,6 +96,20 @@ def likeness(pairs: Sequence[MeasuredPair]) -> np.ndarray:
     return weights.clip(_LEAST_WEIGHT)
 
 
+def precision(pairs: Sequence[MeasuredPair]) -> np.ndarray:
+    """Weights in (0, 1]: how exact pairs of a distance are, against those of the least distance.
+
+    The variance of a measured shift is as (1 - r^2) / r^2. With r the median correlation of a
+    distance, sections two apart count little where even neighbours are hardly alike.
+    """
+    distance = np.array([pair.distance for pair in pairs])
+    r = np.clip([np.nan_to_num(pair.correlation) for pair in pairs], 0.01, 0.999)
+    exact = {apart: np.median(r[distance == apart]) for apart in np.unique(distance)}
+    exact = {apart: value**2 / (1 - value**2) for apart, value in exact.items()}
+    best = exact[distance.min()]
+    return np.array([exact[apart] / best for apart in distance]).clip(_LEAST_PRECISION, 1.0)
+
+
 def _spread(values: np.ndarray) -> float:
     """Robust standard deviation; correlations that hardly differ are no reason for doubt."""
     return float(max(1.4826 * np.median(np.abs(values - np.median(values))), 0.05))
@@ -121,7 +137,7 @@ def solve(
     parameters = problem.parameters_of(matrices)
     agreement = np.ones(len(pairs))
     if len(pairs) >= count:  # a tree has no contradictions
-        parameters, agreement = problem.reweighted(parameters, like)
+        parameters, agreement = problem.reweighted(parameters, like, precision(pairs))
     residuals = problem.residuals(parameters)
     weights = like * agreement
     matrices = problem.matrices(parameters)
@@ -252,9 +268,11 @@ class _Problem:
         """R.m.s. over the points, pixels."""
         return np.sqrt((self.differences(parameters) ** 2).sum(1).mean(1))
 
-    def reweighted(self, parameters: np.ndarray, like: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def reweighted(
+        self, parameters: np.ndarray, like: np.ndarray, exact: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
         """The parameters of least weighted squares, and the weights of agreement."""
-        parameters = self._least(parameters, like)
+        parameters = self._least(parameters, like * exact)
         residuals = self.residuals(parameters)
         sound = residuals[like > 0.5] if (like > 0.5).any() else residuals
         last = max(3 * float(np.median(sound)), _LEAST_SCALE)
@@ -264,13 +282,13 @@ class _Problem:
                 residuals = self.residuals(parameters)
                 agreement = 1 / (1 + (residuals / (last * scale)) ** 2) ** 2
                 parameters = self._least(
-                    parameters, (like * agreement).clip(_LEAST_WEIGHT**2), steps=2
+                    parameters, (like * exact * agreement).clip(_LEAST_WEIGHT**2), steps=2
                 )
             # Sharper than the first guess, once what contradicts no longer counts.
             kept = self.residuals(parameters)[like * agreement > 0.25]
             if len(kept):
                 last = max(min(last, 3 * float(np.median(kept))), _LEAST_SCALE)
-        parameters = self._least(parameters, (like * agreement).clip(_LEAST_WEIGHT**2))
+        parameters = self._least(parameters, (like * exact * agreement).clip(_LEAST_WEIGHT**2))
         return parameters, agreement
 
     def _least(

@@ -88,6 +88,20 @@ class Stack:
             )
         return values
 
+    def unchanged(self, index: int, facts: SectionFacts) -> np.ndarray:
+        """As `raw`, of a section that was inspected.
+
+        Raises:
+            CohortError: it can't be read, or is no longer what it was.
+        """
+        values = self.raw(index)
+        if _digest(values) != facts.digest:
+            raise CohortError(
+                f"{self.describe(index)}: changed while it was in use; nothing is published; start "
+                "again when no other program writes to the stack"
+            )
+        return values
+
     def section(self, index: int) -> tuple[np.ndarray, np.ndarray | None]:
         """A section on the canvas, and where the canvas is known; None: everywhere.
 
@@ -290,13 +304,17 @@ def _facts(stack: Stack, index: int) -> SectionFacts | str:
         (int(values.shape[0]), int(values.shape[1])),
         float(grey.min()),
         float(grey.max()),
-        hashlib.sha256(
-            f"{values.dtype.str} {values.shape}".encode() + np.ascontiguousarray(values).tobytes()
-        ).hexdigest(),
+        _digest(values),
         tuple(np.atleast_1d(np.median(border, axis=0)).tolist()),
         values.dtype.str,
         values.shape[2] if values.ndim == 3 else 0,
     )
+
+
+def _digest(values: np.ndarray) -> str:
+    """SHA-256 of a section's values, type and size."""
+    content = np.ascontiguousarray(values).tobytes()
+    return hashlib.sha256(f"{values.dtype.str} {values.shape}".encode() + content).hexdigest()
 
 
 def check_sections(settings: RegisterStackConfig, stack: Stack) -> None:

@@ -18,6 +18,7 @@ from scripts.stack.cropping import CropBox
 __all__ = ["STATUSES", "PlacedSection", "StackTransforms", "read_transforms"]
 
 FORMAT = "tract_atlas_registered_stack/1"
+_FARTHEST = 1e9  # pixels
 STATUSES = ("reference", "registered", "damaged", "held", "skipped")
 _CONVENTION = (
     "composed: (row, column, 1) of the uncropped registered grid to a pixel of the section; "
@@ -156,26 +157,35 @@ def read_transforms(path: str | Path) -> StackTransforms:
             raise ValueError("its sections, shape and unit do not fit together")
         if not (0 <= crop.top < crop.bottom <= rows and 0 <= crop.left < crop.right <= columns):
             raise ValueError("its crop box is outside of its shape")
-        if not min(x, y, z) > 0:
+        if not all(0 < one < np.inf for one in (x, y, z)):
             raise ValueError("its spacing is not positive")
         order = tuple(int(n) for n in content["order"])
         if sorted(order) != list(range(count)):
             raise ValueError("its order is no permutation")
+        wander = content["wander"]
+        if not all(_is_finite(wander[key]) for key in ("rms", "largest", "section")):
+            raise ValueError("its wander is not of finite numbers")
         return StackTransforms(
             (z, y, x), content["unit"], (rows, columns), crop, int(content["reference"]),
-            str(content["family"]), order, tuple(sections), dict(content["wander"]),
+            str(content["family"]), order, tuple(sections), dict(wander),
             int(content.get("axis", 2)),
         )  # fmt: skip
-    except (KeyError, TypeError, ValueError, UnicodeDecodeError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise CohortError(
             f"{file}: is no transforms.json of a registered stack: {error}"
         ) from error
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and bool(np.isfinite(value))
 
 
 def _matrix(values: Any) -> np.ndarray:
     matrix = np.array(values, dtype=np.float64)
     if matrix.shape != (3, 3) or not np.isfinite(matrix).all():
         raise ValueError("a matrix is not 3x3 or not finite")
+    if np.abs(matrix).max() > _FARTHEST:
+        raise ValueError(f"a matrix has {np.abs(matrix).max():.3g}, beyond any image")
     if abs(np.linalg.det(matrix)) < 1e-12 or not np.array_equal(matrix[2], (0.0, 0.0, 1.0)):
         raise ValueError("a matrix can't be inverted, or is no affine one")
     return matrix

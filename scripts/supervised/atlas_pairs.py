@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from scripts.cohort import DensityMap, Subject
 from scripts.cohort.density import subject_density
 from scripts.errors import CohortError
 from scripts.runtime.input_files import read_json
+from scripts.runtime.inside import inside
+from scripts.runtime.watched_files import WatchedFiles
 from scripts.settings.section import check_folder_names
 from scripts.spatial.fields import field_names, read_field
 from scripts.spatial.grid import CropBox
@@ -35,6 +38,7 @@ class AtlasSource:
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
+        described = WatchedFiles([self.folder / "atlas.json"])
         about = self._description()
         try:
             cohort = about["cohort"]
@@ -43,14 +47,28 @@ class AtlasSource:
             self.grid_shape = tuple(int(n) for n in cohort["grid"]["shape"])
             self.channels = max(1, len(cohort.get("tracts") or []))
             self.subjects = [_subject(one) for one in cohort["subjects"]]
-            if not self.offset > 0:
+            if not 0 < self.offset < math.inf:
                 raise ValueError("log_offset must be > 0")
+            sides = zip(self.box.start, self.box.stop, self.grid_shape, strict=True)
+            if not all(0 <= start < stop <= side for start, stop, side in sides):
+                raise ValueError(f"cohort.crop must lie within {self.grid_shape}")
             check_folder_names([one.name for one in self.subjects])
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise CohortError(
                 f"{self.folder / 'atlas.json'}: is not the description of an atlas with fields: "
                 f"{' '.join(str(error).split())[:200]}"
             ) from error
+        names = [name for one in self.subjects for name in field_names(one.name)]
+        fields = [inside(self.folder, f"fields/{name}") for name in names]
+        for path in fields:
+            if not path.is_file():
+                raise CohortError(
+                    f"{path}: is missing; publish the atlas with learned_atlas#save_fields true"
+                )
+        maps = [one.path for subject in self.subjects for one in subject.maps]
+        self.watched = WatchedFiles([self.folder / "atlas_mean.nii.gz", *fields, *maps])
+        described.check()
+        self.watched.add(described)
         self.dims = 2 if len(self.grid_shape) == 2 else 3
         template = self._summed(read_volume(self.folder / "atlas_mean.nii.gz")[0])
         self.top = float(self._logarithm(template).max())
@@ -58,13 +76,6 @@ class AtlasSource:
             raise CohortError(f"{self.folder / 'atlas_mean.nii.gz'}: is empty")
         self.reference = self._as_bytes(template)
         self.shape = self.reference.shape
-        for one in self.subjects:
-            for name in field_names(one.name):
-                if not (self.folder / "fields" / name).is_file():
-                    raise CohortError(
-                        f"{self.folder / 'fields' / name}: is missing; publish the atlas with "
-                        "learned_atlas#save_fields true"
-                    )
 
     def _description(self) -> dict[str, Any]:
         path = self.folder / "atlas.json"
@@ -84,6 +95,14 @@ class AtlasSource:
             raise CohortError(f"{path}: is a mixture of templates; pairs need one template")
         return about
 
+    def check_unchanged(self) -> None:
+        """Make sure that all files are what they were, and no other atlas was published meanwhile.
+
+        Raises:
+            CohortError: naming the one that isn't.
+        """
+        self.watched.check()
+
     def __len__(self) -> int:
         """Subjects."""
         return len(self.subjects)
@@ -94,7 +113,7 @@ class AtlasSource:
         density = subject_density(subject, self.channels, self.grid_shape)
         fields = []
         for name in field_names(subject.name):
-            path = self.folder / "fields" / name
+            path = inside(self.folder, f"fields/{name}")
             field = read_field(path, self.dims)
             if field.shape[1:] != self.grid_shape:
                 raise CohortError(
@@ -106,6 +125,11 @@ class AtlasSource:
 
     def _summed(self, channels: np.ndarray) -> np.ndarray:
         """All tracts of ``(C, X, Y, Z)``, on the grid."""
+        if len(channels) != self.channels:
+            raise CohortError(
+                f"{self.folder / 'atlas_mean.nii.gz'}: has {len(channels)} channels, atlas.json "
+                f"names {self.channels} tracts"
+            )
         total = channels.sum(0)
         total = total[..., 0] if self.dims == 2 else total
         if total.shape != self.grid_shape:

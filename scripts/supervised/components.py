@@ -13,9 +13,9 @@ from scripts.supervised.field_network import FieldNetwork
 from scripts.supervised.global_network import GlobalNetwork
 from scripts.supervised.loading import FieldPairs, open_field_pairs
 from scripts.supervised.saving import (
+    check_places,
     load_field_network,
     network_path,
-    refuse_existing,
     saved_optimizer,
 )
 from scripts.supervised.training import FieldLoss, field_losses
@@ -35,8 +35,8 @@ def open_pairs(
         CohortError: the pairs can't be used.
     """
     field_losses(settings)
-    if not settings.overwrite:
-        refuse_existing(network_path(ckpt_dir, settings.network))
+    inputs = [path for path in (settings.pairs, settings.validation) if path is not None]
+    check_places(network_path(ckpt_dir, settings.network), settings.overwrite, inputs)
     global_stage_of(settings)
     return open_field_pairs(settings, written)
 

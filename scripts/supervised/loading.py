@@ -205,6 +205,15 @@ class FieldPairs:
         """SHA-256 over what training depends on."""
         return self.store.identity(self.training)
 
+    def check_unchanged(self) -> None:
+        """Make sure that the stores are still the files that were opened.
+
+        Raises:
+            CohortError: naming the one that isn't.
+        """
+        for store in (self.store, self.other):
+            store.check_unchanged()
+
     def for_training(self, settings: TrainFieldsConfig) -> KnownPairs:
         """The pairs to train on."""
         inverse = len(settings.loss_names()) == 3

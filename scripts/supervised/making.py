@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -23,7 +22,15 @@ from scripts.supervised.atlas_pairs import AtlasSource
 from scripts.supervised.generator import MadePair, PairGenerator
 from scripts.supervised.loading import check_pairs
 from scripts.supervised.pair_store import write_store
-from scripts.supervised.sources import ImageSource, SourcePair, StoreSource, chosen, open_source
+from scripts.supervised.report_folder import about_of
+from scripts.supervised.sources import (
+    ImageSource,
+    SourcePair,
+    StoreSource,
+    chosen,
+    open_source,
+    reference_paths,
+)
 
 __all__ = ["PairMaker", "store_path"]
 
@@ -51,15 +58,9 @@ def _check_replaceable(path: Path, settings: MakePairsConfig) -> None:
     """
     if not os.path.lexists(path):
         return
-    if any(path.resolve() == Path(one).resolve() for one in settings.reference):
+    if any(path.resolve() == one.resolve() for one in reference_paths(settings)):
         raise StorageError(f"{path}: is read by this job; choose another output")
-    try:
-        with h5py.File(path, "r", locking="best-effort") as file:
-            about = json.loads(str(file.attrs["about"]))
-        own = about["name"] == _NAME and about["kind"] == _KIND
-    except (OSError, KeyError, ValueError, TypeError, RuntimeError):
-        own = False
-    if not own:
+    if about_of(path).get("kind") != _KIND:
         raise StorageError(
             f"{path}: exists already and wasn't made by make-pairs; choose another "
             "output, or remove it"
@@ -126,6 +127,7 @@ class PairMaker:
         """Make the pairs and write the store.
 
         Raises:
+            CohortError: what the pairs are made of changed meanwhile.
             StorageError: it can't be written.
         """
         about = json.dumps({"name": _NAME, "kind": _KIND, "settings": self.settings.as_dict()})
@@ -148,6 +150,7 @@ class PairMaker:
                 unchanged += not made.changed
                 lengths += float(np.sqrt((made.field**2).sum(0)).mean())
                 bar.update()
+            self.source.check_unchanged()
         if unchanged:
             logger.warning(
                 "%d of %d pairs were left unchanged: none of %d displacements passed the checks "

@@ -22,6 +22,7 @@ import numpy as np
 from scripts.errors import CohortError
 from scripts.runtime.input_files import check_file, check_fits
 from scripts.runtime.storage import check_space, file_hash, write_whole
+from scripts.runtime.watched_files import changed
 from scripts.supervised.reference_volume import ReferenceVolume
 
 __all__ = ["PairStore", "PairWriter", "StoredPair", "field_names_of", "to_store", "write_store"]
@@ -90,6 +91,7 @@ class PairStore:
         self._file: Any = None
         self._process = 0
         check_file(self.path)
+        self.hash = file_hash(self.path)
         with self._reading():
             self._look(self._opened(), needs_fields)
         self.close()
@@ -107,6 +109,7 @@ class PairStore:
             )
         if self.count == 0:
             raise self._error(f"img has shape {images.shape}; must have at least one pair")
+        self._check_stored("img", images)
         if images.dtype != np.uint8:
             raise self._error(f"img has type {images.dtype}; must be uint8, 0 to 255")
         self.fields = field_names_of(d)
@@ -126,6 +129,7 @@ class PairStore:
                 )
             if field.dtype.kind != "f":
                 raise self._error(f"{name} has type {field.dtype}; must be float16 or float32")
+            self._check_stored(name, field)
         self.half = self.has_fields and file[self.fields[0]].dtype == np.float16
         self.numbers = {name: self._numbers(file, name, needs_fields) for name in _IDENTIFIERS}
         self.extra = {name: name in file for name in _OPTIONAL}
@@ -140,6 +144,18 @@ class PairStore:
             self.volume.check_shape(self.shape, str(self.path))
         pair = math.prod(self.shape) * (2 + 8 * d)
         check_fits(self.path, 4 * pair)
+
+    def _check_stored(self, name: str, found: Any) -> None:
+        """Refuse a claim of pairs that aren't in the file: a few bytes can claim any number."""
+        if found.chunks is None:
+            there = found.id.get_storage_size() >= found.nbytes
+        else:
+            there = found.id.get_num_chunks() >= math.ceil(len(found) / found.chunks[0])
+        if not there:
+            raise self._error(
+                f"{name} claims {len(found)} pairs of {math.prod(found.shape[1:])} values, but "
+                "the file doesn't hold them all"
+            )
 
     def _numbers(self, file: Any, name: str, needs_fields: bool) -> np.ndarray:
         if name not in file:
@@ -183,7 +199,7 @@ class PairStore:
         found = file[name]
         if not isinstance(found, h5py.Dataset):
             raise self._error(f"{name} is no dataset")
-        if found.external or found.is_virtual:
+        if found.external or found.is_virtual or found.file.id != file.id:
             raise self._error(f"{name} is stored in other files, which aren't read")
         if found.dtype.kind not in "iuf":
             raise self._error(f"{name} has type {found.dtype}; must be numbers")
@@ -200,6 +216,15 @@ class PairStore:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_file": None, "_process": 0}
+
+    def check_unchanged(self) -> None:
+        """Make sure that the file is still the one that was opened.
+
+        Raises:
+            CohortError: it was written to, or replaced.
+        """
+        if self.hash != file_hash(self.path):
+            raise changed(self.path)
 
     def _opened(self) -> Any:
         if self._file is None or self._process != os.getpid():
@@ -291,7 +316,7 @@ class PairStore:
     def identity(self, indexes: Sequence[int]) -> str:
         """SHA-256 over the file, the references and the pairs that are used."""
         volume = "" if self.volume is None or self.extra["ref"] else self.volume.identity()
-        text = f"{file_hash(self.path)} {volume} {list(indexes)}"
+        text = f"{self.hash} {volume} {list(indexes)}"
         return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -28,6 +28,7 @@ from scripts.pairwise.network_grid import between_0_and_1
 from scripts.registration.images import ReadImage
 from scripts.registration.pair_output import (
     PairFields,
+    check_pair_folders,
     require_no_fold,
     write_pair,
 )
@@ -36,11 +37,10 @@ from scripts.runtime.lock import locked_folders
 from scripts.runtime.progress import progress_bar
 from scripts.runtime.storage import (
     check_space,
-    check_writable,
-    file_hash,
     publish_folder,
     write_whole,
 )
+from scripts.runtime.watched_files import WatchedFiles
 from scripts.settings.image_pairs import image_name
 from scripts.settings.predict_fields import PredictFieldsConfig
 from scripts.spatial.jacobian import jacobian_summary
@@ -50,6 +50,7 @@ from scripts.supervised.field_network import FieldNetwork
 from scripts.supervised.loading import KnownPairs, open_store
 from scripts.supervised.merging import MergedNetwork
 from scripts.supervised.pair_store import field_names_of, to_store
+from scripts.supervised.report_folder import check_report_folder
 from scripts.supervised.saving import load_field_network, network_path
 from scripts.supervised.sources import chosen
 
@@ -98,6 +99,7 @@ class ImagePairFiles(Dataset[dict[str, Any]]):
     def __init__(self, settings: PredictFieldsConfig, network: FieldNetwork) -> None:
         self.settings = settings
         self.dims = len(_shape_of(network))
+        self.watched = WatchedFiles([settings.fixed, *settings.moving])
         self.fixed = self.read(settings.fixed)
 
     def __len__(self) -> int:
@@ -235,8 +237,10 @@ class FieldPredictor:
         self._file: Any = None
         self._done = 0
         if isinstance(dataset, ImagePairFiles):
-            check_writable(self.folder)
+            names = [image_name(path) for path in settings.moving]
+            check_pair_folders(self.folder, names, settings.fixed, settings.moving)
         else:
+            check_report_folder(self.folder, settings.pairs)
             d = len(dataset.store.shape)
             voxels = len(dataset) * int(np.prod(dataset.store.shape))
             check_space({self.folder: {"predictions": voxels * (1 + 12 * d)}})
@@ -246,6 +250,7 @@ class FieldPredictor:
 
         Raises:
             FoldingError: a field folds, with verify_jacobian; that pair isn't published.
+            CohortError: an input changed while it was read.
             StorageError: something can't be written.
         """
         with ExitStack() as stack:
@@ -260,6 +265,8 @@ class FieldPredictor:
                      "pairs": str(self.dataset.store.path), "settings": self.settings.as_dict()}
                 )  # fmt: skip
             self.evaluator.run()
+            if isinstance(self.dataset, KnownPairs):
+                self.dataset.store.check_unchanged()
         if self._file is not None:
             self._write_metrics()
 
@@ -327,8 +334,8 @@ class FieldPredictor:
                 )
         if "distance_tissue" in means:
             logger.info(
-                "%d pairs: %.2f pixels off in tissue, %.2f without a field; %.3f %% folded; there "
-                "and back %.2f pixels off",
+                "%d pairs: error in tissue %.2f pixels, without a field %.2f; %.3f %% folded; "
+                "error of the inverse %.2f pixels",
                 len(self.rows), means["distance_tissue"], means["distance_tissue_zero"],
                 100 * means["folded"], means["inverse"],
             )  # fmt: skip
@@ -340,6 +347,7 @@ class FieldPredictor:
         assert isinstance(self.dataset, ImagePairFiles)
         path = self.settings.moving[index]
         fixed, moving, name = self.dataset.fixed, self.dataset.read(path), image_name(path)
+        watched = self.dataset.watched
         jacobian = {
             "displacement": jacobian_summary(field[0]),
             "inverse": jacobian_summary(inverse[0]),
@@ -352,8 +360,8 @@ class FieldPredictor:
             "name": "tract_density_atlas",
             "kind": "predicted fields",
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "fixed": {"path": self.settings.fixed, "sha256": file_hash(self.settings.fixed)},
-            "moving": {"path": path, "sha256": file_hash(path)},
+            "fixed": {"path": self.settings.fixed, "sha256": watched.sha256(self.settings.fixed)},
+            "moving": {"path": path, "sha256": watched.sha256(path)},
             "displacement_rms_mm": float(moves.square().sum(1).mean().sqrt()),
             "jacobian": jacobian,
             "settings": self.settings.as_dict(),
@@ -362,6 +370,7 @@ class FieldPredictor:
         with publish_folder(self.folder / name) as staging:
             write_pair(staging, name, fixed, moving, np.eye(4), PairFields(field, inverse))
             (staging / "predicted.json").write_text(json.dumps(report, indent=1) + "\n", "utf-8")
+            watched.check()
         logger.info("%s: moved by %.2f mm r.m.s.", name, report["displacement_rms_mm"])
 
 
@@ -374,7 +383,7 @@ def read_label_tree(path: str | Path) -> dict[int, int | None]:
     try:
         content = read_json(Path(path))
         tree = {int(label): None if up is None else int(up) for label, up in content.items()}
-    except (ValueError, AttributeError, TypeError) as error:
+    except (ValueError, AttributeError, TypeError, OverflowError) as error:
         raise CohortError(
             f'{path}: must be a JSON mapping of labels to their parents, such as {{"5": 1, "1": '
             f"null}}: {error}"

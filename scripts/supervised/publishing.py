@@ -21,6 +21,7 @@ from scripts.runtime.storage import write_whole
 from scripts.settings.train_fields import TrainFieldsConfig
 from scripts.supervised.field_network import FieldNetwork
 from scripts.supervised.loading import FieldPairs
+from scripts.supervised.report_folder import check_report_folder
 from scripts.supervised.saving import network_path, save_field_network
 
 __all__ = ["FieldMeasurement", "FieldNetworkPublisher"]
@@ -51,6 +52,9 @@ class FieldNetworkPublisher:
         state: of the run; None without training.
         ckpt_dir: destination of the network.
         output_dir: where ``fields/result.json`` and ``fields/training_<network>.png`` go.
+
+    Raises:
+        StorageError: files of somebody else stand there.
     """
 
     def __init__(
@@ -74,10 +78,16 @@ class FieldNetworkPublisher:
         self.state = state
         self.path = network_path(ckpt_dir, settings.network)
         self.folder = Path(output_dir) / "fields"
+        check_report_folder(self.folder, pairs.store.path, pairs.other.path)
 
     def publish(self) -> None:
-        """Write everything, each file whole, and end the run."""
+        """Write everything, each file whole, and end the run.
+
+        Raises:
+            CohortError: a store changed while it was read; nothing is written.
+        """
         metrics = self.measurement.measured()
+        self.pairs.check_unchanged()
         place = save_field_network(self.path, self.network, self.optimizer, self.settings)
         report: dict[str, Any] = {
             "network": self.settings.network,

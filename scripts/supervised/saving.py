@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from scripts.errors import CheckpointError, CohortError, StorageError
-from scripts.networks.checkpoint import load_checkpoint
+from scripts.networks.checkpoint import check_earlier_model, load_checkpoint, save_checkpoint
 from scripts.networks.described import FORMAT, description_in
 from scripts.runtime.input_files import read_json
-from scripts.runtime.ownership import MARK
-from scripts.runtime.storage import publish_folder, write_whole
+from scripts.runtime.ownership import check_contents
+from scripts.runtime.storage import check_replaceable, publish_folder
 from scripts.settings.train_fields import NETWORKS, TrainFieldsConfig, TrainFieldsModelConfig
 from scripts.supervised.field_network import STANDARDISATION, FieldNetwork
 from scripts.supervised.global_network import GlobalNetwork
@@ -24,9 +25,9 @@ from scripts.supervised.merging import MergedNetwork
 
 __all__ = [
     "build_field_network",
+    "check_places",
     "load_field_network",
     "network_path",
-    "refuse_existing",
     "save_field_network",
     "saved_optimizer",
 ]
@@ -128,14 +129,22 @@ def _places(path: Path) -> tuple[Path, Path]:
     return (path, path.with_suffix("")) if path.suffix == ".pt" else (Path(f"{path}.pt"), path)
 
 
-def refuse_existing(path: str | Path) -> None:
-    """Refuse to replace a network.
+def check_places(path: str | Path, overwrite: bool, inputs: Iterable[str | Path] = ()) -> None:
+    """Make sure that what a network will replace is an earlier network, and no input.
+
+    Args:
+        path: of the network.
+        overwrite: whether a network may be replaced at all.
+        inputs: what the job reads.
 
     Raises:
-        StorageError: one exists.
+        StorageError: something else is there; a network is there, without ``overwrite``.
     """
-    for place in _places(Path(path)):
-        if place.exists():
+    file, folder = _places(Path(path))
+    check_earlier_model(file)
+    check_replaceable(folder, inputs=inputs)
+    for place in (file, folder):
+        if place.exists() and not overwrite:
             raise StorageError(
                 f"{place}: exists already; choose another --ckpt_dir, or replace it with "
                 "--train_fields#overwrite true"
@@ -168,23 +177,20 @@ def save_field_network(
         with publish_folder(folder) as staging:
             text = json.dumps(network.description, indent=1) + "\n"
             (staging / "network.json").write_text(text, encoding="utf-8")
-            torch.save(weights, staging / "weights.pt")
+            save_checkpoint(weights, staging / "weights.pt")
         file.unlink(missing_ok=True)  # of an earlier run: two of a name would contradict each other
         return folder
-    with write_whole(file) as staged:
-        torch.save(
-            {
-                "network": weights,
-                "losses": settings.loss_names(),
-                "losses_weights": settings.loss_weights(),
-                "optimizer": None if optimizer is None else optimizer.state_dict(),
-            },
-            staged,
-        )
-    for name in ("network.json", "weights.pt", MARK):
-        (folder / name).unlink(missing_ok=True)
-    if folder.is_dir() and not any(folder.iterdir()):
-        folder.rmdir()
+    save_checkpoint(
+        {
+            "network": weights,
+            "losses": settings.loss_names(),
+            "losses_weights": settings.loss_weights(),
+            "optimizer": None if optimizer is None else optimizer.state_dict(),
+        },
+        file,
+    )
+    check_contents(folder)  # an earlier network's, saved separately, and nothing else
+    shutil.rmtree(folder, ignore_errors=True)
     return file
 
 

@@ -18,13 +18,22 @@ from scripts.cohort.patterns import subject_in
 from scripts.errors import CohortError, ConfigurationError
 from scripts.pairwise.network_grid import between_0_and_1
 from scripts.runtime.input_files import check_file, check_fits, say
+from scripts.runtime.inside import inside
 from scripts.settings.make_pairs import MakePairsConfig
 from scripts.settings.section import check_relative
 from scripts.spatial.volumes import read_volume
+from scripts.spatial.zarr_folders import check_zarr, check_zarr_array
 from scripts.supervised.pair_store import PairStore
 from scripts.supervised.reference_volume import read_array_file, to_bytes
 
-__all__ = ["ImageSource", "SourcePair", "StoreSource", "open_source", "resized"]
+__all__ = [
+    "ImageSource",
+    "SourcePair",
+    "StoreSource",
+    "open_source",
+    "reference_paths",
+    "resized",
+]
 
 _IMAGES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 _NIFTI = (".nii", ".nii.gz")
@@ -76,6 +85,9 @@ class ImageSource:
         """Images."""
         return len(self.items)
 
+    def check_unchanged(self) -> None:
+        """Nothing to do: all images were read once, and are in memory."""
+
     def __getitem__(self, index: int) -> SourcePair:
         """An image as a pair of itself."""
         item = self.items[index]
@@ -101,6 +113,10 @@ class StoreSource:
     def __len__(self) -> int:
         """Pairs."""
         return len(self.indexes)
+
+    def check_unchanged(self) -> None:
+        """See `PairStore.check_unchanged`."""
+        self.store.check_unchanged()
 
     def __getitem__(self, index: int) -> SourcePair:
         """A pair with its fields."""
@@ -132,6 +148,15 @@ def resized(image: np.ndarray, shape: Sequence[int]) -> np.ndarray:
     return np.rint(np.clip(found, 0, 255)).astype(np.uint8)
 
 
+def reference_paths(settings: MakePairsConfig) -> list[Path]:
+    """The files and folders that ``reference`` names.
+
+    Raises:
+        CohortError: a path with ``*`` names none.
+    """
+    return [Path(found) for text in settings.reference for found in _expanded(text)]
+
+
 def open_source(settings: MakePairsConfig) -> ImageSource | StoreSource:
     """The images or pairs that the settings name.
 
@@ -139,7 +164,7 @@ def open_source(settings: MakePairsConfig) -> ImageSource | StoreSource:
         CohortError: something can't be read, is constant, or differs in size.
         ConfigurationError: the settings don't fit what was found.
     """
-    paths = [Path(found) for text in settings.reference for found in _expanded(text)]
+    paths = reference_paths(settings)
     stores = [path for path in paths if path.suffix.lower() in (".h5", ".hdf5")]
     if stores:
         if len(paths) > 1:
@@ -320,10 +345,13 @@ def _read_zarr(path: Path, name: str | None) -> np.ndarray:
         raise ConfigurationError(
             f"{path}: reading OME-Zarr needs the package zarr, which isn't installed"
         ) from error
+    check_zarr(path)
     try:
         found: Any = zarr.open(str(path), mode="r")
         alone = hasattr(found, "shape")
         array = found if alone else found[_level(path, dict(found.attrs), name)]
+        store = inside(path, array.path, kind="folder") if array.path else path
+        check_zarr_array(store, array)
         shape = tuple(int(n) for n in array.shape)
         while len(shape) > 3 and shape[0] == 1:
             shape = shape[1:]

@@ -64,7 +64,7 @@ _MALFORMED = (
     zlib.error,
 )
 
-# Damage alone: what the system says of a disk is another thing.
+# Errors of damaged files, without those of the disk.
 _NO_GZIP: tuple[type[Exception], ...] = (
     gzip.BadGzipFile,
     *(kind for kind in DAMAGED_GZIP if kind is not OSError),
@@ -183,10 +183,10 @@ def open_tractogram(path: str | Path, vtk_space: str = "auto") -> Tractogram:
 
 
 def _unpacked(path: Path, ending: str) -> Any:
-    """A temporary file with what a packed one holds, whatever its name says; None if it isn't.
+    """A temporary file with the content of a packed one; None if the file isn't packed.
 
     Raises:
-        TractogramError: it is damaged, or more than the disk takes.
+        TractogramError: it is damaged, or doesn't fit on the disk.
     """
     with path.open("rb") as file:
         start = file.read(2)
@@ -194,7 +194,7 @@ def _unpacked(path: Path, ending: str) -> Any:
         if ending.endswith(".gz") and start:
             logger.warning("%s: is not packed, though its name says so", path)
         return None
-    # Kept open as long as the tractogram: it is removed when that goes.
+    # Open as long as the tractogram exists; removed with it.
     unpacked = tempfile.NamedTemporaryFile(suffix=ending.removesuffix(".gz"))  # noqa: SIM115
     try:
         with GzipFile(path) as packed:

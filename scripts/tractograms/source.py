@@ -19,8 +19,8 @@ class Source:
     Attributes:
         chunks: generator of streamlines, RAS mm, given about how many points are wanted at once
             and whether their per-point values are wanted as well.
-        count: number of streamlines by the header, None if it doesn't say.
-        exact: whether another number than that is damage.
+        count: number of streamlines in the header, None if it isn't recorded.
+        exact: whether a file with another number of streamlines is damaged.
         names: of the per-streamline values.
         point_names: of the per-point values.
         shape: of the grid that the header belongs to, None without one.

@@ -1,4 +1,4 @@
-"""Streamlines in memory: one array of points, and where each streamline starts."""
+"""Streamlines in memory: one array of points, and the start of each streamline."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Streamlines:
         points: ``(P, 3)`` float32 or float64, world millimetres (RAS).
         offsets: ``(n + 1,)`` int64; streamline i is ``points[offsets[i]:offsets[i + 1]]``.
         data: per-streamline values by name, each ``(n, k)``.
-        point_data: per-point values by name, each ``(P, k)``, where they were asked for.
+        point_data: per-point values by name, each ``(P, k)``; empty unless requested.
 
     Example:
         >>> two = Streamlines(np.zeros((5, 3)), np.array([0, 2, 5]))

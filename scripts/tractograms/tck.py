@@ -62,7 +62,7 @@ def open_tck(file: Path, path: Path) -> Source:
 
 
 def _header(file: Path, path: Path) -> tuple[dict[str, str], int]:
-    """Entries of the text header, the last of each name, and where it ends."""
+    """Entries of the text header, the last one of each name, and the offset of its end."""
     with file.open("rb") as stream:
         start = stream.read(_LONGEST_HEADER)
     lines = start.split(b"\n", 1)

@@ -82,7 +82,7 @@ def visited_voxels(
     outside, left = 0, 0
     within = all(x.min() >= 1 and x.max() < n - 1 for x, n in zip(cell, size, strict=True))
     if not within:
-        # Keep indices small whatever the points are; details outside the grid don't matter.
+        # Keep indices small for any points; details outside the grid don't matter.
         for x, n in zip(cell, size, strict=True):
             np.clip(x, 0, n - 1, out=x)
         away = np.any([(x == 0) | (x == n - 1) for x, n in zip(cell, size, strict=True)], axis=0)
@@ -92,7 +92,7 @@ def visited_voxels(
     # One number per pair: the streamline in the high digits, the voxel in the low ones.
     keys = _flat(cell, size)
     keys += np.repeat(np.arange(len(lengths), dtype=np.int64) << bits, lengths)
-    # A point in the voxel of the one before it adds nothing.
+    # A point in the voxel of the previous one adds no visit.
     moved = np.empty(len(keys), dtype=bool)
     moved[0] = True
     np.not_equal(keys[1:], keys[:-1], out=moved[1:])
@@ -111,7 +111,8 @@ def _distinct(keys: np.ndarray) -> np.ndarray:
 
     Every value writes its index into a hash table of four times as many slots. A value that reads
     its index back stays; one that reads the index of an equal value is dropped. Only the few values
-    whose slot was taken by another value are sorted. Equal values share a slot, so none is missed.
+    whose slot was taken by another value are sorted. Equal values share a slot, so no value is
+    missed.
     """
     n = len(keys)
     bits = max(4, (4 * n).bit_length())
@@ -175,7 +176,7 @@ def _between(
     planes = np.abs(steps[0])
     planes += np.abs(steps[1])
     planes += np.abs(steps[2])
-    # Most segments step through a face into the next voxel: nothing lies between.
+    # Most segments step through a face into the next voxel, with no voxel between.
     some = np.flatnonzero(planes > 1)
     if not len(some):
         return

@@ -33,8 +33,8 @@ _MOST_NAMES, _LONGEST_NAME = 10, 18
 def open_trk(file: Path, path: Path) -> Source:
     """Open a TRK file.
 
-    More streamlines than its header counts are read, with a warning: programs that append leave
-    wrong counts. Fewer are a truncated file.
+    If the file has more streamlines than its header counts, all are read, with a warning: programs
+    that append leave wrong counts. A file with fewer is truncated.
 
     Args:
         file: to read.
@@ -135,7 +135,7 @@ def _records(
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Points ``(P, 3 + scalars)``, offsets and properties ``(n, properties)``, block by block.
 
-    All that the file holds: of more than its header says, as much as is whole.
+    Reads the whole file; after the header's number of streamlines, only complete ones.
     """
     width = 3 + scalars
     done = 0

@@ -146,7 +146,7 @@ def _members(path: Path) -> tuple[dict[str, int], Callable[[str], Any]]:
 
 
 def _check_parts(path: Path, parts: list[zipfile.ZipInfo]) -> None:
-    """Refuse parts that claim more than the file can hold, or have an unsupported compression.
+    """Refuse parts whose sizes exceed the file, or whose compression is unsupported.
 
     Names are only looked up and never become paths, so a name can't lead out of the archive.
     """

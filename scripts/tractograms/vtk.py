@@ -1,9 +1,10 @@
 """Legacy VTK polydata: points, and lines that refer to points by index.
 
-Binary files are mapped, not read, so that memory doesn't grow with them; text files are held
-whole while they are read. The format doesn't say which way its axes run. Points are taken for LPS
-mm where the title says ``SPACE=LPS`` (3D Slicer) and in ``.fib`` files (MITK, dipy), else for RAS
-mm (MRtrix); dipy's ``.vtk`` are LPS and have to be told. XML files (``.vtp``) aren't read.
+Binary files are mapped, not read, so that memory doesn't grow with them; text files are in memory
+as a whole while they are read. The format doesn't record the directions of its axes. Points are
+read as LPS mm if the title has ``SPACE=LPS`` (3D Slicer) and in ``.fib`` files (MITK, dipy), else
+as RAS mm (MRtrix). dipy's ``.vtk`` are LPS, which a setting must say. XML files (``.vtp``) are not
+read.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ _TYPES = {
     "unsigned_int": "u4",
     "long": "i8",
     "unsigned_long": "u8",
-    "vtkidtype": "i4",  # what VTK writes, whatever its size in memory
+    "vtkidtype": "i4",  # as VTK writes it, for any size in memory
     "vtktypeint64": "i8",
     "vtktypeuint64": "u8",
     "signed_char": "i1",
@@ -119,7 +120,7 @@ def open_vtk(file: Path, path: Path, space: str = "auto") -> Source:
 
 
 def _space(path: Path, title: str, told: str) -> str:
-    """``ras`` or ``lps``; a title that says it comes before what is told."""
+    """``ras`` or ``lps``; the title has priority over the setting."""
     said = re.search(r"SPACE=(\w+)", title)
     if said is not None:
         if said[1] not in ("RAS", "LPS"):
@@ -225,7 +226,7 @@ def _owned(parts: _Polydata, owner: str) -> dict[str, np.ndarray]:
 
 
 def _values(reader: BinaryWords | TextWords, kind: str, count: int) -> np.ndarray | None:
-    """The next values; None for such as are no numbers, which are passed over."""
+    """The next values; None for values that aren't numbers, which are skipped."""
     if kind.lower() in _STRINGS:
         reader.skip_strings(count)
         return None
@@ -265,7 +266,7 @@ def _read_cells(
 def _read_attribute(
     reader: BinaryWords | TextWords, words: list[str], total: int
 ) -> tuple[str, np.ndarray | None]:
-    """Name and values; read from the right, since a name may hold blanks."""
+    """Name and values; parsed from the right, because a name may contain blanks."""
     key = words[0].upper()
     kind, columns, name = words[-1], _COLUMNS.get(key, 1), words[1:-1]
     if key == "COLOR_SCALARS":

@@ -54,7 +54,7 @@ class BinaryWords:
         return found
 
     def skip_strings(self, count: int) -> None:
-        """Pass over strings: each has its length before it, in 1, 2, 4 or 8 bytes."""
+        """Skip strings; the length of each precedes it, in 1, 2, 4 or 8 bytes."""
         with self.file.open("rb") as stream:
             stream.seek(self.at)
             for _ in range(count):
@@ -69,7 +69,7 @@ class BinaryWords:
             raise TractogramError(self.path, "can't be read: truncated")
 
     def skip_bits(self, count: int) -> None:
-        """Pass over packed bits."""
+        """Skip packed bits."""
         self.array("u1", (count + 7) // 8)
 
 
@@ -122,11 +122,11 @@ class TextWords:
         return np.concatenate(parts) if parts else np.zeros(0, kind)
 
     def skip_strings(self, count: int) -> None:
-        """Pass over strings, a line each; an empty one is a blank line."""
+        """Skip strings, one per line; an empty string is a blank line."""
         for _ in range(count):
             if self.raw_line() is None:
                 raise TractogramError(self.path, "can't be read: truncated")
 
     def skip_bits(self, count: int) -> None:
-        """Pass over bits, written as numbers."""
+        """Skip bits, written as numbers."""
         self.array("i4", count)

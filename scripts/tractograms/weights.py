@@ -80,7 +80,7 @@ def open_weights(source: str, tractogram: Tractogram) -> Weights:
     try:
         if path.suffix.lower() == ".npy":
             check_file(path)
-            # Memory-mapped, so that a header can't claim more than the file holds.
+            # Memory-mapped, so that a damaged header can't cause a large allocation.
             values = np.load(path, mmap_mode="r", allow_pickle=False)
             if not isinstance(values, np.ndarray) or values.dtype.kind not in "biuf":
                 raise ValueError("holds no array of real numbers")

@@ -58,6 +58,18 @@ def measured(people: Path, **changes):
     }
 
 
+def test_images_stored_in_another_axis_order_give_the_same_numbers(people):
+    _, before = measured(people, log_jacobian=str(people / "fields/{subject}.nii.gz"))
+    flip = np.diag([-1.0, 1, 1, 1])
+    flip[0, 3] = SHAPE[0] - 1
+    for name in ("s1", "s2"):
+        path = people / "fa" / f"{name}.nii.gz"
+        turned = values(path)[::-1].transpose(0, 2, 1)
+        save(path, np.ascontiguousarray(turned), AFFINE @ flip @ np.eye(4)[:, [0, 2, 1, 3]])
+    _, after = measured(people, log_jacobian=str(people / "fields/{subject}.nii.gz"))
+    assert before == after
+
+
 def values(path: Path) -> np.ndarray:
     return np.asarray(nib.load(path).dataobj, dtype=np.float64)
 

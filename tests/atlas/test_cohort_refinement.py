@@ -309,6 +309,28 @@ def test_a_damaged_state_or_velocity_gives_way_and_the_result_is_the_same(
     assert torch.equal(again.network.template, first.network.template)
 
 
+@pytest.mark.parametrize("what", ["a velocity of the last round", "the only state"])
+def test_what_nothing_else_can_replace_is_made_again_from_the_trainings_end(
+    what: str, make_training: Callable[..., Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    first = make_training()
+    done = refinement(first, **ROUNDS)
+    done.run()
+    folder = Path(done.folder)
+    damaged = folder / ("round-001/000000.pt" if what.startswith("a") else "state.pt")
+    (folder / "state.previous.pt").unlink()
+    raw = bytearray(damaged.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    damaged.write_bytes(raw)
+    again = make_training()
+    found = refinement(again, **ROUNDS)
+    found.run()
+    assert f"{damaged}: " in caplog.text
+    assert "starts again from the end of the training" in caplog.text
+    assert torch.equal(final_velocities(found), final_velocities(done))
+    assert torch.equal(again.network.template, first.network.template)
+
+
 def test_a_finished_refinement_is_restored_without_writing(
     make_training: Callable[..., Any],
 ) -> None:

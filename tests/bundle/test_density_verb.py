@@ -78,6 +78,25 @@ def test_an_output_of_another_kind_is_refused(folder, capsys):
     assert not (folder / "map.mgz").exists()
 
 
+@pytest.mark.parametrize("what", ["an image", "text", "a link"])
+def test_files_of_others_are_not_replaced(what, folder, capsys):
+    if what == "an image":
+        nib.save(nib.Nifti1Image(np.ones((3, 3, 3), np.float32), np.eye(4)), "map.nii.gz")
+    elif what == "text":
+        (folder / "map.nii.gz").write_text("mine")
+    else:
+        (folder / "map.nii.gz").symlink_to(folder / "reference.nii.gz")
+    before = (folder / "map.nii.gz").read_bytes()
+    assert run("a.trk") in (2, 7)
+    assert "map.nii.gz: " in capsys.readouterr().err
+    assert (folder / "map.nii.gz").read_bytes() == before
+
+
+def test_an_earlier_map_is_replaced(folder):
+    assert run("a.trk") == 0
+    assert run("b.tck") == 0
+
+
 def test_an_empty_tractogram_gives_an_empty_map(folder):
     write_tractogram(folder / "none.tck", Streamlines.of([]))
     assert run("none.tck") == 0

@@ -14,7 +14,7 @@ from matplotlib.image import imread
 from bundle import cli
 from bundle.overrides import UsageError, parse_overrides
 from bundle.sweep import planned_runs, sweep, table_of
-from bundle.sweep_metrics import metrics_of, smaller_is_better
+from bundle.sweep_metrics import best_run, metrics_of, smaller_is_better
 from scripts.errors import StorageError, TrainingError
 from scripts.runtime.lock import lock_folders
 
@@ -195,6 +195,12 @@ def test_metrics_of_every_kind_of_report(tmp_path):
     assert metrics_of(tmp_path / "none") == {}
 
 
+def test_no_run_is_best_by_a_number_that_may_mean_anything():
+    rows = [{"run": "a", "status": "done", "x": "1", "outliers_count": "3", "seconds": "1"}]
+    assert best_run(rows, ["x"]) is None
+    assert best_run(rows, ["x"], "outliers_count") == ("a", "outliers_count")
+
+
 def test_costs_and_merits_are_told_apart():
     for cost in ("distance", "rotation_error", "training_loss", "seconds", "folded_share"):
         assert smaller_is_better(cost)
@@ -211,6 +217,17 @@ def test_a_failing_run_is_named_and_the_others_are_done(root, capsys):
     assert "family is broken" in (root / "output/sweep/fold-0_family-broken/log.txt").read_text(
         encoding="utf-8"
     )
+
+
+@pytest.mark.parametrize("text", ["mine", "subject,age\n", "\x00", ""])
+def test_a_table_of_others_is_not_replaced(root, text):
+    table = root / "output" / "sweep" / "results.csv"
+    table.parent.mkdir(parents=True)
+    table.write_text(text)
+    with pytest.raises(StorageError, match=r"results\.csv: would be replaced"):
+        run(root, "--fold", "0,1")
+    assert table.read_text() == text
+    assert not (root / "output" / "calls.txt").exists()
 
 
 def test_two_sweeps_in_one_folder_are_refused(root):

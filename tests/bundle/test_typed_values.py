@@ -8,8 +8,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bundle.overrides import UsageError, apply_overrides, known_path, parse_overrides
-from bundle.typed_values import as_expression, kind_of, typed_value
+from bundle.overrides import (
+    UsageError,
+    apply_overrides,
+    known_path,
+    parse_overrides,
+    quoted_texts,
+    read_config,
+)
+from bundle.typed_values import PATH_KEYS, as_expression, kind_of, typed_value
+from scripts.settings import BLOCKS
+from scripts.settings.section import Section
 
 MONAI = pytest.importorskip("monai.bundle")
 
@@ -25,6 +34,74 @@ PATHS = [
     "1e5",
     "%x",
 ]
+
+
+ROOT = Path(__file__).resolve().parents[2]
+KINDS = ("path", "paths", "paths_by_name", "transform", "transforms")
+
+
+def keys_of(model: type[Section], above: str) -> list[str]:
+    """Keys of settings that hold a path."""
+    found = []
+    for name, field in model.model_fields.items():
+        kind, key = field.annotation, f"{above}#{name}"
+        if isinstance(kind, type) and issubclass(kind, Section):
+            found += keys_of(kind, key)
+        elif kind_of(key) in KINDS:
+            found.append(f"{key}#FA" if kind_of(key) == "paths_by_name" else key)
+    return found
+
+
+OF_BLOCKS = [key for name, block in BLOCKS.items() for key in keys_of(block.schema(), name)]
+OF_COMPONENTS = ["publisher#folder", "cross_validation#train_config", "state#ckpt_dir"]
+
+
+def test_all_paths_of_settings_are_known_as_such() -> None:
+    assert len(OF_BLOCKS) > 35
+    assert {"train_fields#pairs", "register_stack#stack", "tract_stats#images#FA"} < {*OF_BLOCKS}
+    for file in (ROOT / "configs").glob("*.yaml"):
+        for key in read_config([file]):
+            if key.endswith(("_dir", "_file", "_root")):
+                assert kind_of(key) == "path", (file, key)
+
+
+@pytest.mark.parametrize("path", [*PATHS, "~ x", "O'Brien", "a::b", "-x.nii", "--y", "2024-01"])
+def test_every_path_arrives_as_typed(path: str) -> None:
+    """From the word on the command line to what MONAI's parser hands to the job."""
+    for key in (*sorted(PATH_KEYS), "input", "moving", *OF_BLOCKS, *OF_COMPONENTS):
+        *sections, last = key.split("#")
+        config: dict = {}
+        inner = config
+        for name in sections:
+            inner = inner.setdefault(name, {})
+        inner[last] = "x"
+        given = MONAI.ConfigParser({**config, "_meta_": {}})
+        words = [f"--{key}={path}"] if path[:2] == "--" else [f"--{key}", path]
+        for name, value in apply_overrides(config, parse_overrides(words)[1]).items():
+            given[name] = value
+        found = given.get_parsed_content(key.replace("#", "::"))
+        assert found in (path, [path]), key
+
+
+def test_a_path_in_a_file_is_that_path_too(tmp_path: Path) -> None:
+    """MONAI would read ``study::2``."""
+    file = tmp_path / "own #1.yaml"
+    file.write_text(
+        "dataset_dir: study#2\noutput_dir: $@dataset_dir + '/x'\nckpt_dir: '@dataset_dir'\n"
+        "warp:\n  image: a#b::c\n  transforms: ['m#1.mat', {path: 'n#2', kind: ras}]\n"
+        "other: a#b\n"
+    )
+    config = read_config([file])
+    passed = quoted_texts(config)
+    assert set(passed) == {"dataset_dir", "warp#image", "warp#transforms"}
+    parser = MONAI.ConfigParser(config)
+    for name, value in passed.items():
+        parser[name] = value
+    assert parser.get_parsed_content("output_dir") == "study#2/x"
+    assert parser.get_parsed_content("ckpt_dir") == "study#2"
+    assert parser.get_parsed_content("warp") == {
+        "image": "a#b::c", "transforms": ["m#1.mat", {"path": "n#2", "kind": "ras"}]
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -70,6 +147,18 @@ def test_home_is_put_in(monkeypatch: pytest.MonkeyPatch) -> None:
         ("transforms", "[a.mat, 1]", [["a.mat", 1]]),
         ("transforms", "[a.mat, [b#.txt, 1]]", ["a.mat", ["b#.txt", 1]]),
         ("transform", "{path: a.mat, kind: ras}", {"path": "a.mat", "kind": "ras"}),
+        ("transform", "{path: p,2.mat, inverse: 1}", {"path": "p,2.mat", "inverse": 1}),
+        ("transform", "{'path': 'a: #b', 'kind': 'ras'}", {"path": "a: #b", "kind": "ras"}),
+        (
+            "paths_by_name",
+            "{FA: a,b/{subject}.nii, MD: c#d}",
+            {"FA": "a,b/{subject}.nii", "MD": "c#d"},
+        ),
+        ("paths_by_name", "FA", "FA"),
+        ("indexes", "a #1,2.npy", "a #1,2.npy"),
+        ("indexes", "1,2", (1, 2)),
+        ("indexes", "[3]", [3]),
+        ("paths", "[O'Brien.nii, b.nii]", ["O'Brien.nii", "b.nii"]),
         ("path", "null", None),
         ("path", "'20240115'", "20240115"),
         ("text", "2024", "2024"),

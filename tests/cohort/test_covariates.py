@@ -259,6 +259,10 @@ def test_a_missing_table_is_one_line(ageing: Path) -> None:
         (["20,5", "31,25", "40,1"], "20.5"),
         (["20 y", "31 y", "40 y", "28 y", "55 y"], "20"),
         (["031Y", "020Y", "040Y"], "031"),
+        (["−1", "−2", "−3"], "-1"),  # the sign that typesetters use
+        (["1.234,5", "2.234,5", "3.234,5"], "it like 20.5"),
+        (["20;5", "31;2", "40;1"], "205"),
+        (["20y 6m", "31y", "40y 1m"], "206"),
     ],
 )
 def test_a_column_that_is_nearly_numbers_is_asked_about(

@@ -583,3 +583,14 @@ def test_a_file_whose_name_no_folder_can_have_is_left_out(tmp_path, name):
     found = candidates_from_files([tmp_path / name, tmp_path / "sub-c.nii.gz"], search)
     assert [candidate.name for candidate in found.candidates] == ["sub-c"]
     assert [rejection.path for rejection in found.rejected] == [str(tmp_path / name)]
+
+
+def test_a_trx_folder_is_named_among_those_left_out(tmp_path):
+    (tmp_path / "a.trk").touch()
+    (tmp_path / "b.trx").mkdir()
+    (tmp_path / "c").mkdir()
+    found = find(tmp_path, cohort={"layout": "streamlines"})
+    assert [one.name for one in found.candidates] == ["a"]
+    assert [(one.subject, "pack it as one" in one.reason) for one in found.rejected] == [
+        ("b", True)
+    ]

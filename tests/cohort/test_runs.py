@@ -8,6 +8,7 @@ import pytest
 from test_discovery import find, names, touch
 
 from scripts.cohort import candidates_from_files, find_subjects
+from scripts.cohort.runs import warn_of_one_person
 from scripts.errors import CohortError
 from scripts.settings.align import AlignConfig
 from scripts.settings.atlas import LearnedAtlasConfig
@@ -74,6 +75,8 @@ def test_single_files_are_images_of_their_persons_as_well(tmp_path: Path) -> Non
     search = LearnedAtlasConfig.load({"cohort": FLAT}).subject_search()
     found = candidates_from_files([tmp_path / name for name in FILES[:2]], search)
     assert names(found) == ["p01_t1", "p01_t2"]
+    found = candidates_from_files([tmp_path / name for name in (*FILES[:2], "other.nii")], search)
+    assert names(found) == ["other", "p01_t1", "p01_t2"]
 
 
 def test_without_run_in_a_pattern_two_runs_are_refused_with_what_to_do(tmp_path: Path) -> None:
@@ -83,3 +86,23 @@ def test_without_run_in_a_pattern_two_runs_are_refused_with_what_to_do(tmp_path:
     settings = AlignConfig.load({"image": "{subject}_*.nii.gz"})
     with pytest.raises(CohortError, match="align#image"):
         find_subjects(tmp_path, settings.subject_search(settings.image))
+
+
+@pytest.mark.parametrize(
+    ("subjects", "warned"),
+    [
+        (["p01_t1", "p01_t2", "p02_t1", "p02_t2"], "p01_t1, p01_t2 look like images of one person"),
+        (["sub-1_ses-a", "sub-1_ses-b", "sub-2_ses-a", "sub-2_ses-b", "x"], "sub-1_ses-a, sub-1_"),
+        (["sub-01", "sub-02", "sub-03"], ""),
+        (["a_1", "a_2", "b_3", "b_4"], ""),
+        (["p01_t1", "p02_t1"], ""),
+        ([], ""),
+    ],
+)
+def test_names_that_look_like_images_of_one_person_are_told_before_a_split(
+    subjects: list[str], warned: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    warn_of_one_person(subjects, "learned_atlas#cohort#pattern")
+    assert warned in caplog.text
+    assert bool(caplog.records) is bool(warned)
+    assert not warned or "name the person in learned_atlas#cohort#pattern, such as" in caplog.text

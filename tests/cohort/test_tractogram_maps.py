@@ -184,6 +184,23 @@ def test_maps_are_not_kept_behind_a_link_that_leads_out(tmp_path: Path) -> None:
     assert list(elsewhere.iterdir()) == []
 
 
+@pytest.mark.parametrize("ending", [".nii.gz", "_waytotal", ".json"])
+def test_a_flipped_bit_of_a_kept_map_is_told_and_the_map_counted_again(
+    dataset: Path, caplog: pytest.LogCaptureFixture, ending: str
+) -> None:
+    whole = read_cohort(dataset, settings()).identity()
+    kept = min((dataset / ".density_maps").glob(f"*{ending}"))
+    sound = kept.read_bytes()
+    for place in range(0, len(sound), max(1, len(sound) // 6)):
+        raw = bytearray(sound)
+        raw[place] ^= 4
+        kept.write_bytes(raw)
+        caplog.clear()
+        assert read_cohort(dataset, settings()).identity() == whole
+        assert "the tractogram is counted again" in caplog.text
+        assert kept.read_bytes() == sound
+
+
 @pytest.mark.parametrize(
     "text",
     ["", "[]", "3", "{", "[" * 99_999, '{"tractogram": "$1"}', '{"streamlines": 1e400}',

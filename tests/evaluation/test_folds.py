@@ -128,6 +128,26 @@ def test_a_cohort_too_small_to_be_cut(cohort, tmp_path, folds, asked, message):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("what", ["missing", "damaged"])
+def test_folds_without_their_plan_are_not_believed(cohort, tmp_path, monkeypatch, what):
+    def interrupted(self, config, run_id, **overrides):
+        Path(overrides["ckpt_dir"]).mkdir(parents=True)
+        raise Interrupted
+
+    monkeypatch.setattr(CrossValidation, "_run", interrupted)
+    with pytest.raises(Interrupted):
+        validation(cohort, tmp_path).run()
+    plan = tmp_path / "models" / "cross_validation" / "folds.json"
+    if what == "missing":
+        plan.unlink()
+    else:
+        raw = bytearray(plan.read_bytes())
+        raw[raw.index(b"seed") + 7] ^= 1
+        plan.write_bytes(raw)
+    with pytest.raises(CheckpointError, match=rf"folds\.json: .*{what}"):
+        validation(cohort, tmp_path).run()
+
+
 def test_settings_of_an_evaluation():
     with pytest.raises(ConfigurationError, match=r"evaluate.folds = 1: must be an integer >= 2"):
         EvaluateConfig.load({"folds": 1})

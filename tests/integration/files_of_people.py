@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +24,9 @@ import torch
 from bundle.bench.forked_jobs import in_process
 from scripts.tractograms import Streamlines, write_tractogram
 
+OLD = Path(__file__).resolve().parents[1] / "data" / "before_the_rebuild"
+ODD = "c #1,2 [x] @y ~"  # a folder's name that shells, Python and MONAI may take for something else
+IMAGE = f"{ODD}/image.nii.gz"
 SHAPE = (12, 14, 10)
 AFFINE = np.diag([2.0, 2.0, 2.0, 1.0])
 AFFINE[:3, 3] = (-11, -13, -9)
@@ -87,8 +91,19 @@ def make_images(folder: Path) -> None:
     sheared[0, 1] = 0.5
     save(cohort(folder / "sheared") / "sub-2.nii.gz", blob(1), sheared, q=0)
     save(folder / "metre.nii.gz", blob(), units="meter")
-    save(folder / "c" / "image.nii.gz", blob())
-    save(folder / "c" / "far.nii.gz", blob(), AFFINE + far())
+    save(folder / ODD / "image.nii.gz", blob())
+    save(folder / ODD / "far.nii.gz", blob(), AFFINE + far())
+    away(OLD / "pairs" / "sub-2.nii.gz", folder / "away" / "sub-2.nii.gz")
+    away(OLD / "cohort" / "sub-1.nii.gz", folder / "cohort_away" / "sub-1.nii.gz")
+    shutil.copytree(OLD / "learned_atlas", folder / "learned_atlas")
+    image = nib.load(OLD / "cohort" / "sub-1.nii.gz")
+    corner = np.zeros(image.shape, np.float32)
+    corner[0, 0, 0] = 1
+    save(folder / "corner" / "sub-1.nii.gz", corner, image.affine)
+    flip = np.diag([-1.0, 1, 1, 1])
+    flip[0, 3] = image.shape[0] - 1
+    other_order = np.ascontiguousarray(np.asarray(image.dataobj)[::-1])
+    save(folder / "other_order" / "sub-1.nii.gz", other_order, image.affine @ flip)
     offset = save(cohort(folder / "offset") / "sub-2.nii", blob(1))
     (folder / "offset" / "sub-2.nii.gz").unlink()
     raw = bytearray(offset.read_bytes())
@@ -133,9 +148,19 @@ def make_images(folder: Path) -> None:
     (cohort(folder / "sites", 7) / "participants.tsv").write_text(table)
     for name in ("study#2", "20240115", "pilot,2", "@home", "-dash", "[x] y"):
         cohort(folder / name)
+    config = (OLD.parents[2] / "configs" / "average.yaml").read_text()
+    own = config.replace("output_dir: $@bundle_root + '/output'", "output_dir: 'file#out'")
+    assert own != config
+    (folder / "-own #1, x.yaml").write_text(own)
     ids = np.take(LABELS, np.indices(SHAPE).sum(0) % 4).astype(np.uint32)
     save(folder / "l" / "labels.nii.gz", ids)
     save(folder / "l" / "wide.nii.gz", ids.astype(np.uint64) * (1 << 24) + 1)
+
+
+def away(source: Path, path: Path) -> None:
+    """The same image in another corner of the world."""
+    image = nib.load(source)
+    save(path, np.asarray(image.dataobj), image.affine + far())
 
 
 def far() -> np.ndarray:
@@ -149,9 +174,10 @@ def make_transforms(folder: Path) -> None:
     """Transforms of other programs."""
     matrix = np.eye(4)
     matrix[0, 3] = 2
-    for name in ("flirt.txt", "flirt.mat"):
+    for name in ("flirt.txt", f"{ODD}.mat"):
         rows = ("".join(f"{value:.10f}  " for value in row) for row in matrix)
         (folder / name).write_text("\n".join(rows) + "\n")
+    np.savetxt(folder / "fixed_decimals.txt", matrix, fmt="%.6f")
     np.savetxt(folder / "shift_ras.txt", matrix)
     with h5py.File(folder / "both.h5", "w") as file:
         fixed = [*SHAPE, *(AFFINE[:3, 3] * [-1, -1, 1]), 2, 2, 2, -1, 0, 0, 0, -1, 0, 0, 0, 1]
@@ -211,7 +237,7 @@ def commands(folder: Path) -> dict[str, list[str]]:
         few = "--learned_atlas#min_subjects=1"
         return ["check", "--dataset_dir", str(folder / where), *FLAT, few, *more]
 
-    def warp(image: str, *transforms: str, reference: str = "c/image.nii.gz", **more: str):
+    def warp(image: str, *transforms: str, reference: str = f"{ODD}/image.nii.gz", **more: str):
         chain = ", ".join(one if one[0] in "[{" else f"'{folder / one}'" for one in transforms)
         return [
             "warp", "--warp#subjects=x", f"--warp#image={folder / image}",
@@ -228,11 +254,27 @@ def commands(folder: Path) -> dict[str, list[str]]:
     def labels(subject: str, *more: str, atlas: str = "atlas.trk") -> list[str]:
         return ["labels", f"--atlas={folder / atlas}", f"--subject={folder / subject}", *more]
 
-    def refine(*more: str, moving: str = "c/image.nii.gz") -> list[str]:
+    def refine(*more: str, moving: str = f"{ODD}/image.nii.gz") -> list[str]:
         return [
             "refine", f"--refine#fixed={folder / 'l/labels.nii.gz'}",
             f"--refine#moving={folder / moving}", "--refine#family=rigid",
             "--refine#levels=[4]", "--refine#iterations=1", *more,
+        ]  # fmt: skip
+
+    def pair(verb: str) -> list[str]:
+        return [
+            verb, f"--fixed={OLD / 'pairs' / 'sub-1.nii.gz'}",
+            f"--moving={folder / 'away' / 'sub-2.nii.gz'}", f"--ckpt_dir={OLD / 'models'}",
+        ]  # fmt: skip
+
+    def carry(*more: str) -> list[str]:
+        atlas = f"--atlas_dir={folder / 'learned_atlas'}"
+        return ["carry", atlas, "--atlas_to_patient#patients=[sub-1]", *more]
+
+    def register(where: str) -> list[str]:
+        return [
+            "register", f"--dataset_dir={folder / where}", f"--ckpt_dir={OLD / 'models'}",
+            "--learned_atlas#device=cpu", "--learned_atlas#cohort#resample=true",
         ]  # fmt: skip
 
     def average(where: str, output: str) -> list[str]:
@@ -240,7 +282,7 @@ def commands(folder: Path) -> dict[str, list[str]]:
         return ["average", "--dataset_dir", where, "--output_dir", output, *FLAT, few]
 
     fsl = "{'path': '%s', 'kind': 'fsl', 'moving': '%s', 'fixed': '%s'}"
-    told = fsl % (folder / "flirt.mat", *[folder / "c/image.nii.gz"] * 2)
+    told = fsl % (folder / f"{ODD}.mat", *[folder / ODD / "image.nii.gz"] * 2)
     covariates = "--learned_atlas#model#covariates=['age', 'site']"
     return {
         "noforms": check("noforms"),
@@ -262,14 +304,15 @@ def commands(folder: Path) -> dict[str, list[str]]:
         "ages": check("ages", "--learned_atlas#model#covariates=['age']"),
         "labels kept": warp("l/labels.nii.gz", "shift_ras.txt", interpolation="nearest"),
         "wide labels kept": warp("l/wide.nii.gz", "shift_ras.txt", interpolation="nearest"),
-        "flirt": warp("c/image.nii.gz", "flirt.txt"),
-        "flirt told": warp("c/image.nii.gz", told),
-        "text mat": warp("c/image.nii.gz", "flirt.mat"),
-        "composite": warp("c/image.nii.gz", "both.h5"),
+        "flirt": warp(IMAGE, "flirt.txt"),
+        "fixed decimals": warp(IMAGE, "fixed_decimals.txt"),
+        "flirt told": warp(IMAGE, told),
+        "text mat": warp(IMAGE, f"{ODD}.mat"),
+        "composite": warp(IMAGE, "both.h5"),
         "metre": warp("metre.nii.gz", "shift_ras.txt"),
-        "field apart": warp("c/image.nii.gz", "away_field.nii.gz"),
+        "field apart": warp(IMAGE, "away_field.nii.gz"),
         "sheared reference": warp(
-            "c/image.nii.gz", "shift_ras.txt", reference="sheared/sub-2.nii.gz"
+            IMAGE, "shift_ras.txt", reference="sheared/sub-2.nii.gz"
         ),
         "density": density("t.tck"),
         "density packed": density("t.tck.gz"),
@@ -283,8 +326,40 @@ def commands(folder: Path) -> dict[str, list[str]]:
         "labels without a grid": labels("t.tck", "--label_transfer#format=trk"),
         "labels own": labels("own.trx"),
         "labels overlap": labels("t.trk", atlas="overlap.trx"),
-        "refine apart": refine("--refine#starts=[identity]", moving="c/far.nii.gz"),
+        "refine apart": refine("--refine#starts=[identity]", moving=f"{ODD}/far.nii.gz"),
         "refine start": refine(f"--refine#start={told}"),
+        "estimate apart": pair("estimate-affine"),
+        "elastic apart": pair("register-elastic"),
+        "carry": carry(),
+        "carry apart": carry(
+            f"--atlas_to_patient#reference={folder / 'cohort_away' / 'sub-1.nii.gz'}"
+        ),
+        "compare apart": [
+            "compare", f"--dataset_dir={folder / 'cohort_away'}",
+            f"--carried_dir={folder / 'out' / 'carry'}", *FLAT, "--learned_atlas#min_subjects=1",
+        ],
+        "compare order": [
+            "compare", f"--dataset_dir={folder / 'other_order'}",
+            f"--carried_dir={folder / 'out' / 'carry'}", *FLAT, "--learned_atlas#min_subjects=1",
+            "--tract_similarity#leave_one_out=false",
+        ],
+        "compare corner": [
+            "compare", f"--dataset_dir={folder / 'corner'}",
+            f"--carried_dir={folder / 'out' / 'carry'}", *FLAT, "--learned_atlas#min_subjects=1",
+            "--tract_similarity#leave_one_out=false",
+        ],
+        "register apart": register("cohort_away"),
+        "register corner": register("corner"),
+        "align apart": [
+            "align", f"--dataset_dir={OLD / 'pairs'}", "--align#image={subject}.nii.gz",
+            f"--align#target={folder / 'away' / 'sub-2.nii.gz'}", "--align#starts=[identity]",
+        ],
+        "streamlines apart": [
+            "warp-streamlines", "--warp_streamlines#subjects=x",
+            f"--warp_streamlines#tractogram={folder / 't.tck'}",
+            f"--warp_streamlines#transforms=['{folder / 'shift_ras.txt'}']",
+            f"--warp_streamlines#reference={folder / 'ref_far.nii.gz'}",
+        ],
         "path #": average("study#2", "out#3"),
         "path digits": average("20240115", "20240116"),
         "path comma": average("pilot,2", "out,2"),
@@ -292,6 +367,10 @@ def commands(folder: Path) -> dict[str, list[str]]:
         "path dash": average("-dash", "-out"),
         "path brackets": average("[x] y", "[out] y"),
         "path home": average("study#2", "~/there"),
+        "path file": [
+            "average", "--config_file", "-own #1, x.yaml", "--dataset_dir", "study#2", *FLAT,
+            "--learned_atlas#min_subjects=1",
+        ],
         "two covariates": [
             "train", f"--dataset_dir={folder / 'sites'}", f"--ckpt_dir={folder / 'model'}", *TINY,
             "--learned_atlas#dtype=bfloat16", covariates,

@@ -18,8 +18,10 @@ from monai.bundle import ConfigWorkflow
 from warm_process import run_module
 
 from bundle.packing import NAME, completed_metadata, trained_config
+from bundle.packing import pack as write_pack
 from scripts.atlas.network import AtlasNetwork
 from scripts.atlas.published_model import published_geometry, published_network
+from scripts.errors import StorageError
 
 ROOT = Path(__file__).resolve().parents[2]
 # What the zoo's schema of 2024-07-25 asks of every bundle, and of each tensor.
@@ -228,6 +230,20 @@ def test_a_foreign_model_is_refused(tmp_path, refused):
     output = tmp_path / "atlas.zip"
     refused(pack("--ckpt_dir", tmp_path, "--output", output), 6, "contains no atlas model")
     assert not output.exists()
+
+
+@pytest.mark.parametrize("what", ["text", "another archive"])
+def test_a_file_of_others_is_not_replaced(trained, tmp_path, what):
+    output = tmp_path / "a.zip"
+    if what == "text":
+        output.write_text("mine")
+    else:
+        with zipfile.ZipFile(output, "w") as archive:
+            archive.writestr("thesis.txt", "mine")
+    before = output.read_bytes()
+    with pytest.raises(StorageError, match=r"a\.zip: would be replaced"):
+        write_pack(ROOT, trained.ckpt_dir, output)
+    assert output.read_bytes() == before
 
 
 def test_an_archive_that_cannot_be_written(trained, tmp_path, refused):

@@ -89,7 +89,7 @@ def test_the_page_opens_in_a_browser(demo: Path, tmp_path: Path, open_page: type
         ("apply-stack", ["--stack", "a.zarr"], 2, "apply_stack.transforms = '': is missing"),
         (
             "apply-stack", ["--stack", "a.zarr", "--transforms", "b.json"], 3,
-            "b.json: does not exist",
+            "b.json: can't be read: No such file or directory",
         ),
     ],
 )  # fmt: skip

@@ -288,6 +288,9 @@ def test_description_is_complete(trained):
 
 def test_description_sums_the_fields_up(trained):
     said = json.loads((trained.atlas / "atlas.json").read_text())["fields"]
+    fit = json.loads((trained.atlas / "atlas.json").read_text())["fit"]
+    assert {"correlation", "overlap"} == set(fit)
+    assert all(0 < value < 1 for value in fit.values())
     jacobian = json.loads((trained.atlas / "jacobian.json").read_text())
     each = [jacobian[subject][way] for subject in SUBJECTS for way in DIRECTIONS]
     assert said["folded"] == 0

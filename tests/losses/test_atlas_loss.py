@@ -53,7 +53,7 @@ def test_terms_of_weight_zero_are_not_computed(left: str, monkeypatch: pytest.Mo
     torch.testing.assert_close(terms["loss"], terms[left])
 
 
-def test_without_a_running_mean_there_is_no_centrality() -> None:
+def test_no_centrality_without_a_running_mean() -> None:
     given = example()
     loss = AtlasLoss([1.0] * 3, 2, centrality_weight=1.0, window=3)
     assert "centrality" in loss(**given)
@@ -85,7 +85,7 @@ def test_coarse_levels_see_a_move_that_the_fine_one_is_blind_to() -> None:
     assert float(deep(far, fixed, velocity)["loss"]) == 1
 
 
-def test_averages_of_blocks_count_what_a_cut_block_holds() -> None:
+def test_averages_of_blocks_count_only_the_voxels_of_a_cut_block() -> None:
     image = torch.arange(5.0).view(1, 1, 5, 1).expand(1, 1, 5, 3)
     found = averaged(image, 2)
     assert found.shape == (1, 1, 3, 2)

@@ -22,6 +22,7 @@ from scripts.baselines.averaging import AveragingAtlas
 from scripts.baselines.barycentre import BarycentreAtlas
 from scripts.cohort import Cohort, DensityMap, Subject, read_cohort
 from scripts.errors import VerificationError
+from scripts.publishing import verification
 from scripts.publishing.provenance import code_identity, description_hash
 from scripts.publishing.publisher import AtlasPublisher
 from scripts.publishing.verification import verify_atlas
@@ -29,6 +30,7 @@ from scripts.runtime.storage import file_hash
 from scripts.settings.applications import BarycentreConfig
 from scripts.settings.atlas import LearnedAtlasConfig
 from scripts.spatial.fields import field_names
+from scripts.spatial.jacobian import jacobian_summary
 
 WAY = "from-subject_to-template"
 
@@ -368,3 +370,26 @@ def test_the_verb_prints_a_table_and_ends_with_its_code(
     (line,) = shown.err.splitlines()
     assert line.startswith(f"error: {atlas}: 3 of ")
     assert "file quality.html missing" in line
+
+
+@pytest.mark.parametrize("what", ["the atlas", "a field", "an input"])
+def test_a_change_while_it_is_checked_is_told(
+    what: str, atlas: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = described(atlas)["cohort"]["subjects"][0]["maps"][0]["path"]
+    path = {
+        "the atlas": atlas / "atlas.json",
+        "a field": min((atlas / "fields").glob("*.nii.gz")),
+        "an input": Path(one),
+    }[what]
+
+    def publish_meanwhile(*_: object) -> dict[str, float]:
+        again = path.with_name("again")
+        again.write_bytes(path.read_bytes())
+        again.replace(path)
+        return jacobian_summary(torch.zeros(3, 2, 2, 2))
+
+    monkeypatch.setattr(verification, "jacobian_summary", publish_meanwhile)
+    with pytest.raises(VerificationError) as told:
+        verify_atlas(atlas)
+    assert str(told.value).startswith(f"{path}: changed while it was checked")

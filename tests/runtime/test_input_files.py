@@ -11,6 +11,7 @@ import tracemalloc
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -19,10 +20,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scripts.cohort import find_subjects, read_density, read_participants, waytotal_file
-from scripts.errors import CohortError, TractAtlasError
+from scripts.errors import CohortError, ConfigurationError, TractAtlasError
 from scripts.publishing.published_atlas import open_atlas
 from scripts.registration.images import ReadImage
-from scripts.runtime.input_files import FileError, check_file, read_json, read_text
+from scripts.runtime.input_files import (
+    FileError,
+    check_file,
+    check_named,
+    read_json,
+    read_text,
+)
+from scripts.runtime.storage import check_replaceable, check_writable
 from scripts.settings.atlas import LearnedAtlasConfig
 from scripts.spatial.fields import read_field
 from scripts.spatial.transform_files import TransformFile, read_affine, read_transform
@@ -40,6 +48,18 @@ IMAGES: dict[str, Callable[[Path], object]] = {
     "a published field": read_field,
 }
 LITTLE = 30e6  # bytes: what a refusal may take, whatever a file claims
+
+
+@pytest.mark.parametrize("path", [20240115, ("pilot", 2), 1.5])
+def test_a_path_that_monai_made_a_number_of_is_refused(path: Any, tmp_path: Path) -> None:
+    """Fire reads ``--dataset_dir 20240115`` as a number, and ``pilot,2`` as two values."""
+    for check in (
+        lambda: check_named(path, "dataset_dir"),
+        lambda: check_writable(path),
+        lambda: check_replaceable(tmp_path / "out", inputs=[path]),
+    ):
+        with pytest.raises(ConfigurationError, match=r"is not text.*quotes inside quotes"):
+            check()
 
 
 @contextlib.contextmanager

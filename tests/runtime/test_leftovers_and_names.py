@@ -6,17 +6,20 @@ import logging
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from scripts.errors import OutOfMemoryError
-from scripts.runtime import run_log
+from scripts.runtime import memory, run_log
 from scripts.runtime.error_report import advise_on_memory, find_interruption, find_user_error
 from scripts.runtime.memory import available_memory
 from scripts.runtime.storage import publish_folder, write_whole
 from scripts.runtime.terminal import LastingStream
 from scripts.settings.atlas import LearnedAtlasConfig
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def _ended_process() -> int:
@@ -126,6 +129,57 @@ def test_an_interruption_inside_an_import_is_found() -> None:
     except RuntimeError as error:
         assert isinstance(find_interruption(error), KeyboardInterrupt)
     assert find_interruption(RuntimeError("none")) is None
+
+
+@pytest.fixture(params=[1, 2])
+def group(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[int, int], None]:
+    """Sets limit and usage of a group of processes above this one's, of either version."""
+    kind, limit, usage, droppable = {
+        1: ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+        2: ("", "memory.max", "memory.current", "inactive_file"),
+    }[request.param]
+    own = tmp_path / "top" / "above" / "own"
+    own.mkdir(parents=True)
+    (tmp_path / "cgroup").write_text(f"3:cpu:/\n{4 if kind else 0}:{kind}:/above/own\n")
+    monkeypatch.setattr(memory, "_OWN_GROUPS", tmp_path / "cgroup")
+    monkeypatch.setattr(memory, "_LIMITS", ((tmp_path / "top", kind, limit, usage, droppable),))
+
+    def set_to(most: int, used: int) -> None:
+        (own.parent / limit).write_text(f"{most}\n")
+        (own.parent / usage).write_text(f"{used}\n")
+        (own.parent / "memory.stat").write_text(f"cache 7\n{droppable} 1000\n")
+
+    return set_to
+
+
+def test_the_limit_of_a_group_above_counts(group: Callable[[int, int], None]) -> None:
+    group(50_000, 21_000)
+    assert available_memory() == 30_000
+    group(50_000, 99_000)
+    assert available_memory() == 0
+
+
+def test_a_limit_that_is_near_is_told_once(
+    group: Callable[[int, int], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    group(1_000_000_000, 960_000_000)
+    memory._watch()  # ends once it has told
+    (record,) = caplog.records
+    assert "0.96 of the 1.00 GB of memory" in record.getMessage()
+    assert "status 137" in record.getMessage()
+
+
+def test_a_limit_on_the_address_space_counts() -> None:
+    script = (
+        "import resource; from scripts.runtime.memory import available_memory\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30)); print(available_memory())"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert 0 < int(ended.stdout) < 1 << 30
 
 
 def test_available_memory_is_what_the_machine_has() -> None:

@@ -301,6 +301,14 @@ def test_without_flock_anybody_else_is_waited_for(whose: str, tmp_path: Path) ->
     FolderLock(tmp_path).release()
 
 
+@pytest.mark.usefixtures("no_flock")
+def test_without_flock_another_containers_process_is_not_judged(tmp_path: Path) -> None:
+    said = {"pid": ended_process(), "host": socket.gethostname(), "since": 1, "processes": 1}
+    (tmp_path / LOCK_FILE).write_text(json.dumps(said))
+    with pytest.raises(StorageError, match="another run is using this folder"):
+        FolderLock(tmp_path)
+
+
 @pytest.mark.parametrize("left", ["nothing", "a stale file"])
 def test_without_flock_one_of_several_starts_wins(tmp_path: Path, left: str) -> None:
     stale = [str(ended_process())] if left == "a stale file" else []

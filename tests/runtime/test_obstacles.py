@@ -1,4 +1,4 @@
-"""What keeps a folder from being replaced is told before any work."""
+"""What keeps a folder from being replaced is reported before any work."""
 
 from __future__ import annotations
 
@@ -27,7 +27,9 @@ def test_something_else_of_that_name_is_in_the_way(what: str, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("place", ["", "/below it"])
-def test_a_mount_point_is_told(place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_mount_point_is_refused(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A folder mounted over another has its file system's device: only the system's list tells."""
     folder = tmp_path / "my atlas"
     folder.mkdir()
@@ -41,7 +43,7 @@ def test_a_mount_point_is_told(place: str, tmp_path: Path, monkeypatch: pytest.M
     Obstacles().check(tmp_path / "other")
 
 
-def test_a_folder_of_another_spelling_is_told(
+def test_a_folder_of_another_spelling_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on a file system that ignores case: the folder is there, its name isn't listed."""
@@ -53,7 +55,7 @@ def test_a_folder_of_another_spelling_is_told(
         Obstacles().check(tmp_path / "sub-1")
 
 
-def test_another_users_folder_in_a_sticky_one_is_told(
+def test_another_users_folder_in_a_sticky_one_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tmp_path.chmod(0o1777)
@@ -65,7 +67,7 @@ def test_another_users_folder_in_a_sticky_one_is_told(
         Obstacles().check(folder)
 
 
-def test_a_folder_whose_files_cannot_be_removed_is_told(
+def test_a_folder_whose_files_cannot_be_removed_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The access check is replaced: for root no folder is closed."""
@@ -76,7 +78,7 @@ def test_a_folder_whose_files_cannot_be_removed_is_told(
         check_replaceable(folder)
 
 
-def test_an_immutable_folder_is_told(tmp_path: Path) -> None:
+def test_an_immutable_folder_is_refused(tmp_path: Path) -> None:
     folder = tmp_path / "atlas"
     folder.mkdir()
     if subprocess.run(["chattr", "+i", folder], capture_output=True, check=False).returncode:

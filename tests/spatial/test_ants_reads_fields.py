@@ -139,7 +139,7 @@ def test_a_field_of_ants_moves_our_maps_as_ants_does(grid: Grid, tmp_path: Path)
     assert np.abs(theirs - volume[0]).max() > 100 * bound
 
 
-def test_ants_sees_an_image_where_we_say_it_lies(grid: Grid, tmp_path: Path) -> None:
+def test_ants_reads_the_position_of_an_image_as_we_do(grid: Grid, tmp_path: Path) -> None:
     import ants
 
     write_map(tmp_path / "map.nii.gz", density(1)[0].numpy(), grid)

@@ -1,4 +1,4 @@
-"""A map on another grid holds what the same streamlines give there."""
+"""A map on another grid has the values of a count of the same streamlines on it."""
 
 import nibabel as nib
 import numpy as np

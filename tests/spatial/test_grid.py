@@ -97,7 +97,7 @@ def test_paste_undoes_crop_inside_the_box_and_fills_outside(box):
 
 
 @given(boxes, boxes)
-def test_union_holds_both_and_within_undoes_it(one, other):
+def test_union_contains_both_and_within_undoes_it(one, other):
     union = one.union(other)
     for box in (one, other):
         array = np.arange(100).reshape(10, 10)
@@ -124,6 +124,8 @@ def test_an_order_of_storage_brings_every_voxel_to_its_place(axes, flips, then):
     order = StorageOrder(tuple(axes), tuple(flips))
     other = order.of_grid(own)
     assert own.order_onto(other) == order == StorageOrder.from_list(order.as_list())
+    numbered = np.arange(60).reshape(own.shape)
+    np.testing.assert_array_equal(own.in_order_of(other, numbered), order.of_array(numbered))
     places = np.indices(own.shape).reshape(3, -1)
     world = (own.affine[:3, :3] @ places + own.affine[:3, 3:]).reshape(3, *own.shape)
     turned = order.of_array(world)
@@ -147,4 +149,5 @@ def test_other_voxels_have_no_order():
     shifted[0, 3] = 0.5
     for affine in (shifted, finer):
         assert own.order_onto(Grid((3, 4, 5), affine, own.header)) is None
+        assert own.in_order_of(Grid((3, 4, 5), affine, own.header), np.zeros(own.shape)) is None
     assert own.order_onto(Grid((3, 4), np.eye(4), own.header)) is None

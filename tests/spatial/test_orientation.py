@@ -137,7 +137,9 @@ def test_pairs_and_mgh_are_the_same_image(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("said", [0, 100, 352])
-def test_voxels_start_where_the_files_size_says(tmp_path: Path, said: int, packed: bool) -> None:
+def test_start_of_voxels_follows_from_the_file_size(
+    tmp_path: Path, said: int, packed: bool
+) -> None:
     image = nib.Nifti1Image(VALUES, AFFINE)
     image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"x" * 3000))
     nib.save(image, tmp_path / "a.nii")

@@ -215,7 +215,7 @@ def broken(case, path):
         ("unknown kind", "not a supported transform"),
     ],
 )
-def test_what_is_no_transform_is_told(case, message, tmp_path):
+def test_what_is_no_transform_is_refused(case, message, tmp_path):
     path = broken(case, tmp_path)
     with pytest.raises(CohortError, match=message) as raised:
         read_transform(TransformFile(path))

@@ -65,6 +65,20 @@ def write_nifti(path: Path, axis: int = 2) -> Path:
     return path
 
 
+def without_offset(path: Path) -> Path:
+    """The header says that the voxels start at byte 0, as some writers leave it."""
+    raw = bytearray(path.read_bytes())
+    raw[108:112] = bytes(4)
+    path.write_bytes(bytes(raw))
+    return path
+
+
+def write_mgh(path: Path) -> Path:
+    volume = np.ascontiguousarray(VALUES.transpose(2, 1, 0))
+    nib.save(nib.MGHImage(volume, np.diag([0.01, 0.01, 0.05, 1.0])), path)
+    return path
+
+
 def opened(path: Path, **settings: Any) -> Stack:
     loaded = RegisterStackConfig.load({"stack": str(path), **settings})
     stack = open_stack(loaded, loaded.order)
@@ -93,6 +107,11 @@ FORMATS: dict[str, tuple[Callable[[Path], Path], Settings, str]] = {
     ),
     "NIfTI": (lambda p: write_nifti(p / "a.nii.gz"), {}, "millimeter"),
     "NIfTI, unpacked": (lambda p: write_nifti(p / "a.nii"), {}, "millimeter"),
+    "NIfTI without offset": (
+        lambda p: without_offset(write_nifti(p / "a.nii")), {}, "millimeter",
+    ),
+    "MGH": (lambda p: write_mgh(p / "a.mgh"), {}, "millimeter"),
+    "MGH, packed": (lambda p: write_mgh(p / "a.mgz"), {}, "millimeter"),
     "NIfTI along x": (lambda p: write_nifti(p / "a.nii", 0), {"axis": 0}, "millimeter"),
 }  # fmt: skip
 

@@ -387,7 +387,7 @@ def test_transforms_that_are_none_are_refused(damage: str, stack: Path, tmp_path
     path.write_text(damage)
     with pytest.raises(CohortError, match=r"transforms\.json: is no transforms"):
         apply(stack, path, tmp_path / "out")
-    with pytest.raises(CohortError, match="does not exist"):
+    with pytest.raises(CohortError, match="No such file"):
         apply(stack, tmp_path / "none.json", tmp_path / "out")
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from scripts.stack.planar import PlanarModel, Plane, corner_distance
 from scripts.stack.search import MIRROR
-from scripts.stack.solving import MeasuredPair, likeness, solve
+from scripts.stack.solving import MeasuredPair, likeness, precision, solve
 
 PLANE = Plane((100, 120), (2.0, 1.0))
 RIGID = PlanarModel("rigid")
@@ -139,3 +139,18 @@ def test_a_section_without_pairs_is_an_error() -> None:
     pairs = pairs_between(transforms(RIGID, 3))
     with pytest.raises(ValueError, match=r"sections \[3\] have no pairs"):
         solve(4, pairs, 0, RIGID, PLANE)
+
+
+def test_pairs_of_sections_that_are_hardly_alike_count_little() -> None:
+    def pairs(near: float, far: float) -> list[MeasuredPair]:
+        return [
+            MeasuredPair(a, b, np.eye(3), False, near if b - a == 1 else far, b - a)
+            for a in range(6)
+            for b in range(a + 1, min(a + 3, 6))
+        ]
+
+    alike, unlike = precision(pairs(0.9, 0.9)), precision(pairs(0.3, 0.1))
+    assert (alike == 1).all()
+    variance = {r: (1 - r**2) / r**2 for r in (0.3, 0.1)}
+    assert unlike[0] == 1
+    assert unlike[1] == pytest.approx(variance[0.3] / variance[0.1])

@@ -12,8 +12,8 @@ from scripts.settings.train_fields import TrainFieldsConfig
 from scripts.supervised.loading import open_field_pairs
 from scripts.supervised.saving import (
     build_field_network,
+    check_places,
     load_field_network,
-    refuse_existing,
     save_field_network,
     saved_optimizer,
 )
@@ -84,11 +84,34 @@ def test_the_other_place_of_a_name_is_cleared(made, tmp_path):
 
 
 def test_overwrite_false_refuses_either_place(made, tmp_path):
-    refuse_existing(tmp_path / "fields_local.pt")
+    check_places(tmp_path / "fields_local.pt", overwrite=False)
     for save in ("together", "separate"):
         made("local", save)
+        check_places(tmp_path / "fields_local.pt", overwrite=True)
         with pytest.raises(StorageError, match=r"exists already; .*train_fields#overwrite true"):
-            refuse_existing(tmp_path / "fields_local.pt")
+            check_places(tmp_path / "fields_local.pt", overwrite=False)
+
+
+@pytest.mark.parametrize("place", ["fields_local.pt", "fields_local/weights.pt"])
+def test_files_of_others_are_never_replaced(made, tmp_path, place):
+    (tmp_path / place).parent.mkdir(exist_ok=True)
+    (tmp_path / place).write_text("mine")
+    with pytest.raises(StorageError, match="would be replaced"):
+        check_places(tmp_path / "fields_local.pt", overwrite=True)
+    assert (tmp_path / place).read_text() == "mine"
+
+
+@pytest.mark.parametrize("save", ["together", "separate"])
+def test_every_flipped_bit_is_told(made, tmp_path, save):
+    _, _, path = made("global", save)
+    file = path if save == "together" else tmp_path / "fields_global" / "weights.pt"
+    raw = file.read_bytes()
+    for place in range(0, len(raw), max(1, len(raw) // 60)):
+        damaged = bytearray(raw)
+        damaged[place] ^= 1 << place % 8
+        file.write_bytes(damaged)
+        with pytest.raises(CheckpointError, match=file.name):
+            load_field_network(path, "global")
 
 
 def test_training_goes_on_from_a_network_and_its_optimiser(made):

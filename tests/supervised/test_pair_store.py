@@ -145,6 +145,36 @@ def test_links_out_of_the_file_are_not_followed(make_store, tmp_path):
         file.create_dataset("img", (6, *SHAPE), "u1", external=[(tmp_path / "raw", 0, 6 * 40 * 56)])
     with pytest.raises(CohortError, match="img is stored in other files"):
         PairStore(outside)
+    roundabout = copied(store, tmp_path / "roundabout.h5", without=("img",))
+    with h5py.File(roundabout, "a") as file:
+        file["there"] = h5py.ExternalLink(str(store), "/")
+        file["img"] = h5py.SoftLink("/there/img")
+    with pytest.raises(CohortError, match="img is stored in other files"):
+        PairStore(roundabout)
+
+
+@pytest.mark.parametrize("count", [7, 10**6, 10**13])
+def test_pairs_that_are_only_claimed_are_refused(make_store, tmp_path, count):
+    claimed = copied(make_store(), tmp_path / "claimed.h5", without=("img",))
+    with h5py.File(claimed, "a") as file:
+        file.create_dataset("img", (count, *SHAPE), "u1", chunks=(1, *SHAPE))
+    with pytest.raises(CohortError, match=r"img claims .* the file doesn.t hold"):
+        PairStore(claimed)
+
+
+@pytest.mark.parametrize("way", ["written to", "replaced"])
+def test_a_store_that_changes_while_it_is_read_is_told(make_store, tmp_path, way):
+    store = PairStore(make_store())
+    store.read(0)
+    store.check_unchanged()
+    other = copied(store.path, tmp_path / "other.h5", p=np.zeros(6, np.int64) + 7)
+    if way == "replaced":
+        other.replace(store.path)
+    else:
+        store.close()
+        store.path.write_bytes(other.read_bytes())
+    with pytest.raises(CohortError, match="changed while it was in use"):
+        store.check_unchanged()
 
 
 def flipped(fields):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import shutil
 from pathlib import Path
 
 import h5py
@@ -212,6 +214,13 @@ def test_an_earlier_store_is_deformed_further(make_store, tmp_path):
         open_source(MakePairsConfig.load({"reference": [str(first), "b.png"]}))
 
 
+def test_a_pattern_that_finds_the_output_is_told(make_store, tmp_path):
+    store = make_store()
+    settings = MakePairsConfig.load({"reference": [str(tmp_path / "*.h5")]})
+    with pytest.raises(StorageError, match="is read by this job; choose another output"):
+        PairMaker(settings, store)
+
+
 # -- a published atlas -----------------------------------------------------------------------
 
 
@@ -270,8 +279,8 @@ def test_an_atlas_of_an_earlier_version_is_read(tmp_path):
     for one in about["cohort"]["subjects"]:
         one["maps"][0]["path"] = str(cohort / Path(one["maps"][0]["path"]).name)
     (folder / "atlas.json").write_text(json.dumps(about))
-    (folder / "atlas_mean.nii.gz").symlink_to(ATLAS / "atlas_mean.nii.gz")
-    (folder / "fields").symlink_to(ATLAS / "fields")
+    shutil.copy(ATLAS / "atlas_mean.nii.gz", folder)
+    shutil.copytree(ATLAS / "fields", folder / "fields")
     store = made_of(folder, tmp_path)
     assert len(store) == 3
     wanted = read_field(ATLAS / "fields" / field_names("sub-2")[0])[:, 0:12, 1:9, 1:10]
@@ -282,6 +291,30 @@ def test_an_atlas_of_an_earlier_version_is_read(tmp_path):
     density = subject_density(subject, 1, (12, 10, 11))[0][0:12, 1:9, 1:10]
     moving = store.read(1).moving
     assert np.corrcoef(np.log1p(density / about["log_offset"]).ravel(), moving.ravel())[0, 1] > 0.99
+
+
+@pytest.mark.parametrize("what", ["atlas.json", "atlas_mean.nii.gz", "a field", "a map"])
+def test_an_atlas_that_changes_while_it_is_read_is_told(atlas, tmp_path, what):
+    settings = MakePairsConfig.load({"atlas_dir": str(atlas)})
+    maker = PairMaker(settings, tmp_path / "of_atlas")
+    files = {
+        "a field": atlas / "fields" / field_names("sub-1")[0],
+        "a map": tmp_path / "sub-1.nii.gz",
+    }
+    path = files.get(what, atlas / what)
+    content = path.read_bytes()
+    packed = path.suffix == ".gz"
+    path.write_bytes(gzip.compress(gzip.decompress(content), 1) if packed else content + b"\n")
+    with pytest.raises(CohortError, match=rf"{path.name}: .*(changed|is not the map)"):
+        maker.run()
+    assert not (tmp_path / "of_atlas.h5").exists()
+
+
+def test_a_link_that_leads_out_of_an_atlas_is_refused(atlas, tmp_path):
+    (atlas / "fields").rename(tmp_path / "elsewhere")
+    (atlas / "fields").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(CohortError, match="leads out"):
+        made_of(atlas, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -296,7 +329,15 @@ def test_an_atlas_of_an_earlier_version_is_read(tmp_path):
             "can't be a folder name: '../x'",
         ),
         (lambda a: a["cohort"]["subjects"][0].update(subject="sub-9"), "sub-9.*: is missing"),
-        (lambda a: a["cohort"]["grid"].update(shape=[5, 5, 5]), "atlas.json has"),
+        (lambda a: a["cohort"]["grid"].update(shape=[50, 50, 50]), "atlas.json has"),
+        (lambda a: a["cohort"]["grid"].update(shape=[5, 5, 5]), "crop must lie within"),
+        (lambda a: a["cohort"]["crop"].update(start=[-3, 0, 0]), "crop must lie within"),
+        (lambda a: a["cohort"].update(tracts=["a"] * 10**5), "has 1 channels, atlas.json names"),
+        (lambda a: a.update(log_offset=float("inf")), "log_offset must be > 0"),
+        (
+            lambda a: a["cohort"]["grid"].update(shape=[float("inf")] * 3),
+            "not the description of an atlas with fields",
+        ),
     ],
 )
 def test_what_is_no_atlas_with_fields_is_refused(atlas, tmp_path, change, message):

@@ -92,7 +92,7 @@ def test_agrees_with_exact_arithmetic(points):
     assert visited(points) == rational(points)
 
 
-def test_holds_every_densely_sampled_voxel_and_little_more():
+def test_contains_every_densely_sampled_voxel_and_few_others():
     rng = np.random.default_rng(1)
     affine = np.array([[-1.7, 0.3, 0, 9], [0.2, 2.1, 0.1, -7], [0, -0.2, 1.3, 4], [0, 0, 0, 1.0]])
     shape = (12, 11, 13)
