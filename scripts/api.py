@@ -35,6 +35,7 @@ __all__ = [
     "average",
     "deformable_registration",
     "density_map",
+    "fuse_labels",
     "learn_atlas",
     "register",
     "register_stack",
@@ -160,6 +161,7 @@ def register(
     affine: np.ndarray | None = None,
     settings: Settings | None = None,
     template: str | Path | None = None,
+    masks: Sequence[np.ndarray | None] | None = None,
 ) -> Path:
     """Register new subjects to a learned atlas, or to any map, as the verb ``register`` does.
 
@@ -171,6 +173,8 @@ def register(
         settings: of the block ``learned_atlas``; the others come from the model.
         template: a NIfTI file instead of a model: a density or an image of one channel. The network
             that comes with the bundle then registers to it.
+        masks: one per array of ``maps``, not 0 in voxels that don't count; None for a subject
+            without such voxels. For files: ``settings={"cohort": {"mask": <pattern>}}``.
 
     Returns:
         ``<output_dir>/registered``. Each subject's folder contains its fields in both directions.
@@ -191,6 +195,8 @@ def register(
     """
     output = Path(output_dir)
     source, block = _as_cohort(maps, affine, output, settings, own=True)
+    if masks is not None:
+        block = _with_masks(masks, affine, output, source, block)
     values: dict[str, Any] = {"output_dir": str(output)}
     values["dataset_dir" if isinstance(source, str) else "input"] = source
     if template is not None:
@@ -308,6 +314,8 @@ def affine_registration(
     moving_affine: np.ndarray | None = None,
     *,
     start: np.ndarray | None = None,
+    fixed_mask: Image | None = None,
+    moving_mask: Image | None = None,
     settings: Settings | None = None,
 ) -> np.ndarray:
     """Affine registration of one pair, by optimisation.
@@ -318,6 +326,8 @@ def affine_registration(
         fixed_affine: ``(4, 4)`` RAS mm, of an array.
         moving_affine: likewise.
         start: initial ``(4, 4)``, from fixed point to moving point; None: the identity.
+        fixed_mask: not 0 in voxels of the fixed image that don't count, on its grid.
+        moving_mask: likewise.
         settings: of the block ``refine``: family, levels, iterations, ...
 
     Returns:
@@ -339,7 +349,8 @@ def affine_registration(
     """
     from scripts.registration.affine import AffineRefinement
 
-    asked, images = _pair(fixed, moving, fixed_affine, moving_affine, settings)
+    masks = (fixed_mask, moving_mask)
+    asked, images = _pair(fixed, moving, fixed_affine, moving_affine, masks, settings)
     refinement = AffineRefinement(
         asked.family, asked.starts, asked.levels, asked.iterations, asked.window,
         asked.tolerance, asked.similarity, asked.correlation_window,
@@ -354,6 +365,8 @@ def deformable_registration(
     moving_affine: np.ndarray | None = None,
     *,
     start: np.ndarray | None = None,
+    fixed_mask: Image | None = None,
+    moving_mask: Image | None = None,
     settings: Settings | None = None,
 ) -> Deformation:
     """Deformable registration of one pair after an affine, by optimisation.
@@ -365,6 +378,9 @@ def deformable_registration(
         moving_affine: likewise.
         start: ``(4, 4)``, from `affine_registration` for example; it stays fixed. None: the
         identity.
+        fixed_mask: not 0 in voxels of the fixed image that don't count, on its grid; the
+            displacement there continues that around them.
+        moving_mask: likewise.
         settings: of the block ``refine``: levels, iterations, smoothness_weight, ...
 
     Returns:
@@ -386,7 +402,8 @@ def deformable_registration(
 
     from scripts.registration.deformable import ElasticRefinement
 
-    asked, images = _pair(fixed, moving, fixed_affine, moving_affine, settings)
+    masks = (fixed_mask, moving_mask)
+    asked, images = _pair(fixed, moving, fixed_affine, moving_affine, masks, settings)
     found = ElasticRefinement(
         asked.levels, asked.iterations, asked.window, asked.tolerance, asked.similarity,
         asked.correlation_window, asked.smoothness_weight, asked.int_steps,
@@ -586,6 +603,34 @@ def tract_statistics(
         )
     inside = weights > threshold * weights.max(initial=0.0)
     return weighted_statistics(values[inside], weights[inside], percentiles)
+
+
+def fuse_labels(labels: Sequence[np.ndarray]) -> tuple[np.ndarray, dict[int, np.ndarray]]:
+    """Fuse label maps that lie in one space, such as ``..._space-template_dseg.nii.gz``.
+
+    Args:
+        labels: arrays of whole numbers of one shape, 0 for background.
+
+    Returns:
+        The most probable label of each voxel (of equally probable ones the smallest), and the
+        share of the maps with each label.
+
+    Raises:
+        ValueError: there are none, their shapes differ, or they aren't whole numbers.
+
+    Example:
+        >>> majority, shares = fuse_labels([np.array([0, 7, 7]), np.array([0, 7, 0])])
+        >>> majority.tolist(), shares[7].tolist()
+        ([0, 7, 0], [0.0, 1.0, 0.5])
+    """
+    from scripts.spatial.label_fusion import fused
+
+    if not labels or len({one.shape for one in labels}) > 1:
+        raise ValueError("labels: must be arrays of one shape")
+    if any(one.dtype.kind not in "iu" for one in labels):
+        raise ValueError("labels: must be whole numbers")
+    sums = fused(labels, labels[0].shape)
+    return sums.majority(), {label: sums.probability(label) for label in sums.labels}
 
 
 def transfer_labels(
@@ -794,6 +839,7 @@ def _pair(
     moving: Image,
     fixed_affine: np.ndarray | None,
     moving_affine: np.ndarray | None,
+    masks: tuple[Image | None, Image | None],
     settings: Settings | None,
 ) -> tuple[Any, list[WorldImage]]:
     """Settings of a refinement, and both images prepared for it."""
@@ -803,18 +849,37 @@ def _pair(
 
     # The images come from the caller; the paths of the block only have to satisfy their rules.
     asked = RefineConfig.load({"fixed": "fixed", "moving": ["moving"], **(settings or {})})
+    if asked.fixed_mask is not None or asked.moving_mask is not None:
+        raise ValueError("masks in settings: must be given as fixed_mask and moving_mask")
     device = open_device(asked.device)
     images = []
-    for name, image, affine in (
-        ("fixed", fixed, fixed_affine), ("moving", moving, moving_affine),
+    for name, image, affine, mask in (
+        ("fixed", fixed, fixed_affine, masks[0]), ("moving", moving, moving_affine, masks[1]),
     ):  # fmt: skip
         values, grid = _volume(name, image, affine)
+        hole = None
+        if mask is not None:
+            hole = _volume(f"{name}_mask", mask, affine, labels=True)[0] != 0
+            if hole.shape != (1, *values.shape[1:]) or hole.all():
+                raise ValueError(
+                    f"{name}_mask of shape {hole.shape[1:]}: must have the image's shape, "
+                    f"{values.shape[1:]}, and be 0 somewhere"
+                )
+            values = np.where(hole, 0, values)
         planar = grid.shape[2] == 1
         one = read_image(normalised(values, asked.log_offset), grid, 2 if planar else 3, device)
+        if hole is not None:
+            one = one.without(_tensor_of(hole.reshape(one.shape)))
         images.append(one.without_background() if asked.background == "unknown" else one)
     if images[0].values.ndim != images[1].values.ndim:
         raise ValueError("fixed and moving: must both be planes or both volumes")
     return asked, images
+
+
+def _tensor_of(array: np.ndarray) -> Any:
+    import torch
+
+    return torch.from_numpy(array)
 
 
 def _tensor(matrix: np.ndarray | None) -> Any:
@@ -926,6 +991,31 @@ def _as_cohort(
         return [str(path) for path in paths], block
     cohort = {"layout": "flat", "normalisation": "none", **block.get("cohort", {})}
     return str(folder), {**block, "cohort": cohort}
+
+
+def _with_masks(
+    masks: Sequence[np.ndarray | None],
+    affine: np.ndarray | None,
+    output_dir: Path,
+    source: str | list[str],
+    block: dict[str, Any],
+) -> dict[str, Any]:
+    """Settings that name masks, which are written to ``<output_dir>/cohort_masks``."""
+    names = [] if isinstance(source, str) else [Path(path).name for path in source]
+    if affine is None or len(masks) != len(names):
+        raise ValueError(f"{len(masks)} masks: must be one per array of maps, or None for it")
+    from scripts.runtime.ownership import check_contents, write_mark
+
+    folder = output_dir / "cohort_masks"
+    check_contents(folder)
+    folder.mkdir(exist_ok=True)
+    for name, mask in zip(names, masks, strict=True):
+        (folder / name).unlink(missing_ok=True)
+        if mask is not None:
+            _write(folder / name, np.asarray(mask != 0, dtype=np.float64), affine)
+    write_mark(folder)
+    pattern = str((folder / "{subject}.nii.gz").absolute())
+    return {**block, "cohort": {**block.get("cohort", {}), "mask": pattern}}
 
 
 def _config(

@@ -4,26 +4,30 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from scripts.applications.subject_fields import subject_field
 from scripts.errors import CohortError, ConfigurationError, some_names
+from scripts.publishing.atlas_labels import LABELS_FOLDER, MAJORITY, NAMES, probability_name
 from scripts.publishing.published_atlas import open_atlas
 from scripts.runtime.inside import inside
 from scripts.runtime.storage import check_replaceable, check_writable, publish_folder
+from scripts.runtime.tables import write_table
 from scripts.runtime.watched_files import WatchedFiles
 from scripts.settings.applications import AtlasToPatientConfig
 from scripts.settings.transforms import TransformEntry
-from scripts.spatial.grid import Grid
+from scripts.spatial.grid import CropBox, Grid
+from scripts.spatial.label_fusion import MostProbable
 from scripts.spatial.transform_files import (
     TransformFile,
     read_transform,
     require_fields_cover,
 )
-from scripts.spatial.transforms import FieldTransform, resample
-from scripts.spatial.volumes import read_grid, read_volume, write_map
+from scripts.spatial.transforms import FieldTransform, Transform, places_of, resample
+from scripts.spatial.volumes import read_grid, read_volume, write_labels, write_map
 
 __all__ = ["CARRIED_FOLDER", "AtlasCarrier"]
 
@@ -44,6 +48,9 @@ class _Way:
 
 class AtlasCarrier:
     """Warps the maps to patients, each into ``<output_dir>/<patient>/atlas_in_patient_space``.
+
+    Of an annotated atlas the labels' probabilities are interpolated, and each voxel gets the most
+    probable label: ``atlas_dseg.nii.gz``, with the names in ``atlas_dseg.tsv``.
 
     All files are checked before anything is written, and each patient's folder appears completely
     or not at all. By default the bundle's fields are used: ``<atlas_dir>/fields`` for the cohort's
@@ -180,10 +187,42 @@ class AtlasCarrier:
                         "the transforms are the right ones, in antsApplyTransforms's order"
                     )
                 write_map(staging / path.name, carried, wanted)
-            about = json.dumps(self._description(way, paths, watched), indent=1) + "\n"
+            labels = self._carry_labels(way, transforms, wanted, staging)
+            said = {**self._description(way, paths, watched), **labels}
+            about = json.dumps(said, indent=1) + "\n"
             (staging / "carried.json").write_text(about, encoding="utf-8")
             watched.check()
             self.atlas.check_unchanged()
+
+    def _carry_labels(
+        self, way: _Way, transforms: Sequence[Transform], wanted: Grid, staging: Path
+    ) -> dict[str, Any]:
+        """Write the most probable labels in the patient's space; what ``carried.json`` says."""
+        maps = self.atlas.label_maps(way.template)
+        if not maps:
+            return {}
+        watched = WatchedFiles(maps.values())
+        source = read_grid(next(iter(maps.values())))
+        places = places_of(wanted, transforms, source)
+        best = MostProbable(places.shape[1:])
+        folder = staging / LABELS_FOLDER
+        if self.settings.label_probabilities:
+            folder.mkdir()
+        for label, path in maps.items():
+            volume, own = read_volume(path)
+            if own.same_as(source) is not None or len(volume) != 1:
+                raise CohortError(f"{path}: is not on the grid of the atlas's other labels")
+            box = CropBox.around(volume[0] > 0) if volume.any() else CropBox((0, 0, 0), (1, 1, 1))
+            found = best.add_at(label, box, box.crop(volume[0]), places)
+            if self.settings.label_probabilities:
+                write_map(folder / probability_name(label), found[None], wanted)
+        write_labels(staging / MAJORITY, best.labels()[None], wanted)
+        names = self.atlas.label_names
+        with (staging / NAMES).open("w", newline="", encoding="utf-8") as file:
+            rows = [{"index": label, "name": names[label]} for label in maps]
+            write_table(file, ("index", "name"), rows, tabs=True)
+        watched.check()
+        return {"labels": {path.name: watched.sha256(path) for path in maps.values()}}
 
     def _description(
         self, way: _Way, paths: dict[str, Path], watched: WatchedFiles

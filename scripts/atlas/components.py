@@ -50,6 +50,7 @@ __all__ = [
     "cohort_transforms",
     "network_fine_tuning",
     "open_cohort",
+    "refuse_masks",
     "train_dataset",
 ]
 
@@ -80,6 +81,7 @@ def open_cohort(
         CohortError: see `read_cohort`.
     """
     _check_processes(settings)
+    refuse_masks(settings)
 
     def read() -> Cohort:
         with reserved(written) as users:
@@ -99,6 +101,19 @@ def open_cohort(
         return cohort
 
     return from_first(read)
+
+
+def refuse_masks(settings: LearnedAtlasConfig) -> None:
+    """Refuse masks in a job that publishes the atlas of a cohort, where they have no effect.
+
+    Raises:
+        ConfigurationError: there are some.
+    """
+    if settings.cohort.mask is not None:
+        raise ConfigurationError(
+            f"{settings.cohort.key('mask')} = {settings.cohort.mask!r}: must be null in a job that "
+            "makes an atlas; masks are for register and evaluate"
+        )
 
 
 def _check_processes(settings: LearnedAtlasConfig) -> None:

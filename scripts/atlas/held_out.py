@@ -62,7 +62,9 @@ class HeldOutSubjects:
             return {}
         grid, crop = published_geometry(self.network)
         try:
-            subjects = read_new_subjects(self.files, self.settings.cohort_request(), grid, crop)
+            subjects = read_new_subjects(
+                self.files, self.settings.cohort_request().without_labels(), grid, crop
+            )
         except CohortError as error:
             logger.warning("the held-out subjects can't be used: %s", error)
             return {}

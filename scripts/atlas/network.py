@@ -227,7 +227,11 @@ class AtlasNetwork(DescribedNetwork):
         self.template.clamp_(min=0).mul_(self.support)
 
     def velocity(
-        self, image: torch.Tensor, template: int = 0, covariates: torch.Tensor | None = None
+        self,
+        image: torch.Tensor,
+        template: int = 0,
+        covariates: torch.Tensor | None = None,
+        valid: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Stationary velocity of template k to each image, centred in evaluation mode.
 
@@ -238,6 +242,8 @@ class AtlasNetwork(DescribedNetwork):
             image: ``(B, C, *shape)`` log density.
             template: index of the template.
             covariates: coded, ``(B, p)``: the network then gets the template at these covariates.
+            valid: ``(B, 1, *shape)`` bool, voxels of the image that count, see `PairPasses`; None:
+                all.
 
         Returns:
             ``(B, d, *reduced)`` in voxels of the full grid, float32.
@@ -245,13 +251,15 @@ class AtlasNetwork(DescribedNetwork):
         moving = self.template[template].expand(image.shape[0], *image.shape[1:])
         if covariates is not None:
             moving = log_density_of(self.template_density(covariates), self.log_offset)
-        velocity = self._looks(moving, image).run(self.passes)[-1]
+        velocity = self._looks(moving, image, valid).run(self.passes)[-1]
         if self.training:
             return velocity
         velocity = velocity - self.mean_velocity[template]
         return velocity if covariates is None else velocity + self.covariate_velocity(covariates)
 
-    def _looks(self, moving: torch.Tensor, image: torch.Tensor) -> PairPasses:
+    def _looks(
+        self, moving: torch.Tensor, image: torch.Tensor, valid: torch.Tensor | None = None
+    ) -> PairPasses:
         """Template and images as the U-Net is shown them."""
         scale: torch.Tensor = self.input_scale
         if self.forces is not None:
@@ -261,7 +269,7 @@ class AtlasNetwork(DescribedNetwork):
                 scale = moving.amax(axes, keepdim=True).clamp_min(1e-6).reciprocal()
         return PairPasses(
             self.unet, self.smoothing, self.integration, self.warp, moving, image, scale,
-            self.forces,
+            self.forces, valid,
         )  # fmt: skip
 
     def _in_all(self, log_density: torch.Tensor) -> torch.Tensor:
@@ -308,7 +316,10 @@ class AtlasNetwork(DescribedNetwork):
         return {"velocity": torch.stack(velocities, 1), "warped": torch.stack(warped, 1)}
 
     def match(
-        self, image: torch.Tensor, covariates: torch.Tensor | None = None
+        self,
+        image: torch.Tensor,
+        covariates: torch.Tensor | None = None,
+        valid: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Register each image to the template that becomes most similar to it.
 
@@ -317,17 +328,19 @@ class AtlasNetwork(DescribedNetwork):
         Args:
             image: ``(B, C, *shape)`` log density.
             covariates: coded, ``(B, p)``.
+            valid: ``(B, 1, *shape)`` bool, voxels of the image that count; None: all.
 
         Returns:
             Velocity ``(B, d, *reduced)``, and the index of its template ``(B,)`` int64.
         """
         which = torch.zeros(len(image), dtype=torch.long, device=image.device)
-        best = self.velocity(image, 0, covariates)
+        best = self.velocity(image, 0, covariates, valid)
         if self.n_templates > 1:
-            score = self._likeness(image, best, which)
+            score = self._likeness(image, best, which, valid)
             for k in range(1, self.n_templates):
-                velocity, other = self.velocity(image, k), torch.full_like(which, k)
-                found = self._likeness(image, velocity, other)
+                velocity = self.velocity(image, k, valid=valid)
+                other = torch.full_like(which, k)
+                found = self._likeness(image, velocity, other, valid)
                 better = found > score
                 score, which = torch.where(better, found, score), torch.where(better, other, which)
                 best = torch.where(better.view(-1, *[1] * (best.dim() - 1)), velocity, best)
@@ -358,9 +371,15 @@ class AtlasNetwork(DescribedNetwork):
 
     @in_float32
     def _likeness(
-        self, image: torch.Tensor, velocity: torch.Tensor, template: torch.Tensor
+        self,
+        image: torch.Tensor,
+        velocity: torch.Tensor,
+        template: torch.Tensor,
+        valid: torch.Tensor | None = None,
     ) -> torch.Tensor:
         predicted = log_density_of(self.predict(velocity, template), self.log_offset)
+        if valid is not None:
+            predicted, image = predicted.where(valid, 0), image.where(valid, 0)
         return torch.nn.functional.cosine_similarity(predicted.flatten(1), image.flatten(1), dim=1)
 
     def forward(

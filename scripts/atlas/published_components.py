@@ -15,7 +15,7 @@ import torch
 from monai.transforms import Compose
 
 from scripts.atlas.cohort_refinement import CohortRefinement
-from scripts.atlas.components import cohort_refinement
+from scripts.atlas.components import cohort_refinement, refuse_masks
 from scripts.atlas.network import AtlasNetwork
 from scripts.atlas.network_velocities import NetworkVelocities
 from scripts.atlas.published_model import (
@@ -123,6 +123,7 @@ def open_published_cohort(
         StorageError: if there isn't room for what the run writes, or the atlas's folder can't be
             replaced.
     """
+    refuse_masks(settings)
     coding = published_coding(network)
     replaced = None if written is None else Path(written) / settings.output_subdir
     if replaced is not None:
@@ -211,6 +212,7 @@ def open_new_subjects(
     maps: str | Path | Sequence[str | Path] | None = None,
     written: Sequence[str | Path] = (),
     at: str | Mapping[str, Any] | None = None,
+    labels: bool = False,
 ) -> NewSubjects:
     """Subjects to register, checked against the atlas's grid.
 
@@ -222,6 +224,7 @@ def open_new_subjects(
         written: folders that the run will write to, the first one for the results; locked while the
             result is in use.
         at: covariates of all subjects, see `parse_values`; None: from the table.
+        labels: also look for label maps, as with save_warped.
 
     Raises:
         StorageError: see `opened`.
@@ -234,8 +237,11 @@ def open_new_subjects(
     coding = published_coding(network)
     values = parse_values(at, coding)
     source = dataset_dir if maps is None else maps
+    request = settings.cohort_request()
+    if not (labels or settings.save_warped):
+        request = request.without_labels()
     with reserved(written) as users:
-        found = read_new_subjects(source, settings.cohort_request(), grid, crop, coding, values)
+        found = read_new_subjects(source, request, grid, crop, coding, values)
         if written:
             room = registration_bytes(len(found.subjects), crop, settings)
             check_space({Path(written[0]): room})

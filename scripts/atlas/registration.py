@@ -96,11 +96,12 @@ def polished_velocity(
     lr: float = 0.3,
     template: int = 0,
     covariates: torch.Tensor | None = None,
+    valid: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Result of `refine_velocity`, smoothed where it is close to folding."""
     with torch.enable_grad():
         found, _ = refine_velocity(
-            network, loss, image, velocity, iterations, lr, template, covariates
+            network, loss, image, velocity, iterations, lr, template, covariates, valid=valid
         )
     return unfolded_velocity(network, found)
 

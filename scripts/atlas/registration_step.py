@@ -11,6 +11,7 @@ from monai.engines.utils import IterationEvents
 from monai.utils import convert_to_dst_type, convert_to_tensor
 
 from scripts.atlas.registration import polished_velocity
+from scripts.atlas.subject_masks import SubjectMasks
 from scripts.atlas.training_step import bare
 from scripts.losses.atlas_loss import AtlasLoss
 from scripts.networks.precision import autocast
@@ -29,15 +30,22 @@ class RegistrationStep:
         dtype: of the convolutions.
         iterations: gradient steps that refine each velocity; 0: no refinement.
         lr: size of the steps, voxels.
+        masks: voxels of the subjects that don't count; None: all count.
     """
 
     def __init__(
-        self, loss: AtlasLoss, dtype: str = "float32", iterations: int = 0, lr: float = 0.3
+        self,
+        loss: AtlasLoss,
+        dtype: str = "float32",
+        iterations: int = 0,
+        lr: float = 0.3,
+        masks: SubjectMasks | None = None,
     ) -> None:
         self.loss = loss
         self.dtype = dtype
         self.iterations = iterations
         self.lr = lr
+        self.masks = masks
 
     @torch.no_grad()
     def __call__(self, engine: SupervisedEvaluator, batch: dict[str, Any]) -> dict[str, Any]:
@@ -62,8 +70,12 @@ class RegistrationStep:
         covariates = batch.get("covariates")
         if covariates is not None:
             covariates = torch.as_tensor(covariates).to(device)
+        valid = None
+        if self.masks is not None:
+            valid = self.masks.valid_of_batch(batch["subject"], plain.device)
+        masked = () if valid is None else (valid,)
         with autocast(plain.device, self.dtype):
-            velocity, template = engine.inferer(plain, network.match, covariates)
+            velocity, template = engine.inferer(plain, network.match, covariates, *masked)
         engine.state.output = {"image": image, "subject": batch["subject"]}
         engine.fire_event(IterationEvents.FORWARD_COMPLETED)
         if self.iterations:
@@ -73,6 +85,7 @@ class RegistrationStep:
                         network, self.loss, plain[b : b + 1], velocity[b : b + 1],
                         self.iterations, self.lr, int(template[b]),
                         None if covariates is None else covariates[b : b + 1],
+                        None if valid is None else valid[b : b + 1],
                     )
                     for b in range(len(plain))
                 ]

@@ -26,13 +26,31 @@ def output_bytes(cohort: Cohort, settings: LearnedAtlasConfig) -> dict[str, int]
     complete, so its space doesn't count as free.
 
     Returns:
-        ``fields`` = 2 N 3 B floats (three components in planes as well) and ``maps`` = K M C B,
-        for N subjects, K templates, M maps, C channels and B voxels in the box; ``reports``.
+        ``fields`` = 2 N 3 B floats (three components in planes as well), ``maps`` = K M C B and,
+        with save_warped or save_jacobians, ``warped``, see `warped_bytes`, for N subjects, K
+        templates, M maps, C channels and B voxels in the box; ``reports``.
     """
     box = math.prod(cohort.crop.shape)
     maps = settings.model.n_templates * len(settings.emit_baseline_maps) * settings.model.channels
     fields = 2 * len(cohort.subjects) * 3 if settings.save_fields else 0
-    return {"fields": fields * box * _FLOAT, "maps": maps * box * _FLOAT, "reports": _PAGES}
+    return {
+        "fields": fields * box * _FLOAT,
+        "maps": maps * box * _FLOAT,
+        **warped_bytes(len(cohort.subjects), box, settings),
+        "reports": _PAGES,
+    }
+
+
+def warped_bytes(subjects: int, box: int, settings: LearnedAtlasConfig) -> dict[str, int]:
+    """Largest size of the subjects' maps in template space: each one alone and in a 4-D file.
+
+    Returns:
+        ``warped`` = 2 N B floats for each channel's density, for labels and for the log-Jacobian;
+        empty if none is asked for.
+    """
+    volumes = settings.model.channels + (settings.cohort.labels is not None)
+    each = settings.save_warped * volumes + settings.save_jacobians
+    return {"warped": 2 * subjects * each * box * _FLOAT} if each else {}
 
 
 def checkpoint_bytes(cohort: Cohort, settings: LearnedAtlasConfig) -> dict[str, int]:
@@ -81,6 +99,7 @@ def registration_bytes(
     return {
         "fields": 6 * floats if settings.save_fields else 0,
         "maps": 2 * settings.model.channels * floats,
+        **warped_bytes(subjects, math.prod(crop.shape), settings),
     }
 
 

@@ -8,8 +8,12 @@ import torch
 
 from scripts.atlas.network import AtlasNetwork
 from scripts.losses.atlas_loss import AtlasLoss
+from scripts.networks.grids import averaged
+from scripts.spatial.field_extension import extended_field
 
 __all__ = ["refine_velocity"]
+
+_ALL = 0.999  # share of a block's voxels: all of them
 
 
 def refine_velocity(
@@ -22,6 +26,7 @@ def refine_velocity(
     template: int = 0,
     covariates: torch.Tensor | None = None,
     final_lr: float | None = None,
+    valid: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, float]:
     """Gradient descent (Adam) on an addition to the velocity, with the losses of the training.
 
@@ -40,11 +45,16 @@ def refine_velocity(
         template: index of the template.
         covariates: coded, ``(1, p)``, of a conditional template.
         final_lr: size of the last step, to which it falls as a cosine; None: it stays.
+        valid: ``(1, 1, *shape)`` bool, voxels of the image that count; None: all. What is added
+            elsewhere continues what is added around.
 
     Returns:
         The velocity and its loss.
     """
     start = velocity.detach()
+    known = None
+    if valid is not None:
+        known = averaged(valid.float(), network.field_resolution) > _ALL
     rough = torch.zeros_like(start).requires_grad_(True)
     optimizer = torch.optim.Adam([rough], lr=lr, betas=(0.9, 0.99))
     expected = None if covariates is None else network.covariate_velocity(covariates)
@@ -55,7 +65,7 @@ def refine_velocity(
             current = start + network.smoothing(rough)
             warped = network.warped_template(network.displacement(current), template, covariates)
             own = current if expected is None else current - expected
-            total = loss(warped, image, own)["loss"]
+            total = loss(warped, image, own, valid=valid)["loss"]
         value = float(total.detach())
         if value < best_loss:
             best, best_loss = current.detach().clone(), value
@@ -65,4 +75,4 @@ def refine_velocity(
                 optimizer.param_groups[0]["lr"] = final_lr + (lr - final_lr) * part
             (rough.grad,) = torch.autograd.grad(total, rough)
             optimizer.step()
-    return best, best_loss
+    return best if known is None else extended_field(best, known), best_loss

@@ -48,7 +48,7 @@ def open_averaged_cohort(
         check_writable(folder)
     for folder in replaced:
         check_replaceable(folder, inputs=[dataset_dir])
-    cohort = read_cohort(dataset_dir, settings.cohort_request())
+    cohort = read_cohort(dataset_dir, settings.cohort_request().without_labels())
     for folder in replaced:
         check_replaceable(folder, inputs=cohort.files())
     return cohort

@@ -14,6 +14,7 @@ import numpy as np
 
 from scripts.cohort.covariates import CovariateCoding
 from scripts.cohort.patterns import Rejection
+from scripts.cohort.subject_images import SubjectImages
 from scripts.cohort.tractogram_maps import CountedMap
 from scripts.errors import shown
 from scripts.spatial.grid import CropBox, Grid, StorageOrder
@@ -135,6 +136,8 @@ class Cohort:
         sums: per subject, the sum of its normalised density.
         without_map: folders of the dataset that contain no map.
         coding: of the subjects' covariates; None if the settings request none.
+        labels: the subjects' label maps; None if the settings request none.
+        label_names: of the labels that have one.
     """
 
     subjects: tuple[Subject, ...]
@@ -148,6 +151,8 @@ class Cohort:
     sums: tuple[float, ...] = ()
     without_map: tuple[str, ...] = ()
     coding: CovariateCoding | None = None
+    labels: SubjectImages | None = None
+    label_names: Mapping[int, str] = field(default_factory=dict)
 
     def datalist(self) -> list[dict[str, Any]]:
         """One dictionary per subject, see `Subject.item`."""
@@ -160,8 +165,8 @@ class Cohort:
         return np.stack([self.coding.code(dict(one.covariates)) for one in self.subjects])
 
     def files(self) -> list[Path]:
-        """Every map that a subject's density is made of, and its tractogram."""
-        return files_of(self.subjects)
+        """Every map that a subject's density is made of, its tractogram and its labels."""
+        return [*files_of(self.subjects), *(self.labels.paths() if self.labels else ())]
 
     def table(self) -> str:
         """The used and the rejected subjects, with reasons, as lines of text."""
@@ -199,24 +204,42 @@ class Cohort:
             ],
             "rejected": [asdict(rejection) for rejection in self.rejected],
             "without_map": list(self.without_map),
+            **({"labels": self.labels.as_dict()} if self.labels else {}),
         }
 
 
 @dataclass(frozen=True, eq=False)
 class NewSubjects:
-    """Subjects to register to an existing atlas; checked against its grid."""
+    """Subjects to register to an existing atlas; checked against its grid.
+
+    Attributes:
+        subjects: the usable ones.
+        rejected: subjects left out, with the reason.
+        coding: of their covariates; None if the atlas has none.
+        labels: their label maps; None if the settings request none.
+        masks: their voxels that don't count; None if the settings request none.
+    """
 
     subjects: tuple[Subject, ...]
     rejected: tuple[Rejection, ...] = field(default=())
     coding: CovariateCoding | None = None
+    labels: SubjectImages | None = None
+    masks: SubjectImages | None = None
 
     def files(self) -> list[Path]:
         """As `Cohort.files`."""
-        return files_of(self.subjects)
+        further = [one for one in (self.labels, self.masks) if one is not None]
+        return [*files_of(self.subjects), *(path for one in further for path in one.paths())]
 
     def datalist(self) -> list[dict[str, Any]]:
-        """As `Cohort.datalist`."""
-        return [subject.item(self.coding) for subject in self.subjects]
+        """As `Cohort.datalist`, with ``mask``, path and hash, of a subject that has one."""
+        items = [subject.item(self.coding) for subject in self.subjects]
+        masks = {} if self.masks is None else self.masks.files
+        for item in items:
+            mask = masks.get(item["subject"])
+            if mask is not None:
+                item["mask"] = [str(mask.path), mask.sha256]
+        return items
 
 
 # ---------------------------------------------------------------------------------------------

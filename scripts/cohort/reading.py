@@ -24,7 +24,10 @@ from scripts.cohort.discovery import (
     find_subjects,
 )
 from scripts.cohort.inspection import Inspection, inspect_all
+from scripts.cohort.label_names import read_label_names
+from scripts.cohort.masks import subjects_without_masked
 from scripts.cohort.patterns import Rejection
+from scripts.cohort.subject_images import SubjectImages, find_subject_images
 from scripts.cohort.tractogram_maps import counting_for
 from scripts.errors import CohortError, ConfigurationError, shown
 from scripts.runtime.file_names import is_image_name
@@ -128,6 +131,7 @@ def read_cohort(
         _check_coded(subjects, coding)
     crop = pool.box.grown(request.cohort.margin, pool.grid.shape)
     mean = pool.box.within(crop).paste(pool.total / len(subjects), crop.shape)
+    labels = _labels(subjects, root if files is None else Path(), pool.grid, request)
     logger.info("cohort of %d subjects, %d left out", len(subjects), len(left_out))
     return Cohort(
         subjects=subjects,
@@ -141,6 +145,35 @@ def read_cohort(
         sums=tuple(pool.sums),
         without_map=found.without_map,
         coding=coding,
+        labels=labels,
+        label_names=_label_names(root, request) if labels is not None else {},
+    )
+
+
+def _label_names(root: Path, request: CohortRequest) -> dict[int, str]:
+    path = request.cohort.label_names
+    return {} if path is None else read_label_names(root / path, request.key("label_names"))
+
+
+def _labels(
+    subjects: Sequence[Subject],
+    root: Path,
+    grid: Grid,
+    request: CohortRequest,
+    new: bool = False,
+) -> SubjectImages | None:
+    """The label maps that a request names; new subjects may have none."""
+    if request.cohort.labels is None:
+        return None
+    return find_subject_images(
+        request.cohort.labels,
+        root,
+        [subject.name for subject in subjects],
+        grid,
+        request.key("labels"),
+        request.cohort.grid_tolerance,
+        resample=new and request.cohort.resample,
+        required=not new,
     )
 
 
@@ -268,7 +301,21 @@ def read_new_subjects(
     if coding is not None:
         described = _described(subjects, known)
         _check_coded(described, coding)
-    return NewSubjects(described, tuple(rejected), coding)
+    root = folder or Path()
+    labels = _labels(described, root, grid, request, new=True)
+    masks = None
+    if request.cohort.mask is not None:
+        masks = find_subject_images(
+            request.cohort.mask,
+            root,
+            [subject.name for subject in described],
+            grid,
+            request.key("mask"),
+            request.cohort.grid_tolerance,
+            resample=request.cohort.resample,
+        )
+        described = subjects_without_masked(described, masks, request)
+    return NewSubjects(described, tuple(rejected), coding, labels, masks)
 
 
 def _find_new(

@@ -27,6 +27,8 @@ from monai.utils import ensure_tuple
 
 from scripts.cohort import density_divisor
 from scripts.cohort.density import zeroed
+from scripts.cohort.masks import mask_on_grid
+from scripts.cohort.subject_images import SubjectImage
 from scripts.errors import CheckpointError, CohortError
 from scripts.runtime.file_names import is_image_name
 from scripts.runtime.watched_files import changed
@@ -47,6 +49,7 @@ __all__ = [
 ]
 
 
+_MASK_KEY = "learned_atlas.cohort.mask"
 _LOOSE = 0.5  # voxels: what a cohort may be told to take for one grid, see its grid_tolerance
 _SHA256 = re.compile("[0-9a-f]{64}")
 
@@ -139,7 +142,8 @@ class NormaliseDensityd(MapTransform):
     """Convert counts to densities: divide each map by its divisor, and sum the maps of a channel.
 
     A cohort's data list brings ``divisor`` and ``channel``, one entry a map; ``zeroed`` where
-    values are read as 0, ``order`` where the maps' axes are stored otherwise than the cohort's. A
+    values are read as 0, ``order`` where the maps' axes are stored otherwise than the cohort's,
+    ``mask`` (path and hash) where voxels don't count: they are read as 0, whatever they contain. A
     lone image (an annotation tool's, say) brings none of them: the divisor is then found by the
     same rule as the cohort's, from the map and what lies beside it.
 
@@ -172,6 +176,8 @@ class NormaliseDensityd(MapTransform):
                 maps = maps[..., 0]
             if "zeroed" in result:
                 maps = _with_values(maps, zeroed(np.asarray(maps), result["zeroed"]))
+            if "mask" in result:
+                maps = _without_masked(maps, *result["mask"])
             if "order" in result:
                 maps = _in_order(maps, StorageOrder.from_list(result["order"]))
             divisors = result.get("divisor")
@@ -188,9 +194,18 @@ class NormaliseDensityd(MapTransform):
                 density.meta["normalisation"] = self.normalisation
             result[key] = density
         # Lists of one length a subject can't be collated into a batch, and are done with.
-        for done in ("divisor", "channel", "sha256", "zeroed", "order"):
+        for done in ("divisor", "channel", "sha256", "zeroed", "order", "mask"):
             result.pop(done, None)
         return result
+
+
+def _without_masked(maps: torch.Tensor, path: str, sha256: str) -> torch.Tensor:
+    """Maps ``(maps, *shape)`` with 0 where a mask covers them."""
+    if not isinstance(maps, MetaTensor):
+        raise CohortError(f"{path}: masks need images with their affine")
+    grid = Grid(tuple(maps.shape[1:]), np.asarray(maps.affine), nib.Nifti1Header())
+    covered = mask_on_grid(SubjectImage(Path(path), sha256), grid, _MASK_KEY)
+    return _with_values(maps, np.where(covered, 0, np.asarray(maps)))
 
 
 def _with_values(image: torch.Tensor, values: np.ndarray) -> torch.Tensor:

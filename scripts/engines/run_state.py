@@ -28,7 +28,8 @@ _KEYS = frozenset({"signature", "finished", "network", "cleared"})
 
 # Settings that affect where and how a run computes or what it writes, not what it learns.
 _FREE = {
-    "enabled", "device", "resume", "save_fields", "verify_jacobian", "emit_baseline_maps",
+    "enabled", "device", "resume", "save_fields", "save_warped", "save_jacobians",
+    "verify_jacobian", "emit_baseline_maps", "cohort.labels", "cohort.label_names", "cohort.mask",
     "output_subdir", "cohort.cache", "cohort.num_workers", "cohort.resample", "presence_value",
     "cov_mean_threshold_pct", "model.checkpointing", "refine.new_subject_iterations",
     "optimizer.num_workers", "overwrite", "save", "n_workers", "progress_steps", "scheduler",

@@ -109,7 +109,7 @@ class CrossValidation:
         settings = self._training_settings()
         open_device(settings.device, settings.key("device"))
         with locked_folders(self.output_dir, self.ckpt_dir / FOLDER):
-            cohort = read_cohort(self.dataset_dir, settings.cohort_request())
+            cohort = read_cohort(self.dataset_dir, settings.cohort_request().without_labels())
             parts = self._parts(cohort, settings)
             state = RunState(self.ckpt_dir / FOLDER, settings, cohort, settings.resume)
             self._keep_plan(state.folder, parts)

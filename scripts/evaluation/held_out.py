@@ -16,10 +16,12 @@ from scripts.atlas.building import TRAINED_ON_DIGITS
 from scripts.atlas.network import AtlasNetwork, density_of
 from scripts.atlas.published_components import open_new_subjects
 from scripts.atlas.published_model import published_geometry
-from scripts.atlas.registration import fields_of
+from scripts.atlas.registration import Registration, fields_of
+from scripts.atlas.subject_masks import SubjectMasks
 from scripts.atlas.training_step import bare
 from scripts.cohort import NewSubjects, read_cohort
 from scripts.errors import CohortError, TrainingError
+from scripts.evaluation.label_overlap import LabelOverlap
 from scripts.evaluation.measures import field_measures, likeness, sharpness
 from scripts.evaluation.report import Row, publish_evaluation, table
 from scripts.networks.described import weights_identity
@@ -54,7 +56,7 @@ def open_held_out(
     Raises:
         CohortError: see `read_new_subjects`; or a subject was used in training.
     """
-    found = open_new_subjects(network, settings, dataset_dir, at=at)
+    found = open_new_subjects(network, settings, dataset_dir, at=at, labels=True)
     known = set(network.description.get("trained_on", ()))
     if not known:
         logger.warning("the model doesn't record its training maps, so no subject can be excluded")
@@ -90,8 +92,8 @@ def training_average(network: AtlasNetwork, training_dir: str | Path | None) -> 
     if training_dir is None:
         return None
     # However few there are: the comparison below decides whether they are the right ones.
-    settings = {**network.description["settings"], "min_subjects": 1}
-    cohort = read_cohort(training_dir, LearnedAtlasConfig.load(settings).cohort_request())
+    settings = LearnedAtlasConfig.load({**network.description["settings"], "min_subjects": 1})
+    cohort = read_cohort(training_dir, settings.cohort_request().without_labels())
     if cohort.identity() != network.description["cohort"]:
         raise CohortError(
             f"{training_dir}: is not the cohort that the model was trained on; name its folder "
@@ -109,6 +111,7 @@ class EvaluationWriter:
         settings: presence_value is used, the others are recorded.
         average: of the training cohort, see `training_average`.
         output_dir: the table goes to its folder ``evaluation``.
+        masks: voxels of the subjects that don't count; None: all count.
     """
 
     def __init__(
@@ -118,7 +121,9 @@ class EvaluationWriter:
         settings: LearnedAtlasConfig,
         average: np.ndarray | None,
         output_dir: str | Path,
+        masks: SubjectMasks | None = None,
     ) -> None:
+        self.masks = masks
         self.network = bare(network)
         self.subjects = subjects
         self.settings = settings
@@ -131,6 +136,9 @@ class EvaluationWriter:
         self.slopes: list[float] = []
         self.moved = np.zeros((len(self.templates), len(self.grid.shape), *self.crop.shape))
         self.counts = np.zeros(len(self.templates), dtype=int)
+        self.labels: LabelOverlap | None = None
+        if subjects.labels is not None and subjects.labels.files:
+            self.labels = LabelOverlap(subjects.labels, len(self.templates), self._fields)
         self._bar: Any = None
 
     def attach(self, engine: Engine) -> None:
@@ -160,20 +168,45 @@ class EvaluationWriter:
         template = self.templates[k]
         if "covariates" in item:
             template = self.network.template_density(item["covariates"][None])[0].cpu().numpy()
-        found = fields_of(self.network, item["velocity"][None], self.crop, self.grid.shape)
+        found = self._fields(item["velocity"][None])
+        if self.labels is not None:
+            self.labels.add(item["subject"], k, item["velocity"][None], found)
         if not found.finite:
             raise TrainingError(f"the field of subject {item['subject']} is not finite")
         self.moved[k] += self.crop.crop(found.to_template[0]).double().cpu().numpy()
         self.counts[k] += 1
         self.slopes.append(sharpness(subject, offset, self.grid.spacing)[1])
         values: Row = {"subject": item["subject"], "template": k + 1}
+        # The subject is 0 in voxels that don't count.
+        valid = None if self.masks is None else self.masks.valid(item["subject"])
         for suffix, atlas in (
             ("", carried), ("_unregistered", template), ("_average", self.average),
         ):  # fmt: skip
+            if atlas is not None and valid is not None:
+                atlas = np.where(valid, atlas, 0)
             both = (None, None) if atlas is None else likeness(subject, atlas, offset, presence)
             values[f"correlation{suffix}"], values[f"presence_dice{suffix}"] = both
         values |= field_measures(found, self.crop, subject, template)
         return {**values, "seconds": round(float(item["seconds"]), 3)}
+
+    def _fields(self, velocity: torch.Tensor) -> Registration:
+        """Both fields of a velocity on the whole grid."""
+        velocity = velocity.to(self.network.template.device)
+        return fields_of(self.network, velocity, self.crop, self.grid.shape)
+
+    def _label_rows(self) -> list[Row]:
+        """Dice of each subject's labels; their mean goes to the subject's row."""
+        if self.labels is None:
+            return []
+        scores = self.labels.finish()
+        for row in self.rows:
+            own = scores.get(row["subject"])
+            row["label_dice"] = float(np.mean(list(own.values()))) if own else None
+        return [
+            {"subject": subject, "label": label, "dice": value}
+            for subject, own in scores.items()
+            for label, value in own.items()
+        ]
 
     def finish(self, engine: Engine) -> None:
         """Publish and print the results.
@@ -182,6 +215,7 @@ class EvaluationWriter:
             StorageError: it can't be written.
         """
         self._bar.close()
+        labels = self._label_rows()
         publish_evaluation(
             self.folder,
             self.rows,
@@ -197,6 +231,7 @@ class EvaluationWriter:
                 ],
                 "settings": self.settings.as_dict(),
             },
+            labels,
         )
         print(table(self.rows), flush=True)
         logger.info("%d subjects evaluated, in %s", len(self.rows), self.folder)

@@ -32,6 +32,7 @@ LABELS = {
     "folded_share": "folded",
     "displacement_rms_voxels": "moved",
     "inverse_consistency_voxels": "inv. cons.",
+    "label_dice": "labels",
 }
 
 
@@ -42,7 +43,7 @@ def summary(rows: Sequence[Row]) -> dict[str, dict[str, float] | None]:
     """
     result: dict[str, dict[str, float] | None] = {}
     for name in LABELS:
-        values = [row[name] for row in rows]
+        values: list[Any] = [row.get(name) for row in rows]
         if any(value is None for value in values):
             result[name] = None
             continue
@@ -57,7 +58,7 @@ def summary(rows: Sequence[Row]) -> dict[str, dict[str, float] | None]:
 
 def table(rows: Sequence[Row]) -> str:
     """The rows as text, worst first, with the means at the end."""
-    names = [name for name in LABELS if rows[0][name] is not None]
+    names = [name for name in LABELS if all(row.get(name) is not None for row in rows)]
     width = max(7, *(len(shown(row["subject"])) for row in rows))
     lines = [" ".join([f"{'subject':<{width}}", *(f"{LABELS[n]:>10}" for n in names)])]
     for row in sorted(rows, key=lambda one: one["correlation"]):
@@ -69,13 +70,19 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def publish_evaluation(folder: Path, rows: Sequence[Row], about: dict[str, Any]) -> None:
+def publish_evaluation(
+    folder: Path,
+    rows: Sequence[Row],
+    about: dict[str, Any],
+    labels: Sequence[Row] = (),
+) -> None:
     """Write ``evaluation.csv`` and ``evaluation.json`` into a folder, completely or not at all.
 
     Args:
         folder: replaced if it exists.
         rows: one measure per column; the same columns in each row.
         about: further content of the JSON; the rows and their `summary` are added.
+        labels: rows of ``labels.csv``: subject, label, dice; none: there is no such file.
 
     Raises:
         StorageError: it can't be written; an earlier folder stays.
@@ -92,6 +99,9 @@ def publish_evaluation(folder: Path, rows: Sequence[Row], about: dict[str, Any])
     with publish_folder(folder) as staging:
         with (staging / "evaluation.csv").open("w", newline="", encoding="utf-8") as file:
             write_table(file, list(rows[0]), rows)
+        if labels:
+            with (staging / "labels.csv").open("w", newline="", encoding="utf-8") as file:
+                write_table(file, ("subject", "label", "dice"), labels)
         text = json.dumps(content, indent=1, allow_nan=False) + "\n"
         (staging / "evaluation.json").write_text(text, encoding="utf-8")
 

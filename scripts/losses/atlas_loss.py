@@ -11,7 +11,7 @@ from torch import nn
 from scripts.losses.local_correlation import LocalCorrelationLoss
 from scripts.losses.presence import PresenceLoss
 from scripts.losses.smoothness import CentralityLoss, SmoothnessLoss
-from scripts.networks.grids import averaged
+from scripts.networks.grids import averaged, averaged_where
 
 __all__ = ["AtlasLoss"]
 
@@ -98,22 +98,31 @@ class AtlasLoss(nn.Module):
         image: torch.Tensor,
         velocity: torch.Tensor,
         mean_velocity: torch.Tensor | None = None,
+        valid: torch.Tensor | None = None,
     ) -> dict[str, torch.Tensor]:
         """Terms (unweighted) by name, and their weighted sum as ``loss``.
+
+        Voxels that aren't valid are left out exactly: no value there changes the loss or its
+        gradient. Similarity and presence from elsewhere must then take a weight as third argument.
 
         Args:
             warped: the template in the subject's space, log density ``(B, C, *shape)``.
             image: the subject, the same shape.
             velocity: ``(B, d, *reduced)``.
             mean_velocity: ``(d, *reduced)``, the running mean; None: no centrality.
+            valid: ``(B, 1, *shape)`` bool; None: all voxels count.
         """
         terms: dict[str, torch.Tensor] = {}
-        pyramid = [(averaged(warped, s), averaged(image, s)) for s in self.scales]
+        pyramid: list[tuple[torch.Tensor, ...]]
+        if valid is None:
+            pyramid = [(averaged(warped, s), averaged(image, s)) for s in self.scales]
+        else:
+            pyramid = [self._valid_level(warped, image, valid, s) for s in self.scales]
         if self.weights["similarity"]:
-            levels = [self.similarity(moving, fixed) for moving, fixed in pyramid]
+            levels = [self.similarity(*level) for level in pyramid]
             terms["similarity"] = torch.stack(levels).mean()
         if self.weights["presence"]:
-            levels = [self.presence(moving, fixed) for moving, fixed in pyramid]
+            levels = [self.presence(*level) for level in pyramid]
             terms["presence"] = torch.stack(levels).mean()
         if self.weights["smoothness"]:
             terms["smoothness"] = self.smoothness(velocity)
@@ -121,3 +130,13 @@ class AtlasLoss(nn.Module):
             terms["centrality"] = self.centrality(velocity, mean_velocity)
         total = torch.stack([self.weights[name] * term for name, term in terms.items()]).sum()
         return {"loss": total, **terms}
+
+    @staticmethod
+    def _valid_level(
+        warped: torch.Tensor, image: torch.Tensor, valid: torch.Tensor, scale: int
+    ) -> tuple[torch.Tensor, ...]:
+        """Both images averaged over the valid voxels of each block, and their share."""
+        return (
+            averaged_where(warped, valid, scale)[0],
+            *averaged_where(image, valid, scale),
+        )

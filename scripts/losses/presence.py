@@ -27,26 +27,34 @@ class _WeightedDice(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, moving: torch.Tensor, fixed: torch.Tensor) -> torch.Tensor:
+    def forward(
+        ctx: Any, moving: torch.Tensor, fixed: torch.Tensor, weight: torch.Tensor | None
+    ) -> torch.Tensor:
         p, q = soft_presence(moving), soft_presence(fixed)
         spatial = tuple(range(2, fixed.dim()))
         weighted = _presence_weight(q).mul_(p)
+        cubed = q.pow(3)
+        if weight is not None:
+            weighted.mul_(weight)
+            cubed.mul_(weight)
         shared = 2 * (weighted * q).sum(spatial)
         # On the support w q^2 is q^3; outside it q is 0.
-        total = weighted.mul_(p).sum(spatial) + q.pow(3).sum(spatial)
+        total = weighted.mul_(p).sum(spatial) + cubed.sum(spatial)
         empty = total == 0
         dice = torch.where(empty, 1.0, shared / torch.where(empty, 1.0, total))
-        ctx.save_for_backward(moving, fixed, dice, torch.where(empty, torch.inf, total))
+        ctx.save_for_backward(moving, fixed, weight, dice, torch.where(empty, torch.inf, total))
         return dice
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
-        moving, fixed, dice, total = ctx.saved_tensors
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        moving, fixed, weight, dice, total = ctx.saved_tensors
         alike = (*dice.shape, *[1] * (fixed.dim() - 2))
         p, q = soft_presence(moving), soft_presence(fixed)
         slope = torch.addcmul(q, dice.view(alike), p, value=-1)
         slope.mul_(_presence_weight(q)).mul_(p.neg_().add_(1))
-        return slope.mul_((2 * grad / total).view(alike)), None
+        if weight is not None:
+            slope.mul_(weight)
+        return slope.mul_((2 * grad / total).view(alike)), None, None
 
 
 def _presence_weight(presence: torch.Tensor) -> torch.Tensor:
@@ -68,10 +76,13 @@ class PresenceLoss(_Loss):
     ones 1, two empty ones 0.
     """
 
-    def forward(self, moving: torch.Tensor, fixed: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, moving: torch.Tensor, fixed: torch.Tensor, weight: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Loss of ``moving`` against ``fixed``, both ``(B, C, *shape)`` log densities.
 
-        Only ``moving`` gets a gradient; a subject isn't learned.
+        Only ``moving`` gets a gradient; a subject isn't learned. ``weight (B, 1, *shape)`` is that
+        of each voxel, 0 to 1; None: all count.
         """
         with torch.autocast(moving.device.type, enabled=False):
-            return 1 - _WeightedDice.apply(moving.float(), fixed.float()).mean()
+            return 1 - _WeightedDice.apply(moving.float(), fixed.float(), weight).mean()

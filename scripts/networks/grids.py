@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from scripts.runtime.tracing import is_recorded
 
-__all__ = ["averaged", "enlarge", "leading_block", "reduced_shape", "regridded"]
+__all__ = ["averaged", "averaged_where", "enlarge", "leading_block", "reduced_shape", "regridded"]
 
 
 def reduced_shape(shape: Sequence[int], factor: int) -> tuple[int, ...]:
@@ -67,6 +67,23 @@ def averaged(image: torch.Tensor, factor: int | Sequence[int]) -> torch.Tensor:
     block = [min(f, n) for f, n in zip(factors, image.shape[2:], strict=True)]
     values = image.to(torch.promote_types(image.dtype, torch.float32))
     return pool(values, block, ceil_mode=True, count_include_pad=False)
+
+
+def averaged_where(
+    image: torch.Tensor, valid: torch.Tensor, factor: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Block means over valid voxels, 0 where a block has none, and the valid share of each block.
+
+    Values of other voxels have no influence, whatever they are.
+
+    Args:
+        image: ``(B, C, *shape)``.
+        valid: ``(B, 1, *shape)`` bool.
+        factor: see `averaged`.
+    """
+    share = averaged(valid.to(torch.promote_types(image.dtype, torch.float32)), factor)
+    total = averaged(image.where(valid, 0), factor)
+    return total / share.where(share > 0, 1.0), share
 
 
 def regridded(field: torch.Tensor, shape: Sequence[int], of: int, to: int) -> torch.Tensor:

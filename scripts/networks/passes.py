@@ -6,11 +6,12 @@ from collections.abc import Sequence
 
 import torch
 
-from scripts.networks.grids import averaged, enlarge, reduced_shape
+from scripts.networks.grids import averaged, averaged_where, enlarge, reduced_shape
 from scripts.networks.integration import VelocityIntegration
 from scripts.networks.pair_inputs import PairForces
 from scripts.networks.smoothing import GaussianSmoothing
 from scripts.networks.unet import RegistrationUNet
+from scripts.spatial.field_extension import extended_field
 from scripts.spatial.warp import Warp
 
 __all__ = ["PairPasses"]
@@ -33,6 +34,9 @@ class PairPasses:
         forces: what is made of the pair for the network, of one channel; None: both images as
             they are. With forces no gradient passes through what a pass sees: each pass learns
             to remove what is left.
+        valid: ``(B, 1, *shape)`` bool, voxels of the fixed image that count; None: all. Elsewhere
+            each pass sees the moving image as moved so far in place of the fixed one, so that
+            nothing is left to correct there, and what it finds continues what it finds around.
     """
 
     def __init__(
@@ -45,6 +49,7 @@ class PairPasses:
         fixed: torch.Tensor,
         scale: torch.Tensor | float = 1.0,
         forces: PairForces | None = None,
+        valid: torch.Tensor | None = None,
     ) -> None:
         self.unet = unet
         self.smoothing = smoothing
@@ -52,6 +57,7 @@ class PairPasses:
         self.warp = warp
         self.moving = moving
         self.fixed = fixed
+        self.valid = valid
         self.scale = scale
         self.forces = forces
         self.shape = moving.shape[2:]
@@ -75,8 +81,22 @@ class PairPasses:
             else:
                 with torch.no_grad():
                     seen = self._with_forces(self.forces, factor, velocity)
-        field = self.unet(seen).float().contiguous()
-        return self.smoothing(enlarge(field, self.reduced, factor) * factor)
+        field = enlarge(self.unet(seen).float().contiguous(), self.reduced, factor) * factor
+        if self.valid is not None:
+            field = extended_field(field, self._known())
+        return self.smoothing(field)
+
+    def _known(self) -> torch.Tensor:
+        """Voxels of the field's grid that are valid altogether, ``(B, 1, *reduced)``."""
+        assert self.valid is not None
+        return averaged(self.valid.float(), self.integration.factor) > 1 - 1e-3
+
+    def _filled(self, factor: int, moved: torch.Tensor) -> torch.Tensor:
+        """The fixed image at a resolution, with the moved one where it isn't valid."""
+        if self.valid is None:
+            return averaged(self.fixed, factor)
+        mean, share = averaged_where(self.fixed, self.valid, factor)
+        return mean * share + moved * (1 - share)
 
     def _moved(self, factor: int, velocity: torch.Tensor | None) -> torch.Tensor:
         seen = averaged(self.moving, factor)
@@ -86,7 +106,8 @@ class PairPasses:
         return self.warp(seen, move if factor == 1 else move / factor)
 
     def _both(self, factor: int, velocity: torch.Tensor | None) -> torch.Tensor:
-        images = (self._moved(factor, velocity), averaged(self.fixed, factor))
+        moved = self._moved(factor, velocity)
+        images = (moved, self._filled(factor, moved))
         # Joined as they are to lie, channels last.
         pair = torch.cat([x.movedim(1, -1) for x in images], dim=-1)
         pair = pair.mul_(self.scale).movedim(-1, 1)
@@ -95,10 +116,13 @@ class PairPasses:
     def _with_forces(
         self, forces: PairForces, factor: int, velocity: torch.Tensor | None
     ) -> torch.Tensor:
-        if self._fixed_copies is None or self._fixed_copies[0] != factor:
-            copies = forces.copies(averaged(self.fixed, factor) * self.scale)
+        moved = self._moved(factor, velocity)
+        # With a mask the fixed image contains the moved one, which differs from pass to pass.
+        stale = self._fixed_copies is None or self._fixed_copies[0] != factor
+        if stale or self.valid is not None:
+            copies = forces.copies(self._filled(factor, moved) * self.scale)
             self._fixed_copies = (factor, copies)
-        moving = forces.copies(self._moved(factor, velocity) * self.scale)
-        seen = forces(moving, self._fixed_copies[1])
+        assert self._fixed_copies is not None
+        seen = forces(forces.copies(moved * self.scale), self._fixed_copies[1])
         lies_last = torch.channels_last_3d if seen.dim() == 5 else torch.contiguous_format
         return seen.contiguous(memory_format=lies_last)

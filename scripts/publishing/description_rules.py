@@ -69,6 +69,11 @@ class _OpenedCovariates(Part):
     at: dict[str, float | str] | None = None
 
 
+class _Label(Part):
+    index: int = Field(ge=-(1 << 62), le=1 << 62)
+    name: str
+
+
 class _Opened(Part):
     name: Literal["tract_density_atlas"]
     kind: str = "learned"
@@ -77,6 +82,7 @@ class _Opened(Part):
     mixture: dict[_Name, _Shares] | None = None
     covariates: _OpenedCovariates | None = None
     weights: str | None = None
+    labels: list[_Label] | None = Field(default=None, max_length=100_000)
 
 
 def opened_description(folder: Path) -> dict[str, Any]:

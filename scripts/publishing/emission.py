@@ -19,6 +19,7 @@ from scripts.losses.atlas_loss import AtlasLoss
 from scripts.metrics import dice, log_density_correlation
 from scripts.publishing.quality_page import SubjectQuality
 from scripts.publishing.statistics import DensityStatistics
+from scripts.publishing.subject_maps import WARPED_FOLDER, SubjectMaps
 from scripts.publishing.viewer_volumes import ViewedSubject, ViewerGrid, WorstSubjects
 from scripts.runtime.processes import (
     add_up,
@@ -34,6 +35,7 @@ from scripts.runtime.write_behind import WriteBehind
 from scripts.settings.atlas import LearnedAtlasConfig
 from scripts.spatial.fields import field_names, write_field
 from scripts.spatial.jacobian import jacobian_determinant
+from scripts.spatial.label_fusion import LabelSums, label_shares
 
 __all__ = [
     "NEGLIGIBLE_SHARE",
@@ -101,6 +103,8 @@ class Emitted:
         grids: their fields.
         viewed: subjects in the page's viewer.
         hashes: SHA-256 of the field files, by name.
+        maps: kinds of maps in template space that were written, by subject.
+        labels: sums of the subjects' labels, one per template; empty without labels.
     """
 
     statistics: list[DensityStatistics]
@@ -111,6 +115,8 @@ class Emitted:
     grids: dict[str, np.ndarray] = field(default_factory=dict)
     viewed: WorstSubjects = field(default_factory=WorstSubjects)
     hashes: dict[str, str] = field(default_factory=dict)
+    maps: dict[str, list[str]] = field(default_factory=dict)
+    labels: list[LabelSums] = field(default_factory=list)
 
     def merge(self, other: Emitted) -> None:
         """Add the results of another process."""
@@ -122,6 +128,9 @@ class Emitted:
         self.grids |= other.grids
         self.viewed.add(other.viewed.kept)
         self.hashes |= other.hashes
+        self.maps |= other.maps
+        for fused, others in zip(self.labels, other.labels, strict=True):
+            fused.merge(others)
 
     def sort(self, names: Sequence[str]) -> None:
         """Sort everything into the order of the cohort."""
@@ -130,6 +139,7 @@ class Emitted:
         self.jacobians = _in_order(self.jacobians, place)
         self.pictures = _in_order(self.pictures, place)
         self.grids = _in_order(self.grids, place)
+        self.maps = _in_order(self.maps, place)
 
 
 class Emission:
@@ -171,6 +181,7 @@ class Emission:
         self.bar = bar
         self.loss = loss
         self.view = ViewerGrid.of(cohort.grid, cohort.crop, network.log_offset)
+        self.maps = SubjectMaps(cohort.grid, settings.save_warped, settings.save_jacobians)
 
     @torch.no_grad()
     def run(self, staging: Path, folder: Path) -> Emitted:
@@ -191,6 +202,8 @@ class Emission:
                 for _ in range(self.network.n_templates)
             ]
         )
+        if self.cohort.labels is not None:
+            emitted.labels = [LabelSums(grid.shape) for _ in range(self.network.n_templates)]
         # Sum of the fields, and of their mean squared lengths.
         moves = (
             torch.zeros(len(grid.shape), *grid.shape, device=self.device),
@@ -200,9 +213,14 @@ class Emission:
         bar: Progress | None = (
             self.bar(-(-subjects // world_size()), "emission") if self.bar else None
         )
-        if self.settings.save_fields and is_first():
+        if is_first():
             with naming(folder):
-                (staging / "fields").mkdir()
+                for name, wanted in (
+                    ("fields", self.settings.save_fields),
+                    (WARPED_FOLDER, self.maps.warped or self.maps.jacobians),
+                ):
+                    if wanted:
+                        (staging / name).mkdir()
         barrier()
         with closing(bar) if bar is not None else nullcontext(), WriteBehind() as behind:
             # In step, so that a field which fails anywhere ends the run at once.
@@ -269,6 +287,16 @@ class Emission:
                     displacement = field[0].cpu().numpy()
                     path = staging / "fields" / file
                     behind.write(self._write_field, path, displacement, emitted.hashes)
+            labels = None if self.cohort.labels is None else self.cohort.labels.read(name)
+            if labels is not None:
+                way = found.to_template[0].double().cpu().numpy()
+                emitted.labels[k].add(label_shares(labels, way))
+            maps = self.maps.of(found, moved[0].cpu().numpy(), labels)
+            if maps:
+                emitted.maps[name] = list(maps)
+                own = f"template-{k + 1}/" if self.network.n_templates > 1 else ""
+                reference = f"bids::{own}atlas_mean.nii.gz"
+                behind.write(self.maps.write, staging / WARPED_FOLDER, name, maps, reference)
             length = float(found.to_template[0].square().sum(0).mean())
             moves[0].add_(found.to_template[0])
             moves[1].add_(length)

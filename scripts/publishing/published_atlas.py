@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from scripts.errors import CohortError
+from scripts.publishing.atlas_labels import LABELS_FOLDER, probability_name
 from scripts.publishing.description_rules import opened_description
 from scripts.runtime.input_files import check_file, check_fits, check_named
 from scripts.runtime.inside import inside
@@ -73,6 +74,26 @@ class PublishedAtlas:
         if "mean" not in there:
             raise CohortError(f"{folder}: not an atlas (atlas_mean.nii.gz is missing)")
         return there
+
+    def label_maps(self, template: int = 1) -> dict[int, Path]:
+        """Probability map of each label, ascending; empty if the atlas isn't annotated.
+
+        Args:
+            template: index in a mixture, from 1.
+        """
+        folder = self.folder
+        if self.about.get("mixture"):
+            folder = self.folder / f"template-{template}"
+        indices = sorted(int(one["index"]) for one in self.about.get("labels") or ())
+        found = {
+            index: inside(folder, f"{LABELS_FOLDER}/{probability_name(index)}") for index in indices
+        }
+        return {index: path for index, path in found.items() if path.is_file()}
+
+    @property
+    def label_names(self) -> dict[int, str]:
+        """Name of each label."""
+        return {int(one["index"]): str(one["name"]) for one in self.about.get("labels") or ()}
 
     def home(self, subject: str) -> int:
         """Index, from 1, of the template that a subject's field leads to."""

@@ -18,10 +18,12 @@ from scripts.errors import TractAtlasError
 from scripts.losses.atlas_loss import AtlasLoss
 from scripts.networks.checkpoint import save_checkpoint
 from scripts.networks.described import weights_identity
+from scripts.publishing.atlas_labels import write_atlas_labels
 from scripts.publishing.description import as_json, description, write_description
 from scripts.publishing.emission import Emission, Emitted, Templates, Velocities, naming
 from scripts.publishing.quality_page import quality_page
 from scripts.publishing.statistics import DensityStatistics
+from scripts.publishing.subject_maps import GROUP_FOLDER, WARPED_FOLDER, map_name, write_group
 from scripts.publishing.viewer import Shown, viewer
 from scripts.publishing.viewer_volumes import ViewerGrid
 from scripts.runtime.processes import StoppedElsewhere, barrier, from_first
@@ -153,7 +155,9 @@ class AtlasPublisher:
         """Write everything that is written once. Closing the stack publishes the folder."""
         with naming(self.folder):
             shown, images = self._write_maps(staging, emitted.statistics, templates)
+            self._write_group(staging, emitted)
             about = self._description(emitted)
+            about.update(self._write_labels(staging, emitted))
             (staging / "jacobian.json").write_text(as_json(emitted.jacobians))
             (staging / "quality.html").write_text(
                 self._page(about, emitted, templates, shown, images), encoding="utf-8"
@@ -215,6 +219,37 @@ class AtlasPublisher:
 
     def _view(self) -> ViewerGrid:
         return ViewerGrid.of(self.cohort.grid, self.cohort.crop, self.network.log_offset)
+
+    def _write_labels(self, staging: Path, emitted: Emitted) -> dict[str, Any]:
+        """The fused labels beside the maps of each template, and their entry in atlas.json."""
+        labels: dict[int, dict[str, Any]] = {}
+        for k, sums in enumerate(emitted.labels):
+            if sums.subjects == 0:
+                continue
+            folder = staging if len(emitted.labels) == 1 else staging / f"template-{k + 1}"
+            written = write_atlas_labels(folder, sums, self.cohort.grid, self.cohort.label_names)
+            labels |= {one["index"]: one for one in written}
+        return {"labels": [labels[index] for index in sorted(labels)]} if labels else {}
+
+    def _write_group(self, staging: Path, emitted: Emitted) -> None:
+        """The 4-D files of the subjects' maps, if there are such maps."""
+        if not emitted.maps:
+            return
+        (staging / GROUP_FOLDER).mkdir()
+        assigned = self.velocities.assignment.argmax(1).tolist()
+        names = [subject.name for subject in self.cohort.subjects]
+        write_group(
+            staging / GROUP_FOLDER,
+            {
+                name: {kind: staging / WARPED_FOLDER / map_name(name, kind) for kind in kinds}
+                for name, kinds in emitted.maps.items()
+            },
+            self.cohort.grid,
+            self.cohort.tracts,
+            None
+            if self.network.n_templates == 1
+            else {name: k + 1 for name, k in zip(names, assigned, strict=True)},
+        )
 
     def _page(
         self,

@@ -6,6 +6,7 @@ import json
 import logging
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import torch
@@ -15,11 +16,13 @@ from monai.utils import convert_to_tensor
 from scripts.atlas.network import density_of
 from scripts.atlas.published_model import published_geometry
 from scripts.atlas.registration import Registration, fields_of
+from scripts.atlas.subject_masks import SubjectMasks
 from scripts.atlas.training_step import bare
 from scripts.cohort import NewSubjects
 from scripts.errors import CohortError, FoldingError
 from scripts.losses.atlas_loss import AtlasLoss
 from scripts.metrics import dice, log_density_correlation
+from scripts.metrics.misfit import local_misfit, poor_regions
 from scripts.networks.described import weights_identity
 from scripts.publishing.registration_page import Registered, growth_of, registration_page
 from scripts.publishing.sidecars import (
@@ -28,6 +31,7 @@ from scripts.publishing.sidecars import (
     is_own_dataset,
     write_json,
 )
+from scripts.publishing.subject_maps import SubjectMaps, map_name, write_group
 from scripts.publishing.viewer_volumes import ViewerGrid
 from scripts.runtime.ownership import check_earlier_report
 from scripts.runtime.storage import check_replaceable, publish_folder, write_whole
@@ -40,6 +44,15 @@ __all__ = ["RegistrationWriter"]
 
 logger = logging.getLogger(__name__)
 
+_MISFIT = {
+    "Description": "Local misfit of the atlas in the subject's space: squared difference of "
+    "presence in a window over the sum of both squares; 0 where hardly anything is present, or a "
+    "voxel doesn't count",
+    "Units": "1",
+}
+_WINDOW = 5  # side of the misfit's window, voxels
+_POOR = 0.5  # local misfit above which the fit is poor
+_LEAST = 0.1  # of the volume of a window: smaller poor regions are noise
 _DESCRIPTION = "dataset_description.json"
 
 
@@ -47,16 +60,19 @@ class RegistrationWriter:
     """Writes the registration of each subject, completely or not at all.
 
     ``<folder>/<subject>/`` contains both fields, ``<subject>_space-template_density.nii.gz``,
-    ``atlas_in_patient_space/atlas_mean.nii.gz``, ``registration.json`` and ``quality.html``. A
-    subject whose field fails its check is left out; the others are finished before the run ends
-    with an error.
+    ``atlas_in_patient_space/atlas_mean.nii.gz``, ``<subject>_misfit.nii.gz`` (see `local_misfit`),
+    ``registration.json`` and ``quality.html``. A warning names regions of poor fit. A subject whose
+    field fails its check is left out; the others are finished before the run ends with an error.
+    With save_warped or save_jacobians, ``<folder>_group`` contains the 4-D files of all subjects.
 
     Args:
         network: as published.
         subjects: the subjects of the evaluator.
-        settings: save_fields, verify_jacobian and presence_value are used.
+        settings: save_fields, save_warped, save_jacobians, verify_jacobian and presence_value are
+            used.
         loss: of the training, reported before and after.
         folder: destination of the subjects' folders.
+        masks: voxels of the subjects that don't count; None: all count.
     """
 
     def __init__(
@@ -66,8 +82,10 @@ class RegistrationWriter:
         settings: LearnedAtlasConfig,
         loss: AtlasLoss,
         folder: str | Path,
+        masks: SubjectMasks | None = None,
     ) -> None:
         self.network = bare(network)
+        self.masks = masks
         self.subjects = {subject.name: subject for subject in subjects.subjects}
         self.rejected = subjects.rejected
         self.settings = settings
@@ -78,6 +96,12 @@ class RegistrationWriter:
         self.weights = weights_identity(self.network)
         self.failed: list[str] = []
         folders = [self.folder / name for name in self.subjects]
+        self.labels = subjects.labels
+        self.maps = SubjectMaps(self.grid, settings.save_warped, settings.save_jacobians)
+        self.written: dict[str, tuple[int, list[str]]] = {}
+        self.group = self.folder.with_name(f"{self.folder.name}_group")
+        if self.maps.warped or self.maps.jacobians:
+            folders.append(self.group)
         check_replaceable(*folders, inputs=subjects.files())
         check_earlier_report(self.folder / _DESCRIPTION, is_own_dataset)
         self.behind = WriteBehind()
@@ -100,6 +124,7 @@ class RegistrationWriter:
         if done:
             with write_whole(self.folder / _DESCRIPTION) as path:
                 write_json(path, dataset_description("Subjects registered to a learned atlas"))
+            self._publish_group()
         logger.info("%d of %d subjects registered, in %s", done, len(self.subjects), self.folder)
         if self.failed:
             raise FoldingError(
@@ -137,9 +162,12 @@ class RegistrationWriter:
         density = inside.new_zeros((1, self.network.channels, *self.grid.shape))
         self.crop.crop(density)[...] = inside
         atlas = convert_to_tensor(item["density"], track_meta=False).cpu().numpy()
+        valid = None if self.masks is None else self.masks.valid(name)
         subject = inside[0].cpu().numpy()
+        misfit = self._misfit(name, subject, atlas, valid)
         before, start = self._unregistered(item)
-        report = self._report(item, image, subject, atlas, found, before, start)
+        report = self._report(item, image, subject, atlas, found, before, start, valid)
+        report["poor_fit"] = self._poor_fit(name, misfit)
         moved = found.subject_in_template(density)[0].cpu().numpy()
         fields = [u[0].cpu().numpy() for u in (found.to_template, found.to_subject)]
         viewed = Registered(
@@ -149,14 +177,45 @@ class RegistrationWriter:
             self.crop.crop(fields[1]).copy(),
             self.crop.crop(growth_of(found.to_subject[0])).copy(),
         )
-        self.behind.write(self._publish, name, fields, moved, atlas, report, viewed)
+        wanted = self.labels is not None and self.maps.warped
+        labels = self.labels.read(name) if wanted and self.labels is not None else None
+        maps = self.maps.of(found, moved, labels)
+        if maps:
+            self.written[name] = (int(item["template"]) + 1, list(maps))
+        maps.setdefault("density", moved)
+        self.behind.write(self._publish, name, fields, maps, atlas, misfit, report, viewed)
+
+    def _publish_group(self) -> None:
+        """The 4-D files of all subjects that were registered, in the order of their names."""
+        if not self.written:
+            return
+        names = sorted(self.written)
+        with publish_folder(self.group) as staging:
+            write_group(
+                staging,
+                {
+                    name: {
+                        kind: self.folder / name / map_name(name, kind)
+                        for kind in self.written[name][1]
+                    }
+                    for name in names
+                },
+                self.grid,
+                self.network.description["tracts"],
+                None
+                if self.network.n_templates == 1
+                else {name: self.written[name][0] for name in names},
+            )
+            about = dataset_description("Subjects registered to a learned atlas, in 4-D files")
+            write_json(staging / _DESCRIPTION, about)
 
     def _publish(
         self,
         name: str,
         fields: list[np.ndarray],
-        moved: np.ndarray,
+        maps: dict[str, np.ndarray],
         atlas: np.ndarray,
+        misfit: np.ndarray,
         report: dict[str, Any],
         viewed: Registered,
     ) -> None:
@@ -165,9 +224,12 @@ class RegistrationWriter:
             if self.settings.save_fields:
                 for file, field in zip(field_names(name), fields, strict=True):
                     write_field(staging / file, field, self.grid)
-            write_map(staging / f"{name}_space-template_density.nii.gz", moved, self.grid)
+            reference = f"bids::{quote(name + '/' + map_name(name, 'density'))}"
+            self.maps.write(staging, name, maps, reference)
             (staging / "atlas_in_patient_space").mkdir()
             write_map(staging / "atlas_in_patient_space/atlas_mean.nii.gz", atlas, self.grid)
+            write_map(staging / f"{name}_misfit.nii.gz", misfit[None], self.grid)
+            write_json(staging / f"{name}_misfit.json", {**_MISFIT, "Window": _WINDOW})
             paths = [one.path for one in self.subjects[name].maps]
             describe_registration(staging, name, paths, self.settings.cohort.normalisation)
             (staging / "registration.json").write_text(json.dumps(report, indent=1) + "\n")
@@ -183,6 +245,41 @@ class RegistrationWriter:
             min(s["corner_min"] for s in report["jacobian"].values()),
             report["seconds"],
         )
+
+    def _misfit(
+        self, name: str, subject: np.ndarray, atlas: np.ndarray, valid: torch.Tensor | None
+    ) -> np.ndarray:
+        """The local misfit on the whole grid."""
+        inside = local_misfit(
+            subject,
+            self.crop.crop(atlas),
+            self.network.log_offset,
+            _WINDOW,
+            None if valid is None else valid[0].numpy(),
+        )
+        return self.crop.paste(inside, self.grid.shape)
+
+    def _poor_fit(self, name: str, misfit: np.ndarray) -> list[dict[str, object]]:
+        """Regions of poor fit, and a warning that names them."""
+        least = _LEAST * float(np.prod([_WINDOW * step for step in self.grid.spacing]))
+        regions = poor_regions(misfit, self.grid.affine, _POOR, least)
+        if regions:
+            places = "; ".join(
+                f"{one.volume / 1000:.1f} ml around ({', '.join(f'{x:.0f}' for x in one.centre)}) "
+                "mm (RAS)"
+                for one in regions[:3]
+            )
+            more = f" and {len(regions) - 3} more" if len(regions) > 3 else ""
+            logger.warning(
+                "subject %s: the atlas fits poorly in %s%s, see %s_misfit.nii.gz; if this is a "
+                "lesion or a cut field of view, give a mask of it with "
+                "--learned_atlas#cohort#mask",
+                name,
+                places,
+                more,
+                name,
+            )
+        return [one.as_dict() for one in regions]
 
     def _failure(self, found: Registration) -> str | None:
         if not found.finite:
@@ -200,6 +297,7 @@ class RegistrationWriter:
         found: Registration,
         unregistered: np.ndarray,
         start: torch.Tensor,
+        valid: torch.Tensor | None,
     ) -> dict[str, Any]:
         """``registration.json``: how well the atlas fits, and the origin of the fit."""
         k = int(item["template"])
@@ -208,6 +306,8 @@ class RegistrationWriter:
         here, before = self.crop.crop(atlas), unregistered
         presence, offset = self.settings.presence_value, self.network.log_offset
         own = subject > 0
+        if valid is not None:  # the subject is 0 where voxels don't count
+            before, here = (np.where(valid.numpy(), one, 0) for one in (before, here))
         return {
             "subject": item["subject"],
             "maps": [
@@ -216,6 +316,7 @@ class RegistrationWriter:
                 for one in self.subjects[item["subject"]].maps
             ],
             **self._covariates(item["subject"]),
+            "mask": None if self.masks is None else self.masks.record(item["subject"]),
             "normalisation": self.settings.cohort.normalisation,
             "training_space": self.settings.training_space,
             "weights": self.weights,
@@ -223,8 +324,8 @@ class RegistrationWriter:
             "n_templates": self.network.n_templates,
             "refinement_iterations": self.settings.refine.new_subject_iterations,
             "loss": {
-                "before": self._losses(image, start, k, covariates),
-                "after": self._losses(image, velocity, k, covariates),
+                "before": self._losses(image, start, k, covariates, valid),
+                "after": self._losses(image, velocity, k, covariates, valid),
             },
             "log_density_correlation": {
                 "support": "density of the subject > 0",
@@ -261,6 +362,7 @@ class RegistrationWriter:
         velocity: torch.Tensor,
         k: int,
         covariates: torch.Tensor | None = None,
+        valid: torch.Tensor | None = None,
     ) -> dict[str, float]:
         """The terms as used by the refinement: smoothness of the part that covariates don't
         explain."""
@@ -268,4 +370,6 @@ class RegistrationWriter:
         warped = network.warped_template(network.displacement(velocity), k, covariates)
         if covariates is not None:
             velocity = velocity - network.covariate_velocity(covariates)
-        return {name: float(term) for name, term in self.loss(warped, image, velocity).items()}
+        where = None if valid is None else valid[None].to(image.device)
+        terms = self.loss(warped, image, velocity, valid=where)
+        return {name: float(term) for name, term in terms.items()}

@@ -84,6 +84,8 @@ def describe_atlas(folder: Path, about: dict[str, Any]) -> None:
     )
     for image in sorted(folder.rglob("atlas_*.nii.gz")):
         name = image.name.removeprefix("atlas_").removesuffix(".nii.gz")
+        if name not in _MAPS:  # of a subject whose name begins like that
+            continue
         reference = image.with_name("atlas_mean.nii.gz")
         every = [uri for subject in sources for uri in sources[subject]]
         write_json(

@@ -20,11 +20,19 @@ from scripts.spatial.affine_parameters import (
 )
 from scripts.spatial.resampling import resample_by_matrix
 
-__all__ = ["AffineRefinement", "AffineResult", "level_of", "moved_by", "start_in_family"]
+__all__ = [
+    "AffineRefinement",
+    "AffineResult",
+    "counted_of_both",
+    "level_of",
+    "moved_by",
+    "start_in_family",
+]
 
 _KEPT = 3  # candidates that continue after the coarsest level
 _FIRST_STEP, _LAST_STEP = 0.5, 0.01  # r.m.s. movement of a step, voxels of the level
 _SHRINK = 0.4  # of the step, after each window without progress
+_IN_HOLE = 0.01  # share of a voxel's values that may come from a hole
 _VOLUMES = (0.05, 20.0)  # allowed determinants of a transform between two anatomies
 
 
@@ -181,6 +189,29 @@ def moved_by(
     return found[:, :-1], found[:, -1:]
 
 
+@torch.no_grad()
+def counted_of_both(
+    matrix: torch.Tensor,
+    fixed: WorldImage,
+    moving: WorldImage,
+    displacement: torch.Tensor | None = None,
+) -> torch.Tensor | None:
+    """Voxels of the fixed grid that are in no hole of either image, ``(B or 1, 1, *shape)`` bool.
+
+    The arguments are those of `moved_by`. None if neither image has a hole. There is no gradient:
+    a pair must not become more similar by moving a hole over what differs.
+    """
+    counted = None if fixed.hole is None else fixed.hole < _IN_HOLE
+    if moving.hole is not None:
+        hole = resample_by_matrix(
+            moving.hole.expand(len(matrix), *moving.hole.shape[1:]), moving.affine, matrix,
+            fixed.affine, fixed.shape, displacement=displacement,
+        )  # fmt: skip
+        there = hole < _IN_HOLE
+        counted = there if counted is None else counted & there
+    return counted
+
+
 class _Descent:
     """Optimises several candidates at one level at once.
 
@@ -277,7 +308,7 @@ class _Descent:
 
     def _loss(self, matrices: torch.Tensor) -> torch.Tensor:
         moved, seen = moved_by(matrices, self.fixed, self.moving)
-        loss = self.loss(moved, seen)
+        loss = self.loss(moved, seen, counted_of_both(matrices, self.fixed, self.moving))
         size = torch.linalg.det(matrices.detach()[:, :3, :3])
         sound = (size > _VOLUMES[0]) & (size < _VOLUMES[1])
         return torch.where(sound, loss, torch.full_like(loss, 4.0))

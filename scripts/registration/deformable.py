@@ -9,7 +9,7 @@ import torch
 
 from scripts.losses.smoothness import SmoothnessLoss
 from scripts.networks.integration import VelocityIntegration
-from scripts.registration.affine import level_of, moved_by
+from scripts.registration.affine import counted_of_both, level_of, moved_by
 from scripts.registration.images import WorldImage, require_contrast
 from scripts.registration.similarity import PairLoss
 from scripts.spatial.affine_parameters import (
@@ -19,6 +19,7 @@ from scripts.spatial.affine_parameters import (
     parameter_count,
     parameters_of,
 )
+from scripts.spatial.field_extension import extended_field
 from scripts.spatial.jacobian import jacobian_summary
 from scripts.spatial.resampling import resample_by_matrix
 from scripts.spatial.unfolding import unfolded_velocity
@@ -27,6 +28,7 @@ __all__ = ["ElasticRefinement", "ElasticResult"]
 
 _FIRST_STEP, _LAST_STEP = 0.2, 0.02  # of the velocity, voxels of the level
 _SHRINK = 0.5
+_IN_HOLE = 0.01  # share of a voxel that may lie in a mask
 _AFFINE_STEP = 0.05  # of the matrix's parameters in a joint registration, as a part of half widths
 
 
@@ -72,7 +74,8 @@ class ElasticRefinement:
     The moving image is sampled once, through the displacement and then the matrix. The velocity's
     grid is that of the level. A window without progress shrinks the steps. The best velocity is
     resampled to the next level. It is smoothed where its flow is close to folding
-    (`unfolded_velocity`). The result is compared with the start and is never worse.
+    (`unfolded_velocity`). The result is compared with the start and is never worse. In a hole of
+    the fixed image the velocity continues the velocity around it.
 
     Args:
         levels: reductions, coarse to fine, in units of the fixed image's smallest voxel side.
@@ -137,6 +140,8 @@ class ElasticRefinement:
             begun = self._carried(velocity, grid, small[0])
             level = _Level(self, small[0], small[1], fixed)
             velocity, matrix, steps, loss = level.run(begun, matrix)
+            if small[0].hole is not None:
+                velocity = extended_field(velocity, small[0].hole < _IN_HOLE)
             grid = small[0]
             told.append({"reduction": size, "steps": steps, "loss": loss})
         assert velocity is not None and grid is not None
@@ -241,7 +246,8 @@ class _Level:
         displacement = self.owner.integration(velocity, self.fixed.shape)
         moved, seen = moved_by(matrix, self.fixed, self.moving, displacement)
         smooth = self.owner.smoothness_weight * self.smoothness(velocity)
-        return self.pair(moved, seen)[0] + smooth
+        counted = counted_of_both(matrix, self.fixed, self.moving, displacement)
+        return self.pair(moved, seen, counted)[0] + smooth
 
     def _turning_step(self) -> float:
         """About a twentieth of a voxel at the image's border; the velocity does the rest."""

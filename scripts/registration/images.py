@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ from scripts.errors import CohortError
 from scripts.networks.grids import averaged
 from scripts.spatial.grid import Grid
 from scripts.spatial.orientation import require_right_angles
-from scripts.spatial.volumes import read_hashed_volume
+from scripts.spatial.volumes import read_hashed_volume, read_labels
 
 __all__ = [
     "ReadImage",
@@ -28,6 +28,9 @@ __all__ = [
 ]
 
 
+_SAME = 0.01  # voxels between corners of one grid
+
+
 @dataclass(frozen=True, eq=False)
 class WorldImage:
     """An image and the position of its voxels.
@@ -37,11 +40,14 @@ class WorldImage:
         affine: ``(4, 4)`` float64, voxel to RAS mm.
         inside: ``(1, 1, *shape)``, the share of each voxel that was imaged, 0 to 1. None: all of
             it, and the outside of the image is background with value 0.
+        hole: ``(1, 1, *shape)``, the share of each voxel that doesn't count, 0 to 1; the values
+            there are 0. None: all of the image counts.
     """
 
     values: torch.Tensor
     affine: np.ndarray
     inside: torch.Tensor | None = None
+    hole: torch.Tensor | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -55,7 +61,12 @@ class WorldImage:
 
     def without_background(self) -> WorldImage:
         """The same image, marked as unknown outside its grid."""
-        return WorldImage(self.values, self.affine, torch.ones_like(self.values[:, :1]))
+        return replace(self, inside=torch.ones_like(self.values[:, :1]))
+
+    def without(self, mask: torch.Tensor) -> WorldImage:
+        """The same image without the voxels of a mask, ``(*shape)`` bool."""
+        mask = mask.to(self.values.device)[None, None]
+        return replace(self, values=self.values.where(~mask, 0), hole=mask.to(self.values))
 
 
 def spacing_of(affine: np.ndarray, spatial_dims: int) -> np.ndarray:
@@ -103,15 +114,18 @@ def reduced(image: WorldImage, factors: Sequence[int]) -> WorldImage:
         return image
     factors = [min(f, n) for f, n in zip(factors, image.shape, strict=True)]
     values = averaged(image.values, factors)
-    inside = image.inside
+    inside, hole = image.inside, image.hole
     if inside is not None:
         weighted = averaged(image.values * inside, factors)
         inside = averaged(inside, factors)
         values = weighted / inside.clamp_min(1e-6)
+    if hole is not None:
+        hole = averaged(hole, factors)
+        values = values / (1 - hole).clamp_min(1e-6)  # the sum has zeros there
     onto = np.eye(4)
     for axis, f in enumerate(factors):
         onto[axis, axis], onto[axis, 3] = f, (f - 1) / 2
-    return WorldImage(values, image.affine @ onto, inside)
+    return WorldImage(values, image.affine @ onto, inside, hole)
 
 
 class ReadImage:
@@ -122,6 +136,7 @@ class ReadImage:
         log_offset: compare log1p(x / this); None: x over its 99th percentile.
         background: ``zero`` or ``unknown``: the outside of the image.
         device: of the compared image.
+        mask: file of voxels that don't count (not 0), on the image's grid; None: all count.
 
     Attributes:
         sha256: of the bytes that were read.
@@ -136,6 +151,7 @@ class ReadImage:
         log_offset: float | None = None,
         background: str = "zero",
         device: torch.device | str = "cpu",
+        mask: str | Path | None = None,
     ) -> None:
         self.path = Path(path)
         self.values, grid, self.sha256 = read_hashed_volume(path)
@@ -143,15 +159,38 @@ class ReadImage:
         self.grid, self.spatial_dims = grid, 3
         if grid.shape[2] == 1:
             self.spatial_dims = 2
-        compared = normalised(self.values, log_offset)
+        hole = None if mask is None else _mask_on(mask, grid)
+        counted = self.values if hole is None else np.where(hole, 0, self.values)
+        compared = normalised(counted, log_offset)
         # The logarithm sets negative densities to 0, which may leave nothing.
-        for values in (self.values, compared):
+        for values in (counted, compared):
             reason = constant_reason(torch.from_numpy(values))
             if reason:
                 raise CohortError(f"{path}: {reason}")
         self.image = read_image(compared, grid, self.spatial_dims, device)
+        if hole is not None:
+            self.image = self.image.without(torch.from_numpy(hole.reshape(self.image.shape)))
         if background == "unknown":
             self.image = self.image.without_background()
+
+
+def _mask_on(path: str | Path, grid: Grid) -> np.ndarray:
+    """Voxels of a grid that a mask covers, ``(X, Y, Z)`` bool.
+
+    Raises:
+        CohortError: it can't be read, is on another grid, or covers everything.
+    """
+    values, own = read_labels(path)
+    difference = own.same_as(grid, _SAME)
+    if difference is not None or len(values) != 1:
+        raise CohortError(
+            f"{path}: a mask must have one volume on its image's grid"
+            f"{f': {difference}' if difference else ''}; resample it by the nearest voxel first"
+        )
+    covered = np.asarray(values[0] != 0)
+    if covered.all():
+        raise CohortError(f"{path}: covers the whole image; must be 0 where voxels count")
+    return covered
 
 
 def normalised(values: np.ndarray, log_offset: float | None) -> np.ndarray:

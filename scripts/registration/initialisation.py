@@ -96,6 +96,8 @@ def _moments(image: WorldImage) -> tuple[np.ndarray, np.ndarray]:
     mass = mass - mass.amin()
     if image.inside is not None:
         mass = mass * image.inside[0, 0]
+    if image.hole is not None:
+        mass = mass * (1 - image.hole[0, 0])
     d = mass.dim()
     total = float(mass.sum())
     frame = Frame.of_grid(image.affine, image.shape)

@@ -67,9 +67,11 @@ class PairRefiner:
         self.output_dir = Path(output_dir)
         self.device = open_device(settings.device, settings.key("device"))
         check_writable(output_dir)
-        self.watched = WatchedFiles([settings.fixed])
-        self.fixed = self._read(settings.fixed)
         self.moving = [Path(path) for path in settings.moving]
+        self.masks = self._moving_masks()
+        fixed_mask = settings.fixed_mask
+        self.watched = WatchedFiles([settings.fixed, *([fixed_mask] if fixed_mask else ())])
+        self.fixed = self._read(settings.fixed, fixed_mask)
         self.starts = [self._start(path) for path in self.moving]
         check_pair_folders(
             self.output_dir / REFINED_FOLDER,
@@ -78,6 +80,27 @@ class PairRefiner:
             settings.moving,
             None if settings.start is None else settings.start.path,
         )
+
+    def _moving_masks(self) -> dict[Path, Path]:
+        """The masks that exist, by moving image.
+
+        Raises:
+            CohortError: there is none.
+        """
+        pattern = self.settings.moving_mask
+        if pattern is None:
+            return {}
+        named = {path: Path(pattern.replace("{subject}", image_name(path))) for path in self.moving}
+        found = {path: mask for path, mask in named.items() if mask.is_file()}
+        missing = [image_name(path) for path in named if path not in found]
+        if not found:
+            raise CohortError(
+                f"refine.moving_mask = {pattern!r}: no moving image has such a file (there is no "
+                f"{named[self.moving[0]]})"
+            )
+        if missing:
+            logger.warning("refine.moving_mask: no file for %s", ", ".join(missing))
+        return found
 
     def run(self) -> None:
         """Refine and publish each pair.
@@ -99,8 +122,9 @@ class PairRefiner:
 
     def _refine(self, path: Path, start: torch.Tensor | None) -> None:
         settings, fixed = self.settings, self.fixed
-        watched = WatchedFiles([path])
-        moving = self._read(path)
+        mask = self.masks.get(path)
+        watched = WatchedFiles([path, *([] if mask is None else [mask])])
+        moving = self._read(path, mask)
         if moving.spatial_dims != fixed.spatial_dims:
             raise CohortError(f"{path}: must have as many dimensions as {settings.fixed}")
         if len(moving.values) != len(fixed.values):
@@ -203,6 +227,14 @@ class PairRefiner:
                 "sha256": self.watched.sha256(self.settings.fixed),
             },
             "moving": {"path": str(path), "sha256": watched.sha256(path)},
+            "masks": {
+                name: {"path": str(mask), "sha256": files.sha256(mask)}
+                for name, mask, files in (
+                    ("fixed", self.settings.fixed_mask, self.watched),
+                    ("moving", self.masks.get(path), watched),
+                )
+                if mask is not None
+            },
             "matrix": matrix.tolist(),
             "steps": steps,
             "cpu_seconds": round(seconds, 2),
@@ -212,8 +244,9 @@ class PairRefiner:
 
     # -- reading ---------------------------------------------------------------------------
 
-    def _read(self, path: str | Path) -> ReadImage:
-        return ReadImage(path, self.settings.log_offset, self.settings.background, self.device)
+    def _read(self, path: str | Path, mask: str | Path | None = None) -> ReadImage:
+        settings = self.settings
+        return ReadImage(path, settings.log_offset, settings.background, self.device, mask)
 
     def _start(self, moving: Path) -> torch.Tensor | None:
         """The start's matrix, read before any work begins."""

@@ -58,14 +58,22 @@ class PairLoss:
         self.fixed = fixed
         self.local = LocalCorrelationLoss(window) if similarity == "local_correlation" else None
 
-    def __call__(self, moved: torch.Tensor, seen: torch.Tensor | None = None) -> torch.Tensor:
+    def __call__(
+        self,
+        moved: torch.Tensor,
+        seen: torch.Tensor | None = None,
+        counted: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """``(B,)`` losses in [0, 2].
 
         Args:
             moved: ``(B, C, *shape)`` on the fixed grid.
             seen: ``(B, 1, *shape)``, the share of each voxel that the moving image covers; None if
                 the outside is background.
+            counted: ``(B or 1, 1, *shape)`` bool, voxels outside of masks; None: all.
         """
+        if counted is not None:
+            return self._of_counted(moved, seen, counted)
         fixed, known = self.fixed.values, self.fixed.inside
         weight = seen if known is None else known if seen is None else seen * known
         if self.local is None:
@@ -77,8 +85,33 @@ class PairLoss:
             loss = torch.stack(
                 [self.local(pair[0][b : b + 1], pair[1][b : b + 1]) for b in range(len(moved))]
             )
-        if weight is None:
-            return loss
+        return loss if weight is None else self._with_overlap(loss, weight)
+
+    def _of_counted(
+        self, moved: torch.Tensor, seen: torch.Tensor | None, counted: torch.Tensor
+    ) -> torch.Tensor:
+        """The loss over voxels outside of masks; the others are left out of every window."""
+        known = self.fixed.inside
+        covered = [one for one in (seen, known) if one is not None]
+        weight = counted.to(moved).expand(len(moved), -1, *moved.shape[2:])
+        for one in covered:
+            weight = weight * one
+        moved, fixed = moved.where(counted, 0), self.fixed.values.where(counted, 0)
+        fixed = fixed.expand_as(moved)
+        if self.local is None:
+            loss = correlation_loss(moved, fixed, weight)
+        else:
+            loss = torch.stack(
+                [
+                    self.local(moved[b : b + 1], fixed[b : b + 1], weight[b : b + 1])
+                    for b in range(len(moved))
+                ]
+            )
+        return loss if not covered else self._with_overlap(loss, weight)
+
+    def _with_overlap(self, loss: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """The loss, raised where the images hardly overlap."""
+        known = self.fixed.inside
         share = weight.flatten(1).mean(1) / (1.0 if known is None else float(known.mean()))
         lacking = (_LEAST_OVERLAP - share).clamp_min(0) / _LEAST_OVERLAP
         return loss + lacking * (2 - loss.detach()).clamp_min(0)

@@ -10,28 +10,30 @@ from __future__ import annotations
 import gzip
 import io
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
-__all__ = ["DAMAGED_GZIP", "GzipFile", "gzip_writer"]
+__all__ = ["DAMAGED_GZIP", "GzipFile", "gzip_parts", "gzip_writer"]
 
 # What damaged content raises; a truncated file raises EOFError, one that is no gzip OSError.
 DAMAGED_GZIP: tuple[type[Exception], ...]
+_zlib: Any
 GzipFile: Any
 """Reads a gzip file: `gzip.GzipFile`, or ISA-L's class of the same interface."""
 _library: Any
 try:
     from isal import igzip, isal_zlib
 except ImportError:  # no wheel for this machine
-    GzipFile, _library = gzip.GzipFile, gzip
+    GzipFile, _library, _zlib = gzip.GzipFile, gzip, zlib
     DAMAGED_GZIP = (EOFError, OSError, zlib.error)
 else:
-    GzipFile, _library = igzip.IGzipFile, igzip
+    GzipFile, _library, _zlib = igzip.IGzipFile, igzip, isal_zlib
     # Its stubs call the class an instance.
     DAMAGED_GZIP = (EOFError, OSError, cast(type[Exception], isal_zlib.error), zlib.error)
 
+_GZIP = 31  # zlib's name for a window of 32 kB with the header of a gzip file
 _LEVEL = 1  # the fastest of both that compresses; nibabel's level as well
 
 
@@ -49,3 +51,30 @@ def gzip_writer(path: str | Path) -> Iterator[io.BytesIO]:
     stream = io.BytesIO()
     yield stream
     Path(path).write_bytes(_library.compress(stream.getbuffer(), _LEVEL, mtime=0))
+
+
+@contextmanager
+def gzip_parts(path: str | Path) -> Iterator[Callable[[bytes | memoryview], None]]:
+    """A function that appends to a compressed file, so that memory is that of one part.
+
+    The file is one gzip member: some readers, such as browsers, read only the first member. The
+    same content in the same parts gives the same bytes.
+
+    Args:
+        path: the file; overwritten.
+
+    Example:
+        >>> with gzip_parts(folder / "parts.gz") as append:
+        ...     append(b"one, ")
+        ...     append(b"two")
+        >>> gzip.decompress((folder / "parts.gz").read_bytes())
+        b'one, two'
+    """
+    packer = _zlib.compressobj(level=_LEVEL, wbits=_GZIP)
+    with Path(path).open("wb") as file:
+
+        def append(part: bytes | memoryview) -> None:
+            file.write(packer.compress(part))
+
+        yield append
+        file.write(packer.flush())

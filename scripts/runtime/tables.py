@@ -30,7 +30,11 @@ def cell(value: Any) -> Any:
 
 
 def write_table(
-    file: TextIO, columns: Sequence[str], rows: Iterable[Mapping[str, Any]], restval: str = ""
+    file: TextIO,
+    columns: Sequence[str],
+    rows: Iterable[Mapping[str, Any]],
+    restval: str = "",
+    tabs: bool = False,
 ) -> None:
     """Write rows as CSV under a line of names, each cell by `cell`.
 
@@ -39,7 +43,8 @@ def write_table(
         columns: keys of the rows.
         rows: a value a column.
         restval: of a column that a row lacks.
+        tabs: separate cells by tabs, as in BIDS's tables.
     """
-    writer = csv.writer(file)
+    writer = csv.writer(file, "excel-tab", lineterminator="\n") if tabs else csv.writer(file)
     writer.writerow([cell(name) for name in columns])
     writer.writerows([[cell(row.get(name, restval)) for name in columns] for row in rows])

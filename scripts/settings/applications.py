@@ -67,6 +67,12 @@ class AtlasToPatientConfig(Section):
         "null or a path",
     )
 
+    label_probabilities: Flag = setting(
+        False,
+        "Of an annotated atlas, also write the probability of each label in the patient's space; "
+        "the most probable labels are always written.",
+    )
+
     @field_validator("patients")
     @classmethod
     def _check_patients(cls, names: list[str] | None) -> list[str] | None:

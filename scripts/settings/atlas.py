@@ -251,6 +251,16 @@ class LearnedAtlasConfig(Section):
     )
     min_subjects: Integer = setting(5, "Smallest number of usable subjects.", ge=1)
     save_fields: Flag = setting(True, "Write the displacement fields of all subjects.")
+    save_warped: Flag = setting(
+        False,
+        "Write each subject's density (and label map, see cohort.labels) in template space, and "
+        "one 4-D file of all subjects.",
+    )
+    save_jacobians: Flag = setting(
+        False,
+        "Write each subject's log-Jacobian in template space (the natural logarithm of the "
+        "subject's local volume over the template's), and one 4-D file of all subjects.",
+    )
     verify_jacobian: Flag = setting(True, "End without publishing if a field folds (det J <= 0).")
     presence_value: Number = setting(
         0.10,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import (
@@ -35,6 +35,7 @@ __all__ = [
     "SubjectSearch",
     "check_exclude",
     "check_pattern",
+    "check_subject_image",
     "check_subjects",
     "check_tracts",
 ]
@@ -56,6 +57,7 @@ OUTPUT_FOLDERS = frozenset(
         "learned_atlas",
         "refined",
         "registered",
+        "registered_group",
         "registered_elastic",
         "registered_stack",
         "registration",
@@ -98,6 +100,15 @@ def check_exclude(names: list[str]) -> list[str]:
     """Check distinct, non-empty names."""
     check_names(names)
     return names
+
+
+def check_subject_image(path: str | None) -> str | None:
+    """Check the path of one more image per subject: {subject} and no other placeholder."""
+    if path is not None:
+        check_placeholders(path, ("subject",))
+        if "{subject}" not in path:
+            raise ValueError("has no {subject}")
+    return path
 
 
 def check_tracts(names: list[str]) -> list[str]:
@@ -174,6 +185,29 @@ class LearnedAtlasCohortConfig(Section):
         "hidden folder `.density_maps` in the dataset folder.",
         "null or the path of a folder",
     )
+    labels: FilePath | None = setting(
+        None,
+        "Path of each subject's label map, with `{subject}` for the subject's name: whole numbers "
+        "on the grid of the subject's density map, 0 for background. The atlas fuses them in "
+        "template space. Relative to the dataset folder (to the current folder for maps that are "
+        "given one by one), or absolute. A subject without the file has no labels.",
+        "null or a path with {subject} to a NIfTI file",
+    )
+    label_names: FilePath | None = setting(
+        None,
+        "Names of the labels: a .tsv or .csv with the columns `index` and `name` (BIDS), or a text "
+        "file of lines `<number> <name>` (FreeSurfer's colour tables). Relative to the dataset "
+        "folder, or absolute. Null: labels are called by their numbers.",
+        "null or the path of a text file",
+    )
+    mask: FilePath | None = setting(
+        None,
+        "Path of each new subject's mask of voxels that don't count, such as a lesion, with "
+        "`{subject}`: whole numbers, not 0 where a voxel doesn't count. `register` and `evaluate` "
+        "leave these voxels out, and the field there continues the field around them. Relative or "
+        "absolute as `labels`. A subject without the file has no such voxels.",
+        "null or a path with {subject} to a NIfTI file",
+    )
     normalisation: Literal["waytotal", "streamline_density", "max", "none"] = setting(
         "waytotal",
         "What each map is divided by: the sum of its waytotal file (for a tractogram: the number "
@@ -221,7 +255,7 @@ class LearnedAtlasCohortConfig(Section):
             raise ValueError("is not a .tsv file")
         return path
 
-    @field_validator("reference", "density_dir")
+    @field_validator("reference", "density_dir", "label_names")
     @classmethod
     def _check_path(cls, path: str | None) -> str | None:
         if path is not None and not path.strip():
@@ -231,6 +265,8 @@ class LearnedAtlasCohortConfig(Section):
     _exclude = field_validator("exclude")(check_exclude)
 
     _tracts = field_validator("tracts")(check_tracts)
+
+    _subject_images = field_validator("labels", "mask")(check_subject_image)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -308,3 +344,7 @@ class CohortRequest:
     def option(self, name: str) -> str:
         """A setting as the command line takes it."""
         return self.key(name).replace(".", "#")
+
+    def without_labels(self) -> CohortRequest:
+        """The same request for a job that makes nothing of label maps."""
+        return replace(self, cohort=self.cohort.model_copy(update={"labels": None}))

@@ -7,8 +7,10 @@ from typing import ClassVar, Literal
 
 from pydantic import field_validator
 
+from scripts.settings.cohort import check_subject_image
 from scripts.settings.image_pairs import ImagePairs
 from scripts.settings.section import (
+    FilePath,
     Flag,
     Integer,
     Number,
@@ -129,9 +131,30 @@ class RefineConfig(PairSettings, ImagePairs):
         "the moving image unless others are named.",
         f"null, or {ONE_TRANSFORM}",
     )
+    fixed_mask: FilePath | None = setting(
+        None,
+        "Mask of the fixed image's voxels that don't count, such as a lesion: not 0 there, on the "
+        "image's grid. The field there continues the field around them.",
+        "null or the path of a NIfTI file",
+    )
+    moving_mask: FilePath | None = setting(
+        None,
+        "The same of each moving image; `{subject}` in the path stands for the moving image's file "
+        "name without its ending. An image without the file has no such voxels.",
+        "null or a path with {subject} to a NIfTI file",
+    )
     smoothness_weight: Number = setting(0.5, "Weight of the velocity's squared gradient.", ge=0)
     int_steps: Integer = setting(7, "Scaling-and-squaring steps of the velocity.", ge=1, le=10)
     verify_jacobian: Flag = setting(True, "End without publishing if a field folds (det J <= 0).")
+
+    _check_moving_mask = field_validator("moving_mask")(check_subject_image)
+
+    @field_validator("fixed_mask")
+    @classmethod
+    def _check_fixed_mask(cls, path: str | None) -> str | None:
+        if path is not None and not path.strip():
+            raise ValueError("is empty")
+        return path
 
 
 load_refine = RefineConfig.of_config

@@ -23,6 +23,7 @@ __all__ = [
     "ComposedTransform",
     "FieldTransform",
     "Transform",
+    "places_of",
     "resample",
     "take_nearest",
 ]
@@ -209,6 +210,29 @@ def resample(
             sampled = map_coordinates(values, voxels, order=order, mode="grid-constant")
             channel[start:stop] = sampled.reshape(stop - start, y, z)
     return result.reshape(len(volume), *(x, y, z)[:d])
+
+
+def places_of(wanted: Grid, transforms: Sequence[Transform], source: Grid) -> np.ndarray:
+    """Where the voxels of one grid lie in another one, through a chain of transforms.
+
+    Args:
+        wanted: the grid of the voxels; a plane has Z = 1.
+        transforms: see `resample`.
+        source: the other grid.
+
+    Returns:
+        ``(3, *wanted.shape)``, voxels of ``source``, float64.
+    """
+    x, y, z = (*wanted.shape, 1)[:3]
+    to_world, to_voxels = AffineTransform(wanted.affine), ~AffineTransform(source.affine)
+    result = np.empty((3, x, y, z))
+    for start in range(0, x, _SLAB):
+        stop = min(start + _SLAB, x)
+        points = to_world.apply(np.mgrid[start:stop, :y, :z].reshape(3, -1))
+        for transform in transforms:
+            points = transform.apply(points)
+        result[:, start:stop] = to_voxels.apply(points).reshape(3, stop - start, y, z)
+    return result
 
 
 def take_nearest(volume: np.ndarray, voxels: np.ndarray) -> np.ndarray:

@@ -28,6 +28,7 @@ from scripts.spatial.orientation import require_right_angles
 __all__ = [
     "check_earlier_density",
     "read_grid",
+    "read_hashed_labels",
     "read_hashed_volume",
     "read_labels",
     "read_reference",
@@ -97,13 +98,23 @@ def read_labels(path: str | Path) -> tuple[np.ndarray, Grid]:
     Raises:
         CohortError: the file can't be read, isn't finite, or is no image of 2 to 4 dimensions.
     """
+    return read_hashed_labels(path)[:2]
+
+
+def read_hashed_labels(path: str | Path) -> tuple[np.ndarray, Grid, str]:
+    """As `read_labels`, and the SHA-256 of the bytes that were read.
+
+    Raises:
+        CohortError: see `read_labels`.
+    """
     file = Path(path)
-    image = open_image(file).image
-    _require_volume(file, image)
-    data = image_labels(file, image)
+    opened = open_image(file)
+    _require_volume(file, opened.image)
+    data = image_labels(file, opened.image)
     if data.dtype.kind == "f":
         _require_finite(file, data)
-    return _with_grid(data, image)
+    values, grid = _with_grid(data, opened.image)
+    return values, grid, opened.sha256
 
 
 def _with_grid(data: np.ndarray, image: nib.Nifti1Image) -> tuple[np.ndarray, Grid]:

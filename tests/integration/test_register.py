@@ -60,6 +60,7 @@ def images(name: str) -> set[str]:
     return {
         *field_names(name),
         f"{name}_space-template_density.nii.gz",
+        f"{name}_misfit.nii.gz",
         "atlas_in_patient_space/atlas_mean.nii.gz",
     }
 

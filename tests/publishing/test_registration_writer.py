@@ -3,6 +3,7 @@
 import json
 from types import SimpleNamespace
 
+import nibabel as nib
 import pytest
 import torch
 
@@ -89,9 +90,29 @@ def test_a_new_registration_takes_the_place_of_the_earlier_one_and_a_failed_one_
         "atlas_in_patient_space",
         "quality.html",
         "registration.json",
+        "sub-1_misfit.json",
+        "sub-1_misfit.nii.gz",
         "sub-1_space-template_density.json",
         "sub-1_space-template_density.nii.gz",
     ]
     report = json.loads((folder / "sub-1" / "registration.json").read_text())
     assert report["displacement_rms_voxels"] == 0
     assert report["loss"]["before"] == report["loss"]["after"]
+
+
+def test_the_registered_subjects_share_4d_files(write, noise):
+    still = torch.zeros(1)
+    writer, folder = write([still, noise, still], save_warped=True, save_jacobians=True)
+    with pytest.raises(FoldingError):
+        writer.finish(SimpleNamespace())
+    group = folder.with_name("registered_group")
+    rows = (group / "subjects.tsv").read_text().splitlines()
+    assert rows == ["participant_id\tdensity\tlogjacobian\tdseg", "sub-1\t0\t0\tn/a",
+                    "sub-3\t1\t1\tn/a"]  # fmt: skip
+    both = nib.load(group / "space-template_density.nii.gz").get_fdata()
+    alone = nib.load(folder / "sub-3/sub-3_space-template_density.nii.gz").get_fdata()
+    assert alone.any()
+    assert (both[..., 1] == alone).all()
+    growth = nib.load(folder / "sub-1/sub-1_space-template_logjacobian.nii.gz").get_fdata()
+    assert abs(growth).max() < 1e-6
+    assert json.loads((group / "dataset_description.json").read_text())["GeneratedBy"]
