@@ -194,6 +194,8 @@ def carry(made: Outputs) -> Any:
 
 def streamlines(made: Outputs) -> Any:
     """One tract of all people before and after, seen from the left."""
+    from matplotlib import colormaps
+
     figure, axes = _figure(2.9, 2, sharex=True, sharey=True)
     tract = "arcuate_l"
     for axis, title, pattern in (
@@ -207,7 +209,7 @@ def streamlines(made: Outputs) -> Any:
         for number, name in enumerate(made.names):
             moved = open_tractogram(pattern.format(name)).read()
             for line in [moved[i] for i in range(0, len(moved), 4)]:
-                colour = f"C{number % 10}"
+                colour = colormaps["hsv"](number / len(made.names))
                 axis.plot(-line[:, 1], line[:, 2], color=colour, linewidth=0.5, alpha=0.6)
         axis.set_title(title, fontsize=11)
         axis.set_aspect("equal")
@@ -315,31 +317,40 @@ MADE: dict[str, Callable[[Outputs], Any]] = {
 }
 
 
-def small(picture: Image.Image) -> Image.Image:
-    """At most `WIDTH` pixels wide, 96 colours."""
+def small(picture: Image.Image) -> bytes:
+    """A PNG at most `WIDTH` pixels wide, with as many colours as fit into `LARGEST` bytes.
+
+    Raises:
+        ValueError: the picture doesn't fit with the fewest colours either.
+    """
     height = round(picture.height * min(1, WIDTH / picture.width))
     shrunk = picture.convert("RGB").resize(
         (min(WIDTH, picture.width), height), Image.Resampling.LANCZOS
     )
-    return shrunk.quantize(96, dither=Image.Dither.NONE)
+    for colours in (256, 128, 96, 64, 48, 32, 24, 16):
+        buffer = io.BytesIO()
+        reduced = shrunk.quantize(colours, dither=Image.Dither.NONE)
+        reduced.save(buffer, format="png", optimize=True)
+        if buffer.tell() <= LARGEST:
+            return buffer.getvalue()
+    raise ValueError(f"a picture has more than {LARGEST} bytes with 16 colours; make it smaller")
 
 
 def _drawn(figure: Any) -> Image.Image:
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=100)
+    figure.savefig(buffer, format="png", dpi=100, bbox_inches="tight", pad_inches=0.08)
     return Image.open(buffer)
 
 
-def make(docs: Path, work: Path) -> None:
+def write(docs: Path, made: Outputs) -> None:
     """Write the page and its pictures below ``docs``.
 
     Args:
         docs: the folder of the docs.
-        work: for the jobs' output.
+        made: what the jobs wrote.
     """
     folder = docs / "pictures" / "gallery"
     folder.mkdir(exist_ok=True)
-    made = run(work)
     for entry in ENTRIES:
         picture: Image.Image
         if entry.source is not None:
@@ -348,7 +359,7 @@ def make(docs: Path, work: Path) -> None:
             picture = viewer(made, docs)
         else:
             picture = _drawn(MADE[entry.name](made))
-        small(picture).save(folder / f"{entry.name}.png", optimize=True)
+        (folder / f"{entry.name}.png").write_bytes(small(picture))
     (docs / "gallery.md").write_text(page(), encoding="utf-8")
 
 
@@ -359,10 +370,10 @@ def main() -> None:
     parser.add_argument("--work", type=Path, help="keep the jobs' output here")
     options = parser.parse_args()
     if options.work is not None:
-        make(options.docs, options.work)
+        write(options.docs, run(options.work))
         return
     with tempfile.TemporaryDirectory() as work:
-        make(options.docs, Path(work))
+        write(options.docs, run(Path(work)))
 
 
 if __name__ == "__main__":

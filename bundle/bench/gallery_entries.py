@@ -53,10 +53,10 @@ ENTRIES = (
     Entry(
         "carry",
         "The atlas in a person's space",
-        "python -m bundle register --dataset_dir /data/patients --output_dir output\n"
         "python -m bundle carry --output_dir output",
         "The outline of one tract of the atlas over three people's FA, each in the person's own "
-        "space. [Using an atlas](consumers.md).",
+        "space. `carry` does this for the people of the cohort, `register` for new ones. "
+        "[Using an atlas](consumers.md).",
     ),
     Entry(
         "streamlines",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 import shlex
 
@@ -38,7 +39,23 @@ def test_an_entry_is_small_and_its_command_exists(entry: Entry) -> None:
     assert shlex.split(entry.command.replace("\\\n", " "))  # its quotes are closed
 
 
-def test_a_picture_is_made_small() -> None:
-    picture = small(Image.new("RGBA", (2 * WIDTH, 300)))
-    assert picture.size == (WIDTH, 150)
-    assert small(Image.new("RGB", (100, 300))).size == (100, 300)
+@pytest.mark.parametrize(
+    ("given", "made"), [((2 * WIDTH, 300), (WIDTH, 150)), ((100, 300), (100, 300))]
+)
+def test_a_picture_is_made_small(given: tuple[int, int], made: tuple[int, int]) -> None:
+    with Image.open(io.BytesIO(small(Image.new("RGBA", given)))) as picture:
+        assert picture.size == made
+
+
+def test_colours_are_given_up_until_a_picture_fits() -> None:
+    ramp = Image.linear_gradient("L")
+    noise = Image.effect_noise((WIDTH, 200), 60)
+    colours = []
+    for given in (ramp, noise):
+        written = small(given)
+        assert len(written) <= LARGEST
+        with Image.open(io.BytesIO(written)) as picture:
+            colours.append(len(picture.getcolors() or ()))
+    assert colours[0] > 96 > colours[1]
+    with pytest.raises(ValueError, match="make it smaller"):
+        small(Image.effect_noise((WIDTH, 2000), 60))
