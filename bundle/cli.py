@@ -84,6 +84,11 @@ JOBS = {
         "training",
         "make the network that came along, from generated pairs alone",
     ),
+    "train-registration-affine": Job(
+        "configs/train_registration_affine.yaml",
+        "training",
+        "make the affine network that came along, likewise",
+    ),
     "estimate-affine": Job(
         "configs/estimate_affine.yaml",
         "estimating",

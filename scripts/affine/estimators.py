@@ -9,8 +9,8 @@ from monai.networks.nets import BasicUNet
 from monai.networks.nets.resnet import ResNet, resnet18
 from torch import nn
 
-from scripts.affine.keypoints import KeypointFit, fit_matrix
 from scripts.spatial.affine_parameters import Frame, matrix_of, parameter_count
+from scripts.spatial.matrix_fit import KeypointFit, fit_matrix
 
 __all__ = ["KeypointEstimator", "ParameterEstimator", "centres_of_mass"]
 

@@ -234,7 +234,8 @@ class EstimateWriter(PairWriter):
             }
             (staging / "estimated.json").write_text(json.dumps(report, indent=1) + "\n", "utf-8")
             watched.check()
-        logger.info(
+        logger.log(
+            logging.WARNING if correlations["after"] < correlations["before"] else logging.INFO,
             "%s: correlation %.3f before, %.3f after",
             name, correlations["before"], correlations["after"],
         )  # fmt: skip

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 
 from scripts.affine.estimators import KeypointEstimator, ParameterEstimator
-from scripts.affine.keypoints import fit_matrix
 from scripts.networks.described import DescribedNetwork
 from scripts.pairwise.network_grid import WorkingGrid
 from scripts.spatial.affine_parameters import Frame, compose, parameters_of
+from scripts.spatial.matrix_fit import fit_matrix
 from scripts.spatial.resampling import resample_by_matrix
 
 __all__ = [

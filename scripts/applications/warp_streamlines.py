@@ -6,6 +6,7 @@ import dataclasses
 import json
 import logging
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -152,10 +153,16 @@ class StreamlineWarper:
             CohortError: a file can't be read, or no streamline is where the transforms apply.
             StorageError: a folder can't be written.
         """
-        with progress_bar(len(self.ways), "tractograms") as bar:
-            for way in self.ways:
-                self._warp(way)
-                bar.update()
+        made = not self.folder.exists()
+        try:
+            with progress_bar(len(self.ways), "tractograms") as bar:
+                for way in self.ways:
+                    self._warp(way)
+                    bar.update()
+        finally:
+            if made:
+                with suppress(OSError):  # it holds what was finished
+                    self.folder.rmdir()
         logger.info("%d tractograms warped, in %s", len(self.ways), self.folder)
         return self.folder
 

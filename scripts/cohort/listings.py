@@ -59,6 +59,8 @@ def read_datalist(file: Path, dataset_dir: Path, search: SubjectSearch) -> list[
         for number, entry in enumerate(listed, start=1):
             values = entry if isinstance(entry, dict) else {}
             image, subject, tract = (values.get(key) for key in ("image", "subject", "tract"))
+            if type(subject) is int:
+                subject = str(subject)  # numbers are names here
             said = (value for value in (subject, tract) if value is not None)
             if not isinstance(image, str) or not all(isinstance(v, str) and v for v in said):
                 raise CohortError(
@@ -66,8 +68,8 @@ def read_datalist(file: Path, dataset_dir: Path, search: SubjectSearch) -> list[
                     f"have texts as 'subject' and 'tract', got {str(entry)[:200]}"
                 )
             path = (dataset_dir / image).absolute()
-            told = match_tail(path, search)
-            match = Match(path, subject or told.subject, tract or told.tract, image)
+            known = match_tail(path, search)
+            match = Match(path, subject or known.subject, tract or known.tract, image)
             yield f"{file}, entry {number}", match
 
     return _listed_once(file, matches())

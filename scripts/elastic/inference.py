@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -15,18 +16,18 @@ import torch
 from monai.inferers import Inferer
 from monai.transforms import Transform
 
-from scripts.elastic.network import (
-    ElasticNetwork,
-    load_elastic_network,
-    on_image_grid,
-    prepared_images,
-)
+from scripts.elastic.network import load_elastic_network
+from scripts.elastic.registrar import PairRegistrar
+from scripts.elastic.shipped import ShippedElasticNetwork
 from scripts.engines.opening import opened
 from scripts.errors import CohortError
 from scripts.networks.wrapping import unwrapped
 from scripts.pairwise.pair_writer import PairWriter
-from scripts.registration.images import ReadImage
+from scripts.registration.affine import moved_by
+from scripts.registration.images import ReadImage, WorldImage
+from scripts.registration.network_field import pair_network
 from scripts.registration.pair_output import PairFields, require_no_fold, write_pair
+from scripts.registration.start_field import StartField, read_start_field
 from scripts.runtime.storage import publish_folder
 from scripts.runtime.watched_files import WatchedFiles
 from scripts.settings.image_pairs import RegisterElasticConfig
@@ -34,7 +35,6 @@ from scripts.spatial.jacobian import jacobian_summary
 from scripts.spatial.overlap import grids_apart
 from scripts.spatial.transform_files import read_start
 from scripts.spatial.transforms import AffineTransform
-from scripts.spatial.unfolding import unfolded_velocity
 
 __all__ = ["PairInOneWorld", "RegisteredPairWriter", "VelocityInferer", "open_elastic_network"]
 
@@ -48,18 +48,27 @@ _ADVICE = (
 
 def open_elastic_network(
     path: str | Path, settings: RegisterElasticConfig, written: Sequence[str | Path] = ()
-) -> ElasticNetwork:
-    """Load the network in ``<ckpt_dir>/elastic_model.pt``; see `opened`.
+) -> PairRegistrar:
+    """The network of the settings: a trained one's file, or the one that ships; see `opened`.
 
     Args:
-        path: of the network.
+        path: of the trained network.
         settings: of the job.
         written: folders that the run will write to.
 
     Raises:
         CheckpointError: see `load_elastic_network`.
     """
-    return opened(load_elastic_network, path, settings.device, settings.key("device"), written)
+
+    def shipped(_: str | Path) -> PairRegistrar:
+        logger.info("by the registration network that ships")
+        return ShippedElasticNetwork(pair_network(), settings.contrast)
+
+    trained = settings.network == "trained" or (
+        settings.network == "auto" and os.path.lexists(path)
+    )
+    load = load_elastic_network if trained else shipped
+    return opened(load, path, settings.device, settings.key("device"), written)
 
 
 class PairInOneWorld(Transform):
@@ -71,7 +80,7 @@ class PairInOneWorld(Transform):
         settings: of the job.
     """
 
-    def __init__(self, network: ElasticNetwork, settings: RegisterElasticConfig) -> None:
+    def __init__(self, network: PairRegistrar, settings: RegisterElasticConfig) -> None:
         self.network = network
         self.settings = settings
 
@@ -100,15 +109,18 @@ class PairInOneWorld(Transform):
                 "apart in the world; bring them together by register_elastic#start, such as the "
                 "affine that estimate-affine or refine finds"
             )
-        pair = prepared_images(
-            self.network, *_as_array(fixed), *_as_array(moving), self.settings.log_share,
-            torch.from_numpy(matrix),
-        )  # fmt: skip
-        return {**data, "image": pair[0], "matrix": matrix}
+        shown, onto = moving.image, matrix
+        field = _start_field(self.settings, data["subject"], fixed)
+        if field is not None:
+            # As the start brings it: what the network finds comes before the start.
+            values, _ = moved_by(torch.from_numpy(matrix)[None], fixed.image, shown, field.forward)
+            shown, onto = WorldImage(values, fixed.image.affine), np.eye(4)
+        pair = self.network.shown(fixed.image, shown, self.settings.log_share, onto)
+        return {**data, "image": pair, "matrix": matrix}
 
     def _read(self, path: str) -> ReadImage:
         image = ReadImage(path)
-        dims = len(self.network.grid.shape)
+        dims = self.network.spatial_dims
         if image.spatial_dims != dims:
             raise CohortError(f"{path}: has {image.spatial_dims} dimensions, the network {dims}")
         if len(image.values) != 1:
@@ -116,9 +128,12 @@ class PairInOneWorld(Transform):
         return image
 
 
-def _as_array(image: ReadImage) -> tuple[np.ndarray, np.ndarray]:
-    values = image.values[0]
-    return values[..., 0] if image.spatial_dims == 2 else values, image.grid.affine
+def _start_field(settings: RegisterElasticConfig, name: str, fixed: ReadImage) -> StartField | None:
+    """The field that the network's comes before, if the settings name one."""
+    if settings.elastic_start is None:
+        return None
+    path = settings.elastic_start.replace("{name}", name)
+    return read_start_field(path, settings.elastic_start_kind, fixed)
 
 
 class VelocityInferer(Inferer):
@@ -129,7 +144,7 @@ class VelocityInferer(Inferer):
     ) -> torch.Tensor:
         """Velocities ``(B, d, *reduced)`` of pairs ``(B, 2, *shape)``."""
         assert isinstance(network, torch.nn.Module)
-        return unwrapped(network, ElasticNetwork).velocity(inputs)
+        return unwrapped(network, PairRegistrar).velocity(inputs)
 
 
 class RegisteredPairWriter(PairWriter):
@@ -147,7 +162,7 @@ class RegisteredPairWriter(PairWriter):
     def __init__(
         self, network: torch.nn.Module, settings: RegisterElasticConfig, folder: str | Path
     ) -> None:
-        self.network = unwrapped(network, ElasticNetwork)
+        self.network = unwrapped(network, PairRegistrar)
         self.settings = settings
         self.folder = Path(folder)
 
@@ -161,12 +176,11 @@ class RegisteredPairWriter(PairWriter):
         """
         watched = WatchedFiles([item["fixed"], item["moving"]])
         fixed, moving = (ReadImage(item[key]) for key in ("fixed", "moving"))
-        velocity = unfolded_velocity(self.network, found[None])
-        shape = fixed.grid.shape[: fixed.spatial_dims]
-        forward, inverse = (
-            on_image_grid(one.cpu(), self.network.grid, fixed.grid.affine, shape)
-            for one in self.network.displacements(velocity)
-        )
+        added = self.network.fields_of(found[None].cpu(), fixed.image)
+        forward, inverse = added.forward, added.inverse
+        field = _start_field(self.settings, item["subject"], fixed)
+        if field is not None:
+            forward, inverse = field.after(forward), field.inverse_before(inverse)
         jacobian = {
             "displacement": jacobian_summary(forward[0]),
             "inverse": jacobian_summary(inverse[0]),

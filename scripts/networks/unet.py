@@ -73,6 +73,7 @@ class RegistrationUNet(nn.Module):
         factor: 1, 2, 4, ...; the field's grid is ``ceil(shape / factor)``.
         checkpointing: recompute activations in the backward pass instead of keeping them.
         seed: of the initial weights; None: use torch's generator in its current state.
+        further: output channels besides the field's, such as a confidence.
     """
 
     def __init__(
@@ -84,6 +85,7 @@ class RegistrationUNet(nn.Module):
         factor: int = 1,
         checkpointing: bool = False,
         seed: int | None = None,
+        further: int = 0,
     ) -> None:
         super().__init__()
         self.arguments: dict[str, Any] = {
@@ -108,7 +110,9 @@ class RegistrationUNet(nn.Module):
         with torch.random.fork_rng(devices=[], enabled=seed is not None):
             if seed is not None:
                 torch.default_generator.manual_seed(seed)
-            self._make_layers(spatial_dims, in_channels, enc_features, dec_features, skipped)
+            self._make_layers(
+                spatial_dims, in_channels, enc_features, dec_features, skipped, further
+            )
 
     def _make_layers(
         self,
@@ -117,6 +121,7 @@ class RegistrationUNet(nn.Module):
         enc_features: Sequence[int],
         dec_features: Sequence[int],
         skipped: int,
+        further: int,
     ) -> None:
         levels = len(enc_features)
         convolution = convolution_of(spatial_dims)
@@ -146,7 +151,7 @@ class RegistrationUNet(nn.Module):
             self.final.append(block(channels, features))
             channels = features
 
-        self.field = convolution(channels, spatial_dims, kernel_size=3, padding=1)
+        self.field = convolution(channels, spatial_dims + further, kernel_size=3, padding=1)
         nn.init.normal_(self.field.weight, std=1e-5)
         assert self.field.bias is not None
         nn.init.zeros_(self.field.bias)
@@ -157,7 +162,7 @@ class RegistrationUNet(nn.Module):
         return block(x)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Field ``(B, d, *ceil(shape / factor))`` of the pair ``(B, in_channels, *shape)``."""
+        """Field ``(B, d + further, *ceil(shape / factor))`` of ``(B, in_channels, *shape)``."""
         skips = []
         for block in self.encoder:
             x = self._run(block, x)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 
 from scripts.engines.handlers.loss_history import LossHistory
 from scripts.engines.run_state import RunState
+from scripts.errors import TrainingError
 from scripts.networks.checkpoint import save_checkpoint
 from scripts.pairwise.images import PairImages
 from scripts.pairwise.measurement import Measurement, error_texts
@@ -18,7 +20,7 @@ from scripts.runtime.storage import write_whole
 from scripts.settings.affine import LearnedAffineConfig
 from scripts.settings.elastic import LearnedElasticConfig
 
-__all__ = ["NetworkPublisher"]
+__all__ = ["NetworkPublisher", "require_gain"]
 
 logger = logging.getLogger(__name__)
 
@@ -60,8 +62,13 @@ class NetworkPublisher:
         self.model_file = Path(model_file)
 
     def publish(self) -> None:
-        """Measure for the last time, write everything, and finish the run."""
+        """Measure for the last time, write everything, and finish the run.
+
+        Raises:
+            TrainingError: on held-out pairs the network is worse than no network.
+        """
         metrics = self.measurement.measured()
+        require_gain(metrics)
         self.images.check_unchanged()
         weights = {
             name: torch.as_tensor(value).detach().cpu()
@@ -86,3 +93,23 @@ class NetworkPublisher:
         if metrics:
             logger.info("held out: %s", error_texts(metrics))
         logger.info("network in %s, report in %s", self.model_file, self.report)
+
+
+def require_gain(metrics: Mapping[str, float]) -> None:
+    """Refuse a network that is worse on held-out pairs than leaving them as they are.
+
+    Args:
+        metrics: ``distance`` (mm) or ``overlap``, and the same ``_before``; none of them without
+            held-out subjects.
+
+    Raises:
+        TrainingError: saying by how much.
+    """
+    for name, unit, worse in (("distance", " mm", 1.0), ("overlap", "", -1.0)):
+        after, before = metrics.get(name), metrics.get(f"{name}_before")
+        if after is not None and before is not None and not worse * (after - before) <= 0:
+            raise TrainingError(
+                f"the network is worse than none on held-out pairs ({name} {after:.3g}{unit}, "
+                f"{before:.3g}{unit} without it), so it isn't written; train for more epochs, on "
+                "more pairs or within smaller ranges"
+            )

@@ -10,6 +10,7 @@ import torch
 
 from scripts.registration.images import WorldImage, reduced, reduction_factors, require_contrast
 from scripts.registration.initialisation import starting_matrices
+from scripts.registration.network_start import NETWORK, shipped_start
 from scripts.registration.similarity import PairLoss
 from scripts.spatial.affine_parameters import (
     FAMILIES,
@@ -70,7 +71,8 @@ class AffineRefinement:
 
     Args:
         family: transform model, one of `scripts.spatial.affine_parameters.FAMILIES`.
-        starts: initialisations (`starting_matrices`) to try besides the given start.
+        starts: initialisations (`starting_matrices`) to try besides the given start; ``network``:
+            that of the affine network that ships (`NetworkStart`).
         levels: reductions, coarse to fine, in units of the fixed image's smallest voxel side.
         iterations: largest number of gradient steps per level.
         window: number of steps in which the loss must improve by ``tolerance``.
@@ -94,6 +96,7 @@ class AffineRefinement:
             raise ValueError(f"family must be one of {', '.join(FAMILIES)}, got {family!r}")
         self.family = family
         self.starts = tuple(starts)
+        self.network_start = shipped_start(family) if NETWORK in self.starts else None
         self.levels = tuple(levels)
         self.iterations = iterations
         self.window = window
@@ -121,9 +124,12 @@ class AffineRefinement:
         given = eye[None] if start is None else start.to(device, torch.float64).reshape(-1, 4, 4)
         parameters_of(given, self.family, frame)
         candidates = given
-        if self.starts:
-            guessed = starting_matrices(fixed, moving, self.starts)
-            candidates = torch.cat([given, guessed])
+        guessed = [kind for kind in self.starts if kind != NETWORK]
+        if guessed:
+            candidates = torch.cat([given, starting_matrices(fixed, moving, guessed)])
+        if self.network_start is not None:
+            estimate, _ = self.network_start(fixed, moving, given)
+            candidates = torch.cat([candidates, estimate[None]])
 
         told: list[dict[str, float]] = []
         for number, size in enumerate(self.levels):

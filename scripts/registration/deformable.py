@@ -12,6 +12,7 @@ from scripts.networks.integration import VelocityIntegration
 from scripts.registration.affine import counted_of_both, level_of, moved_by
 from scripts.registration.images import WorldImage, require_contrast
 from scripts.registration.similarity import PairLoss
+from scripts.registration.start_field import StartField, carried
 from scripts.spatial.affine_parameters import (
     FAMILIES,
     Frame,
@@ -21,7 +22,6 @@ from scripts.spatial.affine_parameters import (
 )
 from scripts.spatial.field_extension import extended_field
 from scripts.spatial.jacobian import jacobian_summary
-from scripts.spatial.resampling import resample_by_matrix
 from scripts.spatial.unfolding import unfolded_velocity
 
 __all__ = ["ElasticRefinement", "ElasticResult"]
@@ -114,14 +114,22 @@ class ElasticRefinement:
         self.family = family
 
     def __call__(
-        self, fixed: WorldImage, moving: WorldImage, start: torch.Tensor | None = None
+        self,
+        fixed: WorldImage,
+        moving: WorldImage,
+        start: torch.Tensor | None = None,
+        field: StartField | None = None,
     ) -> ElasticResult:
         """Estimate the velocity, and with ``family`` the matrix.
+
+        With a field to start from, the velocity's flow comes before it, and the field itself stays
+        as it is: no velocity at all gives exactly the start.
 
         Args:
             fixed: the fixed image.
             moving: the moving image.
             start: ``(4, 4)``; in the transform model if ``family`` is given. None: the identity.
+            field: on the fixed grid, before the matrix; None: no displacement.
 
         Raises:
             ValueError: an image is constant or not finite, or the start isn't in the transform
@@ -137,8 +145,8 @@ class ElasticRefinement:
         told: list[dict[str, float]] = []
         for size in self.levels:
             small = [level_of(image, fixed, size) for image in (fixed, moving)]
-            begun = self._carried(velocity, grid, small[0])
-            level = _Level(self, small[0], small[1], fixed)
+            begun = carried(velocity, grid, small[0])
+            level = _Level(self, small[0], small[1], fixed, field)
             velocity, matrix, steps, loss = level.run(begun, matrix)
             if small[0].hole is not None:
                 velocity = extended_field(velocity, small[0].hole < _IN_HOLE)
@@ -151,28 +159,15 @@ class ElasticRefinement:
         if not loss <= start_loss:
             velocity, matrix, loss = still, given, start_loss
         forward, inverse = (
-            self._carried(u, grid, fixed) for u in self.integration.both(velocity, grid.shape)
+            carried(u, grid, fixed) for u in self.integration.both(velocity, grid.shape)
         )
+        if field is not None:
+            forward, inverse = field.after(forward), field.inverse_before(inverse)
         jacobian = {
             "displacement": jacobian_summary(forward[0]),
             "inverse": jacobian_summary(inverse[0]),
         }
         return ElasticResult(matrix[0], forward, inverse, loss, start_loss, told, jacobian)
-
-    @staticmethod
-    def _carried(
-        vectors: torch.Tensor | None, source: WorldImage | None, wanted: WorldImage
-    ) -> torch.Tensor:
-        """Convert vectors in voxels of one grid to voxels of another with the same axes."""
-        d = len(wanted.shape)
-        if vectors is None or source is None:
-            return wanted.values.new_zeros(1, d, *wanted.shape)
-        still = torch.eye(4, dtype=torch.float64, device=vectors.device)
-        found = resample_by_matrix(
-            vectors, source.affine, still, wanted.affine, wanted.shape, padding_mode="border"
-        )
-        ratio = torch.as_tensor(source.spacing / wanted.spacing).to(found)
-        return found * ratio.view(1, d, *[1] * d)
 
 
 class _Level:
@@ -183,15 +178,22 @@ class _Level:
         fixed: the level's fixed image.
         moving: the level's moving image.
         full: the full fixed image, whose frame the parameters refer to.
+        field: the start, on the full grid.
     """
 
     def __init__(
-        self, owner: ElasticRefinement, fixed: WorldImage, moving: WorldImage, full: WorldImage
+        self,
+        owner: ElasticRefinement,
+        fixed: WorldImage,
+        moving: WorldImage,
+        full: WorldImage,
+        field: StartField | None = None,
     ) -> None:
         self.owner, self.fixed, self.moving = owner, fixed, moving
         self.pair = PairLoss(fixed, owner.similarity, owner.correlation_window)
         self.smoothness = SmoothnessLoss(fixed.spacing.tolist())
         self.frame = Frame.of_grid(full.affine, full.shape).to(fixed.values.device)
+        self.field = None if field is None else field.on(full, fixed)
 
     def loss(self, velocity: torch.Tensor, matrix: torch.Tensor) -> float:
         """The loss without gradients."""
@@ -244,6 +246,8 @@ class _Level:
 
     def _loss(self, velocity: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
         displacement = self.owner.integration(velocity, self.fixed.shape)
+        if self.field is not None:
+            displacement = self.field.after(displacement)
         moved, seen = moved_by(matrix, self.fixed, self.moving, displacement)
         smooth = self.owner.smoothness_weight * self.smoothness(velocity)
         counted = counted_of_both(matrix, self.fixed, self.moving, displacement)

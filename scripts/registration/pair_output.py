@@ -53,9 +53,9 @@ def checked_pairs(settings: ImagePairs, folder: str | Path) -> list[dict[str, st
     check_writable(folder)
     pairs = settings.pairs()
     entry = getattr(settings, "start", None)
-    start = None if entry is None else entry.path
+    starts = [None if entry is None else entry.path, getattr(settings, "elastic_start", None)]
     names = [one["subject"] for one in pairs]
-    check_pair_folders(folder, names, settings.fixed, settings.moving, start)
+    check_pair_folders(folder, names, settings.fixed, settings.moving, *starts)
     return pairs
 
 
@@ -64,7 +64,7 @@ def check_pair_folders(
     names: Sequence[str],
     fixed: str | Path,
     moving: Sequence[str | Path],
-    start: str | None = None,
+    *starts: str | None,
 ) -> None:
     """Make sure that each pair's folder can be published; see `check_replaceable`.
 
@@ -73,14 +73,14 @@ def check_pair_folders(
         names: of these.
         fixed: the image that is wanted.
         moving: those that are brought to it.
-        start: of the transforms that each begins with, ``{name}`` standing for a pair's.
+        starts: transforms that each begins with, ``{name}`` standing for the pair's name.
 
     Raises:
         StorageError: one can't.
     """
-    starts = [] if start is None else [start.replace("{name}", name) for name in names]
+    read = [one.replace("{name}", name) for one in starts if one is not None for name in names]
     folders = [Path(folder) / name for name in names]
-    check_replaceable(*folders, inputs=[path for path in (fixed, *moving, *starts) if str(path)])
+    check_replaceable(*folders, inputs=[path for path in (fixed, *moving, *read) if str(path)])
 
 
 def require_no_fold(path: str | Path, jacobian: dict[str, dict[str, float]], advice: str) -> None:

@@ -15,21 +15,31 @@ import torch
 
 from scripts.errors import CohortError, ConfigurationError
 from scripts.networks.precision import open_device
-from scripts.registration.affine import AffineRefinement, AffineResult, start_in_family
+from scripts.registration.affine import (
+    AffineRefinement,
+    AffineResult,
+    moved_by,
+    start_in_family,
+)
+from scripts.registration.contrast import ContrastMatch, matches_better
 from scripts.registration.deformable import ElasticRefinement, ElasticResult
-from scripts.registration.images import ReadImage
+from scripts.registration.images import ReadImage, WorldImage
+from scripts.registration.network_field import NetworkField, pair_network
+from scripts.registration.network_start import NETWORK
 from scripts.registration.pair_output import (
     PairFields,
     check_pair_folders,
     require_no_fold,
     write_pair,
 )
+from scripts.registration.start_field import StartField, read_start_field
 from scripts.runtime.lock import locked_folders
 from scripts.runtime.progress import progress_bar
 from scripts.runtime.storage import check_writable, publish_folder
 from scripts.runtime.watched_files import WatchedFiles
 from scripts.settings.image_pairs import image_name
 from scripts.settings.refine import RefineConfig
+from scripts.shipped.network import PairNetwork
 from scripts.spatial.overlap import grids_apart
 from scripts.spatial.transform_files import read_start
 from scripts.spatial.transforms import AffineTransform
@@ -73,12 +83,14 @@ class PairRefiner:
         self.watched = WatchedFiles([settings.fixed, *([fixed_mask] if fixed_mask else ())])
         self.fixed = self._read(settings.fixed, fixed_mask)
         self.starts = [self._start(path) for path in self.moving]
+        self.network = self._network()
         check_pair_folders(
             self.output_dir / REFINED_FOLDER,
             [image_name(path) for path in self.moving],
             settings.fixed,
             settings.moving,
             None if settings.start is None else settings.start.path,
+            None if settings.elastic_start == NETWORK else settings.elastic_start,
         )
 
     def _moving_masks(self) -> dict[Path, Path]:
@@ -143,17 +155,57 @@ class PairRefiner:
             matrix = affine.matrix
         if settings.mode != "affine":
             family = settings.family if settings.mode == "joint" else None
+            field = self._field(path, moving, matrix)
             elastic = ElasticRefinement(
                 settings.levels, settings.iterations, settings.window, settings.tolerance,
                 settings.similarity, settings.correlation_window, settings.smoothness_weight,
                 settings.int_steps, family,
-            )(fixed.image, moving.image, matrix)  # fmt: skip
+            )(fixed.image, self._compared(moving, matrix, field), matrix, field)  # fmt: skip
             matrix = elastic.matrix
             if settings.verify_jacobian:
                 require_no_fold(path, elastic.jacobian, _ADVICE)
         assert matrix is not None
         seconds = time.process_time() - begun
         self._write(path, watched, moving, matrix.cpu().numpy(), affine, elastic, seconds)
+
+    def _field(
+        self, path: Path, moving: ReadImage, matrix: torch.Tensor | None
+    ) -> StartField | None:
+        """What the velocity starts from: a file's field, or that of a network."""
+        named = self.settings.elastic_start
+        if named is None:
+            return None
+        if self.network is None:
+            file = named.replace("{name}", image_name(path))
+            return read_start_field(file, self.settings.elastic_start_kind, self.fixed)
+        field, found = NetworkField(self.network, self.settings.contrast)(
+            self.fixed.image, moving.image, matrix
+        )
+        logger.info(
+            "%s: the network improves the local correlation from %.3f to %.3f",
+            path, 1 - found.start_loss, 1 - found.loss,
+        )  # fmt: skip
+        return field
+
+    def _compared(
+        self, moving: ReadImage, matrix: torch.Tensor | None, field: StartField | None
+    ) -> WorldImage:
+        """The moving image in the contrast that it is compared in."""
+        contrast, fixed, image = self.settings.contrast, self.fixed.image, moving.image
+        if contrast == "same":
+            return image
+        given = torch.eye(4, dtype=torch.float64) if matrix is None else matrix
+        move = None if field is None else field.forward
+        moved, seen = moved_by(given.to(self.device)[None], fixed, image, move)
+        weight = seen if fixed.inside is None else fixed.inside * (1 if seen is None else seen)
+        values = []
+        for channel in range(moved.shape[1]):
+            pair = moved[:, channel : channel + 1], fixed.values[:, channel : channel + 1]
+            own = image.values[:, channel : channel + 1]
+            if contrast == "other" or matches_better(*pair, weight):
+                own = ContrastMatch.between(*pair, weight)(own)
+            values.append(own)
+        return WorldImage(torch.cat(values, 1), image.affine, image.inside)
 
     def _check_together(self, path: Path, moving: ReadImage, start: torch.Tensor | None) -> None:
         """Say that images share no space; refuse them where nothing brings them together.
@@ -247,6 +299,15 @@ class PairRefiner:
     def _read(self, path: str | Path, mask: str | Path | None = None) -> ReadImage:
         settings = self.settings
         return ReadImage(path, settings.log_offset, settings.background, self.device, mask)
+
+    def _network(self) -> PairNetwork | None:
+        """The network that velocities start from, read before any work begins."""
+        named = self.settings.elastic_start
+        if named == NETWORK:
+            return pair_network()
+        if named is None or not named.endswith(".pt"):
+            return None
+        return pair_network(named)
 
     def _start(self, moving: Path) -> torch.Tensor | None:
         """The start's matrix, read before any work begins."""

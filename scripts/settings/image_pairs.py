@@ -6,7 +6,7 @@ Rules as in `scripts.settings.section`. Needs no torch.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator, field_validator
 
@@ -124,6 +124,32 @@ class RegisterElasticConfig(ImagePairs):
         "the fixed and the moving image unless others are named. Null: they lie upon each other in "
         "the world.",
         f"null, or {ONE_TRANSFORM}",
+    )
+    elastic_start: FilePath | None = setting(
+        None,
+        "File of a field that the network's comes before, in the direction from fixed to moving "
+        "and before the affine, as ITK, ANTs, refine and register-elastic write it; `{name}` as in "
+        "start.",
+        "null or a path",
+    )
+    elastic_start_kind: Literal["displacement", "velocity"] = setting(
+        "displacement",
+        "What the vectors of elastic_start's file are: a displacement, or a stationary velocity "
+        "whose flow is meant.",
+        "displacement or velocity",
+    )
+    network: Literal["auto", "trained", "shipped"] = setting(
+        "auto",
+        "trained: the network of train-elastic in the models folder; shipped: the registration "
+        "network that ships, which needs no training; auto: trained if there is one.",
+        "auto, trained or shipped",
+    )
+    contrast: Literal["same", "other", "auto"] = setting(
+        "auto",
+        "For the shipped network, contrast of the images: same; other: the moving image's "
+        "intensities are matched to the fixed one's before each pass; auto: other if that raises "
+        "their correlation by more than 0.15.",
+        "same, other or auto",
     )
     log_share: Number | None = setting(
         None,

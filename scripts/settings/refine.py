@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
-from pydantic import field_validator
+from pydantic import field_validator, model_validator
 
 from scripts.settings.cohort import check_subject_image
 from scripts.settings.image_pairs import ImagePairs
@@ -25,7 +25,7 @@ from scripts.settings.transforms import ONE_TRANSFORM, Start
 
 __all__ = ["PairSettings", "RefineConfig", "load_refine"]
 
-STARTS = ("identity", "centre", "axes", "search")
+STARTS = ("identity", "centre", "axes", "search", "network")
 
 
 class PairSettings(Section):
@@ -39,8 +39,9 @@ class PairSettings(Section):
     starts: Texts = setting(
         ["identity", "centre", "axes"],
         "Initialisations, each tried at the coarsest level: identity: unregistered; centre: "
-        "aligned centres of mass; axes: aligned principal axes; search: many rotations.",
-        "a list of different ones of identity, centre, axes, search",
+        "aligned centres of mass; axes: aligned principal axes; search: many rotations; network: "
+        "the estimate of the affine network that ships (in a plane: the best rotation).",
+        "a list of different ones of identity, centre, axes, search, network",
     )
     levels: Sizes = setting(
         [4, 2],
@@ -143,6 +144,27 @@ class RefineConfig(PairSettings, ImagePairs):
         "name without its ending. An image without the file has no such voxels.",
         "null or a path with {subject} to a NIfTI file",
     )
+    elastic_start: FilePath | None = setting(
+        None,
+        "What the velocity starts from, before the affine: the file of a field in the direction "
+        "from fixed to moving, as ITK, ANTs, refine and register-elastic write it; network: the "
+        "registration network that ships; or the file of such a network (.pt). `{name}` as in "
+        "start.",
+        "null, network, or a path",
+    )
+    elastic_start_kind: Literal["displacement", "velocity"] = setting(
+        "displacement",
+        "What the vectors of elastic_start's file are: a displacement, or a stationary velocity "
+        "whose flow is meant.",
+        "displacement or velocity",
+    )
+    contrast: Literal["same", "other", "auto"] = setting(
+        "same",
+        "Contrast of the images, for the elastic part: same; other: the moving image's intensities "
+        "are matched to the fixed one's first; auto: other if that raises their correlation by "
+        "more than 0.15.",
+        "same, other or auto",
+    )
     smoothness_weight: Number = setting(0.5, "Weight of the velocity's squared gradient.", ge=0)
     int_steps: Integer = setting(7, "Scaling-and-squaring steps of the velocity.", ge=1, le=10)
     verify_jacobian: Flag = setting(True, "End without publishing if a field folds (det J <= 0).")
@@ -155,6 +177,12 @@ class RefineConfig(PairSettings, ImagePairs):
         if path is not None and not path.strip():
             raise ValueError("is empty")
         return path
+
+    @model_validator(mode="after")
+    def _check_elastic_start(self) -> Self:
+        if self.elastic_start is not None and self.mode == "affine":
+            raise ValueError("elastic_start needs mode elastic or joint, got affine")
+        return self
 
 
 load_refine = RefineConfig.of_config

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 
@@ -21,7 +22,7 @@ from scripts.shipped.network import FIELD_RESOLUTION, PairNetwork
 from scripts.shipped.pairs import GeneratedPair, PairGenerator
 from scripts.shipped.weights import save_pair_network
 
-__all__ = ["PairTraining", "pair_loss"]
+__all__ = ["GeneratedTraining", "PairTraining", "pair_loss"]
 
 logger = logging.getLogger(__name__)
 
@@ -80,18 +81,17 @@ def _distance(found: torch.Tensor, true: torch.Tensor, where: torch.Tensor) -> t
     return (length * where).sum() / where.sum().clamp_min(1)
 
 
-class PairTraining:
-    """Steps of one pair each, from a seed; an interrupted training resumes.
+Trained = TypeVar("Trained", bound=torch.nn.Module)
+
+
+class GeneratedTraining(ABC, Generic[Trained]):
+    """Steps on generated pairs, from a seed; an interrupted training resumes.
 
     Args:
         network: at its start.
-        pairs: what it is trained on: pair n in step n.
         folder: where checkpoints and curves go.
         steps: in all. Until the learning rate falls, a run may resume with another number.
         lr: largest rate of Adam, after a warm-up of 100 steps.
-        supervision: see `pair_loss`.
-        early: see `pair_loss`.
-        dtype: of the convolutions.
         kept: how many checkpoints are kept along the way, evenly spaced.
         saved: steps between checkpoints.
         schedule: how the rate changes, see `RateScheduleConfig`; an epoch is 100 steps.
@@ -101,14 +101,10 @@ class PairTraining:
 
     def __init__(
         self,
-        network: PairNetwork,
-        pairs: PairGenerator,
+        network: Trained,
         folder: str | Path,
-        steps: int = 3000,
-        lr: float = 1.5e-3,
-        supervision: float = 0.1,
-        early: float = 0.03,
-        dtype: str = "bfloat16",
+        steps: int,
+        lr: float,
         kept: int = 10,
         saved: int = 50,
         schedule: str = "late_cosine",
@@ -116,13 +112,9 @@ class PairTraining:
         schedule_factor: float = 0.1,
     ) -> None:
         self.network = network
-        self.pairs = pairs
         self.folder = Path(folder)
         self.steps = steps
         self.lr = lr
-        self.supervision = supervision
-        self.early = early
-        self.dtype = dtype
         self.kept = kept
         self.saved = saved
         self.schedule = schedule
@@ -134,16 +126,17 @@ class PairTraining:
         self.optimizer = torch.optim.Adam(network.parameters(), lr=lr, betas=(0.9, 0.99))
 
     @property
+    @abstractmethod
     def plan(self) -> dict[str, Any]:
         """Settings that a resumed run must not change, besides the steps of a falling rate."""
-        return {
-            "seed": self.pairs.seed,
-            "lr": self.lr,
-            "supervision": self.supervision,
-            "early": self.early,
-            "dtype": self.dtype,
-            **self._schedule,
-        }
+
+    @abstractmethod
+    def terms(self, step: int) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
+        """``loss`` and further terms of a step's pairs, and further entries of its curve's row."""
+
+    @abstractmethod
+    def _keep(self, name: str) -> None:
+        """Write the network, with its description, to a file of the folder."""
 
     @property
     def _schedule(self) -> dict[str, Any]:
@@ -156,26 +149,7 @@ class PairTraining:
             "schedule_factor": self.schedule_factor,
         }
 
-    def about(self) -> dict[str, Any]:
-        """Facts stored with the network."""
-        last = self.curve[-_LAST_STEPS:]
-        left = {
-            kind: sum(row["error"] for row in rows) / sum(row["move"] for row in rows)
-            for kind, rows in (
-                ("bundles", [row for row in last if not row["images"]]),
-                ("images", [row for row in last if row["images"]]),
-            )
-            if rows
-        }
-        return {
-            "title": "Registration of tract densities and images, for unseen pairs",
-            "licence": "Apache-2.0",
-            "data": "generated pairs alone (scripts/shipped), no data of people",
-            "training": {**self.plan, "steps": self.steps, "step": self.step},
-            "share_of_the_move_left": {kind: round(value, 4) for kind, value in left.items()},
-        }
-
-    def run(self) -> PairNetwork:
+    def run(self) -> Trained:
         """Train to the end, from the folder's checkpoint if any; writes ``network.pt`` there.
 
         Raises:
@@ -213,18 +187,17 @@ class PairTraining:
     def _take_step(self) -> dict[str, float]:
         for group in self.optimizer.param_groups:
             group["lr"] = self._rate()
-        pair = self.pairs[self.step]
         self.optimizer.zero_grad(set_to_none=True)
-        terms = pair_loss(self.network, pair, self.supervision, self.early, self.dtype)
+        terms, about = self.terms(self.step)
         terms["loss"].backward()
         norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), _CLIP)
         if not (torch.isfinite(terms["loss"]) and torch.isfinite(norm)):
             raise TrainingError(
-                f"the loss of pair {self.step} is not finite; lower lr and start in a new folder"
+                f"the loss of step {self.step} is not finite; lower lr and start in a new folder"
             )
         self.optimizer.step()
         row = {name: float(value.detach()) for name, value in terms.items()}
-        return {**row, "images": float(pair.kind == "images")}
+        return {**row, **about}
 
     # -- files -----------------------------------------------------------------------------
 
@@ -264,6 +237,87 @@ class PairTraining:
         )
         with write_whole(self.folder / "curve.json") as path:
             path.write_text(json.dumps(self.curve), encoding="utf-8")
+
+
+class PairTraining(GeneratedTraining[PairNetwork]):
+    """Steps of one pair each: pair n in step n.
+
+    Args:
+        network: at its start.
+        pairs: what it is trained on.
+        folder: where checkpoints and curves go.
+        steps: in all.
+        lr: largest rate.
+        supervision: see `pair_loss`.
+        early: see `pair_loss`.
+        dtype: of the convolutions.
+        kept: checkpoints.
+        saved: steps between checkpoints.
+        schedule: of the rate.
+        schedule_epochs: likewise.
+        schedule_factor: likewise.
+    """
+
+    def __init__(
+        self,
+        network: PairNetwork,
+        pairs: PairGenerator,
+        folder: str | Path,
+        steps: int = 3000,
+        lr: float = 1.5e-3,
+        supervision: float = 0.1,
+        early: float = 0.03,
+        dtype: str = "bfloat16",
+        kept: int = 10,
+        saved: int = 50,
+        schedule: str = "late_cosine",
+        schedule_epochs: int = 10,
+        schedule_factor: float = 0.1,
+    ) -> None:
+        super().__init__(
+            network, folder, steps, lr, kept, saved, schedule, schedule_epochs, schedule_factor
+        )
+        self.pairs = pairs
+        self.supervision = supervision
+        self.early = early
+        self.dtype = dtype
+
+    @property
+    def plan(self) -> dict[str, Any]:
+        """Settings that a resumed run must not change, besides the steps of a falling rate."""
+        return {
+            "seed": self.pairs.seed,
+            "lr": self.lr,
+            "supervision": self.supervision,
+            "early": self.early,
+            "dtype": self.dtype,
+            **self._schedule,
+        }
+
+    def about(self) -> dict[str, Any]:
+        """Facts stored with the network."""
+        last = self.curve[-_LAST_STEPS:]
+        left = {
+            kind: sum(row["error"] for row in rows) / sum(row["move"] for row in rows)
+            for kind, rows in (
+                ("bundles", [row for row in last if not row["images"]]),
+                ("images", [row for row in last if row["images"]]),
+            )
+            if rows
+        }
+        return {
+            "title": "Registration of tract densities and images, for unseen pairs",
+            "licence": "Apache-2.0",
+            "data": "generated pairs alone (scripts/shipped), no data of people",
+            "training": {**self.plan, "steps": self.steps, "step": self.step},
+            "share_of_the_move_left": {kind: round(value, 4) for kind, value in left.items()},
+        }
+
+    def terms(self, step: int) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
+        """See `GeneratedTraining.terms`."""
+        pair = self.pairs[step]
+        terms = pair_loss(self.network, pair, self.supervision, self.early, self.dtype)
+        return terms, {"images": float(pair.kind == "images")}
 
     def _keep(self, name: str) -> None:
         save_pair_network(self.network, self.folder / name, self.about())

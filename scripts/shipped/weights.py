@@ -1,23 +1,39 @@
-"""The weights that ship: their file, reading and writing."""
+"""The weights that ship: their files, reading and writing."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from scripts.errors import CheckpointError
 from scripts.networks.checkpoint import save_checkpoint
 from scripts.networks.described import FORMAT, load_described, weights_identity
+from scripts.shipped.affine_network import AffinePairNetwork
 from scripts.shipped.network import PairNetwork
 
-__all__ = ["KIND", "SHIPPED", "load_pair_network", "save_pair_network"]
+__all__ = [
+    "AFFINE_KIND",
+    "KIND",
+    "SHIPPED",
+    "SHIPPED_AFFINE",
+    "load_affine_pair_network",
+    "load_pair_network",
+    "save_affine_pair_network",
+    "save_pair_network",
+]
 
-SHIPPED = Path(__file__).resolve().parents[2] / "bundle" / "weights" / "registration.pt"
-"""The network that came with the installation."""
+_WEIGHTS = Path(__file__).resolve().parents[2] / "bundle" / "weights"
+SHIPPED = _WEIGHTS / "registration.pt"
+"""The registration network that came with the installation."""
+SHIPPED_AFFINE = _WEIGHTS / "affine.pt"
+"""The affine network that came with the installation."""
 KIND = "pair registration"
+AFFINE_KIND = "affine pair registration"
+
+Shipped = TypeVar("Shipped", PairNetwork, AffinePairNetwork)
 
 
 def save_pair_network(
@@ -30,15 +46,51 @@ def save_pair_network(
         path: of the file.
         about: further facts: its training, its licence.
     """
+    _save(network, PairNetwork, KIND, path, about)
+
+
+def load_pair_network(path: str | Path = SHIPPED) -> PairNetwork:
+    """A network written by `save_pair_network`, in evaluation.
+
+    Raises:
+        CheckpointError: the file is missing, is no such network, or its weights aren't those
+            that its checksum was made of.
+    """
+    return _load(path, PairNetwork, KIND, "registration network")
+
+
+def save_affine_pair_network(
+    network: AffinePairNetwork, path: str | Path, about: Mapping[str, Any] | None = None
+) -> None:
+    """As `save_pair_network`, an affine network."""
+    _save(network, AffinePairNetwork, AFFINE_KIND, path, about)
+
+
+def load_affine_pair_network(path: str | Path = SHIPPED_AFFINE) -> AffinePairNetwork:
+    """A network written by `save_affine_pair_network`, in evaluation.
+
+    Raises:
+        CheckpointError: see `load_pair_network`.
+    """
+    return _load(path, AffinePairNetwork, AFFINE_KIND, "affine network")
+
+
+def _save(
+    network: Shipped,
+    made: type[Shipped],
+    kind: str,
+    path: str | Path,
+    about: Mapping[str, Any] | None,
+) -> None:
     arguments = network.unet.arguments
-    described = PairNetwork(
+    described = made(
         arguments["enc_features"],
         arguments["dec_features"],
         network.passes,
         description={
             **dict(about or {}),
             "format": FORMAT,
-            "kind": KIND,
+            "kind": kind,
             "enc_features": arguments["enc_features"],
             "dec_features": arguments["dec_features"],
             "passes": list(network.passes),
@@ -49,25 +101,18 @@ def save_pair_network(
     save_checkpoint(described.state_dict(), path)
 
 
-def load_pair_network(path: str | Path = SHIPPED) -> PairNetwork:
-    """A network written by `save_pair_network`, in evaluation.
-
-    Raises:
-        CheckpointError: the file is missing, is no such network, or its weights aren't those
-            that its checksum was made of.
-    """
-
-    def build(description: dict[str, Any], weights: dict[str, torch.Tensor]) -> PairNetwork:
-        if description["kind"] != KIND:
+def _load(path: str | Path, made: type[Shipped], kind: str, called: str) -> Shipped:
+    def build(description: dict[str, Any], weights: dict[str, torch.Tensor]) -> Shipped:
+        if description["kind"] != kind:
             raise ValueError(f"its kind is {description['kind']!r}")
-        return PairNetwork(
+        return made(
             description["enc_features"],
             description["dec_features"],
             description["passes"],
             description=description,
         )
 
-    network = load_described(path, "registration network", "unet", build)
+    network = load_described(path, called, "unet", build)
     recorded = network.description["sha256"]
     found = weights_identity(network)
     if found != recorded:

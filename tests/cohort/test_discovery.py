@@ -300,6 +300,11 @@ def test_subjects_by_a_data_list(abc, parts):
     assert (names(found), files(found, abc)) == (["a", "y"], ["a/tdi.nii", "b/tdi.nii"])
 
 
+def test_a_number_in_a_data_list_is_a_name(abc):
+    (abc / "data.json").write_text('[{"image": "a/tdi.nii", "subject": 100310}]')
+    assert names(find(abc, cohort={"subjects": "data.json"})) == ["100310"]
+
+
 def test_data_list_with_tracts(abc):
     entries = [
         {"image": f"{folder}/tdi.nii", "subject": subject, "tract": tract}
@@ -320,7 +325,8 @@ def test_data_list_with_tracts(abc):
         ("data.json", "[]", "lists no map"),
         ("data.json", '[{"image": "x"}, {"label": "y"}]', "entry 2: must have the path of one map"),
         ("data.json", '["x"]', "entry 1: must have the path"),
-        ("data.json", '[{"image": "x", "subject": 3}]', "entry 1: must have the path"),
+        ("data.json", '[{"image": "x", "subject": 3.5}]', "entry 1: must have the path"),
+        ("data.json", '[{"image": "x", "subject": true}]', "entry 1: must have the path"),
         ("data.json", '[{"image": "x"}, {"image": "x"}]', "entry 2: x is listed twice"),
         ("data.json", None, "can't be read: No such file"),
         ("list.txt", "\n", "names no subject"),

@@ -114,7 +114,7 @@ def test_a_loss_that_isnt_finite_ends_the_run(tmp_path: Path) -> None:
     made = training(tmp_path)
     with torch.no_grad():
         made.network.unet.field.bias.fill_(torch.nan)  # type: ignore[union-attr]
-    with pytest.raises(TrainingError, match="pair 0 is not finite"):
+    with pytest.raises(TrainingError, match="step 0 is not finite"):
         made.run()
     assert not (tmp_path / "network.pt").exists()
 

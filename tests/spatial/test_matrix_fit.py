@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scripts.affine.keypoints import LEVELS, effective_points, fit_matrix, nearest_rotation
+from scripts.spatial.matrix_fit import LEVELS, effective_points, fit_matrix, nearest_rotation
 
 FAMILIES = LEVELS[2:]
 

@@ -1,0 +1,42 @@
+"""What the registration job needs from a network."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import nn
+
+from scripts.registration.images import WorldImage
+from scripts.registration.start_field import StartField
+
+__all__ = ["PairRegistrar"]
+
+
+class PairRegistrar(nn.Module):
+    """A network that registers two images which an affine has brought together."""
+
+    @property
+    def spatial_dims(self) -> int:
+        """Of the images that it takes."""
+        raise NotImplementedError
+
+    def shown(
+        self, fixed: WorldImage, moving: WorldImage, log_share: float | None, matrix: np.ndarray
+    ) -> torch.Tensor:
+        """Both images on the network's grid, ``(2, *shape)``, from 0 to 1.
+
+        Args:
+            fixed: the fixed image.
+            moving: the moving image, on any grid.
+            log_share: for densities, see `PairImagesConfig`.
+            matrix: ``(4, 4)``, fixed to moving point, RAS mm.
+        """
+        raise NotImplementedError
+
+    def velocity(self, pair: torch.Tensor) -> torch.Tensor:
+        """Velocities ``(B, d, *reduced)``, voxels of the grid, of pairs ``(B, 2, *shape)``."""
+        raise NotImplementedError
+
+    def fields_of(self, velocity: torch.Tensor, fixed: WorldImage) -> StartField:
+        """Both displacements on the fixed image's grid, from a velocity ``(1, d, *reduced)``."""
+        raise NotImplementedError

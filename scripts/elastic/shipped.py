@@ -1,0 +1,82 @@
+"""The registration network that ships, in the place of a trained elastic network."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import torch
+
+from scripts.elastic.registrar import PairRegistrar
+from scripts.registration.images import WorldImage
+from scripts.registration.network_field import NetworkField
+from scripts.registration.start_field import StartField
+from scripts.shipped.network import PairNetwork
+
+__all__ = ["ShippedElasticNetwork"]
+
+logger = logging.getLogger(__name__)
+
+
+class ShippedElasticNetwork(PairRegistrar):
+    """Registers volumes on a grid along the fixed image's axes, whatever their contrasts.
+
+    Args:
+        network: as shipped.
+        contrast: see `NetworkField`.
+    """
+
+    def __init__(self, network: PairNetwork, contrast: str = "auto") -> None:
+        super().__init__()
+        self.network = network
+        self.registration = NetworkField(network, contrast)
+
+    @property
+    def spatial_dims(self) -> int:
+        """See `PairRegistrar.spatial_dims`."""
+        return 3
+
+    def shown(
+        self, fixed: WorldImage, moving: WorldImage, log_share: float | None, matrix: np.ndarray
+    ) -> torch.Tensor:
+        """See `PairRegistrar.shown`."""
+        pair = [_compared(image, log_share) for image in (fixed, moving)]
+        _, there, here = self.registration.prepared(pair[0], pair[1], torch.from_numpy(matrix))
+        return torch.cat([there.values, here.values], 1)[0]
+
+    def velocity(self, pair: torch.Tensor) -> torch.Tensor:
+        """See `PairRegistrar.velocity`; 0 for a pair that the network doesn't help."""
+        eye = np.eye(4)
+        found = []
+        for one in pair.split(1):
+            there, here = (WorldImage(image, eye) for image in one.split(1, 1))
+            result = self.registration.velocity(here, there)
+            if result.loss < result.start_loss:
+                logger.info(
+                    "local correlation %.3f before, %.3f after%s",
+                    1 - result.start_loss, 1 - result.loss,
+                    ", of images whose contrast was matched" if result.matched else "",
+                )  # fmt: skip
+            else:
+                logger.warning(
+                    "the network would not improve this pair (local correlation %.3f): its field "
+                    "is left at 0; do the images lie upon each other? See register_elastic#start",
+                    1 - result.start_loss,
+                )
+            found.append(result.velocity)
+        return torch.cat(found)
+
+    def fields_of(self, velocity: torch.Tensor, fixed: WorldImage) -> StartField:
+        """See `PairRegistrar.fields_of`."""
+        grid = self.registration.grid_of(fixed)
+        source = WorldImage(velocity.new_zeros(1, 1, *grid.shape), grid.affine.cpu().numpy())
+        forward, inverse = self.registration.displacements(velocity)
+        return StartField(forward, inverse).on(source, fixed)
+
+
+def _compared(image: WorldImage, log_share: float | None) -> WorldImage:
+    if log_share is None:
+        return image
+    values = image.values.clamp_min(0)
+    offset = log_share * float(values.amax())
+    return WorldImage(torch.log1p(values / max(offset, 1e-12)), image.affine, image.inside)

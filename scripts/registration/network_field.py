@@ -1,0 +1,209 @@
+"""The registration network that ships, for a pair of images of any two contrasts."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from scripts.errors import CohortError
+from scripts.networks.passes import PairPasses
+from scripts.registration.contrast import CONTRASTS, ContrastMatch, matches_better
+from scripts.registration.images import WorldImage
+from scripts.registration.network_start import NetworkGrid, single_channel
+from scripts.registration.similarity import PairLoss
+from scripts.registration.start_field import StartField
+from scripts.shipped.network import PairNetwork
+from scripts.shipped.weights import SHIPPED, load_pair_network
+from scripts.spatial.unfolding import unfolded_velocity
+
+__all__ = ["NetworkField", "NetworkVelocity", "pair_network"]
+
+_SIDE = 96  # voxels along the longest side of the network's grid, at most
+_LARGE = 72  # voxels, from which on a pair is also seen at an eighth of the resolution
+_SMALLEST_PASS = 6  # voxels along the shortest side that a pass sees
+_WINDOW = 5  # voxels, of the local correlation that a result is judged by
+
+
+@dataclass(frozen=True, eq=False)
+class NetworkVelocity:
+    """What the network found for a pair on its grid.
+
+    Attributes:
+        velocity: ``(1, 3, *shape / 2)`` in voxels of the grid; 0 where it didn't help.
+        matched: whether the moving image's contrast was matched to the fixed one's.
+        loss: one minus the local correlation.
+        start_loss: the same before.
+    """
+
+    velocity: torch.Tensor
+    matched: bool
+    loss: float
+    start_loss: float
+
+
+@dataclass(frozen=True)
+class _Flow:
+    """The network's flow on one grid, for `unfolded_velocity`."""
+
+    network: PairNetwork
+    shape: tuple[int, ...]
+
+    @property
+    def field_resolution(self) -> int:
+        return self.network.integration.factor
+
+    def displacements(self, velocity: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.network.integration.both(velocity, self.shape)
+
+
+class NetworkField:
+    """Registers two volumes that an affine has brought together.
+
+    The network knows only pairs of one contrast. An image of another contrast is first shown to
+    it as it would look in the fixed one's (`ContrastMatch`), anew before each pass, because the
+    match gets sharper the better the images lie upon each other.
+
+    A field that doesn't improve the local correlation is left out: the result is then the start.
+
+    Args:
+        network: as shipped, or another one of its kind.
+        contrast: ``same``, ``other``, or ``auto``: other if a match raises the correlation.
+    """
+
+    def __init__(self, network: PairNetwork, contrast: str = "auto") -> None:
+        if contrast not in CONTRASTS:
+            raise ValueError(f"contrast must be one of {', '.join(CONTRASTS)}, got {contrast!r}")
+        self.network = network
+        self.contrast = contrast
+
+    @torch.no_grad()
+    def __call__(
+        self, fixed: WorldImage, moving: WorldImage, matrix: torch.Tensor | None = None
+    ) -> tuple[StartField, NetworkVelocity]:
+        """The field of a pair on the fixed grid, which comes before the matrix.
+
+        Args:
+            fixed: the fixed image.
+            moving: the moving image, on any grid.
+            matrix: ``(4, 4)``, fixed to moving point, RAS mm; None: the identity.
+
+        Raises:
+            CohortError: the images are planes.
+        """
+        grid, there, here = self.prepared(fixed, moving, matrix)
+        found = self.velocity(here, there)
+        displacement, inverse = self.displacements(found.velocity)
+        source = WorldImage(there.values, grid.affine.cpu().numpy())
+        return StartField(displacement, inverse).on(source, fixed), found
+
+    @staticmethod
+    def grid_of(fixed: WorldImage) -> NetworkGrid:
+        """The network's grid for a fixed image."""
+        return NetworkGrid.of_image(fixed, _SIDE, enlarge=False)
+
+    def prepared(
+        self, fixed: WorldImage, moving: WorldImage, matrix: torch.Tensor | None = None
+    ) -> tuple[NetworkGrid, WorldImage, WorldImage]:
+        """The network's grid for a pair, and the fixed and the moving image on it.
+
+        Raises:
+            CohortError: the images are planes.
+        """
+        if len(fixed.shape) != 3:
+            raise CohortError(
+                "the registration network that ships takes volumes, and these images are planes; "
+                "register them by refine, or by a network of train-elastic"
+            )
+        eye = torch.eye(4, dtype=torch.float64, device=fixed.values.device)
+        given = eye if matrix is None else matrix.to(eye)
+        grid = self.grid_of(fixed)
+        there = grid.seen(single_channel(fixed, grid.size), eye[None])
+        return grid, there, grid.seen(single_channel(moving, grid.size), given[None])
+
+    def displacements(self, velocity: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Forward and inverse displacement of a velocity, in voxels on the network's grid."""
+        factor = self.network.integration.factor
+        shape = tuple(n * factor for n in velocity.shape[2:])
+        return _Flow(self.network, shape).displacements(velocity)
+
+    @torch.no_grad()
+    def velocity(self, here: WorldImage, there: WorldImage) -> NetworkVelocity:
+        """The velocity of a pair on one grid.
+
+        Args:
+            here: the moving image, of one channel, from 0 to 1.
+            there: the fixed image, likewise.
+        """
+        self.network.to(there.values.device)
+        weight = _common(here, there)
+        matched = self.contrast == "other" or (
+            self.contrast == "auto" and matches_better(here.values, there.values, weight)
+        )
+        velocity = self._velocity(here.values, there.values, weight, matched)
+        velocity = unfolded_velocity(_Flow(self.network, there.shape), velocity)
+        before, after = self._losses(here, there, velocity, matched)
+        if not after < before:
+            velocity, after = torch.zeros_like(velocity), before
+        return NetworkVelocity(velocity, matched, after, before)
+
+    def _velocity(
+        self,
+        moving: torch.Tensor,
+        fixed: torch.Tensor,
+        weight: torch.Tensor | None,
+        matched: bool,
+    ) -> torch.Tensor:
+        network, shape = self.network, fixed.shape[2:]
+        passes = network.passes if max(shape) < _LARGE else (8, *network.passes)
+        velocity: torch.Tensor | None = None
+        for factor in passes:
+            if min(shape) / factor < _SMALLEST_PASS and factor != passes[-1]:
+                continue
+            shown = moving
+            if matched:
+                seen = moving
+                if velocity is not None:
+                    move = network.integration(velocity, shape, rough=True)
+                    seen = network.warp(moving, move)
+                shown = ContrastMatch.between(seen, fixed, weight)(moving)
+            looks = PairPasses(
+                network.unet, network.smoothing, network.integration, network.warp,
+                shown, fixed, 1.0, network.forces,
+            )  # fmt: skip
+            added = looks.one_pass(factor, velocity)
+            velocity = added if velocity is None else velocity + added
+        assert velocity is not None
+        return velocity
+
+    def _losses(
+        self, here: WorldImage, there: WorldImage, velocity: torch.Tensor, matched: bool
+    ) -> tuple[float, float]:
+        """Before and after, in the contrast that the images match best in after the field."""
+        loss = PairLoss(there, "local_correlation", _WINDOW)
+        displacement, _ = self.displacements(velocity)
+        moved = self.network.warp(here.values, displacement)
+        inside = None if here.inside is None else self.network.warp(here.inside, displacement)
+        match = ContrastMatch.between(moved, there.values) if matched else torch.nn.Identity()
+        before = float(loss(match(here.values), here.inside))
+        return before, float(loss(match(moved), inside))
+
+
+def _common(here: WorldImage, there: WorldImage) -> torch.Tensor | None:
+    """Where both images are known."""
+    parts = [one.inside for one in (here, there) if one.inside is not None]
+    if not parts:
+        return None
+    return parts[0] if len(parts) == 1 else parts[0] * parts[1]
+
+
+@functools.lru_cache(maxsize=1)
+def pair_network(path: str | Path = SHIPPED) -> PairNetwork:
+    """The registration network that came with the installation, or another one of its kind.
+
+    Raises:
+        CheckpointError: see `load_pair_network`.
+    """
+    return load_pair_network(path)

@@ -1,0 +1,227 @@
+"""The affine network that ships, as an initialisation of a registration."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from scripts.registration.images import WorldImage, reduced, reduction_factors
+from scripts.registration.initialisation import starting_matrices
+from scripts.registration.similarity import PairLoss
+from scripts.shipped.affine_network import AffinePairNetwork, centred_grid
+from scripts.shipped.weights import SHIPPED_AFFINE, load_affine_pair_network
+from scripts.spatial.affine_parameters import Frame
+from scripts.spatial.resampling import resample_by_matrix
+
+__all__ = ["NETWORK", "NetworkGrid", "NetworkStart", "shipped_start", "single_channel"]
+
+NETWORK = "network"
+"""The initialisation's name among those of `AffineRefinement`."""
+_SIDE = 40  # voxels along the longest side of the network's grid
+_ROUGH_SIDE = 16  # voxels, where rotations all over are compared
+_MULTIPLE = 4
+_ROUGH_KEPT = 4  # rotations that the network continues from
+_SWEEP, _REFINED = (2,), (2, 1, 1)  # passes from all of them, and from the best
+_APART = 20.0  # degrees between two of them
+_STEPS = {"affine": "affine", "rigid": "rigid"}
+"""Transform model of a pass's step. Rotations with one scale are in the two other models, and
+their products stay there."""
+_HIGH = 0.999  # quantile that an image is divided by
+_LOOKED_AT = 1_000_000  # voxels that it is taken from; torch takes no more than 16 million
+
+
+@dataclass(frozen=True, eq=False)
+class NetworkGrid:
+    """A grid of cubic voxels along the axes of the fixed image, around its centre.
+
+    Attributes:
+        shape: voxels along each axis, a multiple of 4.
+        world: ``(4, 4)`` float64, from voxels from the centre to RAS mm.
+        size: of a voxel, mm.
+    """
+
+    shape: tuple[int, ...]
+    world: torch.Tensor
+    size: float
+
+    @classmethod
+    def of_image(cls, image: WorldImage, side: int, enlarge: bool = True) -> NetworkGrid:
+        """The grid for an image.
+
+        Args:
+            image: the fixed image.
+            side: voxels along its longest side.
+            enlarge: whether voxels may be smaller than the image's smallest side of a voxel.
+        """
+        frame = Frame.of_grid(image.affine, image.shape)
+        size = 2 * float(frame.half_width.max()) / side
+        if not enlarge:
+            size = max(size, float(image.spacing.min()))
+        cells = np.ceil(2 * frame.half_width.numpy() / size / _MULTIPLE - 1e-6)
+        world = frame.world.clone()
+        world[:3, :3] *= size
+        world = world.to(image.values.device)
+        return cls(tuple(int(n) * _MULTIPLE for n in cells), world, size)
+
+    @property
+    def affine(self) -> torch.Tensor:
+        """``(4, 4)`` float64, from voxel indices to RAS mm."""
+        return self.world @ centred_grid(self.shape).to(self.world)
+
+    def seen(self, image: WorldImage, matrices: torch.Tensor) -> WorldImage:
+        """An image on this grid after matrices ``(B, 4, 4)``, from 0 to 1, and where it is known.
+
+        Args:
+            image: of voxels of about this size.
+            matrices: from this grid's world to the image's.
+        """
+        whole = image.values
+        if image.inside is not None:
+            whole = torch.cat([whole, image.inside], 1)
+        found = resample_by_matrix(
+            whole.expand(len(matrices), *whole.shape[1:]),
+            image.affine,
+            matrices,
+            self.affine,
+            self.shape,
+        )
+        inside = None if image.inside is None else found[:, -1:]
+        return WorldImage(found[:, :1], self.affine.cpu().numpy(), inside)
+
+
+def single_channel(image: WorldImage, size: float) -> WorldImage:
+    """An image of one channel, the sum of all, from 0 to 1, in voxels near ``size`` mm."""
+    small = reduced(image, reduction_factors(image.spacing, size))
+    values = small.values.sum(1, keepdim=True)
+    values = values - values.amin().clamp_max(0)
+    every = max(1, values.numel() // _LOOKED_AT)
+    high = torch.quantile(values.flatten()[::every], _HIGH)
+    high = high if float(high) > 0 else values.amax()
+    return WorldImage((values / high.clamp_min(1e-12)).clamp(0, 1), small.affine, small.inside)
+
+
+class NetworkStart:
+    """Finds a pair's transform without descent, from any rotation.
+
+    Rotations all over are compared on a very coarse grid; the network improves those that fit
+    best, and the one whose images then correlate best is refined by more passes. No pass is
+    believed that makes the correlation worse.
+
+    Args:
+        network: as shipped.
+        family: transform model of the result. With ``rigid_isotropic`` and ``rigid_anisotropic``
+            it has one scale.
+    """
+
+    def __init__(self, network: AffinePairNetwork, family: str = "affine") -> None:
+        self.network = network
+        self.family = family
+
+    @torch.no_grad()
+    def __call__(
+        self, fixed: WorldImage, moving: WorldImage, given: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, float]:
+        """The matrix ``(4, 4)`` float64, fixed to moving point, RAS mm, and its loss.
+
+        In a plane there is no network, and the best of the rotations is returned.
+
+        Args:
+            fixed: the fixed image.
+            moving: the moving image, on any grid.
+            given: ``(S, 4, 4)``, starts to try besides, in the transform model.
+        """
+        starts, losses = self._rough(fixed, moving, given)
+        if len(fixed.shape) == 2:
+            return starts[0], float(losses[0])
+        self.network.to(fixed.values.device)
+        grid = NetworkGrid.of_image(fixed, _SIDE)
+        eye = torch.eye(4, dtype=torch.float64, device=fixed.values.device)[None]
+        there = grid.seen(single_channel(fixed, grid.size), eye)
+        small = single_channel(moving, grid.size)
+        loss = PairLoss(there)
+        found, values = self._passes(grid, there, small, starts, loss, _SWEEP)
+        best = int(values.argmin())
+        found, values = self._passes(grid, there, small, found[best][None], loss, _REFINED)
+        return found[0], float(values[0])
+
+    def _rough(
+        self, fixed: WorldImage, moving: WorldImage, given: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The rigid starts (and the given ones) that fit best, far enough from each other."""
+        size = 2 * float(Frame.of_grid(fixed.affine, fixed.shape).half_width.max()) / _ROUGH_SIDE
+        small = [single_channel(image, size) for image in (fixed, moving)]
+        starts = starting_matrices(small[0], small[1], ("identity", "centre", "axes", "search"))
+        if given is not None:
+            starts = torch.cat([given.to(starts), starts])
+        moved = resample_by_matrix(
+            small[1].values.expand(len(starts), *small[1].values.shape[1:]),
+            small[1].affine, starts, small[0].affine, small[0].shape,
+        )  # fmt: skip
+        seen = None
+        if small[1].inside is not None:
+            seen = resample_by_matrix(
+                small[1].inside.expand(len(starts), *small[1].inside.shape[1:]),
+                small[1].affine, starts, small[0].affine, small[0].shape,
+            )  # fmt: skip
+        losses = PairLoss(small[0])(moved, seen)
+        kept: list[int] = []
+        for index in losses.argsort().tolist():
+            if all(_degrees(starts[index], starts[other]) > _APART for other in kept):
+                kept.append(index)
+            if len(kept) == _ROUGH_KEPT:
+                break
+        return starts[kept], losses[kept]
+
+    def _passes(
+        self,
+        grid: NetworkGrid,
+        there: WorldImage,
+        moving: WorldImage,
+        starts: torch.Tensor,
+        loss: PairLoss,
+        factors: Sequence[int],
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The best matrix on the way from each start, and its loss."""
+        step_of = _STEPS.get(self.family, "rigid_isotropic")
+        back = torch.linalg.inv(grid.world)
+        current = starts
+        seen = grid.seen(moving, current)
+        best, least = current.clone(), loss(seen.values, seen.inside)
+        for factor in factors:
+            fixed = there.values.expand_as(seen.values)
+            step = self.network(seen.values, fixed, [factor], family=step_of)[-1].matrix
+            current = current @ (grid.world @ step @ back)
+            seen = grid.seen(moving, current)
+            value = loss(seen.values, seen.inside)
+            better = value < least
+            best[better], least[better] = current[better], value[better]
+        return best, least
+
+
+def _degrees(one: torch.Tensor, other: torch.Tensor) -> float:
+    """Angle between the rotations nearest to two matrices."""
+    turns = []
+    for matrix in (one, other):
+        left, _, right = torch.linalg.svd(matrix[:3, :3])
+        turns.append(left @ right)
+    cosine = ((turns[0].T @ turns[1]).trace() - 1) / 2
+    return float(torch.rad2deg(torch.acos(cosine.clamp(-1, 1))))
+
+
+@functools.lru_cache(maxsize=1)
+def _shipped(path: Path) -> AffinePairNetwork:
+    return load_affine_pair_network(path)
+
+
+def shipped_start(family: str = "affine") -> NetworkStart:
+    """The initialisation by the network that came with the installation.
+
+    Raises:
+        CheckpointError: its file was removed or changed.
+    """
+    return NetworkStart(_shipped(SHIPPED_AFFINE), family)

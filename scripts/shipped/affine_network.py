@@ -1,0 +1,156 @@
+"""A network that estimates the affine transform of a pair of images whose like it hasn't seen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from scripts.networks.described import DescribedNetwork
+from scripts.networks.grids import averaged, reduced_shape
+from scripts.networks.pair_inputs import PairForces
+from scripts.networks.unet import RegistrationUNet
+from scripts.spatial.matrix_fit import fit_matrix
+from scripts.spatial.resampling import resample_by_matrix
+
+__all__ = ["PASSES", "AffinePairNetwork", "AffinePass", "centred_grid"]
+
+PASSES = (2, 1, 1)
+"""Factors by which the pair is averaged for each pass of the U-Net."""
+_HALF = 2  # the field's grid is that of a pass, reduced by this
+_RIDGE = 1e-3
+_PRESENT = 0.02  # of the maximum: voxels above it, in either image, count
+_LEAST = 1e-6  # weight of the others, so that an empty pair has a fit
+
+
+@dataclass(frozen=True, eq=False)
+class AffinePass:
+    """What a pass found.
+
+    Attributes:
+        before: ``(B, 4, 4)``, the matrix that the moving image was warped by.
+        matrix: ``(B, 4, 4)``, the matrix after the pass.
+        points: ``(B, K, 3)``, where the network looked.
+        moved: ``(B, K, 3)``, where it believes them to be after ``before``.
+        present: ``(B, K)``, where there is something to see.
+        reduction: factor by which the grid of the points is reduced.
+    """
+
+    before: torch.Tensor
+    matrix: torch.Tensor
+    points: torch.Tensor
+    moved: torch.Tensor
+    present: torch.Tensor
+    reduction: int
+
+
+class AffinePairNetwork(DescribedNetwork):
+    """A U-Net finds where points of the fixed image lie, and which of them to trust.
+
+    Its input are the images and the forces between them (`PairForces`), its output a displacement
+    and the logit of a weight for each voxel of a grid reduced by 2. The matrix is their weighted
+    least-squares fit in closed form, in any transform model. Each pass sees the original moving
+    image, warped by the matrix so far.
+
+    All coordinates are voxels from the centre of the grid, whose voxels are cubic.
+
+    Args:
+        enc_features: see `RegistrationUNet`.
+        dec_features: see `RegistrationUNet`.
+        passes: factors by which the pair is averaged.
+        seed: of the starting weights.
+        description: see `DescribedNetwork`.
+    """
+
+    def __init__(
+        self,
+        enc_features: Sequence[int] = (16, 32, 32, 32),
+        dec_features: Sequence[int] = (32, 32, 32, 16, 16),
+        passes: Sequence[int] = PASSES,
+        seed: int | None = None,
+        description: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(description)
+        self.passes = tuple(passes)
+        self.unet = RegistrationUNet(
+            3,
+            PairForces.channels(3),
+            enc_features,
+            dec_features,
+            factor=_HALF,
+            seed=seed,
+            further=1,
+        )
+        self.unet.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+        self.forces = PairForces()
+
+    def forward(
+        self,
+        moving: torch.Tensor,
+        fixed: torch.Tensor,
+        passes: Sequence[int] | None = None,
+        start: torch.Tensor | None = None,
+        family: str = "affine",
+    ) -> list[AffinePass]:
+        """What each pass finds.
+
+        Args:
+            moving: ``(B, 1, *shape)``, from 0 to about 1.
+            fixed: the same shape, on the same scale.
+            passes: others than the network's own.
+            start: ``(B, 4, 4)`` float64, fixed to moving points; None: the identity.
+            family: transform model of a pass's step.
+        """
+        batch = len(moving)
+        matrix = torch.eye(4, dtype=torch.float64, device=moving.device).repeat(batch, 1, 1)
+        if start is not None:
+            matrix = start
+        done: list[AffinePass] = []
+        for factor in self.passes if passes is None else passes:
+            done.append(self._one_pass(moving, fixed, factor, matrix.detach(), family))
+            matrix = done[-1].matrix
+        return done
+
+    def _one_pass(
+        self,
+        moving: torch.Tensor,
+        fixed: torch.Tensor,
+        factor: int,
+        before: torch.Tensor,
+        family: str,
+    ) -> AffinePass:
+        shape = moving.shape[2:]
+        with torch.no_grad(), torch.autocast(moving.device.type, enabled=False):
+            there = averaged(fixed, factor)
+            grid = centred_grid(shape, factor)
+            seen = resample_by_matrix(averaged(moving, factor), grid, before, grid, there.shape[2:])
+            inputs = self.forces(self.forces.copies(seen), self.forces.copies(there))
+            level = torch.maximum(seen, there) > _PRESENT
+            present = averaged(level.float(), _HALF).flatten(1)
+        found = self.unet(inputs.contiguous(memory_format=torch.channels_last_3d)).float()
+        with torch.autocast(moving.device.type, enabled=False):
+            points = _points(shape, factor * _HALF).to(moving.device)
+            moved = points + factor * found[:, :3].flatten(2).mT.double()
+            points = points.expand_as(moved)
+            weight = found[:, 3].flatten(1).sigmoid() * present + _LEAST
+            step = fit_matrix(points, moved, weight, family, _RIDGE).matrix
+        return AffinePass(before, before @ step, points, moved, present, factor * _HALF)
+
+
+def centred_grid(shape: Sequence[int], factor: int = 1) -> torch.Tensor:
+    """``(4, 4)`` float64: from voxels of a reduced grid to full voxels from the grid's centre."""
+    grid = torch.eye(4, dtype=torch.float64)
+    for axis, n in enumerate(shape):
+        grid[axis, axis] = factor
+        grid[axis, 3] = (factor - 1) / 2 - (n - 1) / 2
+    return grid
+
+
+def _points(shape: Sequence[int], factor: int) -> torch.Tensor:
+    """Centres of a reduced grid's voxels ``(1, K, 3)`` float64, see `centred_grid`."""
+    axes = [torch.arange(n, dtype=torch.float64) for n in reduced_shape(shape, factor)]
+    index = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).flatten(0, 2)
+    grid = centred_grid(shape, factor)
+    return (index @ grid[:3, :3].T + grid[:3, 3])[None]
