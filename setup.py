@@ -14,6 +14,7 @@ setup(
             "LICENSE",
             *(f"bundle/weights/**/*.{ending}" for ending in ("gz", "json", "pt")),
             *(f"configs/*.{ending}" for ending in ("conf", "json", "yaml")),
+            "scripts/**/*.js",
             *(f"docs/**/*.{ending}" for ending in ("md", "png", "svg", "txt")),
         ]
     },

@@ -44,7 +44,7 @@ _SHIPPED = {
     "bundle/weights": {".gz", ".json", ".pt"},
     "configs": {".conf", ".json", ".yaml"},
     "docs": {".md", ".png", ".svg", ".txt"},
-    "scripts": {".py"},
+    "scripts": {".js", ".py"},
 }
 _METADATA = "configs/metadata.json"
 _TRAIN = "configs/train.yaml"

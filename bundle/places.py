@@ -12,6 +12,7 @@ HOME = Path() if INSTALLED else ROOT
 """Base folder of data, models and output."""
 DEMO_FOLDER = HOME / "data" / "demo"
 DEMO_STACK_FOLDER = HOME / "data" / "demo_stack"
+DEMO_PEOPLE_FOLDER = HOME / "data" / "demo_people"
 MODELS_FOLDER = HOME / "models"
 ARCHIVE = "tract_density_atlas.zip"
 LABEL_ENVIRONMENT = HOME / ".venv-label"

@@ -13,6 +13,7 @@ from typing import Any
 from bundle.places import (
     ARCHIVE,
     DEMO_FOLDER,
+    DEMO_PEOPLE_FOLDER,
     DEMO_STACK_FOLDER,
     LABEL_ENVIRONMENT,
     MODELS_FOLDER,
@@ -41,7 +42,13 @@ def add_tools(verbs: Any) -> None:
     demo.add_argument(
         "--folder",
         type=_path,
-        help=f"where ({DEMO_FOLDER}; with --stack {DEMO_STACK_FOLDER})",
+        help=f"where ({DEMO_FOLDER}; with --stack {DEMO_STACK_FOLDER}; with --streamlines "
+        f"{DEMO_PEOPLE_FOLDER})",
+    )
+    demo.add_argument(
+        "--streamlines",
+        action="store_true",
+        help="instead: twelve people's streamlines and FA, as in docs/tutorial.md",
     )
     demo.add_argument(
         "--stack",
@@ -145,6 +152,8 @@ def run_tool(options: argparse.Namespace) -> int:
     if options.verb == "demo":
         if options.stack:
             return _demo_stack(options.folder or DEMO_STACK_FOLDER)
+        if options.streamlines:
+            return _demo_people(options.folder or DEMO_PEOPLE_FOLDER)
         folder = options.folder or DEMO_FOLDER
         return _demo(folder, options.age_effect, options.subjects, options.size)
     if options.verb == "density":
@@ -178,6 +187,13 @@ def _demo(folder: Path, age_effect: float | None, subjects: int, size: int) -> i
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_USAGE
+    return 0
+
+
+def _demo_people(folder: Path) -> int:
+    from bundle.demo_people import write_demo_people
+
+    print(write_demo_people(folder))
     return 0
 
 

@@ -143,6 +143,74 @@ class Browser:
             raise RuntimeError(f"{expression}: {answer['exceptionDetails'].get('text')}")
         return answer["result"].get("value")
 
+    def reload(self) -> None:
+        """Load the page again and wait until it is there."""
+        self._loaded = False
+        self.ask("Page.reload")
+        self._wait(lambda: self._loaded)
+
+    def until(self, expression: str) -> Any:
+        """Wait until an expression has a true value; return it.
+
+        Raises:
+            RuntimeError: it has none in time.
+        """
+        deadline = time.monotonic() + self.patience
+        while not (found := self.value(expression)):
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"{expression}: still {found!r} after {self.patience:g} s")
+            time.sleep(0.02)
+        return found
+
+    def click(self, selector: str, right: float = 0.5, down: float = 0.5) -> None:
+        """Press and release the left button over an element.
+
+        Args:
+            selector: CSS.
+            right: place in the element, 0 to 1 from the left.
+            down: likewise, from the top.
+        """
+        place = self._place(selector, right, down)
+        for kind in ("mousePressed", "mouseReleased"):
+            self.ask("Input.dispatchMouseEvent", type=kind, button="left", clickCount=1, **place)
+
+    def wheel(self, selector: str, down: float) -> None:
+        """Turn the wheel over an element, pixels."""
+        place = self._place(selector, 0.5, 0.5)
+        self.ask("Input.dispatchMouseEvent", type="mouseWheel", deltaX=0, deltaY=down, **place)
+
+    def press(self, key: str) -> None:
+        """Press and release a key that has a name, such as ``ArrowUp``."""
+        for kind in ("rawKeyDown", "keyUp"):
+            self.ask("Input.dispatchKeyEvent", type=kind, key=key, code=key)
+
+    def choose(self, selector: str, text: str) -> None:
+        """Choose the option of a select element that reads ``text``, as a person does.
+
+        Raises:
+            RuntimeError: there is none.
+        """
+        self.value(
+            f"""(() => {{
+              const list = document.querySelector({json.dumps(selector)});
+              const option = [...list.options].find(one => one.text === {json.dumps(text)});
+              list.value = option.value;
+              list.dispatchEvent(new Event('change', {{ bubbles: true }}));
+            }})()"""
+        )
+
+    def _place(self, selector: str, right: float, down: float) -> dict[str, float]:
+        """A point of an element in the window, which is scrolled there."""
+        left, top, width, height = self.value(
+            f"""(() => {{
+              const element = document.querySelector({json.dumps(selector)});
+              element.scrollIntoView({{ block: 'center' }});
+              const box = element.getBoundingClientRect();
+              return [box.left, box.top, box.width, box.height];
+            }})()"""
+        )
+        return {"x": left + right * width, "y": top + down * height}
+
     def picture(self, path: str | Path) -> None:
         """The whole page as a PNG, including the part below the window."""
         answer = self.ask("Page.captureScreenshot", format="png", captureBeyondViewport=True)

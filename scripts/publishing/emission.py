@@ -20,6 +20,7 @@ from scripts.metrics import dice, log_density_correlation
 from scripts.publishing.quality_page import SubjectQuality
 from scripts.publishing.statistics import DensityStatistics
 from scripts.publishing.subject_maps import WARPED_FOLDER, SubjectMaps
+from scripts.publishing.viewer_volumes import ViewedSubject, ViewerGrid, WorstSubjects
 from scripts.runtime.processes import (
     add_up,
     barrier,
@@ -33,6 +34,7 @@ from scripts.runtime.storage import file_hash
 from scripts.runtime.write_behind import WriteBehind
 from scripts.settings.atlas import LearnedAtlasConfig
 from scripts.spatial.fields import field_names, write_field
+from scripts.spatial.jacobian import jacobian_determinant
 from scripts.spatial.label_fusion import LabelSums, label_shares
 
 __all__ = [
@@ -99,6 +101,7 @@ class Emitted:
         subjects: for the quality page.
         pictures: of the subjects on the quality page.
         grids: their fields.
+        viewed: subjects in the page's viewer.
         hashes: SHA-256 of the field files, by name.
         maps: kinds of maps in template space that were written, by subject.
         labels: sums of the subjects' labels, one per template; empty without labels.
@@ -110,6 +113,7 @@ class Emitted:
     subjects: list[SubjectQuality] = field(default_factory=list)
     pictures: dict[str, np.ndarray] = field(default_factory=dict)
     grids: dict[str, np.ndarray] = field(default_factory=dict)
+    viewed: WorstSubjects = field(default_factory=WorstSubjects)
     hashes: dict[str, str] = field(default_factory=dict)
     maps: dict[str, list[str]] = field(default_factory=dict)
     labels: list[LabelSums] = field(default_factory=list)
@@ -122,6 +126,7 @@ class Emitted:
         self.subjects += other.subjects
         self.pictures |= other.pictures
         self.grids |= other.grids
+        self.viewed.add(other.viewed.kept)
         self.hashes |= other.hashes
         self.maps |= other.maps
         for fused, others in zip(self.labels, other.labels, strict=True):
@@ -175,6 +180,7 @@ class Emission:
         self.device = device
         self.bar = bar
         self.loss = loss
+        self.view = ViewerGrid.of(cohort.grid, cohort.crop, network.log_offset)
         self.maps = SubjectMaps(cohort.grid, settings.save_warped, settings.save_jacobians)
 
     @torch.no_grad()
@@ -307,9 +313,40 @@ class Emission:
                     "displacement": length**0.5,
                 }
             )
+            self._view(index, inside[0], moved[0], found, emitted)
             if index < _SHOWN:
                 emitted.pictures[name] = inside[0].cpu().numpy()
                 emitted.grids[name] = crop.crop(found.to_template[0]).cpu().numpy()
+
+    def _view(
+        self,
+        index: int,
+        inside: torch.Tensor,
+        moved: torch.Tensor,
+        found: Registration,
+        emitted: Emitted,
+    ) -> None:
+        """Keep the volumes of the subject last emitted if it is among the worst so far."""
+        measured = emitted.subjects[-1]
+        correlation = measured["correlation"]
+        order = (
+            measured["smallest_jacobian"] > 0,
+            correlation if np.isfinite(correlation) else -1.0,
+            index,
+        )
+        if not emitted.viewed.wants(order):
+            return
+        name, crop = measured["subject"], self.cohort.crop
+        growth = jacobian_determinant(found.to_template[0])
+        layers = {
+            "image": self.view.density(name, crop.crop(moved).cpu().numpy()),
+            "before": self.view.density(f"{name} before registration", inside.cpu().numpy()),
+            "field": self.view.field(
+                f"displacement of {name}", crop.crop(found.to_template[0]).cpu().numpy()
+            ),
+            "growth": self.view.growth(f"growth of {name}", crop.crop(growth).cpu().numpy()),
+        }
+        emitted.viewed.add([ViewedSubject(name, order, layers)])
 
     def _fit(
         self,

@@ -24,6 +24,8 @@ from scripts.publishing.emission import Emission, Emitted, Templates, Velocities
 from scripts.publishing.quality_page import quality_page
 from scripts.publishing.statistics import DensityStatistics
 from scripts.publishing.subject_maps import GROUP_FOLDER, WARPED_FOLDER, map_name, write_group
+from scripts.publishing.viewer import Shown, viewer
+from scripts.publishing.viewer_volumes import ViewerGrid
 from scripts.runtime.processes import StoppedElsewhere, barrier, from_first
 from scripts.runtime.storage import check_replaceable, publish_folder
 from scripts.settings.atlas import LearnedAtlasConfig
@@ -34,6 +36,12 @@ __all__ = ["AtlasPublisher"]
 logger = logging.getLogger(__name__)
 
 
+_WORDS = {
+    "std": "standard deviation",
+    "std_error": "standard error",
+    "cov": "coefficient of variation",
+    "prob_threshold": "share of subjects",
+}  # of the maps, in the viewer
 _PACKAGES = ("torch", "monai", "pytorch-ignite", "nibabel", "numpy", "scipy", "pydantic")
 
 
@@ -146,12 +154,14 @@ class AtlasPublisher:
     ) -> None:
         """Write everything that is written once. Closing the stack publishes the folder."""
         with naming(self.folder):
-            shown = self._write_maps(staging, emitted.statistics, templates)
+            shown, images = self._write_maps(staging, emitted.statistics, templates)
             self._write_group(staging, emitted)
             about = self._description(emitted)
             about.update(self._write_labels(staging, emitted))
             (staging / "jacobian.json").write_text(as_json(emitted.jacobians))
-            (staging / "quality.html").write_text(self._page(about, emitted, templates, shown))
+            (staging / "quality.html").write_text(
+                self._page(about, emitted, templates, shown, images), encoding="utf-8"
+            )
             write_description(staging, about, emitted.hashes)
         if self.confirm is not None:
             self.confirm()
@@ -180,10 +190,11 @@ class AtlasPublisher:
 
     def _write_maps(
         self, staging: Path, statistics: list[DensityStatistics], templates: Templates
-    ) -> dict[str, np.ndarray]:
-        """Write the five maps; with K > 1 a folder per template. Return them for the quality
-        page."""
+    ) -> tuple[dict[str, np.ndarray], list[Shown]]:
+        """Write the five maps; with K > 1 a folder per template. Return them for the quality page,
+        as pictures and for the viewer."""
         shown: dict[str, np.ndarray] = {}
+        images: list[Shown] = []
         grid, crop = self.cohort.grid, self.cohort.crop
         for k, gathered in enumerate(statistics):
             folder = staging
@@ -198,8 +209,16 @@ class AtlasPublisher:
             for name in self.settings.emit_baseline_maps:
                 write_map(folder / f"atlas_{name}.nii.gz", maps[name], grid)
                 title = name if len(statistics) == 1 else f"template {k + 1}: {name}"
-                shown[title] = crop.crop(maps[name]).max(axis=0)
-        return shown
+                inside = crop.crop(maps[name])
+                shown[title] = inside.max(axis=0)
+                if name != "mean":  # the template, which is there already
+                    kind = "percent" if name == "prob_threshold" else "plain"
+                    words = title.replace(name, f"{_WORDS[name]} ({name})")
+                    images.append(Shown("Maps", self._view().map(words, inside, kind)))
+        return shown, images
+
+    def _view(self) -> ViewerGrid:
+        return ViewerGrid.of(self.cohort.grid, self.cohort.crop, self.network.log_offset)
 
     def _write_labels(self, staging: Path, emitted: Emitted) -> dict[str, Any]:
         """The fused labels beside the maps of each template, and their entry in atlas.json."""
@@ -238,6 +257,7 @@ class AtlasPublisher:
         emitted: Emitted,
         templates: Templates,
         shown: dict[str, np.ndarray],
+        images: list[Shown],
     ) -> str:
         """The quality page."""
         volumes = {
@@ -245,13 +265,21 @@ class AtlasPublisher:
             for k, density in enumerate(templates.density.cpu().numpy())
         }
         volumes["plain average"] = self.cohort.mean_density
+        atlas = [
+            Shown("Atlas", self._view().density(title, density))
+            for title, density in volumes.items()
+        ]
         volumes |= emitted.pictures
         pictures = {
             title: np.log1p(density.max(axis=0) / self.network.log_offset)
             for title, density in volumes.items()
         }
+        viewed = viewer(
+            self._view(), self.cohort.tracts, [*atlas, *images], emitted.viewed.sorted(),
+            of=len(emitted.subjects),
+        )  # fmt: skip
         losses = self.history.epochs if self.history is not None else []
-        return quality_page(about, pictures, shown, emitted.subjects, emitted.grids, losses)
+        return quality_page(about, pictures, shown, emitted.subjects, emitted.grids, losses, viewed)
 
     def _description(self, emitted: Emitted) -> dict[str, Any]:
         """``atlas.json``: the origin of these maps."""

@@ -24,6 +24,7 @@ from scripts.losses.atlas_loss import AtlasLoss
 from scripts.metrics import dice, log_density_correlation
 from scripts.metrics.misfit import local_misfit, poor_regions
 from scripts.networks.described import weights_identity
+from scripts.publishing.registration_page import Registered, growth_of, registration_page
 from scripts.publishing.sidecars import (
     dataset_description,
     describe_registration,
@@ -31,6 +32,7 @@ from scripts.publishing.sidecars import (
     write_json,
 )
 from scripts.publishing.subject_maps import SubjectMaps, map_name, write_group
+from scripts.publishing.viewer_volumes import ViewerGrid
 from scripts.runtime.ownership import check_earlier_report
 from scripts.runtime.storage import check_replaceable, publish_folder, write_whole
 from scripts.runtime.write_behind import WriteBehind
@@ -58,10 +60,10 @@ class RegistrationWriter:
     """Writes the registration of each subject, completely or not at all.
 
     ``<folder>/<subject>/`` contains both fields, ``<subject>_space-template_density.nii.gz``,
-    ``atlas_in_patient_space/atlas_mean.nii.gz``, ``<subject>_misfit.nii.gz`` (see `local_misfit`)
-    and ``registration.json``. A warning names regions of poor fit. A subject whose field
-    fails its check is left out; the others are finished before the run ends with an error. With
-    save_warped or save_jacobians, ``<folder>_group`` contains the 4-D files of all subjects.
+    ``atlas_in_patient_space/atlas_mean.nii.gz``, ``<subject>_misfit.nii.gz`` (see `local_misfit`),
+    ``registration.json`` and ``quality.html``. A warning names regions of poor fit. A subject whose
+    field fails its check is left out; the others are finished before the run ends with an error.
+    With save_warped or save_jacobians, ``<folder>_group`` contains the 4-D files of all subjects.
 
     Args:
         network: as published.
@@ -90,6 +92,7 @@ class RegistrationWriter:
         self.loss = loss
         self.folder = Path(folder)
         self.grid, self.crop = published_geometry(self.network)
+        self.view = ViewerGrid.of(self.grid, self.crop, self.network.log_offset)
         self.weights = weights_identity(self.network)
         self.failed: list[str] = []
         folders = [self.folder / name for name in self.subjects]
@@ -160,18 +163,27 @@ class RegistrationWriter:
         self.crop.crop(density)[...] = inside
         atlas = convert_to_tensor(item["density"], track_meta=False).cpu().numpy()
         valid = None if self.masks is None else self.masks.valid(name)
-        misfit = self._misfit(name, inside[0].cpu().numpy(), atlas, valid)
-        report = self._report(item, image, inside[0].cpu().numpy(), atlas, found, valid)
+        subject = inside[0].cpu().numpy()
+        misfit = self._misfit(name, subject, atlas, valid)
+        before, start = self._unregistered(item)
+        report = self._report(item, image, subject, atlas, found, before, start, valid)
         report["poor_fit"] = self._poor_fit(name, misfit)
         moved = found.subject_in_template(density)[0].cpu().numpy()
         fields = [u[0].cpu().numpy() for u in (found.to_template, found.to_subject)]
+        viewed = Registered(
+            subject,
+            self.crop.crop(atlas).copy(),
+            before,
+            self.crop.crop(fields[1]).copy(),
+            self.crop.crop(growth_of(found.to_subject[0])).copy(),
+        )
         wanted = self.labels is not None and self.maps.warped
         labels = self.labels.read(name) if wanted and self.labels is not None else None
         maps = self.maps.of(found, moved, labels)
         if maps:
             self.written[name] = (int(item["template"]) + 1, list(maps))
         maps.setdefault("density", moved)
-        self.behind.write(self._publish, name, fields, maps, atlas, misfit, report)
+        self.behind.write(self._publish, name, fields, maps, atlas, misfit, report, viewed)
 
     def _publish_group(self) -> None:
         """The 4-D files of all subjects that were registered, in the order of their names."""
@@ -205,6 +217,7 @@ class RegistrationWriter:
         atlas: np.ndarray,
         misfit: np.ndarray,
         report: dict[str, Any],
+        viewed: Registered,
     ) -> None:
         """Write one subject's folder, while the next one is registered."""
         with publish_folder(self.folder / name) as staging:
@@ -220,6 +233,8 @@ class RegistrationWriter:
             paths = [one.path for one in self.subjects[name].maps]
             describe_registration(staging, name, paths, self.settings.cohort.normalisation)
             (staging / "registration.json").write_text(json.dumps(report, indent=1) + "\n")
+            page = registration_page(report, viewed, self.view, self.network.description["tracts"])
+            (staging / "quality.html").write_text(page, encoding="utf-8")
         correlation = report["log_density_correlation"]
         logger.info(
             "subject %s: correlation of log densities %.3f before, %.3f after; "
@@ -280,19 +295,15 @@ class RegistrationWriter:
         subject: np.ndarray,
         atlas: np.ndarray,
         found: Registration,
+        unregistered: np.ndarray,
+        start: torch.Tensor,
         valid: torch.Tensor | None,
     ) -> dict[str, Any]:
         """``registration.json``: how well the atlas fits, and the origin of the fit."""
         k = int(item["template"])
         velocity = item["velocity"][None]
         covariates = item["covariates"][None] if "covariates" in item else None
-        here = self.crop.crop(atlas)
-        if covariates is None:
-            before = self.network.template_density()[k].cpu().numpy()
-            start = torch.zeros_like(velocity)
-        else:
-            before = self.network.template_density(covariates)[0].cpu().numpy()
-            start = self.network.covariate_velocity(covariates)
+        here, before = self.crop.crop(atlas), unregistered
         presence, offset = self.settings.presence_value, self.network.log_offset
         own = subject > 0
         if valid is not None:  # the subject is 0 where voxels don't count
@@ -330,6 +341,15 @@ class RegistrationWriter:
             "jacobian": found.jacobian,
             "seconds": round(float(item["seconds"]), 3),
         }  # fmt: skip
+
+    def _unregistered(self, item: dict[str, Any]) -> tuple[np.ndarray, torch.Tensor]:
+        """The atlas before registration, ``(C, *crop)``, and the velocity that leads there."""
+        if "covariates" in item:
+            point = item["covariates"][None]
+            density = self.network.template_density(point)[0]
+            return density.cpu().numpy(), self.network.covariate_velocity(point)
+        density = self.network.template_density()[int(item["template"])]
+        return density.cpu().numpy(), torch.zeros_like(item["velocity"][None])
 
     def _covariates(self, subject: str) -> dict[str, Any]:
         values = dict(self.subjects[subject].covariates)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from warm_process import run_module
 
+from bundle.bench.browser import Browser, find_chromium
 from scripts.phantom import write_demo_cohort
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -74,6 +75,19 @@ def monai_bundle_run(run_id: str, config: str, *words: object, cwd: Path = ROOT)
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     environment.pop("PYTHONPATH", None)  # the root must be found by bundle_root alone
     return run_module("monai.bundle", ["run", run_id, *where, *map(str, words)], cwd, environment)
+
+
+NEEDS_CHROMIUM = "TRACT_ATLAS_REQUIRES_CHROMIUM"  # set by continuous integration
+
+
+@pytest.fixture(scope="session")
+def open_page() -> type[Browser]:
+    """`Browser`, for a page in headless Chromium; without Chromium the test is skipped."""
+    if find_chromium() is None:
+        if os.environ.get(NEEDS_CHROMIUM):
+            pytest.fail(f"{NEEDS_CHROMIUM} is set and there is no Chromium on the path")
+        pytest.skip("no Chromium on the path: the page isn't opened (apt install chromium)")
+    return Browser
 
 
 def bundle_verb(verb: str, *words: object) -> Completed:

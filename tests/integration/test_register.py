@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -66,7 +67,7 @@ def images(name: str) -> set[str]:
 
 def expected_files(name: str) -> set[str]:
     sidecars = {image.removesuffix(".nii.gz") + ".json" for image in images(name)}
-    return images(name) | sidecars | {"registration.json"}
+    return images(name) | sidecars | {"quality.html", "registration.json"}
 
 
 @pytest.fixture(scope="module")
@@ -129,6 +130,37 @@ def test_the_report_says_how_well_the_atlas_fits(trained, registered):
     assert report["seconds"] > 0
     described = json.loads((trained.atlas / "atlas.json").read_text())
     assert report["weights"] == described["weights"]
+
+
+def test_the_page_shows_patient_atlas_and_fit(trained, registered, open_page):
+    report = json.loads((registered / "registration.json").read_text())
+    page = registered / "quality.html"
+    where = "document.getElementById('viewer-where').textContent"
+    with open_page(page) as opened:
+        opened.until("document.getElementById('viewer-frame').dataset.ready")
+        rows = opened.value(
+            "[...document.querySelectorAll('tr')].map(r => [...r.cells].map(c => c.innerText))"
+        )
+        for row, key in ((rows[1], "log_density_correlation"), (rows[2], "presence_dice")):
+            assert [float(one) for one in row[1:]] == pytest.approx(
+                [report[key]["before"], report[key]["after"]], abs=6e-4
+            )
+        opened.click("[data-view=axial]", 0.45, 0.45)
+        place, patient, atlas = opened.value(where).split(" · ")
+        world = [float(one) for one in re.findall(r"-?[\d.]+", place)]
+        image = nib.load(registered / "atlas_in_patient_space" / "atlas_mean.nii.gz")
+        cell = np.rint(np.linalg.solve(image.affine, [*world, 1])[:3]).astype(int)
+        for read, expected in (
+            (patient, density(trained.held_out / "sub-06")),
+            (atlas, values(registered / "atlas_in_patient_space" / "atlas_mean.nii.gz")),
+        ):
+            value = expected[tuple(cell)]
+            assert float(read.split(": ")[1]) == pytest.approx(value, rel=0.03, abs=2e-5)
+        for overlay in ("deformed grid", "displacement", "local growth"):
+            opened.choose("#viewer-overlay", overlay)
+            opened.until(f"!{where}.includes('atlas in the')")
+        assert opened.seen.errors == []
+        assert opened.seen.requests == [page.as_uri()]
 
 
 def test_several_files_by_name(trained, run_bundle, tmp_path):

@@ -10,6 +10,7 @@ import pytest
 import zarr
 
 from bundle import cli
+from bundle.bench.browser import Browser
 from bundle.places import DEMO_STACK_FOLDER
 from scripts.phantom.serial_sections import SerialSections
 from scripts.stack.demo import DEMO, write_demo_stack
@@ -44,6 +45,26 @@ def test_a_demo_stack_is_registered_and_its_labels_follow(
     inner = [0, 1, 2, 3, 5, 6, 7]
     agreement = ((image[inner] < 190) == (labels[inner] == 1)).mean()
     assert agreement > 0.95
+
+
+def test_the_page_opens_in_a_browser(demo: Path, tmp_path: Path, open_page: type[Browser]) -> None:
+    words = ["--stack", str(demo / "sections.zarr"), "--output_dir", str(tmp_path)]
+    assert cli.main(["register-stack", *words, "--register_stack#n_workers", "1"]) == 0
+    page = tmp_path / "registered_stack" / "quality.html"
+    with open_page(page) as opened:
+        drawn = opened.value(
+            "Promise.all([...document.images].map(one => one.decode()"
+            ".then(() => [one.naturalWidth, one.getBoundingClientRect().width])))"
+        )
+        assert len(drawn) == 5
+        assert all(natural >= 32 and shown > 100 for natural, shown in drawn)
+        rows = opened.value("document.querySelectorAll('#sections tr').length")
+        assert rows == 1 + SMALL.count
+        assert opened.value("document.querySelector('tr.damaged td').innerText") == "4"
+        wide = opened.value("[document.documentElement.scrollWidth, window.innerWidth]")
+        assert wide[0] <= wide[1]
+        assert opened.seen.errors == []
+        assert opened.seen.requests == [page.as_uri()]
 
 
 @pytest.mark.parametrize(

@@ -88,6 +88,7 @@ def test_a_new_registration_takes_the_place_of_the_earlier_one_and_a_failed_one_
     assert sorted(path.name for path in (folder / "sub-1").iterdir()) == [
         MARK,
         "atlas_in_patient_space",
+        "quality.html",
         "registration.json",
         "sub-1_misfit.json",
         "sub-1_misfit.nii.gz",
