@@ -5,11 +5,13 @@ Torch and monai are imported only when a job starts; help, errors and ``check`` 
 
 from __future__ import annotations
 
+import _thread
 import argparse
 import math
 import os
 import signal
 import sys
+import threading
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout
@@ -162,19 +164,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code. User errors are one message on standard error; any other error is raised, so
         that its traceback is shown.
     """
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    signal.signal(signal.SIGTERM, _end_on_sigterm)
-    escape_records()
-    with redirect_stdout(_lasting(sys.stdout)), redirect_stderr(_lasting(sys.stderr)):
-        return _explained(arguments)
+    return _main(argv, last=False)
 
 
 def run(argv: Sequence[str] | None = None) -> int:
     """`main` as the last action of a process: interruptions after it are ignored."""
     warn_near_limit()
+    sys.unraisablehook = _interrupt_later
     try:
-        code = main(argv)
-    except KeyboardInterrupt:  # Ctrl-C again, while the first one was told
+        code = _main(argv, last=True)
+    except KeyboardInterrupt:  # Ctrl-C again, while the first one was reported
         code = EXIT_INTERRUPTED
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, signal.SIG_IGN)
@@ -186,6 +185,14 @@ def run(argv: Sequence[str] | None = None) -> int:
 
 def _unsaid(_: object) -> None:
     """Stands in for Python's report of an error that nobody can catch."""
+
+
+def _main(argv: Sequence[str] | None, last: bool) -> int:
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    signal.signal(signal.SIGTERM, _end_on_sigterm)
+    escape_records()
+    with redirect_stdout(_lasting(sys.stdout)), redirect_stderr(_lasting(sys.stderr)):
+        return _explained(arguments, last)
 
 
 def _flushed(code: int) -> int:
@@ -209,8 +216,14 @@ def _lasting(stream: TextIO | None) -> TextIO:
     return cast(TextIO, LastingStream(stream))
 
 
-def _explained(arguments: list[str]) -> int:
-    """Run a verb; show user errors as one message."""
+def _explained(arguments: list[str], last: bool) -> int:
+    """Run a verb; show user errors as one message.
+
+    Args:
+        arguments: of the command line.
+        last: the process ends with it. Ctrl-C is then ignored once the verb has ended: while the
+            job's objects are released, the interpreter would print a traceback of it.
+    """
     try:
         Path.cwd()
     except OSError as error:
@@ -219,21 +232,47 @@ def _explained(arguments: list[str]) -> int:
     try:
         return _dispatch(arguments)
     except KeyboardInterrupt:
+        _ignore_interruptions(last)
+        _release_quietly(last)
         print(f"\n{INTERRUPTED}", file=sys.stderr)
         return EXIT_INTERRUPTED
     except Exception as error:
+        _ignore_interruptions(last)
         explained = find_user_error(error)
         if explained is None:
-            return _interrupted(error)
+            return _interrupted(error, last)
         note(str(explained))
         sys.stdout.flush()  # keeps the log on standard output before its error
         print(f"error: {explained}", file=sys.stderr)
         return explained.exit_code
 
 
-def _interrupted(error: Exception) -> int:
+def _interrupt_later(unraisable: Any) -> None:
+    """Interrupt the job again if Ctrl-C came in a callback of the interpreter, where it is lost."""
+    if not issubclass(unraisable.exc_type, KeyboardInterrupt):
+        sys.__unraisablehook__(unraisable)
+        return
+    again = threading.Timer(0.05, _thread.interrupt_main)
+    again.daemon = True
+    again.start()
+
+
+def _ignore_interruptions(last: bool) -> None:
+    if last:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _release_quietly(last: bool) -> None:
+    """Keep quiet about objects that Ctrl-C left half made, which can't be released as usual."""
+    if last:
+        sys.unraisablehook = lambda unraisable: None
+
+
+def _interrupted(error: Exception, last: bool) -> int:
     """The exit code of an error caused by an interruption; any other error is raised."""
     interruption = find_interruption(error)
+    if interruption is not None:
+        _release_quietly(last)
     if isinstance(interruption, KeyboardInterrupt):
         print(f"\n{INTERRUPTED}", file=sys.stderr)
         return EXIT_INTERRUPTED

@@ -26,7 +26,10 @@ EXIT_INTERRUPTED = 130
 
 INTERRUPTED = "interrupted: start the same command again to continue a training or an alignment"
 
-_ON_CPU = ("DefaultCPUAllocator", "could not create a primitive", "could not create a memory")
+_ON_CPU = (
+    "DefaultCPUAllocator", "could not create a primitive", "could not create a memory",
+    "can't start new thread",  # its stack finds no room
+)  # fmt: skip
 
 # The last line of a traceback: the error's kind with its module, and what it says.
 _RAISED = re.compile(r"^scripts\.(?:\w+\.)*(\w+Error): (.+)$", re.MULTILINE)

@@ -108,7 +108,12 @@ def test_other_errors_of_a_stream_are_raised() -> None:
 
 
 @pytest.mark.parametrize(
-    "error", [MemoryError(), RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate")]
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate"),
+        RuntimeError("can't start new thread"),
+    ],
 )
 def test_memory_that_ran_out_is_a_users_error(error: Exception) -> None:
     wrapped = RuntimeError("a component failed")
