@@ -32,7 +32,6 @@ from scripts.cohort import read_cohort
 from scripts.losses import AtlasLoss
 from scripts.phantom import write_demo_cohort
 from scripts.publishing.components import cohort_publisher
-from scripts.runtime.allocation import keep_freed_memory
 from scripts.settings.atlas import LearnedAtlasConfig
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -167,7 +166,6 @@ def main() -> None:
     parser.add_argument("--subjects", type=int, default=50_000)
     parser.add_argument("--processes", type=int, default=64)
     arguments = parser.parse_args()
-    keep_freed_memory()  # as jobs on the CPU do
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         measured = measure(Path(folder), tuple(arguments.shape), arguments.dtype)

@@ -26,7 +26,6 @@ import torch
 from bundle.bench.training_step import sparse_volume
 from scripts.atlas.network import AtlasNetwork
 from scripts.networks import autocast
-from scripts.runtime.allocation import keep_freed_memory
 from scripts.settings.atlas import LearnedAtlasConfig
 from scripts.spatial.fields import on_full_grid, write_field
 from scripts.spatial.grid import CropBox, Grid
@@ -109,7 +108,6 @@ def main() -> None:
         default=LearnedAtlasConfig.load({}).model.passes_from_nothing,
     )
     arguments = parser.parse_args()
-    keep_freed_memory()  # as jobs on the CPU do
     torch.set_num_threads(arguments.threads)
     about = measure(
         tuple(arguments.shape), arguments.dtype, arguments.device, arguments.repeats,

@@ -22,8 +22,6 @@ from collections.abc import Callable
 
 import torch
 
-from scripts.runtime.allocation import keep_freed_memory
-
 LAYOUTS = (
     "bfloat16", "bfloat16-as-shipped", "bfloat16-compiled", "float32", "float32-full-field",
     "float32-checkpointing", "monai",
@@ -136,7 +134,6 @@ def main() -> None:
     parser.add_argument("--layouts", nargs="+", choices=LAYOUTS, default=list(LAYOUTS))
     parser.add_argument("--one", choices=LAYOUTS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    keep_freed_memory()  # as jobs on the CPU do
     shape = tuple(arguments.shape)
     if arguments.one:
         torch.set_num_threads(arguments.threads)

@@ -9,7 +9,6 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 import torch
 
 from scripts.errors import ConfigurationError
-from scripts.runtime.allocation import keep_freed_memory
 
 __all__ = ["autocast", "in_float32", "open_device"]
 
@@ -52,8 +51,6 @@ def in_float32(
 def open_device(name: str, key: str = "device") -> torch.device:
     """The device that a setting names, checked before any data are read.
 
-    For the CPU, the process's memory is prepared for large volumes, see `keep_freed_memory`.
-
     Args:
         name: ``cpu``, ``cuda`` or ``cuda:N``.
         key: dotted path of the setting, such as ``align.device``, for the message.
@@ -69,6 +66,4 @@ def open_device(name: str, key: str = "device") -> torch.device:
                 f"{key}: {name!r} is a CUDA device that this machine doesn't have ({there} "
                 "found); set it to cpu"
             )
-    if device.type == "cpu":
-        keep_freed_memory()
     return device

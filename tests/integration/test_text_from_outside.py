@@ -14,7 +14,8 @@ import pytest
 
 from bundle import cli
 from bundle.bench.faults import write_cohort
-from bundle.sweep import _metrics, table_of
+from bundle.sweep import table_of
+from bundle.sweep_metrics import metrics_of
 from scripts.errors import TrainingError
 from scripts.evaluation.folds import CrossValidation
 from scripts.settings.atlas import LearnedAtlasConfig
@@ -140,7 +141,7 @@ def test_a_report_with_odd_names_is_a_table_of_text(here: Path) -> None:
     (here / "affine").mkdir()
     metrics = dict.fromkeys(ODD, 0.5)
     (here / "affine/result.json").write_text(json.dumps({"metrics": metrics, "loss": {}}))
-    found = _metrics(here)
+    found = metrics_of(here)
     assert found == dict.fromkeys(ODD, "0.5")
     row = {"run": "a\nb", "status": "done", **found, "seconds": "1"}
     lines = table_of([row]).splitlines()
@@ -157,7 +158,7 @@ def test_a_report_that_is_none_is_named(here: Path, text: str) -> None:
     (here / "affine").mkdir()
     (here / "affine/result.json").write_text(text)
     with pytest.raises(TrainingError, match=r"result\.json") as caught:
-        _metrics(here)
+        metrics_of(here)
     assert str(caught.value).isprintable()
 
 
