@@ -10,6 +10,7 @@ import hashlib
 import io
 import logging
 import math
+import resource
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -249,10 +250,18 @@ def _kind(path: Path, raw: bytes) -> Any:
     return kind
 
 
+_SMALL = 2**28  # bytes
+
+
 def _check_memory(path: Path, voxels: int) -> None:
-    """Refuse an image that doesn't fit into memory."""
+    """Refuse an image that doesn't fit into memory.
+
+    Under a limit of the process (``ulimit -v``) a small image is tried all the same: if it finds no
+    room there, the job is out of memory, and the image isn't to blame.
+    """
     needed, free = 3 * 8 * voxels, available_memory()
-    if free is not None and needed > free:
+    limited = resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY
+    if free is not None and needed > free and not (limited and needed < _SMALL):
         raise FileError(
             path,
             f"can't be read: its {voxels} voxels need {needed / 1e9:.1f} GB of memory (three "
