@@ -118,7 +118,8 @@ def find_subjects(dataset_dir: Path, search: SubjectSearch) -> Discovery:
         scan, pattern = scan_alternatives(dataset_dir, search, outputs, wanted)
         scan.matches = by_run(scan.matches, search)
         if wanted is not None and names_runs(search):
-            scan.matches = [one for one in scan.matches if _is_named(one, wanted)]
+            chosen = {same_name(name) for name in wanted}
+            scan.matches = [match for match in scan.matches if chosen & _names(match)]
 
     left_out = {same_name(name) for name in search.exclude}
     present = scan.subjects | {match.subject for match in scan.matches}
@@ -126,7 +127,7 @@ def find_subjects(dataset_dir: Path, search: SubjectSearch) -> Discovery:
     if unknown:
         names = ", ".join(sorted(unknown))
         logger.warning("%s names no subject: %s", search.key("exclude"), names)
-    matches = [match for match in scan.matches if not _is_named(match, left_out)]
+    matches = [match for match in scan.matches if not left_out & _names(match)]
 
     rejected = [one for one in scan.unreadable if same_name(one.subject) not in left_out]
     unreadable = {one.subject for one in rejected}
@@ -136,7 +137,7 @@ def find_subjects(dataset_dir: Path, search: SubjectSearch) -> Discovery:
         rejected.append(Rejection(printable(name), printable(str(dataset_dir)), reason))
     matches = [match for match in matches if match.subject not in unreadable]
 
-    found = {same_name(name) for match in matches for name in _names(match)}
+    found = {name for match in matches for name in _names(match)}
     known = found | {same_name(name) for name in unreadable} | left_out
     for name in wanted or ():
         if same_name(name) not in known:
@@ -161,14 +162,10 @@ def find_subjects(dataset_dir: Path, search: SubjectSearch) -> Discovery:
     )
 
 
-def _names(match: Match) -> tuple[str, ...]:
-    """The names of an image: its own, and that of the person."""
-    return (match.subject,) if match.person is None else (match.subject, match.person)
-
-
-def _is_named(match: Match, names: Collection[str]) -> bool:
-    known = {same_name(name) for name in names}
-    return any(same_name(name) in known for name in _names(match))
+def _names(match: Match) -> set[str]:
+    """The names of an image, to be compared: its own, and that of the person."""
+    own = match.subject if match.person is None else match.person
+    return {same_name(match.subject), same_name(own)}
 
 
 def derivatives_with_maps(root: Path, search: SubjectSearch) -> tuple[Path, ...]:

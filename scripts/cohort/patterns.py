@@ -109,7 +109,7 @@ def scan_alternatives(
     wanted: list[str] | None,
 ) -> tuple[Scan, str]:
     """Scan for the first alternative that matches a file; the whole cohort uses it."""
-    names = None if wanted is None else {same_name(name) for name in wanted}
+    names = None if wanted is None else _with_persons({same_name(name) for name in wanted})
     tried = alternatives(search)
     seen = Scan()
     for alternative in tried:
@@ -119,6 +119,11 @@ def scan_alternatives(
         seen.subjects |= scan.subjects
         seen.unreadable += [one for one in scan.unreadable if one not in seen.unreadable]
     return seen, ", nor at ".join(map(str, tried))
+
+
+def _with_persons(names: set[str]) -> set[str]:
+    """Names, and what may be the person's part of one: ``p01`` of the image ``p01_t2``."""
+    return names | {name[: at.start()] for name in names for at in re.finditer("_", name)}
 
 
 def _scan(
@@ -162,19 +167,12 @@ class _Walk:
         if subject is not None and subject != self.subject:
             if is_folder and subject in self.outputs:
                 return None  # of a file with such a name the person is told
-            if not self._is_wanted(subject):
+            if self.names is not None and same_name(subject) not in self.names:
                 return None
             self.scan.subjects.add(subject)
         runs = (*self.runs, *(value for value in groups.values() if value is not None))
         image = groups.get("run") or self.image
         return replace(self, subject=subject, tract=tract, runs=runs, image=image)
-
-    def _is_wanted(self, subject: str) -> bool:
-        """Whether a subject, or one of its images, is wanted; which image is known later."""
-        name = same_name(subject)
-        return self.names is None or any(
-            one == name or one.startswith(f"{name}_") for one in self.names
-        )
 
 
 def _walk(
