@@ -57,14 +57,14 @@ def shown(text: object, keep: str = "") -> str:
 
 
 def some_names(names: Sequence[str], most: int = 5) -> str:
-    """The first names of a list and the number of the others, for a message.
+    """The first names of a list, by `shown`, and the number of the others, for a message.
 
     Example:
         >>> some_names(["a", "b", "c"], most=2)
         'a, b and 1 more'
     """
     more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+    return ", ".join(map(shown, names[:most])) + more
 
 
 def _escape(char: str) -> str:

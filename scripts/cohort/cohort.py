@@ -16,7 +16,7 @@ from scripts.cohort.covariates import CovariateCoding
 from scripts.cohort.patterns import Rejection
 from scripts.cohort.subject_images import SubjectImages
 from scripts.cohort.tractogram_maps import CountedMap
-from scripts.errors import shown
+from scripts.errors import shown, some_names
 from scripts.spatial.grid import CropBox, Grid, StorageOrder
 
 __all__ = ["Cohort", "DensityMap", "NewSubjects", "Subject"]
@@ -273,10 +273,5 @@ def subjects_table(
     width = max((len(name) for name, _, _ in rows), default=0)
     lines += [f"  {name:<{width}}  {status:<8}  {text}" for name, status, text in sorted(rows)]
     if without_map:
-        lines.append(f"  folders without a map: {some_of(without_map)}")
+        lines.append(f"  folders without a map: {some_names(without_map, most=20)}")
     return "\n".join(lines)
-
-
-def some_of(names: Sequence[str], most: int = 20) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(map(shown, names[:most])) + more

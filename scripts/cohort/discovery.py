@@ -101,10 +101,8 @@ def find_subjects(dataset_dir: Path, search: SubjectSearch) -> Discovery:
         CohortError: the folder can't be read, or a subject has several unexplained runs.
         ConfigurationError: tracts, channels and the content of the folder don't match.
     """
-    if not dataset_dir.is_dir():
-        what = "is not a folder" if dataset_dir.exists() else "does not exist"
-        raise CohortError(f"dataset folder {dataset_dir} {what}")
-    outputs = OUTPUT_FOLDERS | ({search.output_subdir} if search.output_subdir else set())
+    require_folder(dataset_dir)
+    outputs = outputs_of(search)
     if isinstance(search.subjects, str) and search.subjects.lower().endswith((".csv", ".json")):
         listing = dataset_dir / search.subjects
         if search.subjects.lower().endswith(".csv"):
@@ -160,6 +158,22 @@ def find_subjects(dataset_dir: Path, search: SubjectSearch) -> Discovery:
         pattern=pattern,
         tracts=tracts,
     )
+
+
+def require_folder(dataset_dir: Path) -> None:
+    """Refuse a dataset folder that isn't one.
+
+    Raises:
+        CohortError: naming it.
+    """
+    if not dataset_dir.is_dir():
+        what = "is not a folder" if dataset_dir.exists() else "does not exist"
+        raise CohortError(f"dataset folder {dataset_dir} {what}")
+
+
+def outputs_of(search: SubjectSearch) -> frozenset[str]:
+    """Names of folders that are never subjects."""
+    return OUTPUT_FOLDERS | ({search.output_subdir} if search.output_subdir else set())
 
 
 def _names(match: Match) -> set[str]:

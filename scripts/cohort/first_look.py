@@ -17,16 +17,22 @@ from statistics import median
 import numpy as np
 
 from scripts.cohort.density import waytotal_file
-from scripts.cohort.discovery import Candidate, derivatives_with_maps, find_subjects
+from scripts.cohort.discovery import (
+    Candidate,
+    derivatives_with_maps,
+    find_subjects,
+    outputs_of,
+    require_folder,
+)
 from scripts.cohort.inspection import Inspection, inspect_subject
 from scripts.cohort.layouts import LAYOUTS
 from scripts.cohort.listings import wanted_names
 from scripts.cohort.patterns import scan_alternatives
 from scripts.cohort.tractogram_maps import Counting, counting_for
-from scripts.errors import CohortError, shown
+from scripts.errors import CohortError, shown, some_names
 from scripts.runtime.file_names import is_image_name, stem_of
 from scripts.runtime.input_files import FileError
-from scripts.settings.cohort import OUTPUT_FOLDERS, CohortRequest, SubjectSearch
+from scripts.settings.cohort import CohortRequest, SubjectSearch
 
 __all__ = ["Guess", "first_look"]
 
@@ -111,10 +117,8 @@ def _spread(candidates: Sequence[Candidate]) -> list[Candidate]:
 
 def _layout(root: Path, search: SubjectSearch) -> Guess:
     """The layout that finds the most subjects, the first of several."""
-    outputs = OUTPUT_FOLDERS | ({search.output_subdir} if search.output_subdir else set())
-    if not root.is_dir():
-        what = "is not a folder" if root.exists() else "does not exist"
-        raise CohortError(f"dataset folder {root} {what}")
+    require_folder(root)
+    outputs = outputs_of(search)
     wanted = wanted_names(root, search.subjects)
     found: dict[str, int] = {}
     patterns: dict[str, str] = {}
@@ -147,7 +151,7 @@ def _pattern(root: Path, search: SubjectSearch, outputs: Collection[str]) -> Gue
         reason = f"{count} of the {len(folders)} folders that were looked into have it"
         return Guess("pattern", choice[0], reason)
     if common:
-        several = ", ".join(shown(path) for path in common[:5])
+        several = some_names(common)
         raise CohortError(
             f"dataset folder {root}: no known layout fits, and the subjects' folders have several "
             f"images in common ({several}); say which is the density map: "

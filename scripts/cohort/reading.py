@@ -11,7 +11,7 @@ from typing import TypeGuard
 
 import numpy as np
 
-from scripts.cohort.cohort import Cohort, NewSubjects, Subject, some_of, subjects_table
+from scripts.cohort.cohort import Cohort, NewSubjects, Subject, subjects_table
 from scripts.cohort.covariates import CovariateCoding, Values, read_participants
 from scripts.cohort.density import (
     waytotal_file,
@@ -29,7 +29,7 @@ from scripts.cohort.masks import subjects_without_masked
 from scripts.cohort.patterns import Rejection
 from scripts.cohort.subject_images import SubjectImages, find_subject_images
 from scripts.cohort.tractogram_maps import counting_for
-from scripts.errors import CohortError, ConfigurationError, shown
+from scripts.errors import CohortError, ConfigurationError, shown, some_names
 from scripts.runtime.file_names import is_image_name
 from scripts.runtime.input_files import check_named
 from scripts.settings.cohort import CohortRequest, SubjectSearch
@@ -46,6 +46,7 @@ Progress = Callable[[int, int, str], None]
 """Called with the number of finished subjects, their total and the name of the last one."""
 
 _MASK = re.compile(r"(?:^|[^A-Za-z])mask(?:$|[^A-Za-z])", re.IGNORECASE)
+_NAMED = 20  # names that a message lists
 _SCALE_RATIO = 50  # between sums of normalised maps: beyond it counts were mixed with densities
 
 
@@ -83,12 +84,12 @@ def read_cohort(
     search = request.search
     found = find_subjects(root, search) if files is None else candidates_from_files(files, search)
     if not found.candidates and not found.rejected:
-        folders = f"; folders without a map: {some_of(found.without_map)}"
+        folders = f"; folders without a map: {some_names(found.without_map, _NAMED)}"
         below = () if files is not None else derivatives_with_maps(root, search)
         if below:
             folders = f"; maps lie below derivatives: give --dataset_dir {shown(below[0])}"
             if len(below) > 1:
-                folders += f" (or {some_of([shown(one) for one in below[1:]])})"
+                folders += f" (or {some_names([str(one) for one in below[1:]], _NAMED)})"
         raise CohortError(
             f"no subject found in {source}: no map at {found.pattern}"
             f"{folders if found.without_map or below else ''} (see {search.option('layout')} and "
@@ -122,7 +123,7 @@ def read_cohort(
             "subject %s is left out: %s: %s", rejection.subject, rejection.path, rejection.reason
         )
     if found.without_map:
-        logger.warning("folders without a map: %s", some_of(found.without_map))
+        logger.warning("folders without a map: %s", some_names(found.without_map, _NAMED))
     pool.warn(request)
     if request.covariates:
         subjects = _described(subjects, known)
@@ -376,12 +377,14 @@ class _Remarks:
         """Log them."""
         for remark, names in self._subjects.items():
             several = "s" if len(names) > 1 else ""
-            logger.warning("subject%s %s: %s", several, some_of(names), remark)
+            logger.warning("subject%s %s: %s", several, some_names(names, _NAMED), remark)
 
 
 def _tell_of_order(names: Sequence[str], whose: str) -> None:
     logger.info(
-        "stored in another axis order and brought into %s, exactly: %s", whose, some_of(names)
+        "stored in another axis order and brought into %s, exactly: %s",
+        whose,
+        some_names(names, _NAMED),
     )
 
 
@@ -454,7 +457,7 @@ class _Pool:
             if len(names) > 1:
                 logger.warning(
                     "subjects %s have the same density, voxel by voxel: is one of them a copy?",
-                    some_of(names),
+                    some_names(names, _NAMED),
                 )
         low, high = int(np.argmin(self.sums)), int(np.argmax(self.sums))
         ratio = self.sums[high] / self.sums[low]
@@ -479,7 +482,7 @@ class _Pool:
         if suspects:
             logger.warning(
                 "%s: a mask among densities? %s; leave it out with --%s if it is no subject's map",
-                some_of([shown(name) for name in suspects]),
+                some_names(suspects, _NAMED),
                 "its values are 0 and 1 alone" if masks else "its name says so",
                 self.exclude_option,
             )
