@@ -5,20 +5,25 @@ Torch and monai are imported only when a job starts; help, errors and ``check`` 
 
 from __future__ import annotations
 
-import _thread
 import argparse
 import math
-import os
 import signal
 import sys
-import threading
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO, cast
+from typing import Any
 
+from bundle.ending import (
+    EXIT_TERMINATED,
+    end_on_sigterm,
+    flushed,
+    ignore_interruptions,
+    interrupt_later,
+    lasting,
+)
 from bundle.places import HOME, INSTALLED, PROGRAM, ROOT
 from bundle.tools import EXIT_USAGE, add_tools, run_tool
 from scripts.errors import OutOfMemoryError, StorageError, TractAtlasError, shown
@@ -30,9 +35,7 @@ from scripts.runtime.error_report import (
 )
 from scripts.runtime.memory import warn_near_limit
 from scripts.runtime.run_log import escape_records, note
-from scripts.runtime.terminal import LastingStream
 
-EXIT_TERMINATED = 143
 REFINE_STEPS = 50
 """Value of ``register --refine``: learned_atlas#refine#new_subject_iterations."""
 
@@ -170,50 +173,22 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(argv: Sequence[str] | None = None) -> int:
     """`main` as the last action of a process: interruptions after it are ignored."""
     warn_near_limit()
-    sys.unraisablehook = _interrupt_later
+    sys.unraisablehook = interrupt_later
     try:
         code = _main(argv, last=True)
     except KeyboardInterrupt:  # Ctrl-C again, while the first one was reported
         code = EXIT_INTERRUPTED
-    for signum in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signum, signal.SIG_IGN)
-    if code == OutOfMemoryError.exit_code:
-        # Finalizers may lack memory too; what Python would say of it tells nothing new.
-        sys.unraisablehook = _unsaid
-    return _flushed(code)
-
-
-def _unsaid(_: object) -> None:
-    """Stands in for Python's report of an error that nobody can catch."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    ignore_interruptions(quietly=code == OutOfMemoryError.exit_code)
+    return flushed(code)
 
 
 def _main(argv: Sequence[str] | None, last: bool) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
-    signal.signal(signal.SIGTERM, _end_on_sigterm)
+    signal.signal(signal.SIGTERM, end_on_sigterm)
     escape_records()
-    with redirect_stdout(_lasting(sys.stdout)), redirect_stderr(_lasting(sys.stderr)):
+    with redirect_stdout(lasting(sys.stdout)), redirect_stderr(lasting(sys.stderr)):
         return _explained(arguments, last)
-
-
-def _flushed(code: int) -> int:
-    """Flush standard output; otherwise the interpreter would end with another code."""
-    stream = sys.stdout
-    if stream is None:
-        return code
-    try:
-        stream.flush()
-    except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-        if code == 0 and not isinstance(error, BrokenPipeError):  # a closed reader isn't an error
-            print(f"error: standard output: {error.strerror}", file=sys.stderr)
-            return StorageError.exit_code
-    return code
-
-
-def _lasting(stream: TextIO | None) -> TextIO:
-    if stream is None:  # closed before the start, as by `>&-`
-        stream = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 (until the end)
-    return cast(TextIO, LastingStream(stream))
 
 
 def _explained(arguments: list[str], last: bool) -> int:
@@ -221,8 +196,7 @@ def _explained(arguments: list[str], last: bool) -> int:
 
     Args:
         arguments: of the command line.
-        last: the process ends with it. Ctrl-C is then ignored once the verb has ended: while the
-            job's objects are released, the interpreter would print a traceback of it.
+        last: the process ends with it, so that Ctrl-C has nothing more to end after the verb.
     """
     try:
         Path.cwd()
@@ -232,58 +206,26 @@ def _explained(arguments: list[str], last: bool) -> int:
     try:
         return _dispatch(arguments)
     except KeyboardInterrupt:
-        _ignore_interruptions(last)
-        _release_quietly(last)
+        if last:
+            ignore_interruptions(quietly=True)
         print(f"\n{INTERRUPTED}", file=sys.stderr)
         return EXIT_INTERRUPTED
     except Exception as error:
-        _ignore_interruptions(last)
+        interruption = find_interruption(error)
+        if last:
+            ignore_interruptions(quietly=interruption is not None)
         explained = find_user_error(error)
-        if explained is None:
-            return _interrupted(error, last)
-        note(str(explained))
-        sys.stdout.flush()  # keeps the log on standard output before its error
-        print(f"error: {explained}", file=sys.stderr)
-        return explained.exit_code
-
-
-def _interrupt_later(unraisable: Any) -> None:
-    """Interrupt the job again if Ctrl-C came in a callback of the interpreter, where it is lost."""
-    if not issubclass(unraisable.exc_type, KeyboardInterrupt):
-        sys.__unraisablehook__(unraisable)
-        return
-    again = threading.Timer(0.05, _thread.interrupt_main)
-    again.daemon = True
-    again.start()
-
-
-def _ignore_interruptions(last: bool) -> None:
-    if last:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def _release_quietly(last: bool) -> None:
-    """Keep quiet about objects that Ctrl-C left half made, which can't be released as usual."""
-    if last:
-        sys.unraisablehook = lambda unraisable: None
-
-
-def _interrupted(error: Exception, last: bool) -> int:
-    """The exit code of an error caused by an interruption; any other error is raised."""
-    interruption = find_interruption(error)
-    if interruption is not None:
-        _release_quietly(last)
-    if isinstance(interruption, KeyboardInterrupt):
-        print(f"\n{INTERRUPTED}", file=sys.stderr)
-        return EXIT_INTERRUPTED
-    if interruption is not None and interruption.code == EXIT_TERMINATED:
-        return EXIT_TERMINATED
-    raise error
-
-
-def _end_on_sigterm(signum: int, frame: object) -> None:
-    """Unwind the stack, so that staging folders and the like are removed."""
-    raise SystemExit(EXIT_TERMINATED)
+        if explained is not None:
+            note(str(explained))
+            sys.stdout.flush()  # keeps the log on standard output before its error
+            print(f"error: {explained}", file=sys.stderr)
+            return explained.exit_code
+        if isinstance(interruption, KeyboardInterrupt):
+            print(f"\n{INTERRUPTED}", file=sys.stderr)
+            return EXIT_INTERRUPTED
+        if interruption is not None and interruption.code == EXIT_TERMINATED:
+            return EXIT_TERMINATED
+        raise
 
 
 def _dispatch(arguments: list[str]) -> int:
