@@ -7,7 +7,6 @@ Run with a folder as argument: ``python tests/integration/files_of_people.py FOL
 from __future__ import annotations
 
 import gzip
-import json
 import os
 import shutil
 import sys
@@ -16,12 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import h5py
-import monai.bundle  # noqa: F401 (children are forked from here)
 import nibabel as nib
 import numpy as np
-import torch
+from many_commands import run_commands
 
-from bundle.bench.forked_jobs import in_process
 from scripts.tractograms import Streamlines, write_tractogram
 
 OLD = Path(__file__).resolve().parents[1] / "data" / "before_the_rebuild"
@@ -380,24 +377,18 @@ def commands(folder: Path) -> dict[str, list[str]]:
 
 def main(folder: Path) -> None:
     """Make the files, run each command, write what is seen."""
-    torch.set_num_threads(1)
     makers: tuple[Callable[[Path], None], ...] = (make_images, make_transforms, make_tractograms)
     for make in makers:
         make(folder)
     os.environ["HOME"] = str(folder / "home")
-    os.chdir(folder)
-    seen = {}
-    (folder / "logs").mkdir()
-    for number, (name, words) in enumerate(commands(folder).items()):
-        output = folder / "out" / name.replace(" ", "_")
-        if words[0] == "density":
-            output.parent.mkdir(exist_ok=True)
-            words = [*words, f"--output={output}.nii.gz"]
-        elif words[0] not in ("check", "average"):
-            words = [*words, f"--output_dir={output}"]
-        ended = in_process(words, folder / "logs" / str(number))
-        seen[name] = ended.status, ended.said
-    (folder / "seen.json").write_text(json.dumps(seen))
+    run_commands(folder, commands(folder), with_output)
+
+
+def with_output(words: list[str], output: Path) -> list[str]:
+    """A command with the place of its output."""
+    if words[0] == "density":
+        return [*words, f"--output={output}.nii.gz"]
+    return words if words[0] in ("check", "average") else [*words, f"--output_dir={output}"]
 
 
 if __name__ == "__main__":

@@ -12,21 +12,17 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
 import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
-import monai.bundle  # noqa: F401 (children are forked from here)
 import nibabel as nib
 import numpy as np
 import SimpleITK as sitk
-import torch
 from files_of_people import AFFINE, SHAPE, blob, lines, save
+from many_commands import run_commands
 from nibabel.streamlines import Field, TrkFile
-
-from bundle.bench.forked_jobs import in_process
 
 LAS = AFFINE @ np.array([[-1, 0, 0, SHAPE[0] - 1], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
 
@@ -259,7 +255,6 @@ def commands(folder: Path) -> dict[str, list[str]]:
 
 def main(folder: Path) -> None:
     """Make the files, run each command, write what is seen."""
-    torch.set_num_threads(1)
     makers: dict[str, Callable[[Path], None]] = {
         name.removeprefix("make_"): maker
         for name, maker in globals().items()
@@ -267,19 +262,14 @@ def main(folder: Path) -> None:
     }
     for name, make in makers.items():
         make(folder / name)
-    os.chdir(folder)
-    (folder / "logs").mkdir()
-    (folder / "out").mkdir()
-    seen = {}
-    for number, (name, words) in enumerate(commands(folder).items()):
-        output = folder / "out" / name.replace(" ", "_")
-        if words[0] == "density":
-            words = [*words, f"--output={output}.nii.gz"]
-        elif words[0] == "warp":
-            words = [*words, f"--output_dir={output}"]
-        ended = in_process(words, folder / "logs" / str(number))
-        seen[name] = ended.status, ended.said
-    (folder / "seen.json").write_text(json.dumps(seen))
+    run_commands(folder, commands(folder), with_output)
+
+
+def with_output(words: list[str], output: Path) -> list[str]:
+    """A command with the place of its output."""
+    if words[0] == "density":
+        return [*words, f"--output={output}.nii.gz"]
+    return [*words, f"--output_dir={output}"] if words[0] == "warp" else words
 
 
 if __name__ == "__main__":

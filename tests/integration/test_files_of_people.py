@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import NamedTuple
 
 import nibabel as nib
 import numpy as np
 import pytest
+from many_commands import output_of, run_program
 
 from scripts.tractograms import open_tractogram
 
@@ -29,7 +26,7 @@ class People(NamedTuple):
         return self.seen[name][1]
 
     def output(self, name: str, path: str = "") -> Path:
-        return self.folder / "out" / name.replace(" ", "_") / path
+        return output_of(self.folder, name) / path
 
     def warped(self, name: str, image: str) -> np.ndarray:
         return np.asanyarray(nib.load(self.output(name, f"warped/x/{image}")).dataobj)
@@ -38,14 +35,7 @@ class People(NamedTuple):
 @pytest.fixture(scope="module")
 def people(tmp_path_factory: pytest.TempPathFactory) -> People:
     folder = tmp_path_factory.mktemp("people")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    ran = subprocess.run(
-        [sys.executable, str(PROGRAM), str(folder)],
-        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900,
-    )  # fmt: skip
-    assert ran.returncode == 0, ran.stdout + ran.stderr
-    seen = json.loads((folder / "seen.json").read_text())
-    return People(folder, {name: (status, said) for name, (status, said) in seen.items()})
+    return People(folder, run_program(PROGRAM, folder))
 
 
 REFUSED = {

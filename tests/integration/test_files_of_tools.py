@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import NamedTuple
 
 import nibabel as nib
 import numpy as np
 import pytest
+from many_commands import output_of, run_program
 
 from scripts.tractograms import open_tractogram
 
@@ -28,7 +25,7 @@ class Tools(NamedTuple):
     seen: dict[str, tuple[int, str]]
 
     def output(self, name: str) -> Path:
-        return self.folder / "out" / name.replace(" ", "_")
+        return output_of(self.folder, name)
 
     def warped(self, name: str) -> np.ndarray:
         (path,) = (self.output(name) / "warped" / "x").glob("*.nii.gz")
@@ -38,14 +35,7 @@ class Tools(NamedTuple):
 @pytest.fixture(scope="module")
 def tools(tmp_path_factory: pytest.TempPathFactory) -> Tools:
     folder = tmp_path_factory.mktemp("tools")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    ran = subprocess.run(
-        [sys.executable, str(PROGRAM), str(folder)],
-        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900,
-    )  # fmt: skip
-    assert ran.returncode == 0, ran.stdout + ran.stderr
-    seen = json.loads((folder / "seen.json").read_text())
-    return Tools(folder, {name: (status, said) for name, (status, said) in seen.items()})
+    return Tools(folder, run_program(PROGRAM, folder))
 
 
 READ = {
