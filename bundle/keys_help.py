@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bundle.overrides import read_config
+from bundle.overrides import SHIPPED_PATH, read_config
 from scripts.settings import BLOCKS
 
 __all__ = ["keys_help", "shown_keys"]
 
-_BELOW = re.compile(r"\$@(\w+) \+ '(/[^']*)'")
 _PARTS = {"imports", "bundle_root", "run"}
 """Top-level keys that are no values of a job."""
 
@@ -62,7 +60,7 @@ def _is_expression(value: Any) -> bool:
         return False
     if value[0] == "@":
         return not value.endswith("_dir")
-    return _BELOW.fullmatch(value) is None and "torch.cuda" not in value
+    return SHIPPED_PATH.fullmatch(value) is None and "torch.cuda" not in value
 
 
 def _settings(block: Mapping[str, Any], above: str) -> Iterator[tuple[str, Any]]:
@@ -74,7 +72,7 @@ def _settings(block: Mapping[str, Any], above: str) -> Iterator[tuple[str, Any]]
 
 
 def _shown(value: Any) -> str:
-    below = _BELOW.fullmatch(value) if isinstance(value, str) else None
+    below = SHIPPED_PATH.fullmatch(value) if isinstance(value, str) else None
     if below is not None:
         return f"<{below[1].replace('bundle_root', 'root')}>{below[2]}"
     if isinstance(value, str) and value[:1] == "@":

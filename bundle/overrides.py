@@ -48,7 +48,8 @@ MONAI_ARGUMENTS = frozenset(
 STANDALONE_SETTINGS = frozenset({"device", "dtype"})
 _UNRESOLVED = object()
 _LONGEST_CHAIN = 8  # of references; longer ones are a loop
-_BELOW = re.compile(r"\$@(\w+) \+ '([^'\\]*)'")  # a path of the shipped configurations
+SHIPPED_PATH = re.compile(r"\$@(\w+) \+ '([^'\\]*)'")
+"""A path in the shipped configurations: the key of its folder, and the rest."""
 Settings = TypeVar("Settings", bound=Section)
 
 
@@ -456,7 +457,7 @@ def known_value(config: Mapping[str, Any], value: Any, depth: int = 0) -> Any:
         return _UNRESOLVED if any(entry is _UNRESOLVED for entry in entries) else entries
     if not isinstance(value, str) or value[:1] not in ("$", "@", "%"):
         return value
-    below = _BELOW.fullmatch(value)
+    below = SHIPPED_PATH.fullmatch(value)
     if below is not None and below[1] in config and depth <= _LONGEST_CHAIN:
         folder = known_value(config, config[below[1]], depth + 1)
         return folder + below[2] if isinstance(folder, str) else _UNRESOLVED
