@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
-__all__ = ["DAMAGED_GZIP", "GzipFile", "gzip_parts", "gzip_writer"]
+__all__ = ["DAMAGED_GZIP", "GZIP_START", "GzipFile", "gzip_parts", "gzip_writer"]
 
 # What damaged content raises; a truncated file raises EOFError, one that is no gzip OSError.
 DAMAGED_GZIP: tuple[type[Exception], ...]
@@ -33,6 +33,8 @@ else:
     # Its stubs call the class an instance.
     DAMAGED_GZIP = (EOFError, OSError, cast(type[Exception], isal_zlib.error), zlib.error)
 
+GZIP_START = b"\x1f\x8b"
+"""First bytes of a packed file, whatever its name is."""
 _GZIP = 31  # zlib's name for a window of 32 kB with the header of a gzip file
 _LEVEL = 1  # the fastest of both that compresses; nibabel's level as well
 

@@ -20,6 +20,7 @@ from scripts.runtime.input_files import FileError, read_json
 
 __all__ = [
     "MARK",
+    "NAME",
     "NeededFiles",
     "check_contents",
     "check_earlier_report",
@@ -28,7 +29,8 @@ __all__ = [
 
 MARK = ".tract_atlas.json"
 """File of a published folder that lists what was published in it."""
-_NAME = "tract_density_atlas"
+NAME = "tract_density_atlas"
+"""Entry ``name`` of each description that this bundle writes."""
 _ATLAS = "atlas.json"
 
 # Files that file managers and network file systems create in folders.
@@ -78,7 +80,7 @@ _UNMARKED: dict[str, tuple[frozenset[str], re.Pattern[str]]] = {
 def write_mark(folder: Path) -> None:
     """Write the list of a folder's files into it; an atlas has the list in ``atlas.json``."""
     if not (folder / _ATLAS).is_file():
-        listed = {"name": _NAME, "published": sorted(_entries(folder))}
+        listed = {"name": NAME, "published": sorted(_entries(folder))}
         (folder / MARK).write_text(json.dumps(listed, indent=1) + "\n", encoding="utf-8")
 
 
@@ -212,10 +214,10 @@ def _published(folder: Path) -> Callable[[str], object] | None:
 def _listed(folder: Path) -> set[str] | None:
     """The names in a folder's mark, or in the ``atlas.json`` of an atlas."""
     about = _mapping(folder / MARK)
-    if about.get("name") == _NAME and isinstance(about.get("published"), list):
+    if about.get("name") == NAME and isinstance(about.get("published"), list):
         return {name for name in about["published"] if isinstance(name, str)}
     about = _mapping(folder / _ATLAS)
-    if about.get("name") == _NAME and isinstance(about.get("files"), Mapping):
+    if about.get("name") == NAME and isinstance(about.get("files"), Mapping):
         return {_ATLAS, *about["files"]}
     return None
 

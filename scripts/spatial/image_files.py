@@ -23,7 +23,7 @@ from nibabel.spatialimages import HeaderDataError, ImageDataError
 from nibabel.wrapstruct import WrapStructError
 
 from scripts.runtime.file_names import FOREIGN, ending_of
-from scripts.runtime.gzip_files import DAMAGED_GZIP, GzipFile, gzip_writer
+from scripts.runtime.gzip_files import DAMAGED_GZIP, GZIP_START, GzipFile, gzip_writer
 from scripts.runtime.input_files import FileError, check_file, check_fits, say
 from scripts.runtime.memory import available_memory
 from scripts.spatial.orientation import placement_of, usable_affine
@@ -193,7 +193,7 @@ def _decompress(path: Path, raw: bytes, largest: int | None = None) -> bytes:
         raw: its bytes.
         largest: most bytes of the content; None: taken from the header.
     """
-    if raw[:2] != b"\x1f\x8b":
+    if raw[:2] != GZIP_START:
         return raw
     try:
         with GzipFile(fileobj=io.BytesIO(raw)) as file:

@@ -16,6 +16,7 @@ from nibabel.arrayproxy import ArrayProxy
 
 from scripts.errors import CohortError, ConfigurationError
 from scripts.runtime.file_names import ending_of, is_image_name
+from scripts.runtime.gzip_files import GZIP_START
 from scripts.runtime.input_files import check_file, check_fits, say
 from scripts.runtime.inside import inside
 from scripts.settings.stack import UNITS
@@ -305,7 +306,7 @@ class NiftiSections:
 def _stored(path: Path, image: nib.Nifti1Image) -> tuple[Any, ...] | None:
     """Shape, type, start and scaling of the voxels in a file that isn't packed, else None."""
     with path.open("rb") as file:
-        packed = file.read(2) == b"\x1f\x8b"
+        packed = file.read(2) == GZIP_START
     if packed or ending_of(path).startswith((".img", ".hdr")):
         return None
     proxy: Any = image.dataobj

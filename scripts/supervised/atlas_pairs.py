@@ -13,6 +13,7 @@ from scripts.cohort.density import subject_density
 from scripts.errors import CohortError
 from scripts.runtime.input_files import read_json
 from scripts.runtime.inside import inside
+from scripts.runtime.ownership import NAME
 from scripts.runtime.watched_files import WatchedFiles
 from scripts.settings.section import check_folder_names
 from scripts.spatial.fields import field_names, read_field
@@ -85,7 +86,7 @@ class AtlasSource:
             about = read_json(path)
         except ValueError as error:
             raise CohortError(f"{path}: is no JSON: {error}") from error
-        if not isinstance(about, dict) or about.get("name") != "tract_density_atlas":
+        if not isinstance(about, dict) or about.get("name") != NAME:
             raise CohortError(f"{path}: is not the description of an atlas of this bundle")
         if about.get("kind") != "learned":
             raise CohortError(

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from scripts.errors import StorageError
 from scripts.runtime.lock import locked_folders
+from scripts.runtime.ownership import NAME
 from scripts.runtime.progress import progress_bar
 from scripts.runtime.storage import check_writable
 from scripts.settings.make_pairs import MakePairsConfig
@@ -36,7 +37,7 @@ __all__ = ["PairMaker", "store_path"]
 
 logger = logging.getLogger(__name__)
 
-_NAME, _KIND = "tract_density_atlas", "pairs"
+_KIND = "pairs"
 
 
 def store_path(output: str | Path) -> Path:
@@ -130,7 +131,7 @@ class PairMaker:
             CohortError: what the pairs are made of changed meanwhile.
             StorageError: it can't be written.
         """
-        about = json.dumps({"name": _NAME, "kind": _KIND, "settings": self.settings.as_dict()})
+        about = json.dumps({"name": NAME, "kind": _KIND, "settings": self.settings.as_dict()})
         loader = DataLoader(
             _Pairs(self.source, self.generator, self.order),
             batch_size=None,

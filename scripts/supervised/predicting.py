@@ -34,6 +34,7 @@ from scripts.registration.pair_output import (
 )
 from scripts.runtime.input_files import read_json
 from scripts.runtime.lock import locked_folders
+from scripts.runtime.ownership import NAME
 from scripts.runtime.progress import progress_bar
 from scripts.runtime.storage import (
     check_space,
@@ -261,7 +262,7 @@ class FieldPredictor:
                 staged = stack.enter_context(write_whole(self.folder / "predictions.h5"))
                 self._file = stack.enter_context(h5py.File(staged, "w"))
                 self._file.attrs["about"] = json.dumps(
-                    {"name": "tract_density_atlas", "kind": "predictions",
+                    {"name": NAME, "kind": "predictions",
                      "pairs": str(self.dataset.store.path), "settings": self.settings.as_dict()}
                 )  # fmt: skip
             self.evaluator.run()
@@ -357,7 +358,7 @@ class FieldPredictor:
         axes = torch.from_numpy(fixed.grid.affine[:3, : fixed.spatial_dims])
         moves = torch.einsum("ij,bj...->bi...", axes, field.double())
         report = {
-            "name": "tract_density_atlas",
+            "name": NAME,
             "kind": "predicted fields",
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "fixed": {"path": self.settings.fixed, "sha256": watched.sha256(self.settings.fixed)},

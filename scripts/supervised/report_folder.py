@@ -13,12 +13,11 @@ from typing import Any
 import h5py
 
 from scripts.errors import StorageError
-from scripts.runtime.ownership import NeededFiles, check_earlier_report
+from scripts.runtime.ownership import NAME, NeededFiles, check_earlier_report
 from scripts.runtime.plain_data import parse_json
 
 __all__ = ["about_of", "check_report_folder"]
 
-_NAME = "tract_density_atlas"
 _TABLE = "metrics.csv"
 _PREDICTIONS = "predictions.h5"
 _REPORT = "result.json"
@@ -35,7 +34,7 @@ def about_of(path: Path) -> dict[str, Any]:
             found = parse_json(str(file.attrs["about"]))
     except (OSError, KeyError, ValueError, TypeError, RuntimeError):
         return {}
-    return found if isinstance(found, dict) and found.get("name") == _NAME else {}
+    return found if isinstance(found, dict) and found.get("name") == NAME else {}
 
 
 def check_report_folder(folder: Path, *inputs: str | Path) -> None:

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from scripts.runtime.file_names import FOREIGN, TRACTOGRAMS, ending_of, is_tractogram_name
-from scripts.runtime.gzip_files import DAMAGED_GZIP, GzipFile
+from scripts.runtime.gzip_files import DAMAGED_GZIP, GZIP_START, GzipFile
 from scripts.runtime.input_files import FileError, check_file, say
 from scripts.tractograms.arrays import ARRAY, open_array
 from scripts.tractograms.source import Source
@@ -190,7 +190,7 @@ def _unpacked(path: Path, ending: str) -> Any:
     """
     with path.open("rb") as file:
         start = file.read(2)
-    if start != b"\x1f\x8b":
+    if start != GZIP_START:
         if ending.endswith(".gz") and start:
             logger.warning("%s: is not packed, though its name says so", path)
         return None
