@@ -12,6 +12,7 @@ import numpy as np
 
 from scripts.runtime.gzip_files import gzip_parts
 from scripts.spatial.grid import Grid
+from scripts.spatial.volumes import set_place
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -84,13 +85,7 @@ def write_channel_series(
     header: Any = kind()
     header.set_data_dtype(dtype)
     header.set_data_shape((*shape, count))
-    for name in ("sform", "qform"):
-        code = int(grid.header[f"{name}_code"])
-        getattr(header, f"set_{name}")(grid.affine, code=code)
-    if int(header["sform_code"]) == 0 and int(header["qform_code"]) == 0:
-        header.set_sform(grid.affine, code=1)
-    units = grid.header.get_xyzt_units()[0]
-    header.set_xyzt_units(xyz=units if units != "unknown" else "mm")
+    set_place(header, grid)
     stored = header.get_data_dtype()
     written = 0
     with ExitStack() as stack:
