@@ -217,7 +217,7 @@ class Emission:
             with naming(folder):
                 for name, wanted in (
                     ("fields", self.settings.save_fields),
-                    (WARPED_FOLDER, self.maps.warped or self.maps.jacobians),
+                    (WARPED_FOLDER, self.maps.any),
                 ):
                     if wanted:
                         (staging / name).mkdir()

@@ -106,6 +106,11 @@ class SubjectMaps:
     warped: bool
     jacobians: bool
 
+    @property
+    def any(self) -> bool:
+        """Whether there are any."""
+        return self.warped or self.jacobians
+
     def of(
         self, found: Registration, density: np.ndarray, labels: np.ndarray | None
     ) -> dict[str, np.ndarray]:
