@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import torch
 
@@ -212,8 +213,9 @@ def _parts_of(tracts: Sequence[str]) -> list[tuple[str, str | None]]:
 def _write_kind(paths: Sequence[Path], sources: Sequence[Path], kind: str, grid: Grid) -> None:
     """A 4-D file per channel from one source a volume, which is read when it is written."""
     dtype = np.dtype(np.float32)
-    if kind == "dseg":
-        dtype = label_type(max(int(np.abs(_channels(one, kind)).max(initial=0)) for one in sources))
+    if kind == "dseg":  # each file has the type that its labels need, see `SubjectMaps.write`
+        types = [nib.Nifti1Image.from_filename(one).get_data_dtype() for one in sources]
+        dtype = max(types, key=lambda one: one.itemsize)
     volumes = (_channels(one, kind) for one in sources)
     write_channel_series(paths, volumes, len(sources), grid, dtype)
 
