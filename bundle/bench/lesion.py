@@ -7,7 +7,7 @@ held-out subjects, where they have most. Each is registered three times: whole, 
 with the hole and a mask of it. Without ``--ckpt_dir`` the subjects are registered to the demo
 cohort's template by the network that comes with the bundle; with it, to the model there.
 ``--refine`` adds instance optimisation. The table has the distance between two displacements inside
-the hole: its largest value and its root mean square, in voxels.
+the hole: its largest value and its root mean square, in voxels. For the whole subject it is 0.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     registered = register(
         paths, options.ckpt_dir, options.work / "output", settings=settings, template=template
     )
-    for kind in ("hole", "masked"):
+    for kind in ("hole", "masked", "whole"):
         rows = [compare(registered, name, kind, balls[name]) for name in names]
         for name, row in zip(names, rows, strict=True):
             about = json.loads((registered / f"{name}_{kind}/registration.json").read_text())

@@ -26,7 +26,7 @@ from scripts.runtime.storage import (
 from scripts.runtime.tables import write_table
 from scripts.runtime.watched_files import WatchedFiles, changed
 from scripts.settings.tract_stats import TractStatsConfig
-from scripts.spatial.fields import read_field
+from scripts.spatial.fields import read_field_and_grid
 from scripts.spatial.grid import Grid
 from scripts.spatial.jacobian import jacobian_determinant
 from scripts.spatial.volumes import open_image, read_grid, read_volume
@@ -264,11 +264,10 @@ def _growth(path: Path, grid: Grid) -> np.ndarray:
     template's volume over the subject's. NaN where it folds.
     """
     d = 2 if len(grid.shape) == 2 or grid.shape[2] == 1 else 3
-    field = torch.from_numpy(np.ascontiguousarray(read_field(path, d)))
-    determinant = jacobian_determinant(field).numpy()
+    field, own = read_field_and_grid(path, d)
+    determinant = jacobian_determinant(torch.from_numpy(np.ascontiguousarray(field))).numpy()
     with np.errstate(divide="ignore", invalid="ignore"):
         growth = np.where(determinant > 0, -np.log(np.abs(determinant)), np.nan)
-    own = _field_grid(path)
     return _on_grid(path, growth.reshape((*own.shape, 1)[:3]), own, grid)
 
 

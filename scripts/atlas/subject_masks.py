@@ -15,7 +15,7 @@ __all__ = ["SubjectMasks"]
 
 
 class SubjectMasks:
-    """Reads the mask of a subject when it is registered.
+    """Reads the mask of a subject when it is registered, once for all who ask for it.
 
     Args:
         subjects: with the files of their masks.
@@ -26,6 +26,7 @@ class SubjectMasks:
         self.masks = subjects.masks
         self.subjects = {subject.name: subject for subject in subjects.subjects}
         self.crop = crop
+        self._latest: dict[str, torch.Tensor | None] = {}  # of the batch under way
 
     def valid(self, subject: str) -> torch.Tensor | None:
         """Voxels of the box that count, ``(1, *crop.shape)`` bool; None: all of them.
@@ -33,6 +34,8 @@ class SubjectMasks:
         Raises:
             CohortError: the file has changed since it was checked.
         """
+        if subject in self._latest:
+            return self._latest[subject]
         if self.masks is None:
             return None
         valid = valid_voxels(self.subjects[subject], self.masks)
@@ -40,7 +43,9 @@ class SubjectMasks:
 
     def valid_of_batch(self, subjects: Sequence[str], device: torch.device) -> torch.Tensor | None:
         """The same for a batch, ``(B, 1, *crop.shape)``; None if all voxels of all count."""
+        self._latest = {}
         each = [self.valid(name) for name in subjects]
+        self._latest = dict(zip(subjects, each, strict=True))
         if all(one is None for one in each):
             return None
         everything = torch.ones((1, *self.crop.shape), dtype=torch.bool)

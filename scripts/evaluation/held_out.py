@@ -169,10 +169,10 @@ class EvaluationWriter:
         if "covariates" in item:
             template = self.network.template_density(item["covariates"][None])[0].cpu().numpy()
         found = self._fields(item["velocity"][None])
-        if self.labels is not None:
-            self.labels.add(item["subject"], k, item["velocity"][None], found)
         if not found.finite:
             raise TrainingError(f"the field of subject {item['subject']} is not finite")
+        if self.labels is not None:
+            self.labels.add(item["subject"], k, item["velocity"][None], found)
         self.moved[k] += self.crop.crop(found.to_template[0]).double().cpu().numpy()
         self.counts[k] += 1
         self.slopes.append(sharpness(subject, offset, self.grid.spacing)[1])

@@ -217,7 +217,7 @@ class Emission:
             with naming(folder):
                 for name, wanted in (
                     ("fields", self.settings.save_fields),
-                    (WARPED_FOLDER, self.maps.warped or self.maps.jacobians),
+                    (WARPED_FOLDER, self.maps.any),
                 ):
                     if wanted:
                         (staging / name).mkdir()
@@ -277,7 +277,8 @@ class Emission:
             velocity = self.velocities.velocity(index, k)
             found = fields_of(self.network, velocity, crop, grid.shape, self.templates.towards)
             moved = found.subject_in_template(density)
-            emitted.statistics[k].add(moved[0].cpu().numpy(), weight)
+            carried = moved[0].cpu().numpy()
+            emitted.statistics[k].add(carried, weight)
             if k != home:
                 continue
             emitted.jacobians[name] = self._verified(name, found)
@@ -291,7 +292,7 @@ class Emission:
             if labels is not None:
                 way = found.to_template[0].double().cpu().numpy()
                 emitted.labels[k].add(label_shares(labels, way))
-            maps = self.maps.of(found, moved[0].cpu().numpy(), labels)
+            maps = self.maps.of(found, carried, labels)
             if maps:
                 emitted.maps[name] = list(maps)
                 own = f"template-{k + 1}/" if self.network.n_templates > 1 else ""
@@ -304,7 +305,7 @@ class Emission:
                 {
                     "subject": name,
                     "correlation": log_density_correlation(
-                        crop.crop(moved[0]).cpu().numpy(),
+                        crop.crop(carried),
                         self.templates.density[k].cpu().numpy(),
                         self.network.log_offset,
                     ),
@@ -313,7 +314,7 @@ class Emission:
                     "displacement": length**0.5,
                 }
             )
-            self._view(index, inside[0], moved[0], found, emitted)
+            self._view(index, inside[0], carried, found, emitted)
             if index < _SHOWN:
                 emitted.pictures[name] = inside[0].cpu().numpy()
                 emitted.grids[name] = crop.crop(found.to_template[0]).cpu().numpy()
@@ -322,7 +323,7 @@ class Emission:
         self,
         index: int,
         inside: torch.Tensor,
-        moved: torch.Tensor,
+        carried: np.ndarray,
         found: Registration,
         emitted: Emitted,
     ) -> None:
@@ -339,7 +340,7 @@ class Emission:
         name, crop = measured["subject"], self.cohort.crop
         growth = jacobian_determinant(found.to_template[0])
         layers = {
-            "image": self.view.density(name, crop.crop(moved).cpu().numpy()),
+            "image": self.view.density(name, crop.crop(carried)),
             "before": self.view.density(f"{name} before registration", inside.cpu().numpy()),
             "field": self.view.field(
                 f"displacement of {name}", crop.crop(found.to_template[0]).cpu().numpy()

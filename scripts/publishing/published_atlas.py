@@ -66,9 +66,7 @@ class PublishedAtlas:
         Raises:
             CohortError: there are no maps.
         """
-        folder = self.folder
-        if self.about.get("mixture"):
-            folder = self.folder / f"template-{template}"
+        folder = self._folder_of(template)
         found = {name: inside(folder, f"atlas_{name}.nii.gz") for name in BASELINE_MAPS}
         there = {name: path for name, path in found.items() if path.is_file()}
         if "mean" not in there:
@@ -81,12 +79,10 @@ class PublishedAtlas:
         Args:
             template: index in a mixture, from 1.
         """
-        folder = self.folder
-        if self.about.get("mixture"):
-            folder = self.folder / f"template-{template}"
-        indices = sorted(int(one["index"]) for one in self.about.get("labels") or ())
+        folder = self._folder_of(template)
         found = {
-            index: inside(folder, f"{LABELS_FOLDER}/{probability_name(index)}") for index in indices
+            index: inside(folder, f"{LABELS_FOLDER}/{probability_name(index)}")
+            for index in sorted(self.label_names)
         }
         return {index: path for index, path in found.items() if path.is_file()}
 
@@ -94,6 +90,10 @@ class PublishedAtlas:
     def label_names(self) -> dict[int, str]:
         """Name of each label."""
         return {int(one["index"]): str(one["name"]) for one in self.about.get("labels") or ()}
+
+    def _folder_of(self, template: int) -> Path:
+        """Folder of a template's maps."""
+        return self.folder / f"template-{template}" if self.about.get("mixture") else self.folder
 
     def home(self, subject: str) -> int:
         """Index, from 1, of the template that a subject's field leads to."""

@@ -124,6 +124,7 @@ class AtlasPublisher:
         self.at = at
         self.loss = loss
         self.confirm = confirm
+        self.view = ViewerGrid.of(cohort.grid, cohort.crop, network.log_offset)
 
     @torch.no_grad()
     def publish(self) -> Path:
@@ -197,10 +198,8 @@ class AtlasPublisher:
         images: list[Shown] = []
         grid, crop = self.cohort.grid, self.cohort.crop
         for k, gathered in enumerate(statistics):
-            folder = staging
-            if len(statistics) > 1:
-                folder = staging / f"template-{k + 1}"
-                folder.mkdir()
+            folder = self._template_folder(staging, k)
+            folder.mkdir(exist_ok=True)
             if gathered.subjects == 0:
                 logger.warning("template %d explains no subject and is not published", k + 1)
                 continue
@@ -214,11 +213,12 @@ class AtlasPublisher:
                 if name != "mean":  # the template, which is there already
                     kind = "percent" if name == "prob_threshold" else "plain"
                     words = title.replace(name, f"{_WORDS[name]} ({name})")
-                    images.append(Shown("Maps", self._view().map(words, inside, kind)))
+                    images.append(Shown("Maps", self.view.map(words, inside, kind)))
         return shown, images
 
-    def _view(self) -> ViewerGrid:
-        return ViewerGrid.of(self.cohort.grid, self.cohort.crop, self.network.log_offset)
+    def _template_folder(self, staging: Path, k: int) -> Path:
+        """Folder of a template's maps; that of the atlas if there is only one template."""
+        return staging if self.network.n_templates == 1 else staging / f"template-{k + 1}"
 
     def _write_labels(self, staging: Path, emitted: Emitted) -> dict[str, Any]:
         """The fused labels beside the maps of each template, and their entry in atlas.json."""
@@ -226,7 +226,7 @@ class AtlasPublisher:
         for k, sums in enumerate(emitted.labels):
             if sums.subjects == 0:
                 continue
-            folder = staging if len(emitted.labels) == 1 else staging / f"template-{k + 1}"
+            folder = self._template_folder(staging, k)
             written = write_atlas_labels(folder, sums, self.cohort.grid, self.cohort.label_names)
             labels |= {one["index"]: one for one in written}
         return {"labels": [labels[index] for index in sorted(labels)]} if labels else {}
@@ -266,8 +266,7 @@ class AtlasPublisher:
         }
         volumes["plain average"] = self.cohort.mean_density
         atlas = [
-            Shown("Atlas", self._view().density(title, density))
-            for title, density in volumes.items()
+            Shown("Atlas", self.view.density(title, density)) for title, density in volumes.items()
         ]
         volumes |= emitted.pictures
         pictures = {
@@ -275,7 +274,7 @@ class AtlasPublisher:
             for title, density in volumes.items()
         }
         viewed = viewer(
-            self._view(), self.cohort.tracts, [*atlas, *images], emitted.viewed.sorted(),
+            self.view, self.cohort.tracts, [*atlas, *images], emitted.viewed.sorted(),
             of=len(emitted.subjects),
         )  # fmt: skip
         losses = self.history.epochs if self.history is not None else []

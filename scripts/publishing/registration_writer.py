@@ -100,7 +100,7 @@ class RegistrationWriter:
         self.maps = SubjectMaps(self.grid, settings.save_warped, settings.save_jacobians)
         self.written: dict[str, tuple[int, list[str]]] = {}
         self.group = self.folder.with_name(f"{self.folder.name}_group")
-        if self.maps.warped or self.maps.jacobians:
+        if self.maps.any:
             folders.append(self.group)
         check_replaceable(*folders, inputs=subjects.files())
         check_earlier_report(self.folder / _DESCRIPTION, is_own_dataset)
@@ -177,8 +177,9 @@ class RegistrationWriter:
             self.crop.crop(fields[1]).copy(),
             self.crop.crop(growth_of(found.to_subject[0])).copy(),
         )
-        wanted = self.labels is not None and self.maps.warped
-        labels = self.labels.read(name) if wanted and self.labels is not None else None
+        labels = None
+        if self.labels is not None and self.maps.warped:
+            labels = self.labels.read(name)
         maps = self.maps.of(found, moved, labels)
         if maps:
             self.written[name] = (int(item["template"]) + 1, list(maps))

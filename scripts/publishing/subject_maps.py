@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import torch
 
@@ -20,7 +21,7 @@ from scripts.spatial.grid import Grid
 from scripts.spatial.image_files import image_labels, image_values, open_image_file
 from scripts.spatial.jacobian import jacobian_determinant
 from scripts.spatial.transforms import take_nearest
-from scripts.spatial.volume_series import label_type, write_series
+from scripts.spatial.volume_series import label_type, write_channel_series
 from scripts.spatial.volumes import write_labels, write_map
 
 __all__ = [
@@ -106,6 +107,11 @@ class SubjectMaps:
     warped: bool
     jacobians: bool
 
+    @property
+    def any(self) -> bool:
+        """Whether there are any."""
+        return self.warped or self.jacobians
+
     def of(
         self, found: Registration, density: np.ndarray, labels: np.ndarray | None
     ) -> dict[str, np.ndarray]:
@@ -162,7 +168,7 @@ def write_group(
 ) -> None:
     """Write a 4-D file of each kind of map, and ``subjects.tsv`` with each subject's volume.
 
-    The subjects' files are read again one by one, so memory is that of one volume. With several
+    The subjects' files are read again one by one, so memory is that of one subject. With several
     tracts there is one 4-D density for each, and with several templates one file for each.
 
     Args:
@@ -184,9 +190,9 @@ def write_group(
             for volume, name in enumerate(there):
                 rows[name][kind] = str(volume)
             space = "space-template" if homes is None else f"space-template-{template}"
-            for channel, (entity, tract) in enumerate(parts):
-                path = folder / f"{space}{entity}_{kind}.nii.gz"
-                _write_one(path, [files[name][kind] for name in there], kind, channel, grid)
+            paths = [folder / f"{space}{entity}_{kind}.nii.gz" for entity, _ in parts]
+            _write_kind(paths, [files[name][kind] for name in there], kind, grid)
+            for path, (_, tract) in zip(paths, parts, strict=True):
                 about: dict[str, Any] = {**_ABOUT[kind], "Subjects": there}
                 write_json(sidecar_of(path), about if tract is None else {**about, "Tract": tract})
     columns = ["participant_id", *(["template"] if homes is not None else []), *KINDS]
@@ -204,16 +210,18 @@ def _parts_of(tracts: Sequence[str]) -> list[tuple[str, str | None]]:
     return [(f"_tract-{name}", tract) for name, tract in zip(names, tracts, strict=True)]
 
 
-def _write_one(path: Path, paths: Sequence[Path], kind: str, channel: int, grid: Grid) -> None:
-    """One 4-D file from one file a volume, which is read when it is written."""
+def _write_kind(paths: Sequence[Path], sources: Sequence[Path], kind: str, grid: Grid) -> None:
+    """A 4-D file per channel from one source a volume, which is read when it is written."""
     dtype = np.dtype(np.float32)
-    if kind == "dseg":
-        dtype = label_type(max(int(np.abs(_volume(one, kind)).max(initial=0)) for one in paths))
-    write_series(path, (_volume(one, kind, channel) for one in paths), len(paths), grid, dtype)
+    if kind == "dseg":  # each file has the type that its labels need, see `SubjectMaps.write`
+        types = [nib.Nifti1Image.from_filename(one).get_data_dtype() for one in sources]
+        dtype = max(types, key=lambda one: one.itemsize)
+    volumes = (_channels(one, kind) for one in sources)
+    write_channel_series(paths, volumes, len(sources), grid, dtype)
 
 
-def _volume(path: Path, kind: str, channel: int = 0) -> np.ndarray:
-    """One channel of a map that was just written; a log-Jacobian may be NaN."""
+def _channels(path: Path, kind: str) -> np.ndarray:
+    """A map ``(C, *shape)`` that was just written; a log-Jacobian may be NaN."""
     image = open_image_file(path).image
     values = (image_labels if kind == "dseg" else image_values)(path, image)
-    return values[..., channel] if values.ndim == 4 else values
+    return np.moveaxis(values, -1, 0) if values.ndim == 4 else values[None]

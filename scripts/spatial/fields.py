@@ -17,6 +17,7 @@ __all__ = [
     "field_names",
     "on_full_grid",
     "read_field",
+    "read_field_and_grid",
     "world_displacement",
     "write_field",
 ]
@@ -96,6 +97,15 @@ def read_field(path: str | Path, spatial_dims: int = 3) -> np.ndarray:
     Raises:
         CohortError: if the file isn't a 5-D vector image.
     """
+    return read_field_and_grid(path, spatial_dims)[0]
+
+
+def read_field_and_grid(path: str | Path, spatial_dims: int = 3) -> tuple[np.ndarray, Grid]:
+    """As `read_field`, and the grid ``(X, Y, Z)`` of the file.
+
+    Raises:
+        CohortError: see `read_field`.
+    """
     image = open_image_file(path).image
     if image.ndim != 5 or image.shape[3] != 1 or image.shape[4] != 3:
         raise CohortError(
@@ -105,4 +115,5 @@ def read_field(path: str | Path, spatial_dims: int = 3) -> np.ndarray:
     ras = image_values(path, image)[:, :, :, 0, :] * np.array([-1.0, -1.0, 1.0])
     inverse = np.linalg.inv(image.affine[:3, :3])
     voxels = np.moveaxis(ras @ inverse.T, -1, 0)
-    return voxels[:2, :, :, 0] if spatial_dims == 2 else voxels
+    grid = Grid(tuple(image.shape[:3]), np.asarray(image.affine), image.header.copy())
+    return voxels[:2, :, :, 0] if spatial_dims == 2 else voxels, grid

@@ -201,10 +201,7 @@ class MostProbable:
         first = np.array(box.start)[:, None]
         found = np.zeros(self.rest.shape)
         found[near] = map_coordinates(share, places[:, near] - first, order=1, mode="grid-constant")
-        self.rest -= found
-        better = found > self.best + _EQUAL
-        self.best[better] = found[better]
-        self.which[better] = label
+        self.add(label, CropBox((0,) * found.ndim, found.shape), found)
         return found
 
     def labels(self) -> np.ndarray:

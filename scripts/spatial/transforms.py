@@ -10,7 +10,7 @@ millimetres, RAS. Files use ITK's world, LPS: x and y are negated.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -193,15 +193,9 @@ def resample(
     """
     x, y, z = (*wanted.shape, 1)[:3]
     d = volume.ndim - 1
-    to_world, to_voxels = AffineTransform(wanted.affine), ~AffineTransform(source.affine)
     result = np.empty((len(volume), x, y, z), dtype=np.float32 if order else volume.dtype)
-    for start in range(0, x, _SLAB):
-        stop = min(start + _SLAB, x)
-        indices = np.mgrid[start:stop, :y, :z].reshape(3, -1)
-        points = to_world.apply(indices)
-        for transform in transforms:
-            points = transform.apply(points)
-        voxels = to_voxels.apply(points)[:d]
+    for start, stop, places in _slabs(wanted, transforms, source):
+        voxels = places[:d]
         if order == 0:
             result[:, start:stop] = take_nearest(volume, voxels).reshape(-1, stop - start, y, z)
             continue
@@ -224,15 +218,24 @@ def places_of(wanted: Grid, transforms: Sequence[Transform], source: Grid) -> np
         ``(3, *wanted.shape)``, voxels of ``source``, float64.
     """
     x, y, z = (*wanted.shape, 1)[:3]
-    to_world, to_voxels = AffineTransform(wanted.affine), ~AffineTransform(source.affine)
     result = np.empty((3, x, y, z))
+    for start, stop, places in _slabs(wanted, transforms, source):
+        result[:, start:stop] = places.reshape(3, stop - start, y, z)
+    return result
+
+
+def _slabs(
+    wanted: Grid, transforms: Sequence[Transform], source: Grid
+) -> Iterator[tuple[int, int, np.ndarray]]:
+    """Start and stop of each slab of a grid, and where its voxels lie in another, ``(3, N)``."""
+    x, y, z = (*wanted.shape, 1)[:3]
+    to_world, to_voxels = AffineTransform(wanted.affine), ~AffineTransform(source.affine)
     for start in range(0, x, _SLAB):
         stop = min(start + _SLAB, x)
         points = to_world.apply(np.mgrid[start:stop, :y, :z].reshape(3, -1))
         for transform in transforms:
             points = transform.apply(points)
-        result[:, start:stop] = to_voxels.apply(points).reshape(3, stop - start, y, z)
-    return result
+        yield start, stop, to_voxels.apply(points)
 
 
 def take_nearest(volume: np.ndarray, voxels: np.ndarray) -> np.ndarray:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,11 +12,12 @@ import numpy as np
 
 from scripts.runtime.gzip_files import gzip_parts
 from scripts.spatial.grid import Grid
+from scripts.spatial.volumes import set_place
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["label_type", "write_series"]
+__all__ = ["label_type", "write_channel_series", "write_series"]
 
 _MOST = 32767  # volumes along an axis of NIfTI-1
 
@@ -55,26 +56,49 @@ def write_series(
     Raises:
         ValueError: there are more or fewer volumes, or one has another shape.
     """
+    write_channel_series([path], (volume[None] for volume in volumes), count, grid, dtype)
+
+
+def write_channel_series(
+    paths: Sequence[str | Path],
+    volumes: Iterable[np.ndarray],
+    count: int,
+    grid: Grid,
+    dtype: np.dtype | type = np.float32,
+) -> None:
+    """Write volumes of several channels, each channel as `write_series` does into its own file.
+
+    Each volume is taken once, for all files; memory is that of one volume.
+
+    Args:
+        paths: a file per channel.
+        volumes: ``count`` arrays ``(len(paths), *grid.shape)``.
+        count: see `write_series`.
+        grid: see `write_series`.
+        dtype: see `write_series`.
+
+    Raises:
+        ValueError: see `write_series`; or a volume has another number of channels.
+    """
     shape = (*grid.shape, 1)[:3]
     kind = nib.Nifti1Header if max(*shape, count) <= _MOST else nib.Nifti2Header
     header: Any = kind()
     header.set_data_dtype(dtype)
     header.set_data_shape((*shape, count))
-    for name in ("sform", "qform"):
-        code = int(grid.header[f"{name}_code"])
-        getattr(header, f"set_{name}")(grid.affine, code=code)
-    if int(header["sform_code"]) == 0 and int(header["qform_code"]) == 0:
-        header.set_sform(grid.affine, code=1)
-    units = grid.header.get_xyzt_units()[0]
-    header.set_xyzt_units(xyz=units if units != "unknown" else "mm")
+    set_place(header, grid)
     stored = header.get_data_dtype()
     written = 0
-    with _parts(path) as append:
-        header.write_to(_Appending(append))
+    with ExitStack() as stack:
+        files = [stack.enter_context(_parts(path)) for path in paths]
+        for append in files:
+            header.write_to(_Appending(append))
         for volume in volumes:
-            if volume.size != np.prod(shape):
-                raise ValueError(f"volume {written} has shape {volume.shape}, the grid {shape}")
-            append(np.asarray(volume, dtype=stored).reshape(shape).tobytes(order="F"))
+            for append, channel in zip(files, volume, strict=True):
+                if channel.size != np.prod(shape):
+                    raise ValueError(
+                        f"volume {written} has shape {channel.shape}, the grid {shape}"
+                    )
+                append(np.asarray(channel, dtype=stored).reshape(shape).tobytes(order="F"))
             written += 1
     if written != count:
         raise ValueError(f"{written} volumes were given, {count} announced")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -33,6 +34,7 @@ __all__ = [
     "read_labels",
     "read_reference",
     "read_volume",
+    "set_place",
     "write_density",
     "write_labels",
     "write_map",
@@ -58,6 +60,13 @@ def write_map(path: str | Path, values: np.ndarray, grid: Grid, description: str
     if len(grid.shape) == 2 and (len(values) > 1 or len(grid.header.get_data_shape()) > 2):
         volume = volume[:, :, None]
     image = nib.Nifti1Image(np.ascontiguousarray(volume, dtype=np.float32), grid.affine)
+    set_place(image, grid)
+    image.header["descrip"] = description.encode("ascii")
+    write_nifti(path, image)
+
+
+def set_place(image: Any, grid: Grid) -> None:
+    """Give an image, or a header alone, the affine, codes and units of a grid's header."""
     for name in ("sform", "qform"):
         code = int(grid.header[f"{name}_code"])
         getattr(image, f"set_{name}")(grid.affine, code=code)
@@ -65,9 +74,8 @@ def write_map(path: str | Path, values: np.ndarray, grid: Grid, description: str
     if int(grid.header["sform_code"]) == 0 and int(grid.header["qform_code"]) == 0:
         image.set_sform(grid.affine, code=1)
     units = grid.header.get_xyzt_units()[0]
-    image.header.set_xyzt_units(xyz=units if units != "unknown" else "mm")
-    image.header["descrip"] = description.encode("ascii")
-    write_nifti(path, image)
+    header = image if isinstance(image, nib.Nifti1Header) else image.header
+    header.set_xyzt_units(xyz=units if units != "unknown" else "mm")
 
 
 def read_volume(path: str | Path) -> tuple[np.ndarray, Grid]:
