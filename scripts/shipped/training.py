@@ -28,7 +28,6 @@ logger = logging.getLogger(__name__)
 
 _WARM_UP = 100  # steps
 _EPOCH = 100  # steps in which schedules count
-_LEVEL = 0.6  # share of the steps after which the rate of a late cosine begins to fall
 _CLIP = 1.0  # largest norm of a gradient
 _LAST_STEPS = 200  # steps at the end of the training whose mean is stored with the network
 _SMOOTHNESS = 0.7  # as in configs/train.yaml
@@ -117,9 +116,6 @@ class GeneratedTraining(ABC, Generic[Trained]):
         self.lr = lr
         self.kept = kept
         self.saved = saved
-        self.schedule = schedule
-        self.schedule_epochs = schedule_epochs
-        self.schedule_factor = schedule_factor
         self.shares = RateShares(schedule, steps, _EPOCH, schedule_epochs, schedule_factor)
         self.step = 0
         self.curve: list[dict[str, float]] = []
@@ -141,12 +137,13 @@ class GeneratedTraining(ABC, Generic[Trained]):
     @property
     def _schedule(self) -> dict[str, Any]:
         """The schedule, unless it is the one of files that don't name any."""
-        if self.schedule == "late_cosine":
+        shares = self.shares
+        if shares.name == "late_cosine":
             return {}
         return {
-            "schedule": self.schedule,
-            "schedule_epochs": self.schedule_epochs,
-            "schedule_factor": self.schedule_factor,
+            "schedule": shares.name,
+            "schedule_epochs": shares.every,
+            "schedule_factor": shares.factor,
         }
 
     def run(self) -> Trained:
@@ -177,7 +174,7 @@ class GeneratedTraining(ABC, Generic[Trained]):
 
     def _rate(self) -> float:
         means: list[float] = []
-        if self.schedule == "plateau":
+        if self.shares.name == "plateau":
             losses = [row["loss"] for row in self.curve]
             means = [sum(losses[n - _EPOCH : n]) for n in range(_EPOCH, len(losses) + 1, _EPOCH)]
         share = self.shares.at(self.step, means)
@@ -211,7 +208,7 @@ class GeneratedTraining(ABC, Generic[Trained]):
                 f"{path}: of a training with other settings ({found.get('plan')}), not "
                 f"{self.plan}; give the same ones, or another folder"
             )
-        level = {"late_cosine": _LEVEL, "cosine": 0.0, "one_cycle": 0.0}.get(self.schedule, 1.0)
+        level = self.shares.level
         if self.steps != found["steps"] and found["step"] > level * min(self.steps, found["steps"]):
             raise CheckpointError(
                 f"{path}: of a training of {found['steps']} steps, whose rate depends on their "
