@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import logging
 from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 
@@ -18,11 +19,12 @@ from scripts.networks.checkpoint import load_checkpoint, save_checkpoint
 from scripts.networks.precision import autocast
 from scripts.runtime.progress import progress_bar
 from scripts.runtime.storage import write_whole
-from scripts.shipped.network import FIELD_RESOLUTION, PairNetwork
+from scripts.shipped.network import PairNetwork
+from scripts.shipped.pair_unet import FIELD_RESOLUTION, PairUNet
 from scripts.shipped.pairs import GeneratedPair, PairGenerator
 from scripts.shipped.weights import save_pair_network
 
-__all__ = ["GeneratedTraining", "PairTraining", "pair_loss"]
+__all__ = ["GeneratedTraining", "PairTraining", "move_left", "pair_loss"]
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +82,7 @@ def _distance(found: torch.Tensor, true: torch.Tensor, where: torch.Tensor) -> t
     return (length * where).sum() / where.sum().clamp_min(1)
 
 
-Trained = TypeVar("Trained", bound=torch.nn.Module)
+Trained = TypeVar("Trained", bound=PairUNet)
 
 
 class GeneratedTraining(ABC, Generic[Trained]):
@@ -97,6 +99,9 @@ class GeneratedTraining(ABC, Generic[Trained]):
         schedule_epochs: likewise.
         schedule_factor: likewise.
     """
+
+    title: ClassVar[str]
+    """Of the network, in its file."""
 
     def __init__(
         self,
@@ -130,9 +135,20 @@ class GeneratedTraining(ABC, Generic[Trained]):
     def terms(self, step: int) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
         """``loss`` and further terms of a step's pairs, and further entries of its curve's row."""
 
+    @property
     @abstractmethod
-    def _keep(self, name: str) -> None:
-        """Write the network, with its description, to a file of the folder."""
+    def share_left(self) -> Any:
+        """Share of the moves that the network left in the last steps, for its file."""
+
+    def about(self) -> dict[str, Any]:
+        """Facts stored with the network."""
+        return {
+            "title": self.title,
+            "licence": "Apache-2.0",
+            "data": "generated pairs alone (scripts/shipped), no data of people",
+            "training": {**self.plan, "steps": self.steps, "step": self.step},
+            "share_of_the_move_left": self.share_left,
+        }
 
     @property
     def _schedule(self) -> dict[str, Any]:
@@ -198,6 +214,10 @@ class GeneratedTraining(ABC, Generic[Trained]):
 
     # -- files -----------------------------------------------------------------------------
 
+    def _keep(self, name: str) -> None:
+        """Write the network, with its description, to a file of the folder."""
+        save_pair_network(self.network, self.folder / name, self.about())
+
     def _resume(self) -> None:
         path = self.folder / "state.pt"
         if not path.exists():
@@ -236,6 +256,11 @@ class GeneratedTraining(ABC, Generic[Trained]):
             path.write_text(json.dumps(self.curve), encoding="utf-8")
 
 
+def move_left(rows: Sequence[Mapping[str, float]]) -> float:
+    """Share of the moves that is left after these steps of a curve."""
+    return round(sum(row["error"] for row in rows) / sum(row["move"] for row in rows), 4)
+
+
 class PairTraining(GeneratedTraining[PairNetwork]):
     """Steps of one pair each: pair n in step n.
 
@@ -254,6 +279,8 @@ class PairTraining(GeneratedTraining[PairNetwork]):
         schedule_epochs: likewise.
         schedule_factor: likewise.
     """
+
+    title = "Registration of tract densities and images, for unseen pairs"
 
     def __init__(
         self,
@@ -291,30 +318,18 @@ class PairTraining(GeneratedTraining[PairNetwork]):
             **self._schedule,
         }
 
-    def about(self) -> dict[str, Any]:
-        """Facts stored with the network."""
+    @property
+    def share_left(self) -> dict[str, float]:
+        """By kind of the pairs."""
         last = self.curve[-_LAST_STEPS:]
-        left = {
-            kind: sum(row["error"] for row in rows) / sum(row["move"] for row in rows)
-            for kind, rows in (
-                ("bundles", [row for row in last if not row["images"]]),
-                ("images", [row for row in last if row["images"]]),
-            )
-            if rows
+        kinds = {
+            "bundles": [row for row in last if not row["images"]],
+            "images": [row for row in last if row["images"]],
         }
-        return {
-            "title": "Registration of tract densities and images, for unseen pairs",
-            "licence": "Apache-2.0",
-            "data": "generated pairs alone (scripts/shipped), no data of people",
-            "training": {**self.plan, "steps": self.steps, "step": self.step},
-            "share_of_the_move_left": {kind: round(value, 4) for kind, value in left.items()},
-        }
+        return {kind: move_left(rows) for kind, rows in kinds.items() if rows}
 
     def terms(self, step: int) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
         """See `GeneratedTraining.terms`."""
         pair = self.pairs[step]
         terms = pair_loss(self.network, pair, self.supervision, self.early, self.dtype)
         return terms, {"images": float(pair.kind == "images")}
-
-    def _keep(self, name: str) -> None:
-        save_pair_network(self.network, self.folder / name, self.about())

@@ -19,7 +19,7 @@ from scripts.shipped.weights import (
     SHIPPED,
     SHIPPED_AFFINE,
     load_affine_pair_network,
-    save_affine_pair_network,
+    save_pair_network,
 )
 from scripts.spatial.warp import warp
 
@@ -114,7 +114,7 @@ def test_the_file_is_small_plain_tensors_and_tells_of_itself(tmp_path: Path) -> 
     assert "no data of people" in said["data"]
     assert said["training"]["step"] == said["training"]["steps"]
     network = load_affine_pair_network()
-    save_affine_pair_network(network, tmp_path / "a.pt", {"licence": "none"})
+    save_pair_network(network, tmp_path / "a.pt", {"licence": "none"})
     state = torch.load(tmp_path / "a.pt", weights_only=True)
     state["unet.field.bias"] += 1
     torch.save(state, tmp_path / "b.pt")
