@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from scripts.networks.integration import VelocityIntegration
-from scripts.shipped.bundles import moved_density, random_bundles
+from scripts.shipped.bundles import moved_density, of_another, random_bundles
 from scripts.shipped.flows import random_velocity
 from scripts.shipped.noise import smooth
 from scripts.shipped.shapes import RandomShapes
@@ -131,11 +131,7 @@ class AffinePairGenerator:
         count = int(np.exp(rng.uniform(np.log(3), np.log(40))))
         bundles = random_bundles(rng, shape, count, mirrored=rng.random() < 0.5)
         lines = int(np.exp(rng.uniform(np.log(400), np.log(2000))))
-        there = [
-            replace(bundle, weight=bundle.weight * float(np.exp(0.3 * rng.normal())))
-            for bundle in bundles
-            if rng.random() > 0.06
-        ] or bundles[:1]
+        there = of_another(bundles, rng)
         # A moving point p lies at exp(-v)(A^-1 p) in the fixed image.
         half = _centred_points(shape, _FACTOR)
         back = np.linalg.inv(np.vstack([matrix, [0, 0, 0, 1]]))[:3]
