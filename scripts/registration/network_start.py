@@ -13,7 +13,8 @@ import torch
 from scripts.registration.images import WorldImage, reduced, reduction_factors
 from scripts.registration.initialisation import starting_matrices
 from scripts.registration.similarity import PairLoss
-from scripts.shipped.affine_network import AffinePairNetwork, centred_grid
+from scripts.shipped.affine_network import AffinePairNetwork
+from scripts.shipped.centred_grid import centred_grid
 from scripts.shipped.weights import SHIPPED_AFFINE, load_affine_pair_network
 from scripts.spatial.affine_parameters import Frame
 from scripts.spatial.resampling import resample_by_matrix

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 
 import torch
 
-from scripts.networks.grids import averaged, reduced_shape
+from scripts.networks.grids import averaged
+from scripts.shipped.centred_grid import centred_grid, centred_points
 from scripts.shipped.pair_unet import FIELD_RESOLUTION, PairUNet
 from scripts.spatial.matrix_fit import fit_matrix
 from scripts.spatial.resampling import resample_by_matrix
 
-__all__ = ["AffinePairNetwork", "AffinePass", "centred_grid"]
+__all__ = ["AffinePairNetwork", "AffinePass"]
 
 _RIDGE = 1e-3
 _PRESENT = 0.02  # of the maximum: voxels above it, in either image, count
@@ -108,26 +109,9 @@ class AffinePairNetwork(PairUNet):
             present = averaged(level.float(), FIELD_RESOLUTION).flatten(1)
         found = self.unet(inputs.contiguous(memory_format=torch.channels_last_3d)).float()
         with torch.autocast(moving.device.type, enabled=False):
-            points = _points(shape, factor * FIELD_RESOLUTION).to(moving.device)
+            points = centred_points(shape, factor * FIELD_RESOLUTION)[None].to(moving.device)
             moved = points + factor * found[:, :3].flatten(2).mT.double()
             points = points.expand_as(moved)
             weight = found[:, 3].flatten(1).sigmoid() * present + _LEAST
             step = fit_matrix(points, moved, weight, family, _RIDGE).matrix
         return AffinePass(before, before @ step, points, moved, present, factor * FIELD_RESOLUTION)
-
-
-def centred_grid(shape: Sequence[int], factor: int = 1) -> torch.Tensor:
-    """``(4, 4)`` float64: from voxels of a reduced grid to full voxels from the grid's centre."""
-    grid = torch.eye(4, dtype=torch.float64)
-    for axis, n in enumerate(shape):
-        grid[axis, axis] = factor
-        grid[axis, 3] = (factor - 1) / 2 - (n - 1) / 2
-    return grid
-
-
-def _points(shape: Sequence[int], factor: int) -> torch.Tensor:
-    """Centres of a reduced grid's voxels ``(1, K, 3)`` float64, see `centred_grid`."""
-    axes = [torch.arange(n, dtype=torch.float64) for n in reduced_shape(shape, factor)]
-    index = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).flatten(0, 2)
-    grid = centred_grid(shape, factor)
-    return (index @ grid[:3, :3].T + grid[:3, 3])[None]

@@ -12,9 +12,10 @@ import torch
 
 from scripts.errors import CheckpointError
 from scripts.networks.described import description_in
-from scripts.shipped.affine_network import AffinePairNetwork, centred_grid
+from scripts.shipped.affine_network import AffinePairNetwork
 from scripts.shipped.affine_pairs import AffinePairGenerator
 from scripts.shipped.affine_training import AffinePairTraining, affine_pair_loss
+from scripts.shipped.centred_grid import centred_grid
 from scripts.shipped.weights import (
     SHIPPED,
     SHIPPED_AFFINE,
