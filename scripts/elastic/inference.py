@@ -23,8 +23,8 @@ from scripts.engines.opening import opened
 from scripts.errors import CohortError
 from scripts.networks.wrapping import unwrapped
 from scripts.pairwise.pair_writer import PairWriter
-from scripts.registration.affine import moved_by
 from scripts.registration.images import ReadImage, WorldImage
+from scripts.registration.moved import moved_by
 from scripts.registration.network_field import pair_network
 from scripts.registration.pair_output import PairFields, require_no_fold, write_pair
 from scripts.registration.start_field import StartField, read_start_field

@@ -9,8 +9,9 @@ import torch
 
 from scripts.losses.smoothness import SmoothnessLoss
 from scripts.networks.integration import VelocityIntegration
-from scripts.registration.affine import counted_of_both, level_of, moved_by
-from scripts.registration.images import WorldImage, require_contrast
+from scripts.registration.affine import level_of
+from scripts.registration.images import WorldImage, counts, require_contrast
+from scripts.registration.moved import counted_of_both, moved_by
 from scripts.registration.similarity import PairLoss
 from scripts.registration.start_field import StartField, carried
 from scripts.spatial.affine_parameters import (
@@ -28,7 +29,6 @@ __all__ = ["ElasticRefinement", "ElasticResult"]
 
 _FIRST_STEP, _LAST_STEP = 0.2, 0.02  # of the velocity, voxels of the level
 _SHRINK = 0.5
-_IN_HOLE = 0.01  # share of a voxel that may lie in a mask
 _AFFINE_STEP = 0.05  # of the matrix's parameters in a joint registration, as a part of half widths
 
 
@@ -149,7 +149,7 @@ class ElasticRefinement:
             level = _Level(self, small[0], small[1], fixed, field)
             velocity, matrix, steps, loss = level.run(begun, matrix)
             if small[0].hole is not None:
-                velocity = extended_field(velocity, small[0].hole < _IN_HOLE)
+                velocity = extended_field(velocity, counts(small[0].hole))
             grid = small[0]
             told.append({"reduction": size, "steps": steps, "loss": loss})
         assert velocity is not None and grid is not None

@@ -11,7 +11,7 @@ import torch
 from scripts.errors import CohortError
 from scripts.networks.passes import PairPasses
 from scripts.registration.contrast import CONTRASTS, ContrastMatch, matches_better
-from scripts.registration.images import WorldImage
+from scripts.registration.images import WorldImage, known_of_both
 from scripts.registration.network_start import NetworkGrid, single_channel
 from scripts.registration.similarity import PairLoss
 from scripts.registration.start_field import StartField
@@ -138,7 +138,7 @@ class NetworkField:
             there: the fixed image, likewise.
         """
         self.network.to(there.values.device)
-        weight = _common(here, there)
+        weight = known_of_both(here.inside, there.inside)
         matched = self.contrast == "other" or (
             self.contrast == "auto" and matches_better(here.values, there.values, weight)
         )
@@ -189,14 +189,6 @@ class NetworkField:
         match = ContrastMatch.between(moved, there.values) if matched else torch.nn.Identity()
         before = float(loss(match(here.values), here.inside))
         return before, float(loss(match(moved), inside))
-
-
-def _common(here: WorldImage, there: WorldImage) -> torch.Tensor | None:
-    """Where both images are known."""
-    parts = [one.inside for one in (here, there) if one.inside is not None]
-    if not parts:
-        return None
-    return parts[0] if len(parts) == 1 else parts[0] * parts[1]
 
 
 @functools.lru_cache(maxsize=1)

@@ -15,15 +15,11 @@ import torch
 
 from scripts.errors import CohortError, ConfigurationError
 from scripts.networks.precision import open_device
-from scripts.registration.affine import (
-    AffineRefinement,
-    AffineResult,
-    moved_by,
-    start_in_family,
-)
+from scripts.registration.affine import AffineRefinement, AffineResult, start_in_family
 from scripts.registration.contrast import ContrastMatch, matches_better
 from scripts.registration.deformable import ElasticRefinement, ElasticResult
-from scripts.registration.images import ReadImage, WorldImage
+from scripts.registration.images import ReadImage, WorldImage, known_of_both
+from scripts.registration.moved import moved_by
 from scripts.registration.network_field import NetworkField, pair_network
 from scripts.registration.network_start import NETWORK
 from scripts.registration.pair_output import (
@@ -197,7 +193,7 @@ class PairRefiner:
         given = torch.eye(4, dtype=torch.float64) if matrix is None else matrix
         move = None if field is None else field.forward
         moved, seen = moved_by(given.to(self.device)[None], fixed, image, move)
-        weight = seen if fixed.inside is None else fixed.inside * (1 if seen is None else seen)
+        weight = known_of_both(seen, fixed.inside)
         values = []
         for channel in range(moved.shape[1]):
             pair = moved[:, channel : channel + 1], fixed.values[:, channel : channel + 1]
