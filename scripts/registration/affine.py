@@ -13,6 +13,7 @@ from scripts.registration.initialisation import starting_matrices
 from scripts.registration.moved import counted_of_both, moved_by
 from scripts.registration.network_start import NETWORK, shipped_start
 from scripts.registration.similarity import PairLoss
+from scripts.settings.refine import PairSettings
 from scripts.spatial.affine_parameters import (
     FAMILIES,
     Frame,
@@ -95,6 +96,14 @@ class AffineRefinement:
         self.tolerance = tolerance
         self.similarity = similarity
         self.correlation_window = correlation_window
+
+    @classmethod
+    def of(cls, settings: PairSettings) -> AffineRefinement:
+        """The registration with the settings of a block."""
+        return cls(
+            settings.family, settings.starts, settings.levels, settings.iterations,
+            settings.window, settings.tolerance, settings.similarity, settings.correlation_window,
+        )  # fmt: skip
 
     def __call__(
         self, fixed: WorldImage, moving: WorldImage, start: torch.Tensor | None = None

@@ -14,6 +14,7 @@ from scripts.registration.images import WorldImage, counts, require_contrast
 from scripts.registration.moved import counted_of_both, moved_by
 from scripts.registration.similarity import PairLoss
 from scripts.registration.start_field import StartField, carried
+from scripts.settings.refine import RefineConfig
 from scripts.spatial.affine_parameters import (
     FAMILIES,
     Frame,
@@ -112,6 +113,15 @@ class ElasticRefinement:
         self.smoothness_weight = smoothness_weight
         self.integration = VelocityIntegration(int_steps)
         self.family = family
+
+    @classmethod
+    def of(cls, settings: RefineConfig, family: str | None = None) -> ElasticRefinement:
+        """The registration with the settings of a block; ``family`` as for the class."""
+        return cls(
+            settings.levels, settings.iterations, settings.window, settings.tolerance,
+            settings.similarity, settings.correlation_window, settings.smoothness_weight,
+            settings.int_steps, family,
+        )  # fmt: skip
 
     def __call__(
         self,

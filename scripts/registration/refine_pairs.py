@@ -143,20 +143,13 @@ class PairRefiner:
         elastic: ElasticResult | None = None
         matrix = start
         if settings.mode != "elastic":
-            affine = AffineRefinement(
-                settings.family, settings.starts, settings.levels, settings.iterations,
-                settings.window, settings.tolerance, settings.similarity,
-                settings.correlation_window,
-            )(fixed.image, moving.image, start)  # fmt: skip
+            affine = AffineRefinement.of(settings)(fixed.image, moving.image, start)
             matrix = affine.matrix
         if settings.mode != "affine":
             family = settings.family if settings.mode == "joint" else None
             field = self._field(path, moving, matrix)
-            elastic = ElasticRefinement(
-                settings.levels, settings.iterations, settings.window, settings.tolerance,
-                settings.similarity, settings.correlation_window, settings.smoothness_weight,
-                settings.int_steps, family,
-            )(fixed.image, self._compared(moving, matrix, field), matrix, field)  # fmt: skip
+            shown = self._compared(moving, matrix, field)
+            elastic = ElasticRefinement.of(settings, family)(fixed.image, shown, matrix, field)
             matrix = elastic.matrix
             if settings.verify_jacobian:
                 require_no_fold(path, elastic.jacobian, _ADVICE)
