@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 
 from scripts.losses.smoothness import SmoothnessLoss
-from scripts.networks.integration import VelocityIntegration
+from scripts.networks.integration import GridFlow, VelocityIntegration
 from scripts.registration.affine import level_of
 from scripts.registration.images import WorldImage, counts, require_contrast
 from scripts.registration.moved import counted_of_both, moved_by
@@ -55,18 +55,6 @@ class ElasticResult:
     start_loss: float
     levels: list[dict[str, float]] = field(default_factory=list)
     jacobian: dict[str, dict[str, float]] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class _LevelFlow:
-    """The integration on the grid of one level."""
-
-    integration: VelocityIntegration
-    shape: tuple[int, ...]
-    field_resolution: int = 1
-
-    def displacements(self, velocity: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.integration.both(velocity, self.shape)
 
 
 class ElasticRefinement:
@@ -163,7 +151,7 @@ class ElasticRefinement:
             grid = small[0]
             told.append({"reduction": size, "steps": steps, "loss": loss})
         assert velocity is not None and grid is not None
-        velocity = unfolded_velocity(_LevelFlow(self.integration, grid.shape), velocity)
+        velocity = unfolded_velocity(GridFlow(self.integration, grid.shape), velocity)
         still = torch.zeros_like(velocity)
         start_loss, loss = level.loss(still, given), level.loss(velocity, matrix)
         if not loss <= start_loss:
