@@ -351,11 +351,8 @@ def affine_registration(
 
     masks = (fixed_mask, moving_mask)
     asked, images = _pair(fixed, moving, fixed_affine, moving_affine, masks, settings)
-    refinement = AffineRefinement(
-        asked.family, asked.starts, asked.levels, asked.iterations, asked.window,
-        asked.tolerance, asked.similarity, asked.correlation_window,
-    )  # fmt: skip
-    return refinement(images[0], images[1], _tensor(start)).matrix.cpu().numpy()
+    result = AffineRefinement.of(asked)(images[0], images[1], _tensor(start))
+    return result.matrix.cpu().numpy()
 
 
 def deformable_registration(
@@ -404,10 +401,7 @@ def deformable_registration(
 
     masks = (fixed_mask, moving_mask)
     asked, images = _pair(fixed, moving, fixed_affine, moving_affine, masks, settings)
-    found = ElasticRefinement(
-        asked.levels, asked.iterations, asked.window, asked.tolerance, asked.similarity,
-        asked.correlation_window, asked.smoothness_weight, asked.int_steps,
-    )(images[0], images[1], _tensor(start))  # fmt: skip
+    found = ElasticRefinement.of(asked)(images[0], images[1], _tensor(start))
     affine = images[0].affine
     axes = torch.from_numpy(affine[:3, : len(images[0].shape)])
 

@@ -27,10 +27,11 @@ import numpy as np
 import torch
 
 from bundle.bench.affine import label_dice, table
-from scripts.registration.affine import AffineRefinement, moved_by
+from scripts.registration.affine import AffineRefinement
 from scripts.registration.contrast import ContrastMatch
 from scripts.registration.deformable import ElasticRefinement
 from scripts.registration.images import ReadImage, WorldImage
+from scripts.registration.moved import moved_by
 from scripts.registration.network_field import NetworkField, pair_network
 from scripts.registration.network_start import shipped_start
 from scripts.registration.start_field import StartField

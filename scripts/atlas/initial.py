@@ -17,8 +17,9 @@ from scripts.networks.described import description_in, weights_identity
 from scripts.networks.pair_inputs import PairForces
 from scripts.networks.unet import RegistrationUNet
 from scripts.settings.atlas import LearnedAtlasConfig
-from scripts.shipped.network import FIELD_RESOLUTION
-from scripts.shipped.weights import KIND, SHIPPED, load_pair_network
+from scripts.shipped.network import PairNetwork
+from scripts.shipped.pair_unet import FIELD_RESOLUTION
+from scripts.shipped.weights import SHIPPED, load_pair_network
 
 __all__ = ["InitialNetwork", "open_initial"]
 
@@ -88,7 +89,8 @@ def open_initial(settings: LearnedAtlasConfig, spatial_dims: int) -> InitialNetw
     if not shipped and not path.exists():
         raise CheckpointError(f"{said}: there is no such file")
     found = description_in(load_checkpoint(path))
-    described = _of_pairs(path) if found.get("kind") == KIND else _of_atlas(path)
+    of_pairs = found.get("kind") == PairNetwork.kind
+    described = _of_pairs(path) if of_pairs else _of_atlas(path)
     weights = described.pop("weights")
     if described["inputs"] == "forces" and spatial_dims != 3:
         raise ConfigurationError(

@@ -23,8 +23,8 @@ from scripts.engines.opening import opened
 from scripts.errors import CohortError
 from scripts.networks.wrapping import unwrapped
 from scripts.pairwise.pair_writer import PairWriter
-from scripts.registration.affine import moved_by
 from scripts.registration.images import ReadImage, WorldImage
+from scripts.registration.moved import moved_by
 from scripts.registration.network_field import pair_network
 from scripts.registration.pair_output import PairFields, require_no_fold, write_pair
 from scripts.registration.start_field import StartField, read_start_field
@@ -136,6 +136,11 @@ def _start_field(settings: RegisterElasticConfig, name: str, fixed: ReadImage) -
     return read_start_field(path, settings.elastic_start_kind, fixed)
 
 
+def _registrar(network: torch.nn.Module) -> PairRegistrar:
+    # mypy takes no abstract class for a type, because one might construct it.
+    return unwrapped(network, PairRegistrar)  # type: ignore[type-abstract]
+
+
 class VelocityInferer(Inferer):
     """An inferer that returns an elastic network's velocities; both directions follow from them."""
 
@@ -144,7 +149,7 @@ class VelocityInferer(Inferer):
     ) -> torch.Tensor:
         """Velocities ``(B, d, *reduced)`` of pairs ``(B, 2, *shape)``."""
         assert isinstance(network, torch.nn.Module)
-        return unwrapped(network, PairRegistrar).velocity(inputs)
+        return _registrar(network).velocity(inputs)
 
 
 class RegisteredPairWriter(PairWriter):
@@ -162,7 +167,7 @@ class RegisteredPairWriter(PairWriter):
     def __init__(
         self, network: torch.nn.Module, settings: RegisterElasticConfig, folder: str | Path
     ) -> None:
-        self.network = unwrapped(network, PairRegistrar)
+        self.network = _registrar(network)
         self.settings = settings
         self.folder = Path(folder)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 import numpy as np
 import torch
 from torch import nn
@@ -12,14 +14,15 @@ from scripts.registration.start_field import StartField
 __all__ = ["PairRegistrar"]
 
 
-class PairRegistrar(nn.Module):
+class PairRegistrar(nn.Module, ABC):
     """A network that registers two images which an affine has brought together."""
 
     @property
+    @abstractmethod
     def spatial_dims(self) -> int:
         """Of the images that it takes."""
-        raise NotImplementedError
 
+    @abstractmethod
     def shown(
         self, fixed: WorldImage, moving: WorldImage, log_share: float | None, matrix: np.ndarray
     ) -> torch.Tensor:
@@ -31,12 +34,11 @@ class PairRegistrar(nn.Module):
             log_share: for densities, see `PairImagesConfig`.
             matrix: ``(4, 4)``, fixed to moving point, RAS mm.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def velocity(self, pair: torch.Tensor) -> torch.Tensor:
         """Velocities ``(B, d, *reduced)``, voxels of the grid, of pairs ``(B, 2, *shape)``."""
-        raise NotImplementedError
 
+    @abstractmethod
     def fields_of(self, velocity: torch.Tensor, fixed: WorldImage) -> StartField:
         """Both displacements on the fixed image's grid, from a velocity ``(1, d, *reduced)``."""
-        raise NotImplementedError

@@ -41,7 +41,7 @@ class ShippedElasticNetwork(PairRegistrar):
     ) -> torch.Tensor:
         """See `PairRegistrar.shown`."""
         pair = [_compared(image, log_share) for image in (fixed, moving)]
-        _, there, here = self.registration.prepared(pair[0], pair[1], torch.from_numpy(matrix))
+        there, here = self.registration.prepared(pair[0], pair[1], torch.from_numpy(matrix))
         return torch.cat([there.values, here.values], 1)[0]
 
     def velocity(self, pair: torch.Tensor) -> torch.Tensor:
@@ -68,10 +68,7 @@ class ShippedElasticNetwork(PairRegistrar):
 
     def fields_of(self, velocity: torch.Tensor, fixed: WorldImage) -> StartField:
         """See `PairRegistrar.fields_of`."""
-        grid = self.registration.grid_of(fixed)
-        source = WorldImage(velocity.new_zeros(1, 1, *grid.shape), grid.affine.cpu().numpy())
-        forward, inverse = self.registration.displacements(velocity)
-        return StartField(forward, inverse).on(source, fixed)
+        return self.registration.field(velocity, fixed)
 
 
 def _compared(image: WorldImage, log_share: float | None) -> WorldImage:

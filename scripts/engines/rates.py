@@ -13,7 +13,7 @@ from scripts.settings.schedules import SCHEDULES
 __all__ = ["RateShares", "cosine_share", "late_cosine_share"]
 
 _FINAL_SHARE = 0.01
-_LEVEL = 0.6
+_LEVEL = 0.6  # of the steps, after which a late cosine falls
 
 
 def cosine_share(progress: float, final_share: float = _FINAL_SHARE) -> float:
@@ -70,6 +70,11 @@ class RateShares:
     def rises(self) -> bool:
         """Whether the schedule begins with a rise of its own."""
         return self.name == "one_cycle"
+
+    @property
+    def level(self) -> float:
+        """Progress, 0 to 1, until which the shares do not depend on the number of steps."""
+        return {"late_cosine": _LEVEL, "cosine": 0.0, "one_cycle": 0.0}.get(self.name, 1.0)
 
     def at(self, step: int, losses: Sequence[float] = ()) -> float:
         """The share at a step, counted from 0.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import nn
 from scripts.networks.grids import regridded
 from scripts.spatial.warp import Warp, warp
 
-__all__ = ["VelocityIntegration", "invert_displacement"]
+__all__ = ["GridFlow", "VelocityIntegration", "invert_displacement"]
 
 _ROUGH_STEPS = 4  # error at worst 0.04 for a flow of 4 voxels, 0.13 for 8; 0.004 on average
 
@@ -114,3 +115,25 @@ class VelocityIntegration(nn.Module):
         if self.int_steps > 0:
             return forward, self(-velocity, shape)
         return forward, invert_displacement(forward)
+
+
+@dataclass(frozen=True)
+class GridFlow:
+    """An integration on one grid, as `unfolded_velocity` takes it.
+
+    Attributes:
+        integration: of the velocities.
+        shape: of the full grid.
+    """
+
+    integration: VelocityIntegration
+    shape: tuple[int, ...]
+
+    @property
+    def field_resolution(self) -> int:
+        """Factor by which the velocity's grid is reduced."""
+        return self.integration.factor
+
+    def displacements(self, velocity: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Forward and inverse displacement ``(B, d, *shape)`` of a velocity."""
+        return self.integration.both(velocity, self.shape)

@@ -10,8 +10,10 @@ import torch
 
 from scripts.registration.images import WorldImage, reduced, reduction_factors, require_contrast
 from scripts.registration.initialisation import starting_matrices
+from scripts.registration.moved import counted_of_both, moved_by
 from scripts.registration.network_start import NETWORK, shipped_start
 from scripts.registration.similarity import PairLoss
+from scripts.settings.refine import PairSettings
 from scripts.spatial.affine_parameters import (
     FAMILIES,
     Frame,
@@ -19,21 +21,12 @@ from scripts.spatial.affine_parameters import (
     parameter_count,
     parameters_of,
 )
-from scripts.spatial.resampling import resample_by_matrix
 
-__all__ = [
-    "AffineRefinement",
-    "AffineResult",
-    "counted_of_both",
-    "level_of",
-    "moved_by",
-    "start_in_family",
-]
+__all__ = ["AffineRefinement", "AffineResult", "level_of", "start_in_family"]
 
 _KEPT = 3  # candidates that continue after the coarsest level
 _FIRST_STEP, _LAST_STEP = 0.5, 0.01  # r.m.s. movement of a step, voxels of the level
 _SHRINK = 0.4  # of the step, after each window without progress
-_IN_HOLE = 0.01  # share of a voxel's values that may come from a hole
 _VOLUMES = (0.05, 20.0)  # allowed determinants of a transform between two anatomies
 
 
@@ -104,6 +97,14 @@ class AffineRefinement:
         self.similarity = similarity
         self.correlation_window = correlation_window
 
+    @classmethod
+    def of(cls, settings: PairSettings) -> AffineRefinement:
+        """The registration with the settings of a block."""
+        return cls(
+            settings.family, settings.starts, settings.levels, settings.iterations,
+            settings.window, settings.tolerance, settings.similarity, settings.correlation_window,
+        )  # fmt: skip
+
     def __call__(
         self, fixed: WorldImage, moving: WorldImage, start: torch.Tensor | None = None
     ) -> AffineResult:
@@ -167,55 +168,6 @@ def level_of(image: WorldImage, fixed: WorldImage, reduction: int) -> WorldImage
     """An image at a level of the fixed one's pyramid: voxels of similar size, nearly cubic."""
     size = reduction * float(fixed.spacing.min())
     return reduced(image, reduction_factors(image.spacing, size))
-
-
-def moved_by(
-    matrix: torch.Tensor,
-    fixed: WorldImage,
-    moving: WorldImage,
-    displacement: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """The moving image on the fixed grid, and the share of each voxel that it covers.
-
-    Args:
-        matrix: ``(B, 4, 4)``.
-        fixed: gives the grid.
-        moving: the image.
-        displacement: ``(B, d, *shape)`` in voxels of the fixed grid, applied before the matrix.
-    """
-    whole = moving.values
-    if moving.inside is not None:
-        whole = torch.cat([whole, moving.inside], dim=1)
-    found = resample_by_matrix(
-        whole.expand(len(matrix), *whole.shape[1:]), moving.affine, matrix, fixed.affine,
-        fixed.shape, displacement=displacement,
-    )  # fmt: skip
-    if moving.inside is None:
-        return found, None
-    return found[:, :-1], found[:, -1:]
-
-
-@torch.no_grad()
-def counted_of_both(
-    matrix: torch.Tensor,
-    fixed: WorldImage,
-    moving: WorldImage,
-    displacement: torch.Tensor | None = None,
-) -> torch.Tensor | None:
-    """Voxels of the fixed grid that are in no hole of either image, ``(B or 1, 1, *shape)`` bool.
-
-    The arguments are those of `moved_by`. None if neither image has a hole. There is no gradient:
-    a pair must not become more similar by moving a hole over what differs.
-    """
-    counted = None if fixed.hole is None else fixed.hole < _IN_HOLE
-    if moving.hole is not None:
-        hole = resample_by_matrix(
-            moving.hole.expand(len(matrix), *moving.hole.shape[1:]), moving.affine, matrix,
-            fixed.affine, fixed.shape, displacement=displacement,
-        )  # fmt: skip
-        there = hole < _IN_HOLE
-        counted = there if counted is None else counted & there
-    return counted
 
 
 class _Descent:

@@ -47,20 +47,12 @@ from scripts.spatial.volumes import (
     written_name,
 )
 
-__all__ = ["CohortAligner", "pair_refinement"]
+__all__ = ["CohortAligner"]
 
 logger = logging.getLogger(__name__)
 
 TEMPLATE = "template.nii.gz"
 _ODD = 5.0  # a correlation this many median absolute deviations below the median is reported
-
-
-def pair_refinement(settings: Any) -> AffineRefinement:
-    """The registration with the settings of a `PairSettings` block."""
-    return AffineRefinement(
-        settings.family, settings.starts, settings.levels, settings.iterations, settings.window,
-        settings.tolerance, settings.similarity, settings.correlation_window,
-    )  # fmt: skip
 
 
 class CohortAligner:
@@ -172,7 +164,7 @@ class CohortAligner:
     def _to_mean(self, kept: KeptTransforms) -> Alignment:
         settings = self.settings
         aligner = MeanAlignment(
-            pair_refinement(settings), settings.rounds, settings.spacing, settings.margin, kept
+            AffineRefinement.of(settings), settings.rounds, settings.spacing, settings.margin, kept
         )
         images = [subject.read.image for subject in self.subjects]
         with progress_bar(aligner.steps(len(images)), "alignment") as bar:
@@ -188,7 +180,7 @@ class CohortAligner:
 
     def _to_target(self, kept: KeptTransforms) -> Alignment:
         assert self.target is not None
-        target, refine = self.target.image, pair_refinement(self.settings)
+        target, refine = self.target.image, AffineRefinement.of(self.settings)
         if target.values.shape[1] != self.subjects[0].read.image.values.shape[1]:
             raise CohortError(f"{self.target.path}: has another number of channels")
         if self.target.spatial_dims != self.subjects[0].read.spatial_dims:

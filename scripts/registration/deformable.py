@@ -8,11 +8,13 @@ from dataclasses import dataclass, field
 import torch
 
 from scripts.losses.smoothness import SmoothnessLoss
-from scripts.networks.integration import VelocityIntegration
-from scripts.registration.affine import counted_of_both, level_of, moved_by
-from scripts.registration.images import WorldImage, require_contrast
+from scripts.networks.integration import GridFlow, VelocityIntegration
+from scripts.registration.affine import level_of
+from scripts.registration.images import WorldImage, counts, require_contrast
+from scripts.registration.moved import counted_of_both, moved_by
 from scripts.registration.similarity import PairLoss
 from scripts.registration.start_field import StartField, carried
+from scripts.settings.refine import RefineConfig
 from scripts.spatial.affine_parameters import (
     FAMILIES,
     Frame,
@@ -28,7 +30,6 @@ __all__ = ["ElasticRefinement", "ElasticResult"]
 
 _FIRST_STEP, _LAST_STEP = 0.2, 0.02  # of the velocity, voxels of the level
 _SHRINK = 0.5
-_IN_HOLE = 0.01  # share of a voxel that may lie in a mask
 _AFFINE_STEP = 0.05  # of the matrix's parameters in a joint registration, as a part of half widths
 
 
@@ -54,18 +55,6 @@ class ElasticResult:
     start_loss: float
     levels: list[dict[str, float]] = field(default_factory=list)
     jacobian: dict[str, dict[str, float]] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class _LevelFlow:
-    """The integration on the grid of one level."""
-
-    integration: VelocityIntegration
-    shape: tuple[int, ...]
-    field_resolution: int = 1
-
-    def displacements(self, velocity: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.integration.both(velocity, self.shape)
 
 
 class ElasticRefinement:
@@ -113,6 +102,15 @@ class ElasticRefinement:
         self.integration = VelocityIntegration(int_steps)
         self.family = family
 
+    @classmethod
+    def of(cls, settings: RefineConfig, family: str | None = None) -> ElasticRefinement:
+        """The registration with the settings of a block; ``family`` as for the class."""
+        return cls(
+            settings.levels, settings.iterations, settings.window, settings.tolerance,
+            settings.similarity, settings.correlation_window, settings.smoothness_weight,
+            settings.int_steps, family,
+        )  # fmt: skip
+
     def __call__(
         self,
         fixed: WorldImage,
@@ -149,11 +147,11 @@ class ElasticRefinement:
             level = _Level(self, small[0], small[1], fixed, field)
             velocity, matrix, steps, loss = level.run(begun, matrix)
             if small[0].hole is not None:
-                velocity = extended_field(velocity, small[0].hole < _IN_HOLE)
+                velocity = extended_field(velocity, counts(small[0].hole))
             grid = small[0]
             told.append({"reduction": size, "steps": steps, "loss": loss})
         assert velocity is not None and grid is not None
-        velocity = unfolded_velocity(_LevelFlow(self.integration, grid.shape), velocity)
+        velocity = unfolded_velocity(GridFlow(self.integration, grid.shape), velocity)
         still = torch.zeros_like(velocity)
         start_loss, loss = level.loss(still, given), level.loss(velocity, matrix)
         if not loss <= start_loss:

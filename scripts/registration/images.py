@@ -19,6 +19,8 @@ __all__ = [
     "ReadImage",
     "WorldImage",
     "constant_reason",
+    "counts",
+    "known_of_both",
     "normalised",
     "read_image",
     "reduced",
@@ -29,6 +31,7 @@ __all__ = [
 
 
 _SAME = 0.01  # voxels between corners of one grid
+_IN_HOLE = 0.01  # share of a voxel that may be of a hole
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,6 +75,18 @@ class WorldImage:
 def spacing_of(affine: np.ndarray, spatial_dims: int) -> np.ndarray:
     """Size of a voxel along each axis, mm."""
     return np.linalg.norm(np.asarray(affine)[:3, :spatial_dims], axis=0)
+
+
+def counts(hole: torch.Tensor) -> torch.Tensor:
+    """Which voxels count, bool, by the share of each that doesn't (`WorldImage.hole`)."""
+    return hole < _IN_HOLE
+
+
+def known_of_both(one: torch.Tensor | None, other: torch.Tensor | None) -> torch.Tensor | None:
+    """Share of each voxel that both of two images cover (`WorldImage.inside`); None: all of it."""
+    if one is None or other is None:
+        return other if one is None else one
+    return one * other
 
 
 def constant_reason(values: torch.Tensor) -> str | None:

@@ -9,9 +9,10 @@ from pathlib import Path
 import torch
 
 from scripts.errors import CohortError
+from scripts.networks.integration import GridFlow
 from scripts.networks.passes import PairPasses
 from scripts.registration.contrast import CONTRASTS, ContrastMatch, matches_better
-from scripts.registration.images import WorldImage
+from scripts.registration.images import WorldImage, known_of_both
 from scripts.registration.network_start import NetworkGrid, single_channel
 from scripts.registration.similarity import PairLoss
 from scripts.registration.start_field import StartField
@@ -42,21 +43,6 @@ class NetworkVelocity:
     matched: bool
     loss: float
     start_loss: float
-
-
-@dataclass(frozen=True)
-class _Flow:
-    """The network's flow on one grid, for `unfolded_velocity`."""
-
-    network: PairNetwork
-    shape: tuple[int, ...]
-
-    @property
-    def field_resolution(self) -> int:
-        return self.network.integration.factor
-
-    def displacements(self, velocity: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.network.integration.both(velocity, self.shape)
 
 
 class NetworkField:
@@ -93,21 +79,19 @@ class NetworkField:
         Raises:
             CohortError: the images are planes.
         """
-        grid, there, here = self.prepared(fixed, moving, matrix)
+        there, here = self.prepared(fixed, moving, matrix)
         found = self.velocity(here, there)
-        displacement, inverse = self.displacements(found.velocity)
-        source = WorldImage(there.values, grid.affine.cpu().numpy())
-        return StartField(displacement, inverse).on(source, fixed), found
+        return self.field(found.velocity, fixed), found
 
     @staticmethod
-    def grid_of(fixed: WorldImage) -> NetworkGrid:
+    def _grid_of(fixed: WorldImage) -> NetworkGrid:
         """The network's grid for a fixed image."""
         return NetworkGrid.of_image(fixed, _SIDE, enlarge=False)
 
     def prepared(
         self, fixed: WorldImage, moving: WorldImage, matrix: torch.Tensor | None = None
-    ) -> tuple[NetworkGrid, WorldImage, WorldImage]:
-        """The network's grid for a pair, and the fixed and the moving image on it.
+    ) -> tuple[WorldImage, WorldImage]:
+        """The fixed and the moving image of a pair on the network's grid.
 
         Raises:
             CohortError: the images are planes.
@@ -119,15 +103,15 @@ class NetworkField:
             )
         eye = torch.eye(4, dtype=torch.float64, device=fixed.values.device)
         given = eye if matrix is None else matrix.to(eye)
-        grid = self.grid_of(fixed)
+        grid = self._grid_of(fixed)
         there = grid.seen(single_channel(fixed, grid.size), eye[None])
-        return grid, there, grid.seen(single_channel(moving, grid.size), given[None])
+        return there, grid.seen(single_channel(moving, grid.size), given[None])
 
-    def displacements(self, velocity: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Forward and inverse displacement of a velocity, in voxels on the network's grid."""
-        factor = self.network.integration.factor
-        shape = tuple(n * factor for n in velocity.shape[2:])
-        return _Flow(self.network, shape).displacements(velocity)
+    def field(self, velocity: torch.Tensor, fixed: WorldImage) -> StartField:
+        """A velocity on the network's grid as a field on the fixed image's."""
+        grid = self._grid_of(fixed)
+        source = WorldImage(velocity.new_zeros(1, 1, *grid.shape), grid.affine.cpu().numpy())
+        return StartField(*self.network.integration.both(velocity, grid.shape)).on(source, fixed)
 
     @torch.no_grad()
     def velocity(self, here: WorldImage, there: WorldImage) -> NetworkVelocity:
@@ -138,12 +122,12 @@ class NetworkField:
             there: the fixed image, likewise.
         """
         self.network.to(there.values.device)
-        weight = _common(here, there)
+        weight = known_of_both(here.inside, there.inside)
         matched = self.contrast == "other" or (
             self.contrast == "auto" and matches_better(here.values, there.values, weight)
         )
         velocity = self._velocity(here.values, there.values, weight, matched)
-        velocity = unfolded_velocity(_Flow(self.network, there.shape), velocity)
+        velocity = unfolded_velocity(GridFlow(self.network.integration, there.shape), velocity)
         before, after = self._losses(here, there, velocity, matched)
         if not after < before:
             velocity, after = torch.zeros_like(velocity), before
@@ -183,20 +167,12 @@ class NetworkField:
     ) -> tuple[float, float]:
         """Before and after, in the contrast that the images match best in after the field."""
         loss = PairLoss(there, "local_correlation", _WINDOW)
-        displacement, _ = self.displacements(velocity)
+        displacement = self.network.integration(velocity, there.shape)
         moved = self.network.warp(here.values, displacement)
         inside = None if here.inside is None else self.network.warp(here.inside, displacement)
         match = ContrastMatch.between(moved, there.values) if matched else torch.nn.Identity()
         before = float(loss(match(here.values), here.inside))
         return before, float(loss(match(moved), inside))
-
-
-def _common(here: WorldImage, there: WorldImage) -> torch.Tensor | None:
-    """Where both images are known."""
-    parts = [one.inside for one in (here, there) if one.inside is not None]
-    if not parts:
-        return None
-    return parts[0] if len(parts) == 1 else parts[0] * parts[1]
 
 
 @functools.lru_cache(maxsize=1)

@@ -12,11 +12,12 @@ import torch
 
 from scripts.registration.images import WorldImage, reduced, reduction_factors
 from scripts.registration.initialisation import starting_matrices
+from scripts.registration.moved import moved_by, on_grid
 from scripts.registration.similarity import PairLoss
-from scripts.shipped.affine_network import AffinePairNetwork, centred_grid
+from scripts.shipped.affine_network import AffinePairNetwork
+from scripts.shipped.centred_grid import centred_grid
 from scripts.shipped.weights import SHIPPED_AFFINE, load_affine_pair_network
 from scripts.spatial.affine_parameters import Frame
-from scripts.spatial.resampling import resample_by_matrix
 
 __all__ = ["NETWORK", "NetworkGrid", "NetworkStart", "shipped_start", "single_channel"]
 
@@ -80,18 +81,9 @@ class NetworkGrid:
             image: of voxels of about this size.
             matrices: from this grid's world to the image's.
         """
-        whole = image.values
-        if image.inside is not None:
-            whole = torch.cat([whole, image.inside], 1)
-        found = resample_by_matrix(
-            whole.expand(len(matrices), *whole.shape[1:]),
-            image.affine,
-            matrices,
-            self.affine,
-            self.shape,
-        )
-        inside = None if image.inside is None else found[:, -1:]
-        return WorldImage(found[:, :1], self.affine.cpu().numpy(), inside)
+        affine = self.affine
+        values, inside = on_grid(image, matrices, affine, self.shape)
+        return WorldImage(values, affine.cpu().numpy(), inside)
 
 
 def single_channel(image: WorldImage, size: float) -> WorldImage:
@@ -158,16 +150,7 @@ class NetworkStart:
         starts = starting_matrices(small[0], small[1], ("identity", "centre", "axes", "search"))
         if given is not None:
             starts = torch.cat([given.to(starts), starts])
-        moved = resample_by_matrix(
-            small[1].values.expand(len(starts), *small[1].values.shape[1:]),
-            small[1].affine, starts, small[0].affine, small[0].shape,
-        )  # fmt: skip
-        seen = None
-        if small[1].inside is not None:
-            seen = resample_by_matrix(
-                small[1].inside.expand(len(starts), *small[1].inside.shape[1:]),
-                small[1].affine, starts, small[0].affine, small[0].shape,
-            )  # fmt: skip
+        moved, seen = moved_by(starts, small[0], small[1])
         losses = PairLoss(small[0])(moved, seen)
         kept: list[int] = []
         for index in losses.argsort().tolist():

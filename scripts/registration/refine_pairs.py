@@ -15,15 +15,11 @@ import torch
 
 from scripts.errors import CohortError, ConfigurationError
 from scripts.networks.precision import open_device
-from scripts.registration.affine import (
-    AffineRefinement,
-    AffineResult,
-    moved_by,
-    start_in_family,
-)
+from scripts.registration.affine import AffineRefinement, AffineResult, start_in_family
 from scripts.registration.contrast import ContrastMatch, matches_better
 from scripts.registration.deformable import ElasticRefinement, ElasticResult
-from scripts.registration.images import ReadImage, WorldImage
+from scripts.registration.images import ReadImage, WorldImage, known_of_both
+from scripts.registration.moved import moved_by
 from scripts.registration.network_field import NetworkField, pair_network
 from scripts.registration.network_start import NETWORK
 from scripts.registration.pair_output import (
@@ -147,20 +143,13 @@ class PairRefiner:
         elastic: ElasticResult | None = None
         matrix = start
         if settings.mode != "elastic":
-            affine = AffineRefinement(
-                settings.family, settings.starts, settings.levels, settings.iterations,
-                settings.window, settings.tolerance, settings.similarity,
-                settings.correlation_window,
-            )(fixed.image, moving.image, start)  # fmt: skip
+            affine = AffineRefinement.of(settings)(fixed.image, moving.image, start)
             matrix = affine.matrix
         if settings.mode != "affine":
             family = settings.family if settings.mode == "joint" else None
             field = self._field(path, moving, matrix)
-            elastic = ElasticRefinement(
-                settings.levels, settings.iterations, settings.window, settings.tolerance,
-                settings.similarity, settings.correlation_window, settings.smoothness_weight,
-                settings.int_steps, family,
-            )(fixed.image, self._compared(moving, matrix, field), matrix, field)  # fmt: skip
+            shown = self._compared(moving, matrix, field)
+            elastic = ElasticRefinement.of(settings, family)(fixed.image, shown, matrix, field)
             matrix = elastic.matrix
             if settings.verify_jacobian:
                 require_no_fold(path, elastic.jacobian, _ADVICE)
@@ -197,7 +186,7 @@ class PairRefiner:
         given = torch.eye(4, dtype=torch.float64) if matrix is None else matrix
         move = None if field is None else field.forward
         moved, seen = moved_by(given.to(self.device)[None], fixed, image, move)
-        weight = seen if fixed.inside is None else fixed.inside * (1 if seen is None else seen)
+        weight = known_of_both(seen, fixed.inside)
         values = []
         for channel in range(moved.shape[1]):
             pair = moved[:, channel : channel + 1], fixed.values[:, channel : channel + 1]

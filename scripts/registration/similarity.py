@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from scripts.losses.local_correlation import LocalCorrelationLoss
-from scripts.registration.images import WorldImage
+from scripts.registration.images import WorldImage, known_of_both
 
 __all__ = ["SIMILARITIES", "PairLoss", "correlation_loss"]
 
@@ -74,8 +74,8 @@ class PairLoss:
         """
         if counted is not None:
             return self._of_counted(moved, seen, counted)
-        fixed, known = self.fixed.values, self.fixed.inside
-        weight = seen if known is None else known if seen is None else seen * known
+        fixed = self.fixed.values
+        weight = known_of_both(seen, self.fixed.inside)
         if self.local is None:
             loss = correlation_loss(moved, fixed, weight)
         else:

@@ -16,6 +16,7 @@ from scripts.settings.section import (
     Section,
     Size,
     check_folder_names,
+    check_not_blank,
     setting,
 )
 from scripts.settings.transforms import TRANSFORMS, Transforms
@@ -84,12 +85,7 @@ class AtlasToPatientConfig(Section):
                 raise ValueError(f"has the name of an output folder: {name!r}")
         return names
 
-    @field_validator("reference")
-    @classmethod
-    def _check_reference(cls, reference: str | None) -> str | None:
-        if reference is not None and not reference.strip():
-            raise ValueError("is empty")
-        return reference
+    _reference = field_validator("reference")(check_not_blank)
 
 
 load_atlas_to_patient = AtlasToPatientConfig.of_config

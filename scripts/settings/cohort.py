@@ -23,6 +23,7 @@ from scripts.settings.section import (
     Typed,
     Workers,
     check_names,
+    check_not_blank,
     check_placeholders,
     check_relative,
     setting,
@@ -255,12 +256,7 @@ class LearnedAtlasCohortConfig(Section):
             raise ValueError("is not a .tsv file")
         return path
 
-    @field_validator("reference", "density_dir", "label_names")
-    @classmethod
-    def _check_path(cls, path: str | None) -> str | None:
-        if path is not None and not path.strip():
-            raise ValueError("is empty")
-        return path
+    _paths = field_validator("reference", "density_dir", "label_names")(check_not_blank)
 
     _exclude = field_validator("exclude")(check_exclude)
 

@@ -19,6 +19,7 @@ from scripts.settings.section import (
     Size,
     Text,
     Typed,
+    check_given,
     setting,
     to_list,
     to_path,
@@ -74,12 +75,7 @@ class ImagePairs(Section):
         pattern=r"^(?:cpu|cuda(?::[0-9]+)?)$",
     )
 
-    @field_validator("fixed")
-    @classmethod
-    def _check_fixed(cls, fixed: str) -> str:
-        if not fixed.strip():
-            raise ValueError("is missing")
-        return fixed
+    _fixed = field_validator("fixed")(check_given)
 
     @field_validator("moving")
     @classmethod

@@ -19,6 +19,7 @@ from scripts.settings.section import (
     Sizes,
     Text,
     Texts,
+    check_not_blank,
     setting,
 )
 from scripts.settings.transforms import ONE_TRANSFORM, Start
@@ -171,12 +172,7 @@ class RefineConfig(PairSettings, ImagePairs):
 
     _check_moving_mask = field_validator("moving_mask")(check_subject_image)
 
-    @field_validator("fixed_mask")
-    @classmethod
-    def _check_fixed_mask(cls, path: str | None) -> str | None:
-        if path is not None and not path.strip():
-            raise ValueError("is empty")
-        return path
+    _check_fixed_mask = field_validator("fixed_mask")(check_not_blank)
 
     @model_validator(mode="after")
     def _check_elastic_start(self) -> Self:

@@ -53,7 +53,9 @@ __all__ = [
     "Typed",
     "Workers",
     "check_folder_names",
+    "check_given",
     "check_names",
+    "check_not_blank",
     "check_placeholders",
     "check_relative",
     "rule_of",
@@ -407,6 +409,20 @@ def _leaves(settings: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, 
 # ---------------------------------------------------------------------------------------------
 # Rules shared by several settings
 # ---------------------------------------------------------------------------------------------
+
+
+def check_not_blank(path: str | None) -> str | None:
+    """Refuse a blank path of a setting that may be None."""
+    if path is not None and not path.strip():
+        raise ValueError("is empty")
+    return path
+
+
+def check_given(path: str | None) -> str | None:
+    """Refuse the blank path of a file that a job needs."""
+    if path is not None and not path.strip():
+        raise ValueError("is missing")
+    return path
 
 
 def check_relative(path: str) -> None:

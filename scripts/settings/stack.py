@@ -18,6 +18,7 @@ from scripts.settings.section import (
     Section,
     Text,
     Texts,
+    check_given,
     check_relative,
     setting,
     to_float,
@@ -143,12 +144,7 @@ class StackSettings(Section):
         "threads or processes",
     )
 
-    @field_validator("stack")
-    @classmethod
-    def _check_stack(cls, path: str) -> str:
-        if not path.strip():
-            raise ValueError("is missing")
-        return path
+    _stack = field_validator("stack")(check_given)
 
     @field_validator("array")
     @classmethod
@@ -390,12 +386,7 @@ class ApplyStackConfig(StackSettings):
 
     transforms: FilePath = setting("", "The `transforms.json` of a registered stack.", "a path")
 
-    @field_validator("transforms")
-    @classmethod
-    def _check_transforms(cls, path: str) -> str:
-        if not path.strip():
-            raise ValueError("is missing")
-        return path
+    _transforms = field_validator("transforms")(check_given)
 
 
 load_register_stack = RegisterStackConfig.of_config

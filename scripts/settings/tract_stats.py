@@ -14,6 +14,7 @@ from scripts.settings.section import (
     Section,
     Typed,
     check_folder_names,
+    check_not_blank,
     setting,
     to_float,
     to_list,
@@ -120,12 +121,7 @@ class TractStatsConfig(Section):
                 raise ValueError(f"contains a name that the table reserves: {name!r}")
         return images
 
-    @field_validator("lesions", "density", "log_jacobian")
-    @classmethod
-    def _check_path(cls, path: str | None) -> str | None:
-        if path is not None and not path.strip():
-            raise ValueError("is empty")
-        return path
+    _paths = field_validator("lesions", "density", "log_jacobian")(check_not_blank)
 
     @field_validator("percentiles")
     @classmethod

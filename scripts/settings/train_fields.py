@@ -20,6 +20,7 @@ from scripts.settings.section import (
     Section,
     Text,
     Texts,
+    check_given,
     section,
     setting,
     to_section,
@@ -243,12 +244,7 @@ class TrainFieldsConfig(PairSelection):
         TrainFieldsOptimizerConfig, "Training."
     )
 
-    @field_validator("pairs")
-    @classmethod
-    def _check_pairs(cls, pairs: str) -> str:
-        if not pairs.strip():
-            raise ValueError("is missing")
-        return pairs
+    _pairs = field_validator("pairs")(check_given)
 
     _fold = field_validator("fold")(check_fold)
 

@@ -6,7 +6,14 @@ from typing import ClassVar, Literal
 
 from pydantic import field_validator
 
-from scripts.settings.section import FilePath, Names, Section, check_folder_names, setting
+from scripts.settings.section import (
+    FilePath,
+    Names,
+    Section,
+    check_folder_names,
+    check_given,
+    setting,
+)
 from scripts.settings.transforms import TRANSFORMS, TransformEntry, Transforms
 
 __all__ = ["WarpConfig", "load_warp"]
@@ -39,12 +46,7 @@ class WarpConfig(Section):
         check_folder_names(names)
         return names
 
-    @field_validator("image", "reference")
-    @classmethod
-    def _check_path(cls, path: str) -> str:
-        if not path.strip():
-            raise ValueError("is missing")
-        return path
+    _paths = field_validator("image", "reference")(check_given)
 
     @field_validator("transforms")
     @classmethod

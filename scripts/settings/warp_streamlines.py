@@ -6,7 +6,14 @@ from typing import ClassVar, Literal
 
 from pydantic import field_validator
 
-from scripts.settings.section import FilePath, Names, Section, check_folder_names, setting
+from scripts.settings.section import (
+    FilePath,
+    Names,
+    Section,
+    check_folder_names,
+    check_given,
+    setting,
+)
 from scripts.settings.transforms import TRANSFORMS, Transforms
 
 __all__ = ["WarpStreamlinesConfig", "load_warp_streamlines"]
@@ -57,12 +64,7 @@ class WarpStreamlinesConfig(Section):
         check_folder_names(names)
         return names
 
-    @field_validator("tractogram", "reference")
-    @classmethod
-    def _check_path(cls, path: str | None) -> str | None:
-        if path is not None and not path.strip():
-            raise ValueError("is missing")
-        return path
+    _paths = field_validator("tractogram", "reference")(check_given)
 
 
 load_warp_streamlines = WarpStreamlinesConfig.of_config

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
-from scripts.networks.described import DescribedNetwork
-from scripts.networks.grids import averaged, reduced_shape
-from scripts.networks.pair_inputs import PairForces
-from scripts.networks.unet import RegistrationUNet
+from scripts.networks.grids import averaged
+from scripts.shipped.centred_grid import centred_grid, centred_points
+from scripts.shipped.pair_unet import FIELD_RESOLUTION, PairUNet
 from scripts.spatial.matrix_fit import fit_matrix
 from scripts.spatial.resampling import resample_by_matrix
 
-__all__ = ["PASSES", "AffinePairNetwork", "AffinePass", "centred_grid"]
+__all__ = ["AffinePairNetwork", "AffinePass"]
 
-PASSES = (2, 1, 1)
-"""Factors by which the pair is averaged for each pass of the U-Net."""
-_HALF = 2  # the field's grid is that of a pass, reduced by this
 _RIDGE = 1e-3
 _PRESENT = 0.02  # of the maximum: voxels above it, in either image, count
 _LEAST = 1e-6  # weight of the others, so that an empty pair has a fit
@@ -46,7 +41,7 @@ class AffinePass:
     reduction: int
 
 
-class AffinePairNetwork(DescribedNetwork):
+class AffinePairNetwork(PairUNet):
     """A U-Net finds where points of the fixed image lie, and which of them to trust.
 
     Its input are the images and the forces between them (`PairForces`), its output a displacement
@@ -57,34 +52,17 @@ class AffinePairNetwork(DescribedNetwork):
     All coordinates are voxels from the centre of the grid, whose voxels are cubic.
 
     Args:
-        enc_features: see `RegistrationUNet`.
-        dec_features: see `RegistrationUNet`.
-        passes: factors by which the pair is averaged.
-        seed: of the starting weights.
-        description: see `DescribedNetwork`.
+        enc_features: see `PairUNet`.
+        dec_features: see `PairUNet`.
+        passes: see `PairUNet`.
+        seed: see `PairUNet`.
+        description: see `PairUNet`.
     """
 
-    def __init__(
-        self,
-        enc_features: Sequence[int] = (16, 32, 32, 32),
-        dec_features: Sequence[int] = (32, 32, 32, 16, 16),
-        passes: Sequence[int] = PASSES,
-        seed: int | None = None,
-        description: Mapping[str, Any] | None = None,
-    ) -> None:
-        super().__init__(description)
-        self.passes = tuple(passes)
-        self.unet = RegistrationUNet(
-            3,
-            PairForces.channels(3),
-            enc_features,
-            dec_features,
-            factor=_HALF,
-            seed=seed,
-            further=1,
-        )
-        self.unet.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-        self.forces = PairForces()
+    usual_passes = (2, 1, 1)
+    further = 1
+    kind = "affine pair registration"
+    called = "affine network"
 
     def forward(
         self,
@@ -128,29 +106,12 @@ class AffinePairNetwork(DescribedNetwork):
             seen = resample_by_matrix(averaged(moving, factor), grid, before, grid, there.shape[2:])
             inputs = self.forces(self.forces.copies(seen), self.forces.copies(there))
             level = torch.maximum(seen, there) > _PRESENT
-            present = averaged(level.float(), _HALF).flatten(1)
+            present = averaged(level.float(), FIELD_RESOLUTION).flatten(1)
         found = self.unet(inputs.contiguous(memory_format=torch.channels_last_3d)).float()
         with torch.autocast(moving.device.type, enabled=False):
-            points = _points(shape, factor * _HALF).to(moving.device)
+            points = centred_points(shape, factor * FIELD_RESOLUTION)[None].to(moving.device)
             moved = points + factor * found[:, :3].flatten(2).mT.double()
             points = points.expand_as(moved)
             weight = found[:, 3].flatten(1).sigmoid() * present + _LEAST
             step = fit_matrix(points, moved, weight, family, _RIDGE).matrix
-        return AffinePass(before, before @ step, points, moved, present, factor * _HALF)
-
-
-def centred_grid(shape: Sequence[int], factor: int = 1) -> torch.Tensor:
-    """``(4, 4)`` float64: from voxels of a reduced grid to full voxels from the grid's centre."""
-    grid = torch.eye(4, dtype=torch.float64)
-    for axis, n in enumerate(shape):
-        grid[axis, axis] = factor
-        grid[axis, 3] = (factor - 1) / 2 - (n - 1) / 2
-    return grid
-
-
-def _points(shape: Sequence[int], factor: int) -> torch.Tensor:
-    """Centres of a reduced grid's voxels ``(1, K, 3)`` float64, see `centred_grid`."""
-    axes = [torch.arange(n, dtype=torch.float64) for n in reduced_shape(shape, factor)]
-    index = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).flatten(0, 2)
-    grid = centred_grid(shape, factor)
-    return (index @ grid[:3, :3].T + grid[:3, 3])[None]
+        return AffinePass(before, before @ step, points, moved, present, factor * FIELD_RESOLUTION)

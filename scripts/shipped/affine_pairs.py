@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from scripts.networks.grids import reduced_shape
 from scripts.networks.integration import VelocityIntegration
-from scripts.shipped.bundles import moved_density, random_bundles
+from scripts.shipped.bundles import moved_density, of_another, random_bundles
+from scripts.shipped.centred_grid import centred_points
 from scripts.shipped.flows import random_velocity
 from scripts.shipped.noise import smooth
 from scripts.shipped.shapes import RandomShapes
@@ -90,7 +92,7 @@ class AffinePairGenerator:
         matrix = self._matrix(rng, shape)
         velocity = random_velocity(rng, shape, _ONES, self.flow * float(rng.random()))
         flow = self.integration(velocity, shape)
-        points = _centred_points(shape)
+        points = _places(shape)
         move = _apply(matrix, points + flow[0]) - points
         if rng.random() < 0.5:
             images, kind = self._images(rng, shape, move[None]), "images"
@@ -131,13 +133,9 @@ class AffinePairGenerator:
         count = int(np.exp(rng.uniform(np.log(3), np.log(40))))
         bundles = random_bundles(rng, shape, count, mirrored=rng.random() < 0.5)
         lines = int(np.exp(rng.uniform(np.log(400), np.log(2000))))
-        there = [
-            replace(bundle, weight=bundle.weight * float(np.exp(0.3 * rng.normal())))
-            for bundle in bundles
-            if rng.random() > 0.06
-        ] or bundles[:1]
+        there = of_another(bundles, rng)
         # A moving point p lies at exp(-v)(A^-1 p) in the fixed image.
-        half = _centred_points(shape, _FACTOR)
+        half = _places(shape, _FACTOR)
         back = np.linalg.inv(np.vstack([matrix, [0, 0, 0, 1]]))[:3]
         away = _apply(back, half) - half
         flow = self.integration(-velocity, shape, reduction=_FACTOR)
@@ -152,13 +150,10 @@ class AffinePairGenerator:
         return torch.log1p(moving / offset), torch.log1p(fixed / offset)
 
 
-def _centred_points(shape: Sequence[int], factor: int = 1) -> torch.Tensor:
-    """Centres of a reduced grid's voxels, in full voxels from the centre: ``(3, *reduced)``."""
-    axes = [
-        torch.arange(-(-n // factor)) * float(factor) + (factor - 1) / 2 - (n - 1) / 2
-        for n in shape
-    ]
-    return torch.stack(torch.meshgrid(*axes, indexing="ij"))
+def _places(shape: Sequence[int], factor: int = 1) -> torch.Tensor:
+    """`centred_points` as a map ``(3, *reduced)`` float32."""
+    points = centred_points(shape, factor).T.reshape(3, *reduced_shape(shape, factor))
+    return points.float()
 
 
 def _apply(matrix: NDArray[np.float64], points: torch.Tensor) -> torch.Tensor:

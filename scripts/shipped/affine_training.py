@@ -12,8 +12,7 @@ from scripts.networks.grids import averaged
 from scripts.networks.precision import autocast
 from scripts.shipped.affine_network import AffinePairNetwork, AffinePass
 from scripts.shipped.affine_pairs import AffinePair, AffinePairGenerator
-from scripts.shipped.training import GeneratedTraining
-from scripts.shipped.weights import save_affine_pair_network
+from scripts.shipped.training import GeneratedTraining, move_left
 from scripts.spatial.matrix_fit import fit_matrix
 
 __all__ = ["AffinePairTraining", "affine_pair_loss"]
@@ -98,6 +97,8 @@ class AffinePairTraining(GeneratedTraining[AffinePairNetwork]):
         schedule_factor: see `GeneratedTraining`.
     """
 
+    title = "Affine registration of tract densities and images it has never seen"
+
     def __init__(
         self,
         network: AffinePairNetwork,
@@ -128,17 +129,10 @@ class AffinePairTraining(GeneratedTraining[AffinePairNetwork]):
         own = {"lr": self.lr, "batch": self.batch, "dense": self.dense, "dtype": self.dtype}
         return {**self.pairs.plan, **own, **self._schedule}
 
-    def about(self) -> dict[str, Any]:
-        """Facts stored with the network."""
-        last = self.curve[-_LAST_STEPS:]
-        left = sum(row["error"] for row in last) / sum(row["move"] for row in last)
-        return {
-            "title": "Affine registration of tract densities and images it has never seen",
-            "licence": "Apache-2.0",
-            "data": "generated pairs alone (scripts/shipped), no data of people",
-            "training": {**self.plan, "steps": self.steps, "step": self.step},
-            "share_of_the_move_left": round(left, 4),
-        }
+    @property
+    def share_left(self) -> float:
+        """See `GeneratedTraining.share_left`."""
+        return move_left(self.curve[-_LAST_STEPS:])
 
     def terms(self, step: int) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
         """See `GeneratedTraining.terms`; the gradients of all pairs but the last are added here."""
@@ -152,6 +146,3 @@ class AffinePairTraining(GeneratedTraining[AffinePairNetwork]):
             if number < self.batch - 1:
                 terms["loss"].backward()
         return {"loss": terms["loss"]}, total
-
-    def _keep(self, name: str) -> None:
-        save_affine_pair_network(self.network, self.folder / name, self.about())

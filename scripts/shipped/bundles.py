@@ -17,7 +17,7 @@ from scipy.interpolate import CubicSpline
 from scripts.shipped.noise import Lengths
 from scripts.spatial.warp import sample
 
-__all__ = ["RandomBundle", "moved_density", "random_bundles"]
+__all__ = ["RandomBundle", "moved_density", "of_another", "random_bundles"]
 
 FloatArray = NDArray[np.float64]
 
@@ -79,6 +79,15 @@ def random_bundles(
         if mirrored and len(found) < count and rng.random() < 0.85:
             found.append(bundle.mirrored(lengths[0] / 2))
     return found
+
+
+def of_another(bundles: Sequence[RandomBundle], rng: np.random.Generator) -> list[RandomBundle]:
+    """The bundles as another subject has them: with other weights, a few of them missing."""
+    return [
+        replace(bundle, weight=bundle.weight * float(np.exp(0.3 * rng.normal())))
+        for bundle in bundles
+        if rng.random() > 0.06
+    ] or list(bundles[:1])
 
 
 def _random_bundle(rng: np.random.Generator, lengths: FloatArray) -> RandomBundle:

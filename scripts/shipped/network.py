@@ -7,56 +7,44 @@ from typing import Any
 
 import torch
 
-from scripts.networks.described import DescribedNetwork
 from scripts.networks.integration import VelocityIntegration
-from scripts.networks.pair_inputs import PairForces
 from scripts.networks.passes import PairPasses
 from scripts.networks.smoothing import GaussianSmoothing
-from scripts.networks.unet import RegistrationUNet
+from scripts.shipped.pair_unet import FIELD_RESOLUTION, PairUNet
 from scripts.spatial.warp import Warp
 
-__all__ = ["PASSES", "PairNetwork"]
+__all__ = ["PairNetwork"]
 
-PASSES = (4, 2, 1, 1)
-"""Factors by which the pair is averaged for each pass of the U-Net."""
-FIELD_RESOLUTION = 2
 VELOCITY_SMOOTHING = 3.0  # voxels
 
 
-class PairNetwork(DescribedNetwork):
+class PairNetwork(PairUNet):
     """A U-Net applied in several passes to a pair and to the forces between its images.
 
     Its weights are those of a `RegistrationUNet`; integration, smoothing and warp have none. They
     work on any grid of three dimensions.
 
     Args:
-        enc_features: see `RegistrationUNet`.
-        dec_features: see `RegistrationUNet`.
-        passes: see `PairPasses`.
-        seed: of the starting weights.
-        description: see `DescribedNetwork`.
+        enc_features: see `PairUNet`.
+        dec_features: see `PairUNet`.
+        passes: see `PairUNet`.
+        seed: see `PairUNet`.
+        description: see `PairUNet`.
     """
+
+    usual_passes = (4, 2, 1, 1)
+    kind = "pair registration"
+    called = "registration network"
 
     def __init__(
         self,
         enc_features: Sequence[int] = (16, 32, 32, 32),
         dec_features: Sequence[int] = (32, 32, 32, 16, 16),
-        passes: Sequence[int] = PASSES,
+        passes: Sequence[int] | None = None,
         seed: int | None = None,
         description: Mapping[str, Any] | None = None,
     ) -> None:
-        super().__init__(description)
-        self.passes = tuple(passes)
-        self.unet = RegistrationUNet(
-            3,
-            PairForces.channels(3),
-            enc_features,
-            dec_features,
-            factor=FIELD_RESOLUTION,
-            seed=seed,
-        )
-        self.unet.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-        self.forces = PairForces()
+        super().__init__(enc_features, dec_features, passes, seed, description)
         self.smoothing = GaussianSmoothing(VELOCITY_SMOOTHING / FIELD_RESOLUTION)
         self.integration = VelocityIntegration(7, FIELD_RESOLUTION)
         self.warp = Warp()

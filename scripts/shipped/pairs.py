@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from scripts.networks.integration import VelocityIntegration
-from scripts.shipped.bundles import RandomBundle, moved_density, random_bundles
+from scripts.shipped.bundles import RandomBundle, moved_density, of_another, random_bundles
 from scripts.shipped.flows import random_velocity
 from scripts.shipped.noise import smooth
 from scripts.shipped.shapes import RandomShapes
@@ -96,12 +96,7 @@ class PairGenerator:
         bundles = random_bundles(rng, box, count, mirrored=rng.random() < 0.5)
         lines = int(np.exp(rng.uniform(np.log(600), np.log(3000))))
         # Points move against the pull of images: a template's point p moves to exp(-v)(p).
-        moved_lines = [
-            replace(bundle, weight=bundle.weight * float(np.exp(0.3 * rng.normal())))
-            for bundle in bundles
-            if rng.random() > 0.06
-        ] or bundles[:1]
-        fixed = self._density(moved_lines, lines, shape, size, -velocity, rng)
+        fixed = self._density(of_another(bundles, rng), lines, shape, size, -velocity, rng)
         moving = torch.zeros(shape)
         blurs = self._blurs(rng, shape, size)
         for blur in blurs:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import logging
 from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 
@@ -18,17 +19,17 @@ from scripts.networks.checkpoint import load_checkpoint, save_checkpoint
 from scripts.networks.precision import autocast
 from scripts.runtime.progress import progress_bar
 from scripts.runtime.storage import write_whole
-from scripts.shipped.network import FIELD_RESOLUTION, PairNetwork
+from scripts.shipped.network import PairNetwork
+from scripts.shipped.pair_unet import FIELD_RESOLUTION, PairUNet
 from scripts.shipped.pairs import GeneratedPair, PairGenerator
 from scripts.shipped.weights import save_pair_network
 
-__all__ = ["GeneratedTraining", "PairTraining", "pair_loss"]
+__all__ = ["GeneratedTraining", "PairTraining", "move_left", "pair_loss"]
 
 logger = logging.getLogger(__name__)
 
 _WARM_UP = 100  # steps
 _EPOCH = 100  # steps in which schedules count
-_LEVEL = 0.6  # share of the steps after which the rate of a late cosine begins to fall
 _CLIP = 1.0  # largest norm of a gradient
 _LAST_STEPS = 200  # steps at the end of the training whose mean is stored with the network
 _SMOOTHNESS = 0.7  # as in configs/train.yaml
@@ -81,7 +82,7 @@ def _distance(found: torch.Tensor, true: torch.Tensor, where: torch.Tensor) -> t
     return (length * where).sum() / where.sum().clamp_min(1)
 
 
-Trained = TypeVar("Trained", bound=torch.nn.Module)
+Trained = TypeVar("Trained", bound=PairUNet)
 
 
 class GeneratedTraining(ABC, Generic[Trained]):
@@ -98,6 +99,9 @@ class GeneratedTraining(ABC, Generic[Trained]):
         schedule_epochs: likewise.
         schedule_factor: likewise.
     """
+
+    title: ClassVar[str]
+    """Of the network, in its file."""
 
     def __init__(
         self,
@@ -117,9 +121,6 @@ class GeneratedTraining(ABC, Generic[Trained]):
         self.lr = lr
         self.kept = kept
         self.saved = saved
-        self.schedule = schedule
-        self.schedule_epochs = schedule_epochs
-        self.schedule_factor = schedule_factor
         self.shares = RateShares(schedule, steps, _EPOCH, schedule_epochs, schedule_factor)
         self.step = 0
         self.curve: list[dict[str, float]] = []
@@ -134,19 +135,31 @@ class GeneratedTraining(ABC, Generic[Trained]):
     def terms(self, step: int) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
         """``loss`` and further terms of a step's pairs, and further entries of its curve's row."""
 
+    @property
     @abstractmethod
-    def _keep(self, name: str) -> None:
-        """Write the network, with its description, to a file of the folder."""
+    def share_left(self) -> Any:
+        """Share of the moves that the network left in the last steps, for its file."""
+
+    def about(self) -> dict[str, Any]:
+        """Facts stored with the network."""
+        return {
+            "title": self.title,
+            "licence": "Apache-2.0",
+            "data": "generated pairs alone (scripts/shipped), no data of people",
+            "training": {**self.plan, "steps": self.steps, "step": self.step},
+            "share_of_the_move_left": self.share_left,
+        }
 
     @property
     def _schedule(self) -> dict[str, Any]:
         """The schedule, unless it is the one of files that don't name any."""
-        if self.schedule == "late_cosine":
+        shares = self.shares
+        if shares.name == "late_cosine":
             return {}
         return {
-            "schedule": self.schedule,
-            "schedule_epochs": self.schedule_epochs,
-            "schedule_factor": self.schedule_factor,
+            "schedule": shares.name,
+            "schedule_epochs": shares.every,
+            "schedule_factor": shares.factor,
         }
 
     def run(self) -> Trained:
@@ -177,7 +190,7 @@ class GeneratedTraining(ABC, Generic[Trained]):
 
     def _rate(self) -> float:
         means: list[float] = []
-        if self.schedule == "plateau":
+        if self.shares.name == "plateau":
             losses = [row["loss"] for row in self.curve]
             means = [sum(losses[n - _EPOCH : n]) for n in range(_EPOCH, len(losses) + 1, _EPOCH)]
         share = self.shares.at(self.step, means)
@@ -201,6 +214,10 @@ class GeneratedTraining(ABC, Generic[Trained]):
 
     # -- files -----------------------------------------------------------------------------
 
+    def _keep(self, name: str) -> None:
+        """Write the network, with its description, to a file of the folder."""
+        save_pair_network(self.network, self.folder / name, self.about())
+
     def _resume(self) -> None:
         path = self.folder / "state.pt"
         if not path.exists():
@@ -211,7 +228,7 @@ class GeneratedTraining(ABC, Generic[Trained]):
                 f"{path}: of a training with other settings ({found.get('plan')}), not "
                 f"{self.plan}; give the same ones, or another folder"
             )
-        level = {"late_cosine": _LEVEL, "cosine": 0.0, "one_cycle": 0.0}.get(self.schedule, 1.0)
+        level = self.shares.level
         if self.steps != found["steps"] and found["step"] > level * min(self.steps, found["steps"]):
             raise CheckpointError(
                 f"{path}: of a training of {found['steps']} steps, whose rate depends on their "
@@ -239,6 +256,11 @@ class GeneratedTraining(ABC, Generic[Trained]):
             path.write_text(json.dumps(self.curve), encoding="utf-8")
 
 
+def move_left(rows: Sequence[Mapping[str, float]]) -> float:
+    """Share of the moves that is left after these steps of a curve."""
+    return round(sum(row["error"] for row in rows) / sum(row["move"] for row in rows), 4)
+
+
 class PairTraining(GeneratedTraining[PairNetwork]):
     """Steps of one pair each: pair n in step n.
 
@@ -257,6 +279,8 @@ class PairTraining(GeneratedTraining[PairNetwork]):
         schedule_epochs: likewise.
         schedule_factor: likewise.
     """
+
+    title = "Registration of tract densities and images, for unseen pairs"
 
     def __init__(
         self,
@@ -294,30 +318,18 @@ class PairTraining(GeneratedTraining[PairNetwork]):
             **self._schedule,
         }
 
-    def about(self) -> dict[str, Any]:
-        """Facts stored with the network."""
+    @property
+    def share_left(self) -> dict[str, float]:
+        """By kind of the pairs."""
         last = self.curve[-_LAST_STEPS:]
-        left = {
-            kind: sum(row["error"] for row in rows) / sum(row["move"] for row in rows)
-            for kind, rows in (
-                ("bundles", [row for row in last if not row["images"]]),
-                ("images", [row for row in last if row["images"]]),
-            )
-            if rows
+        kinds = {
+            "bundles": [row for row in last if not row["images"]],
+            "images": [row for row in last if row["images"]],
         }
-        return {
-            "title": "Registration of tract densities and images, for unseen pairs",
-            "licence": "Apache-2.0",
-            "data": "generated pairs alone (scripts/shipped), no data of people",
-            "training": {**self.plan, "steps": self.steps, "step": self.step},
-            "share_of_the_move_left": {kind: round(value, 4) for kind, value in left.items()},
-        }
+        return {kind: move_left(rows) for kind, rows in kinds.items() if rows}
 
     def terms(self, step: int) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
         """See `GeneratedTraining.terms`."""
         pair = self.pairs[step]
         terms = pair_loss(self.network, pair, self.supervision, self.early, self.dtype)
         return terms, {"images": float(pair.kind == "images")}
-
-    def _keep(self, name: str) -> None:
-        save_pair_network(self.network, self.folder / name, self.about())

@@ -13,15 +13,13 @@ from scripts.networks.checkpoint import save_checkpoint
 from scripts.networks.described import FORMAT, load_described, weights_identity
 from scripts.shipped.affine_network import AffinePairNetwork
 from scripts.shipped.network import PairNetwork
+from scripts.shipped.pair_unet import PairUNet
 
 __all__ = [
-    "AFFINE_KIND",
-    "KIND",
     "SHIPPED",
     "SHIPPED_AFFINE",
     "load_affine_pair_network",
     "load_pair_network",
-    "save_affine_pair_network",
     "save_pair_network",
 ]
 
@@ -30,67 +28,29 @@ SHIPPED = _WEIGHTS / "registration.pt"
 """The registration network that came with the installation."""
 SHIPPED_AFFINE = _WEIGHTS / "affine.pt"
 """The affine network that came with the installation."""
-KIND = "pair registration"
-AFFINE_KIND = "affine pair registration"
 
-Shipped = TypeVar("Shipped", PairNetwork, AffinePairNetwork)
+Shipped = TypeVar("Shipped", bound=PairUNet)
 
 
 def save_pair_network(
-    network: PairNetwork, path: str | Path, about: Mapping[str, Any] | None = None
+    network: PairUNet, path: str | Path, about: Mapping[str, Any] | None = None
 ) -> None:
     """Write a network with all that a reader must know, and the checksum of its weights.
 
     Args:
-        network: as trained.
+        network: as trained, of either kind.
         path: of the file.
         about: further facts: its training, its licence.
     """
-    _save(network, PairNetwork, KIND, path, about)
-
-
-def load_pair_network(path: str | Path = SHIPPED) -> PairNetwork:
-    """A network written by `save_pair_network`, in evaluation.
-
-    Raises:
-        CheckpointError: the file is missing, is no such network, or its weights aren't those
-            that its checksum was made of.
-    """
-    return _load(path, PairNetwork, KIND, "registration network")
-
-
-def save_affine_pair_network(
-    network: AffinePairNetwork, path: str | Path, about: Mapping[str, Any] | None = None
-) -> None:
-    """As `save_pair_network`, an affine network."""
-    _save(network, AffinePairNetwork, AFFINE_KIND, path, about)
-
-
-def load_affine_pair_network(path: str | Path = SHIPPED_AFFINE) -> AffinePairNetwork:
-    """A network written by `save_affine_pair_network`, in evaluation.
-
-    Raises:
-        CheckpointError: see `load_pair_network`.
-    """
-    return _load(path, AffinePairNetwork, AFFINE_KIND, "affine network")
-
-
-def _save(
-    network: Shipped,
-    made: type[Shipped],
-    kind: str,
-    path: str | Path,
-    about: Mapping[str, Any] | None,
-) -> None:
     arguments = network.unet.arguments
-    described = made(
+    described = type(network)(
         arguments["enc_features"],
         arguments["dec_features"],
         network.passes,
         description={
             **dict(about or {}),
             "format": FORMAT,
-            "kind": kind,
+            "kind": network.kind,
             "enc_features": arguments["enc_features"],
             "dec_features": arguments["dec_features"],
             "passes": list(network.passes),
@@ -101,9 +61,28 @@ def _save(
     save_checkpoint(described.state_dict(), path)
 
 
-def _load(path: str | Path, made: type[Shipped], kind: str, called: str) -> Shipped:
+def load_pair_network(path: str | Path = SHIPPED) -> PairNetwork:
+    """A registration network written by `save_pair_network`, in evaluation.
+
+    Raises:
+        CheckpointError: the file is missing, is no such network, or its weights aren't those
+            that its checksum was made of.
+    """
+    return _load(path, PairNetwork)
+
+
+def load_affine_pair_network(path: str | Path = SHIPPED_AFFINE) -> AffinePairNetwork:
+    """An affine network written by `save_pair_network`, in evaluation.
+
+    Raises:
+        CheckpointError: see `load_pair_network`.
+    """
+    return _load(path, AffinePairNetwork)
+
+
+def _load(path: str | Path, made: type[Shipped]) -> Shipped:
     def build(description: dict[str, Any], weights: dict[str, torch.Tensor]) -> Shipped:
-        if description["kind"] != kind:
+        if description["kind"] != made.kind:
             raise ValueError(f"its kind is {description['kind']!r}")
         return made(
             description["enc_features"],
@@ -112,7 +91,7 @@ def _load(path: str | Path, made: type[Shipped], kind: str, called: str) -> Ship
             description=description,
         )
 
-    network = load_described(path, called, "unet", build)
+    network = load_described(path, made.called, "unet", build)
     recorded = network.description["sha256"]
     found = weights_identity(network)
     if found != recorded:

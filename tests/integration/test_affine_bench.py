@@ -14,8 +14,8 @@ from bundle.bench import affine_networks
 from bundle.bench.affine import carried, cohort, errors, label_dice, pair_apart, pairs, table
 from scripts.affine.network import AffineNetwork
 from scripts.pairwise.network_grid import WorkingGrid
-from scripts.registration.affine import moved_by
 from scripts.registration.images import WorldImage
+from scripts.registration.moved import moved_by
 from scripts.spatial.fields import field_names, write_field
 from scripts.spatial.volumes import read_grid
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from scripts.registration.affine import moved_by
 from scripts.registration.deformable import ElasticRefinement
 from scripts.registration.images import WorldImage
+from scripts.registration.moved import moved_by
 from scripts.spatial.warp import warp
 
 

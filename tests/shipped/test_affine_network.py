@@ -12,14 +12,15 @@ import torch
 
 from scripts.errors import CheckpointError
 from scripts.networks.described import description_in
-from scripts.shipped.affine_network import AffinePairNetwork, centred_grid
+from scripts.shipped.affine_network import AffinePairNetwork
 from scripts.shipped.affine_pairs import AffinePairGenerator
 from scripts.shipped.affine_training import AffinePairTraining, affine_pair_loss
+from scripts.shipped.centred_grid import centred_grid
 from scripts.shipped.weights import (
     SHIPPED,
     SHIPPED_AFFINE,
     load_affine_pair_network,
-    save_affine_pair_network,
+    save_pair_network,
 )
 from scripts.spatial.warp import warp
 
@@ -114,7 +115,7 @@ def test_the_file_is_small_plain_tensors_and_tells_of_itself(tmp_path: Path) -> 
     assert "no data of people" in said["data"]
     assert said["training"]["step"] == said["training"]["steps"]
     network = load_affine_pair_network()
-    save_affine_pair_network(network, tmp_path / "a.pt", {"licence": "none"})
+    save_pair_network(network, tmp_path / "a.pt", {"licence": "none"})
     state = torch.load(tmp_path / "a.pt", weights_only=True)
     state["unet.field.bias"] += 1
     torch.save(state, tmp_path / "b.pt")
