@@ -39,7 +39,11 @@ __all__ = ["Guess", "first_look"]
 FAINT = 0.1
 """Share of the density that a streamline meets on average which a faint but real tract has."""
 
+PLAIN = 2.0
+"""Times the average brightness: a ``log_offset`` from which brightness is hardly compressed."""
+
 _LOOKED_AT = 10  # subjects, spread over the cohort
+_ALIKE = 0.9  # of the sum: .98 and more in MR images, .75 in maps of streamline density
 _MOST = 0.8  # of these must have an image before it counts as common to all
 _DEPTH = 4  # parts of a path inside a subject's folder
 _DENSITY_WORDS = ("density", "tdi", "fdt_paths", "streamlines", "visitation", "tract")
@@ -67,9 +71,11 @@ def first_look(
     """Guess the settings that aren't given.
 
     The layout is the one that finds the most subjects. Maps are divided by their waytotal if each
-    has one, by nothing if none exceeds 1, else by their sum. The two densities are `FAINT` times
-    the density that a streamline meets on average (the sum of the squared density over its sum,
-    the median of a few subjects), rounded to 1, 2 or 5 times a power of ten.
+    has one, by nothing if none exceeds 1, else by their sum, or by their maximum if they are
+    images. The two densities are `FAINT` times the density that a streamline meets on average (the
+    sum of the squared density over its sum, the median of a few subjects), rounded to 1, 2 or 5
+    times a power of ten. In images ``log_offset`` is `PLAIN` times that average: the logarithm is
+    for densities, which span decades, and takes contrast from images, which don't.
 
     Args:
         dataset_dir: the dataset folder.
@@ -208,9 +214,12 @@ def _normalisation(
         stem_of(path) == "densityNorm" or waytotal_file(path).exists() for path in paths
     ):
         return Guess("normalisation", "waytotal", "every map has a waytotal")
-    highest = [float(one.density.max()) for one in _read(candidates, request, "none", counting)]
+    read = _read(candidates, request, "none", counting)
+    highest = [float(one.density.max()) for one in read]
     if highest and max(highest) <= 1:
         return Guess("normalisation", "none", f"no value exceeds 1 (highest {max(highest):g})")
+    if counting is None and _are_images(read):
+        return Guess("normalisation", "max", "the maps look like images: their values are alike")
     return Guess("normalisation", "streamline_density", "the maps have no waytotal")
 
 
@@ -220,20 +229,37 @@ def _densities(
     counting: Counting | None,
     given: Collection[str],
 ) -> list[Guess]:
-    met = [
-        float((one.density**2).sum() / one.density.sum())
-        for one in _read(candidates, request, request.cohort.normalisation, counting)
-    ]
-    if not met:  # none can be read: the job says why
+    read = _read(candidates, request, request.cohort.normalisation, counting)
+    if not read:  # the job says why
         return []
-    typical = median(met)
-    value = _round(FAINT * typical)
-    reason = f"{FAINT:g} of the density that a streamline meets on average ({typical:.3g})"
-    return [
-        Guess(name, value, reason)
+    typical = median(_met(one.density) for one in read)
+    average = f"of the density that a streamline meets on average ({typical:.3g})"
+    guesses = {
+        name: Guess(name, _round(FAINT * typical), f"{FAINT:g} {average}")
         for name in ("log_offset", "presence_value")
-        if name not in given
-    ]  # fmt: skip
+    }
+    if counting is None and _are_images(read):
+        reason = f"the maps look like images; {PLAIN:g} times their average value ({typical:.3g})"
+        guesses["log_offset"] = Guess("log_offset", _round(PLAIN * typical), reason)
+    return [guess for name, guess in guesses.items() if name not in given]
+
+
+def _met(density: np.ndarray) -> float:
+    """The density that a streamline meets on average; the average brightness of an image."""
+    return float((density**2).sum() / density.sum())
+
+
+def _are_images(read: Sequence[Inspection]) -> bool:
+    """Whether most of what the maps add up to has about the same value, within a factor of 3.
+
+    Brightness of tissue varies little, and streamline counts vary by decades. Masks are no images.
+    """
+    alike = []
+    for one in read:
+        typical = _met(one.density)
+        near = (one.density > typical / 3) & (one.density < typical * 3)
+        alike.append(float(one.density[near].sum() / one.density.sum()))
+    return bool(alike) and median(alike) > _ALIKE and not any(one.is_mask for one in read)
 
 
 def _read(

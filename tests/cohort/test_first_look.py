@@ -25,10 +25,19 @@ def request_of_all() -> CohortRequest:
 def write_map(path: Path, high: float = 40.0, seed: int = 0) -> np.ndarray:
     """A map whose few voxels of density are known."""
     density = np.zeros(SHAPE)
-    density[1:4, 2:5, 3:6] = np.random.default_rng(seed).uniform(0.1, 1, (3, 3, 3)) * high
+    drawn = np.random.default_rng(seed).lognormal(0, 1, (3, 3, 3))
+    density[1:4, 2:5, 3:6] = drawn / drawn.max() * high
     path.parent.mkdir(parents=True, exist_ok=True)
     nibabel.save(nibabel.Nifti1Image(density.astype(np.float32), np.eye(4)), path)
     return density.astype(np.float32).astype(float)
+
+
+def write_image(path: Path, seed: int) -> None:
+    """A head as T1 shows it: tissue of about the same brightness, and faint noise around it."""
+    rng = np.random.default_rng(seed)
+    image = rng.uniform(0, 20, SHAPE)
+    image[1:5, 1:6, 1:7] = rng.uniform(300, 900, (4, 5, 6))
+    nibabel.save(nibabel.Nifti1Image(image.astype(np.float32), np.eye(4)), path)
 
 
 def found(root: Path, request: CohortRequest, given: tuple[str, ...] = ()) -> dict[str, object]:
@@ -66,6 +75,25 @@ def test_densities_are_a_tenth_of_what_a_streamline_meets(
     expected = FAINT * (density**2).sum() / density.sum()
     assert guesses["log_offset"] == guesses["presence_value"]
     assert expected / 1.6 < guesses["log_offset"] < expected * 1.6  # type: ignore[operator]
+
+
+def test_images_are_hardly_compressed(tmp_path: Path, request_of_all: CohortRequest) -> None:
+    for seed, name in enumerate(("p1", "p2", "p3")):
+        write_image(tmp_path / f"{name}.nii.gz", seed)
+    guesses = found(tmp_path, request_of_all)
+    assert guesses["normalisation"] == "max"
+    # About .7 of the largest value is what the tissue has on average.
+    assert guesses["log_offset"] in (1.0, 2.0)
+    assert guesses["presence_value"] in (0.05, 0.1)
+
+
+def test_a_mask_is_no_image(tmp_path: Path, request_of_all: CohortRequest) -> None:
+    mask = np.zeros(SHAPE, np.float32)
+    mask[1:4, 2:5, 3:6] = 1
+    for name in ("p1", "p2", "p3"):
+        nibabel.save(nibabel.Nifti1Image(mask, np.eye(4)), tmp_path / f"{name}.nii.gz")
+    guesses = found(tmp_path, request_of_all)
+    assert (guesses["normalisation"], guesses["log_offset"]) == ("none", FAINT)
 
 
 def test_a_unit_is_no_matter(tmp_path: Path, request_of_all: CohortRequest) -> None:
