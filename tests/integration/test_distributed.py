@@ -46,6 +46,17 @@ UNEVEN = {"learned_atlas#optimizer#batch_size": 3, "learned_atlas#refine#rounds"
 # One subject a process; the refinement magnifies whatever differs by then.
 REFINED = {"learned_atlas#optimizer#batch_size": 2, "learned_atlas#refine#rounds": 2}
 
+# Without a training: rounds of the network that ships, then one of instance optimisation.
+BUILT = {
+    "learned_atlas#model#initial": "shipped",
+    "learned_atlas#model#enc_features": [16, 32, 32, 32],
+    "learned_atlas#model#dec_features": [32, 32, 32, 16, 16],
+    "learned_atlas#optimizer#epochs": 0,
+    "learned_atlas#refine#network_rounds": 2,
+    "learned_atlas#refine#rounds": 1,
+    "learned_atlas#refine#network_epochs": 0,
+}
+
 
 def overrides(dataset: Path, base: Path) -> dict[str, Any]:
     folders = {"output_dir": str(base / "output"), "ckpt_dir": str(base / "models")}
@@ -63,7 +74,7 @@ def atlas_of_one(dataset: Path, base: Path, settings: dict[str, Any]) -> Path:
     """The atlas of one process, which takes each batch as a whole."""
     made = ConfigWorkflow(
         config_file=CONFIGS[0], logging_file=False, workflow_type="train",
-        **overrides(dataset, base), **settings,
+        **{**overrides(dataset, base), **settings},
     )  # fmt: skip
     made.initialize()
     made.run()
@@ -107,7 +118,7 @@ def assert_equal_but_for_rounding(ours: Path, theirs: Path) -> None:
             np.testing.assert_allclose(one, other, rtol=0, atol=5e-3 * np.abs(other).max())
     one, other = (json.loads((folder / "atlas.json").read_text()) for folder in (ours, theirs))
     assert one["training"]["epochs"] == other["training"]["epochs"]
-    for term, value in other["training"]["losses"].items():
+    for term, value in (other["training"]["losses"] or {}).items():
         assert one["training"]["losses"][term] == pytest.approx(value, rel=1e-3, abs=1e-9)
     for key in ("smallest_jacobian", "mean_displacement_rms_voxels", "displacement_rms_voxels"):
         assert one["fields"][key] == pytest.approx(other["fields"][key], rel=1e-3, abs=1e-5)
@@ -130,6 +141,15 @@ def test_two_processes_make_the_atlas_of_one(dataset, tmp_path):
     assert [path.name for path in (tmp_path / "output").iterdir() if path.name[0] == "."] == []
     state = tmp_path / "models" / "run_state"
     assert json.loads((state / "run.json").read_text())["finished"] is True
+
+
+def test_two_processes_build_the_atlas_of_one(dataset, tmp_path):
+    alone = atlas_of_one(dataset, tmp_path / "alone", BUILT)
+    result = torchrun("training", dataset, tmp_path, BUILT)
+    assert result.returncode == 0, result.stderr
+    atlas = tmp_path / "output" / "learned_atlas"
+    assert_equal_but_for_rounding(atlas, alone)
+    verify_atlas(atlas).require()
 
 
 def test_a_killed_worker_ends_the_job_and_another_goes_on(dataset, tmp_path):
