@@ -200,11 +200,16 @@ class Browser:
         )
 
     def _place(self, selector: str, right: float, down: float) -> dict[str, float]:
-        """A point of an element in the window, which is scrolled there."""
+        """A point of an element in the window, which is scrolled there.
+
+        Two frames are waited for: until a frame is drawn, Chromium looks for what lies under a
+        click where it was before the page was scrolled.
+        """
         left, top, width, height = self.value(
-            f"""(() => {{
+            f"""(async () => {{
               const element = document.querySelector({json.dumps(selector)});
               element.scrollIntoView({{ block: 'center' }});
+              for (let frame = 0; frame < 2; frame++) await new Promise(requestAnimationFrame);
               const box = element.getBoundingClientRect();
               return [box.left, box.top, box.width, box.height];
             }})()"""
