@@ -64,7 +64,10 @@ def _registered_to(atlas: PublishedAtlas, report: Path, key: str) -> int:
             f"{report.parent}: its field leads to the template of the cohort's mean, but the atlas "
             f"in {atlas.folder} is that at {chosen}; use the atlas of the mean, or give {key}"
         )
-    if weights != atlas.about.get("weights"):
+    # By `--template` there is no model of the atlas; the field leads to the very map.
+    template_map = atlas.about.get("files", {}).get("atlas_mean.nii.gz")
+    to_this_map = template_map is not None and about.get("template_sha256") == template_map
+    if weights != atlas.about.get("weights") and not to_this_map:
         raise CohortError(
             f"{report.parent}: was registered to another model than that of the atlas in "
             f"{atlas.folder}; register the subject again"

@@ -18,6 +18,13 @@ from scripts.cohort.density import (
     density_divisor,
     load_density,
 )
+from scripts.cohort.usual_densities import (
+    FAINT,
+    PLAIN,
+    average_met,
+    look_like_images,
+    rounded,
+)
 from scripts.errors import CheckpointError, ConfigurationError
 from scripts.networks.described import FORMAT
 from scripts.runtime.input_files import read_json
@@ -34,11 +41,12 @@ DEMO_TEMPLATE = Path(__file__).resolve().parents[2] / "bundle/weights/demo/atlas
 """The demo cohort's template, that came with the installation."""
 _LONGEST = 50_000_000  # bytes of an atlas.json
 # What stands in the place of a training's settings, unless the atlas beside the map or the job says
-# otherwise. A foreign map has a scale of its own, so that all maps are divided by their maximum.
+# otherwise. A foreign map has a scale of its own, so that all maps are divided by their maximum;
+# its log_offset follows from its values.
 _FOREIGN: dict[str, Any] = {
     "dtype": "bfloat16",
     "cohort": {"normalisation": "max"},
-    "loss": {"log_offset": 0.01, "smoothness_weight": 0.7},
+    "loss": {"smoothness_weight": 0.7},
 }
 
 
@@ -49,7 +57,8 @@ def template_network(
 
     A map of a published atlas (``atlas_mean.nii.gz`` with its ``atlas.json`` beside it) brings the
     normalisation and the offset that it was made with. Any other is divided by its maximum, as the
-    subjects' maps then are, unless the job asks for another normalisation.
+    subjects' maps then are, unless the job asks for another normalisation; its ``log_offset`` and
+    ``presence_value`` follow from its values as in `scripts.cohort.first_look`.
 
     Args:
         path: NIfTI file of a density or an image of one channel, not negative.
@@ -65,18 +74,22 @@ def template_network(
     loaded = load_density(file)
     clean_density(file, loaded.data, CleaningRule())  # as a template, a map must be clean
     check_density(file, loaded.data)
-    values = _merged(_FOREIGN, _of_atlas(file), asked.model_dump(mode="json", exclude_unset=True))
+    ours = file.name == "atlas_mean.nii.gz" and (file.parent / "atlas.json").is_file()
+    given = asked.model_dump(mode="json", exclude_unset=True)
+    values = _merged(_FOREIGN, _of_atlas(file) if ours else {}, given)
     if file_hash(file) != loaded.sha256:  # another atlas was published, whose description was read
         raise changed(file)
     model = values.setdefault("model", {})
     model["initial"] = model.get("initial") or "shipped"
     settings = LearnedAtlasConfig.load(values)
     _check(settings)
-    ours = file.name == "atlas_mean.nii.gz" and (file.parent / "atlas.json").is_file()
     method = settings.cohort.normalisation
     divisor = 1.0
-    if not ours and method != "waytotal":  # of which a lone map has none: it is a density already
-        divisor = density_divisor(method, file, loaded.data, settings.cohort.key("normalisation"))
+    if not ours:
+        if method != "waytotal":  # of which a lone map has none: it is a density already
+            key = settings.cohort.key("normalisation")
+            divisor = density_divisor(method, file, loaded.data, key)
+        settings = LearnedAtlasConfig.load(_merged(_usual(loaded.data / divisor), values))
     grid = loaded.grid
     margin = max(grid.shape) if whole_grid else settings.cohort.margin
     crop = CropBox.around(loaded.data > 0).grown(margin, grid.shape)
@@ -88,6 +101,7 @@ def template_network(
     description: dict[str, Any] = {
         "format": FORMAT,
         "cohort": f"template {loaded.sha256}",
+        "template_sha256": loaded.sha256,
         "trained_on": [],
         "grid": {
             **grid.as_dict(),
@@ -124,11 +138,19 @@ def _check(settings: LearnedAtlasConfig) -> None:
             )
 
 
+def _usual(density: np.ndarray) -> dict[str, Any]:
+    """Settings of a foreign map, as `build` guesses those of a cohort."""
+    typical = average_met(density)
+    share = PLAIN if look_like_images([density]) else FAINT
+    return {
+        "presence_value": rounded(FAINT * typical),
+        "loss": {"log_offset": rounded(share * typical)},
+    }
+
+
 def _of_atlas(file: Path) -> dict[str, Any]:
-    """What the published atlas that a map belongs to was made with; nothing of a lone map."""
+    """What the published atlas that a map belongs to was made with."""
     about = file.parent / "atlas.json"
-    if file.name != "atlas_mean.nii.gz" or not about.is_file():
-        return {}
     try:
         said = read_json(about, _LONGEST)
         offset, method = said["log_offset"], said["normalisation"]

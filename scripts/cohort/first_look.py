@@ -14,8 +14,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 
-import numpy as np
-
 from scripts.cohort.density import waytotal_file
 from scripts.cohort.discovery import (
     Candidate,
@@ -29,6 +27,13 @@ from scripts.cohort.layouts import LAYOUTS
 from scripts.cohort.listings import wanted_names
 from scripts.cohort.patterns import scan_alternatives
 from scripts.cohort.tractogram_maps import Counting, counting_for
+from scripts.cohort.usual_densities import (
+    FAINT,
+    PLAIN,
+    average_met,
+    look_like_images,
+    rounded,
+)
 from scripts.errors import CohortError, shown, some_names
 from scripts.runtime.file_names import is_image_name, stem_of
 from scripts.runtime.input_files import FileError
@@ -36,14 +41,7 @@ from scripts.settings.cohort import CohortRequest, SubjectSearch
 
 __all__ = ["Guess", "first_look"]
 
-FAINT = 0.1
-"""Share of the density that a streamline meets on average which a faint but real tract has."""
-
-PLAIN = 2.0
-"""Times the average brightness: a ``log_offset`` from which brightness is hardly compressed."""
-
 _LOOKED_AT = 10  # subjects, spread over the cohort
-_ALIKE = 0.9  # of the sum: .98 and more in MR images, .75 in maps of streamline density
 _MOST = 0.8  # of these must have an image before it counts as common to all
 _DEPTH = 4  # parts of a path inside a subject's folder
 _DENSITY_WORDS = ("density", "tdi", "fdt_paths", "streamlines", "visitation", "tract")
@@ -218,7 +216,7 @@ def _normalisation(
     highest = [float(one.density.max()) for one in read]
     if highest and max(highest) <= 1:
         return Guess("normalisation", "none", f"no value exceeds 1 (highest {max(highest):g})")
-    if counting is None and _are_images(read):
+    if counting is None and look_like_images([one.density for one in read]):
         return Guess("normalisation", "max", "the maps look like images: their values are alike")
     return Guess("normalisation", "streamline_density", "the maps have no waytotal")
 
@@ -232,34 +230,16 @@ def _densities(
     read = _read(candidates, request, request.cohort.normalisation, counting)
     if not read:  # the job says why
         return []
-    typical = median(_met(one.density) for one in read)
+    typical = median(average_met(one.density) for one in read)
     average = f"of the density that a streamline meets on average ({typical:.3g})"
     guesses = {
-        name: Guess(name, _round(FAINT * typical), f"{FAINT:g} {average}")
+        name: Guess(name, rounded(FAINT * typical), f"{FAINT:g} {average}")
         for name in ("log_offset", "presence_value")
     }
-    if counting is None and _are_images(read):
+    if counting is None and look_like_images([one.density for one in read]):
         reason = f"the maps look like images; {PLAIN:g} times their average value ({typical:.3g})"
-        guesses["log_offset"] = Guess("log_offset", _round(PLAIN * typical), reason)
+        guesses["log_offset"] = Guess("log_offset", rounded(PLAIN * typical), reason)
     return [guess for name, guess in guesses.items() if name not in given]
-
-
-def _met(density: np.ndarray) -> float:
-    """The density that a streamline meets on average; the average brightness of an image."""
-    return float((density**2).sum() / density.sum())
-
-
-def _are_images(read: Sequence[Inspection]) -> bool:
-    """Whether most of what the maps add up to has about the same value, within a factor of 3.
-
-    Brightness of tissue varies little, and streamline counts vary by decades. Masks are no images.
-    """
-    alike = []
-    for one in read:
-        typical = _met(one.density)
-        near = (one.density > typical / 3) & (one.density < typical * 3)
-        alike.append(float(one.density[near].sum() / one.density.sum()))
-    return bool(alike) and median(alike) > _ALIKE and not any(one.is_mask for one in read)
 
 
 def _read(
@@ -277,15 +257,3 @@ def _read(
         except FileError:
             continue
     return read
-
-
-def _round(value: float) -> float:
-    """The nearest of 1, 2 and 5 times a power of ten, on a logarithmic scale.
-
-    Example:
-        >>> _round(0.00078), _round(1.1), _round(3.4)
-        (0.001, 1.0, 5.0)
-    """
-    power = 10.0 ** math.floor(math.log10(value))
-    nearest = min((1, 2, 5, 10), key=lambda step: abs(math.log(step * power / value)))
-    return float(np.format_float_positional(nearest * power, precision=1, fractional=False))

@@ -289,6 +289,11 @@ class RegistrationWriter:
             return f"its field folds, smallest det J {found.smallest_jacobian:.4g}, must be > 0"
         return None
 
+    def _template_map(self) -> dict[str, Any]:
+        """The hash of the map that stands in for an atlas's model, if one does."""
+        sha256 = self.network.description.get("template_sha256")
+        return {} if sha256 is None else {"template_sha256": sha256}
+
     def _report(
         self,
         item: dict[str, Any],
@@ -321,6 +326,7 @@ class RegistrationWriter:
             "normalisation": self.settings.cohort.normalisation,
             "training_space": self.settings.training_space,
             "weights": self.weights,
+            **self._template_map(),
             "template": k + 1,
             "n_templates": self.network.n_templates,
             "refinement_iterations": self.settings.refine.new_subject_iterations,

@@ -9,7 +9,8 @@ import nibabel
 import numpy as np
 import pytest
 
-from scripts.cohort.first_look import FAINT, first_look
+from scripts.cohort.first_look import first_look
+from scripts.cohort.usual_densities import FAINT
 from scripts.errors import CohortError, ConfigurationError
 from scripts.settings.atlas import LearnedAtlasConfig
 from scripts.settings.cohort import CohortRequest

@@ -144,6 +144,15 @@ def test_a_subject_is_registered_to_a_map_without_a_model(built, trained, run_bu
     assert found["refined"]["loss"]["after"]["loss"] < found["map"]["loss"]["after"]["loss"]
     for one in found.values():
         assert min(s["corner_min"] for s in one["jacobian"].values()) > 0
+    # The map is the atlas's, so its other maps go to the subject as well.
+    result = run_bundle(
+        "carrying", "atlas_to_patient", f"--atlas_dir={template.parent}",
+        f"--output_dir={tmp_path}/map", "--atlas_to_patient#patients=['sub-06']",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    carried = tmp_path / "map/sub-06/atlas_in_patient_space/atlas_mean.nii.gz"
+    registered = tmp_path / "map/registered/sub-06/atlas_in_patient_space/atlas_mean.nii.gz"
+    np.testing.assert_allclose(values(carried), values(registered), atol=1e-5)
 
 
 def test_a_foreign_map_on_another_scale_is_a_template_as_well(trained, run_bundle, tmp_path):
