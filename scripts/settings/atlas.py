@@ -49,6 +49,7 @@ from scripts.settings.section import (
     setting,
     to_section,
 )
+from scripts.settings.usual_training import lengths_rule, with_usual_lengths
 
 __all__ = [
     "ConfigurationError",
@@ -134,7 +135,11 @@ class LearnedAtlasOptimizerConfig(RateScheduleConfig):
 
     lr: Number = setting(1e-4, "Adam's learning rate for the network.", gt=0)
     epochs: Integer = setting(
-        50, "Passes over the cohort; 0: template and network aren't trained.", ge=0
+        50,
+        "Passes over the cohort; 0: template and network aren't trained; "
+        + lengths_rule("optimizer", "epochs"),
+        "auto or an integer >= 0",
+        ge=0,
     )
     batch_size: Integer = setting(2, "Subjects per step.", ge=1)
     seed: Integer = setting(0, "Seed of every random choice.", ge=0)
@@ -168,22 +173,32 @@ class LearnedAtlasRefineConfig(Section):
         0,
         "Rounds, before those of `rounds`, in which the network alone registers every subject and "
         "the template is made anew of all of them; all but the last with the network's coarse "
-        "passes alone. For a network that needs no training on the cohort (model.initial).",
+        "passes alone. For a network that needs no training on the cohort (model.initial); "
+        + lengths_rule("refine", "network_rounds"),
+        "auto or an integer >= 0",
         ge=0,
     )
     rounds: Integer = setting(0, "Rounds of refinement over the cohort; 0: none.", ge=0)
-    iterations: Integer = setting(10, "Gradient steps per subject in a round.", ge=1)
+    iterations: Integer = setting(
+        10,
+        "Gradient steps per subject in a round; " + lengths_rule("refine", "iterations"),
+        "auto or an integer >= 1",
+        ge=1,
+    )
     lr: Number = setting(0.3, "Learning rate of the refined velocities.", gt=0)
     final_lr: Number | None = setting(
         None,
         "Learning rate of the last step of a round, to which it falls as a cosine; fewer steps "
-        "then suffice. Null: it stays as it is.",
+        "then suffice. Null: it stays as it is; " + lengths_rule("refine", "final_lr"),
+        "auto, null or a number >= 0",
         ge=0,
     )
     network_epochs: Integer = setting(
         0,
         "Epochs in which only the network is trained further, with the template of the rounds, so "
-        "that new subjects are registered better; 0: none.",
+        "that new subjects are registered better; 0: none; "
+        + lengths_rule("refine", "network_epochs"),
+        "auto or an integer >= 0",
         ge=0,
     )
     network_lr: Number = setting(
@@ -299,6 +314,11 @@ class LearnedAtlasConfig(Section):
         json_schema_extra={"rule": "a mapping of settings"},
         validate_default=True,
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _lengths(cls, values: object) -> object:
+        return with_usual_lengths(values) if isinstance(values, Mapping) else values
 
     @field_validator("affine_native_relpath")
     @classmethod
