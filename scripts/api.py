@@ -93,10 +93,11 @@ def learn_atlas(
     settings: Settings | None = None,
     training: bool = True,
 ) -> Path:
-    """Learn a template from density maps and publish the atlas, as the verb ``train`` does.
+    """Learn a template from density maps and publish the atlas.
 
-    Without a training it is made by the network that comes with the bundle, as the verb ``build``
-    does: much faster, and nearly as sharp.
+    With a training a network is trained on the cohort, as by the verb ``train`` with
+    ``learned_atlas#model#initial null``. Without one the atlas is made by the network that comes
+    with the bundle, as by the verb ``build``: much faster, and as sharp.
 
     Arrays are first written to ``<output_dir>/cohort``, as ``subject_001.nii.gz`` and so on. They
     aren't normalised unless ``settings`` say so.
@@ -146,6 +147,8 @@ def learn_atlas(
     source, block = _as_cohort(maps, affine, output, settings)
     values = {"output_dir": str(output), "ckpt_dir": str(models)}
     over = None if training else "build.yaml"
+    if training:
+        block = {**block, "model": {"initial": None, **block.get("model", {})}}
     if isinstance(source, str):
         values["dataset_dir"] = source
     job = _config("train.yaml", values, "learned_atlas", block, over)
