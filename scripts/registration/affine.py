@@ -11,9 +11,9 @@ import torch
 from scripts.registration.images import WorldImage, reduced, reduction_factors, require_contrast
 from scripts.registration.initialisation import starting_matrices
 from scripts.registration.moved import counted_of_both, moved_by
-from scripts.registration.network_start import NETWORK, shipped_start
+from scripts.registration.network_start import shipped_start
 from scripts.registration.similarity import PairLoss
-from scripts.settings.refine import PairSettings
+from scripts.settings.refine import NETWORK, PairSettings
 from scripts.spatial.affine_parameters import (
     FAMILIES,
     Frame,

@@ -19,10 +19,8 @@ from scripts.shipped.centred_grid import centred_grid
 from scripts.shipped.weights import SHIPPED_AFFINE, load_affine_pair_network
 from scripts.spatial.affine_parameters import Frame
 
-__all__ = ["NETWORK", "NetworkGrid", "NetworkStart", "shipped_start", "single_channel"]
+__all__ = ["NetworkGrid", "NetworkStart", "shipped_start", "single_channel"]
 
-NETWORK = "network"
-"""The initialisation's name among those of `AffineRefinement`."""
 _SIDE = 40  # voxels along the longest side of the network's grid
 _ROUGH_SIDE = 16  # voxels, where rotations all over are compared
 _MULTIPLE = 4

@@ -167,7 +167,7 @@ class GeneratedTraining(ABC, Generic[Trained]):
 
         Raises:
             CheckpointError: the folder contains a training with other settings.
-            TrainingError: the loss isn't finite.
+            TrainingError: the loss isn't finite, or the network is worse than none in the end.
         """
         with reserved([self.folder]):
             self._resume()
@@ -185,8 +185,23 @@ class GeneratedTraining(ABC, Generic[Trained]):
                         self._save()
                     if self.step * self.kept % self.steps < self.kept:
                         self._keep(f"network-{self.step:06d}.pt")
+            self._require_gain()
             self._keep("network.pt")
         return self.network.eval()
+
+    def _require_gain(self) -> None:
+        """Refuse a network that enlarges the distances of the last pairs, which it saw once each.
+
+        Raises:
+            TrainingError: saying by how much.
+        """
+        share = move_left(self.curve[-_LAST_STEPS:])
+        if not share <= 1:
+            raise TrainingError(
+                f"the network is worse than none: of the distances of the last pairs it leaves "
+                f"{share:.4g} times as much, so network.pt isn't written; train for more steps, or "
+                "with a smaller lr"
+            )
 
     def _rate(self) -> float:
         means: list[float] = []
