@@ -14,7 +14,7 @@ from scripts.networks.passes import PairPasses
 from scripts.registration.contrast import CONTRASTS, ContrastMatch
 from scripts.registration.field_gain import FieldGain, contrast_differs, field_gain
 from scripts.registration.images import WorldImage, known_of_both
-from scripts.registration.network_start import NetworkGrid, single_channel
+from scripts.registration.network_grid import NetworkGrid, single_channel
 from scripts.registration.start_field import StartField
 from scripts.shipped.network import PairNetwork
 from scripts.shipped.weights import SHIPPED, load_pair_network

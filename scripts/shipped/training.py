@@ -33,6 +33,7 @@ _EPOCH = 100  # steps in which schedules count
 _CLIP = 1.0  # largest norm of a gradient
 _LAST_STEPS = 200  # steps at the end of the training whose mean is stored with the network
 _SMOOTHNESS = 0.7  # as in configs/train.yaml
+_WORSE = 1.01  # share of the moves that is left, above which a network is worse than none
 
 
 def pair_loss(
@@ -196,7 +197,7 @@ class GeneratedTraining(ABC, Generic[Trained]):
             TrainingError: saying by how much.
         """
         share = move_left(self.curve[-_LAST_STEPS:])
-        if not share <= 1:
+        if not share <= _WORSE:
             raise TrainingError(
                 f"the network is worse than none: of the distances of the last pairs it leaves "
                 f"{share:.4g} times as much, so network.pt isn't written; train for more steps, or "
