@@ -107,9 +107,9 @@ def similarities(
         after: the moving image as a transform warped it.
         fixed: the fixed image, of the same shape.
     """
-    both = (before, after)
+    both = [before, after]
     if any(matches_better(one, fixed) for one in both):
-        both = tuple(ContrastMatch.between(one, fixed)(one) for one in both)
+        both = [ContrastMatch.between(one, fixed)(one) for one in both]
     first, second = (_correlation(one, fixed, None) for one in both)
     return first, second
 
