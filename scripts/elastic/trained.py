@@ -15,6 +15,7 @@ from scripts.elastic.network import (
 )
 from scripts.elastic.registrar import PairRegistrar, log_gain
 from scripts.errors import CohortError
+from scripts.networks.grids import enlarge
 from scripts.registration.contrast import CONTRASTS
 from scripts.registration.field_gain import FieldGain, contrast_differs, field_gain
 from scripts.registration.images import WorldImage
@@ -66,11 +67,15 @@ class TrainedElasticNetwork(PairRegistrar):
 
     def fields_of(self, velocity: torch.Tensor, fixed: WorldImage) -> StartField:
         """See `PairRegistrar.fields_of`."""
-        forward, inverse = (
-            on_image_grid(one.cpu(), self.network.grid, fixed.affine, fixed.shape)
-            for one in self.network.displacements(velocity)
+        grid = self.network.grid
+        full = enlarge(velocity, grid.shape, self.network.field_resolution)
+        forward, inverse, stationary = (
+            on_image_grid(one.cpu(), grid, fixed.affine, fixed.shape)
+            for one in (*self.network.displacements(velocity), full)
         )
-        return StartField(forward, inverse)
+        return StartField(
+            forward, inverse, stationary if self.network.integration.int_steps else None
+        )
 
     @torch.no_grad()
     def judged(self, pair: torch.Tensor) -> tuple[torch.Tensor, FieldGain]:
@@ -104,8 +109,7 @@ class TrainedElasticNetwork(PairRegistrar):
         pair = self.shown(fixed, moving, None, onto)[None]
         velocity, gain = self.judged(pair.to(self.network.described.device))
         field = self.fields_of(velocity, fixed)
-        device = fixed.values.device
-        return StartField(field.forward.to(device), field.inverse.to(device)), gain
+        return field.to(fixed.values.device), gain
 
 
 def load_trained_network(path: str | Path, contrast: str = "auto") -> TrainedElasticNetwork:

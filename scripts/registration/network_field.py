@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from scripts.errors import CohortError
+from scripts.networks.grids import enlarge
 from scripts.networks.integration import GridFlow
 from scripts.networks.passes import PairPasses
 from scripts.registration.contrast import CONTRASTS, ContrastMatch
@@ -104,7 +105,9 @@ class NetworkField:
         """A velocity on the network's grid as a field on the fixed image's."""
         grid = self._grid_of(fixed)
         source = WorldImage(velocity.new_zeros(1, 1, *grid.shape), grid.affine.cpu().numpy())
-        return StartField(*self.network.integration.both(velocity, grid.shape)).on(source, fixed)
+        flows = self.network.integration.both(velocity, grid.shape)
+        full = enlarge(velocity, grid.shape, self.network.integration.factor)
+        return StartField(*flows, full).on(source, fixed)
 
     @torch.no_grad()
     def velocity(self, here: WorldImage, there: WorldImage) -> NetworkVelocity:
