@@ -33,6 +33,7 @@ from scripts.losses import AtlasLoss
 from scripts.phantom import write_demo_cohort
 from scripts.publishing.components import cohort_publisher
 from scripts.settings.atlas import LearnedAtlasConfig
+from scripts.settings.usual_training import with_usual_lengths
 
 ROOT = Path(__file__).resolve().parents[2]
 SAMPLE = 2  # measured subjects
@@ -132,11 +133,13 @@ def measure(folder: Path, shape: tuple[int, int, int], dtype: str) -> dict[str, 
 def estimate(found: dict[str, float], subjects: int, processes: int) -> dict[str, float]:
     """Hours on that many processes, each as fast as the measured one, and terabytes.
 
-    Epochs and rounds are those of configs/train.yaml.
+    Epochs and rounds are those of configs/train.yaml for a network that is trained on the cohort.
     """
     hours = subjects / processes / 3600
-    ships = yaml.safe_load((ROOT / "configs" / "train.yaml").read_text())["learned_atlas"]
-    epochs, refine = ships["optimizer"]["epochs"], ships["refine"]
+    block = yaml.safe_load((ROOT / "configs" / "train.yaml").read_text())["learned_atlas"]
+    block["model"]["initial"] = None
+    lengths = with_usual_lengths(block)
+    epochs, refine = lengths["optimizer"]["epochs"], lengths["refine"]
     return {
         "reading and checking, h (by the first process alone)": (
             subjects / 3600 * found["reading and checking"]

@@ -35,6 +35,7 @@ SUBJECTS = 5
 TRAINING = (
     "--learned_atlas#device=cpu",
     "--learned_atlas#dtype=float32",
+    "--learned_atlas#model#initial=null",
     "--learned_atlas#optimizer#epochs=1",
     "--learned_atlas#optimizer#batch_size=1",
     "--learned_atlas#refine#rounds=2",
