@@ -1,6 +1,6 @@
 """Sets up the repository's environment, then runs the demo or the tests in it.
 
-    python3 bundle/workshop.py demo     # train on the demo cohort
+    python3 bundle/workshop.py demo     # make the atlas of the demo cohort
     python3 bundle/workshop.py test     # lint, types, tests, coverage
 
 A bare Python runs this file as a script before anything is installed, so it uses only the standard
