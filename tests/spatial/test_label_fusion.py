@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 
-from scripts.spatial.label_fusion import LabelSums, label_shares
+from scripts.spatial import label_fusion
+from scripts.spatial.label_fusion import SCALE, LabelSums, label_shares
 
 SHAPE = (9, 8, 7)
 
@@ -44,6 +47,59 @@ def test_the_probability_is_the_mean_of_the_interpolated_presence(some_labels, s
             [by_hand(*both, label) for both in zip(some_labels, some_fields, strict=True)], axis=0
         )
         assert np.allclose(sums.probability(label), expected, atol=2e-4)
+
+
+def straightforward(labels, field, label):
+    """The same whole numbers, one label and one corner after another in whole volumes."""
+    shape = labels.shape
+    places = np.indices(shape) + field
+    base = np.floor(places).astype(int)
+    parts = (places - base).astype(np.float32)
+    total = np.zeros(shape, dtype=np.int64)
+    around = np.pad((labels == label).astype(np.int64), 2)
+    for corner in itertools.product((0, 1), repeat=labels.ndim):
+        weight = np.ones(shape, dtype=np.float32)
+        index = []
+        for axis, up in enumerate(corner):
+            weight *= parts[axis] if up else 1 - parts[axis]
+            index.append(np.clip(base[axis] + up, -1, shape[axis]) + 2)
+        total += around[tuple(index)] * np.rint(weight * SCALE).astype(np.int64)
+    return total
+
+
+@pytest.mark.parametrize("slab", [1, 150, 10**6])
+@pytest.mark.parametrize("shape", [(9, 8, 7), (9, 8), (60,)])
+def test_shares_and_sums_equal_the_straightforward_way(monkeypatch, slab, shape):
+    """In slabs of any size, with labels all over the grid and fields that lead outside."""
+    monkeypatch.setattr(label_fusion, "_SLAB", slab)
+    made = np.random.default_rng(2)
+    subjects = [
+        (made.integers(-2, 30, shape) * 11, made.normal(0, 3, (len(shape), *shape)))
+        for _ in range(3)
+    ]
+    sums = LabelSums(shape)
+    for labels, field in subjects:
+        sums.add(label_shares(labels, field))
+    sums.add(label_shares(*subjects[0]), sign=-1)
+    for label in sums.labels:
+        wanted = sum(straightforward(*one, label) for one in subjects[1:])
+        found = np.zeros(shape, dtype=np.int64)
+        found.flat[sums.shares[label].index] = sums.shares[label].weights
+        assert np.array_equal(found, wanted)
+        assert (np.diff(sums.shares[label].index) > 0).all()
+
+
+def test_memory_is_that_of_the_voxels_not_of_the_labels(some_fields):
+    """As many weights, whether two labels or three hundred are spread over the grid."""
+
+    def kept(labels):
+        shares = label_shares(labels, some_fields[0] * 0.01)
+        return sum(one.index.nbytes + one.weights.nbytes for one in shares.values())
+
+    made = np.random.default_rng(3)
+    few, many = (made.integers(1, n, SHAPE) for n in (3, 300))
+    assert kept(many) <= 8 * 8 * many.size  # 8 corners at most, 8 bytes each
+    assert kept(many) < 8 * kept(few)
 
 
 def test_the_majority_is_the_most_frequent_label_and_of_equal_ones_the_smallest():
