@@ -348,15 +348,14 @@ class Emission:
             self.network.log_offset,
             MISFIT_WINDOW,
         )
-        layers = {
-            "image": self.view.density(name, fitted),
-            "before": self.view.density(f"{name} before registration", inside.cpu().numpy()),
-            "field": self.view.field(
-                f"displacement of {name}", crop.crop(found.to_template[0]).cpu().numpy()
-            ),
-            "growth": self.view.growth(f"growth of {name}", crop.crop(growth).cpu().numpy()),
-            "misfit": self.view.misfit(f"local misfit of {name}", misfit),
-        }
+        layers = self.view.of_subject(
+            name,
+            fitted,
+            inside.cpu().numpy(),
+            crop.crop(found.to_template[0]).cpu().numpy(),
+            crop.crop(growth).cpu().numpy(),
+            misfit,
+        )
         emitted.viewed.add([ViewedSubject(name, order, layers)])
 
     def _fit(

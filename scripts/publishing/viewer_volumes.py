@@ -237,6 +237,33 @@ class ViewerGrid:
         called = tuple(names.get(label, str(label)) for label in found.tolist())
         return Layer(title, "labels", Block.of_numbers(numbers), names=called)
 
+    def of_subject(
+        self,
+        name: str,
+        image: np.ndarray,
+        before: np.ndarray,
+        displacement: np.ndarray,
+        ratio: np.ndarray,
+        misfit: np.ndarray,
+    ) -> dict[str, Layer]:
+        """Everything that the page of an atlas has of a subject, by role.
+
+        Args:
+            name: of the subject.
+            image: density in template space ``(C, *box.shape)``.
+            before: density before registration, likewise.
+            displacement: ``(d, *box.shape)`` in voxels of the grid.
+            ratio: volume of the subject over that of the template ``(*box.shape)``.
+            misfit: of the template, 0 to 1, ``(*box.shape)``.
+        """
+        return {
+            "image": self.density(name, image),
+            "before": self.density(f"{name} before registration", before),
+            "field": self.field(f"displacement of {name}", displacement),
+            "growth": self.growth(f"growth of {name}", ratio),
+            "misfit": self.misfit(f"local misfit of {name}", misfit),
+        }
+
     def _step(self, largest: int) -> int:
         """Voxels of the page to one of a smooth volume, along each axis."""
         step = 1
