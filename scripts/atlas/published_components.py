@@ -242,11 +242,12 @@ def open_new_subjects(
     values = parse_values(at, coding)
     source = dataset_dir if maps is None else maps
     request = settings.cohort_request()
+    # The pattern of the model's cohort may fit no new subject, the job's own must.
     given = asked is not None and asked.cohort.labels is not None
     if not (labels or settings.save_warped or given):
         request = request.without_labels()
     with reserved(written) as users:
-        found = read_new_subjects(source, request, grid, crop, coding, values)
+        found = read_new_subjects(source, request, grid, crop, coding, values, labelled=given)
         if asked is not None and asked.cohort.label_names is not None:
             table = Path(dataset_dir if maps is None else "") / asked.cohort.label_names
             names = read_label_names(table, settings.cohort_request().key("label_names"))
