@@ -253,8 +253,8 @@ def read_new_subjects(
         labelled: at least one subject must have a label map, if the request names such files.
 
     Raises:
-        CohortError: no subject can be used, none has a label map though one must, or one is on another grid and ``cohort.resample`` is
-            false.
+        CohortError: no subject can be used, none has a label map though one must, or one is on
+            another grid and ``cohort.resample`` is false.
     """
     found = _find_new(source, request.search)
     known: Mapping[str, Values] = {}
