@@ -77,7 +77,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         words.append(f"--warp_streamlines#transforms=[['{file}', 1]]")
     warp(options, back, *words)
     voxel = float(np.mean(nib.affines.voxel_sizes(template.affine)))
-    moved, apart = [], []
+    moved: list[np.ndarray] = []
+    apart: list[np.ndarray] = []
     for name in names:
         for base, found in ((there, moved), (back, apart)):
             read = open_tractogram(base / "warped_streamlines" / name / NAME).read()

@@ -81,7 +81,7 @@ def label_shares(labels: np.ndarray, displacement: np.ndarray) -> LabelShares:
     shape = labels.shape
     names, dense = np.unique(labels, return_inverse=True)
     # Numbered from 1; background is 0 as well as what lies outside.
-    numbers = np.arange(1, len(names) + 1, dtype=np.int32)
+    numbers: np.ndarray = np.arange(1, len(names) + 1, dtype=np.int32)
     numbers[names == 0] = 0
     dense = numbers[dense.reshape(shape)]
     if not dense.any():
@@ -141,8 +141,8 @@ def _weights_of(
             same = numbers[row] == numbers[earlier]
             weights[earlier] += np.where(same, weights[row], 0)
             numbers[row, same] = 0
-    row, voxel = np.nonzero((numbers != 0) & (weights != 0))
-    number, weight = numbers[row, voxel], weights[row, voxel]
+    kept, voxel = np.nonzero((numbers != 0) & (weights != 0))
+    number, weight = numbers[kept, voxel], weights[kept, voxel]
     order = np.argsort(number.astype(np.int64) * numbers.shape[1] + voxel)
     return number[order], voxel[order], weight[order]
 
