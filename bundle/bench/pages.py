@@ -15,6 +15,7 @@ import argparse
 import resource
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -104,9 +105,8 @@ def build(shape: tuple[int, ...], subjects: int, clock: Clock) -> str:
             known.append(subject_layers(view, template, rng, clock, names[number]))
             made += 1
         layers = known[number % len(known)]
-        clock.time("others", lambda o=order, n=number, y=layers: worst.add(
-            [ViewedSubject(names[n], o, y)]
-        ))  # fmt: skip
+        one = ViewedSubject(names[number], order, layers)
+        clock.time("others", partial(worst.add, [one]))
     clock.seconds["subjects"] /= made
 
     def page() -> str:

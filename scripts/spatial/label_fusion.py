@@ -79,11 +79,11 @@ def label_shares(labels: np.ndarray, displacement: np.ndarray) -> LabelShares:
             ``x + displacement(x)``. Outside the subject's grid is background.
     """
     shape = labels.shape
-    names, dense = np.unique(labels, return_inverse=True)
+    names, places = np.unique(labels, return_inverse=True)
     # Numbered from 1; background is 0 as well as what lies outside.
-    numbers: np.ndarray = np.arange(1, len(names) + 1, dtype=np.int32)
+    numbers = np.arange(1, len(names) + 1, dtype=np.int32)
     numbers[names == 0] = 0
-    dense = numbers[dense.reshape(shape)]
+    dense = numbers[places.reshape(shape)]
     if not dense.any():
         return {}
     plane = int(np.prod(shape[1:], dtype=int))
