@@ -12,7 +12,7 @@ of a few volumes, however many labels there are and however they are spread.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Self
 
@@ -56,14 +56,6 @@ class LabelWeights:
             np.insert(self.index, place, other.index[new]),
             np.insert(total, place, sign * other.weights[new]),
         )
-
-    def in_box(self, shape: tuple[int, ...]) -> tuple[CropBox, np.ndarray]:
-        """The smallest box that contains them on a grid, and the weights there."""
-        places = np.unravel_index(self.index, shape)
-        box = CropBox(tuple(int(x.min()) for x in places), tuple(int(x.max()) + 1 for x in places))
-        inside = np.zeros(box.shape, dtype=np.int32)
-        inside[tuple(x - first for x, first in zip(places, box.start, strict=True))] = self.weights
-        return box, inside
 
 
 LabelShares = dict[int, LabelWeights]
@@ -212,14 +204,37 @@ class LabelSums:
             ``(*wanted)``.
         """
         best = MostProbable(places.shape[1:])
-        for label, box, share in self._each():
-            best.add_at(label, box, share, places)
-        return best.labels()
-
-    def _each(self) -> Iterator[tuple[int, CropBox, np.ndarray]]:
+        points = places.reshape(len(places), -1)
+        # A cell lies between 2^d voxels, and the cells at the rim also outside the grid. Points
+        # that are not in any cell have the number of one more, which no label touches.
+        cells = tuple(n + 1 for n in self.shape)
+        cell = np.zeros(points.shape[1], dtype=np.int64)
+        inside = np.ones(points.shape[1], dtype=bool)
+        for x, n in zip(points, cells, strict=True):
+            first = np.floor(x).astype(np.int64) + 1
+            inside &= (first >= 0) & (first < n)
+            cell = cell * n + np.clip(first, 0, n - 1)
+        cell[~inside] = np.prod(cells)
+        corners = [
+            int(np.ravel_multi_index(corner, cells))
+            for corner in itertools.product((0, 1), repeat=len(cells))
+        ]
+        touched = np.zeros(np.prod(cells) + 1, dtype=bool)
+        whole = np.zeros(self.shape)
         for label in self.labels:
-            box, weights = self.shares[label].in_box(self.shape)
-            yield label, box, weights / (self.subjects * SCALE)
+            index, share = self._share(label)
+            voxels = [x + 1 for x in np.unravel_index(index, self.shape)]
+            own = np.ravel_multi_index(voxels, cells)
+            for corner in corners:
+                touched[own - corner] = True
+            near = np.flatnonzero(touched[cell])
+            whole.flat[index] = share
+            there = map_coordinates(whole, points[:, near], order=1, mode="grid-constant")
+            best.add(label, near, there)
+            whole.flat[index] = 0
+            for corner in corners:
+                touched[own - corner] = False
+        return best.labels()
 
     def _share(self, label: int) -> tuple[np.ndarray, np.ndarray]:
         own = self.shares[label]

@@ -6,6 +6,7 @@ import itertools
 
 import numpy as np
 import pytest
+from scipy.ndimage import map_coordinates
 
 from scripts.spatial import label_fusion
 from scripts.spatial.label_fusion import SCALE, LabelSums, label_shares
@@ -31,8 +32,6 @@ def still(shape=SHAPE):
 
 def by_hand(labels, field, label):
     """The presence of one label, interpolated linearly, with background outside."""
-    from scipy.ndimage import map_coordinates
-
     places = np.indices(labels.shape) + field
     return map_coordinates((labels == label).astype(float), places, order=1, mode="grid-constant")
 
@@ -160,6 +159,28 @@ def test_the_majority_at_points_is_that_of_the_interpolated_probabilities(some_l
     moved = sums.majority_at(on_grid + np.array([1.0, 0, 0]).reshape(3, 1, 1, 1))
     assert np.array_equal(moved[:-1], sums.majority()[1:])
     assert not moved[-1].any()  # outside is background
+
+
+def test_the_majority_at_any_points_is_that_of_every_label_interpolated(some_labels, some_fields):
+    """Also where points lie at the rim, outside, or on voxels."""
+    sums = LabelSums(SHAPE)
+    for labels, field in zip(some_labels, some_fields, strict=True):
+        sums.add(label_shares(labels, field))
+    made = np.random.default_rng(4)
+    places = made.uniform(-2, 10, (3, 6, 50))
+    places[:, 0] = np.rint(places[:, 0])
+    there = {
+        label: map_coordinates(
+            sums.probability(label).astype(float), places, order=1, mode="grid-constant"
+        )
+        for label in sums.labels
+    }
+    every = np.stack([1 - sum(there.values()), *there.values()])
+    ranked = np.sort(every, axis=0)
+    certain = ranked[-1] - ranked[-2] > 1e-3
+    assert certain.mean() > 0.9
+    wanted = np.array([0, *there])[every.argmax(axis=0)]
+    assert np.array_equal(sums.majority_at(places)[certain], wanted[certain])
 
 
 def test_no_labels_at_all():
