@@ -5,16 +5,15 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from monai.bundle import ConfigParser
 
+from scripts.engines.jobs import CONFIGS
 from scripts.errors import ConfigurationError
 
 __all__ = ["config_overrides", "differences"]
 
-_CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 _ABSENT = object()
 
 
@@ -40,7 +39,7 @@ def config_overrides(
         KeyError: one of the two has no such section.
     """
     parser = _reading_parser()
-    path = _CONFIGS / f"{shipped}.yaml"
+    path = CONFIGS / f"{shipped}.yaml"
     if not path.is_file():
         raise ConfigurationError(
             f"{path}: is missing; must be the bundle's own file, to tell what was overridden"
