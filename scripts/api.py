@@ -365,8 +365,8 @@ def deformable_registration(
         >>> deformation.displacement.shape, deformation.smallest_jacobian > 0
         ((3, 24, 24, 24), True)
     """
-    from scripts.registration.pair_arrays import deformation_of, prepare_pair
     from scripts.registration.deformable import ElasticRefinement
+    from scripts.registration.pair_arrays import deformation_of, prepare_pair
 
     affines, masks = (fixed_affine, moving_affine), (fixed_mask, moving_mask)
     pair = prepare_pair((fixed, moving), affines, masks, start, settings)

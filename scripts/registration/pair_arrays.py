@@ -14,8 +14,8 @@ from scripts.networks.precision import open_device
 from scripts.registration.deformable import ElasticResult
 from scripts.registration.images import WorldImage, normalised, read_image
 from scripts.settings.refine import RefineConfig
-from scripts.spatial.image_arrays import check_affine, volume_of
 from scripts.spatial.deformation import Deformation
+from scripts.spatial.image_arrays import check_affine, volume_of
 
 __all__ = ["PreparedPair", "deformation_of", "prepare_pair"]
 
