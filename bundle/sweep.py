@@ -142,10 +142,10 @@ def sweep(
         _check_earlier(folder)
         rows = _all_runs(job, runs, folder)
         print(table_of(rows))
-        found = best_run(rows, list(runs[0].varied), best)
-        if found is not None:
-            draw(folder / PICTURE, rows, list(runs[0].varied), found)
-            print(f"best by {found[1]}: {found[0]}, in {folder / found[0]}")
+        best_row = best_run(rows, list(runs[0].varied), best)
+        if best_row is not None:
+            draw(folder / PICTURE, rows, list(runs[0].varied), best_row)
+            print(f"best by {best_row[1]}: {best_row[0]}, in {folder / best_row[0]}")
         elif any(row["status"] == "done" for row in rows):
             print("no best run is named: choose a column of the table with --best")
     failed = [row["run"] for row in rows if row["status"] != "done"]
@@ -277,10 +277,12 @@ def _run(job: _SweptJob, run: SweepRun, place: Path) -> tuple[str, float]:
 
 def _record(place: Path) -> dict[str, Any] | None:
     try:
-        found = read_json(place / RECORD)
+        content = read_json(place / RECORD)
     except (FileError, ValueError):
         return None
-    return found if isinstance(found, dict) and {"overrides", "seconds"} <= set(found) else None
+    return (
+        content if isinstance(content, dict) and {"overrides", "seconds"} <= set(content) else None
+    )
 
 
 def _columns(rows: Sequence[Mapping[str, str]]) -> list[str]:

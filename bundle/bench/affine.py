@@ -106,15 +106,15 @@ def _about(axis: np.ndarray, angle: float) -> np.ndarray:
     return np.eye(3) + math.sin(angle) * cross + (1 - math.cos(angle)) * cross @ cross
 
 
-def errors(found: np.ndarray, truth: np.ndarray, image: WorldImage) -> tuple[float, float]:
+def errors(estimate: np.ndarray, truth: np.ndarray, image: WorldImage) -> tuple[float, float]:
     """Degrees between the rotations nearest to both, and mm between the images of the centre."""
     turns = []
-    for matrix in (found, truth):
+    for matrix in (estimate, truth):
         left, _, right = np.linalg.svd(matrix[:3, :3])
         turns.append(left @ right)
     cosine = (np.trace(turns[0].T @ turns[1]) - 1) / 2
     centre = Frame.of_grid(image.affine, image.shape).centre.numpy()
-    moved = (found - truth)[:3, :3] @ centre + (found - truth)[:3, 3]
+    moved = (estimate - truth)[:3, :3] @ centre + (estimate - truth)[:3, 3]
     return math.degrees(math.acos(min(1.0, max(-1.0, cosine)))), float(np.linalg.norm(moved))
 
 
@@ -123,14 +123,14 @@ def recovery(folder: Path, repeats: int) -> list[dict[str, Any]]:
     counts, rng = demo_map(), np.random.default_rng(0)
     rows = []
     for family in ("rigid", "rigid_isotropic", "rigid_anisotropic", "affine"):
-        found = []
+        estimate = []
         for _ in range(repeats):
             fixed, moving, truth = pair_apart(counts, 30, 20, rng, family)
             begun = time.process_time()
             result = AffineRefinement(family)(fixed, moving)
             spent = time.process_time() - begun
-            found.append((*errors(result.matrix.numpy(), truth, fixed), spent))
-        turned, moved, spent_all = (np.array(one) for one in zip(*found, strict=True))
+            estimate.append((*errors(result.matrix.numpy(), truth, fixed), spent))
+        turned, moved, spent_all = (np.array(one) for one in zip(*estimate, strict=True))
         rows.append(
             {
                 "family": family, "pairs": repeats,
@@ -302,9 +302,9 @@ def _ants(
     import ants  # type: ignore[import-not-found,unused-ignore]
 
     fixed, moving = ants.image_read(str(first)), ants.image_read(str(second))
-    found = ants.registration(fixed, moving, type_of_transform=kind)
+    result = ants.registration(fixed, moving, type_of_transform=kind)
     carried = ants.apply_transforms(
-        fixed, ants.image_read(str(labels)), found["fwdtransforms"],
+        fixed, ants.image_read(str(labels)), result["fwdtransforms"],
         interpolator="nearestNeighbor",
     )  # fmt: skip
     return carried.numpy()

@@ -49,11 +49,11 @@ def subject_density(described: dict[str, Any], shape: tuple[int, ...]) -> np.nda
 
 def cohort_densities(cohort: Cohort) -> list[np.ndarray]:
     """Each subject's normalised density (X, Y, Z) on the full grid, float32; of one channel."""
-    found = []
+    result = []
     for subject in cohort.subjects:
         described = {"maps": [{**vars(one), "path": str(one.path)} for one in subject.maps]}
-        found.append(subject_density(described, cohort.grid.shape)[0].astype(np.float32))
-    return found
+        result.append(subject_density(described, cohort.grid.shape)[0].astype(np.float32))
+    return result
 
 
 def warped(maps: np.ndarray, displacement: np.ndarray) -> np.ndarray:
@@ -104,8 +104,8 @@ def read_build(atlas: Path) -> Build:
 
 def anywhere(maps: Sequence[np.ndarray]) -> np.ndarray:
     """Where any of the maps is above 0."""
-    found: np.ndarray = np.any([m > 0 for m in maps], axis=0)
-    return found
+    result: np.ndarray = np.any([m > 0 for m in maps], axis=0)
+    return result
 
 
 def score(build: Build) -> dict[str, Any]:

@@ -41,13 +41,13 @@ def _sections(count: int = 4) -> np.ndarray:
     """Blobs on a dark background, each section moved a little ``(count, *sides)`` uint8."""
     rng = np.random.default_rng(0)
     axes = np.stack(np.meshgrid(*map(np.arange, _SIDES), indexing="ij"))
-    found = np.zeros((count, *_SIDES))
+    result = np.zeros((count, *_SIDES))
     for _ in range(12):
         centre, width = rng.uniform((8, 8), (32, 40)), rng.uniform(2, 4)
-        for number, image in enumerate(found):
+        for number, image in enumerate(result):
             far = ((axes - (centre + 0.4 * number)[:, None, None]) ** 2).sum(0)
             image += np.exp(-far / (2 * width**2))
-    return np.rint(255 * found / found.max()).astype(np.uint8)
+    return np.rint(255 * result / result.max()).astype(np.uint8)
 
 
 class _Pairs(Job):

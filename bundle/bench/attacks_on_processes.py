@@ -196,15 +196,15 @@ def torchrun(folder: Path) -> Iterator[Outcome]:
 
 def _ranks(launcher: int) -> dict[str, int]:
     """The processes of a launcher by their rank."""
-    found = {}
+    result = {}
     for place in Path("/proc").glob("[0-9]*"):
         with suppress(OSError, ValueError):
             parent = int((place / "stat").read_text().rpartition(")")[2].split()[1])
             words = (place / "environ").read_bytes().split(b"\0")
             rank = next((one[5:].decode() for one in words if one.startswith(b"RANK=")), None)
             if parent == launcher and rank is not None:
-                found[rank] = int(place.name)
-    return found
+                result[rank] = int(place.name)
+    return result
 
 
 def _gone_after(processes: list[int], child: subprocess.Popen[str]) -> float:

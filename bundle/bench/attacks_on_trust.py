@@ -351,11 +351,11 @@ def packed_models(folder: Path) -> Iterator[Outcome]:
     yield Outcome("`pack --list`", listed, "names what travels, and what is left out" * listed)
     ended = _run(folder, "pack", "--ckpt_dir", models, "--output", folder / "a.zip")
     with zipfile.ZipFile(folder / "a.zip") as archive:
-        found = [n for n in archive.namelist() if _tells(archive.read(n))]
+        result = [n for n in archive.namelist() if _tells(archive.read(n))]
         card = any(name.endswith("docs/model_card.md") for name in archive.namelist())
-    held = _done(ended) and not found and card
+    held = _done(ended) and not result and card
     yield Outcome("`pack`: excluded names, folders of the trainer", held,
-                  "nothing found in the archive" if held else f"found in {found}")  # fmt: skip
+                  "nothing found in the archive" if held else f"found in {result}")  # fmt: skip
 
 
 def _tells(data: bytes) -> bool:

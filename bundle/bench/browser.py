@@ -156,11 +156,11 @@ class Browser:
             RuntimeError: it has none in time.
         """
         deadline = time.monotonic() + self.patience
-        while not (found := self.value(expression)):
+        while not (result := self.value(expression)):
             if time.monotonic() > deadline:
-                raise RuntimeError(f"{expression}: still {found!r} after {self.patience:g} s")
+                raise RuntimeError(f"{expression}: still {result!r} after {self.patience:g} s")
             time.sleep(0.02)
-        return found
+        return result
 
     def click(self, selector: str, right: float = 0.5, down: float = 0.5) -> None:
         """Press and release the left button over an element.

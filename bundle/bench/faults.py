@@ -84,7 +84,7 @@ def write_cohort(folder: Path, subjects: int = SUBJECTS, shape: Sequence[int] = 
 
 def content(folder: Path) -> dict[str, str]:
     """SHA-256 of the content of a published folder's files, without times and paths."""
-    found = {}
+    result = {}
     for path in sorted(folder.rglob("*")):
         if not path.is_file() or path.name == "quality.html":
             continue
@@ -100,8 +100,8 @@ def content(folder: Path) -> dict[str, str]:
             said = json.loads(data)
             del said["seconds"]
             data = json.dumps(said, sort_keys=True).encode()
-        found[path.relative_to(folder).as_posix()] = hashlib.sha256(data).hexdigest()
-    return found
+        result[path.relative_to(folder).as_posix()] = hashlib.sha256(data).hexdigest()
+    return result
 
 
 def opens(folder: Path) -> int:
@@ -284,8 +284,8 @@ class Campaign:
         if "Traceback" in killed.said.partition("Exception ignored in")[0]:
             raise BrokenPromise(f"{moment}: a traceback\n{killed.said}")
         there = self._results()
-        for name, found in there.items():
-            if found not in (start[name], self.new[name]):
+        for name, content in there.items():
+            if content not in (start[name], self.new[name]):
                 raise BrokenPromise(f"{moment}: {name} is neither the earlier nor the new one")
         self._check_opens(moment)
         left = "whole new result" if there == self.new else "some new results"

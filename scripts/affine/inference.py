@@ -199,11 +199,11 @@ class EstimateWriter(PairWriter):
         self.network = unwrapped(network, AffineNetwork)
         self.folder = Path(folder)
 
-    def write(self, item: Mapping[str, Any], found: torch.Tensor) -> None:
+    def write(self, item: Mapping[str, Any], estimate: torch.Tensor) -> None:
         """Publish one pair, of whose matrix on the network's grid the network found ``(4, 4)``."""
         watched = WatchedFiles([item["fixed"], item["moving"]])
         fixed, moving = (ReadImage(item[key]) for key in ("fixed", "moving"))
-        local = found.cpu().double()
+        local = estimate.cpu().double()
         matrix = world_matrix(self.network, local, fixed.grid, moving.grid).numpy()
         name = item["subject"]
         before = resample(moving.values, moving.grid, [], fixed.grid)

@@ -213,9 +213,9 @@ class AtlasCarrier:
             if own.same_as(source) is not None or len(volume) != 1:
                 raise CohortError(f"{path}: is not on the grid of the atlas's other labels")
             box = CropBox.around(volume[0] > 0) if volume.any() else CropBox((0, 0, 0), (1, 1, 1))
-            found = best.add_at(label, box, box.crop(volume[0]), places)
+            share = best.add_at(label, box, box.crop(volume[0]), places)
             if self.settings.label_probabilities:
-                write_map(folder / probability_name(label), found[None], wanted)
+                write_map(folder / probability_name(label), share[None], wanted)
         write_labels(staging / MAJORITY, best.labels()[None], wanted)
         names = self.atlas.label_names
         with (staging / NAMES).open("w", newline="", encoding="utf-8") as file:

@@ -174,12 +174,12 @@ def _reverse(name: str, file: TransformFile) -> TransformFile:
 
 def _grid_of(atlas: Path, cohort: Cohort) -> Grid:
     """The atlas's grid, with the cohort's number of axes for a plane."""
-    found = next(iter(sorted(atlas.glob("atlas_mean.nii.gz"))), None) or next(
+    path = next(iter(sorted(atlas.glob("atlas_mean.nii.gz"))), None) or next(
         iter(sorted(atlas.glob("template-*/atlas_mean.nii.gz"))), None
     )
-    if found is None:
+    if path is None:
         raise CohortError(f"{atlas}: no such atlas; run python -m bundle carry again, {_ADVICE}")
-    grid = read_grid(found)
+    grid = read_grid(path)
     if len(cohort.grid.shape) == 2 and grid.shape[2] == 1:
         return Grid(grid.shape[:2], grid.affine, grid.header)
     return grid

@@ -133,12 +133,12 @@ class TractSimilarity:
                     )
                 self._warn_of_tracts_apart(subject.name, density, atlas)
                 rest = None if self.others is None else self.others.average(index)
-                found = []
+                entries = []
                 for channel, (own, other) in enumerate(zip(density, atlas, strict=True)):
                     entry = self._compared(
                         own, other, channel, None if rest is None else rest[channel]
                     )
-                    found.append(entry)
+                    entries.append(entry)
                     tract = self._tract(channel)
                     sweep[f"{subject.name} {tract}".strip()] = entry["sweep"]["dice"]
                     rows.append({"subject": subject.name, "tract": tract, **_flat(entry)})
@@ -150,7 +150,7 @@ class TractSimilarity:
                         "path": str(self._atlas_file(subject.name)),
                         "sha256": watched.sha256(self._atlas_file(subject.name)),
                     },
-                    "tracts": found,
+                    "tracts": entries,
                 }
                 (staging / subject.name).mkdir()
                 _write_json(staging / subject.name / "metrics.json", report)

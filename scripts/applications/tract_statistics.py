@@ -117,15 +117,15 @@ class TractStatistics:
             raise CohortError(
                 f"{self.carried}: no such folder; give --carried_dir, the folder that `carry` wrote"
             )
-        found = sorted(
+        result = sorted(
             path.name for path in self.carried.iterdir() if (path / CARRIED_FOLDER).is_dir()
         )
-        if not found:
+        if not result:
             raise CohortError(
                 f"{self.carried}: contains no <subject>/{CARRIED_FOLDER}; warp the atlas to the "
                 "subjects first (python -m bundle carry)"
             )
-        return found
+        return result
 
     def _files(self, subject: str) -> dict[str, Path]:
         """All files for a subject's measures, by their name in the table."""

@@ -194,13 +194,13 @@ def _check_offset(transforms: Sequence[Any], settings: LearnedAtlasConfig) -> No
 
 def _changed_loss(loss: AtlasLoss, alone: AtlasLoss) -> dict[str, Any]:
     """The parts of a loss that the settings alone don't determine."""
-    found: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     theirs = alone.arguments
     for name, value in loss.arguments.items():
         if isinstance(value, dict):
             value = {key: one for key, one in value.items() if one != theirs[name].get(key)}
             if value:
-                found[name] = value
+                result[name] = value
         elif value != theirs[name]:
-            found[name] = value
-    return found
+            result[name] = value
+    return result

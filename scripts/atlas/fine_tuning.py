@@ -149,18 +149,18 @@ class NetworkFineTuning:
 
     def _load(self) -> bool:
         """Continue from the checkpoint; returns whether all is done."""
-        found = from_first(self._read)
-        if found is None:
+        checkpoint = from_first(self._read)
+        if checkpoint is None:
             return False
-        if found.get("format") != FORMAT:
+        if checkpoint.get("format") != FORMAT:
             raise CheckpointError(
-                f"{self.path}: written in format {found.get('format')!r}, this version reads "
+                f"{self.path}: written in format {checkpoint.get('format')!r}, this version reads "
                 f"{FORMAT}; discard the unfinished run with --learned_atlas#resume false"
             )
-        load_weights(self.network, found, self.path)
-        self.optimizer.load_state_dict(found["optimizer"])
-        self.losses = list(found["losses"])
-        return bool(found["done"])
+        load_weights(self.network, checkpoint, self.path)
+        self.optimizer.load_state_dict(checkpoint["optimizer"])
+        self.losses = list(checkpoint["losses"])
+        return bool(checkpoint["done"])
 
     def _read(self) -> dict[str, Any] | None:
         return load_latest(self.path)

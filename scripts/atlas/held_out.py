@@ -80,15 +80,15 @@ class HeldOutSubjects:
             changes=published_transforms(self.network),
         )
         self.network.eval()
-        found = {}
+        result = {}
         for item in subjects.datalist():
-            found[item["subject"]] = self._fit(transform(item)["image"])
+            result[item["subject"]] = self._fit(transform(item)["image"])
             logger.info(
                 "held-out subject %s: correlation of log densities %.3f before, %.3f after",
                 item["subject"],
-                *found[item["subject"]],
+                *result[item["subject"]],
             )
-        return found
+        return result
 
     def _fit(self, image: Any) -> tuple[float, float]:
         network = self.network

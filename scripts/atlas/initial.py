@@ -88,8 +88,8 @@ def open_initial(settings: LearnedAtlasConfig, spatial_dims: int) -> InitialNetw
     said = f"learned_atlas.model.initial = {model.initial!r}"
     if not shipped and not path.exists():
         raise CheckpointError(f"{said}: there is no such file")
-    found = description_in(load_checkpoint(path))
-    of_pairs = found.get("kind") == PairNetwork.kind
+    description = description_in(load_checkpoint(path))
+    of_pairs = description.get("kind") == PairNetwork.kind
     described = _of_pairs(path) if of_pairs else _of_atlas(path)
     weights = described.pop("weights")
     if described["inputs"] == "forces" and spatial_dims != 3:

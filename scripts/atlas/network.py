@@ -340,9 +340,12 @@ class AtlasNetwork(DescribedNetwork):
             for k in range(1, self.n_templates):
                 velocity = self.velocity(image, k, valid=valid)
                 other = torch.full_like(which, k)
-                found = self._likeness(image, velocity, other, valid)
-                better = found > score
-                score, which = torch.where(better, found, score), torch.where(better, other, which)
+                likeness = self._likeness(image, velocity, other, valid)
+                better = likeness > score
+                score, which = (
+                    torch.where(better, likeness, score),
+                    torch.where(better, other, which),
+                )
                 best = torch.where(better.view(-1, *[1] * (best.dim() - 1)), velocity, best)
         return best, which
 

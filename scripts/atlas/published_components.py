@@ -241,12 +241,12 @@ def open_new_subjects(
     if not (labels or settings.save_warped):
         request = request.without_labels()
     with reserved(written) as users:
-        found = read_new_subjects(source, request, grid, crop, coding, values)
+        result = read_new_subjects(source, request, grid, crop, coding, values)
         if written:
-            room = registration_bytes(len(found.subjects), crop, settings)
+            room = registration_bytes(len(result.subjects), crop, settings)
             check_space({Path(written[0]): room})
-        users.append(found)
-    return found
+        users.append(result)
+    return result
 
 
 def subject_transforms(network: AtlasNetwork, settings: LearnedAtlasConfig) -> Compose:

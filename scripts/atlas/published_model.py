@@ -63,10 +63,10 @@ class PublishedNetwork(AtlasNetwork):
         if description and description != self.description:
             other = _published(state_dict, description)
         # Not `AtlasNetwork`'s method: weights that don't fit their description are damaged.
-        found = nn.Module.load_state_dict(other, state_dict, strict=strict, assign=assign)
+        result = nn.Module.load_state_dict(other, state_dict, strict=strict, assign=assign)
         if other is not self:
             self._become(other.to(self.template.device).train(self.training))
-        return found
+        return result
 
     def _become(self, other: AtlasNetwork) -> None:
         """Take over the modules, tensors and plain attributes of another network."""
@@ -136,7 +136,7 @@ def changed_parts(
         ConfigurationError: a part has another class, which a model file can't contain, or doesn't
             match the others.
     """
-    found: dict[str, dict[str, Any]] = {}
+    result: dict[str, dict[str, Any]] = {}
     for name, alone in part_arguments(template, description).items():
         part, kind = parts[name], _PARTS[name]
         if type(part) is not kind:
@@ -155,8 +155,8 @@ def changed_parts(
                     "from the cohort, learned_atlas#model#channels and "
                     "learned_atlas#model#field_resolution"
                 )
-            found.setdefault(name, {})[key] = value
-    return found
+            result.setdefault(name, {})[key] = value
+    return result
 
 
 def network_of(

@@ -148,9 +148,9 @@ def _of_atlas(file: Path) -> dict[str, Any]:
 
 def _merged(*blocks: dict[str, Any]) -> dict[str, Any]:
     """Nested settings, a later block's over an earlier one's."""
-    found: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     for block in blocks:
         for key, value in block.items():
-            both = isinstance(value, dict) and isinstance(found.get(key), dict)
-            found[key] = _merged(found[key], value) if both else value
-    return found
+            both = isinstance(value, dict) and isinstance(result.get(key), dict)
+            result[key] = _merged(result[key], value) if both else value
+    return result

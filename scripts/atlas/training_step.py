@@ -103,16 +103,16 @@ class AtlasStep:
         engine.network.train()
         engine.optimizer.zero_grad(set_to_none=True)
         with autocast(image.device, self.dtype):
-            found = engine.inferer(image, engine.network)
+            estimate = engine.inferer(image, engine.network)
         engine.state.output = {"image": image, "subject": batch["subject"]}
         engine.fire_event(IterationEvents.FORWARD_COMPLETED)
 
-        terms, responsibility = self._terms(network, image, found)
+        terms, responsibility = self._terms(network, image, estimate)
         part = self._part(engine.state.iteration)
         engine.state.output.update(_over_processes(terms, part))
         engine.state.output.update(
-            velocity=found["velocity"].detach(),
-            warped=found["warped"].detach(),
+            velocity=estimate["velocity"].detach(),
+            warped=estimate["warped"].detach(),
             responsibility=responsibility * float(part > 0),
         )
         engine.fire_event(IterationEvents.LOSS_COMPLETED)
@@ -131,10 +131,10 @@ class AtlasStep:
         return own / whole
 
     def _terms(
-        self, network: AtlasNetwork, image: torch.Tensor, found: dict[str, torch.Tensor]
+        self, network: AtlasNetwork, image: torch.Tensor, estimate: dict[str, torch.Tensor]
     ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
         """Loss terms, and the share of each subject that each template explains."""
-        warped, velocity = found["warped"], found["velocity"]
+        warped, velocity = estimate["warped"], estimate["velocity"]
         if network.n_templates == 1:
             terms = self.loss(warped[:, 0], image, velocity[:, 0], network.mean_velocity[0])
             return terms, image.new_ones((len(image), 1))

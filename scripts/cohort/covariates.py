@@ -266,7 +266,7 @@ class Participants:
             CohortError: a column mixes numbers with other text, or may be meant as numbers.
         """
         rows = {name: self._row(name) for name in subjects}
-        found: dict[str, dict[str, float | str]] = {name: {} for name in subjects}
+        result: dict[str, dict[str, float | str]] = {name: {} for name in subjects}
         for column in self.columns:
             texts = {name: row[column] for name, row in rows.items() if row is not None}
             numbers = {name: _number(text) for name, text in texts.items()}
@@ -283,8 +283,8 @@ class Participants:
                 )
             for name, text in texts.items():
                 number = numbers[name]
-                found[name][column] = text if names or number is None else number
-        return found
+                result[name][column] = text if names or number is None else number
+        return result
 
     def _ask_about_numbers(self, column: str, texts: Mapping[str, str], count: int) -> None:
         """Refuse text that may be meant as numbers; as categories they would mean nothing.

@@ -107,14 +107,14 @@ def find_subject_images(
             no subject has one.
     """
     names = list(names)
-    found: dict[str, SubjectImage] = {}
+    images: dict[str, SubjectImage] = {}
     empty = SubjectImages(key, {}, grid, tolerance, resample)
     for name in names:
         path = (root / pattern.replace("{subject}", name)).absolute()
         if os.path.lexists(path):
-            found[name] = SubjectImage(path, _read(path, empty)[1])
-    missing = [name for name in names if name not in found]
-    if required and not found:
+            images[name] = SubjectImage(path, _read(path, empty)[1])
+    missing = [name for name in names if name not in images]
+    if required and not images:
         example = root / pattern.replace("{subject}", names[0] if names else "{subject}")
         raise CohortError(
             f"{key} = {pattern!r}: no subject has such a file (there is no {example}); must be the "
@@ -122,7 +122,7 @@ def find_subject_images(
         )
     if required and missing:
         logger.warning("%s: no file for %s", key, some_names(missing, most=10))
-    return SubjectImages(key, found, grid, tolerance, resample)
+    return SubjectImages(key, images, grid, tolerance, resample)
 
 
 def _read(path: Path, images: SubjectImages) -> tuple[np.ndarray, str]:

@@ -210,8 +210,8 @@ def _without_masked(maps: torch.Tensor, path: str, sha256: str) -> torch.Tensor:
 
 def _with_values(image: torch.Tensor, values: np.ndarray) -> torch.Tensor:
     """An image's metadata with other values."""
-    found = torch.from_numpy(np.ascontiguousarray(values)).to(image.dtype)
-    return MetaTensor(found, meta=image.meta) if isinstance(image, MetaTensor) else found
+    tensor = torch.from_numpy(np.ascontiguousarray(values)).to(image.dtype)
+    return MetaTensor(tensor, meta=image.meta) if isinstance(image, MetaTensor) else tensor
 
 
 def _in_order(image: torch.Tensor, order: StorageOrder) -> torch.Tensor:
@@ -230,10 +230,10 @@ def _check_unchanged(maps: Any, expected: Sequence[str] | None) -> None:
     Raises:
         CohortError: naming it.
     """
-    found = getattr(maps, "meta", {}).pop(HASHES, None)
-    if expected is None or found is None:  # a list without hashes, or another reader
+    hashed = getattr(maps, "meta", {}).pop(HASHES, None)
+    if expected is None or hashed is None:  # a list without hashes, or another reader
         return
-    for (path, sha256), wanted in zip(found, expected, strict=True):
+    for (path, sha256), wanted in zip(hashed, expected, strict=True):
         # A list from elsewhere may say something else under this name.
         if _SHA256.fullmatch(str(wanted)) and sha256 != wanted:
             raise changed(path)

@@ -204,13 +204,13 @@ def on_image_grid(
     d = len(grid.shape)
     place = grid.place_of(affine, shape)
     there = torch.linalg.inv(place)
-    found = resample_by_matrix(
+    resampled = resample_by_matrix(
         displacement, grid.affine, there, affine, shape, padding_mode="border"
     )
     # Convert vectors from network voxels to world millimetres, then to image voxels.
     world = place[:3, :d] * grid.spacing
     turn = torch.linalg.pinv(torch.from_numpy(np.asarray(affine[:3, :d], dtype=np.float64))) @ world
-    return torch.einsum("ij,bj...->bi...", turn.to(found), found)
+    return torch.einsum("ij,bj...->bi...", turn.to(resampled), resampled)
 
 
 @torch.no_grad()

@@ -47,7 +47,7 @@ class ShippedElasticNetwork(PairRegistrar):
     def velocity(self, pair: torch.Tensor) -> torch.Tensor:
         """See `PairRegistrar.velocity`; 0 for a pair that the network doesn't help."""
         eye = np.eye(4)
-        found = []
+        velocities = []
         for one in pair.split(1):
             there, here = (WorldImage(image, eye) for image in one.split(1, 1))
             result = self.registration.velocity(here, there)
@@ -63,8 +63,8 @@ class ShippedElasticNetwork(PairRegistrar):
                     "is left at 0; do the images lie upon each other? See register_elastic#start",
                     1 - result.start_loss,
                 )
-            found.append(result.velocity)
-        return torch.cat(found)
+            velocities.append(result.velocity)
+        return torch.cat(velocities)
 
     def fields_of(self, velocity: torch.Tensor, fixed: WorldImage) -> StartField:
         """See `PairRegistrar.fields_of`."""

@@ -84,10 +84,10 @@ def _is_of_a_run(path: Path) -> bool:
     if not path.is_file():
         return False
     try:
-        found = read_json(path)
+        content = read_json(path)
     except (FileError, ValueError):
         return True
-    return not isinstance(found, dict) or bool({"signature", "cleared"} & set(found))
+    return not isinstance(content, dict) or bool({"signature", "cleared"} & set(content))
 
 
 def _format(run: Any) -> Any:

@@ -202,21 +202,21 @@ class CrossValidation:
             shutil.rmtree(folder / "run_state", ignore_errors=True)
         logger.info("fold %d of %d: trained on %d subjects, evaluating %d", *counts)
         report = folder / EVALUATION_FOLDER / "evaluation.json"
-        found = _report(report)
-        if found is None or found.get("asked") != self._asked():
+        result = _report(report)
+        if result is None or result.get("asked") != self._asked():
             self._run(
                 self.evaluate_config, "evaluating", output_dir=str(folder), ckpt_dir=str(folder),
                 training_dir=self.dataset_dir,
                 asked=_without(self.asked, [*excluded, *others]),
             )  # fmt: skip
-            found = _report(report)
-            if found is None:
+            result = _report(report)
+            if result is None:
                 raise CheckpointError(f"{report}: can't be read; delete {folder}")
             with write_whole(report) as staged:
                 staged.write_text(
-                    json.dumps({**found, "asked": self._asked()}, indent=1), encoding="utf-8"
+                    json.dumps({**result, "asked": self._asked()}, indent=1), encoding="utf-8"
                 )
-        return found
+        return result
 
     def _asked(self) -> dict[str, Any]:
         """The settings that an evaluation depends on, besides those of its training."""
@@ -296,8 +296,8 @@ def _laid_over(block: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str
 
 def _report(path: Path) -> dict[str, Any] | None:
     """The evaluation of a fold; None if it is missing or incomplete."""
-    found = _read(path)
-    return found if isinstance(found, dict) else None
+    result = _read(path)
+    return result if isinstance(result, dict) else None
 
 
 def _read(path: Path) -> Any:

@@ -46,7 +46,7 @@ def likeness(
 
 
 def field_measures(
-    found: Registration, crop: CropBox, subject: np.ndarray, template: np.ndarray
+    registration: Registration, crop: CropBox, subject: np.ndarray, template: np.ndarray
 ) -> dict[str, float]:
     """Regularity and size of the two fields of a subject.
 
@@ -64,14 +64,14 @@ def field_measures(
     """
     to_template, to_subject = (
         crop.crop(field[0]).double().cpu().numpy()
-        for field in (found.to_template, found.to_subject)
+        for field in (registration.to_template, registration.to_subject)
     )
     there, own = (np.asarray((density > 0).any(axis=0)) for density in (template, subject))
     lengths = (to_template**2).sum(axis=0)
     return {
-        "smallest_jacobian": found.smallest_jacobian,
+        "smallest_jacobian": registration.smallest_jacobian,
         "folded_share": max(
-            max(s["share_folded"], s["corner_share_folded"]) for s in found.jacobian.values()
+            max(s["share_folded"], s["corner_share_folded"]) for s in registration.jacobian.values()
         ),
         "displacement_rms_voxels": float(np.sqrt(lengths[there].mean())) if there.any() else 0.0,
         "inverse_consistency_voxels": (

@@ -203,9 +203,9 @@ def require_verifiable(path: Path, about: Mapping[str, Any]) -> None:
         FileError: memory doesn't hold what it claims.
         ValueError: where and why it can't.
     """
-    found = validated(_Verifiable, about)
-    model = found.settings.model
-    values = math.prod(found.cohort.grid.shape) * model.channels
+    checked = validated(_Verifiable, about)
+    model = checked.settings.model
+    values = math.prod(checked.cohort.grid.shape) * model.channels
     check_fits(path, 8 * _DOUBLES * values * model.n_templates)
 
 

@@ -40,10 +40,10 @@ def code_identity() -> dict[str, str]:
 
 def versions_here(*packages: str) -> dict[str, str]:
     """Versions of Python and of installed packages."""
-    found = {"python": platform.python_version()}
+    result = {"python": platform.python_version()}
     for package in packages:
         try:
-            found[package] = version(package)
+            result[package] = version(package)
         except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
+            result[package] = "not installed"
+    return result

@@ -151,8 +151,8 @@ class RegistrationWriter:
     def _write(self, item: dict[str, Any]) -> None:
         """Publish one subject's folder, unless its field fails."""
         name = item["subject"]
-        found = fields_of(self.network, item["velocity"][None], self.crop, self.grid.shape)
-        failure = self._failure(found)
+        registration = fields_of(self.network, item["velocity"][None], self.crop, self.grid.shape)
+        failure = self._failure(registration)
         if failure is not None:
             logger.warning("subject %s: %s; nothing is written", name, failure)
             self.failed.append(f"{name} ({failure})")
@@ -166,21 +166,21 @@ class RegistrationWriter:
         subject = inside[0].cpu().numpy()
         misfit = self._misfit(name, subject, atlas, valid)
         before, start = self._unregistered(item)
-        report = self._report(item, image, subject, atlas, found, before, start, valid)
+        report = self._report(item, image, subject, atlas, registration, before, start, valid)
         report["poor_fit"] = self._poor_fit(name, misfit)
-        moved = found.subject_in_template(density)[0].cpu().numpy()
-        fields = [u[0].cpu().numpy() for u in (found.to_template, found.to_subject)]
+        moved = registration.subject_in_template(density)[0].cpu().numpy()
+        fields = [u[0].cpu().numpy() for u in (registration.to_template, registration.to_subject)]
         viewed = Registered(
             subject,
             self.crop.crop(atlas).copy(),
             before,
             self.crop.crop(fields[1]).copy(),
-            self.crop.crop(growth_of(found.to_subject[0])).copy(),
+            self.crop.crop(growth_of(registration.to_subject[0])).copy(),
         )
         labels = None
         if self.labels is not None and self.maps.warped:
             labels = self.labels.read(name)
-        maps = self.maps.of(found, moved, labels)
+        maps = self.maps.of(registration, moved, labels)
         if maps:
             self.written[name] = (int(item["template"]) + 1, list(maps))
         maps.setdefault("density", moved)
@@ -282,11 +282,13 @@ class RegistrationWriter:
             )
         return [one.as_dict() for one in regions]
 
-    def _failure(self, found: Registration) -> str | None:
-        if not found.finite:
+    def _failure(self, registration: Registration) -> str | None:
+        if not registration.finite:
             return "its field is not finite"
-        if self.settings.verify_jacobian and found.folds:
-            return f"its field folds, smallest det J {found.smallest_jacobian:.4g}, must be > 0"
+        if self.settings.verify_jacobian and registration.folds:
+            return (
+                f"its field folds, smallest det J {registration.smallest_jacobian:.4g}, must be > 0"
+            )
         return None
 
     def _report(
@@ -295,7 +297,7 @@ class RegistrationWriter:
         image: torch.Tensor,
         subject: np.ndarray,
         atlas: np.ndarray,
-        found: Registration,
+        registration: Registration,
         unregistered: np.ndarray,
         start: torch.Tensor,
         valid: torch.Tensor | None,
@@ -338,8 +340,8 @@ class RegistrationWriter:
                 "before": dice(before > presence, subject > presence),
                 "after": dice(here > presence, subject > presence),
             },
-            "displacement_rms_voxels": float(found.to_subject.square().sum(1).mean().sqrt()),
-            "jacobian": found.jacobian,
+            "displacement_rms_voxels": float(registration.to_subject.square().sum(1).mean().sqrt()),
+            "jacobian": registration.jacobian,
             "seconds": round(float(item["seconds"]), 3),
         }  # fmt: skip
 

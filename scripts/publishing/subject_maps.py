@@ -113,7 +113,7 @@ class SubjectMaps:
         return self.warped or self.jacobians
 
     def of(
-        self, found: Registration, density: np.ndarray, labels: np.ndarray | None
+        self, registration: Registration, density: np.ndarray, labels: np.ndarray | None
     ) -> dict[str, np.ndarray]:
         """The maps of one subject, by kind.
 
@@ -126,9 +126,9 @@ class SubjectMaps:
         if self.warped:
             maps["density"] = density
             if labels is not None:
-                maps["dseg"] = labels_in_template(labels, found.to_template[0])
+                maps["dseg"] = labels_in_template(labels, registration.to_template[0])
         if self.jacobians:
-            maps["logjacobian"] = log_jacobian(found.to_template[0])
+            maps["logjacobian"] = log_jacobian(registration.to_template[0])
         return maps
 
     def write(

@@ -256,8 +256,8 @@ class CohortAligner:
             if file.labels:
                 labels, own = read_labels(file.path)
                 flat = labels[..., 0] if len(grid.shape) == 2 else labels
-                found = labels_by_matrix(flat, own.affine, matrix, grid.affine, grid.shape)
-                write_labels(path, self._solid(found), common)
+                propagated = labels_by_matrix(flat, own.affine, matrix, grid.affine, grid.shape)
+                write_labels(path, self._solid(propagated), common)
             else:
                 volume, own = read_volume(file.path)
                 write_map(path, self._solid(_resampled(volume, own, matrix, grid)), common)
@@ -342,6 +342,6 @@ def _resampled(volume: np.ndarray, own: Grid, matrix: np.ndarray, grid: CommonGr
 
 def _copy_waytotal(file: NativeFile, path: Path) -> None:
     """Copy a map's waytotal with it, so that training can divide by it."""
-    found = waytotal_file(file.path)
-    if not file.labels and found.is_file():
-        shutil.copyfile(found, path.with_name(found.name))
+    waytotal = waytotal_file(file.path)
+    if not file.labels and waytotal.is_file():
+        shutil.copyfile(waytotal, path.with_name(waytotal.name))

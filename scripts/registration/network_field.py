@@ -80,8 +80,8 @@ class NetworkField:
             CohortError: the images are planes.
         """
         there, here = self.prepared(fixed, moving, matrix)
-        found = self.velocity(here, there)
-        return self.field(found.velocity, fixed), found
+        result = self.velocity(here, there)
+        return self.field(result.velocity, fixed), result
 
     @staticmethod
     def _grid_of(fixed: WorldImage) -> NetworkGrid:

@@ -136,10 +136,10 @@ class NetworkStart:
         there = grid.seen(single_channel(fixed, grid.size), eye)
         small = single_channel(moving, grid.size)
         loss = PairLoss(there)
-        found, values = self._passes(grid, there, small, starts, loss, _SWEEP)
+        matrices, values = self._passes(grid, there, small, starts, loss, _SWEEP)
         best = int(values.argmin())
-        found, values = self._passes(grid, there, small, found[best][None], loss, _REFINED)
-        return found[0], float(values[0])
+        matrices, values = self._passes(grid, there, small, matrices[best][None], loss, _REFINED)
+        return matrices[0], float(values[0])
 
     def _rough(
         self, fixed: WorldImage, moving: WorldImage, given: torch.Tensor | None

@@ -99,16 +99,16 @@ class PairRefiner:
         if pattern is None:
             return {}
         named = {path: Path(pattern.replace("{subject}", image_name(path))) for path in self.moving}
-        found = {path: mask for path, mask in named.items() if mask.is_file()}
-        missing = [image_name(path) for path in named if path not in found]
-        if not found:
+        result = {path: mask for path, mask in named.items() if mask.is_file()}
+        missing = [image_name(path) for path in named if path not in result]
+        if not result:
             raise CohortError(
                 f"refine.moving_mask = {pattern!r}: no moving image has such a file (there is no "
                 f"{named[self.moving[0]]})"
             )
         if missing:
             logger.warning("refine.moving_mask: no file for %s", ", ".join(missing))
-        return found
+        return result
 
     def run(self) -> None:
         """Refine and publish each pair.
@@ -167,12 +167,12 @@ class PairRefiner:
         if self.network is None:
             file = named.replace("{name}", image_name(path))
             return read_start_field(file, self.settings.elastic_start_kind, self.fixed)
-        field, found = NetworkField(self.network, self.settings.contrast)(
+        field, result = NetworkField(self.network, self.settings.contrast)(
             self.fixed.image, moving.image, matrix
         )
         logger.info(
             "%s: the network improves the local correlation from %.3f to %.3f",
-            path, 1 - found.start_loss, 1 - found.loss,
+            path, 1 - result.start_loss, 1 - result.loss,
         )  # fmt: skip
         return field
 
@@ -236,8 +236,8 @@ class PairRefiner:
         fields = None if elastic is None else PairFields(elastic.displacement, elastic.inverse)
         with publish_folder(self.output_dir / REFINED_FOLDER / name) as staging:
             write_pair(staging, name, self.fixed, moving, matrix, fields)
-            found = self._description(path, watched, matrix, affine, elastic, seconds)
-            about = json.dumps(found, indent=1)
+            description = self._description(path, watched, matrix, affine, elastic, seconds)
+            about = json.dumps(description, indent=1)
             (staging / "refined.json").write_text(about + "\n", encoding="utf-8")
             watched.check()
             self.watched.check()

@@ -56,11 +56,11 @@ def carried(
     if vectors is None or source is None:
         return wanted.values.new_zeros(1, d, *wanted.shape)
     still = torch.eye(4, dtype=torch.float64, device=vectors.device)
-    found = resample_by_matrix(
+    result = resample_by_matrix(
         vectors, source.affine, still, wanted.affine, wanted.shape, padding_mode="border"
     )
-    ratio = torch.as_tensor(source.spacing / wanted.spacing).to(found)
-    return found * ratio.view(1, d, *[1] * d)
+    ratio = torch.as_tensor(source.spacing / wanted.spacing).to(result)
+    return result * ratio.view(1, d, *[1] * d)
 
 
 def read_start_field(path: str | Path, kind: str, fixed: ReadImage) -> StartField:

@@ -261,13 +261,13 @@ def _read_owner(file: Path) -> dict[str, Any] | None:
     try:
         handle = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         with os.fdopen(handle, encoding="utf-8") as opened:
-            found = parse_json(opened.read(_LONGEST_OWNER))
+            content = parse_json(opened.read(_LONGEST_OWNER))
     except (OSError, ValueError):
         return None
-    if not isinstance(found, dict) or type(found.get("pid")) is not int:
+    if not isinstance(content, dict) or type(content.get("pid")) is not int:
         return None
-    since = found.get("since")
-    return found if isinstance(since, int | float) and abs(since) < _LAST_SECOND else None
+    since = content.get("since")
+    return content if isinstance(since, int | float) and abs(since) < _LAST_SECOND else None
 
 
 def _may_run(owner: dict[str, Any] | None) -> bool:

@@ -82,13 +82,13 @@ class Obstacles:
 
 def _mount_points() -> list[Path]:
     """Mount points of file systems, including bind mounts."""
-    found = []
+    result = []
     with suppress(OSError, IndexError):
         for line in _MOUNTS.read_text(encoding="utf-8", errors="surrogateescape").splitlines():
             # Spaces and the like are written in octal.
             name = line.split(" ")[4].encode("utf-8", "surrogateescape")
-            found.append(Path(os.fsdecode(name.decode("unicode_escape").encode("latin-1"))))
-    return found
+            result.append(Path(os.fsdecode(name.decode("unicode_escape").encode("latin-1"))))
+    return result
 
 
 def _is_unchangeable(folder: Path) -> bool:

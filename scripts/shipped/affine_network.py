@@ -107,11 +107,11 @@ class AffinePairNetwork(PairUNet):
             inputs = self.forces(self.forces.copies(seen), self.forces.copies(there))
             level = torch.maximum(seen, there) > _PRESENT
             present = averaged(level.float(), FIELD_RESOLUTION).flatten(1)
-        found = self.unet(inputs.contiguous(memory_format=torch.channels_last_3d)).float()
+        output = self.unet(inputs.contiguous(memory_format=torch.channels_last_3d)).float()
         with torch.autocast(moving.device.type, enabled=False):
             points = centred_points(shape, factor * FIELD_RESOLUTION)[None].to(moving.device)
-            moved = points + factor * found[:, :3].flatten(2).mT.double()
+            moved = points + factor * output[:, :3].flatten(2).mT.double()
             points = points.expand_as(moved)
-            weight = found[:, 3].flatten(1).sigmoid() * present + _LEAST
+            weight = output[:, 3].flatten(1).sigmoid() * present + _LEAST
             step = fit_matrix(points, moved, weight, family, _RIDGE).matrix
         return AffinePass(before, before @ step, points, moved, present, factor * FIELD_RESOLUTION)

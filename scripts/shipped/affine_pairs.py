@@ -158,5 +158,5 @@ def _places(shape: Sequence[int], factor: int = 1) -> torch.Tensor:
 
 def _apply(matrix: NDArray[np.float64], points: torch.Tensor) -> torch.Tensor:
     """A ``(3, 4)`` map of points ``(3, *shape)``."""
-    found = torch.from_numpy(matrix).float()
-    return torch.einsum("ij,j...->i...", found[:, :3], points) + found[:, 3].view(3, 1, 1, 1)
+    affine = torch.from_numpy(matrix).float()
+    return torch.einsum("ij,j...->i...", affine[:, :3], points) + affine[:, 3].view(3, 1, 1, 1)

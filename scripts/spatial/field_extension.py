@@ -35,9 +35,9 @@ def extended_field(field: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
     reach = max(inner.shape[2:])
     for _ in range(_SWEEPS * reach):
         inner = torch.where(fixed, inner, _mean_of_neighbours(inner))
-    found = start.clone()
-    found[box] = inner
-    return torch.where(known, field, found)
+    result = start.clone()
+    result[box] = inner
+    return torch.where(known, field, result)
 
 
 def _from_coarse(field: torch.Tensor, known: torch.Tensor) -> torch.Tensor:

@@ -55,15 +55,15 @@ def itk_of_text(path: Path, text: str) -> AffineTransform:
             f"{path}: holds {', '.join(kinds)} without a CompositeTransform that says their order; "
             "must be one ITK transform, or a composite"
         )
-    found = []
+    parts = []
     for first in range(0, len(fields), 3):
         (_, kind), *numbers = fields[first : first + 3]
         try:
             parameters, fixed = (np.array(one.split(), dtype=np.float64) for _, one in numbers)
         except ValueError as error:
             raise CohortError(f"{path}: contains a parameter that isn't a number") from error
-        found.append(_affine(path, kind.strip(), parameters, fixed))
-    return AffineTransform(reduce(np.matmul, found))
+        parts.append(_affine(path, kind.strip(), parameters, fixed))
+    return AffineTransform(reduce(np.matmul, parts))
 
 
 def itk_of_matlab(path: Path) -> AffineTransform:
@@ -87,8 +87,8 @@ def itk_of_matlab(path: Path) -> AffineTransform:
         raise CohortError(f"{path}: can't be read: {reason}") from error
     kinds = [name for name in content if not name.startswith("__") and name != "fixed"]
     if len(kinds) != 1 or "fixed" not in content:
-        found = ", ".join(name for name in content if not name.startswith("__")) or "nothing"
-        raise CohortError(f"{path}: has {found}, not one ITK transform and its centre ('fixed')")
+        names = ", ".join(name for name in content if not name.startswith("__")) or "nothing"
+        raise CohortError(f"{path}: has {names}, not one ITK transform and its centre ('fixed')")
     try:
         parameters, fixed = (
             np.asarray(content[name], dtype=np.float64).ravel() for name in (kinds[0], "fixed")
@@ -128,22 +128,22 @@ def itk_of_hdf5(path: Path) -> Transform:
             parts = list(zip(names, kinds, strict=True))[int(composite) :]
             if not parts or (len(parts) > 1 and not composite):
                 raise ValueError(f"it holds {', '.join(kinds)} and doesn't say their order")
-            found = [_of_group(path, kind, _within(groups, name)) for name, kind in parts]
+            transforms = [_of_group(path, kind, _within(groups, name)) for name, kind in parts]
     except (
         ArithmeticError, AttributeError, LookupError, MemoryError, OSError, RuntimeError,
         TypeError, ValueError,
     ) as error:  # fmt: skip
         raise CohortError(f"{path}: can't be read as ITK's HDF5: {say(error)}") from error
-    return reduce(lambda outer, inner: outer @ inner, found)
+    return reduce(lambda outer, inner: outer @ inner, transforms)
 
 
 def _within(group: Any, name: str) -> Any:
     """An entry of a group; one that lies in another file is refused."""
-    found = group[name]
-    elsewhere = getattr(found, "external", None) or getattr(found, "is_virtual", False)
-    if elsewhere or found.file.id != group.file.id:
+    result = group[name]
+    elsewhere = getattr(result, "external", None) or getattr(result, "is_virtual", False)
+    if elsewhere or result.file.id != group.file.id:
         raise ValueError(f"{name} lies in another file, which isn't followed")
-    return found
+    return result
 
 
 def _kind(group: Any) -> str:
@@ -156,10 +156,10 @@ def _of_group(path: Path, kind: str, group: Any) -> Transform:
     def numbers(name: str) -> Any:
         # Up to ITK 4 the names had a letter less.
         known = name if name in group else name.replace("Trans", "Tran", 1)
-        found = _within(group, known)
-        if found.ndim != 1 or found.dtype.kind != "f":
+        result = _within(group, known)
+        if result.ndim != 1 or result.dtype.kind != "f":
             raise ValueError(f"{name} is no list of numbers")
-        return found
+        return result
 
     fixed = np.asarray(numbers("TransformFixedParameters"), dtype=np.float64)
     parameters = numbers("TransformParameters")

@@ -55,9 +55,9 @@ def label_shares(labels: np.ndarray, displacement: np.ndarray) -> LabelShares:
             at = base[axis] + up
             inside &= (at >= 0) & (at < shape[axis])
             index.append(np.clip(at, 0, shape[axis] - 1))
-        found = np.where(inside, dense[tuple(index)], 0)
-        corners.append((found, np.rint(weight * SCALE).astype(np.int32)))
-    boxes = [find_objects(found, max_label=len(names)) for found, _ in corners]
+        at_corner = np.where(inside, dense[tuple(index)], 0)
+        corners.append((at_corner, np.rint(weight * SCALE).astype(np.int32)))
+    boxes = [find_objects(labels, max_label=len(names)) for labels, _ in corners]
     shares: LabelShares = {}
     for number, name in enumerate(names.tolist(), start=1):
         there = [
@@ -199,15 +199,17 @@ class MostProbable:
         for x, start, stop in zip(places, box.start, box.stop, strict=True):
             near &= (x > start - 1) & (x < stop)
         first = np.array(box.start)[:, None]
-        found = np.zeros(self.rest.shape)
-        found[near] = map_coordinates(share, places[:, near] - first, order=1, mode="grid-constant")
-        self.add(label, CropBox((0,) * found.ndim, found.shape), found)
-        return found
+        result = np.zeros(self.rest.shape)
+        result[near] = map_coordinates(
+            share, places[:, near] - first, order=1, mode="grid-constant"
+        )
+        self.add(label, CropBox((0,) * result.ndim, result.shape), result)
+        return result
 
     def labels(self) -> np.ndarray:
         """The labels, in a type that every tool reads."""
-        found = np.where(self.best > self.rest + _EQUAL, self.which, 0)
-        return found.astype(label_type(int(np.abs(found).max(initial=0))))
+        result = np.where(self.best > self.rest + _EQUAL, self.which, 0)
+        return result.astype(label_type(int(np.abs(result).max(initial=0))))
 
 
 _EQUAL = 1e-4  # probabilities closer than this are equal: weights are rounded

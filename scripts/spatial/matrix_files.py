@@ -58,7 +58,7 @@ def guessed_kind(path: Path, text: str) -> str:
         return "ras"
     rows = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
     words = [word for line in rows for word in line.split()]
-    decimals = {len(found[1]) if (found := _FLIRT.fullmatch(word)) else 0 for word in words}
+    decimals = {len(match[1]) if (match := _FLIRT.fullmatch(word)) else 0 for word in words}
     # Others write as few decimals as a number needs, or an exponent.
     as_flirt = any(re.search(r"\S  +\S|\S  +$", line) for line in rows) or (
         len(decimals) == 1 and 0 not in decimals
@@ -134,10 +134,10 @@ def lta_matrix(path: Path, text: str) -> np.ndarray:
 
 
 def _value(text: str, name: str) -> str:
-    found = re.search(rf"^{name}\s*=\s*([^#\n]*)", text, re.M)
-    if found is None:
+    match = re.search(rf"^{name}\s*=\s*([^#\n]*)", text, re.M)
+    if match is None:
         raise ValueError(f"it has no {name}")
-    return found[1].strip()
+    return match[1].strip()
 
 
 def _lta_volume(text: str, name: str) -> np.ndarray:

@@ -134,12 +134,12 @@ def fit_matrix(
         level -= _mirrored(p, q, w, level).long()
     matrix = torch.eye(p.shape[-1] + 1, dtype=p.dtype, device=p.device).repeat(len(p), 1, 1)
     parts = []
-    for found in level.unique().tolist():
-        (here,) = torch.nonzero(level == found, as_tuple=True)
-        if found:
-            fitted = _fit(p[here], q[here], w[here], LEVELS[found], ridge)
+    for one in level.unique().tolist():
+        (here,) = torch.nonzero(level == one, as_tuple=True)
+        if one:
+            fitted = _fit(p[here], q[here], w[here], LEVELS[one], ridge)
             parts.append((here, fitted))
-        if LEVELS[found] != family:
+        if LEVELS[one] != family:
             # In training every step would log this; there the loss shows it.
             logger.log(
                 logging.DEBUG if p.requires_grad or w.requires_grad else logging.WARNING,
@@ -149,7 +149,7 @@ def fit_matrix(
                 len(p),
                 family,
                 float(effective[here].detach().min()),
-                LEVELS[found],
+                LEVELS[one],
             )
     for here, fitted in parts:
         matrix = matrix.index_copy(0, here, fitted)

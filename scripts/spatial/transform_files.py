@@ -187,13 +187,13 @@ def read_transform(file: TransformFile) -> Transform:
             raise CohortError(f"{file.path}: {NO_INVERSE}")
         return _read_field(file.path)
     if file.path.name.lower().endswith((".h5", ".hdf5")):
-        found = itk_of_hdf5(file.path)
-        if isinstance(found, AffineTransform):
-            _require_invertible(file.path, found.matrix)
+        result = itk_of_hdf5(file.path)
+        if isinstance(result, AffineTransform):
+            _require_invertible(file.path, result.matrix)
         if not file.inverted:
-            return found
+            return result
         try:
-            return ~found
+            return ~result
         except ValueError as error:
             raise CohortError(f"{file.path}: {error}") from error
     if file.kind == "auto" and not file.path.name.lower().endswith(_PLAIN):
@@ -277,10 +277,10 @@ def read_affine(
     """
     file = Path(path)
     if file.name.lower().endswith((".h5", ".hdf5")):
-        found = itk_of_hdf5(file)
-        if not isinstance(found, AffineTransform):
+        transform = itk_of_hdf5(file)
+        if not isinstance(transform, AffineTransform):
             raise CohortError(f"{file}: holds a displacement field; an affine is needed here")
-        matrix = found.matrix
+        matrix = transform.matrix
     elif kind in ("auto", "itk") and file.name.lower().endswith(".mat") and not _is_text(file):
         matrix = itk_of_matlab(file).matrix
     else:

@@ -106,7 +106,7 @@ def open_trx(path: Path, _: Path) -> Source:
             yield from _chunks(path, opened, single, values, asked, (vertices, count), size)
 
     def groups() -> dict[str, np.ndarray]:
-        found = {}
+        result = {}
         for one in arrays:
             if one.member.startswith("groups/"):
                 if one.rows > count:
@@ -114,8 +114,8 @@ def open_trx(path: Path, _: Path) -> Source:
                         path, f"can't be read: {one.member} has {one.rows} of {count} entries"
                     )
                 with opened(one.member) as file:
-                    found[one.name] = np.frombuffer(file.read(), one.dtype).astype(np.int64)
-        return found
+                    result[one.name] = np.frombuffer(file.read(), one.dtype).astype(np.int64)
+        return result
 
     return Source(
         chunks,
@@ -131,12 +131,12 @@ def open_trx(path: Path, _: Path) -> Source:
 def _members(path: Path) -> tuple[dict[str, int], Callable[[str], Any]]:
     """Sizes of the parts by name, and a function that opens one."""
     if path.is_dir():
-        found = {
+        members = {
             file.relative_to(path).as_posix(): file.stat().st_size
             for file in sorted(path.rglob("*"))
             if file.is_file()
         }
-        return found, lambda name: (path / name).open("rb")
+        return members, lambda name: (path / name).open("rb")
     with zipfile.ZipFile(path) as archive:
         parts = [one for one in archive.infolist() if not one.is_dir()]
     _check_parts(path, parts)

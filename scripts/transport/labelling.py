@@ -92,8 +92,8 @@ def label_fibres(
         assert of_x is not None and of_y is not None
         potentials = fine.sorted(solve_with_geomloss(x, y, annealing, of_x, of_y))
     masses = class_masses(fine, potentials, of_atlas, annealing, step)
-    largest, found = masses.max(1)
-    labels = torch.where(largest >= settings.outlier_threshold, found, OUTLIER)
+    largest, which = masses.max(1)
+    labels = torch.where(largest >= settings.outlier_threshold, which, OUTLIER)
     described: dict[str, Any] = {
         "name": solver,
         "pairs_evaluated": fine.sums.evaluated,

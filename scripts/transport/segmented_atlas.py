@@ -93,16 +93,16 @@ def read_atlas(
 
 def file_names(names: tuple[str, ...]) -> tuple[str, ...]:
     """A file name for each class: valid on any system, and unique."""
-    found: list[str] = []
+    result: list[str] = []
     for name in names:
         composed = unicodedata.normalize("NFC", name)
         base = re.sub(r"[^\w.+-]+", "_", composed).strip("._")[:_LONGEST_NAME] or "class"
         safe, number = base, 2
-        taken = {"outliers", *(one.casefold() for one in found)}
+        taken = {"outliers", *(one.casefold() for one in result)}
         while safe.casefold() in taken:
             safe, number = f"{base}_{number}", number + 1
-        found.append(safe)
-    return tuple(found)
+        result.append(safe)
+    return tuple(result)
 
 
 def _read_folder(folder: Path, vtk_space: str) -> tuple[Streamlines, np.ndarray, dict[int, str]]:

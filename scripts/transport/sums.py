@@ -205,12 +205,12 @@ class PlanSums:
     def _whole_rows(
         self, own: Tensor, half: Tensor, others: Tensor, level: Tensor, eps: float
     ) -> Tensor:
-        found = []
+        rows = []
         for part in self._portions(torch.arange(len(own), device=self.device), len(others)):
             exponents = torch.addmm(level, own[part], others.T, alpha=1 / eps)
-            found.append(torch.logsumexp(exponents, 1))
+            rows.append(torch.logsumexp(exponents, 1))
             self.evaluated += exponents.numel()
-        return half - eps * torch.cat(found)
+        return half - eps * torch.cat(rows)
 
     def _pass(
         self,

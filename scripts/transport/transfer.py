@@ -118,13 +118,13 @@ class LabelTransfer:
         self._check_together(subject, atlas, grid)
 
         with _percent("labels") as progress:
-            found = label_fibres(
+            labelling = label_fibres(
                 of_subject.vectors, of_atlas.vectors, atlas.classes, self.settings, progress
             )
         classes = np.full(len(subject), OUTLIER, dtype=np.int64)
-        classes[of_subject.kept] = found.classes
+        classes[of_subject.kept] = labelling.classes
         largest = np.zeros(len(subject), dtype=np.float32)
-        largest[of_subject.kept] = found.largest
+        largest[of_subject.kept] = labelling.largest
 
         if not (classes >= 0).any() and len(of_subject.kept):
             logger.warning(
@@ -137,8 +137,10 @@ class LabelTransfer:
             )
             if grid is not None:
                 _write_maps(staging, subject, classes, files, grid)
-            self._draw(staging, of_subject, found, atlas)
-            about = self._description(atlas, of_atlas, of_subject, classes, found, files, watched)
+            self._draw(staging, of_subject, labelling, atlas)
+            about = self._description(
+                atlas, of_atlas, of_subject, classes, labelling, files, watched
+            )
             text = json.dumps(about, indent=1, allow_nan=False) + "\n"
             (staging / "labels.json").write_text(text, encoding="utf-8")
             watched.check()
@@ -250,14 +252,14 @@ class LabelTransfer:
         return files
 
     def _draw(
-        self, staging: Path, features: Features, found: Labelling, atlas: SegmentedAtlas
+        self, staging: Path, features: Features, labelling: Labelling, atlas: SegmentedAtlas
     ) -> None:
         lines = features.vectors.reshape(-1, self.settings.n_points, 3).copy()
         lines *= np.sqrt(self.settings.n_points)
         lines[:, [0, -1]] /= self.settings.end_weight
-        labelled = int((found.classes >= 0).sum())
+        labelled = int((labelling.classes >= 0).sum())
         title = f"{self.subject.name}: {labelled:,} of {features.count:,} streamlines labelled"
-        draw_classes(staging / "labels.png", lines, found.classes, atlas.names, title)
+        draw_classes(staging / "labels.png", lines, labelling.classes, atlas.names, title)
 
     def _description(
         self,
@@ -265,7 +267,7 @@ class LabelTransfer:
         of_atlas: Features,
         of_subject: Features,
         classes: np.ndarray,
-        found: Labelling,
+        labelling: Labelling,
         files: tuple[str, ...],
         watched: WatchedFiles,
     ) -> dict[str, Any]:
@@ -281,7 +283,7 @@ class LabelTransfer:
                     "name": atlas.names[c],
                     "file": f"classes/{files[c]}{self._suffix}" if counts[c] else None,
                     "count": int(counts[c]),
-                    "mass": float(found.masses[c]),
+                    "mass": float(labelling.masses[c]),
                     "atlas_count": int(in_atlas[c]),
                     "atlas_weight": float(weights[c]),
                 }
@@ -290,7 +292,7 @@ class LabelTransfer:
             "outliers": {
                 "count": int((classes == OUTLIER).sum()),
                 "degenerate": degenerate,
-                "below_threshold": int((found.classes == OUTLIER).sum()),
+                "below_threshold": int((labelling.classes == OUTLIER).sum()),
             },
             "subject": _described(self.subject, of_subject, watched),
             "atlas": {
@@ -298,7 +300,7 @@ class LabelTransfer:
                 "unlabelled": atlas.unlabelled,
             },
             "reference": self.reference,
-            "solver": found.solver,
+            "solver": labelling.solver,
             "settings": self.settings.as_dict(),
             "versions": {name: version(name) for name in ("nibabel", "numpy", "torch")},
         }
