@@ -112,9 +112,9 @@ def typed_value(kind: str, text: str) -> Any:
         mapping = _mapping(text)
         return text if mapping is None else {name: _home(path) for name, path in mapping.items()}
     if kind == "indexes":
-        own = _unquoted(text)
-        is_file = own.lower().endswith(".npy") and not _bracketed(text)
-        return _home(own) if is_file else DefaultParseValue(text)
+        unquoted = _unquoted(text)
+        is_file = unquoted.lower().endswith(".npy") and not _bracketed(text)
+        return _home(unquoted) if is_file else DefaultParseValue(text)
     if kind == "names_or_list":
         if text.lower().endswith((".txt", ".csv", ".json")) and not _bracketed(text):
             return _home(_unquoted(text))

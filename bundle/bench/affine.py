@@ -202,8 +202,8 @@ def label_dice(first: np.ndarray, second: np.ndarray) -> float:
     count = int(both.max()) + 1
     sizes = [np.bincount(one, minlength=count) for one in both]
     common = np.bincount(both[0][both[0] == both[1]], minlength=count)
-    there = (sizes[0] + sizes[1])[1:] > 0
-    return float((2 * common[1:] / np.maximum(sizes[0] + sizes[1], 1)[1:])[there].mean())
+    present = (sizes[0] + sizes[1])[1:] > 0
+    return float((2 * common[1:] / np.maximum(sizes[0] + sizes[1], 1)[1:])[present].mean())
 
 
 def pairs(
@@ -367,18 +367,18 @@ def carried(
     rows = []
     for one in new_ones:
         name = one["subject"]
-        own, wanted = read_volume(Path(one["images"][0]["path"]).with_name(labels))
+        labels_of_subject, wanted = read_volume(Path(one["images"][0]["path"]).with_name(labels))
         way = [
             new / "aligned" / name / "xfm" / one["transforms"][2],
             new / "registered" / name / field_names(name)[1],
         ]
         scores: dict[str, list[float]] = {"unregistered": [], "affine": [], "through the atlas": []}
         for other in cohort_of:
-            there = other["subject"]
+            subject = other["subject"]
             path = next(Path(i["path"]) for i in other["images"] if i["name"] == labels)
             native, source = read_volume(path)
-            affine = aligned / there / "xfm" / other["transforms"][0]
-            field = atlas / "fields" / field_names(there)[0]
+            affine = aligned / subject / "xfm" / other["transforms"][0]
+            field = atlas / "fields" / field_names(subject)[0]
             for method, files in (
                 ("unregistered", []),
                 ("affine", [way[0], affine]),
@@ -386,7 +386,7 @@ def carried(
             ):
                 chain = [read_transform(TransformFile(file)) for file in files]
                 moved = resample(native, source, chain, wanted, order=0)[0]
-                scores[method].append(label_dice(own[0], moved))
+                scores[method].append(label_dice(labels_of_subject[0], moved))
         rows += [
             {"new subject": name, "labels": method, "of": len(values),
              "label Dice": float(np.mean(values)), "least": float(np.min(values))}

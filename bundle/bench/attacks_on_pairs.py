@@ -115,15 +115,15 @@ def pairs_damaged(folder: Path) -> Iterator[Outcome]:
     jobs.require(jobs.train())
     pairs = f"--pairs={folder / 'pairs.h5'}"
     model = folder / "m" / "fields_global.pt"
-    sound, believed, told = model.read_bytes(), 0, jobs.predict(pairs)
-    jobs.require(told)
+    sound, believed, result = model.read_bytes(), 0, jobs.predict(pairs)
+    jobs.require(result)
     for _ in range(8):
         raw = bytearray(sound)
         raw[rng.randrange(len(raw))] ^= 1 << rng.randrange(8)
         model.write_bytes(raw)
-        told = jobs.predict(pairs)
-        believed += told.status != 6 or "Traceback" in told.said
-    yield jobs.told("`predict-fields`: a bit of `fields_global.pt`, 8 times", told, believed == 0)
+        result = jobs.predict(pairs)
+        believed += result.status != 6 or "Traceback" in result.said
+    yield jobs.told("`predict-fields`: a bit of `fields_global.pt`, 8 times", result, believed == 0)
     model.write_bytes(sound)
 
     def claims(edit: Callable[[Any], Any]) -> Path:

@@ -44,9 +44,9 @@ def measure(output: Path) -> tuple[dict[str, Any], dict[str, np.ndarray], float]
     truth = next((path for path in central if path.is_file()), None)
     figures: dict[str, Any] = {"subjects": len(subjects), "transport": about["transport"]}
     for name, mean in means.items():
-        own = [log_density_correlation(mean, one, offset, one > 0) for one in subjects]
+        in_support = [log_density_correlation(mean, one, offset, one > 0) for one in subjects]
         figures[name] = {
-            "own_support_correlation": float(np.mean(own)),
+            "own_support_correlation": float(np.mean(in_support)),
             "efc": entropy_focus_criterion(mean),
             "gradient_ratio": gradient_ratio(np.log1p(mean / offset), logs),
             "mass": float(mean.sum()),

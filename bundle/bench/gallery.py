@@ -183,10 +183,10 @@ def carry(made: Outputs) -> Any:
     for axis, name in zip(axes, made.names[:3], strict=True):
         fa = _values(made.people / name / "fa.nii.gz")
         carried = _values(made.output / name / "atlas_in_patient_space/atlas_mean.nii.gz")
-        there = carried[..., tract]
-        cut = int(there.sum(axis=(0, 2)).argmax())
+        density = carried[..., tract]
+        cut = int(density.sum(axis=(0, 2)).argmax())
         axis.imshow(fa[:, cut].T, origin="lower", cmap="gray", vmin=0, vmax=0.6)
-        axis.contour(there[:, cut].T, [0.1 * there.max()], colors="#4fc3ff", linewidths=1.5)
+        axis.contour(density[:, cut].T, [0.1 * density.max()], colors="#4fc3ff", linewidths=1.5)
         axis.set_title(name, fontsize=11)
         axis.axis("off")
     return figure

@@ -137,9 +137,9 @@ def _in_world(
     moving_affine: np.ndarray,
     moving_shape: Sequence[int],
 ) -> torch.Tensor:
-    there = network.grid.place_of(fixed_affine, fixed_shape)
-    here = network.grid.place_of(moving_affine, moving_shape)
-    return here @ local @ torch.linalg.inv(there)
+    fixed_place = network.grid.place_of(fixed_affine, fixed_shape)
+    moving_place = network.grid.place_of(moving_affine, moving_shape)
+    return moving_place @ local @ torch.linalg.inv(fixed_place)
 
 
 def open_affine_network(

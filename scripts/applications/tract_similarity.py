@@ -206,10 +206,10 @@ class TractSimilarity:
 
     def _check_grid(self, subject: str) -> None:
         """Refuse an atlas on another grid before anything is computed."""
-        path, own = self._atlas_file(subject), self.cohort.grid
+        path, subject_grid = self._atlas_file(subject), self.cohort.grid
         grid = self._of_cohorts_axes(read_grid(path))
-        difference = grid.same_as(own)
-        if difference is not None and grid.order_onto(own) is None:
+        difference = grid.same_as(subject_grid)
+        if difference is not None and grid.order_onto(subject_grid) is None:
             raise CohortError(
                 f"{path}: is not on the grid of subject {subject}: {difference}; run python -m "
                 "bundle carry with the subject's map as --atlas_to_patient#reference"

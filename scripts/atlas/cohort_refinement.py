@@ -134,8 +134,8 @@ class CohortRefinement:
                 self._centre_network(uncentred=True)
             self.save()
         if self.round < self.rounds:
-            own = len(share(len(self.dataset)))
-            with progress_bar(self.rounds * own, "refinement", initial=self.round * own) as bar:
+            local = len(share(len(self.dataset)))
+            with progress_bar(self.rounds * local, "refinement", initial=self.round * local) as bar:
                 while self.round < self.rounds:
                     self._run_round(bar)
 

@@ -110,14 +110,14 @@ class NetworkFineTuning:
 
     def _step(self, indices: list[int], step: int, total: int) -> float:
         """One batch; returns its mean loss over all processes."""
-        own, whole = self.batches.sizes(step + 1)
+        local, whole = self.batches.sizes(step + 1)
         share = cosine_share(step / total) * min(1.0, (step + 1) / _WARMUP)
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr * share
         for parameter in self.parameters:
             parameter.grad = torch.zeros_like(parameter)  # also if this process has no subject
         loss = torch.zeros((), dtype=torch.float64)
-        for index in indices[:own]:
+        for index in indices[:local]:
             part = self._loss(index) / whole
             part.backward(inputs=self.parameters)  # the template doesn't change
             loss += float(part.detach())

@@ -98,9 +98,9 @@ class HeldOutSubjects:
         after = network.predict(velocity, template)[0].cpu().numpy()
         before = network.template_density()[int(template[0])].cpu().numpy()
         subject = density_of(batch[0], network.log_offset).cpu().numpy()
-        own = np.asarray(subject > 0)
+        support = np.asarray(subject > 0)
         first, second = (
-            log_density_correlation(atlas, subject, network.log_offset, own)
+            log_density_correlation(atlas, subject, network.log_offset, support)
             for atlas in (before, after)
         )
         return first, second

@@ -178,10 +178,11 @@ def network_of(
     model = description["settings"]["model"]
     coding = _coding(description)
     if parts is None:
-        told = description.get("parts", {})
+        recorded = description.get("parts", {})
         arguments = part_arguments(template, description)
         parts = {
-            name: part(**{**arguments[name], **told.get(name, {})}) for name, part in _PARTS.items()
+            name: part(**{**arguments[name], **recorded.get(name, {})})
+            for name, part in _PARTS.items()
         }
     return kind(
         template,
@@ -216,8 +217,8 @@ def _trained_passes(description: Mapping[str, Any]) -> list[int]:
 
 
 def _coding(description: dict[str, Any]) -> CovariateCoding | None:
-    said = description.get("covariates")
-    return None if said is None else CovariateCoding.from_list(said)
+    recorded = description.get("covariates")
+    return None if recorded is None else CovariateCoding.from_list(recorded)
 
 
 def published_coding(network: AtlasNetwork) -> CovariateCoding | None:
@@ -243,19 +244,19 @@ def published_network(path: str | Path) -> AtlasNetwork:
 
 def published_geometry(network: AtlasNetwork) -> tuple[Grid, CropBox]:
     """The grid and box that a published network works in."""
-    said = network.description
-    affine = np.array(said["grid"]["affine"])
+    recorded = network.description
+    affine = np.array(recorded["grid"]["affine"])
     header = nib.Nifti1Header()
-    header.set_data_shape(said["grid"]["shape"])
-    header.set_sform(affine, code=said["grid"]["sform_code"])
-    header.set_qform(affine, code=said["grid"]["qform_code"])
+    header.set_data_shape(recorded["grid"]["shape"])
+    header.set_sform(affine, code=recorded["grid"]["sform_code"])
+    header.set_qform(affine, code=recorded["grid"]["qform_code"])
     header.set_xyzt_units("mm")
-    grid = Grid(tuple(said["grid"]["shape"]), affine, header)
-    crop = CropBox(tuple(said["crop"]["start"]), tuple(said["crop"]["stop"]))
+    grid = Grid(tuple(recorded["grid"]["shape"]), affine, header)
+    crop = CropBox(tuple(recorded["crop"]["start"]), tuple(recorded["crop"]["stop"]))
     return grid, crop
 
 
-def published_settings(network: AtlasNetwork, asked: LearnedAtlasConfig) -> LearnedAtlasConfig:
+def published_settings(network: AtlasNetwork, requested: LearnedAtlasConfig) -> LearnedAtlasConfig:
     """The settings of a model, updated with those that a later job gives.
 
     Settings that the job leaves out are those of the training: where the maps are, what counts as
@@ -274,7 +275,7 @@ def published_settings(network: AtlasNetwork, asked: LearnedAtlasConfig) -> Lear
     # Channels keep the tracts that they were learned for, even if the dataset named them.
     settings["cohort"]["tracts"] = network.description["tracts"]
     kept = settings["cohort"].pop("density_dir", None)
-    if kept is not None and asked.cohort.density_dir is None:
+    if kept is not None and requested.cohort.density_dir is None:
         # The job would write there, and the model may be a stranger's.
         logger.warning(
             "the model's training kept counted maps in %s: they are kept in the dataset folder, "
@@ -282,7 +283,7 @@ def published_settings(network: AtlasNetwork, asked: LearnedAtlasConfig) -> Lear
             kept,
         )
     contradictions = []
-    for path, value in asked.by_path(given_only=True).items():
+    for path, value in requested.by_path(given_only=True).items():
         *sections, key = path.split(".")
         place = settings
         for section in sections:
@@ -296,7 +297,7 @@ def published_settings(network: AtlasNetwork, asked: LearnedAtlasConfig) -> Lear
         place[key] = value
     if contradictions:
         raise CheckpointError(*contradictions)
-    settings["device"] = asked.device
+    settings["device"] = requested.device
     return LearnedAtlasConfig.load(settings)
 
 
@@ -342,14 +343,14 @@ def _is_plain(value: Any) -> bool:
 
 def published_transforms(network: AtlasNetwork) -> dict[str, dict[str, Any]]:
     """Arguments of the training's transforms that differ from the settings, by class."""
-    said = network.description
-    if said.get("not_carried"):
+    recorded = network.description
+    if recorded.get("not_carried"):
         logger.warning(
             "the model was trained with another %s, which a model file doesn't contain: give the "
             "same to this job's configuration to get the same densities",
-            ", ".join(said["not_carried"]),
+            ", ".join(recorded["not_carried"]),
         )
     return {
         name: {key: value for key, value in arguments.items() if key not in _NOT_CARRIED}
-        for name, arguments in said.get("transforms", {}).items()
+        for name, arguments in recorded.get("transforms", {}).items()
     }

@@ -43,7 +43,7 @@ _FOREIGN: dict[str, Any] = {
 
 
 def template_network(
-    path: str | Path, asked: LearnedAtlasConfig, whole_grid: bool = False
+    path: str | Path, requested: LearnedAtlasConfig, whole_grid: bool = False
 ) -> AtlasNetwork:
     """The shipped network around one map, which is its template.
 
@@ -65,7 +65,9 @@ def template_network(
     loaded = load_density(file)
     clean_density(file, loaded.data, CleaningRule())  # as a template, a map must be clean
     check_density(file, loaded.data)
-    values = _merged(_FOREIGN, _of_atlas(file), asked.model_dump(mode="json", exclude_unset=True))
+    values = _merged(
+        _FOREIGN, _of_atlas(file), requested.model_dump(mode="json", exclude_unset=True)
+    )
     if file_hash(file) != loaded.sha256:  # another atlas was published, whose description was read
         raise changed(file)
     model = values.setdefault("model", {})
@@ -130,10 +132,10 @@ def _of_atlas(file: Path) -> dict[str, Any]:
     if file.name != "atlas_mean.nii.gz" or not about.is_file():
         return {}
     try:
-        said = read_json(about, _LONGEST)
-        offset, method = said["log_offset"], said["normalisation"]
-        presence = said["presence_value"]
-        smoothness = said.get("settings", {}).get("loss", {}).get("smoothness_weight", 0.7)
+        description = read_json(about, _LONGEST)
+        offset, method = description["log_offset"], description["normalisation"]
+        presence = description["presence_value"]
+        smoothness = description.get("settings", {}).get("loss", {}).get("smoothness_weight", 0.7)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(
             f"{about}: tells nothing of the atlas that {file.name} belongs to ({error}); publish "

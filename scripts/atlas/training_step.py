@@ -117,8 +117,10 @@ class AtlasStep:
         )
         engine.fire_event(IterationEvents.LOSS_COMPLETED)
 
-        own = terms["loss"] * (part * world_size())  # gradients are averaged over the processes
-        descend(engine, own, network.unet.parameters(), self.gradient_clip, "learned_atlas")
+        local_loss = terms["loss"] * (
+            part * world_size()
+        )  # gradients are averaged over the processes
+        descend(engine, local_loss, network.unet.parameters(), self.gradient_clip, "learned_atlas")
         network.project_template()
         engine.fire_event(IterationEvents.MODEL_COMPLETED)
         return engine.state.output
@@ -127,8 +129,8 @@ class AtlasStep:
         """This process's share of the batch."""
         if self.batches is None:
             return 1 / world_size()
-        own, whole = self.batches.sizes(iteration)
-        return own / whole
+        local, whole = self.batches.sizes(iteration)
+        return local / whole
 
     def _terms(
         self, network: AtlasNetwork, image: torch.Tensor, estimate: dict[str, torch.Tensor]

@@ -127,16 +127,19 @@ def find_subject_images(
 
 def _read(path: Path, images: SubjectImages) -> tuple[np.ndarray, str]:
     """Whole numbers of a file on the grid, and the hash of its bytes."""
-    values, own, sha256 = read_hashed_labels(path)
+    values, file_grid, sha256 = read_hashed_labels(path)
     if len(values) != 1:
         raise CohortError(f"{path} ({images.key}): has {len(values)} volumes; must have one")
     labels, grid = _whole(path, values[0], images.key), images.grid
     if len(grid.shape) == 2 and labels.shape[2] == 1:
-        labels, own = labels[:, :, 0], Grid(own.shape[:2], own.affine, own.header)
-    difference = own.same_as(grid, images.tolerance)
+        labels, file_grid = (
+            labels[:, :, 0],
+            Grid(file_grid.shape[:2], file_grid.affine, file_grid.header),
+        )
+    difference = file_grid.same_as(grid, images.tolerance)
     if difference is None:
         return labels, sha256
-    order = own.order_onto(grid, images.tolerance)
+    order = file_grid.order_onto(grid, images.tolerance)
     if order is not None:
         return np.ascontiguousarray(order.of_array(labels)), sha256
     if not images.resample or labels.ndim != len(grid.shape):
@@ -144,7 +147,7 @@ def _read(path: Path, images: SubjectImages) -> tuple[np.ndarray, str]:
             f"{path} ({images.key}): is not on the grid of the density maps: {difference}; "
             "resample it there first, by the nearest voxel (verb warp)"
         )
-    return resampled(labels[None], own, (), grid, order=0)[0], sha256
+    return resampled(labels[None], file_grid, (), grid, order=0)[0], sha256
 
 
 def _whole(path: Path, values: np.ndarray, key: str) -> np.ndarray:

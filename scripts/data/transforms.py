@@ -108,8 +108,8 @@ class MapsReader(NibabelReader):
         Raises:
             CohortError: a file couldn't be read, or the images have different shapes.
         """
-        own, read = copy.copy(self), ensure_tuple(img)
-        own.filenames = tuple(one.path for one in read)
+        reader, read = copy.copy(self), ensure_tuple(img)
+        reader.filenames = tuple(one.path for one in read)
         for one in read:
             if one.error is not None:
                 raise one.error
@@ -121,17 +121,17 @@ class MapsReader(NibabelReader):
                     f"{one.path}: has shape {image.shape}, {read[0].path} {first.shape}; the maps "
                     "of a subject must lie on one grid"
                 )
-        values, meta = NibabelReader.get_data(own, images)
+        values, meta = NibabelReader.get_data(reader, images)
         meta[HASHES] = [[one.path, one.sha256] for one in read]
         return values, meta
 
 
 def _in_order_of(first: nib.Nifti1Image, image: nib.Nifti1Image) -> nib.Nifti1Image:
     """An image on the first one's grid, exactly; as it is if it lies on another grid."""
-    wanted, own = (
+    wanted, stored = (
         Grid(tuple(one.shape[:3]), np.asarray(one.affine), one.header) for one in (first, image)
     )
-    order = own.order_onto(wanted, _LOOSE)
+    order = stored.order_onto(wanted, _LOOSE)
     if order is None or len(image.shape) != 3:
         return image
     values = order.of_array(np.asanyarray(image.dataobj))
@@ -218,8 +218,8 @@ def _in_order(image: torch.Tensor, order: StorageOrder) -> torch.Tensor:
     """An image ``(maps, *spatial)`` with its axes in another order, and the affine with it."""
     turned = _with_values(image, order.of_array(np.asarray(image)))
     if isinstance(image, MetaTensor) and isinstance(turned, MetaTensor):
-        own = Grid(tuple(image.shape[1:]), np.asarray(image.affine), nib.Nifti1Header())
-        turned.affine = torch.from_numpy(order.of_grid(own).affine)
+        image_grid = Grid(tuple(image.shape[1:]), np.asarray(image.affine), nib.Nifti1Header())
+        turned.affine = torch.from_numpy(order.of_grid(image_grid).affine)
         turned.meta["spatial_shape"] = np.array(turned.shape[1:])
     return turned
 
@@ -274,11 +274,11 @@ class OntoGridd(MapTransform):
         for key in self.key_iterator(result):
             image = result[key]
             affine = np.asarray(image.affine, dtype=np.float64)
-            own = Grid(tuple(image.shape[1:]), affine, nib.Nifti1Header())
-            difference = own.same_as(self.grid, self.tolerance)
+            image_grid = Grid(tuple(image.shape[1:]), affine, nib.Nifti1Header())
+            difference = image_grid.same_as(self.grid, self.tolerance)
             if difference is None:
                 continue
-            order = own.order_onto(self.grid, self.tolerance)
+            order = image_grid.order_onto(self.grid, self.tolerance)
             if order is not None:
                 result[key] = _in_order(image, order)
                 continue
@@ -304,8 +304,8 @@ class OntoGridd(MapTransform):
         self, image: np.ndarray, affine: np.ndarray, path: str, normalisation: str
     ) -> np.ndarray:
         d = len(self.grid.shape)
-        here = np.linalg.solve(affine, self.grid.affine)  # voxels of the atlas to the image's
-        if image.ndim != d + 1 or not np.allclose(here[d:3, [*range(d), 3]], 0, atol=1e-3):
+        to_image = np.linalg.solve(affine, self.grid.affine)  # voxels of the atlas to the image's
+        if image.ndim != d + 1 or not np.allclose(to_image[d:3, [*range(d), 3]], 0, atol=1e-3):
             raise CohortError(
                 f"{path}: an image of {image.ndim - 1} dimensions can't be resampled to the "
                 f"atlas's {d}, or is in another plane"

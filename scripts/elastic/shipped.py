@@ -49,8 +49,8 @@ class ShippedElasticNetwork(PairRegistrar):
         eye = np.eye(4)
         velocities = []
         for one in pair.split(1):
-            there, here = (WorldImage(image, eye) for image in one.split(1, 1))
-            result = self.registration.velocity(here, there)
+            fixed, moving = (WorldImage(image, eye) for image in one.split(1, 1))
+            result = self.registration.velocity(moving, fixed)
             if result.loss < result.start_loss:
                 logger.info(
                     "local correlation %.3f before, %.3f after%s",

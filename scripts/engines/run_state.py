@@ -156,9 +156,9 @@ class RunState:
 
     def _open(self, resume: bool) -> None:
         """Continue the unfinished run, or clear the folder."""
-        there = self._read(self.folder / "run.json")
-        if there is not None and not there["finished"] and resume:
-            self._compare(there["signature"])
+        earlier = self._read(self.folder / "run.json")
+        if earlier is not None and not earlier["finished"] and resume:
+            self._compare(earlier["signature"])
             logger.info("continuing the unfinished run in %s", self.folder)
             # MONAI moves cached files here from another disk: one may be incomplete.
             shutil.rmtree(self.cache, ignore_errors=True)
@@ -204,11 +204,11 @@ class RunState:
 
     def belongs_to(self, network_identity: str) -> bool:
         """Whether the folder contains the run that made these weights from this cohort."""
-        there = self._read(self.folder / "run.json")
+        earlier = self._read(self.folder / "run.json")
         return (
-            there is not None
-            and there.get("network") == network_identity
-            and there["signature"].get("cohort") == self.signature["cohort"]
+            earlier is not None
+            and earlier.get("network") == network_identity
+            and earlier["signature"].get("cohort") == self.signature["cohort"]
         )
 
     def finish(self, network_identity: str) -> None:
@@ -224,39 +224,39 @@ class RunState:
         if not path.exists():
             return None
         try:
-            there = read_json(path)
+            content = read_json(path)
             # Another format may have other keys; it is refused below.
-            there = verified(there, _KEYS if _format(there) == FORMAT else None)
+            content = verified(content, _KEYS if _format(content) == FORMAT else None)
         except (FileError, ValueError) as error:
             why = error.reason if isinstance(error, FileError) else str(error)
             raise CheckpointError(f"{path}: damaged ({why}); delete {self.folder}") from error
-        if not isinstance(there, dict) or not {"signature", "finished"} <= set(there):
+        if not isinstance(content, dict) or not {"signature", "finished"} <= set(content):
             return None
-        signature = there["signature"]
+        signature = content["signature"]
         if not (
             isinstance(signature, dict)
             and isinstance(signature.get("settings"), dict)
             and isinstance(signature.get("overrides", {}), dict)
         ):
             raise CheckpointError(f"{path}: doesn't describe its run; delete {self.folder}")
-        return there
+        return content
 
-    def _compare(self, there: dict[str, Any]) -> None:
+    def _compare(self, earlier: dict[str, Any]) -> None:
         advice = (
             f"{self.folder} contains an unfinished run; finish it with the same settings and "
             f"dataset, or discard it with --{self.block}#resume false"
         )
-        if there.get("format") != FORMAT:
+        if earlier.get("format") != FORMAT:
             raise CheckpointError(
-                f"the run was written in format {there.get('format')!r}, this version reads "
+                f"the run was written in format {earlier.get('format')!r}, this version reads "
                 f"{FORMAT}: {advice}"
             )
-        if there.get("cohort") != self.signature["cohort"]:
+        if earlier.get("cohort") != self.signature["cohort"]:
             raise CheckpointError(f"the run belongs to another {self.noun}: {advice}")
         ours: dict[str, Any] = json.loads(json.dumps(self.signature["settings"]))
-        theirs: dict[str, Any] = there["settings"]
+        theirs: dict[str, Any] = earlier["settings"]
         changed = [f"{self.block}.{one}" for one in _changed(ours, theirs)]
         ours = json.loads(json.dumps(self.signature.get("overrides", {})))
-        changed += _changed(ours, there.get("overrides", {}))
+        changed += _changed(ours, earlier.get("overrides", {}))
         if changed:
             raise CheckpointError(f"the run has other settings ({'; '.join(changed)}): {advice}")

@@ -72,7 +72,7 @@ class CrossValidation:
         ckpt_dir: str | Path,
         train_config: str | Path,
         evaluate_config: str | Path,
-        asked: LearnedAtlasConfig,
+        requested: LearnedAtlasConfig,
         settings: EvaluateConfig,
         bundle_root: str | Path = ".",
     ) -> None:
@@ -81,7 +81,7 @@ class CrossValidation:
         self.ckpt_dir = Path(ckpt_dir)
         self.train_config = Path(train_config)
         self.evaluate_config = Path(evaluate_config)
-        self.asked = asked.model_dump(mode="json", exclude_unset=True)
+        self.asked = requested.model_dump(mode="json", exclude_unset=True)
         self.settings = settings
         self.bundle_root = str(bundle_root)
 
@@ -149,8 +149,10 @@ class CrossValidation:
 
     def _training_settings(self) -> LearnedAtlasConfig:
         """The settings of configs/train.yaml, updated with the user's."""
-        own: LearnedAtlasConfig = self._parser(self.train_config).get_parsed_content("settings")
-        block = own.model_dump(mode="json", exclude_unset=True)
+        settings: LearnedAtlasConfig = self._parser(self.train_config).get_parsed_content(
+            "settings"
+        )
+        block = settings.model_dump(mode="json", exclude_unset=True)
         return LearnedAtlasConfig.load(_laid_over(block, {"save_fields": False} | self.asked))
 
     def _keep_plan(self, folder: Path, parts: list[list[str]]) -> None:
@@ -159,10 +161,10 @@ class CrossValidation:
         path = folder / "folds.json"
         if path.is_file():
             try:
-                there = read_checked(path, frozenset(plan))
+                earlier = read_checked(path, frozenset(plan))
             except (FileError, ValueError) as error:
                 raise CheckpointError(f"{path}: damaged ({error}); delete {folder}") from error
-            if there != plan:
+            if earlier != plan:
                 raise CheckpointError(
                     f"{folder} contains an unfinished cross-validation with other folds; finish it "
                     "with its evaluate#folds and evaluate#seed, or discard it with "
@@ -286,9 +288,9 @@ def _laid_over(block: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str
     """Nested settings, with some replaced."""
     result = dict(block)
     for key, value in changes.items():
-        here = result.get(key)
+        present = result.get(key)
         if isinstance(value, Mapping):
-            result[key] = _laid_over(here if isinstance(here, Mapping) else {}, value)
+            result[key] = _laid_over(present if isinstance(present, Mapping) else {}, value)
         else:
             result[key] = value
     return result

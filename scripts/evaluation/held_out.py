@@ -41,7 +41,7 @@ def open_held_out(
     network: AtlasNetwork,
     settings: LearnedAtlasConfig,
     dataset_dir: str | Path,
-    asked: EvaluateConfig,
+    requested: EvaluateConfig,
     at: str | Mapping[str, Any] | None = None,
 ) -> NewSubjects:
     """Open the subjects to evaluate; refuse those whose maps were used in training.
@@ -65,7 +65,7 @@ def open_held_out(
         for subject in result.subjects
         if any(one.sha256[:TRAINED_ON_DIGITS] in known for one in subject.maps)
     ]
-    if seen and not asked.allow_training_subjects:
+    if seen and not requested.allow_training_subjects:
         raise CohortError(
             f"the model was trained on the maps of {len(seen)} of {len(result.subjects)} subjects "
             f"in dataset folder {dataset_dir}: {', '.join(seen[:10])}"
@@ -200,12 +200,12 @@ class EvaluationWriter:
             return []
         scores = self.labels.finish()
         for row in self.rows:
-            own = scores.get(row["subject"])
-            row["label_dice"] = float(np.mean(list(own.values()))) if own else None
+            by_label = scores.get(row["subject"])
+            row["label_dice"] = float(np.mean(list(by_label.values()))) if by_label else None
         return [
             {"subject": subject, "label": label, "dice": value}
-            for subject, own in scores.items()
-            for label, value in own.items()
+            for subject, by_label in scores.items()
+            for label, value in by_label.items()
         ]
 
     def finish(self, engine: Engine) -> None:
@@ -244,8 +244,8 @@ class EvaluationWriter:
         result: list[dict[str, Any]] = []
         for k, template in enumerate(self.templates):
             focus, slope = sharpness(template, offset, spacing)
-            there = (template > 0).any(axis=0)
-            mean = (self.moved[k] / max(1, self.counts[k]))[:, there]
+            support = (template > 0).any(axis=0)
+            mean = (self.moved[k] / max(1, self.counts[k]))[:, support]
             result.append(
                 {
                     "template": k + 1,

@@ -20,7 +20,7 @@ __all__ = ["LabelOverlap", "label_dice"]
 logger = logging.getLogger(__name__)
 
 
-def label_dice(propagated: np.ndarray, own: np.ndarray) -> dict[int, float]:
+def label_dice(propagated: np.ndarray, labels: np.ndarray) -> dict[int, float]:
     """Dice of each label of a subject, without background.
 
     Args:
@@ -31,7 +31,7 @@ def label_dice(propagated: np.ndarray, own: np.ndarray) -> dict[int, float]:
         >>> label_dice(np.array([0, 7, 7, 9]), np.array([0, 7, 0, 0]))
         {7: 0.6666666666666666}
     """
-    return {int(n): float(dice(propagated == n, own == n)) for n in np.unique(own) if n != 0}
+    return {int(n): float(dice(propagated == n, labels == n)) for n in np.unique(labels) if n != 0}
 
 
 class LabelOverlap:

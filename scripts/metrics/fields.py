@@ -179,10 +179,10 @@ def landmark_errors(field: FloatArray, reference: FloatArray, moving: FloatArray
         (of the image's diagonal), ``landmarks_improvement`` (share of the start that is gone);
         nothing without landmarks.
     """
-    there = np.isfinite(reference).all(1) & np.isfinite(moving).all(1)
-    if not there.any():
+    present = np.isfinite(reference).all(1) & np.isfinite(moving).all(1)
+    if not present.any():
         return {}
-    points, wanted = reference[there], moving[there]
+    points, wanted = reference[present], moving[present]
     moves = np.stack([map_coordinates(one, points.T, order=1, mode="nearest") for one in field], 1)
     error = float(np.linalg.norm(points + moves - wanted, axis=1).mean())
     start = float(np.linalg.norm(points - wanted, axis=1).mean())

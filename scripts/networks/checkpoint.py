@@ -241,9 +241,11 @@ def load_weights(network: torch.nn.Module, checkpoint: dict[str, Any], path: Pat
         for one in (own_template, template)
     )
     whats = ("templates (K)", "channels")
-    for what, own, other in zip(whats, ours, theirs, strict=False):
-        if own != other:
-            raise CheckpointError(f"{path}: has {other} {what}, this run has {own}; {advice}")
+    for what, ours_value, other in zip(whats, ours, theirs, strict=False):
+        if ours_value != other:
+            raise CheckpointError(
+                f"{path}: has {other} {what}, this run has {ours_value}; {advice}"
+            )
     if ours != theirs:
         raise CheckpointError(
             f"{path}: has a grid of {_by(theirs[2:])} voxels, this run's box has "

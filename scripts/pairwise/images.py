@@ -91,10 +91,10 @@ def check_labels(path: Path, grid: Grid, dims: int) -> None:
     Raises:
         CohortError: it can't be read, or doesn't; the message names it.
     """
-    values, own = read_image([path], dims)
+    values, label_grid = read_image([path], dims)
     if not np.array_equal(values, np.round(values)):
         raise DensityError(path, "is not a label map: its values are not whole numbers")
-    if (difference := own.same_as(grid)) is not None:
+    if (difference := label_grid.same_as(grid)) is not None:
         raise DensityError(path, f"is not on the grid of its image: {difference}")
 
 

@@ -213,10 +213,10 @@ class _Jacobians(Part):
     root: dict[str, dict[str, dict[str, float]]]
 
 
-def verifiable_jacobians(said: Any) -> dict[str, dict[str, dict[str, float]]]:
+def verifiable_jacobians(jacobians: Any) -> dict[str, dict[str, dict[str, float]]]:
     """What ``jacobian.json`` says.
 
     Raises:
         ValueError: it says something else.
     """
-    return validated(_Jacobians, {"root": said}).root
+    return validated(_Jacobians, {"root": jacobians}).root

@@ -239,9 +239,9 @@ class Emission:
                 if bar is not None:
                     bar.update()
         add_up(*moves)
-        own = emitted
-        for part in collected_by_first(own):
-            if part is not own:
+        local = emitted
+        for part in collected_by_first(local):
+            if part is not local:
                 emitted.merge(part)
         emitted.sort([subject.name for subject in self.cohort.subjects])
         support = torch.as_tensor(
@@ -297,8 +297,8 @@ class Emission:
             maps = self.maps.of(registration, carried, labels)
             if maps:
                 emitted.maps[name] = list(maps)
-                own = f"template-{k + 1}/" if self.network.n_templates > 1 else ""
-                reference = f"bids::{own}atlas_mean.nii.gz"
+                subfolder = f"template-{k + 1}/" if self.network.n_templates > 1 else ""
+                reference = f"bids::{subfolder}atlas_mean.nii.gz"
                 behind.write(self.maps.write, staging / WARPED_FOLDER, name, maps, reference)
             length = float(registration.to_template[0].square().sum(0).mean())
             moves[0].add_(registration.to_template[0])
@@ -365,11 +365,11 @@ class Emission:
         )
         loss = None if self.loss is None else float(self.loss(warped, image, velocity)["loss"])
         level = self.settings.presence_value
-        there, own = (
+        in_subject, observed = (
             m[0].cpu().numpy() > level
             for m in (density_of(warped, self.network.log_offset), inside)
         )
-        return {"loss": loss, "overlap": float(np.mean([*map(dice, there, own)]))}
+        return {"loss": loss, "overlap": float(np.mean([*map(dice, in_subject, observed)]))}
 
     def _verified(self, subject: str, registration: Registration) -> dict[str, dict[str, float]]:
         if not registration.finite:

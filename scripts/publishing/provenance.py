@@ -20,8 +20,8 @@ _SCRIPTS = Path(__file__).resolve().parent.parent
 
 def description_hash(about: Mapping[str, Any]) -> str:
     """SHA-256 of the content of ``atlas.json`` without this entry."""
-    said = {key: value for key, value in about.items() if key != "description_sha256"}
-    return hashlib.sha256(json.dumps(said, sort_keys=True).encode("ascii")).hexdigest()
+    described = {key: value for key, value in about.items() if key != "description_sha256"}
+    return hashlib.sha256(json.dumps(described, sort_keys=True).encode("ascii")).hexdigest()
 
 
 @functools.cache

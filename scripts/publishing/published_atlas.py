@@ -68,10 +68,10 @@ class PublishedAtlas:
         """
         folder = self._folder_of(template)
         paths = {name: inside(folder, f"atlas_{name}.nii.gz") for name in BASELINE_MAPS}
-        there = {name: path for name, path in paths.items() if path.is_file()}
-        if "mean" not in there:
+        present = {name: path for name, path in paths.items() if path.is_file()}
+        if "mean" not in present:
             raise CohortError(f"{folder}: not an atlas (atlas_mean.nii.gz is missing)")
-        return there
+        return present
 
     def label_maps(self, template: int = 1) -> dict[int, Path]:
         """Probability map of each label, ascending; empty if the atlas isn't annotated.

@@ -306,11 +306,11 @@ class RegistrationWriter:
         k = int(item["template"])
         velocity = item["velocity"][None]
         covariates = item["covariates"][None] if "covariates" in item else None
-        here, before = self.crop.crop(atlas), unregistered
+        after, before = self.crop.crop(atlas), unregistered
         presence, offset = self.settings.presence_value, self.network.log_offset
-        own = subject > 0
+        support = subject > 0
         if valid is not None:  # the subject is 0 where voxels don't count
-            before, here = (np.where(valid.numpy(), one, 0) for one in (before, here))
+            before, after = (np.where(valid.numpy(), one, 0) for one in (before, after))
         return {
             "subject": item["subject"],
             "maps": [
@@ -332,13 +332,13 @@ class RegistrationWriter:
             },
             "log_density_correlation": {
                 "support": "density of the subject > 0",
-                "before": log_density_correlation(before, subject, offset, own),
-                "after": log_density_correlation(here, subject, offset, own),
+                "before": log_density_correlation(before, subject, offset, support),
+                "after": log_density_correlation(after, subject, offset, support),
             },
             "presence_dice": {
                 "presence_value": presence,
                 "before": dice(before > presence, subject > presence),
-                "after": dice(here > presence, subject > presence),
+                "after": dice(after > presence, subject > presence),
             },
             "displacement_rms_voxels": float(registration.to_subject.square().sum(1).mean().sqrt()),
             "jacobian": registration.jacobian,

@@ -121,14 +121,14 @@ def describe_registration(
         normalisation: what they are divided by.
     """
     sources = [path.as_uri() for path in maps]
-    there = [name for name in field_names(subject) if (folder / name).is_file()]
+    present = [name for name in field_names(subject) if (folder / name).is_file()]
     in_template = f"{subject}_space-template_density.nii.gz"
     template = f"bids::{quote(f'{subject}/{in_template}')}"
-    for name in there:
+    for name in present:
         values = field_sidecar(subject, name, template, sources)
         write_json(sidecar_of(folder / name), {**values, "Sources": sources})
     to_template, to_subject = (
-        [f"bids::{quote(f'{subject}/{name}')}"] if name in there else []
+        [f"bids::{quote(f'{subject}/{name}')}"] if name in present else []
         for name in field_names(subject)
     )
     write_json(

@@ -174,15 +174,15 @@ def _checks(root: Path, about: dict[str, Any], read: FileStates) -> Iterator[Che
 
 def _maker_checks(about: dict[str, Any]) -> Iterator[Check]:
     """Compare code and libraries with those of the atlas; differences aren't failures."""
-    made, here = about.get("code"), code_identity()
+    made, running = about.get("code"), code_identity()
     if made is None:
         yield Check("code", "", "not checked", "was not recorded")
-    elif made == here:
+    elif made == running:
         yield Check("code", "", "agrees")
     else:
         detail = (
             f"made by version {made['version']} ({made['sha256'][:12]}...), recomputed by "
-            f"{here['version']} ({here['sha256'][:12]}...)"
+            f"{running['version']} ({running['sha256'][:12]}...)"
         )
         yield Check("code", "", "not checked", detail)
     libraries = about.get("versions") or {}
@@ -232,21 +232,21 @@ def _file_checks(
 ) -> Iterator[Check]:
     """Everything that lies in the folder: what was published, and whatever was added."""
     try:
-        there = {one.name: one for one in entries(root)}
+        present = {one.name: one for one in entries(root)}
     except FileError as error:
         raise VerificationError(str(error)) from error
-    there.pop("atlas.json", None)  # its hash is stored separately
-    for name in sorted(recorded.keys() | there.keys()):
-        if name not in there:
+    present.pop("atlas.json", None)  # its hash is stored separately
+    for name in sorted(recorded.keys() | present.keys()):
+        if name not in present:
             yield Check("file", name, "missing")
-        elif there[name].what != "file":
-            detail = f"is a {there[name].what}; what is published is files alone"
+        elif present[name].what != "file":
+            detail = f"is a {present[name].what}; what is published is files alone"
             yield Check("file", name, "differs" if name in recorded else "unexpected", detail)
         elif name not in recorded:
             yield Check("file", name, "unexpected", "wasn't published with this atlas")
         else:
-            read.add(there[name].path)
-            yield _hashed("file", name, there[name].path, recorded[name], longest)
+            read.add(present[name].path)
+            yield _hashed("file", name, present[name].path, recorded[name], longest)
 
 
 def _hashed(kind: str, name: str, path: Path, recorded: str, longest: int) -> Check:
@@ -426,12 +426,12 @@ def _jacobian_check(
     summary = jacobian_summary(u)
     near_fold = float((jacobian_determinant(u).abs() <= JACOBIAN_TOLERANCE).double().mean())
     for key, value in summary.items():
-        told = float(recorded[way][key])
+        published = float(recorded[way][key])
         reach = JACOBIAN_TOLERANCE * (1 + abs(value))
         if "share" in key:  # only cells that nearly fold may have been counted differently
             reach = near_fold + 1e-9
-        if not abs(told - value) <= reach:  # also catches NaN
-            return Check("field", name, "differs", f"{key} {value:.6g}, recorded {told:.6g}")
+        if not abs(published - value) <= reach:  # also catches NaN
+            return Check("field", name, "differs", f"{key} {value:.6g}, recorded {published:.6g}")
     return Check("field", name, "agrees")
 
 

@@ -132,7 +132,7 @@ class AffineRefinement:
             estimate, _ = self.network_start(fixed, moving, given)
             candidates = torch.cat([candidates, estimate[None]])
 
-        told: list[dict[str, float]] = []
+        reports: list[dict[str, float]] = []
         for number, size in enumerate(self.levels):
             finest = number == len(self.levels) - 1
             similarity = "correlation" if number == 0 and not finest else self.similarity
@@ -142,7 +142,7 @@ class AffineRefinement:
             candidates, losses, steps = search.run(
                 candidates, self.iterations, self.window, self.tolerance
             )
-            told.append(
+            reports.append(
                 {"reduction": size, "candidates": len(losses), "steps": steps,
                  "loss": float(losses.min())}
             )  # fmt: skip
@@ -152,7 +152,7 @@ class AffineRefinement:
         losses = search.losses(final)
         start_loss = float(losses[len(candidates) :].min())
         best = int(losses.argmin())
-        return AffineResult(final[best], float(losses[best]), start_loss, told)
+        return AffineResult(final[best], float(losses[best]), start_loss, reports)
 
 
 def start_in_family(matrix: torch.Tensor, family: str, image: WorldImage) -> bool:

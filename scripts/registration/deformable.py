@@ -140,7 +140,7 @@ class ElasticRefinement:
         matrix = given
         velocity: torch.Tensor | None = None
         grid: WorldImage | None = None
-        told: list[dict[str, float]] = []
+        reports: list[dict[str, float]] = []
         for size in self.levels:
             small = [level_of(image, fixed, size) for image in (fixed, moving)]
             begun = carried(velocity, grid, small[0])
@@ -149,7 +149,7 @@ class ElasticRefinement:
             if small[0].hole is not None:
                 velocity = extended_field(velocity, counts(small[0].hole))
             grid = small[0]
-            told.append({"reduction": size, "steps": steps, "loss": loss})
+            reports.append({"reduction": size, "steps": steps, "loss": loss})
         assert velocity is not None and grid is not None
         velocity = unfolded_velocity(GridFlow(self.integration, grid.shape), velocity)
         still = torch.zeros_like(velocity)
@@ -165,7 +165,7 @@ class ElasticRefinement:
             "displacement": jacobian_summary(forward[0]),
             "inverse": jacobian_summary(inverse[0]),
         }
-        return ElasticResult(matrix[0], forward, inverse, loss, start_loss, told, jacobian)
+        return ElasticResult(matrix[0], forward, inverse, loss, start_loss, reports, jacobian)
 
 
 class _Level:

@@ -79,8 +79,8 @@ class NetworkField:
         Raises:
             CohortError: the images are planes.
         """
-        there, here = self.prepared(fixed, moving, matrix)
-        result = self.velocity(here, there)
+        fixed_seen, moving_seen = self.prepared(fixed, moving, matrix)
+        result = self.velocity(moving_seen, fixed_seen)
         return self.field(result.velocity, fixed), result
 
     @staticmethod
@@ -104,8 +104,8 @@ class NetworkField:
         eye = torch.eye(4, dtype=torch.float64, device=fixed.values.device)
         given = eye if matrix is None else matrix.to(eye)
         grid = self._grid_of(fixed)
-        there = grid.seen(single_channel(fixed, grid.size), eye[None])
-        return there, grid.seen(single_channel(moving, grid.size), given[None])
+        fixed_seen = grid.seen(single_channel(fixed, grid.size), eye[None])
+        return fixed_seen, grid.seen(single_channel(moving, grid.size), given[None])
 
     def field(self, velocity: torch.Tensor, fixed: WorldImage) -> StartField:
         """A velocity on the network's grid as a field on the fixed image's."""
@@ -114,21 +114,21 @@ class NetworkField:
         return StartField(*self.network.integration.both(velocity, grid.shape)).on(source, fixed)
 
     @torch.no_grad()
-    def velocity(self, here: WorldImage, there: WorldImage) -> NetworkVelocity:
+    def velocity(self, moving: WorldImage, fixed: WorldImage) -> NetworkVelocity:
         """The velocity of a pair on one grid.
 
         Args:
             here: the moving image, of one channel, from 0 to 1.
             there: the fixed image, likewise.
         """
-        self.network.to(there.values.device)
-        weight = known_of_both(here.inside, there.inside)
+        self.network.to(fixed.values.device)
+        weight = known_of_both(moving.inside, fixed.inside)
         matched = self.contrast == "other" or (
-            self.contrast == "auto" and matches_better(here.values, there.values, weight)
+            self.contrast == "auto" and matches_better(moving.values, fixed.values, weight)
         )
-        velocity = self._velocity(here.values, there.values, weight, matched)
-        velocity = unfolded_velocity(GridFlow(self.network.integration, there.shape), velocity)
-        before, after = self._losses(here, there, velocity, matched)
+        velocity = self._velocity(moving.values, fixed.values, weight, matched)
+        velocity = unfolded_velocity(GridFlow(self.network.integration, fixed.shape), velocity)
+        before, after = self._losses(moving, fixed, velocity, matched)
         if not after < before:
             velocity, after = torch.zeros_like(velocity), before
         return NetworkVelocity(velocity, matched, after, before)
@@ -163,15 +163,15 @@ class NetworkField:
         return velocity
 
     def _losses(
-        self, here: WorldImage, there: WorldImage, velocity: torch.Tensor, matched: bool
+        self, moving: WorldImage, fixed: WorldImage, velocity: torch.Tensor, matched: bool
     ) -> tuple[float, float]:
         """Before and after, in the contrast that the images match best in after the field."""
-        loss = PairLoss(there, "local_correlation", _WINDOW)
-        displacement = self.network.integration(velocity, there.shape)
-        moved = self.network.warp(here.values, displacement)
-        inside = None if here.inside is None else self.network.warp(here.inside, displacement)
-        match = ContrastMatch.between(moved, there.values) if matched else torch.nn.Identity()
-        before = float(loss(match(here.values), here.inside))
+        loss = PairLoss(fixed, "local_correlation", _WINDOW)
+        displacement = self.network.integration(velocity, fixed.shape)
+        moved = self.network.warp(moving.values, displacement)
+        inside = None if moving.inside is None else self.network.warp(moving.inside, displacement)
+        match = ContrastMatch.between(moved, fixed.values) if matched else torch.nn.Identity()
+        before = float(loss(match(moving.values), moving.inside))
         return before, float(loss(match(moved), inside))
 
 

@@ -190,10 +190,10 @@ class PairRefiner:
         values = []
         for channel in range(moved.shape[1]):
             pair = moved[:, channel : channel + 1], fixed.values[:, channel : channel + 1]
-            own = image.values[:, channel : channel + 1]
+            matched = image.values[:, channel : channel + 1]
             if contrast == "other" or matches_better(*pair, weight):
-                own = ContrastMatch.between(*pair, weight)(own)
-            values.append(own)
+                matched = ContrastMatch.between(*pair, weight)(matched)
+            values.append(matched)
         return WorldImage(torch.cat(values, 1), image.affine, image.inside)
 
     def _check_together(self, path: Path, moving: ReadImage, start: torch.Tensor | None) -> None:
@@ -206,20 +206,20 @@ class PairRefiner:
         given = None if start is None else AffineTransform(start.cpu().numpy())
         if not grids_apart(self.fixed.grid, moving.grid, given):
             return
-        said = f"{path}: shares no space with {settings.fixed}"
+        problem = f"{path}: shares no space with {settings.fixed}"
         if given is not None and settings.start is not None:
             raise CohortError(
-                f"{said} after the start {settings.start.path}; does it lead the other way? See "
+                f"{problem} after the start {settings.start.path}; does it lead the other way? See "
                 "refine#start"
             )
         if settings.mode == "elastic" or set(settings.starts) <= {"identity"}:
             raise CohortError(
-                f"{said}: their grids lie apart in the world; give refine#start, or refine#mode "
+                f"{problem}: their grids lie apart in the world; give refine#start, or refine#mode "
                 "joint with centre among refine#starts"
             )
         logger.warning(
             "%s: their grids lie apart in the world; only their contents (refine#starts %s) bring "
-            "them together", said, ", ".join(settings.starts),
+            "them together", problem, ", ".join(settings.starts),
         )  # fmt: skip
 
     def _write(

@@ -60,10 +60,10 @@ def _memory_error(error: Exception) -> OutOfMemoryError | None:
     if not (of_torch or on_cpu or isinstance(error, MemoryError)):
         return None
     where = "the device" if of_torch else "the machine"
-    said = f" ({text[:200]})" if text else ""
+    detail = f" ({text[:200]})" if text else ""
     result = OutOfMemoryError(
-        f"{where} is out of memory{said}; {_memory_advice}; nothing was published; an interrupted "
-        "run continues from its last checkpoint if its settings stay the same"
+        f"{where} is out of memory{detail}; {_memory_advice}; nothing was published; an "
+        "interrupted run continues from its last checkpoint if its settings stay the same"
     )
     result.__cause__ = error
     return result

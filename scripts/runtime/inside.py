@@ -73,10 +73,10 @@ def inside(folder: str | Path, name: str, said_by: str = "", kind: str = "file")
             or it isn't of the given kind (but a pipe or a device, for example).
     """
     place = Path(folder)
-    told = f", which {said_by} names" if said_by else ""
+    source = f", which {said_by} names" if said_by else ""
 
     def refused(why: str) -> FileError:
-        return FileError(place, f"{name!r}{told}: {why}; must be a {kind} inside this folder")
+        return FileError(place, f"{name!r}{source}: {why}; must be a {kind} inside this folder")
 
     if not isinstance(name, str) or not name:
         raise refused("is not a name")

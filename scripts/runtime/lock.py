@@ -295,5 +295,5 @@ def _describe(file: Path) -> str:
     age = max(0, int(time.time() - owner["since"]))
     spans = ((age // 86400, "d"), (age // 3600 % 24, "h"), (age // 60 % 60, "min"), (age % 60, "s"))
     first = next((i for i, (n, _) in enumerate(spans) if n), len(spans) - 1)
-    told = " ".join(f"{n} {unit}" for n, unit in spans[first : first + 2])
-    return f"process {owner['pid']} on {owner.get('host')}, for {told}"
+    duration = " ".join(f"{n} {unit}" for n, unit in spans[first : first + 2])
+    return f"process {owner['pid']} on {owner.get('host')}, for {duration}"

@@ -41,11 +41,11 @@ def available_memory() -> int | None:
     amounts = [limit - used for limit, used in _group_limits()]
     with suppress(OSError, ValueError, StopIteration):
         amounts.append(1024 * _entry(_MEMINFO, "MemAvailable:"))
-    own = resource.getrlimit(resource.RLIMIT_AS)[0]
-    if own != resource.RLIM_INFINITY:
+    process_limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if process_limit != resource.RLIM_INFINITY:
         with suppress(OSError, ValueError, IndexError):
             pages = int(Path("/proc/self/statm").read_text().split()[0])
-            amounts.append(own - pages * resource.getpagesize())
+            amounts.append(process_limit - pages * resource.getpagesize())
     return max(0, min(amounts)) if amounts else None
 
 

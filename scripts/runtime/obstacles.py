@@ -113,8 +113,8 @@ def _is_unchangeable(folder: Path) -> bool:
 
 def _check_sticky(target: Path) -> None:
     """In a folder such as /tmp only the owner moves a folder."""
-    above, own, user = target.parent.stat(), target.stat(), os.geteuid()
-    if above.st_mode & stat.S_ISVTX and user not in (0, own.st_uid, above.st_uid):
+    above, status, user = target.parent.stat(), target.stat(), os.geteuid()
+    if above.st_mode & stat.S_ISVTX and user not in (0, status.st_uid, above.st_uid):
         raise StorageError(
             f"{target}: can't be replaced: it is another user's, and {target.parent} lets only its "
             "owner move it"

@@ -78,11 +78,11 @@ def check_writable(folder: str | Path) -> None:
     except (OSError, ValueError) as error:  # a name that no system accepts
         why = error.strerror if isinstance(error, OSError) else str(error)
         raise StorageError(f"{str(target)[:200]!r}: can't be written: {why}") from error
-    there = next(path for path in (target, *target.parents) if os.path.lexists(path))
-    if not there.is_dir():
-        raise StorageError(f"{target}: can't be written: {there} is not a folder")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise StorageError(f"{target}: can't be written: no permission to write in {there}")
+    existing = next(path for path in (target, *target.parents) if os.path.lexists(path))
+    if not existing.is_dir():
+        raise StorageError(f"{target}: can't be written: {existing} is not a folder")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise StorageError(f"{target}: can't be written: no permission to write in {existing}")
 
 
 def check_not_root(path: str | Path) -> None:

@@ -101,11 +101,13 @@ class AffinePairNetwork(PairUNet):
     ) -> AffinePass:
         shape = moving.shape[2:]
         with torch.no_grad(), torch.autocast(moving.device.type, enabled=False):
-            there = averaged(fixed, factor)
+            target = averaged(fixed, factor)
             grid = centred_grid(shape, factor)
-            seen = resample_by_matrix(averaged(moving, factor), grid, before, grid, there.shape[2:])
-            inputs = self.forces(self.forces.copies(seen), self.forces.copies(there))
-            level = torch.maximum(seen, there) > _PRESENT
+            seen = resample_by_matrix(
+                averaged(moving, factor), grid, before, grid, target.shape[2:]
+            )
+            inputs = self.forces(self.forces.copies(seen), self.forces.copies(target))
+            level = torch.maximum(seen, target) > _PRESENT
             present = averaged(level.float(), FIELD_RESOLUTION).flatten(1)
         output = self.unet(inputs.contiguous(memory_format=torch.channels_last_3d)).float()
         with torch.autocast(moving.device.type, enabled=False):

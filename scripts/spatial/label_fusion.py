@@ -60,15 +60,15 @@ def label_shares(labels: np.ndarray, displacement: np.ndarray) -> LabelShares:
     boxes = [find_objects(labels, max_label=len(names)) for labels, _ in corners]
     shares: LabelShares = {}
     for number, name in enumerate(names.tolist(), start=1):
-        there = [
+        boxes_of_name = [
             CropBox(tuple(s.start for s in one[number - 1]), tuple(s.stop for s in one[number - 1]))
             for one in boxes
             if one[number - 1] is not None
         ]
-        if name == 0 or not there:
+        if name == 0 or not boxes_of_name:
             continue
-        box = there[0]
-        for other in there[1:]:
+        box = boxes_of_name[0]
+        for other in boxes_of_name[1:]:
             box = box.union(other)
         total = np.zeros(box.shape, dtype=np.int32)
         for numbered, part in corners:

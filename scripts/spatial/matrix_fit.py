@@ -271,11 +271,11 @@ def _anisotropic(p: torch.Tensor, q: torch.Tensor, w: torch.Tensor) -> torch.Ten
     Given R, the geometric mean of both directions' fits is s_i^2 = spread of (R^T q)_i over the
     spread of p_i; given s, R is the Procrustes solution for the scaled points.
     """
-    own = (w.unsqueeze(-1) * p.square()).sum(1)
+    extent = (w.unsqueeze(-1) * p.square()).sum(1)
     scale = _affine(p, q, w, 1e-6).square().sum(1).sqrt()  # lengths of the columns
     rotation = nearest_rotation(_spread(q, p * scale.unsqueeze(1), w))
     for _ in range(_ALTERNATIONS):
         turned = q @ rotation  # R^T q
-        scale = ((w.unsqueeze(-1) * turned.square()).sum(1) / own).sqrt()
+        scale = ((w.unsqueeze(-1) * turned.square()).sum(1) / extent).sqrt()
         rotation = nearest_rotation(_spread(q, p * scale.unsqueeze(1), w))
     return rotation * scale.unsqueeze(1)

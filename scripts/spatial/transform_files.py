@@ -151,20 +151,24 @@ class TransformFile:
         return cls(named(entry.path), entry.inverted, entry.kind, *images)
 
     @classmethod
-    def of_dict(cls, said: Mapping[str, Any]) -> TransformFile:
+    def of_dict(cls, values: Mapping[str, Any]) -> TransformFile:
         """The inverse of `as_dict`, also for files of earlier versions."""
-        images = (None if said.get(one) is None else Path(said[one]) for one in ("moving", "fixed"))
-        return cls(Path(said["path"]), bool(said["inverted"]), said.get("kind", "auto"), *images)
+        images = (
+            None if values.get(one) is None else Path(values[one]) for one in ("moving", "fixed")
+        )
+        return cls(
+            Path(values["path"]), bool(values["inverted"]), values.get("kind", "auto"), *images
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON values; entries that are determined from the file are left out."""
-        said: dict[str, Any] = {"path": str(self.path), "inverted": self.inverted}
+        values: dict[str, Any] = {"path": str(self.path), "inverted": self.inverted}
         if self.kind != "auto":
-            said["kind"] = self.kind
+            values["kind"] = self.kind
         for name, image in (("moving", self.moving), ("fixed", self.fixed)):
             if image is not None:
-                said[name] = str(image)
-        return said
+                values[name] = str(image)
+        return values
 
     @property
     def is_field(self) -> bool:

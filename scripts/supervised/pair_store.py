@@ -148,10 +148,10 @@ class PairStore:
     def _check_stored(self, name: str, dataset: Any) -> None:
         """Refuse a claim of pairs that aren't in the file: a few bytes can claim any number."""
         if dataset.chunks is None:
-            there = dataset.id.get_storage_size() >= dataset.nbytes
+            complete = dataset.id.get_storage_size() >= dataset.nbytes
         else:
-            there = dataset.id.get_num_chunks() >= math.ceil(len(dataset) / dataset.chunks[0])
-        if not there:
+            complete = dataset.id.get_num_chunks() >= math.ceil(len(dataset) / dataset.chunks[0])
+        if not complete:
             raise self._error(
                 f"{name} claims {len(dataset)} pairs of {math.prod(dataset.shape[1:])} values, but "
                 "the file doesn't hold them all"

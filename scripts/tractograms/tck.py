@@ -50,13 +50,13 @@ def open_tck(file: Path, path: Path) -> Source:
         raise TractogramError(path, f"can't be read: bad header (points start at byte {offset})")
 
     def chunks(size: int, _: bool) -> Iterator[Streamlines]:
-        said = header.get("count", "")
+        described = header.get("count", "")
         done = 0
         for chunk in _chunks(file, path, offset, dtype, size):
             done += len(chunk)
             yield chunk
-        if said.isdigit() and int(said) != done:
-            logger.warning("%s: holds %d streamlines, its header says %s", path, done, said)
+        if described.isdigit() and int(described) != done:
+            logger.warning("%s: holds %d streamlines, its header says %s", path, done, described)
 
     return Source(chunks)
 

@@ -70,7 +70,7 @@ def open_trk(file: Path, path: Path) -> Source:
     # From the bytes, because nibabel has replaced a missing number of streamlines.
     big = str(header["endianness"]) == ">"
     record = np.frombuffer(start, header_2_dtype.newbyteorder(">" if big else "<"))[0]
-    said = int(record["nb_streamlines"])  # 0 stands for "not recorded"
+    described = int(record["nb_streamlines"])  # 0 stands for "not recorded"
     columns = _columns(header["property_name"], properties, "properties")
     point_columns = _columns(header["scalar_name"], scalars, "scalars")
 
@@ -83,7 +83,9 @@ def open_trk(file: Path, path: Path) -> Source:
                 "look whether the streamlines lie where they belong",
                 path,
             )
-        for points, offsets, values in _records(file, path, order, scalars, properties, said, size):
+        for points, offsets, values in _records(
+            file, path, order, scalars, properties, described, size
+        ):
             world = points[:, :3].astype(np.float64) @ to_world[:3, :3].T + to_world[:3, 3]
             data = {name: values[:, columns[name]] for name in columns}
             more = points[:, 3:]
@@ -92,16 +94,16 @@ def open_trk(file: Path, path: Path) -> Source:
             )
             done += len(offsets) - 1
             yield Streamlines(world, offsets, data, at_points)
-        if said > done:
+        if described > done:
             raise TractogramError(
-                path, f"is truncated: holds {done} streamlines, its header says {said}"
+                path, f"is truncated: holds {done} streamlines, its header says {described}"
             )
-        if said and said != done:
-            logger.warning("%s: holds %d streamlines, its header says %d", path, done, said)
+        if described and described != done:
+            logger.warning("%s: holds %d streamlines, its header says %d", path, done, described)
 
     return Source(
         chunks,
-        count=said if said > 0 else None,
+        count=described if described > 0 else None,
         exact=False,
         names=tuple(columns),
         point_names=tuple(point_columns),
@@ -131,7 +133,7 @@ def _columns(names: np.ndarray, total: int, rest: str) -> dict[str, slice]:
 
 
 def _records(
-    file: Path, path: Path, order: str, scalars: int, properties: int, said: int, size: int
+    file: Path, path: Path, order: str, scalars: int, properties: int, described: int, size: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Points ``(P, 3 + scalars)``, offsets and properties ``(n, properties)``, block by block.
 
@@ -151,20 +153,20 @@ def _records(
             block = np.concatenate([carried, fresh]).astype("=i4", copy=False)
             if not len(block):
                 break
-            most = said - done if done < said else len(block)
+            most = described - done if done < described else len(block)
             try:
                 starts = counted_records(block, width, properties, most)
             except ValueError:
-                if 0 < said <= done:
-                    _tell_of_rest(path, said)
+                if 0 < described <= done:
+                    _tell_of_rest(path, described)
                     return
                 raise
             n, end = len(starts) - 1, int(starts[-1])
             carried = block[end:].astype(f"{order}i4", copy=False)
             done += n
             if n == 0:
-                if not words and 0 < said <= done:
-                    _tell_of_rest(path, said)
+                if not words and 0 < described <= done:
+                    _tell_of_rest(path, described)
                     return
                 if not words:
                     raise TractogramError(path, "can't be read: truncated within a streamline")
@@ -183,16 +185,16 @@ def _records(
             points = floats[is_point].reshape(-1, width)
             offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
             yield points, offsets, values
-    if odd and 0 < said <= done:
-        _tell_of_rest(path, said)
+    if odd and 0 < described <= done:
+        _tell_of_rest(path, described)
     elif odd:
         raise TractogramError(path, "can't be read: truncated within a streamline")
 
 
-def _tell_of_rest(path: Path, said: int) -> None:
+def _tell_of_rest(path: Path, described: int) -> None:
     logger.warning(
         "%s: what follows the %d streamlines of its header is no whole streamline and is left out",
-        path, said,
+        path, described,
     )  # fmt: skip
 
 

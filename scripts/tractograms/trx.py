@@ -102,8 +102,10 @@ def open_trx(path: Path, _: Path) -> Source:
 
     def chunks(size: int, per_point: bool) -> Iterator[Streamlines]:
         if count:
-            asked = at_points if per_point else {}
-            yield from _chunks(path, opened, single, values, asked, (vertices, count), size)
+            values_at_points = at_points if per_point else {}
+            yield from _chunks(
+                path, opened, single, values, values_at_points, (vertices, count), size
+            )
 
     def groups() -> dict[str, np.ndarray]:
         result = {}
@@ -225,10 +227,10 @@ def _chunks(
                 waiting = waiting[n:]
                 points = take(single["positions"], int(ends[-1]))
                 data = {name: take(one, n) for name, one in values.items()}
-                own = {name: take(one, int(ends[-1])) for name, one in at_points.items()}
+                point_values = {name: take(one, int(ends[-1])) for name, one in at_points.items()}
                 done += n
                 kind = np.float64 if points.dtype.itemsize > 4 else np.float32
-                yield Streamlines(points.astype(kind, copy=False), ends, data, own)
+                yield Streamlines(points.astype(kind, copy=False), ends, data, point_values)
         if int(waiting[0]) != vertices:
             raise TractogramError(
                 path, f"can't be read: {vertices - int(waiting[0])} points belong to no streamline"

@@ -119,17 +119,17 @@ def open_vtk(file: Path, path: Path, space: str = "auto") -> Source:
     )
 
 
-def _space(path: Path, title: str, told: str) -> str:
+def _space(path: Path, title: str, space: str) -> str:
     """``ras`` or ``lps``; the title has priority over the setting."""
-    said = re.search(r"SPACE=(\w+)", title)
-    if said is not None:
-        if said[1] not in ("RAS", "LPS"):
+    described = re.search(r"SPACE=(\w+)", title)
+    if described is not None:
+        if described[1] not in ("RAS", "LPS"):
             raise TractogramError(
-                path, f"can't be read: its title says {said[0]}; must be RAS or LPS"
+                path, f"can't be read: its title says {described[0]}; must be RAS or LPS"
             )
-        return said[1].lower()
-    if told != "auto":
-        return told
+        return described[1].lower()
+    if space != "auto":
+        return space
     return "lps" if ending_of(path).startswith(".fib") else "ras"
 
 

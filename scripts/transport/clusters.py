@@ -106,5 +106,5 @@ def _means(fibres: Tensor, labels: Tensor, turned: Tensor, count: int) -> Tensor
     order = torch.argsort(labels, stable=True)
     sizes = torch.bincount(labels, minlength=count)
     sums = torch.segment_reduce(alike[order].contiguous(), "sum", lengths=sizes, axis=0)
-    there = sizes > 0
-    return sums[there] / sizes[there, None]
+    filled = sizes > 0
+    return sums[filled] / sizes[filled, None]

@@ -72,12 +72,12 @@ def read_atlas(
     """
     place = Path(path)
     if place.is_dir() and not is_tractogram(place):
-        streamlines, raw, own = _read_folder(place, vtk_space)
+        streamlines, raw, known_names = _read_folder(place, vtk_space)
     else:
         tractogram = open_tractogram(place, vtk_space)
         streamlines = read_streamlines(tractogram)
-        raw, own = _labels(tractogram, streamlines, labels)
-    own |= _read_names(names)
+        raw, known_names = _labels(tractogram, streamlines, labels)
+    known_names |= _read_names(names)
     kept = raw >= 0
     if not kept.any():
         raise TractogramError(place, "has no streamline with a class")
@@ -86,7 +86,7 @@ def read_atlas(
         streamlines if kept.all() else streamlines.take(kept),
         classes.astype(np.int64),
         ids,
-        tuple(own.get(int(one), str(int(one))) for one in ids),
+        tuple(known_names.get(int(one), str(int(one))) for one in ids),
         int((~kept).sum()),
     )
 

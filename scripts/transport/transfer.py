@@ -160,8 +160,8 @@ class LabelTransfer:
     def _suffix(self) -> str:
         if self.settings.format:
             return f".{self.settings.format}"
-        own = ending_of(self.subject).removesuffix(".gz")
-        return ".vtk" if own == ".fib" else own or self.subject.suffix.lower()
+        ending = ending_of(self.subject).removesuffix(".gz")
+        return ".vtk" if ending == ".fib" else ending or self.subject.suffix.lower()
 
     def _check_format(
         self, subject: Streamlines, features: Features, shape: tuple[int, ...] | None
@@ -194,17 +194,19 @@ class LabelTransfer:
         Raises:
             TractogramError: with where they lie.
         """
-        own, theirs = (
+        ours, theirs = (
             one.points[np.isfinite(one.points).all(axis=1)] for one in (subject, atlas.streamlines)
         )
-        if not len(own) or not len(theirs):
+        if not len(ours) or not len(theirs):
             return
-        gap = np.maximum(own.min(axis=0) - theirs.max(axis=0), theirs.min(axis=0) - own.max(axis=0))
+        gap = np.maximum(
+            ours.min(axis=0) - theirs.max(axis=0), theirs.min(axis=0) - ours.max(axis=0)
+        )
         if gap.max() > self.settings.reach:
             raise TractogramError(
                 self.subject,
-                f"shares no space with the atlas {self.atlas}: it lies in {extent(own)}, the atlas "
-                f"in {extent(theirs)} (x, y, z); bring it to the atlas's space first",
+                f"shares no space with the atlas {self.atlas}: it lies in {extent(ours)}, the "
+                f"atlas in {extent(theirs)} (x, y, z); bring it to the atlas's space first",
             )
         if grid is None:
             return
@@ -230,8 +232,8 @@ class LabelTransfer:
         affine: np.ndarray | None,
     ) -> tuple[str, ...]:
         """Write the labelled tractogram, and one for each class with streamlines."""
-        own = np.where(classes >= 0, atlas.ids[classes], OUTLIER)
-        labelled = subject.with_data(label=own.astype(np.int64), mass=largest)
+        labels = np.where(classes >= 0, atlas.ids[classes], OUTLIER)
+        labelled = subject.with_data(label=labels.astype(np.int64), mass=largest)
         files = file_names(atlas.names)
         members = {name: np.flatnonzero(classes == c) for c, name in enumerate(files)}
         groups = {name: who for name, who in members.items() if len(who)}

@@ -99,16 +99,16 @@ class TrainingCheckpoint:
         self.history.epochs = [dict(epoch) for epoch in checkpoint["history"]]
         torch.set_rng_state(checkpoint["rng"])
         if torch.cuda.is_available() and checkpoint["cuda_rng"]:
-            there = torch.cuda.device_count()  # may be fewer than when it was saved
-            torch.cuda.set_rng_state_all(checkpoint["cuda_rng"][:there])
+            devices = torch.cuda.device_count()  # may be fewer than when it was saved
+            torch.cuda.set_rng_state_all(checkpoint["cuda_rng"][:devices])
 
     def _check_space(self) -> None:
         """Before the first step: three times the weights (with Adam's two moments), in two files
         and in the one being written, and the model. What a cohort's size decides was asked before.
         """
         weights = sum(torch.as_tensor(one).nbytes for one in self.network.state_dict().values())
-        there = self.state.training.exists()
-        check_space({self.state.folder: {"checkpoints": weights * (7 if there else 10)}})
+        begun_before = self.state.training.exists()
+        check_space({self.state.folder: {"checkpoints": weights * (7 if begun_before else 10)}})
 
     def _read(self) -> dict[str, Any] | None:
         return load_latest(self.state.training)
