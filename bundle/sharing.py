@@ -82,7 +82,7 @@ def shared_description(path: Any, description: Mapping[str, Any]) -> Shared:
         if _PLACE.search(text):
             raise CheckpointError(
                 f"{path}: {where} = {text[:80]!r} names a place on the machine of the training; "
-                "must be without, since an archive tells nothing of it"
+                "must be without, since an archive must not contain it"
             )
     return Shared(described, tuple(left_out))
 
@@ -113,7 +113,7 @@ def require_no_signs(where: str, text: str) -> None:
     if text.startswith(("$", "@", "%")) or "#" in text:
         raise CheckpointError(
             f"{where} = {text[:80]!r} would be more than text in a configuration; must be "
-            f"without {_SIGNS}, which MONAI reads as its own; choose another name"
+            f"without {_SIGNS}, which MONAI reads as its syntax; choose another name"
         )
 
 
@@ -147,8 +147,9 @@ def model_card(network: AtlasNetwork, shared: Shared, data_source: str) -> str:
         "The model contains no map, no name and no path.",
         "",
         f"- `trained_on`: the first {len((described.get('trained_on') or [''])[0])} hexadecimal "
-        "digits of the SHA-256 of each map, so that an evaluation can refuse a subject of the training. "
-        "Somebody who has a map can test whether it was among them. No map can be made from it.",
+        "digits of the SHA-256 of each map, so that an evaluation can refuse a subject of the "
+        "training. Somebody who has a map can test whether it was among them. No map can be made "
+        "from these digits.",
     ]
     for one in described.get("covariates") or ():
         lines.append(f"- covariate {_cell(_covariate(one))}")

@@ -188,7 +188,7 @@ def _own_folders(config: Mapping[str, Any], trains: bool) -> dict[str, str]:
     elif "output" in config:
         result["output"] = "output"
     else:
-        raise UsageError("the configuration has no output_dir, so runs can't be kept apart")
+        raise UsageError("the configuration has no output_dir, so runs can't be kept separate")
     if trains and "ckpt_dir" in config:
         result["ckpt_dir"] = NETWORKS
     return result

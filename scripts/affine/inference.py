@@ -209,15 +209,15 @@ class EstimateWriter(PairWriter):
         before = resample(moving.values, moving.grid, [], fixed.grid)
         if grids_apart(fixed.grid, moving.grid):
             logger.warning(
-                "%s: shares no space with %s: their grids lie apart in the world, and only the "
-                "network, which lays their centres upon each other, brings them together",
+                "%s: shares no space with %s: their grids are apart in the world, and only the "
+                "network, which aligns their centres, can register them",
                 item["moving"], item["fixed"],
             )  # fmt: skip
         with publish_folder(self.folder / name) as staging:
             moved = write_pair(staging, name, fixed, moving, matrix)
             if not moved.any():
                 raise CohortError(
-                    f"{item['moving']}: nothing of it lies on {item['fixed']} after the network's "
+                    f"{item['moving']}: no part of it is on {item['fixed']} after the network's "
                     "transform; are they images of one kind, as the network was trained on?"
                 )
             correlations = {

@@ -144,7 +144,7 @@ def _read(name: str, folder: Path) -> tuple[_Passage, str, dict[str, str]]:
         template = int(about["atlas"]["template"])
         recorded = [(TransformFile.of_dict(one), str(one["sha256"])) for one in about["transforms"]]
         if any("\0" in text for text in (atlas, *(str(file.path) for file, _ in recorded))):
-            raise ValueError("a path holds a zero byte")
+            raise ValueError("a path contains a zero byte")
     except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise CohortError(f"{path}: doesn't record how the atlas was warped") from error
     for file, expected in recorded:

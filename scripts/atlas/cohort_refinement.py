@@ -151,8 +151,8 @@ class CohortRefinement:
         self._take_over(checkpoint)
         if self.round < self.rounds:
             raise CheckpointError(
-                f"{self.folder}: holds {self.round} of {self.rounds} rounds of refinement; finish "
-                "the training"
+                f"{self.folder}: contains {self.round} of {self.rounds} rounds of refinement; "
+                "finish the training"
             )
 
     def check_unchanged(self) -> None:
@@ -418,7 +418,7 @@ class CohortRefinement:
         path = self._velocity_file(number, index)
         checkpoint = load_checkpoint(path)
         if not isinstance(checkpoint.get("velocity"), torch.Tensor):
-            raise CheckpointError(f"{path}: holds no velocity")
+            raise CheckpointError(f"{path}: contains no velocity")
         return checkpoint["velocity"].to(self.device)[None]
 
     def _load(self) -> bool:

@@ -92,7 +92,7 @@ def open_network(
             template, stands_in = DEMO_TEMPLATE, True
             logger.warning(
                 "nothing was trained yet (no %s): subjects are registered to the template of the "
-                "demo cohort; train your own, or give a map by --template",
+                "demo cohort; train a model, or give a map with --template",
                 path,
             )
     if template is not None:

@@ -138,8 +138,8 @@ def _of_atlas(file: Path) -> dict[str, Any]:
         smoothness = description.get("settings", {}).get("loss", {}).get("smoothness_weight", 0.7)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(
-            f"{about}: tells nothing of the atlas that {file.name} belongs to ({error}); publish "
-            "the atlas again, or copy the map elsewhere to take it for a foreign one"
+            f"{about}: doesn't describe the atlas that {file.name} belongs to ({error}); publish "
+            "the atlas again, or copy the map elsewhere to use it as any other map"
         ) from error
     return {
         "presence_value": presence,

@@ -154,7 +154,7 @@ def _pattern(root: Path, search: SubjectSearch, outputs: Collection[str]) -> Gue
         several = some_names(common)
         raise CohortError(
             f"dataset folder {root}: no known layout fits, and the subjects' folders have several "
-            f"images in common ({several}); say which is the density map: "
+            f"images in common ({several}); name the density map: "
             f"{option} '{{subject}}/...'"
         )
     below = [

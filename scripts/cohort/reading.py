@@ -280,7 +280,7 @@ def read_new_subjects(
         if difference is not None and grids_apart(result.grid, grid):
             raise CohortError(
                 f"subject {result.subject.name} ({path}) shares no space with the atlas: "
-                f"{difference}; bring its map to the atlas's space first (verbs refine and warp)"
+                f"{difference}; register its map to the atlas's space first (verbs refine and warp)"
             )
         if difference is not None and not request.cohort.resample:
             raise CohortError(
@@ -353,7 +353,7 @@ def _warn_outside(result: Inspection, crop: CropBox) -> None:
     if not inside:
         logger.warning(
             "subject %s (%s) shares no space with the atlas, so its result will mean nothing; "
-            "bring its map to the atlas's space first (verbs refine and warp)",
+            "register its map to the atlas's space first (verbs refine and warp)",
             result.subject.name,
             result.subject.maps[0].path,
         )
@@ -483,9 +483,9 @@ class _Pool:
         suspects = sorted({*masks, *(named if len(named) < len(self.subjects) else ())})
         if suspects:
             logger.warning(
-                "%s: a mask among densities? %s; leave it out with --%s if it is no subject's map",
+                "%s: a mask among densities? %s; leave it out with --%s if it isn't a subject's",
                 some_names(suspects, _NAMED),
-                "its values are 0 and 1 alone" if masks else "its name says so",
+                "its values are only 0 and 1" if masks else "its name suggests it",
                 self.exclude_option,
             )
 

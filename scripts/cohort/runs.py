@@ -82,7 +82,7 @@ def check_runs(subject: str, runs: Sequence[Match], search: SubjectSearch) -> No
     raise CohortError(
         f"subject {subject} has {len(runs)} runs{of_tract} that are not a left and a right one: "
         f"{paths}; keep one of them, or name the one to use in {search.option('pattern')} (put "
-        "{run} there if each is an image of its own, {tract} if each is a different tract)"
+        "{run} there if each is a separate image, {tract} if each is a different tract)"
     )
 
 

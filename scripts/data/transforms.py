@@ -313,7 +313,7 @@ class OntoGridd(MapTransform):
         resampled = resample_density(image, affine, self.grid, normalisation)
         if image.any() and not resampled.any():
             raise CohortError(
-                f"{path}: nothing of it lies on the atlas's grid; bring it to the atlas's space "
+                f"{path}: no part of it is on the atlas's grid; bring it to the atlas's space "
                 "first (verbs refine and warp)"
             )
         return resampled

@@ -60,7 +60,7 @@ class ShippedElasticNetwork(PairRegistrar):
             else:
                 logger.warning(
                     "the network would not improve this pair (local correlation %.3f): its field "
-                    "is left at 0; do the images lie upon each other? See register_elastic#start",
+                    "is left at 0; do the images overlap? See register_elastic#start",
                     1 - result.start_loss,
                 )
             velocities.append(result.velocity)

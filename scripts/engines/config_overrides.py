@@ -42,7 +42,7 @@ def config_overrides(
     path = CONFIGS / f"{shipped}.yaml"
     if not path.is_file():
         raise ConfigurationError(
-            f"{path}: is missing; must be the bundle's own file, to tell what was overridden"
+            f"{path}: is missing; must be the bundle's file, to compare overridden values with it"
         )
     original = ConfigParser.load_config_file(str(path))
     overrides: dict[str, Any] = {}

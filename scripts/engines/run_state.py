@@ -73,8 +73,8 @@ def check_earlier_run(folder: Path) -> None:
     foreign = [name for name in names if not is_run or not _FILES.fullmatch(name)]
     if foreign:
         raise StorageError(
-            f"{folder}: would be cleared for the run's state, but holds "
-            f"{some_names(sorted(foreign))}, which no run of this bundle left; move that "
+            f"{folder}: would be cleared for the run's state, but contains "
+            f"{some_names(sorted(foreign))}, which no run of this bundle wrote; move that "
             "elsewhere, or choose another --ckpt_dir"
         )
 

@@ -173,8 +173,7 @@ class CrossValidation:
             return
         if any(folder.glob("fold-*")):
             raise CheckpointError(
-                f"{path}: is missing, so that nothing tells how the folds beside it were split; "
-                f"delete {folder}"
+                f"{path}: is missing, so the split into folds beside it is unknown; delete {folder}"
             )
         write_checked(path, plan)
 

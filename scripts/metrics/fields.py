@@ -120,14 +120,14 @@ def label_ancestors(tree: Mapping[int, int | None], depth: int) -> dict[int, int
         {1: 1, 2: 2, 3: 2}
 
     Raises:
-        ValueError: a label is its own ancestor.
+        ValueError: a label is an ancestor of itself.
     """
     result = {}
     for label in tree:
         line: list[int] = [label]
         while (parent := tree.get(line[-1])) is not None:
             if parent in line:
-                raise ValueError(f"label {label} is its own ancestor")
+                raise ValueError(f"label {label} is an ancestor of itself")
             line.append(parent)
         result[label] = line[::-1][min(depth, len(line) - 1)]
     return result

@@ -34,7 +34,7 @@ def _folder_name(name: str) -> str:
 
 def _without_zero_byte(text: str) -> str:
     if "\0" in text:
-        raise ValueError("holds a zero byte")
+        raise ValueError("contains a zero byte")
     return text
 
 
@@ -189,7 +189,7 @@ class _Verifiable(Part):
         if self.mixture is not None:
             names = {one.subject for one in self.cohort.subjects}
             if self.mixture.keys() != names:
-                raise ValueError("mixture tells of other subjects than the cohort has")
+                raise ValueError("mixture has other subjects than the cohort")
             count = self.settings.model.n_templates
             if any(len(shares) != count for shares in self.mixture.values()):
                 raise ValueError(f"mixture has other shares than those of {count} templates")

@@ -375,7 +375,7 @@ class Emission:
         if not registration.finite:
             raise TrainingError(
                 f"the field of subject {subject} is not finite: nothing is published; lower "
-                "learned_atlas#optimizer#lr and start afresh with --learned_atlas#resume false"
+                "learned_atlas#optimizer#lr and restart with --learned_atlas#resume false"
             )
         if self.settings.verify_jacobian and registration.folds:
             raise FoldingError(

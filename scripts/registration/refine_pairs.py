@@ -214,11 +214,11 @@ class PairRefiner:
             )
         if settings.mode == "elastic" or set(settings.starts) <= {"identity"}:
             raise CohortError(
-                f"{problem}: their grids lie apart in the world; give refine#start, or refine#mode "
+                f"{problem}: their grids are apart in the world; give refine#start, or refine#mode "
                 "joint with centre among refine#starts"
             )
         logger.warning(
-            "%s: their grids lie apart in the world; only their contents (refine#starts %s) bring "
+            "%s: their grids are apart in the world; only their contents (refine#starts %s) bring "
             "them together", problem, ", ".join(settings.starts),
         )  # fmt: skip
 

@@ -57,7 +57,7 @@ class Obstacles:
         _check_sticky(target)
         if not os.access(target, os.W_OK | os.X_OK):  # its files could be moved, never removed
             raise StorageError(
-                f"{target}: can't be replaced: no permission to remove what it holds; it is "
+                f"{target}: can't be replaced: no permission to remove its content; it is "
                 "another user's, or closed to writing"
             )
         self._check_name(target)

@@ -102,7 +102,7 @@ def check_contents(folder: Path) -> None:
         raise StorageError(f"{folder}: can't be listed: {error}") from error
     if foreign:
         raise StorageError(
-            f"{folder}: would be replaced, but holds {some_names(sorted(foreign))}, which this "
+            f"{folder}: would be replaced, but contains {some_names(sorted(foreign))}, which this "
             "bundle did not publish; move that elsewhere, or choose another folder"
         )
 

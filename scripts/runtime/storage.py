@@ -96,7 +96,7 @@ def check_not_root(path: str | Path) -> None:
     place = Path(path)
     if place.is_absolute() and place.parent == Path(place.anchor):
         raise ConfigurationError(
-            f"{place}: lies in the root of the file system; was the path of a folder, such as "
+            f"{place}: is in the root of the file system; was the path of a folder, such as "
             "--ckpt_dir or --output_dir, left empty?"
         )
 

@@ -117,7 +117,7 @@ def image_values(path: str | Path, image: nib.Nifti1Image) -> np.ndarray:
     """
     dtype = image.get_data_dtype()
     if dtype.kind not in "iuf":
-        raise FileError(Path(path), f"holds {dtype} values, not real numbers")
+        raise FileError(Path(path), f"contains {dtype} values, not real numbers")
     try:
         return np.asarray(image.get_fdata(dtype=np.float64, caching="unchanged"))
     except _MALFORMED as error:
@@ -374,7 +374,7 @@ def _parse_mgh(path: Path, raw: bytes, sha256: str) -> OpenedImage:
         if not int(header["goodRASFlag"]):
             raise FileError(
                 path,
-                "doesn't record where it lies (its goodRASFlag is 0); set it with mri_convert",
+                "doesn't record its position (its goodRASFlag is 0); set it with mri_convert",
             )
         affine = usable_affine(path, header.get_affine())
         present, promised = len(raw) - _MGH_HEADER, math.prod(shape) * stored.itemsize

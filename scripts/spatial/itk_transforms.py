@@ -52,8 +52,8 @@ def itk_of_text(path: Path, text: str) -> AffineTransform:
         )
     if count > 1 and not composite:
         raise CohortError(
-            f"{path}: holds {', '.join(kinds)} without a CompositeTransform that says their order; "
-            "must be one ITK transform, or a composite"
+            f"{path}: contains {', '.join(kinds)} without a CompositeTransform that gives their "
+            "order; must be one ITK transform, or a composite"
         )
     parts = []
     for first in range(0, len(fields), 3):
@@ -99,8 +99,8 @@ def itk_of_matlab(path: Path) -> AffineTransform:
     if _is_composite(kind):
         if (len(parameters), len(fixed)) != (12, 3):
             raise CohortError(
-                f"{path}: holds a {kind}, of whose parts MATLAB files keep the numbers and not the "
-                "kinds; save it as .h5 or .tfm"
+                f"{path}: contains a {kind}; MATLAB files store the numbers of its parts without "
+                "their kinds; save it as .h5 or .tfm"
             )
         kind = "AffineTransform_double_3_3"
     return AffineTransform(_affine(path, kind, parameters, fixed))
@@ -122,12 +122,12 @@ def itk_of_hdf5(path: Path) -> Transform:
             groups = _within(file, "TransformGroup")
             names = sorted(groups, key=int)
             if not names or len(names) > _MOST:
-                raise ValueError(f"it holds {len(names)} transforms")
+                raise ValueError(f"it contains {len(names)} transforms")
             kinds = [_kind(_within(groups, name)) for name in names]
             composite = _is_composite(kinds[0])
             parts = list(zip(names, kinds, strict=True))[int(composite) :]
             if not parts or (len(parts) > 1 and not composite):
-                raise ValueError(f"it holds {', '.join(kinds)} and doesn't say their order")
+                raise ValueError(f"it contains {', '.join(kinds)} without their order")
             transforms = [_of_group(path, kind, _within(groups, name)) for name, kind in parts]
     except (
         ArithmeticError, AttributeError, LookupError, MemoryError, OSError, RuntimeError,
@@ -142,7 +142,7 @@ def _within(group: Any, name: str) -> Any:
     result = group[name]
     elsewhere = getattr(result, "external", None) or getattr(result, "is_virtual", False)
     if elsewhere or result.file.id != group.file.id:
-        raise ValueError(f"{name} lies in another file, which isn't followed")
+        raise ValueError(f"{name} is in another file, which isn't followed")
     return result
 
 
@@ -166,7 +166,7 @@ def _of_group(path: Path, kind: str, group: Any) -> Transform:
     if kind.split("_")[0] == "DisplacementFieldTransform":
         return _field(path, kind, parameters, fixed)
     if len(parameters) > 64:
-        raise CohortError(f"{path}: holds a {kind}; {_KNOWN}")
+        raise CohortError(f"{path}: contains a {kind}; {_KNOWN}")
     return AffineTransform(_affine(path, kind, np.asarray(parameters, np.float64), fixed))
 
 
@@ -174,7 +174,7 @@ def _field(path: Path, kind: str, parameters: Any, fixed: Numbers) -> FieldTrans
     """Fixed parameters: size, origin, spacing, direction; parameters: vectors, x fastest."""
     d = int(kind[-1]) if kind[-1].isdigit() else 3
     if d != 3 or len(fixed) != 18:
-        raise CohortError(f"{path}: holds a {kind} of {len(fixed)} fixed parameters, not 18")
+        raise CohortError(f"{path}: contains a {kind} of {len(fixed)} fixed parameters, not 18")
     size, origin, spacing, direction = fixed[:3], fixed[3:6], fixed[6:9], fixed[9:].reshape(3, 3)
     if (size != np.round(size)).any() or size.min() < 1 or math.prod(size) * 3 != len(parameters):
         raise CohortError(

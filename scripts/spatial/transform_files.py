@@ -283,7 +283,7 @@ def read_affine(
     if file.name.lower().endswith((".h5", ".hdf5")):
         transform = itk_of_hdf5(file)
         if not isinstance(transform, AffineTransform):
-            raise CohortError(f"{file}: holds a displacement field; an affine is needed here")
+            raise CohortError(f"{file}: contains a displacement field; an affine is needed here")
         matrix = transform.matrix
     elif kind in ("auto", "itk") and file.name.lower().endswith(".mat") and not _is_text(file):
         matrix = itk_of_matlab(file).matrix
@@ -302,7 +302,7 @@ def _of_text(
     if kind == "itk" or (kind == "auto" and plain is None):
         return itk_of_text(path, text).matrix
     if plain is None:
-        raise CohortError(f"{path}: holds no 4x4 matrix, though its kind is said to be {kind}")
+        raise CohortError(f"{path}: contains no 4x4 matrix, though its kind is given as {kind}")
     if kind == "auto":
         kind = guessed_kind(path, text)
     if kind == "ras":

@@ -58,7 +58,7 @@ def check_zarr_array(store: Path, array: Any) -> None:
         FileError: it doesn't; or a chunk is longer than its values, so that it may unpack to more.
     """
     if getattr(array.dtype, "kind", "O") not in "iufbc":
-        raise FileError(store, f"holds {array.dtype} values, not numbers")
+        raise FileError(store, f"contains {array.dtype} values, not numbers")
     shape = getattr(array, "shards", None) or array.chunks
     size = math.prod(shape) * array.dtype.itemsize
     check_fits(store, 3 * size)

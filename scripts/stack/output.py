@@ -201,7 +201,7 @@ class StackOutput:
             nib.save(image, self.folder / "registered.nii.gz")
         except nib.spatialimages.HeaderDataError as error:
             raise StorageError(
-                f"registered.nii.gz can't hold values of type {dtype}: {error}"
+                f"registered.nii.gz can't store values of type {dtype}: {error}"
             ) from error
         finally:
             raw.unlink(missing_ok=True)

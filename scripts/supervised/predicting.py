@@ -394,5 +394,5 @@ def read_label_tree(path: str | Path) -> dict[int, int | None]:
         while up is not None:
             up, steps = tree.get(up), steps + 1
             if steps > len(tree):
-                raise CohortError(f"{path}: label {label} is its own ancestor")
+                raise CohortError(f"{path}: label {label} is an ancestor of itself")
     return tree

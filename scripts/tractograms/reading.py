@@ -130,7 +130,7 @@ class Tractogram:
             yield chunk
         if self.source.exact and self.count is not None and done != self.count:
             raise TractogramError(
-                self.path, f"holds {done} streamlines, its header says {self.count}"
+                self.path, f"contains {done} streamlines, its header says {self.count}"
             )
 
     def read(self, finite: bool = True, per_point: bool = False) -> Streamlines:
@@ -206,7 +206,7 @@ def _unpacked(path: Path, ending: str) -> Any:
         start = file.read(2)
     if start != GZIP_START:
         if ending.endswith(".gz") and start:
-            logger.warning("%s: is not packed, though its name says so", path)
+            logger.warning("%s: is not packed, despite its name", path)
         return None
     # Open as long as the tractogram exists; removed with it.
     unpacked = tempfile.NamedTemporaryFile(suffix=ending.removesuffix(".gz"))  # noqa: SIM115

@@ -56,7 +56,7 @@ def open_tck(file: Path, path: Path) -> Source:
             done += len(chunk)
             yield chunk
         if described.isdigit() and int(described) != done:
-            logger.warning("%s: holds %d streamlines, its header says %s", path, done, described)
+            logger.warning("%s: contains %d streamlines, its header says %s", path, done, described)
 
     return Source(chunks)
 

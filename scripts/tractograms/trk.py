@@ -80,7 +80,7 @@ def open_trk(file: Path, path: Path) -> Source:
         if not bytes(record["voxel_order"]).strip(b"\0 "):
             logger.warning(
                 "%s: its header's voxel_order is empty; LPS is assumed, as TrackVis does: "
-                "look whether the streamlines lie where they belong",
+                "check the position of the streamlines",
                 path,
             )
         for points, offsets, values in _records(
@@ -96,10 +96,10 @@ def open_trk(file: Path, path: Path) -> Source:
             yield Streamlines(world, offsets, data, at_points)
         if described > done:
             raise TractogramError(
-                path, f"is truncated: holds {done} streamlines, its header says {described}"
+                path, f"is truncated: contains {done} streamlines, its header says {described}"
             )
         if described and described != done:
-            logger.warning("%s: holds %d streamlines, its header says %d", path, done, described)
+            logger.warning("%s: contains %d streamlines, its header says %d", path, done, described)
 
     return Source(
         chunks,
@@ -272,8 +272,8 @@ def _require_exact(data: dict[str, np.ndarray]) -> None:
         if values.dtype.kind in "iu" and (values.astype(np.float32) != values).any():
             worst = values[values.astype(np.float32) != values].flat[0]
             raise ConfigurationError(
-                f"TRK holds float32 values, which can't tell {name} {worst} from its neighbours; "
-                "write .trx"
+                f"TRK stores float32 values, which can't distinguish {name} {worst} from its "
+                "neighbours; write .trx"
             )
 
 
@@ -281,7 +281,7 @@ def _name(field: np.ndarray, data: dict[str, np.ndarray], what: str) -> int:
     """Put the names of values into the header's field; the number of their columns."""
     if len(data) > _MOST_NAMES:
         raise ConfigurationError(
-            f"TRK holds at most {_MOST_NAMES} values {what}, got {len(data)}; write .trx"
+            f"TRK stores at most {_MOST_NAMES} values {what}, got {len(data)}; write .trx"
         )
     total = 0
     for place, (name, values) in enumerate(data.items()):
@@ -289,7 +289,7 @@ def _name(field: np.ndarray, data: dict[str, np.ndarray], what: str) -> int:
         width = values.shape[1]
         if len(text) > _LONGEST_NAME or width > 9:
             raise ConfigurationError(
-                f"TRK can't hold {name!r} with {width} values {what}; write .trx"
+                f"TRK can't store {name!r} with {width} values {what}; write .trx"
             )
         field[place] = text if width == 1 else text + b"\0" + str(width).encode()
         total += width

@@ -163,7 +163,7 @@ def _check_parts(path: Path, parts: list[zipfile.ZipInfo]) -> None:
         most = one.compress_size * (1032 if one.compress_type == zipfile.ZIP_DEFLATED else 1)
         if left < 0 or one.file_size > most:
             raise TractogramError(
-                path, f"can't be read: {one.filename!r} claims more than the file holds"
+                path, f"can't be read: {one.filename!r} claims more than the file contains"
             )
 
 

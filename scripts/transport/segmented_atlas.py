@@ -148,7 +148,7 @@ def _labels(
                 raise TractogramError(
                     path,
                     f"has {shared} streamlines in both group {other} and group {name}; a class for "
-                    "each is needed: make the groups apart, or name a per-streamline value with "
+                    "each is needed: separate the groups, or name a per-streamline value with "
                     "--label_transfer#labels",
                 )
             raw[members] = number

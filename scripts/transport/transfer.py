@@ -182,7 +182,7 @@ class LabelTransfer:
         if broken and self._suffix == ".tck":
             raise TractogramError(
                 self.subject,
-                f"has {broken} streamlines with points that are not finite, which TCK can't hold; "
+                f"has {broken} streamlines with points that are not finite, which TCK can't store; "
                 "choose another format with --label_transfer#format",
             )
 
@@ -206,7 +206,7 @@ class LabelTransfer:
             raise TractogramError(
                 self.subject,
                 f"shares no space with the atlas {self.atlas}: it lies in {extent(ours)}, the "
-                f"atlas in {extent(theirs)} (x, y, z); bring it to the atlas's space first",
+                f"atlas in {extent(theirs)} (x, y, z); register it to the atlas's space first",
             )
         if grid is None:
             return
