@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import logging
-
 import numpy as np
 import torch
 
-from scripts.elastic.registrar import PairRegistrar
+from scripts.elastic.registrar import PairRegistrar, log_gain
 from scripts.registration.images import WorldImage
 from scripts.registration.network_field import NetworkField
 from scripts.registration.start_field import StartField
 from scripts.shipped.network import PairNetwork
 
 __all__ = ["ShippedElasticNetwork"]
-
-logger = logging.getLogger(__name__)
 
 
 class ShippedElasticNetwork(PairRegistrar):
@@ -41,28 +37,19 @@ class ShippedElasticNetwork(PairRegistrar):
     ) -> torch.Tensor:
         """See `PairRegistrar.shown`."""
         pair = [_compared(image, log_share) for image in (fixed, moving)]
-        there, here = self.registration.prepared(pair[0], pair[1], torch.from_numpy(matrix))
-        return torch.cat([there.values, here.values], 1)[0]
+        fixed_seen, moving_seen = self.registration.prepared(
+            pair[0], pair[1], torch.from_numpy(matrix)
+        )
+        return torch.cat([fixed_seen.values, moving_seen.values], 1)[0]
 
     def velocity(self, pair: torch.Tensor) -> torch.Tensor:
-        """See `PairRegistrar.velocity`; 0 for a pair that the network doesn't help."""
+        """See `PairRegistrar.velocity`."""
         eye = np.eye(4)
         velocities = []
         for one in pair.split(1):
             fixed, moving = (WorldImage(image, eye) for image in one.split(1, 1))
             result = self.registration.velocity(moving, fixed)
-            if result.loss < result.start_loss:
-                logger.info(
-                    "local correlation %.3f before, %.3f after%s",
-                    1 - result.start_loss, 1 - result.loss,
-                    ", of images whose contrast was matched" if result.matched else "",
-                )  # fmt: skip
-            else:
-                logger.warning(
-                    "the network would not improve this pair (local correlation %.3f): its field "
-                    "is left at 0; do the images overlap? See register_elastic#start",
-                    1 - result.start_loss,
-                )
+            log_gain(result)
             velocities.append(result.velocity)
         return torch.cat(velocities)
 
