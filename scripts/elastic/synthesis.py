@@ -52,8 +52,8 @@ def label_values(images: PairImages, settings: LearnedElasticConfig) -> list[int
             if np.abs(values).max() >= 2**53:
                 raise DensityError(
                     Path(path),
-                    f"has a label of {np.abs(values).max():.4g}; labels from 2^53 on can't be told "
-                    "apart here: number them anew",
+                    f"has a label of {np.abs(values).max():.4g}; labels from 2^53 on can't be "
+                    "distinguished: use smaller numbers",
                 )
             values_found.update(int(value) for value in values)
     values_found.discard(0)
