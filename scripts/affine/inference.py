@@ -250,7 +250,7 @@ class EstimateWriter(PairWriter):
 
 @torch.no_grad()
 def _require_gain(network: AffineNetwork, item: Mapping[str, Any], local: torch.Tensor) -> None:
-    """Refuse an estimate that is worse than laying the centres of the volumes upon each other.
+    """Refuse an estimate that is worse than aligning the centres of the volumes.
 
     Raises:
         CohortError: with both similarities.
@@ -262,6 +262,6 @@ def _require_gain(network: AffineNetwork, item: Mapping[str, Any], local: torch.
         raise CohortError(
             f"{item['moving']}: the network's estimate makes it less similar to {item['fixed']} "
             f"than no estimate (correlation {after:.3f}, {before:.3f} with the centres of the "
-            "volumes upon each other), so it isn't written; are they images of one kind, as the "
+            "volumes aligned), so it isn't written; are they images of one kind, as the "
             "network was trained on? Train it for longer, or use refine"
         )

@@ -55,7 +55,7 @@ class CohortRefinement:
     the constant, and the regression is the mean.
 
     Rounds of the network come first, where asked: a velocity is then what the network finds against
-    the template as it is, without gradient steps. All of them but the last look by the coarse
+    the template as it is, without gradient steps. All of them but the last use the coarse
     passes alone, which are cheap and sharpen a blurred template as well. A network that needs no
     training on the cohort makes the atlas in a few of them.
 

@@ -64,7 +64,7 @@ class DensityMap:
         )
 
     def in_order(self, array: np.ndarray) -> np.ndarray:
-        """Values ``(..., *spatial)`` of the file as they lie on the cohort's grid."""
+        """Values ``(..., *spatial)`` of the file on the cohort's grid."""
         return array if self.order is None else StorageOrder.from_list(self.order).of_array(array)
 
     @property

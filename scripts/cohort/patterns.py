@@ -166,7 +166,7 @@ class _Walk:
         tract = groups.pop("tract", None) or self.tract
         if subject is not None and subject != self.subject:
             if is_folder and subject in self.outputs:
-                return None  # of a file with such a name the person is told
+                return None  # a file with such a name is reported
             if self.names is not None and same_name(subject) not in self.names:
                 return None
             self.scan.subjects.add(subject)

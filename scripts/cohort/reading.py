@@ -365,7 +365,7 @@ def _warn_outside(result: Inspection, crop: CropBox) -> None:
 
 
 class _Remarks:
-    """What isn't wrong with subjects but worth a warning: one for all of whom the same is said."""
+    """What isn't wrong with subjects but worth a warning: one with the same text."""
 
     def __init__(self) -> None:
         self._subjects: dict[str, list[str]] = {}
@@ -384,7 +384,7 @@ class _Remarks:
 
 def _tell_of_order(names: Sequence[str], whose: str) -> None:
     logger.info(
-        "stored in another axis order and brought into %s, exactly: %s",
+        "stored in another axis order and reordered to %s, exactly: %s",
         whose,
         some_names(names, _NAMED),
     )

@@ -68,7 +68,7 @@ def count_density(
         raise ConfigurationError(
             f"weights = {list(weights)}: must be as many as tractograms ({len(paths)})"
         )
-    # Headers first: a mistake is told early.
+    # Headers first: a mistake is reported early.
     opened = [open_tractogram(path, vtk_space) for path in paths]
     sources = [open_weights(one, of) for one, of in zip(weights, opened, strict=False)]
     counter = DensityCounter(grid.shape, grid.affine, ends)

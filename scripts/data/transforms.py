@@ -50,7 +50,7 @@ __all__ = [
 
 
 _MASK_KEY = "learned_atlas.cohort.mask"
-_LOOSE = 0.5  # voxels: what a cohort may be told to take for one grid, see its grid_tolerance
+_LOOSE = 0.5  # voxels: the largest grid_tolerance of a cohort
 _SHA256 = re.compile("[0-9a-f]{64}")
 
 HASHES = "sha256"
@@ -76,12 +76,12 @@ class MapsReader(NibabelReader):
 
     So training sees what the inspection of a cohort saw: every format, unit and form of header, by
     the one rule of `scripts.spatial.orientation`. Maps of one call that are stored in another axis
-    order than the first are brought into its order.
+    order than the first are reordered to its order.
 
     `NibabelReader` keeps the names of the files it read last in itself and pairs them with the
     images it is asked to unpack next. Where threads fill a cache through one reader, a subject
     of several maps then loses maps to another thread's shorter list (MONAI 1.6.1). Here each call
-    takes the names from its own images. Each file is read once, at once, and its hash is told.
+    takes the names from its own images. Each file is read once, and its hash is recorded.
     """
 
     def verify_suffix(self, filename: Any) -> bool:
@@ -91,7 +91,7 @@ class MapsReader(NibabelReader):
     def read(self, data: Any, **kwargs: Any) -> Any:
         """Images whose voxels are in memory: what is unpacked later are the bytes of the hash.
 
-        A file that can't be read is told by `get_data`: MONAI drops what is raised here.
+        A file that can't be read is reported by `get_data`: MONAI drops errors raised here.
 
         Args:
             data: a file, or several.

@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 
 class PairRegistrar(nn.Module, ABC):
-    """A network that registers two images which an affine has brought together."""
+    """A network that registers two images after an affine."""
 
     @property
     @abstractmethod

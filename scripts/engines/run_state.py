@@ -80,7 +80,7 @@ def check_earlier_run(folder: Path) -> None:
 
 
 def _is_of_a_run(path: Path) -> bool:
-    """Whether a ``run.json`` may be this bundle's; a damaged one is told by who reads it."""
+    """Whether a ``run.json`` may be this bundle's; a damaged one is reported when it is read."""
     if not path.is_file():
         return False
     try:
@@ -171,7 +171,7 @@ class RunState:
         """Remove an earlier run; a kill leaves a folder that is still known for a run's."""
         if not self.folder.exists():
             return
-        # What the folder says of its run goes first: half of an earlier run is nobody's.
+        # The record of the run is removed first: half of an earlier run belongs to no run.
         write_checked(self.folder / "run.json", {"cleared": True})
         try:
             for path in self.folder.iterdir():

@@ -40,11 +40,11 @@ class NetworkVelocity(FieldGain):
 
 
 class NetworkField:
-    """Registers two volumes that an affine has brought together.
+    """Registers two volumes after an affine.
 
     The network knows only pairs of one contrast. An image of another contrast is first shown to
     it as it would look in the fixed one's (`ContrastMatch`), anew before each pass, because the
-    match gets sharper the better the images lie upon each other.
+    match gets sharper as the images are better aligned.
 
     A field that doesn't improve the local correlation is left out: the result is then the start.
 

@@ -88,7 +88,7 @@ def _storage_error(error: Exception) -> StorageError | None:
 def _from_worker(error: Exception) -> TractAtlasError | None:
     """The user's error that a data loader's worker process raised.
 
-    Torch tells of it by its traceback's text alone.
+    Torch reports it only in the text of its traceback.
     """
     text = str(error)
     if "DataLoader worker" not in text:

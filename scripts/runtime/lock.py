@@ -148,7 +148,7 @@ class SharedLock:
     def _attempt(self) -> bool:
         """Try to get the lock; whether another try is worth it."""
         if self.folder in _held and _held[self.folder].process == self.process:
-            return False  # this process's own run: nobody else writes there
+            return False  # the run of this process: no other process writes there
         handle = self._open()
         if handle is None:
             return False

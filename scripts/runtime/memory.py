@@ -27,7 +27,7 @@ _LIMITS = (
         "total_inactive_file",
     ),
 )
-_NEAR = 0.93  # of the limit: then it is told
+_NEAR = 0.93  # of the limit: then it is reported
 _OFTEN_S = 0.05
 _THREAD = "watch memory"
 

@@ -312,11 +312,11 @@ def _claim(staging: Path) -> int | None:
         return None
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # Whoever removes it holds the lock until it is gone.
+        # The process that removes it holds the lock until it is gone.
         ours = staging.exists() and os.path.samestat(os.fstat(handle), staging.stat())
     except (BlockingIOError, FileNotFoundError):
         ours = False
-    except OSError:  # there are no locks here, so that nobody removes it either
+    except OSError:  # there are no locks here, so no process removes it either
         ours = True
     if ours:
         return handle

@@ -344,7 +344,7 @@ def _start_of_voxels(
         raise FileError(
             path,
             f"can't be read: its header says that the voxels start at byte {offset:g}, inside the "
-            f"header, and its size ({len(raw)} bytes for {promised} of voxels) doesn't tell where; "
+            f"header, and its size ({len(raw)} bytes for {promised} of voxels) doesn't show where; "
             f"set vox_offset (at least {least})",
         )
     return end, (f"its header says that the voxels start at byte {offset:g}; they start at {end}",)
