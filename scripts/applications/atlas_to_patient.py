@@ -180,13 +180,13 @@ class AtlasCarrier:
         with publish_folder(self._folder(way.patient)) as staging:
             for name, path in paths.items():
                 volume, source = read_volume(path)
-                carried = resample(volume, source, transforms, wanted)
-                if name == "mean" and not carried.any():
+                warped = resample(volume, source, transforms, wanted)
+                if name == "mean" and not warped.any():
                     raise CohortError(
                         f"patient {way.patient}: nothing of the atlas is on its grid; check that "
                         "the transforms are the right ones, in antsApplyTransforms's order"
                     )
-                write_map(staging / path.name, carried, wanted)
+                write_map(staging / path.name, warped, wanted)
             labels = self._carry_labels(way, transforms, wanted, staging)
             description = {**self._description(way, paths, watched), **labels}
             about = json.dumps(description, indent=1) + "\n"

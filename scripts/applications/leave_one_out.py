@@ -126,8 +126,8 @@ class OthersAverage:
         density = density.reshape(self.channels, *subject_grid.shape)
         if not passage.back and self.grid.same_as(self.cohort.grid) is None:
             return density
-        carried = resample(density, subject_grid, _opened(passage.back), _solid(self.grid))
-        return carried.astype(np.float64)
+        warped = resample(density, subject_grid, _opened(passage.back), _solid(self.grid))
+        return warped.astype(np.float64)
 
 
 def _read(name: str, folder: Path) -> tuple[_Passage, str, dict[str, str]]:

@@ -318,7 +318,7 @@ def carried_transforms(
         Plain arguments by class, and the ids of everything else, which a model file can't contain:
         other classes, expressions.
     """
-    carried: dict[str, dict[str, Any]] = {}
+    plain: dict[str, dict[str, Any]] = {}
     left = []
     for id, value in overrides.items():
         if not id.startswith("train#preprocessing"):
@@ -328,8 +328,8 @@ def carried_transforms(
             left.append(id)
         else:
             name = type(transforms[int(place[1])]).__name__
-            carried.setdefault(name, {})[place[2]] = value
-    return carried, left
+            plain.setdefault(name, {})[place[2]] = value
+    return plain, left
 
 
 def _is_plain(value: Any) -> bool:

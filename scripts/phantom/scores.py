@@ -132,8 +132,8 @@ def _bridge_dice(
     for maps, subject_maps, field in zip(warped, mine, to_subject, strict=True):
         # Votes instead of counts: averaged counts would reward methods that swell the tracts.
         others = (votes - maps) / (len(warped) - 1)
-        carried = warp_sparse_maps(others, field) > PRESENT
-        scores.append(np.mean([dice(a, b) for a, b in zip(carried, subject_maps, strict=True)]))
+        propagated = warp_sparse_maps(others, field) > PRESENT
+        scores.append(np.mean([dice(a, b) for a, b in zip(propagated, subject_maps, strict=True)]))
     return float(np.mean(scores))
 
 

@@ -279,8 +279,8 @@ class Emission:
                 self.network, velocity, crop, grid.shape, self.templates.towards
             )
             moved = registration.subject_in_template(density)
-            carried = moved[0].cpu().numpy()
-            emitted.statistics[k].add(carried, weight)
+            warped = moved[0].cpu().numpy()
+            emitted.statistics[k].add(warped, weight)
             if k != home:
                 continue
             emitted.jacobians[name] = self._verified(name, registration)
@@ -294,7 +294,7 @@ class Emission:
             if labels is not None:
                 way = registration.to_template[0].double().cpu().numpy()
                 emitted.labels[k].add(label_shares(labels, way))
-            maps = self.maps.of(registration, carried, labels)
+            maps = self.maps.of(registration, warped, labels)
             if maps:
                 emitted.maps[name] = list(maps)
                 subfolder = f"template-{k + 1}/" if self.network.n_templates > 1 else ""
@@ -307,7 +307,7 @@ class Emission:
                 {
                     "subject": name,
                     "correlation": log_density_correlation(
-                        crop.crop(carried),
+                        crop.crop(warped),
                         self.templates.density[k].cpu().numpy(),
                         self.network.log_offset,
                     ),
@@ -316,7 +316,7 @@ class Emission:
                     "displacement": length**0.5,
                 }
             )
-            self._view(index, inside[0], carried, registration, emitted)
+            self._view(index, inside[0], warped, registration, emitted)
             if index < _SHOWN:
                 emitted.pictures[name] = inside[0].cpu().numpy()
                 emitted.grids[name] = crop.crop(registration.to_template[0]).cpu().numpy()
@@ -325,7 +325,7 @@ class Emission:
         self,
         index: int,
         inside: torch.Tensor,
-        carried: np.ndarray,
+        warped: np.ndarray,
         registration: Registration,
         emitted: Emitted,
     ) -> None:
@@ -342,7 +342,7 @@ class Emission:
         name, crop = measured["subject"], self.cohort.crop
         growth = jacobian_determinant(registration.to_template[0])
         layers = {
-            "image": self.view.density(name, crop.crop(carried)),
+            "image": self.view.density(name, crop.crop(warped)),
             "before": self.view.density(f"{name} before registration", inside.cpu().numpy()),
             "field": self.view.field(
                 f"displacement of {name}", crop.crop(registration.to_template[0]).cpu().numpy()

@@ -141,9 +141,9 @@ def describe_registration(
             "Sources": [*sources, *to_template],
         },
     )
-    carried = map_sidecar("mean", sources[0], [*sources, *to_subject], learned=True)
-    carried["Description"] += ", in this subject's space"
-    write_json(sidecar_of(folder / "atlas_in_patient_space/atlas_mean.nii.gz"), carried)
+    sidecar = map_sidecar("mean", sources[0], [*sources, *to_subject], learned=True)
+    sidecar["Description"] += ", in this subject's space"
+    write_json(sidecar_of(folder / "atlas_in_patient_space/atlas_mean.nii.gz"), sidecar)
 
 
 def dataset_description(name: str, cohort: Path | None = None) -> dict[str, Any]:

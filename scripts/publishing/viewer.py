@@ -103,22 +103,22 @@ def viewer(
         group: title of the subjects' images.
         budget: bytes.
     """
-    carried = _Carried(budget)
+    content = _Carried(budget)
     listed: list[tuple[dict[str, Any], Layer]] = []
     for one in images:
-        listed.append((carried.entry(one.layer, one.group, "image"), one.layer))
+        listed.append((content.entry(one.layer, one.group, "image"), one.layer))
     for entry, layer in listed:
-        carried.tracts(entry, layer, budget // 2)
+        content.tracts(entry, layer, budget // 2)
     present = 0
     for subject in subjects:
-        if not carried.fits(layer.whole for layer in subject.layers.values()):
+        if not content.fits(layer.whole for layer in subject.layers.values()):
             break
         present += 1
         for role, layer in subject.layers.items():
-            entry = carried.entry(layer, group, role, subject.name)
+            entry = content.entry(layer, group, role, subject.name)
             listed.append((entry, layer))
     for entry, layer in listed[len(images) :]:
-        carried.tracts(entry, layer, budget)
+        content.tracts(entry, layer, budget)
     titles = [one.layer.title for one in images]
     # Where densities are compared, they are on one scale.
     top = max(
@@ -136,11 +136,11 @@ def viewer(
     }
     return "\n".join(
         [
-            _CONTROLS.format(carried=_carried(grid, present, of, carried.missing)),
+            _CONTROLS.format(carried=_carried(grid, present, of, content.missing)),
             f"<script type='application/json' id='viewer-index'>{json_block(index)}</script>",
             *(
                 f"<script type='text/plain' id='viewer-{name}'>{block.data}</script>"
-                for name, block in carried.blocks.items()
+                for name, block in content.blocks.items()
             ),
         ]
     )

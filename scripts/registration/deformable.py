@@ -13,7 +13,7 @@ from scripts.registration.affine import level_of
 from scripts.registration.images import WorldImage, counts, require_contrast
 from scripts.registration.moved import counted_of_both, moved_by
 from scripts.registration.similarity import PairLoss
-from scripts.registration.start_field import StartField, carried
+from scripts.registration.start_field import StartField, vectors_on_grid
 from scripts.settings.refine import RefineConfig
 from scripts.spatial.affine_parameters import (
     FAMILIES,
@@ -145,7 +145,7 @@ class ElasticRefinement:
         reports: list[dict[str, float]] = []
         for size in self.levels:
             small = [level_of(image, fixed, size) for image in (fixed, moving)]
-            begun = carried(velocity, grid, small[0])
+            begun = vectors_on_grid(velocity, grid, small[0])
             level = _Level(self, small[0], small[1], fixed, held)
             velocity, matrix, steps, loss = level.run(begun, matrix)
             if small[0].hole is not None:
@@ -154,17 +154,17 @@ class ElasticRefinement:
             reports.append({"reduction": size, "steps": steps, "loss": loss})
         assert velocity is not None and grid is not None
         velocity = unfolded_velocity(GridFlow(self.integration, grid.shape), velocity)
-        start_loss = level.loss(carried(first, fixed, grid), given)
+        start_loss = level.loss(vectors_on_grid(first, fixed, grid), given)
         loss = level.loss(velocity, matrix)
         if loss < start_loss:
             forward, inverse = (
-                carried(u, grid, fixed) for u in self.integration.both(velocity, grid.shape)
+                vectors_on_grid(u, grid, fixed) for u in self.integration.both(velocity, grid.shape)
             )
             if held is not None:
                 forward, inverse = held.after(forward), held.inverse_before(inverse)
         else:
             matrix, loss = given, start_loss
-            still = carried(None, None, fixed)
+            still = vectors_on_grid(None, None, fixed)
             kept = StartField(still, still) if field is None else field
             forward, inverse = kept.forward, kept.inverse
         jacobian = {

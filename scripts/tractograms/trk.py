@@ -145,12 +145,12 @@ def _records(
         stream.seek(_HEADER)
         words = (file.stat().st_size - _HEADER) // 4
         odd = (file.stat().st_size - _HEADER) % 4
-        carried = np.zeros(0, dtype=f"{order}i4")
+        remainder = np.zeros(0, dtype=f"{order}i4")
         want = size * width
         while True:
             fresh = np.fromfile(stream, dtype=f"{order}i4", count=min(want, words))
             words -= len(fresh)
-            block = np.concatenate([carried, fresh]).astype("=i4", copy=False)
+            block = np.concatenate([remainder, fresh]).astype("=i4", copy=False)
             if not len(block):
                 break
             most = described - done if done < described else len(block)
@@ -162,7 +162,7 @@ def _records(
                     return
                 raise
             n, end = len(starts) - 1, int(starts[-1])
-            carried = block[end:].astype(f"{order}i4", copy=False)
+            remainder = block[end:].astype(f"{order}i4", copy=False)
             done += n
             if n == 0:
                 if not words and 0 < described <= done:
