@@ -256,7 +256,7 @@ def published_geometry(network: AtlasNetwork) -> tuple[Grid, CropBox]:
     return grid, crop
 
 
-def published_settings(network: AtlasNetwork, requested: LearnedAtlasConfig) -> LearnedAtlasConfig:
+def published_settings(network: AtlasNetwork, asked: LearnedAtlasConfig) -> LearnedAtlasConfig:
     """The settings of a model, updated with those that a later job gives.
 
     Settings that the job leaves out are those of the training: where the maps are, what counts as
@@ -275,7 +275,7 @@ def published_settings(network: AtlasNetwork, requested: LearnedAtlasConfig) -> 
     # Channels keep the tracts that they were learned for, even if the dataset named them.
     settings["cohort"]["tracts"] = network.description["tracts"]
     kept = settings["cohort"].pop("density_dir", None)
-    if kept is not None and requested.cohort.density_dir is None:
+    if kept is not None and asked.cohort.density_dir is None:
         # The job would write there, and the model may be a stranger's.
         logger.warning(
             "the model's training kept counted maps in %s: they are kept in the dataset folder, "
@@ -283,7 +283,7 @@ def published_settings(network: AtlasNetwork, requested: LearnedAtlasConfig) -> 
             kept,
         )
     contradictions = []
-    for path, value in requested.by_path(given_only=True).items():
+    for path, value in asked.by_path(given_only=True).items():
         *sections, key = path.split(".")
         place = settings
         for section in sections:
@@ -297,7 +297,7 @@ def published_settings(network: AtlasNetwork, requested: LearnedAtlasConfig) -> 
         place[key] = value
     if contradictions:
         raise CheckpointError(*contradictions)
-    settings["device"] = requested.device
+    settings["device"] = asked.device
     return LearnedAtlasConfig.load(settings)
 
 

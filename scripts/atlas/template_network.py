@@ -43,7 +43,7 @@ _FOREIGN: dict[str, Any] = {
 
 
 def template_network(
-    path: str | Path, requested: LearnedAtlasConfig, whole_grid: bool = False
+    path: str | Path, asked: LearnedAtlasConfig, whole_grid: bool = False
 ) -> AtlasNetwork:
     """The shipped network around one map, which is its template.
 
@@ -66,7 +66,7 @@ def template_network(
     clean_density(file, loaded.data, CleaningRule())  # as a template, a map must be clean
     check_density(file, loaded.data)
     values = _merged(
-        _FOREIGN, _of_atlas(file), requested.model_dump(mode="json", exclude_unset=True)
+        _FOREIGN, _of_atlas(file), asked.model_dump(mode="json", exclude_unset=True)
     )
     if file_hash(file) != loaded.sha256:  # another atlas was published, whose description was read
         raise changed(file)

@@ -72,7 +72,7 @@ class CrossValidation:
         ckpt_dir: str | Path,
         train_config: str | Path,
         evaluate_config: str | Path,
-        requested: LearnedAtlasConfig,
+        asked: LearnedAtlasConfig,
         settings: EvaluateConfig,
         bundle_root: str | Path = ".",
     ) -> None:
@@ -81,7 +81,7 @@ class CrossValidation:
         self.ckpt_dir = Path(ckpt_dir)
         self.train_config = Path(train_config)
         self.evaluate_config = Path(evaluate_config)
-        self.asked = requested.model_dump(mode="json", exclude_unset=True)
+        self.asked = asked.model_dump(mode="json", exclude_unset=True)
         self.settings = settings
         self.bundle_root = str(bundle_root)
 

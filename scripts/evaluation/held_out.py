@@ -41,7 +41,7 @@ def open_held_out(
     network: AtlasNetwork,
     settings: LearnedAtlasConfig,
     dataset_dir: str | Path,
-    requested: EvaluateConfig,
+    asked: EvaluateConfig,
     at: str | Mapping[str, Any] | None = None,
 ) -> NewSubjects:
     """Open the subjects to evaluate; refuse those whose maps were used in training.
@@ -65,7 +65,7 @@ def open_held_out(
         for subject in result.subjects
         if any(one.sha256[:TRAINED_ON_DIGITS] in known for one in subject.maps)
     ]
-    if seen and not requested.allow_training_subjects:
+    if seen and not asked.allow_training_subjects:
         raise CohortError(
             f"the model was trained on the maps of {len(seen)} of {len(result.subjects)} subjects "
             f"in dataset folder {dataset_dir}: {', '.join(seen[:10])}"
