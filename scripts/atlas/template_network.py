@@ -65,9 +65,7 @@ def template_network(
     loaded = load_density(file)
     clean_density(file, loaded.data, CleaningRule())  # as a template, a map must be clean
     check_density(file, loaded.data)
-    values = _merged(
-        _FOREIGN, _of_atlas(file), asked.model_dump(mode="json", exclude_unset=True)
-    )
+    values = _merged(_FOREIGN, _of_atlas(file), asked.model_dump(mode="json", exclude_unset=True))
     if file_hash(file) != loaded.sha256:  # another atlas was published, whose description was read
         raise changed(file)
     model = values.setdefault("model", {})

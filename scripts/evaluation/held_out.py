@@ -43,6 +43,7 @@ def open_held_out(
     dataset_dir: str | Path,
     asked: EvaluateConfig,
     at: str | Mapping[str, Any] | None = None,
+    given: LearnedAtlasConfig | None = None,
 ) -> NewSubjects:
     """Open the subjects to evaluate; refuse those whose maps were used in training.
 
@@ -52,11 +53,12 @@ def open_held_out(
         dataset_dir: a folder in a cohort's layout.
         asked: gives allow_training_subjects.
         at: covariates of all subjects, see `open_new_subjects`.
+        given: settings of the job alone, likewise.
 
     Raises:
         CohortError: see `read_new_subjects`; or a subject was used in training.
     """
-    result = open_new_subjects(network, settings, dataset_dir, at=at, labels=True)
+    result = open_new_subjects(network, settings, dataset_dir, at=at, labels=True, asked=given)
     known = set(network.description.get("trained_on", ()))
     if not known:
         logger.warning("the model doesn't record its training maps, so no subject can be excluded")
@@ -163,7 +165,7 @@ class EvaluationWriter:
         offset, presence = self.network.log_offset, self.settings.presence_value
         image = convert_to_tensor(item["image"], track_meta=False)
         subject = density_of(image, offset).double().cpu().numpy()
-        warped = convert_to_tensor(item["pred"], track_meta=False).cpu().numpy()
+        carried = convert_to_tensor(item["pred"], track_meta=False).cpu().numpy()
         # Undeformed, a conditional template is that at the subject's covariates.
         template = self.templates[k]
         if "covariates" in item:
@@ -180,7 +182,7 @@ class EvaluationWriter:
         # The subject is 0 in voxels that don't count.
         valid = None if self.masks is None else self.masks.valid(item["subject"])
         for suffix, atlas in (
-            ("", warped), ("_unregistered", template), ("_average", self.average),
+            ("", carried), ("_unregistered", template), ("_average", self.average),
         ):  # fmt: skip
             if atlas is not None and valid is not None:
                 atlas = np.where(valid, atlas, 0)
@@ -198,12 +200,12 @@ class EvaluationWriter:
         """Dice of each subject's labels; their mean goes to the subject's row."""
         if self.labels is None:
             return []
-        scores = self.labels.finish()
+        scores, names = self.labels.finish(), self.subjects.label_names
         for row in self.rows:
             by_label = scores.get(row["subject"])
             row["label_dice"] = float(np.mean(list(by_label.values()))) if by_label else None
         return [
-            {"subject": subject, "label": label, "dice": value}
+            {"subject": subject, "label": label, "name": names.get(label, label), "dice": value}
             for subject, by_label in scores.items()
             for label, value in by_label.items()
         ]

@@ -17,6 +17,7 @@ from scripts.cohort import Cohort
 from scripts.errors import FoldingError, StorageError, TractAtlasError, TrainingError
 from scripts.losses.atlas_loss import AtlasLoss
 from scripts.metrics import dice, log_density_correlation
+from scripts.metrics.misfit import MISFIT_WINDOW, local_misfit
 from scripts.publishing.quality_page import SubjectQuality
 from scripts.publishing.statistics import DensityStatistics
 from scripts.publishing.subject_maps import WARPED_FOLDER, SubjectMaps
@@ -156,7 +157,7 @@ class Emission:
         templates: that are published.
         device: where fields are made.
         bar: makes a progress bar for so many subjects.
-        loss: of the training, for each subject on the quality page.
+        loss: the training's, told of each subject on the quality page.
     """
 
     def __init__(
@@ -279,8 +280,8 @@ class Emission:
                 self.network, velocity, crop, grid.shape, self.templates.towards
             )
             moved = registration.subject_in_template(density)
-            warped = moved[0].cpu().numpy()
-            emitted.statistics[k].add(warped, weight)
+            carried = moved[0].cpu().numpy()
+            emitted.statistics[k].add(carried, weight)
             if k != home:
                 continue
             emitted.jacobians[name] = self._verified(name, registration)
@@ -294,7 +295,7 @@ class Emission:
             if labels is not None:
                 way = registration.to_template[0].double().cpu().numpy()
                 emitted.labels[k].add(label_shares(labels, way))
-            maps = self.maps.of(registration, warped, labels)
+            maps = self.maps.of(registration, carried, labels)
             if maps:
                 emitted.maps[name] = list(maps)
                 subfolder = f"template-{k + 1}/" if self.network.n_templates > 1 else ""
@@ -307,7 +308,7 @@ class Emission:
                 {
                     "subject": name,
                     "correlation": log_density_correlation(
-                        crop.crop(warped),
+                        crop.crop(carried),
                         self.templates.density[k].cpu().numpy(),
                         self.network.log_offset,
                     ),
@@ -316,7 +317,7 @@ class Emission:
                     "displacement": length**0.5,
                 }
             )
-            self._view(index, inside[0], warped, registration, emitted)
+            self._view(index, k, inside[0], carried, registration, emitted)
             if index < _SHOWN:
                 emitted.pictures[name] = inside[0].cpu().numpy()
                 emitted.grids[name] = crop.crop(registration.to_template[0]).cpu().numpy()
@@ -324,8 +325,9 @@ class Emission:
     def _view(
         self,
         index: int,
+        k: int,
         inside: torch.Tensor,
-        warped: np.ndarray,
+        carried: np.ndarray,
         registration: Registration,
         emitted: Emitted,
     ) -> None:
@@ -341,14 +343,21 @@ class Emission:
             return
         name, crop = measured["subject"], self.cohort.crop
         growth = jacobian_determinant(registration.to_template[0])
-        layers = {
-            "image": self.view.density(name, crop.crop(warped)),
-            "before": self.view.density(f"{name} before registration", inside.cpu().numpy()),
-            "field": self.view.field(
-                f"displacement of {name}", crop.crop(registration.to_template[0]).cpu().numpy()
-            ),
-            "growth": self.view.growth(f"growth of {name}", crop.crop(growth).cpu().numpy()),
-        }
+        fitted = crop.crop(carried)
+        misfit = local_misfit(
+            fitted,
+            self.templates.density[k].cpu().numpy(),
+            self.network.log_offset,
+            MISFIT_WINDOW,
+        )
+        layers = self.view.of_subject(
+            name,
+            fitted,
+            inside.cpu().numpy(),
+            crop.crop(registration.to_template[0]).cpu().numpy(),
+            crop.crop(growth).cpu().numpy(),
+            misfit,
+        )
         emitted.viewed.add([ViewedSubject(name, order, layers)])
 
     def _fit(
