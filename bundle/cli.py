@@ -386,11 +386,11 @@ def _places(config: Mapping[str, Any]) -> dict[str, str]:
     """
     if INSTALLED:
         jobs = config.get("cross_validation") or {}
-        own = "$@bundle_root + '/configs/"
+        prefix = "$@bundle_root + '/configs/"
         return {
-            f"cross_validation#{key}": str(ROOT / "configs" / value.removeprefix(own)[:-1])
+            f"cross_validation#{key}": str(ROOT / "configs" / value.removeprefix(prefix)[:-1])
             for key, value in (jobs.items() if isinstance(jobs, Mapping) else ())
-            if isinstance(value, str) and value.startswith(own)
+            if isinstance(value, str) and value.startswith(prefix)
         }
     given = config.get("bundle_root")
     elsewhere = Path.cwd() != ROOT

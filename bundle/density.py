@@ -57,16 +57,16 @@ def write_map_of(options: argparse.Namespace) -> str:
             options.tractograms, grid, options.weights, options.ends, progress, options.vtk_space
         )
     write_density(output, counter.density, grid)
-    told = [
+    parts = [
         f"{counter.streamlines} streamlines",
         f"{int((counter.density > 0).sum())} voxels visited",
     ]
     if options.weights:
-        told.append(f"weights sum to {counter.weight:.6g}")
+        parts.append(f"weights sum to {counter.weight:.6g}")
     if counter.outside:
         what = "ends" if options.ends else "points"
-        told.append(
+        parts.append(
             f"{counter.outside} {what} of {counter.left} streamlines are outside the grid and are "
             f"left out ({counter.missed} streamlines touch no voxel)"
         )
-    return f"{output}: {', '.join(told)}"
+    return f"{output}: {', '.join(parts)}"

@@ -155,14 +155,14 @@ def locate_config_files(names: Sequence[str], root: Path) -> list[Path]:
     Raises:
         UsageError: a file doesn't exist.
     """
-    found = []
+    result = []
     for name in names:
         candidates = [Path(name).expanduser().resolve(), (root / name).resolve()]
         path = next((path for path in candidates if path.is_file()), None)
         if path is None:
             raise UsageError(f"no such configuration file: {name}")
-        found.append(path)
-    return found
+        result.append(path)
+    return result
 
 
 def read_config(files: Sequence[Path]) -> dict[str, Any]:
@@ -258,19 +258,19 @@ def quoted_texts(config: Mapping[str, Any]) -> dict[str, Any]:
     Returns:
         The same values as expressions, by their keys.
     """
-    found: dict[str, Any] = {}
+    result: dict[str, Any] = {}
 
     def walk(section: Mapping[Any, Any], above: str) -> None:
         for name, value in section.items():
             key = f"{above}{name}"
             if kind_of(key):
                 if (quoted := as_expression(config, value, typed=False)) != value:
-                    found[key] = quoted
+                    result[key] = quoted
             elif isinstance(value, Mapping):
                 walk(value, f"{key}#")
 
     walk(config, "")
-    return found
+    return result
 
 
 def _require_shallow(key: str, value: Any) -> None:
@@ -383,11 +383,11 @@ def _known_part(
         if isinstance(value, Mapping):
             known[key] = _known_part(config, value, left_out, f"{path}{key}#")
             continue
-        found = known_value(config, value)
-        if found is _UNRESOLVED:
+        known_here = known_value(config, value)
+        if known_here is _UNRESOLVED:
             left_out.add(f"{path}{key}")
         else:
-            known[key] = found
+            known[key] = known_here
     return known
 
 

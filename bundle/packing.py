@@ -222,9 +222,9 @@ def trained_config(text: str, settings: dict[str, Any]) -> str:
     block = re.search(r"^learned_atlas:\n(?:[ \t].*\n|\n(?=[ \t]))+", text, re.MULTILINE)
     if block is None:
         raise ValueError("the configuration has no block learned_atlas")
-    own = yaml.safe_load(block[0])["learned_atlas"]
+    shipped = yaml.safe_load(block[0])["learned_atlas"]
     stated = yaml.safe_dump(
-        {"learned_atlas": {**settings, "device": own["device"]}},
+        {"learned_atlas": {**settings, "device": shipped["device"]}},
         sort_keys=False,
         allow_unicode=True,
         default_flow_style=None,

@@ -54,9 +54,9 @@ def shared_description(path: Any, description: Mapping[str, Any]) -> Shared:
         CheckpointError: its settings aren't this bundle's, a configuration would evaluate a text
             in it, or a text names a place and can't be removed.
     """
-    said: dict[str, Any] = json.loads(json.dumps(description))
+    described: dict[str, Any] = json.loads(json.dumps(description))
     try:
-        settings = LearnedAtlasConfig.load(said["settings"]).model_dump(
+        settings = LearnedAtlasConfig.load(described["settings"]).model_dump(
             mode="json", exclude_unset=True
         )
     except (ConfigurationError, KeyError, TypeError) as error:
@@ -65,26 +65,26 @@ def shared_description(path: Any, description: Mapping[str, Any]) -> Shared:
     for key, instead in _PERSONAL.items():
         here = settings.get("cohort") or {}
         if key in here and here[key] != instead:
-            told = f" ({len(here[key])} names)" if isinstance(here[key], list) else ""
-            left_out.append(f"learned_atlas.cohort.{key}{told}")
+            number = f" ({len(here[key])} names)" if isinstance(here[key], list) else ""
+            left_out.append(f"learned_atlas.cohort.{key}{number}")
             here[key] = instead
     model = settings.get("model") or {}
     if model.get("initial") not in (None, "shipped"):  # a file of the trainer's machine
         left_out.append("learned_atlas.model.initial")
         model["initial"] = None
-    said["settings"] = settings
+    described["settings"] = settings
     # A record for the trainer's atlas.json; what a later job needs of it is stored elsewhere.
-    if said.pop("overrides", None):
+    if described.pop("overrides", None):
         left_out.append("the record of what was changed in the training's configuration")
-    for where, text in _texts({"settings": settings, "tracts": said.get("tracts")}, ""):
+    for where, text in _texts({"settings": settings, "tracts": described.get("tracts")}, ""):
         require_no_signs(f"{path}: {where}", text)
-    for where, text in _texts(said, ""):
+    for where, text in _texts(described, ""):
         if _PLACE.search(text):
             raise CheckpointError(
                 f"{path}: {where} = {text[:80]!r} names a place on the machine of the training; "
-                "must be without, since an archive tells nothing of it"
+                "must be without, since an archive must not contain it"
             )
-    return Shared(said, tuple(left_out))
+    return Shared(described, tuple(left_out))
 
 
 def _texts(value: Any, where: str) -> Iterator[tuple[str, str]]:
@@ -113,7 +113,7 @@ def require_no_signs(where: str, text: str) -> None:
     if text.startswith(("$", "@", "%")) or "#" in text:
         raise CheckpointError(
             f"{where} = {text[:80]!r} would be more than text in a configuration; must be "
-            f"without {_SIGNS}, which MONAI reads as its own; choose another name"
+            f"without {_SIGNS}, which MONAI reads as its syntax; choose another name"
         )
 
 
@@ -125,18 +125,18 @@ def model_card(network: AtlasNetwork, shared: Shared, data_source: str) -> str:
         shared: its description.
         data_source: description of the training data.
     """
-    said = shared.description
-    grid, crop = said["grid"], said["crop"]
+    described = shared.description
+    grid, crop = described["grid"], described["crop"]
     shape = " x ".join(map(str, grid["shape"]))
     rows = {
         "weights (SHA-256)": f"`{weights_identity(network)}`",
         "templates (K)": str(network.n_templates),
-        "channels": f"{network.channels} ({', '.join(said['tracts']) or 'the whole map'})",
+        "channels": f"{network.channels} ({', '.join(described['tracts']) or 'the whole map'})",
         "grid": f"{shape} voxels",
         "box of the model": f"from {crop['start']} to {crop['stop']}",
-        "normalisation": said["normalisation"],
-        "training space": said["settings"]["training_space"],
-        "maps that it was trained on": str(len(said.get("trained_on", ()))),
+        "normalisation": described["normalisation"],
+        "training space": described["settings"]["training_space"],
+        "maps that it was trained on": str(len(described.get("trained_on", ()))),
         "trained on": data_source,
     }
     lines = ["# Model card", "", "What `models/model.pt` of this archive holds.", ""]
@@ -144,19 +144,28 @@ def model_card(network: AtlasNetwork, shared: Shared, data_source: str) -> str:
     lines += ["", "## Of the people", ""]
     lines += [
         "The template is a mean image of the cohort; of a cohort of few it resembles each of them. "
-        "The model holds no map, no name and no path.",
+        "The model contains no map, no name and no path.",
         "",
-        f"- `trained_on`: the first {len((said.get('trained_on') or [''])[0])} hexadecimal digits "
-        "of the SHA-256 of each map, so that an evaluation can refuse a subject of the training. "
-        "Whoever has a map can find out whether it was among them; nobody can make a map of it.",
+        f"- `trained_on`: the first {len((described.get('trained_on') or [''])[0])} hexadecimal "
+        "digits of the SHA-256 of each map, so that an evaluation can refuse a subject of the "
+        "training. Somebody who has a map can test whether it was among them. No map can be made "
+        "from these digits.",
     ]
-    for one in said.get("covariates") or ():
+    for one in described.get("covariates") or ():
         lines.append(f"- covariate {_cell(_covariate(one))}")
-    if not said.get("covariates"):
+    if not described.get("covariates"):
         lines.append("- no covariates")
     lines += ["", "## Left out of it", ""]
     lines += [f"- {_cell(what)}" for what in shared.left_out] or ["Nothing had to be left out."]
-    lines += ["", "## Settings", "", "```json", json.dumps(said["settings"], indent=1), "```", ""]
+    lines += [
+        "",
+        "## Settings",
+        "",
+        "```json",
+        json.dumps(described["settings"], indent=1),
+        "```",
+        "",
+    ]
     return "\n".join(lines)
 
 

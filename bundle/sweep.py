@@ -129,23 +129,23 @@ def sweep(
     runs = planned_runs(overrides)
     files = locate_config_files(names, root) if names else list(config_files)
     config = read_config(files)
-    own = _own_folders(config, trains)
-    if set(own) & {key for run in runs for key in run.varied}:
-        raise UsageError(f"{' and '.join(own)} can't vary: every run has separate folders")
+    separate = _own_folders(config, trains)
+    if set(separate) & {key for run in runs for key in run.varied}:
+        raise UsageError(f"{' and '.join(separate)} can't vary: every run has separate folders")
     apply_overrides(config, dict(runs[0].overrides))  # reports an unknown key before the first run
     if config.get("bundle_root") in (None, "."):
         config["bundle_root"] = str(home or root)
-    place = known_path(config, next(iter(own)))
-    folder = Path(place if "output_dir" in own else Path(place).parent).absolute() / "sweep"
-    job = _SweptJob(verb, own, files if names else (), root)
+    place = known_path(config, next(iter(separate)))
+    folder = Path(place if "output_dir" in separate else Path(place).parent).absolute() / "sweep"
+    job = _SweptJob(verb, separate, files if names else (), root)
     with locked_folders(folder):
         _check_earlier(folder)
         rows = _all_runs(job, runs, folder)
         print(table_of(rows))
-        found = best_run(rows, list(runs[0].varied), best)
-        if found is not None:
-            draw(folder / PICTURE, rows, list(runs[0].varied), found)
-            print(f"best by {found[1]}: {found[0]}, in {folder / found[0]}")
+        best_row = best_run(rows, list(runs[0].varied), best)
+        if best_row is not None:
+            draw(folder / PICTURE, rows, list(runs[0].varied), best_row)
+            print(f"best by {best_row[1]}: {best_row[0]}, in {folder / best_row[0]}")
         elif any(row["status"] == "done" for row in rows):
             print("no best run is named: choose a column of the table with --best")
     failed = [row["run"] for row in rows if row["status"] != "done"]
@@ -182,16 +182,16 @@ class _SweptJob:
 
 def _own_folders(config: Mapping[str, Any], trains: bool) -> dict[str, str]:
     """The keys of a job's folders, and where they lie below a run's."""
-    own = {}
+    result = {}
     if "output_dir" in config:
-        own["output_dir"] = ""
+        result["output_dir"] = ""
     elif "output" in config:
-        own["output"] = "output"
+        result["output"] = "output"
     else:
-        raise UsageError("the configuration has no output_dir, so runs can't be kept apart")
+        raise UsageError("the configuration has no output_dir, so runs can't be kept separate")
     if trains and "ckpt_dir" in config:
-        own["ckpt_dir"] = NETWORKS
-    return own
+        result["ckpt_dir"] = NETWORKS
+    return result
 
 
 def _check_earlier(folder: Path) -> None:
@@ -231,9 +231,9 @@ def _all_runs(job: _SweptJob, runs: Sequence[SweepRun], folder: Path) -> list[di
             {"run": run.name, "status": status, **run.varied, **metrics,
              "seconds": f"{seconds:.0f}"}
         )  # fmt: skip
-        told = ", ".join(f"{name} {value}" for name, value in list(metrics.items())[:3])
+        shown = ", ".join(f"{name} {value}" for name, value in list(metrics.items())[:3])
         earlier = " before" if done else ""
-        print(f"[{number}/{len(runs)}] {run.name}: {status}{earlier}{', ' if told else ''}{told}")
+        print(f"[{number}/{len(runs)}] {run.name}: {status}{earlier}{', ' if shown else ''}{shown}")
         _write_table(folder / "results.csv", rows)  # after each run, also for a stopped sweep
     return rows
 
@@ -277,10 +277,12 @@ def _run(job: _SweptJob, run: SweepRun, place: Path) -> tuple[str, float]:
 
 def _record(place: Path) -> dict[str, Any] | None:
     try:
-        found = read_json(place / RECORD)
+        content = read_json(place / RECORD)
     except (FileError, ValueError):
         return None
-    return found if isinstance(found, dict) and {"overrides", "seconds"} <= set(found) else None
+    return (
+        content if isinstance(content, dict) and {"overrides", "seconds"} <= set(content) else None
+    )
 
 
 def _columns(rows: Sequence[Mapping[str, str]]) -> list[str]:

@@ -51,17 +51,17 @@ def metrics_of(place: Path) -> dict[str, str]:
     """
     names = sorted(path for path in place.glob("*/**/*.json") if path.name in _REPORTS)
     names = [path for path in names if path.relative_to(place).parts[0] != NETWORKS]
-    found: dict[str, list[float]] = {}
+    values_by_name: dict[str, list[float]] = {}
     for path in names:
         try:
             for name, value in _numbers(path.name, read_json(path)):
-                found.setdefault(name, []).append(value)
+                values_by_name.setdefault(name, []).append(value)
         except (FileError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             raise TrainingError(
                 f"{path}: is not a report of a job ({say(error)}); delete its folder and start "
                 "the sweep again"
             ) from error
-    means = {name: f"{sum(values) / len(values):.4g}" for name, values in found.items()}
+    means = {name: f"{sum(values) / len(values):.4g}" for name, values in values_by_name.items()}
     order = sorted(means, key=lambda name: _FIRST.index(name) if name in _FIRST else len(_FIRST))
     return {name: means[name] for name in order}
 

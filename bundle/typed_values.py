@@ -87,9 +87,9 @@ def _marked(parts: tuple[Any, ...]) -> str:
     for part in parts:
         metadata = getattr(part, "__metadata__", ())
         inner = get_args(part) if metadata or get_origin(part) in (Union, UnionType) else ()
-        found = _marked((*metadata, *inner)) if inner else ""
-        if found:
-            return found
+        result = _marked((*metadata, *inner)) if inner else ""
+        if result:
+            return result
     return ""
 
 
@@ -109,12 +109,12 @@ def typed_value(kind: str, text: str) -> Any:
     if kind == "transform":
         return _entry(text)
     if kind == "paths_by_name":
-        found = _mapping(text)
-        return text if found is None else {name: _home(path) for name, path in found.items()}
+        mapping = _mapping(text)
+        return text if mapping is None else {name: _home(path) for name, path in mapping.items()}
     if kind == "indexes":
-        own = _unquoted(text)
-        is_file = own.lower().endswith(".npy") and not _bracketed(text)
-        return _home(own) if is_file else DefaultParseValue(text)
+        unquoted = _unquoted(text)
+        is_file = unquoted.lower().endswith(".npy") and not _bracketed(text)
+        return _home(unquoted) if is_file else DefaultParseValue(text)
     if kind == "names_or_list":
         if text.lower().endswith((".txt", ".csv", ".json")) and not _bracketed(text):
             return _home(_unquoted(text))
@@ -222,22 +222,22 @@ def _mapping(text: str) -> dict[str, str] | None:
             entries[-1] += f",{piece}"
         else:
             entries.append(piece)
-    found = {}
+    result = {}
     for entry in entries:
         name, colon, value = entry.partition(":")
         if not colon:
             return None
-        found[_unquoted(name.strip())] = _unquoted(value.strip())
-    return found
+        result[_unquoted(name.strip())] = _unquoted(value.strip())
+    return result
 
 
 def _entry(text: str) -> Any:
     """A transform as typed: a path, [path, 1], or a mapping."""
-    found = None if _exists(text) else _mapping(text)
-    if found is not None:
+    mapping = None if _exists(text) else _mapping(text)
+    if mapping is not None:
         return {
             key: int(value) if key == "inverse" and value in ("0", "1") else value
-            for key, value in found.items()
+            for key, value in mapping.items()
         }
     text = text.strip()
     if _bracketed(text) and not _exists(text):

@@ -9,23 +9,13 @@ Torch and monai are imported by the functions that need them, so importing this 
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from scripts.engines.given import given
-from scripts.runtime.error_report import find_user_error
-
-if TYPE_CHECKING:
-    from monai.bundle import ConfigParser
-
-    from scripts.registration.images import WorldImage
-    from scripts.spatial.grid import Grid
-    from scripts.tractograms import Streamlines
+from scripts.spatial.deformation import Deformation
 
 __all__ = [
     "Deformation",
@@ -55,30 +45,6 @@ Sections = str | Path | np.ndarray
 """Path of a stack, or an array ``(sections, rows, columns[, colours])``, which needs a spacing."""
 Settings = Mapping[str, Any]
 """Settings of a block as docs/settings.md lists them, nested: ``{"optimizer": {"epochs": 20}}``."""
-
-_CONFIGS = Path(__file__).resolve().parents[1] / "configs"
-
-
-@dataclass(frozen=True, eq=False)
-class Deformation:
-    """A fixed point x corresponds to ``matrix (x + displacement(x))`` in the moving image.
-
-    Attributes:
-        matrix: ``(4, 4)``, from fixed point to moving point, RAS mm.
-        displacement: ``(3, X, Y, Z)`` RAS mm on the fixed grid; Z = 1 for a plane.
-        inverse: ``(3, X, Y, Z)`` RAS mm on the fixed grid: a moving point y corresponds to
-            ``z + inverse(z)`` with ``z = matrix^-1 y``.
-        affine: ``(4, 4)`` of the fixed grid.
-        smallest_jacobian: smallest Jacobian determinant of both displacements; > 0 means that
-            nothing folds.
-    """
-
-    matrix: np.ndarray
-    displacement: np.ndarray
-    inverse: np.ndarray
-    affine: np.ndarray
-    smallest_jacobian: float
-
 
 # ---------------------------------------------------------------------------------------------
 # Atlases
@@ -114,7 +80,7 @@ def learn_atlas(
         The published folder, with ``atlas_mean.nii.gz`` and ``atlas.json``.
 
     Raises:
-        TractAtlasError: settings, cohort, device or folders can't be used; the message says why.
+        TractAtlasError: settings, cohort, device or folders can't be used.
         ValueError: arrays are given without an affine or with different shapes.
 
     Example:
@@ -131,7 +97,7 @@ def learn_atlas(
         >>> (atlas / "atlas_mean.nii.gz").is_file()
         True
 
-        Without a training, by one round of the network that comes with the bundle:
+        Without training, by one round of the network that comes with the bundle:
 
         >>> settings = {
         ...     "min_subjects": 3, "device": "cpu", "refine": {"network_rounds": 1, "rounds": 0}
@@ -142,19 +108,22 @@ def learn_atlas(
         >>> (atlas / "atlas_mean.nii.gz").is_file()
         True
     """
+    from scripts.cohort.subject_arrays import map_source
+    from scripts.engines.jobs import job_config, run_job
+
     output = Path(output_dir)
+    source = map_source(maps, affine, output)
     models = output / "models" if ckpt_dir is None else Path(ckpt_dir)
-    source, block = _as_cohort(maps, affine, output, settings)
-    values = {"output_dir": str(output), "ckpt_dir": str(models)}
-    over = None if training else "build.yaml"
+    values: dict[str, Any] = {"output_dir": str(output), "ckpt_dir": str(models)}
+    if source.folder is not None:
+        values["dataset_dir"] = source.folder
+    else:
+        values["train#dataset#data"] = [{"image": file} for file in source.files]
     if training:
-        block = {**block, "model": {"initial": None, **block.get("model", {})}}
-    if isinstance(source, str):
-        values["dataset_dir"] = source
-    job = _config("train.yaml", values, "learned_atlas", block, over)
-    if not isinstance(source, str):
-        job["train"]["dataset"]["data"] = given([{"image": path} for path in source])
-    return output / str(_run(job, "training", "$@settings.output_subdir"))
+        values["learned_atlas#model#initial"] = None
+    over = None if training else "build.yaml"
+    job = job_config("train.yaml", values, "learned_atlas", source.with_layout(settings), over)
+    return output / str(run_job(job, "training", "$@settings.output_subdir"))
 
 
 def register(
@@ -192,23 +161,25 @@ def register(
         >>> blob = np.exp(-8 * (x[:, None, None] ** 2 + x[:, None] ** 2 + x**2))
         >>> settings = {"device": "cpu"}
         >>> models = folder / "atlas" / "models"  # from the example of learn_atlas
-        >>> found = register([blob], models, folder / "new", np.eye(4), settings)
-        >>> sorted(path.name for path in found.iterdir())
+        >>> registered = register([blob], models, folder / "new", np.eye(4), settings)
+        >>> sorted(path.name for path in registered.iterdir())
         ['dataset_description.json', 'subject_001']
     """
-    output = Path(output_dir)
-    source, block = _as_cohort(maps, affine, output, settings, own=True)
-    if masks is not None:
-        block = _with_masks(masks, affine, output, source, block)
-    values: dict[str, Any] = {"output_dir": str(output)}
-    values["dataset_dir" if isinstance(source, str) else "input"] = source
-    if template is not None:
-        values["template"] = str(template)
-    elif ckpt_dir is None:
+    from scripts.cohort.subject_arrays import map_source, subject_masks
+    from scripts.engines.jobs import job_config, run_job
+
+    if template is None and ckpt_dir is None:
         raise ValueError("register needs ckpt_dir, the folder of a model, or template, a map")
-    else:
-        values["ckpt_dir"] = str(ckpt_dir)
-    _run(_config("inference.yaml", values, "learned_atlas", block), "registering")
+    output = Path(output_dir)
+    source = map_source(maps, affine, output)
+    block = dict(settings or {})
+    if masks is not None:
+        pattern = subject_masks(masks, affine, source, output)
+        block["cohort"] = {**block.get("cohort", {}), "mask": pattern}
+    values: dict[str, Any] = {"output_dir": str(output)}
+    values |= {"input": list(source.files)} if source.files else {"dataset_dir": source.folder}
+    values |= {"ckpt_dir": str(ckpt_dir)} if template is None else {"template": str(template)}
+    run_job(job_config("inference.yaml", values, "learned_atlas", block), "registering")
     return output / "registered"
 
 
@@ -233,6 +204,7 @@ def average(
         TractAtlasError: settings, cohort or folders can't be used; the message says why.
         ValueError: arrays are given without an affine or with different shapes, or paths of files
             are given.
+
     Example:
         >>> import nibabel
         >>> maps = np.zeros((5, 6, 6, 6))
@@ -241,12 +213,16 @@ def average(
         >>> float(nibabel.load(atlas / "atlas_mean.nii.gz").get_fdata().max())
         3.0
     """
+    from scripts.cohort.subject_arrays import map_source
+    from scripts.engines.jobs import job_config, run_job
+
     output = Path(output_dir)
-    source, block = _as_cohort(maps, affine, output, settings)
-    if not isinstance(source, str):
+    source = map_source(maps, affine, output)
+    if source.folder is None:
         raise ValueError("average takes a dataset folder or arrays, not paths of files")
-    values = {"output_dir": str(output), "dataset_dir": source}
-    _run(_config("average.yaml", values, "learned_atlas", block), "averaging")
+    values = {"output_dir": str(output), "dataset_dir": source.folder}
+    block = source.with_layout(settings)
+    run_job(job_config("average.yaml", values, "learned_atlas", block), "averaging")
     return output / "atlas"
 
 
@@ -284,25 +260,18 @@ def align(
         >>> (aligned / "template.nii.gz").is_file()
         True
     """
+    from scripts.cohort.subject_arrays import write_native_images
     from scripts.registration.align_cohort import CohortAligner
-    from scripts.runtime.ownership import check_contents, write_mark
     from scripts.settings.align import AlignConfig
 
-    asked = dict(settings or {})
-    source: str | Path
+    block = dict(settings or {})
     if isinstance(images, str | Path):
-        source = images
+        folder = Path(images)
     else:
-        given = list(affines or [])
-        if len(given) != len(images):
-            raise ValueError(f"{len(images)} arrays and {len(given)} affines: give one per array")
-        source = Path(output_dir) / "native"
-        check_contents(source)
-        for number, (image, affine) in enumerate(zip(images, given, strict=True), start=1):
-            _write(source / f"subject_{number:03d}" / "image.nii.gz", image, affine)
-        write_mark(source)
-        asked = {"image": "{subject}/image.nii.gz", **asked}
-    return CohortAligner(source, AlignConfig.load(asked), output_dir).run()
+        folder = Path(output_dir) / "native"
+        write_native_images(images, list(affines or []), folder)
+        block = {"image": "{subject}/image.nii.gz", **block}
+    return CohortAligner(folder, AlignConfig.load(block), output_dir).run()
 
 
 # ---------------------------------------------------------------------------------------------
@@ -346,15 +315,16 @@ def affine_registration(
         >>> fixed = fixed * (1.5 + x[:, None, None]) * (1.5 + x[:, None])  # no symmetry
         >>> moving = np.roll(fixed, 2, axis=0)  # by 2 voxels of 1 mm
         >>> rigid = {"family": "rigid", "levels": [2, 1]}  # few levels: the image is small
-        >>> found = affine_registration(fixed, moving, np.eye(4), np.eye(4), settings=rigid)
-        >>> np.allclose(found[:3, 3], [2, 0, 0], atol=0.3)
+        >>> matrix = affine_registration(fixed, moving, np.eye(4), np.eye(4), settings=rigid)
+        >>> np.allclose(matrix[:3, 3], [2, 0, 0], atol=0.3)
         True
     """
     from scripts.registration.affine import AffineRefinement
+    from scripts.registration.pair_arrays import prepare_pair
 
-    masks = (fixed_mask, moving_mask)
-    asked, images = _pair(fixed, moving, fixed_affine, moving_affine, masks, settings)
-    result = AffineRefinement.of(asked)(images[0], images[1], _tensor(start))
+    affines, masks = (fixed_affine, moving_affine), (fixed_mask, moving_mask)
+    pair = prepare_pair((fixed, moving), affines, masks, start, settings)
+    result = AffineRefinement.of(pair.settings)(pair.fixed, pair.moving, pair.start)
     return result.matrix.cpu().numpy()
 
 
@@ -379,7 +349,7 @@ def deformable_registration(
         start: ``(4, 4)``, from `affine_registration` for example; it stays fixed. None: the
         identity.
         fixed_mask: not 0 in voxels of the fixed image that don't count, on its grid; the
-            displacement there continues that around them.
+            displacement in them continues the one around them.
         moving_mask: likewise.
         settings: of the block ``refine``: levels, iterations, smoothness_weight, ...
 
@@ -394,31 +364,17 @@ def deformable_registration(
         >>> x = np.linspace(-1, 1, 24)
         >>> fixed = np.exp(-8 * (x[:, None, None] ** 2 + x[:, None] ** 2 + x**2))
         >>> moving = np.exp(-8 * (1.5 * x[:, None, None] ** 2 + x[:, None] ** 2 + x**2))
-        >>> found = deformable_registration(fixed, moving, np.eye(4), np.eye(4))
-        >>> found.displacement.shape, found.smallest_jacobian > 0
+        >>> deformation = deformable_registration(fixed, moving, np.eye(4), np.eye(4))
+        >>> deformation.displacement.shape, deformation.smallest_jacobian > 0
         ((3, 24, 24, 24), True)
     """
-    import torch
-
     from scripts.registration.deformable import ElasticRefinement
+    from scripts.registration.pair_arrays import deformation_of, prepare_pair
 
-    masks = (fixed_mask, moving_mask)
-    asked, images = _pair(fixed, moving, fixed_affine, moving_affine, masks, settings)
-    found = ElasticRefinement.of(asked)(images[0], images[1], _tensor(start))
-    affine = images[0].affine
-    axes = torch.from_numpy(affine[:3, : len(images[0].shape)])
-
-    def in_mm(voxels: torch.Tensor) -> np.ndarray:
-        moves = torch.einsum("ij,j...->i...", axes, voxels[0].detach().cpu().double())
-        return moves.numpy().reshape(3, *(*moves.shape[1:], 1)[:3])
-
-    return Deformation(
-        found.matrix.cpu().numpy(),
-        in_mm(found.displacement),
-        in_mm(found.inverse),
-        affine,
-        min(one["corner_min"] for one in found.jacobian.values()),
-    )
+    affines, masks = (fixed_affine, moving_affine), (fixed_mask, moving_mask)
+    pair = prepare_pair((fixed, moving), affines, masks, start, settings)
+    result = ElasticRefinement.of(pair.settings)(pair.fixed, pair.moving, pair.start)
+    return deformation_of(result, pair.fixed.affine)
 
 
 def warp(
@@ -461,19 +417,16 @@ def warp(
         >>> np.argwhere(moved).tolist()
         [[1, 1, 1]]
     """
+    from scripts.spatial.image_arrays import grid_of_image, transforms_of, volume_of
     from scripts.spatial.transforms import resample
-    from scripts.spatial.volumes import read_grid
 
-    volume, source = _volume("image", image, affine, labels=nearest)
-    if isinstance(reference, np.ndarray):
-        wanted = _volume("reference", reference, reference_affine)[1]
-    else:
-        wanted = read_grid(reference)
-    chain = [step for one in transforms for step in _chain(one)]
-    moved = resample(volume, source, chain, wanted, order=0 if nearest else 1)
-    if wanted.shape[2] == 1:
-        moved = moved[..., 0]
-    return moved[0] if len(moved) == 1 else moved
+    volume, source = volume_of("image", image, affine, labels=nearest)
+    grid = grid_of_image("reference", reference, reference_affine)
+    chain = [step for one in transforms for step in transforms_of(one)]
+    warped = resample(volume, source, chain, grid, order=0 if nearest else 1)
+    if grid.shape[2] == 1:
+        warped = warped[..., 0]
+    return warped[0] if len(warped) == 1 else warped
 
 
 # ---------------------------------------------------------------------------------------------
@@ -511,14 +464,15 @@ def density_map(
         >>> density_map([line, line], (4, 1, 1), np.eye(4))[:, 0, 0].tolist()
         [2.0, 2.0, 2.0, 2.0]
     """
+    from scripts.spatial.image_arrays import check_affine, grid_of
     from scripts.spatial.volumes import read_reference
-    from scripts.tractograms import DensityCounter
+    from scripts.tractograms import DensityCounter, streamlines_of
 
     if isinstance(reference, str | Path):
         grid = read_reference(reference)
     else:
-        grid = _grid(tuple(reference), _affine("reference", affine))
-    lines = _streamlines(streamlines)
+        grid = grid_of(tuple(reference), check_affine("reference", affine))
+    lines = streamlines_of(streamlines)
     if not np.isfinite(lines.points).all():
         raise ValueError("streamlines: a point isn't finite; leave such streamlines out")
     if weights is not None and np.shape(weights) != (len(lines),):
@@ -558,10 +512,12 @@ def warp_streamlines(
         [[1.0, 0.0, 0.0], [4.0, 0.0, 0.0]]
     """
     from scripts.applications.warp_streamlines import move_streamlines
+    from scripts.spatial.image_arrays import transforms_of
+    from scripts.tractograms import streamlines_of
 
-    chain = [step for one in transforms for step in _chain(one)]
-    moved = move_streamlines(_streamlines(streamlines), chain)
-    return [moved[number] for number in range(len(moved))]
+    chain = [step for one in transforms for step in transforms_of(one)]
+    warped = move_streamlines(streamlines_of(streamlines), chain)
+    return [warped[number] for number in range(len(warped))]
 
 
 def tract_statistics(
@@ -592,8 +548,9 @@ def tract_statistics(
         5.0
     """
     from scripts.metrics.tracts import weighted_statistics
+    from scripts.spatial.image_arrays import values_of
 
-    values, weights = (_values(name, one) for name, one in (("image", image), ("tract", tract)))
+    values, weights = values_of("image", image), values_of("tract", tract)
     if values.shape != weights.shape:
         raise ValueError(
             f"image of shape {values.shape}: must have the shape of the tract, {weights.shape}"
@@ -603,7 +560,7 @@ def tract_statistics(
 
 
 def fuse_labels(labels: Sequence[np.ndarray]) -> tuple[np.ndarray, dict[int, np.ndarray]]:
-    """Fuse label maps that lie in one space, such as ``..._space-template_dseg.nii.gz``.
+    """Fuse label maps in one space, such as ``..._space-template_dseg.nii.gz``.
 
     Args:
         labels: arrays of whole numbers of one shape, 0 for background.
@@ -613,7 +570,7 @@ def fuse_labels(labels: Sequence[np.ndarray]) -> tuple[np.ndarray, dict[int, np.
         share of the maps with each label.
 
     Raises:
-        ValueError: there are none, their shapes differ, or they aren't whole numbers.
+        ValueError: the list is empty, shapes differ, or values aren't whole numbers.
 
     Example:
         >>> majority, shares = fuse_labels([np.array([0, 7, 7]), np.array([0, 7, 0])])
@@ -659,35 +616,17 @@ def transfer_labels(
         [3, 7, 3]
     """
     from scripts.settings.label_transfer import LabelTransferConfig
-    from scripts.transport.features import fibre_features
-    from scripts.transport.labelling import OUTLIER, label_fibres
-    from scripts.transport.segmented_atlas import read_atlas
+    from scripts.tractograms import streamlines_of
+    from scripts.transport.streamline_labels import label_streamlines, labelled_atlas
 
-    asked = LabelTransferConfig.load(settings)
-    if labels is None:
-        if not isinstance(atlas, str | Path):
-            raise ValueError("labels = None: an atlas of arrays needs a class for each streamline")
-        read = read_atlas(atlas, asked.labels, asked.names)
-        lines, numbers = read.streamlines, read.ids[read.classes]
+    config = LabelTransferConfig.load(settings)
+    if labels is not None:
+        lines, numbers = streamlines_of(atlas), np.asarray(labels)
+    elif isinstance(atlas, str | Path):
+        lines, numbers = labelled_atlas(atlas, config)
     else:
-        lines, numbers = _streamlines(atlas), np.asarray(labels)
-    whole = np.issubdtype(numbers.dtype, np.integer)
-    if numbers.shape != (len(lines),) or not whole or numbers.min(initial=0) < 0:
-        raise ValueError(
-            f"labels of shape {numbers.shape} and type {numbers.dtype}: must be a whole number "
-            f"from 0 for each of the atlas's {len(lines)} streamlines"
-        )
-    of_subject, of_atlas = (
-        fibre_features(one, asked.n_points, asked.end_weight)
-        for one in (_streamlines(subject), lines)
-    )
-    if not len(of_atlas.kept):
-        raise ValueError("atlas: has no streamline with a length")
-    ids, classes = np.unique(numbers[of_atlas.kept], return_inverse=True)
-    found = label_fibres(of_subject.vectors, of_atlas.vectors, classes, asked).classes
-    result = np.full(of_subject.count, OUTLIER, dtype=np.int64)
-    result[of_subject.kept] = np.where(found == OUTLIER, OUTLIER, ids[found])
-    return result
+        raise ValueError("labels = None: an atlas of arrays needs a class for each streamline")
+    return label_streamlines(streamlines_of(subject), lines, numbers, config)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -725,19 +664,19 @@ def register_stack(
         >>> x = np.linspace(-1, 1, 64)
         >>> organ = np.exp(-4 * ((x[:, None] + 0.1 * np.sin(9 * x)) ** 2 + 2 * x**2))
         >>> sections = np.stack([np.roll(organ, shift, 1) for shift in (0, 3, 1)])
-        >>> found = register_stack(sections, folder / "registered", (50, 10, 10))
+        >>> registered = register_stack(sections, folder / "registered", (50, 10, 10))
         >>> import json
-        >>> placed = json.loads((found / "transforms.json").read_text())["sections"]
+        >>> placed = json.loads((registered / "transforms.json").read_text())["sections"]
         >>> [round(section["composed"][1][2]) for section in placed]  # columns
         [0, 3, 1]
     """
-    stack = _as_stack(sections, output_dir, spacing, unit)
-    block = dict(settings or {})
-    if spacing is not None:
-        block |= {"spacing": [float(one) for one in spacing], "unit": unit}
+    from scripts.engines.jobs import job_config, run_job
+    from scripts.stack.arrays import stack_input
+
+    stack, block = stack_input(sections, output_dir, spacing, unit, settings)
     values = {"stack": stack, "output_dir": str(output_dir)}
-    job = _config("register_stack.yaml", values, "register_stack", block)
-    return Path(_run(job, "registering", "$@registration.folder"))
+    job = job_config("register_stack.yaml", values, "register_stack", block)
+    return Path(run_job(job, "registering", "$@registration.folder"))
 
 
 def apply_stack(
@@ -748,7 +687,7 @@ def apply_stack(
     unit: str = "micrometer",
     settings: Settings | None = None,
 ) -> Path:
-    """Bring other images of registered sections to their frame, as ``apply-stack`` does.
+    """Apply transforms of sections to other images of them, as the verb ``apply-stack`` does.
 
     Args:
         sections: another channel, labels, or another resolution; see `register_stack`.
@@ -769,10 +708,10 @@ def apply_stack(
         >>> x = np.linspace(-1, 1, 64)
         >>> organ = np.exp(-4 * ((x[:, None] + 0.1 * np.sin(9 * x)) ** 2 + 2 * x**2))
         >>> sections = np.stack([np.roll(organ, shift, 1) for shift in (0, 3, 1)])
-        >>> found = register_stack(sections, folder / "stained", (50, 10, 10))
+        >>> registered = register_stack(sections, folder / "stained", (50, 10, 10))
         >>> labels = (sections > 0.5).astype(np.uint8)
         >>> moved = apply_stack(
-        ...     labels, found / "transforms.json", folder / "labels", (50, 10, 10),
+        ...     labels, registered / "transforms.json", folder / "labels", (50, 10, 10),
         ...     settings={"interpolation": "nearest"},
         ... )
         >>> import zarr
@@ -780,299 +719,10 @@ def apply_stack(
         >>> bool(np.mean(first != second) < 0.01 and np.mean(first != third) < 0.01)
         True
     """
-    stack = _as_stack(sections, output_dir, spacing, unit)
-    block = dict(settings or {})
-    if spacing is not None:
-        block |= {"spacing": [float(one) for one in spacing], "unit": unit}
+    from scripts.engines.jobs import job_config, run_job
+    from scripts.stack.arrays import stack_input
+
+    stack, block = stack_input(sections, output_dir, spacing, unit, settings)
     values = {"stack": stack, "transforms": str(transforms), "output_dir": str(output_dir)}
-    job = _config("apply_stack.yaml", values, "apply_stack", block)
-    return Path(_run(job, "applying", "$@application.folder"))
-
-
-# ---------------------------------------------------------------------------------------------
-# Arguments of the callers
-# ---------------------------------------------------------------------------------------------
-
-
-def _affine(name: str, affine: np.ndarray | None) -> np.ndarray:
-    if affine is None or np.shape(affine) != (4, 4):
-        told = "None" if affine is None else f"an array of shape {np.shape(affine)}"
-        raise ValueError(f"affine of {name} = {told}: must be (4, 4), voxels to RAS mm")
-    return np.asarray(affine, dtype=np.float64)
-
-
-def _grid(shape: tuple[int, ...], affine: np.ndarray) -> Grid:
-    import nibabel as nib
-
-    from scripts.spatial.grid import Grid
-
-    if len(shape) != 3 or min(shape) < 1:
-        raise ValueError(f"a grid of shape {shape}: must have three axes of at least one voxel")
-    header = nib.Nifti1Header()
-    header["sform_code"] = 1
-    return Grid(tuple(int(n) for n in shape), affine, header)
-
-
-def _volume(
-    name: str, image: Image, affine: np.ndarray | None, labels: bool = False
-) -> tuple[np.ndarray, Grid]:
-    """``(C, X, Y, Z)`` and its grid, a plane having Z = 1; float64, labels in their own type."""
-    if isinstance(image, str | Path):
-        from scripts.spatial.volumes import read_labels, read_volume
-
-        return read_labels(image) if labels else read_volume(image)
-    values = np.asarray(image) if labels else np.asarray(image, dtype=np.float64)
-    if values.ndim == 2:
-        values = values[:, :, None]
-    if values.ndim != 3 or not values.size:
-        raise ValueError(f"{name} of shape {np.shape(image)}: must be (X, Y) or (X, Y, Z)")
-    if not np.isfinite(values).all():
-        raise ValueError(f"{name}: contains values that aren't finite")
-    return values[None], _grid(values.shape, _affine(name, affine))
-
-
-def _pair(
-    fixed: Image,
-    moving: Image,
-    fixed_affine: np.ndarray | None,
-    moving_affine: np.ndarray | None,
-    masks: tuple[Image | None, Image | None],
-    settings: Settings | None,
-) -> tuple[Any, list[WorldImage]]:
-    """Settings of a refinement, and both images prepared for it."""
-    from scripts.networks.precision import open_device
-    from scripts.registration.images import normalised, read_image
-    from scripts.settings.refine import RefineConfig
-
-    # The images come from the caller; the paths of the block only have to satisfy their rules.
-    asked = RefineConfig.load({"fixed": "fixed", "moving": ["moving"], **(settings or {})})
-    if asked.fixed_mask is not None or asked.moving_mask is not None:
-        raise ValueError("masks in settings: must be given as fixed_mask and moving_mask")
-    device = open_device(asked.device)
-    images = []
-    for name, image, affine, mask in (
-        ("fixed", fixed, fixed_affine, masks[0]), ("moving", moving, moving_affine, masks[1]),
-    ):  # fmt: skip
-        values, grid = _volume(name, image, affine)
-        hole = None
-        if mask is not None:
-            hole = _volume(f"{name}_mask", mask, affine, labels=True)[0] != 0
-            if hole.shape != (1, *values.shape[1:]) or hole.all():
-                raise ValueError(
-                    f"{name}_mask of shape {hole.shape[1:]}: must have the image's shape, "
-                    f"{values.shape[1:]}, and be 0 somewhere"
-                )
-            values = np.where(hole, 0, values)
-        planar = grid.shape[2] == 1
-        one = read_image(normalised(values, asked.log_offset), grid, 2 if planar else 3, device)
-        if hole is not None:
-            one = one.without(_tensor_of(hole.reshape(one.shape)))
-        images.append(one.without_background() if asked.background == "unknown" else one)
-    if images[0].values.ndim != images[1].values.ndim:
-        raise ValueError("fixed and moving: must both be planes or both volumes")
-    return asked, images
-
-
-def _tensor_of(array: np.ndarray) -> Any:
-    import torch
-
-    return torch.from_numpy(array)
-
-
-def _tensor(matrix: np.ndarray | None) -> Any:
-    import torch
-
-    return None if matrix is None else torch.from_numpy(_affine("start", matrix))
-
-
-def _chain(transform: str | Path | np.ndarray | Deformation) -> list[Any]:
-    from scripts.spatial.transform_files import TransformFile, read_transform
-    from scripts.spatial.transforms import AffineTransform, FieldTransform
-
-    if isinstance(transform, str | Path):
-        return [read_transform(TransformFile(Path(transform)))]
-    if isinstance(transform, Deformation):
-        field = transform.displacement
-        grid = _grid(field.shape[1:], transform.affine)
-        return [FieldTransform(field, grid), AffineTransform(transform.matrix)]
-    return [AffineTransform(_affine("a transform", transform))]
-
-
-def _values(name: str, image: Image) -> np.ndarray:
-    """The voxels of an image of one channel; an array needs no affine here."""
-    if isinstance(image, np.ndarray):
-        return image
-    volume, _ = _volume(name, image, None)
-    if len(volume) != 1:
-        raise ValueError(f"{image}: has {len(volume)} channels; must have one")
-    return volume[0]
-
-
-def _streamlines(fibres: Fibres) -> Streamlines:
-    from scripts.tractograms import Streamlines, open_tractogram
-
-    if isinstance(fibres, str | Path):
-        return open_tractogram(fibres).read(finite=False)
-    return Streamlines.of(fibres)
-
-
-def _as_stack(
-    sections: Sections, output_dir: str | Path, spacing: Sequence[float] | None, unit: str
-) -> str:
-    """The path of a stack; an array is written first."""
-    if isinstance(sections, str | Path):
-        return str(sections)
-    if spacing is None:
-        raise ValueError("spacing of sections = None: an array needs its z, y, x")
-    from scripts.stack.arrays import write_sections
-
-    return str(write_sections(Path(output_dir) / "stack", np.asarray(sections), spacing, unit))
-
-
-# ---------------------------------------------------------------------------------------------
-# Whole jobs
-# ---------------------------------------------------------------------------------------------
-
-
-def _write(path: Path, image: np.ndarray, affine: np.ndarray | None) -> None:
-    import nibabel as nib
-
-    from scripts.runtime.storage import check_writable
-    from scripts.spatial.image_files import write_nifti
-
-    matrix = _affine(path.name, affine)
-    check_writable(path.parent)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_nifti(path, nib.Nifti1Image(np.asarray(image, dtype=np.float32), matrix))
-
-
-def _as_cohort(
-    maps: Images,
-    affine: np.ndarray | None,
-    output_dir: Path,
-    settings: Settings | None,
-    own: bool = False,
-) -> tuple[str | list[str], dict[str, Any]]:
-    """A dataset folder or paths of files, and the matching settings.
-
-    Args:
-        maps: argument of the caller.
-        affine: of arrays.
-        output_dir: arrays are written below it.
-        settings: of the caller.
-        own: a model gives layout and normalisation, and arrays are passed as files.
-    """
-    block = dict(settings or {})
-    if isinstance(maps, str | Path):
-        return str(maps), block
-    listed = list(maps)
-    if all(isinstance(one, str | Path) for one in listed) and listed:
-        return [str(one) for one in listed], block
-    if not listed or not all(isinstance(one, np.ndarray) for one in listed):
-        raise ValueError("maps: must be a folder, a list of paths, or a list of arrays")
-    shapes = {one.shape for one in listed if isinstance(one, np.ndarray)}
-    if len(shapes) > 1:
-        raise ValueError(f"maps of shapes {sorted(shapes)}: must be on one grid")
-    from scripts.runtime.ownership import check_contents, write_mark
-
-    folder = output_dir / "cohort"
-    check_contents(folder)
-    paths = [folder / f"subject_{number:03d}.nii.gz" for number in range(1, len(listed) + 1)]
-    for stale in set(folder.glob("subject_*.nii.gz")) - set(paths):
-        stale.unlink()  # of an earlier, larger cohort
-    for path, one in zip(paths, listed, strict=True):
-        assert isinstance(one, np.ndarray)
-        _write(path, one, affine)
-    write_mark(folder)
-    if own:
-        return [str(path) for path in paths], block
-    cohort = {"layout": "flat", "normalisation": "none", **block.get("cohort", {})}
-    return str(folder), {**block, "cohort": cohort}
-
-
-def _with_masks(
-    masks: Sequence[np.ndarray | None],
-    affine: np.ndarray | None,
-    output_dir: Path,
-    source: str | list[str],
-    block: dict[str, Any],
-) -> dict[str, Any]:
-    """Settings that name masks, which are written to ``<output_dir>/cohort_masks``."""
-    names = [] if isinstance(source, str) else [Path(path).name for path in source]
-    if affine is None or len(masks) != len(names):
-        raise ValueError(f"{len(masks)} masks: must be one per array of maps, or None for it")
-    from scripts.runtime.ownership import check_contents, write_mark
-
-    folder = output_dir / "cohort_masks"
-    check_contents(folder)
-    folder.mkdir(exist_ok=True)
-    for name, mask in zip(names, masks, strict=True):
-        (folder / name).unlink(missing_ok=True)
-        if mask is not None:
-            _write(folder / name, np.asarray(mask != 0, dtype=np.float64), affine)
-    write_mark(folder)
-    pattern = str((folder / "{subject}.nii.gz").absolute())
-    return {**block, "cohort": {**block.get("cohort", {}), "mask": pattern}}
-
-
-def _config(
-    name: str, values: Mapping[str, Any], block: str, settings: Settings, over: str | None = None
-) -> dict[str, Any]:
-    """A shipped configuration with the caller's values and settings in it, as objects.
-
-    Args:
-        name: its file.
-        values: by key of its top level.
-        block: key of its settings.
-        settings: for that block.
-        over: a second file, whose values replace those of the first.
-    """
-    from monai.bundle import ConfigParser
-
-    config = ConfigParser.load_config_file(str(_CONFIGS / name))
-    for key, value in (ConfigParser.load_config_file(str(_CONFIGS / over)) if over else {}).items():
-        *sections, last = key.split("#")
-        place = config
-        for section in sections:
-            place = place[section]
-        place[last] = value
-    for key, value in values.items():
-        config[key] = given(value)
-    _lay_over(config[block], settings)
-    return config
-
-
-def _lay_over(section: dict[str, Any], settings: Settings) -> None:
-    for key, value in settings.items():
-        if isinstance(value, Mapping):
-            if not isinstance(section.get(key), dict):
-                section[key] = {}
-            _lay_over(section[key], value)
-        else:
-            section[key] = given(value)
-
-
-def _run(config: dict[str, Any], run_id: str, asked: str | None = None) -> Any:
-    """Run a configuration; raise user errors directly, without MONAI's wrapping.
-
-    Args:
-        config: see `_config`.
-        run_id: id of what to run.
-        asked: an expression whose value is returned.
-    """
-    from monai.bundle import ConfigParser
-
-    parser: ConfigParser = ConfigParser(config)
-    if asked is not None:
-        parser["asked_by_api"] = asked
-    hook = sys.excepthook  # jobs install one for the command line; a notebook keeps its own
-    try:
-        parser.get_parsed_content(run_id)
-        return None if asked is None else parser.get_parsed_content("asked_by_api")
-    except Exception as error:
-        explained = find_user_error(error)
-        if explained is None or explained is error:
-            raise
-        raise explained from error
-    finally:
-        sys.excepthook = hook
+    job = job_config("apply_stack.yaml", values, "apply_stack", block)
+    return Path(run_job(job, "applying", "$@application.folder"))

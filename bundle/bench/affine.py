@@ -106,15 +106,15 @@ def _about(axis: np.ndarray, angle: float) -> np.ndarray:
     return np.eye(3) + math.sin(angle) * cross + (1 - math.cos(angle)) * cross @ cross
 
 
-def errors(found: np.ndarray, truth: np.ndarray, image: WorldImage) -> tuple[float, float]:
+def errors(estimate: np.ndarray, truth: np.ndarray, image: WorldImage) -> tuple[float, float]:
     """Degrees between the rotations nearest to both, and mm between the images of the centre."""
     turns = []
-    for matrix in (found, truth):
+    for matrix in (estimate, truth):
         left, _, right = np.linalg.svd(matrix[:3, :3])
         turns.append(left @ right)
     cosine = (np.trace(turns[0].T @ turns[1]) - 1) / 2
     centre = Frame.of_grid(image.affine, image.shape).centre.numpy()
-    moved = (found - truth)[:3, :3] @ centre + (found - truth)[:3, 3]
+    moved = (estimate - truth)[:3, :3] @ centre + (estimate - truth)[:3, 3]
     return math.degrees(math.acos(min(1.0, max(-1.0, cosine)))), float(np.linalg.norm(moved))
 
 
@@ -123,14 +123,14 @@ def recovery(folder: Path, repeats: int) -> list[dict[str, Any]]:
     counts, rng = demo_map(), np.random.default_rng(0)
     rows = []
     for family in ("rigid", "rigid_isotropic", "rigid_anisotropic", "affine"):
-        found = []
+        estimate = []
         for _ in range(repeats):
             fixed, moving, truth = pair_apart(counts, 30, 20, rng, family)
             begun = time.process_time()
             result = AffineRefinement(family)(fixed, moving)
             spent = time.process_time() - begun
-            found.append((*errors(result.matrix.numpy(), truth, fixed), spent))
-        turned, moved, spent_all = (np.array(one) for one in zip(*found, strict=True))
+            estimate.append((*errors(result.matrix.numpy(), truth, fixed), spent))
+        turned, moved, spent_all = (np.array(one) for one in zip(*estimate, strict=True))
         rows.append(
             {
                 "family": family, "pairs": repeats,
@@ -202,8 +202,8 @@ def label_dice(first: np.ndarray, second: np.ndarray) -> float:
     count = int(both.max()) + 1
     sizes = [np.bincount(one, minlength=count) for one in both]
     common = np.bincount(both[0][both[0] == both[1]], minlength=count)
-    there = (sizes[0] + sizes[1])[1:] > 0
-    return float((2 * common[1:] / np.maximum(sizes[0] + sizes[1], 1)[1:])[there].mean())
+    present = (sizes[0] + sizes[1])[1:] > 0
+    return float((2 * common[1:] / np.maximum(sizes[0] + sizes[1], 1)[1:])[present].mean())
 
 
 def pairs(
@@ -302,9 +302,9 @@ def _ants(
     import ants  # type: ignore[import-not-found,unused-ignore]
 
     fixed, moving = ants.image_read(str(first)), ants.image_read(str(second))
-    found = ants.registration(fixed, moving, type_of_transform=kind)
+    result = ants.registration(fixed, moving, type_of_transform=kind)
     carried = ants.apply_transforms(
-        fixed, ants.image_read(str(labels)), found["fwdtransforms"],
+        fixed, ants.image_read(str(labels)), result["fwdtransforms"],
         interpolator="nearestNeighbor",
     )  # fmt: skip
     return carried.numpy()
@@ -367,18 +367,18 @@ def carried(
     rows = []
     for one in new_ones:
         name = one["subject"]
-        own, wanted = read_volume(Path(one["images"][0]["path"]).with_name(labels))
+        labels_of_subject, wanted = read_volume(Path(one["images"][0]["path"]).with_name(labels))
         way = [
             new / "aligned" / name / "xfm" / one["transforms"][2],
             new / "registered" / name / field_names(name)[1],
         ]
         scores: dict[str, list[float]] = {"unregistered": [], "affine": [], "through the atlas": []}
         for other in cohort_of:
-            there = other["subject"]
+            subject = other["subject"]
             path = next(Path(i["path"]) for i in other["images"] if i["name"] == labels)
             native, source = read_volume(path)
-            affine = aligned / there / "xfm" / other["transforms"][0]
-            field = atlas / "fields" / field_names(there)[0]
+            affine = aligned / subject / "xfm" / other["transforms"][0]
+            field = atlas / "fields" / field_names(subject)[0]
             for method, files in (
                 ("unregistered", []),
                 ("affine", [way[0], affine]),
@@ -386,7 +386,7 @@ def carried(
             ):
                 chain = [read_transform(TransformFile(file)) for file in files]
                 moved = resample(native, source, chain, wanted, order=0)[0]
-                scores[method].append(label_dice(own[0], moved))
+                scores[method].append(label_dice(labels_of_subject[0], moved))
         rows += [
             {"new subject": name, "labels": method, "of": len(values),
              "label Dice": float(np.mean(values)), "least": float(np.min(values))}

@@ -64,12 +64,12 @@ def rigid_apart(
     return moved, torch.from_numpy(truth)
 
 
-def errors_about_centre(found: torch.Tensor, truth: torch.Tensor, image: Image) -> list[float]:
+def errors_about_centre(estimate: torch.Tensor, truth: torch.Tensor, image: Image) -> list[float]:
     """Degrees, mm at the centre, and root mean square mm over the volume."""
     data, affine = image
     frame = Frame.of_grid(affine, data.shape)
     world = frame.world
-    local = [torch.linalg.solve(world, one @ world)[None] for one in (found, truth)]
+    local = [torch.linalg.solve(world, one @ world)[None] for one in (estimate, truth)]
     measured = matrix_errors(local[0], local[1], frame.half_width)
     return [float(value) for value in measured.values()]
 
@@ -87,16 +87,16 @@ def capture_curve(
     cases = [*CASES, *((0.0, share * half) for share in SHIFTS), (30.0, 0.25 * half)]
     rows = []
     for degrees, millimetres in cases:
-        found: dict[str, list[list[float]]] = {}
+        estimate: dict[str, list[list[float]]] = {}
         for image in images:
             for _ in range(repeats):
                 data, affine = image
                 moving, truth = rigid_apart(image, degrees, millimetres, rng)
                 for name, matrix, spent in _found(networks, data, moving, affine, refine):
                     measured = errors_about_centre(matrix.double(), truth, image)
-                    found.setdefault(name, []).append([*measured, spent])
+                    estimate.setdefault(name, []).append([*measured, spent])
         row: dict[str, Any] = {"rotation, degrees": degrees, "translation, mm": millimetres}
-        for name, values in found.items():
+        for name, values in estimate.items():
             mean = np.mean(values, axis=0)
             labels = ("degrees", "mm", "distance, mm", "CPU-s")
             row.update({f"{name}: {one}": float(m) for one, m in zip(labels, mean, strict=True)})
@@ -175,12 +175,12 @@ def rigid_part(matrix: torch.Tensor, image: Image) -> torch.Tensor:
 
 def named_networks(paths: Sequence[Path]) -> dict[str, AffineNetwork]:
     """Networks by their kind, with a number if a kind occurs twice."""
-    found: dict[str, AffineNetwork] = {}
+    result: dict[str, AffineNetwork] = {}
     for path in paths:
         network = load_affine_network(path)
         name = network.description["settings"]["model"]["kind"]
-        found[name if name not in found else f"{name} {len(found) + 1}"] = network
-    return found
+        result[name if name not in result else f"{name} {len(result) + 1}"] = network
+    return result
 
 
 def trained_on(networks: Mapping[str, AffineNetwork]) -> set[str]:

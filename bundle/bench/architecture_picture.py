@@ -31,15 +31,15 @@ def floors(project: Path) -> list[list[str]]:
 
 def imports(scripts: Path) -> Counter[tuple[str, str]]:
     """Number of import statements of a room that name another, ``(importer, imported)``."""
-    found: Counter[tuple[str, str]] = Counter()
+    result: Counter[tuple[str, str]] = Counter()
     for path in scripts.rglob("*.py"):
         room = path.relative_to(scripts).parts[0].removesuffix(".py")
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("scripts."):
                 other = str(node.module).split(".")[1]
                 if other != room:
-                    found[room, other] += 1
-    return found
+                    result[room, other] += 1
+    return result
 
 
 def draw(rooms: list[list[str]], arrows: Counter[tuple[str, str]], target: Path) -> None:

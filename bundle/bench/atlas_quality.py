@@ -49,11 +49,11 @@ def subject_density(described: dict[str, Any], shape: tuple[int, ...]) -> np.nda
 
 def cohort_densities(cohort: Cohort) -> list[np.ndarray]:
     """Each subject's normalised density (X, Y, Z) on the full grid, float32; of one channel."""
-    found = []
+    result = []
     for subject in cohort.subjects:
         described = {"maps": [{**vars(one), "path": str(one.path)} for one in subject.maps]}
-        found.append(subject_density(described, cohort.grid.shape)[0].astype(np.float32))
-    return found
+        result.append(subject_density(described, cohort.grid.shape)[0].astype(np.float32))
+    return result
 
 
 def warped(maps: np.ndarray, displacement: np.ndarray) -> np.ndarray:
@@ -104,19 +104,19 @@ def read_build(atlas: Path) -> Build:
 
 def anywhere(maps: Sequence[np.ndarray]) -> np.ndarray:
     """Where any of the maps is above 0."""
-    found: np.ndarray = np.any([m > 0 for m in maps], axis=0)
-    return found
+    result: np.ndarray = np.any([m > 0 for m in maps], axis=0)
+    return result
 
 
 def score(build: Build) -> dict[str, Any]:
     """Measures that need no truth: agreement, sharpness, guards."""
     native, template, offset = build.native, build.template, build.offset
-    moved, own = [], []
+    moved, in_support = [], []
     for density, there, back in zip(native, build.to_template, build.to_subject, strict=True):
         # Resampling even at the grid's points would leave rounding errors around the support.
         moved.append(warped(density[None], there)[0] if there.any() else density)
         carried = warped(template[None], back)[0]
-        own.append(log_density_correlation(carried.clip(0), density, offset, density > 0))
+        in_support.append(log_density_correlation(carried.clip(0), density, offset, density > 0))
     average = np.mean(native, axis=0)
     tract = np.mean(moved, axis=0) > offset / 2
     fields = [torch.as_tensor(u) for u in (*build.to_template, *build.to_subject)]
@@ -136,7 +136,7 @@ def score(build: Build) -> dict[str, Any]:
         # Over all voxels where any subject has density, so agreement on zeros counts as well.
         "cohort_correlation_before": pairwise_correlation(native, offset, anywhere(native)),
         "cohort_correlation_after": pairwise_correlation(moved, offset, anywhere(moved)),
-        "own_support_correlation": float(np.mean(own)),
+        "own_support_correlation": float(np.mean(in_support)),
         "own_support_correlation_of_average": float(
             np.mean([log_density_correlation(average, m, offset, m > 0) for m in native])
         ),

@@ -21,8 +21,8 @@ _LONGEST_S = 300  # of a job that hangs
 def last_line(ended: Ended, folder: Path) -> str:
     """Status and last line of a job, without the folder's path."""
     lines = [line for line in ended.said.replace("\r", "\n").splitlines() if line.strip()]
-    told = [line for line in lines if "it/s" not in line and not line.startswith("see: ")]
-    last = told[-1] if told else ""
+    messages = [line for line in lines if "it/s" not in line and not line.startswith("see: ")]
+    last = messages[-1] if messages else ""
     return f"{ended.status}: {last.replace(str(folder), 'W')[:160]}"
 
 
@@ -86,8 +86,8 @@ class Job:
 
     def refused(self, what: str, ended: Ended, status: int, *names: str) -> Outcome:
         """An outcome that is right if the job ended with a status and named something."""
-        said = ended.said.rpartition("error: ")[2]
-        held = self.one_line(ended, status) and all(name in said for name in names)
+        described = ended.said.rpartition("error: ")[2]
+        held = self.one_line(ended, status) and all(name in described for name in names)
         return self.told(what, ended, held)
 
     def keeps(self, what: str, job: Callable[[], Ended], file: Path) -> Outcome:
@@ -98,11 +98,13 @@ class Job:
         kept = file.is_file() and file.read_bytes() == before
         return Outcome(one.tried, one.held and kept, one.message)
 
-    def until(self, there: Callable[[], bool], then: Callable[[], object]) -> Callable[[int], None]:
+    def until(
+        self, reached: Callable[[], bool], then: Callable[[], object]
+    ) -> Callable[[int], None]:
         """Do something once a running job has come so far."""
 
         def watch(process: int) -> None:
-            while not there():
+            while not reached():
                 time.sleep(0.002)
                 try:
                     os.kill(process, 0)

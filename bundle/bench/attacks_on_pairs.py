@@ -41,13 +41,13 @@ def _sections(count: int = 4) -> np.ndarray:
     """Blobs on a dark background, each section moved a little ``(count, *sides)`` uint8."""
     rng = np.random.default_rng(0)
     axes = np.stack(np.meshgrid(*map(np.arange, _SIDES), indexing="ij"))
-    found = np.zeros((count, *_SIDES))
+    result = np.zeros((count, *_SIDES))
     for _ in range(12):
         centre, width = rng.uniform((8, 8), (32, 40)), rng.uniform(2, 4)
-        for number, image in enumerate(found):
+        for number, image in enumerate(result):
             far = ((axes - (centre + 0.4 * number)[:, None, None]) ** 2).sum(0)
             image += np.exp(-far / (2 * width**2))
-    return np.rint(255 * found / found.max()).astype(np.uint8)
+    return np.rint(255 * result / result.max()).astype(np.uint8)
 
 
 class _Pairs(Job):
@@ -115,15 +115,15 @@ def pairs_damaged(folder: Path) -> Iterator[Outcome]:
     jobs.require(jobs.train())
     pairs = f"--pairs={folder / 'pairs.h5'}"
     model = folder / "m" / "fields_global.pt"
-    sound, believed, told = model.read_bytes(), 0, jobs.predict(pairs)
-    jobs.require(told)
+    sound, believed, result = model.read_bytes(), 0, jobs.predict(pairs)
+    jobs.require(result)
     for _ in range(8):
         raw = bytearray(sound)
         raw[rng.randrange(len(raw))] ^= 1 << rng.randrange(8)
         model.write_bytes(raw)
-        told = jobs.predict(pairs)
-        believed += told.status != 6 or "Traceback" in told.said
-    yield jobs.told("`predict-fields`: a bit of `fields_global.pt`, 8 times", told, believed == 0)
+        result = jobs.predict(pairs)
+        believed += result.status != 6 or "Traceback" in result.said
+    yield jobs.told("`predict-fields`: a bit of `fields_global.pt`, 8 times", result, believed == 0)
     model.write_bytes(sound)
 
     def claims(edit: Callable[[Any], Any]) -> Path:

@@ -91,16 +91,16 @@ class _Shell(Job):
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             status = process.wait()
-        said = (self.folder / "job.log").read_text(errors="replace")
-        return Ended(status, time.monotonic() - started, None, said, 0)
+        described = (self.folder / "job.log").read_text(errors="replace")
+        return Ended(status, time.monotonic() - started, None, described, 0)
 
     def shell(self, line: str, **more: object) -> Ended:
         """A line from start to end."""
         return self.ended(self.start(line, **more))
 
-    def wait(self, there: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    def wait(self, reached: Callable[[], bool], process: subprocess.Popen[str]) -> None:
         """Wait until a job has come so far, or ended."""
-        while process.poll() is None and not there():
+        while process.poll() is None and not reached():
             time.sleep(0.005)
 
     def fine(self, what: str, ended: Ended) -> Outcome:
@@ -123,9 +123,9 @@ def locks(folder: Path) -> Iterator[Outcome]:
             dead = subprocess.Popen([sys.executable, "-c", ""])
             dead.wait()
             for turn in range(30):
-                said = {"pid": dead.pid, "host": socket.gethostname(), "since": 1}
+                described = {"pid": dead.pid, "host": socket.gethostname(), "since": 1}
                 (folder / "r" / str(turn)).mkdir(parents=True)
-                (folder / "r" / str(turn) / ".tract_atlas.lock").write_text(json.dumps(said))
+                (folder / "r" / str(turn) / ".tract_atlas.lock").write_text(json.dumps(described))
         ended = subprocess.run(race, cwd=ROOT, capture_output=True, text=True)
         held = ended.stdout.strip() == "one winner in each round"
         yield Outcome(f"four starts at once without flock, 30 rounds, {what}", held,
@@ -196,15 +196,15 @@ def torchrun(folder: Path) -> Iterator[Outcome]:
 
 def _ranks(launcher: int) -> dict[str, int]:
     """The processes of a launcher by their rank."""
-    found = {}
+    result = {}
     for place in Path("/proc").glob("[0-9]*"):
         with suppress(OSError, ValueError):
             parent = int((place / "stat").read_text().rpartition(")")[2].split()[1])
             words = (place / "environ").read_bytes().split(b"\0")
             rank = next((one[5:].decode() for one in words if one.startswith(b"RANK=")), None)
             if parent == launcher and rank is not None:
-                found[rank] = int(place.name)
-    return found
+                result[rank] = int(place.name)
+    return result
 
 
 def _gone_after(processes: list[int], child: subprocess.Popen[str]) -> float:

@@ -113,15 +113,15 @@ def damaged_checkpoints(folder: Path) -> Iterator[Outcome]:
     if done.status != 0:
         raise RuntimeError(done.said)
     expected = content(folder / "whole" / "learned_atlas")
-    believed, told = 0, done
+    believed, refused = 0, done
     for _ in range(10):
         (folder / "m").mkdir(exist_ok=True)
         shutil.copy(folder / "whole_m" / "model.pt", folder / "m")
         flip(folder / "m" / "model.pt")
         ended = bench.over("register")
         believed += ended.status != 6 or "Traceback" in ended.said
-        told = ended
-    yield bench.told("`register`: a bit of `model.pt`, 10 times", told, believed == 0)
+        refused = ended
+    yield bench.told("`register`: a bit of `model.pt`, 10 times", refused, believed == 0)
     shutil.rmtree(folder / "m")
 
     for name in ("training.pt", "refinement/state.pt", "fine_tuning.pt"):
@@ -129,8 +129,8 @@ def damaged_checkpoints(folder: Path) -> Iterator[Outcome]:
         before = file.with_name(file.name.replace(".pt", ".previous.pt"))
 
         def kill(process: int, files: tuple[Path, Path] = (before, file)) -> None:
-            there = lambda: all(one.exists() for one in files)  # noqa: E731
-            bench.until(there, lambda: os.kill(process, 9))(process)
+            written = lambda: all(one.exists() for one in files)  # noqa: E731
+            bench.until(written, lambda: os.kill(process, 9))(process)
 
         bench.over("train", watch=kill)
         flip(file)

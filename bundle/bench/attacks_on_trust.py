@@ -48,8 +48,8 @@ def _run(folder: Path, *words: object) -> Ended:
 def _message(ended: Ended, folder: Path) -> str:
     """The last line that a job said, without the folder's path."""
     lines = [line for line in ended.said.replace("\r", "\n").splitlines() if line.strip()]
-    told = [line for line in lines if "it/s" not in line and not line.startswith("see: ")]
-    last = told[-1] if told else ""
+    messages = [line for line in lines if "it/s" not in line and not line.startswith("see: ")]
+    last = messages[-1] if messages else ""
     return f"{ended.status}: {last.replace(str(folder), 'W')[:160]}"
 
 
@@ -117,10 +117,10 @@ def text_as_code(folder: Path) -> Iterator[Outcome]:
 def _packed_setting(folder: Path, text: str) -> Outcome:
     model = folder / "m" / "model.pt"
     state = torch.load(model, weights_only=True)
-    said = description_in(state)
-    said["settings"]["model"]["covariates"] = [text]
+    recorded = description_in(state)
+    recorded["settings"]["model"]["covariates"] = [text]
     (folder / "other").mkdir(exist_ok=True)
-    described = DescribedNetwork(said).described
+    described = DescribedNetwork(recorded).described
     torch.save({**state, "described": described}, folder / "other" / "model.pt")
     ended = _run(folder, "pack", "--ckpt_dir", folder / "other", "--output", folder / "a.zip")
     held = _refused(ended, 6) and not (folder / "a.zip").exists()
@@ -141,9 +141,9 @@ def names_of_folders(folder: Path) -> Iterator[Outcome]:
     precious.parent.mkdir(parents=True)
     for name in ("../home/me", str(folder / "home/me"), "..", "a\0b", "a/../../home/me"):
         precious.write_text("precious")
-        said = copy.deepcopy(about)
-        said["cohort"]["subjects"][0]["subject"] = name
-        (atlas / "atlas.json").write_text(json.dumps(said))
+        described = copy.deepcopy(about)
+        described["cohort"]["subjects"][0]["subject"] = name
+        (atlas / "atlas.json").write_text(json.dumps(described))
         ended = _run(folder, "carry", "--atlas_dir", atlas, "--output_dir", folder / "out")
         held = _refused(ended, 3) and precious.exists() and not (folder / "out").exists()
         yield Outcome(f"`carry`: a subject named {name.replace(str(folder), 'W')!r}", held,
@@ -351,11 +351,11 @@ def packed_models(folder: Path) -> Iterator[Outcome]:
     yield Outcome("`pack --list`", listed, "names what travels, and what is left out" * listed)
     ended = _run(folder, "pack", "--ckpt_dir", models, "--output", folder / "a.zip")
     with zipfile.ZipFile(folder / "a.zip") as archive:
-        found = [n for n in archive.namelist() if _tells(archive.read(n))]
+        result = [n for n in archive.namelist() if _tells(archive.read(n))]
         card = any(name.endswith("docs/model_card.md") for name in archive.namelist())
-    held = _done(ended) and not found and card
+    held = _done(ended) and not result and card
     yield Outcome("`pack`: excluded names, folders of the trainer", held,
-                  "nothing found in the archive" if held else f"found in {found}")  # fmt: skip
+                  "nothing found in the archive" if held else f"found in {result}")  # fmt: skip
 
 
 def _tells(data: bytes) -> bool:
@@ -390,10 +390,10 @@ def surroundings(folder: Path) -> Iterator[Outcome]:
     for what, (line, status) in shells.items():
         shutil.rmtree(folder / "out", ignore_errors=True)
         ended = subprocess.run(["bash", "-c", line], capture_output=True, text=True, cwd=folder)
-        said = ended.stdout + ended.stderr
+        described = ended.stdout + ended.stderr
         made = (folder / "out" / "atlas" / "atlas.json").exists() or "check" in line
-        held = ended.returncode == status and made and "Traceback" not in said
-        last = said.strip().splitlines()[-1:] or [""]
+        held = ended.returncode == status and made and "Traceback" not in described
+        last = described.strip().splitlines()[-1:] or [""]
         yield Outcome(f"`average`: {what}", held,
                       "" if held else f"{ended.returncode}: {last[0][:120]}")  # fmt: skip
     yield _interrupted_twice(folder, data)

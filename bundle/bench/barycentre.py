@@ -44,9 +44,9 @@ def measure(output: Path) -> tuple[dict[str, Any], dict[str, np.ndarray], float]
     truth = next((path for path in central if path.is_file()), None)
     figures: dict[str, Any] = {"subjects": len(subjects), "transport": about["transport"]}
     for name, mean in means.items():
-        own = [log_density_correlation(mean, one, offset, one > 0) for one in subjects]
+        in_support = [log_density_correlation(mean, one, offset, one > 0) for one in subjects]
         figures[name] = {
-            "own_support_correlation": float(np.mean(own)),
+            "own_support_correlation": float(np.mean(in_support)),
             "efc": entropy_focus_criterion(mean),
             "gradient_ratio": gradient_ratio(np.log1p(mean / offset), logs),
             "mass": float(mean.sum()),
@@ -70,8 +70,8 @@ def against_geomloss() -> dict[str, float]:
     at = torch.arange(n, dtype=torch.float64)
 
     def blob(x: float, y: float) -> torch.Tensor:
-        found = torch.exp(-((at[:, None] - x) ** 2 + (at - y) ** 2) / (2 * 3.0**2))
-        return found / found.sum()
+        result = torch.exp(-((at[:, None] - x) ** 2 + (at - y) ** 2) / (2 * 3.0**2))
+        return result / result.sum()
 
     maps, expected = [blob(20, 25), blob(40, 31), blob(30, 40)], blob(30, 32)
     start = time.process_time()
@@ -81,8 +81,8 @@ def against_geomloss() -> dict[str, float]:
     theirs = ImagesBarycenter(stacked, torch.full((1, 3), 1 / 3), blur=1 / n)[0, 0]
     end = time.process_time()
 
-    def error(found: torch.Tensor) -> float:
-        return float((found / found.sum() - expected).abs().sum() / 2)
+    def error(estimate: torch.Tensor) -> float:
+        return float((estimate / estimate.sum() - expected).abs().sum() / 2)
 
     return {
         "ours_error": error(ours),

@@ -156,11 +156,11 @@ class Browser:
             RuntimeError: it has none in time.
         """
         deadline = time.monotonic() + self.patience
-        while not (found := self.value(expression)):
+        while not (result := self.value(expression)):
             if time.monotonic() > deadline:
-                raise RuntimeError(f"{expression}: still {found!r} after {self.patience:g} s")
+                raise RuntimeError(f"{expression}: still {result!r} after {self.patience:g} s")
             time.sleep(0.02)
-        return found
+        return result
 
     def click(self, selector: str, right: float = 0.5, down: float = 0.5) -> None:
         """Press and release the left button over an element.
@@ -231,9 +231,9 @@ class Browser:
         answers: list[dict[str, Any]] = []
         number = self._number
 
-        def keep(told: dict[str, Any]) -> None:
-            if told.get("id") == number:
-                answers.append(told)
+        def keep(message: dict[str, Any]) -> None:
+            if message.get("id") == number:
+                answers.append(message)
 
         self._wait(lambda: bool(answers), keep)
         if "error" in answers[0]:
@@ -260,19 +260,19 @@ class Browser:
 
     def _note(self, message: dict[str, Any]) -> None:
         """Record the events in a message."""
-        method, told = message.get("method"), message.get("params", {})
+        method, params = message.get("method"), message.get("params", {})
         if method == "Page.loadEventFired":
             self._loaded = True
-        elif method == "Log.entryAdded" and told["entry"]["level"] in ("error", "warning"):
-            self.seen.errors.append(told["entry"]["text"])
+        elif method == "Log.entryAdded" and params["entry"]["level"] in ("error", "warning"):
+            self.seen.errors.append(params["entry"]["text"])
         elif method == "Runtime.exceptionThrown":
-            self.seen.errors.append(told["exceptionDetails"].get("text", "exception"))
-        elif method == "Runtime.consoleAPICalled" and told["type"] in ("error", "assert"):
-            self.seen.errors.append(str(told["args"]))
+            self.seen.errors.append(params["exceptionDetails"].get("text", "exception"))
+        elif method == "Runtime.consoleAPICalled" and params["type"] in ("error", "assert"):
+            self.seen.errors.append(str(params["args"]))
         elif method == "Network.loadingFailed":
-            self.seen.errors.append(told["errorText"])
+            self.seen.errors.append(params["errorText"])
         elif method == "Network.requestWillBeSent":
-            address = told["request"]["url"]
+            address = params["request"]["url"]
             if not address.startswith("data:"):
                 self.seen.requests.append(address)
 

@@ -92,45 +92,45 @@ def measure(folder: Path, shape: tuple[int, int, int], dtype: str) -> dict[str, 
         {"device": "cpu", "dtype": dtype, "min_subjects": 1, "presence_value": 1e-3,
          "verify_jacobian": False}
     )  # fmt: skip
-    found: dict[str, float] = {}
+    result: dict[str, float] = {}
     cohort, total = cpu_seconds(lambda: read_cohort(folder / "demo", settings.cohort_request()))
-    found["reading and checking"] = total / SAMPLE
-    found["voxels of the box"] = math.prod(cohort.crop.shape)
+    result["reading and checking"] = total / SAMPLE
+    result["voxels of the box"] = math.prod(cohort.crop.shape)
 
     transforms = cohort_transforms(cohort, settings)
-    item, found["loading, cache none"] = cpu_seconds(lambda: transforms(cohort.datalist()[0]))
+    item, result["loading, cache none"] = cpu_seconds(lambda: transforms(cohort.datalist()[0]))
     torch.save(item["image"], folder / "cached.pt")
-    found["loading, cache disk"] = cpu_seconds(lambda: torch.load(folder / "cached.pt"))[1]
-    found["bytes of a cached map"] = (folder / "cached.pt").stat().st_size
+    result["loading, cache disk"] = cpu_seconds(lambda: torch.load(folder / "cached.pt"))[1]
+    result["bytes of a cached map"] = (folder / "cached.pt").stat().st_size
 
     step = our_step(dtype, cohort.crop.shape, "cpu")
     step()  # the first one allocates
-    found["training step"] = cpu_seconds(step)[1]
+    result["training step"] = cpu_seconds(step)[1]
     step = our_step(f"{dtype}-as-shipped", cohort.crop.shape, "cpu")
     step()
-    found["step of the network's last epochs"] = cpu_seconds(step)[1]
+    result["step of the network's last epochs"] = cpu_seconds(step)[1]
 
     network = build_network(cohort, settings)
     loss = atlas_loss(cohort.grid.spacing, settings)
     velocities = SmoothVelocities(network, SAMPLE, loss)
     image, start = item["image"][None], velocities.velocity(0)
     total = cpu_seconds(lambda: refine_velocity(network, loss, image, start, 2))[1]
-    found["refinement step"] = total / 3  # the last of them has no backward pass
-    found["bytes of a velocity"] = 4 * start.numel()
+    result["refinement step"] = total / 3  # the last of them has no backward pass
+    result["bytes of a velocity"] = 4 * start.numel()
 
     for what, fields in (("emission without fields", False), ("emission with fields", True)):
         changed = settings.model_copy(update={"save_fields": fields})
         publisher = cohort_publisher(network, cohort, changed, velocities, folder / what)
         watch = publisher.bar = Watch()
         atlas = publisher.publish()
-        found[what] = (watch.stopped - watch.started) / SAMPLE
+        result[what] = (watch.stopped - watch.started) / SAMPLE
     sizes = [path.stat().st_size for path in (atlas / "fields").iterdir()]
-    found["bytes of both fields"] = sum(sizes) / SAMPLE
-    found["peak GiB of the process"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    return found
+    result["bytes of both fields"] = sum(sizes) / SAMPLE
+    result["peak GiB of the process"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return result
 
 
-def estimate(found: dict[str, float], subjects: int, processes: int) -> dict[str, float]:
+def estimate(result: dict[str, float], subjects: int, processes: int) -> dict[str, float]:
     """Hours on that many processes, each as fast as the measured one, and terabytes.
 
     Epochs and rounds are those of configs/train.yaml for a network that is trained on the cohort.
@@ -142,22 +142,22 @@ def estimate(found: dict[str, float], subjects: int, processes: int) -> dict[str
     epochs, refine = lengths["optimizer"]["epochs"], lengths["refine"]
     return {
         "reading and checking, h (by the first process alone)": (
-            subjects / 3600 * found["reading and checking"]
+            subjects / 3600 * result["reading and checking"]
         ),
-        "training, h": epochs * hours * (found["training step"] + found["loading, cache disk"]),
+        "training, h": epochs * hours * (result["training step"] + result["loading, cache disk"]),
         "network's last epochs, h": (
             refine["network_epochs"]
             * hours
-            * (found["step of the network's last epochs"] + found["loading, cache disk"])
+            * (result["step of the network's last epochs"] + result["loading, cache disk"])
         ),
         "refinement, h": (
-            refine["rounds"] * (refine["iterations"] + 1) * hours * found["refinement step"]
+            refine["rounds"] * (refine["iterations"] + 1) * hours * result["refinement step"]
         ),
-        "emission with fields, h": hours * found["emission with fields"],
-        "emission without fields, h": hours * found["emission without fields"],
-        "fields, TB": subjects * found["bytes of both fields"] / 1e12,
-        "velocities of two rounds, TB": 2 * subjects * found["bytes of a velocity"] / 1e12,
-        "cache, TB": subjects * found["bytes of a cached map"] / 1e12,
+        "emission with fields, h": hours * result["emission with fields"],
+        "emission without fields, h": hours * result["emission without fields"],
+        "fields, TB": subjects * result["bytes of both fields"] / 1e12,
+        "velocities of two rounds, TB": 2 * subjects * result["bytes of a velocity"] / 1e12,
+        "cache, TB": subjects * result["bytes of a cached map"] / 1e12,
     }
 
 

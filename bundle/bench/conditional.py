@@ -56,20 +56,20 @@ def score(truth: Truth, network: AtlasNetwork, plain: Volume, offset: float) -> 
         correlation with the true difference and the slope of its regression on that (1: correct
         size).
     """
-    found = {z: template_at(network, {"age": truth.age(z)}) for z in truth.aged}
+    estimate = {z: template_at(network, {"age": truth.age(z)}) for z in truth.aged}
     ages = [
         {
             "z": z,
             "age": round(truth.age(z), 1),
-            "conditional": log_density_correlation(found[z], central, offset),
+            "conditional": log_density_correlation(estimate[z], central, offset),
             "unconditional": log_density_correlation(plain, central, offset),
         }
         for z, central in truth.aged.items()
     ]
     low, high = min(truth.aged), max(truth.aged)
-    change = log_of(found[high], offset) - log_of(found[low], offset)
+    change = log_of(estimate[high], offset) - log_of(estimate[low], offset)
     true = log_of(truth.aged[high], offset) - log_of(truth.aged[low], offset)
-    anywhere = (truth.aged[high] + truth.aged[low] + found[high] + found[low]) > 0
+    anywhere = (truth.aged[high] + truth.aged[low] + estimate[high] + estimate[low]) > 0
     a, b = true[anywhere], change[anywhere]
     return {
         "ages": ages,
@@ -94,12 +94,12 @@ def draw(truth: Truth, network: AtlasNetwork, plain: Volume, folder: Path) -> No
 
     offset = network.log_offset
     low, high = min(truth.aged), max(truth.aged)
-    found = {z: template_at(network, {"age": truth.age(z)}) for z in (low, high)}
+    estimate = {z: template_at(network, {"age": truth.age(z)}) for z in (low, high)}
     rows = {}
     for z in (low, high):
         years = f"at {truth.age(z):.0f} years"
         rows[f"true anatomy {years}"] = truth.aged[z]
-        rows[f"conditional template {years}"] = found[z]
+        rows[f"conditional template {years}"] = estimate[z]
     rows["one template for all ages (the mean age's, or the unconditional)"] = plain
     top = float(log_of(truth.central[0], offset).max())
     figure = Figure(figsize=(8, 13.5), facecolor="black", layout="constrained")
@@ -113,7 +113,7 @@ def draw(truth: Truth, network: AtlasNetwork, plain: Volume, folder: Path) -> No
     figure.savefig(folder / "conditional_ages.png", dpi=55)
 
     figure = Figure(figsize=(8, 5.6), layout="constrained")
-    pairs = {"true change": truth.aged, "change of the conditional template": found}
+    pairs = {"true change": truth.aged, "change of the conditional template": estimate}
     for place, (title, at) in enumerate(pairs.items(), start=1):
         change = log_of(at[high], offset) - log_of(at[low], offset)
         axis = figure.add_subplot(len(pairs), 1, place)

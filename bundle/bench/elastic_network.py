@@ -48,8 +48,8 @@ def inverted(image: np.ndarray) -> np.ndarray:
 
 def by_network(network: ElasticNetwork, fixed: Volume, moving: Volume) -> torch.Tensor:
     """Displacement ``(1, 3, *shape)`` in voxels of the fixed grid."""
-    found, _ = register_images(network, fixed[0], fixed[1].affine, moving[0], moving[1].affine)
-    return on_image_grid(found[None], network.grid, fixed[1].affine, fixed[1].shape)
+    result, _ = register_images(network, fixed[0], fixed[1].affine, moving[0], moving[1].affine)
+    return on_image_grid(result[None], network.grid, fixed[1].affine, fixed[1].shape)
 
 
 def by_optimisation(fixed: Volume, moving: Volume) -> torch.Tensor:

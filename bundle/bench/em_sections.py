@@ -87,10 +87,10 @@ class EmSections:
     def _waves(self, number: int, points: NDArray[np.float64], length: float) -> NDArray:
         """Smooth random values of unit variance: a sum of plane waves about as long as given."""
         random = np.random.default_rng((self.seed, 4, number))
-        found = np.zeros(points.shape[:-1])
+        result = np.zeros(points.shape[:-1])
         waves = 16
         for _ in range(waves):
             way = random.normal(size=3)
             way *= 2 * np.pi / (length * random.uniform(0.7, 1.4) * np.linalg.norm(way))
-            found += np.cos(points @ way + random.uniform(0, 2 * np.pi))
-        return found * np.sqrt(2 / waves)
+            result += np.cos(points @ way + random.uniform(0, 2 * np.pi))
+        return result * np.sqrt(2 / waves)

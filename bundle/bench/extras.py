@@ -79,13 +79,13 @@ def check_mlflow(folder: Path) -> None:
     ]
     if len(runs) != 1:
         raise SystemExit(f"mlflow has {len(runs)} runs, not one")
-    found = {
+    values = {
         name: len(client.get_metric_history(runs[0].info.run_id, name))
         for name in runs[0].data.metrics
     }
-    print("mlflow: values by metric:", json.dumps(found))
+    print("mlflow: values by metric:", json.dumps(values))
     print("mlflow: status:", runs[0].info.status)
-    if not any("loss" in name.lower() and count >= 3 for name, count in found.items()):
+    if not any("loss" in name.lower() and count >= 3 for name, count in values.items()):
         raise SystemExit("mlflow has no losses of the training")
 
 

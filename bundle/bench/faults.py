@@ -84,7 +84,7 @@ def write_cohort(folder: Path, subjects: int = SUBJECTS, shape: Sequence[int] = 
 
 def content(folder: Path) -> dict[str, str]:
     """SHA-256 of the content of a published folder's files, without times and paths."""
-    found = {}
+    result = {}
     for path in sorted(folder.rglob("*")):
         if not path.is_file() or path.name == "quality.html":
             continue
@@ -92,16 +92,16 @@ def content(folder: Path) -> dict[str, str]:
         if path.suffix == ".gz":
             data = gzip.decompress(data)
         elif path.name == "atlas.json":
-            said = json.loads(data)
+            described = json.loads(data)
             for name in ("created", "files", "maps", "description_sha256"):
-                said.pop(name, None)
-            data = json.dumps(said, sort_keys=True).encode()
+                described.pop(name, None)
+            data = json.dumps(described, sort_keys=True).encode()
         elif path.name == "registration.json":
-            said = json.loads(data)
-            del said["seconds"]
-            data = json.dumps(said, sort_keys=True).encode()
-        found[path.relative_to(folder).as_posix()] = hashlib.sha256(data).hexdigest()
-    return found
+            described = json.loads(data)
+            del described["seconds"]
+            data = json.dumps(described, sort_keys=True).encode()
+        result[path.relative_to(folder).as_posix()] = hashlib.sha256(data).hexdigest()
+    return result
 
 
 def opens(folder: Path) -> int:
@@ -283,13 +283,13 @@ class Campaign:
         # Python itself reports, and drops, what is raised inside a finalizer: the work was done.
         if "Traceback" in killed.said.partition("Exception ignored in")[0]:
             raise BrokenPromise(f"{moment}: a traceback\n{killed.said}")
-        there = self._results()
-        for name, found in there.items():
-            if found not in (start[name], self.new[name]):
+        results = self._results()
+        for name, content in results.items():
+            if content not in (start[name], self.new[name]):
                 raise BrokenPromise(f"{moment}: {name} is neither the earlier nor the new one")
         self._check_opens(moment)
-        left = "whole new result" if there == self.new else "some new results"
-        if there == start:
+        left = "whole new result" if results == self.new else "some new results"
+        if results == start:
             left = "earlier result" if over_earlier else "no result"
         self._run()
         if self._results() != self.new:
@@ -310,9 +310,9 @@ class Campaign:
             raise BrokenPromise(f"{moment}: a damaged file: {error}") from error
 
     def _check_model(self, moment: Moment) -> None:
-        said = json.loads((self.base / self.work.results[0] / "atlas.json").read_text())
+        described = json.loads((self.base / self.work.results[0] / "atlas.json").read_text())
         network = published_network(self.base / "models" / "model.pt")
-        if said["weights"] != weights_identity(network):
+        if described["weights"] != weights_identity(network):
             raise BrokenPromise(f"{moment}: model.pt isn't the atlas's")
 
 

@@ -36,18 +36,18 @@ def peaks(
     """Peak memory in MB of each job by the number of subjects."""
     model = folder / "model"
     _sound(WORKS["train"].command(model, write_cohort(folder / "data", shape=shape)), model)
-    found: dict[str, dict[int, float]] = {name: {} for name in JOBS}
+    result: dict[str, dict[int, float]] = {name: {} for name in JOBS}
     for count in counts:
         data = write_cohort(folder / f"data-{count}", count, shape)
         for name in JOBS:
             base = folder / f"{name}-{count}"
             (base / "models").mkdir(parents=True)
             shutil.copy(model / "models" / "model.pt", base / "models")
-            found[name][count] = round(_sound(WORKS[name].command(base, data), base).peak_mb, 1)
-            print(f"{name}, {count} subjects: {found[name][count]} MB at most", flush=True)
+            result[name][count] = round(_sound(WORKS[name].command(base, data), base).peak_mb, 1)
+            print(f"{name}, {count} subjects: {result[name][count]} MB at most", flush=True)
             shutil.rmtree(base)
         shutil.rmtree(data)
-    return found
+    return result
 
 
 def _sound(words: list[str], folder: Path, **more: Any) -> Any:
@@ -99,13 +99,13 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     folder = Path(tempfile.mkdtemp(prefix="flat-memory-"))
-    found: dict[str, Any] = {}
+    report: dict[str, Any] = {}
     if options.steps:
-        found["long_run"] = long_run(folder, options.steps)
-        print(json.dumps(found["long_run"]), flush=True)
+        report["long_run"] = long_run(folder, options.steps)
+        print(json.dumps(report["long_run"]), flush=True)
     if options.subjects:
-        found["peak_mb"] = peaks(folder, options.subjects)
-    print(json.dumps(found))
+        report["peak_mb"] = peaks(folder, options.subjects)
+    print(json.dumps(report))
     shutil.rmtree(folder)
 
 

@@ -98,9 +98,9 @@ def in_process(
         timer.cancel()
         timer.join()
     operations = int(count.read_text()) if count.exists() else None
-    said = log.read_text(errors="replace")
+    described = log.read_text(errors="replace")
     return Ended(
-        os.waitstatus_to_exitcode(status), seconds, operations, said, usage.ru_maxrss / 1024
+        os.waitstatus_to_exitcode(status), seconds, operations, described, usage.ru_maxrss / 1024
     )
 
 

@@ -80,8 +80,8 @@ class Trial:
             wrong.append("traceback")
         whole = [content(self.good / name) for name in work.results]
         for name, expected in zip(work.results, whole, strict=True):
-            there = base / name
-            if there.exists() and content(there).keys() != expected.keys():
+            folder = base / name
+            if folder.exists() and content(folder).keys() != expected.keys():
                 wrong.append(f"{name} is half there")
         try:
             if base.exists():

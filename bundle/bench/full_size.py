@@ -91,7 +91,7 @@ def _run(words: Sequence[str]) -> dict[str, float]:
 
 def _wrong(folder: Path) -> list[str]:
     """Failed checks."""
-    found = []
+    result = []
     paths = [
         path
         for path in sorted((folder / "data").rglob("fdt_paths.nii.gz"))
@@ -106,27 +106,27 @@ def _wrong(folder: Path) -> list[str]:
         for path in sorted((folder / name).rglob("*.nii.gz")):
             values = _values(path)
             if not np.isfinite(values).all():
-                found.append(f"{path}: not finite")
+                result.append(f"{path}: not finite")
             if values.shape[:3] != maps[0].shape:
-                found.append(f"{path}: shape {values.shape}")
+                result.append(f"{path}: shape {values.shape}")
     (average,) = (folder / "averaged").rglob("atlas_mean.nii.gz")
     apart = float(np.abs(_values(average) - np.mean(densities, axis=0)).max())
     if apart > 1e-6 * float(np.max(densities)):
-        found.append(f"the average is {apart:g} away from the mean of the maps")
+        result.append(f"the average is {apart:g} away from the mean of the maps")
     central = _values(folder / "data" / TRUTH / "central_1.nii.gz")
     for name in ("output", "exported"):
         atlas = folder / name / "learned_atlas"
         learned = pearson(_values(atlas / "atlas_mean.nii.gz"), central) or 0.0
         people = float(np.mean([pearson(one, central) or 0.0 for one in densities]))
         if learned <= people:
-            found.append(f"{atlas}: correlates {learned:.3f} with the truth, people {people:.3f}")
+            result.append(f"{atlas}: correlates {learned:.3f} with the truth, people {people:.3f}")
         verified = subprocess.run(
             [sys.executable, "-m", "bundle", "verify", str(atlas)],
             cwd=ROOT, capture_output=True, text=True,
         )  # fmt: skip
         if verified.returncode != 0:
-            found.append(f"{atlas}: {verified.stdout[-500:]}{verified.stderr[-500:]}")
-    return found
+            result.append(f"{atlas}: {verified.stdout[-500:]}{verified.stderr[-500:]}")
+    return result
 
 
 def _values(path: Path) -> np.ndarray:

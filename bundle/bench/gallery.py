@@ -183,10 +183,10 @@ def carry(made: Outputs) -> Any:
     for axis, name in zip(axes, made.names[:3], strict=True):
         fa = _values(made.people / name / "fa.nii.gz")
         carried = _values(made.output / name / "atlas_in_patient_space/atlas_mean.nii.gz")
-        there = carried[..., tract]
-        cut = int(there.sum(axis=(0, 2)).argmax())
+        density = carried[..., tract]
+        cut = int(density.sum(axis=(0, 2)).argmax())
         axis.imshow(fa[:, cut].T, origin="lower", cmap="gray", vmin=0, vmax=0.6)
-        axis.contour(there[:, cut].T, [0.1 * there.max()], colors="#4fc3ff", linewidths=1.5)
+        axis.contour(density[:, cut].T, [0.1 * density.max()], colors="#4fc3ff", linewidths=1.5)
         axis.set_title(name, fontsize=11)
         axis.axis("off")
     return figure
@@ -253,8 +253,8 @@ def similarity(made: Outputs) -> Any:
     with (made.output / "tract_similarity/cohort.csv").open() as file:
         rows = list(csv.DictReader(file))
     column = next(name for name in rows[0] if name.split(".")[-1] == "dice")
-    found = {(row["tract"], row["subject"]): float(row[column]) for row in rows}
-    table = np.array([[found[tract, name] for name in made.names] for tract in TRACTS])
+    result = {(row["tract"], row["subject"]): float(row[column]) for row in rows}
+    table = np.array([[result[tract, name] for name in made.names] for tract in TRACTS])
     figure, (axis,) = _figure(2.4)
     shown = axis.imshow(table, cmap="viridis", vmin=0, vmax=1, aspect="auto")
     axis.set_yticks(range(len(TRACTS)), TRACTS, fontsize=10)
@@ -268,12 +268,12 @@ def pairs(made: Outputs) -> Any:
     """Two people's FA registered: affine, then deformable."""
     fixed, moving = (made.people / name / "fa.nii.gz" for name in ("sub-01", "sub-05"))
     start = api.affine_registration(fixed, moving)
-    found = api.deformable_registration(fixed, moving, start=start)
+    result = api.deformable_registration(fixed, moving, start=start)
     panels = {
         "fixed": _values(fixed),
         "moving": _values(moving),
         "affine": api.warp(moving, fixed, [start]),
-        "deformable": api.warp(moving, fixed, [found]),
+        "deformable": api.warp(moving, fixed, [result]),
     }
     figure, axes = _figure(2.2, 4)
     outline = _values(fixed)

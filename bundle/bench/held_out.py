@@ -72,22 +72,22 @@ def register(
 
 def label_dice(maps: Sequence[np.ndarray]) -> float:
     """Mean Dice over the labels that both contain, and over all pairs."""
-    found = []
+    result = []
     for one, other in itertools.combinations(maps, 2):
         size = 1 + int(max(one.max(), other.max()))
         ours, theirs = (np.bincount(m.ravel(), minlength=size) for m in (one, other))
         shared = np.bincount(one[one == other].ravel(), minlength=size)
         both = (ours > 0) & (theirs > 0)
         both[0] = False
-        found.append(float((2 * shared[both] / (ours + theirs)[both]).mean()))
-    return float(np.mean(found))
+        result.append(float((2 * shared[both] / (ours + theirs)[both]).mean()))
+    return float(np.mean(result))
 
 
 def in_template(labels: np.ndarray, displacement: np.ndarray) -> np.ndarray:
     """A label map (X, Y, Z) at ``x + u(x)``, nearest voxel; 0 outside."""
     points = np.indices(labels.shape) + displacement
-    found: np.ndarray = map_coordinates(labels, points, order=0, mode="constant", cval=0)
-    return found
+    result: np.ndarray = map_coordinates(labels, points, order=0, mode="constant", cval=0)
+    return result
 
 
 def read_labels(dataset: Path, pattern: str, name: str) -> np.ndarray:
@@ -155,8 +155,8 @@ class Bench:
             there.append(fields[0])
             back.append(fields[1])
         offset, presence = self.about["log_offset"], self.about["presence_value"]
-        found = score(Build(self.template, native, there, back, offset, presence))
-        result: dict[str, Any] = {"subjects": len(names), **{key: found[key] for key in SHOWN}}
+        estimate = score(Build(self.template, native, there, back, offset, presence))
+        result: dict[str, Any] = {"subjects": len(names), **{key: estimate[key] for key in SHOWN}}
         if self.truth is not None:
             people = [p for p in (*self.truth.training, *self.truth.held_out) if p.name in names]
             result |= score_atlas(self.truth, there, back, subjects=people)

@@ -92,7 +92,7 @@ def pairs_trials(folder: Path, output: Path, dtype: str) -> list[Trial]:
     images = [f"--{kind}={folder / 'cohort' / f'sub-{n}.nii.gz'}"
               for kind, n in (("fixed", 1), ("moving", 2))]  # fmt: skip
     pairs = output / "pairs.h5"
-    found: list[Trial] = []
+    result: list[Trial] = []
     for kind, job in (("affine", "estimate-affine"), ("elastic", "register-elastic")):
         block = f"learned_{kind}"
         settings = [
@@ -102,7 +102,7 @@ def pairs_trials(folder: Path, output: Path, dtype: str) -> list[Trial]:
         ]  # fmt: skip
         if kind == "elastic":
             settings.append(f"{block}#images#kind=presence")
-        found += [
+        result += [
             (f"train-{kind}", [f"train-{kind}", cohort, *places, *(f"--{s}" for s in settings)]),
             (job, [job, *images, *places]),
         ]
@@ -112,7 +112,7 @@ def pairs_trials(folder: Path, output: Path, dtype: str) -> list[Trial]:
         "--train_fields#device=cpu",
     ]  # fmt: skip
     return [
-        *found,
+        *result,
         (
             "make-pairs",
             ["make-pairs", f"--reference={folder / 'cohort' / 'sub-1.nii.gz'}", f"--output={pairs}",

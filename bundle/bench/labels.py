@@ -96,25 +96,27 @@ def score(options: argparse.Namespace) -> dict[str, float]:
     for name in names:
         sums.add(label_shares(labels[name], inward[name]))
         still.add(label_shares(labels[name], zero))
-    found: dict[str, list[float]] = {"fused": [], "pairwise": [], "unregistered, fused": []}
+    result: dict[str, list[float]] = {"fused": [], "pairwise": [], "unregistered, fused": []}
     for name in names:
-        own = labels[name]
+        subject_labels = labels[name]
         places = index + outward[name]
         for key, total, field, at in (
             ("fused", sums, inward[name], places), ("unregistered, fused", still, zero, index),
         ):  # fmt: skip
-            shares = label_shares(own, field)
+            shares = label_shares(subject_labels, field)
             total.add(shares, sign=-1)
-            found[key] += [float(np.mean(list(label_dice(total.majority_at(at), own).values())))]
+            result[key] += [
+                float(np.mean(list(label_dice(total.majority_at(at), subject_labels).values())))
+            ]
             total.add(shares)
         for other in names:
             if other == name:
                 continue
             way = [map_coordinates(u, places, order=1, mode="nearest") for u in inward[other]]
-            there = (places + np.stack(way)).reshape(3, -1)
-            seen = take_nearest(labels[other][None], there)[0].reshape(shape)
-            found["pairwise"] += [float(np.mean(list(label_dice(seen, own).values())))]
-    return {"subjects": float(len(names)), **{k: float(np.mean(v)) for k, v in found.items()}}
+            moved = (places + np.stack(way)).reshape(3, -1)
+            seen = take_nearest(labels[other][None], moved)[0].reshape(shape)
+            result["pairwise"] += [float(np.mean(list(label_dice(seen, subject_labels).values())))]
+    return {"subjects": float(len(names)), **{k: float(np.mean(v)) for k, v in result.items()}}
 
 
 class Cost:

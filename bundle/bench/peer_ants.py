@@ -33,15 +33,15 @@ def main() -> None:
     np.save(folder / "template_log.npy", template.numpy())
     for name, image in zip(names, images, strict=True):
         with tempfile.TemporaryDirectory() as scratch:
-            found = ants.registration(
+            result = ants.registration(
                 template, image, type_of_transform="SyN", outprefix=f"{scratch}/out"
             )
             # The field that resamples the subject to the template's grid, and the inverse.
             there = ants.apply_transforms(
-                template, image, found["fwdtransforms"], compose=f"{scratch}/there"
+                template, image, result["fwdtransforms"], compose=f"{scratch}/there"
             )
             back = ants.apply_transforms(
-                image, template, found["invtransforms"], whichtoinvert=[True, False],
+                image, template, result["invtransforms"], whichtoinvert=[True, False],
                 compose=f"{scratch}/back",
             )  # fmt: skip
             np.save(folder / "to_template" / f"{name}.npy", voxel_displacement(there, affine))

@@ -125,16 +125,16 @@ def run_measured(command: Sequence[str], log: Path, threads: int) -> dict[str, f
         "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS": str(threads),
     }  # fmt: skip
     log.parent.mkdir(parents=True, exist_ok=True)
-    told = log.with_suffix(".usage")
+    usage = log.with_suffix(".usage")
     start = time.perf_counter()
     with log.open("wb") as output:
         ended = subprocess.run(
-            [sys.executable, "-c", _LAUNCHER, str(told), *command],
+            [sys.executable, "-c", _LAUNCHER, str(usage), *command],
             cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT,
         )  # fmt: skip
     if ended.returncode != 0:
         raise RuntimeError(f"{' '.join(command)} failed ({ended.returncode}), see {log}")
-    cpu_seconds, peak = json.loads(told.read_text())
+    cpu_seconds, peak = json.loads(usage.read_text())
     return {
         "cpu_seconds": cpu_seconds,
         "wall_seconds": time.perf_counter() - start,

@@ -38,11 +38,11 @@ def trained(folder: Path, rounds: int, epochs: int, options: Sequence[str]) -> d
     ]  # fmt: skip
     subprocess.run(command, cwd=ROOT, check=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    found = measure(folder / "learned_atlas")
-    told = {name: found[name] for name in TOLD}
-    told |= {name: found["truth"][name] for name in TOLD_OF_TRUTH if "truth" in found}
+    result = measure(folder / "learned_atlas")
+    row = {name: result[name] for name in TOLD}
+    row |= {name: result["truth"][name] for name in TOLD_OF_TRUTH if "truth" in result}
     spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return {"rounds": rounds, "cpu_seconds": round(spent, 1), **told}
+    return {"rounds": rounds, "cpu_seconds": round(spent, 1), **row}
 
 
 def main() -> None:

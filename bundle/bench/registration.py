@@ -46,29 +46,29 @@ def measure(
     image = sparse_volume(shape).roll(3, dims=2).to(device)
     network = AtlasNetwork(sparse_volume(shape).numpy(), passes=passes).to(device).eval()
     crop = CropBox((0,) * len(shape), shape)
-    found: dict[str, Any] = {}
+    measured: dict[str, Any] = {}
 
     def estimate() -> None:
         with autocast(device, dtype):
-            found["velocity"] = network.velocity(image)
+            measured["velocity"] = network.velocity(image)
 
     def flow() -> None:
-        forward, inverse = network.displacements(found["velocity"])
-        found["fields"] = [on_full_grid(u, crop, shape) for u in (forward, inverse)]
+        forward, inverse = network.displacements(measured["velocity"])
+        measured["fields"] = [on_full_grid(u, crop, shape) for u in (forward, inverse)]
 
     def check() -> None:
-        found["jacobian"] = [jacobian_summary(u[0]) for u in found["fields"]]
+        measured["jacobian"] = [jacobian_summary(u[0]) for u in measured["fields"]]
 
     def resample() -> None:
-        found["maps"] = [
-            warp(network.template_density(), found["fields"][0]),
-            warp(image, found["fields"][1]),
+        measured["maps"] = [
+            warp(network.template_density(), measured["fields"][0]),
+            warp(image, measured["fields"][1]),
         ]
 
     def write() -> None:
         grid = Grid(shape, np.eye(4), nib.Nifti1Header())
         with tempfile.TemporaryDirectory() as folder:
-            for index, field in enumerate(found["fields"]):
+            for index, field in enumerate(measured["fields"]):
                 write_field(Path(folder) / f"{index}.nii.gz", field[0].cpu().numpy(), grid)
 
     parts: dict[str, Callable[[], None]] = {

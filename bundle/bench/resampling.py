@@ -46,9 +46,9 @@ def timed(work: Callable[[], np.ndarray]) -> tuple[np.ndarray, float]:
     seconds = []
     for _ in range(3):
         started = time.perf_counter()
-        found = work()
+        result = work()
         seconds.append(time.perf_counter() - started)
-    return found, min(seconds)
+    return result, min(seconds)
 
 
 def main() -> None:

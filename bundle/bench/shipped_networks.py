@@ -84,7 +84,7 @@ def capture(images: Sequence[ReadImage], repeats: int) -> list[dict[str, Any]]:
     rng = np.random.default_rng(0)
     rows = []
     for degrees in ANGLES:
-        found: dict[str, list[list[float]]] = {}
+        estimate: dict[str, list[list[float]]] = {}
         for image, _ in itertools.product(images, range(repeats)):
             fixed = image.image
             frame = Frame.of_grid(fixed.affine, fixed.shape)
@@ -97,8 +97,8 @@ def capture(images: Sequence[ReadImage], repeats: int) -> list[dict[str, Any]]:
                 begun = time.process_time()
                 matrix = way(fixed, moving)
                 spent = time.process_time() - begun
-                found.setdefault(name, []).append([*errors(matrix, truth, frame), spent])
-        for name, values_of in found.items():
+                estimate.setdefault(name, []).append([*errors(matrix, truth, frame), spent])
+        for name, values_of in estimate.items():
             mean = np.mean(values_of, axis=0)
             labels = ("degrees", "mm", "scale", "shear", "CPU-s")
             rows.append(
@@ -127,15 +127,15 @@ def known_matrix(rng: np.random.Generator, degrees: float, frame: Frame) -> torc
     return matrix_of(moves, "rigid", frame)[0] @ about @ matrix_of(rest, "affine", frame)[0]
 
 
-def errors(found: torch.Tensor, truth: torch.Tensor, frame: Frame) -> list[float]:
+def errors(estimate: torch.Tensor, truth: torch.Tensor, frame: Frame) -> list[float]:
     """Degrees, mm at the centre, mean error of the scales and of the shears."""
     turns, rests = [], []
-    for matrix in (found, truth):
+    for matrix in (estimate, truth):
         left, _, right = torch.linalg.svd(matrix[:3, :3])
         turns.append(left @ right)
         rests.append(parameters_of(matrix[None], "affine", frame)[0, 6:])
     cosine = float(((turns[0].T @ turns[1]).trace() - 1) / 2)
-    moved = (found - truth)[:3, :3] @ frame.centre + (found - truth)[:3, 3]
+    moved = (estimate - truth)[:3, :3] @ frame.centre + (estimate - truth)[:3, 3]
     apart = (rests[0] - rests[1]).abs()
     return [
         math.degrees(math.acos(min(1.0, max(-1.0, cosine)))),
@@ -214,9 +214,9 @@ def elastic_ways(levels: Sequence[int]) -> dict[str, Elastic]:
         return StartField(result.displacement, result.inverse)
 
     def by_both(fixed: WorldImage, moving: WorldImage) -> StartField:
-        start, found = network(fixed, moving)
+        start, estimate = network(fixed, moving)
         shown = moving
-        if found.matched:
+        if estimate.matched:
             still = torch.eye(4, dtype=torch.float64)[None]
             moved, seen = moved_by(still, fixed, moving, start.forward)
             match = ContrastMatch.between(moved, fixed.values, seen)

@@ -69,12 +69,12 @@ class Chain:
         for fixed, moving in itertools.pairwise(self.images):
             start = time.process_time()
             try:
-                found = register(fixed, moving)
+                result = register(fixed, moving)
             except Exception as error:  # a peer that gives up on a pair leaves it unregistered
                 print(f"  a pair fails: {type(error).__name__}: {str(error)[:80]}")
-                found, self.failures = np.eye(3), self.failures + 1
+                result, self.failures = np.eye(3), self.failures + 1
             self.seconds += time.process_time() - start
-            composed.append(found @ composed[-1])
+            composed.append(result @ composed[-1])
         self.seconds /= len(self.images) - 1
         return np.stack(composed)
 
@@ -91,10 +91,10 @@ class Chain:
                 for z in (first, second):
                     if z not in pyramids:
                         pyramids[z] = Pyramid(self.images[z], self.plane, (8, 4, 2, 1))
-                found = registration(pyramids[first], pyramids[second])
+                result = registration(pyramids[first], pyramids[second])
                 pairs.append(
                     MeasuredPair(
-                        first, second, found.matrix, found.mirrored, found.correlation,
+                        first, second, result.matrix, result.mirrored, result.correlation,
                         second - first,
                     )
                 )  # fmt: skip
@@ -104,7 +104,7 @@ class Chain:
         return np.stack([self.plane.pixel_matrix(one) for one in matrices])
 
 
-def pair_errors(found: Matrices, truth: Matrices, step: int, plane: Plane) -> np.ndarray:
+def pair_errors(estimate: Matrices, truth: Matrices, step: int, plane: Plane) -> np.ndarray:
     """Largest error over the five points of the map from each section to the ``step``-th next."""
 
     def between(matrices: Matrices, z: int) -> np.ndarray:
@@ -112,13 +112,15 @@ def pair_errors(found: Matrices, truth: Matrices, step: int, plane: Plane) -> np
 
     return np.array(
         [
-            corner_distance(between(found, z), between(truth, z), plane)
+            corner_distance(between(estimate, z), between(truth, z), plane)
             for z in range(len(truth) - step)
         ]
     )
 
 
-def deviations(found: Matrices, truth: Matrices, plane: Plane, centred: bool = True) -> np.ndarray:
+def deviations(
+    estimate: Matrices, truth: Matrices, plane: Plane, centred: bool = True
+) -> np.ndarray:
     """R.m.s. over the five points of the position of each section against the truth, pixels.
 
     Args:
@@ -129,18 +131,20 @@ def deviations(found: Matrices, truth: Matrices, plane: Plane, centred: bool = T
     """
     points = plane.to_pixels @ plane.five_points
     apart = np.stack(
-        [(np.linalg.inv(a) @ b @ points - points)[:2] for a, b in zip(found, truth, strict=True)]
+        [(np.linalg.inv(a) @ b @ points - points)[:2] for a, b in zip(estimate, truth, strict=True)]
     )
     if centred:
         apart = apart - apart.mean(0)
     return np.sqrt((apart**2).sum(1).mean(1))
 
 
-def second_difference(found: Matrices, truth: Matrices, plane: Plane, skip: Sequence[int]) -> float:
+def second_difference(
+    estimate: Matrices, truth: Matrices, plane: Plane, skip: Sequence[int]
+) -> float:
     """R.m.s. of the second difference of the error, pixels, away from damaged sections."""
     points = plane.to_pixels @ plane.five_points
     kept = [z for z in range(len(truth)) if z not in skip]
-    apart = np.stack([(np.linalg.inv(found[z]) @ truth[z] @ points - points)[:2] for z in kept])
+    apart = np.stack([(np.linalg.inv(estimate[z]) @ truth[z] @ points - points)[:2] for z in kept])
     second = apart[2:] - 2 * apart[1:-1] + apart[:-2]
     return float(np.sqrt((second**2).sum(1).mean()))
 
@@ -182,9 +186,9 @@ def straight(options: argparse.Namespace) -> list[dict[str, Any]]:
     )  # fmt: skip
     chain, damaged = Chain(images_of(sections)), {*torn, *ruined}
     truth, rows = sections.composed, []
-    for name, found, seconds, failures in rows_of(chain, methods(chain, "rigid")):
-        near = pair_errors(found, truth, 1, chain.plane)
-        over = pair_errors(found, truth, 2, chain.plane)
+    for name, estimate, seconds, failures in rows_of(chain, methods(chain, "rigid")):
+        near = pair_errors(estimate, truth, 1, chain.plane)
+        over = pair_errors(estimate, truth, 2, chain.plane)
         sound = [z for z in range(len(near)) if not damaged & {z, z + 1}]
         kept = [z for z in range(len(truth)) if z not in damaged]
         rows.append(
@@ -194,9 +198,9 @@ def straight(options: argparse.Namespace) -> list[dict[str, Any]]:
                 "worst": float(near[sound].max()),
                 "over damage, worst": float(max(over[z - 1] for z in damaged)),
                 "deviation, r.m.s.": float(
-                    np.sqrt((deviations(found[kept], truth[kept], chain.plane) ** 2).mean())
+                    np.sqrt((deviations(estimate[kept], truth[kept], chain.plane) ** 2).mean())
                 ),
-                "second difference": second_difference(found, truth, chain.plane, [*damaged]),
+                "second difference": second_difference(estimate, truth, chain.plane, [*damaged]),
                 "CPU-s a pair": seconds,
                 "failures": failures,
             }
@@ -212,14 +216,14 @@ def long(options: argparse.Namespace) -> list[dict[str, Any]]:
     wanted = methods(chain, "rigid")
     for name in ("SimpleITK Mattes", "Adam loop", "OpenCV ECC"):  # minutes, and known by `straight`
         wanted.pop(name)
-    for name, found, seconds, failures in rows_of(chain, wanted):
-        near = pair_errors(found, truth, 1, chain.plane)
+    for name, estimate, seconds, failures in rows_of(chain, wanted):
+        near = pair_errors(estimate, truth, 1, chain.plane)
         rows.append(
             {
                 "method": name,
                 "step, median": float(np.median(near)),
                 "worst": float(near.max()),
-                "end": float(deviations(found, truth, chain.plane, centred=False)[-1]),
+                "end": float(deviations(estimate, truth, chain.plane, centred=False)[-1]),
                 "CPU-s a pair": seconds,
                 "failures": failures,
             }
@@ -233,8 +237,8 @@ def em(options: argparse.Namespace) -> list[dict[str, Any]]:
     sections = EmSections(options.count or 20, (size, size), seed=2)
     chain = Chain(images_of(sections))
     rows = []
-    for name, found, seconds, failures in rows_of(chain, methods(chain, "rigid")):
-        near = pair_errors(found, sections.composed, 1, chain.plane)
+    for name, result, seconds, failures in rows_of(chain, methods(chain, "rigid")):
+        near = pair_errors(result, sections.composed, 1, chain.plane)
         rows.append(
             {
                 "method": name,
@@ -278,15 +282,15 @@ def banana(options: argparse.Namespace) -> list[dict[str, Any]]:
             },
         }  # fmt: skip
         for name, matrices in placed.items():
-            found = np.stack([chain.plane.pixel_matrix(one) for one in matrices])
-            off = deviations(found, truth, chain.plane)
+            estimate = np.stack([chain.plane.pixel_matrix(one) for one in matrices])
+            off = deviations(estimate, truth, chain.plane)
             rows.append(
                 {
                     "anatomy": anatomy,
                     "placement": name,
                     "off, r.m.s.": float(np.sqrt((off**2).mean())),
                     "worst": float(off.max()),
-                    "second difference": second_difference(found, truth, chain.plane, []),
+                    "second difference": second_difference(estimate, truth, chain.plane, []),
                 }
             )
     return rows
@@ -366,9 +370,9 @@ def lung(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def _fitted(source: np.ndarray, target: np.ndarray) -> np.ndarray:
-    found = np.eye(3)
-    found[:2] = np.linalg.lstsq(source.T, target[:2].T, rcond=None)[0].T
-    return found
+    result = np.eye(3)
+    result[:2] = np.linalg.lstsq(source.T, target[:2].T, rcond=None)[0].T
+    return result
 
 
 def mouse(options: argparse.Namespace) -> list[dict[str, Any]]:
@@ -399,8 +403,8 @@ def mouse(options: argparse.Namespace) -> list[dict[str, Any]]:
         names = [section.name for section in known.sections]
         anchored = read_placement(anchors, names, plane, "millimeter", model)
         truth = np.stack([plane.pixel_matrix(anchored[z]) for z in sorted(anchored)])
-        found = known.matrices[sorted(anchored)]
-        off = deviations(found, truth, plane)
+        estimate = known.matrices[sorted(anchored)]
+        off = deviations(estimate, truth, plane)
         correlations = [s.correlation for s in _records(output) if s.correlation is not None]
         rows.append(
             {

@@ -57,9 +57,9 @@ def _simpleitk(affine: bool) -> Register:
         method.SetShrinkFactorsPerLevel([8, 4, 2, 1])
         method.SetSmoothingSigmasPerLevel([4, 2, 1, 0])
         method.SetInitialTransform(start, inPlace=False)
-        found = method.Execute(*images)
-        origin = np.array(found.TransformPoint((0.0, 0.0)))
-        columns = [np.array(found.TransformPoint(p)) - origin for p in ((1.0, 0.0), (0.0, 1.0))]
+        result = method.Execute(*images)
+        origin = np.array(result.TransformPoint((0.0, 0.0)))
+        columns = [np.array(result.TransformPoint(p)) - origin for p in ((1.0, 0.0), (0.0, 1.0))]
         return _of_xy(np.column_stack([*columns, origin]))
 
     return register
@@ -83,8 +83,8 @@ def _ecc(affine: bool, from_phase: bool = False) -> Register:
             start[:, 2] = np.array(shift) * 8
         motion = cv2.MOTION_AFFINE if affine else cv2.MOTION_EUCLIDEAN
         criteria = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 200, 1e-6)
-        _, found = cv2.findTransformECC(fixed, moving, start, motion, criteria, None, 5)
-        return _of_xy(found.astype(np.float64))
+        _, result = cv2.findTransformECC(fixed, moving, start, motion, criteria, None, 5)
+        return _of_xy(result.astype(np.float64))
 
     return register
 
@@ -102,8 +102,8 @@ def _orb(affine: bool) -> Register:
         a = np.array([keys[m.queryIdx].pt for m in matches], dtype=np.float32)
         b = np.array([others[m.trainIdx].pt for m in matches], dtype=np.float32)
         estimate = cv2.estimateAffine2D if affine else cv2.estimateAffinePartial2D
-        found, _ = estimate(a, b, method=cv2.RANSAC, ransacReprojThreshold=3.0)
-        return _of_xy(found)
+        result, _ = estimate(a, b, method=cv2.RANSAC, ransacReprojThreshold=3.0)
+        return _of_xy(result)
 
     return register
 

@@ -137,9 +137,9 @@ def step_of(network: str, variant: str, shape: tuple[int, ...], batch: int) -> S
         wanted = made(pair[:1]).detach()
         kind = PlainGlobal if network == "global" else PlainLocal
         plain = kind(made)  # type: ignore[arg-type]
-        found = plain(pair[:1]).detach()
-        if not torch.allclose(found, wanted, atol=1e-3, rtol=1e-3):
-            raise SystemExit(f"plain and ours differ by {float((found - wanted).abs().max())}")
+        result = plain(pair[:1]).detach()
+        if not torch.allclose(result, wanted, atol=1e-3, rtol=1e-3):
+            raise SystemExit(f"plain and ours differ by {float((result - wanted).abs().max())}")
     dtype = "bfloat16" if variant.startswith("bfloat16") else "float32"
     inverse = variant.endswith("inverse")
     optimizer = torch.optim.Adam(made.parameters(), lr=1e-4)
@@ -150,8 +150,8 @@ def step_of(network: str, variant: str, shape: tuple[int, ...], batch: int) -> S
             outputs = [plain(pair)]
         else:
             with autocast("cpu", dtype):
-                found = made.find(pair, inverse=inverse)
-            outputs = [one for one in (found.field, found.inverse) if one is not None]
+                estimate = made.find(pair, inverse=inverse)
+            outputs = [one for one in (estimate.field, estimate.inverse) if one is not None]
         total = losses[0](warp_image(pair[:, 1:], outputs[0]), pair[:, :1])
         for one in outputs:
             total = total + losses[1](one, field)
@@ -199,7 +199,7 @@ def speed(shape: tuple[int, ...], batch: int, steps: int, folder: Path) -> list[
     reading = loader_seconds(shape, batch, folder)
     rows = []
     for network in ("local", "global"):
-        found: dict[str, dict[str, float]] = {}
+        result: dict[str, dict[str, float]] = {}
         for variant in VARIANTS:
             if network == "global" and variant.endswith("inverse"):
                 continue
@@ -209,16 +209,16 @@ def speed(shape: tuple[int, ...], batch: int, steps: int, folder: Path) -> list[
                 [sys.executable, "-m", "bundle.bench.supervised", "one", *words],
                 check=True, capture_output=True, text=True,
             ).stdout  # fmt: skip
-            found[variant] = json.loads(printed.splitlines()[-1])
+            result[variant] = json.loads(printed.splitlines()[-1])
             rows.append(
                 {
                     "network": network,
                     "variant": variant,
-                    "CPU-s a step": found[variant]["seconds"],
-                    "of plain": found[variant]["seconds"] / found["plain"]["seconds"],
-                    "peak GiB": found[variant]["gib"],
+                    "CPU-s a step": result[variant]["seconds"],
+                    "of plain": result[variant]["seconds"] / result["plain"]["seconds"],
+                    "peak GiB": result[variant]["gib"],
                     "reading CPU-s": reading,
-                    "reading, share of the step": reading / found[variant]["seconds"],
+                    "reading, share of the step": reading / result[variant]["seconds"],
                 }
             )
     return rows
@@ -258,9 +258,9 @@ def reading(stores: list[Path]) -> list[dict[str, Any]]:
 def by_network(network: FieldNetwork, item: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
     """The field and its inverse."""
     with torch.no_grad():
-        found = network.find(item["pair"][None], inverse=True)
-    assert found.inverse is not None
-    return found.field[0].numpy(), found.inverse[0].numpy()
+        estimate = network.find(item["pair"][None], inverse=True)
+    assert estimate.inverse is not None
+    return estimate.field[0].numpy(), estimate.inverse[0].numpy()
 
 
 def by_optimisation(item: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
@@ -268,8 +268,8 @@ def by_optimisation(item: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
     images = [WorldImage(one[None], np.eye(4)) for one in item["pair"].split(1)]
     fixed, moving = images
     affine = AffineRefinement()(fixed, moving)
-    found = ElasticRefinement(family="affine")(fixed, moving, affine.matrix)
-    matrix = found.matrix.double()
+    result = ElasticRefinement(family="affine")(fixed, moving, affine.matrix)
+    matrix = result.matrix.double()
     d = len(fixed.shape)
     grid = torch.stack(
         torch.meshgrid(*[torch.arange(float(n)) for n in fixed.shape], indexing="ij")
@@ -279,9 +279,9 @@ def by_optimisation(item: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
         shift = m[:d, 3].view(d, *[1] * d)
         return torch.einsum("ij,j...->i...", m[:d, :d], points) + shift
 
-    forward = mapped(matrix, grid + found.displacement[0].double()) - grid
+    forward = mapped(matrix, grid + result.displacement[0].double()) - grid
     back = mapped(torch.linalg.inv(matrix), grid)
-    inverse = warp_image(found.inverse.float(), (back - grid)[None].float())[0].double()
+    inverse = warp_image(result.inverse.float(), (back - grid)[None].float())[0].double()
     return forward.float().numpy(), (back + inverse - grid).float().numpy()
 
 
@@ -316,11 +316,11 @@ def errors(store: Path, networks: list[Path], optimise: int) -> list[dict[str, A
         for index in range(min(len(data), optimise) if name == "optimisation" else len(data)):
             item = data[index]
             used = time.process_time()
-            found, back = method(item)
+            result, back = method(item)
             seconds.append(time.process_time() - used)
             numbers.append(
                 pair_metrics(
-                    found, back, item["reference"].numpy(), item["moving"].numpy(),
+                    result, back, item["reference"].numpy(), item["moving"].numpy(),
                     item["field"].numpy(),
                 )
             )  # fmt: skip

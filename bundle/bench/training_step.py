@@ -61,9 +61,9 @@ def our_step(layout: str, shape: tuple[int, ...], device: str) -> Callable[[], N
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
         with autocast(device, layout.split("-")[0]):
-            found = network(image)
+            result = network(image)
         terms = loss(
-            found["warped"][:, 0], image, found["velocity"][:, 0], network.mean_velocity[0]
+            result["warped"][:, 0], image, result["velocity"][:, 0], network.mean_velocity[0]
         )
         terms["loss"].backward()
         optimizer.step()

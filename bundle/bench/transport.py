@@ -52,8 +52,8 @@ def nearest(x: np.ndarray, y: np.ndarray, classes: np.ndarray) -> Labels:
     atlas = torch.as_tensor(y)
     both = torch.cat([atlas, flipped(atlas)])
     half = both.square().sum(1) / 2
-    found = [torch.addmm(-half, part, both.T).argmax(1) for part in torch.as_tensor(x).split(256)]
-    return classes[(torch.cat(found) % len(y)).numpy()], np.ones(len(x), np.float32)
+    result = [torch.addmm(-half, part, both.T).argmax(1) for part in torch.as_tensor(x).split(256)]
+    return classes[(torch.cat(result) % len(y)).numpy()], np.ones(len(x), np.float32)
 
 
 def example(x: np.ndarray, y: np.ndarray, classes: np.ndarray, threads: int) -> Labels:
@@ -90,8 +90,8 @@ def example(x: np.ndarray, y: np.ndarray, classes: np.ndarray, threads: int) -> 
         fi, gj = LazyTensor(f[:, None, None].contiguous()), LazyTensor(g[members][None, :, None])
         plan = ((fi + gj - ((xi - yj) ** 2).sum(-1) / 2) / blur**2).exp()
         masses[:, kind] = plan.sum(1)[:, 0] / len(atlas)
-    largest, found = masses.max(1)
-    return torch.where(largest >= 0.2, found, OUTLIER).numpy(), largest.numpy()
+    largest, result = masses.max(1)
+    return torch.where(largest >= 0.2, result, OUTLIER).numpy(), largest.numpy()
 
 
 def labels_by(
@@ -103,26 +103,26 @@ def labels_by(
     if solver == "example":
         return example(x, y, classes, threads)
     asked = {"own": "auto"}.get(solver, solver)
-    found = label_fibres(
+    labelling = label_fibres(
         x, y, classes, LabelTransferConfig.load({"solver": asked, "threads": threads})
     )
-    if solver == "geomloss" and found.solver["name"] != "geomloss":
+    if solver == "geomloss" and labelling.solver["name"] != "geomloss":
         raise SystemExit("geomloss doesn't work here")
-    return found.classes, found.largest
+    return labelling.classes, labelling.largest
 
 
-def score(truth: np.ndarray, found: np.ndarray, mass: np.ndarray) -> dict[str, float]:
+def score(truth: np.ndarray, estimate: np.ndarray, mass: np.ndarray) -> dict[str, float]:
     """Accuracy of inliers (outlier labels count as wrong), detected outliers, non-finite masses."""
     inlier = truth >= 0
     result = {
-        "accuracy": float((found == truth)[inlier].mean()),
-        "inliers_lost": float((found == OUTLIER)[inlier].mean()),
+        "accuracy": float((estimate == truth)[inlier].mean()),
+        "inliers_lost": float((estimate == OUTLIER)[inlier].mean()),
         "not_finite": int((~np.isfinite(mass)).sum()),
     }
     if not inlier.all():
-        result["outlier_recall"] = float((found == OUTLIER)[~inlier].mean())
+        result["outlier_recall"] = float((estimate == OUTLIER)[~inlier].mean())
         for name, kind in (("courses", COURSE), ("walks", WALK)):
-            result[f"recall_of_{name}"] = float((found == OUTLIER)[truth == kind].mean())
+            result[f"recall_of_{name}"] = float((estimate == OUTLIER)[truth == kind].mean())
         result["outlier_recall_at_0.4"] = float((mass < 0.4)[~inlier].mean())
         result["inliers_lost_at_0.4"] = float((mass < 0.4)[inlier].mean())
     return result
@@ -132,9 +132,9 @@ def timed(run: Callable[[], Labels]) -> tuple[Labels, dict[str, float]]:
     """Result, wall and CPU seconds and growth of peak memory of a call."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     wall, cpu = time.perf_counter(), time.process_time()
-    found = run()
+    result = run()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return found, {
+    return result, {
         "wall_seconds": time.perf_counter() - wall,
         "cpu_seconds": time.process_time() - cpu,
         "peak_mb": peak / 1024,
@@ -152,16 +152,16 @@ def synthetic(solver: str, count: int, threads: int) -> dict[str, Any]:
         labels_by(solver, x[:200], y[::10], classes[::10], threads)  # KeOps compiles on first use
     else:
         labels_by(solver, x[:50], y[::50], classes[::50], threads)
-    (found, mass), cost = timed(lambda: labels_by(solver, x, y, classes, threads))
+    (estimate, mass), cost = timed(lambda: labels_by(solver, x, y, classes, threads))
     lost = np.flatnonzero(truth < 0)
     # With one atlas fibre at distance d, a fibre keeps about exp(-d^2 / (2 reach^2)) of its mass.
     limit = settings.reach * np.sqrt(-2 * np.log(settings.outlier_threshold))
     far = lost[distances(x[lost], y) > limit]
     extra = {
         "outliers_beyond_limit": len(far) / len(lost),
-        "recall_beyond_limit": float((found == OUTLIER)[far].mean()),
+        "recall_beyond_limit": float((estimate == OUTLIER)[far].mean()),
     }
-    return {"solver": solver, "fibres": count, **score(truth, found, mass), **extra, **cost}
+    return {"solver": solver, "fibres": count, **score(truth, estimate, mass), **extra, **cost}
 
 
 def distances(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -190,9 +190,9 @@ def real(solver: str, phybers: Path | None, dipy: Path | None, threads: int) -> 
 
     if phybers is not None:
         x, truth, y, classes = _split(*features(phybers)[:2], left_out=0.2)
-        (found, mass), cost = timed(lambda: labels_by(solver, x, y, classes, threads))
+        (estimate, mass), cost = timed(lambda: labels_by(solver, x, y, classes, threads))
         result["left_out"] = {
-            "fibres": [len(x), len(y)], **score(truth, found, mass), **cost
+            "fibres": [len(x), len(y)], **score(truth, estimate, mass), **cost
         }  # fmt: skip
     if dipy is not None:
         people = [features(folder) for folder in sorted(dipy.iterdir()) if folder.is_dir()]

@@ -28,14 +28,16 @@ def draw(folder: Path, count: int = 4000) -> None:
     """
     settings = LabelTransferConfig()
     subject, truth, atlas, classes = synthetic_fibres(count)
-    found = label_fibres(vectors(subject, settings), vectors(atlas, settings), classes, settings)
+    labelling = label_fibres(
+        vectors(subject, settings), vectors(atlas, settings), classes, settings
+    )
     folder.mkdir(parents=True, exist_ok=True)
-    right = float((found.classes == truth)[truth >= 0].mean())
+    right = float((labelling.classes == truth)[truth >= 0].mean())
     names = tuple(str(c) for c in range(int(classes.max()) + 1))
     draw_classes(
         folder / "labelled_fibres.png",
         subject,
-        found.classes,
+        labelling.classes,
         names,
         f"synthetic subject, {count:,} fibres: {right:.1%} of the inliers labelled right",
     )
@@ -46,7 +48,7 @@ def draw(folder: Path, count: int = 4000) -> None:
     bins = np.linspace(0, 1, 51).tolist()
     for name, members in parts.items():
         share = np.full(members.sum(), 1 / members.sum())
-        axis.hist(found.largest[members], bins, weights=share, alpha=0.6, label=name)
+        axis.hist(labelling.largest[members], bins, weights=share, alpha=0.6, label=name)
     axis.axvline(settings.outlier_threshold, color="black", linewidth=1)
     axis.set(xlabel="largest class mass of a fibre", ylabel="share of its kind")
     axis.legend()

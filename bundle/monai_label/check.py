@@ -121,9 +121,9 @@ def _check_everything(
         seconds.append(time.monotonic() - started)
     seen["first_inference_seconds"] = round(seconds[0], 2)
     seen["inference_seconds"] = round(float(np.median(seconds[1:])), 2)
-    told = server.request("POST", f"infer/{NAME}", {"image": names[0], "output": "json"})
-    if told["label_names"] != expected:
-        raise LabelCheckError(f"labels are named {told['label_names']}, must be {expected}")
+    inferred = server.request("POST", f"infer/{NAME}", {"image": names[0], "output": "json"})
+    if inferred["label_names"] != expected:
+        raise LabelCheckError(f"labels are named {inferred['label_names']}, must be {expected}")
     seen["voxels_labelled"] = _compare(bundle, work / "own", studies, before)
 
     say("submitting the labels, and training")
@@ -188,7 +188,9 @@ def _study_names(studies: Path) -> list[str]:
     return names
 
 
-def _compare(bundle: Path, own: Path, studies: Path, answers: dict[str, Path]) -> dict[str, int]:
+def _compare(
+    bundle: Path, output_dir: Path, studies: Path, answers: dict[str, Path]
+) -> dict[str, int]:
     """Compare label maps with the presence that the bundle computes in its environment.
 
     Returns:
@@ -198,7 +200,7 @@ def _compare(bundle: Path, own: Path, studies: Path, answers: dict[str, Path]) -
     _run(
         [
             "-m", "monai.bundle", "run", "registering", "--config_file", "configs/inference.yaml",
-            f"--input={maps}", f"--output_dir={own}", "--learned_atlas#device=cpu",
+            f"--input={maps}", f"--output_dir={output_dir}", "--learned_atlas#device=cpu",
             "--learned_atlas#dtype=float32",  # as in MONAI Label
             # Folds don't matter for labels, and a tiny model may fold.
             "--learned_atlas#verify_jacobian=$False",
@@ -218,7 +220,7 @@ def _compare(bundle: Path, own: Path, studies: Path, answers: dict[str, Path]) -
                 f"{answer.affine.tolist()}, its study {shape} and {study.affine.tolist()}"
             )
         labels = np.asarray(answer.dataobj)
-        subject = own / "registered" / name / "atlas_in_patient_space/atlas_mean.nii.gz"
+        subject = output_dir / "registered" / name / "atlas_in_patient_space/atlas_mean.nii.gz"
         density = np.asarray(_image(subject).dataobj, dtype=np.float64)
         density = density.reshape(*shape, -1)
         expected = np.where(density.max(-1) > presence, density.argmax(-1) + 1, 0)
@@ -250,8 +252,8 @@ def _run(arguments: list[str], folder: Path) -> None:
         [sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True
     )
     if result.returncode != 0:
-        told = _last_lines(result.stdout + result.stderr)
-        raise LabelCheckError(f"python {' '.join(arguments[:4])} failed:\n{told}")
+        output = _last_lines(result.stdout + result.stderr)
+        raise LabelCheckError(f"python {' '.join(arguments[:4])} failed:\n{output}")
 
 
 def _last_lines(text: str) -> str:
@@ -429,8 +431,8 @@ class _Server:
             time.sleep(1)
             task = self.request("GET", "train/")
         if task["status"] != "DONE":
-            told = "\n".join(task.get("details", []))
-            raise LabelCheckError(f"the training ended as {task['status']}:\n{told}")
+            details = "\n".join(task.get("details", []))
+            raise LabelCheckError(f"the training ended as {task['status']}:\n{details}")
         return round(time.monotonic() - begun, 1)
 
 

@@ -153,8 +153,8 @@ class LabelEnvironment:
             env=clean_environment(), capture_output=True, text=True,
         )  # fmt: skip
         if result.returncode != 0:
-            told = "\n".join((result.stdout + result.stderr).strip().splitlines()[-_SHOWN:])
-            raise LabelCheckError(f"pip could not install {' '.join(arguments)}:\n{told}")
+            output = "\n".join((result.stdout + result.stderr).strip().splitlines()[-_SHOWN:])
+            raise LabelCheckError(f"pip could not install {' '.join(arguments)}:\n{output}")
 
     def _imports_torchvision(self) -> bool:
         command = [str(self.python), "-c", "import torchvision"]

@@ -138,9 +138,9 @@ def _in_world(
     moving_affine: np.ndarray,
     moving_shape: Sequence[int],
 ) -> torch.Tensor:
-    there = network.grid.place_of(fixed_affine, fixed_shape)
-    here = network.grid.place_of(moving_affine, moving_shape)
-    return here @ local @ torch.linalg.inv(there)
+    fixed_place = network.grid.place_of(fixed_affine, fixed_shape)
+    moving_place = network.grid.place_of(moving_affine, moving_shape)
+    return moving_place @ local @ torch.linalg.inv(fixed_place)
 
 
 def open_affine_network(
@@ -200,7 +200,7 @@ class EstimateWriter(PairWriter):
         self.network = unwrapped(network, AffineNetwork)
         self.folder = Path(folder)
 
-    def write(self, item: Mapping[str, Any], found: torch.Tensor) -> None:
+    def write(self, item: Mapping[str, Any], estimate: torch.Tensor) -> None:
         """Publish one pair, of whose matrix on the network's grid the network found ``(4, 4)``.
 
         Raises:
@@ -209,22 +209,22 @@ class EstimateWriter(PairWriter):
         """
         watched = WatchedFiles([item["fixed"], item["moving"]])
         fixed, moving = (ReadImage(item[key]) for key in ("fixed", "moving"))
-        local = found.cpu().double()
+        local = estimate.cpu().double()
         _require_gain(self.network, item, local)
         matrix = world_matrix(self.network, local, fixed.grid, moving.grid).numpy()
         name = item["subject"]
         before = resample(moving.values, moving.grid, [], fixed.grid)
         if grids_apart(fixed.grid, moving.grid):
             logger.warning(
-                "%s: shares no space with %s: their grids lie apart in the world, and only the "
-                "network, which lays their centres upon each other, brings them together",
+                "%s: shares no space with %s: their grids are apart in the world, and only the "
+                "network, which aligns their centres, can register them",
                 item["moving"], item["fixed"],
             )  # fmt: skip
         with publish_folder(self.folder / name) as staging:
             moved = write_pair(staging, name, fixed, moving, matrix)
             if not moved.any():
                 raise CohortError(
-                    f"{item['moving']}: nothing of it lies on {item['fixed']} after the network's "
+                    f"{item['moving']}: no part of it is on {item['fixed']} after the network's "
                     "transform; are they images of one kind, as the network was trained on?"
                 )
             correlations = {
@@ -250,7 +250,7 @@ class EstimateWriter(PairWriter):
 
 @torch.no_grad()
 def _require_gain(network: AffineNetwork, item: Mapping[str, Any], local: torch.Tensor) -> None:
-    """Refuse an estimate that is worse than laying the centres of the volumes upon each other.
+    """Refuse an estimate that is worse than aligning the centres of the volumes.
 
     Raises:
         CohortError: with both similarities.
@@ -262,6 +262,6 @@ def _require_gain(network: AffineNetwork, item: Mapping[str, Any], local: torch.
         raise CohortError(
             f"{item['moving']}: the network's estimate makes it less similar to {item['fixed']} "
             f"than no estimate (correlation {after:.3f}, {before:.3f} with the centres of the "
-            "volumes upon each other), so it isn't written; are they images of one kind, as the "
+            "volumes aligned), so it isn't written; are they images of one kind, as the "
             "network was trained on? Train it for longer, or use refine"
         )

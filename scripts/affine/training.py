@@ -73,11 +73,11 @@ class AffineStep(PairStep[AffineNetwork, Pairs]):
         return network.cascade(made.pair)
 
     def measure(
-        self, network: AffineNetwork, found: list[CascadePass], made: Pairs
+        self, network: AffineNetwork, passes: list[CascadePass], made: Pairs
     ) -> dict[str, torch.Tensor]:
         """Mean ``distance`` of the matrices of the last pass, see `matrix_errors`."""
         half_width = network.frame.half_width.to(made.pair.device)
-        far = matrix_errors(found[-1].matrix.detach(), made.matrix, half_width)["distance"]
+        far = matrix_errors(passes[-1].matrix.detach(), made.matrix, half_width)["distance"]
         return {"distance": far.mean().float()}
 
 
@@ -87,11 +87,13 @@ class HeldOutStep(HeldOutPairs[AffineNetwork, Pairs]):
     kind = AffineNetwork
 
     def errors(
-        self, network: AffineNetwork, found: torch.Tensor, made: Pairs
+        self, network: AffineNetwork, estimate: torch.Tensor, made: Pairs
     ) -> dict[str, torch.Tensor]:
         """`matrix_errors`, and those of the identity as ``..._before``."""
-        half_width = network.frame.half_width.to(found.device)
-        before = matrix_errors(torch.eye(4).to(found).expand_as(found), made.matrix, half_width)
-        errors = matrix_errors(found, made.matrix, half_width)
+        half_width = network.frame.half_width.to(estimate.device)
+        before = matrix_errors(
+            torch.eye(4).to(estimate).expand_as(estimate), made.matrix, half_width
+        )
+        errors = matrix_errors(estimate, made.matrix, half_width)
         errors.update({f"{name}_before": value for name, value in before.items()})
         return errors

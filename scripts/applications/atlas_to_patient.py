@@ -107,17 +107,17 @@ class AtlasCarrier:
         return self.output_dir / patient / CARRIED_FOLDER
 
     def _check_space(self) -> None:
-        asked, own = self.settings.space, self.atlas.training_space
+        wanted, trained = self.settings.space, self.atlas.training_space
         extra = self.settings.extra_transforms
-        if own == "affine_native" and asked == "template_native" and not extra:
+        if trained == "affine_native" and wanted == "template_native" and not extra:
             raise ConfigurationError(
                 "atlas_to_patient.space = 'template_native': the atlas was made from affine_native "
                 "maps and isn't in template space; must have "
                 "atlas_to_patient#extra_transforms, or be 'affine_native'"
             )
-        if own == "template_native" and (asked == "affine_native" or extra):
+        if trained == "template_native" and (wanted == "affine_native" or extra):
             key = "extra_transforms" if extra else "space"
-            given = [entry.path for entry in extra] if extra else asked
+            given = [entry.path for entry in extra] if extra else wanted
             raise ConfigurationError(
                 f"atlas_to_patient.{key} = {given!r}: the atlas is in template space; must be "
                 f"{'empty' if extra else 'template_native'}"
@@ -125,12 +125,12 @@ class AtlasCarrier:
 
     def _way(self, patient: str) -> _Way:
         extra = _files(self.settings.extra_transforms, patient)
-        own: tuple[TransformFile, ...] = ()
+        template_field: tuple[TransformFile, ...] = ()
         template = 1
         given = _files(self.settings.transforms, patient)
         if not given:
-            own, template = self._own_field(patient)
-        files = (*given, *extra, *own)
+            template_field, template = self._own_field(patient)
+        files = (*given, *extra, *template_field)
         for path in (one for file in files for one in file.files()):
             if not path.is_file():
                 raise CohortError(f"patient {patient}: no such transform {path}")
@@ -180,16 +180,16 @@ class AtlasCarrier:
         with publish_folder(self._folder(way.patient)) as staging:
             for name, path in paths.items():
                 volume, source = read_volume(path)
-                carried = resample(volume, source, transforms, wanted)
-                if name == "mean" and not carried.any():
+                warped = resample(volume, source, transforms, wanted)
+                if name == "mean" and not warped.any():
                     raise CohortError(
                         f"patient {way.patient}: nothing of the atlas is on its grid; check that "
                         "the transforms are the right ones, in antsApplyTransforms's order"
                     )
-                write_map(staging / path.name, carried, wanted)
+                write_map(staging / path.name, warped, wanted)
             labels = self._carry_labels(way, transforms, wanted, staging)
-            said = {**self._description(way, paths, watched), **labels}
-            about = json.dumps(said, indent=1) + "\n"
+            description = {**self._description(way, paths, watched), **labels}
+            about = json.dumps(description, indent=1) + "\n"
             (staging / "carried.json").write_text(about, encoding="utf-8")
             watched.check()
             self.atlas.check_unchanged()
@@ -209,13 +209,13 @@ class AtlasCarrier:
         if self.settings.label_probabilities:
             folder.mkdir()
         for label, path in maps.items():
-            volume, own = read_volume(path)
-            if own.same_as(source) is not None or len(volume) != 1:
+            volume, label_grid = read_volume(path)
+            if label_grid.same_as(source) is not None or len(volume) != 1:
                 raise CohortError(f"{path}: is not on the grid of the atlas's other labels")
             box = CropBox.around(volume[0] > 0) if volume.any() else CropBox((0, 0, 0), (1, 1, 1))
-            found = best.add_at(label, box, box.crop(volume[0]), places)
+            share = best.add_at(label, box, box.crop(volume[0]), places)
             if self.settings.label_probabilities:
-                write_map(folder / probability_name(label), found[None], wanted)
+                write_map(folder / probability_name(label), share[None], wanted)
         write_labels(staging / MAJORITY, best.labels()[None], wanted)
         names = self.atlas.label_names
         with (staging / NAMES).open("w", newline="", encoding="utf-8") as file:

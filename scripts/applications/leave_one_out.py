@@ -121,13 +121,13 @@ class OthersAverage:
 
     def _in_template(self, subject: Subject, passage: _Passage) -> np.ndarray:
         """``(C, X, Y, Z)`` float64; a plane has Z = 1."""
-        own = _solid(self.cohort.grid)
+        subject_grid = _solid(self.cohort.grid)
         density = subject_density(subject, self.channels, self.cohort.grid.shape)
-        density = density.reshape(self.channels, *own.shape)
+        density = density.reshape(self.channels, *subject_grid.shape)
         if not passage.back and self.grid.same_as(self.cohort.grid) is None:
             return density
-        carried = resample(density, own, _opened(passage.back), _solid(self.grid))
-        return carried.astype(np.float64)
+        warped = resample(density, subject_grid, _opened(passage.back), _solid(self.grid))
+        return warped.astype(np.float64)
 
 
 def _read(name: str, folder: Path) -> tuple[_Passage, str, dict[str, str]]:
@@ -142,19 +142,19 @@ def _read(name: str, folder: Path) -> tuple[_Passage, str, dict[str, str]]:
         about = read_json(inside(folder, path.name))
         atlas, maps = str(about["atlas"]["folder"]), dict(about["atlas"]["maps"])
         template = int(about["atlas"]["template"])
-        there = [(TransformFile.of_dict(one), str(one["sha256"])) for one in about["transforms"]]
-        if any("\0" in text for text in (atlas, *(str(file.path) for file, _ in there))):
-            raise ValueError("a path holds a zero byte")
+        recorded = [(TransformFile.of_dict(one), str(one["sha256"])) for one in about["transforms"]]
+        if any("\0" in text for text in (atlas, *(str(file.path) for file, _ in recorded))):
+            raise ValueError("a path contains a zero byte")
     except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise CohortError(f"{path}: doesn't record how the atlas was warped") from error
-    for file, expected in there:
+    for file, expected in recorded:
         if not file.path.is_file() or sha256_of(file.path) != expected:
             raise CohortError(
                 f"subject {name}: {file.path}, which the atlas was warped by, is missing or has "
                 "changed; run python -m bundle carry again"
             )
-    back = tuple(_reverse(name, file) for file, _ in reversed(there))
-    return _Passage(template, tuple(file for file, _ in there), back), atlas, maps
+    back = tuple(_reverse(name, file) for file, _ in reversed(recorded))
+    return _Passage(template, tuple(file for file, _ in recorded), back), atlas, maps
 
 
 def _reverse(name: str, file: TransformFile) -> TransformFile:
@@ -174,12 +174,12 @@ def _reverse(name: str, file: TransformFile) -> TransformFile:
 
 def _grid_of(atlas: Path, cohort: Cohort) -> Grid:
     """The atlas's grid, with the cohort's number of axes for a plane."""
-    found = next(iter(sorted(atlas.glob("atlas_mean.nii.gz"))), None) or next(
+    path = next(iter(sorted(atlas.glob("atlas_mean.nii.gz"))), None) or next(
         iter(sorted(atlas.glob("template-*/atlas_mean.nii.gz"))), None
     )
-    if found is None:
+    if path is None:
         raise CohortError(f"{atlas}: no such atlas; run python -m bundle carry again, {_ADVICE}")
-    grid = read_grid(found)
+    grid = read_grid(path)
     if len(cohort.grid.shape) == 2 and grid.shape[2] == 1:
         return Grid(grid.shape[:2], grid.affine, grid.header)
     return grid

@@ -133,12 +133,12 @@ class TractSimilarity:
                     )
                 self._warn_of_tracts_apart(subject.name, density, atlas)
                 rest = None if self.others is None else self.others.average(index)
-                found = []
+                entries = []
                 for channel, (own, other) in enumerate(zip(density, atlas, strict=True)):
                     entry = self._compared(
                         own, other, channel, None if rest is None else rest[channel]
                     )
-                    found.append(entry)
+                    entries.append(entry)
                     tract = self._tract(channel)
                     sweep[f"{subject.name} {tract}".strip()] = entry["sweep"]["dice"]
                     rows.append({"subject": subject.name, "tract": tract, **_flat(entry)})
@@ -150,7 +150,7 @@ class TractSimilarity:
                         "path": str(self._atlas_file(subject.name)),
                         "sha256": watched.sha256(self._atlas_file(subject.name)),
                     },
-                    "tracts": found,
+                    "tracts": entries,
                 }
                 (staging / subject.name).mkdir()
                 _write_json(staging / subject.name / "metrics.json", report)
@@ -206,10 +206,10 @@ class TractSimilarity:
 
     def _check_grid(self, subject: str) -> None:
         """Refuse an atlas on another grid before anything is computed."""
-        path, own = self._atlas_file(subject), self.cohort.grid
+        path, subject_grid = self._atlas_file(subject), self.cohort.grid
         grid = self._of_cohorts_axes(read_grid(path))
-        difference = grid.same_as(own)
-        if difference is not None and grid.order_onto(own) is None:
+        difference = grid.same_as(subject_grid)
+        if difference is not None and grid.order_onto(subject_grid) is None:
             raise CohortError(
                 f"{path}: is not on the grid of subject {subject}: {difference}; run python -m "
                 "bundle carry with the subject's map as --atlas_to_patient#reference"

@@ -117,15 +117,15 @@ class TractStatistics:
             raise CohortError(
                 f"{self.carried}: no such folder; give --carried_dir, the folder that `carry` wrote"
             )
-        found = sorted(
+        result = sorted(
             path.name for path in self.carried.iterdir() if (path / CARRIED_FOLDER).is_dir()
         )
-        if not found:
+        if not result:
             raise CohortError(
                 f"{self.carried}: contains no <subject>/{CARRIED_FOLDER}; warp the atlas to the "
                 "subjects first (python -m bundle carry)"
             )
-        return found
+        return result
 
     def _files(self, subject: str) -> dict[str, Path]:
         """All files for a subject's measures, by their name in the table."""
@@ -137,10 +137,10 @@ class TractStatistics:
             "log_jacobian": settings.log_jacobian,
         }
         maps = {"atlas": "mean", "weights": settings.weights}
-        own = f"{subject}/{CARRIED_FOLDER}"
+        subfolder = f"{subject}/{CARRIED_FOLDER}"
         return {
             **{
-                name: inside(self.carried, f"{own}/atlas_{map_name}.nii.gz")
+                name: inside(self.carried, f"{subfolder}/atlas_{map_name}.nii.gz")
                 for name, map_name in maps.items()
                 if map_name != "none"
             },
@@ -167,9 +167,9 @@ class TractStatistics:
                     continue
                 raise CohortError(f"subject {subject}: no such image {name}: {path}")
             if name not in ("atlas", "weights"):
-                own = _field_grid(path) if name == "log_jacobian" else read_grid(path)
-                difference = own.same_as(grid)
-                if difference is not None and own.order_onto(grid) is None:
+                file_grid = _field_grid(path) if name == "log_jacobian" else read_grid(path)
+                difference = file_grid.same_as(grid)
+                if difference is not None and file_grid.order_onto(grid) is None:
                     raise CohortError(
                         f"{path}: is not on the grid of {files['atlas']}: {difference}; run carry "
                         "with this image as --atlas_to_patient#reference, or warp the image"
@@ -214,9 +214,9 @@ class TractStatistics:
                 for statistic, value in measured.items():
                     yield row(name, statistic, value)
             for name, mask in masks.items():
-                here = mask[min(channel, len(mask) - 1)][inside_tract]
+                counted = mask[min(channel, len(mask) - 1)][inside_tract]
                 statistic = {"lesion": "load", "density": "presence"}[name]
-                yield row(name, statistic, covered_share(here, np.ones_like(share)))
+                yield row(name, statistic, covered_share(counted, np.ones_like(share)))
 
     def _tract_names(self, channels: int, path: Path) -> list[str]:
         names = self.settings.tracts
@@ -232,15 +232,15 @@ class TractStatistics:
 
 def _single(path: Path, name: str, grid: Grid) -> np.ndarray:
     """Read an image with one channel, ``(X, Y, Z)`` in the order of the grid."""
-    volume, own = read_volume(path)
+    volume, file_grid = read_volume(path)
     if len(volume) != 1:
         raise CohortError(f"{path}: image {name} has {len(volume)} channels; must have one")
-    return _on_grid(path, volume, own, grid)[0]
+    return _on_grid(path, volume, file_grid, grid)[0]
 
 
-def _on_grid(path: Path, values: np.ndarray, own: Grid, grid: Grid) -> np.ndarray:
+def _on_grid(path: Path, values: np.ndarray, file_grid: Grid, grid: Grid) -> np.ndarray:
     """Values ``(..., X, Y, Z)`` in the axis order of a grid that has the same voxels."""
-    ordered = own.in_order_of(grid, values)
+    ordered = file_grid.in_order_of(grid, values)
     if ordered is None:
         raise changed(path)
     return ordered
@@ -264,11 +264,11 @@ def _growth(path: Path, grid: Grid) -> np.ndarray:
     template's volume over the subject's. NaN where it folds.
     """
     d = 2 if len(grid.shape) == 2 or grid.shape[2] == 1 else 3
-    field, own = read_field_and_grid(path, d)
+    field, file_grid = read_field_and_grid(path, d)
     determinant = jacobian_determinant(torch.from_numpy(np.ascontiguousarray(field))).numpy()
     with np.errstate(divide="ignore", invalid="ignore"):
         growth = np.where(determinant > 0, -np.log(np.abs(determinant)), np.nan)
-    return _on_grid(path, growth.reshape((*own.shape, 1)[:3]), own, grid)
+    return _on_grid(path, growth.reshape((*file_grid.shape, 1)[:3]), file_grid, grid)
 
 
 def _plot(path: Path, rows: list[dict[str, Any]]) -> None:

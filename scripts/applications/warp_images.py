@@ -80,8 +80,8 @@ class ImageWarper:
         volume, source = read_labels(image) if nearest else read_volume(image)
         wanted = read_grid(reference)
         require_fields_cover(f"subject {subject}", chain, files, wanted)
-        found = resample(volume, source, chain, wanted, order=0 if nearest else 1)
-        if volume.any() and not found.any():
+        warped = resample(volume, source, chain, wanted, order=0 if nearest else 1)
+        if volume.any() and not warped.any():
             raise CohortError(
                 f"subject {subject}: nothing of {image} is on the grid of {reference}; check that "
                 "the transforms are the right ones, in antsApplyTransforms's order"
@@ -89,9 +89,9 @@ class ImageWarper:
         name = written_name(image)
         with publish_folder(self.output_dir / WARPED_FOLDER / subject) as staging:
             if nearest:
-                write_labels(staging / name, found, wanted)
+                write_labels(staging / name, warped, wanted)
             else:
-                write_map(staging / name, found, wanted)
+                write_map(staging / name, warped, wanted)
             about = {
                 "image": {"path": str(image), "sha256": watched.sha256(image)},
                 "reference": str(reference),

@@ -187,8 +187,8 @@ class StreamlineWarper:
                 raise CohortError(f"subject {subject}: no such transform {needed}")
         if reference is not None and not reference.is_file():
             raise CohortError(f"subject {subject}: no such reference image {reference}")
-        own = ending_of(tractogram.path).removesuffix(".gz").replace(".fib", ".vtk")
-        ending = own if settings.format == "same" else f".{settings.format}"
+        given_ending = ending_of(tractogram.path).removesuffix(".gz").replace(".fib", ".vtk")
+        ending = given_ending if settings.format == "same" else f".{settings.format}"
         name = stem_of(tractogram.path) + ending
         if reference is None and Path(name).suffix.lower() in _NEEDS_GRID:
             raise ConfigurationError(

@@ -130,8 +130,8 @@ def build_network(
         settings.loss.log_offset,
         settings.optimizer.seed,
     )
-    told = settings.as_dict()
-    told["model"]["passes"] = initial.passes
+    values = settings.as_dict()
+    values["model"]["passes"] = initial.passes
     description: dict[str, Any] = {
         "format": FORMAT,
         "cohort": cohort.identity(),
@@ -147,7 +147,7 @@ def build_network(
         "normalisation": cohort.normalisation,
         "tracts": list(cohort.tracts),
         # The number of the device isn't part of a model, and differs between processes.
-        "settings": {**told, "device": torch.device(settings.device).type},
+        "settings": {**values, "device": torch.device(settings.device).type},
     }
     if initial.described is not None:
         description["initial"] = dict(initial.described)
@@ -194,13 +194,13 @@ def _check_offset(transforms: Sequence[Any], settings: LearnedAtlasConfig) -> No
 
 def _changed_loss(loss: AtlasLoss, alone: AtlasLoss) -> dict[str, Any]:
     """The parts of a loss that the settings alone don't determine."""
-    found: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     theirs = alone.arguments
     for name, value in loss.arguments.items():
         if isinstance(value, dict):
             value = {key: one for key, one in value.items() if one != theirs[name].get(key)}
             if value:
-                found[name] = value
+                result[name] = value
         elif value != theirs[name]:
-            found[name] = value
-    return found
+            result[name] = value
+    return result

@@ -55,7 +55,7 @@ class CohortRefinement:
     the constant, and the regression is the mean.
 
     Rounds of the network come first, where asked: a velocity is then what the network finds against
-    the template as it is, without gradient steps. All of them but the last look by the coarse
+    the template as it is, without gradient steps. All of them but the last use the coarse
     passes alone, which are cheap and sharpen a blurred template as well. A network that needs no
     training on the cohort makes the atlas in a few of them.
 
@@ -134,8 +134,8 @@ class CohortRefinement:
                 self._centre_network(uncentred=True)
             self.save()
         if self.round < self.rounds:
-            own = len(share(len(self.dataset)))
-            with progress_bar(self.rounds * own, "refinement", initial=self.round * own) as bar:
+            local = len(share(len(self.dataset)))
+            with progress_bar(self.rounds * local, "refinement", initial=self.round * local) as bar:
                 while self.round < self.rounds:
                     self._run_round(bar)
 
@@ -147,12 +147,12 @@ class CohortRefinement:
         """
         self.network.eval()
         self._source = self._hash()
-        found = load_checkpoint(self.folder / "state.pt")
-        self._take_over(found)
+        checkpoint = load_checkpoint(self.folder / "state.pt")
+        self._take_over(checkpoint)
         if self.round < self.rounds:
             raise CheckpointError(
-                f"{self.folder}: holds {self.round} of {self.rounds} rounds of refinement; finish "
-                "the training"
+                f"{self.folder}: contains {self.round} of {self.rounds} rounds of refinement; "
+                "finish the training"
             )
 
     def check_unchanged(self) -> None:
@@ -249,8 +249,8 @@ class CohortRefinement:
             for k in range(network.n_templates):
                 part = float(self.assignment[index, k])
                 if part > 0.01:
-                    found = estimate_velocity(network, image, self.dtype, k)
-                    total[k] += found[0] * (part / float(weight[k]))
+                    velocity = estimate_velocity(network, image, self.dtype, k)
+                    total[k] += velocity[0] * (part / float(weight[k]))
         add_up(total)
         # The fields that were learned against this template lose `moved`: to first order, exp(v -
         # m) needs the template moved by exp(m).
@@ -291,13 +291,13 @@ class CohortRefinement:
         else:
             start = self.velocity(index, home)
         with torch.enable_grad():
-            found, loss = refine_velocity(
+            refined, loss = refine_velocity(
                 network, self.loss, self.image(index), start,
                 0 if alone else self.iterations, self.lr, home, self.covariates(index),
                 self.final_lr,
             )  # fmt: skip
-        found = unfolded_velocity(network, found)
-        save_checkpoint({"velocity": found[0].cpu(), "loss": loss}, path)
+        refined = unfolded_velocity(network, refined)
+        save_checkpoint({"velocity": refined[0].cpu(), "loss": loss}, path)
         return loss
 
     def _mean(self, number: int) -> torch.Tensor:
@@ -324,8 +324,10 @@ class CohortRefinement:
         fit.join()
         slopes, variance = fit.solve()
         window = 2 * (self.window // 2 // network.field_resolution) + 1
-        found = shrunken(slopes.reshape(-1, *shape), variance.reshape(-1, *shape[1:]), window)
-        network.velocity_slopes.copy_(found)
+        slopes_shrunken = shrunken(
+            slopes.reshape(-1, *shape), variance.reshape(-1, *shape[1:]), window
+        )
+        network.velocity_slopes.copy_(slopes_shrunken)
 
     @property
     def _design(self) -> torch.Tensor:
@@ -374,11 +376,11 @@ class CohortRefinement:
         full = slopes.new_zeros(shape)
         spread = slopes.new_zeros((shape[0], *shape[2:]))
         full[:, :, inside], spread[:, inside] = slopes, variance
-        found = shrunken(full, spread, self.window) * network.support
-        density = found.new_zeros(shape[1:])
-        density[:, inside] = fit.intercept(found[:, :, inside]).clamp_min(0)
+        fitted = shrunken(full, spread, self.window) * network.support
+        density = fitted.new_zeros(shape[1:])
+        density[:, inside] = fit.intercept(fitted[:, :, inside]).clamp_min(0)
         network.template[0] = log_density_of(density, network.log_offset)
-        network.density_slopes.copy_(found)
+        network.density_slopes.copy_(fitted)
         network.project_template()
 
     @torch.no_grad()
@@ -396,9 +398,9 @@ class CohortRefinement:
         newest = len(self.history) - 1
         for index in share(len(self.dataset)):
             home = self.home(index)
-            found = self._network_velocity(index, home)
+            predicted = self._network_velocity(index, home)
             refined = self._stored(newest, index) - self.offset[home]
-            shift[home] += (found - refined)[0]
+            shift[home] += (predicted - refined)[0]
             count[home] += 1
         add_up(shift, count)
         count = count.clamp_min(1).to(shift)
@@ -414,27 +416,27 @@ class CohortRefinement:
 
     def _stored(self, number: int, index: int) -> torch.Tensor:
         path = self._velocity_file(number, index)
-        found = load_checkpoint(path)
-        if not isinstance(found.get("velocity"), torch.Tensor):
-            raise CheckpointError(f"{path}: holds no velocity")
-        return found["velocity"].to(self.device)[None]
+        checkpoint = load_checkpoint(path)
+        if not isinstance(checkpoint.get("velocity"), torch.Tensor):
+            raise CheckpointError(f"{path}: contains no velocity")
+        return checkpoint["velocity"].to(self.device)[None]
 
     def _load(self) -> bool:
-        found = from_first(self._read)
-        if found is None:
+        checkpoint = from_first(self._read)
+        if checkpoint is None:
             return False
-        self._take_over(found)
+        self._take_over(checkpoint)
         if self.round < self.rounds:
             logger.info("refinement continues after round %d", self.round)
         return True
 
-    def _take_over(self, found: dict[str, Any]) -> None:
-        load_weights(self.network, found, self.folder / "state.pt")
+    def _take_over(self, checkpoint: dict[str, Any]) -> None:
+        load_weights(self.network, checkpoint, self.folder / "state.pt")
         try:
-            self.round = int(found["round"])
-            self.offset = found["offset"].to(self.device)
-            self.assignment = found["assignment"]
-            self.history = list(found["history"])
+            self.round = int(checkpoint["round"])
+            self.offset = checkpoint["offset"].to(self.device)
+            self.assignment = checkpoint["assignment"]
+            self.history = list(checkpoint["history"])
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise CheckpointError(
                 f"{self.folder / 'state.pt'}: is no state of a refinement ({error})"
@@ -443,21 +445,21 @@ class CohortRefinement:
     def _read(self) -> dict[str, Any] | None:
         """The state to go on from; None: from the training's end, also if a file is damaged."""
         try:
-            found = load_latest(self.folder / "state.pt")
-            self._check_velocities(found)
+            result = load_latest(self.folder / "state.pt")
+            self._check_velocities(result)
         except CheckpointError as error:
             logger.warning("%s; the refinement starts again from the end of the training", error)
             shutil.rmtree(self.folder)
             return None
-        return found
+        return result
 
-    def _check_velocities(self, found: dict[str, Any] | None) -> None:
+    def _check_velocities(self, checkpoint: dict[str, Any] | None) -> None:
         """Make sure that no velocity is damaged that a state needs and that can't be made again.
 
         Raises:
             CheckpointError: naming the file.
         """
-        done = 0 if found is None else found.get("round")
+        done = 0 if checkpoint is None else checkpoint.get("round")
         if type(done) is not int or done < 1:  # none is needed, or `_take_over` refuses the state
             return
         for index in range(len(self.dataset)):

@@ -187,8 +187,8 @@ def _check_space(
 
 def _warn_of_scale(cohort: Cohort, settings: LearnedAtlasConfig) -> None:
     """Warn about thresholds that are far from the cohort's densities."""
-    found = cohort.mean_density[cohort.mean_density > 0]
-    typical, largest = float(np.median(found)), float(found.max())
+    positive = cohort.mean_density[cohort.mean_density > 0]
+    typical, largest = float(np.median(positive)), float(positive.max())
     ratio = typical / settings.loss.log_offset
     if not 0.003 < ratio < 300:
         logger.warning(

@@ -77,11 +77,11 @@ class CovariateRegression:
         eye = torch.eye(size, dtype=self.inner.dtype, device=self.inner.device)
         # Points with hardly any weight would be singular; adding 1e-6 of a subject prevents this.
         inverse = torch.linalg.inv(self.inner + 1e-6 * eye)
-        found = inverse @ self.cross
-        residual = self.square - (found * self.cross).sum((1, 2))
+        coefficients = inverse @ self.cross
+        residual = self.square - (coefficients * self.cross).sum((1, 2))
         spread = residual.clamp_min(0) / max(1, self.count - size)
         variance = spread[:, None] * inverse.diagonal(dim1=1, dim2=2)[:, 1:]
-        return found[:, 1:].permute(1, 2, 0), variance.T
+        return coefficients[:, 1:].permute(1, 2, 0), variance.T
 
     def intercept(self, slopes: torch.Tensor) -> torch.Tensor:
         """b_0 ``(C, points)`` for given slopes (shrunken ones, for example)."""

@@ -110,14 +110,14 @@ class NetworkFineTuning:
 
     def _step(self, indices: list[int], step: int, total: int) -> float:
         """One batch; returns its mean loss over all processes."""
-        own, whole = self.batches.sizes(step + 1)
+        local, whole = self.batches.sizes(step + 1)
         share = cosine_share(step / total) * min(1.0, (step + 1) / _WARMUP)
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr * share
         for parameter in self.parameters:
             parameter.grad = torch.zeros_like(parameter)  # also if this process has no subject
         loss = torch.zeros((), dtype=torch.float64)
-        for index in indices[:own]:
+        for index in indices[:local]:
             part = self._loss(index) / whole
             part.backward(inputs=self.parameters)  # the template doesn't change
             loss += float(part.detach())
@@ -149,18 +149,18 @@ class NetworkFineTuning:
 
     def _load(self) -> bool:
         """Continue from the checkpoint; returns whether all is done."""
-        found = from_first(self._read)
-        if found is None:
+        checkpoint = from_first(self._read)
+        if checkpoint is None:
             return False
-        if found.get("format") != FORMAT:
+        if checkpoint.get("format") != FORMAT:
             raise CheckpointError(
-                f"{self.path}: written in format {found.get('format')!r}, this version reads "
+                f"{self.path}: written in format {checkpoint.get('format')!r}, this version reads "
                 f"{FORMAT}; discard the unfinished run with --learned_atlas#resume false"
             )
-        load_weights(self.network, found, self.path)
-        self.optimizer.load_state_dict(found["optimizer"])
-        self.losses = list(found["losses"])
-        return bool(found["done"])
+        load_weights(self.network, checkpoint, self.path)
+        self.optimizer.load_state_dict(checkpoint["optimizer"])
+        self.losses = list(checkpoint["losses"])
+        return bool(checkpoint["done"])
 
     def _read(self) -> dict[str, Any] | None:
         return load_latest(self.path)

@@ -80,15 +80,15 @@ class HeldOutSubjects:
             changes=published_transforms(self.network),
         )
         self.network.eval()
-        found = {}
+        result = {}
         for item in subjects.datalist():
-            found[item["subject"]] = self._fit(transform(item)["image"])
+            result[item["subject"]] = self._fit(transform(item)["image"])
             logger.info(
                 "held-out subject %s: correlation of log densities %.3f before, %.3f after",
                 item["subject"],
-                *found[item["subject"]],
+                *result[item["subject"]],
             )
-        return found
+        return result
 
     def _fit(self, image: Any) -> tuple[float, float]:
         network = self.network
@@ -98,9 +98,9 @@ class HeldOutSubjects:
         after = network.predict(velocity, template)[0].cpu().numpy()
         before = network.template_density()[int(template[0])].cpu().numpy()
         subject = density_of(batch[0], network.log_offset).cpu().numpy()
-        own = np.asarray(subject > 0)
+        support = np.asarray(subject > 0)
         first, second = (
-            log_density_correlation(atlas, subject, network.log_offset, own)
+            log_density_correlation(atlas, subject, network.log_offset, support)
             for atlas in (before, after)
         )
         return first, second

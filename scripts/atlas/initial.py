@@ -85,26 +85,26 @@ def open_initial(settings: LearnedAtlasConfig, spatial_dims: int) -> InitialNetw
         )
     shipped = model.initial == "shipped"
     path = SHIPPED if shipped else Path(model.initial)
-    said = f"learned_atlas.model.initial = {model.initial!r}"
+    setting = f"learned_atlas.model.initial = {model.initial!r}"
     if not shipped and not path.exists():
-        raise CheckpointError(f"{said}: there is no such file")
-    found = description_in(load_checkpoint(path))
-    of_pairs = found.get("kind") == PairNetwork.kind
+        raise CheckpointError(f"{setting}: there is no such file")
+    description = description_in(load_checkpoint(path))
+    of_pairs = description.get("kind") == PairNetwork.kind
     described = _of_pairs(path) if of_pairs else _of_atlas(path)
     weights = described.pop("weights")
     if described["inputs"] == "forces" and spatial_dims != 3:
         raise ConfigurationError(
-            f"{said}: that network registers volumes, and the cohort's maps are planes; set "
+            f"{setting}: that network registers volumes, and the cohort's maps are planes; set "
             "learned_atlas#model#initial null"
         )
     if described["inputs"] == "images" and described["in_channels"] != 2 * model.channels:
         raise ConfigurationError(
-            f"{said}: that network registers {described['in_channels'] // 2} channels at once, "
+            f"{setting}: that network registers {described['in_channels'] // 2} channels at once, "
             f"and learned_atlas.model.channels is {model.channels}; name another one, or null"
         )
     if described["field_resolution"] != model.field_resolution:
         raise ConfigurationError(
-            f"{said}: that network makes fields at 1/{described['field_resolution']} of the "
+            f"{setting}: that network makes fields at 1/{described['field_resolution']} of the "
             f"resolution; set learned_atlas#model#field_resolution {described['field_resolution']}"
         )
     in_channels = described.pop("in_channels")

@@ -100,19 +100,21 @@ def require_usable(description: Mapping[str, Any], weights: Mapping[str, Any]) -
         ValueError: the first violation, with its place and reason.
         TypeError: a part isn't made of numbers.
     """
-    found = validated(_Described, dict(description))
-    settings = LearnedAtlasConfig.load(found.settings)
+    described = validated(_Described, dict(description))
+    settings = LearnedAtlasConfig.load(described.settings)
     template = weights["template"]
-    if not isinstance(template, torch.Tensor) or template.ndim != 2 + len(found.grid.shape):
-        raise ValueError(f"the template isn't one of {len(found.grid.shape)} dimensions")
-    box = [stop - start for start, stop in zip(found.crop.start, found.crop.stop, strict=True)]
+    if not isinstance(template, torch.Tensor) or template.ndim != 2 + len(described.grid.shape):
+        raise ValueError(f"the template isn't one of {len(described.grid.shape)} dimensions")
+    box = [
+        stop - start for start, stop in zip(described.crop.start, described.crop.stop, strict=True)
+    ]
     expected = [settings.model.n_templates, settings.model.channels, *box]
     if list(template.shape) != expected:
         raise ValueError(f"the template has shape {list(template.shape)}, its settings {expected}")
     # Layers are built before weights are loaded: sizes without any weight might exceed the memory.
     sizes = {n for one in weights.values() if isinstance(one, torch.Tensor) for n in one.shape}
-    initial = {} if found.initial is None else found.initial.model_dump()
-    made = {**settings.model.model_dump(), **initial, **found.parts.get("unet", {})}
+    initial = {} if described.initial is None else described.initial.model_dump()
+    made = {**settings.model.model_dump(), **initial, **described.parts.get("unet", {})}
     features = [*made["enc_features"], *made["dec_features"]]
     beyond = [n for n in features if n not in sizes]
     if beyond or len(features) > len(weights):

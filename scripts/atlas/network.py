@@ -163,9 +163,9 @@ class AtlasNetwork(DescribedNetwork):
         scale of its input are taken over if the architecture is the same. From a model of the same
         cohort, everything is taken over except the description of its run.
         """
-        theirs, own = description_in(state_dict), self.description
-        if "cohort" in theirs and "cohort" in own:
-            same = theirs["cohort"] == own["cohort"] and all(
+        theirs, ours = description_in(state_dict), self.description
+        if "cohort" in theirs and "cohort" in ours:
+            same = theirs["cohort"] == ours["cohort"] and all(
                 state_dict[name].shape == getattr(self, name).shape
                 for name in ("template", "mean_velocity")
             )
@@ -175,8 +175,8 @@ class AtlasNetwork(DescribedNetwork):
 
     def _start_from(self, state_dict: Mapping[str, Any]) -> dict[str, Any]:
         """These weights, with the U-Net of another cohort's model if it fits."""
-        own = self.state_dict()
-        unet = {name: value for name, value in own.items() if name.startswith("unet.")}
+        state = self.state_dict()
+        unet = {name: value for name, value in state.items() if name.startswith("unet.")}
         alike = all(
             name in state_dict and state_dict[name].shape == value.shape
             for name, value in unet.items()
@@ -185,9 +185,9 @@ class AtlasNetwork(DescribedNetwork):
             logger.warning(
                 "the architecture of the given model's U-Net differs from this one: it isn't used"
             )
-            return own
+            return state
         logger.info("training starts with the U-Net of another cohort's model")
-        return {**own, **{name: state_dict[name] for name in (*unet, "input_scale")}}
+        return {**state, **{name: state_dict[name] for name in (*unet, "input_scale")}}
 
     @in_float32
     def template_density(self, covariates: torch.Tensor | None = None) -> torch.Tensor:
@@ -340,9 +340,12 @@ class AtlasNetwork(DescribedNetwork):
             for k in range(1, self.n_templates):
                 velocity = self.velocity(image, k, valid=valid)
                 other = torch.full_like(which, k)
-                found = self._likeness(image, velocity, other, valid)
-                better = found > score
-                score, which = torch.where(better, found, score), torch.where(better, other, which)
+                likeness = self._likeness(image, velocity, other, valid)
+                better = likeness > score
+                score, which = (
+                    torch.where(better, likeness, score),
+                    torch.where(better, other, which),
+                )
                 best = torch.where(better.view(-1, *[1] * (best.dim() - 1)), velocity, best)
         return best, which
 

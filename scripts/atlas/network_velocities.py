@@ -75,11 +75,11 @@ class NetworkVelocities:
         """Share of each subject that each template explains, ``(N, K)``, from the losses."""
         if self.network.n_templates == 1:
             return torch.ones(len(self.dataset), 1)
-        found = torch.zeros(len(self.dataset), self.network.n_templates)
+        result = torch.zeros(len(self.dataset), self.network.n_templates)
         for index in share(len(self.dataset)):
-            found[index] = self._shares(index)[0]
-        add_up(found)
-        return found
+            result[index] = self._shares(index)[0]
+        add_up(result)
+        return result
 
     @torch.no_grad()
     def _shares(self, index: int) -> torch.Tensor:

@@ -93,7 +93,7 @@ def open_network(
             template, stands_in = DEMO_TEMPLATE, True
             logger.warning(
                 "nothing was trained yet (no %s): subjects are registered to the template of the "
-                "demo cohort; train your own, or give a map by --template",
+                "demo cohort; train a model, or give a map with --template",
                 path,
             )
     if template is not None:
@@ -247,16 +247,16 @@ def open_new_subjects(
     if not (labels or settings.save_warped or given):
         request = request.without_labels()
     with reserved(written) as users:
-        found = read_new_subjects(source, request, grid, crop, coding, values, labelled=given)
+        result = read_new_subjects(source, request, grid, crop, coding, values, labelled=given)
         if asked is not None and asked.cohort.label_names is not None:
             table = Path(dataset_dir if maps is None else "") / asked.cohort.label_names
             names = read_label_names(table, settings.cohort_request().key("label_names"))
-            found = replace(found, label_names=names)
+            result = replace(result, label_names=names)
         if written:
-            room = registration_bytes(len(found.subjects), crop, settings)
+            room = registration_bytes(len(result.subjects), crop, settings)
             check_space({Path(written[0]): room})
-        users.append(found)
-    return found
+        users.append(result)
+    return result
 
 
 def subject_transforms(network: AtlasNetwork, settings: LearnedAtlasConfig) -> Compose:

@@ -63,10 +63,10 @@ class PublishedNetwork(AtlasNetwork):
         if description and description != self.description:
             other = _published(state_dict, description)
         # Not `AtlasNetwork`'s method: weights that don't fit their description are damaged.
-        found = nn.Module.load_state_dict(other, state_dict, strict=strict, assign=assign)
+        result = nn.Module.load_state_dict(other, state_dict, strict=strict, assign=assign)
         if other is not self:
             self._become(other.to(self.template.device).train(self.training))
-        return found
+        return result
 
     def _become(self, other: AtlasNetwork) -> None:
         """Take over the modules, tensors and plain attributes of another network."""
@@ -136,7 +136,7 @@ def changed_parts(
         ConfigurationError: a part has another class, which a model file can't contain, or doesn't
             match the others.
     """
-    found: dict[str, dict[str, Any]] = {}
+    result: dict[str, dict[str, Any]] = {}
     for name, alone in part_arguments(template, description).items():
         part, kind = parts[name], _PARTS[name]
         if type(part) is not kind:
@@ -155,8 +155,8 @@ def changed_parts(
                     "from the cohort, learned_atlas#model#channels and "
                     "learned_atlas#model#field_resolution"
                 )
-            found.setdefault(name, {})[key] = value
-    return found
+            result.setdefault(name, {})[key] = value
+    return result
 
 
 def network_of(
@@ -178,10 +178,11 @@ def network_of(
     model = description["settings"]["model"]
     coding = _coding(description)
     if parts is None:
-        told = description.get("parts", {})
+        recorded = description.get("parts", {})
         arguments = part_arguments(template, description)
         parts = {
-            name: part(**{**arguments[name], **told.get(name, {})}) for name, part in _PARTS.items()
+            name: part(**{**arguments[name], **recorded.get(name, {})})
+            for name, part in _PARTS.items()
         }
     return kind(
         template,
@@ -216,8 +217,8 @@ def _trained_passes(description: Mapping[str, Any]) -> list[int]:
 
 
 def _coding(description: dict[str, Any]) -> CovariateCoding | None:
-    said = description.get("covariates")
-    return None if said is None else CovariateCoding.from_list(said)
+    recorded = description.get("covariates")
+    return None if recorded is None else CovariateCoding.from_list(recorded)
 
 
 def published_coding(network: AtlasNetwork) -> CovariateCoding | None:
@@ -243,15 +244,15 @@ def published_network(path: str | Path) -> AtlasNetwork:
 
 def published_geometry(network: AtlasNetwork) -> tuple[Grid, CropBox]:
     """The grid and box that a published network works in."""
-    said = network.description
-    affine = np.array(said["grid"]["affine"])
+    recorded = network.description
+    affine = np.array(recorded["grid"]["affine"])
     header = nib.Nifti1Header()
-    header.set_data_shape(said["grid"]["shape"])
-    header.set_sform(affine, code=said["grid"]["sform_code"])
-    header.set_qform(affine, code=said["grid"]["qform_code"])
+    header.set_data_shape(recorded["grid"]["shape"])
+    header.set_sform(affine, code=recorded["grid"]["sform_code"])
+    header.set_qform(affine, code=recorded["grid"]["qform_code"])
     header.set_xyzt_units("mm")
-    grid = Grid(tuple(said["grid"]["shape"]), affine, header)
-    crop = CropBox(tuple(said["crop"]["start"]), tuple(said["crop"]["stop"]))
+    grid = Grid(tuple(recorded["grid"]["shape"]), affine, header)
+    crop = CropBox(tuple(recorded["crop"]["start"]), tuple(recorded["crop"]["stop"]))
     return grid, crop
 
 
@@ -317,7 +318,7 @@ def carried_transforms(
         Plain arguments by class, and the ids of everything else, which a model file can't contain:
         other classes, expressions.
     """
-    carried: dict[str, dict[str, Any]] = {}
+    plain: dict[str, dict[str, Any]] = {}
     left = []
     for id, value in overrides.items():
         if not id.startswith("train#preprocessing"):
@@ -327,8 +328,8 @@ def carried_transforms(
             left.append(id)
         else:
             name = type(transforms[int(place[1])]).__name__
-            carried.setdefault(name, {})[place[2]] = value
-    return carried, left
+            plain.setdefault(name, {})[place[2]] = value
+    return plain, left
 
 
 def _is_plain(value: Any) -> bool:
@@ -342,14 +343,14 @@ def _is_plain(value: Any) -> bool:
 
 def published_transforms(network: AtlasNetwork) -> dict[str, dict[str, Any]]:
     """Arguments of the training's transforms that differ from the settings, by class."""
-    said = network.description
-    if said.get("not_carried"):
+    recorded = network.description
+    if recorded.get("not_carried"):
         logger.warning(
             "the model was trained with another %s, which a model file doesn't contain: give the "
             "same to this job's configuration to get the same densities",
-            ", ".join(said["not_carried"]),
+            ", ".join(recorded["not_carried"]),
         )
     return {
         name: {key: value for key, value in arguments.items() if key not in _NOT_CARRIED}
-        for name, arguments in said.get("transforms", {}).items()
+        for name, arguments in recorded.get("transforms", {}).items()
     }

@@ -100,10 +100,10 @@ def polished_velocity(
 ) -> torch.Tensor:
     """Result of `refine_velocity`, smoothed where it is close to folding."""
     with torch.enable_grad():
-        found, _ = refine_velocity(
+        refined, _ = refine_velocity(
             network, loss, image, velocity, iterations, lr, template, covariates, valid=valid
         )
-    return unfolded_velocity(network, found)
+    return unfolded_velocity(network, refined)
 
 
 @torch.no_grad()

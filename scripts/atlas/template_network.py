@@ -152,14 +152,14 @@ def _of_atlas(file: Path) -> dict[str, Any]:
     """What the published atlas that a map belongs to was made with."""
     about = file.parent / "atlas.json"
     try:
-        said = read_json(about, _LONGEST)
-        offset, method = said["log_offset"], said["normalisation"]
-        presence = said["presence_value"]
-        smoothness = said.get("settings", {}).get("loss", {}).get("smoothness_weight", 0.7)
+        description = read_json(about, _LONGEST)
+        offset, method = description["log_offset"], description["normalisation"]
+        presence = description["presence_value"]
+        smoothness = description.get("settings", {}).get("loss", {}).get("smoothness_weight", 0.7)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(
-            f"{about}: tells nothing of the atlas that {file.name} belongs to ({error}); publish "
-            "the atlas again, or copy the map elsewhere to take it for a foreign one"
+            f"{about}: doesn't describe the atlas that {file.name} belongs to ({error}); publish "
+            "the atlas again, or copy the map elsewhere to use it as any other map"
         ) from error
     return {
         "presence_value": presence,
@@ -170,9 +170,9 @@ def _of_atlas(file: Path) -> dict[str, Any]:
 
 def _merged(*blocks: dict[str, Any]) -> dict[str, Any]:
     """Nested settings, a later block's over an earlier one's."""
-    found: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     for block in blocks:
         for key, value in block.items():
-            both = isinstance(value, dict) and isinstance(found.get(key), dict)
-            found[key] = _merged(found[key], value) if both else value
-    return found
+            both = isinstance(value, dict) and isinstance(result.get(key), dict)
+            result[key] = _merged(result[key], value) if both else value
+    return result

@@ -103,22 +103,24 @@ class AtlasStep:
         engine.network.train()
         engine.optimizer.zero_grad(set_to_none=True)
         with autocast(image.device, self.dtype):
-            found = engine.inferer(image, engine.network)
+            estimate = engine.inferer(image, engine.network)
         engine.state.output = {"image": image, "subject": batch["subject"]}
         engine.fire_event(IterationEvents.FORWARD_COMPLETED)
 
-        terms, responsibility = self._terms(network, image, found)
+        terms, responsibility = self._terms(network, image, estimate)
         part = self._part(engine.state.iteration)
         engine.state.output.update(_over_processes(terms, part))
         engine.state.output.update(
-            velocity=found["velocity"].detach(),
-            warped=found["warped"].detach(),
+            velocity=estimate["velocity"].detach(),
+            warped=estimate["warped"].detach(),
             responsibility=responsibility * float(part > 0),
         )
         engine.fire_event(IterationEvents.LOSS_COMPLETED)
 
-        own = terms["loss"] * (part * world_size())  # gradients are averaged over the processes
-        descend(engine, own, network.unet.parameters(), self.gradient_clip, "learned_atlas")
+        local_loss = terms["loss"] * (
+            part * world_size()
+        )  # gradients are averaged over the processes
+        descend(engine, local_loss, network.unet.parameters(), self.gradient_clip, "learned_atlas")
         network.project_template()
         engine.fire_event(IterationEvents.MODEL_COMPLETED)
         return engine.state.output
@@ -127,14 +129,14 @@ class AtlasStep:
         """This process's share of the batch."""
         if self.batches is None:
             return 1 / world_size()
-        own, whole = self.batches.sizes(iteration)
-        return own / whole
+        local, whole = self.batches.sizes(iteration)
+        return local / whole
 
     def _terms(
-        self, network: AtlasNetwork, image: torch.Tensor, found: dict[str, torch.Tensor]
+        self, network: AtlasNetwork, image: torch.Tensor, estimate: dict[str, torch.Tensor]
     ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
         """Loss terms, and the share of each subject that each template explains."""
-        warped, velocity = found["warped"], found["velocity"]
+        warped, velocity = estimate["warped"], estimate["velocity"]
         if network.n_templates == 1:
             terms = self.loss(warped[:, 0], image, velocity[:, 0], network.mean_velocity[0])
             return terms, image.new_ones((len(image), 1))

@@ -64,8 +64,8 @@ def refine_velocity(
         with torch.set_grad_enabled(not last):
             current = start + network.smoothing(rough)
             warped = network.warped_template(network.displacement(current), template, covariates)
-            own = current if expected is None else current - expected
-            total = loss(warped, image, own, valid=valid)["loss"]
+            deviation = current if expected is None else current - expected
+            total = loss(warped, image, deviation, valid=valid)["loss"]
         value = float(total.detach())
         if value < best_loss:
             best, best_loss = current.detach().clone(), value

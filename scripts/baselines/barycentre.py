@@ -103,10 +103,10 @@ class BarycentreAtlas(AveragingAtlas):
                 "the last iteration moved %.2g of the mass: use more with --barycentre#iterations",
                 moved,
             )
-        found = result.cpu().numpy() * (len(maps) / subjects)
+        estimate = result.cpu().numpy() * (len(maps) / subjects)
         # Tails of the blur, beyond the reach of any subject's mass, aren't density.
-        found[found < _TAIL * found.max()] = 0
-        return found
+        estimate[estimate < _TAIL * estimate.max()] = 0
+        return estimate
 
     def _description(self, hashes: dict[str, str]) -> dict[str, Any]:
         about = super()._description(hashes)

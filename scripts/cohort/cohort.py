@@ -64,7 +64,7 @@ class DensityMap:
         )
 
     def in_order(self, array: np.ndarray) -> np.ndarray:
-        """Values ``(..., *spatial)`` of the file as they lie on the cohort's grid."""
+        """Values ``(..., *spatial)`` of the file on the cohort's grid."""
         return array if self.order is None else StorageOrder.from_list(self.order).of_array(array)
 
     @property
@@ -179,10 +179,10 @@ class Cohort:
             for subject in self.subjects
             for one in subject.maps
         ]
-        said: list[Any] = [self.normalisation, self.tracts, maps]
+        parts: list[Any] = [self.normalisation, self.tracts, maps]
         if self.coding is not None:
-            said.append([[one.name, one.covariates] for one in self.subjects])
-        text = json.dumps(said, ensure_ascii=True)
+            parts.append([[one.name, one.covariates] for one in self.subjects])
+        text = json.dumps(parts, ensure_ascii=True)
         return hashlib.sha256(text.encode("ascii")).hexdigest()
 
     def as_dict(self) -> dict[str, Any]:

@@ -107,10 +107,15 @@ class Covariate:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON values; only those of its kind."""
-        said: dict[str, Any] = {"name": self.name, "kind": self.kind}
+        described: dict[str, Any] = {"name": self.name, "kind": self.kind}
         if self.kind == "number":
-            return said | {"mean": self.mean, "std": self.std, "low": self.low, "high": self.high}
-        return said | {"categories": list(self.categories), "shares": list(self.shares)}
+            return described | {
+                "mean": self.mean,
+                "std": self.std,
+                "low": self.low,
+                "high": self.high,
+            }
+        return described | {"categories": list(self.categories), "shares": list(self.shares)}
 
 
 @dataclass(frozen=True)
@@ -144,19 +149,19 @@ class CovariateCoding:
 
     def beyond(self, values: Values) -> list[str]:
         """A warning for each number outside the cohort's range."""
-        said = (one.beyond(values.get(one.name)) for one in self.covariates)
-        return [sentence for sentence in said if sentence is not None]
+        described = (one.beyond(values.get(one.name)) for one in self.covariates)
+        return [sentence for sentence in described if sentence is not None]
 
     def as_list(self) -> list[dict[str, Any]]:
         """Plain JSON values."""
         return [covariate.as_dict() for covariate in self.covariates]
 
     @classmethod
-    def from_list(cls, said: Iterable[Mapping[str, Any]]) -> CovariateCoding:
+    def from_list(cls, described: Iterable[Mapping[str, Any]]) -> CovariateCoding:
         """The inverse of `as_list`."""
         plain: Iterable[dict[str, Any]] = (
             {key: tuple(value) if isinstance(value, list) else value for key, value in one.items()}
-            for one in said
+            for one in described
         )
         return cls(tuple(Covariate(**one) for one in plain))
 
@@ -266,7 +271,7 @@ class Participants:
             CohortError: a column mixes numbers with other text, or may be meant as numbers.
         """
         rows = {name: self._row(name) for name in subjects}
-        found: dict[str, dict[str, float | str]] = {name: {} for name in subjects}
+        result: dict[str, dict[str, float | str]] = {name: {} for name in subjects}
         for column in self.columns:
             texts = {name: row[column] for name, row in rows.items() if row is not None}
             numbers = {name: _number(text) for name, text in texts.items()}
@@ -283,8 +288,8 @@ class Participants:
                 )
             for name, text in texts.items():
                 number = numbers[name]
-                found[name][column] = text if names or number is None else number
-        return found
+                result[name][column] = text if names or number is None else number
+        return result
 
     def _ask_about_numbers(self, column: str, texts: Mapping[str, str], count: int) -> None:
         """Refuse text that may be meant as numbers; as categories they would mean nothing.
@@ -382,7 +387,7 @@ def read_participants(
 
 
 def parse_values(
-    asked: str | Mapping[str, Any] | None, coding: CovariateCoding | None
+    at: str | Mapping[str, Any] | None, coding: CovariateCoding | None
 ) -> dict[str, float | str] | None:
     """Parse chosen values, such as ``age=30,sex=F``.
 
@@ -396,40 +401,40 @@ def parse_values(
     Raises:
         ConfigurationError: the text can't be parsed; the message names the part.
     """
-    if asked is None:
+    if at is None:
         return None
     if coding is None:
         raise ConfigurationError(
-            f"at = {asked!r}: the model was trained without covariates, so its template is the "
+            f"at = {at!r}: the model was trained without covariates, so its template is the "
             "same everywhere; leave at out"
         )
-    if isinstance(asked, str):
-        text = asked.strip()
+    if isinstance(at, str):
+        text = at.strip()
         pairs = [] if text == MEAN else [part.partition("=") for part in text.split(",")]
         if any(not (name.strip() and mark and value.strip()) for name, mark, value in pairs):
             raise ConfigurationError(
-                f"at = {asked!r}: must be {MEAN}, or name=value pairs with commas between, such "
+                f"at = {at!r}: must be {MEAN}, or name=value pairs with commas between, such "
                 f"as {_example(coding)}"
             )
         given = [(name.strip(), value.strip()) for name, _, value in pairs]
-    elif isinstance(asked, Mapping):
-        given = [(str(name), value) for name, value in asked.items()]
+    elif isinstance(at, Mapping):
+        given = [(str(name), value) for name, value in at.items()]
     else:
-        raise ConfigurationError(f"at = {asked!r}: must be text such as {_example(coding)}")
+        raise ConfigurationError(f"at = {at!r}: must be text such as {_example(coding)}")
     values: dict[str, float | str] = {}
     known = {covariate.name: covariate for covariate in coding.covariates}
     for name, value in given:
         if name not in known or name in values:
             what = "is given twice" if name in values else "is not a covariate of the model"
             raise ConfigurationError(
-                f"at = {asked!r}: {name} {what}; its covariates are {', '.join(known)}"
+                f"at = {at!r}: {name} {what}; its covariates are {', '.join(known)}"
             )
         if isinstance(value, bool) or not isinstance(value, str | int | float):
-            raise ConfigurationError(f"at = {asked!r}: {name} must be a number or a name")
+            raise ConfigurationError(f"at = {at!r}: {name} must be a number or a name")
         try:
             known[name].code(value)
         except ConfigurationError as error:
-            raise ConfigurationError(f"at = {asked!r}: {error}") from None
+            raise ConfigurationError(f"at = {at!r}: {error}") from None
         values[name] = float(value) if known[name].kind == "number" else str(value)
     return values
 

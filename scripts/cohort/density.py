@@ -237,10 +237,10 @@ def waytotal_file(path: Path) -> Path:
     ``sum_density``, else ``waytotal``.
     """
     stem = _stem(path)
-    own = [path.with_name(f"{stem}_waytotal"), path.with_name(f"{stem}.waytotal")]
+    candidates = [path.with_name(f"{stem}_waytotal"), path.with_name(f"{stem}.waytotal")]
     if stem == "sum_density":
-        own.append(path.with_name("sum_waytotal"))
-    return next((file for file in own if file.exists()), path.with_name("waytotal"))
+        candidates.append(path.with_name("sum_waytotal"))
+    return next((file for file in candidates if file.exists()), path.with_name("waytotal"))
 
 
 def _read_waytotal(file: Path, setting: str) -> float:

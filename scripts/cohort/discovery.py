@@ -240,7 +240,7 @@ def _unfit(names: Collection[str], outputs: Collection[str]) -> dict[str, str]:
     alike: dict[str, list[str]] = {}
     for name in sorted(names):
         alike.setdefault(file_name_key(name), []).append(name)
-    found = {}
+    result = {}
     for name in sorted(names):
         reason = unfit_name(name, outputs)
         others = [other for other in alike[file_name_key(name)] if other != name]
@@ -254,8 +254,8 @@ def _unfit(names: Collection[str], outputs: Collection[str]) -> dict[str, str]:
                 "some file systems take for one; rename one of them"
             )
         if reason is not None:
-            found[name] = reason
-    return found
+            result[name] = reason
+    return result
 
 
 # ---------------------------------------------------------------------------------------------

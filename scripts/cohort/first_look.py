@@ -124,15 +124,15 @@ def _layout(root: Path, search: SubjectSearch) -> Guess:
     require_folder(root)
     outputs = outputs_of(search)
     wanted = wanted_names(root, search.subjects)
-    found: dict[str, int] = {}
+    counts: dict[str, int] = {}
     patterns: dict[str, str] = {}
     for name in LAYOUTS:
         tried = replace(search, layout=name, pattern=None)
         scan, patterns[name] = scan_alternatives(root, tried, outputs, wanted)
-        found[name] = len({match.subject for match in scan.matches})
-    best = max(found, key=lambda name: found[name])
-    if found[best]:
-        reason = f"{found[best]} subjects have a map at {patterns[best]}"
+        counts[name] = len({match.subject for match in scan.matches})
+    best = max(counts, key=lambda name: counts[name])
+    if counts[best]:
+        reason = f"{counts[best]} subjects have a map at {patterns[best]}"
         return Guess("layout", best, reason)
     return _pattern(root, search, outputs)
 
@@ -158,7 +158,7 @@ def _pattern(root: Path, search: SubjectSearch, outputs: Collection[str]) -> Gue
         several = some_names(common)
         raise CohortError(
             f"dataset folder {root}: no known layout fits, and the subjects' folders have several "
-            f"images in common ({several}); say which is the density map: "
+            f"images in common ({several}); name the density map: "
             f"{option} '{{subject}}/...'"
         )
     below = [
@@ -179,7 +179,7 @@ def _pattern(root: Path, search: SubjectSearch, outputs: Collection[str]) -> Gue
 
 def _images_below(folder: Path) -> set[str]:
     """Patterns of the images in a subject's folder, its name being ``{subject}``."""
-    found = set()
+    result = set()
     own_name = re.compile(rf"(?<![A-Za-z0-9]){re.escape(folder.name)}(?![A-Za-z0-9])")
     for place, inner, files in os.walk(folder):
         parts = Path(place).relative_to(folder).parts
@@ -189,8 +189,8 @@ def _images_below(folder: Path) -> set[str]:
         for name in files:
             if is_image_name(name) and not name.startswith(".") and not set("{}*?") & set(name):
                 path = "/".join(("{subject}", *parts, name))
-                found.add(own_name.sub("{subject}", path))
-    return found
+                result.add(own_name.sub("{subject}", path))
+    return result
 
 
 def _is_like_density(path: str) -> bool:

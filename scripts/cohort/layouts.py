@@ -110,28 +110,28 @@ def alternatives(search: SubjectSearch) -> tuple[Alternative, ...]:
         ConfigurationError: tracts are selected but no pattern has ``{tract}``.
     """
     wants_tracts = bool(search.tracts) or search.channels > 1
-    found: tuple[Alternative, ...]
+    result: tuple[Alternative, ...]
     if search.inside_subject is not None:
         relpath, key = search.inside_subject, search.key("inside_subject")
         whole = relpath if wants_tracts else drop_tract(relpath, key, search.key("tracts"))
-        found = (Alternative((f"{{subject}}/{whole}",)),)
+        result = (Alternative((f"{{subject}}/{whole}",)),)
         source = f"{key} = {relpath!r}"
     elif search.pattern is not None:
-        found = (Alternative((search.pattern,)),)
+        result = (Alternative((search.pattern,)),)
         source = f"{search.key('pattern')} = {search.pattern!r}"
     elif search.layout is not None:
-        found = tuple(replace(one, any_ending=True) for one in LAYOUTS[search.layout])
+        result = tuple(replace(one, any_ending=True) for one in LAYOUTS[search.layout])
         source = f"{search.key('layout')} = {search.layout!r}"
     else:
         raise ConfigurationError(f"{search.key('pattern')} = None: must be a path with {{subject}}")
     if wants_tracts:
-        found = tuple(one for one in found if one.names_tracts)
-        if not found:
+        result = tuple(one for one in result if one.names_tracts)
+        if not result:
             raise ConfigurationError(
                 f"{source}: must contain {{tract}}, because {_wanted(search)} selects single tracts"
             )
-        return found
-    return tuple(sorted(found, key=lambda one: one.names_tracts))  # stable
+        return result
+    return tuple(sorted(result, key=lambda one: one.names_tracts))  # stable
 
 
 def drop_tract(relpath: str, key: str = "path", tracts_key: str = "tracts") -> str:

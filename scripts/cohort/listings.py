@@ -61,8 +61,8 @@ def read_datalist(file: Path, dataset_dir: Path, search: SubjectSearch) -> list[
             image, subject, tract = (values.get(key) for key in ("image", "subject", "tract"))
             if type(subject) is int:
                 subject = str(subject)  # numbers are names here
-            said = (value for value in (subject, tract) if value is not None)
-            if not isinstance(image, str) or not all(isinstance(v, str) and v for v in said):
+            texts = (value for value in (subject, tract) if value is not None)
+            if not isinstance(image, str) or not all(isinstance(v, str) and v for v in texts):
                 raise CohortError(
                     f"{file}, entry {number}: must have the path of one map as 'image', and may "
                     f"have texts as 'subject' and 'tract', got {str(entry)[:200]}"

@@ -45,12 +45,12 @@ def valid_voxels(subject: Subject, masks: SubjectImages) -> np.ndarray | None:
     if mask is None:
         return None
     path = subject.maps[0].path
-    own = _flat(read_grid(path), len(masks.grid.shape)) if masks.resample else masks.grid
-    on_atlas = own.same_as(masks.grid, masks.tolerance) is None
-    if on_atlas or own.order_onto(masks.grid, masks.tolerance) is not None:
+    map_grid = _flat(read_grid(path), len(masks.grid.shape)) if masks.resample else masks.grid
+    on_atlas = map_grid.same_as(masks.grid, masks.tolerance) is None
+    if on_atlas or map_grid.order_onto(masks.grid, masks.tolerance) is not None:
         return ~mask_on_grid(mask, masks.grid, masks.key)
-    covered = mask_on_grid(mask, own, masks.key).astype(np.float64)[None]
-    return np.asarray(resample_density(covered, own.affine, masks.grid, "none")[0] == 0)
+    covered = mask_on_grid(mask, map_grid, masks.key).astype(np.float64)[None]
+    return np.asarray(resample_density(covered, map_grid.affine, masks.grid, "none")[0] == 0)
 
 
 def subjects_without_masked(

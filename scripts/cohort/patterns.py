@@ -166,7 +166,7 @@ class _Walk:
         tract = groups.pop("tract", None) or self.tract
         if subject is not None and subject != self.subject:
             if is_folder and subject in self.outputs:
-                return None  # of a file with such a name the person is told
+                return None  # a file with such a name is reported
             if self.names is not None and same_name(subject) not in self.names:
                 return None
             self.scan.subjects.add(subject)
@@ -181,14 +181,14 @@ def _walk(
     """Files below ``folder`` that match ``parts``; ``above`` protects ``**`` from link loops."""
     part, rest = parts[0], parts[1:]
     if part == "**":
-        here = os.path.realpath(folder)
-        if here in above:
+        real = os.path.realpath(folder)
+        if real in above:
             return
         yield from _walk(folder, rest, walk)
         for name in _entries(folder, walk):
             if not name.startswith(".") and name not in walk.outputs and (folder / name).is_dir():
                 deeper = replace(walk, runs=(*walk.runs, name))
-                yield from _walk(folder / name, parts, deeper, above | {here})
+                yield from _walk(folder / name, parts, deeper, above | {real})
         return
 
     listed = bool(re.search(r"[{*?]", part)) or (not rest and bool(ending_of(part)))
@@ -231,15 +231,15 @@ def _bound(
     ending = "" if is_folder else ending_of(part)
     if not ending:
         return _regex(part, walk.subject, walk.tract).fullmatch(name), ""
-    own = ending_of(name)
+    file_ending = ending_of(name)
     kinds = IMAGES if ending in IMAGES else TRACTOGRAMS
     others = FOREIGN_IMAGES if ending in IMAGES else FOREIGN_TRACTOGRAMS
-    foreign = others.get(own, "") if walk.any_ending else ""
-    fits = own == ending or (walk.any_ending and (own in kinds or bool(foreign)))
-    if not fits or (own != ending and _is_header_of_a_pair(name, own, entries)):
+    foreign = others.get(file_ending, "") if walk.any_ending else ""
+    fits = file_ending == ending or (walk.any_ending and (file_ending in kinds or bool(foreign)))
+    if not fits or (file_ending != ending and _is_header_of_a_pair(name, file_ending, entries)):
         return None, ""
     stem = _regex(part[: len(part) - len(ending)], walk.subject, walk.tract)
-    return stem.fullmatch(name[: len(name) - len(own)]), foreign
+    return stem.fullmatch(name[: len(name) - len(file_ending)]), foreign
 
 
 def _is_header_of_a_pair(name: str, ending: str, entries: Sequence[str]) -> bool:
@@ -314,9 +314,9 @@ def match_tail(file: Path, search: SubjectSearch) -> Match:
             parts = pattern.split("/")
             if "**" in parts:  # unclear which of the folders names the subject
                 continue
-            ending, own = ending_of(parts[-1]), ending_of(file)
-            same = own == ending or (
-                alternative.any_ending and any({ending, own} <= {*kind} for kind in _KINDS)
+            ending, file_ending = ending_of(parts[-1]), ending_of(file)
+            same = file_ending == ending or (
+                alternative.any_ending and any({ending, file_ending} <= {*kind} for kind in _KINDS)
             )
             if not same:
                 continue
@@ -324,7 +324,7 @@ def match_tail(file: Path, search: SubjectSearch) -> Match:
             bound: dict[str, str] = {}
             expression = "/".join([_expression(part, bound) for part in parts])
             path = file.as_posix()
-            match = re.search(rf"(?:^|/){expression}$", path[: len(path) - len(own)])
+            match = re.search(rf"(?:^|/){expression}$", path[: len(path) - len(file_ending)])
             if match is not None and (alternative.without or "\0") not in file.name:
                 groups = match.groupdict()
                 return Match(

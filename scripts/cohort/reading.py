@@ -82,36 +82,38 @@ def read_cohort(
     root = Path(dataset_dir).absolute()
     source = f"dataset folder {root}" if files is None else f"the list of {len(files)} maps"
     search = request.search
-    found = find_subjects(root, search) if files is None else candidates_from_files(files, search)
-    if not found.candidates and not found.rejected:
-        folders = f"; folders without a map: {some_names(found.without_map, _NAMED)}"
+    discovery = (
+        find_subjects(root, search) if files is None else candidates_from_files(files, search)
+    )
+    if not discovery.candidates and not discovery.rejected:
+        folders = f"; folders without a map: {some_names(discovery.without_map, _NAMED)}"
         below = () if files is not None else derivatives_with_maps(root, search)
         if below:
             folders = f"; maps lie below derivatives: give --dataset_dir {shown(below[0])}"
             if len(below) > 1:
                 folders += f" (or {some_names([str(one) for one in below[1:]], _NAMED)})"
         raise CohortError(
-            f"no subject found in {source}: no map at {found.pattern}"
-            f"{folders if found.without_map or below else ''} (see {search.option('layout')} and "
-            f"{search.option('pattern')})"
+            f"no subject found in {source}: no map at {discovery.pattern}"
+            f"{folders if discovery.without_map or below else ''} "
+            f"(see {search.option('layout')} and {search.option('pattern')})"
         )
     pool = _Pool(request)
-    found, known = _with_covariates(found, root, request)
-    rejected = list(found.rejected)
-    counting = counting_for(found.candidates, request, root)
+    discovery, known = _with_covariates(discovery, root, request)
+    rejected = list(discovery.rejected)
+    counting = counting_for(discovery.candidates, request, root)
     for done, (candidate, result) in enumerate(
-        inspect_all(found.candidates, request, counting), start=1
+        inspect_all(discovery.candidates, request, counting), start=1
     ):
         if isinstance(result, Rejection):
             rejected.append(result)
         else:
             pool.add(result)
         if progress is not None:
-            progress(done, len(found.candidates), candidate.name)
+            progress(done, len(discovery.candidates), candidate.name)
 
     subjects = tuple(pool.subjects)
     left_out = tuple(sorted(rejected, key=lambda one: one.subject))
-    table = subjects_table(subjects, left_out, found.without_map, found.pattern)
+    table = subjects_table(subjects, left_out, discovery.without_map, discovery.pattern)
     if len(subjects) < request.min_subjects or pool.grid is None or pool.box is None:
         raise CohortError(
             f"{len(subjects)} usable subjects in {source}, fewer than "
@@ -122,8 +124,8 @@ def read_cohort(
         logger.warning(
             "subject %s is left out: %s: %s", rejection.subject, rejection.path, rejection.reason
         )
-    if found.without_map:
-        logger.warning("folders without a map: %s", some_names(found.without_map, _NAMED))
+    if discovery.without_map:
+        logger.warning("folders without a map: %s", some_names(discovery.without_map, _NAMED))
     pool.warn(request)
     if request.covariates:
         subjects = _described(subjects, known)
@@ -141,10 +143,10 @@ def read_cohort(
         crop=crop,
         mean_density=mean.astype(np.float32),
         normalisation=request.cohort.normalisation,
-        pattern=found.pattern,
-        tracts=found.tracts,
+        pattern=discovery.pattern,
+        tracts=discovery.tracts,
         sums=tuple(pool.sums),
-        without_map=found.without_map,
+        without_map=discovery.without_map,
         coding=coding,
         labels=labels,
         label_names=_label_names(root, request) if labels is not None else {},
@@ -180,20 +182,20 @@ def _labels(
 
 
 def _with_covariates(
-    found: Discovery, root: Path, request: CohortRequest
+    discovery: Discovery, root: Path, request: CohortRequest
 ) -> tuple[Discovery, Mapping[str, Values]]:
     """Split subjects into those with all covariates and those left out, with the reason."""
     if not request.covariates:
-        return found, {}
+        return discovery, {}
     people = read_participants(
         root / request.cohort.participants,
         request.covariates,
         request.option("participants"),
         request.option("categorical_covariates"),
     )
-    usable, rejected = [], list(found.rejected)
+    usable, rejected = [], list(discovery.rejected)
     rows: dict[str, str] = {}  # by image: the name in the table, the image's or the person's
-    for candidate in found.candidates:
+    for candidate in discovery.candidates:
         name = candidate.name
         if candidate.person and not people.knows(name):
             name = candidate.person
@@ -207,7 +209,7 @@ def _with_covariates(
         list(dict.fromkeys(rows[one.name] for one in usable)), request.categorical_covariates
     )
     known = {one.name: of_rows[rows[one.name]] for one in usable}
-    return replace(found, candidates=tuple(usable), rejected=tuple(rejected)), known
+    return replace(discovery, candidates=tuple(usable), rejected=tuple(rejected)), known
 
 
 def _described(subjects: Sequence[Subject], known: Mapping[str, Values]) -> tuple[Subject, ...]:
@@ -256,19 +258,19 @@ def read_new_subjects(
         CohortError: no subject can be used, none has a label map though one must, or one is on
             another grid and ``cohort.resample`` is false.
     """
-    found = _find_new(source, request.search)
+    discovery = _find_new(source, request.search)
     known: Mapping[str, Values] = {}
     if coding is not None and at is None:
-        root = Path() if found.pattern == ONE_BY_ONE else Path(str(source))
-        found, known = _with_covariates(found, root, request)
+        root = Path() if discovery.pattern == ONE_BY_ONE else Path(str(source))
+        discovery, known = _with_covariates(discovery, root, request)
     elif at is not None:
-        known = {candidate.name: at for candidate in found.candidates}
+        known = {candidate.name: at for candidate in discovery.candidates}
     subjects: list[Subject] = []
     remarks = _Remarks()
-    rejected = list(found.rejected)
+    rejected = list(discovery.rejected)
     folder = Path(source).absolute() if _is_folder(source) else None
-    counting = counting_for(found.candidates, request, folder, grid)
-    for _, result in inspect_all(found.candidates, request, counting):
+    counting = counting_for(discovery.candidates, request, folder, grid)
+    for _, result in inspect_all(discovery.candidates, request, counting):
         if isinstance(result, Rejection):
             rejected.append(result)
             continue
@@ -281,7 +283,7 @@ def read_new_subjects(
         if difference is not None and grids_apart(result.grid, grid):
             raise CohortError(
                 f"subject {result.subject.name} ({path}) shares no space with the atlas: "
-                f"{difference}; bring its map to the atlas's space first (verbs refine and warp)"
+                f"{difference}; register its map to the atlas's space first (verbs refine and warp)"
             )
         if difference is not None and not request.cohort.resample:
             raise CohortError(
@@ -295,7 +297,7 @@ def read_new_subjects(
         subjects.append(result.subject)
     remarks.warn()
     if not subjects:
-        table = subjects_table((), tuple(rejected), found.without_map, found.pattern)
+        table = subjects_table((), tuple(rejected), discovery.without_map, discovery.pattern)
         raise CohortError("no usable subject", *table.split("\n"))
     for rejection in rejected:
         logger.warning(
@@ -354,7 +356,7 @@ def _warn_outside(result: Inspection, crop: CropBox) -> None:
     if not inside:
         logger.warning(
             "subject %s (%s) shares no space with the atlas, so its result will mean nothing; "
-            "bring its map to the atlas's space first (verbs refine and warp)",
+            "register its map to the atlas's space first (verbs refine and warp)",
             result.subject.name,
             result.subject.maps[0].path,
         )
@@ -366,7 +368,7 @@ def _warn_outside(result: Inspection, crop: CropBox) -> None:
 
 
 class _Remarks:
-    """What isn't wrong with subjects but worth a warning: one for all of whom the same is said."""
+    """What isn't wrong with subjects but worth a warning: one with the same text."""
 
     def __init__(self) -> None:
         self._subjects: dict[str, list[str]] = {}
@@ -385,7 +387,7 @@ class _Remarks:
 
 def _tell_of_order(names: Sequence[str], whose: str) -> None:
     logger.info(
-        "stored in another axis order and brought into %s, exactly: %s",
+        "stored in another axis order and reordered to %s, exactly: %s",
         whose,
         some_names(names, _NAMED),
     )
@@ -484,9 +486,9 @@ class _Pool:
         suspects = sorted({*masks, *(named if len(named) < len(self.subjects) else ())})
         if suspects:
             logger.warning(
-                "%s: a mask among densities? %s; leave it out with --%s if it is no subject's map",
+                "%s: a mask among densities? %s; leave it out with --%s if it isn't a subject's",
                 some_names(suspects, _NAMED),
-                "its values are 0 and 1 alone" if masks else "its name says so",
+                "its values are only 0 and 1" if masks else "its name suggests it",
                 self.exclude_option,
             )
 

@@ -26,8 +26,8 @@ def names_runs(search: SubjectSearch) -> bool:
 def by_run(matches: Sequence[Match], search: SubjectSearch) -> list[Match]:
     """Name images ``{subject}_{run}`` if a subject has several that are not a left and a right one.
 
-    They then count as images of one person, whom a split never divides. The decision is the same
-    for all subjects, so that names don't depend on how many runs a subject has.
+    They then count as images of one person, and a split never divides them. The decision is the
+    same for all subjects, so that names don't depend on how many runs a subject has.
 
     Args:
         matches: of a user's pattern.
@@ -82,7 +82,7 @@ def check_runs(subject: str, runs: Sequence[Match], search: SubjectSearch) -> No
     raise CohortError(
         f"subject {subject} has {len(runs)} runs{of_tract} that are not a left and a right one: "
         f"{paths}; keep one of them, or name the one to use in {search.option('pattern')} (put "
-        "{run} there if each is an image of its own, {tract} if each is a different tract)"
+        "{run} there if each is a separate image, {tract} if each is a different tract)"
     )
 
 

@@ -107,14 +107,14 @@ def find_subject_images(
             no subject has one.
     """
     names = list(names)
-    found: dict[str, SubjectImage] = {}
+    images: dict[str, SubjectImage] = {}
     empty = SubjectImages(key, {}, grid, tolerance, resample)
     for name in names:
         path = (root / pattern.replace("{subject}", name)).absolute()
         if os.path.lexists(path):
-            found[name] = SubjectImage(path, _read(path, empty)[1])
-    missing = [name for name in names if name not in found]
-    if required and not found:
+            images[name] = SubjectImage(path, _read(path, empty)[1])
+    missing = [name for name in names if name not in images]
+    if required and not images:
         example = root / pattern.replace("{subject}", names[0] if names else "{subject}")
         raise CohortError(
             f"{key} = {pattern!r}: no subject has such a file (there is no {example}); must be the "
@@ -122,21 +122,24 @@ def find_subject_images(
         )
     if required and missing:
         logger.warning("%s: no file for %s", key, some_names(missing, most=10))
-    return SubjectImages(key, found, grid, tolerance, resample)
+    return SubjectImages(key, images, grid, tolerance, resample)
 
 
 def _read(path: Path, images: SubjectImages) -> tuple[np.ndarray, str]:
     """Whole numbers of a file on the grid, and the hash of its bytes."""
-    values, own, sha256 = read_hashed_labels(path)
+    values, file_grid, sha256 = read_hashed_labels(path)
     if len(values) != 1:
         raise CohortError(f"{path} ({images.key}): has {len(values)} volumes; must have one")
     labels, grid = _whole(path, values[0], images.key), images.grid
     if len(grid.shape) == 2 and labels.shape[2] == 1:
-        labels, own = labels[:, :, 0], Grid(own.shape[:2], own.affine, own.header)
-    difference = own.same_as(grid, images.tolerance)
+        labels, file_grid = (
+            labels[:, :, 0],
+            Grid(file_grid.shape[:2], file_grid.affine, file_grid.header),
+        )
+    difference = file_grid.same_as(grid, images.tolerance)
     if difference is None:
         return labels, sha256
-    order = own.order_onto(grid, images.tolerance)
+    order = file_grid.order_onto(grid, images.tolerance)
     if order is not None:
         return np.ascontiguousarray(order.of_array(labels)), sha256
     if not images.resample or labels.ndim != len(grid.shape):
@@ -144,7 +147,7 @@ def _read(path: Path, images: SubjectImages) -> tuple[np.ndarray, str]:
             f"{path} ({images.key}): is not on the grid of the density maps: {difference}; "
             "resample it there first, by the nearest voxel (verb warp)"
         )
-    return resampled(labels[None], own, (), grid, order=0)[0], sha256
+    return resampled(labels[None], file_grid, (), grid, order=0)[0], sha256
 
 
 def _whole(path: Path, values: np.ndarray, key: str) -> np.ndarray:

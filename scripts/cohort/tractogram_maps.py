@@ -68,7 +68,7 @@ def count_density(
         raise ConfigurationError(
             f"weights = {list(weights)}: must be as many as tractograms ({len(paths)})"
         )
-    # Headers first: a mistake is told early.
+    # Headers first: a mistake is reported early.
     opened = [open_tractogram(path, vtk_space) for path in paths]
     sources = [open_weights(one, of) for one, of in zip(weights, opened, strict=False)]
     counter = DensityCounter(grid.shape, grid.affine, ends)
@@ -159,8 +159,8 @@ class Counting:
         return replace(found, path=path), replace(counted, tractogram=str(found.path))
 
     def _key(self, sha256: str) -> str:
-        said = [_METHOD, sha256, self.grid.shape, self.grid.affine.round(9).tolist()]
-        text = json.dumps(said if self.vtk_space == "auto" else [*said, self.vtk_space])
+        recorded = [_METHOD, sha256, self.grid.shape, self.grid.affine.round(9).tolist()]
+        text = json.dumps(recorded if self.vtk_space == "auto" else [*recorded, self.vtk_space])
         return hashlib.sha256(text.encode("ascii")).hexdigest()[:16]
 
     def _count(self, found: FoundMap, sha256: str, path: Path, about: Path) -> CountedMap:
@@ -186,13 +186,13 @@ def _kept(path: Path, about: Path) -> CountedMap | None:
     if not (os.path.lexists(about) and os.path.lexists(path)):
         return None
     try:
-        said = read_checked(inside(about.parent, about.name))
-        whole = [said[name] for name in ("streamlines", "outside", "left")]
+        recorded = read_checked(inside(about.parent, about.name))
+        whole = [recorded[name] for name in ("streamlines", "outside", "left")]
         if not all(type(number) is int and number >= 0 for number in whole):
             raise ValueError("a number of streamlines is none")
-        counted = CountedMap(str(said["tractogram"]), str(said["sha256"]), *whole)
+        counted = CountedMap(str(recorded["tractogram"]), str(recorded["sha256"]), *whole)
         files = {"map": path, "waytotal": _waytotal_of(path, about)}
-        hashes = said.get("files")  # unknown to earlier versions
+        hashes = recorded.get("files")  # unknown to earlier versions
         for name, file in files.items():
             found = file_hash(inside(file.parent, file.name))
             if hashes is not None and found != hashes[name]:

@@ -51,8 +51,8 @@ class EpochBatches(Sampler[list[int]]):
             order = np.random.default_rng([self.seed, epoch]).permutation(self.size)
             for start in range(0, self.size, self.batch_size):
                 batch = order[start : start + self.batch_size]
-                own = batch[self.rank :: self.world_size]
-                yield (own if len(own) else batch[:1]).tolist()
+                local = batch[self.rank :: self.world_size]
+                yield (local if len(local) else batch[:1]).tolist()
             epoch += 1
 
     def sizes(self, iteration: int) -> tuple[int, int]:

@@ -50,7 +50,7 @@ __all__ = [
 
 
 _MASK_KEY = "learned_atlas.cohort.mask"
-_LOOSE = 0.5  # voxels: what a cohort may be told to take for one grid, see its grid_tolerance
+_LOOSE = 0.5  # voxels: the largest grid_tolerance of a cohort
 _SHA256 = re.compile("[0-9a-f]{64}")
 
 HASHES = "sha256"
@@ -76,12 +76,12 @@ class MapsReader(NibabelReader):
 
     So training sees what the inspection of a cohort saw: every format, unit and form of header, by
     the one rule of `scripts.spatial.orientation`. Maps of one call that are stored in another axis
-    order than the first are brought into its order.
+    order than the first are reordered to its order.
 
     `NibabelReader` keeps the names of the files it read last in itself and pairs them with the
     images it is asked to unpack next. Where threads fill a cache through one reader, a subject
     of several maps then loses maps to another thread's shorter list (MONAI 1.6.1). Here each call
-    takes the names from its own images. Each file is read once, at once, and its hash is told.
+    takes the names from its own images. Each file is read once, and its hash is recorded.
     """
 
     def verify_suffix(self, filename: Any) -> bool:
@@ -91,7 +91,7 @@ class MapsReader(NibabelReader):
     def read(self, data: Any, **kwargs: Any) -> Any:
         """Images whose voxels are in memory: what is unpacked later are the bytes of the hash.
 
-        A file that can't be read is told by `get_data`: MONAI drops what is raised here.
+        A file that can't be read is reported by `get_data`: MONAI drops errors raised here.
 
         Args:
             data: a file, or several.
@@ -108,8 +108,8 @@ class MapsReader(NibabelReader):
         Raises:
             CohortError: a file couldn't be read, or the images have different shapes.
         """
-        own, read = copy.copy(self), ensure_tuple(img)
-        own.filenames = tuple(one.path for one in read)
+        reader, read = copy.copy(self), ensure_tuple(img)
+        reader.filenames = tuple(one.path for one in read)
         for one in read:
             if one.error is not None:
                 raise one.error
@@ -121,17 +121,17 @@ class MapsReader(NibabelReader):
                     f"{one.path}: has shape {image.shape}, {read[0].path} {first.shape}; the maps "
                     "of a subject must lie on one grid"
                 )
-        values, meta = NibabelReader.get_data(own, images)
+        values, meta = NibabelReader.get_data(reader, images)
         meta[HASHES] = [[one.path, one.sha256] for one in read]
         return values, meta
 
 
 def _in_order_of(first: nib.Nifti1Image, image: nib.Nifti1Image) -> nib.Nifti1Image:
     """An image on the first one's grid, exactly; as it is if it lies on another grid."""
-    wanted, own = (
+    wanted, stored = (
         Grid(tuple(one.shape[:3]), np.asarray(one.affine), one.header) for one in (first, image)
     )
-    order = own.order_onto(wanted, _LOOSE)
+    order = stored.order_onto(wanted, _LOOSE)
     if order is None or len(image.shape) != 3:
         return image
     values = order.of_array(np.asanyarray(image.dataobj))
@@ -210,16 +210,16 @@ def _without_masked(maps: torch.Tensor, path: str, sha256: str) -> torch.Tensor:
 
 def _with_values(image: torch.Tensor, values: np.ndarray) -> torch.Tensor:
     """An image's metadata with other values."""
-    found = torch.from_numpy(np.ascontiguousarray(values)).to(image.dtype)
-    return MetaTensor(found, meta=image.meta) if isinstance(image, MetaTensor) else found
+    tensor = torch.from_numpy(np.ascontiguousarray(values)).to(image.dtype)
+    return MetaTensor(tensor, meta=image.meta) if isinstance(image, MetaTensor) else tensor
 
 
 def _in_order(image: torch.Tensor, order: StorageOrder) -> torch.Tensor:
     """An image ``(maps, *spatial)`` with its axes in another order, and the affine with it."""
     turned = _with_values(image, order.of_array(np.asarray(image)))
     if isinstance(image, MetaTensor) and isinstance(turned, MetaTensor):
-        own = Grid(tuple(image.shape[1:]), np.asarray(image.affine), nib.Nifti1Header())
-        turned.affine = torch.from_numpy(order.of_grid(own).affine)
+        image_grid = Grid(tuple(image.shape[1:]), np.asarray(image.affine), nib.Nifti1Header())
+        turned.affine = torch.from_numpy(order.of_grid(image_grid).affine)
         turned.meta["spatial_shape"] = np.array(turned.shape[1:])
     return turned
 
@@ -230,10 +230,10 @@ def _check_unchanged(maps: Any, expected: Sequence[str] | None) -> None:
     Raises:
         CohortError: naming it.
     """
-    found = getattr(maps, "meta", {}).pop(HASHES, None)
-    if expected is None or found is None:  # a list without hashes, or another reader
+    hashed = getattr(maps, "meta", {}).pop(HASHES, None)
+    if expected is None or hashed is None:  # a list without hashes, or another reader
         return
-    for (path, sha256), wanted in zip(found, expected, strict=True):
+    for (path, sha256), wanted in zip(hashed, expected, strict=True):
         # A list from elsewhere may say something else under this name.
         if _SHA256.fullmatch(str(wanted)) and sha256 != wanted:
             raise changed(path)
@@ -274,11 +274,11 @@ class OntoGridd(MapTransform):
         for key in self.key_iterator(result):
             image = result[key]
             affine = np.asarray(image.affine, dtype=np.float64)
-            own = Grid(tuple(image.shape[1:]), affine, nib.Nifti1Header())
-            difference = own.same_as(self.grid, self.tolerance)
+            image_grid = Grid(tuple(image.shape[1:]), affine, nib.Nifti1Header())
+            difference = image_grid.same_as(self.grid, self.tolerance)
             if difference is None:
                 continue
-            order = own.order_onto(self.grid, self.tolerance)
+            order = image_grid.order_onto(self.grid, self.tolerance)
             if order is not None:
                 result[key] = _in_order(image, order)
                 continue
@@ -304,8 +304,8 @@ class OntoGridd(MapTransform):
         self, image: np.ndarray, affine: np.ndarray, path: str, normalisation: str
     ) -> np.ndarray:
         d = len(self.grid.shape)
-        here = np.linalg.solve(affine, self.grid.affine)  # voxels of the atlas to the image's
-        if image.ndim != d + 1 or not np.allclose(here[d:3, [*range(d), 3]], 0, atol=1e-3):
+        to_image = np.linalg.solve(affine, self.grid.affine)  # voxels of the atlas to the image's
+        if image.ndim != d + 1 or not np.allclose(to_image[d:3, [*range(d), 3]], 0, atol=1e-3):
             raise CohortError(
                 f"{path}: an image of {image.ndim - 1} dimensions can't be resampled to the "
                 f"atlas's {d}, or is in another plane"
@@ -313,7 +313,7 @@ class OntoGridd(MapTransform):
         resampled = resample_density(image, affine, self.grid, normalisation)
         if image.any() and not resampled.any():
             raise CohortError(
-                f"{path}: nothing of it lies on the atlas's grid; bring it to the atlas's space "
+                f"{path}: no part of it is on the atlas's grid; bring it to the atlas's space "
                 "first (verbs refine and warp)"
             )
         return resampled

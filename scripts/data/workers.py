@@ -32,16 +32,16 @@ def workers_that_fit(
         shape: voxels of a subject along each axis.
         batch_size: subjects that are handed over at once.
     """
-    asked = settings.cohort.num_workers
-    if asked == 0 or not _SHARED.is_dir():
-        return asked
+    requested = settings.cohort.num_workers
+    if requested == 0 or not _SHARED.is_dir():
+        return requested
     subject = 4 * settings.model.channels * math.prod(shape) + _PAGE
-    needed, free = asked * _AHEAD * batch_size * subject, shutil.disk_usage(_SHARED).free
+    needed, free = requested * _AHEAD * batch_size * subject, shutil.disk_usage(_SHARED).free
     if needed <= free:
-        return asked
+        return requested
     logger.warning(
         "%s = %d: the workers need %.1f MB of shared memory, %s has %.1f MB free: subjects are "
         "read without workers; give the container more (docker run --shm-size)",
-        settings.cohort.key("num_workers"), asked, needed / 1e6, _SHARED, free / 1e6,
+        settings.cohort.key("num_workers"), requested, needed / 1e6, _SHARED, free / 1e6,
     )  # fmt: skip
     return 0

@@ -174,7 +174,7 @@ class RegisteredPairWriter(PairWriter):
         self.folder = Path(folder)
 
     @torch.no_grad()
-    def write(self, item: Mapping[str, Any], found: torch.Tensor) -> None:
+    def write(self, item: Mapping[str, Any], velocity: torch.Tensor) -> None:
         """Publish one pair, whose velocity ``(d, *reduced)`` the network found.
 
         Raises:
@@ -183,7 +183,7 @@ class RegisteredPairWriter(PairWriter):
         """
         watched = WatchedFiles([item["fixed"], item["moving"]])
         fixed, moving = (ReadImage(item[key]) for key in ("fixed", "moving"))
-        added = self.network.fields_of(found[None].cpu(), fixed.image)
+        added = self.network.fields_of(velocity[None].cpu(), fixed.image)
         forward, inverse = added.forward, added.inverse
         field = _start_field(self.settings, item["subject"], fixed)
         if field is not None:

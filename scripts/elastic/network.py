@@ -142,12 +142,12 @@ def prepared_images(
         CohortError: an image is constant or not finite, or has other dimensions.
     """
     grid = network.grid
-    here = torch.eye(4, dtype=torch.float64)
-    there = here if matrix is None else matrix.double()
+    identity = torch.eye(4, dtype=torch.float64)
+    moving_matrix = identity if matrix is None else matrix.double()
     seen = []
     for name, data, affine, onto in (
-        ("fixed", fixed, fixed_affine, here),
-        ("moving", moving, moving_affine, there),
+        ("fixed", fixed, fixed_affine, identity),
+        ("moving", moving, moving_affine, moving_matrix),
     ):
         place = onto @ grid.place_of(fixed_affine, fixed.shape)
         seen.append(as_seen(grid, name, data, affine, log_share, "register", place))
@@ -173,14 +173,14 @@ def on_image_grid(
     """
     d = len(grid.shape)
     place = grid.place_of(affine, shape)
-    there = torch.linalg.inv(place)
-    found = resample_by_matrix(
-        displacement, grid.affine, there, affine, shape, padding_mode="border"
+    to_volume = torch.linalg.inv(place)
+    resampled = resample_by_matrix(
+        displacement, grid.affine, to_volume, affine, shape, padding_mode="border"
     )
     # Convert vectors from network voxels to world millimetres, then to image voxels.
     world = place[:3, :d] * grid.spacing
     turn = torch.linalg.pinv(torch.from_numpy(np.asarray(affine[:3, :d], dtype=np.float64))) @ world
-    return torch.einsum("ij,bj...->bi...", turn.to(found), found)
+    return torch.einsum("ij,bj...->bi...", turn.to(resampled), resampled)
 
 
 @torch.no_grad()

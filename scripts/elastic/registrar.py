@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 
 class PairRegistrar(nn.Module, ABC):
-    """A network that registers two images which an affine has brought together."""
+    """A network that registers two images after an affine."""
 
     @property
     @abstractmethod
@@ -62,6 +62,6 @@ def log_gain(gain: FieldGain) -> None:
     else:
         logger.warning(
             "the network would not improve this pair (local correlation %.3f): its field is left "
-            "at 0; do the images lie upon each other? See register_elastic#start",
+            "at 0; do the images overlap? See register_elastic#start",
             1 - gain.start_loss,
         )

@@ -37,19 +37,21 @@ class ShippedElasticNetwork(PairRegistrar):
     ) -> torch.Tensor:
         """See `PairRegistrar.shown`."""
         pair = [_compared(image, log_share) for image in (fixed, moving)]
-        there, here = self.registration.prepared(pair[0], pair[1], torch.from_numpy(matrix))
-        return torch.cat([there.values, here.values], 1)[0]
+        fixed_seen, moving_seen = self.registration.prepared(
+            pair[0], pair[1], torch.from_numpy(matrix)
+        )
+        return torch.cat([fixed_seen.values, moving_seen.values], 1)[0]
 
     def velocity(self, pair: torch.Tensor) -> torch.Tensor:
         """See `PairRegistrar.velocity`."""
         eye = np.eye(4)
-        found = []
+        velocities = []
         for one in pair.split(1):
-            there, here = (WorldImage(image, eye) for image in one.split(1, 1))
-            result = self.registration.velocity(here, there)
+            fixed, moving = (WorldImage(image, eye) for image in one.split(1, 1))
+            result = self.registration.velocity(moving, fixed)
             log_gain(result)
-            found.append(result.velocity)
-        return torch.cat(found)
+            velocities.append(result.velocity)
+        return torch.cat(velocities)
 
     def fields_of(self, velocity: torch.Tensor, fixed: WorldImage) -> StartField:
         """See `PairRegistrar.fields_of`."""

@@ -38,7 +38,7 @@ def label_values(images: PairImages, settings: LearnedElasticConfig) -> list[int
     """
     if settings.images.kind == "presence":
         return []
-    found: set[int] = set()
+    values_found: set[int] = set()
     for subject in images.subjects:
         for path in subject.paths:
             values = np.unique(read_image([path])[0])
@@ -52,14 +52,14 @@ def label_values(images: PairImages, settings: LearnedElasticConfig) -> list[int
             if np.abs(values).max() >= 2**53:
                 raise DensityError(
                     Path(path),
-                    f"has a label of {np.abs(values).max():.4g}; labels from 2^53 on can't be told "
-                    "apart here: number them anew",
+                    f"has a label of {np.abs(values).max():.4g}; labels from 2^53 on can't be "
+                    "distinguished: use smaller numbers",
                 )
-            found.update(int(value) for value in values)
-    found.discard(0)
-    if not found:
+            values_found.update(int(value) for value in values)
+    values_found.discard(0)
+    if not values_found:
         raise CohortError("the label volumes contain no label but 0")
-    return sorted(found)
+    return sorted(values_found)
 
 
 class LabelMapsd(MapTransform):

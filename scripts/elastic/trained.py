@@ -80,10 +80,10 @@ class TrainedElasticNetwork(PairRegistrar):
     @torch.no_grad()
     def judged(self, pair: torch.Tensor) -> tuple[torch.Tensor, FieldGain]:
         """The velocity of a pair ``(1, 2, *shape)``, 0 if it doesn't help, and what it gains."""
-        there, here = (WorldImage(image, self.network.grid.affine) for image in pair.split(1, 1))
+        fixed, moving = (WorldImage(image, self.network.grid.affine) for image in pair.split(1, 1))
         velocity = unfolded_velocity(self.network, self.network.velocity(pair))
-        matched = contrast_differs(self.contrast, here.values, there.values)
-        gain = field_gain(there, here, self.network.displacement(velocity), matched)
+        matched = contrast_differs(self.contrast, moving.values, fixed.values)
+        gain = field_gain(fixed, moving, self.network.displacement(velocity), matched)
         if not gain.helps:
             still = torch.zeros_like(velocity)
             return still, FieldGain(matched, gain.start_loss, gain.start_loss)

@@ -96,11 +96,11 @@ class HeldOutOverlap(HeldOutPairs[ElasticNetwork, SyntheticPair]):
     kind = ElasticNetwork
 
     def errors(
-        self, network: ElasticNetwork, found: torch.Tensor, made: SyntheticPair
+        self, network: ElasticNetwork, field: torch.Tensor, made: SyntheticPair
     ) -> dict[str, torch.Tensor]:
         """``overlap`` and ``overlap_before`` of every pair."""
         return {
-            "overlap": soft_overlap(warp(made.moving, found), made.fixed),
+            "overlap": soft_overlap(warp(made.moving, field), made.fixed),
             "overlap_before": soft_overlap(made.moving, made.fixed),
         }
 

@@ -5,16 +5,15 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from monai.bundle import ConfigParser
 
+from scripts.engines.jobs import CONFIGS
 from scripts.errors import ConfigurationError
 
 __all__ = ["config_overrides", "differences"]
 
-_CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 _ABSENT = object()
 
 
@@ -40,18 +39,18 @@ def config_overrides(
         KeyError: one of the two has no such section.
     """
     parser = _reading_parser()
-    path = _CONFIGS / f"{shipped}.yaml"
+    path = CONFIGS / f"{shipped}.yaml"
     if not path.is_file():
         raise ConfigurationError(
-            f"{path}: is missing; must be the bundle's own file, to tell what was overridden"
+            f"{path}: is missing; must be the bundle's file, to compare overridden values with it"
         )
     original = ConfigParser.load_config_file(str(path))
-    found: dict[str, Any] = {}
+    overrides: dict[str, Any] = {}
     for section in map(_written, sections):
-        found |= differences(_at(parser.config, section), _at(original, section), section)
+        overrides |= differences(_at(parser.config, section), _at(original, section), section)
     return {
         id: json.loads(json.dumps(value, default=str))
-        for id, value in found.items()
+        for id, value in overrides.items()
         if not any(f"{id}#".startswith(f"{one}#") for one in map(_written, without))
     }
 
@@ -68,17 +67,17 @@ def differences(value: Any, original: Any, id: str) -> dict[str, Any]:
     """
     if isinstance(value, Mapping) and isinstance(original, Mapping):
         if value.get("_target_") == original.get("_target_"):
-            found: dict[str, Any] = {}
+            result: dict[str, Any] = {}
             for key in [*original, *(key for key in value if key not in original)]:
                 pair = value.get(key, _ABSENT), original.get(key, _ABSENT)
-                found |= differences(*pair, f"{id}#{key}")
-            return found
+                result |= differences(*pair, f"{id}#{key}")
+            return result
     elif isinstance(value, list | tuple) and isinstance(original, list | tuple):
         if len(value) == len(original):
-            found = {}
+            result = {}
             for index, pair in enumerate(zip(value, original, strict=True)):
-                found |= differences(*pair, f"{id}#{index}")
-            return found
+                result |= differences(*pair, f"{id}#{index}")
+            return result
     elif _written(value) == _written(original):
         return {}
     return {id: None if value is _ABSENT else value}

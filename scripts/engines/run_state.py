@@ -73,21 +73,21 @@ def check_earlier_run(folder: Path) -> None:
     foreign = [name for name in names if not is_run or not _FILES.fullmatch(name)]
     if foreign:
         raise StorageError(
-            f"{folder}: would be cleared for the run's state, but holds "
-            f"{some_names(sorted(foreign))}, which no run of this bundle left; move that "
+            f"{folder}: would be cleared for the run's state, but contains "
+            f"{some_names(sorted(foreign))}, which no run of this bundle wrote; move that "
             "elsewhere, or choose another --ckpt_dir"
         )
 
 
 def _is_of_a_run(path: Path) -> bool:
-    """Whether a ``run.json`` may be this bundle's; a damaged one is told by who reads it."""
+    """Whether a ``run.json`` may be this bundle's; a damaged one is reported when it is read."""
     if not path.is_file():
         return False
     try:
-        found = read_json(path)
+        content = read_json(path)
     except (FileError, ValueError):
         return True
-    return not isinstance(found, dict) or bool({"signature", "cleared"} & set(found))
+    return not isinstance(content, dict) or bool({"signature", "cleared"} & set(content))
 
 
 def _format(run: Any) -> Any:
@@ -156,9 +156,9 @@ class RunState:
 
     def _open(self, resume: bool) -> None:
         """Continue the unfinished run, or clear the folder."""
-        there = self._read(self.folder / "run.json")
-        if there is not None and not there["finished"] and resume:
-            self._compare(there["signature"])
+        earlier = self._read(self.folder / "run.json")
+        if earlier is not None and not earlier["finished"] and resume:
+            self._compare(earlier["signature"])
             logger.info("continuing the unfinished run in %s", self.folder)
             # MONAI moves cached files here from another disk: one may be incomplete.
             shutil.rmtree(self.cache, ignore_errors=True)
@@ -171,7 +171,7 @@ class RunState:
         """Remove an earlier run; a kill leaves a folder that is still known for a run's."""
         if not self.folder.exists():
             return
-        # What the folder says of its run goes first: half of an earlier run is nobody's.
+        # The record of the run is removed first: half of an earlier run belongs to no run.
         write_checked(self.folder / "run.json", {"cleared": True})
         try:
             for path in self.folder.iterdir():
@@ -204,11 +204,11 @@ class RunState:
 
     def belongs_to(self, network_identity: str) -> bool:
         """Whether the folder contains the run that made these weights from this cohort."""
-        there = self._read(self.folder / "run.json")
+        earlier = self._read(self.folder / "run.json")
         return (
-            there is not None
-            and there.get("network") == network_identity
-            and there["signature"].get("cohort") == self.signature["cohort"]
+            earlier is not None
+            and earlier.get("network") == network_identity
+            and earlier["signature"].get("cohort") == self.signature["cohort"]
         )
 
     def finish(self, network_identity: str) -> None:
@@ -224,39 +224,39 @@ class RunState:
         if not path.exists():
             return None
         try:
-            there = read_json(path)
+            content = read_json(path)
             # Another format may have other keys; it is refused below.
-            there = verified(there, _KEYS if _format(there) == FORMAT else None)
+            content = verified(content, _KEYS if _format(content) == FORMAT else None)
         except (FileError, ValueError) as error:
             why = error.reason if isinstance(error, FileError) else str(error)
             raise CheckpointError(f"{path}: damaged ({why}); delete {self.folder}") from error
-        if not isinstance(there, dict) or not {"signature", "finished"} <= set(there):
+        if not isinstance(content, dict) or not {"signature", "finished"} <= set(content):
             return None
-        signature = there["signature"]
+        signature = content["signature"]
         if not (
             isinstance(signature, dict)
             and isinstance(signature.get("settings"), dict)
             and isinstance(signature.get("overrides", {}), dict)
         ):
             raise CheckpointError(f"{path}: doesn't describe its run; delete {self.folder}")
-        return there
+        return content
 
-    def _compare(self, there: dict[str, Any]) -> None:
+    def _compare(self, earlier: dict[str, Any]) -> None:
         advice = (
             f"{self.folder} contains an unfinished run; finish it with the same settings and "
             f"dataset, or discard it with --{self.block}#resume false"
         )
-        if there.get("format") != FORMAT:
+        if earlier.get("format") != FORMAT:
             raise CheckpointError(
-                f"the run was written in format {there.get('format')!r}, this version reads "
+                f"the run was written in format {earlier.get('format')!r}, this version reads "
                 f"{FORMAT}: {advice}"
             )
-        if there.get("cohort") != self.signature["cohort"]:
+        if earlier.get("cohort") != self.signature["cohort"]:
             raise CheckpointError(f"the run belongs to another {self.noun}: {advice}")
         ours: dict[str, Any] = json.loads(json.dumps(self.signature["settings"]))
-        theirs: dict[str, Any] = there["settings"]
+        theirs: dict[str, Any] = earlier["settings"]
         changed = [f"{self.block}.{one}" for one in _changed(ours, theirs)]
         ours = json.loads(json.dumps(self.signature.get("overrides", {})))
-        changed += _changed(ours, there.get("overrides", {}))
+        changed += _changed(ours, earlier.get("overrides", {}))
         if changed:
             raise CheckpointError(f"the run has other settings ({'; '.join(changed)}): {advice}")

@@ -149,8 +149,10 @@ class CrossValidation:
 
     def _training_settings(self) -> LearnedAtlasConfig:
         """The settings of configs/train.yaml, updated with the user's."""
-        own: LearnedAtlasConfig = self._parser(self.train_config).get_parsed_content("settings")
-        block = own.model_dump(mode="json", exclude_unset=True)
+        settings: LearnedAtlasConfig = self._parser(self.train_config).get_parsed_content(
+            "settings"
+        )
+        block = settings.model_dump(mode="json", exclude_unset=True)
         return LearnedAtlasConfig.load(_laid_over(block, {"save_fields": False} | self.asked))
 
     def _keep_plan(self, folder: Path, parts: list[list[str]]) -> None:
@@ -159,10 +161,10 @@ class CrossValidation:
         path = folder / "folds.json"
         if path.is_file():
             try:
-                there = read_checked(path, frozenset(plan))
+                earlier = read_checked(path, frozenset(plan))
             except (FileError, ValueError) as error:
                 raise CheckpointError(f"{path}: damaged ({error}); delete {folder}") from error
-            if there != plan:
+            if earlier != plan:
                 raise CheckpointError(
                     f"{folder} contains an unfinished cross-validation with other folds; finish it "
                     "with its evaluate#folds and evaluate#seed, or discard it with "
@@ -171,8 +173,7 @@ class CrossValidation:
             return
         if any(folder.glob("fold-*")):
             raise CheckpointError(
-                f"{path}: is missing, so that nothing tells how the folds beside it were split; "
-                f"delete {folder}"
+                f"{path}: is missing, so the split into folds beside it is unknown; delete {folder}"
             )
         write_checked(path, plan)
 
@@ -202,21 +203,21 @@ class CrossValidation:
             shutil.rmtree(folder / "run_state", ignore_errors=True)
         logger.info("fold %d of %d: trained on %d subjects, evaluating %d", *counts)
         report = folder / EVALUATION_FOLDER / "evaluation.json"
-        found = _report(report)
-        if found is None or found.get("asked") != self._asked():
+        result = _report(report)
+        if result is None or result.get("asked") != self._asked():
             self._run(
                 self.evaluate_config, "evaluating", output_dir=str(folder), ckpt_dir=str(folder),
                 training_dir=self.dataset_dir,
                 asked=_without(self.asked, [*excluded, *others]),
             )  # fmt: skip
-            found = _report(report)
-            if found is None:
+            result = _report(report)
+            if result is None:
                 raise CheckpointError(f"{report}: can't be read; delete {folder}")
             with write_whole(report) as staged:
                 staged.write_text(
-                    json.dumps({**found, "asked": self._asked()}, indent=1), encoding="utf-8"
+                    json.dumps({**result, "asked": self._asked()}, indent=1), encoding="utf-8"
                 )
-        return found
+        return result
 
     def _asked(self) -> dict[str, Any]:
         """The settings that an evaluation depends on, besides those of its training."""
@@ -286,9 +287,9 @@ def _laid_over(block: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str
     """Nested settings, with some replaced."""
     result = dict(block)
     for key, value in changes.items():
-        here = result.get(key)
+        present = result.get(key)
         if isinstance(value, Mapping):
-            result[key] = _laid_over(here if isinstance(here, Mapping) else {}, value)
+            result[key] = _laid_over(present if isinstance(present, Mapping) else {}, value)
         else:
             result[key] = value
     return result
@@ -296,8 +297,8 @@ def _laid_over(block: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str
 
 def _report(path: Path) -> dict[str, Any] | None:
     """The evaluation of a fold; None if it is missing or incomplete."""
-    found = _read(path)
-    return found if isinstance(found, dict) else None
+    result = _read(path)
+    return result if isinstance(result, dict) else None
 
 
 def _read(path: Path) -> Any:

@@ -58,24 +58,24 @@ def open_held_out(
     Raises:
         CohortError: see `read_new_subjects`; or a subject was used in training.
     """
-    found = open_new_subjects(network, settings, dataset_dir, at=at, labels=True, asked=given)
+    result = open_new_subjects(network, settings, dataset_dir, at=at, labels=True, asked=given)
     known = set(network.description.get("trained_on", ()))
     if not known:
         logger.warning("the model doesn't record its training maps, so no subject can be excluded")
     seen = [
         subject.name
-        for subject in found.subjects
+        for subject in result.subjects
         if any(one.sha256[:TRAINED_ON_DIGITS] in known for one in subject.maps)
     ]
     if seen and not asked.allow_training_subjects:
         raise CohortError(
-            f"the model was trained on the maps of {len(seen)} of {len(found.subjects)} subjects "
+            f"the model was trained on the maps of {len(seen)} of {len(result.subjects)} subjects "
             f"in dataset folder {dataset_dir}: {', '.join(seen[:10])}"
             f"{' and more' if len(seen) > 10 else ''}; leave them out with "
             "--learned_atlas#cohort#exclude, or include them anyway with "
             "--evaluate#allow_training_subjects true"
         )
-    return found
+    return result
 
 
 def training_average(network: AtlasNetwork, training_dir: str | Path | None) -> np.ndarray | None:
@@ -170,12 +170,12 @@ class EvaluationWriter:
         template = self.templates[k]
         if "covariates" in item:
             template = self.network.template_density(item["covariates"][None])[0].cpu().numpy()
-        found = self._fields(item["velocity"][None])
-        if not found.finite:
+        registration = self._fields(item["velocity"][None])
+        if not registration.finite:
             raise TrainingError(f"the field of subject {item['subject']} is not finite")
         if self.labels is not None:
-            self.labels.add(item["subject"], k, item["velocity"][None], found)
-        self.moved[k] += self.crop.crop(found.to_template[0]).double().cpu().numpy()
+            self.labels.add(item["subject"], k, item["velocity"][None], registration)
+        self.moved[k] += self.crop.crop(registration.to_template[0]).double().cpu().numpy()
         self.counts[k] += 1
         self.slopes.append(sharpness(subject, offset, self.grid.spacing)[1])
         values: Row = {"subject": item["subject"], "template": k + 1}
@@ -188,7 +188,7 @@ class EvaluationWriter:
                 atlas = np.where(valid, atlas, 0)
             both = (None, None) if atlas is None else likeness(subject, atlas, offset, presence)
             values[f"correlation{suffix}"], values[f"presence_dice{suffix}"] = both
-        values |= field_measures(found, self.crop, subject, template)
+        values |= field_measures(registration, self.crop, subject, template)
         return {**values, "seconds": round(float(item["seconds"]), 3)}
 
     def _fields(self, velocity: torch.Tensor) -> Registration:
@@ -202,12 +202,12 @@ class EvaluationWriter:
             return []
         scores, names = self.labels.finish(), self.subjects.label_names
         for row in self.rows:
-            own = scores.get(row["subject"])
-            row["label_dice"] = float(np.mean(list(own.values()))) if own else None
+            by_label = scores.get(row["subject"])
+            row["label_dice"] = float(np.mean(list(by_label.values()))) if by_label else None
         return [
             {"subject": subject, "label": label, "name": names.get(label, label), "dice": value}
-            for subject, own in scores.items()
-            for label, value in own.items()
+            for subject, by_label in scores.items()
+            for label, value in by_label.items()
         ]
 
     def finish(self, engine: Engine) -> None:
@@ -243,12 +243,12 @@ class EvaluationWriter:
         offset, spacing = self.network.log_offset, self.grid.spacing
         single = float(np.mean(self.slopes))
         plain = None if self.average is None else sharpness(self.average, offset, spacing)
-        found: list[dict[str, Any]] = []
+        result: list[dict[str, Any]] = []
         for k, template in enumerate(self.templates):
             focus, slope = sharpness(template, offset, spacing)
-            there = (template > 0).any(axis=0)
-            mean = (self.moved[k] / max(1, self.counts[k]))[:, there]
-            found.append(
+            support = (template > 0).any(axis=0)
+            mean = (self.moved[k] / max(1, self.counts[k]))[:, support]
+            result.append(
                 {
                     "template": k + 1,
                     "subjects": int(self.counts[k]),
@@ -265,4 +265,4 @@ class EvaluationWriter:
                     ),
                 }
             )
-        return found
+        return result

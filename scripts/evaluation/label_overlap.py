@@ -20,7 +20,7 @@ __all__ = ["LabelOverlap", "label_dice"]
 logger = logging.getLogger(__name__)
 
 
-def label_dice(found: np.ndarray, own: np.ndarray) -> dict[int, float]:
+def label_dice(propagated: np.ndarray, labels: np.ndarray) -> dict[int, float]:
     """Dice of each label of a subject, without background.
 
     Args:
@@ -31,7 +31,7 @@ def label_dice(found: np.ndarray, own: np.ndarray) -> dict[int, float]:
         >>> label_dice(np.array([0, 7, 7, 9]), np.array([0, 7, 0, 0]))
         {7: 0.6666666666666666}
     """
-    return {int(n): float(dice(found == n, own == n)) for n in np.unique(own) if n != 0}
+    return {int(n): float(dice(propagated == n, labels == n)) for n in np.unique(labels) if n != 0}
 
 
 class LabelOverlap:
@@ -59,7 +59,9 @@ class LabelOverlap:
         self.home: dict[str, int] = {}
         self._kept = tempfile.TemporaryDirectory(prefix="label-overlap-")
 
-    def add(self, subject: str, template: int, velocity: torch.Tensor, found: Registration) -> None:
+    def add(
+        self, subject: str, template: int, velocity: torch.Tensor, registration: Registration
+    ) -> None:
         """Add a subject; nothing if it has no labels.
 
         Args:
@@ -71,7 +73,7 @@ class LabelOverlap:
         labels = self.labels.read(subject)
         if labels is None:
             return
-        self.sums[template].add(label_shares(labels, _voxels(found.to_template)))
+        self.sums[template].add(label_shares(labels, _voxels(registration.to_template)))
         np.save(self._file(len(self.home)), velocity.cpu().numpy())
         self.home[subject] = template
 
@@ -85,11 +87,11 @@ class LabelOverlap:
                 logger.warning("subject %s: no other subject has labels to compare with", subject)
                 continue
             velocity = torch.from_numpy(np.load(self._file(number)))
-            found, own = self.fields(velocity), self.labels.read(subject)
+            registration, own = self.fields(velocity), self.labels.read(subject)
             assert own is not None
-            shares = label_shares(own, _voxels(found.to_template))
+            shares = label_shares(own, _voxels(registration.to_template))
             sums.add(shares, sign=-1)
-            places = np.indices(own.shape) + _voxels(found.to_subject)
+            places = np.indices(own.shape) + _voxels(registration.to_subject)
             scores[subject] = label_dice(sums.majority_at(places), own)
             sums.add(shares)
         self._kept.cleanup()

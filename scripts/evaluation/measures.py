@@ -34,19 +34,19 @@ def likeness(
         Correlation of log densities on the subject's support, and Dice of presence.
     """
     correlations = [
-        log_density_correlation(there, own, log_offset, own > 0)
-        for there, own in zip(atlas, subject, strict=True)
-        if own.any()
+        log_density_correlation(template_map, subject_map, log_offset, subject_map > 0)
+        for template_map, subject_map in zip(atlas, subject, strict=True)
+        if subject_map.any()
     ]
     overlaps = [
-        dice(there > presence_value, own > presence_value)
-        for there, own in zip(atlas, subject, strict=True)
+        dice(template_map > presence_value, subject_map > presence_value)
+        for template_map, subject_map in zip(atlas, subject, strict=True)
     ]
     return float(np.mean(correlations)) if correlations else 0.0, float(np.mean(overlaps))
 
 
 def field_measures(
-    found: Registration, crop: CropBox, subject: np.ndarray, template: np.ndarray
+    registration: Registration, crop: CropBox, subject: np.ndarray, template: np.ndarray
 ) -> dict[str, float]:
     """Regularity and size of the two fields of a subject.
 
@@ -64,18 +64,24 @@ def field_measures(
     """
     to_template, to_subject = (
         crop.crop(field[0]).double().cpu().numpy()
-        for field in (found.to_template, found.to_subject)
+        for field in (registration.to_template, registration.to_subject)
     )
-    there, own = (np.asarray((density > 0).any(axis=0)) for density in (template, subject))
+    template_support, subject_support = (
+        np.asarray((density > 0).any(axis=0)) for density in (template, subject)
+    )
     lengths = (to_template**2).sum(axis=0)
     return {
-        "smallest_jacobian": found.smallest_jacobian,
+        "smallest_jacobian": registration.smallest_jacobian,
         "folded_share": max(
-            max(s["share_folded"], s["corner_share_folded"]) for s in found.jacobian.values()
+            max(s["share_folded"], s["corner_share_folded"]) for s in registration.jacobian.values()
         ),
-        "displacement_rms_voxels": float(np.sqrt(lengths[there].mean())) if there.any() else 0.0,
+        "displacement_rms_voxels": float(np.sqrt(lengths[template_support].mean()))
+        if template_support.any()
+        else 0.0,
         "inverse_consistency_voxels": (
-            inverse_consistency(to_subject, to_template, own) if own.any() else 0.0
+            inverse_consistency(to_subject, to_template, subject_support)
+            if subject_support.any()
+            else 0.0
         ),
     }
 

@@ -65,7 +65,7 @@ def table(rows: Sequence[Row]) -> str:
         cells = (f"{row[name]:>10.4g}" for name in names)
         lines.append(" ".join([f"{shown(row['subject']):<{width}}", *cells]))
     means = summary(rows)
-    cells = (f"{found['mean']:>10.4g}" for name in names if (found := means[name]) is not None)
+    cells = (f"{mean['mean']:>10.4g}" for name in names if (mean := means[name]) is not None)
     lines.append(" ".join([f"{'mean':<{width}}", *cells]))
     return "\n".join(lines)
 

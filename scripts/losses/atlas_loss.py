@@ -21,7 +21,7 @@ class AtlasLoss(nn.Module):
 
     Similarity and presence are means over a pyramid of averaged images. Thin bundles that are apart
     don't overlap in a window of 7 voxels, but they do at a quarter of the resolution: coarse levels
-    bring them together, the fine level aligns them. Terms of weight 0 are not computed.
+    can register them, the fine level aligns them. Terms of weight 0 are not computed.
 
     Args:
         spacing: voxel sizes in mm, for the smoothness.

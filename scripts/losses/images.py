@@ -129,8 +129,8 @@ def image_loss(
         return SignalToNoiseLoss(data_range)
     if name == "ssim":
         return SSIMLoss(spatial_dims, data_range=data_range)
-    if (found := re.fullmatch(r"ncc_([0-9]+)", name)) is not None:
-        window = int(found[1])
+    if (match := re.fullmatch(r"ncc_([0-9]+)", name)) is not None:
+        window = int(match[1])
         return LocalCorrelationLoss(window) if window % 2 else EvenLocalCorrelationLoss(window)
     if name.startswith("perceptual_loss_"):
         if perceptual is None:

@@ -140,9 +140,9 @@ def load_perceptual_loss(name: str, path: str | Path | None, key: str) -> Percep
             f"set {key} to its path"
         )
     loss = PerceptualLoss(network, linear=kind == "net-lin")
-    found = load_checkpoint(path)
+    checkpoint = load_checkpoint(path)
     try:
-        loss.take(found)
+        loss.take(checkpoint)
     except (KeyError, RuntimeError, AttributeError, TypeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(

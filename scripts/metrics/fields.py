@@ -50,26 +50,26 @@ def tissue_mask(image: NDArray) -> Mask:
     return mask if mask.any() else np.ones(values.shape, dtype=bool)
 
 
-def vector_distance(found: FloatArray, true: FloatArray, mask: Mask | None = None) -> float:
+def vector_distance(estimate: FloatArray, true: FloatArray, mask: Mask | None = None) -> float:
     """Mean distance between two displacements ``(d, *shape)``, in their unit."""
-    far = np.sqrt(((found.astype(np.float64) - true) ** 2).sum(0))
+    far = np.sqrt(((estimate.astype(np.float64) - true) ** 2).sum(0))
     return float(far.mean() if mask is None else far[mask].mean())
 
 
-def angular_error(found: FloatArray, true: FloatArray, mask: Mask | None = None) -> float:
+def angular_error(estimate: FloatArray, true: FloatArray, mask: Mask | None = None) -> float:
     """Mean angle between ``(found, 1)`` and ``(true, 1)``, degrees.
 
     Barron, Fleet and Beauchemin, IJCV 1994: the further component, one pixel, keeps the angle
     defined where nothing moves.
     """
-    a, b = (one.astype(np.float64) for one in (found, true))
+    a, b = (one.astype(np.float64) for one in (estimate, true))
     both = (a * b).sum(0) + 1
     lengths = np.sqrt(((a**2).sum(0) + 1) * ((b**2).sum(0) + 1))
     angle = np.degrees(np.arccos(np.clip(both / lengths, -1, 1)))
     return float(angle.mean() if mask is None else angle[mask].mean())
 
 
-def field_errors(found: FloatArray, true: FloatArray, tissue: Mask) -> Numbers:
+def field_errors(estimate: FloatArray, true: FloatArray, tissue: Mask) -> Numbers:
     """Errors of a displacement, on all pixels and (``..._tissue``) in tissue.
 
     Args:
@@ -84,28 +84,28 @@ def field_errors(found: FloatArray, true: FloatArray, tissue: Mask) -> Numbers:
     numbers: Numbers = {}
     everywhere = np.ones(tissue.shape, dtype=bool)
     for ending, mask in (("", everywhere), ("_tissue", tissue)):
-        a, b = (one[:, mask].astype(np.float64) for one in (found, true))
+        a, b = (one[:, mask].astype(np.float64) for one in (estimate, true))
         left = float(((a - b) ** 2).sum())
         spread = float(((b - b.mean(1, keepdims=True)) ** 2).sum())
-        numbers[f"distance{ending}"] = vector_distance(found, true, mask)
-        numbers[f"angle{ending}"] = angular_error(found, true, mask)
+        numbers[f"distance{ending}"] = vector_distance(estimate, true, mask)
+        numbers[f"angle{ending}"] = angular_error(estimate, true, mask)
         numbers[f"r2{ending}"] = 1 - left / spread if spread > 0 else float(left == 0)
     return numbers
 
 
-def image_likeness(found: FloatArray, true: FloatArray) -> Numbers:
+def image_likeness(estimate: FloatArray, true: FloatArray) -> Numbers:
     """``correlation``, ``psnr`` (dB, range 1) and ``ssim`` of images ``(*shape)`` from 0 to 1.
 
     ``psnr`` of equal images is 99; ``ssim`` is left out of images smaller than its window.
     """
-    error = float(((found.astype(np.float64) - true) ** 2).mean())
+    error = float(((estimate.astype(np.float64) - true) ** 2).mean())
     numbers = {
-        "correlation": pearson(found, true) or 0.0,
+        "correlation": pearson(estimate, true) or 0.0,
         "psnr": min(99.0, -10 * float(np.log10(max(error, 1e-12)))),
     }
-    if min(found.shape) >= _SSIM_WINDOW:
-        metric = SSIMMetric(found.ndim, data_range=1.0, win_size=_SSIM_WINDOW)
-        pair = (torch.from_numpy(np.array(one, np.float32))[None, None] for one in (found, true))
+    if min(estimate.shape) >= _SSIM_WINDOW:
+        metric = SSIMMetric(estimate.ndim, data_range=1.0, win_size=_SSIM_WINDOW)
+        pair = (torch.from_numpy(np.array(one, np.float32))[None, None] for one in (estimate, true))
         value = metric(*pair)
         assert isinstance(value, torch.Tensor)
         numbers["ssim"] = float(value.mean())
@@ -120,21 +120,21 @@ def label_ancestors(tree: Mapping[int, int | None], depth: int) -> dict[int, int
         {1: 1, 2: 2, 3: 2}
 
     Raises:
-        ValueError: a label is its own ancestor.
+        ValueError: a label is an ancestor of itself.
     """
-    found = {}
+    result = {}
     for label in tree:
         line: list[int] = [label]
         while (parent := tree.get(line[-1])) is not None:
             if parent in line:
-                raise ValueError(f"label {label} is its own ancestor")
+                raise ValueError(f"label {label} is an ancestor of itself")
             line.append(parent)
-        found[label] = line[::-1][min(depth, len(line) - 1)]
-    return found
+        result[label] = line[::-1][min(depth, len(line) - 1)]
+    return result
 
 
 def label_overlap(
-    found: NDArray[np.integer],
+    estimate: NDArray[np.integer],
     true: NDArray[np.integer],
     ancestors: Mapping[int, int] | None = None,
 ) -> Numbers:
@@ -149,12 +149,12 @@ def label_overlap(
         nothing where neither image holds a label.
     """
     if ancestors is not None:
-        found, true = (_replaced(one, ancestors) for one in (found, true))
+        estimate, true = (_replaced(one, ancestors) for one in (estimate, true))
     dice, iou = [], []
-    for label in np.union1d(found, true):
+    for label in np.union1d(estimate, true):
         if label == 0:
             continue
-        a, b = found == label, true == label
+        a, b = estimate == label, true == label
         both, either = int((a & b).sum()), int((a | b).sum())
         dice.append(2 * both / (both + either))
         iou.append(both / either)
@@ -179,10 +179,10 @@ def landmark_errors(field: FloatArray, reference: FloatArray, moving: FloatArray
         (of the image's diagonal), ``landmarks_improvement`` (share of the start that is gone);
         nothing without landmarks.
     """
-    there = np.isfinite(reference).all(1) & np.isfinite(moving).all(1)
-    if not there.any():
+    present = np.isfinite(reference).all(1) & np.isfinite(moving).all(1)
+    if not present.any():
         return {}
-    points, wanted = reference[there], moving[there]
+    points, wanted = reference[present], moving[present]
     moves = np.stack([map_coordinates(one, points.T, order=1, mode="nearest") for one in field], 1)
     error = float(np.linalg.norm(points + moves - wanted, axis=1).mean())
     start = float(np.linalg.norm(points - wanted, axis=1).mean())

@@ -64,11 +64,11 @@ def inverse_consistency(
     """
     shape = forward.shape[1:]
     grid = np.stack(np.meshgrid(*[np.arange(n) for n in shape], indexing="ij"))
-    there = grid + forward
+    moved = grid + forward
     if mask is None:
-        inside = [(t >= 0) & (t <= n - 1) for t, n in zip(there, inverse.shape[1:], strict=True)]
+        inside = [(t >= 0) & (t <= n - 1) for t, n in zip(moved, inverse.shape[1:], strict=True)]
         mask = np.all(inside, axis=0)
-    points = there[:, mask]
+    points = moved[:, mask]
     back = [map_coordinates(part, points, order=1, mode="nearest") for part in inverse]
     rest = np.stack([u[mask] for u in forward]) + np.stack(back)
     return float(np.sqrt((rest**2).sum(0).mean()))

@@ -8,7 +8,7 @@ __all__ = ["matrix_errors"]
 
 
 def matrix_errors(
-    found: torch.Tensor, truth: torch.Tensor, half_width: torch.Tensor
+    estimate: torch.Tensor, truth: torch.Tensor, half_width: torch.Tensor
 ) -> dict[str, torch.Tensor]:
     """Distance of matrices about a common centre 0 from the true ones, one number per pair.
 
@@ -23,11 +23,11 @@ def matrix_errors(
         half_width: ``(d,)`` mm.
     """
     d = len(half_width)
-    apart = found[:, :d] - truth[:, :d]
+    apart = estimate[:, :d] - truth[:, :d]
     squares = apart[:, :, :d].square().sum(1) * half_width.square() / 3
     far = apart[:, :, 3].square().sum(1)
     rotations = []
-    for matrix in (found, truth):
+    for matrix in (estimate, truth):
         u, _, vh = torch.linalg.svd(matrix[:, :d, :d])
         sign = torch.linalg.det(u @ vh)
         u = torch.cat([u[:, :, :-1], u[:, :, -1:] * sign.view(-1, 1, 1)], dim=2)

@@ -63,11 +63,11 @@ def local_misfit(
     if valid is not None:
         apart, both = (np.where(valid, x, 0) for x in (apart, both))
     apart, both = (uniform_filter(x, window, mode="constant") for x in (apart, both))
-    found = np.zeros_like(apart)
-    np.divide(apart, both, out=found, where=both > 2 * _SIGNAL)
+    misfit = np.zeros_like(apart)
+    np.divide(apart, both, out=misfit, where=both > 2 * _SIGNAL)
     if valid is not None:
-        found[~valid] = 0
-    return np.clip(found, 0, 1).astype(np.float32)
+        misfit[~valid] = 0
+    return np.clip(misfit, 0, 1).astype(np.float32)
 
 
 def poor_regions(
@@ -87,7 +87,7 @@ def poor_regions(
         return []
     voxel = float(np.prod(np.linalg.norm(affine[:3, :d], axis=0)))
     sizes = voxel * sum_labels(np.ones_like(misfit), parts, range(1, count + 1))
-    found = []
+    result = []
     boxes = find_objects(parts)
     for index in np.argsort(-sizes, kind="stable"):
         if sizes[index] < least_mm3:
@@ -96,5 +96,5 @@ def poor_regions(
         inside = center_of_mass(parts[box] == index + 1)
         place = [x + part.start for x, part in zip(inside, box, strict=True)]
         world = affine[:3, :d] @ np.array(place) + affine[:3, 3]
-        found.append(PoorRegion(float(sizes[index]), tuple(float(x) for x in world)))
-    return found
+        result.append(PoorRegion(float(sizes[index]), tuple(float(x) for x in world)))
+    return result

@@ -43,8 +43,12 @@ def weighted_statistics(
     # A little below: sums of floats may miss the exact share by rounding.
     wanted = np.array(list(names.values())) / 100 * reached[-1] * (1 - 1e-12)
     places = np.minimum(np.searchsorted(reached, wanted), len(order) - 1)
-    found = values[order][places]
-    return {"mean": mean, "sd": variance**0.5, **dict(zip(names, map(float, found), strict=True))}
+    quantiles = values[order][places]
+    return {
+        "mean": mean,
+        "sd": variance**0.5,
+        **dict(zip(names, map(float, quantiles), strict=True)),
+    }
 
 
 def covered_share(mask: np.ndarray, weights: np.ndarray) -> float | None:

@@ -158,7 +158,7 @@ def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> dic
         with Path(path).open("rb") as file:
             _check_seal(file)
             file.seek(0)
-            found = torch.load(file, map_location=device, weights_only=True)
+            result = torch.load(file, map_location=device, weights_only=True)
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: no such checkpoint") from error
     except pickle.UnpicklingError as error:
@@ -170,9 +170,9 @@ def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> dic
     except Exception as error:  # torch raises many exceptions on foreign or damaged files
         reason = str(error).split("\n")[0] or type(error).__name__
         raise CheckpointError(f"{path}: not a checkpoint that can be loaded: {reason}") from error
-    if not isinstance(found, dict):
-        raise CheckpointError(f"{path}: contains a {type(found).__name__}, not a checkpoint")
-    return found
+    if not isinstance(result, dict):
+        raise CheckpointError(f"{path}: contains a {type(result).__name__}, not a checkpoint")
+    return result
 
 
 def _check_container(path: Path) -> None:
@@ -219,7 +219,7 @@ def check_earlier_model(path: Path) -> None:
         )
 
 
-def load_weights(network: torch.nn.Module, found: dict[str, Any], path: Path) -> None:
+def load_weights(network: torch.nn.Module, checkpoint: dict[str, Any], path: Path) -> None:
     """Load a checkpoint's weights into a network.
 
     Args:
@@ -230,7 +230,7 @@ def load_weights(network: torch.nn.Module, found: dict[str, Any], path: Path) ->
     Raises:
         CheckpointError: the weights are of another network; the message says what differs.
     """
-    state = found.get("network")
+    state = checkpoint.get("network")
     own_template = network.state_dict().get("template")
     template = state.get("template") if isinstance(state, dict) else None
     if not isinstance(state, dict) or type(own_template) is not type(template):
@@ -241,9 +241,11 @@ def load_weights(network: torch.nn.Module, found: dict[str, Any], path: Path) ->
         for one in (own_template, template)
     )
     whats = ("templates (K)", "channels")
-    for what, own, other in zip(whats, ours, theirs, strict=False):
-        if own != other:
-            raise CheckpointError(f"{path}: has {other} {what}, this run has {own}; {advice}")
+    for what, ours_value, other in zip(whats, ours, theirs, strict=False):
+        if ours_value != other:
+            raise CheckpointError(
+                f"{path}: has {other} {what}, this run has {ours_value}; {advice}"
+            )
     if ours != theirs:
         raise CheckpointError(
             f"{path}: has a grid of {_by(theirs[2:])} voxels, this run's box has "

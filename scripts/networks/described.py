@@ -26,10 +26,10 @@ def description_in(state_dict: Mapping[str, Any]) -> dict[str, Any]:
     if "described" not in state_dict:
         return {}
     text = bytes(state_dict["described"].cpu().numpy()).decode()
-    found = parse_json(text)
-    if not isinstance(found, dict):
-        raise TypeError(f"a description that is {type(found).__name__}, no mapping")
-    return found
+    result = parse_json(text)
+    if not isinstance(result, dict):
+        raise TypeError(f"a description that is {type(result).__name__}, no mapping")
+    return result
 
 
 class DescribedNetwork(nn.Module):
@@ -73,17 +73,17 @@ def load_described(
         CheckpointError: the file doesn't exist, is damaged, isn't such a network, or has a format
             that this version can't read.
     """
-    found = load_checkpoint(path)
-    if "described" not in found or part not in {str(key).split(".")[0] for key in found}:
+    checkpoint = load_checkpoint(path)
+    if "described" not in checkpoint or part not in {str(key).split(".")[0] for key in checkpoint}:
         raise CheckpointError(f"{path}: contains no {kind} of this bundle")
     try:
-        description = description_in(found)
+        description = description_in(checkpoint)
         if description["format"] != FORMAT:
             raise CheckpointError(
                 f"{path}: written in format {description['format']!r}, this version reads {FORMAT}"
             )
-        network = build(description, found)
-        network.load_state_dict(found)
+        network = build(description, checkpoint)
+        network.load_state_dict(checkpoint)
     except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
         lacking = "its description lacks " if isinstance(error, KeyError) else ""
         reason = " ".join(str(error).split())[:200]

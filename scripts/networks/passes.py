@@ -66,12 +66,12 @@ class PairPasses:
 
     def run(self, passes: Sequence[int]) -> list[torch.Tensor]:
         """The velocity ``(B, d, *reduced)`` after each pass of these factors."""
-        found: list[torch.Tensor] = []
+        result: list[torch.Tensor] = []
         for factor in passes:
-            before = found[-1] if found else None
+            before = result[-1] if result else None
             added = self.one_pass(factor, before)
-            found.append(added if before is None else before + added)
-        return found
+            result.append(added if before is None else before + added)
+        return result
 
     def one_pass(self, factor: int, velocity: torch.Tensor | None = None) -> torch.Tensor:
         """What one pass adds to the velocity found so far, both ``(B, d, *reduced)``."""

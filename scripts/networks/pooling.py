@@ -49,12 +49,12 @@ def join_above(x: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:
 
 def _corners(x: torch.Tensor) -> list[tuple[torch.Tensor, Any]]:
     """For each corner of a block: its voxels, and the index of the blocks that have this corner."""
-    found: list[tuple[torch.Tensor, Any]] = []
+    result: list[tuple[torch.Tensor, Any]] = []
     for corner in itertools.product((0, 1), repeat=x.dim() - 2):
         start: Any = (..., *[slice(first, None, 2) for first in corner])
         voxels = x[start]
-        found.append((voxels, (..., *[slice(n) for n in voxels.shape[2:]])))
-    return found
+        result.append((voxels, (..., *[slice(n) for n in voxels.shape[2:]])))
+    return result
 
 
 def _maxima(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -60,10 +60,10 @@ def open_device(name: str, key: str = "device") -> torch.device:
     """
     device = torch.device(name)
     if device.type == "cuda":
-        there = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if (device.index or 0) >= there:
+        available = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (device.index or 0) >= available:
             raise ConfigurationError(
-                f"{key}: {name!r} is a CUDA device that this machine doesn't have ({there} "
+                f"{key}: {name!r} is a CUDA device that this machine doesn't have ({available} "
                 "found); set it to cpu"
             )
     return device

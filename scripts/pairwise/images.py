@@ -91,10 +91,10 @@ def check_labels(path: Path, grid: Grid, dims: int) -> None:
     Raises:
         CohortError: it can't be read, or doesn't; the message names it.
     """
-    values, own = read_image([path], dims)
+    values, label_grid = read_image([path], dims)
     if not np.array_equal(values, np.round(values)):
         raise DensityError(path, "is not a label map: its values are not whole numbers")
-    if (difference := own.same_as(grid)) is not None:
+    if (difference := label_grid.same_as(grid)) is not None:
         raise DensityError(path, f"is not on the grid of its image: {difference}")
 
 
@@ -209,10 +209,10 @@ class PairImages:
         """
         for one in self.subjects:
             try:
-                found = _digest(map(Path, one.files))
+                digest = _digest(map(Path, one.files))
             except OSError as error:
                 raise CohortError(f"subject {one.name}: {error}") from error
-            if found != one.sha256:
+            if digest != one.sha256:
                 raise changed(" or ".join(one.files))
 
     def identity(self) -> str:
@@ -231,12 +231,12 @@ def read_pair_images(
     """
     check_named(dataset_dir, "dataset_dir")
     root = Path(dataset_dir).absolute()
-    found = find_subjects(root, settings.images.subject_search())
-    labels = _label_maps(root, settings.images, found.candidates)
+    discovery = find_subjects(root, settings.images.subject_search())
+    labels = _label_maps(root, settings.images, discovery.candidates)
     subjects: list[ImageSubject] = []
-    rejected = list(found.rejected)
+    rejected = list(discovery.rejected)
     widest = 0.0
-    for candidate in found.candidates:
+    for candidate in discovery.candidates:
         try:
             subject, extent = _inspect(candidate, settings.images, labels)
         except DensityError as error:
@@ -254,7 +254,7 @@ def read_pair_images(
             else f"{settings.key_path}.folds = {settings.folds}"
         )
         raise CohortError(
-            f"{len(subjects)} usable images in dataset folder {root} at {found.pattern}, fewer "
+            f"{len(subjects)} usable images in dataset folder {root} at {discovery.pattern}, fewer "
             f"than {why} (see {settings.images.key('layout')} and "
             f"{settings.images.key('pattern')}){reasons}"
         )
@@ -271,7 +271,7 @@ def read_pair_images(
         grid.spacing,
     )
     return PairImages(
-        tuple(subjects), tuple(rejected), grid, found.pattern, settings.folds, settings.fold
+        tuple(subjects), tuple(rejected), grid, discovery.pattern, settings.folds, settings.fold
     )
 
 
@@ -282,8 +282,8 @@ def _label_maps(
     if settings.labels is None:
         return None
     apart = any(candidate.run is not None for candidate in candidates)
-    found = find_subjects(root, settings.label_search(apart))
-    return {one.name: one.maps[0].path for one in found.candidates}
+    discovery = find_subjects(root, settings.label_search(apart))
+    return {one.name: one.maps[0].path for one in discovery.candidates}
 
 
 def _inspect(

@@ -51,11 +51,11 @@ def partners(subjects: Sequence[ImageSubject], each: int) -> list[tuple[int, int
     """Pairs (fixed, moving) of different persons, up to ``each`` for a fixed one."""
     count = len(subjects)
     persons = [one.person or one.name for one in subjects]
-    found = []
+    result = []
     for i in range(count):
         others = [(i + k) % count for k in range(1, count)]
-        found += [(i, j) for j in others if persons[j] != persons[i]][:each]
-    return found
+        result += [(i, j) for j in others if persons[j] != persons[i]][:each]
+    return result
 
 
 class LabelOverlap:
@@ -96,8 +96,8 @@ class LabelOverlap:
         for i, j in self.pairs:
             (fixed, target), (moving, maps) = self._read[i], self._read[j]
             pair = torch.cat([fixed, moving])[None].to(device)
-            found = self.network(pair)
-            warped = self.network.moved(maps[None].to(device), found)[0].cpu()
+            field = self.network(pair)
+            warped = self.network.moved(maps[None].to(device), field)[0].cpu()
             wanted = hard_labels(target)
             before.append(label_dice(wanted, hard_labels(maps)))
             after.append(label_dice(wanted, hard_labels(warped)))

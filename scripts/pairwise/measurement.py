@@ -83,8 +83,8 @@ class Measurement:
         if not self.held_out:
             return {}
         self.evaluator.run()
-        found = {name: float(value) for name, value in self.evaluator.state.metrics.items()}
-        return found if self.labels is None else {**found, **self.labels.measured()}
+        values = {name: float(value) for name, value in self.evaluator.state.metrics.items()}
+        return values if self.labels is None else {**values, **self.labels.measured()}
 
 
 def error_texts(metrics: dict[str, float]) -> str:

@@ -32,9 +32,9 @@ class WorkingGrid:
     spacing: float
 
     @classmethod
-    def of_dict(cls, said: Mapping[str, Any]) -> WorkingGrid:
+    def of_dict(cls, values: Mapping[str, Any]) -> WorkingGrid:
         """The inverse of ``dataclasses.asdict``."""
-        return cls(tuple(said["shape"]), float(said["spacing"]))
+        return cls(tuple(values["shape"]), float(values["spacing"]))
 
     @property
     def affine(self) -> np.ndarray:

@@ -20,7 +20,7 @@ Network = TypeVar("Network", bound=DescribedNetwork)
 Settings = TypeVar("Settings", bound=FoldedConfig)
 
 
-def pair_description(images: PairImages, settings: FoldedConfig, **own: Any) -> dict[str, Any]:
+def pair_description(images: PairImages, settings: FoldedConfig, **specific: Any) -> dict[str, Any]:
     """What the checkpoint of a network says of itself.
 
     Args:
@@ -32,7 +32,7 @@ def pair_description(images: PairImages, settings: FoldedConfig, **own: Any) -> 
         "format": FORMAT,
         "grid": asdict(images.grid),
         "settings": settings.as_dict(),
-        **own,
+        **specific,
         "trained_on": [item["subject"] for item in images.training()],
         "cohort": images.identity(),
     }

@@ -22,12 +22,12 @@ class PairWriter(ABC):
     def __call__(self, engine: Engine) -> None:
         """Write the pairs of the last iteration; see `write` for what it raises."""
         items: Any = engine.state.batch
-        found: Any = engine.state.output
-        for item, output in zip(items, found, strict=True):
+        outputs: Any = engine.state.output
+        for item, output in zip(items, outputs, strict=True):
             self.write(item, torch.as_tensor(output["pred"]))
 
     @abstractmethod
-    def write(self, item: Mapping[str, Any], found: torch.Tensor) -> None:
+    def write(self, item: Mapping[str, Any], output: torch.Tensor) -> None:
         """Publish one pair.
 
         Args:

@@ -64,7 +64,7 @@ class PairStep(ABC, Generic[Network, Made]):
     def find(self, network: Network, made: Made) -> Any:
         """Output of the network for the pairs, under autocast; input of the loss."""
 
-    def measure(self, network: Network, found: Any, made: Made) -> dict[str, torch.Tensor]:
+    def measure(self, network: Network, estimate: Any, made: Made) -> dict[str, torch.Tensor]:
         """Further scalars to report besides the loss terms."""
         return {}
 
@@ -77,12 +77,12 @@ class PairStep(ABC, Generic[Network, Made]):
         network.train()
         engine.optimizer.zero_grad(set_to_none=True)
         with autocast(image.device, self.dtype):
-            found = self.find(network, made)
+            estimate = self.find(network, made)
         engine.state.output = {"image": image, "subject": batch["subject"]}
         engine.fire_event(IterationEvents.FORWARD_COMPLETED)
-        terms = self.loss(network, found, made)
+        terms = self.loss(network, estimate, made)
         engine.state.output.update({name: term.detach() for name, term in terms.items()})
-        engine.state.output.update(self.measure(network, found, made))
+        engine.state.output.update(self.measure(network, estimate, made))
         engine.fire_event(IterationEvents.LOSS_COMPLETED)
         descend(engine, terms["loss"], network.parameters(), self.gradient_clip, self.block)
         engine.fire_event(IterationEvents.MODEL_COMPLETED)
@@ -102,7 +102,9 @@ class HeldOutPairs(ABC, Generic[Network, Made]):
         self.pairs = pairs
 
     @abstractmethod
-    def errors(self, network: Network, found: torch.Tensor, made: Made) -> dict[str, torch.Tensor]:
+    def errors(
+        self, network: Network, estimate: torch.Tensor, made: Made
+    ) -> dict[str, torch.Tensor]:
         """Errors of every pair ``(B,)``, with the network and (``..._before``) without."""
 
     def __call__(self, engine: SupervisedEvaluator, batch: dict[str, Any]) -> dict[str, Any]:
@@ -113,8 +115,8 @@ class HeldOutPairs(ABC, Generic[Network, Made]):
         made = self.pairs(image, (_HELD_OUT, engine.state.iteration))
         network.eval()
         with torch.no_grad():
-            found = engine.inferer(made.pair, network)
-            errors = self.errors(network, found, made)
+            estimate = engine.inferer(made.pair, network)
+            errors = self.errors(network, estimate, made)
         engine.state.output = {"image": image, "subject": batch["subject"], **errors}
         engine.fire_event(IterationEvents.FORWARD_COMPLETED)
         engine.fire_event(IterationEvents.MODEL_COMPLETED)  # splits the batch into subjects

@@ -46,8 +46,8 @@ class People:
     @property
     def z(self) -> FloatArray:
         """Ages in standard deviations (population) from the mean of the training subjects."""
-        own = self.age[: self.training]
-        return (self.age - own.mean()) / max(float(own.std()), 1e-9)
+        training_ages = self.age[: self.training]
+        return (self.age - training_ages.mean()) / max(float(training_ages.std()), 1e-9)
 
     def write(self, path: Path, names: Sequence[str], first: int = 0) -> None:
         """Write ``participants.tsv`` for the first people, one for each of these names."""
@@ -61,11 +61,11 @@ class People:
 
     def as_dict(self, effect: float) -> dict[str, Any]:
         """The people as an entry of the truth's record."""
-        own = self.age[: self.training]
+        training_ages = self.age[: self.training]
         return {
             "effect_mm": effect,
-            "mean": float(own.mean()),
-            "std": float(own.std()),
+            "mean": float(training_ages.mean()),
+            "std": float(training_ages.std()),
             "years": self.age.tolist(),
             "sex": list(self.sex),
             "thinned": Ageing.THINNED,
@@ -115,6 +115,6 @@ class Ageing:
 
 def composed(first: NDArray[np.float32], second: NDArray[np.float32]) -> NDArray[np.float32]:
     """Displacement of ``x -> second(first(x))``, both (3, X, Y, Z) in voxels."""
-    there = np.stack(np.meshgrid(*[np.arange(n) for n in first.shape[1:]], indexing="ij")) + first
-    more = [map_coordinates(part, there, order=1, mode="nearest") for part in second]
+    places = np.stack(np.meshgrid(*[np.arange(n) for n in first.shape[1:]], indexing="ij")) + first
+    more = [map_coordinates(part, places, order=1, mode="nearest") for part in second]
     return (first + np.stack(more)).astype(np.float32)

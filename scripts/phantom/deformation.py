@@ -69,9 +69,9 @@ class ControlGrid:
         ]
         displacement = small + 0.5 * np.stack(bend)
         for _ in range(SQUARINGS):
-            there = grid + displacement
+            places = grid + displacement
             displacement = displacement + np.stack(
-                [map_coordinates(part, there, order=3, mode="nearest") for part in displacement]
+                [map_coordinates(part, places, order=3, mode="nearest") for part in displacement]
             )
         return displacement
 

@@ -199,10 +199,10 @@ class DemoCohort:
             run = (truth / HELD_OUT if held_out else folder) / name / RUN
             self._save(maps.sum(0), run / "fdt_paths.nii.gz")
             (run / "waytotal").write_text(f"{total}\n")
-            own = truth / "subjects" / name
-            self._save(maps, own / "bundles.nii.gz")
-            self._save(to_subject, own / "template_to_subject.nii.gz")
-            self._save(to_template, own / "subject_to_template.nii.gz")
+            folder_of_subject = truth / "subjects" / name
+            self._save(maps, folder_of_subject / "bundles.nii.gz")
+            self._save(to_subject, folder_of_subject / "template_to_subject.nii.gz")
+            self._save(to_template, folder_of_subject / "subject_to_template.nii.gz")
 
         if ageing is not None:
             mine, others = self.names[: self.subjects], self.names[self.subjects :]

@@ -115,8 +115,8 @@ def landmark_scatter(
     points = np.argwhere(support).T.astype(np.float64)
     places = []
     for subject, field in zip(subjects, to_template, strict=True):
-        there = points + np.stack([part[support] for part in field])
-        places.append(there + _look_up(subject.to_subject, there, "nearest"))
+        moved = points + np.stack([part[support] for part in field])
+        places.append(moved + _look_up(subject.to_subject, moved, "nearest"))
     place = np.stack(places)
     mean = place.mean(0)
     tre = np.sqrt(((place - mean) ** 2).sum(1).mean())
@@ -129,11 +129,11 @@ def _bridge_dice(
 ) -> float:
     votes = warped.sum(0, dtype=np.float32)
     scores = []
-    for maps, own, field in zip(warped, mine, to_subject, strict=True):
+    for maps, subject_maps, field in zip(warped, mine, to_subject, strict=True):
         # Votes instead of counts: averaged counts would reward methods that swell the tracts.
         others = (votes - maps) / (len(warped) - 1)
-        carried = warp_sparse_maps(others, field) > PRESENT
-        scores.append(np.mean([dice(a, b) for a, b in zip(carried, own, strict=True)]))
+        propagated = warp_sparse_maps(others, field) > PRESENT
+        scores.append(np.mean([dice(a, b) for a, b in zip(propagated, subject_maps, strict=True)]))
     return float(np.mean(scores))
 
 
@@ -160,15 +160,15 @@ def warp_sparse_maps(maps: FloatArray, displacement: FloatArray) -> FloatArray:
     """
     shape = maps.shape[1:]
     grid = np.stack(np.meshgrid(*[np.arange(n) for n in shape], indexing="ij"))
-    there = (grid + displacement).astype(np.float32)
+    moved = (grid + displacement).astype(np.float32)
     out = np.zeros_like(maps)
     for channel, volume in enumerate(maps):
         filled = np.argwhere(volume)
         if not len(filled):
             continue
         low, high = filled.min(0) - MARGIN, filled.max(0) + MARGIN
-        near = np.all([(t > a) & (t < b) for t, a, b in zip(there, low, high, strict=True)], axis=0)
-        out[channel][near] = map_coordinates(volume, there[:, near], order=1)
+        near = np.all([(t > a) & (t < b) for t, a, b in zip(moved, low, high, strict=True)], axis=0)
+        out[channel][near] = map_coordinates(volume, moved[:, near], order=1)
     return out
 
 

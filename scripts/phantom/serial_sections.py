@@ -58,13 +58,13 @@ class SerialSections:
         moves = random.normal(0, self.shift, (self.count, 2))
         turns[0], moves[0] = 0.0, 0.0
         middle = (np.array(self.shape) - 1) / 2
-        found = np.tile(np.eye(3), (self.count, 1, 1))
+        result = np.tile(np.eye(3), (self.count, 1, 1))
         for z in range(self.count):
             c, s = np.cos(turns[z]), np.sin(turns[z])
             linear = np.array([[c, -s], [s, c]])
-            found[z, :2, :2] = linear
-            found[z, :2, 2] = middle - linear @ middle + moves[z]
-        return found
+            result[z, :2, :2] = linear
+            result[z, :2, 2] = middle - linear @ middle + moves[z]
+        return result
 
     def bend_at(self, z: int) -> float:
         """Pixels by which the organ lies to the side: 0 at both ends, `bend` in the middle."""

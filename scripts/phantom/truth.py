@@ -97,16 +97,16 @@ def load_truth(folder: str | Path) -> Truth:
     parts = np.stack([_read(truth / f"central_{i}_bundles.nii.gz") for i in anatomies])
 
     def subject(name: str, held_out: bool) -> SubjectTruth:
-        own = truth / "subjects" / name
+        folder = truth / "subjects" / name
         return SubjectTruth(
             name=name,
             held_out=held_out,
             anatomy=record["anatomy"][name],
             path=(truth / HELD_OUT if held_out else root) / name,
             waytotal=record["waytotal"][name],
-            bundles=_read(own / "bundles.nii.gz"),
-            to_template=_read(own / "template_to_subject.nii.gz"),
-            to_subject=_read(own / "subject_to_template.nii.gz"),
+            bundles=_read(folder / "bundles.nii.gz"),
+            to_template=_read(folder / "template_to_subject.nii.gz"),
+            to_subject=_read(folder / "subject_to_template.nii.gz"),
         )
 
     return Truth(

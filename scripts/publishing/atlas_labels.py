@@ -62,8 +62,8 @@ def write_atlas_labels(
         path = folder / LABELS_FOLDER / probability_name(label)
         write_map(path, probability[None], grid)
         name = names.get(label, str(label))
-        said = {"Description": f"Share of the subjects with the label {name}", "Units": "1"}
-        write_json(sidecar_of(path), said)
+        sidecar = {"Description": f"Share of the subjects with the label {name}", "Units": "1"}
+        write_json(sidecar_of(path), sidecar)
         rows.append(
             {
                 "index": label,

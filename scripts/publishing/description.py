@@ -21,7 +21,7 @@ def description(
     kind: str,
     cohort: Cohort,
     settings: LearnedAtlasConfig,
-    own: Mapping[str, Any],
+    specific: Mapping[str, Any],
     packages: Iterable[str],
 ) -> dict[str, Any]:
     """What every atlas says: enough to check what made these maps.
@@ -43,7 +43,7 @@ def description(
         "cov_mean_threshold_pct": settings.cov_mean_threshold_pct,
         "n_subjects": len(cohort.subjects),
         "cohort": cohort.as_dict(),
-        **own,
+        **specific,
         "settings": settings.as_dict(),
         "code": code_identity(),
         "versions": versions_here(*packages),

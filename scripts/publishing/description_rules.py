@@ -34,7 +34,7 @@ def _folder_name(name: str) -> str:
 
 def _without_zero_byte(text: str) -> str:
     if "\0" in text:
-        raise ValueError("holds a zero byte")
+        raise ValueError("contains a zero byte")
     return text
 
 
@@ -189,7 +189,7 @@ class _Verifiable(Part):
         if self.mixture is not None:
             names = {one.subject for one in self.cohort.subjects}
             if self.mixture.keys() != names:
-                raise ValueError("mixture tells of other subjects than the cohort has")
+                raise ValueError("mixture has other subjects than the cohort")
             count = self.settings.model.n_templates
             if any(len(shares) != count for shares in self.mixture.values()):
                 raise ValueError(f"mixture has other shares than those of {count} templates")
@@ -203,9 +203,9 @@ def require_verifiable(path: Path, about: Mapping[str, Any]) -> None:
         FileError: memory doesn't hold what it claims.
         ValueError: where and why it can't.
     """
-    found = validated(_Verifiable, about)
-    model = found.settings.model
-    values = math.prod(found.cohort.grid.shape) * model.channels
+    checked = validated(_Verifiable, about)
+    model = checked.settings.model
+    values = math.prod(checked.cohort.grid.shape) * model.channels
     check_fits(path, 8 * _DOUBLES * values * model.n_templates)
 
 
@@ -213,10 +213,10 @@ class _Jacobians(Part):
     root: dict[str, dict[str, dict[str, float]]]
 
 
-def verifiable_jacobians(said: Any) -> dict[str, dict[str, dict[str, float]]]:
+def verifiable_jacobians(jacobians: Any) -> dict[str, dict[str, dict[str, float]]]:
     """What ``jacobian.json`` says.
 
     Raises:
         ValueError: it says something else.
     """
-    return validated(_Jacobians, {"root": said}).root
+    return validated(_Jacobians, {"root": jacobians}).root

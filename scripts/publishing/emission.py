@@ -240,9 +240,9 @@ class Emission:
                 if bar is not None:
                     bar.update()
         add_up(*moves)
-        own = emitted
-        for part in collected_by_first(own):
-            if part is not own:
+        local = emitted
+        for part in collected_by_first(local):
+            if part is not local:
                 emitted.merge(part)
         emitted.sort([subject.name for subject in self.cohort.subjects])
         support = torch.as_tensor(
@@ -276,31 +276,33 @@ class Emission:
             if weight < NEGLIGIBLE_SHARE and k != home:
                 continue
             velocity = self.velocities.velocity(index, k)
-            found = fields_of(self.network, velocity, crop, grid.shape, self.templates.towards)
-            moved = found.subject_in_template(density)
+            registration = fields_of(
+                self.network, velocity, crop, grid.shape, self.templates.towards
+            )
+            moved = registration.subject_in_template(density)
             carried = moved[0].cpu().numpy()
             emitted.statistics[k].add(carried, weight)
             if k != home:
                 continue
-            emitted.jacobians[name] = self._verified(name, found)
+            emitted.jacobians[name] = self._verified(name, registration)
             if self.settings.save_fields:
-                fields = (found.to_template, found.to_subject)
+                fields = (registration.to_template, registration.to_subject)
                 for file, field in zip(field_names(name), fields, strict=True):
                     displacement = field[0].cpu().numpy()
                     path = staging / "fields" / file
                     behind.write(self._write_field, path, displacement, emitted.hashes)
             labels = None if self.cohort.labels is None else self.cohort.labels.read(name)
             if labels is not None:
-                way = found.to_template[0].double().cpu().numpy()
+                way = registration.to_template[0].double().cpu().numpy()
                 emitted.labels[k].add(label_shares(labels, way))
-            maps = self.maps.of(found, carried, labels)
+            maps = self.maps.of(registration, carried, labels)
             if maps:
                 emitted.maps[name] = list(maps)
-                own = f"template-{k + 1}/" if self.network.n_templates > 1 else ""
-                reference = f"bids::{own}atlas_mean.nii.gz"
+                subfolder = f"template-{k + 1}/" if self.network.n_templates > 1 else ""
+                reference = f"bids::{subfolder}atlas_mean.nii.gz"
                 behind.write(self.maps.write, staging / WARPED_FOLDER, name, maps, reference)
-            length = float(found.to_template[0].square().sum(0).mean())
-            moves[0].add_(found.to_template[0])
+            length = float(registration.to_template[0].square().sum(0).mean())
+            moves[0].add_(registration.to_template[0])
             moves[1].add_(length)
             emitted.subjects.append(
                 {
@@ -310,15 +312,15 @@ class Emission:
                         self.templates.density[k].cpu().numpy(),
                         self.network.log_offset,
                     ),
-                    **self._fit(k, inside, velocity, found),
-                    "smallest_jacobian": found.smallest_jacobian,
+                    **self._fit(k, inside, velocity, registration),
+                    "smallest_jacobian": registration.smallest_jacobian,
                     "displacement": length**0.5,
                 }
             )
-            self._view(index, k, inside[0], carried, found, emitted)
+            self._view(index, k, inside[0], carried, registration, emitted)
             if index < _SHOWN:
                 emitted.pictures[name] = inside[0].cpu().numpy()
-                emitted.grids[name] = crop.crop(found.to_template[0]).cpu().numpy()
+                emitted.grids[name] = crop.crop(registration.to_template[0]).cpu().numpy()
 
     def _view(
         self,
@@ -326,7 +328,7 @@ class Emission:
         k: int,
         inside: torch.Tensor,
         carried: np.ndarray,
-        found: Registration,
+        registration: Registration,
         emitted: Emitted,
     ) -> None:
         """Keep the volumes of the subject last emitted if it is among the worst so far."""
@@ -340,7 +342,7 @@ class Emission:
         if not emitted.viewed.wants(order):
             return
         name, crop = measured["subject"], self.cohort.crop
-        growth = jacobian_determinant(found.to_template[0])
+        growth = jacobian_determinant(registration.to_template[0])
         fitted = crop.crop(carried)
         misfit = local_misfit(
             fitted,
@@ -352,7 +354,7 @@ class Emission:
             name,
             fitted,
             inside.cpu().numpy(),
-            crop.crop(found.to_template[0]).cpu().numpy(),
+            crop.crop(registration.to_template[0]).cpu().numpy(),
             crop.crop(growth).cpu().numpy(),
             misfit,
         )
@@ -363,36 +365,36 @@ class Emission:
         k: int,
         inside: torch.Tensor,
         velocity: torch.Tensor,
-        found: Registration,
+        registration: Registration,
     ) -> dict[str, float | None]:
         """A subject's loss, and the overlap of the template in its space with its presence."""
         image = log_density_of(inside, self.network.log_offset)
         warped = self.network.warped_template(
-            self.cohort.crop.crop(found.to_subject), k, self.templates.point
+            self.cohort.crop.crop(registration.to_subject), k, self.templates.point
         )
         loss = None if self.loss is None else float(self.loss(warped, image, velocity)["loss"])
         level = self.settings.presence_value
-        there, own = (
+        in_subject, observed = (
             m[0].cpu().numpy() > level
             for m in (density_of(warped, self.network.log_offset), inside)
         )
-        return {"loss": loss, "overlap": float(np.mean([*map(dice, there, own)]))}
+        return {"loss": loss, "overlap": float(np.mean([*map(dice, in_subject, observed)]))}
 
-    def _verified(self, subject: str, found: Registration) -> dict[str, dict[str, float]]:
-        if not found.finite:
+    def _verified(self, subject: str, registration: Registration) -> dict[str, dict[str, float]]:
+        if not registration.finite:
             raise TrainingError(
                 f"the field of subject {subject} is not finite: nothing is published; lower "
-                "learned_atlas#optimizer#lr and start afresh with --learned_atlas#resume false"
+                "learned_atlas#optimizer#lr and restart with --learned_atlas#resume false"
             )
-        if self.settings.verify_jacobian and found.folds:
+        if self.settings.verify_jacobian and registration.folds:
             raise FoldingError(
                 f"the field of subject {subject} folds (smallest det J "
-                f"{found.smallest_jacobian:.4g}, must be > 0): "
+                f"{registration.smallest_jacobian:.4g}, must be > 0): "
                 "nothing is published; raise learned_atlas#loss#smoothness_weight and start afresh "
                 "with --learned_atlas#resume false, or look at the fields with "
                 "--learned_atlas#verify_jacobian false"
             )
-        return found.jacobian
+        return registration.jacobian
 
     def _write_field(self, path: Path, displacement: np.ndarray, hashes: dict[str, str]) -> None:
         write_field(path, displacement, self.cohort.grid)

@@ -20,8 +20,8 @@ _SCRIPTS = Path(__file__).resolve().parent.parent
 
 def description_hash(about: Mapping[str, Any]) -> str:
     """SHA-256 of the content of ``atlas.json`` without this entry."""
-    said = {key: value for key, value in about.items() if key != "description_sha256"}
-    return hashlib.sha256(json.dumps(said, sort_keys=True).encode("ascii")).hexdigest()
+    described = {key: value for key, value in about.items() if key != "description_sha256"}
+    return hashlib.sha256(json.dumps(described, sort_keys=True).encode("ascii")).hexdigest()
 
 
 @functools.cache
@@ -40,10 +40,10 @@ def code_identity() -> dict[str, str]:
 
 def versions_here(*packages: str) -> dict[str, str]:
     """Versions of Python and of installed packages."""
-    found = {"python": platform.python_version()}
+    result = {"python": platform.python_version()}
     for package in packages:
         try:
-            found[package] = version(package)
+            result[package] = version(package)
         except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
+            result[package] = "not installed"
+    return result

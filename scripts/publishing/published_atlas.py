@@ -67,11 +67,11 @@ class PublishedAtlas:
             CohortError: there are no maps.
         """
         folder = self._folder_of(template)
-        found = {name: inside(folder, f"atlas_{name}.nii.gz") for name in BASELINE_MAPS}
-        there = {name: path for name, path in found.items() if path.is_file()}
-        if "mean" not in there:
+        paths = {name: inside(folder, f"atlas_{name}.nii.gz") for name in BASELINE_MAPS}
+        present = {name: path for name, path in paths.items() if path.is_file()}
+        if "mean" not in present:
             raise CohortError(f"{folder}: not an atlas (atlas_mean.nii.gz is missing)")
-        return there
+        return present
 
     def label_maps(self, template: int = 1) -> dict[int, Path]:
         """Probability map of each label, ascending; empty if the atlas isn't annotated.
@@ -80,11 +80,11 @@ class PublishedAtlas:
             template: index in a mixture, from 1.
         """
         folder = self._folder_of(template)
-        found = {
+        paths = {
             index: inside(folder, f"{LABELS_FOLDER}/{probability_name(index)}")
             for index in sorted(self.label_names)
         }
-        return {index: path for index, path in found.items() if path.is_file()}
+        return {index: path for index, path in paths.items() if path.is_file()}
 
     @property
     def label_names(self) -> dict[int, str]:

@@ -293,7 +293,7 @@ class AtlasPublisher:
         """``atlas.json``: the origin of these maps."""
         assignment = self.velocities.assignment
         fields = [f for subject in emitted.jacobians.values() for f in subject.values()]
-        own = {
+        specific = {
             "log_offset": self.network.log_offset,
             **self._covariates(),
             "mixture": {
@@ -321,7 +321,7 @@ class AtlasPublisher:
             "overrides": self.network.description.get("overrides", {}),
             "weights": weights_identity(self.network),
         }
-        return description("learned", self.cohort, self.settings, own, _PACKAGES)
+        return description("learned", self.cohort, self.settings, specific, _PACKAGES)
 
     def _covariates(self) -> dict[str, Any]:
         """The entry about the covariates of a conditional template."""
@@ -338,5 +338,5 @@ class AtlasPublisher:
 
 def _label(at: Values) -> str:
     """Chosen values as a suffix of a folder's name."""
-    said = ",".join(f"{k}={v:g}" if isinstance(v, float) else f"{k}={v}" for k, v in at.items())
-    return "at_" + (re.sub(r"[^\w.+=,@()-]", "-", said)[:120].rstrip(".") or "mean")
+    label = ",".join(f"{k}={v:g}" if isinstance(v, float) else f"{k}={v}" for k, v in at.items())
+    return "at_" + (re.sub(r"[^\w.+=,@()-]", "-", label)[:120].rstrip(".") or "mean")

@@ -100,11 +100,11 @@ def _facts(about: Mapping[str, Any]) -> str:
 
 def _left_out(cohort: Mapping[str, Any]) -> str:
     """The rejected subjects with reasons, and the folders without a map."""
-    found = [(one["subject"], one["reason"]) for one in cohort["rejected"]]
-    found += [(name, "folder without a map") for name in cohort.get("without_map", ())]
-    if not found:
+    left_out = [(one["subject"], one["reason"]) for one in cohort["rejected"]]
+    left_out += [(name, "folder without a map") for name in cohort.get("without_map", ())]
+    if not left_out:
         return "<p>No subject was left out.</p>"
-    return _scrolled(table(found, ("subject", "reason"), kind="text"), len(found))
+    return _scrolled(table(left_out, ("subject", "reason"), kind="text"), len(left_out))
 
 
 def _scrolled(content: str, rows: int) -> str:

@@ -57,7 +57,7 @@ def growth_of(to_subject: torch.Tensor) -> np.ndarray:
 
 def registration_page(
     report: Mapping[str, Any],
-    found: Registered,
+    registered: Registered,
     grid: ViewerGrid,
     tracts: Sequence[str] = (),
     label_names: Mapping[int, str] | None = None,
@@ -73,26 +73,28 @@ def registration_page(
     """
     name = str(report["subject"])
     images = [
-        Shown("Patient", grid.density(_PATIENT, found.patient)),
-        Shown("Atlas", grid.density(_ATLAS, found.atlas)),
-        Shown("Atlas", grid.density(_BEFORE, found.before)),
+        Shown("Patient", grid.density(_PATIENT, registered.patient)),
+        Shown("Atlas", grid.density(_ATLAS, registered.atlas)),
+        Shown("Atlas", grid.density(_BEFORE, registered.before)),
     ]
     fields = {
-        "field": grid.field(f"displacement of {name}", found.to_subject),
-        "growth": grid.growth(f"growth of {name}", found.growth),
-        "misfit": grid.misfit(f"local misfit of {name}", found.misfit),
+        "field": grid.field(f"displacement of {name}", registered.to_subject),
+        "growth": grid.growth(f"growth of {name}", registered.growth),
+        "misfit": grid.misfit(f"local misfit of {name}", registered.misfit),
     }
     overlays = []
-    if found.labels is not None:
-        layer = grid.labels(f"labels of {name}", found.labels, label_names or {})
+    if registered.labels is not None:
+        layer = grid.labels(f"labels of {name}", registered.labels, label_names or {})
         overlays.append(Shown("Patient", layer))
     subject = ViewedSubject(name, (True, 0.0, 0), fields)
     drawn = {
         title: np.log1p(np.maximum(density.max(axis=0), 0) / grid.log_offset)
         for title, density in (
-            (_PATIENT, found.patient), (_ATLAS, found.atlas), (_BEFORE, found.before),
+            (_PATIENT, registered.patient),
+            (_ATLAS, registered.atlas),
+            (_BEFORE, registered.before),
         )
-    }  # fmt: skip
+    }
     top = max(float(one.max()) for one in drawn.values()) or 1.0
     parts = [
         f"<h1>{text(name)}, registered to the atlas</h1>",
@@ -109,7 +111,7 @@ def registration_page(
         views(drawn, top),
         "<h2>Field</h2><p class='note'>Middle slices of the patient's grid, each point drawn at "
         "its position in the template: across the first, second and third axis.</p>",
-        light(image("deformed grid", deformed_grid(found.to_subject))),
+        light(image("deformed grid", deformed_grid(registered.to_subject))),
         "<h2>Report</h2>",
         f"<pre>{text(json.dumps(dict(report), indent=1))}</pre>",
     ]

@@ -150,8 +150,8 @@ class RegistrationWriter:
     def _write(self, item: dict[str, Any]) -> None:
         """Publish one subject's folder, unless its field fails."""
         name = item["subject"]
-        found = fields_of(self.network, item["velocity"][None], self.crop, self.grid.shape)
-        failure = self._failure(found)
+        registration = fields_of(self.network, item["velocity"][None], self.crop, self.grid.shape)
+        failure = self._failure(registration)
         if failure is not None:
             logger.warning("subject %s: %s; nothing is written", name, failure)
             self.failed.append(f"{name} ({failure})")
@@ -165,21 +165,21 @@ class RegistrationWriter:
         subject = inside[0].cpu().numpy()
         misfit = self._misfit(name, subject, atlas, valid)
         before, start = self._unregistered(item)
-        report = self._report(item, image, subject, atlas, found, before, start, valid)
+        report = self._report(item, image, subject, atlas, registration, before, start, valid)
         report["poor_fit"] = self._poor_fit(name, misfit)
-        moved = found.subject_in_template(density)[0].cpu().numpy()
-        fields = [u[0].cpu().numpy() for u in (found.to_template, found.to_subject)]
+        moved = registration.subject_in_template(density)[0].cpu().numpy()
+        fields = [u[0].cpu().numpy() for u in (registration.to_template, registration.to_subject)]
         labels = None if self.labels is None else self.labels.read(name)
         viewed = Registered(
             subject,
             self.crop.crop(atlas).copy(),
             before,
             self.crop.crop(fields[1]).copy(),
-            self.crop.crop(growth_of(found.to_subject[0])).copy(),
+            self.crop.crop(growth_of(registration.to_subject[0])).copy(),
             self.crop.crop(misfit).copy(),
             None if labels is None else self.crop.crop(labels).copy(),
         )
-        maps = self.maps.of(found, moved, labels)
+        maps = self.maps.of(registration, moved, labels)
         if maps:
             self.written[name] = (int(item["template"]) + 1, list(maps))
         maps.setdefault("density", moved)
@@ -283,11 +283,13 @@ class RegistrationWriter:
             )
         return [one.as_dict() for one in regions]
 
-    def _failure(self, found: Registration) -> str | None:
-        if not found.finite:
+    def _failure(self, registration: Registration) -> str | None:
+        if not registration.finite:
             return "its field is not finite"
-        if self.settings.verify_jacobian and found.folds:
-            return f"its field folds, smallest det J {found.smallest_jacobian:.4g}, must be > 0"
+        if self.settings.verify_jacobian and registration.folds:
+            return (
+                f"its field folds, smallest det J {registration.smallest_jacobian:.4g}, must be > 0"
+            )
         return None
 
     def _template_map(self) -> dict[str, Any]:
@@ -301,7 +303,7 @@ class RegistrationWriter:
         image: torch.Tensor,
         subject: np.ndarray,
         atlas: np.ndarray,
-        found: Registration,
+        registration: Registration,
         unregistered: np.ndarray,
         start: torch.Tensor,
         valid: torch.Tensor | None,
@@ -310,11 +312,11 @@ class RegistrationWriter:
         k = int(item["template"])
         velocity = item["velocity"][None]
         covariates = item["covariates"][None] if "covariates" in item else None
-        here, before = self.crop.crop(atlas), unregistered
+        after, before = self.crop.crop(atlas), unregistered
         presence, offset = self.settings.presence_value, self.network.log_offset
-        own = subject > 0
+        support = subject > 0
         if valid is not None:  # the subject is 0 where voxels don't count
-            before, here = (np.where(valid.numpy(), one, 0) for one in (before, here))
+            before, after = (np.where(valid.numpy(), one, 0) for one in (before, after))
         return {
             "subject": item["subject"],
             "maps": [
@@ -337,16 +339,16 @@ class RegistrationWriter:
             },
             "log_density_correlation": {
                 "support": "density of the subject > 0",
-                "before": log_density_correlation(before, subject, offset, own),
-                "after": log_density_correlation(here, subject, offset, own),
+                "before": log_density_correlation(before, subject, offset, support),
+                "after": log_density_correlation(after, subject, offset, support),
             },
             "presence_dice": {
                 "presence_value": presence,
                 "before": dice(before > presence, subject > presence),
-                "after": dice(here > presence, subject > presence),
+                "after": dice(after > presence, subject > presence),
             },
-            "displacement_rms_voxels": float(found.to_subject.square().sum(1).mean().sqrt()),
-            "jacobian": found.jacobian,
+            "displacement_rms_voxels": float(registration.to_subject.square().sum(1).mean().sqrt()),
+            "jacobian": registration.jacobian,
             "seconds": round(float(item["seconds"]), 3),
         }  # fmt: skip
 

@@ -121,14 +121,14 @@ def describe_registration(
         normalisation: what they are divided by.
     """
     sources = [path.as_uri() for path in maps]
-    there = [name for name in field_names(subject) if (folder / name).is_file()]
+    present = [name for name in field_names(subject) if (folder / name).is_file()]
     in_template = f"{subject}_space-template_density.nii.gz"
     template = f"bids::{quote(f'{subject}/{in_template}')}"
-    for name in there:
+    for name in present:
         values = field_sidecar(subject, name, template, sources)
         write_json(sidecar_of(folder / name), {**values, "Sources": sources})
     to_template, to_subject = (
-        [f"bids::{quote(f'{subject}/{name}')}"] if name in there else []
+        [f"bids::{quote(f'{subject}/{name}')}"] if name in present else []
         for name in field_names(subject)
     )
     write_json(
@@ -141,9 +141,9 @@ def describe_registration(
             "Sources": [*sources, *to_template],
         },
     )
-    carried = map_sidecar("mean", sources[0], [*sources, *to_subject], learned=True)
-    carried["Description"] += ", in this subject's space"
-    write_json(sidecar_of(folder / "atlas_in_patient_space/atlas_mean.nii.gz"), carried)
+    sidecar = map_sidecar("mean", sources[0], [*sources, *to_subject], learned=True)
+    sidecar["Description"] += ", in this subject's space"
+    write_json(sidecar_of(folder / "atlas_in_patient_space/atlas_mean.nii.gz"), sidecar)
 
 
 def dataset_description(name: str, cohort: Path | None = None) -> dict[str, Any]:

@@ -113,7 +113,7 @@ class SubjectMaps:
         return self.warped or self.jacobians
 
     def of(
-        self, found: Registration, density: np.ndarray, labels: np.ndarray | None
+        self, registration: Registration, density: np.ndarray, labels: np.ndarray | None
     ) -> dict[str, np.ndarray]:
         """The maps of one subject, by kind.
 
@@ -126,9 +126,9 @@ class SubjectMaps:
         if self.warped:
             maps["density"] = density
             if labels is not None:
-                maps["dseg"] = labels_in_template(labels, found.to_template[0])
+                maps["dseg"] = labels_in_template(labels, registration.to_template[0])
         if self.jacobians:
-            maps["logjacobian"] = log_jacobian(found.to_template[0])
+            maps["logjacobian"] = log_jacobian(registration.to_template[0])
         return maps
 
     def write(
@@ -183,17 +183,17 @@ def write_group(
     for kind in KINDS:
         parts = _parts_of(tracts) if kind == "density" else [("", None)]
         for template in sorted(set(templates.values())):
-            there = [name for name, own in files.items()
-                     if kind in own and templates[name] == template]  # fmt: skip
-            if not there:
+            present = [name for name, maps in files.items()
+                     if kind in maps and templates[name] == template]  # fmt: skip
+            if not present:
                 continue
-            for volume, name in enumerate(there):
+            for volume, name in enumerate(present):
                 rows[name][kind] = str(volume)
             space = "space-template" if homes is None else f"space-template-{template}"
             paths = [folder / f"{space}{entity}_{kind}.nii.gz" for entity, _ in parts]
-            _write_kind(paths, [files[name][kind] for name in there], kind, grid)
+            _write_kind(paths, [files[name][kind] for name in present], kind, grid)
             for path, (_, tract) in zip(paths, parts, strict=True):
-                about: dict[str, Any] = {**_ABOUT[kind], "Subjects": there}
+                about: dict[str, Any] = {**_ABOUT[kind], "Subjects": present}
                 write_json(sidecar_of(path), about if tract is None else {**about, "Tract": tract})
     columns = ["participant_id", *(["template"] if homes is not None else []), *KINDS]
     with (folder / "subjects.tsv").open("w", newline="", encoding="utf-8") as file:

@@ -110,12 +110,12 @@ class Verification:
         Raises:
             VerificationError: names the checks that don't agree.
         """
-        found = self.failures
-        if found:
-            first = "; ".join(f"{check.kind} {check.name} {check.outcome}" for check in found[:3])
-            more = f"; and {len(found) - 3} more" if len(found) > 3 else ""
+        failed = self.failures
+        if failed:
+            first = "; ".join(f"{check.kind} {check.name} {check.outcome}" for check in failed[:3])
+            more = f"; and {len(failed) - 3} more" if len(failed) > 3 else ""
             raise VerificationError(
-                f"{self.folder}: {len(found)} of {len(self.checks)} checks fail: {first}{more}"
+                f"{self.folder}: {len(failed)} of {len(self.checks)} checks fail: {first}{more}"
             )
 
 
@@ -149,14 +149,14 @@ def verify_atlas(folder: str | Path) -> Verification:
         raise VerificationError(
             f"{path}: not the description of an atlas that this version can check: {error}"
         ) from error
-    found = Verification(root, tuple(_checks(root, about, read)))
+    result = Verification(root, tuple(_checks(root, about, read)))
     changed = read.changed()
     if changed is not None:
         raise VerificationError(
             f"{changed}: changed while it was checked; verify again when no other program writes "
             "to it"
         )
-    return found
+    return result
 
 
 def _checks(root: Path, about: dict[str, Any], read: FileStates) -> Iterator[Check]:
@@ -174,15 +174,15 @@ def _checks(root: Path, about: dict[str, Any], read: FileStates) -> Iterator[Che
 
 def _maker_checks(about: dict[str, Any]) -> Iterator[Check]:
     """Compare code and libraries with those of the atlas; differences aren't failures."""
-    made, here = about.get("code"), code_identity()
+    made, running = about.get("code"), code_identity()
     if made is None:
         yield Check("code", "", "not checked", "was not recorded")
-    elif made == here:
+    elif made == running:
         yield Check("code", "", "agrees")
     else:
         detail = (
             f"made by version {made['version']} ({made['sha256'][:12]}...), recomputed by "
-            f"{here['version']} ({here['sha256'][:12]}...)"
+            f"{running['version']} ({running['sha256'][:12]}...)"
         )
         yield Check("code", "", "not checked", detail)
     libraries = about.get("versions") or {}
@@ -198,22 +198,22 @@ def _maker_checks(about: dict[str, Any]) -> Iterator[Check]:
 def _load(root: Path, name: str) -> dict[str, Any]:
     path = root / name
     try:
-        found = read_json(inside(root, name))
+        result = read_json(inside(root, name))
     except FileError as error:
         raise VerificationError(str(error)) from error
     except ValueError as error:
         raise VerificationError(f"{path}: damaged: {error}") from error
-    if not isinstance(found, dict):
+    if not isinstance(result, dict):
         raise VerificationError(f"{path}: damaged: not a JSON object")
-    return found
+    return result
 
 
-def _same(kind: str, name: str, recorded: str | None, found: str) -> Check:
-    if recorded == found:
+def _same(kind: str, name: str, recorded: str | None, hashed: str) -> Check:
+    if recorded == hashed:
         return Check(kind, name, "agrees")
     if recorded is None:
         return Check(kind, name, "missing", "its SHA-256 was never recorded")
-    return Check(kind, name, "differs", f"SHA-256 {found[:12]}..., recorded {recorded[:12]}...")
+    return Check(kind, name, "differs", f"SHA-256 {hashed[:12]}..., recorded {recorded[:12]}...")
 
 
 # ---------------------------------------------------------------------------------------------
@@ -232,21 +232,21 @@ def _file_checks(
 ) -> Iterator[Check]:
     """Everything that lies in the folder: what was published, and whatever was added."""
     try:
-        there = {one.name: one for one in entries(root)}
+        present = {one.name: one for one in entries(root)}
     except FileError as error:
         raise VerificationError(str(error)) from error
-    there.pop("atlas.json", None)  # its hash is stored separately
-    for name in sorted(recorded.keys() | there.keys()):
-        if name not in there:
+    present.pop("atlas.json", None)  # its hash is stored separately
+    for name in sorted(recorded.keys() | present.keys()):
+        if name not in present:
             yield Check("file", name, "missing")
-        elif there[name].what != "file":
-            detail = f"is a {there[name].what}; what is published is files alone"
+        elif present[name].what != "file":
+            detail = f"is a {present[name].what}; what is published is files alone"
             yield Check("file", name, "differs" if name in recorded else "unexpected", detail)
         elif name not in recorded:
             yield Check("file", name, "unexpected", "wasn't published with this atlas")
         else:
-            read.add(there[name].path)
-            yield _hashed("file", name, there[name].path, recorded[name], longest)
+            read.add(present[name].path)
+            yield _hashed("file", name, present[name].path, recorded[name], longest)
 
 
 def _hashed(kind: str, name: str, path: Path, recorded: str, longest: int) -> Check:
@@ -287,12 +287,12 @@ def _divisor_check(subject: str, one: DensityMap, normalisation: str) -> Check:
     name = f"{normalisation} of {subject} {path.name}"
     try:
         data = density_on_grid(one, read_density(path)[0])
-        found = density_divisor(normalisation, path, data)
+        computed = density_divisor(normalisation, path, data)
     except _UNREADABLE as error:
         return Check("divisor", name, "missing", str(error))
-    if math.isclose(found, recorded, rel_tol=1e-9):
+    if math.isclose(computed, recorded, rel_tol=1e-9):
         return Check("divisor", name, "agrees")
-    return Check("divisor", name, "differs", f"{found:.9g}, recorded {recorded:.9g}")
+    return Check("divisor", name, "differs", f"{computed:.9g}, recorded {recorded:.9g}")
 
 
 # ---------------------------------------------------------------------------------------------
@@ -423,15 +423,15 @@ def _jacobian_check(
     if way not in recorded:
         return Check("field", name, "missing", "jacobian.json has no entry for it")
     u = torch.as_tensor(field)
-    found = jacobian_summary(u)
+    summary = jacobian_summary(u)
     near_fold = float((jacobian_determinant(u).abs() <= JACOBIAN_TOLERANCE).double().mean())
-    for key, value in found.items():
-        told = float(recorded[way][key])
+    for key, value in summary.items():
+        published = float(recorded[way][key])
         reach = JACOBIAN_TOLERANCE * (1 + abs(value))
         if "share" in key:  # only cells that nearly fold may have been counted differently
             reach = near_fold + 1e-9
-        if not abs(told - value) <= reach:  # also catches NaN
-            return Check("field", name, "differs", f"{key} {value:.6g}, recorded {told:.6g}")
+        if not abs(published - value) <= reach:  # also catches NaN
+            return Check("field", name, "differs", f"{key} {value:.6g}, recorded {published:.6g}")
     return Check("field", name, "agrees")
 
 
@@ -452,14 +452,14 @@ def _map_checks(
     maps = recomputed.statistics.maps()
     for name in emitted:
         try:
-            found = _map(inside(root, labels[name]), shape)
+            values = _map(inside(root, labels[name]), shape)
         except _UNREADABLE as error:
             detail = str(error) if (root / labels[name]).exists() else "no such file"
             yield Check("map", labels[name], "missing", detail)
             continue
         expected = maps[name].astype(np.float64)
         reach = MAP_TOLERANCE * recomputed.largest + _RELATIVE * np.abs(expected)
-        wrong = ~(np.abs(found - expected) <= reach)  # nor is NaN near anything
+        wrong = ~(np.abs(values - expected) <= reach)  # nor is NaN near anything
         if wrong.any():
             voxel = tuple(int(i) for i in np.argwhere(wrong)[0][1:])
             detail = f"{int(wrong.sum())} voxels differ from fields and inputs, first {voxel}"

@@ -337,8 +337,8 @@ class WorstSubjects:
     def add(self, subjects: Iterable[ViewedSubject]) -> None:
         """Keep the worst of those there and of these; tracts as long as a page has room."""
         room = BUDGET
-        self.kept, found = [], [*self.kept, *subjects]
-        for one in heapq.nsmallest(self.size, found, key=lambda subject: subject.order):
+        self.kept, candidates = [], [*self.kept, *subjects]
+        for one in heapq.nsmallest(self.size, candidates, key=lambda subject: subject.order):
             room -= sum(layer.size for layer in one.layers.values())
             layers = {
                 role: layer if room >= 0 else layer.without_tracts()

@@ -126,7 +126,7 @@ class AffineRefinement:
         parameters_of(given, self.family, frame)
         candidates = self._candidates(fixed, moving, None if start is None else given)
 
-        told: list[dict[str, float]] = []
+        reports: list[dict[str, float]] = []
         for number, size in enumerate(self.levels):
             finest = number == len(self.levels) - 1
             similarity = "correlation" if number == 0 and not finest else self.similarity
@@ -136,7 +136,7 @@ class AffineRefinement:
             candidates, losses, steps = search.run(
                 candidates, self.iterations, self.window, self.tolerance
             )
-            told.append(
+            reports.append(
                 {"reduction": size, "candidates": len(losses), "steps": steps,
                  "loss": float(losses.min())}
             )  # fmt: skip
@@ -146,7 +146,7 @@ class AffineRefinement:
         losses = search.losses(final)
         start_loss = float(losses[len(candidates) :].min())
         best = int(losses.argmin())
-        return AffineResult(final[best], float(losses[best]), start_loss, told)
+        return AffineResult(final[best], float(losses[best]), start_loss, reports)
 
     def _candidates(
         self, fixed: WorldImage, moving: WorldImage, given: torch.Tensor | None

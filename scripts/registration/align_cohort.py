@@ -133,15 +133,15 @@ class CohortAligner:
         apart = [one.name for one in self.subjects if grids_apart(grid, one.read.grid)]
         if not apart:
             return
-        said = (
+        problem = (
             f"subjects {some_names(apart)} share no space with {self.target.path}: their grids lie"
         )
         starts = self.settings.starts
         if set(starts) <= {"identity"}:
-            raise CohortError(f"{said} apart in the world; name centre among align#starts")
+            raise CohortError(f"{problem} apart in the world; name centre among align#starts")
         logger.warning(
             "%s apart in the world; only their contents (align#starts %s) bring them together",
-            said, ", ".join(starts),
+            problem, ", ".join(starts),
         )  # fmt: skip
 
     # -- an unfinished run -----------------------------------------------------------------
@@ -254,13 +254,15 @@ class CohortAligner:
             path = (folder / file.name).with_name(written_name(file.path))
             path.parent.mkdir(parents=True, exist_ok=True)
             if file.labels:
-                labels, own = read_labels(file.path)
+                labels, file_grid = read_labels(file.path)
                 flat = labels[..., 0] if len(grid.shape) == 2 else labels
-                found = labels_by_matrix(flat, own.affine, matrix, grid.affine, grid.shape)
-                write_labels(path, self._solid(found), common)
+                propagated = labels_by_matrix(
+                    flat, file_grid.affine, matrix, grid.affine, grid.shape
+                )
+                write_labels(path, self._solid(propagated), common)
             else:
-                volume, own = read_volume(file.path)
-                write_map(path, self._solid(_resampled(volume, own, matrix, grid)), common)
+                volume, file_grid = read_volume(file.path)
+                write_map(path, self._solid(_resampled(volume, file_grid, matrix, grid)), common)
             _copy_waytotal(file, path)
         (folder / "xfm").mkdir()
         write_affine_files(
@@ -270,12 +272,12 @@ class CohortAligner:
     def _write_template(
         self, folder: Path, subject: NativeSubject, matrix: np.ndarray, alignment: Alignment
     ) -> None:
-        own = subject.read.grid
+        native = subject.read.grid
         source = torch.as_tensor(self._as_in_files(alignment.template), dtype=torch.float32)[None]
         back = torch.from_numpy(np.linalg.inv(matrix))
-        shape = own.shape[: subject.read.spatial_dims]
-        seen = resample_by_matrix(source, alignment.grid.affine, back, own.affine, shape)
-        write_map(folder / "template_in_native.nii.gz", self._solid(seen[0].numpy()), own)
+        shape = native.shape[: subject.read.spatial_dims]
+        seen = resample_by_matrix(source, alignment.grid.affine, back, native.affine, shape)
+        write_map(folder / "template_in_native.nii.gz", self._solid(seen[0].numpy()), native)
 
     def _as_in_files(self, template: np.ndarray) -> np.ndarray:
         offset = self.settings.log_offset
@@ -330,18 +332,20 @@ class CohortAligner:
         }  # fmt: skip
 
 
-def _resampled(volume: np.ndarray, own: Grid, matrix: np.ndarray, grid: CommonGrid) -> np.ndarray:
+def _resampled(
+    volume: np.ndarray, source_grid: Grid, matrix: np.ndarray, grid: CommonGrid
+) -> np.ndarray:
     """``(C, X, Y, Z)`` on its own grid to ``(C, *grid.shape)``, interpolated once."""
     flat = volume[..., 0] if len(grid.shape) == 2 else volume
     source = torch.as_tensor(np.ascontiguousarray(flat), dtype=torch.float32)[None]
     moved = resample_by_matrix(
-        source, own.affine, torch.from_numpy(matrix), grid.affine, grid.shape
+        source, source_grid.affine, torch.from_numpy(matrix), grid.affine, grid.shape
     )
     return moved[0].numpy()
 
 
 def _copy_waytotal(file: NativeFile, path: Path) -> None:
     """Copy a map's waytotal with it, so that training can divide by it."""
-    found = waytotal_file(file.path)
-    if not file.labels and found.is_file():
-        shutil.copyfile(found, path.with_name(found.name))
+    waytotal = waytotal_file(file.path)
+    if not file.labels and waytotal.is_file():
+        shutil.copyfile(waytotal, path.with_name(waytotal.name))

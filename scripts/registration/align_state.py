@@ -78,8 +78,8 @@ class KeptTransforms:
 
     def _read(self, path: Path) -> Found:
         try:
-            there = read_checked(path, frozenset({"matrix", "loss"}))
-            matrix, loss = np.array(there["matrix"], dtype=np.float64), float(there["loss"])
+            content = read_checked(path, frozenset({"matrix", "loss"}))
+            matrix, loss = np.array(content["matrix"], dtype=np.float64), float(content["loss"])
             if matrix.shape != (4, 4) or not np.isfinite(matrix).all():
                 raise ValueError("not a 4x4 matrix")
         except (FileError, ValueError, KeyError, TypeError) as error:

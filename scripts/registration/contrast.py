@@ -1,4 +1,4 @@
-"""An image as it would look in the contrast of another one that lies upon it."""
+"""An image as it would look in the contrast of another one that overlaps it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class ContrastMatch:
 
     That is the best prediction of the fixed image from the moving one's intensities (the
     regression that Roche et al.'s correlation ratio measures, MICCAI 1998). The images need to
-    lie upon each other only roughly: a wrong neighbour pulls each mean towards the mean of all,
+    are only roughly aligned: a wrong neighbour pulls each mean towards the mean of all,
     which lowers the contrast but doesn't invert it.
 
     Attributes:

@@ -13,7 +13,7 @@ from scripts.registration.affine import level_of
 from scripts.registration.images import WorldImage, counts, require_contrast
 from scripts.registration.moved import counted_of_both, moved_by
 from scripts.registration.similarity import PairLoss
-from scripts.registration.start_field import StartField, carried
+from scripts.registration.start_field import StartField, vectors_on_grid
 from scripts.settings.refine import RefineConfig
 from scripts.spatial.affine_parameters import (
     FAMILIES,
@@ -142,36 +142,36 @@ class ElasticRefinement:
         first = None if field is None else field.velocity
         held = field if first is None else None
         velocity, grid = first, None if first is None else fixed
-        told: list[dict[str, float]] = []
+        reports: list[dict[str, float]] = []
         for size in self.levels:
             small = [level_of(image, fixed, size) for image in (fixed, moving)]
-            begun = carried(velocity, grid, small[0])
+            begun = vectors_on_grid(velocity, grid, small[0])
             level = _Level(self, small[0], small[1], fixed, held)
             velocity, matrix, steps, loss = level.run(begun, matrix)
             if small[0].hole is not None:
                 velocity = extended_field(velocity, counts(small[0].hole))
             grid = small[0]
-            told.append({"reduction": size, "steps": steps, "loss": loss})
+            reports.append({"reduction": size, "steps": steps, "loss": loss})
         assert velocity is not None and grid is not None
         velocity = unfolded_velocity(GridFlow(self.integration, grid.shape), velocity)
-        start_loss = level.loss(carried(first, fixed, grid), given)
+        start_loss = level.loss(vectors_on_grid(first, fixed, grid), given)
         loss = level.loss(velocity, matrix)
         if loss < start_loss:
             forward, inverse = (
-                carried(u, grid, fixed) for u in self.integration.both(velocity, grid.shape)
+                vectors_on_grid(u, grid, fixed) for u in self.integration.both(velocity, grid.shape)
             )
             if held is not None:
                 forward, inverse = held.after(forward), held.inverse_before(inverse)
         else:
             matrix, loss = given, start_loss
-            still = carried(None, None, fixed)
+            still = vectors_on_grid(None, None, fixed)
             kept = StartField(still, still) if field is None else field
             forward, inverse = kept.forward, kept.inverse
         jacobian = {
             "displacement": jacobian_summary(forward[0]),
             "inverse": jacobian_summary(inverse[0]),
         }
-        return ElasticResult(matrix[0], forward, inverse, loss, start_loss, told, jacobian)
+        return ElasticResult(matrix[0], forward, inverse, loss, start_loss, reports, jacobian)
 
 
 class _Level:

@@ -38,7 +38,7 @@ def step_family(family: str) -> str:
 
 
 class DenseAffine:
-    """Improves a matrix by the field between the images that it has brought together.
+    """Improves a matrix by the field between the images that it aligns.
 
     In each round the network registers the pair, and the matrix that fits its field best on the
     tissue of both images is the next step. The round with the best correlation is kept; that may

@@ -39,7 +39,7 @@ class FieldGain:
 
 
 class FieldFinder(Protocol):
-    """Finds the field of a pair that an affine has brought together."""
+    """Estimates the field of a pair after an affine."""
 
     def __call__(
         self, fixed: WorldImage, moving: WorldImage, matrix: torch.Tensor | None = None

@@ -29,12 +29,12 @@ def log_of(matrix: np.ndarray) -> np.ndarray:
     while np.isfinite(root).all() and np.abs(root - eye).sum(0).max() > _NEAR:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            found = sqrtm(root)
+            square_root = sqrtm(root)
         halvings += 1
-        if halvings > _ROOTS or np.abs(np.imag(found)).max() > 1e-8:
+        if halvings > _ROOTS or np.abs(np.imag(square_root)).max() > 1e-8:
             root = np.full_like(root, np.nan)
             break
-        root = np.real(found)
+        root = np.real(square_root)
     if not np.isfinite(root).all():
         raise ValueError("a transform has no real logarithm: it rotates by 180 degrees, or mirrors")
     ratio = np.linalg.solve(root + eye, root - eye)

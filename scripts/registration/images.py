@@ -195,8 +195,8 @@ def _mask_on(path: str | Path, grid: Grid) -> np.ndarray:
     Raises:
         CohortError: it can't be read, is on another grid, or covers everything.
     """
-    values, own = read_labels(path)
-    difference = own.same_as(grid, _SAME)
+    values, mask_grid = read_labels(path)
+    difference = mask_grid.same_as(grid, _SAME)
     if difference is not None or len(values) != 1:
         raise CohortError(
             f"{path}: a mask must have one volume on its image's grid"

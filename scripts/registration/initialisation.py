@@ -39,31 +39,31 @@ def starting_matrices(fixed: WorldImage, moving: WorldImage, kinds: Sequence[str
     Returns:
         ``(S, 4, 4)`` float64, fixed point to moving point, mm.
     """
-    found = []
+    result = []
     centre_f, axes_f = _moments(fixed)
     centre_m, axes_m = _moments(moving)
     for kind in kinds:
         if kind == "identity":
-            found.append(np.eye(4))
+            result.append(np.eye(4))
         elif kind == "centre":
-            found.append(_about(np.eye(3), centre_f, centre_m))
+            result.append(_about(np.eye(3), centre_f, centre_m))
         elif kind == "axes":
             d = len(fixed.shape)
             for signs in itertools.product((1.0, -1.0), repeat=d):
                 turn = axes_m @ np.diag([*signs, 1.0][:3]) @ axes_f.T
                 if np.linalg.det(turn) > 0:
-                    found.append(_about(turn, centre_f, centre_m))
+                    result.append(_about(turn, centre_f, centre_m))
         elif kind == "search":
             axes = Frame.of_grid(fixed.affine, fixed.shape).axes.numpy()
-            found += [
+            result += [
                 _about(axes @ turn @ axes.T, centre_f, centre_m)
                 for turn in rotations_all_over(len(fixed.shape))
             ]
         else:
             raise ValueError(f"a start must be one of {', '.join(STARTS)}, got {kind!r}")
-    if not found:
+    if not result:
         raise ValueError("at least one start is needed, got none")
-    return torch.from_numpy(np.stack(found)).to(fixed.values.device)
+    return torch.from_numpy(np.stack(result)).to(fixed.values.device)
 
 
 def rotations_all_over(spatial_dims: int = 3) -> np.ndarray:

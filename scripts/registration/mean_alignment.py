@@ -113,15 +113,15 @@ class MeanAlignment:
             matrices = centred(matrices)
             grid = common_grid(images, matrices, self.spacing, self.margin)
             template = WorldImage(mean_image(images, matrices, grid), grid.affine)
-            found, losses = [], []
+            refinements, losses = [], []
             for index, (image, matrix) in enumerate(zip(images, matrices, strict=True)):
                 refine = partial(self._refined, template, image, matrix)
                 refined, loss = self.kept(number, index, refine)
-                found.append(refined)
+                refinements.append(refined)
                 losses.append(loss)
                 if bar is not None:
                     bar.update()
-            matrices = np.stack(found)
+            matrices = np.stack(refinements)
             history.append(float(np.mean(losses)))
         matrices = centred(matrices)
         grid = common_grid(images, matrices, self.spacing, self.margin)
@@ -146,17 +146,17 @@ class MeanAlignment:
             "rigid", self.refinement.starts, self.refinement.levels[:1], self.refinement.iterations,
             self.refinement.window, self.refinement.tolerance, "correlation",
         )  # fmt: skip
-        found = []
+        matrices = []
         for index, image in enumerate(images):
             matrix = np.eye(4)
             if index != middle:
                 matrix, _ = self.kept(
                     0, index, partial(transform_of, coarse, images[middle], image)
                 )
-            found.append(matrix)
+            matrices.append(matrix)
             if bar is not None:
                 bar.update()
-        return np.stack(found)
+        return np.stack(matrices)
 
     def _refined(self, template: WorldImage, image: WorldImage, matrix: np.ndarray) -> Found:
         """Continue from the subject's transform; the other starts were tried in the first round."""
@@ -190,9 +190,9 @@ def nearest_rigid(matrix: torch.Tensor) -> torch.Tensor:
     turn = left @ torch.diag(torch.tensor([1.0, 1.0, 1.0]).to(matrix)) @ right
     if float(torch.linalg.det(turn)) < 0:
         turn = left @ torch.diag(torch.tensor([1.0, 1.0, -1.0]).to(matrix)) @ right
-    found = matrix.clone()
-    found[:3, :3] = turn
-    return found
+    result = matrix.clone()
+    result[:3, :3] = turn
+    return result
 
 
 def centred(matrices: np.ndarray) -> np.ndarray:

@@ -32,13 +32,13 @@ def on_grid(
     whole = image.values
     if image.inside is not None:
         whole = torch.cat([whole, image.inside], dim=1)
-    found = resample_by_matrix(
+    result = resample_by_matrix(
         whole.expand(len(matrix), *whole.shape[1:]), image.affine, matrix, affine, shape,
         displacement=displacement,
     )  # fmt: skip
     if image.inside is None:
-        return found, None
-    return found[:, :-1], found[:, -1:]
+        return result, None
+    return result[:, :-1], result[:, -1:]
 
 
 def moved_by(

@@ -40,11 +40,11 @@ class NetworkVelocity(FieldGain):
 
 
 class NetworkField:
-    """Registers two volumes that an affine has brought together.
+    """Registers two volumes after an affine.
 
     The network knows only pairs of one contrast. An image of another contrast is first shown to
     it as it would look in the fixed one's (`ContrastMatch`), anew before each pass, because the
-    match gets sharper the better the images lie upon each other.
+    match gets sharper as the images are better aligned.
 
     A field that doesn't improve the local correlation is left out: the result is then the start.
 
@@ -73,9 +73,9 @@ class NetworkField:
         Raises:
             CohortError: the images are planes.
         """
-        there, here = self.prepared(fixed, moving, matrix)
-        found = self.velocity(here, there)
-        return self.field(found.velocity, fixed), found
+        fixed_seen, moving_seen = self.prepared(fixed, moving, matrix)
+        result = self.velocity(moving_seen, fixed_seen)
+        return self.field(result.velocity, fixed), result
 
     @staticmethod
     def _grid_of(fixed: WorldImage) -> NetworkGrid:
@@ -98,8 +98,8 @@ class NetworkField:
         eye = torch.eye(4, dtype=torch.float64, device=fixed.values.device)
         given = eye if matrix is None else matrix.to(eye)
         grid = self._grid_of(fixed)
-        there = grid.seen(single_channel(fixed, grid.size), eye[None])
-        return there, grid.seen(single_channel(moving, grid.size), given[None])
+        fixed_seen = grid.seen(single_channel(fixed, grid.size), eye[None])
+        return fixed_seen, grid.seen(single_channel(moving, grid.size), given[None])
 
     def field(self, velocity: torch.Tensor, fixed: WorldImage) -> StartField:
         """A velocity on the network's grid as a field on the fixed image's."""
@@ -110,20 +110,20 @@ class NetworkField:
         return StartField(*flows, full).on(source, fixed)
 
     @torch.no_grad()
-    def velocity(self, here: WorldImage, there: WorldImage) -> NetworkVelocity:
+    def velocity(self, moving: WorldImage, fixed: WorldImage) -> NetworkVelocity:
         """The velocity of a pair on one grid.
 
         Args:
-            here: the moving image, of one channel, from 0 to 1.
-            there: the fixed image, likewise.
+            moving: the moving image, of one channel, from 0 to 1.
+            fixed: the fixed image, likewise.
         """
-        self.network.to(there.values.device)
-        weight = known_of_both(here.inside, there.inside)
-        matched = contrast_differs(self.contrast, here.values, there.values, weight)
-        velocity = self._velocity(here.values, there.values, weight, matched)
-        velocity = unfolded_velocity(GridFlow(self.network.integration, there.shape), velocity)
-        move = self.network.integration(velocity, there.shape)
-        gain = field_gain(there, here, move, matched)
+        self.network.to(fixed.values.device)
+        weight = known_of_both(moving.inside, fixed.inside)
+        matched = contrast_differs(self.contrast, moving.values, fixed.values, weight)
+        velocity = self._velocity(moving.values, fixed.values, weight, matched)
+        velocity = unfolded_velocity(GridFlow(self.network.integration, fixed.shape), velocity)
+        move = self.network.integration(velocity, fixed.shape)
+        gain = field_gain(fixed, moving, move, matched)
         if not gain.helps:
             still = torch.zeros_like(velocity)
             return NetworkVelocity(matched, gain.start_loss, gain.start_loss, still)

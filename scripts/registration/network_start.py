@@ -69,13 +69,13 @@ class NetworkStart:
         self.network.to(fixed.values.device)
         grid = NetworkGrid.of_image(fixed, _SIDE)
         eye = torch.eye(4, dtype=torch.float64, device=fixed.values.device)[None]
-        there = grid.seen(single_channel(fixed, grid.size), eye)
+        fixed_seen = grid.seen(single_channel(fixed, grid.size), eye)
         small = single_channel(moving, grid.size)
-        loss = PairLoss(there)
-        found, values = self._passes(grid, there, small, starts, loss, _SWEEP)
+        loss = PairLoss(fixed_seen)
+        matrices, values = self._passes(grid, fixed_seen, small, starts, loss, _SWEEP)
         best = int(values.argmin())
-        found, _ = self._passes(grid, there, small, found[best][None], loss, _REFINED)
-        return self.dense(fixed, moving, found[0])
+        matrices, _ = self._passes(grid, fixed_seen, small, matrices[best][None], loss, _REFINED)
+        return self.dense(fixed, moving, matrices[0])
 
     def _rough(
         self, fixed: WorldImage, moving: WorldImage, given: torch.Tensor | None
@@ -99,7 +99,7 @@ class NetworkStart:
     def _passes(
         self,
         grid: NetworkGrid,
-        there: WorldImage,
+        fixed_seen: WorldImage,
         moving: WorldImage,
         starts: torch.Tensor,
         loss: PairLoss,
@@ -112,7 +112,7 @@ class NetworkStart:
         seen = grid.seen(moving, current)
         best, least = current.clone(), loss(seen.values, seen.inside)
         for factor in factors:
-            fixed = there.values.expand_as(seen.values)
+            fixed = fixed_seen.values.expand_as(seen.values)
             step = self.network(seen.values, fixed, [factor], family=step_of)[-1].matrix
             current = current @ (grid.world @ step @ back)
             seen = grid.seen(moving, current)

@@ -72,7 +72,7 @@ def check_pair_folders(
         folder: holds the pairs' folders.
         names: of these.
         fixed: the image that is wanted.
-        moving: those that are brought to it.
+        moving: those that are registered to it.
         starts: transforms that each begins with, ``{name}`` standing for the pair's name.
 
     Raises:

@@ -108,16 +108,16 @@ class PairRefiner:
         if pattern is None:
             return {}
         named = {path: Path(pattern.replace("{subject}", image_name(path))) for path in self.moving}
-        found = {path: mask for path, mask in named.items() if mask.is_file()}
-        missing = [image_name(path) for path in named if path not in found]
-        if not found:
+        result = {path: mask for path, mask in named.items() if mask.is_file()}
+        missing = [image_name(path) for path in named if path not in result]
+        if not result:
             raise CohortError(
                 f"refine.moving_mask = {pattern!r}: no moving image has such a file (there is no "
                 f"{named[self.moving[0]]})"
             )
         if missing:
             logger.warning("refine.moving_mask: no file for %s", ", ".join(missing))
-        return found
+        return result
 
     def run(self) -> None:
         """Refine and publish each pair.
@@ -203,10 +203,10 @@ class PairRefiner:
         values = []
         for channel in range(moved.shape[1]):
             pair = moved[:, channel : channel + 1], fixed.values[:, channel : channel + 1]
-            own = image.values[:, channel : channel + 1]
+            matched = image.values[:, channel : channel + 1]
             if contrast == "other" or matches_better(*pair, weight):
-                own = ContrastMatch.between(*pair, weight)(own)
-            values.append(own)
+                matched = ContrastMatch.between(*pair, weight)(matched)
+            values.append(matched)
         return WorldImage(torch.cat(values, 1), image.affine, image.inside)
 
     def _check_together(self, path: Path, moving: ReadImage, start: torch.Tensor | None) -> None:
@@ -219,20 +219,20 @@ class PairRefiner:
         given = None if start is None else AffineTransform(start.cpu().numpy())
         if not grids_apart(self.fixed.grid, moving.grid, given):
             return
-        said = f"{path}: shares no space with {settings.fixed}"
+        problem = f"{path}: shares no space with {settings.fixed}"
         if given is not None and settings.start is not None:
             raise CohortError(
-                f"{said} after the start {settings.start.path}; does it lead the other way? See "
+                f"{problem} after the start {settings.start.path}; does it lead the other way? See "
                 "refine#start"
             )
         if settings.mode == "elastic" or set(settings.starts) <= {"identity"}:
             raise CohortError(
-                f"{said}: their grids lie apart in the world; give refine#start, or refine#mode "
+                f"{problem}: their grids are apart in the world; give refine#start, or refine#mode "
                 "joint with centre among refine#starts"
             )
         logger.warning(
-            "%s: their grids lie apart in the world; only their contents (refine#starts %s) bring "
-            "them together", said, ", ".join(settings.starts),
+            "%s: their grids are apart in the world; only their contents (refine#starts %s) bring "
+            "them together", problem, ", ".join(settings.starts),
         )  # fmt: skip
 
     def _write(
@@ -249,8 +249,8 @@ class PairRefiner:
         fields = None if elastic is None else PairFields(elastic.displacement, elastic.inverse)
         with publish_folder(self.output_dir / REFINED_FOLDER / name) as staging:
             write_pair(staging, name, self.fixed, moving, matrix, fields)
-            found = self._description(path, watched, matrix, affine, elastic, seconds)
-            about = json.dumps(found, indent=1)
+            description = self._description(path, watched, matrix, affine, elastic, seconds)
+            about = json.dumps(description, indent=1)
             (staging / "refined.json").write_text(about + "\n", encoding="utf-8")
             watched.check()
             self.watched.check()

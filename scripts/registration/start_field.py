@@ -16,7 +16,7 @@ from scripts.spatial.resampling import resample_by_matrix
 from scripts.spatial.transform_files import TransformFile, read_transform
 from scripts.spatial.warp import warp
 
-__all__ = ["StartField", "carried", "read_start_field"]
+__all__ = ["StartField", "read_start_field", "vectors_on_grid"]
 
 _INT_STEPS = 7
 
@@ -39,9 +39,9 @@ class StartField:
         """The same map on another grid with the same axes."""
         velocity = self.velocity
         return StartField(
-            carried(self.forward, source, wanted),
-            carried(self.inverse, source, wanted),
-            None if velocity is None else carried(velocity, source, wanted),
+            vectors_on_grid(self.forward, source, wanted),
+            vectors_on_grid(self.inverse, source, wanted),
+            None if velocity is None else vectors_on_grid(velocity, source, wanted),
         )
 
     def to(self, device: torch.device) -> StartField:
@@ -62,7 +62,7 @@ class StartField:
         return self.inverse + warp(inverse, self.inverse, padding_mode="border")
 
 
-def carried(
+def vectors_on_grid(
     vectors: torch.Tensor | None, source: WorldImage | None, wanted: WorldImage
 ) -> torch.Tensor:
     """Convert vectors in voxels of one grid to voxels of another with the same axes."""
@@ -70,11 +70,11 @@ def carried(
     if vectors is None or source is None:
         return wanted.values.new_zeros(1, d, *wanted.shape)
     still = torch.eye(4, dtype=torch.float64, device=vectors.device)
-    found = resample_by_matrix(
+    result = resample_by_matrix(
         vectors, source.affine, still, wanted.affine, wanted.shape, padding_mode="border"
     )
-    ratio = torch.as_tensor(source.spacing / wanted.spacing).to(found)
-    return found * ratio.view(1, d, *[1] * d)
+    ratio = torch.as_tensor(source.spacing / wanted.spacing).to(result)
+    return result * ratio.view(1, d, *[1] * d)
 
 
 def read_start_field(path: str | Path, kind: str, fixed: ReadImage) -> StartField:

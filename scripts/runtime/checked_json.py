@@ -42,22 +42,22 @@ def read_checked(path: Path, keys: frozenset[str] | None = None) -> dict[str, An
     return verified(read_json(path), keys)
 
 
-def verified(found: Any, keys: frozenset[str] | None = None) -> dict[str, Any]:
+def verified(content: Any, keys: frozenset[str] | None = None) -> dict[str, Any]:
     """Check content that has been read, as `read_checked` does, and return it without checksum.
 
     Raises:
         ValueError: see `read_checked`.
     """
-    if not isinstance(found, dict):
+    if not isinstance(content, dict):
         raise ValueError("its content is not a mapping")
-    found = dict(found)
-    checksum = found.pop(_KEY, None)
-    unknown = [] if keys is None else sorted(found.keys() - keys)
+    content = dict(content)
+    checksum = content.pop(_KEY, None)
+    unknown = [] if keys is None else sorted(content.keys() - keys)
     if unknown:
         raise ValueError(f"has an unknown key, {unknown[0][:40]!r}")
-    if checksum is not None and checksum != _checksum(found):
+    if checksum is not None and checksum != _checksum(content):
         raise ValueError("its content is not what was written (checksum)")
-    return found
+    return content
 
 
 def _checksum(values: Mapping[str, Any]) -> str:

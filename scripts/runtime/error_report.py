@@ -60,13 +60,13 @@ def _memory_error(error: Exception) -> OutOfMemoryError | None:
     if not (of_torch or on_cpu or isinstance(error, MemoryError)):
         return None
     where = "the device" if of_torch else "the machine"
-    said = f" ({text[:200]})" if text else ""
-    found = OutOfMemoryError(
-        f"{where} is out of memory{said}; {_memory_advice}; nothing was published; an interrupted "
-        "run continues from its last checkpoint if its settings stay the same"
+    detail = f" ({text[:200]})" if text else ""
+    result = OutOfMemoryError(
+        f"{where} is out of memory{detail}; {_memory_advice}; nothing was published; an "
+        "interrupted run continues from its last checkpoint if its settings stay the same"
     )
-    found.__cause__ = error
-    return found
+    result.__cause__ = error
+    return result
 
 
 _OF_THE_SYSTEM = (
@@ -80,15 +80,15 @@ def _storage_error(error: Exception) -> StorageError | None:
     if not isinstance(error, OSError) or error.errno not in _OF_THE_SYSTEM:
         return None
     place = "" if error.filename is None else f"{str(error.filename)[:200]}: "
-    found = StorageError(f"{place}{error.strerror}")
-    found.__cause__ = error
-    return found
+    result = StorageError(f"{place}{error.strerror}")
+    result.__cause__ = error
+    return result
 
 
 def _from_worker(error: Exception) -> TractAtlasError | None:
     """The user's error that a data loader's worker process raised.
 
-    Torch tells of it by its traceback's text alone.
+    Torch reports it only in the text of its traceback.
     """
     text = str(error)
     if "DataLoader worker" not in text:
@@ -107,13 +107,13 @@ def _from_worker(error: Exception) -> TractAtlasError | None:
 
 def _kinds() -> dict[str, type[TractAtlasError]]:
     """Kinds of errors by name; those that are made otherwise stand for their base."""
-    found: dict[str, type[TractAtlasError]] = {}
+    result: dict[str, type[TractAtlasError]] = {}
     open_kinds: list[type[TractAtlasError]] = list(TractAtlasError.__subclasses__())
     bases = set(open_kinds)
     for kind in open_kinds:
-        found[kind.__name__] = next(base for base in kind.__mro__ if base in bases)
+        result[kind.__name__] = next(base for base in kind.__mro__ if base in bases)
         open_kinds += kind.__subclasses__()
-    return found
+    return result
 
 
 def find_user_error(error: BaseException | None) -> TractAtlasError | None:

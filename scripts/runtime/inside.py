@@ -33,9 +33,9 @@ def name_reason(name: object) -> str | None:
         return "is empty"
     if name in (".", ".."):
         return f"is {name!r}"
-    found = re.search(r"[/\\\x00-\x1f\x7f-\x9f\u2028\u2029]", name)
-    if found is not None:
-        return f"contains {found[0]!r}"
+    match = re.search(r"[/\\\x00-\x1f\x7f-\x9f\u2028\u2029]", name)
+    if match is not None:
+        return f"contains {match[0]!r}"
     try:
         length = len(os.fsencode(name))
     except UnicodeEncodeError:
@@ -73,10 +73,10 @@ def inside(folder: str | Path, name: str, said_by: str = "", kind: str = "file")
             or it isn't of the given kind (but a pipe or a device, for example).
     """
     place = Path(folder)
-    told = f", which {said_by} names" if said_by else ""
+    source = f", which {said_by} names" if said_by else ""
 
     def refused(why: str) -> FileError:
-        return FileError(place, f"{name!r}{told}: {why}; must be a {kind} inside this folder")
+        return FileError(place, f"{name!r}{source}: {why}; must be a {kind} inside this folder")
 
     if not isinstance(name, str) or not name:
         raise refused("is not a name")
@@ -129,7 +129,7 @@ def entries(folder: Path) -> Iterator[Entry]:
         FileError: a folder can't be read.
     """
     waiting = [folder]
-    found: list[Entry] = []
+    result: list[Entry] = []
     while waiting:
         place = waiting.pop()
         try:
@@ -137,14 +137,14 @@ def entries(folder: Path) -> Iterator[Entry]:
         except OSError as error:
             raise FileError(place, f"can't be read: {error.strerror}") from error
         if not paths and place != folder:
-            found.append(Entry(folder, place))
+            result.append(Entry(folder, place))
         for path in paths:
             one = Entry(folder, path)
             if one.what == "folder":
                 waiting.append(one.path)
             else:
-                found.append(one)
-    yield from sorted(found, key=lambda one: one.name)
+                result.append(one)
+    yield from sorted(result, key=lambda one: one.name)
 
 
 def _what(mode: int) -> str:

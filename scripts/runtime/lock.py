@@ -148,7 +148,7 @@ class SharedLock:
     def _attempt(self) -> bool:
         """Try to get the lock; whether another try is worth it."""
         if self.folder in _held and _held[self.folder].process == self.process:
-            return False  # this process's own run: nobody else writes there
+            return False  # the run of this process: no other process writes there
         handle = self._open()
         if handle is None:
             return False
@@ -261,13 +261,13 @@ def _read_owner(file: Path) -> dict[str, Any] | None:
     try:
         handle = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         with os.fdopen(handle, encoding="utf-8") as opened:
-            found = parse_json(opened.read(_LONGEST_OWNER))
+            content = parse_json(opened.read(_LONGEST_OWNER))
     except (OSError, ValueError):
         return None
-    if not isinstance(found, dict) or type(found.get("pid")) is not int:
+    if not isinstance(content, dict) or type(content.get("pid")) is not int:
         return None
-    since = found.get("since")
-    return found if isinstance(since, int | float) and abs(since) < _LAST_SECOND else None
+    since = content.get("since")
+    return content if isinstance(since, int | float) and abs(since) < _LAST_SECOND else None
 
 
 def _may_run(owner: dict[str, Any] | None) -> bool:
@@ -295,5 +295,5 @@ def _describe(file: Path) -> str:
     age = max(0, int(time.time() - owner["since"]))
     spans = ((age // 86400, "d"), (age // 3600 % 24, "h"), (age // 60 % 60, "min"), (age % 60, "s"))
     first = next((i for i, (n, _) in enumerate(spans) if n), len(spans) - 1)
-    told = " ".join(f"{n} {unit}" for n, unit in spans[first : first + 2])
-    return f"process {owner['pid']} on {owner.get('host')}, for {told}"
+    duration = " ".join(f"{n} {unit}" for n, unit in spans[first : first + 2])
+    return f"process {owner['pid']} on {owner.get('host')}, for {duration}"

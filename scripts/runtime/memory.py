@@ -27,7 +27,7 @@ _LIMITS = (
         "total_inactive_file",
     ),
 )
-_NEAR = 0.93  # of the limit: then it is told
+_NEAR = 0.93  # of the limit: then it is reported
 _OFTEN_S = 0.05
 _THREAD = "watch memory"
 
@@ -38,15 +38,15 @@ def available_memory() -> int | None:
     The smallest of the kernel's estimate for the machine, what the limits of the container and of
     each group above it leave, and what the process's own limit (``ulimit -v``) leaves.
     """
-    found = [limit - used for limit, used in _group_limits()]
+    amounts = [limit - used for limit, used in _group_limits()]
     with suppress(OSError, ValueError, StopIteration):
-        found.append(1024 * _entry(_MEMINFO, "MemAvailable:"))
-    own = resource.getrlimit(resource.RLIMIT_AS)[0]
-    if own != resource.RLIM_INFINITY:
+        amounts.append(1024 * _entry(_MEMINFO, "MemAvailable:"))
+    process_limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if process_limit != resource.RLIM_INFINITY:
         with suppress(OSError, ValueError, IndexError):
             pages = int(Path("/proc/self/statm").read_text().split()[0])
-            found.append(own - pages * resource.getpagesize())
-    return max(0, min(found)) if found else None
+            amounts.append(process_limit - pages * resource.getpagesize())
+    return max(0, min(amounts)) if amounts else None
 
 
 def warn_near_limit() -> None:
@@ -96,14 +96,14 @@ def _group_limits() -> Iterator[tuple[int, int]]:
 
 def _groups(top: Path, kind: str) -> list[Path]:
     """Folders of the groups that this process belongs to, and of those above them."""
-    found = [top]
+    folders = [top]
     with suppress(OSError):
         for line in _OWN_GROUPS.read_text(encoding="utf-8").splitlines():
             _, kinds, path = line.split(":", 2)
             if kind in kinds.split(","):
                 parts = [part for part in path.split("/") if part not in ("", "..")]
-                found += [top.joinpath(*parts[:n]) for n in range(1, len(parts) + 1)]
-    return [folder for folder in found if folder.is_dir()]
+                folders += [top.joinpath(*parts[:n]) for n in range(1, len(parts) + 1)]
+    return [folder for folder in folders if folder.is_dir()]
 
 
 def _entry(file: Path, name: str) -> int:

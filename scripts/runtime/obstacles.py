@@ -57,7 +57,7 @@ class Obstacles:
         _check_sticky(target)
         if not os.access(target, os.W_OK | os.X_OK):  # its files could be moved, never removed
             raise StorageError(
-                f"{target}: can't be replaced: no permission to remove what it holds; it is "
+                f"{target}: can't be replaced: no permission to remove its content; it is "
                 "another user's, or closed to writing"
             )
         self._check_name(target)
@@ -82,13 +82,13 @@ class Obstacles:
 
 def _mount_points() -> list[Path]:
     """Mount points of file systems, including bind mounts."""
-    found = []
+    result = []
     with suppress(OSError, IndexError):
         for line in _MOUNTS.read_text(encoding="utf-8", errors="surrogateescape").splitlines():
             # Spaces and the like are written in octal.
             name = line.split(" ")[4].encode("utf-8", "surrogateescape")
-            found.append(Path(os.fsdecode(name.decode("unicode_escape").encode("latin-1"))))
-    return found
+            result.append(Path(os.fsdecode(name.decode("unicode_escape").encode("latin-1"))))
+    return result
 
 
 def _is_unchangeable(folder: Path) -> bool:
@@ -113,8 +113,8 @@ def _is_unchangeable(folder: Path) -> bool:
 
 def _check_sticky(target: Path) -> None:
     """In a folder such as /tmp only the owner moves a folder."""
-    above, own, user = target.parent.stat(), target.stat(), os.geteuid()
-    if above.st_mode & stat.S_ISVTX and user not in (0, own.st_uid, above.st_uid):
+    above, status, user = target.parent.stat(), target.stat(), os.geteuid()
+    if above.st_mode & stat.S_ISVTX and user not in (0, status.st_uid, above.st_uid):
         raise StorageError(
             f"{target}: can't be replaced: it is another user's, and {target.parent} lets only its "
             "owner move it"

@@ -102,7 +102,7 @@ def check_contents(folder: Path) -> None:
         raise StorageError(f"{folder}: can't be listed: {error}") from error
     if foreign:
         raise StorageError(
-            f"{folder}: would be replaced, but holds {some_names(sorted(foreign))}, which this "
+            f"{folder}: would be replaced, but contains {some_names(sorted(foreign))}, which this "
             "bundle did not publish; move that elsewhere, or choose another folder"
         )
 
@@ -183,8 +183,8 @@ def _entries(folder: Path, prefix: str = "") -> Iterator[str]:
     Raises:
         OSError: it can't be read.
     """
-    with os.scandir(folder) as found:
-        for entry in found:
+    with os.scandir(folder) as entries:
+        for entry in entries:
             name = f"{prefix}{entry.name}"
             if entry.is_dir(follow_symlinks=False):
                 yield from _entries(folder / entry.name, f"{name}/")
@@ -227,7 +227,7 @@ def _mapping(path: Path) -> dict[str, Any]:
     try:
         if not stat.S_ISREG(os.lstat(path).st_mode):
             return {}
-        found = read_json(path)
+        content = read_json(path)
     except (OSError, FileError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return content if isinstance(content, dict) else {}

@@ -35,11 +35,11 @@ def parse_json(text: str) -> Any:
     if text.count(",") > _MOST:  # before any object is built
         raise ValueError(f"contains more than {_MOST:,} values")
     try:
-        found = json.loads(text, parse_float=_number, parse_int=_whole)
+        result = json.loads(text, parse_float=_number, parse_int=_whole)
     except RecursionError as error:
         raise ValueError("is nested too deeply") from error
-    require_depth(found)
-    return found
+    require_depth(result)
+    return result
 
 
 def parse_yaml(text: str) -> Any:
@@ -56,11 +56,11 @@ def parse_yaml(text: str) -> Any:
         )
     try:
         _check_nesting(yaml.parse(text, Loader=yaml.SafeLoader))
-        found = _built(text)
+        result = _built(text)
     except yaml.YAMLError as error:
         raise ValueError(" ".join(str(error).split())) from error
-    require_depth(found, _MOST_YAML)
-    return found
+    require_depth(result, _MOST_YAML)
+    return result
 
 
 def require_depth(value: Any, most: int = _MOST) -> None:

@@ -1,6 +1,6 @@
 """Several processes as one run: how they share work and data.
 
-A thin layer over ``torch.distributed``: whoever starts the run makes the process group (see
+A thin layer over ``torch.distributed``: the starter of the run makes the process group (see
 ``configs/multi_gpu_train.yaml``). Without a group, everything here acts as a single process and
 costs nothing. Functions that communicate must be called by all processes, in the same order.
 """

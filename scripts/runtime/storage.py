@@ -78,11 +78,11 @@ def check_writable(folder: str | Path) -> None:
     except (OSError, ValueError) as error:  # a name that no system accepts
         why = error.strerror if isinstance(error, OSError) else str(error)
         raise StorageError(f"{str(target)[:200]!r}: can't be written: {why}") from error
-    there = next(path for path in (target, *target.parents) if os.path.lexists(path))
-    if not there.is_dir():
-        raise StorageError(f"{target}: can't be written: {there} is not a folder")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise StorageError(f"{target}: can't be written: no permission to write in {there}")
+    existing = next(path for path in (target, *target.parents) if os.path.lexists(path))
+    if not existing.is_dir():
+        raise StorageError(f"{target}: can't be written: {existing} is not a folder")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise StorageError(f"{target}: can't be written: no permission to write in {existing}")
 
 
 def check_not_root(path: str | Path) -> None:
@@ -96,7 +96,7 @@ def check_not_root(path: str | Path) -> None:
     place = Path(path)
     if place.is_absolute() and place.parent == Path(place.anchor):
         raise ConfigurationError(
-            f"{place}: lies in the root of the file system; was the path of a folder, such as "
+            f"{place}: is in the root of the file system; was the path of a folder, such as "
             "--ckpt_dir or --output_dir, left empty?"
         )
 
@@ -312,11 +312,11 @@ def _claim(staging: Path) -> int | None:
         return None
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # Whoever removes it holds the lock until it is gone.
+        # The process that removes it holds the lock until it is gone.
         ours = staging.exists() and os.path.samestat(os.fstat(handle), staging.stat())
     except (BlockingIOError, FileNotFoundError):
         ours = False
-    except OSError:  # there are no locks here, so that nobody removes it either
+    except OSError:  # there are no locks here, so no process removes it either
         ours = True
     if ours:
         return handle

@@ -19,7 +19,7 @@ class LastingStream:
     """A text stream that goes quiet, without an error, once its reader is gone.
 
     A lost progress bar must not end a long training. Any other error is raised. Characters that a
-    terminal obeys are written as escapes, whoever wrote them: other libraries and tracebacks quote
+    terminal obeys are written as escapes, whatever wrote them: other libraries and tracebacks quote
     names from files as well.
 
     Args:

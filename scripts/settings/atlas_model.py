@@ -157,7 +157,7 @@ class LearnedAtlasModelConfig(Section):
 
     @property
     def passes_from_nothing(self) -> list[int]:
-        """The looks of a network that learns from random weights."""
+        """The passes of a network that learns from random weights."""
         return self.passes or [2, 1, 1]
 
     @field_validator("initial")

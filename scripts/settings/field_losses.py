@@ -40,7 +40,7 @@ def mixture_of(text: str, field: bool) -> list[tuple[float, str]]:
         ValueError: a name or a weight is unknown, or only some of the names have a weight.
     """
     parts = [part.strip() for part in text.split("&")]
-    found: list[tuple[float | None, str]] = []
+    terms: list[tuple[float | None, str]] = []
     for part in parts:
         weight, star, name = part.rpartition("*")
         share: float | None = None
@@ -57,10 +57,10 @@ def mixture_of(text: str, field: bool) -> list[tuple[float, str]]:
         if wrong_clip or (name not in known and clipped is None):
             kind = "field" if field else "image"
             raise ValueError(f"names {name!r}, which is no loss of {'a' if field else 'an'} {kind}")
-        found.append((share, name))
-    given = [share for share, _ in found if share is not None]
-    if given and len(given) < len(found):
+        terms.append((share, name))
+    given = [share for share, _ in terms if share is not None]
+    if given and len(given) < len(terms):
         raise ValueError("has a weight for some of its losses and none for others")
     if given and sum(given) == 0:
         raise ValueError("has weights that are all 0")
-    return [(1 / len(found) if share is None else share, name) for share, name in found]
+    return [(1 / len(terms) if share is None else share, name) for share, name in terms]

@@ -117,7 +117,7 @@ class RegisterElasticConfig(ImagePairs):
         None,
         "Affine that brings the moving image to the fixed one beforehand; `{name}` in a path "
         "stands for the moving image's file name without its ending. A matrix of flirt counts from "
-        "the fixed and the moving image unless others are named. Null: they lie upon each other in "
+        "the fixed and the moving image unless others are named. Null: they are already aligned in "
         "the world.",
         f"null, or {ONE_TRANSFORM}",
     )

@@ -101,17 +101,19 @@ class AffinePairNetwork(PairUNet):
     ) -> AffinePass:
         shape = moving.shape[2:]
         with torch.no_grad(), torch.autocast(moving.device.type, enabled=False):
-            there = averaged(fixed, factor)
+            target = averaged(fixed, factor)
             grid = centred_grid(shape, factor)
-            seen = resample_by_matrix(averaged(moving, factor), grid, before, grid, there.shape[2:])
-            inputs = self.forces(self.forces.copies(seen), self.forces.copies(there))
-            level = torch.maximum(seen, there) > _PRESENT
+            seen = resample_by_matrix(
+                averaged(moving, factor), grid, before, grid, target.shape[2:]
+            )
+            inputs = self.forces(self.forces.copies(seen), self.forces.copies(target))
+            level = torch.maximum(seen, target) > _PRESENT
             present = averaged(level.float(), FIELD_RESOLUTION).flatten(1)
-        found = self.unet(inputs.contiguous(memory_format=torch.channels_last_3d)).float()
+        output = self.unet(inputs.contiguous(memory_format=torch.channels_last_3d)).float()
         with torch.autocast(moving.device.type, enabled=False):
             points = centred_points(shape, factor * FIELD_RESOLUTION)[None].to(moving.device)
-            moved = points + factor * found[:, :3].flatten(2).mT.double()
+            moved = points + factor * output[:, :3].flatten(2).mT.double()
             points = points.expand_as(moved)
-            weight = found[:, 3].flatten(1).sigmoid() * present + _LEAST
+            weight = output[:, 3].flatten(1).sigmoid() * present + _LEAST
             step = fit_matrix(points, moved, weight, family, _RIDGE).matrix
         return AffinePass(before, before @ step, points, moved, present, factor * FIELD_RESOLUTION)

@@ -133,7 +133,7 @@ class AffinePairGenerator:
         count = int(np.exp(rng.uniform(np.log(3), np.log(40))))
         bundles = random_bundles(rng, shape, count, mirrored=rng.random() < 0.5)
         lines = int(np.exp(rng.uniform(np.log(400), np.log(2000))))
-        there = of_another(bundles, rng)
+        fixed_bundles = of_another(bundles, rng)
         # A moving point p lies at exp(-v)(A^-1 p) in the fixed image.
         half = _places(shape, _FACTOR)
         back = np.linalg.inv(np.vstack([matrix, [0, 0, 0, 1]]))[:3]
@@ -142,7 +142,7 @@ class AffinePairGenerator:
         onward = warp(flow, away[None] / _FACTOR, padding_mode="border")[0]
         still = torch.zeros(1, *half.shape)
         moving = moved_density(bundles, lines, shape, _ONES, still, rng)
-        fixed = moved_density(there, lines, shape, _ONES, (away + onward)[None], rng)
+        fixed = moved_density(fixed_bundles, lines, shape, _ONES, (away + onward)[None], rng)
         if rng.random() < 0.5:  # as smooth as probabilistic tracking leaves them
             width = [float(rng.uniform(0.3, 0.8))] * 3
             moving, fixed = smooth(moving[None], width)[0], smooth(fixed[None], width)[0]
@@ -158,5 +158,5 @@ def _places(shape: Sequence[int], factor: int = 1) -> torch.Tensor:
 
 def _apply(matrix: NDArray[np.float64], points: torch.Tensor) -> torch.Tensor:
     """A ``(3, 4)`` map of points ``(3, *shape)``."""
-    found = torch.from_numpy(matrix).float()
-    return torch.einsum("ij,j...->i...", found[:, :3], points) + found[:, 3].view(3, 1, 1, 1)
+    affine = torch.from_numpy(matrix).float()
+    return torch.einsum("ij,j...->i...", affine[:, :3], points) + affine[:, 3].view(3, 1, 1, 1)

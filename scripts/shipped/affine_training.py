@@ -48,12 +48,12 @@ def affine_pair_loss(
     tissue = averaged((fixed > _SEEN).float(), 2).flatten(1)
     truth = fit_matrix(points, points + half, tissue + 1e-6).matrix
     corners = _corners(moving.shape[2:])
-    there = _moved(truth, corners)
-    distances = [_length(_moved(one.matrix, corners) - there).mean() for one in passes]
+    true_corners = _moved(truth, corners)
+    distances = [_length(_moved(one.matrix, corners) - true_corners).mean() for one in passes]
     total = torch.stack(distances).sum() / len(passes)
     if dense:
         total = total + dense * sum(_astray(one, pair, fixed) for one in passes)
-    before = _length(corners - there).mean()
+    before = _length(corners - true_corners).mean()
     return {"loss": total.float(), "error": distances[-1].detach(), "move": before}
 
 
@@ -61,9 +61,9 @@ def _astray(one: AffinePass, pair: AffinePair, fixed: torch.Tensor) -> torch.Ten
     """Mean distance of a pass's points in the tissue from their true places."""
     factor = one.reduction
     away = averaged(pair.move, factor).flatten(2).mT.double()
-    there = _moved(torch.linalg.inv(one.before), one.points + away)
+    true_points = _moved(torch.linalg.inv(one.before), one.points + away)
     weight = averaged((fixed > _SEEN).float(), factor).flatten(1)
-    return (_length(one.moved - there) * weight).sum() / weight.sum().clamp_min(1)
+    return (_length(one.moved - true_points) * weight).sum() / weight.sum().clamp_min(1)
 
 
 def _corners(shape: torch.Size) -> torch.Tensor:
@@ -135,8 +135,8 @@ class AffinePairTraining(GeneratedTraining[AffinePairNetwork]):
     @property
     def plan(self) -> dict[str, Any]:
         """Settings that a resumed run must not change, besides the steps of a falling rate."""
-        own = {"lr": self.lr, "batch": self.batch, "dense": self.dense, "dtype": self.dtype}
-        return {**self.pairs.plan, **own, **self._schedule}
+        specific = {"lr": self.lr, "batch": self.batch, "dense": self.dense, "dtype": self.dtype}
+        return {**self.pairs.plan, **specific, **self._schedule}
 
     @property
     def share_left(self) -> float:

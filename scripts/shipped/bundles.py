@@ -72,13 +72,13 @@ def random_bundles(
         mirrored: whether the two halves of the first axis are similar.
     """
     lengths = np.asarray(box, dtype=float)
-    found: list[RandomBundle] = []
-    while len(found) < count:
+    result: list[RandomBundle] = []
+    while len(result) < count:
         bundle = _random_bundle(rng, lengths)
-        found.append(bundle)
-        if mirrored and len(found) < count and rng.random() < 0.85:
-            found.append(bundle.mirrored(lengths[0] / 2))
-    return found
+        result.append(bundle)
+        if mirrored and len(result) < count and rng.random() < 0.85:
+            result.append(bundle.mirrored(lengths[0] / 2))
+    return result
 
 
 def of_another(bundles: Sequence[RandomBundle], rng: np.random.Generator) -> list[RandomBundle]:

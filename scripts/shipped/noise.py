@@ -45,7 +45,7 @@ def smooth_noise(
     coarse = [max(4, int(np.ceil(n / f)) + 1) for n, f in zip(shape, factors, strict=True)]
     steps = [(n - 1) / (m - 1) for n, m in zip(shape, coarse, strict=True)]
     drawn: NDArray[np.float32] = rng.standard_normal((count, *coarse), dtype=np.float32)
-    found = smooth(torch.from_numpy(drawn), [w / s for w, s in zip(sigma, steps, strict=True)])
-    found = F.interpolate(found[None], tuple(shape), mode="trilinear", align_corners=True)[0]
-    spread = found.flatten(1).std(1).clamp_min(1e-6)
-    return found / spread.view(-1, 1, 1, 1)
+    noise = smooth(torch.from_numpy(drawn), [w / s for w, s in zip(sigma, steps, strict=True)])
+    noise = F.interpolate(noise[None], tuple(shape), mode="trilinear", align_corners=True)[0]
+    spread = noise.flatten(1).std(1).clamp_min(1e-6)
+    return noise / spread.view(-1, 1, 1, 1)

@@ -116,8 +116,8 @@ class PairGenerator:
         if rng.random() < 0.5:
             return [torch.zeros(1, 3, *[-(-n // _FACTOR) for n in shape])]
         count, length = int(rng.integers(2, 5)), rng.uniform(0.5, 4)
-        found = torch.cat([random_velocity(rng, shape, size, length) for _ in range(count)])
-        return list((found - found.mean(0)).split(1))
+        velocities = torch.cat([random_velocity(rng, shape, size, length) for _ in range(count)])
+        return list((velocities - velocities.mean(0)).split(1))
 
     def _density(
         self,

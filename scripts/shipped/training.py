@@ -55,21 +55,21 @@ def pair_loss(
     """
     shape = pair.moving.shape[2:]
     with autocast("cpu", dtype):
-        found = network(pair.moving, pair.fixed)
+        velocities = network(pair.moving, pair.fixed)
     with torch.autocast("cpu", enabled=False):
-        move = network.integration(found[-1], shape)
+        move = network.integration(velocities[-1], shape)
         true = network.integration(pair.velocity, shape, rough=True)
         tissue = pair.tissue.float()
         error = _distance(move, true, tissue)
         spacing = [float(s) for s in pair.size]
         terms = AtlasLoss(spacing, FIELD_RESOLUTION, smoothness_weight=_SMOOTHNESS)(
-            network.warp(pair.moving, move), pair.fixed, found[-1]
+            network.warp(pair.moving, move), pair.fixed, velocities[-1]
         )
         total = terms["loss"] + supervision * error
         if early:
             coarse = torch.nn.functional.avg_pool3d(tissue, 2, ceil_mode=True) > 0.25
             moved = network.integration(pair.velocity, shape, FIELD_RESOLUTION, rough=True)
-            for velocity in found[:-1]:
+            for velocity in velocities[:-1]:
                 here = network.integration(velocity, shape, FIELD_RESOLUTION, rough=True)
                 total = total + early * _distance(here, moved, coarse.float())
     before = _distance(torch.zeros_like(true), true, tissue)
@@ -77,9 +77,9 @@ def pair_loss(
     return {"loss": total, **parts, "error": error.detach(), "move": before}
 
 
-def _distance(found: torch.Tensor, true: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
+def _distance(estimate: torch.Tensor, true: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
     """Mean length of the difference of two displacements, in voxels, over a mask."""
-    length = ((found - true).square().sum(1, keepdim=True) + 1e-4).sqrt()
+    length = ((estimate - true).square().sum(1, keepdim=True) + 1e-4).sqrt()
     return (length * where).sum() / where.sum().clamp_min(1)
 
 
@@ -238,22 +238,25 @@ class GeneratedTraining(ABC, Generic[Trained]):
         path = self.folder / "state.pt"
         if not path.exists():
             return
-        found = load_checkpoint(path)
-        if found.get("plan") != self.plan:
+        checkpoint = load_checkpoint(path)
+        if checkpoint.get("plan") != self.plan:
             raise CheckpointError(
-                f"{path}: of a training with other settings ({found.get('plan')}), not "
-                f"{self.plan}; give the same ones, or another folder"
+                f"{path}: of a training with other settings ({checkpoint.get('plan')}), not "
+                f"{self.plan}; give the same settings, or another folder"
             )
         level = self.shares.level
-        if self.steps != found["steps"] and found["step"] > level * min(self.steps, found["steps"]):
+        if self.steps != checkpoint["steps"] and checkpoint["step"] > level * min(
+            self.steps, checkpoint["steps"]
+        ):
             raise CheckpointError(
-                f"{path}: of a training of {found['steps']} steps, whose rate depends on their "
-                f"number since step {int(level * found['steps'])}; give as many, or another folder"
+                f"{path}: of a training of {checkpoint['steps']} steps, whose learning rate "
+                "depends on their number since step "
+                f"{int(level * checkpoint['steps'])}; give as many steps, or another folder"
             )
-        self.network.load_state_dict(found["network"])
-        self.optimizer.load_state_dict(found["optimizer"])
-        self.step = found["step"]
-        self.curve = list(found["curve"])
+        self.network.load_state_dict(checkpoint["network"])
+        self.optimizer.load_state_dict(checkpoint["optimizer"])
+        self.step = checkpoint["step"]
+        self.curve = list(checkpoint["curve"])
         logger.info("training resumes after step %d", self.step)
 
     def _save(self) -> None:

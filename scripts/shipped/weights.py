@@ -93,10 +93,10 @@ def _load(path: str | Path, made: type[Shipped]) -> Shipped:
 
     network = load_described(path, made.called, "unet", build)
     recorded = network.description["sha256"]
-    found = weights_identity(network)
-    if found != recorded:
+    identity = weights_identity(network)
+    if identity != recorded:
         raise CheckpointError(
-            f"{path}: its weights have the checksum {found[:16]}, recorded is "
+            f"{path}: its weights have the checksum {identity[:16]}, recorded is "
             f"{str(recorded)[:16]}; "
             "the file is damaged or was changed: take it from the bundle again"
         )

@@ -66,7 +66,7 @@ def resample_density(
     offsets = [[(i + 0.5) / n - 0.5 for i in range(n)] for n in parts]
     result = np.zeros((len(density), *grid.shape), dtype=np.float32)
     ratio = visits_ratio(affine, grid.affine, d)
-    for channel, found in zip(density.astype(np.float64), result, strict=True):
+    for channel, target in zip(density.astype(np.float64), result, strict=True):
         total = np.zeros(grid.shape)
         for shift in itertools.product(*offsets):
             start = onto[:, d] + onto[:, :d] @ np.array(shift)
@@ -80,5 +80,5 @@ def resample_density(
             total *= channel.max() / (total.max() or 1.0)
         elif not (normalisation == "none" and len(np.unique(channel)) <= 2):
             total *= ratio
-        found[...] = total
+        target[...] = total
     return result

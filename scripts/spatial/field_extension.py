@@ -35,9 +35,9 @@ def extended_field(field: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
     reach = max(inner.shape[2:])
     for _ in range(_SWEEPS * reach):
         inner = torch.where(fixed, inner, _mean_of_neighbours(inner))
-    found = start.clone()
-    found[box] = inner
-    return torch.where(known, field, found)
+    result = start.clone()
+    result[box] = inner
+    return torch.where(known, field, result)
 
 
 def _from_coarse(field: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
@@ -79,13 +79,13 @@ def _mean_of_neighbours(x: torch.Tensor) -> torch.Tensor:
     return total / (2 * d)
 
 
-def _box_around(there: torch.Tensor) -> tuple[slice, ...]:
+def _box_around(mask: torch.Tensor) -> tuple[slice, ...]:
     """The smallest box of all entries of a batch that contains a region, one voxel larger."""
-    d = there.dim() - 2
+    d = mask.dim() - 2
     box = [slice(None), slice(None)]
     for axis in range(2, 2 + d):
-        others = [other for other in range(there.dim()) if other != axis]
-        filled = there.amax(dim=others)
+        others = [other for other in range(mask.dim()) if other != axis]
+        filled = mask.amax(dim=others)
         (places,) = filled.nonzero(as_tuple=True)
         box.append(slice(max(0, int(places[0]) - 1), int(places[-1]) + 2))
     return tuple(box)

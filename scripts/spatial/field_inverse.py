@@ -44,31 +44,31 @@ class InverseFieldTransform(Transform):
         Raises:
             CohortError: too many points have no solution: the field folds there.
         """
-        found = points.astype(np.float64)
+        result = points.astype(np.float64)
         left = np.arange(points.shape[1])
         for _ in range(_FIXED_POINT):
-            error = points[:, left] - self.field.apply(found[:, left])
-            found[:, left] += error
+            error = points[:, left] - self.field.apply(result[:, left])
+            result[:, left] += error
             left = left[np.abs(error).max(axis=0, initial=0.0) > _TOLERANCE]
             if not len(left):
-                return found
-        left = self._newton(points, found, left)
+                return result
+        left = self._newton(points, result, left)
         if len(left) > max(1, _LARGEST_SHARE * points.shape[1]):
             raise CohortError(
                 f"a displacement field can't be inverted at {len(left)} of {points.shape[1]} "
                 "points: it folds there; give the field of the opposite direction"
             )
-        return found
+        return result
 
     def __invert__(self) -> FieldTransform:
         """The field itself."""
         return self.field
 
-    def _newton(self, points: np.ndarray, found: np.ndarray, left: np.ndarray) -> np.ndarray:
+    def _newton(self, points: np.ndarray, solution: np.ndarray, left: np.ndarray) -> np.ndarray:
         """Improve the points ``left`` of ``found`` in place; return those still unsolved."""
         step = _STEP * float(np.linalg.norm(self.field.grid.affine[:3, :3], axis=0).min())
         for _ in range(_NEWTON):
-            here = found[:, left]
+            here = solution[:, left]
             error = points[:, left] - self.field.apply(here)
             derivative = np.empty((len(left), 3, 3))
             for axis in range(3):
@@ -77,8 +77,8 @@ class InverseFieldTransform(Transform):
                 difference = self.field.apply(here + moved) - self.field.apply(here - moved)
                 derivative[:, :, axis] = difference.T / (2 * step)
             # The pseudoinverse stays finite where the field is flat.
-            found[:, left] += np.einsum("nij,jn->in", np.linalg.pinv(derivative), error)
-            rest = points[:, left] - self.field.apply(found[:, left])
+            solution[:, left] += np.einsum("nij,jn->in", np.linalg.pinv(derivative), error)
+            rest = points[:, left] - self.field.apply(solution[:, left])
             left = left[~(np.abs(rest).max(axis=0, initial=0.0) <= _TOLERANCE)]
             if not len(left):
                 break

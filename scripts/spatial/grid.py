@@ -57,7 +57,7 @@ class Grid:
         return f"{self._difference(other)} (corners up to {distance:.4g} voxels apart)"
 
     def order_onto(self, other: Grid, tolerance: float = TOLERANCE) -> StorageOrder | None:
-        """How an array on this grid is stored on another one that has the very same voxels.
+        """How an array on this grid is stored on another one with the same voxels.
 
         Args:
             other: the other grid.

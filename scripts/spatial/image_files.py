@@ -117,7 +117,7 @@ def image_values(path: str | Path, image: nib.Nifti1Image) -> np.ndarray:
     """
     dtype = image.get_data_dtype()
     if dtype.kind not in "iuf":
-        raise FileError(Path(path), f"holds {dtype} values, not real numbers")
+        raise FileError(Path(path), f"contains {dtype} values, not real numbers")
     try:
         return np.asarray(image.get_fdata(dtype=np.float64, caching="unchanged"))
     except _MALFORMED as error:
@@ -165,10 +165,10 @@ def _pair(path: Path) -> tuple[Path, Path] | None:
     if not ending.startswith((".img", ".hdr")):
         return None
     is_header = ending.startswith(".hdr")
-    stem, own = path.name[: -len(ending)], path.name[-len(ending) :]
+    stem, given_ending = path.name[: -len(ending)], path.name[-len(ending) :]
     kinds = ("img", "IMG") if is_header else ("hdr", "HDR")
-    for kind in kinds if own[1:4].islower() else kinds[::-1]:
-        for packed in (own[4:], "", ".gz"):
+    for kind in kinds if given_ending[1:4].islower() else kinds[::-1]:
+        for packed in (given_ending[4:], "", ".gz"):
             other = path.with_name(f"{stem}.{kind}{packed}")
             if other.is_file():
                 return (path, other) if is_header else (other, path)
@@ -327,11 +327,11 @@ def _start_of_voxels(
         FileError: the size doesn't determine it.
     """
     least = int(header.single_vox_offset)
-    said = float(header["vox_offset"])
-    if math.isfinite(said) and said >= least:
-        return int(said), ()
-    if not (math.isfinite(said) and said >= 0):
-        raise FileError(path, f"can't be read: its header says that the voxels start at {said:g}")
+    offset = float(header["vox_offset"])
+    if math.isfinite(offset) and offset >= least:
+        return int(offset), ()
+    if not (math.isfinite(offset) and offset >= 0):
+        raise FileError(path, f"can't be read: its header says that the voxels start at {offset:g}")
     # Extensions follow the header, each with its size.
     end, order = int(header.template_dtype.itemsize) + 4, header.endianness
     if len(raw) >= end and raw[end - 4] != 0:
@@ -343,11 +343,11 @@ def _start_of_voxels(
     if len(raw) - promised != end:
         raise FileError(
             path,
-            f"can't be read: its header says that the voxels start at byte {said:g}, inside the "
-            f"header, and its size ({len(raw)} bytes for {promised} of voxels) doesn't tell where; "
+            f"can't be read: its header says that the voxels start at byte {offset:g}, inside the "
+            f"header, and its size ({len(raw)} bytes for {promised} of voxels) doesn't show where; "
             f"set vox_offset (at least {least})",
         )
-    return end, (f"its header says that the voxels start at byte {said:g}; they start at {end}",)
+    return end, (f"its header says that the voxels start at byte {offset:g}; they start at {end}",)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -374,7 +374,7 @@ def _parse_mgh(path: Path, raw: bytes, sha256: str) -> OpenedImage:
         if not int(header["goodRASFlag"]):
             raise FileError(
                 path,
-                "doesn't record where it lies (its goodRASFlag is 0); set it with mri_convert",
+                "doesn't record its position (its goodRASFlag is 0); set it with mri_convert",
             )
         affine = usable_affine(path, header.get_affine())
         present, promised = len(raw) - _MGH_HEADER, math.prod(shape) * stored.itemsize

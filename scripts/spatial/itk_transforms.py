@@ -52,18 +52,18 @@ def itk_of_text(path: Path, text: str) -> AffineTransform:
         )
     if count > 1 and not composite:
         raise CohortError(
-            f"{path}: holds {', '.join(kinds)} without a CompositeTransform that says their order; "
-            "must be one ITK transform, or a composite"
+            f"{path}: contains {', '.join(kinds)} without a CompositeTransform that gives their "
+            "order; must be one ITK transform, or a composite"
         )
-    found = []
+    parts = []
     for first in range(0, len(fields), 3):
         (_, kind), *numbers = fields[first : first + 3]
         try:
             parameters, fixed = (np.array(one.split(), dtype=np.float64) for _, one in numbers)
         except ValueError as error:
             raise CohortError(f"{path}: contains a parameter that isn't a number") from error
-        found.append(_affine(path, kind.strip(), parameters, fixed))
-    return AffineTransform(reduce(np.matmul, found))
+        parts.append(_affine(path, kind.strip(), parameters, fixed))
+    return AffineTransform(reduce(np.matmul, parts))
 
 
 def itk_of_matlab(path: Path) -> AffineTransform:
@@ -87,8 +87,8 @@ def itk_of_matlab(path: Path) -> AffineTransform:
         raise CohortError(f"{path}: can't be read: {reason}") from error
     kinds = [name for name in content if not name.startswith("__") and name != "fixed"]
     if len(kinds) != 1 or "fixed" not in content:
-        found = ", ".join(name for name in content if not name.startswith("__")) or "nothing"
-        raise CohortError(f"{path}: has {found}, not one ITK transform and its centre ('fixed')")
+        names = ", ".join(name for name in content if not name.startswith("__")) or "nothing"
+        raise CohortError(f"{path}: has {names}, not one ITK transform and its centre ('fixed')")
     try:
         parameters, fixed = (
             np.asarray(content[name], dtype=np.float64).ravel() for name in (kinds[0], "fixed")
@@ -99,8 +99,8 @@ def itk_of_matlab(path: Path) -> AffineTransform:
     if _is_composite(kind):
         if (len(parameters), len(fixed)) != (12, 3):
             raise CohortError(
-                f"{path}: holds a {kind}, of whose parts MATLAB files keep the numbers and not the "
-                "kinds; save it as .h5 or .tfm"
+                f"{path}: contains a {kind}; MATLAB files store the numbers of its parts without "
+                "their kinds; save it as .h5 or .tfm"
             )
         kind = "AffineTransform_double_3_3"
     return AffineTransform(_affine(path, kind, parameters, fixed))
@@ -122,28 +122,28 @@ def itk_of_hdf5(path: Path) -> Transform:
             groups = _within(file, "TransformGroup")
             names = sorted(groups, key=int)
             if not names or len(names) > _MOST:
-                raise ValueError(f"it holds {len(names)} transforms")
+                raise ValueError(f"it contains {len(names)} transforms")
             kinds = [_kind(_within(groups, name)) for name in names]
             composite = _is_composite(kinds[0])
             parts = list(zip(names, kinds, strict=True))[int(composite) :]
             if not parts or (len(parts) > 1 and not composite):
-                raise ValueError(f"it holds {', '.join(kinds)} and doesn't say their order")
-            found = [_of_group(path, kind, _within(groups, name)) for name, kind in parts]
+                raise ValueError(f"it contains {', '.join(kinds)} without their order")
+            transforms = [_of_group(path, kind, _within(groups, name)) for name, kind in parts]
     except (
         ArithmeticError, AttributeError, LookupError, MemoryError, OSError, RuntimeError,
         TypeError, ValueError,
     ) as error:  # fmt: skip
         raise CohortError(f"{path}: can't be read as ITK's HDF5: {say(error)}") from error
-    return reduce(lambda outer, inner: outer @ inner, found)
+    return reduce(lambda outer, inner: outer @ inner, transforms)
 
 
 def _within(group: Any, name: str) -> Any:
     """An entry of a group; one that lies in another file is refused."""
-    found = group[name]
-    elsewhere = getattr(found, "external", None) or getattr(found, "is_virtual", False)
-    if elsewhere or found.file.id != group.file.id:
-        raise ValueError(f"{name} lies in another file, which isn't followed")
-    return found
+    result = group[name]
+    elsewhere = getattr(result, "external", None) or getattr(result, "is_virtual", False)
+    if elsewhere or result.file.id != group.file.id:
+        raise ValueError(f"{name} is in another file, which isn't followed")
+    return result
 
 
 def _kind(group: Any) -> str:
@@ -156,17 +156,17 @@ def _of_group(path: Path, kind: str, group: Any) -> Transform:
     def numbers(name: str) -> Any:
         # Up to ITK 4 the names had a letter less.
         known = name if name in group else name.replace("Trans", "Tran", 1)
-        found = _within(group, known)
-        if found.ndim != 1 or found.dtype.kind != "f":
+        result = _within(group, known)
+        if result.ndim != 1 or result.dtype.kind != "f":
             raise ValueError(f"{name} is no list of numbers")
-        return found
+        return result
 
     fixed = np.asarray(numbers("TransformFixedParameters"), dtype=np.float64)
     parameters = numbers("TransformParameters")
     if kind.split("_")[0] == "DisplacementFieldTransform":
         return _field(path, kind, parameters, fixed)
     if len(parameters) > 64:
-        raise CohortError(f"{path}: holds a {kind}; {_KNOWN}")
+        raise CohortError(f"{path}: contains a {kind}; {_KNOWN}")
     return AffineTransform(_affine(path, kind, np.asarray(parameters, np.float64), fixed))
 
 
@@ -174,7 +174,7 @@ def _field(path: Path, kind: str, parameters: Any, fixed: Numbers) -> FieldTrans
     """Fixed parameters: size, origin, spacing, direction; parameters: vectors, x fastest."""
     d = int(kind[-1]) if kind[-1].isdigit() else 3
     if d != 3 or len(fixed) != 18:
-        raise CohortError(f"{path}: holds a {kind} of {len(fixed)} fixed parameters, not 18")
+        raise CohortError(f"{path}: contains a {kind} of {len(fixed)} fixed parameters, not 18")
     size, origin, spacing, direction = fixed[:3], fixed[3:6], fixed[6:9], fixed[9:].reshape(3, 3)
     if (size != np.round(size)).any() or size.min() < 1 or math.prod(size) * 3 != len(parameters):
         raise CohortError(

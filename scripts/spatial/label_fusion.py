@@ -89,8 +89,8 @@ def label_shares(labels: np.ndarray, displacement: np.ndarray) -> LabelShares:
         for first, end in zip([0, *ends], ends, strict=False):
             parts.setdefault(int(number[first]), []).append((index[first:end], weight[first:end]))
     return {
-        int(names[number - 1]): LabelWeights(*map(np.concatenate, zip(*found, strict=True)))
-        for number, found in sorted(parts.items())
+        int(names[number - 1]): LabelWeights(*map(np.concatenate, zip(*result, strict=True)))
+        for number, result in sorted(parts.items())
     }
 
 
@@ -183,9 +183,9 @@ class LabelSums:
     def probability(self, label: int) -> np.ndarray:
         """Share of the subjects with a label at each voxel, float32 ``(*shape)``."""
         index, share = self._share(label)
-        found = np.zeros(self.shape, dtype=np.float32)
-        found.flat[index] = np.clip(share, 0, 1)
-        return found
+        result = np.zeros(self.shape, dtype=np.float32)
+        result.flat[index] = np.clip(share, 0, 1)
+        return result
 
     def majority(self) -> np.ndarray:
         """The most probable label of each voxel; of equal ones the smallest, background first."""
@@ -229,16 +229,16 @@ class LabelSums:
                 touched[own - corner] = True
             near = np.flatnonzero(touched[cell])
             whole.flat[index] = share
-            there = map_coordinates(whole, points[:, near], order=1, mode="grid-constant")
-            best.add(label, near, there)
+            nearby = map_coordinates(whole, points[:, near], order=1, mode="grid-constant")
+            best.add(label, near, nearby)
             whole.flat[index] = 0
             for corner in corners:
                 touched[own - corner] = False
         return best.labels()
 
     def _share(self, label: int) -> tuple[np.ndarray, np.ndarray]:
-        own = self.shares[label]
-        return own.index, own.weights / (self.subjects * SCALE)
+        weights_of_label = self.shares[label]
+        return weights_of_label.index, weights_of_label.weights / (self.subjects * SCALE)
 
     def _add(self, label: int, weights: LabelWeights, sign: int = 1) -> None:
         known = self.shares.get(label)
@@ -291,16 +291,16 @@ class MostProbable:
         for x, start, stop in zip(places, box.start, box.stop, strict=True):
             near &= (x > start - 1) & (x < stop)
         first = np.array(box.start)[:, None]
-        there = map_coordinates(share, places[:, near] - first, order=1, mode="grid-constant")
-        self.add(label, np.flatnonzero(near), there)
-        found = np.zeros(self.shape)
-        found[near] = there
-        return found
+        nearby = map_coordinates(share, places[:, near] - first, order=1, mode="grid-constant")
+        self.add(label, np.flatnonzero(near), nearby)
+        result = np.zeros(self.shape)
+        result[near] = nearby
+        return result
 
     def labels(self) -> np.ndarray:
         """The labels, in a type that every tool reads."""
-        found = np.where(self.best > self.rest + _EQUAL, self.which, 0).reshape(self.shape)
-        return found.astype(label_type(int(np.abs(found).max(initial=0))))
+        result = np.where(self.best > self.rest + _EQUAL, self.which, 0).reshape(self.shape)
+        return result.astype(label_type(int(np.abs(result).max(initial=0))))
 
 
 _EQUAL = 1e-4  # probabilities closer than this are equal: weights are rounded

@@ -58,7 +58,7 @@ def guessed_kind(path: Path, text: str) -> str:
         return "ras"
     rows = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
     words = [word for line in rows for word in line.split()]
-    decimals = {len(found[1]) if (found := _FLIRT.fullmatch(word)) else 0 for word in words}
+    decimals = {len(match[1]) if (match := _FLIRT.fullmatch(word)) else 0 for word in words}
     # Others write as few decimals as a number needs, or an exponent.
     as_flirt = any(re.search(r"\S  +\S|\S  +$", line) for line in rows) or (
         len(decimals) == 1 and 0 not in decimals
@@ -72,7 +72,7 @@ def guessed_kind(path: Path, text: str) -> str:
             f"{path}: is a 4x4 matrix that looks like FLIRT's; {_WHICH % (path, path)}"
         )
     logger.warning(
-        "%s: is a 4x4 matrix that doesn't say its kind, and is taken for RAS mm; %s",
+        "%s: is a 4x4 matrix of unknown kind, and is read as RAS mm; %s",
         path, _WHICH % (path, path),
     )  # fmt: skip
     return "ras"
@@ -113,13 +113,13 @@ def lta_matrix(path: Path, text: str) -> np.ndarray:
     try:
         kind = int(_value(text, "type"))
         if int(_value(text, "nxforms")) != 1:
-            raise ValueError("it holds several transforms")
+            raise ValueError("it contains several transforms")
         rows = re.search(r"^1 4 4\s*\n((?:.*\n){3}.*)", text, re.M)
         if rows is None:
-            raise ValueError("it holds no 4x4 matrix")
+            raise ValueError("it contains no 4x4 matrix")
         matrix = np.array([[float(word) for word in row.split()] for row in rows[1].split("\n")])
         if matrix.shape != (4, 4):
-            raise ValueError("it holds no 4x4 matrix")
+            raise ValueError("it contains no 4x4 matrix")
         if kind == 0:
             source, target = (_lta_volume(text, name) for name in ("src", "dst"))
             matrix = target @ matrix @ np.linalg.inv(source)
@@ -134,17 +134,17 @@ def lta_matrix(path: Path, text: str) -> np.ndarray:
 
 
 def _value(text: str, name: str) -> str:
-    found = re.search(rf"^{name}\s*=\s*([^#\n]*)", text, re.M)
-    if found is None:
+    match = re.search(rf"^{name}\s*=\s*([^#\n]*)", text, re.M)
+    if match is None:
         raise ValueError(f"it has no {name}")
-    return found[1].strip()
+    return match[1].strip()
 
 
 def _lta_volume(text: str, name: str) -> np.ndarray:
     """Voxels to RAS mm of the source or the destination."""
     part = re.search(rf"^{name} volume info\s*\n((?:[a-z]+\s*=.*\n?)*)", text, re.M)
     if part is None or _value(part[1], "valid").split()[0] != "1":
-        raise ValueError(f"it doesn't say where its {name} volume lies")
+        raise ValueError(f"it doesn't give the position of its {name} volume lies")
     sizes, shape, *columns, centre = (
         np.array(_value(part[1], one).split(), dtype=np.float64)
         for one in ("voxelsize", "volume", "xras", "yras", "zras", "cras")

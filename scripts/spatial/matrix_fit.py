@@ -134,12 +134,12 @@ def fit_matrix(
         level -= _mirrored(p, q, w, level).long()
     matrix = torch.eye(p.shape[-1] + 1, dtype=p.dtype, device=p.device).repeat(len(p), 1, 1)
     parts = []
-    for found in level.unique().tolist():
-        (here,) = torch.nonzero(level == found, as_tuple=True)
-        if found:
-            fitted = _fit(p[here], q[here], w[here], LEVELS[found], ridge)
+    for one in level.unique().tolist():
+        (here,) = torch.nonzero(level == one, as_tuple=True)
+        if one:
+            fitted = _fit(p[here], q[here], w[here], LEVELS[one], ridge)
             parts.append((here, fitted))
-        if LEVELS[found] != family:
+        if LEVELS[one] != family:
             # In training every step would log this; there the loss shows it.
             logger.log(
                 logging.DEBUG if p.requires_grad or w.requires_grad else logging.WARNING,
@@ -149,7 +149,7 @@ def fit_matrix(
                 len(p),
                 family,
                 float(effective[here].detach().min()),
-                LEVELS[found],
+                LEVELS[one],
             )
     for here, fitted in parts:
         matrix = matrix.index_copy(0, here, fitted)
@@ -271,11 +271,11 @@ def _anisotropic(p: torch.Tensor, q: torch.Tensor, w: torch.Tensor) -> torch.Ten
     Given R, the geometric mean of both directions' fits is s_i^2 = spread of (R^T q)_i over the
     spread of p_i; given s, R is the Procrustes solution for the scaled points.
     """
-    own = (w.unsqueeze(-1) * p.square()).sum(1)
+    extent = (w.unsqueeze(-1) * p.square()).sum(1)
     scale = _affine(p, q, w, 1e-6).square().sum(1).sqrt()  # lengths of the columns
     rotation = nearest_rotation(_spread(q, p * scale.unsqueeze(1), w))
     for _ in range(_ALTERNATIONS):
         turned = q @ rotation  # R^T q
-        scale = ((w.unsqueeze(-1) * turned.square()).sum(1) / own).sqrt()
+        scale = ((w.unsqueeze(-1) * turned.square()).sum(1) / extent).sqrt()
         rotation = nearest_rotation(_spread(q, p * scale.unsqueeze(1), w))
     return rotation * scale.unsqueeze(1)

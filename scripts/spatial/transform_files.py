@@ -151,20 +151,24 @@ class TransformFile:
         return cls(named(entry.path), entry.inverted, entry.kind, *images)
 
     @classmethod
-    def of_dict(cls, said: Mapping[str, Any]) -> TransformFile:
+    def of_dict(cls, values: Mapping[str, Any]) -> TransformFile:
         """The inverse of `as_dict`, also for files of earlier versions."""
-        images = (None if said.get(one) is None else Path(said[one]) for one in ("moving", "fixed"))
-        return cls(Path(said["path"]), bool(said["inverted"]), said.get("kind", "auto"), *images)
+        images = (
+            None if values.get(one) is None else Path(values[one]) for one in ("moving", "fixed")
+        )
+        return cls(
+            Path(values["path"]), bool(values["inverted"]), values.get("kind", "auto"), *images
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON values; entries that are determined from the file are left out."""
-        said: dict[str, Any] = {"path": str(self.path), "inverted": self.inverted}
+        values: dict[str, Any] = {"path": str(self.path), "inverted": self.inverted}
         if self.kind != "auto":
-            said["kind"] = self.kind
+            values["kind"] = self.kind
         for name, image in (("moving", self.moving), ("fixed", self.fixed)):
             if image is not None:
-                said[name] = str(image)
-        return said
+                values[name] = str(image)
+        return values
 
     @property
     def is_field(self) -> bool:
@@ -187,13 +191,13 @@ def read_transform(file: TransformFile) -> Transform:
             raise CohortError(f"{file.path}: {NO_INVERSE}")
         return _read_field(file.path)
     if file.path.name.lower().endswith((".h5", ".hdf5")):
-        found = itk_of_hdf5(file.path)
-        if isinstance(found, AffineTransform):
-            _require_invertible(file.path, found.matrix)
+        result = itk_of_hdf5(file.path)
+        if isinstance(result, AffineTransform):
+            _require_invertible(file.path, result.matrix)
         if not file.inverted:
-            return found
+            return result
         try:
-            return ~found
+            return ~result
         except ValueError as error:
             raise CohortError(f"{file.path}: {error}") from error
     if file.kind == "auto" and not file.path.name.lower().endswith(_PLAIN):
@@ -277,10 +281,10 @@ def read_affine(
     """
     file = Path(path)
     if file.name.lower().endswith((".h5", ".hdf5")):
-        found = itk_of_hdf5(file)
-        if not isinstance(found, AffineTransform):
-            raise CohortError(f"{file}: holds a displacement field; an affine is needed here")
-        matrix = found.matrix
+        transform = itk_of_hdf5(file)
+        if not isinstance(transform, AffineTransform):
+            raise CohortError(f"{file}: contains a displacement field; an affine is needed here")
+        matrix = transform.matrix
     elif kind in ("auto", "itk") and file.name.lower().endswith(".mat") and not _is_text(file):
         matrix = itk_of_matlab(file).matrix
     else:
@@ -298,7 +302,7 @@ def _of_text(
     if kind == "itk" or (kind == "auto" and plain is None):
         return itk_of_text(path, text).matrix
     if plain is None:
-        raise CohortError(f"{path}: holds no 4x4 matrix, though its kind is said to be {kind}")
+        raise CohortError(f"{path}: contains no 4x4 matrix, though its kind is given as {kind}")
     if kind == "auto":
         kind = guessed_kind(path, text)
     if kind == "ras":

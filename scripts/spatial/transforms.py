@@ -252,7 +252,7 @@ def take_nearest(volume: np.ndarray, voxels: np.ndarray) -> np.ndarray:
     with np.errstate(invalid="ignore"):  # what isn't finite is outside
         nearest = np.floor(voxels + 0.5)
         inside = ((nearest >= 0) & (nearest < shape)).all(axis=0)
-    found = np.zeros((len(volume), voxels.shape[1]), dtype=volume.dtype)
+    result = np.zeros((len(volume), voxels.shape[1]), dtype=volume.dtype)
     index = tuple(nearest[:, inside].astype(np.int64))
-    found[:, inside] = volume[(slice(None), *index)]
-    return found
+    result[:, inside] = volume[(slice(None), *index)]
+    return result

@@ -52,12 +52,12 @@ def _identity(displacement: torch.Tensor) -> list[tuple[torch.Tensor, float]]:
 
     An axis of one voxel has size 0: that voxel is sampled for any displacement.
     """
-    d, found = displacement.shape[1], []
+    d, result = displacement.shape[1], []
     for axis, n in enumerate(displacement.shape[2:]):
         line = torch.linspace(-1.0, 1.0, n, device=displacement.device).to(displacement.dtype)
         voxel = 2.0 / (n - 1) if n > 1 else 0.0
-        found.append((line.view(-1, *[1] * (d - 1 - axis)), voxel))
-    return found
+        result.append((line.view(-1, *[1] * (d - 1 - axis)), voxel))
+    return result
 
 
 class _SamplingGrid(torch.autograd.Function):

@@ -35,10 +35,10 @@ def check_zarr(folder: Path) -> None:
         path = Path(entry.path)
         if entry.name in _DESCRIPTIONS:
             try:
-                found = read_json(path, _LONGEST)
+                content = read_json(path, _LONGEST)
             except ValueError as error:
                 raise FileError(path, f"is no description of a zarr array: {error}") from error
-            codec = next((one for one in _texts(found) if _CODE in one), None)
+            codec = next((one for one in _texts(content) if _CODE in one), None)
             if codec is not None and entry.name != ".zattrs":
                 raise FileError(
                     path, f"asks for the codec {codec!r}, which runs code from the file"
@@ -58,18 +58,18 @@ def check_zarr_array(store: Path, array: Any) -> None:
         FileError: it doesn't; or a chunk is longer than its values, so that it may unpack to more.
     """
     if getattr(array.dtype, "kind", "O") not in "iufbc":
-        raise FileError(store, f"holds {array.dtype} values, not numbers")
+        raise FileError(store, f"contains {array.dtype} values, not numbers")
     shape = getattr(array, "shards", None) or array.chunks
     size = math.prod(shape) * array.dtype.itemsize
     check_fits(store, 3 * size)
     for entry in _entries(store):
         if entry.name in _DESCRIPTIONS:
             continue
-        found = entry.stat()
-        if stat.S_ISREG(found.st_mode) and found.st_size > 1.1 * size + _SLACK:
+        status = entry.stat()
+        if stat.S_ISREG(status.st_mode) and status.st_size > 1.1 * size + _SLACK:
             raise FileError(
                 Path(entry.path),
-                f"has {found.st_size} bytes, more than a chunk of {size} bytes is packed to",
+                f"has {status.st_size} bytes, more than a chunk of {size} bytes is packed to",
             )
 
 
@@ -83,8 +83,8 @@ def _entries(folder: Path) -> Iterator[os.DirEntry[str]]:
     while waiting:
         place = waiting.pop()
         try:
-            with os.scandir(place) as found:
-                for entry in found:
+            with os.scandir(place) as entries:
+                for entry in entries:
                     if entry.is_dir(follow_symlinks=False):
                         waiting.append(entry.path)
                     elif entry.is_dir():

@@ -1,9 +1,10 @@
-"""Sections that a program has in memory, as a file that the jobs read."""
+"""Sections of a program, as a file that the jobs read: an array, or a path."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -11,7 +12,38 @@ from scripts.runtime.storage import publish_folder
 from scripts.settings.stack import UNITS, unit_name
 from scripts.stack.ome_zarr import OmeZarr
 
-__all__ = ["write_sections"]
+__all__ = ["stack_input", "write_sections"]
+
+
+def stack_input(
+    sections: str | Path | np.ndarray,
+    output_dir: str | Path,
+    spacing: Sequence[float] | None,
+    unit: str,
+    settings: Mapping[str, Any] | None,
+) -> tuple[str, dict[str, Any]]:
+    """The path of a stack, and the settings of its job.
+
+    Args:
+        sections: a path, or an array, which is written to ``<output_dir>/stack/sections.zarr``.
+        output_dir: destination of the job.
+        spacing: z, y, x; needed by an array, overrides that of a file.
+        unit: of the spacing.
+        settings: of the job.
+
+    Raises:
+        StorageError: the folder contains something else, or can't be written.
+        ValueError: the array has no spacing, or is no stack of sections.
+    """
+    block = dict(settings or {})
+    if spacing is not None:
+        block |= {"spacing": [float(one) for one in spacing], "unit": unit}
+    if isinstance(sections, str | Path):
+        return str(sections), block
+    if spacing is None:
+        raise ValueError("spacing of sections = None: an array needs its z, y, x")
+    written = write_sections(Path(output_dir) / "stack", np.asarray(sections), spacing, unit)
+    return str(written), block
 
 
 def write_sections(

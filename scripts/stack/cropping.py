@@ -68,21 +68,21 @@ def crop_box(
         if area[bottom] > best[0]:
             best = (float(area[bottom]), int(top), int(top) + bottom)
     area, first, last = best
-    found = CropBox(0, 0, 0, 0)
+    result = CropBox(0, 0, 0, 0)
     if area > 0:
-        found = CropBox(
+        result = CropBox(
             first + margin, last + 1 - margin,
             int(max(left[first], left[last])) + margin,
             int(min(right[first], right[last])) + 1 - margin,
         )  # fmt: skip
-    if min(found.shape) < 1:
+    if min(result.shape) < 1:
         raise CohortError(
             "cropping leaves nothing: there is no rectangle that all sections fill"
             f"{f' less the margin of {margin} pixels' if area > 0 else ''}; "
             f"{_at_fault(matrices, shape, boxes, describe)}; skip these sections, or turn "
             "crop_borders off"
         )
-    return found
+    return result
 
 
 def _interval(

@@ -126,21 +126,21 @@ def measure_pairs(
     Returns:
         The result of every pair.
     """
-    found = {pair: kept for pair in pairs if (kept := store.read(pair)) is not None}
-    if found:
-        logger.info("%d of %d pairs were measured before", len(found), len(pairs))
-    runs = list(_runs(inspection, pairs, found, registration, store, device))
-    with progress_bar(len(pairs), "pairs", initial=len(found)) as bar:
+    earlier = {pair: kept for pair in pairs if (kept := store.read(pair)) is not None}
+    if earlier:
+        logger.info("%d of %d pairs were measured before", len(earlier), len(pairs))
+    runs = list(_runs(inspection, pairs, earlier, registration, store, device))
+    with progress_bar(len(pairs), "pairs", initial=len(earlier)) as bar:
         for results in workers.map(_measure, [(run,) for run in runs]):
-            found.update(results)
+            earlier.update(results)
             bar.update(len(results))
-    return {pair: found[pair] for pair in pairs}
+    return {pair: earlier[pair] for pair in pairs}
 
 
 def _runs(
     inspection: Inspection,
     pairs: Sequence[Pair],
-    found: Mapping[Pair, PairResult],
+    earlier: Mapping[Pair, PairResult],
     registration: PairRegistration,
     store: PairStore,
     device: str,
@@ -149,7 +149,7 @@ def _runs(
     low, high = _usual_range(inspection)
     groups: dict[int, list[tuple[int, Pair]]] = {}
     for number, pair in enumerate(pairs):
-        if pair not in found:
+        if pair not in earlier:
             groups.setdefault(pair[0] // _RUN, []).append((number, pair))
     for group in groups.values():
         yield _Run(inspection.stack, low, high, tuple(group), registration, store, device)

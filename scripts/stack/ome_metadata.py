@@ -44,14 +44,14 @@ class ArrayMetadata:
         Raises:
             ValueError: they have different ones.
         """
-        found = {
+        names = {
             unit
             for unit, kind in zip(self.units, self.kinds, strict=True)
             if kind == "space" and unit in UNITS
         }
-        if len(found) > 1:
-            raise ValueError(f"axes have different units: {', '.join(sorted(map(str, found)))}")
-        return next(iter(found), None)
+        if len(names) > 1:
+            raise ValueError(f"axes have different units: {', '.join(sorted(map(str, names)))}")
+        return next(iter(names), None)
 
 
 @dataclass(frozen=True)

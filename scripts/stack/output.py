@@ -201,7 +201,7 @@ class StackOutput:
             nib.save(image, self.folder / "registered.nii.gz")
         except nib.spatialimages.HeaderDataError as error:
             raise StorageError(
-                f"registered.nii.gz can't hold values of type {dtype}: {error}"
+                f"registered.nii.gz can't store values of type {dtype}: {error}"
             ) from error
         finally:
             raw.unlink(missing_ok=True)
@@ -233,12 +233,12 @@ class StackOutput:
 
 def _embedded(matrix: np.ndarray, rows: int, columns: int) -> np.ndarray:
     """``(4, 4)`` of a map of rows and columns, which count along these axes."""
-    found, axes = np.eye(4), (rows, columns)
+    result, axes = np.eye(4), (rows, columns)
     for i, down in enumerate(axes):
         for j, across in enumerate(axes):
-            found[down, across] = matrix[i, j]
-        found[down, 3] = matrix[i, 2]
-    return found
+            result[down, across] = matrix[i, j]
+        result[down, 3] = matrix[i, 2]
+    return result
 
 
 def _write_section(

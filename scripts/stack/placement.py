@@ -46,7 +46,7 @@ def smooth(known: np.ndarray, values: np.ndarray, at: np.ndarray, sigma: float) 
         >>> smooth(z, 2 * z[:, None] + 1, z, 3.0).ravel().round(9).tolist()
         [1.0, 3.0, 5.0, 7.0, 9.0]
     """
-    found = np.empty((len(at), values.shape[1]))
+    result = np.empty((len(at), values.shape[1]))
     for k, place in enumerate(at):
         away = known - place
         weights = np.exp(-((away / sigma) ** 2) / 2)
@@ -55,10 +55,10 @@ def smooth(known: np.ndarray, values: np.ndarray, at: np.ndarray, sigma: float) 
         root = np.sqrt(weights / weights.max())
         basis = np.stack([np.ones_like(away), away], axis=1)
         if len(known) == 1:
-            found[k] = values[0]
+            result[k] = values[0]
             continue
-        found[k] = np.linalg.lstsq(basis * root[:, None], values * root[:, None], rcond=1e-9)[0][0]
-    return found
+        result[k] = np.linalg.lstsq(basis * root[:, None], values * root[:, None], rcond=1e-9)[0][0]
+    return result
 
 
 def follow(
@@ -95,9 +95,9 @@ def follow(
 
 def _parameters(matrices: Sequence[np.ndarray], model: PlanarModel, plane: Plane) -> np.ndarray:
     """``(n, P)``, angles unwrapped."""
-    found = np.stack([model.parameters(matrix, plane) for matrix in matrices])
-    found[:, 0] = np.unwrap(found[:, 0])
-    return found
+    result = np.stack([model.parameters(matrix, plane) for matrix in matrices])
+    result[:, 0] = np.unwrap(result[:, 0])
+    return result
 
 
 @dataclass(frozen=True)
@@ -184,14 +184,14 @@ def read_placement(
         raise CohortError(f"{file}: is no JSON ({error})") from error
     try:
         if isinstance(content, dict) and isinstance(content.get("sections"), list):
-            found = _from_transforms(content, len(names), plane, unit)
+            matrices = _from_transforms(content, len(names), plane, unit)
         elif isinstance(content, dict) and isinstance(content.get("slices"), list):
-            found = _from_anchoring(content["slices"], names, plane)
+            matrices = _from_anchoring(content["slices"], names, plane)
         else:
             raise ValueError("has neither sections nor slices")
         placed = {
             z: model.matrix(model.parameters(m @ _turn(m), plane), plane) @ _turn(m)
-            for z, m in found.items()
+            for z, m in matrices.items()
         }
     except (
         KeyError, TypeError, ValueError, IndexError, AttributeError, ArithmeticError,
@@ -222,13 +222,13 @@ def _from_transforms(
     spacing = [float(n) for n in content.get("spacing", plane.spacing)[-2:]]
     ratio = UNITS[str(content.get("unit", unit))] / UNITS[unit]
     other = Plane((shape[0], shape[1]), (spacing[0] * ratio, spacing[1] * ratio))
-    found = {}
+    result = {}
     for section in content["sections"]:
         index = int(section["index"])
         if not 0 <= index < count:
             raise ValueError(f"names section {index}, but there are {count}")
-        found[index] = other.physical_matrix(_matrix(section["composed"]))
-    return found
+        result[index] = other.physical_matrix(_matrix(section["composed"]))
+    return result
 
 
 def _from_anchoring(

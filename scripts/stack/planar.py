@@ -68,17 +68,17 @@ class Plane:
         """A physical map as a map of ``(row, column, 1)``; the identity stays exactly that."""
         if np.array_equal(matrix, np.eye(3)):
             return np.eye(3)
-        found = self.to_pixels @ matrix @ self.to_physical
-        found[2] = (0.0, 0.0, 1.0)
-        return found
+        result = self.to_pixels @ matrix @ self.to_physical
+        result[2] = (0.0, 0.0, 1.0)
+        return result
 
     def physical_matrix(self, matrix: np.ndarray) -> np.ndarray:
         """A map of ``(row, column, 1)`` as a physical one."""
         if np.array_equal(matrix, np.eye(3)):
             return np.eye(3)
-        found = self.to_physical @ matrix @ self.to_pixels
-        found[2] = (0.0, 0.0, 1.0)
-        return found
+        result = self.to_physical @ matrix @ self.to_pixels
+        result[2] = (0.0, 0.0, 1.0)
+        return result
 
 
 def corner_distance(first: np.ndarray, second: np.ndarray, plane: Plane) -> float:

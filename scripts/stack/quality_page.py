@@ -97,7 +97,7 @@ def cut_pictures(
     }
     low, high = np.percentile(np.concatenate([one.ravel() for one in stacks.values()]), (0.5, 99.5))
     steps = {"row": spacing[2], "column": spacing[1]}
-    found = {}
+    result = {}
     for (which, when), lines in stacks.items():
         lines = ((lines - low) / max(high - low, 1e-12)).clip(0, 1)
         thin = -(-lines.shape[1] // _WIDEST)
@@ -105,8 +105,8 @@ def cut_pictures(
         thick = int(np.clip(round(spacing[0] / (steps[which] * thin)), 1, 40))
         # A thin stack stays visible.
         thick = max(thick, -(-80 // len(lines)))
-        found[which, when] = np.repeat(lines, thick, axis=0)
-    return found
+        result[which, when] = np.repeat(lines, thick, axis=0)
+    return result
 
 
 def _text(value: Any) -> str:

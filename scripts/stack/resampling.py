@@ -41,7 +41,7 @@ def resample_section(
     if np.array_equal(matrix, np.eye(3)) and box.bottom <= rows and box.right <= columns:
         return np.array(values[box.top : box.bottom, box.left : box.right])
     channels = values[..., None] if values.ndim == 2 else values
-    found = np.empty((*box.shape, channels.shape[2]), dtype=values.dtype)
+    resampled = np.empty((*box.shape, channels.shape[2]), dtype=values.dtype)
     if interpolation != "nearest":
         start = matrix @ np.array([box.top, box.left, 1.0])
         for channel in range(channels.shape[2]):
@@ -49,7 +49,7 @@ def resample_section(
                 channels[..., channel].astype(np.float64), matrix[:2, :2], start[:2], box.shape,
                 order=_ORDERS[interpolation], mode="mirror",
             )  # fmt: skip
-            found[..., channel] = _as_type(smooth, values.dtype)
+            resampled[..., channel] = _as_type(smooth, values.dtype)
     blank = _as_type(np.array(fill, dtype=np.float64), values.dtype)
     across = np.arange(box.left, box.right, dtype=np.float64)
     step = max(1, _BAND // max(1, box.shape[1]))
@@ -59,14 +59,14 @@ def resample_section(
         y = matrix[0, 0] * down + matrix[0, 1] * across + matrix[0, 2]
         x = matrix[1, 0] * down + matrix[1, 1] * across + matrix[1, 2]
         if interpolation == "nearest":
-            found[first:last] = channels[
+            resampled[first:last] = channels[
                 np.rint(y).clip(0, rows - 1).astype(np.intp),
                 np.rint(x).clip(0, columns - 1).astype(np.intp),
             ]
         outside = (y < -_INSIDE) | (y > rows - 1 + _INSIDE)
         outside |= (x < -_INSIDE) | (x > columns - 1 + _INSIDE)
-        found[first:last][outside] = blank
-    return found[..., 0] if values.ndim == 2 else found
+        resampled[first:last][outside] = blank
+    return resampled[..., 0] if values.ndim == 2 else resampled
 
 
 def _as_type(values: np.ndarray, dtype: np.dtype) -> np.ndarray:

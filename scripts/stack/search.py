@@ -52,10 +52,10 @@ def search_starts(fixed: Level, moving: Level, angle: float, flips: bool) -> lis
         flips: whether to try mirrored ones.
     """
     still = Objective("ncc")(fixed, moving, np.eye(3), slopes=False)
-    found: list[tuple[float, Start]] = []
+    starts: list[tuple[float, Start]] = []
     if still.overlap >= LEAST_OVERLAP and np.isfinite(still.correlation):
         score = still.correlation * np.sqrt(min(1.0, still.overlap))
-        found.append((score, Start(np.eye(3), False)))
+        starts.append((score, Start(np.eye(3), False)))
     target = _Target(fixed)
     turns = [
         (turn, mirrored)
@@ -77,9 +77,9 @@ def search_starts(fixed: Level, moving: Level, angle: float, flips: bool) -> lis
                 moved[:2, 2] = np.array([columns, rows]) * fixed.step
                 if mirrored:
                     moved[0, 2] = -moved[0, 2]
-                found.append((score, Start(_rotation(turn) @ moved, mirrored)))
-    found.sort(key=lambda one: -one[0])
-    close = [start for score, start in found if score >= found[0][0] - _CLOSE]
+                starts.append((score, Start(_rotation(turn) @ moved, mirrored)))
+    starts.sort(key=lambda one: -one[0])
+    close = [start for score, start in starts if score >= starts[0][0] - _CLOSE]
     return _distinct(close, fixed)
 
 
@@ -212,7 +212,7 @@ class _Target:
             [torch.topk(one.flatten(1), _PEAKS).indices for one in (score, phase)], 1
         )
         values = score.flatten(1).gather(1, places)
-        found: list[list[tuple[float, int, int]]] = []
+        result: list[list[tuple[float, int, int]]] = []
         for some, scores in zip(places.tolist(), values.tolist(), strict=True):
             shifts: dict[int, tuple[float, int, int]] = {}
             for place, value in zip(some, scores, strict=True):
@@ -223,5 +223,5 @@ class _Target:
                         down - 2 * rows if down >= rows else down,
                         across - 2 * columns if across >= columns else across,
                     )
-            found.append(list(shifts.values()))
-        return found
+            result.append(list(shifts.values()))
+        return result

@@ -180,7 +180,7 @@ def _damaged(
     count: int, pairs: Sequence[MeasuredPair], weights: np.ndarray, reference: int
 ) -> tuple[int, ...]:
     """Sections whose pairs all have low weights; a pair counts against one section."""
-    found: list[int] = []
+    damaged: list[int] = []
     open_pairs = set(range(len(pairs)))
     while True:
         means = {}
@@ -195,9 +195,9 @@ def _damaged(
         worst = min(means, key=lambda section: means[section])
         if means[worst][0] >= _DAMAGED:
             break
-        found.append(worst)
+        damaged.append(worst)
         open_pairs -= {k for k in open_pairs if worst in (pairs[k].first, pairs[k].second)}
-    return tuple(sorted(found))
+    return tuple(sorted(damaged))
 
 
 def _apart(section: int, pairs: Sequence[MeasuredPair], residuals: np.ndarray) -> float:
@@ -255,8 +255,8 @@ class _Problem:
 
     def matrices(self, parameters: np.ndarray) -> np.ndarray:
         """``(sections, 3, 3)`` with the mirror."""
-        found = np.stack([self.model.matrix(one, self.plane) for one in parameters])
-        return np.where(self.mirrored[:, None, None], found @ MIRROR, found)
+        result = np.stack([self.model.matrix(one, self.plane) for one in parameters])
+        return np.where(self.mirrored[:, None, None], result @ MIRROR, result)
 
     def differences(self, parameters: np.ndarray) -> np.ndarray:
         """``(pairs, 2, 5)`` in pixels: ``C_b y - M_ab C_a y``."""

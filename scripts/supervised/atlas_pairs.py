@@ -52,7 +52,7 @@ class AtlasSource:
                 raise ValueError("log_offset must be > 0")
             sides = zip(self.box.start, self.box.stop, self.grid_shape, strict=True)
             if not all(0 <= start < stop <= side for start, stop, side in sides):
-                raise ValueError(f"cohort.crop must lie within {self.grid_shape}")
+                raise ValueError(f"cohort.crop must be within {self.grid_shape}")
             check_folder_names([one.name for one in self.subjects])
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise CohortError(

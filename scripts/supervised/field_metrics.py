@@ -24,7 +24,7 @@ __all__ = ["label_metrics", "mean_metrics", "pair_metrics"]
 
 
 def pair_metrics(
-    found: np.ndarray,
+    estimate: np.ndarray,
     inverse: np.ndarray,
     reference: np.ndarray,
     moving: np.ndarray,
@@ -46,32 +46,35 @@ def pair_metrics(
     """
     tissue = tissue_mask(reference[0])
     image = torch.from_numpy(moving)[None]
-    moved = warp_image(image, torch.from_numpy(found)[None])[0, 0].numpy()
+    moved = warp_image(image, torch.from_numpy(estimate)[None])[0, 0].numpy()
     numbers: dict[str, float] = {}
-    for ending, field, warped in (("", found, moved), ("_zero", np.zeros_like(found), moving[0])):
+    for ending, field, warped in (
+        ("", estimate, moved),
+        ("_zero", np.zeros_like(estimate), moving[0]),
+    ):
         if true is not None:
             errors = field_errors(field, true, tissue)
             numbers |= {f"{name}{ending}": value for name, value in errors.items()}
         likeness = image_likeness(warped, reference[0])
         numbers |= {f"{name}{ending}": value for name, value in likeness.items()}
-    determinant = jacobian_determinant(torch.from_numpy(found)).numpy()
+    determinant = jacobian_determinant(torch.from_numpy(estimate)).numpy()
     for ending, mask in (("", np.ones_like(tissue)), ("_tissue", tissue)):
         numbers[f"folded{ending}"] = float((determinant[mask] <= 0).mean())
         numbers[f"least_det{ending}"] = float(determinant[mask].min())
-    numbers["inverse"] = _consistency(found, inverse, None)
-    numbers["inverse_tissue"] = _consistency(found, inverse, tissue)
+    numbers["inverse"] = _consistency(estimate, inverse, None)
+    numbers["inverse_tissue"] = _consistency(estimate, inverse, tissue)
     return numbers
 
 
-def _consistency(found: np.ndarray, inverse: np.ndarray, mask: np.ndarray | None) -> float:
-    if not (np.isfinite(found).all() and np.isfinite(inverse).all()):
+def _consistency(estimate: np.ndarray, inverse: np.ndarray, mask: np.ndarray | None) -> float:
+    if not (np.isfinite(estimate).all() and np.isfinite(inverse).all()):
         return float("nan")
-    value = inverse_consistency(found, inverse, mask)
+    value = inverse_consistency(estimate, inverse, mask)
     return 0.0 if np.isnan(value) else value
 
 
 def label_metrics(
-    found: np.ndarray,
+    estimate: np.ndarray,
     extras: dict[str, np.ndarray],
     tree: dict[int, int | None] | None = None,
 ) -> dict[str, float]:
@@ -87,7 +90,7 @@ def label_metrics(
         labels = extras["img_labels"]
         values, places = np.unique(labels, return_inverse=True)
         places = places.reshape(labels.shape).astype(np.float64)
-        for ending, field in (("", found), ("_zero", np.zeros_like(found))):
+        for ending, field in (("", estimate), ("_zero", np.zeros_like(estimate))):
             # The number of a label's entry instead of the label: float64 holds it exactly.
             moved = warp(
                 torch.from_numpy(places)[None, None], torch.from_numpy(field)[None].double(),
@@ -100,7 +103,7 @@ def label_metrics(
                 overlap = label_overlap(warped, extras["ref_labels"], ancestors)
                 numbers |= {f"{name}{level}{ending}": value for name, value in overlap.items()}
     if {"img_landmarks", "ref_landmarks"} <= extras.keys():
-        numbers |= landmark_errors(found, extras["ref_landmarks"], extras["img_landmarks"])
+        numbers |= landmark_errors(estimate, extras["ref_landmarks"], extras["img_landmarks"])
     return numbers
 
 

@@ -124,11 +124,11 @@ class KnownPairs(Dataset[dict[str, Any]]):
         """
         place, epoch = key if isinstance(key, tuple) else (key, 0)
         index = self.indexes[place]
-        found = self.store.read(index)
-        assert found.reference is not None
+        pair = self.store.read(index)
+        assert pair.reference is not None
         reference, moving = (
             torch.from_numpy(np.ascontiguousarray(one)).float().div_(255)[None]
-            for one in (to_bytes(found.reference), found.moving)
+            for one in (to_bytes(pair.reference), pair.moving)
         )
         augmented = [
             self._augmented(image, [self.seed, epoch, index, which], augmentation)
@@ -143,11 +143,11 @@ class KnownPairs(Dataset[dict[str, Any]]):
             "reference": reference,
             "moving": moving,
         }
-        if found.field is not None:
-            item["field"] = torch.from_numpy(found.field)
+        if pair.field is not None:
+            item["field"] = torch.from_numpy(pair.field)
             item["registered"] = warp_image(moving[None], item["field"][None])[0]
-            if self.inverse and found.inverse is not None:
-                item["inverse"] = torch.from_numpy(found.inverse)
+            if self.inverse and pair.inverse is not None:
+                item["inverse"] = torch.from_numpy(pair.inverse)
         return item
 
     @staticmethod
@@ -254,13 +254,13 @@ def open_field_pairs(settings: TrainFieldsConfig, written: Sequence[str | Path] 
         check_pairs(store, sorted({*training, *(held_out if other is store else ())}))
         if other is not store:
             check_pairs(other, held_out)
-        found = FieldPairs(store, tuple(training), other, tuple(held_out))
+        result = FieldPairs(store, tuple(training), other, tuple(held_out))
         logger.info(
             "%d pairs of %s pixels to train on, %d to measure with",
             len(training), " x ".join(map(str, store.shape)), len(held_out),
         )  # fmt: skip
-        users.append(found)
-    return found
+        users.append(result)
+    return result
 
 
 def _split(settings: TrainFieldsConfig, store: PairStore) -> tuple[list[int], list[int]]:

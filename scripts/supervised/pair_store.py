@@ -145,15 +145,15 @@ class PairStore:
         pair = math.prod(self.shape) * (2 + 8 * d)
         check_fits(self.path, 4 * pair)
 
-    def _check_stored(self, name: str, found: Any) -> None:
+    def _check_stored(self, name: str, dataset: Any) -> None:
         """Refuse a claim of pairs that aren't in the file: a few bytes can claim any number."""
-        if found.chunks is None:
-            there = found.id.get_storage_size() >= found.nbytes
+        if dataset.chunks is None:
+            complete = dataset.id.get_storage_size() >= dataset.nbytes
         else:
-            there = found.id.get_num_chunks() >= math.ceil(len(found) / found.chunks[0])
-        if not there:
+            complete = dataset.id.get_num_chunks() >= math.ceil(len(dataset) / dataset.chunks[0])
+        if not complete:
             raise self._error(
-                f"{name} claims {len(found)} pairs of {math.prod(found.shape[1:])} values, but "
+                f"{name} claims {len(dataset)} pairs of {math.prod(dataset.shape[1:])} values, but "
                 "the file doesn't hold them all"
             )
 
@@ -166,27 +166,27 @@ class PairStore:
                     f"has no dataset p, of shape ({self.count},), nor ref: no pair has a reference"
                 )
             return np.arange(self.count)
-        found = self._dataset(file, name)
-        if tuple(found.shape) != (self.count,):
+        dataset = self._dataset(file, name)
+        if tuple(dataset.shape) != (self.count,):
             raise self._error(
-                f"{name} has shape {found.shape}; must be ({self.count},), one number a pair"
+                f"{name} has shape {dataset.shape}; must be ({self.count},), one number a pair"
             )
-        values = np.asarray(found)
+        values = np.asarray(dataset)
         if values.dtype.kind == "f" and np.isfinite(values).all():
             values = np.rint(values)
         elif values.dtype.kind not in "iu":
-            raise self._error(f"{name} has type {found.dtype}; must be whole numbers")
+            raise self._error(f"{name} has type {dataset.dtype}; must be whole numbers")
         return values.astype(np.int64)
 
-    def _check_extra(self, found: Any, name: str, images: tuple[int, ...]) -> None:
+    def _check_extra(self, dataset: Any, name: str, images: tuple[int, ...]) -> None:
         if name.endswith("landmarks"):
-            right = found.ndim == 3 and found.shape[0] == self.count
-            right = right and found.shape[2] == len(self.shape)
+            right = dataset.ndim == 3 and dataset.shape[0] == self.count
+            right = right and dataset.shape[2] == len(self.shape)
             wanted = f"({self.count}, points, {len(self.shape)})"
         else:
-            right, wanted = tuple(found.shape) == tuple(images), str(tuple(images))
+            right, wanted = tuple(dataset.shape) == tuple(images), str(tuple(images))
         if not right:
-            raise self._error(f"{name} has shape {found.shape}; must be {wanted}")
+            raise self._error(f"{name} has shape {dataset.shape}; must be {wanted}")
 
     def _dataset(self, file: Any, name: str) -> Any:
         link = file.get(name, getlink=True)
@@ -196,14 +196,14 @@ class PairStore:
             )
         if isinstance(link, h5py.ExternalLink):
             raise self._error(f"{name} leads to another file, which isn't followed")
-        found = file[name]
-        if not isinstance(found, h5py.Dataset):
+        result = file[name]
+        if not isinstance(result, h5py.Dataset):
             raise self._error(f"{name} is no dataset")
-        if found.external or found.is_virtual or found.file.id != file.id:
+        if result.external or result.is_virtual or result.file.id != file.id:
             raise self._error(f"{name} is stored in other files, which aren't read")
-        if found.dtype.kind not in "iuf":
-            raise self._error(f"{name} has type {found.dtype}; must be numbers")
-        return found
+        if result.dtype.kind not in "iuf":
+            raise self._error(f"{name} has type {result.dtype}; must be numbers")
+        return result
 
     def _error(self, reason: str) -> CohortError:
         return CohortError(f"{self.path}: {reason}")
@@ -261,14 +261,14 @@ class PairStore:
         with self._reading():
             file = self._opened()
             moving = np.asarray(file["img"][index])
-            found: list[np.ndarray | None] = [None, None]
+            arrays: list[np.ndarray | None] = [None, None]
             if fields and self.has_fields:
-                found = [_to_house(file[name][index]) for name in self.fields]
+                arrays = [_to_house(file[name][index]) for name in self.fields]
             reference = self._reference(file, index)
-        for name, field in zip(self.fields, found, strict=True):
+        for name, field in zip(self.fields, arrays, strict=True):
             if field is not None:
                 self._check_field(name, index, field)
-        return StoredPair(moving, reference, *found)
+        return StoredPair(moving, reference, *arrays)
 
     def _reference(self, file: Any, index: int) -> np.ndarray | None:
         if self.extra["ref"]:
@@ -289,7 +289,7 @@ class PairStore:
 
     def extras(self, index: int) -> dict[str, np.ndarray]:
         """Labels and landmarks of a pair, where the store has them; landmarks along the axes."""
-        found: dict[str, np.ndarray] = {}
+        result: dict[str, np.ndarray] = {}
         with self._reading():
             file = self._opened()
             for name in _OPTIONAL[1:]:
@@ -298,8 +298,8 @@ class PairStore:
                     if name.endswith("landmarks"):
                         values = values.astype(np.float64)
                         values = values[:, ::-1] if len(self.shape) == 2 else values
-                    found[name] = np.ascontiguousarray(values)
-        return found
+                    result[name] = np.ascontiguousarray(values)
+        return result
 
     def require_references(self) -> None:
         """Refuse a store whose pairs have no reference.

@@ -184,8 +184,8 @@ class PredictionStep:
         network.eval()
         more = {"expose_global": True} if isinstance(network, MergedNetwork) else {}
         with torch.no_grad(), autocast(pair.device, self.dtype):
-            found = network.find(pair, inverse=True, **more)
-        if not bool(torch.isfinite(found.field).all()):
+            estimate = network.find(pair, inverse=True, **more)
+        if not bool(torch.isfinite(estimate.field).all()):
             raise TrainingError(
                 f"the field of {', '.join(map(str, batch['subject']))} is not finite; use "
                 "predict_fields#dtype float32"
@@ -193,12 +193,12 @@ class PredictionStep:
         output = {
             "image": pair,
             "subject": batch["subject"],
-            "pred": found.field,
-            "inverse": found.inverse,
-            "registered": network.warp(moving, found.field),
+            "pred": estimate.field,
+            "inverse": estimate.inverse,
+            "registered": network.warp(moving, estimate.field),
         }
-        if found.global_field is not None:
-            output["stage"] = found.global_field
+        if estimate.global_field is not None:
+            output["stage"] = estimate.global_field
         engine.state.output = output
         engine.fire_event(IterationEvents.FORWARD_COMPLETED)
         engine.fire_event(IterationEvents.MODEL_COMPLETED)
@@ -272,10 +272,10 @@ class FieldPredictor:
             self._write_metrics()
 
     def _take(self, engine: SupervisedEvaluator) -> None:
-        found: Any = engine.state.output
+        outputs: Any = engine.state.output
         batch: Any = engine.state.batch
         items = batch if isinstance(batch, list) else None
-        for i, output in enumerate(found):
+        for i, output in enumerate(outputs):
             number = int(items[i]["number"]) if items is not None else int(batch["number"][i])
             fields = [torch.as_tensor(output[name]).cpu() for name in ("pred", "inverse")]
             if isinstance(self.dataset, KnownPairs):
@@ -394,5 +394,5 @@ def read_label_tree(path: str | Path) -> dict[int, int | None]:
         while up is not None:
             up, steps = tree.get(up), steps + 1
             if steps > len(tree):
-                raise CohortError(f"{path}: label {label} is its own ancestor")
+                raise CohortError(f"{path}: label {label} is an ancestor of itself")
     return tree

@@ -107,10 +107,10 @@ def read_array_file(path: Path, name: str | None = None) -> np.ndarray:
     """
     check_fits(path, check_file(path).st_size)
     try:
-        found = np.load(path, allow_pickle=False)
-        if isinstance(found, np.ndarray):
-            return found
-        with found as arrays:
+        result = np.load(path, allow_pickle=False)
+        if isinstance(result, np.ndarray):
+            return result
+        with result as arrays:
             return np.asarray(arrays[_chosen(path, list(arrays.keys()), arrays, name)])
     except (OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError) as error:
         raise CohortError(f"{path}: can't be read: {say(error)}") from error

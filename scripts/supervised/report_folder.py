@@ -31,10 +31,10 @@ def about_of(path: Path) -> dict[str, Any]:
     """
     try:
         with h5py.File(path, "r", locking="best-effort") as file:
-            found = parse_json(str(file.attrs["about"]))
+            content = parse_json(str(file.attrs["about"]))
     except (OSError, KeyError, ValueError, TypeError, RuntimeError):
         return {}
-    return found if isinstance(found, dict) and found.get("name") == NAME else {}
+    return content if isinstance(content, dict) and content.get("name") == NAME else {}
 
 
 def check_report_folder(folder: Path, *inputs: str | Path) -> None:

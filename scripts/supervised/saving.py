@@ -224,8 +224,8 @@ def load_field_network(path: str | Path, network: str) -> FieldNetwork:
     Raises:
         CheckpointError: the file is missing, damaged, or of another network.
     """
-    file, found = _saved(Path(path))
-    weights = found.get("network")
+    file, checkpoint = _saved(Path(path))
+    weights = checkpoint.get("network")
     if not isinstance(weights, dict) or "described" not in weights:
         raise CheckpointError(f"{file}: is not a network of fields of this bundle")
     try:

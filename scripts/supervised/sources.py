@@ -144,8 +144,8 @@ def resized(image: np.ndarray, shape: Sequence[int]) -> np.ndarray:
     # Centres of voxels: x of the new one lies at (x + 1/2) ratio - 1/2 of the old one.
     lines = [(np.arange(n) + 0.5) * r - 0.5 for n, r in zip(shape, ratio, strict=True)]
     places = np.stack(np.meshgrid(*lines, indexing="ij"))
-    found = map_coordinates(smooth, places, order=1, mode="nearest")
-    return np.rint(np.clip(found, 0, 255)).astype(np.uint8)
+    result = map_coordinates(smooth, places, order=1, mode="nearest")
+    return np.rint(np.clip(result, 0, 255)).astype(np.uint8)
 
 
 def reference_paths(settings: MakePairsConfig) -> list[Path]:
@@ -154,7 +154,7 @@ def reference_paths(settings: MakePairsConfig) -> list[Path]:
     Raises:
         CohortError: a path with ``*`` names none.
     """
-    return [Path(found) for text in settings.reference for found in _expanded(text)]
+    return [Path(path) for text in settings.reference for path in _expanded(text)]
 
 
 def open_source(settings: MakePairsConfig) -> ImageSource | StoreSource:
@@ -211,14 +211,14 @@ def _specimens(paths: Sequence[Path], pattern: str | None) -> list[int]:
     if pattern is None:
         return list(range(len(paths)))
     numbers: dict[str, int] = {}
-    found = []
+    result = []
     for path in paths:
         stem = path.name.removesuffix(".gz").rpartition(".")[0] or path.name
         subject = subject_in(pattern, stem)
         if subject is None:
             raise CohortError(f"{path}: is not named as make_pairs.specimen = {pattern!r} says")
-        found.append(numbers.setdefault(subject, len(numbers)))
-    return found
+        result.append(numbers.setdefault(subject, len(numbers)))
+    return result
 
 
 def chosen(indexes: Sequence[int] | str | None, count: int, key: str) -> list[int] | None:
@@ -252,10 +252,10 @@ def _expanded(text: str) -> list[str]:
     """The files that a path with ``*`` stands for, in order."""
     if "*" not in text:
         return [text]
-    found = sorted(glob.glob(text), key=_natural)  # noqa: PTH207
-    if not found:
+    result = sorted(glob.glob(text), key=_natural)  # noqa: PTH207
+    if not result:
         raise CohortError(f"{text}: no file has such a name")
-    return found
+    return result
 
 
 def _natural(text: object) -> list[object]:
@@ -305,13 +305,13 @@ def _images_of(path: Path, settings: MakePairsConfig) -> Iterator[tuple[str, np.
 
 
 def _folder(path: Path) -> Iterator[tuple[str, np.ndarray]]:
-    found = sorted(
+    paths = sorted(
         (one for one in path.iterdir() if one.name.lower().endswith(_IMAGES)),
         key=lambda one: _natural(one.name),
     )
-    if not found:
+    if not paths:
         raise CohortError(f"{path}: contains no image ({', '.join(_IMAGES)})")
-    for one in found:
+    for one in paths:
         yield str(one), _read_image(one)
 
 
@@ -347,9 +347,9 @@ def _read_zarr(path: Path, name: str | None) -> np.ndarray:
         ) from error
     check_zarr(path)
     try:
-        found: Any = zarr.open(str(path), mode="r")
-        alone = hasattr(found, "shape")
-        array = found if alone else found[_level(path, dict(found.attrs), name)]
+        opened: Any = zarr.open(str(path), mode="r")
+        alone = hasattr(opened, "shape")
+        array = opened if alone else opened[_level(path, dict(opened.attrs), name)]
         store = inside(path, array.path, kind="folder") if array.path else path
         check_zarr_array(store, array)
         shape = tuple(int(n) for n in array.shape)

@@ -187,18 +187,18 @@ class FieldStep:
         network.train()
         engine.optimizer.zero_grad(set_to_none=True)
         with autocast(task.pair.device, self.dtype):
-            found = network.find(task.pair, inverse=self.loss.inverse)
+            estimate = network.find(task.pair, inverse=self.loss.inverse)
         engine.state.output = {"image": task.pair, "subject": batch["subject"]}
         engine.fire_event(IterationEvents.FORWARD_COMPLETED)
-        outputs = [network.warp(task.moving, task.whole(found.field)), found.field]
+        outputs = [network.warp(task.moving, task.whole(estimate.field)), estimate.field]
         targets = [task.registered, task.field]
         if self.loss.inverse:
-            assert found.inverse is not None and task.inverse is not None
-            outputs.append(found.inverse)
+            assert estimate.inverse is not None and task.inverse is not None
+            outputs.append(estimate.inverse)
             targets.append(task.inverse)
         terms = self.loss(outputs, targets)
         with torch.no_grad():
-            distance = (found.field - task.field).square().sum(1).sqrt().mean()
+            distance = (estimate.field - task.field).square().sum(1).sqrt().mean()
         engine.state.output.update({name: term.detach() for name, term in terms.items()})
         engine.state.output["distance"] = distance
         engine.fire_event(IterationEvents.LOSS_COMPLETED)
@@ -226,12 +226,12 @@ class HeldOutFields:
         task = task_of(batch, engine.state.device, self.stage, self.dtype)
         network.eval()
         with torch.no_grad(), autocast(task.pair.device, self.dtype):
-            found = network.find(task.pair, inverse=True)
-        back = found.inverse
+            estimate = network.find(task.pair, inverse=True)
+        back = estimate.inverse
         assert back is not None
         if task.stage is not None:
             back = task.stage.inverse().before(back)
-        fields = task.whole(found.field).cpu(), back.cpu()
+        fields = task.whole(estimate.field).cpu(), back.cpu()
         rows = []
         for i in range(len(task.pair)):
             reference, moving, true = (

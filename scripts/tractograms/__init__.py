@@ -8,6 +8,7 @@ from scripts.tractograms.reading import (
     Tractogram,
     is_tractogram,
     open_tractogram,
+    streamlines_of,
 )
 from scripts.tractograms.streamlines import Streamlines, TractogramError, resample
 from scripts.tractograms.traversal import Visits, visited_voxels
@@ -29,6 +30,7 @@ __all__ = [
     "open_tractogram",
     "open_weights",
     "resample",
+    "streamlines_of",
     "visited_voxels",
     "write_tractogram",
 ]

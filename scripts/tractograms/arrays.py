@@ -34,7 +34,7 @@ def open_array(file: Path, path: Path) -> Source:
             raise
         raise TractogramError(
             path,
-            "holds Python objects, which are not read; must be an array of numbers "
+            "contains Python objects, which are not read; must be an array of numbers "
             "(streamlines, points, 3): resample the streamlines to one number of points, or save "
             "them as .trk or .tck",
         ) from error

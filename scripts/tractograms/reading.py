@@ -13,7 +13,7 @@ import struct
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -32,7 +32,7 @@ from scripts.tractograms.trk import open_trk
 from scripts.tractograms.trx import open_trx
 from scripts.tractograms.vtk import open_vtk
 
-__all__ = ["CHUNK", "SUFFIXES", "Tractogram", "is_tractogram", "open_tractogram"]
+__all__ = ["CHUNK", "SUFFIXES", "Tractogram", "is_tractogram", "open_tractogram", "streamlines_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -130,7 +130,7 @@ class Tractogram:
             yield chunk
         if self.source.exact and self.count is not None and done != self.count:
             raise TractogramError(
-                self.path, f"holds {done} streamlines, its header says {self.count}"
+                self.path, f"contains {done} streamlines, its header says {self.count}"
             )
 
     def read(self, finite: bool = True, per_point: bool = False) -> Streamlines:
@@ -182,6 +182,20 @@ def open_tractogram(path: str | Path, vtk_space: str = "auto") -> Tractogram:
         raise TractogramError(file, f"can't be read: {say(error)}") from error
 
 
+def streamlines_of(source: str | Path | Sequence[np.ndarray]) -> Streamlines:
+    """All streamlines of a file, or of a program.
+
+    Args:
+        source: a tractogram's path, or arrays ``(points, 3)`` in RAS mm.
+
+    Raises:
+        TractogramError: the file can't be used.
+    """
+    if isinstance(source, str | Path):
+        return open_tractogram(source).read(finite=False)
+    return Streamlines.of(source)
+
+
 def _unpacked(path: Path, ending: str) -> Any:
     """A temporary file with the content of a packed one; None if the file isn't packed.
 
@@ -192,7 +206,7 @@ def _unpacked(path: Path, ending: str) -> Any:
         start = file.read(2)
     if start != GZIP_START:
         if ending.endswith(".gz") and start:
-            logger.warning("%s: is not packed, though its name says so", path)
+            logger.warning("%s: is not packed, despite its name", path)
         return None
     # Open as long as the tractogram exists; removed with it.
     unpacked = tempfile.NamedTemporaryFile(suffix=ending.removesuffix(".gz"))  # noqa: SIM115

@@ -50,13 +50,13 @@ def open_tck(file: Path, path: Path) -> Source:
         raise TractogramError(path, f"can't be read: bad header (points start at byte {offset})")
 
     def chunks(size: int, _: bool) -> Iterator[Streamlines]:
-        said = header.get("count", "")
+        described = header.get("count", "")
         done = 0
         for chunk in _chunks(file, path, offset, dtype, size):
             done += len(chunk)
             yield chunk
-        if said.isdigit() and int(said) != done:
-            logger.warning("%s: holds %d streamlines, its header says %s", path, done, said)
+        if described.isdigit() and int(described) != done:
+            logger.warning("%s: contains %d streamlines, its header says %s", path, done, described)
 
     return Source(chunks)
 
@@ -84,12 +84,12 @@ def _chunks(
 ) -> Iterator[Streamlines]:
     with file.open("rb") as stream:
         stream.seek(offset)
-        carried = np.zeros((0, 3), f"=f{dtype.itemsize}")
+        remainder = np.zeros((0, 3), f"=f{dtype.itemsize}")
         most = file.stat().st_size // (3 * dtype.itemsize) + 1
         ended = False
         while not ended:
             # As much as is carried: a streamline without end is copied a few times, not often.
-            words = np.fromfile(stream, dtype=dtype, count=3 * min(max(size, len(carried)), most))
+            words = np.fromfile(stream, dtype=dtype, count=3 * min(max(size, len(remainder)), most))
             fresh = words[: len(words) // 3 * 3].reshape(-1, 3)
             fresh = fresh.astype(f"=f{dtype.itemsize}", copy=False)
             if not len(fresh):
@@ -98,11 +98,11 @@ def _chunks(
             if infinite.any():
                 ended = True
                 fresh = fresh[: int(infinite.argmax())]
-            block = np.concatenate([carried, fresh])
+            block = np.concatenate([remainder, fresh])
             stops = np.flatnonzero(np.isnan(block).all(axis=1))
             rest = int(stops[-1]) + 1 if len(stops) else 0
-            carried = block[rest:]
-            if ended and len(carried):  # the last streamline has no NaN after it
+            remainder = block[rest:]
+            if ended and len(remainder):  # the last streamline has no NaN after it
                 stops = np.append(stops, len(block))
                 rest = len(block)
             if len(stops):

@@ -121,14 +121,14 @@ def _distinct(keys: np.ndarray) -> np.ndarray:
     table = np.empty(1 << bits, dtype=np.int32)  # only slots written below are read
     table[place] = index
     winner = table[place]
-    own = winner == index
-    lost = np.flatnonzero(~own)
+    wins = winner == index
+    lost = np.flatnonzero(~wins)
     if not len(lost):
         return keys
     beaten = keys[lost]
     others = beaten[keys[winner[lost]] != beaten]
     return (
-        np.concatenate([keys[own], np.unique(others, sorted=False)]) if len(others) else keys[own]
+        np.concatenate([keys[wins], np.unique(others, sorted=False)]) if len(others) else keys[wins]
     )
 
 

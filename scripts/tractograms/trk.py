@@ -70,7 +70,7 @@ def open_trk(file: Path, path: Path) -> Source:
     # From the bytes, because nibabel has replaced a missing number of streamlines.
     big = str(header["endianness"]) == ">"
     record = np.frombuffer(start, header_2_dtype.newbyteorder(">" if big else "<"))[0]
-    said = int(record["nb_streamlines"])  # 0 stands for "not recorded"
+    described = int(record["nb_streamlines"])  # 0 stands for "not recorded"
     columns = _columns(header["property_name"], properties, "properties")
     point_columns = _columns(header["scalar_name"], scalars, "scalars")
 
@@ -80,10 +80,12 @@ def open_trk(file: Path, path: Path) -> Source:
         if not bytes(record["voxel_order"]).strip(b"\0 "):
             logger.warning(
                 "%s: its header's voxel_order is empty; LPS is assumed, as TrackVis does: "
-                "look whether the streamlines lie where they belong",
+                "check the position of the streamlines",
                 path,
             )
-        for points, offsets, values in _records(file, path, order, scalars, properties, said, size):
+        for points, offsets, values in _records(
+            file, path, order, scalars, properties, described, size
+        ):
             world = points[:, :3].astype(np.float64) @ to_world[:3, :3].T + to_world[:3, 3]
             data = {name: values[:, columns[name]] for name in columns}
             more = points[:, 3:]
@@ -92,16 +94,16 @@ def open_trk(file: Path, path: Path) -> Source:
             )
             done += len(offsets) - 1
             yield Streamlines(world, offsets, data, at_points)
-        if said > done:
+        if described > done:
             raise TractogramError(
-                path, f"is truncated: holds {done} streamlines, its header says {said}"
+                path, f"is truncated: contains {done} streamlines, its header says {described}"
             )
-        if said and said != done:
-            logger.warning("%s: holds %d streamlines, its header says %d", path, done, said)
+        if described and described != done:
+            logger.warning("%s: contains %d streamlines, its header says %d", path, done, described)
 
     return Source(
         chunks,
-        count=said if said > 0 else None,
+        count=described if described > 0 else None,
         exact=False,
         names=tuple(columns),
         point_names=tuple(point_columns),
@@ -131,7 +133,7 @@ def _columns(names: np.ndarray, total: int, rest: str) -> dict[str, slice]:
 
 
 def _records(
-    file: Path, path: Path, order: str, scalars: int, properties: int, said: int, size: int
+    file: Path, path: Path, order: str, scalars: int, properties: int, described: int, size: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Points ``(P, 3 + scalars)``, offsets and properties ``(n, properties)``, block by block.
 
@@ -143,28 +145,28 @@ def _records(
         stream.seek(_HEADER)
         words = (file.stat().st_size - _HEADER) // 4
         odd = (file.stat().st_size - _HEADER) % 4
-        carried = np.zeros(0, dtype=f"{order}i4")
+        remainder = np.zeros(0, dtype=f"{order}i4")
         want = size * width
         while True:
             fresh = np.fromfile(stream, dtype=f"{order}i4", count=min(want, words))
             words -= len(fresh)
-            block = np.concatenate([carried, fresh]).astype("=i4", copy=False)
+            block = np.concatenate([remainder, fresh]).astype("=i4", copy=False)
             if not len(block):
                 break
-            most = said - done if done < said else len(block)
+            most = described - done if done < described else len(block)
             try:
                 starts = counted_records(block, width, properties, most)
             except ValueError:
-                if 0 < said <= done:
-                    _tell_of_rest(path, said)
+                if 0 < described <= done:
+                    _tell_of_rest(path, described)
                     return
                 raise
             n, end = len(starts) - 1, int(starts[-1])
-            carried = block[end:].astype(f"{order}i4", copy=False)
+            remainder = block[end:].astype(f"{order}i4", copy=False)
             done += n
             if n == 0:
-                if not words and 0 < said <= done:
-                    _tell_of_rest(path, said)
+                if not words and 0 < described <= done:
+                    _tell_of_rest(path, described)
                     return
                 if not words:
                     raise TractogramError(path, "can't be read: truncated within a streamline")
@@ -183,16 +185,16 @@ def _records(
             points = floats[is_point].reshape(-1, width)
             offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
             yield points, offsets, values
-    if odd and 0 < said <= done:
-        _tell_of_rest(path, said)
+    if odd and 0 < described <= done:
+        _tell_of_rest(path, described)
     elif odd:
         raise TractogramError(path, "can't be read: truncated within a streamline")
 
 
-def _tell_of_rest(path: Path, said: int) -> None:
+def _tell_of_rest(path: Path, described: int) -> None:
     logger.warning(
         "%s: what follows the %d streamlines of its header is no whole streamline and is left out",
-        path, said,
+        path, described,
     )  # fmt: skip
 
 
@@ -270,8 +272,8 @@ def _require_exact(data: dict[str, np.ndarray]) -> None:
         if values.dtype.kind in "iu" and (values.astype(np.float32) != values).any():
             worst = values[values.astype(np.float32) != values].flat[0]
             raise ConfigurationError(
-                f"TRK holds float32 values, which can't tell {name} {worst} from its neighbours; "
-                "write .trx"
+                f"TRK stores float32 values, which can't distinguish {name} {worst} from its "
+                "neighbours; write .trx"
             )
 
 
@@ -279,7 +281,7 @@ def _name(field: np.ndarray, data: dict[str, np.ndarray], what: str) -> int:
     """Put the names of values into the header's field; the number of their columns."""
     if len(data) > _MOST_NAMES:
         raise ConfigurationError(
-            f"TRK holds at most {_MOST_NAMES} values {what}, got {len(data)}; write .trx"
+            f"TRK stores at most {_MOST_NAMES} values {what}, got {len(data)}; write .trx"
         )
     total = 0
     for place, (name, values) in enumerate(data.items()):
@@ -287,7 +289,7 @@ def _name(field: np.ndarray, data: dict[str, np.ndarray], what: str) -> int:
         width = values.shape[1]
         if len(text) > _LONGEST_NAME or width > 9:
             raise ConfigurationError(
-                f"TRK can't hold {name!r} with {width} values {what}; write .trx"
+                f"TRK can't store {name!r} with {width} values {what}; write .trx"
             )
         field[place] = text if width == 1 else text + b"\0" + str(width).encode()
         total += width

@@ -102,11 +102,13 @@ def open_trx(path: Path, _: Path) -> Source:
 
     def chunks(size: int, per_point: bool) -> Iterator[Streamlines]:
         if count:
-            asked = at_points if per_point else {}
-            yield from _chunks(path, opened, single, values, asked, (vertices, count), size)
+            values_at_points = at_points if per_point else {}
+            yield from _chunks(
+                path, opened, single, values, values_at_points, (vertices, count), size
+            )
 
     def groups() -> dict[str, np.ndarray]:
-        found = {}
+        result = {}
         for one in arrays:
             if one.member.startswith("groups/"):
                 if one.rows > count:
@@ -114,8 +116,8 @@ def open_trx(path: Path, _: Path) -> Source:
                         path, f"can't be read: {one.member} has {one.rows} of {count} entries"
                     )
                 with opened(one.member) as file:
-                    found[one.name] = np.frombuffer(file.read(), one.dtype).astype(np.int64)
-        return found
+                    result[one.name] = np.frombuffer(file.read(), one.dtype).astype(np.int64)
+        return result
 
     return Source(
         chunks,
@@ -131,12 +133,12 @@ def open_trx(path: Path, _: Path) -> Source:
 def _members(path: Path) -> tuple[dict[str, int], Callable[[str], Any]]:
     """Sizes of the parts by name, and a function that opens one."""
     if path.is_dir():
-        found = {
+        members = {
             file.relative_to(path).as_posix(): file.stat().st_size
             for file in sorted(path.rglob("*"))
             if file.is_file()
         }
-        return found, lambda name: (path / name).open("rb")
+        return members, lambda name: (path / name).open("rb")
     with zipfile.ZipFile(path) as archive:
         parts = [one for one in archive.infolist() if not one.is_dir()]
     _check_parts(path, parts)
@@ -161,7 +163,7 @@ def _check_parts(path: Path, parts: list[zipfile.ZipInfo]) -> None:
         most = one.compress_size * (1032 if one.compress_type == zipfile.ZIP_DEFLATED else 1)
         if left < 0 or one.file_size > most:
             raise TractogramError(
-                path, f"can't be read: {one.filename!r} claims more than the file holds"
+                path, f"can't be read: {one.filename!r} claims more than the file contains"
             )
 
 
@@ -225,10 +227,10 @@ def _chunks(
                 waiting = waiting[n:]
                 points = take(single["positions"], int(ends[-1]))
                 data = {name: take(one, n) for name, one in values.items()}
-                own = {name: take(one, int(ends[-1])) for name, one in at_points.items()}
+                point_values = {name: take(one, int(ends[-1])) for name, one in at_points.items()}
                 done += n
                 kind = np.float64 if points.dtype.itemsize > 4 else np.float32
-                yield Streamlines(points.astype(kind, copy=False), ends, data, own)
+                yield Streamlines(points.astype(kind, copy=False), ends, data, point_values)
         if int(waiting[0]) != vertices:
             raise TractogramError(
                 path, f"can't be read: {vertices - int(waiting[0])} points belong to no streamline"

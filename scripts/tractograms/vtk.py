@@ -119,17 +119,17 @@ def open_vtk(file: Path, path: Path, space: str = "auto") -> Source:
     )
 
 
-def _space(path: Path, title: str, told: str) -> str:
+def _space(path: Path, title: str, space: str) -> str:
     """``ras`` or ``lps``; the title has priority over the setting."""
-    said = re.search(r"SPACE=(\w+)", title)
-    if said is not None:
-        if said[1] not in ("RAS", "LPS"):
+    described = re.search(r"SPACE=(\w+)", title)
+    if described is not None:
+        if described[1] not in ("RAS", "LPS"):
             raise TractogramError(
-                path, f"can't be read: its title says {said[0]}; must be RAS or LPS"
+                path, f"can't be read: its title says {described[0]}; must be RAS or LPS"
             )
-        return said[1].lower()
-    if told != "auto":
-        return told
+        return described[1].lower()
+    if space != "auto":
+        return space
     return "lps" if ending_of(path).startswith(".fib") else "ras"
 
 
@@ -193,15 +193,15 @@ def _parse(path: Path, reader: BinaryWords | TextWords) -> _Polydata:
         elif key == "FIELD":
             for _ in range(int(words[-1])):
                 name, columns, rows, kind = _field_head(reader)
-                found = _values(reader, kind, columns * rows)
-                if found is not None and owner:
-                    _owned(parts, owner)[name] = found.reshape(rows, columns)
+                content = _values(reader, kind, columns * rows)
+                if content is not None and owner:
+                    _owned(parts, owner)[name] = content.reshape(rows, columns)
         elif key == "LOOKUP_TABLE":
             reader.array("u1" if isinstance(reader, BinaryWords) else "f4", 4 * int(words[-1]))
         elif key in ("SCALARS", "COLOR_SCALARS", "TEXTURE_COORDINATES", *_COLUMNS):
-            name, found = _read_attribute(reader, words, total)
-            if found is not None and owner:
-                _owned(parts, owner)[name] = found
+            name, content = _read_attribute(reader, words, total)
+            if content is not None and owner:
+                _owned(parts, owner)[name] = content
         elif key in _IDS and owner:
             _values(reader, words[-1], total)  # numbers of cells or points: not used
         else:
@@ -282,8 +282,8 @@ def _read_attribute(
         at = reader.at
         if not (reader.line() or "").startswith("LOOKUP_TABLE"):
             reader.at = at
-    found = _values(reader, kind, total * columns)
-    return _name(name), None if found is None else found.reshape(total, columns)
+    values = _values(reader, kind, total * columns)
+    return _name(name), None if values is None else values.reshape(total, columns)
 
 
 def _field_head(reader: BinaryWords | TextWords) -> tuple[str, int, int, str]:

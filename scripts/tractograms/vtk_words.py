@@ -49,9 +49,9 @@ class BinaryWords:
             raise TractogramError(self.path, "can't be read: truncated")
         if not length:
             return np.zeros(0, kind)
-        found = np.memmap(self.file, kind, "r", self.at, (length,))
+        result = np.memmap(self.file, kind, "r", self.at, (length,))
         self.at += length * kind.itemsize
-        return found
+        return result
 
     def skip_strings(self, count: int) -> None:
         """Skip strings; the length of each precedes it, in 1, 2, 4 or 8 bytes."""

@@ -44,7 +44,7 @@ class Weights:
             return _checked(self.path, chunk.data[self.name][:, 0].astype(np.float64), start)
         if start + len(chunk) > len(self.values):
             raise TractogramError(
-                self.path, f"holds {len(self.values)} weights, fewer than the streamlines"
+                self.path, f"contains {len(self.values)} weights, fewer than the streamlines"
             )
         return self.values[start : start + len(chunk)]
 
@@ -52,7 +52,7 @@ class Weights:
         """Refuse a file with more weights than streamlines."""
         if self.values is not None and len(self.values) != count:
             raise TractogramError(
-                self.path, f"holds {len(self.values)} weights for {count} streamlines"
+                self.path, f"contains {len(self.values)} weights for {count} streamlines"
             )
 
 
@@ -83,7 +83,7 @@ def open_weights(source: str, tractogram: Tractogram) -> Weights:
             # Memory-mapped, so that a damaged header can't cause a large allocation.
             values = np.load(path, mmap_mode="r", allow_pickle=False)
             if not isinstance(values, np.ndarray) or values.dtype.kind not in "biuf":
-                raise ValueError("holds no array of real numbers")
+                raise ValueError("contains no array of real numbers")
         else:
             lines = read_text(path, _LONGEST).splitlines()
             text = " ".join(line for line in lines if not line.startswith("#"))

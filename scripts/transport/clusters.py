@@ -95,9 +95,9 @@ def _assign(fibres: Tensor, centres: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         best = torch.addmm(-half, part, both.T).max(1)
         closeness.append(best.values)
         nearest.append(best.indices)
-    found = torch.cat(nearest)
+    nearest_cell = torch.cat(nearest)
     squares = (fibres.square().sum(1) - 2 * torch.cat(closeness)).clamp_min_(0)
-    return found % len(centres), found >= len(centres), squares
+    return nearest_cell % len(centres), nearest_cell >= len(centres), squares
 
 
 def _means(fibres: Tensor, labels: Tensor, turned: Tensor, count: int) -> Tensor:
@@ -106,5 +106,5 @@ def _means(fibres: Tensor, labels: Tensor, turned: Tensor, count: int) -> Tensor
     order = torch.argsort(labels, stable=True)
     sizes = torch.bincount(labels, minlength=count)
     sums = torch.segment_reduce(alike[order].contiguous(), "sum", lengths=sizes, axis=0)
-    there = sizes > 0
-    return sums[there] / sizes[there, None]
+    filled = sizes > 0
+    return sums[filled] / sizes[filled, None]

@@ -84,14 +84,14 @@ def _turned(streamlines: Streamlines) -> Streamlines:
     while len(undecided):
         ahead, behind = streamlines.points[a], streamlines.points[b]
         differs = ahead != behind
-        told = differs.any(1)
+        decided = differs.any(1)
         row, axis = np.arange(len(undecided)), differs.argmax(1)
-        backwards[undecided[told]] = (behind[row, axis] < ahead[row, axis])[told]
-        going = ~told & (a + 1 < b - 1)
+        backwards[undecided[decided]] = (behind[row, axis] < ahead[row, axis])[decided]
+        going = ~decided & (a + 1 < b - 1)
         undecided, a, b = undecided[going], a[going] + 1, b[going] - 1
     owners = streamlines.owners
-    own = np.arange(len(streamlines.points))
-    mirrored = (first + last)[owners] - own
+    numbers = np.arange(len(streamlines.points))
+    mirrored = (first + last)[owners] - numbers
     return Streamlines(
-        streamlines.points[np.where(backwards[owners], mirrored, own)], streamlines.offsets
+        streamlines.points[np.where(backwards[owners], mirrored, numbers)], streamlines.offsets
     )

@@ -84,16 +84,16 @@ def label_fibres(
         of_y = cluster_classes(y, of_atlas, next(wanted), settings.seed)
     fine = Fine(x, y, of_x, of_y, threads)
     scale = None if of_x is None or of_y is None else max(of_x.scale, of_y.scale)
-    own = solver != "geomloss"
-    step = progress((passes(x, y, annealing, scale) if own else 0) + 1) if progress else None
-    if own:
+    built_in = solver != "geomloss"
+    step = progress((passes(x, y, annealing, scale) if built_in else 0) + 1) if progress else None
+    if built_in:
         potentials = solve(x, y, annealing, fine, of_x, of_y, step)
     else:
         assert of_x is not None and of_y is not None
         potentials = fine.sorted(solve_with_geomloss(x, y, annealing, of_x, of_y))
     masses = class_masses(fine, potentials, of_atlas, annealing, step)
-    largest, found = masses.max(1)
-    labels = torch.where(largest >= settings.outlier_threshold, found, OUTLIER)
+    largest, which = masses.max(1)
+    labels = torch.where(largest >= settings.outlier_threshold, which, OUTLIER)
     described: dict[str, Any] = {
         "name": solver,
         "pairs_evaluated": fine.sums.evaluated,

@@ -72,12 +72,12 @@ def read_atlas(
     """
     place = Path(path)
     if place.is_dir() and not is_tractogram(place):
-        streamlines, raw, own = _read_folder(place, vtk_space)
+        streamlines, raw, known_names = _read_folder(place, vtk_space)
     else:
         tractogram = open_tractogram(place, vtk_space)
         streamlines = read_streamlines(tractogram)
-        raw, own = _labels(tractogram, streamlines, labels)
-    own |= _read_names(names)
+        raw, known_names = _labels(tractogram, streamlines, labels)
+    known_names |= _read_names(names)
     kept = raw >= 0
     if not kept.any():
         raise TractogramError(place, "has no streamline with a class")
@@ -86,23 +86,23 @@ def read_atlas(
         streamlines if kept.all() else streamlines.take(kept),
         classes.astype(np.int64),
         ids,
-        tuple(own.get(int(one), str(int(one))) for one in ids),
+        tuple(known_names.get(int(one), str(int(one))) for one in ids),
         int((~kept).sum()),
     )
 
 
 def file_names(names: tuple[str, ...]) -> tuple[str, ...]:
     """A file name for each class: valid on any system, and unique."""
-    found: list[str] = []
+    result: list[str] = []
     for name in names:
         composed = unicodedata.normalize("NFC", name)
         base = re.sub(r"[^\w.+-]+", "_", composed).strip("._")[:_LONGEST_NAME] or "class"
         safe, number = base, 2
-        taken = {"outliers", *(one.casefold() for one in found)}
+        taken = {"outliers", *(one.casefold() for one in result)}
         while safe.casefold() in taken:
             safe, number = f"{base}_{number}", number + 1
-        found.append(safe)
-    return tuple(found)
+        result.append(safe)
+    return tuple(result)
 
 
 def _read_folder(folder: Path, vtk_space: str) -> tuple[Streamlines, np.ndarray, dict[int, str]]:
@@ -148,7 +148,7 @@ def _labels(
                 raise TractogramError(
                     path,
                     f"has {shared} streamlines in both group {other} and group {name}; a class for "
-                    "each is needed: make the groups apart, or name a per-streamline value with "
+                    "each is needed: separate the groups, or name a per-streamline value with "
                     "--label_transfer#labels",
                 )
             raw[members] = number

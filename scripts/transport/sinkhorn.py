@@ -177,10 +177,10 @@ def solve(
         Columns(of_y.centres, _shares(of_y)),
         fine.sums.threads,
     )
-    found = _anneal(coarse, None, eps_list[: jump + 1], annealing, None, last=False)
+    potentials = _anneal(coarse, None, eps_list[: jump + 1], annealing, None, last=False)
     eps = eps_list[jump]
-    f = from_centres(x, of_y, found.g, eps, annealing)
-    g = from_centres(y, of_x, found.f, eps, annealing)
+    f = from_centres(x, of_y, potentials.g, eps, annealing)
+    g = from_centres(y, of_x, potentials.f, eps, annealing)
     start = fine.sorted(Potentials(f, g))
     return _anneal(fine.sums, start, eps_list[jump + 1 :], annealing, step)
 

@@ -193,24 +193,24 @@ class PlanSums:
         if not len(lost):
             return
         if of_rows:
-            own, half, others = self.x[lost], self.half_x[lost], self.y
+            rows, half, others = self.x[lost], self.half_x[lost], self.y
             level = self._level(other, eps)
         else:
             # The cost of a mirrored column is that of the mirrored row.
-            own, half = self.y[lost], self.half_y[lost]
+            rows, half = self.y[lost], self.half_y[lost]
             others = torch.cat([self.x, flipped(self.x)])
             level = ((other - self.half_x) / eps + self.a.log()).repeat(2)
-        potential[lost] = self._whole_rows(own, half, others, level, eps)
+        potential[lost] = self._whole_rows(rows, half, others, level, eps)
 
     def _whole_rows(
-        self, own: Tensor, half: Tensor, others: Tensor, level: Tensor, eps: float
+        self, rows_of: Tensor, half: Tensor, others: Tensor, level: Tensor, eps: float
     ) -> Tensor:
-        found = []
-        for part in self._portions(torch.arange(len(own), device=self.device), len(others)):
-            exponents = torch.addmm(level, own[part], others.T, alpha=1 / eps)
-            found.append(torch.logsumexp(exponents, 1))
+        rows = []
+        for part in self._portions(torch.arange(len(rows_of), device=self.device), len(others)):
+            exponents = torch.addmm(level, rows_of[part], others.T, alpha=1 / eps)
+            rows.append(torch.logsumexp(exponents, 1))
             self.evaluated += exponents.numel()
-        return half - eps * torch.cat(found)
+        return half - eps * torch.cat(rows)
 
     def _pass(
         self,

@@ -118,13 +118,13 @@ class LabelTransfer:
         self._check_together(subject, atlas, grid)
 
         with _percent("labels") as progress:
-            found = label_fibres(
+            labelling = label_fibres(
                 of_subject.vectors, of_atlas.vectors, atlas.classes, self.settings, progress
             )
         classes = np.full(len(subject), OUTLIER, dtype=np.int64)
-        classes[of_subject.kept] = found.classes
+        classes[of_subject.kept] = labelling.classes
         largest = np.zeros(len(subject), dtype=np.float32)
-        largest[of_subject.kept] = found.largest
+        largest[of_subject.kept] = labelling.largest
 
         if not (classes >= 0).any() and len(of_subject.kept):
             logger.warning(
@@ -137,8 +137,10 @@ class LabelTransfer:
             )
             if grid is not None:
                 _write_maps(staging, subject, classes, files, grid)
-            self._draw(staging, of_subject, found, atlas)
-            about = self._description(atlas, of_atlas, of_subject, classes, found, files, watched)
+            self._draw(staging, of_subject, labelling, atlas)
+            about = self._description(
+                atlas, of_atlas, of_subject, classes, labelling, files, watched
+            )
             text = json.dumps(about, indent=1, allow_nan=False) + "\n"
             (staging / "labels.json").write_text(text, encoding="utf-8")
             watched.check()
@@ -158,8 +160,8 @@ class LabelTransfer:
     def _suffix(self) -> str:
         if self.settings.format:
             return f".{self.settings.format}"
-        own = ending_of(self.subject).removesuffix(".gz")
-        return ".vtk" if own == ".fib" else own or self.subject.suffix.lower()
+        ending = ending_of(self.subject).removesuffix(".gz")
+        return ".vtk" if ending == ".fib" else ending or self.subject.suffix.lower()
 
     def _check_format(
         self, subject: Streamlines, features: Features, shape: tuple[int, ...] | None
@@ -180,7 +182,7 @@ class LabelTransfer:
         if broken and self._suffix == ".tck":
             raise TractogramError(
                 self.subject,
-                f"has {broken} streamlines with points that are not finite, which TCK can't hold; "
+                f"has {broken} streamlines with points that are not finite, which TCK can't store; "
                 "choose another format with --label_transfer#format",
             )
 
@@ -192,17 +194,19 @@ class LabelTransfer:
         Raises:
             TractogramError: with where they lie.
         """
-        own, theirs = (
+        ours, theirs = (
             one.points[np.isfinite(one.points).all(axis=1)] for one in (subject, atlas.streamlines)
         )
-        if not len(own) or not len(theirs):
+        if not len(ours) or not len(theirs):
             return
-        gap = np.maximum(own.min(axis=0) - theirs.max(axis=0), theirs.min(axis=0) - own.max(axis=0))
+        gap = np.maximum(
+            ours.min(axis=0) - theirs.max(axis=0), theirs.min(axis=0) - ours.max(axis=0)
+        )
         if gap.max() > self.settings.reach:
             raise TractogramError(
                 self.subject,
-                f"shares no space with the atlas {self.atlas}: it lies in {extent(own)}, the atlas "
-                f"in {extent(theirs)} (x, y, z); bring it to the atlas's space first",
+                f"shares no space with the atlas {self.atlas}: it lies in {extent(ours)}, the "
+                f"atlas in {extent(theirs)} (x, y, z); register it to the atlas's space first",
             )
         if grid is None:
             return
@@ -228,8 +232,8 @@ class LabelTransfer:
         affine: np.ndarray | None,
     ) -> tuple[str, ...]:
         """Write the labelled tractogram, and one for each class with streamlines."""
-        own = np.where(classes >= 0, atlas.ids[classes], OUTLIER)
-        labelled = subject.with_data(label=own.astype(np.int64), mass=largest)
+        labels = np.where(classes >= 0, atlas.ids[classes], OUTLIER)
+        labelled = subject.with_data(label=labels.astype(np.int64), mass=largest)
         files = file_names(atlas.names)
         members = {name: np.flatnonzero(classes == c) for c, name in enumerate(files)}
         groups = {name: who for name, who in members.items() if len(who)}
@@ -250,14 +254,14 @@ class LabelTransfer:
         return files
 
     def _draw(
-        self, staging: Path, features: Features, found: Labelling, atlas: SegmentedAtlas
+        self, staging: Path, features: Features, labelling: Labelling, atlas: SegmentedAtlas
     ) -> None:
         lines = features.vectors.reshape(-1, self.settings.n_points, 3).copy()
         lines *= np.sqrt(self.settings.n_points)
         lines[:, [0, -1]] /= self.settings.end_weight
-        labelled = int((found.classes >= 0).sum())
+        labelled = int((labelling.classes >= 0).sum())
         title = f"{self.subject.name}: {labelled:,} of {features.count:,} streamlines labelled"
-        draw_classes(staging / "labels.png", lines, found.classes, atlas.names, title)
+        draw_classes(staging / "labels.png", lines, labelling.classes, atlas.names, title)
 
     def _description(
         self,
@@ -265,7 +269,7 @@ class LabelTransfer:
         of_atlas: Features,
         of_subject: Features,
         classes: np.ndarray,
-        found: Labelling,
+        labelling: Labelling,
         files: tuple[str, ...],
         watched: WatchedFiles,
     ) -> dict[str, Any]:
@@ -281,7 +285,7 @@ class LabelTransfer:
                     "name": atlas.names[c],
                     "file": f"classes/{files[c]}{self._suffix}" if counts[c] else None,
                     "count": int(counts[c]),
-                    "mass": float(found.masses[c]),
+                    "mass": float(labelling.masses[c]),
                     "atlas_count": int(in_atlas[c]),
                     "atlas_weight": float(weights[c]),
                 }
@@ -290,7 +294,7 @@ class LabelTransfer:
             "outliers": {
                 "count": int((classes == OUTLIER).sum()),
                 "degenerate": degenerate,
-                "below_threshold": int((found.classes == OUTLIER).sum()),
+                "below_threshold": int((labelling.classes == OUTLIER).sum()),
             },
             "subject": _described(self.subject, of_subject, watched),
             "atlas": {
@@ -298,7 +302,7 @@ class LabelTransfer:
                 "unlabelled": atlas.unlabelled,
             },
             "reference": self.reference,
-            "solver": found.solver,
+            "solver": labelling.solver,
             "settings": self.settings.as_dict(),
             "versions": {name: version(name) for name in ("nibabel", "numpy", "torch")},
         }

@@ -71,7 +71,7 @@ def test_a_published_map_brings_what_its_atlas_says(tmp_path: Path) -> None:
     assert (found.cohort.normalisation, found.presence_value) == ("waytotal", 0.004)
     assert found.loss.log_offset == network.log_offset == 2e-3
     (tmp_path / "atlas.json").write_text('{"log_offset": 1}')
-    with pytest.raises(CheckpointError, match="tells nothing of the atlas"):
+    with pytest.raises(CheckpointError, match="doesn't describe the atlas"):
         template_network(tmp_path / "atlas_mean.nii.gz", settings)
 
 

@@ -169,7 +169,9 @@ def test_a_folder_of_something_else_is_neither_cleared_nor_used(
     path = tmp_path / "run" / name
     path.parent.mkdir(parents=True)
     path.write_text("mine")
-    with pytest.raises(StorageError, match=rf"run: would be cleared .* holds {name.split('/')[0]}"):
+    with pytest.raises(
+        StorageError, match=rf"run: would be cleared .* contains {name.split('/')[0]}"
+    ):
         begin()
     assert path.read_text() == "mine"
 

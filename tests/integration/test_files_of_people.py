@@ -77,14 +77,14 @@ SAID = {
     "unpacked": "2 subjects found, 0 rejected",
     "density": "5 streamlines, 45 voxels",
     "density packed": "5 streamlines, 45 voxels",
-    "density count": "holds 5 streamlines, its header says 2",
+    "density count": "contains 5 streamlines, its header says 2",
     "density order": "voxel_order is empty; LPS is assumed",
     "density vtk": "5 streamlines, 45 voxels",
     "density fib": "5 streamlines, 45 voxels",
     "labels own": "its own per-streamline value label is kept as label_before",
     "compare order": "1 subjects compared",
     "register corner": "shares no space with the atlas, so its result will mean nothing",
-    "estimate apart": "their grids lie apart in the world, and only the network",
+    "estimate apart": "their grids are apart in the world, and only the network",
     "two covariates": "atlas published in",
 }
 

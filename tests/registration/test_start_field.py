@@ -13,7 +13,7 @@ from scripts.errors import CohortError
 from scripts.networks.integration import VelocityIntegration
 from scripts.registration.deformable import ElasticRefinement
 from scripts.registration.images import ReadImage, WorldImage
-from scripts.registration.start_field import StartField, carried, read_start_field
+from scripts.registration.start_field import StartField, read_start_field, vectors_on_grid
 from scripts.spatial.fields import write_field
 from scripts.spatial.warp import warp
 
@@ -69,7 +69,7 @@ def test_composed_directions_are_inverse_to_each_other(bent) -> None:
     forward, inverse = field.after(shift), field.inverse_before(-shift)
     there = forward + warp(inverse, forward, padding_mode="border")
     assert float(there[:, :, 4:-4, 4:-4, 4:-4].abs().max()) < 0.1
-    same = carried(field.forward, fixed, fixed)
+    same = vectors_on_grid(field.forward, fixed, fixed)
     assert torch.allclose(same, field.forward, atol=1e-5)
 
 

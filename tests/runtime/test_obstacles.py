@@ -74,7 +74,7 @@ def test_a_folder_whose_files_cannot_be_removed_is_refused(
     folder = tmp_path / "atlas"
     folder.mkdir()
     monkeypatch.setattr(os, "access", lambda path, mode: path != folder)
-    with pytest.raises(StorageError, match="no permission to remove what it holds"):
+    with pytest.raises(StorageError, match="no permission to remove its content"):
         check_replaceable(folder)
 
 

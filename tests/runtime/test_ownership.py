@@ -52,7 +52,9 @@ def test_what_was_added_is_named_and_stays(name: str, tmp_path: Path) -> None:
     publish(tmp_path / "a", "map", "fields/one")
     ADDED[name](tmp_path / "a" / name)
     for refused in (check_replaceable, lambda folder: publish(folder, "new")):
-        with pytest.raises(StorageError, match=rf"holds {name}, which this bundle did not publish"):
+        with pytest.raises(
+            StorageError, match=rf"contains {name}, which this bundle did not publish"
+        ):
             refused(tmp_path / "a")
     assert os.path.lexists(tmp_path / "a" / name)
     assert (tmp_path / "a" / "map").read_text() == "ours"
@@ -107,7 +109,7 @@ def test_an_older_atlas_is_known_by_its_description(tmp_path: Path) -> None:
     (copy / "template-2").mkdir()  # of a template without subjects
     check_replaceable(copy)
     (copy / "fields" / "mine.nii.gz").write_text("x")
-    with pytest.raises(StorageError, match=r"holds fields/mine\.nii\.gz, which"):
+    with pytest.raises(StorageError, match=r"contains fields/mine\.nii\.gz, which"):
         check_replaceable(copy)
 
 

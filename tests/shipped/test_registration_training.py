@@ -65,7 +65,7 @@ def test_a_run_doesnt_go_on_with_other_settings(tmp_path: Path) -> None:
     cut_after(training(tmp_path), 3)
     with pytest.raises(CheckpointError, match="other settings"):
         training(tmp_path, lr=2e-2).run()
-    with pytest.raises(CheckpointError, match="a training of 4 steps, whose rate depends"):
+    with pytest.raises(CheckpointError, match="a training of 4 steps, whose learning rate"):
         training(tmp_path, steps=6).run()
 
 
@@ -97,7 +97,7 @@ def test_a_run_doesnt_go_on_with_another_schedule_and_steps_count_where_they_mat
         training(tmp_path, 100).run()
     assert training(tmp_path, 3, schedule="constant").run() is not None
     cut_after(training(tmp_path / "cosine", 100, schedule="cosine"), 1)
-    with pytest.raises(CheckpointError, match="whose rate depends"):
+    with pytest.raises(CheckpointError, match="whose learning rate"):
         training(tmp_path / "cosine", 3, schedule="cosine").run()
 
 

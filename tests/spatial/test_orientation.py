@@ -152,5 +152,5 @@ def test_start_of_voxels_follows_from_the_file_size(
     assert len(opened.remarks) == (said < 352)
     if said < 352:
         (tmp_path / "c.nii").write_bytes(bytes(raw) + b"more")
-        with pytest.raises(CohortError, match="doesn't tell where; set vox_offset"):
+        with pytest.raises(CohortError, match="doesn't show where; set vox_offset"):
             open_image_file(tmp_path / "c.nii")

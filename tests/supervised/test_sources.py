@@ -330,8 +330,8 @@ def test_a_link_that_leads_out_of_an_atlas_is_refused(atlas, tmp_path):
         ),
         (lambda a: a["cohort"]["subjects"][0].update(subject="sub-9"), "sub-9.*: is missing"),
         (lambda a: a["cohort"]["grid"].update(shape=[50, 50, 50]), "atlas.json has"),
-        (lambda a: a["cohort"]["grid"].update(shape=[5, 5, 5]), "crop must lie within"),
-        (lambda a: a["cohort"]["crop"].update(start=[-3, 0, 0]), "crop must lie within"),
+        (lambda a: a["cohort"]["grid"].update(shape=[5, 5, 5]), "crop must be within"),
+        (lambda a: a["cohort"]["crop"].update(start=[-3, 0, 0]), "crop must be within"),
         (lambda a: a["cohort"].update(tracts=["a"] * 10**5), "has 1 channels, atlas.json names"),
         (lambda a: a.update(log_offset=float("inf")), "log_offset must be > 0"),
         (

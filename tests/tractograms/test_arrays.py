@@ -48,7 +48,7 @@ def test_streamlines_of_several_lengths_are_no_array(tmp_path: Path) -> None:
         (LINES[0], r"is an array \(5, 3\) of float32; must be \(streamlines, points, 3\)"),
         (LINES[..., :2], r"is an array \(7, 5, 2\)"),
         (LINES.astype(complex), "of complex128"),
-        (np.array([LINES[0], LINES[1, :2]], dtype=object), "holds Python objects, which are not"),
+        (np.array([LINES[0], LINES[1, :2]], dtype=object), "contains Python objects, which are"),
     ],
 )
 def test_other_arrays_are_refused(tmp_path: Path, array: np.ndarray, message: str) -> None:

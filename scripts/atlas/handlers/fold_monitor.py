@@ -42,10 +42,10 @@ class FoldMonitor:
         """Warn about a fold in the last subject, with its name."""
         output: Any = engine.state.output  # decollated: a list of subjects
         velocity = output[0]["velocity"][:1]
-        own = jacobian_summary(self.network.displacement(velocity)[0])
-        found = everyones((own, output[0]["subject"]))
-        self.smallest.append((engine.state.epoch, min(one["min"] for one, _ in found)))
-        summary, subject = min(found, key=lambda one: one[0]["corner_min"])
+        local = jacobian_summary(self.network.displacement(velocity)[0])
+        summaries = everyones((local, output[0]["subject"]))
+        self.smallest.append((engine.state.epoch, min(one["min"] for one, _ in summaries)))
+        summary, subject = min(summaries, key=lambda one: one[0]["corner_min"])
         if summary["corner_min"] <= 0 and is_first():
             logger.warning(
                 "epoch %d: the field of subject %s folds (det J %.3g, %.2g %% of cells): "

@@ -69,46 +69,46 @@ class TrainingCheckpoint:
     def load(self, engine: Engine) -> None:
         """Continue after the last saved epoch, if there is one."""
         from_first(self._check_space)
-        found = from_first(self._read)
-        if found is None:
+        checkpoint = from_first(self._read)
+        if checkpoint is None:
             return
         path = self.state.training
-        if found.get("format", FORMAT) != FORMAT:
+        if checkpoint.get("format", FORMAT) != FORMAT:
             raise CheckpointError(
-                f"{path}: written in format {found['format']!r}, this version reads {FORMAT}; "
+                f"{path}: written in format {checkpoint['format']!r}, this version reads {FORMAT}; "
                 f"discard the unfinished run with --{self.state.block}#resume false"
             )
-        load_weights(self.network, found, path)
+        load_weights(self.network, checkpoint, path)
         try:
-            self._take_over(found)
+            self._take_over(checkpoint)
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise CheckpointError(
                 f"{path}: not a complete checkpoint of a training ({error}); discard the "
                 f"unfinished run with --{self.state.block}#resume false"
             ) from error
-        engine.state.epoch = self.batches.first_epoch = found["epoch"]
-        engine.state.iteration = found["epoch"] * (engine.state.epoch_length or 1)
-        self.stopped = found["stopped"]
+        engine.state.epoch = self.batches.first_epoch = checkpoint["epoch"]
+        engine.state.iteration = checkpoint["epoch"] * (engine.state.epoch_length or 1)
+        self.stopped = checkpoint["stopped"]
         if self.stopped:  # stopped early at that epoch: nothing is left to do
-            engine.state.max_epochs = found["epoch"]
-        logger.info("training continues after epoch %d", found["epoch"])
+            engine.state.max_epochs = checkpoint["epoch"]
+        logger.info("training continues after epoch %d", checkpoint["epoch"])
 
-    def _take_over(self, found: dict[str, Any]) -> None:
+    def _take_over(self, checkpoint: dict[str, Any]) -> None:
         """The state without the network."""
-        self.optimizer.load_state_dict(found["optimizer"])
-        self.history.epochs = [dict(epoch) for epoch in found["history"]]
-        torch.set_rng_state(found["rng"])
-        if torch.cuda.is_available() and found["cuda_rng"]:
-            there = torch.cuda.device_count()  # may be fewer than when it was saved
-            torch.cuda.set_rng_state_all(found["cuda_rng"][:there])
+        self.optimizer.load_state_dict(checkpoint["optimizer"])
+        self.history.epochs = [dict(epoch) for epoch in checkpoint["history"]]
+        torch.set_rng_state(checkpoint["rng"])
+        if torch.cuda.is_available() and checkpoint["cuda_rng"]:
+            devices = torch.cuda.device_count()  # may be fewer than when it was saved
+            torch.cuda.set_rng_state_all(checkpoint["cuda_rng"][:devices])
 
     def _check_space(self) -> None:
         """Before the first step: three times the weights (with Adam's two moments), in two files
         and in the one being written, and the model. What a cohort's size decides was asked before.
         """
         weights = sum(torch.as_tensor(one).nbytes for one in self.network.state_dict().values())
-        there = self.state.training.exists()
-        check_space({self.state.folder: {"checkpoints": weights * (7 if there else 10)}})
+        begun_before = self.state.training.exists()
+        check_space({self.state.folder: {"checkpoints": weights * (7 if begun_before else 10)}})
 
     def _read(self) -> dict[str, Any] | None:
         return load_latest(self.state.training)
