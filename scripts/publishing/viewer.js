@@ -112,8 +112,8 @@
     return colours[low].map((from, i) => from + (colours[low + 1][i] - from) * part);
   }
 
-  // Fields have no outline: they are smooth and everywhere.
-  const canOutline = () => over && !["field", "signed"].includes(over.layer.kind);
+  // Fields and misfits have no outline: they are smooth and everywhere.
+  const canOutline = () => over && !["field", "signed", "share"].includes(over.layer.kind);
   const outlined = () => shown.outline && canOutline();
   const coloursOf = (kind) =>
     ({ signed: BALANCE, field: SEA, labels: [1, 2, 3, 4, 5, 6].map(hue) }[kind] || FIRE);
@@ -167,7 +167,8 @@
     entry(`${base.layer.title}: ${range(base, base.top / shown.brightness)}${lack(base)}`,
       [[0, 0, 0], [255, 255, 255]]);
     if (over && over.layer.kind === "labels")
-      entry(`${over.layer.title}: ${over.layer.names.length} in colours`, coloursOf("labels"));
+      entry(`${over.layer.title}: ${over.layer.names.length}, each in its colour or outlined`,
+        outlined() ? [LINE, LINE] : coloursOf("labels"));
     else if (over && shown.overlay !== "grid" && !outlined())
       entry(`${over.layer.title}: ${range(over, over.top)}${lack(over)}`,
         coloursOf(over.layer.kind));
