@@ -11,6 +11,7 @@ the usual way.
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import json
 import os
@@ -67,6 +68,9 @@ def ended(child: int, timeout: float) -> int | None:
 
 for name in LIBRARIES:
     importlib.import_module(name)
+# What the children share with this process stays shared if their collector doesn't visit it.
+gc.collect()
+gc.freeze()
 print("ready", flush=True)
 chosen: dict | None = None
 over: dict[int, int] = {}  # exit status of children that `poll` saw ending
