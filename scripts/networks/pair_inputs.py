@@ -71,8 +71,10 @@ class PairForces(nn.Module):
         if followed or is_recorded():  # a recorded program knows no slabs: its sizes may differ
             return torch.stack(self._of_slab(moving, fixed), 1)
         batch, _, n, *rest = moving.shape
-        result = moving.new_empty(
+        result = torch.empty(
             (batch, self.channels(1 + len(rest)), n, *rest),
+            dtype=moving.dtype,
+            device=moving.device,
             memory_format=torch.channels_last_3d if len(rest) == 2 else torch.contiguous_format,
         )
         size = max(1, _SLAB // math.prod(rest))
