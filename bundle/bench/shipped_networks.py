@@ -7,8 +7,9 @@
 
 `capture` moves images by known rotations and translations, scales and shears, and tells what each
 way leaves of them. `affine` and `elastic` register pairs of subjects: Dice of propagated labels
-(mean and least) and CPU-seconds; `elastic` also with the moving image's contrast inverted, and the
-least Jacobian determinant. Written as JSON and as a Markdown table.
+(mean and least) and CPU-seconds; `elastic` also with the moving image's contrast inverted and in
+one like fractional anisotropy (`CONTRASTS`), and the least Jacobian determinant. Written as JSON
+and as a Markdown table.
 """
 
 from __future__ import annotations
@@ -231,15 +232,40 @@ def elastic_ways(levels: Sequence[int]) -> dict[str, Elastic]:
     }
 
 
+def inverted(image: WorldImage) -> WorldImage:
+    """The image subtracted from its maximum, background included."""
+    return WorldImage(image.values.amax() - image.values, image.affine, image.inside)
+
+
+def like_anisotropy(image: WorldImage) -> WorldImage:
+    """A T1 image in a contrast like that of fractional anisotropy.
+
+    Only what is brighter than most of the tissue (white matter) stays bright. Grey matter and
+    fluid are equally dark, so that this can't be undone, and noise of 3 % is added.
+    """
+    values = image.values
+    tissue = values[values > 0.05 * values.amax()]
+    low, high = (float(torch.quantile(tissue[:1_000_000], q)) for q in (0.5, 0.98))
+    bright = ((values - low) / (high - low)).clamp(0, 1)
+    noise = torch.randn(values.shape, generator=torch.Generator().manual_seed(0))
+    return WorldImage((bright + 0.03 * noise).clamp_min(0), image.affine, image.inside)
+
+
+CONTRASTS: dict[str, Callable[[WorldImage], WorldImage]] = {
+    "own": lambda image: image,
+    "inverted": inverted,
+    "like anisotropy": like_anisotropy,
+}
+
+
 def elastic(given: argparse.Namespace) -> list[dict[str, Any]]:
     """A row for each contrast and way of elastic registration."""
     still = torch.eye(4, dtype=torch.float64)
     ways = elastic_ways(given.levels)
     scores: dict[tuple[str, str], list[tuple[float, float, float]]] = {}
     for fixed, moving, wanted, labels in read_pairs(given):
-        image = moving.image
-        other = WorldImage(image.values.amax() - image.values, image.affine, image.inside)
-        for contrast, shown in (("own", image), ("inverted", other)):
+        for contrast in given.contrasts:
+            shown = CONTRASTS[contrast](moving.image)
             for name, way in ways.items():
                 begun = time.process_time()
                 field = way(fixed.image, shown)
@@ -274,6 +300,10 @@ def main() -> None:
     parser.add_argument("--background", choices=("zero", "unknown"), default="zero")
     parser.add_argument("--log_offset", type=float, default=None, help="for densities")
     parser.add_argument("--levels", type=int, nargs="+", default=[4, 2], help="of optimisation")
+    parser.add_argument(
+        "--contrasts", choices=tuple(CONTRASTS), nargs="+", default=list(CONTRASTS),
+        help="of the moving image (elastic)",
+    )  # fmt: skip
     given = parser.parse_args()
     if given.part == "capture":
         read = [pair[0] for pair in read_pairs(given)]

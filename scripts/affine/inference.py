@@ -21,6 +21,7 @@ from scripts.pairwise.images import PairImages, read_image
 from scripts.pairwise.network_grid import WorkingGrid, as_seen
 from scripts.pairwise.networks import load_pair_network, pair_description
 from scripts.pairwise.pair_writer import PairWriter
+from scripts.registration.contrast import similarities
 from scripts.registration.images import ReadImage
 from scripts.registration.pair_output import write_pair
 from scripts.runtime.storage import publish_folder
@@ -200,10 +201,16 @@ class EstimateWriter(PairWriter):
         self.folder = Path(folder)
 
     def write(self, item: Mapping[str, Any], found: torch.Tensor) -> None:
-        """Publish one pair, of whose matrix on the network's grid the network found ``(4, 4)``."""
+        """Publish one pair, of whose matrix on the network's grid the network found ``(4, 4)``.
+
+        Raises:
+            CohortError: the pair is less similar with the matrix than without.
+            StorageError: a file can't be written.
+        """
         watched = WatchedFiles([item["fixed"], item["moving"]])
         fixed, moving = (ReadImage(item[key]) for key in ("fixed", "moving"))
         local = found.cpu().double()
+        _require_gain(self.network, item, local)
         matrix = world_matrix(self.network, local, fixed.grid, moving.grid).numpy()
         name = item["subject"]
         before = resample(moving.values, moving.grid, [], fixed.grid)
@@ -239,3 +246,22 @@ class EstimateWriter(PairWriter):
             "%s: correlation %.3f before, %.3f after",
             name, correlations["before"], correlations["after"],
         )  # fmt: skip
+
+
+@torch.no_grad()
+def _require_gain(network: AffineNetwork, item: Mapping[str, Any], local: torch.Tensor) -> None:
+    """Refuse an estimate that is worse than laying the centres of the volumes upon each other.
+
+    Raises:
+        CohortError: with both similarities.
+    """
+    fixed, moving = torch.as_tensor(item["image"]).cpu()[None].split(1, 1)
+    moved = network.moved(moving, local[None])
+    before, after = similarities(moving, moved, fixed)
+    if not after >= before:
+        raise CohortError(
+            f"{item['moving']}: the network's estimate makes it less similar to {item['fixed']} "
+            f"than no estimate (correlation {after:.3f}, {before:.3f} with the centres of the "
+            "volumes upon each other), so it isn't written; are they images of one kind, as the "
+            "network was trained on? Train it for longer, or use refine"
+        )

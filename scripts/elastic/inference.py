@@ -16,9 +16,9 @@ import torch
 from monai.inferers import Inferer
 from monai.transforms import Transform
 
-from scripts.elastic.network import load_elastic_network
 from scripts.elastic.registrar import PairRegistrar
 from scripts.elastic.shipped import ShippedElasticNetwork
+from scripts.elastic.trained import load_trained_network
 from scripts.engines.opening import opened
 from scripts.errors import CohortError
 from scripts.networks.wrapping import unwrapped
@@ -60,14 +60,16 @@ def open_elastic_network(
         CheckpointError: see `load_elastic_network`.
     """
 
-    def shipped(_: str | Path) -> PairRegistrar:
-        logger.info("by the registration network that ships")
-        return ShippedElasticNetwork(pair_network(), settings.contrast)
-
     trained = settings.network == "trained" or (
         settings.network == "auto" and os.path.lexists(path)
     )
-    load = load_elastic_network if trained else shipped
+
+    def load(file: str | Path) -> PairRegistrar:
+        if trained:
+            return load_trained_network(file, settings.contrast)
+        logger.info("by the registration network that ships")
+        return ShippedElasticNetwork(pair_network(), settings.contrast)
+
     return opened(load, path, settings.device, settings.key("device"), written)
 
 

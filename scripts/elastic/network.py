@@ -9,18 +9,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from scripts.elastic.registrar import PairRegistrar
 from scripts.networks.described import DescribedNetwork
 from scripts.networks.integration import VelocityIntegration
 from scripts.networks.unet import RegistrationUNet
 from scripts.pairwise.images import PairImages
 from scripts.pairwise.network_grid import WorkingGrid, as_seen
 from scripts.pairwise.networks import load_pair_network, pair_description
-from scripts.registration.images import WorldImage
-from scripts.registration.start_field import StartField
 from scripts.settings.elastic import LearnedElasticConfig
 from scripts.spatial.resampling import resample_by_matrix
-from scripts.spatial.unfolding import unfolded_velocity
 from scripts.spatial.warp import warp
 
 __all__ = [
@@ -33,7 +29,7 @@ __all__ = [
 ]
 
 
-class ElasticNetwork(DescribedNetwork, PairRegistrar):
+class ElasticNetwork(DescribedNetwork):
     """Predicts stationary velocities between images of any contrast.
 
     The velocity's flow maps fixed points to moving points, so it warps the moving image to the
@@ -65,28 +61,6 @@ class ElasticNetwork(DescribedNetwork, PairRegistrar):
         )
         self.integration = VelocityIntegration(int_steps, field_resolution)
 
-    @property
-    def spatial_dims(self) -> int:
-        """See `PairRegistrar.spatial_dims`."""
-        return len(self.grid.shape)
-
-    def shown(
-        self, fixed: WorldImage, moving: WorldImage, log_share: float | None, matrix: np.ndarray
-    ) -> torch.Tensor:
-        """See `PairRegistrar.shown`."""
-        onto = torch.from_numpy(matrix)
-        pair = (*_as_array(fixed), *_as_array(moving))
-        return prepared_images(self, *pair, log_share, onto)[0]
-
-    def fields_of(self, velocity: torch.Tensor, fixed: WorldImage) -> StartField:
-        """See `PairRegistrar.fields_of`."""
-        velocity = unfolded_velocity(self, velocity)
-        forward, inverse = (
-            on_image_grid(one.cpu(), self.grid, fixed.affine, fixed.shape)
-            for one in self.displacements(velocity)
-        )
-        return StartField(forward, inverse)
-
     def velocity(self, pair: torch.Tensor) -> torch.Tensor:
         """Velocities ``(B, d, *reduced)``, voxels of the grid, of pairs ``(B, 2, *shape)``."""
         return self.unet(pair).float().contiguous()
@@ -108,10 +82,6 @@ class ElasticNetwork(DescribedNetwork, PairRegistrar):
     def forward(self, pair: torch.Tensor) -> torch.Tensor:
         """Displacements ``(B, d, *shape)`` in voxels, of pairs ``(B, 2, *shape)`` from 0 to 1."""
         return self.displacement(self.velocity(pair))
-
-
-def _as_array(image: WorldImage) -> tuple[np.ndarray, np.ndarray]:
-    return image.values[0, 0].cpu().numpy(), image.affine
 
 
 def build_elastic_network(

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 
 import numpy as np
 import torch
 from torch import nn
 
+from scripts.registration.field_gain import FieldGain
 from scripts.registration.images import WorldImage
 from scripts.registration.start_field import StartField
 
-__all__ = ["PairRegistrar"]
+__all__ = ["PairRegistrar", "log_gain"]
+
+logger = logging.getLogger(__name__)
 
 
 class PairRegistrar(nn.Module, ABC):
@@ -37,8 +41,27 @@ class PairRegistrar(nn.Module, ABC):
 
     @abstractmethod
     def velocity(self, pair: torch.Tensor) -> torch.Tensor:
-        """Velocities ``(B, d, *reduced)``, voxels of the grid, of pairs ``(B, 2, *shape)``."""
+        """Velocities ``(B, d, *reduced)``, voxels of the grid, of pairs ``(B, 2, *shape)``.
+
+        0 for a pair that is less similar with the network's field than without.
+        """
 
     @abstractmethod
     def fields_of(self, velocity: torch.Tensor, fixed: WorldImage) -> StartField:
         """Both displacements on the fixed image's grid, from a velocity ``(1, d, *reduced)``."""
+
+
+def log_gain(gain: FieldGain) -> None:
+    """Log what a network's field gained for a pair, or that it is left out."""
+    if gain.helps:
+        logger.info(
+            "local correlation %.3f before, %.3f after%s",
+            1 - gain.start_loss, 1 - gain.loss,
+            ", of images whose contrast was matched" if gain.matched else "",
+        )  # fmt: skip
+    else:
+        logger.warning(
+            "the network would not improve this pair (local correlation %.3f): its field is left "
+            "at 0; do the images lie upon each other? See register_elastic#start",
+            1 - gain.start_loss,
+        )

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import logging
-
 import numpy as np
 import torch
 
-from scripts.elastic.registrar import PairRegistrar
+from scripts.elastic.registrar import PairRegistrar, log_gain
 from scripts.registration.images import WorldImage
 from scripts.registration.network_field import NetworkField
 from scripts.registration.start_field import StartField
 from scripts.shipped.network import PairNetwork
 
 __all__ = ["ShippedElasticNetwork"]
-
-logger = logging.getLogger(__name__)
 
 
 class ShippedElasticNetwork(PairRegistrar):
@@ -45,24 +41,13 @@ class ShippedElasticNetwork(PairRegistrar):
         return torch.cat([there.values, here.values], 1)[0]
 
     def velocity(self, pair: torch.Tensor) -> torch.Tensor:
-        """See `PairRegistrar.velocity`; 0 for a pair that the network doesn't help."""
+        """See `PairRegistrar.velocity`."""
         eye = np.eye(4)
         found = []
         for one in pair.split(1):
             there, here = (WorldImage(image, eye) for image in one.split(1, 1))
             result = self.registration.velocity(here, there)
-            if result.loss < result.start_loss:
-                logger.info(
-                    "local correlation %.3f before, %.3f after%s",
-                    1 - result.start_loss, 1 - result.loss,
-                    ", of images whose contrast was matched" if result.matched else "",
-                )  # fmt: skip
-            else:
-                logger.warning(
-                    "the network would not improve this pair (local correlation %.3f): its field "
-                    "is left at 0; do the images lie upon each other? See register_elastic#start",
-                    1 - result.start_loss,
-                )
+            log_gain(result)
             found.append(result.velocity)
         return torch.cat(found)
 

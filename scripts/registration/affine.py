@@ -11,9 +11,9 @@ import torch
 from scripts.registration.images import WorldImage, reduced, reduction_factors, require_contrast
 from scripts.registration.initialisation import starting_matrices
 from scripts.registration.moved import counted_of_both, moved_by
-from scripts.registration.network_start import NETWORK, shipped_start
+from scripts.registration.network_start import shipped_start
 from scripts.registration.similarity import PairLoss
-from scripts.settings.refine import PairSettings
+from scripts.settings.refine import NETWORK, PairSettings
 from scripts.spatial.affine_parameters import (
     FAMILIES,
     Frame,
@@ -124,13 +124,7 @@ class AffineRefinement:
         eye = torch.eye(4, dtype=torch.float64, device=device)
         given = eye[None] if start is None else start.to(device, torch.float64).reshape(-1, 4, 4)
         parameters_of(given, self.family, frame)
-        candidates = given
-        guessed = [kind for kind in self.starts if kind != NETWORK]
-        if guessed:
-            candidates = torch.cat([given, starting_matrices(fixed, moving, guessed)])
-        if self.network_start is not None:
-            estimate, _ = self.network_start(fixed, moving, given)
-            candidates = torch.cat([candidates, estimate[None]])
+        candidates = self._candidates(fixed, moving, None if start is None else given)
 
         told: list[dict[str, float]] = []
         for number, size in enumerate(self.levels):
@@ -153,6 +147,21 @@ class AffineRefinement:
         start_loss = float(losses[len(candidates) :].min())
         best = int(losses.argmin())
         return AffineResult(final[best], float(losses[best]), start_loss, told)
+
+    def _candidates(
+        self, fixed: WorldImage, moving: WorldImage, given: torch.Tensor | None
+    ) -> torch.Tensor:
+        """All matrices to descend from ``(S, 4, 4)``; the identity if there are no others."""
+        found = [] if given is None else [given]
+        guessed = [kind for kind in self.starts if kind != NETWORK]
+        if guessed:
+            found.append(starting_matrices(fixed, moving, guessed))
+        if self.network_start is not None:
+            estimate, _ = self.network_start(fixed, moving, given)
+            found.append(estimate[None])
+        if not found:
+            return torch.eye(4, dtype=torch.float64, device=fixed.values.device)[None]
+        return torch.cat(found)
 
 
 def start_in_family(matrix: torch.Tensor, family: str, image: WorldImage) -> bool:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-__all__ = ["CONTRASTS", "ContrastMatch", "matches_better"]
+__all__ = ["CONTRASTS", "ContrastMatch", "matches_better", "similarities"]
 
 CONTRASTS = ("auto", "same", "other")
 _LEVELS = 32
@@ -93,6 +93,25 @@ def matches_better(
     """
     matched = ContrastMatch.between(moved, fixed, weight)(moved)
     return _correlation(matched, fixed, weight) > _correlation(moved, fixed, weight) + _GAIN
+
+
+def similarities(
+    before: torch.Tensor, after: torch.Tensor, fixed: torch.Tensor
+) -> tuple[float, float]:
+    """Correlation of two versions of the moving image with the fixed one, for comparison.
+
+    If either version differs from the fixed image in contrast, each is matched to it first.
+
+    Args:
+        before: the moving image as it was.
+        after: the moving image as a transform warped it.
+        fixed: the fixed image, of the same shape.
+    """
+    both = [before, after]
+    if any(matches_better(one, fixed) for one in both):
+        both = [ContrastMatch.between(one, fixed)(one) for one in both]
+    first, second = (_correlation(one, fixed, None) for one in both)
+    return first, second
 
 
 def _correlation(one: torch.Tensor, other: torch.Tensor, weight: torch.Tensor | None) -> float:

@@ -120,8 +120,9 @@ class ElasticRefinement:
     ) -> ElasticResult:
         """Estimate the velocity, and with ``family`` the matrix.
 
-        With a field to start from, the velocity's flow comes before it, and the field itself stays
-        as it is: no velocity at all gives exactly the start.
+        A start whose velocity is known is where the velocity begins. One that is known only as a
+        displacement stays as it is, and the velocity's flow comes before it. Either way, if no step
+        improves the start, the result is exactly the start.
 
         Args:
             fixed: the fixed image.
@@ -138,13 +139,14 @@ class ElasticRefinement:
         given = torch.eye(4, dtype=torch.float64, device=device)
         given = (given if start is None else start.to(given)).reshape(1, 4, 4)
         matrix = given
-        velocity: torch.Tensor | None = None
-        grid: WorldImage | None = None
+        first = None if field is None else field.velocity
+        held = field if first is None else None
+        velocity, grid = first, None if first is None else fixed
         told: list[dict[str, float]] = []
         for size in self.levels:
             small = [level_of(image, fixed, size) for image in (fixed, moving)]
             begun = carried(velocity, grid, small[0])
-            level = _Level(self, small[0], small[1], fixed, field)
+            level = _Level(self, small[0], small[1], fixed, held)
             velocity, matrix, steps, loss = level.run(begun, matrix)
             if small[0].hole is not None:
                 velocity = extended_field(velocity, counts(small[0].hole))
@@ -152,15 +154,19 @@ class ElasticRefinement:
             told.append({"reduction": size, "steps": steps, "loss": loss})
         assert velocity is not None and grid is not None
         velocity = unfolded_velocity(GridFlow(self.integration, grid.shape), velocity)
-        still = torch.zeros_like(velocity)
-        start_loss, loss = level.loss(still, given), level.loss(velocity, matrix)
-        if not loss <= start_loss:
-            velocity, matrix, loss = still, given, start_loss
-        forward, inverse = (
-            carried(u, grid, fixed) for u in self.integration.both(velocity, grid.shape)
-        )
-        if field is not None:
-            forward, inverse = field.after(forward), field.inverse_before(inverse)
+        start_loss = level.loss(carried(first, fixed, grid), given)
+        loss = level.loss(velocity, matrix)
+        if loss < start_loss:
+            forward, inverse = (
+                carried(u, grid, fixed) for u in self.integration.both(velocity, grid.shape)
+            )
+            if held is not None:
+                forward, inverse = held.after(forward), held.inverse_before(inverse)
+        else:
+            matrix, loss = given, start_loss
+            still = carried(None, None, fixed)
+            kept = StartField(still, still) if field is None else field
+            forward, inverse = kept.forward, kept.inverse
         jacobian = {
             "displacement": jacobian_summary(forward[0]),
             "inverse": jacobian_summary(inverse[0]),

@@ -9,12 +9,13 @@ from pathlib import Path
 import torch
 
 from scripts.errors import CohortError
+from scripts.networks.grids import enlarge
 from scripts.networks.integration import GridFlow
 from scripts.networks.passes import PairPasses
-from scripts.registration.contrast import CONTRASTS, ContrastMatch, matches_better
+from scripts.registration.contrast import CONTRASTS, ContrastMatch
+from scripts.registration.field_gain import FieldGain, contrast_differs, field_gain
 from scripts.registration.images import WorldImage, known_of_both
-from scripts.registration.network_start import NetworkGrid, single_channel
-from scripts.registration.similarity import PairLoss
+from scripts.registration.network_grid import NetworkGrid, single_channel
 from scripts.registration.start_field import StartField
 from scripts.shipped.network import PairNetwork
 from scripts.shipped.weights import SHIPPED, load_pair_network
@@ -25,24 +26,17 @@ __all__ = ["NetworkField", "NetworkVelocity", "pair_network"]
 _SIDE = 96  # voxels along the longest side of the network's grid, at most
 _LARGE = 72  # voxels, from which on a pair is also seen at an eighth of the resolution
 _SMALLEST_PASS = 6  # voxels along the shortest side that a pass sees
-_WINDOW = 5  # voxels, of the local correlation that a result is judged by
 
 
 @dataclass(frozen=True, eq=False)
-class NetworkVelocity:
+class NetworkVelocity(FieldGain):
     """What the network found for a pair on its grid.
 
     Attributes:
         velocity: ``(1, 3, *shape / 2)`` in voxels of the grid; 0 where it didn't help.
-        matched: whether the moving image's contrast was matched to the fixed one's.
-        loss: one minus the local correlation.
-        start_loss: the same before.
     """
 
     velocity: torch.Tensor
-    matched: bool
-    loss: float
-    start_loss: float
 
 
 class NetworkField:
@@ -111,7 +105,9 @@ class NetworkField:
         """A velocity on the network's grid as a field on the fixed image's."""
         grid = self._grid_of(fixed)
         source = WorldImage(velocity.new_zeros(1, 1, *grid.shape), grid.affine.cpu().numpy())
-        return StartField(*self.network.integration.both(velocity, grid.shape)).on(source, fixed)
+        flows = self.network.integration.both(velocity, grid.shape)
+        full = enlarge(velocity, grid.shape, self.network.integration.factor)
+        return StartField(*flows, full).on(source, fixed)
 
     @torch.no_grad()
     def velocity(self, here: WorldImage, there: WorldImage) -> NetworkVelocity:
@@ -123,15 +119,15 @@ class NetworkField:
         """
         self.network.to(there.values.device)
         weight = known_of_both(here.inside, there.inside)
-        matched = self.contrast == "other" or (
-            self.contrast == "auto" and matches_better(here.values, there.values, weight)
-        )
+        matched = contrast_differs(self.contrast, here.values, there.values, weight)
         velocity = self._velocity(here.values, there.values, weight, matched)
         velocity = unfolded_velocity(GridFlow(self.network.integration, there.shape), velocity)
-        before, after = self._losses(here, there, velocity, matched)
-        if not after < before:
-            velocity, after = torch.zeros_like(velocity), before
-        return NetworkVelocity(velocity, matched, after, before)
+        move = self.network.integration(velocity, there.shape)
+        gain = field_gain(there, here, move, matched)
+        if not gain.helps:
+            still = torch.zeros_like(velocity)
+            return NetworkVelocity(matched, gain.start_loss, gain.start_loss, still)
+        return NetworkVelocity(matched, gain.loss, gain.start_loss, velocity)
 
     def _velocity(
         self,
@@ -161,18 +157,6 @@ class NetworkField:
             velocity = added if velocity is None else velocity + added
         assert velocity is not None
         return velocity
-
-    def _losses(
-        self, here: WorldImage, there: WorldImage, velocity: torch.Tensor, matched: bool
-    ) -> tuple[float, float]:
-        """Before and after, in the contrast that the images match best in after the field."""
-        loss = PairLoss(there, "local_correlation", _WINDOW)
-        displacement = self.network.integration(velocity, there.shape)
-        moved = self.network.warp(here.values, displacement)
-        inside = None if here.inside is None else self.network.warp(here.inside, displacement)
-        match = ContrastMatch.between(moved, there.values) if matched else torch.nn.Identity()
-        before = float(loss(match(here.values), here.inside))
-        return before, float(loss(match(moved), inside))
 
 
 @functools.lru_cache(maxsize=1)

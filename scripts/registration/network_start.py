@@ -4,114 +4,50 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 
-from scripts.registration.images import WorldImage, reduced, reduction_factors
+from scripts.registration.dense_affine import DenseAffine, step_family
+from scripts.registration.images import WorldImage
 from scripts.registration.initialisation import starting_matrices
-from scripts.registration.moved import moved_by, on_grid
+from scripts.registration.moved import moved_by
+from scripts.registration.network_field import pair_network
+from scripts.registration.network_grid import NetworkGrid, single_channel
 from scripts.registration.similarity import PairLoss
 from scripts.shipped.affine_network import AffinePairNetwork
-from scripts.shipped.centred_grid import centred_grid
 from scripts.shipped.weights import SHIPPED_AFFINE, load_affine_pair_network
 from scripts.spatial.affine_parameters import Frame
 
-__all__ = ["NETWORK", "NetworkGrid", "NetworkStart", "shipped_start", "single_channel"]
+__all__ = ["NetworkStart", "shipped_start"]
 
-NETWORK = "network"
-"""The initialisation's name among those of `AffineRefinement`."""
 _SIDE = 40  # voxels along the longest side of the network's grid
 _ROUGH_SIDE = 16  # voxels, where rotations all over are compared
-_MULTIPLE = 4
 _ROUGH_KEPT = 4  # rotations that the network continues from
 _SWEEP, _REFINED = (2,), (2, 1, 1)  # passes from all of them, and from the best
 _APART = 20.0  # degrees between two of them
-_STEPS = {"affine": "affine", "rigid": "rigid"}
-"""Transform model of a pass's step. Rotations with one scale are in the two other models, and
-their products stay there."""
-_HIGH = 0.999  # quantile that an image is divided by
-_LOOKED_AT = 1_000_000  # voxels that it is taken from; torch takes no more than 16 million
-
-
-@dataclass(frozen=True, eq=False)
-class NetworkGrid:
-    """A grid of cubic voxels along the axes of the fixed image, around its centre.
-
-    Attributes:
-        shape: voxels along each axis, a multiple of 4.
-        world: ``(4, 4)`` float64, from voxels from the centre to RAS mm.
-        size: of a voxel, mm.
-    """
-
-    shape: tuple[int, ...]
-    world: torch.Tensor
-    size: float
-
-    @classmethod
-    def of_image(cls, image: WorldImage, side: int, enlarge: bool = True) -> NetworkGrid:
-        """The grid for an image.
-
-        Args:
-            image: the fixed image.
-            side: voxels along its longest side.
-            enlarge: whether voxels may be smaller than the image's smallest side of a voxel.
-        """
-        frame = Frame.of_grid(image.affine, image.shape)
-        size = 2 * float(frame.half_width.max()) / side
-        if not enlarge:
-            size = max(size, float(image.spacing.min()))
-        cells = np.ceil(2 * frame.half_width.numpy() / size / _MULTIPLE - 1e-6)
-        world = frame.world.clone()
-        world[:3, :3] *= size
-        world = world.to(image.values.device)
-        return cls(tuple(int(n) * _MULTIPLE for n in cells), world, size)
-
-    @property
-    def affine(self) -> torch.Tensor:
-        """``(4, 4)`` float64, from voxel indices to RAS mm."""
-        return self.world @ centred_grid(self.shape).to(self.world)
-
-    def seen(self, image: WorldImage, matrices: torch.Tensor) -> WorldImage:
-        """An image on this grid after matrices ``(B, 4, 4)``, from 0 to 1, and where it is known.
-
-        Args:
-            image: of voxels of about this size.
-            matrices: from this grid's world to the image's.
-        """
-        affine = self.affine
-        values, inside = on_grid(image, matrices, affine, self.shape)
-        return WorldImage(values, affine.cpu().numpy(), inside)
-
-
-def single_channel(image: WorldImage, size: float) -> WorldImage:
-    """An image of one channel, the sum of all, from 0 to 1, in voxels near ``size`` mm."""
-    small = reduced(image, reduction_factors(image.spacing, size))
-    values = small.values.sum(1, keepdim=True)
-    values = values - values.amin().clamp_max(0)
-    every = max(1, values.numel() // _LOOKED_AT)
-    high = torch.quantile(values.flatten()[::every], _HIGH)
-    high = high if float(high) > 0 else values.amax()
-    return WorldImage((values / high.clamp_min(1e-12)).clamp(0, 1), small.affine, small.inside)
 
 
 class NetworkStart:
     """Finds a pair's transform without descent, from any rotation.
 
     Rotations all over are compared on a very coarse grid; the network improves those that fit
-    best, and the one whose images then correlate best is refined by more passes. No pass is
-    believed that makes the correlation worse.
+    best, and the one whose images then correlate best is refined by more passes, and on a finer
+    grid by the registration network's field (`DenseAffine`). No pass is believed that makes the
+    correlation worse.
 
     Args:
         network: as shipped.
+        dense: improves what the network found.
         family: transform model of the result. With ``rigid_isotropic`` and ``rigid_anisotropic``
             it has one scale.
     """
 
-    def __init__(self, network: AffinePairNetwork, family: str = "affine") -> None:
+    def __init__(
+        self, network: AffinePairNetwork, dense: DenseAffine, family: str = "affine"
+    ) -> None:
         self.network = network
+        self.dense = dense
         self.family = family
 
     @torch.no_grad()
@@ -138,8 +74,8 @@ class NetworkStart:
         loss = PairLoss(there)
         found, values = self._passes(grid, there, small, starts, loss, _SWEEP)
         best = int(values.argmin())
-        found, values = self._passes(grid, there, small, found[best][None], loss, _REFINED)
-        return found[0], float(values[0])
+        found, _ = self._passes(grid, there, small, found[best][None], loss, _REFINED)
+        return self.dense(fixed, moving, found[0])
 
     def _rough(
         self, fixed: WorldImage, moving: WorldImage, given: torch.Tensor | None
@@ -170,7 +106,7 @@ class NetworkStart:
         factors: Sequence[int],
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The best matrix on the way from each start, and its loss."""
-        step_of = _STEPS.get(self.family, "rigid_isotropic")
+        step_of = step_family(self.family)
         back = torch.linalg.inv(grid.world)
         current = starts
         seen = grid.seen(moving, current)
@@ -207,4 +143,4 @@ def shipped_start(family: str = "affine") -> NetworkStart:
     Raises:
         CheckpointError: its file was removed or changed.
     """
-    return NetworkStart(_shipped(SHIPPED_AFFINE), family)
+    return NetworkStart(_shipped(SHIPPED_AFFINE), DenseAffine(pair_network(), family), family)

@@ -18,10 +18,9 @@ from scripts.networks.precision import open_device
 from scripts.registration.affine import AffineRefinement, AffineResult, start_in_family
 from scripts.registration.contrast import ContrastMatch, matches_better
 from scripts.registration.deformable import ElasticRefinement, ElasticResult
+from scripts.registration.field_gain import FieldFinder
 from scripts.registration.images import ReadImage, WorldImage, known_of_both
 from scripts.registration.moved import moved_by
-from scripts.registration.network_field import NetworkField, pair_network
-from scripts.registration.network_start import NETWORK
 from scripts.registration.pair_output import (
     PairFields,
     check_pair_folders,
@@ -34,8 +33,7 @@ from scripts.runtime.progress import progress_bar
 from scripts.runtime.storage import check_writable, publish_folder
 from scripts.runtime.watched_files import WatchedFiles
 from scripts.settings.image_pairs import image_name
-from scripts.settings.refine import RefineConfig
-from scripts.shipped.network import PairNetwork
+from scripts.settings.refine import NETWORK, RefineConfig
 from scripts.spatial.overlap import grids_apart
 from scripts.spatial.transform_files import read_start
 from scripts.spatial.transforms import AffineTransform
@@ -60,6 +58,7 @@ class PairRefiner:
     Args:
         settings: of the refinement.
         output_dir: destination.
+        network: that ``refine#elastic_start`` names, see `scripts.elastic.refine_start`.
 
     Raises:
         CohortError: an image or a start can't be read.
@@ -68,7 +67,12 @@ class PairRefiner:
         StorageError: ``output_dir`` can't be written.
     """
 
-    def __init__(self, settings: RefineConfig, output_dir: str | Path) -> None:
+    def __init__(
+        self,
+        settings: RefineConfig,
+        output_dir: str | Path,
+        network: FieldFinder | None = None,
+    ) -> None:
         self.settings = settings
         self.output_dir = Path(output_dir)
         self.device = open_device(settings.device, settings.key("device"))
@@ -79,7 +83,12 @@ class PairRefiner:
         self.watched = WatchedFiles([settings.fixed, *([fixed_mask] if fixed_mask else ())])
         self.fixed = self._read(settings.fixed, fixed_mask)
         self.starts = [self._start(path) for path in self.moving]
-        self.network = self._network()
+        self.network = network
+        if settings.starts_from_network and network is None:
+            raise ConfigurationError(
+                f"refine.elastic_start = {settings.elastic_start!r}: the configuration opens no "
+                "network for the refiner; must have its `elastic_start` as in configs/refine.yaml"
+            )
         check_pair_folders(
             self.output_dir / REFINED_FOLDER,
             [image_name(path) for path in self.moving],
@@ -167,13 +176,17 @@ class PairRefiner:
         if self.network is None:
             file = named.replace("{name}", image_name(path))
             return read_start_field(file, self.settings.elastic_start_kind, self.fixed)
-        field, found = NetworkField(self.network, self.settings.contrast)(
-            self.fixed.image, moving.image, matrix
-        )
-        logger.info(
-            "%s: the network improves the local correlation from %.3f to %.3f",
-            path, 1 - found.start_loss, 1 - found.loss,
-        )  # fmt: skip
+        field, gain = self.network(self.fixed.image, moving.image, matrix)
+        if gain.helps:
+            logger.info(
+                "%s: the network improves the local correlation from %.3f to %.3f",
+                path, 1 - gain.start_loss, 1 - gain.loss,
+            )  # fmt: skip
+        else:
+            logger.warning(
+                "%s: the network would not improve the local correlation (%.3f), so the elastic "
+                "part starts without it", path, 1 - gain.start_loss,
+            )  # fmt: skip
         return field
 
     def _compared(
@@ -288,15 +301,6 @@ class PairRefiner:
     def _read(self, path: str | Path, mask: str | Path | None = None) -> ReadImage:
         settings = self.settings
         return ReadImage(path, settings.log_offset, settings.background, self.device, mask)
-
-    def _network(self) -> PairNetwork | None:
-        """The network that velocities start from, read before any work begins."""
-        named = self.settings.elastic_start
-        if named == NETWORK:
-            return pair_network()
-        if named is None or not named.endswith(".pt"):
-            return None
-        return pair_network(named)
 
     def _start(self, moving: Path) -> torch.Tensor | None:
         """The start's matrix, read before any work begins."""

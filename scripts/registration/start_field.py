@@ -28,15 +28,29 @@ class StartField:
     Attributes:
         forward: a fixed point x goes to ``x + forward(x)``, before the matrix.
         inverse: of the inverse map.
+        velocity: stationary, whose flows they are; None if it isn't known.
     """
 
     forward: torch.Tensor
     inverse: torch.Tensor
+    velocity: torch.Tensor | None = None
 
     def on(self, source: WorldImage, wanted: WorldImage) -> StartField:
         """The same map on another grid with the same axes."""
+        velocity = self.velocity
         return StartField(
-            carried(self.forward, source, wanted), carried(self.inverse, source, wanted)
+            carried(self.forward, source, wanted),
+            carried(self.inverse, source, wanted),
+            None if velocity is None else carried(velocity, source, wanted),
+        )
+
+    def to(self, device: torch.device) -> StartField:
+        """The same map on another device."""
+        velocity = self.velocity
+        return StartField(
+            self.forward.to(device),
+            self.inverse.to(device),
+            None if velocity is None else velocity.to(device),
         )
 
     def after(self, displacement: torch.Tensor) -> torch.Tensor:
@@ -93,5 +107,5 @@ def read_start_field(path: str | Path, kind: str, fixed: ReadImage) -> StartFiel
     device = fixed.image.values.device
     vectors = torch.from_numpy(moves.reshape(d, *shape[:d])).float()[None].to(device)
     if kind == "velocity":
-        return StartField(*VelocityIntegration(_INT_STEPS).both(vectors, shape[:d]))
+        return StartField(*VelocityIntegration(_INT_STEPS).both(vectors, shape[:d]), vectors)
     return StartField(vectors, invert_displacement(vectors))

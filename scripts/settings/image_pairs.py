@@ -142,9 +142,9 @@ class RegisterElasticConfig(ImagePairs):
     )
     contrast: Literal["same", "other", "auto"] = setting(
         "auto",
-        "For the shipped network, contrast of the images: same; other: the moving image's "
-        "intensities are matched to the fixed one's before each pass; auto: other if that raises "
-        "their correlation by more than 0.15.",
+        "Contrast of the images: same; other: the moving image's intensities are matched to the "
+        "fixed one's, before each pass of the shipped network and before a result is judged; "
+        "auto: other if that raises their correlation by more than 0.15.",
         "same, other or auto",
     )
     log_share: Number | None = setting(

@@ -26,7 +26,9 @@ from scripts.settings.transforms import ONE_TRANSFORM, Start
 
 __all__ = ["PairSettings", "RefineConfig", "load_refine"]
 
-STARTS = ("identity", "centre", "axes", "search", "network")
+NETWORK = "network"
+"""The shipped network's name among initialisations, and as the start of the elastic part."""
+STARTS = ("identity", "centre", "axes", "search", NETWORK)
 
 
 class PairSettings(Section):
@@ -149,8 +151,8 @@ class RefineConfig(PairSettings, ImagePairs):
         None,
         "What the velocity starts from, before the affine: the file of a field in the direction "
         "from fixed to moving, as ITK, ANTs, refine and register-elastic write it; network: the "
-        "registration network that ships; or the file of such a network (.pt). `{name}` as in "
-        "start.",
+        "registration network that ships; or the file of a network of train-registration or "
+        "train-elastic (.pt). `{name}` as in start.",
         "null, network, or a path",
     )
     elastic_start_kind: Literal["displacement", "velocity"] = setting(
@@ -173,6 +175,12 @@ class RefineConfig(PairSettings, ImagePairs):
     _check_moving_mask = field_validator("moving_mask")(check_subject_image)
 
     _check_fixed_mask = field_validator("fixed_mask")(check_not_blank)
+
+    @property
+    def starts_from_network(self) -> bool:
+        """Whether the elastic part starts from a network, not from the file of a field."""
+        named = self.elastic_start
+        return named is not None and (named == NETWORK or named.endswith(".pt"))
 
     @model_validator(mode="after")
     def _check_elastic_start(self) -> Self:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from scripts.errors import ConfigurationError
 from scripts.networks.grids import averaged
 from scripts.networks.precision import autocast
 from scripts.shipped.affine_network import AffinePairNetwork, AffinePass
@@ -95,6 +96,9 @@ class AffinePairTraining(GeneratedTraining[AffinePairNetwork]):
         schedule: see `GeneratedTraining`.
         schedule_epochs: see `GeneratedTraining`.
         schedule_factor: see `GeneratedTraining`.
+
+    Raises:
+        ConfigurationError: the network's last pass is on a reduced grid.
     """
 
     title = "Affine registration of tract densities and images it has never seen"
@@ -118,6 +122,11 @@ class AffinePairTraining(GeneratedTraining[AffinePairNetwork]):
         super().__init__(
             network, folder, steps, lr, kept, saved, schedule, schedule_epochs, schedule_factor
         )
+        if network.passes[-1] != 1:
+            raise ConfigurationError(
+                f"network_def.passes = {network.passes}: must end with 1, so that its last points "
+                "are those of the truth"
+            )
         self.pairs = pairs
         self.batch = batch
         self.dense = dense

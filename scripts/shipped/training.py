@@ -33,6 +33,7 @@ _EPOCH = 100  # steps in which schedules count
 _CLIP = 1.0  # largest norm of a gradient
 _LAST_STEPS = 200  # steps at the end of the training whose mean is stored with the network
 _SMOOTHNESS = 0.7  # as in configs/train.yaml
+_WORSE = 1.01  # share of the moves that is left, above which a network is worse than none
 
 
 def pair_loss(
@@ -167,7 +168,7 @@ class GeneratedTraining(ABC, Generic[Trained]):
 
         Raises:
             CheckpointError: the folder contains a training with other settings.
-            TrainingError: the loss isn't finite.
+            TrainingError: the loss isn't finite, or the network is worse than none in the end.
         """
         with reserved([self.folder]):
             self._resume()
@@ -185,8 +186,23 @@ class GeneratedTraining(ABC, Generic[Trained]):
                         self._save()
                     if self.step * self.kept % self.steps < self.kept:
                         self._keep(f"network-{self.step:06d}.pt")
+            self._require_gain()
             self._keep("network.pt")
         return self.network.eval()
+
+    def _require_gain(self) -> None:
+        """Refuse a network that enlarges the distances of the last pairs, which it saw once each.
+
+        Raises:
+            TrainingError: saying by how much.
+        """
+        share = move_left(self.curve[-_LAST_STEPS:])
+        if not share <= _WORSE:
+            raise TrainingError(
+                f"the network is worse than none: of the distances of the last pairs it leaves "
+                f"{share:.4g} times as much, so network.pt isn't written; train for more steps, or "
+                "with a smaller lr"
+            )
 
     def _rate(self) -> float:
         means: list[float] = []

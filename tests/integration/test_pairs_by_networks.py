@@ -13,7 +13,7 @@ from monai.bundle import ConfigWorkflow
 
 from bundle import cli
 from scripts.affine.inference import estimate_matrix, load_affine_network
-from scripts.elastic.network import on_image_grid
+from scripts.elastic.network import load_elastic_network, on_image_grid
 from scripts.errors import FoldingError
 from scripts.pairwise.network_grid import WorkingGrid
 from scripts.registration.pair_output import require_no_fold
@@ -22,6 +22,8 @@ from scripts.spatial.transforms import resample
 from scripts.spatial.volumes import read_volume
 
 ROOT = Path(__file__).resolve().parents[2]
+OFF = (2.0, -1.5, 1.5)
+"""Where the moving image lies in the world, mm."""
 
 
 def run(*words: object) -> int:
@@ -60,12 +62,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         image = np.array((0, 3, 7), np.float32)[volume]
         nib.save(nib.Nifti1Image(image, affine), root / f"cohort/images/s{number}.nii.gz")
         nib.save(nib.Nifti1Image(volume, affine), root / f"cohort/masks/seg_s{number}.nii.gz")
-    for name, spacing, size, turn, shift, shades in (
-        ("fixed", (1.5, 1.5, 2.5), (26, 22, 12), 0.3, 1.0, (0, 3, 7)),
-        ("moving", (2.2, 1.8, 1.6), (18, 20, 18), -0.2, -1.0, (0, 6, 2)),
+    for name, spacing, size, turn, shift, shades, off in (
+        ("fixed", (1.5, 1.5, 2.5), (26, 22, 12), 0.3, 1.0, (0, 3, 7), (0.0, 0.0, 0.0)),
+        ("moving", (2.2, 1.8, 1.6), (18, 20, 18), -0.2, -1.0, (0, 6, 2), OFF),
     ):
         own = grid(spacing, size, turn)
         image = np.array(shades, np.float32)[phantom(own, size, shift)]
+        own[:3, 3] += off
         nib.save(nib.Nifti1Image(image, own), root / f"{name}.nii.gz")
     for kind in ("affine", "elastic"):
         block = f"--learned_{kind}"
@@ -79,11 +82,14 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
             *([f"{block}#images#kind", "labels"] if kind == "elastic" else []),
         )  # fmt: skip
         assert code == 0
-    # So few steps move next to nothing: the rest of these tests needs something to see.
+    # So few steps move next to nothing: the rest of these tests needs something to see, and no
+    # field is written that makes a pair less similar. The moving image lies 3 mm off.
     state = torch.load(root / "models" / "elastic_model.pt", weights_only=True)
     weight = state["unet.field.weight"]
     generator = torch.Generator().manual_seed(0)
-    state["unet.field.weight"] = 0.8 * torch.randn(weight.shape, generator=generator)
+    state["unet.field.weight"] = 0.2 * torch.randn(weight.shape, generator=generator)
+    spacing = load_elastic_network(root / "models" / "elastic_model.pt").grid.spacing
+    state["unet.field.bias"] = torch.tensor(OFF) / spacing
     torch.save(state, root / "models" / "elastic_model.pt")
     return root
 
@@ -286,6 +292,88 @@ def test_images_that_share_no_space_are_told(place, tmp_path, caplog, capsys):
     assert code == 0
     log = caplog.text + capsys.readouterr().out
     assert "away.nii.gz: shares no space with" in log
+
+
+def test_an_affine_estimate_worse_than_none_is_not_written(place, tmp_path, capsys):
+    """The same network, whose parameters are 0.6 rad about each axis for any pair."""
+    path = place / "models" / "affine_model.pt"
+    state = torch.load(path, weights_only=True)
+    last = next(name for name in reversed(state) if name.endswith("bias"))
+    state[last] = torch.tensor([0.6, 0.6, 0.6, *[0.0] * 9])
+    torch.save(state, tmp_path / "affine_model.pt")
+    assert asked(place, tmp_path, "estimate-affine", "--ckpt_dir", tmp_path) == 3
+    said = capsys.readouterr().err
+    assert "moving.nii.gz: the network's estimate makes it less similar to" in said
+    assert "so it isn't written" in said
+    assert not any((tmp_path / "estimated").glob("*"))
+
+
+def test_a_field_worse_than_none_is_left_out(place, tmp_path, caplog, capsys):
+    """The same network, whose constant field leads away from the moving image."""
+    path = place / "models" / "elastic_model.pt"
+    state = torch.load(path, weights_only=True)
+    state["unet.field.bias"] = -state["unet.field.bias"]
+    torch.save(state, tmp_path / "elastic_model.pt")
+    assert asked(place, tmp_path, "register-elastic", "--ckpt_dir", tmp_path) == 0
+    assert "the network would not improve this pair" in caplog.text + capsys.readouterr().out
+    folder = tmp_path / "registered_elastic" / "moving"
+    assert np.all(values(folder / "moving_forward_field.nii.gz") == 0)
+    assert json.loads((folder / "registered.json").read_text())["displacement_rms_mm"] == 0
+    still = warped(place / "moving.nii.gz", place / "fixed.nii.gz")
+    np.testing.assert_allclose(still, values(folder / "moving_in_fixed.nii.gz"), atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["affine", "elastic"])
+def test_a_training_worse_than_none_writes_no_network(place, tmp_path, kind, capsys):
+    """By a learning rate that no training survives."""
+    block = f"--learned_{kind}"
+    code = run(
+        f"train-{kind}", "--dataset_dir", place / "cohort", "--output_dir", tmp_path / "training",
+        "--ckpt_dir", tmp_path / "models", f"{block}#device", "cpu", f"{block}#folds", 2,
+        f"{block}#images#pattern", "images/{subject}.nii.gz",
+        f"{block}#images#labels", "masks/seg_{subject}.nii.gz",
+        f"{block}#images#shape", "[16,16,16]", f"{block}#optimizer#lr", 3.0,
+        f"{block}#optimizer#epochs", 1, f"{block}#optimizer#pairs_per_subject", 8,
+        *([f"{block}#images#kind", "labels"] if kind == "elastic" else []),
+    )  # fmt: skip
+    assert code == 4
+    assert "the network is worse than none on held-out pairs" in capsys.readouterr().err
+    assert not (tmp_path / "models" / f"{kind}_model.pt").exists()
+    assert not (tmp_path / "training" / kind / "result.json").exists()
+
+
+def test_refine_starts_from_a_trained_network_and_is_never_worse(place, registered, tmp_path):
+    """Its first loss is that of the network's own field, and the field stays if no step helps."""
+    losses = {}
+    for name, start in (
+        ("plain", ()),
+        ("network", ("--refine#elastic_start", place / "models" / "elastic_model.pt")),
+        ("field", ("--refine#elastic_start", registered / "{name}_forward_field.nii.gz")),
+    ):
+        code = run(
+            "refine", "--refine#fixed", place / "fixed.nii.gz", "--refine#moving",
+            place / "moving.nii.gz", "--refine#mode", "elastic", "--refine#contrast", "auto",
+            "--refine#levels", "[2]", "--refine#iterations", 5, "--output_dir", tmp_path / name,
+            *start,
+        )  # fmt: skip
+        assert code == 0
+        about = json.loads((tmp_path / name / "refined" / "moving" / "refined.json").read_text())
+        losses[name] = about["steps"]["elastic"]
+        assert losses[name]["loss"] <= losses[name]["start_loss"]
+    assert losses["network"]["start_loss"] < losses["plain"]["start_loss"]
+    assert losses["network"]["start_loss"] == pytest.approx(losses["field"]["start_loss"], abs=0.01)
+
+
+def test_refine_refuses_a_file_that_is_no_network_of_pairs(place, tmp_path, capsys):
+    words = (
+        "refine", "--refine#fixed", place / "fixed.nii.gz", "--refine#moving",
+        place / "moving.nii.gz", "--refine#mode", "elastic", "--output_dir", tmp_path / "output",
+    )  # fmt: skip
+    assert run(*words, "--refine#elastic_start", place / "models" / "affine_model.pt") == 6
+    assert "affine_model.pt: contains no elastic network" in capsys.readouterr().err
+    assert run(*words, "--refine#elastic_start", tmp_path / "none.pt") == 6
+    assert "none.pt" in capsys.readouterr().err
+    assert not any(tmp_path.glob("output/*/*"))
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from scripts.registration.contrast import ContrastMatch, matches_better
+from scripts.registration.contrast import ContrastMatch, matches_better, similarities
 
 
 def ramp(seed: int = 0) -> torch.Tensor:
@@ -51,3 +51,20 @@ def test_only_images_of_another_contrast_are_matched() -> None:
     assert not matches_better(image, 4 * noisy + 1)
     assert matches_better(1 - image, noisy)
     assert matches_better(image, (image - 0.5).abs())
+
+
+@pytest.mark.parametrize("gain", [1.0, -1.0], ids=["same contrast", "inverted"])
+def test_the_version_that_lies_nearer_is_more_similar_in_any_contrast(gain: float) -> None:
+    axes = [torch.linspace(-1, 1, n) for n in (20, 22, 18)]
+    x, y, z = torch.meshgrid(*axes, indexing="ij")
+
+    def ball(shift: float) -> torch.Tensor:
+        away = ((x - shift) ** 2 + y**2 + z**2).sqrt()
+        return torch.sigmoid((0.5 - away) * 20)[None, None]
+
+    far, near = gain * ball(0.5), gain * ball(0.1)
+    for before, after in ((far, near), (near, far)):
+        first, second = similarities(before, after, ball(0.0))
+        assert (second > first) is (after is near)
+    same, again = similarities(near, near, ball(0.0))
+    assert same == again

@@ -12,6 +12,7 @@ import torch
 
 from scripts.errors import CohortError
 from scripts.registration.affine import AffineRefinement
+from scripts.registration.dense_affine import DenseAffine
 from scripts.registration.images import WorldImage
 from scripts.registration.network_field import NetworkField, pair_network
 from scripts.registration.network_start import shipped_start
@@ -79,6 +80,32 @@ def test_its_result_is_in_the_transform_model_and_a_start_of_refinement() -> Non
         parameters_of(found[None], family, frame)  # raises if it isn't
     refine = AffineRefinement("rigid", ("network",), levels=(4, 2), iterations=25)
     assert distance(refine(image, moving).matrix, truth, image) < 2.0
+
+
+def test_fits_to_the_dense_field_remove_half_of_a_small_transform() -> None:
+    image = brain((32, 36, 32))
+    still = torch.eye(4, dtype=torch.float64)
+    frame = Frame.of_grid(image.affine, image.shape)
+    values = [0.08, -0.06, 0.1, 0.04, -0.03, 0.02, 0.05, -0.04, 0.03, 0.04, -0.03, 0.02]
+    for family, count in (("affine", 12), ("rigid", 6)):
+        parameters = torch.tensor([values[:count]], dtype=torch.float64)
+        truth = matrix_of(parameters, family, frame)[0]
+        found, loss = DenseAffine(pair_network(), family)(image, moved(image, truth), still)
+        assert distance(found, truth, image) < 0.6 * distance(still, truth, image)
+        assert 0 <= loss < 0.35
+        parameters_of(found[None], family, frame)  # raises if it isn't in the model
+    same, loss = DenseAffine(pair_network())(image, image, still)
+    assert torch.equal(same, still)  # no step improves it
+    assert loss == pytest.approx(0, abs=1e-5)
+
+
+def test_refinement_descends_from_the_network_alone_where_no_other_start_is_named() -> None:
+    image = brain((28, 30, 28))
+    moving = moved(image, turned(image, 20.0))
+    refine = AffineRefinement("affine", ("network",), levels=(4,), iterations=2)
+    assert refine(image, moving).levels[0]["candidates"] == 1
+    still = torch.eye(4, dtype=torch.float64)
+    assert refine(image, moving, still).levels[0]["candidates"] == 2
 
 
 def test_in_a_plane_the_best_rotation_is_the_start(bumps) -> None:

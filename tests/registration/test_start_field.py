@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from scripts.errors import CohortError
+from scripts.networks.integration import VelocityIntegration
 from scripts.registration.deformable import ElasticRefinement
 from scripts.registration.images import ReadImage, WorldImage
 from scripts.registration.start_field import StartField, carried, read_start_field
@@ -41,6 +42,24 @@ def test_a_start_is_kept_where_no_step_is_taken_and_improved_by_some(bent) -> No
     assert result.loss < result.start_loss < refine(fixed, moving).start_loss
     away = (result.displacement - field.forward)[:, :2, 4:-4, 4:-4, 3:-3].square().mean()
     assert float(away) < 0.5 * float((field.forward / 2)[:, :2, 4:-4, 4:-4, 3:-3].square().mean())
+
+
+def test_a_start_whose_velocity_is_known_is_where_the_velocity_begins(bent) -> None:
+    """A good one is better after a few steps than none, and what no step improves is kept."""
+    fixed, moving, field = bent
+    integration = VelocityIntegration(7)
+    velocity = field.forward  # about that of its flow, for so smooth a field
+    known = StartField(*integration.both(velocity, fixed.shape), velocity)
+    refine = ElasticRefinement((2, 1), iterations=8, similarity="correlation")
+    result, plain = refine(fixed, moving, None, known), refine(fixed, moving)
+    assert result.loss <= result.start_loss < plain.start_loss
+    assert result.loss < plain.loss
+    left = (result.displacement - field.forward)[:, :2, 4:-4, 4:-4, 3:-3].square().mean()
+    assert float(left) < 0.2 * float(field.forward[:, :2, 4:-4, 4:-4, 3:-3].square().mean())
+    still = torch.zeros_like(velocity)
+    same = refine(fixed, fixed, None, StartField(still, still, still))
+    assert same.loss == same.start_loss
+    assert float(same.displacement.abs().max()) == 0
 
 
 def test_composed_directions_are_inverse_to_each_other(bent) -> None:
@@ -77,6 +96,8 @@ def test_vectors_of_a_velocity_are_its_flow(bent, tmp_path: Path) -> None:
     still[0] = 1.5  # a constant velocity moves by itself
     write_field(tmp_path / "v.nii.gz", still, read.grid)
     found = read_start_field(tmp_path / "v.nii.gz", "velocity", read)
+    assert found.velocity is not None
+    assert torch.allclose(found.velocity[:, 0], torch.tensor(1.5), atol=1e-4)
     assert torch.allclose(found.forward[:, 0], torch.tensor(1.5), atol=1e-4)
     assert torch.allclose(found.inverse[:, 0], torch.tensor(-1.5), atol=1e-4)
 

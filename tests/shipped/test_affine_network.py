@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from bundle.cli import main
 from scripts.errors import CheckpointError
 from scripts.networks.described import description_in
 from scripts.shipped.affine_network import AffinePairNetwork
@@ -106,6 +107,23 @@ def test_training_moves_the_weights_and_a_cut_leaves_no_trace(tmp_path: Path) ->
     assert len(rows) == 4 and set(rows[0]) == {"loss", "error", "move"}
     again = load_affine_pair_network(tmp_path / "whole" / "network.pt")
     assert again.description["training"]["batch"] == 2
+
+
+def test_a_training_that_ends_worse_than_none_writes_no_network(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By the command, with a learning rate that no training survives."""
+    words = (
+        "train-registration-affine", "--output_dir", tmp_path, "--steps", 12, "--trainer#lr", 30.0,
+        "--trainer#dtype", "float32", "--network_def#enc_features", "[4,4]",
+        "--network_def#dec_features", "[4,4]", "--pairs#shapes", "[[20,20,20]]",
+        "--network_def#passes",
+    )  # fmt: skip
+    assert main([*map(str, words), "[2,1]"]) == 4
+    assert "the network is worse than none" in capsys.readouterr().err
+    assert not (tmp_path / "registration_affine" / "network.pt").exists()
+    assert main([*map(str, words), "[2]"]) == 2
+    assert "network_def.passes = (2,): must end with 1" in capsys.readouterr().err
 
 
 def test_the_file_is_small_plain_tensors_and_tells_of_itself(tmp_path: Path) -> None:
