@@ -44,8 +44,15 @@ CHECKS = (
         "import-linter",
         ("-c", "from importlinter.cli import lint_imports_command as check; check()", "--no-cache"),
     ),
-    # One process per core; tests of one file share their set-up, so they stay together.
-    ("pytest", ("-m", "pytest", "-n", "auto", "--dist", "loadfile", "--cov", "--cov-report=term")),
+    # One process per core; tests of one file share their set-up, so they stay together. The order
+    # of files is that of tests/conftest.py; xdist's own starts the longest last.
+    (
+        "pytest",
+        (
+            *("-m", "pytest", "-n", "auto", "--dist", "loadfile", "--no-loadscope-reorder"),
+            *("--cov", "--cov-report=term"),
+        ),
+    ),
 )
 
 

@@ -31,6 +31,11 @@ SHAPE = (14, 12, 13)  # of the whole grid; nothing is even everywhere or a multi
 MODEL = {"enc_features": [4, 4], "dec_features": [4, 4, 4], "int_steps": 5}
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files of jobs first: they take longest, and short ones fill the end on every process."""
+    items.sort(key=lambda item: "integration" not in item.path.parts)
+
+
 @pytest.fixture(params=[1, 2])
 def threads(request: pytest.FixtureRequest) -> Iterator[int]:
     """One and two threads of torch, put back afterwards."""

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
+
+from warm_process import run_path
 
 __all__ = ["output_of", "run_commands", "run_program"]
 
@@ -56,10 +56,7 @@ def run_program(program: Path, folder: Path) -> dict[str, tuple[int, str]]:
     """Status and output of each command of a program that gets the folder as argument."""
     paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
-    ran = subprocess.run(
-        [sys.executable, str(program), str(folder)],
-        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900,
-    )  # fmt: skip
+    ran = run_path(program, [str(folder)], ROOT, environment, timeout=900)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     seen = json.loads((folder / _SEEN).read_text())
     return {name: (status, said) for name, (status, said) in seen.items()}

@@ -1,19 +1,24 @@
 """Runs commands in processes forked from this one, which has loaded torch and MONAI.
 
-Each line of standard input is a command as JSON, each line of standard output its exit status. The
-child is otherwise what ``python -m <module> <arguments>`` starts: nothing of this bundle is loaded
-before the fork, and the interpreter ends in the usual way.
+Each line of standard input is a request as JSON, each line of standard output its answer:
+``{"start": command}`` gives the new process's number, ``{"poll": number}`` its exit status or
+null, ``{"wait": number, "timeout": seconds}`` its exit status, or null if it was killed because
+time was out. A child is otherwise what ``python -m <module> <arguments>`` or ``python -c <code>
+<arguments>`` starts: nothing of this bundle is loaded before the fork, and the interpreter ends in
+the usual way.
 """
 
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import json
 import os
 import runpy
 import signal
 import sys
+import types
 
 LIBRARIES = (
     "fire", "filelock", "ignite.engine", "ignite.handlers", "isal.igzip", "matplotlib.figure",
@@ -25,43 +30,73 @@ LIBRARIES = (
 
 
 def as_command(command: dict) -> None:
-    """Become the process of a command; its module runs at the end of this file."""
+    """Become the process of a command; its program runs at the end of this file."""
     os.setpgid(0, 0)
+    # As a shell in the foreground leaves them, even if this test run was started with nohup.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     for path, number in ((os.devnull, 0), (command["out"], 1), (command["err"], 2)):
-        flags = os.O_RDONLY if number == 0 else os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+        flags = os.O_RDONLY if number == 0 else os.O_WRONLY | os.O_CREAT | os.O_APPEND
         handle = os.open(path, flags, 0o666)
         os.dup2(handle, number)
         os.close(handle)
     os.chdir(command["cwd"])
     os.environ.clear()
     os.environ.update(command["env"])
-    sys.argv = [command["module"], *command["arguments"]]
-    sys.path[0] = command["cwd"]
+    code = command["code"] is not None
+    sys.argv = ["-c" if code else command["module"], *command["arguments"]]
+    sys.path[0] = "" if code else command["cwd"]
+    # A fresh interpreter puts these after the program's folder.
+    sys.path[1:1] = [p for p in command["env"].get("PYTHONPATH", "").split(os.pathsep) if p]
 
 
-for name in LIBRARIES:
-    importlib.import_module(name)
-print("ready", flush=True)
-chosen: dict | None = None
-for line in sys.stdin:
-    asked = json.loads(line)
-    child = os.fork()
-    if child == 0:
-        chosen = asked
-        break
-    signal.alarm(0)
+def ended(child: int, timeout: float) -> int | None:
+    """Exit status of a child; None: it was killed with all that it started, as time was out."""
+    late = []
 
-    def too_late(signum: int, frame: object, child: int = child) -> None:
-        """End the child and what it started."""
+    def too_late(signum: int, frame: object) -> None:
+        late.append(child)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(child, signal.SIGKILL)
 
     signal.signal(signal.SIGALRM, too_late)
-    signal.alarm(int(asked["timeout"]))
+    signal.setitimer(signal.ITIMER_REAL, timeout)
     _, status = os.waitpid(child, 0)
-    signal.alarm(0)
-    print(os.waitstatus_to_exitcode(status), flush=True)
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    return None if late else os.waitstatus_to_exitcode(status)
+
+
+for name in LIBRARIES:
+    importlib.import_module(name)
+# What the children share with this process stays shared if their collector doesn't visit it.
+gc.collect()
+gc.freeze()
+print("ready", flush=True)
+chosen: dict | None = None
+over: dict[int, int] = {}  # exit status of children that `poll` saw ending
+for line in sys.stdin:
+    asked = json.loads(line)
+    if "start" in asked:
+        answer: int | None = os.fork()
+        if answer == 0:
+            chosen = asked["start"]
+            break
+    elif "poll" in asked:
+        number = asked["poll"]
+        if number not in over:
+            found, status = os.waitpid(number, os.WNOHANG)
+            if found:
+                over[number] = os.waitstatus_to_exitcode(status)
+        answer = over.get(number)
+    else:
+        number = asked["wait"]
+        answer = over.pop(number) if number in over else ended(number, asked["timeout"])
+    print(json.dumps(answer), flush=True)
 if chosen is not None:
     as_command(chosen)
-    # As `python -m` does: a module named `module` or the `__main__` of such a package.
-    runpy.run_module(chosen["module"], run_name="__main__", alter_sys=True)
+    if chosen["code"] is None:
+        # As `python -m` does: a module named `module` or the `__main__` of such a package.
+        runpy.run_module(chosen["module"], run_name="__main__", alter_sys=True)
+    else:
+        sys.modules["__main__"] = program = types.ModuleType("__main__")
+        exec(compile(chosen["code"], "<string>", "exec"), program.__dict__)

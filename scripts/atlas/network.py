@@ -280,9 +280,14 @@ class AtlasNetwork(DescribedNetwork):
         return log_density_of(density, self.log_offset)
 
     @in_float32
-    def displacement(self, velocity: torch.Tensor) -> torch.Tensor:
-        """Forward displacement ``(B, d, *shape)`` of a velocity."""
-        return self.integration(velocity, self.shape)
+    def displacement(self, velocity: torch.Tensor, rough: bool = False) -> torch.Tensor:
+        """Forward displacement ``(B, d, *shape)`` of a velocity.
+
+        Args:
+            velocity: ``(B, d, *reduced)``.
+            rough: see `VelocityIntegration`.
+        """
+        return self.integration(velocity, self.shape, rough=rough)
 
     @in_float32
     def displacements(self, velocity: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -55,24 +55,34 @@ def refine_velocity(
     known = None
     if valid is not None:
         known = averaged(valid.float(), network.field_resolution) > _ALL
-    rough = torch.zeros_like(start).requires_grad_(True)
-    optimizer = torch.optim.Adam([rough], lr=lr, betas=(0.9, 0.99))
+    addition = torch.zeros_like(start).requires_grad_(True)
+    optimizer = torch.optim.Adam([addition], lr=lr, betas=(0.9, 0.99))
     expected = None if covariates is None else network.covariate_velocity(covariates)
-    best, best_loss = start.clone(), float("inf")
-    for step in range(iterations + 1):
-        last = step == iterations
-        with torch.set_grad_enabled(not last):
-            current = start + network.smoothing(rough)
-            warped = network.warped_template(network.displacement(current), template, covariates)
-            deviation = current if expected is None else current - expected
-            total = loss(warped, image, deviation, valid=valid)["loss"]
-        value = float(total.detach())
-        if value < best_loss:
-            best, best_loss = current.detach().clone(), value
-        if not last:
-            if final_lr is not None:
-                part = (1 + math.cos(math.pi * step / max(1, iterations - 1))) / 2
-                optimizer.param_groups[0]["lr"] = final_lr + (lr - final_lr) * part
-            (rough.grad,) = torch.autograd.grad(total, rough)
-            optimizer.step()
-    return best if known is None else extended_field(best, known), best_loss
+
+    def cost(current: torch.Tensor, rough: bool = False) -> torch.Tensor:
+        move = network.displacement(current, rough)
+        warped = network.warped_template(move, template, covariates)
+        deviation = current if expected is None else current - expected
+        return loss(warped, image, deviation, valid=valid)["loss"]
+
+    best, best_loss = start, math.inf
+    for step in range(iterations):
+        current = start + network.smoothing(addition)
+        # The gradient of a rough flow is as good a direction, for three quarters of the time.
+        total = cost(current, rough=True)
+        if float(total.detach()) < best_loss:
+            best, best_loss = current.detach(), float(total.detach())
+        if final_lr is not None:
+            part = (1 + math.cos(math.pi * step / max(1, iterations - 1))) / 2
+            optimizer.param_groups[0]["lr"] = final_lr + (lr - final_lr) * part
+        (addition.grad,) = torch.autograd.grad(total, addition)
+        optimizer.step()
+    with torch.no_grad():
+        refined = start + network.smoothing(addition)
+        value = float(cost(refined))
+        if not value <= best_loss:  # the last steps went too far
+            for candidate in (best, start):
+                again = float(cost(candidate))
+                if not value <= again:
+                    refined, value = candidate, again
+    return refined if known is None else extended_field(refined, known), value

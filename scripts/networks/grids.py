@@ -36,6 +36,8 @@ def enlarge(field: torch.Tensor, shape: Sequence[int], factor: int) -> torch.Ten
         mode = "trilinear" if len(shape) == 3 else "bilinear"
         full = F.interpolate(field, scale_factor=factor, mode=mode, align_corners=False)
         return leading_block(full, shape)
+    if factor == 2 and field.device.type == "cpu":
+        return _Doubled.apply(field, tuple(shape))
     # This is what `interpolate` calls, which takes a size or a factor but not both: the part beyond
     # the shape would be cut off again, and its gradient filled with zeros axis by axis.
     upsample: Any = (
@@ -44,6 +46,64 @@ def enlarge(field: torch.Tensor, shape: Sequence[int], factor: int) -> torch.Ten
         else torch.ops.aten.upsample_bilinear2d
     )
     return upsample(field, list(shape), False, *[float(factor)] * len(shape))
+
+
+class _Doubled(torch.autograd.Function):
+    """Resampling to twice the resolution, axis by axis.
+
+    The same numbers as PyTorch's, up to rounding, in less than half of its time on a CPU: a value
+    is 3/4 of the nearer and 1/4 of the farther of two neighbours, and at the border the outermost.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, field: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+        # The last axis first: its strides are the slowest, and the field is still small.
+        for axis in range(field.dim() - 1, 1, -1):
+            field = _doubled(field, axis, shape[axis - 2])
+        return field
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
+        for axis in range(2, grad.dim()):
+            grad = _folded(grad, axis)
+        return grad, None
+
+
+def _even_and_odd(x: torch.Tensor, axis: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Every second value along an axis, from the first and from the second one on."""
+    before = (slice(None),) * axis
+    return x[(*before, slice(0, None, 2))], x[(*before, slice(1, None, 2))]
+
+
+def _doubled(x: torch.Tensor, axis: int, size: int) -> torch.Tensor:
+    """Twice as many values along an axis, or one less than that."""
+    n, shape = x.shape[axis], list(x.shape)
+    shape[axis] = size
+    result = x.new_empty(shape)
+    even, odd = _even_and_odd(result, axis)
+    pairs = n - 1
+    left, right = x.narrow(axis, 0, pairs), x.narrow(axis, 1, pairs)
+    even.select(axis, 0).copy_(x.select(axis, 0))
+    torch.lerp(right, left, 0.25, out=even.narrow(axis, 1, pairs))
+    torch.lerp(left, right, 0.25, out=odd.narrow(axis, 0, pairs))
+    if odd.shape[axis] > pairs:
+        odd.select(axis, pairs).copy_(x.select(axis, pairs))
+    return result
+
+
+def _folded(grad: torch.Tensor, axis: int) -> torch.Tensor:
+    """The transpose of `_doubled`."""
+    even, odd = _even_and_odd(grad, axis)
+    n = even.shape[axis]
+    pairs = n - 1
+    result = even.clone(memory_format=torch.contiguous_format)
+    later, earlier = even.narrow(axis, 1, pairs), odd.narrow(axis, 0, pairs)
+    left, right = result.narrow(axis, 0, pairs), result.narrow(axis, 1, pairs)
+    right.sub_(later, alpha=0.25).add_(earlier, alpha=0.25)
+    left.add_(later, alpha=0.25).add_(earlier, alpha=0.75)
+    if odd.shape[axis] > pairs:
+        result.select(axis, pairs).add_(odd.select(axis, pairs))
+    return result
 
 
 def leading_block(x: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import nn
 
 from scripts.networks.smoothing import GaussianSmoothing
+from scripts.runtime.tracing import is_recorded
 
 __all__ = ["INPUTS", "PairForces"]
 
@@ -13,6 +16,7 @@ INPUTS = ("images", "forces")
 """What a network is shown: both images, or what `PairForces` makes of them."""
 
 _SCALES = (1.5, 3.0)  # voxels, of the smoothed copies that forces are taken from
+_SLAB = 1 << 17  # voxels
 _FLOOR = 1e-4  # keeps flat regions, whose variance or gradient is rounding, at 0
 
 
@@ -58,16 +62,45 @@ class PairForces(nn.Module):
         return torch.cat([image, normalised, *(smooth(normalised) for smooth in self.scales)], 1)
 
     def forward(self, moving: torch.Tensor, fixed: torch.Tensor) -> torch.Tensor:
-        """The network's input, from the `copies` of both images."""
-        d = moving.dim() - 2
-        taken = [0, *range(2, moving.shape[1])]
-        difference = fixed[:, taken] - moving[:, taken]
-        middle = (fixed[:, taken] + moving[:, taken]) / 2
-        slopes = torch.stack([_slope(middle, axis) for axis in range(2, 2 + d)], 2)
-        size = slopes.square().sum(2) + difference.square() + _FLOOR
-        forces = slopes * (2 * difference / size).unsqueeze(2)
-        looks = torch.stack([moving[:, :2], fixed[:, :2]], 2).flatten(1, 2)
-        return torch.cat([looks, forces.flatten(1, 2)], 1)
+        """The network's input, from the `copies` of both images.
+
+        Made slab by slab along the first axis, so that what lies between stays in the cache; in
+        the order in memory that convolutions want.
+        """
+        followed = torch.is_grad_enabled() and (moving.requires_grad or fixed.requires_grad)
+        if followed or is_recorded():  # a recorded program knows no slabs: its sizes may differ
+            return torch.stack(self._of_slab(moving, fixed), 1)
+        batch, _, n, *rest = moving.shape
+        result = torch.empty(
+            (batch, self.channels(1 + len(rest)), n, *rest),
+            dtype=moving.dtype,
+            device=moving.device,
+            memory_format=torch.channels_last_3d if len(rest) == 2 else torch.contiguous_format,
+        )
+        size = max(1, _SLAB // math.prod(rest))
+        for start in range(0, n, size):
+            stop = min(start + size, n)
+            before, after = max(0, start - 1), min(n, stop + 1)  # a slope takes both neighbours
+            slab = slice(before, after)
+            made = self._of_slab(moving[:, :, slab], fixed[:, :, slab])
+            for channel, values in enumerate(made):
+                result[:, channel, start:stop] = values[:, start - before : stop - before]
+        return result
+
+    @staticmethod
+    def _of_slab(moving: torch.Tensor, fixed: torch.Tensor) -> list[torch.Tensor]:
+        """The channels one by one, each ``(B, *shape)``."""
+        made = [moving[:, 0], fixed[:, 0], moving[:, 1], fixed[:, 1]]
+        for copy in (0, *range(2, moving.shape[1])):
+            one, other = moving[:, copy], fixed[:, copy]
+            difference, middle = other - one, (other + one) / 2
+            slopes = [_slope(middle, axis) for axis in range(1, middle.dim())]
+            power = difference.square() + _FLOOR
+            for slope in slopes:
+                power = torch.addcmul(power, slope, slope)
+            share = 2 * difference / power
+            made += [slope * share for slope in slopes]
+        return made
 
 
 def _slope(image: torch.Tensor, axis: int) -> torch.Tensor:

@@ -123,6 +123,4 @@ class PairPasses:
             copies = forces.copies(self._filled(factor, moved) * self.scale)
             self._fixed_copies = (factor, copies)
         assert self._fixed_copies is not None
-        seen = forces(forces.copies(moved * self.scale), self._fixed_copies[1])
-        lies_last = torch.channels_last_3d if seen.dim() == 5 else torch.contiguous_format
-        return seen.contiguous(memory_format=lies_last)
+        return forces(forces.copies(moved * self.scale), self._fixed_copies[1])

@@ -44,8 +44,14 @@ class GaussianSmoothing(nn.Module):
         with torch.autocast(field.device.type, enabled=False):
             field = field.float()
             for axis in range(2, field.dim()):
-                matrix = smoothing_matrix(field.shape[axis], self.sigma, field.device)
-                field = torch.matmul(field.movedim(axis, -1), matrix.T).movedim(-1, axis)
+                shape = field.shape
+                matrix = smoothing_matrix(shape[axis], self.sigma, field.device)
+                if axis == field.dim() - 1:
+                    field = torch.matmul(field, matrix.T)
+                    continue
+                # Without moving the axis to the end, which copies the field twice.
+                blocks = field.flatten(0, axis - 1).flatten(2)
+                field = torch.bmm(matrix.expand(blocks.shape[0], -1, -1), blocks).reshape(shape)
         return field.contiguous()
 
     def extra_repr(self) -> str:

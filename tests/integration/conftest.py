@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from warm_process import run_module
 
 from bundle.bench.browser import Browser, find_chromium
@@ -17,6 +18,7 @@ from scripts.phantom import write_demo_cohort
 ROOT = Path(__file__).resolve().parents[2]
 
 Completed = subprocess.CompletedProcess[str]
+Shared = Callable[[str, Callable[[Path], object]], Path]
 
 TINY = (
     "--learned_atlas#device=cpu",
@@ -126,18 +128,42 @@ def refused() -> Callable[..., None]:
 
 
 @pytest.fixture(scope="session")
-def demo_cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """5 subjects to train on, one held out; read only, like everything of a session."""
-    folder = tmp_path_factory.mktemp("tiny") / "demo"
-    write_demo_cohort(folder, subjects=5, held_out=1, shape=(32, 36, 32))
-    return folder
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Shared:
+    """Makes a folder once for all processes of this test run; it is read only."""
+    base = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        base = base.parent  # of this run, common to its processes
+
+    def make(name: str, fill: Callable[[Path], object]) -> Path:
+        folder, failed = base / f"shared-{name}", base / f"shared-{name}.failed"
+        with FileLock(base / f"shared-{name}.lock"):
+            assert not failed.exists(), f"{name}: its making failed in another process"
+            if not folder.exists():
+                failed.touch()
+                fill(folder)
+                failed.unlink()
+        return folder
+
+    return make
 
 
 @pytest.fixture(scope="session")
-def trained(demo_cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+def demo_cohort(shared: Shared) -> Path:
+    """5 subjects to train on, one held out; read only, like everything of a session."""
+    return shared(
+        "demo",
+        lambda folder: write_demo_cohort(folder, subjects=5, held_out=1, shape=(32, 36, 32)),
+    )
+
+
+@pytest.fixture(scope="session")
+def trained(demo_cohort: Path, shared: Shared) -> Trained:
     """The atlas of `demo_cohort`; read only."""
-    base = tmp_path_factory.mktemp("trained")
-    made = Trained(demo_cohort, base / "output", base / "models")
-    result = monai_bundle_run("training", "train", *made.folders(), *made.overrides)
-    assert result.returncode == 0, result.stderr
-    return made
+
+    def train(base: Path) -> None:
+        made = Trained(demo_cohort, base / "output", base / "models")
+        result = monai_bundle_run("training", "train", *made.folders(), *made.overrides)
+        assert result.returncode == 0, result.stderr
+
+    base = shared("trained", train)
+    return Trained(demo_cohort, base / "output", base / "models")

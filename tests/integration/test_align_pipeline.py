@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from warm_process import run_code
 
 from bundle import cli
 from scripts.cohort import read_cohort
@@ -120,8 +120,7 @@ def test_an_alignment_that_was_killed_goes_on_to_the_bits_of_an_unbroken_one(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     words = [str(w) for w in ("align", "--dataset_dir", native, "--output_dir", tmp_path, *OPTIONS)]
-    code = [sys.executable, "-c", DIE_AT_THE_SIXTH, *words]
-    died = subprocess.run(code, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    died = run_code(DIE_AT_THE_SIXTH, words, ROOT, os.environ)
     assert died.returncode == -signal.SIGKILL, died.stderr
     left = tmp_path / ".aligned.unfinished"
     # Two of the first step, three of the first round; the fourth of its kind was never begun.

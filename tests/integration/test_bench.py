@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
 import pytest
+from warm_process import run_module
 
 from bundle.bench.atlas_quality import measure
 from bundle.bench.picture import draw
@@ -57,11 +58,10 @@ def test_the_picture_is_drawn(trained: Any, tmp_path: Path) -> None:
 
 
 def test_a_training_step_is_timed() -> None:
-    command = [sys.executable, "-m", "bundle.bench.training_step", "--shape", "17", "16", "18"]
-    options = ["--steps", "1", "--threads", "1", "--layouts", "bfloat16", "monai"]
-    done = subprocess.run(
-        [*command, *options], cwd=ROOT, capture_output=True, text=True, check=True, timeout=200
-    )
+    options = ["--shape", "17", "16", "18", "--steps", "1", "--threads", "1"]
+    words = [*options, "--layouts", "bfloat16", "monai"]
+    done = run_module("bundle.bench.training_step", words, ROOT, os.environ, timeout=200)
+    assert done.returncode == 0, done.stderr
     layouts = json.loads(done.stdout[done.stdout.index("{") :])["layouts"]
     assert list(layouts) == ["bfloat16", "monai"]
     assert all(one["seconds"] > 0 and 0.1 < one["peak_gib"] < 4 for one in layouts.values())

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -18,6 +19,7 @@ import pytest
 import torch
 import yaml
 from monai.bundle import ConfigWorkflow
+from warm_process import started_module
 
 from scripts.phantom import write_demo_cohort
 from scripts.publishing.verification import verify_atlas
@@ -103,6 +105,32 @@ def torchrun(
     )
 
 
+def two_processes(
+    run_id: str, dataset: Path, base: Path, settings: dict[str, Any]
+) -> tuple[str, str]:
+    """Outputs of the two processes that torchrun would start, with what it tells them."""
+    words = [
+        *("run", run_id, "--config_file", str(CONFIGS)),
+        *(f"--{key}={value}" for key, value in {**overrides(dataset, base), **settings}.items()),
+    ]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    with contextlib.ExitStack() as stack:
+        started = []
+        for rank in ("0", "1"):
+            environment = {
+                **os.environ, "OMP_NUM_THREADS": "1", "RANK": rank, "LOCAL_RANK": rank,
+                "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
+            }  # fmt: skip
+            environment.pop("PYTHONPATH", None)
+            process = started_module("monai.bundle", words, base, environment)
+            started.append(stack.enter_context(process))
+        ended = [process.wait() for process in started]
+    assert [one.returncode for one in ended] == [0, 0], [one.stderr for one in ended]
+    return "".join(one.stdout for one in ended), "".join(one.stderr for one in ended)
+
+
 def volume(path: Path) -> np.ndarray:
     return np.asarray(nib.load(path).dataobj, dtype=np.float64)
 
@@ -129,15 +157,14 @@ def assert_equal_but_for_rounding(ours: Path, theirs: Path) -> None:
 
 def test_two_processes_make_the_atlas_of_one(dataset, tmp_path):
     alone = atlas_of_one(dataset, tmp_path / "alone", UNEVEN)
-    result = torchrun("training", dataset, tmp_path, UNEVEN)
-    assert result.returncode == 0, result.stderr
+    said, told = two_processes("training", dataset, tmp_path, UNEVEN)
     atlas = tmp_path / "output" / "learned_atlas"
     assert_equal_but_for_rounding(atlas, alone)
     verify_atlas(atlas).require()
     # Only one of them talks, and nothing is left lying about.
-    assert result.stdout.count("cohort of 7 subjects") == 1
-    assert result.stdout.count("atlas published") == 1
-    assert result.stderr.count("epoch 3/3: 100%") == 1
+    assert said.count("cohort of 7 subjects") == 1
+    assert said.count("atlas published") == 1
+    assert told.count("epoch 3/3: 100%") == 1
     assert [path.name for path in (tmp_path / "output").iterdir() if path.name[0] == "."] == []
     state = tmp_path / "models" / "run_state"
     assert json.loads((state / "run.json").read_text())["finished"] is True
@@ -176,9 +203,8 @@ def test_a_killed_worker_ends_the_job_and_another_goes_on(dataset, tmp_path):
     epoch = torch.load(state / "training.pt", weights_only=True)["epoch"]
     assert epoch in (1, 2)  # the first process may have been ended while it wrote the second
 
-    result = torchrun("training", dataset, tmp_path, REFINED)
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.count(f"training continues after epoch {epoch}") == 1
+    said, _ = two_processes("training", dataset, tmp_path, REFINED)
+    assert said.count(f"training continues after epoch {epoch}") == 1
     alone = atlas_of_one(dataset, tmp_path / "alone", REFINED)
     assert_equal_but_for_rounding(tmp_path / "output" / "learned_atlas", alone)
     stored = sorted((state / "refinement").rglob("0*.pt"))

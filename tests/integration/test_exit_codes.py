@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
+
+from warm_process import run_code
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -73,10 +73,7 @@ EXPECTED = {
 
 def test_each_cause_ends_with_its_documented_code(tmp_path: Path) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    result = subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(tmp_path)],
-        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400,
-    )  # fmt: skip
+    result = run_code(PROGRAM, [str(tmp_path)], ROOT, environment, timeout=400)
     assert result.returncode == 0, result.stdout + result.stderr
     seen = json.loads(result.stdout.splitlines()[-1])
     assert {name: status for name, (status, _) in seen.items()} == EXPECTED, seen

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
+
+from warm_process import run_module
 
 ROOT = Path(__file__).resolve().parents[2]
 JOBS = (
@@ -19,11 +19,10 @@ JOBS = (
 
 def test_all_jobs_end_well_under_autocast_with_three_covariates(tmp_path: Path) -> None:
     words = ["--dtypes", "float16", "--covariates", "age,sex,site"]
-    ran = subprocess.run(
-        [sys.executable, "-m", "bundle.bench.job_dtypes", str(tmp_path), *words],
-        cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
-        timeout=900,
-    )  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    ran = run_module(
+        "bundle.bench.job_dtypes", [str(tmp_path), *words], ROOT, environment, timeout=900
+    )
     assert ran.returncode == 0, ran.stdout + ran.stderr
     rows = dict(re.findall(r"^\| ([a-z -]+) \| (\w+) \|$", ran.stdout, re.M))
     assert rows == dict.fromkeys(JOBS, "ok"), ran.stdout

@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 import zipfile
 from pathlib import Path
 
@@ -15,7 +14,7 @@ import pytest
 import torch
 import yaml
 from monai.bundle import ConfigWorkflow
-from warm_process import run_module
+from warm_process import run_code, run_module
 
 from bundle.packing import NAME, completed_metadata, trained_config
 from bundle.packing import pack as write_pack
@@ -40,12 +39,8 @@ TENSOR = {
 def run(*words: object, cwd: Path) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     environment.pop("PYTHONPATH", None)
-    if words[0] == "-m":
-        return run_module(str(words[1]), [*map(str, words[2:])], cwd, environment)
-    return subprocess.run(
-        [sys.executable, *map(str, words)],
-        cwd=cwd, env=environment, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
+    kind, program, *arguments = map(str, words)
+    return {"-m": run_module, "-c": run_code}[kind](program, arguments, cwd, environment)
 
 
 def pack(*words: object) -> subprocess.CompletedProcess[str]:

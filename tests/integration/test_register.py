@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import nibabel as nib
@@ -15,6 +14,7 @@ import pytest
 import torch
 from monai.bundle import ConfigParser, ConfigWorkflow
 from scipy.ndimage import affine_transform, map_coordinates
+from warm_process import run_path
 
 from scripts.metrics import log_density_correlation
 from scripts.runtime.ownership import MARK
@@ -342,13 +342,7 @@ def test_the_verbs_do_the_same(trained, tmp_path):
         ("register", trained.held_out, "registered/sub-06/registration.json"),
     ):
         words = [verb, *where, "--dataset_dir", str(dataset), "--learned_atlas#device", "cpu"]
-        result = subprocess.run(
-            [sys.executable, str(ROOT / "bundle"), *words],
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
+        result = run_path(ROOT / "bundle", words, tmp_path, os.environ)
         assert result.returncode == 0, result.stderr
         assert (tmp_path / "out" / file).is_file()
 

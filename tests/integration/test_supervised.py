@@ -6,10 +6,10 @@ import csv
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import h5py
 import nibabel as nib
@@ -18,6 +18,7 @@ import pytest
 import torch
 from monai.bundle import ConfigWorkflow
 from scipy.ndimage import gaussian_filter, map_coordinates
+from warm_process import started_module
 
 from bundle import cli
 from scripts.engines.run_state import RunState
@@ -228,6 +229,19 @@ def test_volumes_work_the_same_way(tmp_path):
 # -- resume, kills ---------------------------------------------------------------------------
 
 
+def killed(words: list[Any], ripe: Callable[[], bool], later: float = 0) -> None:
+    """Start a command, and kill it some seconds after something is there."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with started_module("bundle", [*map(str, words)], ROOT, environment) as process:
+        deadline = time.monotonic() + 120
+        while not ripe() and time.monotonic() < deadline:
+            assert process.poll() is None, process.output()
+            time.sleep(0.02)
+        time.sleep(later)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait().returncode == -signal.SIGKILL
+
+
 def weights(path: Path) -> dict[str, torch.Tensor]:
     return torch.load(path)["network"]
 
@@ -242,18 +256,7 @@ def test_a_training_that_was_cut_off_goes_on_to_the_same_bits(place, tmp_path):
         "--train_fields#optimizer#epochs", "3", "--train_fields#validation", place / "test.h5",
         *SMALL, *noisy,
     ]  # fmt: skip
-    process = subprocess.Popen(
-        [sys.executable, "-m", "bundle", *map(str, words)], cwd=ROOT,
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    try:
-        deadline = time.monotonic() + 120
-        while not (state / "training.pt").exists() and time.monotonic() < deadline:
-            assert process.poll() is None
-            time.sleep(0.02)
-    finally:
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
+    killed(words, (state / "training.pt").exists)
     assert not (tmp_path / "cut" / "models" / "fields_local.pt").exists()
     done = torch.load(state / "training.pt")["epoch"]
     assert done < 3
@@ -270,20 +273,8 @@ def test_pairs_whose_making_is_killed_leave_the_earlier_store(place, tmp_path):
     words = ["--reference", place / "sections.npz", "--output", tmp_path / "pairs", *MOVES]
     assert run("make-pairs", *words, "--make_pairs#count", 2) == 0
     before = (tmp_path / "pairs.h5").read_bytes()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "bundle", "make-pairs", *map(str, words),
-         "--make_pairs#count", "20000"],
-        cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    try:
-        deadline = time.monotonic() + 120
-        while not list(tmp_path.glob(".*pairs.h5")) and time.monotonic() < deadline:
-            assert process.poll() is None
-            time.sleep(0.02)
-        time.sleep(0.2)
-    finally:
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
+    begun = ["make-pairs", *words, "--make_pairs#count", "20000"]
+    killed(begun, lambda: bool(list(tmp_path.glob(".*pairs.h5"))), later=0.2)
     assert (tmp_path / "pairs.h5").read_bytes() == before
     assert list(tmp_path.glob(".*pairs.h5"))
     assert run("make-pairs", *words, "--make_pairs#count", 3) == 0

@@ -22,6 +22,7 @@ import pytest
 import torch
 from monai.bundle import ConfigWorkflow
 from scipy import ndimage
+from warm_process import run_module, started_module
 
 from scripts.atlas.published_model import published_network
 from scripts.errors import CheckpointError
@@ -522,12 +523,11 @@ def test_resume_false_starts_afresh(trained, unfinished, run_bundle, tmp_path):
 
 @pytest.fixture
 def command(trained, tmp_path) -> list[str]:
-    """The command that made `trained`, with folders of its own."""
+    """The words that made `trained`, with folders of its own."""
     return [
-        sys.executable, "-m", "monai.bundle", "run", "training",
-        "--config_file", "configs/train.yaml", f"--dataset_dir={trained.dataset_dir}",
-        f"--output_dir={tmp_path / 'output'}", f"--ckpt_dir={tmp_path / 'models'}",
-        *trained.overrides,
+        "run", "training", "--config_file", "configs/train.yaml",
+        f"--dataset_dir={trained.dataset_dir}", f"--output_dir={tmp_path / 'output'}",
+        f"--ckpt_dir={tmp_path / 'models'}", *trained.overrides,
     ]  # fmt: skip
 
 
@@ -536,30 +536,19 @@ def killed(
 ) -> subprocess.CompletedProcess[str]:
     """Start a command, and send it a signal as soon as something is there."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(
-        command, cwd=ROOT, env=environment, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        # A test run in a shell's background inherits "ignore Ctrl-C", which Python keeps.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    ) as process:  # fmt: skip
-        try:
-            end = time.monotonic() + 120
-            while not ripe():
-                assert process.poll() is None, process.communicate()
-                assert time.monotonic() < end
-                time.sleep(0.001)
-            process.send_signal(signum)
-            stdout, stderr = process.communicate(timeout=60)
-        finally:
-            process.kill()
-    return subprocess.CompletedProcess(command, process.returncode, stdout, stderr)
+    with started_module("monai.bundle", command, ROOT, environment) as process:
+        end = time.monotonic() + 120
+        while not ripe():
+            assert process.poll() is None, process.output()
+            assert time.monotonic() < end
+            time.sleep(0.001)
+        process.send_signal(signum)
+        return process.wait(60)
 
 
 def started_again(command: list[str]) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    result = subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
-    )
+    result = run_module("monai.bundle", command, ROOT, environment)
     assert result.returncode == 0, result.stderr
     return result
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
+
+from warm_process import started_module
 
 from scripts.runtime.lock import LOCK_FILE
 
@@ -23,12 +24,10 @@ def test_a_second_run_is_refused_and_the_first_goes_on(
     trained, run_bundle, refused, demo_cohort, tmp_path
 ):
     output, models = tmp_path / "output", tmp_path / "models"
-    command = [sys.executable, "-m", "monai.bundle", "run", "training"]
-    command += ["--config_file", "configs/train.yaml", f"--dataset_dir={demo_cohort}"]
-    command += [f"--output_dir={output}", f"--ckpt_dir={models}", *trained.overrides]
-    with subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    ) as first:
+    words = ["run", "training", "--config_file", "configs/train.yaml"]
+    words += [f"--dataset_dir={demo_cohort}", f"--output_dir={output}", f"--ckpt_dir={models}"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with started_module("monai.bundle", [*words, *trained.overrides], ROOT, environment) as first:
         deadline = time.monotonic() + 120
         while not (said(output) and said(models)) and time.monotonic() < deadline:
             time.sleep(0.01)
@@ -42,8 +41,8 @@ def test_a_second_run_is_refused_and_the_first_goes_on(
         export = run_bundle("exporting", "export", *here, *published)
         register = run_bundle("registering", "inference", *here, *published)
         first.send_signal(signal.SIGCONT)
-        told = first.communicate(timeout=300)[0]
-    assert first.returncode == 0, told
+        ended = first.wait()
+    assert ended.returncode == 0, ended.stderr
     for result, folder in ((again, models), (export, output), (register, output)):
         refused(result, 7, f"{folder}: another run is using", f"process {first.pid} on ")
     assert not (tmp_path / "b").exists()

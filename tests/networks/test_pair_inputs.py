@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -67,3 +69,16 @@ def test_planes_and_single_slices_have_forces_of_their_own() -> None:
     thin = forces(forces.copies(slab), forces.copies(slab.flip(2)))
     assert (thin[:, 6] == 0).all()  # along an axis of one voxel nothing has a slope
     assert torch.isfinite(thin).all()
+
+
+@pytest.mark.parametrize("shape", [(11, 6, 5), (1, 7, 6), (11, 9)])
+def test_slabs_of_any_size_make_the_same_and_so_does_a_followed_gradient(
+    shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forces, rng = PairForces(), torch.Generator().manual_seed(0)
+    one, other = (forces.copies(torch.rand(2, 1, *shape, generator=rng)) for _ in range(2))
+    whole = forces(one.clone().requires_grad_(True), other)
+    assert whole.requires_grad
+    for planes in (1, 2, 3, 20):
+        monkeypatch.setattr("scripts.networks.pair_inputs._SLAB", planes * math.prod(shape[1:]))
+        assert torch.equal(forces(one, other), whole)
