@@ -33,6 +33,7 @@ from scripts.cohort import (
     read_cohort,
     read_new_subjects,
 )
+from scripts.cohort.label_names import read_label_names
 from scripts.data import density_transforms
 from scripts.data.transforms import changed_transform
 from scripts.engines.handlers.loss_history import LossHistory
@@ -213,6 +214,7 @@ def open_new_subjects(
     written: Sequence[str | Path] = (),
     at: str | Mapping[str, Any] | None = None,
     labels: bool = False,
+    asked: LearnedAtlasConfig | None = None,
 ) -> NewSubjects:
     """Subjects to register, checked against the atlas's grid.
 
@@ -225,6 +227,8 @@ def open_new_subjects(
             result is in use.
         at: covariates of all subjects, see `parse_values`; None: from the table.
         labels: also look for label maps, as with save_warped.
+        asked: settings of the job alone. Label maps and names that they give are used. Those of the
+            model's cohort need not exist beside new subjects.
 
     Raises:
         StorageError: see `opened`.
@@ -238,10 +242,16 @@ def open_new_subjects(
     values = parse_values(at, coding)
     source = dataset_dir if maps is None else maps
     request = settings.cohort_request()
-    if not (labels or settings.save_warped):
+    # The pattern of the model's cohort may fit no new subject, the job's own must.
+    given = asked is not None and asked.cohort.labels is not None
+    if not (labels or settings.save_warped or given):
         request = request.without_labels()
     with reserved(written) as users:
-        found = read_new_subjects(source, request, grid, crop, coding, values)
+        found = read_new_subjects(source, request, grid, crop, coding, values, labelled=given)
+        if asked is not None and asked.cohort.label_names is not None:
+            table = Path(dataset_dir if maps is None else "") / asked.cohort.label_names
+            names = read_label_names(table, settings.cohort_request().key("label_names"))
+            found = replace(found, label_names=names)
         if written:
             room = registration_bytes(len(found.subjects), crop, settings)
             check_space({Path(written[0]): room})

@@ -218,6 +218,7 @@ class NewSubjects:
         coding: of their covariates; None if the atlas has none.
         labels: their label maps; None if the settings request none.
         masks: their voxels that don't count; None if the settings request none.
+        label_names: of the labels that have one.
     """
 
     subjects: tuple[Subject, ...]
@@ -225,6 +226,7 @@ class NewSubjects:
     coding: CovariateCoding | None = None
     labels: SubjectImages | None = None
     masks: SubjectImages | None = None
+    label_names: Mapping[int, str] = field(default_factory=dict)
 
     def files(self) -> list[Path]:
         """As `Cohort.files`."""

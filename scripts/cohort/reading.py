@@ -162,8 +162,9 @@ def _labels(
     grid: Grid,
     request: CohortRequest,
     new: bool = False,
+    required: bool = True,
 ) -> SubjectImages | None:
-    """The label maps that a request names; new subjects may have none."""
+    """The label maps that a request names."""
     if request.cohort.labels is None:
         return None
     return find_subject_images(
@@ -174,7 +175,7 @@ def _labels(
         request.key("labels"),
         request.cohort.grid_tolerance,
         resample=new and request.cohort.resample,
-        required=not new,
+        required=required,
     )
 
 
@@ -236,6 +237,7 @@ def read_new_subjects(
     crop: CropBox,
     coding: CovariateCoding | None = None,
     at: Values | None = None,
+    labelled: bool = False,
 ) -> NewSubjects:
     """Read and check subjects for registration to an existing atlas.
 
@@ -248,10 +250,11 @@ def read_new_subjects(
         coding: of the atlas's covariates; None if it has none.
         at: covariates of all these subjects; None: from the participants' table (for files listed
             one by one, relative to the current folder).
+        labelled: at least one subject must have a label map, if the request names such files.
 
     Raises:
-        CohortError: no subject can be used, or one is on another grid and ``cohort.resample`` is
-            false.
+        CohortError: no subject can be used, none has a label map though one must, or one is on
+            another grid and ``cohort.resample`` is false.
     """
     found = _find_new(source, request.search)
     known: Mapping[str, Values] = {}
@@ -303,7 +306,7 @@ def read_new_subjects(
         described = _described(subjects, known)
         _check_coded(described, coding)
     root = folder or Path()
-    labels = _labels(described, root, grid, request, new=True)
+    labels = _labels(described, root, grid, request, new=True, required=labelled)
     masks = None
     if request.cohort.mask is not None:
         masks = find_subject_images(

@@ -43,6 +43,7 @@ def open_held_out(
     dataset_dir: str | Path,
     asked: EvaluateConfig,
     at: str | Mapping[str, Any] | None = None,
+    given: LearnedAtlasConfig | None = None,
 ) -> NewSubjects:
     """Open the subjects to evaluate; refuse those whose maps were used in training.
 
@@ -52,11 +53,12 @@ def open_held_out(
         dataset_dir: a folder in a cohort's layout.
         asked: gives allow_training_subjects.
         at: covariates of all subjects, see `open_new_subjects`.
+        given: settings of the job alone, likewise.
 
     Raises:
         CohortError: see `read_new_subjects`; or a subject was used in training.
     """
-    found = open_new_subjects(network, settings, dataset_dir, at=at, labels=True)
+    found = open_new_subjects(network, settings, dataset_dir, at=at, labels=True, asked=given)
     known = set(network.description.get("trained_on", ()))
     if not known:
         logger.warning("the model doesn't record its training maps, so no subject can be excluded")
@@ -198,12 +200,12 @@ class EvaluationWriter:
         """Dice of each subject's labels; their mean goes to the subject's row."""
         if self.labels is None:
             return []
-        scores = self.labels.finish()
+        scores, names = self.labels.finish(), self.subjects.label_names
         for row in self.rows:
             own = scores.get(row["subject"])
             row["label_dice"] = float(np.mean(list(own.values()))) if own else None
         return [
-            {"subject": subject, "label": label, "dice": value}
+            {"subject": subject, "label": label, "name": names.get(label, label), "dice": value}
             for subject, own in scores.items()
             for label, value in own.items()
         ]

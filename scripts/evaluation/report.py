@@ -82,7 +82,7 @@ def publish_evaluation(
         folder: replaced if it exists.
         rows: one measure per column; the same columns in each row.
         about: further content of the JSON; the rows and their `summary` are added.
-        labels: rows of ``labels.csv``: subject, label, dice; none: there is no such file.
+        labels: rows of ``labels.csv``: subject, label, name, dice; none: there is no such file.
 
     Raises:
         StorageError: it can't be written; an earlier folder stays.
@@ -101,7 +101,7 @@ def publish_evaluation(
             write_table(file, list(rows[0]), rows)
         if labels:
             with (staging / "labels.csv").open("w", newline="", encoding="utf-8") as file:
-                write_table(file, ("subject", "label", "dice"), labels)
+                write_table(file, ("subject", "label", "name", "dice"), labels)
         text = json.dumps(content, indent=1, allow_nan=False) + "\n"
         (staging / "evaluation.json").write_text(text, encoding="utf-8")
 

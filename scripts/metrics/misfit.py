@@ -7,8 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.ndimage import center_of_mass, find_objects, label, sum_labels, uniform_filter
 
-__all__ = ["PoorRegion", "local_misfit", "poor_regions"]
+__all__ = ["MISFIT_WINDOW", "PoorRegion", "local_misfit", "poor_regions"]
 
+MISFIT_WINDOW = 5
+"""Side of the window of the misfit that jobs write and show, voxels."""
 _SIGNAL = 0.2  # mean squared presence in a window: below it are fringes of tracts
 
 

@@ -32,13 +32,14 @@ def probability_name(label: int) -> str:
 
 
 def write_atlas_labels(
-    folder: Path, sums: LabelSums, grid: Grid, names: Mapping[int, str]
+    folder: Path, sums: LabelSums, majority: np.ndarray, grid: Grid, names: Mapping[int, str]
 ) -> list[dict[str, Any]]:
     """Write the majority map, the table of names and a probability map per label.
 
     Args:
         folder: of the template's maps; must exist.
         sums: over the subjects that have labels.
+        majority: of the sums, see `LabelSums.majority`.
         grid: of the template.
         names: of the labels; a label without one is called by its number.
 
@@ -46,7 +47,6 @@ def write_atlas_labels(
         One entry a label for ``atlas.json``: ``index``, ``name``, ``subjects`` that have it.
     """
     voxel = float(abs(np.linalg.det(grid.affine[:3, :3])))
-    majority = sums.majority()
     write_labels(folder / MAJORITY, majority.reshape((1, *grid.shape, 1)[:4]), grid)
     about = {
         "Description": f"Most probable label over {sums.subjects} subjects; of equally probable "

@@ -17,6 +17,7 @@ from scripts.cohort import Cohort
 from scripts.errors import FoldingError, StorageError, TractAtlasError, TrainingError
 from scripts.losses.atlas_loss import AtlasLoss
 from scripts.metrics import dice, log_density_correlation
+from scripts.metrics.misfit import MISFIT_WINDOW, local_misfit
 from scripts.publishing.quality_page import SubjectQuality
 from scripts.publishing.statistics import DensityStatistics
 from scripts.publishing.subject_maps import WARPED_FOLDER, SubjectMaps
@@ -314,7 +315,7 @@ class Emission:
                     "displacement": length**0.5,
                 }
             )
-            self._view(index, inside[0], carried, found, emitted)
+            self._view(index, k, inside[0], carried, found, emitted)
             if index < _SHOWN:
                 emitted.pictures[name] = inside[0].cpu().numpy()
                 emitted.grids[name] = crop.crop(found.to_template[0]).cpu().numpy()
@@ -322,6 +323,7 @@ class Emission:
     def _view(
         self,
         index: int,
+        k: int,
         inside: torch.Tensor,
         carried: np.ndarray,
         found: Registration,
@@ -339,14 +341,21 @@ class Emission:
             return
         name, crop = measured["subject"], self.cohort.crop
         growth = jacobian_determinant(found.to_template[0])
-        layers = {
-            "image": self.view.density(name, crop.crop(carried)),
-            "before": self.view.density(f"{name} before registration", inside.cpu().numpy()),
-            "field": self.view.field(
-                f"displacement of {name}", crop.crop(found.to_template[0]).cpu().numpy()
-            ),
-            "growth": self.view.growth(f"growth of {name}", crop.crop(growth).cpu().numpy()),
-        }
+        fitted = crop.crop(carried)
+        misfit = local_misfit(
+            fitted,
+            self.templates.density[k].cpu().numpy(),
+            self.network.log_offset,
+            MISFIT_WINDOW,
+        )
+        layers = self.view.of_subject(
+            name,
+            fitted,
+            inside.cpu().numpy(),
+            crop.crop(found.to_template[0]).cpu().numpy(),
+            crop.crop(growth).cpu().numpy(),
+            misfit,
+        )
         emitted.viewed.add([ViewedSubject(name, order, layers)])
 
     def _fit(

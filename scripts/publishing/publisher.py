@@ -158,10 +158,11 @@ class AtlasPublisher:
             shown, images = self._write_maps(staging, emitted.statistics, templates)
             self._write_group(staging, emitted)
             about = self._description(emitted)
-            about.update(self._write_labels(staging, emitted))
+            labels, overlays = self._write_labels(staging, emitted)
+            about.update(labels)
             (staging / "jacobian.json").write_text(as_json(emitted.jacobians))
             (staging / "quality.html").write_text(
-                self._page(about, emitted, templates, shown, images), encoding="utf-8"
+                self._page(about, emitted, templates, shown, images, overlays), encoding="utf-8"
             )
             write_description(staging, about, emitted.hashes)
         if self.confirm is not None:
@@ -220,16 +221,23 @@ class AtlasPublisher:
         """Folder of a template's maps; that of the atlas if there is only one template."""
         return staging if self.network.n_templates == 1 else staging / f"template-{k + 1}"
 
-    def _write_labels(self, staging: Path, emitted: Emitted) -> dict[str, Any]:
-        """The fused labels beside the maps of each template, and their entry in atlas.json."""
+    def _write_labels(self, staging: Path, emitted: Emitted) -> tuple[dict[str, Any], list[Shown]]:
+        """Write the fused labels beside the maps of each template. Return their entry in atlas.json
+        and the layers of the viewer."""
+        overlays: list[Shown] = []
         labels: dict[int, dict[str, Any]] = {}
         for k, sums in enumerate(emitted.labels):
             if sums.subjects == 0:
                 continue
             folder = self._template_folder(staging, k)
-            written = write_atlas_labels(folder, sums, self.cohort.grid, self.cohort.label_names)
+            majority, names = sums.majority(), self.cohort.label_names
+            written = write_atlas_labels(folder, sums, majority, self.cohort.grid, names)
+            title = "labels" if len(emitted.labels) == 1 else f"template {k + 1}: labels"
+            inside = self.cohort.crop.crop(majority)
+            overlays.append(Shown("Labels", self.view.labels(title, inside, names)))
             labels |= {one["index"]: one for one in written}
-        return {"labels": [labels[index] for index in sorted(labels)]} if labels else {}
+        entry = {"labels": [labels[index] for index in sorted(labels)]} if labels else {}
+        return entry, overlays
 
     def _write_group(self, staging: Path, emitted: Emitted) -> None:
         """The 4-D files of the subjects' maps, if there are such maps."""
@@ -258,6 +266,7 @@ class AtlasPublisher:
         templates: Templates,
         shown: dict[str, np.ndarray],
         images: list[Shown],
+        overlays: list[Shown],
     ) -> str:
         """The quality page."""
         volumes = {
@@ -275,7 +284,7 @@ class AtlasPublisher:
         }
         viewed = viewer(
             self.view, self.cohort.tracts, [*atlas, *images], emitted.viewed.sorted(),
-            of=len(emitted.subjects),
+            of=len(emitted.subjects), overlays=overlays,
         )  # fmt: skip
         losses = self.history.epochs if self.history is not None else []
         return quality_page(about, pictures, shown, emitted.subjects, emitted.grids, losses, viewed)

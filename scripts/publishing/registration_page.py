@@ -32,6 +32,8 @@ class Registered:
         before: density of the atlas before registration, likewise.
         to_subject: displacement ``(d, *box.shape)`` in voxels that warps the atlas.
         growth: volume of the patient over that of the template ``(*box.shape)``.
+        misfit: of the atlas, 0 to 1, ``(*box.shape)``.
+        labels: of the patient ``(*box.shape)``; None: there are none.
     """
 
     patient: np.ndarray
@@ -39,6 +41,8 @@ class Registered:
     before: np.ndarray
     to_subject: np.ndarray
     growth: np.ndarray
+    misfit: np.ndarray
+    labels: np.ndarray | None = None
 
 
 def growth_of(to_subject: torch.Tensor) -> np.ndarray:
@@ -56,6 +60,7 @@ def registration_page(
     found: Registered,
     grid: ViewerGrid,
     tracts: Sequence[str] = (),
+    label_names: Mapping[int, str] | None = None,
 ) -> str:
     """The page as text; it contains its pictures and loads nothing.
 
@@ -64,6 +69,7 @@ def registration_page(
         found: the volumes.
         grid: the voxels of the page.
         tracts: name per channel; empty for a single map.
+        label_names: of the patient's labels.
     """
     name = str(report["subject"])
     images = [
@@ -74,7 +80,12 @@ def registration_page(
     fields = {
         "field": grid.field(f"displacement of {name}", found.to_subject),
         "growth": grid.growth(f"growth of {name}", found.growth),
+        "misfit": grid.misfit(f"local misfit of {name}", found.misfit),
     }
+    overlays = []
+    if found.labels is not None:
+        layer = grid.labels(f"labels of {name}", found.labels, label_names or {})
+        overlays.append(Shown("Patient", layer))
     subject = ViewedSubject(name, (True, 0.0, 0), fields)
     drawn = {
         title: np.log1p(np.maximum(density.max(axis=0), 0) / grid.log_offset)
@@ -92,7 +103,7 @@ def registration_page(
         _fit(report),
         "<h2>Slices</h2>",
         "<p class='note'>All images are in the patient's space.</p>",
-        viewer(grid, tracts, images, [subject], overlay=_ATLAS, group="Patient"),
+        viewer(grid, tracts, images, [subject], overlays=overlays, overlay=_ATLAS, group="Patient"),
         "<h2>Patient and atlas</h2>",
         "<p class='note'>Maximum projections of log density on one scale.</p>",
         views(drawn, top),

@@ -22,7 +22,7 @@ from scripts.cohort import NewSubjects
 from scripts.errors import CohortError, FoldingError
 from scripts.losses.atlas_loss import AtlasLoss
 from scripts.metrics import dice, log_density_correlation
-from scripts.metrics.misfit import local_misfit, poor_regions
+from scripts.metrics.misfit import MISFIT_WINDOW, local_misfit, poor_regions
 from scripts.networks.described import weights_identity
 from scripts.publishing.registration_page import Registered, growth_of, registration_page
 from scripts.publishing.sidecars import (
@@ -50,7 +50,6 @@ _MISFIT = {
     "voxel doesn't count",
     "Units": "1",
 }
-_WINDOW = 5  # side of the misfit's window, voxels
 _POOR = 0.5  # local misfit above which the fit is poor
 _LEAST = 0.1  # of the volume of a window: smaller poor regions are noise
 _DESCRIPTION = "dataset_description.json"
@@ -96,7 +95,7 @@ class RegistrationWriter:
         self.weights = weights_identity(self.network)
         self.failed: list[str] = []
         folders = [self.folder / name for name in self.subjects]
-        self.labels = subjects.labels
+        self.labels, self.label_names = subjects.labels, subjects.label_names
         self.maps = SubjectMaps(self.grid, settings.save_warped, settings.save_jacobians)
         self.written: dict[str, tuple[int, list[str]]] = {}
         self.group = self.folder.with_name(f"{self.folder.name}_group")
@@ -170,16 +169,16 @@ class RegistrationWriter:
         report["poor_fit"] = self._poor_fit(name, misfit)
         moved = found.subject_in_template(density)[0].cpu().numpy()
         fields = [u[0].cpu().numpy() for u in (found.to_template, found.to_subject)]
+        labels = None if self.labels is None else self.labels.read(name)
         viewed = Registered(
             subject,
             self.crop.crop(atlas).copy(),
             before,
             self.crop.crop(fields[1]).copy(),
             self.crop.crop(growth_of(found.to_subject[0])).copy(),
+            self.crop.crop(misfit).copy(),
+            None if labels is None else self.crop.crop(labels).copy(),
         )
-        labels = None
-        if self.labels is not None and self.maps.warped:
-            labels = self.labels.read(name)
         maps = self.maps.of(found, moved, labels)
         if maps:
             self.written[name] = (int(item["template"]) + 1, list(maps))
@@ -230,11 +229,13 @@ class RegistrationWriter:
             (staging / "atlas_in_patient_space").mkdir()
             write_map(staging / "atlas_in_patient_space/atlas_mean.nii.gz", atlas, self.grid)
             write_map(staging / f"{name}_misfit.nii.gz", misfit[None], self.grid)
-            write_json(staging / f"{name}_misfit.json", {**_MISFIT, "Window": _WINDOW})
+            write_json(staging / f"{name}_misfit.json", {**_MISFIT, "Window": MISFIT_WINDOW})
             paths = [one.path for one in self.subjects[name].maps]
             describe_registration(staging, name, paths, self.settings.cohort.normalisation)
             (staging / "registration.json").write_text(json.dumps(report, indent=1) + "\n")
-            page = registration_page(report, viewed, self.view, self.network.description["tracts"])
+            page = registration_page(
+                report, viewed, self.view, self.network.description["tracts"], self.label_names
+            )
             (staging / "quality.html").write_text(page, encoding="utf-8")
         correlation = report["log_density_correlation"]
         logger.info(
@@ -255,14 +256,14 @@ class RegistrationWriter:
             subject,
             self.crop.crop(atlas),
             self.network.log_offset,
-            _WINDOW,
+            MISFIT_WINDOW,
             None if valid is None else valid[0].numpy(),
         )
         return self.crop.paste(inside, self.grid.shape)
 
     def _poor_fit(self, name: str, misfit: np.ndarray) -> list[dict[str, object]]:
         """Regions of poor fit, and a warning that names them."""
-        least = _LEAST * float(np.prod([_WINDOW * step for step in self.grid.spacing]))
+        least = _LEAST * float(np.prod([MISFIT_WINDOW * step for step in self.grid.spacing]))
         regions = poor_regions(misfit, self.grid.affine, _POOR, least)
         if regions:
             places = "; ".join(

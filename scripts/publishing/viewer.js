@@ -1,4 +1,4 @@
-// The viewer of a page: slices along the axes, two images over each other, fields.
+// The viewer of a page: slices along the axes, two images over each other, fields, labels.
 // Data: #viewer-index is JSON; each volume is base64 of gzip in its own <script type="text/plain">.
 // Text from the index is only ever set as text, never as markup.
 "use strict";
@@ -14,6 +14,8 @@
   const LINE = [90, 200, 255];
   const FIRE = [[0, 0, 0], [140, 20, 0], [235, 80, 0], [255, 150, 0], [255, 215, 40]];
   const SEA = [[40, 0, 90], [50, 80, 150], [30, 150, 140], [110, 205, 90], [250, 230, 40]];
+  const STORED = { u1: Uint8Array, i2: Int16Array, u2: Uint16Array, u4: Uint32Array };
+  const FAINT = 0.25; // of the opacity: the other labels, where one is chosen
   const BALANCE = [[30, 70, 220], [130, 170, 255], [255, 255, 255], [255, 150, 120], [210, 30, 20]];
 
   // ---- data ----------------------------------------------------------------------------------
@@ -31,7 +33,7 @@
     const bytes = Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
     const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
     const raw = await new Response(stream).arrayBuffer();
-    const values = block.field ? new Int16Array(raw) : new Uint8Array(raw);
+    const values = new STORED[block.stored](raw);
     unpacked.set(block.id, values);
     if (unpacked.size > KEPT) unpacked.delete(unpacked.keys().next().value);
     return values;
@@ -53,19 +55,21 @@
     if (layer.kind === "signed") top = Math.min(top, LARGEST_GROWTH);
     if (layer.kind === "density") top = index.top;
     if (layer.kind === "percent") top = 100;
+    if (layer.kind === "share") top = 1;
     if (layer.kind === "field") {
       top = 0;
       for (let i = 0; i < size; i++) top = Math.max(top, length(i));
     }
     return { layer, cells, strides, at, value, component, top: top || 1, missing:
-      tract >= 0 && !layer.tracts[tract] && layer.kind !== "field" && layer.kind !== "signed" };
+      tract >= 0 && !layer.tracts[tract] && ["density", "percent", "plain"].includes(layer.kind) };
   }
 
   // ---- what is shown -------------------------------------------------------------------------
 
   const shown = {
     image: index.image, overlay: index.overlay === null ? "none" : "layer " + index.overlay,
-    before: false, outline: index.outline, tract: -1, opacity: 0.6, brightness: 1, cell: [...index.cell],
+    before: false, outline: index.outline, tract: -1, label: 0, opacity: 0.6, brightness: 1,
+    cell: [...index.cell],
     subject: index.layers[index.image].subject || (index.layers.find((l) => l.subject) || {}).subject,
   };
   let base = null, over = null;
@@ -77,7 +81,7 @@
     const [kind, number] = shown.overlay.split(" ");
     if (kind === "layer") return index.layers[Number(number)];
     if (kind === "none") return null;
-    return layerOf(shown.subject, kind === "growth" ? "growth" : "field");
+    return layerOf(shown.subject, OF_SUBJECT.find(([value]) => value === kind)[1]);
   }
 
   let latest = 0;
@@ -91,6 +95,7 @@
       [image, overlay].map((layer) => layer && volumeOf(layer, shown.tract)));
     if (mine !== latest) return; // something else was chosen in the meantime
     [base, over] = volumes;
+    labels();
     byId("outline").disabled = !canOutline();
     byId("before").disabled = !before;
     byId("before-label").hidden = !index.layers.some((l) => l.role === "before");
@@ -110,9 +115,22 @@
   // Fields have no outline: they are smooth and everywhere.
   const canOutline = () => over && !["field", "signed"].includes(over.layer.kind);
   const outlined = () => shown.outline && canOutline();
-  const coloursOf = (kind) => ({ signed: BALANCE, field: SEA }[kind] || FIRE);
+  const coloursOf = (kind) =>
+    ({ signed: BALANCE, field: SEA, labels: [1, 2, 3, 4, 5, 6].map(hue) }[kind] || FIRE);
+
+  // Colours of neighbouring numbers are far apart: steps of the golden angle around the circle.
+  function hue(number) {
+    const angle = number * 137.508, light = 0.45 + 0.2 * (number % 3) / 2;
+    const spread = 0.9 * Math.min(light, 1 - light);
+    return [0, 8, 4].map((shift) => {
+      const place = (shift + angle / 30) % 12;
+      return 255 * (light - spread * Math.max(-1, Math.min(place - 3, 9 - place, 1)));
+    });
+  }
 
   function colour(volume, value) {
+    if (volume.layer.kind === "labels")
+      return [...hue(value), !value ? 0 : !shown.label || shown.label === value ? 1 : FAINT];
     const share = value / volume.top;
     if (volume.layer.kind === "signed")
       return [...ramp(BALANCE, (share + 1) / 2), Math.min(1, 3 * Math.abs(share))];
@@ -128,6 +146,7 @@
       case "percent": return written(value) + " %";
       case "signed": return "volume x " + written(Math.exp(value));
       case "field": return written(value) + " mm";
+      case "labels": return value ? volume.layer.names[value - 1] : "no label";
       default: return written(value);
     }
   }
@@ -147,10 +166,12 @@
     const lack = (volume) => (volume.missing ? " (all tracts: the page lacks this one)" : "");
     entry(`${base.layer.title}: ${range(base, base.top / shown.brightness)}${lack(base)}`,
       [[0, 0, 0], [255, 255, 255]]);
-    if (over && shown.overlay !== "grid" && !outlined())
+    if (over && over.layer.kind === "labels")
+      entry(`${over.layer.title}: ${over.layer.names.length} in colours`, coloursOf("labels"));
+    else if (over && shown.overlay !== "grid" && !outlined())
       entry(`${over.layer.title}: ${range(over, over.top)}${lack(over)}`,
         coloursOf(over.layer.kind));
-    if (outlined())
+    if (outlined() && over.layer.kind !== "labels")
       entry(`line: ${inWords(over, over.top * OUTLINE)} of ${over.layer.title}`, [LINE, LINE]);
     if (shown.overlay === "grid")
       entry(`${over.layer.title}: lines of the grid, drawn where its points go`,
@@ -229,7 +250,7 @@
       if (over && shown.overlay === "grid") lines(context, view, zoom);
       else if (outlined()) outline(context, view, zoom);
       else if (over) {
-        context.imageSmoothingEnabled = over.layer.step > 1;
+        context.imageSmoothingEnabled = over.layer.step > 1; // labels have 1
         place(picture(over, view, (value) => {
           const [red, green, blue, alpha] = colour(over, value);
           return [red, green, blue, 255 * alpha * shown.opacity];
@@ -251,7 +272,7 @@
     context.stroke();
   }
 
-  // The sides of voxels between a value above the outline's and one below it.
+  // The sides of voxels between a value above the outline's and one below it, or of labels.
   function outline(context, view, zoom) {
     const { a, b, fixed } = view, { cells, strides, value, layer } = over;
     const [wide, tall] = [a, b].map((axis) => layer.step * spacing[axis] * zoom);
@@ -259,8 +280,10 @@
     let start = 0;
     if (fixed !== null)
       start = Math.min(Math.floor(shown.cell[fixed] / layer.step), cells[fixed] - 1) * strides[fixed];
-    const above = (i, j) => i >= 0 && j >= 0 && i < cells[a] && j < cells[b]
-      && value(start + i * strides[a] + j * strides[b]) > limit;
+    const region = layer.kind !== "labels" ? (read) => Number(read > limit)
+      : shown.label ? (read) => Number(read === shown.label) : (read) => read;
+    const zone = (i, j) => i < 0 || j < 0 || i >= cells[a] || j >= cells[b] ? 0
+      : region(value(start + i * strides[a] + j * strides[b]));
     const side = (i, j, right, up) => {
       context.moveTo(i * wide, bottom - j * tall);
       context.lineTo((i + right) * wide, bottom - (j + up) * tall);
@@ -268,9 +291,9 @@
     context.beginPath();
     for (let i = 0; i <= cells[a]; i++)
       for (let j = 0; j <= cells[b]; j++) {
-        const here = above(i, j);
-        if (here !== above(i - 1, j)) side(i, j, 0, 1);
-        if (here !== above(i, j - 1)) side(i, j, 1, 0);
+        const here = zone(i, j);
+        if (here !== zone(i - 1, j)) side(i, j, 0, 1);
+        if (here !== zone(i, j - 1)) side(i, j, 1, 0);
       }
     stroke(context);
   }
@@ -351,8 +374,9 @@
     }
   }
 
-  const FIELDS = [["grid", "field", "deformed grid"], ["size", "field", "displacement"],
-    ["growth", "growth", "local growth"]];
+  // What a subject's layers show, apart from its images: value, role, words.
+  const OF_SUBJECT = [["grid", "field", "deformed grid"], ["size", "field", "displacement"],
+    ["growth", "growth", "local growth"], ["misfit", "misfit", "local misfit"]];
 
   function overlays() {
     const select = byId("overlay");
@@ -360,13 +384,45 @@
     option(select, "none", "none");
     if (shown.subject !== undefined) {
       const group = document.createElement("optgroup");
-      group.label = `Field of ${shown.subject}`;
-      for (const [value, role, text] of FIELDS)
+      group.label = `Registration of ${shown.subject}`;
+      for (const [value, role, text] of OF_SUBJECT)
         if (layerOf(shown.subject, role)) option(group, value, text);
       if (group.children.length) select.append(group);
     }
-    groups(select, images, (number) => "layer " + number);
+    const further = index.layers.filter((layer) => layer.role === "overlay");
+    groups(select, [...further, ...images], (number) => "layer " + number);
     select.value = shown.overlay;
+  }
+
+  // The list of labels belongs to the overlay; a chosen one is looked for.
+  let listed = null;
+  function labels() {
+    const layer = over && over.layer.kind === "labels" ? over.layer : null;
+    byId("label-label").hidden = !layer;
+    if (layer === listed) return;
+    [listed, shown.label] = [layer, 0];
+    byId("label").replaceChildren();
+    option(byId("label"), 0, "all labels");
+    (layer ? layer.names : []).forEach((name, place) => option(byId("label"), place + 1, name));
+  }
+
+  // The voxel of a label that is nearest to its middle.
+  function middle(volume, label) {
+    const { cells, strides, value } = volume, size = cells.reduce((a, b) => a * b, 1);
+    const place = (i) => cells.map((n, axis) => Math.floor(i / strides[axis]) % n);
+    const sum = cells.map(() => 0);
+    let count = 0, nearest = null, least = Infinity;
+    for (let i = 0; i < size; i++)
+      if (value(i) === label) {
+        place(i).forEach((n, axis) => { sum[axis] += n; });
+        count++;
+      }
+    for (let i = 0; i < size; i++)
+      if (value(i) === label) {
+        const far = Math.hypot(...place(i).map((n, axis) => (n - sum[axis] / count) * spacing[axis]));
+        if (far < least) [least, nearest] = [far, place(i)];
+      }
+    return nearest;
   }
 
   function choose(number) {
@@ -387,6 +443,11 @@
   byId("image").addEventListener("change", (event) => choose(Number(event.target.value)));
   byId("overlay").addEventListener("change", (event) => { shown.overlay = event.target.value; load(); });
   byId("tract").addEventListener("change", (event) => { shown.tract = Number(event.target.value); load(); });
+  byId("label").addEventListener("change", (event) => {
+    shown.label = Number(event.target.value);
+    if (shown.label) shown.cell = middle(over, shown.label);
+    draw();
+  });
   byId("outline").checked = shown.outline;
   byId("outline").addEventListener("change", (event) => { shown.outline = event.target.checked; load(); });
   byId("before").addEventListener("change", (event) => { shown.before = event.target.checked; load(); });

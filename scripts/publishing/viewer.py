@@ -40,6 +40,7 @@ _CONTROLS = """
 <input type='checkbox' id='viewer-before'> before registration</label>
 <label id='viewer-tract-label'>Tract <select id='viewer-tract'></select></label>
 <label>Overlay <select id='viewer-overlay'></select></label>
+<label id='viewer-label-label' hidden>Label <select id='viewer-label'></select></label>
 <label><input type='checkbox' id='viewer-outline'> outline</label>
 <label>Opacity
 <input type='range' id='viewer-opacity' min='0' max='1' step='0.05' value='0.6'></label>
@@ -84,14 +85,15 @@ def viewer(
     images: Sequence[Shown],
     subjects: Sequence[ViewedSubject] = (),
     of: int = 0,
+    overlays: Sequence[Shown] = (),
     overlay: str | None = None,
     group: str = "Subjects in template space, worst first",
     budget: int = BUDGET,
 ) -> str:
     """The viewer's part of a page, with its data.
 
-    What the page carries is bounded: first all images, then their tracts up to half the budget,
-    then the subjects, then the subjects' tracts.
+    What the page carries is bounded: first all images and overlays, then their tracts up to half
+    the budget, then the subjects, then the subjects' tracts.
 
     Args:
         grid: the voxels of all volumes.
@@ -99,6 +101,7 @@ def viewer(
         images: the first one is shown first.
         subjects: worst first; all that fit in are carried.
         of: number of all subjects; 0: the page is about one.
+        overlays: layers that only lie over images, such as labels.
         overlay: title of the image whose outline is laid over the first one at the start.
         group: title of the subjects' images.
         budget: bytes.
@@ -107,6 +110,8 @@ def viewer(
     listed: list[tuple[dict[str, Any], Layer]] = []
     for one in images:
         listed.append((carried.entry(one.layer, one.group, "image"), one.layer))
+    for one in overlays:
+        listed.append((carried.entry(one.layer, one.group, "overlay"), one.layer))
     for entry, layer in listed:
         carried.tracts(entry, layer, budget // 2)
     present = 0
@@ -117,7 +122,7 @@ def viewer(
         for role, layer in subject.layers.items():
             entry = carried.entry(layer, group, role, subject.name)
             listed.append((entry, layer))
-    for entry, layer in listed[len(images) :]:
+    for entry, layer in listed[len(images) + len(overlays) :]:
         carried.tracts(entry, layer, budget)
     titles = [one.layer.title for one in images]
     # Where densities are compared, they are on one scale.
@@ -168,7 +173,7 @@ class _Carried:
         limit = self.budget if limit is None else limit
         return self.size + sum(len(block.data) for block in blocks) <= limit
 
-    def add(self, block: Block, layer: Layer) -> dict[str, Any]:
+    def add(self, block: Block) -> dict[str, Any]:
         """Carry a block; return what the script must know of it."""
         name = f"volume-{len(self.blocks)}"
         self.blocks[name] = block
@@ -177,7 +182,7 @@ class _Carried:
             "id": name,
             "shape": list(block.shape),
             "scale": block.scale,
-            "field": layer.kind == "field",
+            "stored": block.stored.lstrip("<"),
         }
 
     def entry(
@@ -190,16 +195,18 @@ class _Carried:
             "kind": layer.kind,
             "step": layer.step,
             "role": role,
-            "whole": self.add(layer.whole, layer),
+            "whole": self.add(layer.whole),
             "tracts": [],
         }
+        if layer.names:
+            about["names"] = [shown(name) for name in layer.names]
         return about if subject is None else {**about, "subject": shown(subject)}
 
     def tracts(self, entry: dict[str, Any], layer: Layer, limit: int) -> None:
         """Carry the tracts of a layer that still fit in."""
         for block in layer.tracts:
             if block is not None and self.fits([block], limit):
-                entry["tracts"].append(self.add(block, layer))
+                entry["tracts"].append(self.add(block))
             else:
                 entry["tracts"].append(None)
                 self.missing += 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import gzip
 import heapq
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
@@ -20,6 +20,8 @@ LARGEST_VOLUME = 1_000_000
 """Voxels of a volume that the page carries; a larger one is averaged over blocks of voxels."""
 LARGEST_FIELD = 12_000
 """Voxels of a field and its growth that the page carries: they are smooth."""
+LARGEST_MISFIT = 120_000
+"""Voxels of a local misfit that the page carries: it is a mean over windows."""
 BUDGET = 16_000_000
 """Bytes of volumes on a page; what doesn't fit is left out, and the page says so."""
 SUBJECTS = 24
@@ -33,14 +35,16 @@ class Block:
     """One volume, compressed.
 
     Attributes:
-        data: base64 of gzip of the values in C order, ``uint8`` or little-endian ``int16``.
+        data: base64 of gzip of the values in C order.
         shape: of the volume; a field has its components first.
         scale: value = stored number * scale; a signed volume stores number + 128.
+        stored: type of the values, little-endian.
     """
 
     data: str
     shape: tuple[int, ...]
     scale: float
+    stored: str = "u1"
 
     @classmethod
     def of(cls, values: np.ndarray, signed: bool = False) -> Self:
@@ -61,13 +65,19 @@ class Block:
         """The block of a displacement ``(d, *shape)``, in 16 bits."""
         field = np.nan_to_num(field, nan=0, posinf=0, neginf=0)
         scale = float(np.abs(field).max(initial=0)) / 32767 or 1.0
-        return cls(_packed(np.rint(field / scale).astype("<i2")), field.shape, scale)
+        return cls(_packed(np.rint(field / scale).astype("<i2")), field.shape, scale, "<i2")
+
+    @classmethod
+    def of_numbers(cls, numbers: np.ndarray) -> Self:
+        """The block of whole numbers from 0, in as few bits as they need."""
+        largest = int(numbers.max(initial=0))
+        stored = next(kind for kind in ("u1", "<u2", "<u4") if largest <= np.iinfo(kind).max)
+        return cls(_packed(numbers.astype(stored)), numbers.shape, 1.0, stored)
 
     def values(self) -> np.ndarray:
         """The numbers that are stored, before the scale."""
         raw = gzip.decompress(base64.b64decode(self.data))
-        kind = np.uint8 if len(raw) == np.prod(self.shape) else np.dtype("<i2")
-        return np.frombuffer(raw, kind).reshape(self.shape)
+        return np.frombuffer(raw, self.stored).reshape(self.shape)
 
 
 def _packed(values: np.ndarray) -> str:
@@ -81,12 +91,14 @@ class Layer:
 
     Attributes:
         title: shown.
-        kind: ``density`` (logarithms of 1 + density / offset), ``percent``, ``plain``, ``signed``
-            (natural logarithms) or ``field`` (millimetres along the viewer's axes).
+        kind: ``density`` (logarithms of 1 + density / offset), ``percent``, ``plain``, ``share``
+            (0 to 1), ``signed`` (natural logarithms), ``field`` (millimetres along the viewer's
+            axes) or ``labels`` (0 for none, n for the n-th name).
         whole: the maximum over all tracts, or the field.
         step: voxels of the viewer's grid to one of the blocks.
         tracts: a block for each tract, None for one that was dropped; empty for a cohort without
             tracts.
+        names: of labels.
     """
 
     title: str
@@ -94,6 +106,7 @@ class Layer:
     whole: Block
     step: int = 1
     tracts: tuple[Block | None, ...] = ()
+    names: tuple[str, ...] = ()
 
     def without_tracts(self) -> Layer:
         """The same layer, all tracts dropped."""
@@ -156,10 +169,7 @@ class ViewerGrid:
     @property
     def step(self) -> int:
         """Voxels of the page to one of a field, along each axis."""
-        step = 1
-        while np.prod([-(-n // step) for n in self.shape]) > LARGEST_FIELD:
-            step += 1
-        return step
+        return self._step(LARGEST_FIELD)
 
     def about(self) -> dict[str, Any]:
         """The grid as the page's script reads it."""
@@ -201,6 +211,65 @@ class ViewerGrid:
         values = np.log(np.clip(self.order.of_array(ratio), 1e-3, 1e3))
         small = _averaged(values, [factor * self.step for factor in self.factors])
         return Layer(title, "signed", Block.of(small, signed=True), self.step)
+
+    def misfit(self, title: str, values: np.ndarray) -> Layer:
+        """A layer of a local misfit ``(*box.shape)``, 0 to 1, see `local_misfit`."""
+        step = self._step(LARGEST_MISFIT)
+        turned = self.order.of_array(values)
+        small = _averaged(turned, [factor * step for factor in self.factors])
+        return Layer(title, "share", Block.of(small), step)
+
+    def labels(self, title: str, labels: np.ndarray, names: Mapping[int, str]) -> Layer:
+        """A layer of labels ``(*box.shape)``, each voxel that of its block's middle.
+
+        Args:
+            title: shown.
+            labels: whole numbers, 0 for background.
+            names: of labels; one without a name is called by its number.
+        """
+        chosen = self.order.of_array(labels)
+        for axis, factor in enumerate(self.factors):
+            n = chosen.shape[axis]
+            chosen = chosen.take(np.minimum(np.arange(0, n, factor) + factor // 2, n - 1), axis)
+        found = np.unique(chosen)
+        found = found[found != 0]
+        numbers = np.where(chosen == 0, 0, np.searchsorted(found, chosen) + 1)
+        called = tuple(names.get(label, str(label)) for label in found.tolist())
+        return Layer(title, "labels", Block.of_numbers(numbers), names=called)
+
+    def of_subject(
+        self,
+        name: str,
+        image: np.ndarray,
+        before: np.ndarray,
+        displacement: np.ndarray,
+        ratio: np.ndarray,
+        misfit: np.ndarray,
+    ) -> dict[str, Layer]:
+        """Everything that the page of an atlas has of a subject, by role.
+
+        Args:
+            name: of the subject.
+            image: density in template space ``(C, *box.shape)``.
+            before: density before registration, likewise.
+            displacement: ``(d, *box.shape)`` in voxels of the grid.
+            ratio: volume of the subject over that of the template ``(*box.shape)``.
+            misfit: of the template, 0 to 1, ``(*box.shape)``.
+        """
+        return {
+            "image": self.density(name, image),
+            "before": self.density(f"{name} before registration", before),
+            "field": self.field(f"displacement of {name}", displacement),
+            "growth": self.growth(f"growth of {name}", ratio),
+            "misfit": self.misfit(f"local misfit of {name}", misfit),
+        }
+
+    def _step(self, largest: int) -> int:
+        """Voxels of the page to one of a smooth volume, along each axis."""
+        step = 1
+        while np.prod([-(-n // step) for n in self.shape]) > largest:
+            step += 1
+        return step
 
     def _of_tracts(self, title: str, kind: str, values: np.ndarray) -> Layer:
         parts = tuple(Block.of(one) for one in values) if len(values) > 1 else ()

@@ -4,26 +4,62 @@ A label map is no quantity that could be interpolated, but the presence of one l
 of the common space lies between 2^d voxels of a subject, and each of these gives its label the
 weight of linear interpolation. Weights are whole numbers, so that sums don't depend on the order
 of the subjects, and one subject can be subtracted again exactly.
+
+Only voxels where a label has weight are kept. Most voxels have one label, so memory is about that
+of a few volumes, however many labels there are and however they are spread.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
-from scipy.ndimage import find_objects, map_coordinates
+from scipy.ndimage import map_coordinates
 
 from scripts.spatial.grid import CropBox
 from scripts.spatial.volume_series import label_type
 
-__all__ = ["LabelShares", "LabelSums", "MostProbable", "label_shares"]
+__all__ = ["LabelShares", "LabelSums", "LabelWeights", "MostProbable", "label_shares"]
 
 SCALE = 1 << 15
 """Weight of one subject in one voxel."""
 
-LabelShares = dict[int, tuple[CropBox, np.ndarray]]
-"""By label: the box that contains it, and its weights there, int32."""
+_SLAB = 1 << 18  # voxels of which all corners are looked at together
+
+
+@dataclass(frozen=True)
+class LabelWeights:
+    """The weights of one label, where it has any.
+
+    Attributes:
+        index: ``(n,)`` voxels of the grid in C order, ascending.
+        weights: ``(n,)`` int32.
+    """
+
+    index: np.ndarray
+    weights: np.ndarray
+
+    def plus(self, other: LabelWeights, sign: int = 1) -> Self:
+        """The sum; voxels that only ``other`` has are added."""
+        at = np.searchsorted(self.index, other.index)
+        known = at < len(self.index)
+        known[known] = self.index[at[known]] == other.index[known]
+        total = self.weights.copy()
+        total[at[known]] += sign * other.weights[known]
+        if known.all():
+            return type(self)(self.index, total)
+        new, place = ~known, at[~known]
+        return type(self)(
+            np.insert(self.index, place, other.index[new]),
+            np.insert(total, place, sign * other.weights[new]),
+        )
+
+
+LabelShares = dict[int, LabelWeights]
+"""The weights of each label."""
 
 
 def label_shares(labels: np.ndarray, displacement: np.ndarray) -> LabelShares:
@@ -34,54 +70,79 @@ def label_shares(labels: np.ndarray, displacement: np.ndarray) -> LabelShares:
         displacement: ``(d, *shape)`` in voxels: the common space's voxel x shows the subject's
             ``x + displacement(x)``. Outside the subject's grid is background.
     """
-    shape, d = labels.shape, labels.ndim
-    names, dense = np.unique(labels, return_inverse=True)
+    shape = labels.shape
+    names, places = np.unique(labels, return_inverse=True)
     # Numbered from 1; background is 0 as well as what lies outside.
     numbers = np.arange(1, len(names) + 1, dtype=np.int32)
     numbers[names == 0] = 0
-    dense = np.ascontiguousarray(numbers[dense.reshape(shape)])
+    dense = numbers[places.reshape(shape)]
     if not dense.any():
         return {}
-    places = np.stack([u + index for u, index in zip(displacement, np.indices(shape), strict=True)])
-    base = np.floor(places).astype(np.int32)
-    parts = (places - base).astype(np.float32)
-    corners = []
-    for corner in itertools.product((0, 1), repeat=d):
-        weight: np.ndarray = np.ones(shape, dtype=np.float32)
-        inside = np.ones(shape, dtype=bool)
+    plane = int(np.prod(shape[1:], dtype=int))
+    kind = np.int32 if dense.size <= np.iinfo(np.int32).max else np.int64
+    parts: dict[int, list[tuple[np.ndarray, np.ndarray]]] = {}
+    rows = max(1, _SLAB // plane)
+    for start in range(0, shape[0], rows):
+        number, voxel, weight = _weights_of(dense, displacement[:, start : start + rows], start)
+        index = (voxel + start * plane).astype(kind)
+        ends = [*np.flatnonzero(np.diff(number)) + 1, len(number)] if len(number) else []
+        for first, end in zip([0, *ends], ends, strict=False):
+            parts.setdefault(int(number[first]), []).append((index[first:end], weight[first:end]))
+    return {
+        int(names[number - 1]): LabelWeights(*map(np.concatenate, zip(*found, strict=True)))
+        for number, found in sorted(parts.items())
+    }
+
+
+def _weights_of(
+    dense: np.ndarray, displacement: np.ndarray, start: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Number, voxel and weight of each label in a slab, sorted by number, then voxel.
+
+    Args:
+        dense: ``(*shape)``, numbers of the subject's labels.
+        displacement: ``(d, n, *shape[1:])`` of the slab.
+        start: first index of the slab along the first axis.
+
+    Returns:
+        ``(m,)`` each; voxels are counted from the start of the slab.
+    """
+    d = dense.ndim
+    base, parts = [], []
+    for axis, moved in enumerate(displacement):
+        along = np.arange(moved.shape[axis]) + (start if axis == 0 else 0)
+        place = (moved + along.reshape(-1, *[1] * (d - 1 - axis))).ravel()
+        floor = np.floor(place)
+        base.append(floor.astype(np.int32))
+        parts.append((place - floor).astype(np.float32))
+    numbers = np.empty((2**d, len(base[0])), dtype=np.int32)
+    weights = np.empty_like(numbers)
+    for row, corner in enumerate(itertools.product((0, 1), repeat=d)):
+        weight = np.ones(len(base[0]), dtype=np.float32)
+        inside = np.ones(len(base[0]), dtype=bool)
         index = []
-        for axis, up in enumerate(corner):
-            weight *= parts[axis] if up else 1 - parts[axis]
-            at = base[axis] + up
-            inside &= (at >= 0) & (at < shape[axis])
-            index.append(np.clip(at, 0, shape[axis] - 1))
-        found = np.where(inside, dense[tuple(index)], 0)
-        corners.append((found, np.rint(weight * SCALE).astype(np.int32)))
-    boxes = [find_objects(found, max_label=len(names)) for found, _ in corners]
-    shares: LabelShares = {}
-    for number, name in enumerate(names.tolist(), start=1):
-        there = [
-            CropBox(tuple(s.start for s in one[number - 1]), tuple(s.stop for s in one[number - 1]))
-            for one in boxes
-            if one[number - 1] is not None
-        ]
-        if name == 0 or not there:
-            continue
-        box = there[0]
-        for other in there[1:]:
-            box = box.union(other)
-        total = np.zeros(box.shape, dtype=np.int32)
-        for numbered, part in corners:
-            total += np.where(box.crop(numbered) == number, box.crop(part), 0)
-        if total.any():
-            shares[int(name)] = (box, total)
-    return shares
+        for first, part, up, n in zip(base, parts, corner, dense.shape, strict=True):
+            weight *= part if up else 1 - part
+            at = first + up
+            inside &= (at >= 0) & (at < n)
+            index.append(np.clip(at, 0, n - 1))
+        numbers[row] = np.where(inside, dense[tuple(index)], 0)
+        weights[row] = np.rint(weight * SCALE)
+        # A label that an earlier corner has is added there.
+        for earlier in range(row):
+            same = numbers[row] == numbers[earlier]
+            weights[earlier] += np.where(same, weights[row], 0)
+            numbers[row, same] = 0
+    kept, voxel = np.nonzero((numbers != 0) & (weights != 0))
+    number, weight = numbers[kept, voxel], weights[kept, voxel]
+    order = np.argsort(number.astype(np.int64) * numbers.shape[1] + voxel)
+    return number[order], voxel[order], weight[order]
 
 
 class LabelSums:
     """Sums of the weights of several subjects.
 
-    Memory is that of the labels' boxes, whatever the number of subjects.
+    Memory is that of the voxels where a label has weight, whatever the number of subjects.
 
     Args:
         shape: of the common grid.
@@ -103,15 +164,15 @@ class LabelSums:
     def add(self, shares: LabelShares, sign: int = 1) -> None:
         """Add one subject; with sign -1 subtract one that was added."""
         self.subjects += sign
-        for label, (box, weights) in shares.items():
-            self._add(label, box, weights if sign > 0 else -weights)
+        for label, weights in shares.items():
+            self._add(label, weights, sign)
             self.counts[label] = self.counts.get(label, 0) + sign
 
     def merge(self, other: LabelSums) -> None:
         """Add the sums of other subjects."""
         self.subjects += other.subjects
-        for label, (box, weights) in other.shares.items():
-            self._add(label, box, weights)
+        for label, weights in other.shares.items():
+            self._add(label, weights)
             self.counts[label] = self.counts.get(label, 0) + other.counts[label]
 
     @property
@@ -121,15 +182,16 @@ class LabelSums:
 
     def probability(self, label: int) -> np.ndarray:
         """Share of the subjects with a label at each voxel, float32 ``(*shape)``."""
-        box, weights = self.shares[label]
-        share = (weights / (self.subjects * SCALE)).astype(np.float32)
-        return box.paste(np.clip(share, 0, 1), self.shape)
+        index, share = self._share(label)
+        found = np.zeros(self.shape, dtype=np.float32)
+        found.flat[index] = np.clip(share, 0, 1)
+        return found
 
     def majority(self) -> np.ndarray:
         """The most probable label of each voxel; of equal ones the smallest, background first."""
         best = MostProbable(self.shape)
-        for label, box, share in self._each():
-            best.add(label, box, share)
+        for label in self.labels:
+            best.add(label, *self._share(label))
         return best.labels()
 
     def majority_at(self, places: np.ndarray) -> np.ndarray:
@@ -142,26 +204,48 @@ class LabelSums:
             ``(*wanted)``.
         """
         best = MostProbable(places.shape[1:])
-        for label, box, share in self._each():
-            best.add_at(label, box, share, places)
+        points = places.reshape(len(places), -1)
+        # A cell lies between 2^d voxels, and the cells at the rim also outside the grid. Points
+        # that are not in any cell have the number of one more, which no label touches.
+        cells = tuple(n + 1 for n in self.shape)
+        cell = np.zeros(points.shape[1], dtype=np.int64)
+        inside = np.ones(points.shape[1], dtype=bool)
+        for x, n in zip(points, cells, strict=True):
+            first = np.floor(x).astype(np.int64) + 1
+            inside &= (first >= 0) & (first < n)
+            cell = cell * n + np.clip(first, 0, n - 1)
+        cell[~inside] = np.prod(cells)
+        corners = [
+            int(np.ravel_multi_index(corner, cells))
+            for corner in itertools.product((0, 1), repeat=len(cells))
+        ]
+        touched = np.zeros(np.prod(cells) + 1, dtype=bool)
+        whole = np.zeros(self.shape)
+        for label in self.labels:
+            index, share = self._share(label)
+            voxels = [x + 1 for x in np.unravel_index(index, self.shape)]
+            own = np.ravel_multi_index(voxels, cells)
+            for corner in corners:
+                touched[own - corner] = True
+            near = np.flatnonzero(touched[cell])
+            whole.flat[index] = share
+            there = map_coordinates(whole, points[:, near], order=1, mode="grid-constant")
+            best.add(label, near, there)
+            whole.flat[index] = 0
+            for corner in corners:
+                touched[own - corner] = False
         return best.labels()
 
-    def _each(self) -> Iterator[tuple[int, CropBox, np.ndarray]]:
-        for label in self.labels:
-            box, weights = self.shares[label]
-            yield label, box, weights / (self.subjects * SCALE)
+    def _share(self, label: int) -> tuple[np.ndarray, np.ndarray]:
+        own = self.shares[label]
+        return own.index, own.weights / (self.subjects * SCALE)
 
-    def _add(self, label: int, box: CropBox, weights: np.ndarray) -> None:
+    def _add(self, label: int, weights: LabelWeights, sign: int = 1) -> None:
         known = self.shares.get(label)
         if known is None:
-            self.shares[label] = (box, weights.copy())
-            return
-        union = known[0].union(box)
-        total = known[1]
-        if union != known[0]:
-            total = known[0].within(union).paste(total, union.shape)
-        box.within(union).crop(total)[...] += weights
-        self.shares[label] = (union, total)
+            nothing = weights.index[:0]
+            known = LabelWeights(nothing, nothing.astype(np.int32))
+        self.shares[label] = known.plus(weights, sign)
 
 
 class MostProbable:
@@ -172,16 +256,24 @@ class MostProbable:
     """
 
     def __init__(self, shape: tuple[int, ...]) -> None:
-        self.rest = np.ones(shape)  # probability of the background
-        self.best = np.zeros(shape)
-        self.which = np.zeros(shape, dtype=np.int64)
+        self.shape = shape
+        size = int(np.prod(shape))
+        self.rest = np.ones(size)  # probability of the background
+        self.best = np.zeros(size)
+        self.which = np.zeros(size, dtype=np.int64)
 
-    def add(self, label: int, box: CropBox, share: np.ndarray) -> None:
-        """Add a label with its probability in a box; labels must come in ascending order."""
-        box.crop(self.rest)[...] -= share
-        better = share > box.crop(self.best) + _EQUAL
-        box.crop(self.best)[better] = share[better]
-        box.crop(self.which)[better] = label
+    def add(self, label: int, index: np.ndarray, share: np.ndarray) -> None:
+        """Add a label with its probability; labels must come in ascending order.
+
+        Args:
+            label: ascending.
+            index: ``(n,)``, voxels in C order, each at most once; it is 0 in all others.
+            share: ``(n,)``, the probability there.
+        """
+        self.rest[index] -= share
+        better = share > self.best[index] + _EQUAL
+        self.best[index[better]] = share[better]
+        self.which[index[better]] = label
 
     def add_at(self, label: int, box: CropBox, share: np.ndarray, places: np.ndarray) -> np.ndarray:
         """Add a label with its probability at points, interpolated linearly; 0 outside the box.
@@ -195,18 +287,19 @@ class MostProbable:
         Returns:
             The probability ``(*shape)``.
         """
-        near = np.ones(self.rest.shape, dtype=bool)
+        near = np.ones(self.shape, dtype=bool)
         for x, start, stop in zip(places, box.start, box.stop, strict=True):
             near &= (x > start - 1) & (x < stop)
         first = np.array(box.start)[:, None]
-        found = np.zeros(self.rest.shape)
-        found[near] = map_coordinates(share, places[:, near] - first, order=1, mode="grid-constant")
-        self.add(label, CropBox((0,) * found.ndim, found.shape), found)
+        there = map_coordinates(share, places[:, near] - first, order=1, mode="grid-constant")
+        self.add(label, np.flatnonzero(near), there)
+        found = np.zeros(self.shape)
+        found[near] = there
         return found
 
     def labels(self) -> np.ndarray:
         """The labels, in a type that every tool reads."""
-        found = np.where(self.best > self.rest + _EQUAL, self.which, 0)
+        found = np.where(self.best > self.rest + _EQUAL, self.which, 0).reshape(self.shape)
         return found.astype(label_type(int(np.abs(found).max(initial=0))))
 
 

@@ -84,7 +84,7 @@ def page(text: str) -> tuple[dict[str, Any], dict[str, np.ndarray], Blocks]:
             if block is None:
                 continue
             raw = gzip.decompress(base64.b64decode(data.pop(f"viewer-{block['id']}")))
-            kind = "<i2" if block["field"] else "u1"
+            kind = np.dtype(block["stored"]).newbyteorder("<")
             volumes[block["id"]] = np.frombuffer(raw, kind).reshape(block["shape"])
     assert not data  # every block belongs to a layer
     return index, volumes, blocks
@@ -171,6 +171,22 @@ def test_a_small_cohort_is_carried_whole() -> None:
     index, _, _ = page(text)
     assert index["tracts"] == []
     assert [layer["role"] for layer in index["layers"]].count("before") == 2
+
+
+def test_labels_are_carried_with_their_names_and_only_as_an_overlay() -> None:
+    view = grid()
+    numbers = np.random.default_rng(0).choice([0, 17, 400_000], SHAPE)
+    images = [Shown("Atlas", view.density("template", density(0)))]
+    overlays = [Shown("Labels", view.labels("labels", numbers, {17: EVIL}))]
+    text = viewer(view, [], images, [subject("a", 1)], of=1, overlays=overlays)
+    index, volumes, _ = page(text)
+    template, labels, *others = index["layers"]
+    assert [template["role"], labels["role"]] == ["image", "overlay"]
+    assert all(layer["subject"] == "a" for layer in others)
+    assert labels["names"][0].startswith("</script>")
+    assert labels["names"][1] == "400000"
+    stored = volumes[labels["whole"]["id"]]
+    assert np.array_equal(np.array([0, 17, 400_000])[stored], numbers)
 
 
 def test_one_image_may_lie_over_another() -> None:

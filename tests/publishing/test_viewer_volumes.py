@@ -152,6 +152,40 @@ def test_fields_are_small() -> None:
     assert np.prod(layer.whole.shape[1:]) <= LARGEST_FIELD
 
 
+def test_labels_are_whole_numbers_in_their_place_with_their_names() -> None:
+    affine = np.diag([-2.0, 3.0, 1.0, 1.0])
+    labels = np.random.default_rng(0).choice([0, -3, 7, 2**40 + 1], (4, 5, 6))
+    layer = view((4, 5, 6), affine).labels("l", labels, {7: "seven"})
+    assert layer.names == ("-3", "seven", str(2**40 + 1))
+    numbers = np.array([0, -3, 7, 2**40 + 1])
+    assert np.array_equal(numbers[layer.whole.values()], labels[::-1])  # to the right
+    assert layer.whole.scale == layer.step == 1
+
+
+def test_many_labels_get_more_bits() -> None:
+    labels = np.arange(343).reshape(7, 7, 7)
+    layer = view((7, 7, 7)).labels("l", labels, {})
+    assert np.array_equal(layer.whole.values(), labels)
+    assert np.array_equal(Block.of_numbers(np.array([0, 70_000])).values(), [0, 70_000])
+
+
+def test_reduced_labels_are_those_of_the_middle_of_their_block_never_a_mean() -> None:
+    labels = np.arange(9 * 8 * 5).reshape(9, 8, 5) + 1
+    layer = view((9, 8, 5), np.diag([1.0, 1.0, 3.0, 1.0]), largest=120).labels("l", labels, {})
+    shown = np.array(["0", *layer.names])[layer.whole.values()].astype(int)
+    assert shown[1, 2, 3] == labels[3, 5, 3]
+    assert shown[4, 0, 0] == labels[8, 1, 0]  # half a block
+
+
+def test_a_misfit_is_reduced_like_a_field() -> None:
+    values = np.zeros((60, 70, 60))
+    values[:30] = 0.5
+    layer = view((60, 70, 60)).misfit("m", values)
+    assert layer.step == 2
+    assert layer.whole.values()[:15].max() * layer.whole.scale == pytest.approx(0.5)
+    assert not layer.whole.values()[15:].any()
+
+
 def test_the_worst_are_kept_in_any_order() -> None:
     layer = Layer("x", "plain", Block.of(np.zeros((1, 1))))
     orders = [(True, 0.5, 0), (True, 0.9, 1), (False, 0.95, 2), (True, 0.5, 3), (True, 0.2, 4)]
