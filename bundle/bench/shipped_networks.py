@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -51,6 +51,7 @@ DEFAULT = ("identity", "centre", "axes")
 Labels = tuple[np.ndarray, Grid]
 Affine = Callable[[WorldImage, WorldImage], torch.Tensor]
 Elastic = Callable[[WorldImage, WorldImage], StartField | None]
+Way = TypeVar("Way")
 
 
 def by_refinement(
@@ -63,6 +64,11 @@ def by_refinement(
 def by_network(fixed: WorldImage, moving: WorldImage) -> torch.Tensor:
     """The matrix of the affine network that ships."""
     return shipped_start()(fixed, moving)[0]
+
+
+def unregistered(_fixed: WorldImage, _moving: WorldImage) -> torch.Tensor:
+    """The identity."""
+    return torch.eye(4, dtype=torch.float64)
 
 
 AFFINE: dict[str, Affine] = {
@@ -79,10 +85,25 @@ AFFINE: dict[str, Affine] = {
 # ---------------------------------------------------------------------------------------------
 
 
-def capture(images: Sequence[ReadImage], repeats: int) -> list[dict[str, Any]]:
+def chosen(ways: dict[str, Way], wanted: Sequence[str] | None) -> dict[str, Way]:
+    """The ways that are wanted, in their order; all without a wish.
+
+    Raises:
+        SystemExit: there is no such way.
+    """
+    unknown = sorted(set(wanted or ()) - set(ways))
+    if unknown:
+        raise SystemExit(f"--ways {unknown[0]!r}: must be one of {', '.join(map(repr, ways))}")
+    return {name: way for name, way in ways.items() if wanted is None or name in wanted}
+
+
+def capture(
+    images: Sequence[ReadImage], repeats: int, wanted: Sequence[str] | None = None
+) -> list[dict[str, Any]]:
     """A row for each rotation: what each way leaves of all parameters."""
     rng = np.random.default_rng(0)
     rows = []
+    ways = chosen({"unregistered": unregistered, **AFFINE}, wanted)
     for degrees in ANGLES:
         estimate: dict[str, list[list[float]]] = {}
         for image, _ in itertools.product(images, range(repeats)):
@@ -92,8 +113,7 @@ def capture(images: Sequence[ReadImage], repeats: int) -> list[dict[str, Any]]:
             away = torch.linalg.inv(truth)[None]
             values = resample_by_matrix(fixed.values, fixed.affine, away, fixed.affine, fixed.shape)
             moving = WorldImage(values, fixed.affine, fixed.inside)
-            ways: dict[str, Affine] = {"unregistered": lambda _f, _m: torch.eye(4).double()}
-            for name, way in {**ways, **AFFINE}.items():
+            for name, way in ways.items():
                 begun = time.process_time()
                 matrix = way(fixed, moving)
                 spent = time.process_time() - begun
@@ -185,10 +205,10 @@ def propagated(
 
 def affine(given: argparse.Namespace) -> list[dict[str, Any]]:
     """A row for each way of affine registration."""
-    still: Affine = lambda _f, _m: torch.eye(4, dtype=torch.float64)  # noqa: E731
+    ways = chosen({"unregistered": unregistered, **AFFINE}, given.ways)
     scores: dict[str, list[tuple[float, float]]] = {}
     for fixed, moving, wanted, labels in read_pairs(given):
-        for name, way in {"unregistered": still, **AFFINE}.items():
+        for name, way in ways.items():
             begun = time.process_time()
             matrix = way(fixed.image, moving.image)
             spent = time.process_time() - begun
@@ -261,7 +281,7 @@ CONTRASTS: dict[str, Callable[[WorldImage], WorldImage]] = {
 def elastic(given: argparse.Namespace) -> list[dict[str, Any]]:
     """A row for each contrast and way of elastic registration."""
     still = torch.eye(4, dtype=torch.float64)
-    ways = elastic_ways(given.levels)
+    ways = chosen(elastic_ways(given.levels), given.ways)
     scores: dict[tuple[str, str], list[tuple[float, float, float]]] = {}
     for fixed, moving, wanted, labels in read_pairs(given):
         for contrast in given.contrasts:
@@ -304,10 +324,11 @@ def main() -> None:
         "--contrasts", choices=tuple(CONTRASTS), nargs="+", default=list(CONTRASTS),
         help="of the moving image (elastic)",
     )  # fmt: skip
+    parser.add_argument("--ways", nargs="+", default=None, help="names of methods; default: all")
     given = parser.parse_args()
     if given.part == "capture":
         read = [pair[0] for pair in read_pairs(given)]
-        rows = capture(read, given.repeats)
+        rows = capture(read, given.repeats, given.ways)
     else:
         rows = {"affine": affine, "elastic": elastic}[given.part](given)
     given.folder.mkdir(parents=True, exist_ok=True)
