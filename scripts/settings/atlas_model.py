@@ -115,7 +115,7 @@ class LearnedAtlasModelConfig(Section):
         None,
         "Passes of the network over a pair. Each gets the template as warped so far and the "
         "subject, both averaged by its factor, and adds to the velocity. Null: those of the "
-        "initial network ([4, 2, 1, 1] of the shipped one); without one [2, 1, 1], used once "
+        "initial network ([4, 2, 2, 2, 1, 1] of the shipped one); without one [2, 1, 1], used once "
         "refine.network_epochs has trained more than one.",
         "null or a non-empty list of 1, 2, 4 and 8, at most 8 of them",
     )

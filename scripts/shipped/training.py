@@ -147,7 +147,12 @@ class GeneratedTraining(ABC, Generic[Trained]):
             "title": self.title,
             "licence": "Apache-2.0",
             "data": "generated pairs alone (scripts/shipped), no data of people",
-            "training": {**self.plan, "steps": self.steps, "step": self.step},
+            "training": {
+                **self.plan,
+                "steps": self.steps,
+                "step": self.step,
+                "passes": list(self.network.passes),
+            },
             "share_of_the_move_left": self.share_left,
         }
 
@@ -297,6 +302,8 @@ class PairTraining(GeneratedTraining[PairNetwork]):
         schedule: of the rate.
         schedule_epochs: likewise.
         schedule_factor: likewise.
+        used_passes: that the files name for the network's use; None: those of the training. More
+            of them are more accurate and would make the training slower.
     """
 
     title = "Registration of tract densities and images, for unseen pairs"
@@ -316,6 +323,7 @@ class PairTraining(GeneratedTraining[PairNetwork]):
         schedule: str = "late_cosine",
         schedule_epochs: int = 10,
         schedule_factor: float = 0.1,
+        used_passes: Sequence[int] | None = None,
     ) -> None:
         super().__init__(
             network, folder, steps, lr, kept, saved, schedule, schedule_epochs, schedule_factor
@@ -324,6 +332,7 @@ class PairTraining(GeneratedTraining[PairNetwork]):
         self.supervision = supervision
         self.early = early
         self.dtype = dtype
+        self.used_passes = used_passes
 
     @property
     def plan(self) -> dict[str, Any]:
@@ -346,6 +355,14 @@ class PairTraining(GeneratedTraining[PairNetwork]):
             "images": [row for row in last if row["images"]],
         }
         return {kind: move_left(rows) for kind, rows in kinds.items() if rows}
+
+    def _keep(self, name: str) -> None:
+        trained, about = self.network.passes, self.about()
+        self.network.passes = tuple(self.used_passes or trained)
+        try:
+            save_pair_network(self.network, self.folder / name, about)
+        finally:
+            self.network.passes = trained
 
     def terms(self, step: int) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
         """See `GeneratedTraining.terms`."""

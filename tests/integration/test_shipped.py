@@ -85,7 +85,7 @@ def test_a_folder_of_maps_is_enough(demo_cohort, run_verb, tmp_path):
 
 def test_the_model_says_where_its_network_is_from(built):
     network = published_network(built / "models/model.pt")
-    assert network.passes == (4, 2, 1, 1)
+    assert network.passes == (4, 2, 2, 2, 1, 1)
     assert network.description["initial"]["name"] == "shipped"
     assert network.description["initial"]["inputs"] == "forces"
 
