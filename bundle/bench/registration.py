@@ -40,11 +40,17 @@ def peak_gib() -> float:
 
 @torch.no_grad()
 def measure(
-    shape: tuple[int, ...], dtype: str, device: str, repeats: int, passes: Sequence[int]
+    shape: tuple[int, ...],
+    dtype: str,
+    device: str,
+    repeats: int,
+    passes: Sequence[int],
+    inputs: str,
 ) -> dict[str, Any]:
     """Seconds and CPU seconds of each part, the best of some repeats."""
     image = sparse_volume(shape).roll(3, dims=2).to(device)
-    network = AtlasNetwork(sparse_volume(shape).numpy(), passes=passes).to(device).eval()
+    network = AtlasNetwork(sparse_volume(shape).numpy(), passes=passes, inputs=inputs)
+    network = network.to(device).eval()
     crop = CropBox((0,) * len(shape), shape)
     measured: dict[str, Any] = {}
 
@@ -107,11 +113,15 @@ def main() -> None:
         nargs="+",
         default=LearnedAtlasConfig.load({}).model.passes_from_nothing,
     )
+    parser.add_argument(
+        "--inputs", choices=("images", "forces"), default="images",
+        help="what the network sees; forces as well: the network that ships",
+    )  # fmt: skip
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     about = measure(
         tuple(arguments.shape), arguments.dtype, arguments.device, arguments.repeats,
-        arguments.passes,
+        arguments.passes, arguments.inputs,
     )  # fmt: skip
     print(json.dumps({**vars(arguments), **about}, indent=1))
 
