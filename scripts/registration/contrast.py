@@ -21,8 +21,8 @@ class ContrastMatch:
     """The mean of the fixed image at each intensity of the moving one, between which it is linear.
 
     That is the best prediction of the fixed image from the moving one's intensities (the
-    regression that Roche et al.'s correlation ratio measures, MICCAI 1998). The images need to
-    are only roughly aligned: a wrong neighbour pulls each mean towards the mean of all,
+    regression that Roche et al.'s correlation ratio measures, MICCAI 1998). The images need to be
+    only roughly aligned: a wrong neighbour pulls each mean towards the mean of all,
     which lowers the contrast but doesn't invert it.
 
     Attributes:

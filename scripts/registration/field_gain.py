@@ -75,7 +75,8 @@ def field_gain(
         matched: whether to match the contrast first.
     """
     loss = PairLoss(fixed, "local_correlation", _WINDOW)
-    moved = warp(moving.values, displacement)
+    # Not zeros: where the background is bright, they would look like tissue.
+    moved = warp(moving.values, displacement, padding_mode="border")
     inside = None if moving.inside is None else warp(moving.inside, displacement)
     weight = known_of_both(inside, fixed.inside)
     match = ContrastMatch.between(moved, fixed.values, weight) if matched else torch.nn.Identity()

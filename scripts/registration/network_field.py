@@ -20,6 +20,7 @@ from scripts.registration.start_field import StartField
 from scripts.shipped.network import PairNetwork
 from scripts.shipped.weights import SHIPPED, load_pair_network
 from scripts.spatial.unfolding import unfolded_velocity
+from scripts.spatial.warp import warp
 
 __all__ = ["NetworkField", "NetworkVelocity", "pair_network"]
 
@@ -147,7 +148,7 @@ class NetworkField:
                 seen = moving
                 if velocity is not None:
                     move = network.integration(velocity, shape, rough=True)
-                    seen = network.warp(moving, move)
+                    seen = warp(moving, move, padding_mode="border")
                 shown = ContrastMatch.between(seen, fixed, weight)(moving)
             looks = PairPasses(
                 network.unet, network.smoothing, network.integration, network.warp,

@@ -16,6 +16,7 @@ from scripts.registration.dense_affine import DenseAffine
 from scripts.registration.images import WorldImage
 from scripts.registration.network_field import NetworkField, pair_network
 from scripts.registration.network_start import shipped_start
+from scripts.shipped.pairs import PairGenerator
 from scripts.shipped.shapes import RandomShapes
 from scripts.spatial.affine_parameters import Frame, matrix_of, parameters_of
 from scripts.spatial.resampling import resample_by_matrix
@@ -139,6 +140,20 @@ def test_the_registration_network_straightens_a_bend_in_any_contrast(inverted: b
     assert float(left) < 0.65 * float(bend[0].square().sum(0)[inside].mean().sqrt())
     back = field.forward + warp(field.inverse, field.forward, padding_mode="border")
     assert float(back[:, :, 5:-5, 5:-5, 5:-5].abs().max()) < 0.3
+
+
+def test_a_bright_background_is_as_good_as_a_dark_one() -> None:
+    """Beyond the edge the image goes on: zeros would be the brightest tissue of an inverted one."""
+    pair = PairGenerator(3, ((40, 44, 40),))[7]
+    assert pair.kind == "images"
+    fixed, moving = (torch.expm1(image) for image in (pair.fixed, pair.moving))
+    losses = []
+    for shown in (moving, moving.amax() - moving):
+        images = (WorldImage(image / image.amax(), np.eye(4)) for image in (shown, fixed))
+        found = NetworkField(pair_network()).velocity(*images)
+        assert found.loss < 0.7 * found.start_loss
+        losses.append(found.loss)
+    assert losses[1] == pytest.approx(losses[0], abs=0.03)
 
 
 def test_a_pair_that_it_would_make_worse_stays_as_it_is() -> None:
