@@ -54,7 +54,7 @@ ENTRIES = (
         "carry",
         "The atlas in a person's space",
         "python -m bundle carry --output_dir output",
-        "The outline of one tract of the atlas over three people's FA, each in the person's own "
+        "The outline of one tract of the atlas over three people's FA, each in that person's "
         "space. `carry` does this for the people of the cohort, `register` for new ones. "
         "[Using an atlas](consumers.md).",
     ),
@@ -95,7 +95,7 @@ ENTRIES = (
         "barycentre",
         "An average by optimal transport",
         "python -m bundle barycentre --dataset_dir /data/cohort --output_dir output",
-        "One subject, the average, and the Wasserstein barycentre, which lies in the middle of "
+        "One subject, the average, and the Wasserstein barycentre, which is in the middle of "
         "the anatomy without any registration. [Tractograms](tractograms.md#the-barycentre-atlas).",
         source="average_and_barycentre.png",
     ),

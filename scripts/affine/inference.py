@@ -210,16 +210,16 @@ class EstimateWriter(PairWriter):
         watched = WatchedFiles([item["fixed"], item["moving"]])
         fixed, moving = (ReadImage(item[key]) for key in ("fixed", "moving"))
         local = estimate.cpu().double()
-        _require_gain(self.network, item, local)
-        matrix = world_matrix(self.network, local, fixed.grid, moving.grid).numpy()
-        name = item["subject"]
-        before = resample(moving.values, moving.grid, [], fixed.grid)
         if grids_apart(fixed.grid, moving.grid):
             logger.warning(
                 "%s: shares no space with %s: their grids are apart in the world, and only the "
                 "network, which aligns their centres, can register them",
                 item["moving"], item["fixed"],
             )  # fmt: skip
+        _require_gain(self.network, item, local)
+        matrix = world_matrix(self.network, local, fixed.grid, moving.grid).numpy()
+        name = item["subject"]
+        before = resample(moving.values, moving.grid, [], fixed.grid)
         with publish_folder(self.folder / name) as staging:
             moved = write_pair(staging, name, fixed, moving, matrix)
             if not moved.any():

@@ -178,7 +178,7 @@ def test_presence_maps_are_nested_and_label_volumes_must_hold_labels(tmp_path):
     wide[:4], wide[0] = 2**53, 2**53 + 1  # equal as float64
     image = nib.Nifti1Image(wide, np.eye(4), dtype=np.uint64)
     nib.save(image, tmp_path / "a.nii.gz")
-    with pytest.raises(CohortError, match=r"a\.nii\.gz: has a label of 9\.007e\+15.*number them"):
+    with pytest.raises(CohortError, match=r"a\.nii\.gz: has a label of 9\.007e\+15.*use smaller"):
         label_values(read_pair_images(tmp_path, labels), labels)
 
 

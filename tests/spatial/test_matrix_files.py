@@ -81,7 +81,7 @@ def test_a_matrix_of_unknown_kind_is_taken_for_ras_with_a_warning(tmp_path, capl
         np.savetxt(path, MATRIX, header=head)
         caplog.clear()
         np.testing.assert_allclose(read_affine(path).matrix, MATRIX)
-        assert ("taken for RAS mm" in caplog.text) is not known
+        assert ("is read as RAS mm" in caplog.text) is not known
     path = tmp_path / "greedy.mat"
     np.savetxt(path, MATRIX, fmt="%g")
     with pytest.raises(CohortError, match="is text, a 4x4 matrix, and not ITK's"):

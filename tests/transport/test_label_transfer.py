@@ -127,7 +127,7 @@ def test_degenerate_streamlines_are_outliers_and_counted(case, tmp_path):
         "degenerate": {"not_finite": 1, "fewer_than_two_points": 1, "no_length": 1},
         "below_threshold": 0,
     }
-    with pytest.raises(TractogramError, match=r"1 streamlines .* not finite, which TCK can't hold"):
+    with pytest.raises(TractogramError, match=r"1 streamlines .* which TCK can't store"):
         run(case.atlas, tmp_path / "odd.trk", tmp_path, format="tck")
 
 
