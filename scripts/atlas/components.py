@@ -13,6 +13,7 @@ from monai.transforms import Compose
 
 from scripts.atlas.cohort_refinement import CohortRefinement
 from scripts.atlas.fine_tuning import NetworkFineTuning
+from scripts.atlas.initial import require_volumes
 from scripts.atlas.network import AtlasNetwork
 from scripts.atlas.published_model import published_transforms
 from scripts.atlas.resources import check_cache, checkpoint_bytes, output_bytes
@@ -75,7 +76,8 @@ def open_cohort(
 
     Raises:
         ConfigurationError: the machine doesn't have the device, a batch has fewer subjects than
-            there are processes, or the requested cache doesn't fit into memory.
+            there are processes, the requested cache doesn't fit into memory, or the maps are planes
+            and the network that ships is asked for.
         StorageError: a folder in ``written`` can't be written, another run is using it, or the disk
             has too little room.
         CohortError: see `read_cohort`.
@@ -90,6 +92,8 @@ def open_cohort(
                 _check_places(settings, written, [dataset_dir, *(files or ())])
             cohort = read_cohort(dataset_dir, settings.cohort_request(), files=files)
             _check_box(cohort)
+            if settings.model.initial == "shipped":  # before the run notes that it has begun
+                require_volumes("shipped", len(cohort.crop.shape))
             _warn_of_scale(cohort, settings)
             check_cache(cohort, settings, world_size())
             if len(written) == 2:

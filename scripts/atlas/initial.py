@@ -21,7 +21,7 @@ from scripts.shipped.network import PairNetwork
 from scripts.shipped.pair_unet import FIELD_RESOLUTION
 from scripts.shipped.weights import SHIPPED, load_pair_network
 
-__all__ = ["InitialNetwork", "open_initial"]
+__all__ = ["InitialNetwork", "open_initial", "require_volumes"]
 
 logger = logging.getLogger(__name__)
 
@@ -92,11 +92,8 @@ def open_initial(settings: LearnedAtlasConfig, spatial_dims: int) -> InitialNetw
     of_pairs = description.get("kind") == PairNetwork.kind
     described = _of_pairs(path) if of_pairs else _of_atlas(path)
     weights = described.pop("weights")
-    if described["inputs"] == "forces" and spatial_dims != 3:
-        raise ConfigurationError(
-            f"{setting}: that network registers volumes, and the cohort's maps are planes; set "
-            "learned_atlas#model#initial null"
-        )
+    if described["inputs"] == "forces":
+        require_volumes(model.initial, spatial_dims)
     if described["inputs"] == "images" and described["in_channels"] != 2 * model.channels:
         raise ConfigurationError(
             f"{setting}: that network registers {described['in_channels'] // 2} channels at once, "
@@ -119,6 +116,19 @@ def open_initial(settings: LearnedAtlasConfig, spatial_dims: int) -> InitialNetw
         weights,
         described,
     )
+
+
+def require_volumes(initial: str, spatial_dims: int) -> None:
+    """Check that the maps have the dimensions of the network that ships.
+
+    Raises:
+        ConfigurationError: they are planes.
+    """
+    if spatial_dims != 3:
+        raise ConfigurationError(
+            f"learned_atlas.model.initial = {initial!r}: that network registers volumes, and the "
+            "cohort's maps are planes; set learned_atlas#model#initial null"
+        )
 
 
 def _of_pairs(path: Path) -> dict[str, Any]:

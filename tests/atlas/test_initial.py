@@ -6,10 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
+import numpy as np
 import pytest
 import torch
 
 from scripts.atlas.building import build_network
+from scripts.atlas.components import open_cohort
 from scripts.atlas.export_model import exported_program, traced_program
 from scripts.atlas.initial import open_initial
 from scripts.atlas.network import AtlasNetwork
@@ -156,3 +159,19 @@ def test_a_network_that_sees_forces_is_a_program_too(
     expected = network(image)
     for program in (traced_program(network), exported_program(network).module()):
         torch.testing.assert_close(program(image), expected, atol=1e-5, rtol=0)
+
+
+def test_planes_are_refused_before_the_run_begins(make_settings: Settings, tmp_path: Path) -> None:
+    """A run that is noted as begun would refuse what the message advises."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    plane = np.pad(np.ones((4, 5, 1), np.float32), ((4, 4), (4, 4), (0, 0)))
+    for number in range(5):
+        nib.save(nib.Nifti1Image(plane * (1 + number), np.eye(4)), folder / f"s{number}.nii.gz")
+    settings = make_settings(
+        model={"initial": "shipped"}, cohort={"layout": "flat", "normalisation": "none"}
+    )
+    written = [tmp_path / "output", tmp_path / "models"]
+    with pytest.raises(ConfigurationError, match="learned_atlas#model#initial null"):
+        open_cohort(folder, settings, written)
+    assert not any(path.is_dir() and any(path.iterdir()) for path in written)
