@@ -137,14 +137,16 @@ def estimate(result: dict[str, float], subjects: int, processes: int) -> dict[st
     """
     hours = subjects / processes / 3600
     block = yaml.safe_load((ROOT / "configs" / "train.yaml").read_text())["learned_atlas"]
-    block["model"]["initial"] = None
-    lengths = with_usual_lengths(block)
-    epochs, refine = lengths["optimizer"]["epochs"], lengths["refine"]
+    optimizer, refine = (
+        with_usual_lengths(group, block[group], started=False) for group in ("optimizer", "refine")
+    )
     return {
         "reading and checking, h (by the first process alone)": (
             subjects / 3600 * result["reading and checking"]
         ),
-        "training, h": epochs * hours * (result["training step"] + result["loading, cache disk"]),
+        "training, h": optimizer["epochs"]
+        * hours
+        * (result["training step"] + result["loading, cache disk"]),
         "network's last epochs, h": (
             refine["network_epochs"]
             * hours

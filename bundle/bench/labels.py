@@ -16,19 +16,18 @@ most difficult case, and ten subjects are fused, each with another field.
 from __future__ import annotations
 
 import argparse
-import resource
 import tempfile
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 import torch
 from scipy.ndimage import gaussian_filter, map_coordinates
 
+from bundle.bench.job_cost import Cost
 from scripts.api import learn_atlas
 from scripts.evaluation.label_overlap import label_dice
 from scripts.publishing.subject_maps import SubjectMaps, labels_in_template, log_jacobian
@@ -40,7 +39,6 @@ from scripts.spatial.volumes import read_labels
 
 FULL = (145, 174, 145)
 SUBJECTS = 10  # that are fused to measure the cost
-T = TypeVar("T")
 
 
 def build(options: argparse.Namespace) -> Path:
@@ -119,26 +117,6 @@ def score(options: argparse.Namespace) -> dict[str, float]:
     return {"subjects": float(len(names)), **{k: float(np.mean(v)) for k, v in result.items()}}
 
 
-class Cost:
-    """CPU seconds of named jobs, and peak memory after some of them."""
-
-    def __init__(self) -> None:
-        self.found: dict[str, float] = {}
-
-    def time(self, name: str, work: Callable[[], T]) -> T:
-        """The result of a job; its seconds are added."""
-        start = time.process_time()
-        result = work()
-        key = f"{name}, CPU-s"
-        self.found[key] = self.found.get(key, 0) + time.process_time() - start
-        return result
-
-    def memory(self, when: str) -> None:
-        """Note the peak of the process so far."""
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        self.found[f"memory {when}, GiB"] = peak / 2**20
-
-
 def cost() -> dict[str, float]:
     """Seconds of each part at full size, and peak memory of the process."""
     made = np.random.default_rng(0)
@@ -163,7 +141,10 @@ def cost() -> dict[str, float]:
     places = np.indices(FULL) + field
     found.time("most probable labels in a subject's space", lambda: sums.majority_at(places))
     found.memory("at the end")
-    return found.found
+    return {
+        **{f"{name}, CPU-s": seconds for name, seconds in found.seconds.items()},
+        **{f"memory {when}, GiB": gib for when, gib in found.gib.items()},
+    }
 
 
 def _write_maps(labels: np.ndarray, field: np.ndarray, found: Cost) -> None:

@@ -14,10 +14,10 @@ from __future__ import annotations
 import argparse
 import resource
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -25,6 +25,7 @@ import torch
 from scipy.ndimage import gaussian_filter
 
 from bundle.bench.browser import Browser
+from bundle.bench.job_cost import Cost
 from scripts.metrics.misfit import MISFIT_WINDOW, local_misfit
 from scripts.publishing.quality_page import SubjectQuality, quality_page
 from scripts.publishing.viewer import Shown, viewer
@@ -34,21 +35,6 @@ from scripts.spatial.jacobian import jacobian_determinant
 
 FULL = (145, 174, 145)
 OFFSET = 0.01
-T = TypeVar("T")
-
-
-class Clock:
-    """CPU seconds by name."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    def time(self, name: str, work: Callable[[], T]) -> T:
-        """The result of a job; its seconds are added."""
-        start = time.process_time()
-        result = work()
-        self.seconds[name] = self.seconds.get(name, 0) + time.process_time() - start
-        return result
 
 
 def brain(shape: Sequence[int], rng: np.random.Generator) -> np.ndarray:
@@ -62,7 +48,7 @@ def brain(shape: Sequence[int], rng: np.random.Generator) -> np.ndarray:
 
 
 def subject_layers(
-    view: ViewerGrid, template: np.ndarray, rng: np.random.Generator, clock: Clock, name: str
+    view: ViewerGrid, template: np.ndarray, rng: np.random.Generator, clock: Cost, name: str
 ) -> dict[str, Any]:
     """The layers of one subject, and their cost."""
     shape = template.shape[1:]
@@ -78,7 +64,7 @@ def subject_layers(
     return clock.time("subjects", layers)
 
 
-def build(shape: tuple[int, ...], subjects: int, clock: Clock) -> str:
+def build(shape: tuple[int, ...], subjects: int, clock: Cost) -> str:
     """The page."""
     rng = np.random.default_rng(0)
     affine = np.diag([1.25, 1.25, 1.25, 1])
@@ -165,7 +151,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     options.work.mkdir(parents=True, exist_ok=True)
-    page, clock = options.work / "quality.html", Clock()
+    page, clock = options.work / "quality.html", Cost()
     page.write_text(build(tuple(options.shape), options.subjects, clock), encoding="utf-8")
     found = {
         "CPU-s for each subject that is carried": clock.seconds["subjects"],

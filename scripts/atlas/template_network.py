@@ -18,13 +18,7 @@ from scripts.cohort.density import (
     density_divisor,
     load_density,
 )
-from scripts.cohort.usual_densities import (
-    FAINT,
-    PLAIN,
-    average_met,
-    look_like_images,
-    rounded,
-)
+from scripts.cohort.usual_densities import UsualDensities
 from scripts.errors import CheckpointError, ConfigurationError
 from scripts.networks.described import FORMAT
 from scripts.runtime.input_files import read_json
@@ -140,11 +134,10 @@ def _check(settings: LearnedAtlasConfig) -> None:
 
 def _usual(density: np.ndarray) -> dict[str, Any]:
     """Settings of a foreign map, as `build` guesses those of a cohort."""
-    typical = average_met(density)
-    share = PLAIN if look_like_images([density]) else FAINT
+    usual = UsualDensities.of([density])
     return {
-        "presence_value": rounded(FAINT * typical),
-        "loss": {"log_offset": rounded(share * typical)},
+        "presence_value": usual.presence_value,
+        "loss": {"log_offset": usual.log_offset},
     }
 
 

@@ -12,7 +12,6 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import median
 
 from scripts.cohort.density import waytotal_file
 from scripts.cohort.discovery import (
@@ -27,13 +26,7 @@ from scripts.cohort.layouts import LAYOUTS
 from scripts.cohort.listings import wanted_names
 from scripts.cohort.patterns import scan_alternatives
 from scripts.cohort.tractogram_maps import Counting, counting_for
-from scripts.cohort.usual_densities import (
-    FAINT,
-    PLAIN,
-    average_met,
-    look_like_images,
-    rounded,
-)
+from scripts.cohort.usual_densities import FAINT, PLAIN, UsualDensities, look_like_images
 from scripts.errors import CohortError, shown, some_names
 from scripts.runtime.file_names import is_image_name, stem_of
 from scripts.runtime.input_files import FileError
@@ -230,16 +223,14 @@ def _densities(
     read = _read(candidates, request, request.cohort.normalisation, counting)
     if not read:  # the job says why
         return []
-    typical = median(average_met(one.density) for one in read)
-    average = f"of the density that a streamline meets on average ({typical:.3g})"
-    guesses = {
-        name: Guess(name, rounded(FAINT * typical), f"{FAINT:g} {average}")
-        for name in ("log_offset", "presence_value")
-    }
-    if counting is None and look_like_images([one.density for one in read]):
-        reason = f"the maps look like images; {PLAIN:g} times their average value ({typical:.3g})"
-        guesses["log_offset"] = Guess("log_offset", rounded(PLAIN * typical), reason)
-    return [guess for name, guess in guesses.items() if name not in given]
+    usual = UsualDensities.of([one.density for one in read], counted=counting is not None)
+    met = f"{FAINT:g} of the density that a streamline meets on average ({usual.typical:.3g})"
+    image = f"the maps look like images; {PLAIN:g} times their average value ({usual.typical:.3g})"
+    guesses = (
+        Guess("log_offset", usual.log_offset, image if usual.images else met),
+        Guess("presence_value", usual.presence_value, met),
+    )
+    return [guess for guess in guesses if guess.name not in given]
 
 
 def _read(

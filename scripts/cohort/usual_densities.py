@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from statistics import median
 
 import numpy as np
 
-__all__ = ["FAINT", "PLAIN", "average_met", "look_like_images", "rounded"]
+__all__ = ["FAINT", "PLAIN", "UsualDensities", "look_like_images", "rounded"]
 
 FAINT = 0.1
 """Share of the density that a streamline meets on average which a faint but real tract has."""
@@ -19,7 +20,41 @@ PLAIN = 2.0
 _ALIKE = 0.9  # of the sum: .98 and more in MR images, .75 in maps of streamline density
 
 
-def average_met(density: np.ndarray) -> float:
+@dataclass(frozen=True)
+class UsualDensities:
+    """Where the logarithm and the presence of some maps usually begin.
+
+    Attributes:
+        typical: density that a streamline meets on average, the median of the maps.
+        images: whether the maps are images, whose brightness is hardly compressed.
+    """
+
+    typical: float
+    images: bool
+
+    @classmethod
+    def of(cls, densities: Sequence[np.ndarray], counted: bool = False) -> UsualDensities:
+        """From the maps' values.
+
+        Args:
+            densities: see `look_like_images`.
+            counted: from streamlines, so that they are no images.
+        """
+        typical = median(_average_met(density) for density in densities)
+        return cls(typical, not counted and look_like_images(densities))
+
+    @property
+    def presence_value(self) -> float:
+        """The density of a faint but real tract, of 1, 2 or 5 times a power of ten."""
+        return rounded(FAINT * self.typical)
+
+    @property
+    def log_offset(self) -> float:
+        """The same; in images several times their average brightness."""
+        return rounded((PLAIN if self.images else FAINT) * self.typical)
+
+
+def _average_met(density: np.ndarray) -> float:
     """The density that a streamline meets on average; the average brightness of an image."""
     return float((density**2).sum() / density.sum())
 
@@ -35,7 +70,7 @@ def look_like_images(densities: Sequence[np.ndarray]) -> bool:
     """
     alike = []
     for density in densities:
-        typical = average_met(density)
+        typical = _average_met(density)
         near = (density > typical / 3) & (density < typical * 3)
         several = np.unique(density[near][:1000]).size > 1
         alike.append(float(density[near].sum() / density.sum()) if several else 0.0)

@@ -315,10 +315,13 @@ class LearnedAtlasConfig(Section):
         validate_default=True,
     )
 
-    @model_validator(mode="before")
+    @field_validator("optimizer", "refine", mode="before")
     @classmethod
-    def _lengths(cls, values: object) -> object:
-        return with_usual_lengths(values) if isinstance(values, Mapping) else values
+    def _lengths(cls, values: object, info: ValidationInfo) -> object:
+        if not isinstance(values, Mapping) or info.field_name is None:
+            return values
+        started = getattr(info.data.get("model"), "initial", None) is not None
+        return with_usual_lengths(info.field_name, values, started)
 
     @field_validator("affine_native_relpath")
     @classmethod

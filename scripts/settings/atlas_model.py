@@ -19,6 +19,7 @@ from scripts.settings.section import (
     check_names,
     setting,
 )
+from scripts.settings.usual_training import AUTO
 
 __all__ = [
     "LearnedAtlasModelConfig",
@@ -162,7 +163,11 @@ class LearnedAtlasModelConfig(Section):
 
     @field_validator("initial")
     @classmethod
-    def _check_initial(cls, name: str | None) -> str | None:
+    def _check_initial(cls, name: str | None, info: ValidationInfo) -> str | None:
+        if name == AUTO:
+            of_shipped = ("enc_features", "dec_features", "field_resolution")  # their defaults
+            fits = all(info.data.get(one) == cls.model_fields[one].default for one in of_shipped)
+            return "shipped" if fits else None
         if name is not None and name != "shipped" and not name.endswith(".pt"):
             raise ValueError("is none of them")
         return name

@@ -10,11 +10,6 @@ __all__ = ["AUTO", "lengths_rule", "with_usual_lengths"]
 AUTO = "auto"
 """The value of a setting that is chosen by the network that the training starts from."""
 
-_OF_SHIPPED = {
-    "enc_features": [16, 32, 32, 32], "dec_features": [32, 32, 32, 16, 16], "field_resolution": 2,
-}  # fmt: skip
-"""Settings of the network that came with the bundle."""
-
 _USUAL: dict[str, dict[str, tuple[float, float | None]]] = {
     "optimizer": {"epochs": (0, 20)},
     "refine": {
@@ -33,34 +28,16 @@ def lengths_rule(group: str, name: str) -> str:
     return f"auto: {started} with an initial network (model.initial), else {random}."
 
 
-def with_usual_lengths(values: Mapping[str, Any]) -> dict[str, Any]:
-    """A ``learned_atlas`` block in which nothing is ``auto`` any more.
-
-    ``model.initial`` becomes ``shipped``, or null if other features are asked for than those of
-    the network that came with the bundle. The lengths follow from it.
+def with_usual_lengths(group: str, values: Mapping[str, Any], started: bool) -> dict[str, Any]:
+    """A group of settings in which no length is ``auto`` any more.
 
     Args:
-        values: the block as given; what isn't a mapping stays as it is.
+        group: ``optimizer`` or ``refine``.
+        values: its settings as given.
+        started: whether the training starts from a network, not from random weights.
     """
-    resolved = dict(values)
-    model = resolved.get("model")
-    if isinstance(model, Mapping) and model.get("initial") == AUTO:
-        fits = all(_same(model.get(name, one), one) for name, one in _OF_SHIPPED.items())
-        model = resolved["model"] = {**model, "initial": "shipped" if fits else None}
-    given = model.get("initial") if isinstance(model, Mapping) else getattr(model, "initial", None)
-    which = 1 if given is None or str(given) in ("null", "None") else 0
-    for group, usual in _USUAL.items():
-        section = resolved.get(group)
-        if isinstance(section, Mapping):
-            resolved[group] = {
-                name: usual[name][which] if value == AUTO and name in usual else value
-                for name, value in section.items()
-            }
-    return resolved
-
-
-def _same(given: Any, expected: Any) -> bool:
-    """Whether a value is the expected one; lists may have come as text or tuples."""
-    return str(given).replace("(", "[").replace(")", "]").replace(" ", "") == str(expected).replace(
-        " ", ""
-    )
+    usual = _USUAL[group]
+    return {
+        name: usual[name][0 if started else 1] if value == AUTO and name in usual else value
+        for name, value in values.items()
+    }

@@ -49,6 +49,21 @@ def grid(spacing: tuple[float, ...], shape: tuple[int, ...], turn: float = 0.0) 
     return rotation @ affine
 
 
+def trained(kind: str, cohort: Path, folder: Path, **optimizer: float) -> int:
+    """Status of one epoch on images and their labels, below a folder."""
+    block = f"--learned_{kind}"
+    values = {"epochs": 1, **optimizer}.items()
+    return run(
+        f"train-{kind}", "--dataset_dir", cohort, "--output_dir", folder / "training",
+        "--ckpt_dir", folder / "models", f"{block}#device", "cpu", f"{block}#folds", 2,
+        f"{block}#images#pattern", "images/{subject}.nii.gz",
+        f"{block}#images#labels", "masks/seg_{subject}.nii.gz",
+        f"{block}#images#shape", "[16,16,16]",
+        *(word for name, one in values for word in (f"{block}#optimizer#{name}", one)),
+        *([f"{block}#images#kind", "labels"] if kind == "elastic" else []),
+    )  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Label maps, images of two contrasts on different grids, and both networks' checkpoints."""
@@ -71,16 +86,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         own[:3, 3] += off
         nib.save(nib.Nifti1Image(image, own), root / f"{name}.nii.gz")
     for kind in ("affine", "elastic"):
-        block = f"--learned_{kind}"
-        code = run(
-            f"train-{kind}", "--dataset_dir", root / "cohort", "--output_dir", root / "training",
-            "--ckpt_dir", root / "models", f"{block}#device", "cpu", f"{block}#folds", 2,
-            f"{block}#images#pattern", "images/{subject}.nii.gz",
-            f"{block}#images#labels", "masks/seg_{subject}.nii.gz",
-            f"{block}#images#shape", "[16,16,16]",
-            f"{block}#optimizer#epochs", 1, f"{block}#optimizer#pairs_per_subject", 1,
-            *([f"{block}#images#kind", "labels"] if kind == "elastic" else []),
-        )  # fmt: skip
+        code = trained(kind, root / "cohort", root, pairs_per_subject=1)
         assert code == 0
     # So few steps move next to nothing: the rest of these tests needs something to see, and no
     # field is written that makes a pair less similar. The moving image lies 3 mm off.
@@ -326,16 +332,7 @@ def test_a_field_worse_than_none_is_left_out(place, tmp_path, caplog, capsys):
 @pytest.mark.parametrize("kind", ["affine", "elastic"])
 def test_a_training_worse_than_none_writes_no_network(place, tmp_path, kind, capsys):
     """By a learning rate that no training survives."""
-    block = f"--learned_{kind}"
-    code = run(
-        f"train-{kind}", "--dataset_dir", place / "cohort", "--output_dir", tmp_path / "training",
-        "--ckpt_dir", tmp_path / "models", f"{block}#device", "cpu", f"{block}#folds", 2,
-        f"{block}#images#pattern", "images/{subject}.nii.gz",
-        f"{block}#images#labels", "masks/seg_{subject}.nii.gz",
-        f"{block}#images#shape", "[16,16,16]", f"{block}#optimizer#lr", 3.0,
-        f"{block}#optimizer#epochs", 1, f"{block}#optimizer#pairs_per_subject", 8,
-        *([f"{block}#images#kind", "labels"] if kind == "elastic" else []),
-    )  # fmt: skip
+    code = trained(kind, place / "cohort", tmp_path, lr=3.0, pairs_per_subject=8)
     assert code == 4
     assert "the network is worse than none on held-out pairs" in capsys.readouterr().err
     assert not (tmp_path / "models" / f"{kind}_model.pt").exists()
