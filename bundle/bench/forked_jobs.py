@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from bundle import cli
 
 __all__ = ["Ended", "Moment", "in_process"]
@@ -115,6 +117,9 @@ def _as_child(
     """Run the command and never return."""
     status = 1
     try:
+        # PyTorch makes its pool of threads anew after a fork, when a thread first computes. Two
+        # threads that do so at once meet no pool ("Invalid thread pool!"), so it is made here.
+        torch.set_num_threads(torch.get_num_threads())
         handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
         os.dup2(handle, 1)
         os.dup2(handle, 2)
