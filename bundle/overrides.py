@@ -74,7 +74,7 @@ def parse_overrides(
     ``false`` and ``null`` mean what they mean in YAML; MONAI would take them for text, and the text
     ``"false"`` for true. A key without a value is true. The last of several equal keys wins, while
     ``--config_file`` adds up. Keys that hold a path, a name or other text take the word as it was
-    typed, see `scripts.settings.section.Typed`.
+    typed, see `scripts.settings.values.Typed`.
 
     Args:
         arguments: the words after the verb.
