@@ -224,7 +224,9 @@ def test_an_unfinished_run_of_another_kind_advises_the_verbs_own_resume(
     verb: str, place: Place
 ) -> None:
     kind, folder = RESUMED[verb]
-    RunState(place.output / folder, kind.load({}), Elsewhere())
+    state = RunState(place.output / folder, kind.load({}), Elsewhere())
+    (state.folder / "round-000").mkdir()
+    (state.folder / "round-000" / "000001.json").write_text("{}")
     more = {
         "train": ["--learned_atlas#cohort#normalisation", "none"],
         "cross-validate": [

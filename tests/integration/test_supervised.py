@@ -335,9 +335,10 @@ def test_other_settings_do_not_go_on_with_an_unfinished_run(place, tmp_path, cap
     assert trained(place, tmp_path, "global", 1) == 0
     report = json.loads((tmp_path / "output" / "fields" / "result.json").read_text())
     settings = TrainFieldsConfig.load(report["settings"])
-    RunState(  # as a run that was killed leaves it
+    state = RunState(  # as a run that was killed leaves it
         tmp_path / "models" / "fields_global_run_state", settings, open_field_pairs(settings)
     )
+    state.training.write_bytes(b"")
     assert trained(place, tmp_path, "global", 1, "--train_fields#optimizer#lr", 0.5) == 6
     error = capsys.readouterr().err
     assert "train_fields.optimizer.lr was 0.001, now 0.5" in error
