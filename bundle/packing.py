@@ -22,12 +22,12 @@ from scripts.networks.checkpoint import checkpoint_bytes
 from scripts.networks.described import DescribedNetwork
 from scripts.runtime.input_files import FileError, check_file
 from scripts.runtime.inside import inside
+from scripts.runtime.ownership import NAME
 from scripts.runtime.storage import write_whole
 from scripts.runtime.watched_files import WatchedFiles
 
 __all__ = [
     "LARGE",
-    "NAME",
     "Archive",
     "completed_metadata",
     "pack",
@@ -35,7 +35,6 @@ __all__ = [
     "trained_config",
 ]
 
-NAME = "tract_density_atlas"
 LARGE = 25_000_000
 """The zoo wants larger files (bytes) hosted elsewhere, with the address in large_files.yml."""
 

@@ -58,3 +58,7 @@ class PairUNet(DescribedNetwork):
         )
         self.unet.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
         self.forces = PairForces()
+        self._add_layers()
+
+    def _add_layers(self) -> None:
+        """Make a network's other layers, which have no weights; here none."""

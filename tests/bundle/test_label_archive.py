@@ -9,7 +9,7 @@ import pytest
 
 from bundle.monai_label.check import unpack
 from bundle.monai_label.environment import LabelCheckError
-from bundle.packing import NAME
+from scripts.runtime.ownership import NAME
 
 
 def archive(path: Path, *members: str | zipfile.ZipInfo) -> Path:

@@ -17,12 +17,13 @@ import yaml
 from monai.bundle import ConfigParser
 
 from bundle import cli
-from bundle.packing import NAME, pack, packed
+from bundle.packing import pack, packed
 from bundle.sharing import model_card, shared_description
 from scripts.atlas.building import build_network
 from scripts.atlas.published_model import published_network
 from scripts.errors import CheckpointError, CohortError
 from scripts.networks.described import DescribedNetwork, weights_identity
+from scripts.runtime.ownership import NAME
 from scripts.settings.atlas import LearnedAtlasConfig
 
 ROOT = Path(__file__).resolve().parents[2]
