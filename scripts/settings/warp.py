@@ -24,7 +24,9 @@ class WarpConfig(Section):
 
     key_path: ClassVar[str] = "warp"
 
-    subjects: Names = setting([], "Whose images to warp.", "a non-empty list of distinct names")
+    subjects: Names = setting(
+        [], "Subjects whose images to warp.", "a non-empty list of distinct names"
+    )
     image: FilePath = setting("", "Path of the image, with `{subject}`.", "a path")
     transforms: Transforms = setting(
         [],
