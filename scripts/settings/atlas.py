@@ -188,8 +188,8 @@ class LearnedAtlasRefineConfig(Section):
     lr: Number = setting(0.3, "Learning rate of the refined velocities.", gt=0)
     final_lr: Number | None = setting(
         None,
-        "Learning rate of the last step of a round, to which it falls as a cosine; fewer steps then "
-        "suffice. Null: the rate is constant; "
+        "Learning rate of the last step of a round, to which it falls as a cosine; fewer steps "
+        "then suffice. Null: the rate is constant; "
         + lengths_rule("refine", "final_lr"),
         "auto, null or a number >= 0",
         ge=0,
