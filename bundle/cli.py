@@ -6,6 +6,7 @@ Torch and monai are imported only when a job starts; help, errors and ``check`` 
 from __future__ import annotations
 
 import argparse
+import difflib
 import math
 import signal
 import sys
@@ -25,7 +26,7 @@ from bundle.ending import (
     lasting,
 )
 from bundle.places import HOME, INSTALLED, PROGRAM, ROOT
-from bundle.tools import EXIT_USAGE, add_tools, run_tool
+from bundle.tools import EXIT_USAGE, TOOLS, add_tools, run_tool
 from scripts.errors import OutOfMemoryError, StorageError, TractAtlasError, shown
 from scripts.runtime.error_report import (
     EXIT_INTERRUPTED,
@@ -262,6 +263,10 @@ def _dispatch(arguments: list[str]) -> int:
     wants_help = any(word in ("-h", "--help") for word in arguments)
     if arguments[:1] == ["sweep"] and not wants_help:
         return _sweep(arguments[1:])
+    verb = arguments[0] if arguments else "-"
+    if verb not in JOBS and verb not in TOOLS and not verb.startswith("-"):
+        print(f"error: {_unknown_verb(verb)}", file=sys.stderr)
+        return EXIT_USAGE
     if not arguments or arguments[0] not in JOBS or wants_help:
         # Jobs accept any --key, which argparse can't: for them it only prints the help.
         explained = arguments[0] if wants_help else None
@@ -341,6 +346,12 @@ def _exit_codes() -> str:
     codes[EXIT_INTERRUPTED] = "interrupted (Ctrl-C)"
     codes[EXIT_TERMINATED] = "terminated (SIGTERM)"
     return "exit codes:\n" + "\n".join(f"  {code:3d}  {codes[code]}" for code in sorted(codes))
+
+
+def _unknown_verb(word: str) -> str:
+    close = difflib.get_close_matches(word, [*JOBS, *TOOLS], n=1)
+    hint = f"; did you mean {close[0]}?" if close else ""
+    return f"{shown(word)!r} is not a verb{hint}\nsee: {PROGRAM} --help"
 
 
 def _sweep(arguments: Sequence[str]) -> int:

@@ -39,6 +39,7 @@ WIDTH = 560
 LARGEST = 60_000
 """Bytes of a picture."""
 PEOPLE = DemoCohort(subjects=12, held_out=0, shape=(48, 54, 48), streamlines=80)
+_LISTED = 8  # lines of the list of overlays
 _COLOURS = {"control": "#3b6fb6", "patient": "#d1592f"}
 
 
@@ -308,42 +309,38 @@ def pairs(made: Outputs) -> Any:
 def viewer(made: Outputs, docs: Path) -> Image.Image:
     """The page's viewer, as ``pictures/viewer.png`` and smaller.
 
-    Above the whole viewer with labels, below its views with the local misfit of a subject.
+    Above the views with labels, below those with the deformed grid and the open list of overlays.
     """
     target = docs / "pictures" / "viewer.png"
     with Browser(made.atlas / "quality.html", width=1000) as browser:
         browser.until("document.getElementById('viewer-frame').dataset.ready")
         browser.click("#subjects button")
         browser.until("document.getElementById('viewer-image').value > 0")
-        parts = [
-            _viewed(browser, target, "labels", "each in its colour", whole=True),
-            _viewed(browser, target, "local misfit", "misfit", whole=False),
-        ]
+        parts = [_viewed(browser, target, "labels", "each in its colour")]
+        browser.value(f"document.getElementById('viewer-overlay').size = {_LISTED}")
+        parts.append(_viewed(browser, target, "deformed grid", "lines"))
     picture = Image.new("RGB", (parts[0].width, sum(one.height for one in parts)), "white")
     top = 0
     for part in parts:
         picture.paste(part, (0, top))
         top += part.height
-    picture.quantize(64).save(target, optimize=True)
+    picture.quantize(128).save(target, optimize=True)
     return picture
 
 
-def _viewed(browser: Browser, work: Path, overlay: str, legend: str, whole: bool) -> Image.Image:
-    """A picture of the viewer with one overlay; if not whole, without the lines of help."""
+def _viewed(browser: Browser, work: Path, overlay: str, legend: str) -> Image.Image:
+    """A picture of the viewer with one overlay, from the controls to the legend."""
     browser.choose("#viewer-overlay", overlay)
     browser.until(
         f"document.getElementById('viewer-legend').textContent.includes({json.dumps(legend)})"
     )
     browser.picture(work)
-    first, last = (
-        ("viewer-section", "viewer-section") if whole else ("viewer-frame", "viewer-legend")
-    )
     top, bottom = browser.value(
-        f"""(() => {{
+        """(() => {
           const box = (id) => document.getElementById(id).getBoundingClientRect();
-          const top = box({json.dumps(first)}).top, bottom = box({json.dumps(last)}).bottom;
-          return [top + window.scrollY, bottom + window.scrollY];
-        }})()"""
+          return [box('viewer-section').top + window.scrollY,
+                  box('viewer-legend').bottom + window.scrollY];
+        })()"""
     )
     picture = Image.open(work).convert("RGB")
     return picture.crop((0, round(top) - 8, picture.width, round(bottom) + 8))

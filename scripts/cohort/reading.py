@@ -19,8 +19,8 @@ from scripts.cohort.density import (
 from scripts.cohort.discovery import (
     ONE_BY_ONE,
     Discovery,
+    advice_where_maps_are,
     candidates_from_files,
-    derivatives_with_maps,
     find_subjects,
 )
 from scripts.cohort.inspection import Inspection, inspect_all
@@ -29,7 +29,7 @@ from scripts.cohort.masks import subjects_without_masked
 from scripts.cohort.patterns import Rejection
 from scripts.cohort.subject_images import SubjectImages, find_subject_images
 from scripts.cohort.tractogram_maps import counting_for
-from scripts.errors import CohortError, ConfigurationError, shown, some_names
+from scripts.errors import CohortError, ConfigurationError, some_names
 from scripts.runtime.file_names import is_image_name
 from scripts.runtime.input_files import check_named
 from scripts.settings.cohort import CohortRequest, SubjectSearch
@@ -86,15 +86,9 @@ def read_cohort(
         find_subjects(root, search) if files is None else candidates_from_files(files, search)
     )
     if not discovery.candidates and not discovery.rejected:
-        folders = f"; folders without a map: {some_names(discovery.without_map, _NAMED)}"
-        below = () if files is not None else derivatives_with_maps(root, search)
-        if below:
-            folders = f"; maps lie below derivatives: give --dataset_dir {shown(below[0])}"
-            if len(below) > 1:
-                folders += f" (or {some_names([str(one) for one in below[1:]], _NAMED)})"
+        advice = "" if files is not None else advice_where_maps_are(root, search, discovery)
         raise CohortError(
-            f"no subject found in {source}: no map at {discovery.pattern}"
-            f"{folders if discovery.without_map or below else ''} "
+            f"no subject found in {source}: no map at {discovery.pattern}{advice} "
             f"(see {search.option('layout')} and {search.option('pattern')})"
         )
     pool = _Pool(request)

@@ -140,7 +140,7 @@ def verify_atlas(folder: str | Path) -> Verification:
     path = root / "atlas.json"
     read = FileStates()
     read.add(path)
-    about = _load(root, "atlas.json")
+    about = _load(root, "atlas.json", "; give the folder of a published atlas")
     try:
         require_verifiable(path, about)
     except FileError as error:
@@ -195,12 +195,12 @@ def _maker_checks(about: dict[str, Any]) -> Iterator[Check]:
             yield Check("library", name, "not checked", detail)
 
 
-def _load(root: Path, name: str) -> dict[str, Any]:
+def _load(root: Path, name: str, advice: str = "") -> dict[str, Any]:
     path = root / name
     try:
         result = read_json(inside(root, name))
     except FileError as error:
-        raise VerificationError(str(error)) from error
+        raise VerificationError(f"{error}{advice}") from error
     except ValueError as error:
         raise VerificationError(f"{path}: damaged: {error}") from error
     if not isinstance(result, dict):

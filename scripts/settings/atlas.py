@@ -189,8 +189,7 @@ class LearnedAtlasRefineConfig(Section):
     final_lr: Number | None = setting(
         None,
         "Learning rate of the last step of a round, to which it falls as a cosine; fewer steps "
-        "then suffice. Null: the rate is constant; "
-        + lengths_rule("refine", "final_lr"),
+        "then suffice. Null: the rate is constant; " + lengths_rule("refine", "final_lr"),
         "auto, null or a number >= 0",
         ge=0,
     )

@@ -33,7 +33,7 @@ class WarpConfig(Section):
         "Transforms in the order of antsApplyTransforms's -t, the first one the first that a point "
         "of the reference passes through; `{subject}` in a path, `[path, 1]` for an affine's "
         "inverse.",
-        f"not empty; {TRANSFORMS}",
+        f"a non-empty list, {TRANSFORMS.removeprefix('a list, ')}",
     )
     reference: FilePath = setting(
         "", "Image whose grid the result lies on, with `{subject}`.", "a path"

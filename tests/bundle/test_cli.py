@@ -135,7 +135,8 @@ def test_documented_verbs_are_the_real_ones():
     ("words", "message"),
     [
         ([], "VERB"),
-        (["trian"], "invalid choice: 'trian'"),
+        (["trian"], "'trian' is not a verb; did you mean train?"),
+        (["xyz"], "'xyz' is not a verb\nsee: python -m bundle --help"),
         (["demo", "--fodler", "x"], "unrecognized arguments: --fodler x"),
         (["train", "stray"], "error: unexpected argument 'stray'"),
         (
@@ -162,6 +163,8 @@ def test_usage_errors(words, message, capsys):
         ("--learned_atlas#refine#rounds=x", "learned_atlas.refine.rounds = 'x'"),
         ("--learned_atlas#output_subdir=atlas", "learned_atlas.output_subdir = 'atlas'"),
         ("--datset_dir=/x", "did you mean --dataset_dir?"),
+        ("--layout=flat", "no layout; did you mean --learned_atlas#cohort#layout?"),
+        ("--optimizer#epochs=5", "did you mean --learned_atlas#optimizer#epochs?"),
     ],
 )
 def test_settings_errors_are_one_line_and_code_2(config, override, message, capsys):

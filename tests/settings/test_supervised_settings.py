@@ -86,7 +86,7 @@ def test_training_settings_are_refused_with_key_value_and_rule(changes, message)
 @pytest.mark.parametrize(
     ("block", "message"),
     [
-        ({}, "needs either reference or atlas_dir"),
+        ({}, r"atlas_dir \(given: \{'reference': \[\], 'atlas_dir': None\}\)$"),
         ({"reference": "a", "atlas_dir": "b"}, "needs either reference or atlas_dir"),
         ({"reference": "a", "dims": 4}, "is no number of dimensions"),
         ({"reference": "a", "shape": [8, 8]}, "has an entry below 16"),
