@@ -19,6 +19,7 @@ from scripts.cohort.patterns import (
     scan_alternatives,
     unfit_name,
 )
+from scripts.cohort.remarks import MOST_NAMES
 from scripts.cohort.runs import by_run, check_runs, names_runs
 from scripts.errors import CohortError, ConfigurationError, shown, some_names
 from scripts.runtime.inside import file_name_key
@@ -38,7 +39,6 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 ONE_BY_ONE = "files named one by one"
-_NAMED = 20  # names that a message lists
 
 
 @dataclass(frozen=True)
@@ -234,7 +234,7 @@ def advice_where_maps_are(
     below = derivatives_with_maps(root, search)
     if below:
         more = [str(one) for one in below[1:]]
-        others = f" (or {some_names(more, _NAMED)})" if more else ""
+        others = f" (or {some_names(more, MOST_NAMES)})" if more else ""
         return f"; maps lie below derivatives: give --dataset_dir {shown(below[0])}{others}"
     if search.layout is not None and search.inside_subject is None:
         fitting = {
@@ -247,7 +247,7 @@ def advice_where_maps_are(
             option = "" if search.pattern is None else f" without --{search.option('pattern')}"
             return f"; {maps} at {pattern}: give --{search.option('layout')} {layout}{option}"
     if discovery.without_map:
-        return f"; folders without a map: {some_names(discovery.without_map, _NAMED)}"
+        return f"; folders without a map: {some_names(discovery.without_map, MOST_NAMES)}"
     return ""
 
 
