@@ -324,7 +324,7 @@ def viewer(made: Outputs, docs: Path) -> Image.Image:
     for part in parts:
         picture.paste(part, (0, top))
         top += part.height
-    picture.quantize(128).save(target, optimize=True)
+    picture.quantize(64, dither=Image.Dither.NONE).save(target, optimize=True)
     return picture
 
 
