@@ -58,10 +58,10 @@ def open_tck(file: Path, path: Path) -> Source:
         if described.isdigit() and int(described) != done:
             # A NaN point within a streamline looks like its end; the count alone shows it.
             logger.warning(
-                "%s: contains %d streamlines, its header says %s%s",
+                "%s: contains %d streamlines, its header says %d%s",
                 path,
                 done,
-                described,
+                int(described),
                 "; a point that is NaN ends a streamline of a TCK: check whether streamlines are "
                 "cut in two"
                 if done > int(described)

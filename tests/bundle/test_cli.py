@@ -163,8 +163,6 @@ def test_usage_errors(words, message, capsys):
         ("--learned_atlas#refine#rounds=x", "learned_atlas.refine.rounds = 'x'"),
         ("--learned_atlas#output_subdir=atlas", "learned_atlas.output_subdir = 'atlas'"),
         ("--datset_dir=/x", "did you mean --dataset_dir?"),
-        ("--layout=flat", "no layout; did you mean --learned_atlas#cohort#layout?"),
-        ("--optimizer#epochs=5", "did you mean --learned_atlas#optimizer#epochs?"),
     ],
 )
 def test_settings_errors_are_one_line_and_code_2(config, override, message, capsys):
@@ -173,6 +171,19 @@ def test_settings_errors_are_one_line_and_code_2(config, override, message, caps
     assert error.startswith("error: ")
     assert message in error
     assert "Traceback" not in error
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        (["train", "--layout", "flat"], "--learned_atlas#cohort#layout"),
+        (["train", "--refine#rounds", "2"], "--learned_atlas#refine#rounds"),
+        (["refine", "--fixed", "a.nii.gz"], "--refine#fixed"),
+    ],
+)
+def test_a_setting_without_its_block_is_explained(words, meant, capsys):
+    assert cli.main(words) == 2
+    assert f"; did you mean {meant}?\n" in capsys.readouterr().err
 
 
 def test_settings_errors_come_before_torch(config):
