@@ -90,7 +90,7 @@ def test_a_published_model_can_be_the_start_of_another(
             make_settings(model={"initial": str(path)}, optimizer={"seed": 9}),
         )
         assert weights_identity(second.unet) == weights_identity(first.unet)
-        assert (second.forces is None) == (initial is None)
+        assert (second.inputs is None) == (initial is None)
 
 
 def test_several_channels_are_registered_by_their_sum(
