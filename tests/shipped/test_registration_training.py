@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,17 @@ from scripts.shipped.training import PairTraining, pair_loss
 SHAPES = ((16, 18, 14),)
 
 
-def training(folder: Path, steps: int = 4, **changes: Any) -> PairTraining:
-    network = PairNetwork((4, 4), (4, 4, 4), passes=(2, 1), seed=0)
+def training(
+    folder: Path,
+    steps: int = 4,
+    kinds: Sequence[str] = ("bundles", "images"),
+    features: Sequence[int] = (4, 4),
+    inputs: str = "forces",
+    **changes: Any,
+) -> PairTraining:
+    network = PairNetwork(features, (4, 4, 4), passes=(2, 1), seed=0, inputs=inputs)
     changes = {"dtype": "float32", "saved": 1, "kept": 2, "lr": 1e-2, **changes}
-    return PairTraining(network, PairGenerator(0, SHAPES), folder, steps, **changes)
+    return PairTraining(network, PairGenerator(0, SHAPES, kinds), folder, steps, **changes)
 
 
 def weights(made: PairTraining) -> torch.Tensor:
@@ -67,6 +75,26 @@ def test_a_run_doesnt_go_on_with_other_settings(tmp_path: Path) -> None:
         training(tmp_path, lr=2e-2).run()
     with pytest.raises(CheckpointError, match="a training of 4 steps, whose learning rate"):
         training(tmp_path, steps=6).run()
+
+
+@pytest.mark.parametrize("other", [{"kinds": ["bundles"]}, {"inputs": "copies"}])
+def test_a_run_doesnt_go_on_with_other_pairs_or_inputs(
+    other: dict[str, Any], tmp_path: Path
+) -> None:
+    first = training(tmp_path / "a", 1)
+    assert not set(other) & set(first.plan)  # so that earlier runs can still go on
+    first.run()
+    with pytest.raises(CheckpointError, match="other settings"):
+        training(tmp_path / "a", 1, **other).run()
+    training(tmp_path / "b", 1, **other).run()
+    with pytest.raises(CheckpointError, match="other settings"):
+        training(tmp_path / "b", 1).run()
+
+
+def test_a_run_doesnt_go_on_with_other_features(tmp_path: Path) -> None:
+    training(tmp_path, 1).run()
+    with pytest.raises(CheckpointError, match="of a network with other features"):
+        training(tmp_path, 1, features=(4, 6)).run()
 
 
 def rate_after(folder: Path, steps: int, **changes: Any) -> list[float]:
