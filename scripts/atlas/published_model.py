@@ -74,6 +74,7 @@ class PublishedNetwork(AtlasNetwork):
             for name in list(held):
                 delattr(self, name)
         for name, module in other.named_children():
+            vars(self).pop(name, None)  # None where this network had no such module
             self.add_module(name, module)
         for name, parameter in other.named_parameters(recurse=False):
             self.register_parameter(name, parameter)
