@@ -84,11 +84,18 @@ def test_a_network_of_other_inputs_is_read_with_them(inputs: str, tmp_path: Path
     assert float(found.abs().max()) > 1e-3
 
 
-def test_a_file_that_names_no_inputs_is_of_forces() -> None:
+def test_a_file_that_names_no_inputs_is_of_forces(tmp_path: Path) -> None:
     """Such as those that were written before there were others."""
-    network = load_pair_network()
-    assert "inputs" not in network.description
-    assert network.inputs.name == "forces"
+    save_pair_network(PairNetwork((4, 4), (4, 4, 4), passes=(2, 1), seed=0), tmp_path / "a.pt")
+    state = torch.load(tmp_path / "a.pt", weights_only=True)
+    description = description_in(state)
+    assert description.pop("inputs") == "forces"
+    state["described"] = torch.frombuffer(
+        bytearray(json.dumps(description).encode()), dtype=torch.uint8
+    )
+    torch.save(state, tmp_path / "b.pt")
+    assert load_pair_network(tmp_path / "b.pt").inputs.name == "forces"
+    assert load_pair_network().inputs.name == "forces"
 
 
 def test_other_files_are_refused(tmp_path: Path) -> None:
