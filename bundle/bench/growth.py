@@ -21,8 +21,8 @@ from typing import Any
 from scripts.cohort import CovariateCoding, Rejection, find_subjects, read_participants
 from scripts.cohort.cohort import DensityMap, Subject, subjects_table
 from scripts.evaluation.folds import cut
+from scripts.publishing.atlas_checks import Check, Verification
 from scripts.publishing.quality_page import _left_out, _subject_table
-from scripts.publishing.verification import Check, Verification
 from scripts.settings.atlas import LearnedAtlasConfig
 
 
