@@ -11,7 +11,7 @@ from scripts.settings import BLOCKS
 INTRODUCTION = """\
 # Settings
 
-This page lists every setting of every job, with its default and its rule. The settings of a job are
+This page lists the settings of all jobs, with their defaults and rules. The settings of a job are
 in blocks of its configuration. A missing key has the default below; a shipped configuration may set
 another value. Any setting can be given on the command line, with `#` between section and key:
 
