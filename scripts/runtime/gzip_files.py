@@ -43,7 +43,8 @@ _LEVEL = 1  # the fastest of both that compresses; nibabel's level as well
 def gzip_writer(path: str | Path) -> Iterator[io.BytesIO]:
     """A stream whose content becomes a compressed file at the end of the block.
 
-    The same content gives the same bytes: neither time nor name is stored. The content is held in
+    Neither time nor name is stored, so the same content gives the same bytes. (Once in thousands of
+    files, ISA-L packed the same content into other bytes; compare contents.) The content is held in
     memory and compressed at once. With ISA-L's streams, the memory of a long registration grew by
     40 kB a subject; at once it stays flat (``python -m bundle.bench.flat_memory``).
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import shutil
 from pathlib import Path
@@ -50,9 +51,9 @@ def registered(lesioned: Path, output: Path, names=("zero", "seven", "whole"), *
 
 def files_of(folder: Path, name: str) -> list[bytes]:
     own = folder / name
-    return [(own / one).read_bytes() for one in field_names(name)] + [
-        (own / "atlas_in_patient_space/atlas_mean.nii.gz").read_bytes(),
-        (own / f"{name}_misfit.nii.gz").read_bytes(),
+    paths = [*field_names(name), "atlas_in_patient_space/atlas_mean.nii.gz"]
+    return [
+        gzip.decompress((own / path).read_bytes()) for path in [*paths, f"{name}_misfit.nii.gz"]
     ]
 
 
