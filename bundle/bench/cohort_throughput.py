@@ -89,7 +89,8 @@ def write_maps(folder: Path, subjects: int, shape: tuple[int, int, int]) -> Path
     """Maps of a few subjects of the phantom, each many times with other counts."""
     write_demo_cohort(folder / "demo", subjects=_ORIGINALS, held_out=0, shape=shape)
     originals = [
-        nib.load(path) for path in sorted((folder / "demo").rglob("fdt_paths.nii.gz"))[:_ORIGINALS]
+        nib.Nifti1Image.from_filename(path)
+        for path in sorted((folder / "demo").rglob("fdt_paths.nii.gz"))[:_ORIGINALS]
     ]
     data = folder / "data"
     data.mkdir()
@@ -141,7 +142,7 @@ def digest(folder: Path) -> str:
     content = hashlib.sha256()
     for path in sorted(folder.rglob("*.nii.gz")):
         content.update(path.name.encode())
-        content.update(np.ascontiguousarray(nib.load(path).dataobj).tobytes())
+        content.update(np.ascontiguousarray(nib.Nifti1Image.from_filename(path).dataobj).tobytes())
     return content.hexdigest()[:16]
 
 

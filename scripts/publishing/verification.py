@@ -17,9 +17,9 @@ from scripts.cohort import DensityMap, density_divisor, read_density
 from scripts.cohort.density import density_on_grid
 from scripts.errors import CohortError, VerificationError, shown
 from scripts.publishing.description_rules import require_verifiable, verifiable_jacobians
-from scripts.publishing.emission import NEGLIGIBLE_SHARE
 from scripts.publishing.provenance import code_identity, description_hash, versions_here
 from scripts.publishing.statistics import DensityStatistics
+from scripts.publishing.subject_computation import NEGLIGIBLE_SHARE
 from scripts.runtime.input_files import LONGEST_TEXT, FileError, check_file, read_json
 from scripts.runtime.inside import entries, inside
 from scripts.runtime.storage import file_hash
