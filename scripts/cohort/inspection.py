@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -25,7 +24,7 @@ from scripts.cohort.patterns import Rejection
 from scripts.cohort.tractogram_maps import Counting
 from scripts.errors import CohortError
 from scripts.runtime.input_files import FileError
-from scripts.runtime.ordered_map import ordered_map
+from scripts.runtime.ordered_map import ordered_map, reading_threads
 from scripts.settings.cohort import CohortRequest
 from scripts.spatial.grid import CropBox, Grid, StorageOrder
 
@@ -161,7 +160,7 @@ def inspect_all(
     def read(candidate: Candidate) -> Inspection | Rejection:
         return _inspect_or_reject(candidate, request, counting)
 
-    return ordered_map(read, candidates, _readers())
+    return ordered_map(read, candidates, reading_threads())
 
 
 def _inspect_or_reject(
@@ -171,9 +170,3 @@ def _inspect_or_reject(
         return inspect_subject(candidate, request, counting)
     except FileError as error:
         return Rejection(candidate.name, str(error.path), error.reason)
-
-
-def _readers() -> int:
-    """Number of reading threads: decompression releases Python's lock, so a few are worth it."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return min(4, usable or 1)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
-__all__ = ["ordered_map"]
+__all__ = ["ordered_map", "reading_threads"]
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -46,3 +47,9 @@ def ordered_map(
         finally:
             for _, future in ahead:
                 future.cancel()
+
+
+def reading_threads() -> int:
+    """Number of reading threads: decompression releases Python's lock, so a few are worth it."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return min(4, usable or 1)
