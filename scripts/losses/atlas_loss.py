@@ -92,7 +92,7 @@ class AtlasLoss(nn.Module):
     @property
     def arguments(self) -> dict[str, Any]:
         """The parts of the loss, JSON-able; for a term from elsewhere only its class."""
-        ours: dict[str, list[dict[str, Any]]] = {
+        ours = {
             "similarity": LocalCorrelationLoss,
             "presence": PresenceLoss,
             "smoothness": SmoothnessLoss,

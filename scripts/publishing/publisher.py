@@ -63,7 +63,8 @@ class State(Protocol):
 class AtlasPublisher:
     """Emits maps and fields in one pass over the subjects and publishes them together.
 
-    Memory is that of one subject and four accumulators per template, whatever the cohort's size.
+    Memory is that of a few subjects and four accumulators per template, whatever the cohort's
+    size.
     With several processes each one takes every n-th subject, writes its fields and adds its part to
     the statistics; the first one publishes. They must share a file system.
 
