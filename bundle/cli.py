@@ -336,11 +336,11 @@ def _sweep(arguments: Sequence[str]) -> int:
 
 
 def _run_job(job: Job, arguments: Sequence[str]) -> int:
+    from bundle.early_values import early_check
     from bundle.folders import check_folders
     from bundle.overrides import (
         UsageError,
         apply_overrides,
-        early_check,
         locate_config_files,
         parse_overrides,
         quoted_texts,
@@ -411,7 +411,8 @@ def _shared_files(files: Sequence[Path]) -> dict[str, str]:
 
 def _check(config: Mapping[str, Any], settings: Any) -> int:
     """Print the subjects of the cohort and the rejected ones, as in training."""
-    from bundle.overrides import UsageError, known_path
+    from bundle.early_values import known_path
+    from bundle.overrides import UsageError
     from scripts.cohort import read_cohort
 
     if settings is None:

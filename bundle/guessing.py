@@ -6,8 +6,9 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
+from bundle.early_values import early_check, known_path
 from bundle.folders import check_folders
-from bundle.overrides import apply_overrides, early_check, known_path
+from bundle.overrides import apply_overrides
 from scripts.cohort.first_look import first_look
 from scripts.errors import shown
 

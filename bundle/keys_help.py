@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bundle.overrides import SHIPPED_PATH, read_config
+from bundle.early_values import SHIPPED_PATH
+from bundle.overrides import read_config
 from scripts.settings import BLOCKS
 
 __all__ = ["keys_help", "shown_keys"]

@@ -1,4 +1,4 @@
-"""The user's command line and the resulting configuration, mostly without torch or monai.
+"""The user's command line and the resulting configuration, without torch or monai.
 
 MONAI reads the same files and overrides again when a job runs. They are read early here, so that a
 mistake is reported at once instead of after MONAI's imports.
@@ -6,25 +6,20 @@ mistake is reported at once instead of after MONAI's imports.
 
 from __future__ import annotations
 
-import copy
 import difflib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from fire.parser import DefaultParseValue
 
 from bundle.typed_values import as_expression, kind_of, typed_value
-from scripts.errors import ConfigurationError, shown
-from scripts.runtime.error_report import find_user_error
+from scripts.errors import shown
 from scripts.runtime.input_files import FileError, read_text, say
 from scripts.runtime.plain_data import DEEPEST, parse_json, parse_yaml, require_depth
 from scripts.settings import BLOCKS
-from scripts.settings.atlas import LearnedAtlasConfig
-from scripts.settings.section import Section
 
-SETTINGS_BLOCK = "learned_atlas"
 # Arguments of MONAI's `run`, `ConfigWorkflow` and experiment tracking: never keys of a config.
 MONAI_ARGUMENTS = frozenset(
     {
@@ -44,13 +39,6 @@ MONAI_ARGUMENTS = frozenset(
         "_meta_",
     }
 )
-# No other setting's rule uses these, so the rest can be checked without them.
-STANDALONE_SETTINGS = frozenset({"device", "dtype"})
-_UNRESOLVED = object()
-_LONGEST_CHAIN = 8  # of references; longer ones are a loop
-SHIPPED_PATH = re.compile(r"\$@(\w+) \+ '([^'\\]*)'")
-"""A path in the shipped configurations: the key of its folder, and the rest."""
-Settings = TypeVar("Settings", bound=Section)
 
 
 class UsageError(Exception):
@@ -74,7 +62,7 @@ def parse_overrides(
     ``false`` and ``null`` mean what they mean in YAML; MONAI would take them for text, and the text
     ``"false"`` for true. A key without a value is true. The last of several equal keys wins, while
     ``--config_file`` adds up. Keys that hold a path, a name or other text take the word as it was
-    typed, see `scripts.settings.section.Typed`.
+    typed, see `scripts.settings.values.Typed`.
 
     Args:
         arguments: the words after the verb.
@@ -320,148 +308,3 @@ def _none_as_expression(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _none_as_expression(entry) for key, entry in value.items()}
     return "$None" if value is None else value
-
-
-# ---------------------------------------------------------------------------------------------
-# Values that can be determined without MONAI
-# ---------------------------------------------------------------------------------------------
-
-
-def early_check(config: Mapping[str, Any]) -> LearnedAtlasConfig | None:
-    """Validate every settings block of a configuration; see `early_block`.
-
-    Returns:
-        The atlas's settings, if they exist and can be determined.
-    """
-    for name, block in BLOCKS.items():
-        if name in config and name != SETTINGS_BLOCK:  # other settings needn't be imported
-            early_block(config, block.schema())
-    return early_settings(config)
-
-
-def early_settings(config: Mapping[str, Any]) -> LearnedAtlasConfig | None:
-    """The atlas's settings block by `early_block`."""
-    return early_block(config, LearnedAtlasConfig)
-
-
-def early_block(config: Mapping[str, Any], kind: type[Settings]) -> Settings | None:
-    """Validate a settings block as far as possible without MONAI.
-
-    Args:
-        config: the configuration, overrides applied.
-        kind: the block's settings.
-
-    Returns:
-        The settings, or None if there is no block, if it is in another file, or if it can't be
-        checked before MONAI evaluates an expression in it.
-
-    Raises:
-        ConfigurationError: a setting breaks its rule.
-    """
-    block = config.get(kind.key_path)
-    if block is None or isinstance(block, str):
-        return None
-    if not isinstance(block, Mapping):
-        return kind.load(block)
-    left_out: set[str] = set()
-    known = _known_part(config, block, left_out, "")
-    try:
-        return kind.load(known)
-    except ConfigurationError:
-        if left_out <= STANDALONE_SETTINGS:
-            raise
-        return None
-
-
-def _known_part(
-    config: Mapping[str, Any], section: Mapping[str, Any], left_out: set[str], path: str
-) -> dict[str, Any]:
-    """``section`` without the values that only MONAI can determine; adds their paths to
-    ``left_out``."""
-    known: dict[str, Any] = {}
-    for key, value in section.items():
-        if isinstance(value, Mapping):
-            known[key] = _known_part(config, value, left_out, f"{path}{key}#")
-            continue
-        known_here = known_value(config, value)
-        if known_here is _UNRESOLVED:
-            left_out.add(f"{path}{key}")
-        else:
-            known[key] = known_here
-    return known
-
-
-def known_path(config: Mapping[str, Any], key: str) -> str:
-    """A top-level path of the configuration such as ``dataset_dir``.
-
-    MONAI is imported only if the path is an expression or a component.
-
-    Raises:
-        UsageError: it is missing, or its expression fails.
-    """
-    value = known_value(config, config.get(key))
-    demo = _demo_folder(config, value) if isinstance(value, Mapping) else None
-    if demo is not None:
-        from scripts.phantom import ensure_demo_cohort
-
-        return ensure_demo_cohort(demo)
-    if value is _UNRESOLVED or isinstance(value, Mapping):
-        value = _evaluated(config, key)
-    if not isinstance(value, str | Path):
-        raise UsageError(f"the configuration has no {key}; give --{key} <folder>")
-    return str(value)
-
-
-def _demo_folder(config: Mapping[str, Any], component: Mapping[str, Any]) -> str | None:
-    """The folder of configs/train.yaml's demo cohort, if the training takes its data from there."""
-    train = config.get("train")
-    dataset = train.get("dataset") if isinstance(train, Mapping) else None
-    folder = known_value(config, component.get("folder"))
-    shipped = {**component, "folder": ""} == {
-        "_target_": "scripts.phantom.ensure_demo_cohort", "folder": "",
-        "needed": "$@train#dataset#data is None",
-    }  # fmt: skip
-    takes = shipped and isinstance(dataset, Mapping) and dataset.get("data", "") is None
-    return folder if takes and isinstance(folder, str) else None
-
-
-def _evaluated(config: Mapping[str, Any], key: str) -> Any:
-    """Value of a top-level key, evaluated by MONAI."""
-    from monai.bundle import ConfigParser
-
-    from scripts.settings.monai_command import require_expressions
-
-    require_expressions()
-    try:
-        return ConfigParser(copy.deepcopy(dict(config))).get_parsed_content(key)
-    except Exception as error:  # an expression may raise anything
-        if find_user_error(error) is not None:
-            raise
-        causes: list[BaseException] = [error]
-        while (cause := causes[-1].__cause__) is not None:
-            causes.append(cause)
-        reason = " ".join(str(causes[-1]).split())
-        raise UsageError(
-            f"{key} = {config[key]!r} can't be evaluated: {reason}; give --{key} <folder>"
-        ) from error
-
-
-def known_value(config: Mapping[str, Any], value: Any, depth: int = 0) -> Any:
-    """A value, with a reference to a top-level key resolved, else the mark for "unknown".
-
-    Of expressions only ``$@key + 'text'`` is evaluated, the form of the shipped paths: MONAI takes
-    seconds to load.
-    """
-    if isinstance(value, list):
-        entries = [known_value(config, entry, depth) for entry in value]
-        return _UNRESOLVED if any(entry is _UNRESOLVED for entry in entries) else entries
-    if not isinstance(value, str) or value[:1] not in ("$", "@", "%"):
-        return value
-    below = SHIPPED_PATH.fullmatch(value)
-    if below is not None and below[1] in config and depth <= _LONGEST_CHAIN:
-        folder = known_value(config, config[below[1]], depth + 1)
-        return folder + below[2] if isinstance(folder, str) else _UNRESOLVED
-    name = value[1:]
-    if value[0] != "@" or name not in config or depth > _LONGEST_CHAIN:
-        return _UNRESOLVED
-    return known_value(config, config[name], depth + 1)

@@ -22,10 +22,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bundle.early_values import known_path
 from bundle.overrides import (
     UsageError,
     apply_overrides,
-    known_path,
     locate_config_files,
     parse_overrides,
     read_config,

@@ -31,7 +31,7 @@ TOOLS = ("demo", "density", "label-check", "pack", "settings-docs", "sweep", "ve
 
 def _path(text: str) -> Path:
     """A path as typed; ``~`` is the home folder, which shells don't put in after ``=``."""
-    from scripts.settings.section import to_path
+    from scripts.settings.values import to_path
 
     return Path(to_path(text))
 

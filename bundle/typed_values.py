@@ -17,7 +17,8 @@ from typing import Any, Union, get_args, get_origin
 from fire.parser import DefaultParseValue
 
 from scripts.settings import BLOCKS
-from scripts.settings.section import Section, Typed, to_path
+from scripts.settings.section import Section
+from scripts.settings.values import Typed, to_path
 
 __all__ = ["PATH_KEYS", "as_expression", "kind_of", "typed_value"]
 

@@ -27,7 +27,8 @@ MODULES = (
     "bundle.bench.attacks_on_trust",
     "bundle.bench.attacks_on_storage",
     "bundle.bench.attacks_on_pairs",
-    "bundle.bench.attacks_on_processes",
+    "bundle.bench.attacks_on_stacks",
+    "bundle.bench.attacks_on_streamlines",
     "bundle.bench.attacks_on_processes",
 )
 """Modules that register kinds; imported by `main`."""

@@ -25,11 +25,11 @@ from scripts.cohort.cohort import DensityMap, Subject, subjects_table
 from scripts.engines.opening import check_earlier_files
 from scripts.evaluation.folds import cut
 from scripts.evaluation.report import publish_evaluation, table
+from scripts.publishing.atlas_checks import Check, Verification
 from scripts.publishing.description import as_json
 from scripts.publishing.description_rules import opened_description
 from scripts.publishing.quality_page import quality_page
 from scripts.publishing.sidecars import describe_atlas
-from scripts.publishing.verification import Check, Verification
 from scripts.runtime.storage import check_replaceable
 from scripts.settings.atlas import LearnedAtlasConfig
 from scripts.spatial.fields import field_names

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 import zarr
 
-from bundle.bench.stack import Chain, deviations, images_of
+from bundle.bench.stack_measures import Chain, deviations, images_of
 from scripts.phantom.serial_sections import SerialSections
 from scripts.stack.cropping import CropBox
 from scripts.stack.placement import follow

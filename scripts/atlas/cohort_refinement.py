@@ -13,9 +13,13 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from scripts.atlas.covariate_regression import CovariateRegression, shrunken
-from scripts.atlas.network import density_of, log_density_of
 from scripts.atlas.registration import estimate_velocity
+from scripts.atlas.template_fit import (
+    fit_conditional_template,
+    fit_templates,
+    fit_velocity_slopes,
+    in_template_space,
+)
 from scripts.atlas.training_step import bare, soft_assignment
 from scripts.atlas.velocity_refinement import refine_velocity
 from scripts.errors import CheckpointError
@@ -31,7 +35,6 @@ from scripts.runtime.processes import add_up, from_first, is_first, share
 from scripts.runtime.progress import progress_bar
 from scripts.runtime.storage import file_hash
 from scripts.runtime.torch_threads import divided_threads, subjects_at_once
-from scripts.spatial.jacobian import jacobian_determinant
 from scripts.spatial.unfolding import unfolded_velocity
 from scripts.spatial.warp import warp
 
@@ -222,8 +225,6 @@ class CohortRefinement:
         add_up(total)
         self.history.append(float(total) / len(self.dataset))
         self.offset = self._mean(self.round)
-        if self.design is not None:
-            self._update_velocity_slopes(self.round)
         self._update_template(self.round)
         if self.round + 1 == self.rounds == self.network_rounds:
             self.network.mean_velocity += self.offset  # of what the network alone found
@@ -340,83 +341,35 @@ class CohortRefinement:
         add_up(total, count)
         return total / count.clamp_min(1).to(total).view(-1, *([1] * (total.dim() - 1)))
 
-    def _update_velocity_slopes(self, number: int) -> None:
-        """The conditional template's deformation: velocities regressed on covariates."""
-        network = self.network
-        shape = network.velocity_slopes.shape[1:]
-        fit = CovariateRegression(
-            network.covariates, shape[0], math.prod(shape[1:]), device=self.device
-        )
-        for index in share(len(self.dataset)):
-            velocity = self._stored(number, index) - self.offset
-            fit.add(velocity[0].flatten(1), self._design[index])
-        fit.join()
-        slopes, variance = fit.solve()
-        window = 2 * (self.window // 2 // network.field_resolution) + 1
-        slopes_shrunken = shrunken(
-            slopes.reshape(-1, *shape), variance.reshape(-1, *shape[1:]), window
-        )
-        network.velocity_slopes.copy_(slopes_shrunken)
-
-    @property
-    def _design(self) -> torch.Tensor:
-        assert self.design is not None
-        return self.design
-
-    def _update_template(self, number: int) -> None:
-        """Least-squares template in linear density; a template without subjects doesn't change."""
-        network = self.network
-        if self.design is not None:
-            self._update_conditional_template(number)
-            return
-        total = torch.zeros_like(network.template)
-        weight = total.new_zeros((network.n_templates, 1, *network.shape))
+    def _registered(self, number: int) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
+        """Index of each subject of this process, its density in template space, and J there."""
 
         def moved(index: int) -> tuple[torch.Tensor, torch.Tensor]:
-            density, size = self._in_template(number, index)
-            return size * density, size
+            velocity = self._stored(number, index) - self.offset[self.home(index)]
+            return in_template_space(self.network, self.image(index), velocity)
 
         for index, (density, size) in self._of_subjects(moved):
-            home = self.home(index)
-            total[home] += density
-            weight[home] += size
-        add_up(total, weight)
-        for k in range(network.n_templates):
-            if float(weight[k].amax()) > 0:
-                density = total[k] / weight[k].clamp_min(1e-6)
-                network.template[k] = log_density_of(density, network.log_offset)
-        network.project_template()
+            yield index, density, size
 
-    def _in_template(self, number: int, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """A subject's density ``(C, *shape)`` in template space, and its share of the space."""
-        network = self.network
-        velocity = self._stored(number, index) - self.offset[self.home(index)]
-        _, inverse = network.displacements(velocity)
-        size = jacobian_determinant(inverse[0]).clamp_min(0)
-        density = density_of(self.image(index), network.log_offset)
-        return warp(density, inverse)[0], size
-
-    def _update_conditional_template(self, number: int) -> None:
-        """Least-squares template and density slopes; 0 outside the support."""
-        network = self.network
-        inside = network.support[0].bool().any(0)
-        fit = CovariateRegression(
-            network.covariates, network.channels, int(inside.sum()), True, self.device
+    def _update_template(self, number: int) -> None:
+        """Fit the template, and with covariates its slopes, to a round's velocities."""
+        if self.design is None:
+            fit_templates(
+                self.network,
+                ((self.home(i), density, size) for i, density, size in self._registered(number)),
+            )
+            return
+        design = self.design
+        fit_velocity_slopes(
+            self.network,
+            ((design[i], self._stored(number, i) - self.offset) for i in share(len(self.dataset))),
+            self.window,
         )
-        for index, (density, size) in self._of_subjects(lambda i: self._in_template(number, i)):
-            fit.add(density[:, inside], self._design[index], size[inside])
-        fit.join()
-        slopes, variance = fit.solve()
-        shape = network.density_slopes.shape
-        full = slopes.new_zeros(shape)
-        spread = slopes.new_zeros((shape[0], *shape[2:]))
-        full[:, :, inside], spread[:, inside] = slopes, variance
-        fitted = shrunken(full, spread, self.window) * network.support
-        density = fitted.new_zeros(shape[1:])
-        density[:, inside] = fit.intercept(fitted[:, :, inside]).clamp_min(0)
-        network.template[0] = log_density_of(density, network.log_offset)
-        network.density_slopes.copy_(fitted)
-        network.project_template()
+        fit_conditional_template(
+            self.network,
+            ((design[i], density, size) for i, density, size in self._registered(number)),
+            self.window,
+        )
 
     @torch.no_grad()
     def recentre(self) -> None:

@@ -35,7 +35,7 @@ from scripts.cohort import (
 )
 from scripts.cohort.label_names import read_label_names
 from scripts.data import density_transforms
-from scripts.data.transforms import changed_transform
+from scripts.data.density_loading import changed_transform
 from scripts.engines.handlers.loss_history import LossHistory
 from scripts.engines.opening import opened, reserved
 from scripts.engines.run_state import RunState

@@ -27,8 +27,9 @@ from scripts.cohort.discovery import (
 )
 from scripts.cohort.inspection import Inspection, inspect_subject
 from scripts.cohort.layouts import LAYOUTS, Alternative, alternatives, drop_tract
+from scripts.cohort.new_subjects import read_new_subjects
 from scripts.cohort.patterns import Rejection
-from scripts.cohort.reading import Progress, read_cohort, read_new_subjects
+from scripts.cohort.reading import Progress, read_cohort
 from scripts.cohort.runs import are_left_and_right
 from scripts.cohort.tractogram_maps import CountedMap, count_density
 

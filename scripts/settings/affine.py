@@ -13,15 +13,8 @@ from scripts.settings.pairwise import (
     PairOptimizerConfig,
     check_augmentations,
 )
-from scripts.settings.section import (
-    Number,
-    Section,
-    Size,
-    Texts,
-    section,
-    setting,
-    to_section,
-)
+from scripts.settings.section import Section, section, setting, to_section
+from scripts.settings.values import Number, Size, Texts
 
 __all__ = ["LearnedAffineConfig", "load_learned_affine"]
 

@@ -6,20 +6,12 @@ from typing import ClassVar
 
 from pydantic import field_validator
 
+from scripts.settings.checks import check_placeholders, check_relative
 from scripts.settings.cohort import SubjectSearch
 from scripts.settings.image_pairs import Paths, check_distinct
 from scripts.settings.refine import PairSettings
-from scripts.settings.section import (
-    FilePath,
-    Flag,
-    Integer,
-    Names,
-    Number,
-    Text,
-    check_placeholders,
-    check_relative,
-    setting,
-)
+from scripts.settings.section import setting
+from scripts.settings.values import FilePath, Flag, Integer, Names, Number, Text
 
 __all__ = ["AlignConfig", "load_align"]
 

@@ -6,20 +6,11 @@ from typing import ClassVar, Literal
 
 from pydantic import ValidationInfo, field_validator
 
+from scripts.settings.checks import check_folder_names, check_not_blank
 from scripts.settings.cohort import OUTPUT_FOLDERS
-from scripts.settings.section import (
-    FilePath,
-    Flag,
-    Integer,
-    Names,
-    Number,
-    Section,
-    Size,
-    check_folder_names,
-    check_not_blank,
-    setting,
-)
+from scripts.settings.section import Section, setting
 from scripts.settings.transforms import TRANSFORMS, Transforms
+from scripts.settings.values import FilePath, Flag, Integer, Names, Number, Size
 
 __all__ = [
     "AtlasToPatientConfig",

@@ -27,6 +27,7 @@ from pydantic import (
 
 from scripts.errors import ConfigurationError
 from scripts.settings.atlas_model import LearnedAtlasModelConfig
+from scripts.settings.checks import check_placeholders, check_relative
 from scripts.settings.cohort import (
     RELATIVE,
     CohortRequest,
@@ -34,22 +35,9 @@ from scripts.settings.cohort import (
     SubjectSearch,
 )
 from scripts.settings.schedules import RateScheduleConfig
-from scripts.settings.section import (
-    Flag,
-    Integer,
-    Number,
-    Section,
-    Size,
-    Sizes,
-    Text,
-    Texts,
-    check_placeholders,
-    check_relative,
-    section,
-    setting,
-    to_section,
-)
+from scripts.settings.section import Section, section, setting, to_section
 from scripts.settings.usual_training import lengths_rule, with_usual_lengths
+from scripts.settings.values import Flag, Integer, Number, Size, Sizes, Text, Texts
 
 __all__ = [
     "ConfigurationError",

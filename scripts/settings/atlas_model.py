@@ -7,19 +7,10 @@ from typing import ClassVar
 
 from pydantic import ValidationInfo, field_validator
 
-from scripts.settings.section import (
-    FilePath,
-    Flag,
-    Integer,
-    Number,
-    Section,
-    Size,
-    Sizes,
-    Texts,
-    check_names,
-    setting,
-)
+from scripts.settings.checks import check_names
+from scripts.settings.section import Section, setting
 from scripts.settings.usual_training import AUTO
+from scripts.settings.values import FilePath, Flag, Integer, Number, Size, Sizes, Texts
 
 __all__ = [
     "LearnedAtlasModelConfig",

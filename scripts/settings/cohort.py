@@ -12,21 +12,17 @@ from pydantic import (
     field_validator,
 )
 
-from scripts.settings.section import (
+from scripts.settings.checks import check_names, check_not_blank, check_placeholders, check_relative
+from scripts.settings.section import Section, setting
+from scripts.settings.values import (
     FilePath,
     Flag,
     Integer,
     Names,
     Number,
-    Section,
     Text,
     Typed,
     Workers,
-    check_names,
-    check_not_blank,
-    check_placeholders,
-    check_relative,
-    setting,
     to_names,
 )
 

@@ -20,18 +20,8 @@ from scripts.settings.pairwise import (
     PairOptimizerConfig,
     check_augmentations,
 )
-from scripts.settings.section import (
-    Integer,
-    Names,
-    Number,
-    Section,
-    Sizes,
-    Texts,
-    section,
-    setting,
-    to_list,
-    to_section,
-)
+from scripts.settings.section import Section, section, setting, to_section
+from scripts.settings.values import Integer, Names, Number, Sizes, Texts, to_list
 
 __all__ = ["LearnedElasticConfig", "load_learned_elastic"]
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import ClassVar
 
 from scripts.settings.folds import FOLDS
-from scripts.settings.section import Flag, Integer, Section, setting
+from scripts.settings.section import Section, setting
+from scripts.settings.values import Flag, Integer
 
 __all__ = ["EvaluateConfig", "load_evaluate"]
 

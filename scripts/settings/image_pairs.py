@@ -11,20 +11,10 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import BeforeValidator, field_validator
 
 from scripts.runtime.file_names import stem_of
-from scripts.settings.section import (
-    FilePath,
-    Flag,
-    Number,
-    Section,
-    Size,
-    Text,
-    Typed,
-    check_given,
-    setting,
-    to_list,
-    to_path,
-)
+from scripts.settings.checks import check_given
+from scripts.settings.section import Section, setting
 from scripts.settings.transforms import ONE_TRANSFORM, Start
+from scripts.settings.values import FilePath, Flag, Number, Size, Text, Typed, to_list, to_path
 
 __all__ = [
     "EstimateAffineConfig",

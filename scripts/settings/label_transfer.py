@@ -7,15 +7,8 @@ from typing import ClassVar, Literal
 
 from pydantic import field_validator
 
-from scripts.settings.section import (
-    FilePath,
-    Integer,
-    Number,
-    Section,
-    Size,
-    Text,
-    setting,
-)
+from scripts.settings.section import Section, setting
+from scripts.settings.values import FilePath, Integer, Number, Size, Text
 
 __all__ = ["LabelTransferConfig", "load_label_transfer"]
 

@@ -6,20 +6,11 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, field_validator, model_validator
 
+from scripts.settings.checks import check_placeholders
 from scripts.settings.image_pairs import Paths, check_distinct
 from scripts.settings.pair_selection import INDEXES_RULE, Indexes, check_indexes, to_optional_int
-from scripts.settings.section import (
-    FilePath,
-    Integer,
-    Integers,
-    Number,
-    Section,
-    Text,
-    check_placeholders,
-    section,
-    setting,
-    to_section,
-)
+from scripts.settings.section import Section, section, setting, to_section
+from scripts.settings.values import FilePath, Integer, Integers, Number, Text
 
 __all__ = [
     "MakePairsAffineConfig",

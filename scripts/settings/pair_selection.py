@@ -6,16 +6,8 @@ from typing import Annotated
 
 from pydantic import BeforeValidator, field_validator
 
-from scripts.settings.section import (
-    FilePath,
-    Integer,
-    Section,
-    Typed,
-    setting,
-    to_int,
-    to_list,
-    to_path,
-)
+from scripts.settings.section import Section, setting
+from scripts.settings.values import FilePath, Integer, Typed, to_int, to_list, to_path
 
 __all__ = ["DEVICE", "INDEXES_RULE", "Indexes", "PairSelection", "check_indexes", "to_optional_int"]
 

@@ -14,17 +14,16 @@ from scripts.settings.cohort import (
 )
 from scripts.settings.folds import FOLDS, check_fold
 from scripts.settings.schedules import RateScheduleConfig
-from scripts.settings.section import (
+from scripts.settings.section import Section, setting
+from scripts.settings.values import (
     Flag,
     Integer,
     Names,
     Number,
-    Section,
     Size,
     Sizes,
     Text,
     Typed,
-    setting,
     to_int,
     to_names,
 )

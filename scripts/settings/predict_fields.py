@@ -8,7 +8,8 @@ from pydantic import field_validator, model_validator
 
 from scripts.settings.image_pairs import Paths, check_distinct, image_name
 from scripts.settings.pair_selection import DEVICE, PairSelection
-from scripts.settings.section import FilePath, Flag, Integer, Number, Text, setting
+from scripts.settings.section import setting
+from scripts.settings.values import FilePath, Flag, Integer, Number, Text
 
 __all__ = ["PredictFieldsConfig", "load_predict_fields"]
 

@@ -7,22 +7,12 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import field_validator, model_validator
 
+from scripts.settings.checks import check_not_blank
 from scripts.settings.cohort import check_subject_image
 from scripts.settings.image_pairs import ImagePairs
-from scripts.settings.section import (
-    FilePath,
-    Flag,
-    Integer,
-    Number,
-    Section,
-    Size,
-    Sizes,
-    Text,
-    Texts,
-    check_not_blank,
-    setting,
-)
+from scripts.settings.section import Section, setting
 from scripts.settings.transforms import ONE_TRANSFORM, Start
+from scripts.settings.values import FilePath, Flag, Integer, Number, Size, Sizes, Text, Texts
 
 __all__ = ["PairSettings", "RefineConfig", "load_refine"]
 

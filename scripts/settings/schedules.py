@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
-from scripts.settings.section import Integer, Number, Section, setting
+from scripts.settings.section import Section, setting
+from scripts.settings.values import Integer, Number
 
 __all__ = ["SCHEDULES", "RateScheduleConfig", "Schedule"]
 

@@ -1,6 +1,7 @@
-"""Groups of typed settings: numbers, flags and texts, their rules, and errors in one line each.
+"""Groups of typed settings, their rules, and errors in one line each.
 
-The base of every block of settings. Needs neither torch nor monai::
+The base of every block of settings; types of its fields are in `scripts.settings.values`. Needs
+neither torch nor monai::
 
     class MyConfig(Section):
         key_path: ClassVar[str] = "my_job"
@@ -13,167 +14,18 @@ The base of every block of settings. Needs neither torch nor monai::
 from __future__ import annotations
 
 import difflib
-import math
-import os
-import re
-from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from numbers import Integral, Real
-from typing import Annotated, Any, ClassVar, Self, get_args
+from typing import Any, ClassVar, Self, get_args
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationError,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
 from scripts.errors import ConfigurationError
 from scripts.runtime.error_report import advise_on_memory, report_errors_in_one_line
-from scripts.runtime.inside import file_name_key, name_reason
 from scripts.runtime.plain_data import require_depth
 from scripts.settings.monai_command import refuse_dropped_nulls, require_expressions
 
-__all__ = [
-    "FilePath",
-    "Flag",
-    "Integer",
-    "Integers",
-    "Names",
-    "Number",
-    "Section",
-    "Size",
-    "Sizes",
-    "Text",
-    "Texts",
-    "Typed",
-    "Workers",
-    "check_folder_names",
-    "check_given",
-    "check_names",
-    "check_not_blank",
-    "check_placeholders",
-    "check_relative",
-    "rule_of",
-    "section",
-    "setting",
-    "to_int",
-    "to_list",
-    "to_names",
-    "to_path",
-    "to_section",
-]
-
-_LARGEST = 3.4028234e38  # of float32
-_LARGEST_INT = (1 << 63) - 1
-_LARGEST_SIZE = 1 << 16
-_MOST_WORKERS = 512
-
-
-# ---------------------------------------------------------------------------------------------
-# Values: numbers, flags, texts
-# ---------------------------------------------------------------------------------------------
-
-
-def to_float(value: object) -> float:
-    """A finite float; numeric text counts (YAML 1.1 reads ``1e-4`` as text), booleans don't."""
-    if isinstance(value, str):
-        if "_" in value:  # Python accepts 1_000, other languages don't
-            raise ValueError("is not a number")
-    elif isinstance(value, bool) or not isinstance(value, Real):
-        raise ValueError("is not a number")
-    try:
-        number = float(value)
-    except (ValueError, OverflowError):
-        raise ValueError("is not a number") from None
-    if not math.isfinite(number):
-        raise ValueError("is not a finite number")
-    if abs(number) > _LARGEST:
-        raise ValueError("exceeds the range of float32, which is used for the computation")
-    return number
-
-
-def to_int(value: object) -> int:
-    """An int; integral text counts, booleans and floats don't."""
-    if isinstance(value, str):
-        if re.fullmatch(r"\s*[+-]?[0-9]{1,18}\s*", value) is None:
-            raise ValueError("is not an integer")
-        return int(value)
-    if isinstance(value, bool) or not isinstance(value, Integral):
-        raise ValueError("is not an integer")
-    number = int(value)
-    if not -_LARGEST_INT - 1 <= number <= _LARGEST_INT:
-        raise ValueError("is beyond 64 bits, in which whole numbers are kept")
-    return number
-
-
-def to_size(value: object) -> int:
-    """An int that something is made of so many parts of: channels, points, a window's side."""
-    size = to_int(value)
-    if size > _LARGEST_SIZE:
-        raise ValueError(f"is more than {_LARGEST_SIZE:,}, beyond any machine")
-    return size
-
-
-def to_workers(value: object) -> int:
-    """A number of processes."""
-    workers = to_int(value)
-    if workers > _MOST_WORKERS:
-        raise ValueError(f"is more than {_MOST_WORKERS} processes, beyond any machine")
-    return workers
-
-
-def to_bool(value: object) -> bool:
-    """A bool; ``true`` and ``false`` as text count, since command-line overrides are text."""
-    if isinstance(value, bool):
-        return value
-    if isinstance(value, str) and value.strip().lower() in ("true", "false"):
-        return value.strip().lower() == "true"
-    raise ValueError("is neither true nor false")
-
-
-def to_text(value: object) -> str:
-    if not isinstance(value, str):
-        raise ValueError("is not text")
-    return value
-
-
-def to_path(value: object) -> str:
-    """A path; ``~`` stands for the home folder, which shells don't put in after ``=``."""
-    return os.path.expanduser(to_text(value))  # noqa: PTH111 (a trailing / and // stay)
-
-
-def to_list(value: object) -> list[Any]:
-    if not isinstance(value, list | tuple):
-        raise ValueError("is not a list")
-    return list(value)
-
-
-def to_names(value: object) -> object:
-    if value is None or isinstance(value, str):
-        return value
-    if isinstance(value, Integral):
-        return [to_name(value)]
-    names = to_list(value)
-    return [to_name(name) for name in names]
-
-
-def to_name(value: object) -> str:
-    """A name; a number counts as its digits, since YAML takes 100310 for one."""
-    if isinstance(value, bool) or not isinstance(value, str | Integral):
-        raise ValueError(f"has an entry that is not text: {value!r}")
-    return str(value)
-
-
-def to_some_names(value: object) -> object:
-    """Names in a list; a bare text is none, since it may be a list that lost its brackets."""
-    if value is None or isinstance(value, str):
-        raise ValueError("is not a list")
-    return to_names(value)
+__all__ = ["Section", "rule_of", "section", "setting", "to_section"]
 
 
 def to_section(value: object) -> object:
@@ -181,33 +33,6 @@ def to_section(value: object) -> object:
     if value is None:
         return {}
     return dict(value) if isinstance(value, Mapping) else value
-
-
-Number = Annotated[float, BeforeValidator(to_float)]
-Integer = Annotated[int, BeforeValidator(to_int)]
-Size = Annotated[int, BeforeValidator(to_size)]
-Workers = Annotated[int, BeforeValidator(to_workers)]
-Flag = Annotated[bool, BeforeValidator(to_bool)]
-
-
-@dataclass(frozen=True)
-class Typed:
-    """Marks a setting that holds text, so that a command line takes it as it was typed.
-
-    Attributes:
-        kind: ``text``, ``path``, ``names``, ``names_or_list``, ``paths``, ``paths_by_name``,
-            ``indexes``, ``transform`` or ``transforms``.
-    """
-
-    kind: str
-
-
-Text = Annotated[str, BeforeValidator(to_text), Typed("text")]
-FilePath = Annotated[str, BeforeValidator(to_path), Typed("path")]
-Integers = Annotated[list[Integer], BeforeValidator(to_list)]
-Sizes = Annotated[list[Size], BeforeValidator(to_list)]
-Texts = Annotated[list[Text], BeforeValidator(to_list)]
-Names = Annotated[list[Text], BeforeValidator(to_some_names), Typed("names")]
 
 
 def setting(default: Any, description: str, rule: str | None = None, **bounds: Any) -> Any:
@@ -265,11 +90,6 @@ def rule_of(field: FieldInfo) -> str:
 
 def _takes_none(field: FieldInfo) -> bool:
     return type(None) in get_args(field.annotation)
-
-
-# ---------------------------------------------------------------------------------------------
-# Sections
-# ---------------------------------------------------------------------------------------------
 
 
 class Section(BaseModel):
@@ -404,82 +224,6 @@ def _leaves(settings: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, 
             yield from _leaves(value, f"{path}{key}.")
         else:
             yield path + key, value
-
-
-# ---------------------------------------------------------------------------------------------
-# Rules shared by several settings
-# ---------------------------------------------------------------------------------------------
-
-
-def check_not_blank(path: str | None) -> str | None:
-    """Refuse a blank path of a setting that may be None."""
-    if path is not None and not path.strip():
-        raise ValueError("is empty")
-    return path
-
-
-def check_given(path: str | None) -> str | None:
-    """Refuse the blank path of a file that a job needs."""
-    if path is not None and not path.strip():
-        raise ValueError("is missing")
-    return path
-
-
-def check_relative(path: str) -> None:
-    """Refuse a path that is blank, absolute, or could leave its folder."""
-    if not path.strip():
-        raise ValueError("is empty")
-    if re.search(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", path):
-        raise ValueError("contains a control character")
-    if "\\" in path:
-        raise ValueError("contains a backslash")
-    if path.startswith(("/", "~")) or re.match(r"[A-Za-z]:", path):
-        raise ValueError("is absolute")
-    parts = path.split("/")
-    if ".." in parts:
-        raise ValueError("contains '..'")
-    if "" in parts or "." in parts:
-        raise ValueError("contains an empty part or '.'")
-
-
-def check_placeholders(pattern: str, known: tuple[str, ...]) -> None:
-    for name in re.findall(r"\{([^{}]*)\}", pattern):
-        if name not in known:
-            raise ValueError(f"has an unknown placeholder {{{name}}}")
-    if re.search(r"[{}]", re.sub(r"\{[^{}]*\}", "", pattern)):
-        raise ValueError("has an unmatched brace")
-    for part in pattern.split("/"):
-        if "**" in part and part != "**":
-            raise ValueError("has '**' beside other characters in a part")
-    if pattern.split("/")[-1] == "**":
-        raise ValueError("has no file name at the end")
-
-
-def check_names(names: list[str]) -> None:
-    for name in names:
-        if not name.strip():
-            raise ValueError("has an empty name")
-    if len(set(names)) < len(names):
-        raise ValueError("contains a name twice")
-
-
-def check_folder_names(names: list[str]) -> None:
-    """Refuse names of subjects, one at least, that no folder has, or that one folder could have."""
-    if not names:
-        raise ValueError("is empty")
-    if len(set(names)) < len(names):
-        raise ValueError("contains a name twice")
-    counts = Counter(map(file_name_key, names))
-    for name in names:
-        if name_reason(name) is not None or name.startswith("."):
-            raise ValueError(f"has a name that can't be a folder name: {name!r}")
-        if counts[file_name_key(name)] > 1:
-            raise ValueError(f"has two names that some file systems take for one: {name!a}")
-
-
-# ---------------------------------------------------------------------------------------------
-# Messages
-# ---------------------------------------------------------------------------------------------
 
 
 def _describe(error: ValidationError, model: type[Section], given: Mapping[str, Any]) -> list[str]:

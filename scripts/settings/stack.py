@@ -10,17 +10,15 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, field_validator, model_validator
 
-from scripts.settings.section import (
+from scripts.settings.checks import check_given, check_relative
+from scripts.settings.section import Section, setting
+from scripts.settings.values import (
     FilePath,
     Flag,
     Integer,
     Number,
-    Section,
     Text,
     Texts,
-    check_given,
-    check_relative,
-    setting,
     to_float,
     to_int,
     to_list,

@@ -7,19 +7,9 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator, field_validator
 
-from scripts.settings.section import (
-    FilePath,
-    Names,
-    Number,
-    Section,
-    Typed,
-    check_folder_names,
-    check_not_blank,
-    setting,
-    to_float,
-    to_list,
-    to_path,
-)
+from scripts.settings.checks import check_folder_names, check_not_blank
+from scripts.settings.section import Section, setting
+from scripts.settings.values import FilePath, Names, Number, Typed, to_float, to_list, to_path
 
 __all__ = ["TractStatsConfig", "load_tract_stats"]
 

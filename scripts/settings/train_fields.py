@@ -6,25 +6,14 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, ValidationInfo, field_validator, model_validator
 
+from scripts.settings.checks import check_given
 from scripts.settings.field_losses import mixture_of
 from scripts.settings.folds import FOLDS, check_fold
 from scripts.settings.pair_selection import DEVICE, PairSelection, to_optional_int
 from scripts.settings.pairwise import AUGMENTATIONS
 from scripts.settings.schedules import RateScheduleConfig
-from scripts.settings.section import (
-    FilePath,
-    Flag,
-    Integer,
-    Integers,
-    Number,
-    Section,
-    Text,
-    Texts,
-    check_given,
-    section,
-    setting,
-    to_section,
-)
+from scripts.settings.section import Section, section, setting, to_section
+from scripts.settings.values import FilePath, Flag, Integer, Integers, Number, Text, Texts
 
 __all__ = [
     "FIELD_AUGMENTATIONS",

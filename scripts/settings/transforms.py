@@ -8,7 +8,7 @@ from typing import Annotated, Any, NamedTuple
 
 from pydantic import BeforeValidator, WithJsonSchema
 
-from scripts.settings.section import Typed, to_int, to_list, to_path
+from scripts.settings.values import Typed, to_int, to_list, to_path
 
 __all__ = ["ONE_TRANSFORM", "TRANSFORMS", "Start", "TransformEntry", "Transforms"]
 

@@ -6,15 +6,10 @@ from typing import ClassVar, Literal
 
 from pydantic import field_validator
 
-from scripts.settings.section import (
-    FilePath,
-    Names,
-    Section,
-    check_folder_names,
-    check_given,
-    setting,
-)
+from scripts.settings.checks import check_folder_names, check_given
+from scripts.settings.section import Section, setting
 from scripts.settings.transforms import TRANSFORMS, TransformEntry, Transforms
+from scripts.settings.values import FilePath, Names
 
 __all__ = ["WarpConfig", "load_warp"]
 

@@ -15,7 +15,7 @@ from scripts.runtime.input_files import read_json
 from scripts.runtime.inside import inside
 from scripts.runtime.ownership import NAME
 from scripts.runtime.watched_files import WatchedFiles
-from scripts.settings.section import check_folder_names
+from scripts.settings.checks import check_folder_names
 from scripts.spatial.fields import field_names, read_field
 from scripts.spatial.grid import CropBox
 from scripts.spatial.volumes import read_volume

@@ -19,8 +19,8 @@ from scripts.errors import CohortError, ConfigurationError
 from scripts.pairwise.network_grid import between_0_and_1
 from scripts.runtime.input_files import check_file, check_fits, say
 from scripts.runtime.inside import inside
+from scripts.settings.checks import check_relative
 from scripts.settings.make_pairs import MakePairsConfig
-from scripts.settings.section import check_relative
 from scripts.spatial.volumes import read_volume
 from scripts.spatial.zarr_folders import check_zarr, check_zarr_array
 from scripts.supervised.pair_store import PairStore

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from bundle import cli
-from bundle.overrides import early_check, read_config
+from bundle.early_values import early_check
+from bundle.overrides import read_config
 from scripts import settings as blocks
 from scripts.errors import ConfigurationError
 from scripts.settings.section import Section

@@ -8,14 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bundle.overrides import (
-    UsageError,
-    apply_overrides,
-    known_path,
-    parse_overrides,
-    quoted_texts,
-    read_config,
-)
+from bundle.early_values import known_path
+from bundle.overrides import UsageError, apply_overrides, parse_overrides, quoted_texts, read_config
 from bundle.typed_values import PATH_KEYS, as_expression, kind_of, typed_value
 from scripts.settings import BLOCKS
 from scripts.settings.section import Section

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from scripts.data import workers
-from scripts.data.transforms import density_dataset, density_transforms
+from scripts.data.density_loading import density_dataset, density_transforms
 from scripts.data.workers import workers_that_fit
 from scripts.errors import CohortError, StorageError
 from scripts.runtime.error_report import find_user_error

@@ -22,7 +22,7 @@ from scripts.baselines.averaging import AveragingAtlas
 from scripts.baselines.barycentre import BarycentreAtlas
 from scripts.cohort import Cohort, DensityMap, Subject, read_cohort
 from scripts.errors import VerificationError
-from scripts.publishing import verification
+from scripts.publishing import recomputed_maps
 from scripts.publishing.provenance import code_identity, description_hash
 from scripts.publishing.publisher import AtlasPublisher
 from scripts.publishing.verification import verify_atlas
@@ -389,7 +389,7 @@ def test_a_change_while_it_is_checked_is_told(
         again.replace(path)
         return jacobian_summary(torch.zeros(3, 2, 2, 2))
 
-    monkeypatch.setattr(verification, "jacobian_summary", publish_meanwhile)
+    monkeypatch.setattr(recomputed_maps, "jacobian_summary", publish_meanwhile)
     with pytest.raises(VerificationError) as told:
         verify_atlas(atlas)
     assert str(told.value).startswith(f"{path}: changed while it was checked")

@@ -1,0 +1,81 @@
+"""New subjects against an atlas's grid and box."""
+
+import nibabel as nib
+import numpy as np
+import pytest
+from small_cohorts import affine, config, read
+
+from scripts.cohort import read_new_subjects
+from scripts.errors import CohortError
+
+
+@pytest.fixture
+def atlas(five):
+    return read(five, cohort={"margin": 0})
+
+
+def test_new_subjects_of_a_file_of_files_and_of_a_folder(five, atlas):
+    path = five.path("sub-3")
+    for source in (path, str(path), [path], [str(path)]):
+        new = read_new_subjects(source, config(), atlas.grid, atlas.crop)
+        assert new.datalist() == [atlas.datalist()[2]]
+    new = read_new_subjects(five.folder, config(), atlas.grid, atlas.crop)
+    assert new.datalist() == atlas.datalist()
+
+
+def test_one_new_subject_is_enough(dataset, five, atlas):
+    values = {"subjects": ["sub-2"]}
+    new = read_new_subjects(five.folder, config(cohort=values), atlas.grid, atlas.crop)
+    assert [subject.name for subject in new.subjects] == ["sub-2"]
+
+
+def test_a_new_subject_on_another_grid_is_refused_or_let_through(five, atlas, make_blob):
+    path = five.add("new", make_blob(1, (6, 7, 8)), affine=affine(shift=1))
+    with pytest.raises(CohortError) as caught:
+        read_new_subjects(path, config(), atlas.grid, atlas.crop)
+    message = str(caught.value)
+    assert str(path) in message
+    assert "shape 6 x 7 x 8 against 12 x 10 x 8" in message
+    assert "--learned_atlas#cohort#resample true" in message
+    values = {"resample": True}
+    new = read_new_subjects(path, config(cohort=values), atlas.grid, atlas.crop)
+    assert [subject.name for subject in new.subjects] == ["new"]
+
+
+@pytest.mark.parametrize("inside, share", [(1.0, "50"), (0.0, "1e+02")])
+def test_density_outside_the_box_is_told(five, atlas, caplog, inside, share):
+    data = np.zeros((12, 10, 8), dtype=np.float32)
+    data[0, 0, 0] = 1
+    data[5, 5, 5] = inside
+    path = five.add("new", data)
+    read_new_subjects(path, config(), atlas.grid, atlas.crop)
+    assert f"subject new has {share} % of its density outside the atlas's box" in caplog.text
+
+
+def test_disagreeing_forms_of_a_new_subject_are_warned_of(five, caplog):
+    atlas = read(five)
+    image = nib.load(five.path("sub-2"))
+    image.set_sform(image.affine, 4)
+    image.set_qform(np.diag([2.0, 2, 2, 1]), 1)
+    nib.save(image, five.path("sub-2"))
+    read_new_subjects(five.path("sub-2"), config(), atlas.grid, atlas.crop)
+    assert "sform and qform disagree" in caplog.text
+
+
+def test_unusable_new_subjects_are_left_out(five, atlas, caplog):
+    (five.path("sub-3").parent / "waytotal").write_text("0")
+    new = read_new_subjects(five.folder, config(), atlas.grid, atlas.crop)
+    assert len(new.subjects) == 4
+    assert [one.subject for one in new.rejected] == ["sub-3"]
+    assert "subject sub-3 is left out" in caplog.text
+    with pytest.raises(CohortError, match=r"no usable subject\n.*\n.*sub-3 .*is zero"):
+        read_new_subjects(five.path("sub-3"), config(), atlas.grid, atlas.crop)
+
+
+@pytest.mark.parametrize(
+    "source, words",
+    [("none.nii.gz", "No such file"), ("nowhere", "does not exist")],
+)
+def test_a_new_subject_that_is_not_there(tmp_path, atlas, source, words):
+    with pytest.raises(CohortError, match=words):
+        read_new_subjects(tmp_path / source, config(), atlas.grid, atlas.crop)
