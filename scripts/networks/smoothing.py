@@ -13,7 +13,7 @@ from scripts.runtime.tracing import is_recorded
 __all__ = ["GaussianSmoothing"]
 
 _REACH = 4  # the kernel is cut off beyond this many standard deviations
-_BAND = 48  # rows of the matrix that are multiplied at once; few rows are slow, many mostly zeros
+_BAND = 36  # rows of the matrix that are multiplied at once; few rows are slow, many mostly zeros
 
 
 def smoothing_matrix(n: int, sigma: float, device: torch.device) -> torch.Tensor:
