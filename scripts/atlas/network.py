@@ -297,6 +297,11 @@ class AtlasNetwork(DescribedNetwork):
         return self.integration.both(velocity, self.shape)
 
     @in_float32
+    def inverse_displacement(self, velocity: torch.Tensor) -> torch.Tensor:
+        """The second of `displacements`."""
+        return self.integration.inverse(velocity, self.shape)
+
+    @in_float32
     def warped_template(
         self,
         displacement: torch.Tensor,

@@ -120,6 +120,6 @@ def in_template_space(
         image: log density ``(1, C, *shape)``.
         velocity: ``(1, d, *reduced)``.
     """
-    _, inverse = network.displacements(velocity)
+    inverse = network.inverse_displacement(velocity)
     size = jacobian_determinant(inverse[0]).clamp_min(0)
     return warp(density_of(image, network.log_offset), inverse)[0], size
