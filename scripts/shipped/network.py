@@ -19,7 +19,7 @@ VELOCITY_SMOOTHING = 3.0  # voxels
 
 
 class PairNetwork(PairUNet):
-    """A U-Net applied in several passes to a pair and to the forces between its images.
+    """A U-Net applied in several passes to a pair and to what is made of it, such as forces.
 
     Its weights are those of a `RegistrationUNet`; integration, smoothing and warp have none. They
     work on any grid of three dimensions.
@@ -30,6 +30,7 @@ class PairNetwork(PairUNet):
         passes: see `PairUNet`.
         seed: see `PairUNet`.
         description: see `PairUNet`.
+        inputs: see `PairUNet`.
     """
 
     usual_passes = (4, 2, 1, 1)
@@ -43,8 +44,9 @@ class PairNetwork(PairUNet):
         passes: Sequence[int] | None = None,
         seed: int | None = None,
         description: Mapping[str, Any] | None = None,
+        inputs: str = "forces",
     ) -> None:
-        super().__init__(enc_features, dec_features, passes, seed, description)
+        super().__init__(enc_features, dec_features, passes, seed, description, inputs)
         self.smoothing = GaussianSmoothing(VELOCITY_SMOOTHING / FIELD_RESOLUTION)
         self.integration = VelocityIntegration(7, FIELD_RESOLUTION)
         self.warp = Warp()
@@ -71,6 +73,6 @@ class PairNetwork(PairUNet):
             moving,
             fixed,
             scale,
-            self.forces,
+            self.inputs,
         )
         return applied.run(self.passes if passes is None else passes)

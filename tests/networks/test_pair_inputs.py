@@ -1,4 +1,4 @@
-"""Forces and normalised copies: closed forms on ramps, invariances."""
+"""Inputs of pairs: closed forms on ramps, invariances, the move that correlates best."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import math
 import pytest
 import torch
 
-from scripts.networks.pair_inputs import PairForces
+from scripts.errors import ConfigurationError
+from scripts.networks.pair_inputs import PairForces, pair_inputs
 
 
 def ramp(slope: float, shift: float = 0.0, axis: int = 0) -> torch.Tensor:
@@ -82,3 +83,38 @@ def test_slabs_of_any_size_make_the_same_and_so_does_a_followed_gradient(
     for planes in (1, 2, 3, 20):
         monkeypatch.setattr("scripts.networks.pair_inputs._SLAB", planes * math.prod(shape[1:]))
         assert torch.equal(forces(one, other), whole)
+
+
+def seen(name: str, moving: torch.Tensor, fixed: torch.Tensor) -> torch.Tensor:
+    inputs = pair_inputs(name)
+    return inputs(inputs.copies(moving), inputs.copies(fixed))
+
+
+@pytest.mark.parametrize("shape", [(9, 8, 7), (9, 8)])
+def test_each_kind_of_inputs_begins_with_those_of_the_kind_before(shape: tuple[int, ...]) -> None:
+    rng = torch.Generator().manual_seed(0)
+    one, other = (torch.rand(2, 1, *shape, generator=rng) for _ in range(2))
+    found = [seen(name, one, other) for name in ("pair", "copies", "forces", "costs")]
+    counts = [2, 4, 13, 40] if len(shape) == 3 else [2, 4, 10, 19]
+    assert [made.shape[1] for made in found] == counts
+    for name, made in zip(("pair", "copies", "forces", "costs"), found, strict=True):
+        assert pair_inputs(name).channels(len(shape)) == made.shape[1]
+        assert torch.equal(made, found[-1][:, : made.shape[1]])
+
+
+@pytest.mark.parametrize("move", [(1, 0, 0), (0, -1, 1), (-1, 1, -1), (0, 0, 0)])
+def test_images_correlate_best_after_the_move_between_them(move: tuple[int, ...]) -> None:
+    image = torch.rand(1, 1, 20, 20, 20, generator=torch.Generator().manual_seed(0))
+    # The fixed image at x is the moving one at x + move.
+    fixed = image.roll([-step for step in move], (2, 3, 4))
+    costs = seen("costs", image, fixed)[0, 13:, 6:-6, 6:-6, 6:-6]
+    place = 9 * (move[0] + 1) + 3 * (move[1] + 1) + move[2] + 1
+    assert (costs.argmax(0) == place).all()
+    # Normalised copies have a local variance of about 1.
+    assert float(costs[place].mean()) == pytest.approx(1, abs=0.1)
+    assert float(costs.mean(tuple(range(1, 4))).sort().values[-2]) < 0.2
+
+
+def test_inputs_that_dont_exist_are_refused() -> None:
+    with pytest.raises(ConfigurationError, match="must be one of pair, copies, forces, costs"):
+        pair_inputs("stars")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from scripts.errors import ConfigurationError
 from scripts.networks.integration import VelocityIntegration
 from scripts.shipped.bundles import moved_density, random_bundles
 from scripts.shipped.flows import random_velocity
@@ -51,6 +53,28 @@ def test_pairs_are_of_both_kinds_not_negative_finite_and_of_one_shape() -> None:
             assert image.min() >= 0 < image.max()
         assert pair.tissue.any()
     assert any(pair.size != (1, 1, 1) for pair in pairs)
+
+
+@pytest.mark.parametrize("kind", ["bundles", "images"])
+def test_pairs_of_one_kind_are_those_of_both_and_others_with_the_same_move(kind: str) -> None:
+    both, alone = PairGenerator(0, SMALL), PairGenerator(0, SMALL, [kind])
+    kept = 0
+    for index in range(6):
+        one, other = both[index], alone[index]
+        assert other.kind == kind
+        assert torch.equal(one.velocity, other.velocity)
+        assert one.size == other.size
+        if one.kind == kind:
+            assert torch.equal(one.moving, other.moving)
+            assert torch.equal(one.fixed, other.fixed)
+            kept += 1
+    assert 0 < kept < 6
+
+
+@pytest.mark.parametrize("kinds", [[], ["stars"], "images", ["images", 3]])
+def test_kinds_that_dont_exist_are_refused(kinds: Any) -> None:
+    with pytest.raises(ConfigurationError, match="one or both of bundles, images"):
+        PairGenerator(0, SMALL, kinds)
 
 
 def test_the_true_flow_and_not_its_inverse_brings_moving_onto_fixed() -> None:

@@ -70,6 +70,34 @@ def test_what_is_written_is_read_and_a_change_is_seen(tmp_path: Path) -> None:
         load_pair_network(tmp_path / "b.pt")
 
 
+@pytest.mark.parametrize("inputs", ["pair", "copies", "costs"])
+def test_a_network_of_other_inputs_is_read_with_them(inputs: str, tmp_path: Path) -> None:
+    network = PairNetwork((4, 4), (4, 4, 4), passes=(2, 1), seed=0, inputs=inputs)
+    torch.nn.init.normal_(network.unet.field.weight, std=0.03)
+    save_pair_network(network, tmp_path / "a.pt")
+    again = load_pair_network(tmp_path / "a.pt")
+    assert again.description["inputs"] == again.inputs.name == inputs
+    pair = PairGenerator(1, ((16, 16, 16),))[0]
+    with torch.no_grad():
+        found = again(pair.moving, pair.fixed)[-1]
+        assert torch.equal(found, network(pair.moving, pair.fixed)[-1])
+    assert float(found.abs().max()) > 1e-3
+
+
+def test_a_file_that_names_no_inputs_is_of_forces(tmp_path: Path) -> None:
+    """Such as those that were written before there were others."""
+    save_pair_network(PairNetwork((4, 4), (4, 4, 4), passes=(2, 1), seed=0), tmp_path / "a.pt")
+    state = torch.load(tmp_path / "a.pt", weights_only=True)
+    description = description_in(state)
+    assert description.pop("inputs") == "forces"
+    state["described"] = torch.frombuffer(
+        bytearray(json.dumps(description).encode()), dtype=torch.uint8
+    )
+    torch.save(state, tmp_path / "b.pt")
+    assert load_pair_network(tmp_path / "b.pt").inputs.name == "forces"
+    assert load_pair_network().inputs.name == "forces"
+
+
 def test_other_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError):
         load_pair_network(tmp_path / "none.pt")
