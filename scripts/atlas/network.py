@@ -232,6 +232,7 @@ class AtlasNetwork(DescribedNetwork):
         template: int = 0,
         covariates: torch.Tensor | None = None,
         valid: torch.Tensor | None = None,
+        passes: Sequence[int] | None = None,
     ) -> torch.Tensor:
         """Stationary velocity of template k to each image, centred in evaluation mode.
 
@@ -244,6 +245,7 @@ class AtlasNetwork(DescribedNetwork):
             covariates: coded, ``(B, p)``: the network then gets the template at these covariates.
             valid: ``(B, 1, *shape)`` bool, voxels of the image that count, see `PairPasses`; None:
                 all.
+            passes: in place of the network's.
 
         Returns:
             ``(B, d, *reduced)`` in voxels of the full grid, float32.
@@ -251,7 +253,7 @@ class AtlasNetwork(DescribedNetwork):
         moving = self.template[template].expand(image.shape[0], *image.shape[1:])
         if covariates is not None:
             moving = log_density_of(self.template_density(covariates), self.log_offset)
-        velocity = self._looks(moving, image, valid).run(self.passes)[-1]
+        velocity = self._looks(moving, image, valid).run(passes or self.passes)[-1]
         if self.training:
             return velocity
         velocity = velocity - self.mean_velocity[template]
@@ -293,6 +295,11 @@ class AtlasNetwork(DescribedNetwork):
     def displacements(self, velocity: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Forward and inverse displacement of a velocity."""
         return self.integration.both(velocity, self.shape)
+
+    @in_float32
+    def inverse_displacement(self, velocity: torch.Tensor) -> torch.Tensor:
+        """The second of `displacements`."""
+        return self.integration.inverse(velocity, self.shape)
 
     @in_float32
     def warped_template(

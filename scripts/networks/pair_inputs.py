@@ -213,6 +213,13 @@ def _slope(image: torch.Tensor, axis: int) -> torch.Tensor:
     n = image.shape[axis]
     if n == 1:
         return torch.zeros_like(image)
-    steps = image.diff(dim=axis)
-    inner = (steps.narrow(axis, 1, n - 2) + steps.narrow(axis, 0, n - 2)) / 2
-    return torch.cat([steps.narrow(axis, 0, 1), inner, steps.narrow(axis, n - 2, 1)], axis)
+    later, earlier = image.narrow(axis, 2, n - 2), image.narrow(axis, 0, n - 2)
+    ends = [(image.narrow(axis, i + 1, 1), image.narrow(axis, i, 1)) for i in (0, n - 2)]
+    if is_recorded() or (torch.is_grad_enabled() and image.requires_grad):
+        (after, first), (last, before) = ends
+        return torch.cat([after - first, (later - earlier) * 0.5, last - before], axis)
+    result = torch.empty_like(image)
+    torch.sub(later, earlier, out=result.narrow(axis, 1, n - 2)).mul_(0.5)
+    for place, (one, other) in zip((0, n - 1), ends, strict=True):
+        torch.sub(one, other, out=result.narrow(axis, place, 1))
+    return result

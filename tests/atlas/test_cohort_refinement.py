@@ -368,9 +368,9 @@ def test_the_network_alone_makes_centred_fields_and_the_template_of_all(
     seen: list[tuple[int, ...]] = []
     estimate = network.velocity
 
-    def watched(*arguments: Any) -> torch.Tensor:
-        seen.append(network.passes)
-        return estimate(*arguments)
+    def watched(*arguments: Any, passes: Any = None) -> torch.Tensor:
+        seen.append(tuple(passes or network.passes))
+        return estimate(*arguments, passes=passes)
 
     network.velocity = watched
     found = refinement(training, network_rounds=3)
@@ -390,6 +390,25 @@ def test_the_network_alone_makes_centred_fields_and_the_template_of_all(
         total, weight = total + size * warp(density, inverse)[0], weight + size
     expected = total / weight.clamp_min(1e-6) * network.support[0]
     torch.testing.assert_close(network.template_density()[0], expected, atol=1e-6, rtol=1e-3)
+
+
+def test_several_subjects_at_once_give_the_bits_of_one_after_the_other(
+    make_training: Callable[..., Any],
+) -> None:
+    results, threads = [], torch.get_num_threads()
+    for workers in (1, 2, 3):
+        training = make_training(made_of={"spread": 2.0})
+        moving(training.network)
+        torch.set_num_threads(workers)
+        try:
+            found = refinement(training, f"{workers}", network_rounds=1, rounds=1, iterations=2)
+            found.run()
+        finally:
+            torch.set_num_threads(threads)
+        results.append((final_velocities(found), training.network.template.detach()))
+    for other in results[1:]:
+        for a, b in zip(results[0], other, strict=True):
+            assert torch.equal(a, b)
 
 
 def test_the_network_of_rounds_alone_is_left_centred(make_training: Callable[..., Any]) -> None:

@@ -32,6 +32,17 @@ def test_away_from_the_border_a_ramp_stays_and_it_is_scipys_filter() -> None:
     np.testing.assert_allclose(found[inner], expected[inner], atol=1e-5)
 
 
+@pytest.mark.parametrize("shape", [(100, 6, 7), (5, 130, 4), (3, 4, 97), (150, 73)])
+@pytest.mark.parametrize("sigma", [1.5, 3.0, 20.0])
+def test_long_axes_are_smoothed_in_bands_to_the_same_values(
+    shape: tuple[int, ...], sigma: float
+) -> None:
+    noise, smooth = field(2, 2, *shape), GaussianSmoothing(sigma)
+    whole = smooth(noise.clone().requires_grad_())  # with a gradient: one product
+    torch.testing.assert_close(smooth(noise), whole.detach(), atol=1e-6, rtol=1e-6)
+    assert smooth(noise).is_contiguous()
+
+
 def test_without_a_width_nothing_changes() -> None:
     noise = field(1, 3, 6, 5, 4)
     assert torch.equal(GaussianSmoothing(0.0)(noise), noise)

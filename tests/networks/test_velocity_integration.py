@@ -80,7 +80,9 @@ def test_a_constant_velocity_is_its_own_displacement(
 ) -> None:
     move = torch.tensor([1.5, -2.25, 0.75])[: len(shape)].view(1, -1, *([1] * len(shape)))
     velocity = move.expand(1, len(shape), *reduced_shape(shape, factor))
-    forward, inverse = VelocityIntegration(int_steps, factor).both(velocity, shape)
+    integration = VelocityIntegration(int_steps, factor)
+    forward, inverse = integration.both(velocity, shape)
+    assert torch.equal(integration.inverse(velocity, shape), inverse)
     assert forward.shape == (1, len(shape), *shape)
     torch.testing.assert_close(forward, move.expand_as(forward), atol=1e-5, rtol=0)
     torch.testing.assert_close(inverse, -move.expand_as(inverse), atol=1e-5, rtol=0)

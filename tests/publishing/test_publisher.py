@@ -47,6 +47,23 @@ def test_everything_that_was_promised_is_there(bench: Callable[..., Bench]) -> N
     assert leftovers == ["learned_atlas"]
 
 
+def test_several_subjects_at_once_publish_the_bits_of_one_after_the_other(
+    bench: Callable[..., Bench],
+) -> None:
+    made, threads, published = bench(), torch.get_num_threads(), []
+    for workers in (1, 2):
+        torch.set_num_threads(workers)
+        try:
+            made.publisher.publish()
+        finally:
+            torch.set_num_threads(threads)
+        assert torch.get_num_threads() == threads
+        files = content(made.atlas)
+        images = {name: made.read(name).tobytes() for name in files if name.endswith(".nii.gz")}
+        published.append((images, files["jacobian.json"]))
+    assert published[0] == published[1]
+
+
 def test_without_moves_the_maps_are_the_plain_statistics(bench: Callable[..., Bench]) -> None:
     """On the whole grid, and the mean is the template."""
     made = bench()
