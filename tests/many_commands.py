@@ -59,4 +59,4 @@ def run_program(program: Path, folder: Path) -> dict[str, tuple[int, str]]:
     ran = run_path(program, [str(folder)], ROOT, environment, timeout=900)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     seen = json.loads((folder / _SEEN).read_text())
-    return {name: (status, said) for name, (status, said) in seen.items()}
+    return {name: (status, output) for name, (status, output) in seen.items()}

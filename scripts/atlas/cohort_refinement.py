@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+import math
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from scripts.atlas.template_fit import (
     fit_conditional_template,
     fit_templates,
     fit_velocity_slopes,
+    in_template_space,
 )
 from scripts.atlas.training_step import bare, soft_assignment
 from scripts.atlas.velocity_refinement import refine_velocity
@@ -28,15 +30,22 @@ from scripts.networks.checkpoint import (
     load_weights,
     save_checkpoint,
 )
+from scripts.runtime.ordered_map import ordered_map
 from scripts.runtime.processes import add_up, from_first, is_first, share
 from scripts.runtime.progress import progress_bar
 from scripts.runtime.storage import file_hash
+from scripts.runtime.torch_threads import divided_threads, subjects_at_once
 from scripts.spatial.unfolding import unfolded_velocity
 from scripts.spatial.warp import warp
 
 __all__ = ["CohortRefinement"]
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_AT_ONCE = 2_500_000  # voxels of the subjects that are computed at once: a gibibyte at most
+_NEGLIGIBLE = 0.01  # share of a subject that a template explains
 
 
 class CohortRefinement:
@@ -186,15 +195,15 @@ class CohortRefinement:
 
     def _network_velocity(self, index: int, template: int, coarse: bool = False) -> torch.Tensor:
         """What the network finds of a subject, by all its passes or by the coarse ones alone."""
-        network, passes = self.network, self.network.passes
-        if coarse:
-            network.passes = tuple(factor for factor in passes if factor > 1) or passes
-        try:
-            return estimate_velocity(
-                network, self.image(index), self.dtype, template, covariates=self.covariates(index)
-            )
-        finally:
-            network.passes = passes
+        passes = tuple(factor for factor in self.network.passes if factor > 1) if coarse else ()
+        return estimate_velocity(
+            self.network,
+            self.image(index),
+            self.dtype,
+            template,
+            covariates=self.covariates(index),
+            passes=passes or None,
+        )
 
     def covariates(self, index: int) -> torch.Tensor | None:
         """A subject's coded covariates ``(1, p)``; None for an unconditional template."""
@@ -206,8 +215,7 @@ class CohortRefinement:
         if self.round < self.network_rounds and self.network.n_templates > 1:
             self._assign()
         total = torch.zeros((), dtype=torch.float64)
-        for index in share(len(self.dataset)):
-            loss = self._refine_subject(index)
+        for _, loss in self._of_subjects(self._refine_subject):
             total += loss
             bar.set_postfix(
                 {"round": f"{self.round + 1}/{self.rounds}", "loss": f"{loss:.3f}"},
@@ -228,6 +236,21 @@ class CohortRefinement:
             # The sums above used this round's velocities: no process needs earlier ones any more.
             shutil.rmtree(self._round_folder(self.round - 2), ignore_errors=True)
 
+    def _of_subjects(self, function: Callable[[int], T]) -> Iterator[tuple[int, T]]:
+        """Each subject of this process with what a function makes of it, in order.
+
+        Several subjects are computed at once, each by one thread, if they are small. Sums in this
+        order don't depend on how many.
+        """
+        at_once = subjects_at_once(math.prod(self.network.shape), self.device, _AT_ONCE)
+
+        @torch.no_grad()  # a thread's own
+        def made(index: int) -> T:
+            return function(index)
+
+        with divided_threads(at_once):
+            yield from ordered_map(made, share(len(self.dataset)), at_once)
+
     def home(self, index: int) -> int:
         """Index of the template that explains a subject best."""
         return int(self.assignment[index].argmax())
@@ -243,13 +266,18 @@ class CohortRefinement:
             self._assign()
         total = torch.zeros_like(network.mean_velocity)
         weight = self.assignment.sum(0).clamp_min(1e-6)
-        for index in share(len(self.dataset)):
+
+        def velocities(index: int) -> dict[int, torch.Tensor]:
             image = self.image(index)
-            for k in range(network.n_templates):
-                part = float(self.assignment[index, k])
-                if part > 0.01:
-                    velocity = estimate_velocity(network, image, self.dtype, k)
-                    total[k] += velocity[0] * (part / float(weight[k]))
+            return {
+                k: estimate_velocity(network, image, self.dtype, k)[0]
+                for k in range(network.n_templates)
+                if float(self.assignment[index, k]) > _NEGLIGIBLE
+            }
+
+        for index, estimated in self._of_subjects(velocities):
+            for k, velocity in estimated.items():
+                total[k] += velocity * (float(self.assignment[index, k]) / float(weight[k]))
         add_up(total)
         # The fields that were learned against this template lose `moved`: to first order, exp(v -
         # m) needs the template moved by exp(m).
@@ -264,15 +292,18 @@ class CohortRefinement:
         """Soft assignment of each subject to the templates, from its losses."""
         network = self.network
         self.assignment.zero_()
-        for index in share(len(self.dataset)):
+
+        def shares(index: int) -> torch.Tensor:
             image = self.image(index)
             # Fields are learned uncentred, see `_centre_network`.
             raw = [
                 estimate_velocity(network, image, self.dtype, k) + network.mean_velocity[k]
                 for k in range(network.n_templates)
             ]
-            shares = soft_assignment(network, self.loss, image, raw, self.mixture_sharpness)
-            self.assignment[index] = shares[0]
+            return soft_assignment(network, self.loss, image, raw, self.mixture_sharpness)[0]
+
+        for index, assigned in self._of_subjects(shares):
+            self.assignment[index] = assigned
         add_up(self.assignment)
         network.mixture.copy_(self.assignment.mean(0))
 
@@ -303,28 +334,29 @@ class CohortRefinement:
         """Mean velocity over the subjects of each template."""
         total = torch.zeros_like(self.network.mean_velocity)
         count = torch.zeros(self.network.n_templates)
-        for index in share(len(self.dataset)):
+        for index, velocity in self._of_subjects(lambda i: self._stored(number, i)[0]):
             home = self.home(index)
-            total[home] += self._stored(number, index)[0]
+            total[home] += velocity
             count[home] += 1
         add_up(total, count)
         return total / count.clamp_min(1).to(total).view(-1, *([1] * (total.dim() - 1)))
 
     def _registered(self, number: int) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
-        """Index, log density and centred velocity of each subject of this process."""
-        for index in share(len(self.dataset)):
+        """Index of each subject of this process, its density in template space, and J there."""
+
+        def moved(index: int) -> tuple[torch.Tensor, torch.Tensor]:
             velocity = self._stored(number, index) - self.offset[self.home(index)]
-            yield index, self.image(index), velocity
+            return in_template_space(self.network, self.image(index), velocity)
+
+        for index, (density, size) in self._of_subjects(moved):
+            yield index, density, size
 
     def _update_template(self, number: int) -> None:
         """Fit the template, and with covariates its slopes, to a round's velocities."""
         if self.design is None:
             fit_templates(
                 self.network,
-                (
-                    (self.home(i), image, velocity)
-                    for i, image, velocity in self._registered(number)
-                ),
+                ((self.home(i), density, size) for i, density, size in self._registered(number)),
             )
             return
         design = self.design
@@ -335,7 +367,7 @@ class CohortRefinement:
         )
         fit_conditional_template(
             self.network,
-            ((design[i], image, velocity) for i, image, velocity in self._registered(number)),
+            ((design[i], density, size) for i, density, size in self._registered(number)),
             self.window,
         )
 
@@ -352,11 +384,15 @@ class CohortRefinement:
         shift = torch.zeros_like(network.mean_velocity)
         count = torch.zeros(network.n_templates)
         newest = len(self.history) - 1
-        for index in share(len(self.dataset)):
+
+        def change(index: int) -> torch.Tensor:
             home = self.home(index)
-            predicted = self._network_velocity(index, home)
             refined = self._stored(newest, index) - self.offset[home]
-            shift[home] += (predicted - refined)[0]
+            return (self._network_velocity(index, home) - refined)[0]
+
+        for index, difference in self._of_subjects(change):
+            home = self.home(index)
+            shift[home] += difference
             count[home] += 1
         add_up(shift, count)
         count = count.clamp_min(1).to(shift)

@@ -14,7 +14,6 @@ from scripts.atlas.published_model import published_network
 from scripts.errors import CheckpointError, ConfigurationError
 from scripts.networks.checkpoint import load_checkpoint
 from scripts.networks.described import description_in, weights_identity
-from scripts.networks.pair_inputs import PairForces
 from scripts.networks.unet import RegistrationUNet
 from scripts.settings.atlas import LearnedAtlasConfig
 from scripts.shipped.network import PairNetwork
@@ -92,7 +91,7 @@ def open_initial(settings: LearnedAtlasConfig, spatial_dims: int) -> InitialNetw
     of_pairs = description.get("kind") == PairNetwork.kind
     described = _of_pairs(path) if of_pairs else _of_atlas(path)
     weights = described.pop("weights")
-    if described["inputs"] == "forces":
+    if described["inputs"] != "images":
         require_volumes(model.initial, spatial_dims)
     if described["inputs"] == "images" and described["in_channels"] != 2 * model.channels:
         raise ConfigurationError(
@@ -107,7 +106,7 @@ def open_initial(settings: LearnedAtlasConfig, spatial_dims: int) -> InitialNetw
     in_channels = described.pop("in_channels")
     described["passes"] = list(model.passes or described["passes"])
     described["name"] = "shipped" if shipped else path.name
-    logger.info("the network starts as %s (%s)", described["name"], described["sha256"][:12])
+    logger.info("initial network: %s (%s)", described["name"], described["sha256"][:12])
     return InitialNetwork(
         in_channels,
         described["enc_features"],
@@ -135,8 +134,8 @@ def _of_pairs(path: Path) -> dict[str, Any]:
     """What a network of `PairTraining` is."""
     network = load_pair_network(path)
     return {
-        "inputs": "forces",
-        "in_channels": PairForces.channels(3),
+        "inputs": network.inputs.name,
+        "in_channels": network.inputs.channels(3),
         "enc_features": list(network.unet.arguments["enc_features"]),
         "dec_features": list(network.unet.arguments["dec_features"]),
         "field_resolution": FIELD_RESOLUTION,
@@ -151,7 +150,7 @@ def _of_atlas(path: Path) -> dict[str, Any]:
     network = published_network(path)
     arguments = network.unet.arguments
     return {
-        "inputs": "images" if network.forces is None else "forces",
+        "inputs": "images" if network.inputs is None else network.inputs.name,
         "in_channels": arguments["in_channels"],
         "enc_features": list(arguments["enc_features"]),
         "dec_features": list(arguments["dec_features"]),

@@ -58,7 +58,7 @@ class _Covariate(Part):
 class _Initial(Part):
     name: str
     sha256: str
-    inputs: Literal["images", "forces"]
+    inputs: Literal["images", "pair", "copies", "forces", "costs"]
     enc_features: _Features
     dec_features: _Features
     field_resolution: Literal[1, 2, 4]

@@ -15,7 +15,7 @@ from torch import nn
 from scripts.networks.described import DescribedNetwork, description_in
 from scripts.networks.grids import reduced_shape
 from scripts.networks.integration import VelocityIntegration
-from scripts.networks.pair_inputs import PairForces
+from scripts.networks.pair_inputs import pair_inputs
 from scripts.networks.passes import PairPasses
 from scripts.networks.precision import in_float32
 from scripts.networks.smoothing import GaussianSmoothing
@@ -75,8 +75,8 @@ class AtlasNetwork(DescribedNetwork):
             normalisation...); see `DescribedNetwork`.
         covariates: p, columns that the template depends on; 0: an unconditional template.
         passes: for each pass of the U-Net the factor by which the pair is averaged, powers of 2.
-        inputs: what the U-Net is shown of a pair: both ``images``, channel by channel, or
-            ``forces``, see `PairForces`, of all channels together.
+        inputs: what the U-Net is shown of a pair: both ``images``, channel by channel, or what
+            `pair_inputs` names, such as ``forces``, of all channels together.
         unet: replaces one with the features above; its field has a grid reduced by
             ``field_resolution``, in voxels of the full one.
         integration: replaces one with ``int_steps``.
@@ -137,10 +137,10 @@ class AtlasNetwork(DescribedNetwork):
             self.register_buffer(
                 "velocity_slopes", torch.zeros(covariates, self.spatial_dims, *self.reduced)
             )
-        self.forces = PairForces() if inputs == "forces" else None
+        self.inputs = None if inputs == "images" else pair_inputs(inputs)
         self.unet = unet or RegistrationUNet(
             self.spatial_dims,
-            2 * self.channels if self.forces is None else PairForces.channels(self.spatial_dims),
+            2 * self.channels if self.inputs is None else self.inputs.channels(self.spatial_dims),
             enc_features,
             dec_features,
             factor=field_resolution,
@@ -232,6 +232,7 @@ class AtlasNetwork(DescribedNetwork):
         template: int = 0,
         covariates: torch.Tensor | None = None,
         valid: torch.Tensor | None = None,
+        passes: Sequence[int] | None = None,
     ) -> torch.Tensor:
         """Stationary velocity of template k to each image, centred in evaluation mode.
 
@@ -244,6 +245,7 @@ class AtlasNetwork(DescribedNetwork):
             covariates: coded, ``(B, p)``: the network then gets the template at these covariates.
             valid: ``(B, 1, *shape)`` bool, voxels of the image that count, see `PairPasses`; None:
                 all.
+            passes: in place of the network's.
 
         Returns:
             ``(B, d, *reduced)`` in voxels of the full grid, float32.
@@ -251,7 +253,7 @@ class AtlasNetwork(DescribedNetwork):
         moving = self.template[template].expand(image.shape[0], *image.shape[1:])
         if covariates is not None:
             moving = log_density_of(self.template_density(covariates), self.log_offset)
-        velocity = self._looks(moving, image, valid).run(self.passes)[-1]
+        velocity = self._looks(moving, image, valid).run(passes or self.passes)[-1]
         if self.training:
             return velocity
         velocity = velocity - self.mean_velocity[template]
@@ -262,14 +264,14 @@ class AtlasNetwork(DescribedNetwork):
     ) -> PairPasses:
         """Template and images as the U-Net is shown them."""
         scale: torch.Tensor = self.input_scale
-        if self.forces is not None:
+        if self.inputs is not None:
             with torch.no_grad():
                 moving, image = self._in_all(moving), self._in_all(image)
                 axes = list(range(1, moving.dim()))
                 scale = moving.amax(axes, keepdim=True).clamp_min(1e-6).reciprocal()
         return PairPasses(
             self.unet, self.smoothing, self.integration, self.warp, moving, image, scale,
-            self.forces, valid,
+            self.inputs, valid,
         )  # fmt: skip
 
     def _in_all(self, log_density: torch.Tensor) -> torch.Tensor:
@@ -293,6 +295,11 @@ class AtlasNetwork(DescribedNetwork):
     def displacements(self, velocity: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Forward and inverse displacement of a velocity."""
         return self.integration.both(velocity, self.shape)
+
+    @in_float32
+    def inverse_displacement(self, velocity: torch.Tensor) -> torch.Tensor:
+        """The second of `displacements`."""
+        return self.integration.inverse(velocity, self.shape)
 
     @in_float32
     def warped_template(

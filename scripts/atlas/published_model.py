@@ -19,7 +19,7 @@ from scripts.cohort import CovariateCoding
 from scripts.errors import CheckpointError, ConfigurationError
 from scripts.networks.described import description_in, load_described
 from scripts.networks.integration import VelocityIntegration
-from scripts.networks.pair_inputs import PairForces
+from scripts.networks.pair_inputs import pair_inputs
 from scripts.networks.smoothing import GaussianSmoothing
 from scripts.networks.unet import RegistrationUNet
 from scripts.settings.atlas import LearnedAtlasConfig
@@ -74,6 +74,7 @@ class PublishedNetwork(AtlasNetwork):
             for name in list(held):
                 delattr(self, name)
         for name, module in other.named_children():
+            vars(self).pop(name, None)  # None where this network had no such module
             self.add_module(name, module)
         for name, parameter in other.named_parameters(recurse=False):
             self.register_parameter(name, parameter)
@@ -107,9 +108,9 @@ def part_arguments(
     """
     model = {**description["settings"]["model"], **description.get("initial", {})}
     factor, spatial_dims = model["field_resolution"], template.ndim - 2
-    shown = 2 * template.shape[1]
-    if model.get("inputs") == "forces":
-        shown = PairForces.channels(spatial_dims)
+    inputs, shown = model.get("inputs", "images"), 2 * template.shape[1]
+    if inputs != "images":
+        shown = pair_inputs(inputs).channels(spatial_dims)
     return {
         "unet": {
             "spatial_dims": spatial_dims,

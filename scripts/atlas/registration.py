@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -65,6 +66,7 @@ def estimate_velocity(
     iterations: int = 0,
     lr: float = 0.3,
     covariates: torch.Tensor | None = None,
+    passes: Sequence[int] | None = None,
 ) -> torch.Tensor:
     """The network's velocity for one subject, optionally refined by `refine_velocity`.
 
@@ -77,9 +79,10 @@ def estimate_velocity(
         iterations: of the refinement; 0: only the network.
         lr: of the refinement.
         covariates: coded, ``(1, p)``, of a conditional template.
+        passes: in place of the network's.
     """
     with autocast(image.device, dtype):
-        velocity = network.velocity(image, template, covariates)
+        velocity = network.velocity(image, template, covariates, passes=passes)
     if iterations and loss is not None:
         velocity = polished_velocity(
             network, loss, image, velocity, iterations, lr, template, covariates

@@ -17,7 +17,12 @@ from scripts.runtime.processes import add_up
 from scripts.spatial.jacobian import jacobian_determinant
 from scripts.spatial.warp import warp
 
-__all__ = ["fit_conditional_template", "fit_templates", "fit_velocity_slopes"]
+__all__ = [
+    "fit_conditional_template",
+    "fit_templates",
+    "fit_velocity_slopes",
+    "in_template_space",
+]
 
 
 def fit_templates(
@@ -30,13 +35,12 @@ def fit_templates(
 
     Args:
         network: whose templates are replaced.
-        subjects: index of the assigned template, log density ``(1, C, *shape)`` and velocity
-            ``(1, d, *reduced)`` of each.
+        subjects: of each the index of its template, and its density and J, see
+            `in_template_space`.
     """
     total = torch.zeros_like(network.template)
     weight = total.new_zeros((network.n_templates, 1, *network.shape))
-    for k, image, velocity in subjects:
-        density, size = _in_template_space(network, image, velocity)
+    for k, density, size in subjects:
         total[k] += size * density
         weight[k] += size
     add_up(total, weight)
@@ -56,16 +60,15 @@ def fit_conditional_template(
 
     Args:
         network: with covariates.
-        subjects: coded covariates ``(p,)``, log density ``(1, C, *shape)`` and velocity
-            ``(1, d, *reduced)`` of each.
+        subjects: of each its coded covariates ``(p,)``, and its density and J, see
+            `in_template_space`.
         window: side, in voxels, of the windows in which slopes are shrunk (`shrunken`).
     """
     inside = network.support[0].bool().any(0)
     fit = CovariateRegression(
         network.covariates, network.channels, int(inside.sum()), True, network.template.device
     )
-    for covariates, image, velocity in subjects:
-        density, size = _in_template_space(network, image, velocity)
+    for covariates, density, size in subjects:
         fit.add(density[:, inside], covariates, size[inside])
     fit.join()
     slopes, variance = fit.solve()
@@ -107,10 +110,16 @@ def fit_velocity_slopes(
     )
 
 
-def _in_template_space(
+def in_template_space(
     network: AtlasNetwork, image: torch.Tensor, velocity: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """A subject's density ``(C, *shape)`` at the template's voxels, and J there, at least 0."""
-    _, inverse = network.displacements(velocity)
+    """A subject's density ``(C, *shape)`` at the template's voxels, and J there, at least 0.
+
+    Args:
+        network: does the integration.
+        image: log density ``(1, C, *shape)``.
+        velocity: ``(1, d, *reduced)``.
+    """
+    inverse = network.inverse_displacement(velocity)
     size = jacobian_determinant(inverse[0]).clamp_min(0)
     return warp(density_of(image, network.log_offset), inverse)[0], size

@@ -57,13 +57,14 @@ def refine_velocity(
         known = averaged(valid.float(), network.field_resolution) > _ALL
     addition = torch.zeros_like(start).requires_grad_(True)
     optimizer = torch.optim.Adam([addition], lr=lr, betas=(0.9, 0.99))
+    target = loss.target(image, valid)  # the same in every step
     expected = None if covariates is None else network.covariate_velocity(covariates)
 
     def cost(current: torch.Tensor, rough: bool = False) -> torch.Tensor:
         move = network.displacement(current, rough)
         warped = network.warped_template(move, template, covariates)
         deviation = current if expected is None else current - expected
-        return loss(warped, image, deviation, valid=valid)["loss"]
+        return loss(warped, image, deviation, valid=valid, target=target)["loss"]
 
     best, best_loss = start, math.inf
     for step in range(iterations):

@@ -9,11 +9,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from scripts.cohort import Cohort, read_cohort
+from scripts.cohort import Cohort, Subject, read_cohort
 from scripts.cohort.density import subject_density
 from scripts.publishing.description import description, write_description
 from scripts.publishing.statistics import DensityStatistics
 from scripts.runtime.lock import locked_folders
+from scripts.runtime.ordered_map import ordered_map, reading_threads
 from scripts.runtime.storage import check_replaceable, check_writable, file_hash, publish_folder
 from scripts.settings.atlas import LearnedAtlasConfig
 from scripts.spatial.volumes import write_map
@@ -57,9 +58,9 @@ def open_averaged_cohort(
 class AveragingAtlas:
     """Publishes mean, std, std_error, cov and prob_threshold of a cohort's densities.
 
-    Densities are read one subject at a time and summed in float64, so that a value equal to
-    ``presence_value`` in the file doesn't count as above it through rounding. Memory is that of one
-    subject and four accumulators on the cohort's box.
+    Densities are read in a few threads and summed in the cohort's order, in float64, so that a
+    value equal to ``presence_value`` in the file doesn't count as above it through rounding. Memory
+    is that of a few subjects and four accumulators on the cohort's box.
 
     Args:
         cohort: the checked subjects.
@@ -115,8 +116,12 @@ class AveragingAtlas:
         grid, crop = self.cohort.grid, self.cohort.crop
         channels = self.settings.model.channels
         statistics = DensityStatistics((channels, *crop.shape), self.settings.presence_value)
-        for subject in self.cohort.subjects:
-            statistics.add(crop.crop(subject_density(subject, channels, grid.shape)))
+
+        def read(subject: Subject) -> np.ndarray:
+            return crop.crop(subject_density(subject, channels, grid.shape))
+
+        for _, density in ordered_map(read, self.cohort.subjects, reading_threads()):
+            statistics.add(density)
         return statistics.maps(None, self.settings.cov_mean_threshold_pct)
 
     def _description(self, hashes: dict[str, str]) -> dict[str, Any]:

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import os
-from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -27,6 +24,7 @@ from scripts.cohort.patterns import Rejection
 from scripts.cohort.tractogram_maps import Counting
 from scripts.errors import CohortError
 from scripts.runtime.input_files import FileError
+from scripts.runtime.ordered_map import ordered_map, reading_threads
 from scripts.settings.cohort import CohortRequest
 from scripts.spatial.grid import CropBox, Grid, StorageOrder
 
@@ -158,23 +156,11 @@ def inspect_all(
     candidates: Sequence[Candidate], request: CohortRequest, counting: Counting | None
 ) -> Iterator[tuple[Candidate, Inspection | Rejection]]:
     """Inspect subjects in threads; results come in order, and few are in memory at once."""
-    workers = _readers()
-    with ThreadPoolExecutor(workers) as executor:
-        ahead: deque[tuple[Candidate, Future[Inspection | Rejection]]] = deque()
-        try:
-            for candidate in candidates:
-                ahead.append(
-                    (candidate, executor.submit(_inspect_or_reject, candidate, request, counting))
-                )
-                if len(ahead) > workers:
-                    done, future = ahead.popleft()
-                    yield done, future.result()
-            while ahead:
-                done, future = ahead.popleft()
-                yield done, future.result()
-        finally:
-            for _, future in ahead:
-                future.cancel()
+
+    def read(candidate: Candidate) -> Inspection | Rejection:
+        return _inspect_or_reject(candidate, request, counting)
+
+    return ordered_map(read, candidates, reading_threads())
 
 
 def _inspect_or_reject(
@@ -184,9 +170,3 @@ def _inspect_or_reject(
         return inspect_subject(candidate, request, counting)
     except FileError as error:
         return Rejection(candidate.name, str(error.path), error.reason)
-
-
-def _readers() -> int:
-    """Number of reading threads: decompression releases Python's lock, so a few are worth it."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return min(4, usable or 1)

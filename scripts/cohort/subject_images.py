@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from scripts.errors import CohortError, some_names
+from scripts.runtime.ordered_map import ordered_map, reading_threads
 from scripts.runtime.watched_files import changed
 from scripts.spatial.grid import Grid
 from scripts.spatial.transforms import resample as resampled
@@ -107,12 +108,14 @@ def find_subject_images(
             no subject has one.
     """
     names = list(names)
-    images: dict[str, SubjectImage] = {}
     empty = SubjectImages(key, {}, grid, tolerance, resample)
-    for name in names:
-        path = (root / pattern.replace("{subject}", name)).absolute()
-        if os.path.lexists(path):
-            images[name] = SubjectImage(path, _read(path, empty)[1])
+    paths = {name: (root / pattern.replace("{subject}", name)).absolute() for name in names}
+    present = [name for name, path in paths.items() if os.path.lexists(path)]
+
+    def checked(name: str) -> SubjectImage:
+        return SubjectImage(paths[name], _read(paths[name], empty)[1])
+
+    images = dict(ordered_map(checked, present, reading_threads()))
     missing = [name for name in names if name not in images]
     if required and not images:
         example = root / pattern.replace("{subject}", names[0] if names else "{subject}")

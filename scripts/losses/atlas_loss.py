@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,7 +14,22 @@ from scripts.losses.presence import PresenceLoss
 from scripts.losses.smoothness import CentralityLoss, SmoothnessLoss
 from scripts.networks.grids import averaged, averaged_where
 
-__all__ = ["AtlasLoss"]
+__all__ = ["AtlasLoss", "LossTarget"]
+
+
+@dataclass(frozen=True, eq=False)
+class LossTarget:
+    """A subject prepared for several calls of `AtlasLoss`.
+
+    Attributes:
+        levels: by scale: the image, then the valid share of each voxel if there is a mask.
+        similarity: by scale, arguments of the similarity.
+        presence: by scale, arguments of the presence term.
+    """
+
+    levels: list[tuple[torch.Tensor, ...]]
+    similarity: list[dict[str, Any]]
+    presence: list[dict[str, Any]]
 
 
 class AtlasLoss(nn.Module):
@@ -99,6 +115,7 @@ class AtlasLoss(nn.Module):
         velocity: torch.Tensor,
         mean_velocity: torch.Tensor | None = None,
         valid: torch.Tensor | None = None,
+        target: LossTarget | None = None,
     ) -> dict[str, torch.Tensor]:
         """Terms (unweighted) by name, and their weighted sum as ``loss``.
 
@@ -111,19 +128,21 @@ class AtlasLoss(nn.Module):
             velocity: ``(B, d, *reduced)``.
             mean_velocity: ``(d, *reduced)``, the running mean; None: no centrality.
             valid: ``(B, 1, *shape)`` bool; None: all voxels count.
+            target: the `target` of ``image`` and ``valid``, which several calls share; None:
+                computed.
         """
         terms: dict[str, torch.Tensor] = {}
-        pyramid: list[tuple[torch.Tensor, ...]]
+        fixed = self._levels(image, valid) if target is None else target.levels
         if valid is None:
-            pyramid = [(averaged(warped, s), averaged(image, s)) for s in self.scales]
+            moving = [averaged(warped, s) for s in self.scales]
         else:
-            pyramid = [self._valid_level(warped, image, valid, s) for s in self.scales]
+            moving = [averaged_where(warped, valid, s)[0] for s in self.scales]
         if self.weights["similarity"]:
-            levels = [self.similarity(*level) for level in pyramid]
-            terms["similarity"] = torch.stack(levels).mean()
+            known = [{}] * len(fixed) if target is None else target.similarity
+            terms["similarity"] = _mean_of_levels(self.similarity, moving, fixed, known)
         if self.weights["presence"]:
-            levels = [self.presence(*level) for level in pyramid]
-            terms["presence"] = torch.stack(levels).mean()
+            known = [{}] * len(fixed) if target is None else target.presence
+            terms["presence"] = _mean_of_levels(self.presence, moving, fixed, known)
         if self.weights["smoothness"]:
             terms["smoothness"] = self.smoothness(velocity)
         if self.weights["centrality"] and mean_velocity is not None:
@@ -131,12 +150,41 @@ class AtlasLoss(nn.Module):
         total = torch.stack([self.weights[name] * term for name, term in terms.items()]).sum()
         return {"loss": total, **terms}
 
-    @staticmethod
-    def _valid_level(
-        warped: torch.Tensor, image: torch.Tensor, valid: torch.Tensor, scale: int
-    ) -> tuple[torch.Tensor, ...]:
-        """Both images averaged over the valid voxels of each block, and their share."""
-        return (
-            averaged_where(warped, valid, scale)[0],
-            *averaged_where(image, valid, scale),
-        )
+    @torch.no_grad()
+    def target(self, image: torch.Tensor, valid: torch.Tensor | None = None) -> LossTarget:
+        """What the loss computes of a subject alone, which several calls can share.
+
+        It takes a few volumes of memory. Terms from elsewhere share the averaged images only.
+        """
+        levels = self._levels(image, valid)
+        ours: dict[str, list[dict[str, Any]]] = {
+            name: [{"known": term.prepared(*level)} for level in levels]
+            if type(term) is kind and self.weights[name]
+            else [{}] * len(levels)
+            for name, term, kind in (
+                ("similarity", self.similarity, LocalCorrelationLoss),
+                ("presence", self.presence, PresenceLoss),
+            )
+        }
+        return LossTarget(levels, **ours)
+
+    def _levels(
+        self, image: torch.Tensor, valid: torch.Tensor | None
+    ) -> list[tuple[torch.Tensor, ...]]:
+        """The image at each scale; with a mask its mean over valid voxels, and their share."""
+        if valid is None:
+            return [(averaged(image, scale),) for scale in self.scales]
+        return [averaged_where(image, valid, scale) for scale in self.scales]
+
+
+def _mean_of_levels(
+    term: nn.Module,
+    moving: Sequence[torch.Tensor],
+    fixed: Sequence[tuple[torch.Tensor, ...]],
+    known: Sequence[dict[str, Any]],
+) -> torch.Tensor:
+    levels = [
+        term(image, *level, **arguments)
+        for image, level, arguments in zip(moving, fixed, known, strict=True)
+    ]
+    return torch.stack(levels).mean()

@@ -22,7 +22,9 @@ def _sum_along(x: torch.Tensor, axis: int, window: int) -> torch.Tensor:
     n, half = x.shape[axis], window // 2
     padded = list(x.shape)
     padded[axis] = n + 2 * half
-    run = x.new_zeros(padded)
+    run = x.new_empty(padded)
+    run.narrow(axis, 0, half).zero_()
+    run.narrow(axis, half + n, half).zero_()
     run.narrow(axis, half, n).copy_(x)
     length, done = 1, 0
     total: torch.Tensor | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -9,12 +10,54 @@ from torch.nn.modules.loss import _Loss
 
 from scripts.losses.box import box_sum, window_size
 
-__all__ = ["LocalCorrelationLoss", "local_correlation"]
+__all__ = ["FixedWindows", "LocalCorrelationLoss", "local_correlation"]
 
 # A window with a variance below this share of the fixed image's mean variance counts as flat. It
 # is relative because an absolute epsilon is too large for densities of 1e-4 and too small for
 # counts.
 _FLAT = 1e-4
+
+
+@dataclass(frozen=True, eq=False)
+class FixedWindows:
+    """What the correlation needs of the fixed image alone, for several calls with that image.
+
+    Attributes:
+        size: weight of the voxels in each window.
+        share: that as a share of a whole window; None: without weights.
+        weighted: the image times the weights.
+        mean: of each window.
+        variance: sum of squared deviations of each window; rounding may make it negative.
+        flat: a variance up to this counts as none, one value per channel.
+    """
+
+    size: torch.Tensor
+    share: torch.Tensor | None
+    weighted: torch.Tensor
+    mean: torch.Tensor
+    variance: torch.Tensor
+    flat: torch.Tensor
+
+    @classmethod
+    def of(cls, fixed: torch.Tensor, window: int, weight: torch.Tensor | None) -> FixedWindows:
+        """See `local_correlation` for the arguments."""
+        whole = window_size(fixed, window)
+        size, share, weighted = whole, None, fixed
+        if weight is not None:
+            share = box_sum(weight, window) / whole
+            size = (share * whole).clamp_min(torch.finfo(fixed.dtype).tiny)
+            weighted = fixed * weight
+        mean = box_sum(weighted, window) / size
+        power = box_sum(fixed * weighted, window)
+        spatial = tuple(range(2, fixed.dim()))
+        # The variance of a constant image is rounding error, which must not count as signal.
+        rounding = 4 * torch.finfo(fixed.dtype).eps * power.amax(spatial, keepdim=True)
+        variance = power.addcmul_(mean * mean, size, value=-1)
+        scale = variance.clamp_min(0).mean(spatial, keepdim=True)
+        filled = (variance > 0).to(variance).mean(spatial, keepdim=True)
+        filled = filled.clamp_min(1.0 / variance[0, 0].numel())
+        flat = torch.maximum(_FLAT * scale / filled, rounding) + torch.finfo(fixed.dtype).tiny
+        return cls(size, share, weighted, mean, variance, flat)
 
 
 class _MaskedLocalCorrelation(torch.autograd.Function):
@@ -38,29 +81,17 @@ class _MaskedLocalCorrelation(torch.autograd.Function):
         fixed: torch.Tensor,
         window: int,
         weight: torch.Tensor | None,
+        known: FixedWindows | None,
     ) -> torch.Tensor:
-        whole = window_size(fixed, window)
-        size, share = whole, None
-        weighted_m, weighted_f = moving, fixed
-        if weight is not None:
-            share = box_sum(weight, window) / whole
-            size = (share * whole).clamp_min(torch.finfo(fixed.dtype).tiny)
-            weighted_m, weighted_f = moving * weight, fixed * weight
+        known = known or FixedWindows.of(fixed, window, weight)
+        size, share, weighted_f, mean_f = known.size, known.share, known.weighted, known.mean
+        var_f, flat = known.variance, known.flat
+        weighted_m = moving if weight is None else moving * weight
         mean_m = box_sum(weighted_m, window) / size
-        mean_f = box_sum(weighted_f, window) / size
         var_m = box_sum(moving * weighted_m, window).addcmul_(mean_m * mean_m, size, value=-1)
-        power = box_sum(fixed * weighted_f, window)
-        spatial = tuple(range(2, fixed.dim()))
-        # The variance of a constant image is rounding error, which must not count as signal.
-        rounding = 4 * torch.finfo(fixed.dtype).eps * power.amax(spatial, keepdim=True)
-        var_f = power.addcmul_(mean_f * mean_f, size, value=-1)
         cross = box_sum(moving * weighted_f, window).addcmul_(mean_m * mean_f, size, value=-1)
+        spatial = tuple(range(2, fixed.dim()))
 
-        scale = var_f.clamp_min(0).mean(spatial, keepdim=True)
-        filled = (
-            (var_f > 0).to(var_f).mean(spatial, keepdim=True).clamp_min(1.0 / var_f[0, 0].numel())
-        )
-        flat = torch.maximum(_FLAT * scale / filled, rounding) + torch.finfo(fixed.dtype).tiny
         signal = (var_f > flat) | (var_m > flat)
         if share is None:
             count = signal.sum(spatial, keepdim=True).clamp_min(1).to(fixed.dtype)
@@ -103,7 +134,7 @@ class _MaskedLocalCorrelation(torch.autograd.Function):
 
         to_moving = None if slope_m is None else toward(moving, fixed, slope_m, offset_m)
         to_fixed = None if slope_f is None else toward(fixed, moving, slope_f, offset_f)
-        return to_moving, to_fixed, None, None
+        return to_moving, to_fixed, None, None, None
 
 
 def local_correlation(
@@ -111,6 +142,7 @@ def local_correlation(
     fixed: torch.Tensor,
     window: int = 7,
     weight: torch.Tensor | None = None,
+    known: FixedWindows | None = None,
 ) -> torch.Tensor:
     """Mean local correlation coefficient in [-1, 1] over the windows with signal.
 
@@ -125,8 +157,9 @@ def local_correlation(
         window: odd width in voxels.
         weight: ``(B, 1, *shape)`` of the voxels, 0 to 1; the images must be finite also where it is
             0. None: all count.
+        known: `FixedWindows` of the fixed image, the window and the weight; None: computed.
     """
-    return _MaskedLocalCorrelation.apply(moving, fixed, window, weight)
+    return _MaskedLocalCorrelation.apply(moving, fixed, window, weight, known)
 
 
 class LocalCorrelationLoss(_Loss):
@@ -145,12 +178,22 @@ class LocalCorrelationLoss(_Loss):
         self.window = window
         self.arguments = {"window": window}
 
+    def prepared(self, fixed: torch.Tensor, weight: torch.Tensor | None = None) -> FixedWindows:
+        """What `forward` computes of ``fixed`` and ``weight``, for several calls with them."""
+        with torch.autocast(fixed.device.type, enabled=False):
+            return FixedWindows.of(fixed.float(), self.window, weight)
+
     def forward(
-        self, moving: torch.Tensor, fixed: torch.Tensor, weight: torch.Tensor | None = None
+        self,
+        moving: torch.Tensor,
+        fixed: torch.Tensor,
+        weight: torch.Tensor | None = None,
+        known: FixedWindows | None = None,
     ) -> torch.Tensor:
         """Loss of ``moving`` against ``fixed``, both ``(B, C, *shape)`` log densities.
 
-        ``weight`` is that of `local_correlation`.
+        ``weight`` is that of `local_correlation`; ``known`` what `prepared` made of ``fixed`` and
+        ``weight``.
         """
         with torch.autocast(moving.device.type, enabled=False):
-            return 1 - local_correlation(moving.float(), fixed.float(), self.window, weight)
+            return 1 - local_correlation(moving.float(), fixed.float(), self.window, weight, known)

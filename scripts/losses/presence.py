@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.nn.modules.loss import _Loss
 
-__all__ = ["PresenceLoss", "soft_presence"]
+__all__ = ["FixedPresence", "PresenceLoss", "soft_presence"]
 
 
 def soft_presence(log_density: torch.Tensor) -> torch.Tensor:
@@ -16,6 +17,31 @@ def soft_presence(log_density: torch.Tensor) -> torch.Tensor:
     With L = log1p(x / log_offset) it is 1 - exp(-L).
     """
     return -torch.expm1(-log_density)
+
+
+@dataclass(frozen=True, eq=False)
+class FixedPresence:
+    """What the overlap needs of the fixed image alone, for several calls with that image.
+
+    Attributes:
+        presence: of each voxel.
+        weight: that of each voxel, from its presence.
+        cubed: sum of the cubed presences of each channel, times the weights of voxels.
+    """
+
+    presence: torch.Tensor
+    weight: torch.Tensor
+    cubed: torch.Tensor
+
+    @classmethod
+    def of(cls, fixed: torch.Tensor, weight: torch.Tensor | None) -> FixedPresence:
+        """See `PresenceLoss.forward` for the arguments."""
+        presence = soft_presence(fixed)
+        cubed = presence.pow(3)
+        if weight is not None:
+            cubed.mul_(weight)
+        spatial = tuple(range(2, fixed.dim()))
+        return cls(presence, _presence_weight(presence), cubed.sum(spatial))
 
 
 class _WeightedDice(torch.autograd.Function):
@@ -28,33 +54,42 @@ class _WeightedDice(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, moving: torch.Tensor, fixed: torch.Tensor, weight: torch.Tensor | None
+        ctx: Any,
+        moving: torch.Tensor,
+        fixed: torch.Tensor,
+        weight: torch.Tensor | None,
+        known: FixedPresence | None,
     ) -> torch.Tensor:
-        p, q = soft_presence(moving), soft_presence(fixed)
+        ctx.known = known
+        known = known or FixedPresence.of(fixed, weight)
+        p = soft_presence(moving)
         spatial = tuple(range(2, fixed.dim()))
-        weighted = _presence_weight(q).mul_(p)
-        cubed = q.pow(3)
+        weighted = known.weight * p
         if weight is not None:
             weighted.mul_(weight)
-            cubed.mul_(weight)
-        shared = 2 * (weighted * q).sum(spatial)
+        shared = 2 * (weighted * known.presence).sum(spatial)
         # On the support w q^2 is q^3; outside it q is 0.
-        total = weighted.mul_(p).sum(spatial) + cubed.sum(spatial)
+        total = weighted.mul_(p).sum(spatial) + known.cubed
         empty = total == 0
         dice = torch.where(empty, 1.0, shared / torch.where(empty, 1.0, total))
         ctx.save_for_backward(moving, fixed, weight, dice, torch.where(empty, torch.inf, total))
         return dice
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
         moving, fixed, weight, dice, total = ctx.saved_tensors
         alike = (*dice.shape, *[1] * (fixed.dim() - 2))
-        p, q = soft_presence(moving), soft_presence(fixed)
+        p = soft_presence(moving)
+        if ctx.known is None:
+            q = soft_presence(fixed)
+            of_presence = _presence_weight(q)
+        else:
+            q, of_presence = ctx.known.presence, ctx.known.weight
         slope = torch.addcmul(q, dice.view(alike), p, value=-1)
-        slope.mul_(_presence_weight(q)).mul_(p.neg_().add_(1))
+        slope.mul_(of_presence).mul_(p.neg_().add_(1))
         if weight is not None:
             slope.mul_(weight)
-        return slope.mul_((2 * grad / total).view(alike)), None, None
+        return slope.mul_((2 * grad / total).view(alike)), None, None, None
 
 
 def _presence_weight(presence: torch.Tensor) -> torch.Tensor:
@@ -76,13 +111,23 @@ class PresenceLoss(_Loss):
     ones 1, two empty ones 0.
     """
 
+    def prepared(self, fixed: torch.Tensor, weight: torch.Tensor | None = None) -> FixedPresence:
+        """What `forward` computes of ``fixed`` and ``weight``, for several calls with them."""
+        with torch.autocast(fixed.device.type, enabled=False):
+            return FixedPresence.of(fixed.float(), weight)
+
     def forward(
-        self, moving: torch.Tensor, fixed: torch.Tensor, weight: torch.Tensor | None = None
+        self,
+        moving: torch.Tensor,
+        fixed: torch.Tensor,
+        weight: torch.Tensor | None = None,
+        known: FixedPresence | None = None,
     ) -> torch.Tensor:
         """Loss of ``moving`` against ``fixed``, both ``(B, C, *shape)`` log densities.
 
         Only ``moving`` gets a gradient; a subject isn't learned. ``weight (B, 1, *shape)`` is that
-        of each voxel, 0 to 1; None: all count.
+        of each voxel, 0 to 1; None: all count. ``known`` is what `prepared` made of ``fixed`` and
+        ``weight``.
         """
         with torch.autocast(moving.device.type, enabled=False):
-            return 1 - _WeightedDice.apply(moving.float(), fixed.float(), weight).mean()
+            return 1 - _WeightedDice.apply(moving.float(), fixed.float(), weight, known).mean()

@@ -116,6 +116,12 @@ class VelocityIntegration(nn.Module):
             return forward, self(-velocity, shape)
         return forward, invert_displacement(forward)
 
+    def inverse(self, velocity: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+        """The second of `both`, in half the time."""
+        if self.int_steps > 0:
+            return self(-velocity, shape)
+        return invert_displacement(self(velocity, shape))
+
 
 @dataclass(frozen=True)
 class GridFlow:

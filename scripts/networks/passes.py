@@ -8,7 +8,7 @@ import torch
 
 from scripts.networks.grids import averaged, averaged_where, enlarge, reduced_shape
 from scripts.networks.integration import VelocityIntegration
-from scripts.networks.pair_inputs import PairForces
+from scripts.networks.pair_inputs import PairInputs
 from scripts.networks.smoothing import GaussianSmoothing
 from scripts.networks.unet import RegistrationUNet
 from scripts.spatial.field_extension import extended_field
@@ -31,9 +31,9 @@ class PairPasses:
         moving: ``(B, C, *shape)``.
         fixed: the same shape.
         scale: multiplies both before the network sees them.
-        forces: what is made of the pair for the network, of one channel; None: both images as
-            they are. With forces no gradient passes through what a pass sees: each pass learns
-            to remove what is left.
+        inputs: what is made of the pair for the network, of one channel. Then no gradient passes
+            through what a pass sees: each pass learns to remove what is left. None: both images
+            as they are, of any channels, with that gradient.
         valid: ``(B, 1, *shape)`` bool, voxels of the fixed image that count; None: all. Elsewhere
             each pass sees the moving image as moved so far in place of the fixed one, so that
             nothing is left to correct there, and what it finds continues what it finds around.
@@ -48,7 +48,7 @@ class PairPasses:
         moving: torch.Tensor,
         fixed: torch.Tensor,
         scale: torch.Tensor | float = 1.0,
-        forces: PairForces | None = None,
+        inputs: PairInputs | None = None,
         valid: torch.Tensor | None = None,
     ) -> None:
         self.unet = unet
@@ -59,7 +59,7 @@ class PairPasses:
         self.fixed = fixed
         self.valid = valid
         self.scale = scale
-        self.forces = forces
+        self.inputs = inputs
         self.shape = moving.shape[2:]
         self.reduced = reduced_shape(self.shape, integration.factor)
         self._fixed_copies: tuple[int, torch.Tensor] | None = None
@@ -76,11 +76,11 @@ class PairPasses:
     def one_pass(self, factor: int, velocity: torch.Tensor | None = None) -> torch.Tensor:
         """What one pass adds to the velocity found so far, both ``(B, d, *reduced)``."""
         with torch.autocast(self.moving.device.type, enabled=False):
-            if self.forces is None:
+            if self.inputs is None:
                 seen = self._both(factor, velocity)
             else:
                 with torch.no_grad():
-                    seen = self._with_forces(self.forces, factor, velocity)
+                    seen = self._shown(self.inputs, factor, velocity)
         field = enlarge(self.unet(seen).float().contiguous(), self.reduced, factor) * factor
         if self.valid is not None:
             field = extended_field(field, self._known())
@@ -113,14 +113,14 @@ class PairPasses:
         pair = pair.mul_(self.scale).movedim(-1, 1)
         return pair if pair.dim() == 5 else pair.contiguous()
 
-    def _with_forces(
-        self, forces: PairForces, factor: int, velocity: torch.Tensor | None
+    def _shown(
+        self, inputs: PairInputs, factor: int, velocity: torch.Tensor | None
     ) -> torch.Tensor:
         moved = self._moved(factor, velocity)
         # With a mask the fixed image contains the moved one, which differs from pass to pass.
         stale = self._fixed_copies is None or self._fixed_copies[0] != factor
         if stale or self.valid is not None:
-            copies = forces.copies(self._filled(factor, moved) * self.scale)
+            copies = inputs.copies(self._filled(factor, moved) * self.scale)
             self._fixed_copies = (factor, copies)
         assert self._fixed_copies is not None
-        return forces(forces.copies(moved * self.scale), self._fixed_copies[1])
+        return inputs(inputs.copies(moved * self.scale), self._fixed_copies[1])

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+
 import torch
 from torch import nn
+
+from scripts.runtime.tracing import is_recorded
 
 __all__ = ["GaussianSmoothing"]
 
 _REACH = 4  # the kernel is cut off beyond this many standard deviations
+_BAND = 36  # rows of the matrix that are multiplied at once; few rows are slow, many mostly zeros
 
 
 def smoothing_matrix(n: int, sigma: float, device: torch.device) -> torch.Tensor:
@@ -16,6 +22,14 @@ def smoothing_matrix(n: int, sigma: float, device: torch.device) -> torch.Tensor
     distance = (places[:, None] - places[None]) / sigma
     weights = torch.exp(-distance.square() / 2) * (distance.abs() <= _REACH)
     return weights / weights.sum(1, keepdim=True)
+
+
+def _bands(n: int, sigma: float) -> Iterator[tuple[slice, slice]]:
+    """Rows of the matrix that belong together, and the columns where they aren't 0."""
+    count, reach = max(1, round(n / _BAND)), math.ceil(_REACH * sigma)
+    for number in range(count):
+        start, stop = n * number // count, n * (number + 1) // count
+        yield slice(start, stop), slice(max(0, start - reach), min(n, stop + reach))
 
 
 class GaussianSmoothing(nn.Module):
@@ -44,16 +58,29 @@ class GaussianSmoothing(nn.Module):
         with torch.autocast(field.device.type, enabled=False):
             field = field.float()
             for axis in range(2, field.dim()):
-                shape = field.shape
-                matrix = smoothing_matrix(shape[axis], self.sigma, field.device)
-                if axis == field.dim() - 1:
-                    field = torch.matmul(field, matrix.T)
-                    continue
-                # Without moving the axis to the end, which copies the field twice.
-                blocks = field.flatten(0, axis - 1).flatten(2)
-                field = torch.bmm(matrix.expand(blocks.shape[0], -1, -1), blocks).reshape(shape)
+                n = field.shape[axis]
+                matrix = smoothing_matrix(n, self.sigma, field.device)
+                if is_recorded() or (torch.is_grad_enabled() and field.requires_grad):
+                    bands = iter([(slice(0, n), slice(0, n))])
+                else:
+                    bands = _bands(n, self.sigma)
+                parts = [
+                    _product(field, axis, matrix[rows, columns], columns) for rows, columns in bands
+                ]
+                field = parts[0] if len(parts) == 1 else torch.cat(parts, axis)
         return field.contiguous()
 
     def extra_repr(self) -> str:
         """The arguments that `print` shows."""
         return f"sigma={self.sigma}"
+
+
+def _product(field: torch.Tensor, axis: int, matrix: torch.Tensor, columns: slice) -> torch.Tensor:
+    """Rows of a smoothed field along an axis: part of the matrix times part of the field."""
+    part = field.narrow(axis, columns.start, columns.stop - columns.start)
+    if axis == field.dim() - 1:
+        return torch.matmul(part, matrix.T)
+    # Without moving the axis to the end, which copies the field twice.
+    blocks = part.flatten(0, axis - 1).flatten(2)
+    shape = [*field.shape[:axis], len(matrix), *field.shape[axis + 1 :]]
+    return torch.bmm(matrix.expand(blocks.shape[0], -1, -1), blocks).reshape(shape)

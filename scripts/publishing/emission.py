@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -11,17 +12,22 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 import torch
 
-from scripts.atlas.network import AtlasNetwork, density_of, log_density_of
-from scripts.atlas.registration import Registration, fields_of
+from scripts.atlas.network import AtlasNetwork
 from scripts.cohort import Cohort
-from scripts.errors import FoldingError, StorageError, TractAtlasError, TrainingError
+from scripts.errors import StorageError, TractAtlasError
 from scripts.losses.atlas_loss import AtlasLoss
-from scripts.metrics import dice, log_density_correlation
 from scripts.metrics.misfit import MISFIT_WINDOW, local_misfit
 from scripts.publishing.quality_page import SubjectQuality
 from scripts.publishing.statistics import DensityStatistics
-from scripts.publishing.subject_maps import WARPED_FOLDER, SubjectMaps
+from scripts.publishing.subject_computation import (
+    ComputedSubject,
+    SubjectComputation,
+    Templates,
+    Velocities,
+)
+from scripts.publishing.subject_maps import WARPED_FOLDER
 from scripts.publishing.viewer_volumes import ViewedSubject, ViewerGrid, WorstSubjects
+from scripts.runtime.ordered_map import ordered_map
 from scripts.runtime.processes import (
     add_up,
     barrier,
@@ -32,36 +38,20 @@ from scripts.runtime.processes import (
     world_size,
 )
 from scripts.runtime.storage import file_hash
+from scripts.runtime.torch_threads import divided_threads, subjects_at_once
 from scripts.runtime.write_behind import WriteBehind
 from scripts.settings.atlas import LearnedAtlasConfig
 from scripts.spatial.fields import field_names, write_field
 from scripts.spatial.jacobian import jacobian_determinant
-from scripts.spatial.label_fusion import LabelSums, label_shares
+from scripts.spatial.label_fusion import LabelSums
 
-__all__ = [
-    "NEGLIGIBLE_SHARE",
-    "Emission",
-    "Emitted",
-    "Templates",
-    "Velocities",
-    "naming",
-]
+__all__ = ["Emission", "Emitted", "naming"]
 
 
 T = TypeVar("T")
 
-NEGLIGIBLE_SHARE = 0.01  # a template ignores subjects of which it explains less
+_AT_ONCE = 8_000_000  # voxels of the subjects that are computed at once: a gibibyte at most
 _SHOWN = 3  # subjects that the quality page draws
-
-
-class Velocities(Protocol):
-    """Source of each subject's final velocity for the publisher."""
-
-    assignment: torch.Tensor
-
-    def velocity(self, index: int, template: int = 0) -> torch.Tensor:
-        """``(1, d, *reduced)`` of subject ``index`` to a template."""
-        ...
 
 
 class Progress(Protocol):
@@ -74,21 +64,6 @@ class Progress(Protocol):
     def close(self) -> None:
         """All are done."""
         ...
-
-
-@dataclass(frozen=True)
-class Templates:
-    """The published templates, the same for every subject.
-
-    Attributes:
-        point: the chosen covariates, coded ``(1, p)``; None for the cohort's mean.
-        towards: velocity of the templates there, ``(1, d, *reduced)``; None for the mean's.
-        density: the published mean, ``(K, C, *crop)``.
-    """
-
-    point: torch.Tensor | None
-    towards: torch.Tensor | None
-    density: torch.Tensor
 
 
 @dataclass
@@ -146,7 +121,8 @@ class Emitted:
 class Emission:
     """The pass over the subjects.
 
-    Over several processes each one takes every n-th subject.
+    Over several processes each one takes every n-th subject. Small subjects are computed several at
+    once, and added in their order, so that the results don't depend on how many.
 
     Args:
         network: with its final template.
@@ -182,7 +158,9 @@ class Emission:
         self.bar = bar
         self.loss = loss
         self.view = ViewerGrid.of(cohort.grid, cohort.crop, network.log_offset)
-        self.maps = SubjectMaps(cohort.grid, settings.save_warped, settings.save_jacobians)
+        self.computation = SubjectComputation(
+            network, dataset, cohort, settings, velocities, templates, device, loss
+        )
 
     @torch.no_grad()
     def run(self, staging: Path, folder: Path) -> Emitted:
@@ -218,20 +196,27 @@ class Emission:
             with naming(folder):
                 for name, wanted in (
                     ("fields", self.settings.save_fields),
-                    (WARPED_FOLDER, self.maps.any),
+                    (WARPED_FOLDER, self.computation.maps.any),
                 ):
                     if wanted:
                         (staging / name).mkdir()
         barrier()
-        with closing(bar) if bar is not None else nullcontext(), WriteBehind() as behind:
+        at_once = subjects_at_once(math.prod(grid.shape), self.device, _AT_ONCE)
+        computed = ordered_map(self.computation, range(rank(), subjects, world_size()), at_once)
+        with (
+            closing(bar) if bar is not None else nullcontext(),
+            divided_threads(at_once),
+            WriteBehind() as behind,
+            closing(computed),
+        ):
             # In step, so that a field which fails anywhere ends the run at once.
             for first in range(0, subjects, world_size()):
                 error: TractAtlasError | None = None
                 try:
                     with naming(folder):
                         if first + rank() < subjects:
-                            index = first + rank()
-                            self._emit_subject(index, staging, emitted, moves, behind)
+                            index, subject = next(computed)
+                            self._gather(index, subject, staging, emitted, moves, behind)
                         if first + world_size() >= subjects:
                             behind.finish()
                 except TractAtlasError as failure:
@@ -256,83 +241,51 @@ class Emission:
         }
         return emitted
 
-    def _emit_subject(
+    def _gather(
         self,
         index: int,
+        computed: ComputedSubject,
         staging: Path,
         emitted: Emitted,
         moves: tuple[torch.Tensor, torch.Tensor],
         behind: WriteBehind,
     ) -> None:
-        """Gather one subject and have its fields written."""
-        grid, crop = self.cohort.grid, self.cohort.crop
-        name = self.cohort.subjects[index].name
-        inside = torch.as_tensor(self.dataset[index]["image"]).to(self.device)[None]
-        density = inside.new_zeros((1, self.network.channels, *grid.shape))
-        crop.crop(density)[...] = inside
-        weights = self.velocities.assignment[index]
-        home = int(weights.argmax())
-        for k, weight in enumerate(weights.tolist()):
-            if weight < NEGLIGIBLE_SHARE and k != home:
-                continue
-            velocity = self.velocities.velocity(index, k)
-            registration = fields_of(
-                self.network, velocity, crop, grid.shape, self.templates.towards
+        """Add one subject to the results and have its files written."""
+        crop, k = self.cohort.crop, computed.home
+        name, registration = self.cohort.subjects[index].name, computed.registration
+        for template, weight, carried in computed.densities:
+            emitted.statistics[template].add(carried, weight)
+        emitted.jacobians[name] = registration.jacobian
+        if self.settings.save_fields:
+            fields = (registration.to_template, registration.to_subject)
+            for file, field in zip(field_names(name), fields, strict=True):
+                displacement = field[0].cpu().numpy()
+                path = staging / "fields" / file
+                behind.write(self._write_field, path, displacement, emitted.hashes)
+        if computed.labels is not None:
+            emitted.labels[k].add(computed.labels)
+        if computed.maps:
+            emitted.maps[name] = list(computed.maps)
+            subfolder = f"template-{k + 1}/" if self.network.n_templates > 1 else ""
+            reference = f"bids::{subfolder}atlas_mean.nii.gz"
+            behind.write(
+                self.computation.maps.write,
+                staging / WARPED_FOLDER,
+                name,
+                computed.maps,
+                reference,
             )
-            moved = registration.subject_in_template(density)
-            carried = moved[0].cpu().numpy()
-            emitted.statistics[k].add(carried, weight)
-            if k != home:
-                continue
-            emitted.jacobians[name] = self._verified(name, registration)
-            if self.settings.save_fields:
-                fields = (registration.to_template, registration.to_subject)
-                for file, field in zip(field_names(name), fields, strict=True):
-                    displacement = field[0].cpu().numpy()
-                    path = staging / "fields" / file
-                    behind.write(self._write_field, path, displacement, emitted.hashes)
-            labels = None if self.cohort.labels is None else self.cohort.labels.read(name)
-            if labels is not None:
-                way = registration.to_template[0].double().cpu().numpy()
-                emitted.labels[k].add(label_shares(labels, way))
-            maps = self.maps.of(registration, carried, labels)
-            if maps:
-                emitted.maps[name] = list(maps)
-                subfolder = f"template-{k + 1}/" if self.network.n_templates > 1 else ""
-                reference = f"bids::{subfolder}atlas_mean.nii.gz"
-                behind.write(self.maps.write, staging / WARPED_FOLDER, name, maps, reference)
-            length = float(registration.to_template[0].square().sum(0).mean())
-            moves[0].add_(registration.to_template[0])
-            moves[1].add_(length)
-            emitted.subjects.append(
-                {
-                    "subject": name,
-                    "correlation": log_density_correlation(
-                        crop.crop(carried),
-                        self.templates.density[k].cpu().numpy(),
-                        self.network.log_offset,
-                    ),
-                    **self._fit(k, inside, velocity, registration),
-                    "smallest_jacobian": registration.smallest_jacobian,
-                    "displacement": length**0.5,
-                }
-            )
-            self._view(index, k, inside[0], carried, registration, emitted)
-            if index < _SHOWN:
-                emitted.pictures[name] = inside[0].cpu().numpy()
-                emitted.grids[name] = crop.crop(registration.to_template[0]).cpu().numpy()
+        moves[0].add_(registration.to_template[0])
+        moves[1].add_(computed.mean_square)
+        emitted.subjects.append(computed.quality)
+        self._view(index, computed, emitted)
+        if index < _SHOWN:
+            emitted.pictures[name] = computed.inside.cpu().numpy()
+            emitted.grids[name] = crop.crop(registration.to_template[0]).cpu().numpy()
 
-    def _view(
-        self,
-        index: int,
-        k: int,
-        inside: torch.Tensor,
-        carried: np.ndarray,
-        registration: Registration,
-        emitted: Emitted,
-    ) -> None:
-        """Keep the volumes of the subject last emitted if it is among the worst so far."""
-        measured = emitted.subjects[-1]
+    def _view(self, index: int, computed: ComputedSubject, emitted: Emitted) -> None:
+        """Keep the volumes of a subject if it is among the worst so far."""
+        measured = computed.quality
         correlation = measured["correlation"]
         order = (
             measured["smallest_jacobian"] > 0,
@@ -342,59 +295,24 @@ class Emission:
         if not emitted.viewed.wants(order):
             return
         name, crop = measured["subject"], self.cohort.crop
-        growth = jacobian_determinant(registration.to_template[0])
-        fitted = crop.crop(carried)
+        to_template = computed.registration.to_template[0]
+        growth = jacobian_determinant(to_template)
+        fitted = crop.crop(computed.density)
         misfit = local_misfit(
             fitted,
-            self.templates.density[k].cpu().numpy(),
+            self.templates.density[computed.home].cpu().numpy(),
             self.network.log_offset,
             MISFIT_WINDOW,
         )
         layers = self.view.of_subject(
             name,
             fitted,
-            inside.cpu().numpy(),
-            crop.crop(registration.to_template[0]).cpu().numpy(),
+            computed.inside.cpu().numpy(),
+            crop.crop(to_template).cpu().numpy(),
             crop.crop(growth).cpu().numpy(),
             misfit,
         )
         emitted.viewed.add([ViewedSubject(name, order, layers)])
-
-    def _fit(
-        self,
-        k: int,
-        inside: torch.Tensor,
-        velocity: torch.Tensor,
-        registration: Registration,
-    ) -> dict[str, float | None]:
-        """A subject's loss, and the overlap of the template in its space with its presence."""
-        image = log_density_of(inside, self.network.log_offset)
-        warped = self.network.warped_template(
-            self.cohort.crop.crop(registration.to_subject), k, self.templates.point
-        )
-        loss = None if self.loss is None else float(self.loss(warped, image, velocity)["loss"])
-        level = self.settings.presence_value
-        in_subject, observed = (
-            m[0].cpu().numpy() > level
-            for m in (density_of(warped, self.network.log_offset), inside)
-        )
-        return {"loss": loss, "overlap": float(np.mean([*map(dice, in_subject, observed)]))}
-
-    def _verified(self, subject: str, registration: Registration) -> dict[str, dict[str, float]]:
-        if not registration.finite:
-            raise TrainingError(
-                f"the field of subject {subject} is not finite: nothing is published; lower "
-                "learned_atlas#optimizer#lr and restart with --learned_atlas#resume false"
-            )
-        if self.settings.verify_jacobian and registration.folds:
-            raise FoldingError(
-                f"the field of subject {subject} folds (smallest det J "
-                f"{registration.smallest_jacobian:.4g}, must be > 0): "
-                "nothing is published; raise learned_atlas#loss#smoothness_weight and start afresh "
-                "with --learned_atlas#resume false, or look at the fields with "
-                "--learned_atlas#verify_jacobian false"
-            )
-        return registration.jacobian
 
     def _write_field(self, path: Path, displacement: np.ndarray, hashes: dict[str, str]) -> None:
         write_field(path, displacement, self.cohort.grid)

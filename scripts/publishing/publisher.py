@@ -20,9 +20,10 @@ from scripts.networks.checkpoint import save_checkpoint
 from scripts.networks.described import weights_identity
 from scripts.publishing.atlas_labels import write_atlas_labels
 from scripts.publishing.description import as_json, description, write_description
-from scripts.publishing.emission import Emission, Emitted, Templates, Velocities, naming
+from scripts.publishing.emission import Emission, Emitted, naming
 from scripts.publishing.quality_page import quality_page
 from scripts.publishing.statistics import DensityStatistics
+from scripts.publishing.subject_computation import Templates, Velocities
 from scripts.publishing.subject_maps import GROUP_FOLDER, WARPED_FOLDER, map_name, write_group
 from scripts.publishing.viewer import Shown, viewer
 from scripts.publishing.viewer_volumes import ViewerGrid
@@ -62,7 +63,8 @@ class State(Protocol):
 class AtlasPublisher:
     """Emits maps and fields in one pass over the subjects and publishes them together.
 
-    Memory is that of one subject and four accumulators per template, whatever the cohort's size.
+    Memory is that of a few subjects and four accumulators per template, whatever the cohort's
+    size.
     With several processes each one takes every n-th subject, writes its fields and adds its part to
     the statistics; the first one publishes. They must share a file system.
 

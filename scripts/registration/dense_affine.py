@@ -87,7 +87,7 @@ class DenseAffine:
         network, shape = self.network, there.shape
         applied = PairPasses(
             network.unet, network.smoothing, network.integration, network.warp,
-            here.values, there.values, 1.0, network.forces,
+            here.values, there.values, 1.0, network.inputs,
         )  # fmt: skip
         seen = [factor for factor in passes if min(shape) / factor >= _SMALLEST_PASS]
         velocity = applied.run(seen or passes[-1:])[-1]

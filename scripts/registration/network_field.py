@@ -152,7 +152,7 @@ class NetworkField:
                 shown = ContrastMatch.between(seen, fixed, weight)(moving)
             looks = PairPasses(
                 network.unet, network.smoothing, network.integration, network.warp,
-                shown, fixed, 1.0, network.forces,
+                shown, fixed, 1.0, network.inputs,
             )  # fmt: skip
             added = looks.one_pass(factor, velocity)
             velocity = added if velocity is None else velocity + added

@@ -57,6 +57,7 @@ class AffinePairNetwork(PairUNet):
         passes: see `PairUNet`.
         seed: see `PairUNet`.
         description: see `PairUNet`.
+        inputs: see `PairUNet`.
     """
 
     usual_passes = (2, 1, 1)
@@ -106,7 +107,7 @@ class AffinePairNetwork(PairUNet):
             seen = resample_by_matrix(
                 averaged(moving, factor), grid, before, grid, target.shape[2:]
             )
-            inputs = self.forces(self.forces.copies(seen), self.forces.copies(target))
+            inputs = self.inputs(self.inputs.copies(seen), self.inputs.copies(target))
             level = torch.maximum(seen, target) > _PRESENT
             present = averaged(level.float(), FIELD_RESOLUTION).flatten(1)
         output = self.unet(inputs.contiguous(memory_format=torch.channels_last_3d)).float()

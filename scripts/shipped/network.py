@@ -18,7 +18,7 @@ VELOCITY_SMOOTHING = 3.0  # voxels
 
 
 class PairNetwork(PairUNet):
-    """A U-Net applied in several passes to a pair and to the forces between its images.
+    """A U-Net applied in several passes to a pair and to what is made of it, such as forces.
 
     Its weights are those of a `RegistrationUNet`; integration, smoothing and warp have none. They
     work on any grid of three dimensions.
@@ -29,6 +29,7 @@ class PairNetwork(PairUNet):
         passes: see `PairUNet`.
         seed: see `PairUNet`.
         description: see `PairUNet`.
+        inputs: see `PairUNet`.
     """
 
     usual_passes = (4, 2, 1, 1)
@@ -62,6 +63,6 @@ class PairNetwork(PairUNet):
             moving,
             fixed,
             scale,
-            self.forces,
+            self.inputs,
         )
         return applied.run(self.passes if passes is None else passes)

@@ -1,4 +1,4 @@
-"""What the networks that ship share: a U-Net over a pair of images and the forces between them."""
+"""What the networks that ship share: a U-Net over a pair of images and what is made of it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 
 from scripts.networks.described import DescribedNetwork
-from scripts.networks.pair_inputs import PairForces
+from scripts.networks.pair_inputs import pair_inputs
 from scripts.networks.unet import RegistrationUNet
 
 __all__ = ["FIELD_RESOLUTION", "PairUNet"]
@@ -26,6 +26,7 @@ class PairUNet(DescribedNetwork):
         passes: factors by which the pair is averaged; None: `usual_passes`.
         seed: of the starting weights.
         description: see `DescribedNetwork`.
+        inputs: what the U-Net is shown, see `pair_inputs`.
     """
 
     usual_passes: ClassVar[tuple[int, ...]]
@@ -44,12 +45,14 @@ class PairUNet(DescribedNetwork):
         passes: Sequence[int] | None = None,
         seed: int | None = None,
         description: Mapping[str, Any] | None = None,
+        inputs: str = "forces",
     ) -> None:
         super().__init__(description)
         self.passes = self.usual_passes if passes is None else tuple(passes)
+        self.inputs = pair_inputs(inputs)
         self.unet = RegistrationUNet(
             3,
-            PairForces.channels(3),
+            self.inputs.channels(3),
             enc_features,
             dec_features,
             factor=FIELD_RESOLUTION,
@@ -57,7 +60,6 @@ class PairUNet(DescribedNetwork):
             further=self.further,
         )
         self.unet.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-        self.forces = PairForces()
         self._add_layers()
 
     def _add_layers(self) -> None:

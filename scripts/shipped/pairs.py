@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
+from scripts.errors import ConfigurationError, shown
 from scripts.networks.integration import VelocityIntegration
 from scripts.shipped.bundles import RandomBundle, moved_density, of_another, random_bundles
 from scripts.shipped.flows import random_velocity
@@ -21,6 +22,7 @@ __all__ = ["GeneratedPair", "PairGenerator"]
 
 SHAPES = ((48, 56, 48), (56, 48, 48), (48, 48, 56), (40, 56, 56))
 """Grids of the pairs; all have about as many voxels."""
+KINDS = ("bundles", "images")
 _FACTOR = 2  # by which grids of velocities are reduced
 _LARGEST = 4.5  # voxels r.m.s. of a move
 
@@ -55,9 +57,25 @@ class PairGenerator:
     Args:
         seed: of all pairs.
         shapes: the grids that pairs are made on.
+        kinds: of the pairs. With one alone, pairs of it stay as they are with both; the others
+            keep their grid and their move.
+
+    Raises:
+        ConfigurationError: there is no such kind.
     """
 
-    def __init__(self, seed: int = 0, shapes: Sequence[Sequence[int]] = SHAPES) -> None:
+    def __init__(
+        self,
+        seed: int = 0,
+        shapes: Sequence[Sequence[int]] = SHAPES,
+        kinds: Sequence[str] = KINDS,
+    ) -> None:
+        if not isinstance(kinds, list | tuple) or not kinds or any(k not in KINDS for k in kinds):
+            raise ConfigurationError(
+                f"pairs#kinds = {shown(kinds)}: must be a list of one or both of "
+                f"{', '.join(KINDS)}, such as [{KINDS[0]}]"
+            )
+        self.kinds = tuple(kinds)
         self.seed = seed
         self.shapes = [tuple(shape) for shape in shapes]
         self.integration = VelocityIntegration(7, _FACTOR)
@@ -72,7 +90,9 @@ class PairGenerator:
             size /= size.prod() ** (1 / 3)
         length = _LARGEST * rng.random() ** 0.7
         velocity = random_velocity(rng, shape, size, length, affine=float(rng.random()))
-        make = self._bundles if rng.random() < 0.5 else self._images
+        drawn = KINDS[0] if rng.random() < 0.5 else KINDS[1]
+        kind = drawn if drawn in self.kinds else self.kinds[0]
+        make = self._bundles if kind == "bundles" else self._images
         moving, fixed, kind = make(rng, shape, size, velocity)
         if rng.random() < 0.1:  # one of the two ends where the field of view did
             _cut(moving if rng.random() < 0.5 else fixed, rng)

@@ -21,7 +21,7 @@ from scripts.runtime.progress import progress_bar
 from scripts.runtime.storage import write_whole
 from scripts.shipped.network import PairNetwork
 from scripts.shipped.pair_unet import FIELD_RESOLUTION, PairUNet
-from scripts.shipped.pairs import GeneratedPair, PairGenerator
+from scripts.shipped.pairs import KINDS, GeneratedPair, PairGenerator
 from scripts.shipped.weights import save_pair_network
 
 __all__ = ["GeneratedTraining", "PairTraining", "move_left", "pair_loss"]
@@ -258,7 +258,12 @@ class GeneratedTraining(ABC, Generic[Trained]):
                 "depends on their number since step "
                 f"{int(level * checkpoint['steps'])}; give as many steps, or another folder"
             )
-        self.network.load_state_dict(checkpoint["network"])
+        try:
+            self.network.load_state_dict(checkpoint["network"])
+        except RuntimeError as error:
+            raise CheckpointError(
+                f"{path}: of a network with other features; give the same, or another folder"
+            ) from error
         self.optimizer.load_state_dict(checkpoint["optimizer"])
         self.step = checkpoint["step"]
         self.curve = list(checkpoint["curve"])
@@ -344,6 +349,16 @@ class PairTraining(GeneratedTraining[PairNetwork]):
             "early": self.early,
             "dtype": self.dtype,
             **self._schedule,
+            **self._variant,
+        }
+
+    @property
+    def _variant(self) -> dict[str, Any]:
+        """What differs from files that don't name it: they are of all kinds, and of forces."""
+        kinds, inputs = sorted(self.pairs.kinds), self.network.inputs.name
+        return {
+            **({} if kinds == sorted(KINDS) else {"kinds": kinds}),
+            **({} if inputs == "forces" else {"inputs": inputs}),
         }
 
     @property

@@ -54,8 +54,10 @@ def save_pair_network(
             "enc_features": arguments["enc_features"],
             "dec_features": arguments["dec_features"],
             "passes": list(network.passes),
+            "inputs": network.inputs.name,
             "sha256": weights_identity(network),
         },
+        inputs=network.inputs.name,
     )
     described.unet.load_state_dict(network.unet.state_dict())
     save_checkpoint(described.state_dict(), path)
@@ -89,6 +91,8 @@ def _load(path: str | Path, made: type[Shipped]) -> Shipped:
             description["dec_features"],
             description["passes"],
             description=description,
+            # Files of earlier versions don't name it.
+            inputs=description.get("inputs", "forces"),
         )
 
     network = load_described(path, made.called, "unet", build)

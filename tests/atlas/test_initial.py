@@ -22,21 +22,24 @@ from scripts.errors import CheckpointError, ConfigurationError
 from scripts.networks.described import weights_identity
 from scripts.settings.atlas import LearnedAtlasConfig
 from scripts.shipped.network import PairNetwork
-from scripts.shipped.weights import save_pair_network
+from scripts.shipped.weights import load_pair_network, save_pair_network
 
 Cohorts = Callable[..., Cohort]
 Settings = Callable[..., LearnedAtlasConfig]
 
 
-@pytest.fixture
-def pair_file(tmp_path: Path) -> Path:
+def written(path: Path, inputs: str = "forces") -> Path:
     """A small network of pairs whose fields are not near zero."""
-    network = PairNetwork((4, 6), (6, 4, 4), passes=(2, 1, 1), seed=3)
+    network = PairNetwork((4, 6), (6, 4, 4), passes=(2, 1, 1), seed=3, inputs=inputs)
     torch.manual_seed(0)
     torch.nn.init.normal_(network.unet.field.weight, std=0.03)
-    path = tmp_path / "pairs.pt"
     save_pair_network(network, path)
     return path
+
+
+@pytest.fixture
+def pair_file(tmp_path: Path) -> Path:
+    return written(tmp_path / "pairs.pt")
 
 
 def image_of(network: AtlasNetwork, shift: int = 1) -> torch.Tensor:
@@ -65,17 +68,21 @@ def test_a_network_of_pairs_brings_weights_features_inputs_and_passes(
     assert float(velocity.detach().abs().max()) > 1e-3
 
 
+@pytest.mark.parametrize("inputs", ["pair", "copies", "forces", "costs"])
 def test_the_atlas_network_finds_what_the_network_of_pairs_does(
-    pair_file: Path, make_cohort: Cohorts, make_settings: Settings
+    inputs: str, make_cohort: Cohorts, make_settings: Settings, tmp_path: Path
 ) -> None:
-    from scripts.shipped.weights import load_pair_network
-
+    pair_file = written(tmp_path / "pairs.pt", inputs)
     network = build_network(
         make_cohort(), make_settings(model={"initial": str(pair_file), "int_steps": 7})
     ).eval()
     image = image_of(network)
-    found = load_pair_network(pair_file)(network.template.detach(), image)[-1]
-    torch.testing.assert_close(network.velocity(image).detach(), found.detach())
+    result = load_pair_network(pair_file)(network.template.detach(), image)[-1]
+    torch.testing.assert_close(network.velocity(image).detach(), result.detach())
+    torch.save(network.state_dict(), tmp_path / "model.pt")
+    again = published_network(tmp_path / "model.pt")
+    assert torch.equal(again.velocity(image), network.velocity(image))
+    assert float(result.detach().abs().max()) > 1e-3
 
 
 def test_a_published_model_can_be_the_start_of_another(
@@ -90,7 +97,7 @@ def test_a_published_model_can_be_the_start_of_another(
             make_settings(model={"initial": str(path)}, optimizer={"seed": 9}),
         )
         assert weights_identity(second.unet) == weights_identity(first.unet)
-        assert (second.forces is None) == (initial is None)
+        assert (second.inputs is None) == (initial is None)
 
 
 def test_several_channels_are_registered_by_their_sum(
@@ -103,10 +110,10 @@ def test_several_channels_are_registered_by_their_sum(
     image = image_of(network)
     swapped = image.flip(1)
     with torch.no_grad():
-        found = network.velocity(image)
+        result = network.velocity(image)
         network.template.copy_(network.template.flip(1))
-        torch.testing.assert_close(network.velocity(swapped), found, atol=1e-5, rtol=0)
-    assert float(found.abs().max()) > 1e-3
+        torch.testing.assert_close(network.velocity(swapped), result, atol=1e-5, rtol=0)
+    assert float(result.abs().max()) > 1e-3
 
 
 def test_what_doesnt_fit_is_refused(

@@ -13,6 +13,8 @@ from scripts.atlas.network import AtlasNetwork
 from scripts.atlas.published_model import published_geometry, published_network
 from scripts.cohort import Cohort
 from scripts.settings.atlas import LearnedAtlasConfig
+from scripts.shipped.network import PairNetwork
+from scripts.shipped.weights import save_pair_network
 
 Make = Callable[..., AtlasNetwork]
 
@@ -113,6 +115,22 @@ def test_a_kept_network_takes_every_part_of_the_other_and_keeps_its_hooks(
         assert torch.equal(state[name], value), name
     kept.eval()(torch.rand(1, 1, *new.shape))
     assert called
+
+
+def test_a_kept_network_becomes_one_of_other_inputs_and_back(pair: Make, tmp_path: Path) -> None:
+    """As when a cohort's own network is replaced by one that starts as the shipped one."""
+    start = PairNetwork((4, 4), (4, 4, 4), passes=(2, 1), seed=0)
+    save_pair_network(start, tmp_path / "pairs.pt")
+    plain = pair((14, 12, 13))
+    forces = pair((16, 12, 15), model={"initial": str(tmp_path / "pairs.pt")})
+    torch.save(plain.state_dict(), tmp_path / "model.pt")
+    kept = published_network(tmp_path / "model.pt")
+    for new in (forces, plain):
+        kept.load_state_dict(new.state_dict())
+        image = torch.rand(1, 1, *new.shape)
+        assert (kept.inputs is None) == (new is plain)
+        with torch.no_grad():
+            assert torch.equal(kept(image), new.eval()(image))
 
 
 @pytest.mark.parametrize("spoilt", ["mixture", "unet.field.weight"])

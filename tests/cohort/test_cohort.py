@@ -154,7 +154,7 @@ def test_a_subject_whose_tracts_are_all_empty_is_left_out(five):
     assert reasons(cohort) == {"zero": "is empty: every tract is empty"}
 
 
-def test_progress_is_told_in_order(five):
+def test_progress_is_reported_in_order(five):
     told = []
     read_cohort(five.folder, config(), progress=lambda *step: told.append(step))
     assert told == [(n, 5, f"sub-{n}") for n in range(1, 6)]
@@ -335,6 +335,35 @@ def test_a_folder_without_any_map(dataset):
     assert "no subject found in dataset folder" in str(caught.value)
     assert "folders without a map: sub-1" in str(caught.value)
     assert "learned_atlas#cohort#layout" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "advice"),
+    [
+        (
+            "{}.nii.gz",
+            {},
+            "; 3 subjects have a file at {subject}.nii.gz or {subject}.nii: give "
+            "--learned_atlas#cohort#layout flat (see",
+        ),
+        (
+            "{}/tracts/cst/density.nii.gz",
+            {"cohort": {"pattern": "{subject}/x.nii.gz"}},
+            "give --learned_atlas#cohort#layout xtract without --learned_atlas#cohort#pattern",
+        ),
+        ("{}.trk", {}, "give --learned_atlas#cohort#layout streamlines"),
+        ("{}/t1/image.nii.gz", {}, "folders without a map: a, b, c"),
+    ],
+)
+def test_a_folder_of_another_layout_is_reported_by_its_name(tmp_path, name, settings, advice):
+    for subject in "abc":
+        path = tmp_path / name.format(subject)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    with pytest.raises(CohortError, match="no subject found") as caught:
+        read_cohort(tmp_path, config(**settings))
+    assert advice in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_an_empty_folder(dataset):

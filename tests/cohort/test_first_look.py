@@ -181,7 +181,7 @@ def test_several_images_are_asked_about(tmp_path: Path, request_of_all: CohortRe
         first_look(tmp_path, request_of_all, ())
 
 
-def test_an_unknown_folder_is_told(tmp_path: Path, request_of_all: CohortRequest) -> None:
+def test_an_unknown_folder_is_reported(tmp_path: Path, request_of_all: CohortRequest) -> None:
     with pytest.raises(CohortError, match="no subject found by any known layout"):
         first_look(tmp_path, request_of_all, ())
     with pytest.raises(CohortError, match="does not exist"):

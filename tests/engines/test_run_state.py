@@ -22,7 +22,7 @@ def begin(
     make_settings: Callable[..., LearnedAtlasConfig],
     tmp_path: Path,
 ) -> Callable[..., RunState]:
-    """Begin, or go on with, a run; ``left_out`` drops subjects of the cohort."""
+    """Begin, or continue with, a run; ``left_out`` drops subjects of the cohort."""
 
     def make(
         left_out: int = 0, resume: bool = True, read_only: bool = False, **changes: Any
@@ -41,7 +41,9 @@ def leave_something(state: RunState) -> Path:
     return state.training
 
 
-def test_an_unfinished_run_of_its_own_is_gone_on_with(begin: Callable[..., RunState]) -> None:
+def test_an_unfinished_run_with_the_same_settings_is_continued(
+    begin: Callable[..., RunState],
+) -> None:
     left = leave_something(begin())
     begin()
     assert left.read_bytes() == b"weights"

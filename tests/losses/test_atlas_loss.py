@@ -87,9 +87,9 @@ def test_coarse_levels_see_a_move_that_the_fine_one_is_blind_to() -> None:
 
 def test_averages_of_blocks_count_only_the_voxels_of_a_cut_block() -> None:
     image = torch.arange(5.0).view(1, 1, 5, 1).expand(1, 1, 5, 3)
-    found = averaged(image, 2)
-    assert found.shape == (1, 1, 3, 2)
-    torch.testing.assert_close(found[0, 0, :, 1], torch.tensor([0.5, 2.5, 4.0]))
+    result = averaged(image, 2)
+    assert result.shape == (1, 1, 3, 2)
+    torch.testing.assert_close(result[0, 0, :, 1], torch.tensor([0.5, 2.5, 4.0]))
     assert averaged(image, 1) is image
 
 
@@ -101,3 +101,30 @@ def test_images_smaller_than_windows_and_factors_are_fine(shape: tuple[int, ...]
     terms = loss(image.clone().requires_grad_(True), image, velocity)
     terms["loss"].backward()
     assert torch.isfinite(terms["loss"])
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_prepared_target_changes_no_bit_of_the_loss_and_its_gradient(masked: bool) -> None:
+    torch.manual_seed(0)
+    shape = (1, 1, 9, 8, 10)
+    image = torch.rand(shape) * (torch.rand(shape) > 0.4)
+    valid = torch.rand(shape) > 0.3 if masked else None
+    loss = AtlasLoss([2.0] * 3, 2, window=3, scales=(1, 2))
+    target = loss.target(image, valid)
+    for seed in (1, 2):  # one target serves several images
+        torch.manual_seed(seed)
+        warped = torch.rand(shape).requires_grad_()
+        velocity = torch.rand(1, 3, 5, 4, 5).requires_grad_()
+        result = []
+        for given in ({}, {"target": target}):
+            total = loss(warped, image, velocity, valid=valid, **given)["loss"]
+            result.append((total, *torch.autograd.grad(total, (warped, velocity))))
+        for plain, prepared in zip(*result, strict=True):
+            assert torch.equal(plain, prepared)
+
+
+def test_a_term_from_elsewhere_gets_the_images_of_a_target_alone() -> None:
+    image = torch.rand(1, 1, 6, 6, 6)
+    loss = AtlasLoss([1.0] * 3, similarity=torch.nn.MSELoss(), scales=(1, 2))
+    given = (torch.rand_like(image), image, torch.zeros(1, 3, 6, 6, 6))
+    assert torch.equal(loss(*given)["loss"], loss(*given, target=loss.target(image))["loss"])

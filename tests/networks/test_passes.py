@@ -20,7 +20,7 @@ def looks(moving: torch.Tensor, fixed: torch.Tensor, forces: bool) -> PairPasses
     torch.nn.init.normal_(unet.field.weight, std=0.05)
     return PairPasses(
         unet, GaussianSmoothing(1.5), VelocityIntegration(5, 2), Warp(), moving, fixed,
-        forces=PairForces() if forces else None,
+        inputs=PairForces() if forces else None,
     )  # fmt: skip
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from scripts.errors import ConfigurationError
 from scripts.networks.integration import VelocityIntegration
 from scripts.shipped.bundles import moved_density, random_bundles
 from scripts.shipped.flows import random_velocity
@@ -32,9 +34,9 @@ def test_a_pair_follows_from_seed_and_index_alone() -> None:
     one, other = PairGenerator(3, SMALL), PairGenerator(3, SMALL)
     wanted = [one[i] for i in range(4)]
     for index in (2, 0, 3, 1):
-        found = other[index]
+        result = other[index]
         for name in ("moving", "fixed", "velocity", "tissue"):
-            assert torch.equal(getattr(found, name), getattr(wanted[index], name))
+            assert torch.equal(getattr(result, name), getattr(wanted[index], name))
     assert not torch.equal(one[0].fixed, one[1].fixed)
     assert not torch.equal(one[0].velocity, PairGenerator(4, SMALL)[0].velocity)
 
@@ -53,6 +55,28 @@ def test_pairs_are_of_both_kinds_not_negative_finite_and_of_one_shape() -> None:
     assert any(pair.size != (1, 1, 1) for pair in pairs)
 
 
+@pytest.mark.parametrize("kind", ["bundles", "images"])
+def test_pairs_of_one_kind_are_those_of_both_and_others_with_the_same_move(kind: str) -> None:
+    both, alone = PairGenerator(0, SMALL), PairGenerator(0, SMALL, [kind])
+    kept = 0
+    for index in range(6):
+        one, other = both[index], alone[index]
+        assert other.kind == kind
+        assert torch.equal(one.velocity, other.velocity)
+        assert one.size == other.size
+        if one.kind == kind:
+            assert torch.equal(one.moving, other.moving)
+            assert torch.equal(one.fixed, other.fixed)
+            kept += 1
+    assert 0 < kept < 6
+
+
+@pytest.mark.parametrize("kinds", [[], ["stars"], "images", ["images", 3]])
+def test_kinds_that_dont_exist_are_refused(kinds: Any) -> None:
+    with pytest.raises(ConfigurationError, match="one or both of bundles, images"):
+        PairGenerator(0, SMALL, kinds)
+
+
 def test_the_true_flow_and_not_its_inverse_brings_moving_onto_fixed() -> None:
     gains: dict[str, list[tuple[float, float]]] = {"bundles": [], "images": []}
     for index in range(14):
@@ -63,9 +87,9 @@ def test_the_true_flow_and_not_its_inverse_brings_moving_onto_fixed() -> None:
                 for image in (pair.moving, moved(pair), moved(pair, -1))
             )
             gains[pair.kind].append((after - before, after - inverse))
-    for found in gains.values():
-        assert len(found) > 2
-        assert min(np.mean(found, axis=0)) > 0.1
+    for result in gains.values():
+        assert len(result) > 2
+        assert min(np.mean(result, axis=0)) > 0.1
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
@@ -99,8 +123,8 @@ def test_mirrored_bundles_leave_a_mirrored_density() -> None:
 
 @pytest.mark.parametrize("size", [(1.0, 1.0, 1.0), (0.5, 1.0, 2.0)])
 def test_a_velocity_has_the_length_that_is_asked_for_in_the_world(size: tuple[float, ...]) -> None:
-    found = random_velocity(np.random.default_rng(0), (40, 36, 32), size, 2.5)
-    world = found[0] * torch.tensor(size).view(3, 1, 1, 1)
+    result = random_velocity(np.random.default_rng(0), (40, 36, 32), size, 2.5)
+    world = result[0] * torch.tensor(size).view(3, 1, 1, 1)
     assert float(world.square().sum(0).mean().sqrt()) == pytest.approx(2.5, rel=1e-5)
 
 

@@ -3,24 +3,34 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from bundle.cli import main
 from scripts.errors import CheckpointError, TrainingError
 from scripts.shipped.network import PairNetwork
 from scripts.shipped.pairs import PairGenerator
 from scripts.shipped.training import PairTraining, pair_loss
+from scripts.shipped.weights import load_pair_network
 
 SHAPES = ((16, 18, 14),)
 
 
-def training(folder: Path, steps: int = 4, **changes: Any) -> PairTraining:
-    network = PairNetwork((4, 4), (4, 4, 4), passes=(2, 1), seed=0)
+def training(
+    folder: Path,
+    steps: int = 4,
+    kinds: Sequence[str] = ("bundles", "images"),
+    features: Sequence[int] = (4, 4),
+    inputs: str = "forces",
+    **changes: Any,
+) -> PairTraining:
+    network = PairNetwork(features, (4, 4, 4), passes=(2, 1), seed=0, inputs=inputs)
     changes = {"dtype": "float32", "saved": 1, "kept": 2, "lr": 1e-2, **changes}
-    return PairTraining(network, PairGenerator(0, SHAPES), folder, steps, **changes)
+    return PairTraining(network, PairGenerator(0, SHAPES, kinds), folder, steps, **changes)
 
 
 def weights(made: PairTraining) -> torch.Tensor:
@@ -61,7 +71,7 @@ def test_a_cut_leaves_no_trace_and_curves_are_kept(tmp_path: Path) -> None:
     assert kept == ["network-000002.pt", "network-000004.pt", "network.pt"]
 
 
-def test_a_run_doesnt_go_on_with_other_settings(tmp_path: Path) -> None:
+def test_a_run_does_not_continue_with_other_settings(tmp_path: Path) -> None:
     cut_after(training(tmp_path), 3)
     with pytest.raises(CheckpointError, match="other settings"):
         training(tmp_path, lr=2e-2).run()
@@ -69,14 +79,53 @@ def test_a_run_doesnt_go_on_with_other_settings(tmp_path: Path) -> None:
         training(tmp_path, steps=6).run()
 
 
+@pytest.mark.parametrize("other", [{"kinds": ["bundles"]}, {"inputs": "copies"}])
+def test_a_run_does_not_continue_with_other_pairs_or_inputs(
+    other: dict[str, Any], tmp_path: Path
+) -> None:
+    first = training(tmp_path / "a", 1)
+    assert not set(other) & set(first.plan)  # so that earlier runs can still continue
+    first.run()
+    with pytest.raises(CheckpointError, match="other settings"):
+        training(tmp_path / "a", 1, **other).run()
+    training(tmp_path / "b", 1, **other).run()
+    with pytest.raises(CheckpointError, match="other settings"):
+        training(tmp_path / "b", 1).run()
+
+
+def test_a_run_does_not_continue_with_other_features(tmp_path: Path) -> None:
+    training(tmp_path, 1).run()
+    with pytest.raises(CheckpointError, match="of a network with other features"):
+        training(tmp_path, 1, features=(4, 6)).run()
+
+
+def test_a_variant_is_made_by_the_command_and_its_file_reports_of_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = (
+        "train-registration", "--output_dir", tmp_path, "--steps", 2, "--trainer#lr", 1e-5,
+        "--trainer#dtype", "float32", "--pairs#shapes", "[[16,18,14]]",
+        "--network_def#enc_features", "[4,4]", "--network_def#dec_features", "[4,4,4]",
+        "--network_def#inputs", "costs", "--pairs#kinds",
+    )  # fmt: skip
+    assert main([*map(str, words), "[bundles]"]) == 0
+    described = load_pair_network(tmp_path / "registration" / "network.pt").description
+    assert described["inputs"] == "costs"
+    assert described["enc_features"] == [4, 4]
+    assert described["training"]["kinds"] == ["bundles"]
+    assert set(described["share_of_the_move_left"]) == {"bundles"}
+    assert main([*map(str, words), "[stars]"]) == 2
+    assert "one or both of bundles, images" in capsys.readouterr().err
+
+
 def rate_after(folder: Path, steps: int, **changes: Any) -> list[float]:
     """Rates of a run whose first hundreds of steps had equal losses."""
     made = training(folder, 1000, **changes)
-    found = []
+    result = []
     for made.step in range(steps):
-        found.append(made._rate())
+        result.append(made._rate())
         made.curve.append({"loss": 1.0})
-    return found
+    return result
 
 
 def test_rates_follow_the_schedule_named(tmp_path: Path) -> None:
@@ -89,7 +138,7 @@ def test_rates_follow_the_schedule_named(tmp_path: Path) -> None:
     assert [stepped[n] for n in (99, 299, 300)] == [1e-2, 1e-2, 5e-3]
 
 
-def test_a_run_doesnt_go_on_with_another_schedule_and_steps_count_where_they_matter(
+def test_a_run_does_not_continue_with_another_schedule_and_steps_count_where_they_matter(
     tmp_path: Path,
 ) -> None:
     cut_after(training(tmp_path, 100, schedule="constant"), 2)
