@@ -57,7 +57,8 @@ class Archive:
 
     Attributes:
         contents: bytes of each file by its path below the archive's root folder, sorted.
-        left_out: what the model said of people and places, and doesn't in the archive.
+        left_out: what the model's description reveals of people and places, and the archive's
+            doesn't.
     """
 
     contents: dict[str, bytes]

@@ -48,7 +48,7 @@ def run_commands(
     for number, (name, words) in enumerate(commands.items()):
         words = with_output(words, output_of(folder, name))
         ended = in_process(words, folder / "logs" / str(number))
-        seen[name] = ended.status, ended.said
+        seen[name] = ended.status, ended.output
     (folder / _SEEN).write_text(json.dumps(seen))
 
 
