@@ -6,6 +6,7 @@ Torch and monai are imported only when a job starts; help, errors and ``check`` 
 from __future__ import annotations
 
 import argparse
+import difflib
 import math
 import signal
 import sys
@@ -25,7 +26,7 @@ from bundle.ending import (
     lasting,
 )
 from bundle.places import HOME, INSTALLED, PROGRAM, ROOT
-from bundle.tools import EXIT_USAGE, add_tools, run_tool
+from bundle.tools import EXIT_USAGE, TOOLS, add_tools, run_tool
 from scripts.errors import OutOfMemoryError, StorageError, TractAtlasError, shown
 from scripts.runtime.error_report import (
     EXIT_INTERRUPTED,
@@ -67,55 +68,75 @@ JOBS = {
     "build": Job(
         "configs/train.yaml",
         "training",
-        "make an atlas without a training, by the network that came along",
+        "make an atlas without training, with the pretrained network",
         over="configs/build.yaml",
     ),
-    "export": Job("configs/export.yaml", "exporting", "publish again from a checkpoint"),
-    "register": Job("configs/inference.yaml", "registering", "register new subjects to the atlas"),
-    "average": Job("configs/average.yaml", "averaging", "average a cohort without learning"),
+    "export": Job("configs/export.yaml", "exporting", "publish an atlas again from its checkpoint"),
+    "register": Job("configs/inference.yaml", "registering", "register new subjects to an atlas"),
+    "average": Job("configs/average.yaml", "averaging", "average a cohort without registration"),
     "barycentre": Job(
         "configs/barycentre.yaml", "transporting", "average a cohort by optimal transport"
     ),
-    "carry": Job("configs/atlas_to_patient.yaml", "carrying", "warp an atlas's maps to patients"),
-    "compare": Job("configs/tract_similarity.yaml", "comparing", "compare subjects with an atlas"),
+    "carry": Job(
+        "configs/atlas_to_patient.yaml", "carrying", "warp an atlas's maps into patients' space"
+    ),
+    "compare": Job(
+        "configs/tract_similarity.yaml",
+        "comparing",
+        "compare subjects' maps with the atlas in their space",
+    ),
     "train-affine": Job(
-        "configs/train_affine.yaml", "training", "train affine registration on single images"
+        "configs/train_affine.yaml",
+        "training",
+        "train a network for affine registration on single images",
     ),
     "train-elastic": Job(
-        "configs/train_elastic.yaml", "training", "train registration across contrasts on labels"
+        "configs/train_elastic.yaml",
+        "training",
+        "train a network for registration across contrasts on label maps",
     ),
     "train-registration": Job(
         "configs/train_registration.yaml",
         "training",
-        "make the network that came along, from generated pairs alone",
+        "train the pretrained registration network again, on generated pairs",
     ),
     "train-registration-affine": Job(
         "configs/train_registration_affine.yaml",
         "training",
-        "make the affine network that came along, likewise",
+        "train the pretrained affine network again, on generated pairs",
     ),
     "estimate-affine": Job(
         "configs/estimate_affine.yaml",
         "estimating",
-        "register images to one with an affine network",
+        "align images to a fixed image with an affine network",
     ),
     "register-elastic": Job(
         "configs/register_elastic.yaml",
         "registering",
-        "register images to one across contrasts",
+        "register images to a fixed image across contrasts",
     ),
     "make-pairs": Job(
-        "configs/make_pairs.yaml", "making", "make pairs of images of known displacement"
+        "configs/make_pairs.yaml", "making", "make pairs of images with known displacement"
     ),
     "train-fields": Job(
-        "configs/train_fields.yaml", "training", "learn displacements from pairs that are known"
+        "configs/train_fields.yaml", "training", "train a network on pairs with known displacement"
     ),
     "predict-fields": Job(
-        "configs/predict_fields.yaml", "predicting", "predict displacements by such a network"
+        "configs/predict_fields.yaml",
+        "predicting",
+        "predict displacements with a network of train-fields",
     ),
-    "align": Job("configs/align.yaml", "aligning", "align a native cohort to one affine space"),
-    "refine": Job("configs/refine.yaml", "refining", "register images to one by optimisation"),
-    "warp": Job("configs/warp.yaml", "warping", "resample images once through several transforms"),
+    "align": Job(
+        "configs/align.yaml", "aligning", "align the native images of a cohort to one space"
+    ),
+    "refine": Job(
+        "configs/refine.yaml", "refining", "register images to a fixed image by optimisation"
+    ),
+    "warp": Job(
+        "configs/warp.yaml",
+        "warping",
+        "resample images through several transforms in one interpolation",
+    ),
     "tract-stats": Job(
         "configs/tract_stats.yaml",
         "measuring",
@@ -127,19 +148,29 @@ JOBS = {
         "move streamlines into template space or back",
     ),
     "evaluate": Job(
-        "configs/evaluate.yaml", "evaluating", "evaluate an atlas on subjects not used in training"
+        "configs/evaluate.yaml",
+        "evaluating",
+        "evaluate an atlas on subjects that were not used in training",
     ),
     "cross-validate": Job(
         "configs/evaluate.yaml", "cross_validating", "train and evaluate fold by fold"
     ),
     "register-stack": Job(
-        "configs/register_stack.yaml", "registering", "bring serial sections to one frame"
+        "configs/register_stack.yaml", "registering", "register serial sections to one frame"
     ),
     "apply-stack": Job(
-        "configs/apply_stack.yaml", "applying", "bring other images of the sections there"
+        "configs/apply_stack.yaml",
+        "applying",
+        "warp other images of the same sections to that frame",
     ),
-    "labels": Job("configs/transfer_labels.yaml", "labelling", "label streamlines from an atlas"),
-    "check": Job("configs/train.yaml", None, "check settings and dataset without running"),
+    "labels": Job(
+        "configs/transfer_labels.yaml", "labelling", "label streamlines from a segmented atlas"
+    ),
+    "check": Job(
+        "configs/train.yaml",
+        None,
+        "check settings and dataset, and list the subjects; trains nothing",
+    ),
 }
 TRAININGS = frozenset({"training", "cross_validating"})
 """Run ids of the jobs that write into ckpt_dir."""
@@ -232,6 +263,10 @@ def _dispatch(arguments: list[str]) -> int:
     wants_help = any(word in ("-h", "--help") for word in arguments)
     if arguments[:1] == ["sweep"] and not wants_help:
         return _sweep(arguments[1:])
+    verb = arguments[0] if arguments else "-"
+    if verb not in JOBS and verb not in TOOLS and not verb.startswith("-"):
+        print(f"error: {_unknown_verb(verb)}", file=sys.stderr)
+        return EXIT_USAGE
     if not arguments or arguments[0] not in JOBS or wants_help:
         # Jobs accept any --key, which argparse can't: for them it only prints the help.
         explained = arguments[0] if wants_help else None
@@ -305,11 +340,18 @@ def _exit_codes() -> str:
     codes = {0: "done", 1: "an unexpected error, with its traceback"}
     for kind in TractAtlasError.__subclasses__():
         meaning = (kind.__doc__ or "").strip().splitlines()[0]
-        codes[kind.exit_code] = meaning.partition(";")[0].rstrip(".")
+        meaning = meaning.partition(";")[0].rstrip(".")
+        codes[kind.exit_code] = meaning[:1].lower() + meaning[1:]
     codes[EXIT_USAGE] += ", or a mistake in the command line"
     codes[EXIT_INTERRUPTED] = "interrupted (Ctrl-C)"
     codes[EXIT_TERMINATED] = "terminated (SIGTERM)"
     return "exit codes:\n" + "\n".join(f"  {code:3d}  {codes[code]}" for code in sorted(codes))
+
+
+def _unknown_verb(word: str) -> str:
+    close = difflib.get_close_matches(word, [*JOBS, *TOOLS], n=1)
+    hint = f"; did you mean {close[0]}?" if close else ""
+    return f"{shown(word)!r} is not a verb{hint}\nsee: {PROGRAM} --help"
 
 
 def _sweep(arguments: Sequence[str]) -> int:

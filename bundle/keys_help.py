@@ -28,7 +28,7 @@ def keys_help(files: Sequence[Path]) -> str:
     lines = [f"    --{key:<{width}}  {_shown(value)}" for key, value in keys]
     blocks = [name for name in BLOCKS if isinstance(config.get(name), Mapping)]
     pages = [f"docs/settings.md#{name}" for name in blocks]
-    every = [f"every setting, with its rule: {' '.join(pages)}"] if pages else []
+    every = [f"every setting, with its rule: {', '.join(pages)}"] if pages else []
     return "\n".join(["", "keys, with their values in that configuration:", *lines, *every, ""])
 
 
@@ -66,7 +66,7 @@ def _is_expression(value: Any) -> bool:
 
 def _settings(block: Mapping[str, Any], above: str) -> Iterator[tuple[str, Any]]:
     for key, value in block.items():
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and value:
             yield from _settings(value, f"{above}#{key}")
         elif not (isinstance(value, str) and value.startswith("@")):
             yield f"{above}#{key}", value

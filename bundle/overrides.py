@@ -222,9 +222,7 @@ def apply_overrides(config: dict[str, Any], overrides: Mapping[str, Any]) -> dic
             passed[key] = value
             continue
         if parts[0] not in config:
-            close = difflib.get_close_matches(parts[0], [*config, *MONAI_ARGUMENTS], n=1)
-            hint = f"; did you mean --{close[0]}?" if close else ""
-            raise UsageError(f"--{key}: the configuration has no {parts[0]}{hint}")
+            raise UsageError(f"--{key}: the configuration has no {parts[0]}{_hint(config, parts)}")
         depth = _set(config, parts, value)
         if depth is None:
             passed[key] = "$None" if value is None else value
@@ -232,6 +230,16 @@ def apply_overrides(config: dict[str, Any], overrides: Mapping[str, Any]) -> dic
             place = "#".join(parts[: depth + 1])
             passed[place] = _none_as_expression(_get(config, parts[: depth + 1]))
     return passed
+
+
+def _hint(config: Mapping[str, Any], parts: Sequence[str]) -> str:
+    """The key that was meant: a setting of this name in a block, or a similar key."""
+    from bundle.keys_help import shown_keys
+
+    settings = [key for key, _ in shown_keys(config) if key.split("#")[-len(parts) :] == [*parts]]
+    close = difflib.get_close_matches(parts[0], [*config, *MONAI_ARGUMENTS], n=1)
+    meant = [*settings, *close]
+    return f"; did you mean --{meant[0]}?" if meant else ""
 
 
 def quoted_texts(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,12 +11,9 @@ from scripts.settings import BLOCKS
 INTRODUCTION = """\
 # Settings
 
-Written by `python -m bundle settings-docs` from the schemas in `scripts/settings/`; change a
-schema, not this page. `python -m bundle settings-docs --check` fails while the two differ.
-
-The settings of a job are in blocks of its configuration. A missing key has the default below; a
-shipped configuration may set another value. Any setting can be given on the command line, with `#`
-between section and key:
+This page lists the settings of all jobs, with their defaults and rules. The settings of a job are
+in blocks of its configuration. A missing key has the default below; a shipped configuration may set
+another value. Any setting can be given on the command line, with `#` between section and key:
 
     python -m monai.bundle run training --config_file configs/train.yaml \\
         --learned_atlas#optimizer#epochs 20 --learned_atlas#loss#smoothness_weight 1.0
@@ -25,6 +22,9 @@ A block is checked as a whole before any data is read (`python -m bundle` checks
 torch is loaded). An unknown key or a value that breaks its rule ends the run with exit code 2 and
 one line each: key path, value, rule. Numbers may be written as text (`1e-4` is text in YAML 1.1);
 booleans, `nan` and `inf` are never numbers.
+
+`python -m bundle settings-docs` writes this page from the schemas in `scripts/settings/`: to change
+it, change a schema. `python -m bundle settings-docs --check` fails while the two differ.
 """
 
 

@@ -38,53 +38,63 @@ def _path(text: str) -> Path:
 
 def add_tools(verbs: Any) -> None:
     """Add one parser per verb to argparse's subparsers."""
-    demo = verbs.add_parser("demo", help="make the demo cohort without training")
+    demo = _verb(verbs, "demo", "make the demo cohort; trains nothing")
     demo.add_argument(
         "--folder",
         type=_path,
-        help=f"where ({DEMO_FOLDER}; with --stack {DEMO_STACK_FOLDER}; with --streamlines "
-        f"{DEMO_PEOPLE_FOLDER})",
+        help=f"folder to write to ({DEMO_FOLDER}; with --stack {DEMO_STACK_FOLDER}; with "
+        f"--streamlines {DEMO_PEOPLE_FOLDER})",
     )
     demo.add_argument(
         "--streamlines",
         action="store_true",
-        help="instead: twelve people's streamlines and FA, as in docs/tutorial.md",
+        help="make twelve people with streamlines and FA instead, as in docs/tutorial.md",
     )
     demo.add_argument(
         "--stack",
         action="store_true",
-        help="instead: a stack of serial sections whose true transforms are known",
+        help="make a stack of serial sections with known transforms instead",
     )
     demo.add_argument(
         "--age_effect",
         type=float,
         metavar="MM",
-        help="instead: a new cohort whose people have an age (participants.tsv) that moves their "
-        "anatomy by so many mm per standard deviation",
+        help="make a new cohort whose anatomy depends on age (in participants.tsv) instead: it "
+        "moves by this many mm per standard deviation of age",
     )
-    demo.add_argument("--subjects", type=int, default=12, help="with --age_effect (%(default)s)")
     demo.add_argument(
-        "--size", type=int, default=64, help="voxels from left to right, likewise (%(default)s)"
+        "--subjects",
+        type=int,
+        default=12,
+        help="number of subjects, with --age_effect (%(default)s)",
     )
-    density = verbs.add_parser(
-        "density", help="count tractograms into a density map, each streamline once per voxel"
+    demo.add_argument(
+        "--size",
+        type=int,
+        default=64,
+        help="voxels from left to right, with --age_effect (%(default)s)",
+    )
+    density = _verb(
+        verbs,
+        "density",
+        "count streamlines per voxel: the density map of one or several tractograms",
     )
     density.add_argument(
         "tractograms",
         type=_path,
         nargs="+",
         metavar="TRACTOGRAM",
-        help=".trk, .tck, .trx, .vtk or .fib, packed with gzip or not",
+        help=".trk, .tck, .trx, .vtk or .fib, compressed with gzip or not",
     )
     density.add_argument(
         "--vtk_space",
         choices=("auto", "ras", "lps"),
         default="auto",
-        help="world of the points in VTK files: auto takes what the title says, else LPS for .fib "
-        "and RAS for .vtk; dipy's .vtk are lps (%(default)s)",
+        help="world coordinates of the points in VTK files: auto takes the space in the title, "
+        "else LPS for .fib and RAS for .vtk; dipy writes .vtk in lps (%(default)s)",
     )
     density.add_argument(
-        "--reference", type=_path, required=True, help="image whose grid the map is counted on"
+        "--reference", type=_path, required=True, help="image whose grid the map gets"
     )
     density.add_argument(
         "--output", type=_path, required=True, help="the map to write, .nii or .nii.gz"
@@ -94,13 +104,15 @@ def add_tools(verbs: Any) -> None:
         nargs="+",
         default=[],
         metavar="SOURCE",
-        help="one per tractogram: a text or .npy file with a number per streamline (tcksift2), or "
-        "the name of a per-streamline value in the tractogram",
+        help="weights of the streamlines, one source per tractogram: a text or .npy file with a "
+        "number per streamline (tcksift2), or the name of a per-streamline value in the tractogram",
     )
-    density.add_argument("--ends", action="store_true", help="count only the ends of streamlines")
-    pack = verbs.add_parser("pack", help="write the archive for the model zoo")
+    density.add_argument(
+        "--ends", action="store_true", help="count only the voxels where streamlines begin and end"
+    )
+    pack = _verb(verbs, "pack", "write the archive for the model zoo")
     pack.add_argument(
-        "--ckpt_dir", type=_path, default=MODELS_FOLDER, help="of model.pt (%(default)s)"
+        "--ckpt_dir", type=_path, default=MODELS_FOLDER, help="folder of model.pt (%(default)s)"
     )
     pack.add_argument(
         "--output", type=_path, default=Path(ARCHIVE), help="the zip file (%(default)s)"
@@ -111,10 +123,10 @@ def add_tools(verbs: Any) -> None:
     pack.add_argument(
         "--list",
         action="store_true",
-        help="show the files that travel, and what is left out of the model; write nothing",
+        help="list the files of the archive and what is left out of the model; write nothing",
     )
-    label = verbs.add_parser(
-        "label-check", help="run a packed bundle under MONAI Label and report the result"
+    label = _verb(
+        verbs, "label-check", "run a packed bundle under MONAI Label and report the result"
     )
     label.add_argument(
         "--environment",
@@ -123,28 +135,43 @@ def add_tools(verbs: Any) -> None:
         help="environment of MONAI Label, made on first use (%(default)s)",
     )
     label.add_argument(
-        "--work", type=_path, help="empty folder to keep everything in (a temporary one, removed)"
+        "--work",
+        type=_path,
+        help="empty folder in which everything is kept (default: a temporary one, removed)",
     )
     label.add_argument(
-        "--archive", type=_path, help="result of pack (a tiny atlas, trained here); with --studies"
+        "--archive",
+        type=_path,
+        help="archive made by pack, with --studies (default: that of a tiny atlas, trained first)",
     )
     label.add_argument("--studies", type=_path, help="folder of maps that fit the archive's atlas")
-    docs = verbs.add_parser("settings-docs", help="write docs/settings.md from the schema")
-    docs.add_argument("--check", action="store_true", help="write nothing; fail if it is stale")
+    docs = _verb(verbs, "settings-docs", "write docs/settings.md from the schema")
+    docs.add_argument(
+        "--check", action="store_true", help="write nothing; fail if the page is out of date"
+    )
     verbs.add_parser(
         "sweep",
-        help="run a job for several values of its settings, and make one table",
+        help="run a job for several values of its settings and make one table",
         usage=f"{PROGRAM} sweep JOB --KEY VALUE,VALUE ... [--KEY VALUE] ...\n"
         "           [--config_file FILE] [--best METRIC]",
-        description="Run JOB (such as train-affine) for every combination of the values with "
-        "commas, each in a separate folder below <output_dir>/sweep. The table is printed and "
-        "written to results.csv there, with a picture, results.png. The best run is named: by "
-        "--best, else by the first metric that the job reports. When started again, it continues.",
+        description="Run JOB (such as train-affine) for every combination of the values that are "
+        "separated by commas, each in a separate folder in <output_dir>/sweep. The table is "
+        "printed and written to results.csv there, with a plot, results.png. The best run is "
+        "named, by the column --best or else by the first metric that the job reports. To resume "
+        "an interrupted sweep, run it again.",
     )
-    verify = verbs.add_parser(
-        "verify", help="recompute the content of a published atlas and report differences"
+    verify = _verb(
+        verbs, "verify", "recompute the content of a published atlas and report differences"
     )
     verify.add_argument("atlas", type=_path, help="the published folder, with its atlas.json")
+
+
+def _verb(verbs: Any, name: str, summary: str) -> argparse.ArgumentParser:
+    """A parser whose help begins with the line that the list of verbs has."""
+    parser: argparse.ArgumentParser = verbs.add_parser(
+        name, help=summary, description=f"{summary[0].upper()}{summary[1:]}."
+    )
+    return parser
 
 
 def run_tool(options: argparse.Namespace) -> int:

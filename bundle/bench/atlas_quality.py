@@ -1,14 +1,17 @@
 """Measures a published atlas on its cohort: sharpness, agreement, guards.
 
     python -m bundle.bench.atlas_quality output/learned_atlas
+    python -m bundle.bench.atlas_quality output/learned_atlas --labels '{subject}/label.nii.gz'
 
 Everything is read from files (the maps, the fields, the subjects' maps), so that the published
-result is measured. On the demo cohort the known truth is used as well.
+result is measured. On the demo cohort the known truth is used as well. With ``--labels`` the
+subjects' label maps are compared in template space, nearest voxel, mean Dice over labels and pairs.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +21,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import torch
+from scipy.ndimage import map_coordinates
 
 from scripts.cohort import Cohort, DensityMap, read_density
 from scripts.cohort.density import density_on_grid
@@ -168,11 +172,55 @@ def score(build: Build) -> dict[str, Any]:
     }
 
 
-def measure(atlas: Path) -> dict[str, Any]:
-    """All figures of one published atlas of ours."""
+def label_dice(maps: Sequence[np.ndarray]) -> float:
+    """Mean Dice over the labels that both contain, and over all pairs."""
+    result = []
+    for one, other in itertools.combinations(maps, 2):
+        size = 1 + int(max(one.max(), other.max()))
+        ours, theirs = (np.bincount(m.ravel(), minlength=size) for m in (one, other))
+        shared = np.bincount(one[one == other].ravel(), minlength=size)
+        both = (ours > 0) & (theirs > 0)
+        both[0] = False
+        result.append(float((2 * shared[both] / (ours + theirs)[both]).mean()))
+    return float(np.mean(result))
+
+
+def in_template(labels: np.ndarray, displacement: np.ndarray) -> np.ndarray:
+    """A label map (X, Y, Z) at ``x + u(x)``, nearest voxel; 0 outside."""
+    points = np.indices(labels.shape) + displacement
+    result: np.ndarray = map_coordinates(labels, points, order=0, mode="constant", cval=0)
+    return result
+
+
+def read_labels(dataset: Path, pattern: str, name: str) -> np.ndarray:
+    """A subject's label map."""
+    image = nib.load(dataset / pattern.format(subject=name))
+    return np.asarray(image.dataobj).astype(np.int32)  # type: ignore[attr-defined]
+
+
+def dataset_of(about: dict[str, Any]) -> Path:
+    """The dataset folder of an atlas, from its ``atlas.json``: what contains the first subject."""
+    first = about["cohort"]["subjects"][0]
+    path = Path(first["maps"][0]["path"])
+    return next((one.parent for one in path.parents if one.name == first["subject"]), path.parent)
+
+
+def measure(atlas: Path, labels: str | None = None) -> dict[str, Any]:
+    """All figures of one published atlas of ours.
+
+    Args:
+        atlas: the published folder.
+        labels: path pattern of label maps in the dataset folder, or None.
+    """
     build = read_build(atlas)
     result = score(build)
     about = json.loads((atlas / "atlas.json").read_text())
+    if labels is not None:
+        folder = dataset_of(about)
+        maps = [read_labels(folder, labels, s["subject"]) for s in about["cohort"]["subjects"]]
+        moved = [in_template(m, u) for m, u in zip(maps, build.to_template, strict=True)]
+        result["label_dice_before"] = label_dice(maps)
+        result["label_dice"] = label_dice(moved)
     dataset = Path(about["cohort"]["subjects"][0]["maps"][0]["path"])
     demo = next((folder for folder in dataset.parents if (folder / ".truth").is_dir()), None)
     if demo is not None:
@@ -198,8 +246,9 @@ def main() -> None:
     """Print the figures of an atlas as JSON."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("atlas", type=Path, help="the published folder")
+    parser.add_argument("--labels", help="such as '{subject}/label.nii.gz'")
     arguments = parser.parse_args()
-    print(json.dumps(measure(arguments.atlas), indent=1))
+    print(json.dumps(measure(arguments.atlas, arguments.labels), indent=1))
 
 
 if __name__ == "__main__":

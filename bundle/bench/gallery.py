@@ -1,6 +1,7 @@
 """Makes the gallery: docs/gallery.md with a small picture for each job.
 
     python -m bundle.bench.gallery docs
+    python -m bundle.bench.gallery docs --only viewer
 
 Eight pictures are made from the people of the tutorial, larger (about five minutes). The others are
 small copies of the pictures in the docs, which their own commands draw. The picture of the viewer
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import csv
 import io
+import json
 import os
 import tempfile
 from collections.abc import Callable, Sequence
@@ -37,6 +39,7 @@ WIDTH = 560
 LARGEST = 60_000
 """Bytes of a picture."""
 PEOPLE = DemoCohort(subjects=12, held_out=0, shape=(48, 54, 48), streamlines=80)
+_LISTED = 8  # lines of the list of overlays
 _COLOURS = {"control": "#3b6fb6", "patient": "#d1592f"}
 
 
@@ -95,17 +98,22 @@ def run(folder: Path) -> Outputs:
     """
     made = Outputs(folder / "people", folder / "output")
     write_demo_people(made.people, PEOPLE)
+    _write_labels(made)
     cohort = (
         "--dataset_dir", made.people, "--learned_atlas#cohort#layout", "streamlines",
         "--learned_atlas#cohort#reference", "reference.nii.gz",
         "--learned_atlas#model#channels", len(TRACTS),
         "--learned_atlas#cohort#tracts", str(list(TRACTS)),
     )  # fmt: skip
+    labels = (
+        "--learned_atlas#cohort#labels", "{subject}/labels.nii.gz",
+        "--learned_atlas#cohort#label_names", "labels.tsv",
+    )  # fmt: skip
     output = ("--output_dir", made.output)
     tracts = ("--tract_stats#tracts", str(list(TRACTS)))
     images = ("--tract_stats#images", f"{{'FA': '{made.people}/{{subject}}/fa.nii.gz'}}")
     for words in (
-        ("build", *cohort, *output, "--ckpt_dir", folder / "models"),
+        ("build", *cohort, *labels, *output, "--ckpt_dir", folder / "models"),
         ("carry", *output),
         ("tract-stats", *output, *tracts, *images),
         ("compare", *cohort, *output, "--carried_dir", made.output),
@@ -119,6 +127,18 @@ def run(folder: Path) -> Outputs:
             "--warp_streamlines#tractogram", f"{made.people}/{{subject}}/{tract}.trk",
         )  # fmt: skip
     return made
+
+
+def _write_labels(made: Outputs) -> None:
+    """Write each person's label map: in each voxel the tract that most streamlines visit."""
+    reference = made.people / "reference.nii.gz"
+    for name in made.names:
+        folder = made.people / name
+        counts = np.stack([api.density_map(folder / f"{one}.trk", reference) for one in TRACTS])
+        numbers = np.where(counts.any(0), counts.argmax(0) + 1, 0).astype(np.uint8)
+        nib.save(nib.Nifti1Image(numbers, PEOPLE.affine), folder / "labels.nii.gz")
+    rows = [f"{number}\t{tract}" for number, tract in enumerate(TRACTS, start=1)]
+    (made.people / "labels.tsv").write_text("\n".join(["index\tname", *rows, ""]))
 
 
 def _job(*words: object) -> None:
@@ -287,23 +307,43 @@ def pairs(made: Outputs) -> Any:
 
 
 def viewer(made: Outputs, docs: Path) -> Image.Image:
-    """The page's viewer, as ``pictures/viewer.png`` and smaller."""
+    """The page's viewer, as ``pictures/viewer.png`` and smaller.
+
+    Above the views with labels, below those with the deformed grid and the open list of overlays.
+    """
     target = docs / "pictures" / "viewer.png"
     with Browser(made.atlas / "quality.html", width=1000) as browser:
         browser.until("document.getElementById('viewer-frame').dataset.ready")
         browser.click("#subjects button")
         browser.until("document.getElementById('viewer-image').value > 0")
-        browser.choose("#viewer-overlay", "deformed grid")
-        browser.until("document.getElementById('viewer-legend').textContent.includes('lines')")
-        browser.picture(target)
-        top, height = browser.value(
-            "(() => { const box = document.getElementById('viewer-section')"
-            ".getBoundingClientRect(); return [box.top + window.scrollY, box.height] })()"
-        )
-    picture = Image.open(target).convert("RGB")
-    picture = picture.crop((0, round(top) - 8, picture.width, round(top + height) + 8))
-    picture.quantize(128).save(target, optimize=True)
+        parts = [_viewed(browser, target, "labels", "each in its colour")]
+        browser.value(f"document.getElementById('viewer-overlay').size = {_LISTED}")
+        parts.append(_viewed(browser, target, "deformed grid", "lines"))
+    picture = Image.new("RGB", (parts[0].width, sum(one.height for one in parts)), "white")
+    top = 0
+    for part in parts:
+        picture.paste(part, (0, top))
+        top += part.height
+    picture.quantize(64, dither=Image.Dither.NONE).save(target, optimize=True)
     return picture
+
+
+def _viewed(browser: Browser, work: Path, overlay: str, legend: str) -> Image.Image:
+    """A picture of the viewer with one overlay, from the controls to the legend."""
+    browser.choose("#viewer-overlay", overlay)
+    browser.until(
+        f"document.getElementById('viewer-legend').textContent.includes({json.dumps(legend)})"
+    )
+    browser.picture(work)
+    top, bottom = browser.value(
+        """(() => {
+          const box = (id) => document.getElementById(id).getBoundingClientRect();
+          return [box('viewer-section').top + window.scrollY,
+                  box('viewer-legend').bottom + window.scrollY];
+        })()"""
+    )
+    picture = Image.open(work).convert("RGB")
+    return picture.crop((0, round(top) - 8, picture.width, round(bottom) + 8))
 
 
 MADE: dict[str, Callable[[Outputs], Any]] = {
@@ -342,16 +382,19 @@ def _drawn(figure: Any) -> Image.Image:
     return Image.open(buffer)
 
 
-def write(docs: Path, made: Outputs) -> None:
+def write(docs: Path, made: Outputs, only: str | None = None) -> None:
     """Write the page and its pictures below ``docs``.
 
     Args:
         docs: the folder of the docs.
         made: what the jobs wrote.
+        only: name of the entry whose picture to write; None: all pictures.
     """
     folder = docs / "pictures" / "gallery"
     folder.mkdir(exist_ok=True)
     for entry in ENTRIES:
+        if only not in (None, entry.name):
+            continue
         picture: Image.Image
         if entry.source is not None:
             picture = Image.open(docs / "pictures" / entry.source)
@@ -368,12 +411,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("docs", type=Path)
     parser.add_argument("--work", type=Path, help="keep the jobs' output here")
+    parser.add_argument("--only", choices=[one.name for one in ENTRIES], help="draw this picture")
     options = parser.parse_args()
     if options.work is not None:
-        write(options.docs, run(options.work))
+        write(options.docs, run(options.work), options.only)
         return
     with tempfile.TemporaryDirectory() as work:
-        write(options.docs, run(Path(work)))
+        write(options.docs, run(Path(work)), options.only)
 
 
 if __name__ == "__main__":

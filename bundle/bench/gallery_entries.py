@@ -31,14 +31,14 @@ ENTRIES = (
         "density",
         "A density map from streamlines",
         "python -m bundle density sub-01.trk --reference template.nii.gz --output tdi.nii.gz",
-        "Every streamline counts once in each voxel that it passes through, computed exactly. "
-        "TRK, TCK, TRX and VTK. [Tractograms](tractograms.md).",
+        "Every streamline counts once in each voxel that it passes through. The voxels are "
+        "computed exactly. Formats: TRK, TCK, TRX and VTK. [Tractograms](tractograms.md).",
     ),
     Entry(
         "atlas",
         "An atlas of a cohort",
         "python -m bundle build --dataset_dir /data/cohort --output_dir output",
-        "The plain average is blurred, because the same tract runs elsewhere in each person. The "
+        "The plain average is blurred, because a tract runs in another place in each person. The "
         "template is sharp. `build` needs no training; `train` fits a network to the cohort. "
         "[Model card](README.md), [method](method.md).",
     ),
@@ -46,8 +46,8 @@ ENTRIES = (
         "viewer",
         "A page for visual checks",
         "xdg-open output/learned_atlas/quality.html",
-        "One file with template, average and subjects in slices that scroll, fields and "
-        "probability over them. `register` writes one for each patient. "
+        "One file with template, average and subjects in slices that scroll, with fields, labels, "
+        "misfit and probability over them. `register` writes one for each patient. "
         "[The pages](quality.md).",
     ),
     Entry(
@@ -63,8 +63,8 @@ ENTRIES = (
         "Streamlines in template space",
         "python -m bundle warp-streamlines \\\n"
         "    --warp_streamlines#tractogram '/data/cohort/{subject}/arcuate_l.trk'",
-        "One tract of twelve people, a colour each, from the left: as it is, and moved into "
-        "template space. [From atlas to results](results.md).",
+        "One tract of twelve people, one colour each, seen from the left: before the move into "
+        "template space and after it. [From atlas to results](results.md).",
     ),
     Entry(
         "statistics",
@@ -72,7 +72,7 @@ ENTRIES = (
         "python -m bundle tract-stats --output_dir output \\\n"
         "    --tract_stats#images \"{'FA': '/data/cohort/{subject}/fa.nii.gz'}\"",
         "Mean FA of each person under each tract. The data are made up: patients have 0.1 less in "
-        "one tract, and the table finds it. The [tutorial](tutorial.md) leads there.",
+        "one tract, and the table shows it. Step by step: [tutorial](tutorial.md).",
     ),
     Entry(
         "similarity",
@@ -121,8 +121,8 @@ ENTRIES = (
         "stack",
         "A stack of serial sections",
         "python -m bundle register-stack --stack sections.zarr --output_dir output",
-        "Sections as they lay and registered: anatomy runs through without steps. "
-        "[Stacks](stack.md).",
+        "A cut across the sections before and after registration: the anatomy continues without "
+        "steps. [Stacks](stack.md).",
         source="stack_demo.png",
     ),
     Entry(
@@ -130,7 +130,7 @@ ENTRIES = (
         "Fields learned from known pairs",
         "python -m bundle make-pairs --reference images.npz --output output/train\n"
         "python -m bundle train-fields --pairs output/train.h5",
-        "A network predicts in one pass the displacement between two images, learned from pairs "
+        "A network predicts the displacement between two images in one pass. It learned from pairs "
         "whose displacement is known. [Supervised networks](supervised.md).",
         source="supervised.png",
     ),

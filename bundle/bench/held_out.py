@@ -13,7 +13,6 @@ and pairs. Further options are those of the command, such as
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import os
 import subprocess
@@ -24,9 +23,16 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
-from scipy.ndimage import map_coordinates
 
-from bundle.bench.atlas_quality import Build, cohort_densities, score
+from bundle.bench.atlas_quality import (
+    Build,
+    cohort_densities,
+    dataset_of,
+    in_template,
+    label_dice,
+    read_labels,
+    score,
+)
 from scripts.cohort import Cohort, read_cohort
 from scripts.phantom.scores import score_atlas
 from scripts.phantom.truth import load_truth
@@ -70,32 +76,6 @@ def register(
         raise RuntimeError(f"registering failed ({done.returncode}), see {output / 'log.txt'}")
 
 
-def label_dice(maps: Sequence[np.ndarray]) -> float:
-    """Mean Dice over the labels that both contain, and over all pairs."""
-    result = []
-    for one, other in itertools.combinations(maps, 2):
-        size = 1 + int(max(one.max(), other.max()))
-        ours, theirs = (np.bincount(m.ravel(), minlength=size) for m in (one, other))
-        shared = np.bincount(one[one == other].ravel(), minlength=size)
-        both = (ours > 0) & (theirs > 0)
-        both[0] = False
-        result.append(float((2 * shared[both] / (ours + theirs)[both]).mean()))
-    return float(np.mean(result))
-
-
-def in_template(labels: np.ndarray, displacement: np.ndarray) -> np.ndarray:
-    """A label map (X, Y, Z) at ``x + u(x)``, nearest voxel; 0 outside."""
-    points = np.indices(labels.shape) + displacement
-    result: np.ndarray = map_coordinates(labels, points, order=0, mode="constant", cval=0)
-    return result
-
-
-def read_labels(dataset: Path, pattern: str, name: str) -> np.ndarray:
-    """A subject's label map."""
-    image = nib.load(dataset / pattern.format(subject=name))
-    return np.asarray(image.dataobj).astype(np.int32)  # type: ignore[attr-defined]
-
-
 class Bench:
     """One model and its cohort.
 
@@ -108,11 +88,7 @@ class Bench:
         self.about = json.loads((atlas / "atlas.json").read_text())
         subjects = self.about["cohort"]["subjects"]
         self.trained = [one["subject"] for one in subjects]
-        first = Path(subjects[0]["maps"][0]["path"])
-        self.dataset = first
-        while self.dataset.name != self.trained[0]:
-            self.dataset = self.dataset.parent
-        self.dataset = self.dataset.parent
+        self.dataset = dataset_of(self.about)
         self.labels = labels
         self.template = np.asarray(nib.load(atlas / "atlas_mean.nii.gz").dataobj)  # type: ignore[attr-defined]
         self.truth = load_truth(self.dataset) if (self.dataset / ".truth").is_dir() else None

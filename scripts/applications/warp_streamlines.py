@@ -193,7 +193,8 @@ class StreamlineWarper:
         if reference is None and Path(name).suffix.lower() in _NEEDS_GRID:
             raise ConfigurationError(
                 "warp_streamlines.reference = None: TRK and TRX files contain the grid of their "
-                f"space, so {name} needs an image of the target space"
+                f"space, so {name} needs an image of the target space; give "
+                "--warp_streamlines#reference, or --warp_streamlines#format tck"
             )
         return _Way(subject, tractogram, files, reference, name)
 

@@ -106,7 +106,7 @@ def open_initial(settings: LearnedAtlasConfig, spatial_dims: int) -> InitialNetw
     in_channels = described.pop("in_channels")
     described["passes"] = list(model.passes or described["passes"])
     described["name"] = "shipped" if shipped else path.name
-    logger.info("the network starts as %s (%s)", described["name"], described["sha256"][:12])
+    logger.info("initial network: %s (%s)", described["name"], described["sha256"][:12])
     return InitialNetwork(
         in_channels,
         described["enc_features"],

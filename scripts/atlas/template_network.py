@@ -111,7 +111,7 @@ def template_network(
     network = network_of(template, description, PublishedNetwork, initial.passes)
     initial.load_into(network.unet)
     logger.info(
-        "template %s, maps normalised by %s, log_offset %g: registered by the network %s, which "
+        "template %s, maps normalised by %s, log_offset %g, registered by the network %s, which "
         "was trained on generated pairs alone",
         file,
         method,

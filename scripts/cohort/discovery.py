@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from scripts.cohort.layouts import LAYOUTS
 from scripts.cohort.listings import read_csv, read_datalist, wanted_names
 from scripts.cohort.patterns import (
     Match,
@@ -18,8 +19,9 @@ from scripts.cohort.patterns import (
     scan_alternatives,
     unfit_name,
 )
+from scripts.cohort.remarks import MOST_NAMES
 from scripts.cohort.runs import by_run, check_runs, names_runs
-from scripts.errors import CohortError, ConfigurationError
+from scripts.errors import CohortError, ConfigurationError, shown, some_names
 from scripts.runtime.inside import file_name_key
 from scripts.settings.cohort import OUTPUT_FOLDERS, SubjectSearch
 
@@ -27,9 +29,11 @@ __all__ = [
     "Candidate",
     "Discovery",
     "FoundMap",
+    "advice_where_maps_are",
     "candidates_from_files",
     "derivatives_with_maps",
     "find_subjects",
+    "fitting_layouts",
 ]
 
 logger = logging.getLogger(__name__)
@@ -202,6 +206,49 @@ def _if_maps_lie_in(folder: Path, search: SubjectSearch) -> tuple[Path, ...]:
     except CohortError:  # what can't be looked into is no advice
         return ()
     return (folder,) if found else ()
+
+
+def fitting_layouts(root: Path, search: SubjectSearch) -> dict[str, tuple[int, str]]:
+    """Number of subjects, and the pattern of their maps, for each layout that finds any."""
+    outputs, wanted = outputs_of(search), wanted_names(root, search.subjects)
+    found = {}
+    for name in LAYOUTS:
+        tried = replace(search, layout=name, pattern=None)
+        scan, pattern = scan_alternatives(root, tried, outputs, wanted)
+        if scan.matches:
+            found[name] = (len({match.subject for match in scan.matches}), pattern)
+    return found
+
+
+def advice_where_maps_are(
+    root: Path, search: SubjectSearch, discovery: Discovery, layouts: Collection[str] = LAYOUTS
+) -> str:
+    """The end of a message about a folder without subjects: where there might be some.
+
+    Args:
+        root: the dataset folder.
+        search: that found nothing.
+        discovery: its result.
+        layouts: those that the job can read.
+    """
+    below = derivatives_with_maps(root, search)
+    if below:
+        more = [str(one) for one in below[1:]]
+        others = f" (or {some_names(more, MOST_NAMES)})" if more else ""
+        return f"; maps lie below derivatives: give --dataset_dir {shown(below[0])}{others}"
+    if search.layout is not None and search.inside_subject is None:
+        fitting = {
+            name: found for name, found in fitting_layouts(root, search).items() if name in layouts
+        }
+        if fitting:
+            layout = max(fitting, key=lambda name: fitting[name][0])
+            count, pattern = fitting[layout]
+            maps = f"{count} subjects have a file" if count > 1 else "one subject has a file"
+            option = "" if search.pattern is None else f" without --{search.option('pattern')}"
+            return f"; {maps} at {pattern}: give --{search.option('layout')} {layout}{option}"
+    if discovery.without_map:
+        return f"; folders without a map: {some_names(discovery.without_map, MOST_NAMES)}"
+    return ""
 
 
 def candidates_from_files(files: Sequence[Path], search: SubjectSearch) -> Discovery:

@@ -18,13 +18,12 @@ from scripts.cohort.discovery import (
     Candidate,
     derivatives_with_maps,
     find_subjects,
+    fitting_layouts,
     outputs_of,
     require_folder,
 )
 from scripts.cohort.inspection import Inspection, inspect_subject
 from scripts.cohort.layouts import LAYOUTS
-from scripts.cohort.listings import wanted_names
-from scripts.cohort.patterns import scan_alternatives
 from scripts.cohort.tractogram_maps import Counting, counting_for
 from scripts.cohort.usual_densities import FAINT, PLAIN, UsualDensities, look_like_images
 from scripts.errors import CohortError, shown, some_names
@@ -115,19 +114,12 @@ def _spread(candidates: Sequence[Candidate]) -> list[Candidate]:
 def _layout(root: Path, search: SubjectSearch) -> Guess:
     """The layout that finds the most subjects, the first of several."""
     require_folder(root)
-    outputs = outputs_of(search)
-    wanted = wanted_names(root, search.subjects)
-    counts: dict[str, int] = {}
-    patterns: dict[str, str] = {}
-    for name in LAYOUTS:
-        tried = replace(search, layout=name, pattern=None)
-        scan, patterns[name] = scan_alternatives(root, tried, outputs, wanted)
-        counts[name] = len({match.subject for match in scan.matches})
-    best = max(counts, key=lambda name: counts[name])
-    if counts[best]:
-        reason = f"{counts[best]} subjects have a map at {patterns[best]}"
-        return Guess("layout", best, reason)
-    return _pattern(root, search, outputs)
+    fitting = fitting_layouts(root, search)
+    if fitting:
+        best = max(fitting, key=lambda name: fitting[name][0])
+        count, pattern = fitting[best]
+        return Guess("layout", best, f"{count} subjects have a map at {pattern}")
+    return _pattern(root, search, outputs_of(search))
 
 
 def _pattern(root: Path, search: SubjectSearch, outputs: Collection[str]) -> Guess:

@@ -137,7 +137,11 @@ def _find_new(
         if _is_folder(source):
             return find_subjects(Path(source).absolute(), search)
         source = [source]
-    return candidates_from_files([Path(path) for path in source], search)
+    files = [Path(path) for path in source]
+    for path in files:
+        if path.is_dir() and not is_tractogram(path):  # an unpacked TRX is a folder
+            raise CohortError(f"{path}: is a folder, not a map; give it as --dataset_dir")
+    return candidates_from_files(files, search)
 
 
 def _is_folder(source: str | Path | Sequence[str | Path]) -> TypeGuard[str | Path]:

@@ -11,8 +11,8 @@ import numpy as np
 from scripts.cohort.cohort import Cohort, subjects_table
 from scripts.cohort.covariates import CovariateCoding
 from scripts.cohort.discovery import (
+    advice_where_maps_are,
     candidates_from_files,
-    derivatives_with_maps,
     find_subjects,
 )
 from scripts.cohort.inspection import inspect_all
@@ -22,7 +22,7 @@ from scripts.cohort.remarks import MOST_NAMES
 from scripts.cohort.running_sum import CohortSum
 from scripts.cohort.subject_covariates import check_coded, split_by_covariates, with_covariates
 from scripts.cohort.tractogram_maps import counting_for
-from scripts.errors import CohortError, shown, some_names
+from scripts.errors import CohortError, some_names
 from scripts.runtime.input_files import check_named
 from scripts.settings.cohort import CohortRequest
 
@@ -71,15 +71,9 @@ def read_cohort(
         find_subjects(root, search) if files is None else candidates_from_files(files, search)
     )
     if not discovery.candidates and not discovery.rejected:
-        folders = f"; folders without a map: {some_names(discovery.without_map, MOST_NAMES)}"
-        below = () if files is not None else derivatives_with_maps(root, search)
-        if below:
-            folders = f"; maps lie below derivatives: give --dataset_dir {shown(below[0])}"
-            if len(below) > 1:
-                folders += f" (or {some_names([str(one) for one in below[1:]], MOST_NAMES)})"
+        advice = "" if files is not None else advice_where_maps_are(root, search, discovery)
         raise CohortError(
-            f"no subject found in {source}: no map at {discovery.pattern}"
-            f"{folders if discovery.without_map or below else ''} "
+            f"no subject found in {source}: no map at {discovery.pattern}{advice} "
             f"(see {search.option('layout')} and {search.option('pattern')})"
         )
     cohort_sum = CohortSum(request)

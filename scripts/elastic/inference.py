@@ -67,7 +67,7 @@ def open_elastic_network(
     def load(file: str | Path) -> PairRegistrar:
         if trained:
             return load_trained_network(file, settings.contrast)
-        logger.info("by the registration network that ships")
+        logger.info("by the pretrained registration network")
         return ShippedElasticNetwork(pair_network(), settings.contrast)
 
     return opened(load, path, settings.device, settings.key("device"), written)

@@ -160,7 +160,9 @@ def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> dic
             file.seek(0)
             result = torch.load(file, map_location=device, weights_only=True)
     except FileNotFoundError as error:
-        raise CheckpointError(f"{path}: no such checkpoint") from error
+        raise CheckpointError(
+            f"{path}: no such checkpoint; train this network first, or name its folder or file"
+        ) from error
     except pickle.UnpicklingError as error:
         # Torch's message advises to load it anyway.
         raise CheckpointError(

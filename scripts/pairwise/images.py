@@ -9,7 +9,7 @@ import math
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from monai.config import KeysCollection
@@ -18,6 +18,7 @@ from monai.transforms import Compose, MapTransform
 
 from scripts.cohort import Candidate, Rejection, find_subjects
 from scripts.cohort.density import DensityError, load_density
+from scripts.cohort.discovery import advice_where_maps_are
 from scripts.cohort.runs import warn_of_one_person
 from scripts.data.sampling import RepeatedDataset
 from scripts.engines.opening import check_earlier_files, reserved
@@ -43,6 +44,7 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
+_LAYOUTS = get_args(PairImagesConfig.model_fields["layout"].annotation)
 _FOLD_SEED = 0  # independent of the training's seed, so that runs of a sweep can be compared
 
 
@@ -231,7 +233,8 @@ def read_pair_images(
     """
     check_named(dataset_dir, "dataset_dir")
     root = Path(dataset_dir).absolute()
-    discovery = find_subjects(root, settings.images.subject_search())
+    search = settings.images.subject_search()
+    discovery = find_subjects(root, search)
     labels = _label_maps(root, settings.images, discovery.candidates)
     subjects: list[ImageSubject] = []
     rejected = list(discovery.rejected)
@@ -247,20 +250,22 @@ def read_pair_images(
         widest = max(widest, extent)
     needed = max(settings.min_subjects, settings.folds if settings.fold is not None else 1)
     if len(subjects) < needed:
-        reasons = "".join(f"\n{one.subject}: {one.path}: {one.reason}" for one in rejected)
+        reasons = [f"  {one.subject}: {one.path}: {one.reason}" for one in rejected]
         why = (
             f"{settings.key_path}.min_subjects = {settings.min_subjects}"
             if needed == settings.min_subjects
             else f"{settings.key_path}.folds = {settings.folds}"
         )
+        nothing = not discovery.candidates and not rejected
+        advice = advice_where_maps_are(root, search, discovery, _LAYOUTS) if nothing else ""
         raise CohortError(
             f"{len(subjects)} usable images in dataset folder {root} at {discovery.pattern}, fewer "
-            f"than {why} (see {settings.images.key('layout')} and "
-            f"{settings.images.key('pattern')}){reasons}"
+            f"than {why}{advice} (see {search.option('layout')} and "
+            f"{search.option('pattern')})",
+            *reasons,
         )
     if settings.fold is not None and not any(one.person for one in subjects):
-        option = settings.images.subject_search().option("pattern")
-        warn_of_one_person([one.name for one in subjects], option)
+        warn_of_one_person([one.name for one in subjects], search.option("pattern"))
     spacing = settings.images.spacing or _rounded_up(widest)
     grid = WorkingGrid(tuple(settings.images.shape), spacing)
     logger.info(

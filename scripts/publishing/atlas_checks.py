@@ -85,8 +85,13 @@ class Verification:
             )
 
 
-def read_published(root: Path, name: str) -> dict[str, Any]:
+def read_published(root: Path, name: str, advice: str = "") -> dict[str, Any]:
     """The JSON object of a file of the atlas.
+
+    Args:
+        root: the published folder.
+        name: of the file.
+        advice: end of the message if the file can't be read.
 
     Raises:
         VerificationError: it can't be read, or isn't a JSON object.
@@ -95,7 +100,7 @@ def read_published(root: Path, name: str) -> dict[str, Any]:
     try:
         result = read_json(inside(root, name))
     except FileError as error:
-        raise VerificationError(str(error)) from error
+        raise VerificationError(f"{error}{advice}") from error
     except ValueError as error:
         raise VerificationError(f"{path}: damaged: {error}") from error
     if not isinstance(result, dict):

@@ -44,7 +44,7 @@ def verify_atlas(folder: str | Path) -> Verification:
     path = root / "atlas.json"
     read = FileStates()
     read.add(path)
-    about = read_published(root, "atlas.json")
+    about = read_published(root, "atlas.json", "; give the folder of a published atlas")
     try:
         require_verifiable(path, about)
     except FileError as error:

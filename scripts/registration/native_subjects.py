@@ -65,7 +65,7 @@ def find_native_subjects(
         ConfigurationError: the patterns contradict each other.
     """
     check_named(dataset_dir, "dataset_dir")
-    root = Path(dataset_dir)
+    root = Path(dataset_dir).absolute()
     first, *further = _patterns(settings)
     main, rejected = _found(root, first, settings, None)
     apart = any(one.run is not None for one in main.values())
@@ -100,7 +100,7 @@ def find_native_subjects(
             rejected.append(Rejection(name, str(path), str(error).removeprefix(f"{path}: ")))
             continue
         subjects.append(NativeSubject(name, read, tuple(files)))
-    _require(subjects, rejected, settings, root)
+    _require(subjects, rejected, settings, root, first)
     return subjects, rejected
 
 
@@ -133,6 +133,7 @@ def _require(
     rejected: Sequence[Rejection],
     settings: AlignConfig,
     root: Path,
+    pattern: str,
 ) -> None:
     least = settings.min_subjects
     for one in rejected:
@@ -140,7 +141,7 @@ def _require(
     if len(subjects) < least:
         lines = [f"  {one.subject}: {one.reason}" for one in rejected]
         raise CohortError(
-            f"{root}: {len(subjects)} usable subjects, at least {least} are needed "
+            f"{root}: {len(subjects)} usable subjects at {pattern}, at least {least} are needed "
             f"({settings.key('min_subjects')}; see {settings.key('image')} and "
             f"{settings.key('subjects')})",
             *lines,

@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from scripts.errors import ConfigurationError, StorageError
-from scripts.runtime.input_files import check_text
+from scripts.runtime.input_files import check_text, say
 from scripts.runtime.obstacles import Obstacles
 from scripts.runtime.ownership import NeededFiles, check_contents, write_mark
 
@@ -187,7 +187,7 @@ def write_whole(path: str | Path) -> Iterator[Path]:
             os.close(handle)
         staged.replace(target)
     except OSError as error:
-        raise StorageError(f"{target}: can't be written: {error}") from error
+        raise StorageError(f"{target}: can't be written: {say(error)}") from error
     except RuntimeError as error:
         # Torch hides the system's error, most often a full disk, behind its own message.
         if "PytorchStreamWriter" not in str(error) and "inline_container" not in str(error):
@@ -385,7 +385,7 @@ def publish_folder(folder: str | Path) -> Iterator[Path]:
         check_replaceable(target)
         _remove_abandoned(target)
     except OSError as error:
-        raise StorageError(f"{target}: can't be written: {error}") from error
+        raise StorageError(f"{target}: can't be written: {say(error)}") from error
     try:
         with _staging(target) as staging:
             # mkdtemp's folders are closed to others; published ones follow the user's umask.

@@ -144,7 +144,7 @@ class LearnedAtlasOptimizerConfig(RateScheduleConfig):
     )
     gradient_clip: Number = setting(
         1.0,
-        "Largest norm of a step's gradient; longer ones are scaled down.",
+        "Largest norm of a step's gradient; larger gradients are scaled down.",
         gt=0,
     )
     early_stop_patience: Integer = setting(
@@ -160,9 +160,9 @@ class LearnedAtlasRefineConfig(Section):
     network_rounds: Integer = setting(
         0,
         "Rounds, before those of `rounds`, in which the network alone registers every subject and "
-        "the template is made anew of all of them; all but the last with the network's coarse "
-        "passes alone. For a network that needs no training on the cohort (model.initial); "
-        + lengths_rule("refine", "network_rounds"),
+        "the template is computed again from all subjects. All rounds but the last use only the "
+        "network's coarse passes. For a network that needs no training on the cohort "
+        "(model.initial); " + lengths_rule("refine", "network_rounds"),
         "auto or an integer >= 0",
         ge=0,
     )
@@ -177,7 +177,7 @@ class LearnedAtlasRefineConfig(Section):
     final_lr: Number | None = setting(
         None,
         "Learning rate of the last step of a round, to which it falls as a cosine; fewer steps "
-        "then suffice. Null: it stays as it is; " + lengths_rule("refine", "final_lr"),
+        "then suffice. Null: the rate is constant; " + lengths_rule("refine", "final_lr"),
         "auto, null or a number >= 0",
         ge=0,
     )

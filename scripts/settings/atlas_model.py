@@ -96,8 +96,8 @@ class LearnedAtlasModelConfig(Section):
     )
     initial: FilePath | None = setting(
         None,
-        "The network that the cohort's starts from: `shipped`, the one that came with the bundle "
-        "and registers cohorts it has never seen; the file of a model (model.pt, or what "
+        "Initial network: `shipped`, the pretrained one that comes with the bundle and registers "
+        "cohorts it has never seen; the file of a model (model.pt, or what "
         "configs/train_registration.yaml leaves), whose U-Net is taken; null, random weights; "
         "auto, shipped unless enc_features, dec_features or field_resolution are other than its "
         "own. Such a network brings its own features.",

@@ -172,8 +172,8 @@ class LearnedAtlasCohortConfig(Section):
     )
     vtk_space: Literal["auto", "ras", "lps"] = setting(
         "auto",
-        "World of the points in VTK tractograms: auto takes what the title says, else LPS for .fib "
-        "and RAS for .vtk; dipy's .vtk are lps.",
+        "World coordinates of the points in VTK tractograms: auto takes the space in the title, "
+        "else LPS for .fib and RAS for .vtk; dipy writes .vtk in lps.",
         "auto, ras or lps",
     )
     density_dir: FilePath | None = setting(
@@ -199,10 +199,10 @@ class LearnedAtlasCohortConfig(Section):
     )
     mask: FilePath | None = setting(
         None,
-        "Path of each new subject's mask of voxels that don't count, such as a lesion, with "
-        "`{subject}`: whole numbers, not 0 where a voxel doesn't count. `register` and `evaluate` "
-        "leave these voxels out, and the field there continues the field around them. Relative or "
-        "absolute as `labels`. A subject without the file has no such voxels.",
+        "Path of each new subject's mask of voxels to ignore, such as a lesion, with `{subject}`: "
+        "whole numbers, not 0 in these voxels. `register` and `evaluate` leave these voxels out, "
+        "and the field there continues the field around them. Relative or absolute as `labels`. "
+        "For a subject without the file, no voxel is ignored.",
         "null or a path with {subject} to a NIfTI file",
     )
     normalisation: Literal["waytotal", "streamline_density", "max", "none"] = setting(
@@ -213,20 +213,20 @@ class LearnedAtlasCohortConfig(Section):
     )
     nan: Literal["refuse", "zero"] = setting(
         "refuse",
-        "What becomes of a map with NaN, as some tools write outside the field of view: it is left "
-        "out, or NaN is read as 0.",
+        "How to treat a map with NaN, which some tools write outside the field of view: refuse "
+        "leaves the subject out, zero reads NaN as 0.",
         "refuse or zero",
     )
     negative: Literal["refuse", "zero"] = setting(
         "refuse",
-        "What becomes of a map with negative density, as resampling by splines leaves it: it is "
-        "left out, or what is below 0 is read as 0.",
+        "How to treat a map with negative density, as from resampling by splines: refuse leaves "
+        "the subject out, zero reads values below 0 as 0.",
         "refuse or zero",
     )
     grid_tolerance: Number = setting(
         0.01,
-        "How far corners of two subjects' grids may lie apart to be taken for the same grid, in "
-        "voxels: headers are rounded. Another order of the axes is no difference.",
+        "Largest distance between the corners of two subjects' grids that count as the same grid, "
+        "in voxels: headers are rounded. The order of the axes may differ.",
         gt=0,
         lt=0.5,
     )
@@ -237,8 +237,8 @@ class LearnedAtlasCohortConfig(Section):
     num_workers: Workers = setting(0, "Processes that read maps while training.", ge=0)
     resample: Flag = setting(
         False,
-        "Bring new subjects that lie on another grid onto the atlas's grid, as the density that "
-        "their streamlines would give there. Training subjects are never resampled.",
+        "Resample new subjects from another grid to the atlas's grid, to the density that their "
+        "streamlines would give there. Training subjects are never resampled.",
     )
 
     _pattern = field_validator("pattern")(check_pattern)

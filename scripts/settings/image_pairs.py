@@ -54,9 +54,9 @@ Paths = Annotated[list[str], BeforeValidator(_to_paths), Typed("paths")]
 class ImagePairs(Section):
     """Settings of the images: the fixed one, and those to register to it."""
 
-    fixed: FilePath = setting("", "The image to bring the others to.", "a path")
+    fixed: FilePath = setting("", "The fixed image.", "a path")
     moving: Paths = setting(
-        [], "The images to bring to it.", "a non-empty list of paths of differently named images"
+        [], "The moving images.", "a non-empty list of paths of differently named images"
     )
     device: Text = setting(
         "cpu",
@@ -105,29 +105,29 @@ class RegisterElasticConfig(ImagePairs):
 
     start: Start = setting(
         None,
-        "Affine that brings the moving image to the fixed one beforehand; `{name}` in a path "
-        "stands for the moving image's file name without its ending. A matrix of flirt counts from "
-        "the fixed and the moving image unless others are named. Null: they are already aligned in "
-        "the world.",
+        "Initial affine from fixed to moving; `{name}` in a path stands for the moving image's "
+        "file name without its ending. For a matrix of flirt, the fixed and the moving image are "
+        "those of the pair unless others are named. Null: the images are already aligned in world "
+        "coordinates.",
         f"null, or {ONE_TRANSFORM}",
     )
     elastic_start: FilePath | None = setting(
         None,
-        "File of a field that the network's comes before, in the direction from fixed to moving "
-        "and before the affine, as ITK, ANTs, refine and register-elastic write it; `{name}` as in "
-        "start.",
+        "File of an initial field from fixed to moving, as ITK, ANTs, refine and register-elastic "
+        "write it. A point passes through the network's field, then through this field, then "
+        "through the affine. `{name}` as in start.",
         "null or a path",
     )
     elastic_start_kind: Literal["displacement", "velocity"] = setting(
         "displacement",
-        "What the vectors of elastic_start's file are: a displacement, or a stationary velocity "
-        "whose flow is meant.",
+        "Meaning of the vectors in elastic_start's file: a displacement, or a stationary velocity "
+        "whose flow is the displacement.",
         "displacement or velocity",
     )
     network: Literal["auto", "trained", "shipped"] = setting(
         "auto",
-        "trained: the network of train-elastic in the models folder; shipped: the registration "
-        "network that ships, which needs no training; auto: trained if there is one.",
+        "trained: the network of train-elastic in the models folder; shipped: the pretrained "
+        "registration network; auto: trained if there is one.",
         "auto, trained or shipped",
     )
     contrast: Literal["same", "other", "auto"] = setting(

@@ -34,7 +34,8 @@ class LabelTransferConfig(Section):
     )  # fmt: skip
     end_weight: Number = setting(
         2.0,
-        "Factor of the coordinates of both ends: their squared distances count its square times.",
+        "Factor on the coordinates of both ends: their squared distances are multiplied by its "
+        "square.",
         gt=0,
     )
     blur: Number = setting(3.0, "Distance below which fibres count as equal, mm.", gt=0)
@@ -70,7 +71,7 @@ class LabelTransferConfig(Section):
     )
     seed: Integer = setting(0, "Of the clusters' first centres.", ge=0)
     device: Text = setting("cpu", "Where to compute.", "cpu, cuda or cuda:<number>")
-    threads: Size | None = setting(None, "Threads on a CPU. Null: as torch is set.", ge=1)
+    threads: Size | None = setting(None, "Threads on a CPU. Null: torch's setting.", ge=1)
     format: Literal["trk", "tck", "trx", "vtk", "npy"] | None = setting(
         None,
         "Format of the written tractograms. Null: the subject's format. npy needs streamlines "
@@ -80,8 +81,8 @@ class LabelTransferConfig(Section):
 
     vtk_space: Literal["auto", "ras", "lps"] = setting(
         "auto",
-        "World of the points in VTK files: auto takes what the title says, else LPS for .fib and "
-        "RAS for .vtk; dipy's .vtk are lps.",
+        "World coordinates of the points in VTK files: auto takes the space in the title, else "
+        "LPS for .fib and RAS for .vtk; dipy writes .vtk in lps.",
         "auto, ras or lps",
     )
 

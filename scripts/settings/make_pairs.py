@@ -139,7 +139,7 @@ class MakePairsConfig(Section):
     )
     log_share: Number | None = setting(
         None,
-        "For densities: log1p(x / (log_share * maximum)) takes the place of x.",
+        "For densities: log1p(x / (log_share * maximum)) replaces x.",
         gt=0,
     )
     seed: Integer = setting(0, "Seed of every random choice.", ge=0)

@@ -151,7 +151,7 @@ class PairOptimizerConfig(RateScheduleConfig):
     batch_size: Integer = setting(4, "Pairs per step.", ge=1)
     seed: Integer = setting(0, "Seed of every random choice.", ge=0)
     gradient_clip: Number = setting(
-        1.0, "Largest norm of a step's gradient; longer ones are scaled down.",
+        1.0, "Largest norm of a step's gradient; larger gradients are scaled down.",
         gt=0,
     )  # fmt: skip
     validation_pairs: Size = setting(4, "Pairs from each held-out subject in a measurement.", ge=1)

@@ -34,7 +34,7 @@ class PredictFieldsConfig(PairSelection):
     batch_size: Integer = setting(1, "Pairs per step.", ge=1)
     log_share: Number | None = setting(
         None,
-        "Images that are densities: log1p(x / (log_share * maximum)) takes the place of x.",
+        "For images that are densities: log1p(x / (log_share * maximum)) replaces x.",
         gt=0,
     )
     label_tree: FilePath | None = setting(

@@ -33,7 +33,7 @@ class PairSettings(Section):
         ["identity", "centre", "axes"],
         "Initialisations, each tried at the coarsest level: identity: unregistered; centre: "
         "aligned centres of mass; axes: aligned principal axes; search: many rotations; network: "
-        "the estimate of the affine network that ships (in a plane: the best rotation).",
+        "the estimate of the pretrained affine network (in 2-D: the best rotation).",
         "a list of different ones of identity, centre, axes, search, network",
     )
     levels: Sizes = setting(
@@ -121,34 +121,34 @@ class RefineConfig(PairSettings, ImagePairs):
     start: Start = setting(
         None,
         "Affine to start from, such as a network's estimate; `{name}` in a path stands for the "
-        "moving image's file name without its ending. A matrix of flirt counts from the fixed and "
-        "the moving image unless others are named.",
+        "moving image's file name without its ending. For a matrix of flirt, the fixed and the "
+        "moving image are those of the pair unless others are named.",
         f"null, or {ONE_TRANSFORM}",
     )
     fixed_mask: FilePath | None = setting(
         None,
-        "Mask of the fixed image's voxels that don't count, such as a lesion: not 0 there, on the "
-        "image's grid. The field there continues the field around them.",
+        "Mask of the fixed image's voxels to ignore, such as a lesion: not 0 in these voxels, on "
+        "the image's grid. The field there continues the field around them.",
         "null or the path of a NIfTI file",
     )
     moving_mask: FilePath | None = setting(
         None,
-        "The same of each moving image; `{subject}` in the path stands for the moving image's file "
-        "name without its ending. An image without the file has no such voxels.",
+        "The same for each moving image; `{subject}` in the path stands for the moving image's "
+        "file name without its ending. For an image without the file, no voxel is ignored.",
         "null or a path with {subject} to a NIfTI file",
     )
     elastic_start: FilePath | None = setting(
         None,
-        "What the velocity starts from, before the affine: the file of a field in the direction "
+        "Initialisation of the velocity, applied to points before the affine: the file of a field "
         "from fixed to moving, as ITK, ANTs, refine and register-elastic write it; network: the "
-        "registration network that ships; or the file of a network of train-registration or "
+        "pretrained registration network; or the file of a network of train-registration or "
         "train-elastic (.pt). `{name}` as in start.",
         "null, network, or a path",
     )
     elastic_start_kind: Literal["displacement", "velocity"] = setting(
         "displacement",
-        "What the vectors of elastic_start's file are: a displacement, or a stationary velocity "
-        "whose flow is meant.",
+        "Meaning of the vectors in elastic_start's file: a displacement, or a stationary velocity "
+        "whose flow is the displacement.",
         "displacement or velocity",
     )
     contrast: Literal["same", "other", "auto"] = setting(

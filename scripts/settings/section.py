@@ -14,6 +14,7 @@ neither torch nor monai::
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Self, get_args
 
@@ -256,6 +257,9 @@ def _describe_one(violation: Any, model: type[Section], given: Mapping[str, Any]
     cause = violation.get("ctx", {}).get("error")
     if section is not None and cause is not None:  # keys of a section contradict each other
         shown = value.as_dict() if isinstance(value, Section) else value
+        if isinstance(shown, Mapping):  # of a long section, the settings that contradict each other
+            named = set(re.findall(r"\w+", str(cause)))
+            shown = {key: one for key, one in shown.items() if key in named} or shown
         return f"{path}: {cause} (given: {_shorten(shown)})"
     reason = f"{cause}; " if cause is not None else ""
     return f"{path} = {_shorten(value)}: {reason}must be {rule}"

@@ -120,10 +120,13 @@ class StackSettings(Section):
         2, "Axis of a NIfTI volume along which the sections follow each other.", ge=0, le=2
     )
     pad: Flag = setting(
-        False, "Centre sections of unequal sizes on a common canvas, whose rest is unknown."
+        False,
+        "Centre sections of unequal sizes on a common canvas; the added border counts as unknown.",
     )
     interpolation: Literal["cubic", "linear", "nearest"] = setting(
-        "cubic", "Of the one resampling; nearest for labels.", "cubic, linear or nearest"
+        "cubic",
+        "Interpolation of the resampling; use nearest for labels.",
+        "cubic, linear or nearest",
     )
     fill: Annotated[str | float, BeforeValidator(_word_or_number)] = setting(
         "border",
@@ -135,7 +138,9 @@ class StackSettings(Section):
         "What to write beside the transforms; a NIfTI input always gives NIfTI as well.",
         "a non-empty list of different ones of zarr, nifti, tiff",
     )
-    n_workers: Integer = setting(4, "Sections or pairs computed at the same time.", ge=1, le=256)
+    n_workers: Integer = setting(
+        4, "Number of sections or pairs computed in parallel.", ge=1, le=256
+    )
     scheduler: Literal["threads", "processes"] = setting(
         "threads",
         "How dask runs the workers; results are the same to the bit.",
@@ -222,14 +227,16 @@ class RegisterStackConfig(StackSettings):
         0.5, "Weight of the squared deviations of scale from 1 and of shear from 0.", ge=0
     )
     early_stopping: Flag = setting(True, "End a level of Adam once its loss stays the same.")
-    stop_window: Integer = setting(15, "Steps whose losses are compared for it.", ge=2)
+    stop_window: Integer = setting(
+        15, "Number of steps whose losses are compared for early stopping.", ge=2
+    )
     stop_tol: Number = setting(
         1e-5, "Largest minus smallest loss of the window that counts as the same.", gt=0
     )
     init_std: Number = setting(
         1e-3, "Standard deviation of Adam's random start, active parameters only.", ge=0
     )
-    seed: Integer = setting(0, "Of the random start.", ge=0)
+    seed: Integer = setting(0, "Seed of the random start.", ge=0)
     starts: Literal["search", "identity"] = setting(
         "search",
         "search tries rotations, each with the shifts of phase correlation, at the coarsest level.",
@@ -241,11 +248,15 @@ class RegisterStackConfig(StackSettings):
     flips: Flag = setting(False, "Let the search try mirrored sections as well.")
     max_pairs: Integer | None = setting(
         None,
-        "Measure the first pairs of sections only, the rest follow; 0 copies. Null: all.",
+        "Number of pairs to register, from the start of the stack; later sections get the "
+        "transform of the last registered one. 0: copy the sections. Null: all.",
         ge=0,
     )
     neighbours: Integer = setting(
-        2, "Sections that each one is measured against; 1 is plain composition.", ge=1, le=16
+        2,
+        "Number of next sections that each section is registered to; 1 is plain composition.",
+        ge=1,
+        le=16,
     )
     reference: Annotated[int | str, BeforeValidator(_word_or_integer)] = setting(
         "first", "Section whose frame is kept.", "first, middle or an index >= 0"
@@ -258,7 +269,7 @@ class RegisterStackConfig(StackSettings):
         "none, scanner or a path",
     )
     placement_sigma: Number = setting(
-        8.0, "Standard deviation of the smoothing that makes it slow, sections.", gt=0
+        8.0, "Standard deviation of the smoothing that defines the slow part, in sections.", gt=0
     )
     skip: Annotated[list[int], BeforeValidator(_integers)] = setting(
         [],
@@ -274,7 +285,9 @@ class RegisterStackConfig(StackSettings):
     crop_borders: Flag = setting(
         True, "Crop to the largest rectangle that every section fills, less the margin."
     )
-    crop_safety_margin: Integer = setting(5, "Pixels taken off at each side of it.", ge=0)
+    crop_safety_margin: Integer = setting(
+        5, "Pixels to crop from each side of that rectangle.", ge=0
+    )
     device: Text = setting(
         "cpu",
         "Where pairs are computed.",

@@ -134,7 +134,7 @@ class TrainFieldsOptimizerConfig(RateScheduleConfig):
     )
     batch_size: Integer = setting(4, "Pairs per step.", ge=1)
     gradient_clip: Number = setting(
-        5.0, "Greatest norm of a step's gradient; longer ones are scaled down.", gt=0
+        5.0, "Largest norm of a step's gradient; larger gradients are scaled down.", gt=0
     )
     seed: Integer = setting(0, "Seed of every random choice.", ge=0)
     num_workers: Integer = setting(
@@ -180,7 +180,7 @@ class TrainFieldsConfig(PairSelection):
         "null or an integer >= 0 and below folds",
     )
     validation: FilePath | None = setting(
-        None, "Another store to measure with; takes the place of a fold.", "null or a path"
+        None, "Another store for the measurements, instead of a fold.", "null or a path"
     )
     global_model: FilePath | None = setting(
         None,

@@ -19,14 +19,16 @@ class WarpConfig(Section):
 
     key_path: ClassVar[str] = "warp"
 
-    subjects: Names = setting([], "Whose images to warp.", "a non-empty list of distinct names")
+    subjects: Names = setting(
+        [], "Subjects whose images to warp.", "a non-empty list of distinct names"
+    )
     image: FilePath = setting("", "Path of the image, with `{subject}`.", "a path")
     transforms: Transforms = setting(
         [],
         "Transforms in the order of antsApplyTransforms's -t, the first one the first that a point "
         "of the reference passes through; `{subject}` in a path, `[path, 1]` for an affine's "
         "inverse.",
-        f"not empty; {TRANSFORMS}",
+        f"a non-empty list, {TRANSFORMS.removeprefix('a list, ')}",
     )
     reference: FilePath = setting(
         "", "Image whose grid the result lies on, with `{subject}`.", "a path"

@@ -30,9 +30,9 @@ class WarpStreamlinesConfig(Section):
     )
     transforms: Transforms = setting(
         [],
-        "Transforms in place of the bundle's own fields, in the order in which a point passes "
-        "through them, as antsApplyTransformsToPoints takes them. A file that warps images from "
-        "A to B moves points from B to A: to move points from A to B, give the file of the other "
+        "Transforms to use instead of the bundle's fields, in the order in which a point passes "
+        "through them, as antsApplyTransformsToPoints takes them. A file that warps images from A "
+        "to B moves points from B to A: to move points from A to B, give the file of the other "
         "direction, or `[path, 1]` for the inverse, of a field as well. `{subject}` in a path.",
         f"{TRANSFORMS}; may be empty",
     )
@@ -48,8 +48,8 @@ class WarpStreamlinesConfig(Section):
     )
     vtk_space: Literal["auto", "ras", "lps"] = setting(
         "auto",
-        "World of the points in VTK files: auto takes what the title says, else LPS for .fib and "
-        "RAS for .vtk; dipy's .vtk are lps.",
+        "World coordinates of the points in VTK files: auto takes the space in the title, else "
+        "LPS for .fib and RAS for .vtk; dipy writes .vtk in lps.",
         "auto, ras or lps",
     )
 

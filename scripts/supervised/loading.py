@@ -287,7 +287,8 @@ def _split(settings: TrainFieldsConfig, store: PairStore) -> tuple[list[int], li
     held = [i for i in rest if int(specimens[i]) not in trained]
     if len(held) < len(rest):
         logger.info(
-            "%d pairs that %s leaves out aren't measured with: their specimens are trained on",
+            "%d pairs that %s leaves out are not used for measurements: their specimens are "
+            "trained on",
             len(rest) - len(held), settings.key("indexes"),
         )  # fmt: skip
     return wanted, held

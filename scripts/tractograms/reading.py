@@ -233,5 +233,7 @@ def _check_finite(path: Path, chunk: Streamlines, before: int) -> None:
     if len(bad):
         first = before + int(np.searchsorted(chunk.offsets, bad[0], side="right")) - 1
         raise TractogramError(
-            path, f"has points that are not finite, first in streamline {first} (counted from 0)"
+            path,
+            f"has points that are not finite, first in streamline {first} (counted from 0); write "
+            "the file again without these streamlines",
         )

@@ -56,7 +56,17 @@ def open_tck(file: Path, path: Path) -> Source:
             done += len(chunk)
             yield chunk
         if described.isdigit() and int(described) != done:
-            logger.warning("%s: contains %d streamlines, its header says %s", path, done, described)
+            # A NaN point within a streamline looks like its end; the count alone shows it.
+            logger.warning(
+                "%s: contains %d streamlines, its header says %d%s",
+                path,
+                done,
+                int(described),
+                "; a point that is NaN ends a streamline of a TCK: check whether streamlines are "
+                "cut in two"
+                if done > int(described)
+                else "",
+            )
 
     return Source(chunks)
 

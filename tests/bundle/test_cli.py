@@ -135,7 +135,8 @@ def test_documented_verbs_are_the_real_ones():
     ("words", "message"),
     [
         ([], "VERB"),
-        (["trian"], "invalid choice: 'trian'"),
+        (["trian"], "'trian' is not a verb; did you mean train?"),
+        (["xyz"], "'xyz' is not a verb\nsee: python -m bundle --help"),
         (["demo", "--fodler", "x"], "unrecognized arguments: --fodler x"),
         (["train", "stray"], "error: unexpected argument 'stray'"),
         (
@@ -170,6 +171,19 @@ def test_settings_errors_are_one_line_and_code_2(config, override, message, caps
     assert error.startswith("error: ")
     assert message in error
     assert "Traceback" not in error
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        (["train", "--layout", "flat"], "--learned_atlas#cohort#layout"),
+        (["train", "--refine#rounds", "2"], "--learned_atlas#refine#rounds"),
+        (["refine", "--fixed", "a.nii.gz"], "--refine#fixed"),
+    ],
+)
+def test_a_setting_without_its_block_is_explained(words, meant, capsys):
+    assert cli.main(words) == 2
+    assert f"; did you mean {meant}?\n" in capsys.readouterr().err
 
 
 def test_settings_errors_come_before_torch(config):

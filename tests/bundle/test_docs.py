@@ -11,9 +11,13 @@ from bundle import cli
 from bundle.overrides import apply_overrides, parse_overrides
 from bundle.tools import TOOLS
 from scripts.cohort import LAYOUTS
+from scripts.settings import BLOCKS
 
 ROOT = cli.ROOT
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")),
+    *sorted((ROOT / "docs").glob("*.md")),
+]
 ZOO_SECTIONS = [
     "Model Overview",
     "Data",
@@ -41,6 +45,46 @@ def test_links_lead_somewhere(page):
     links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8"))
     missing = [link for link in links if not (page.parent / link).exists()]
     assert not missing
+
+
+def anchors(page: Path) -> set[str]:
+    """Anchors of a page's headings, as GitHub makes them."""
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    headings = [
+        re.sub(r"[^\w\- ]", "", one.lower()) for one in re.findall(r"^#+ (.+)$", text, re.M)
+    ]
+    return {one.strip().replace(" ", "-") for one in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_to_a_heading_find_it(page):
+    links = re.findall(r"\]\(([^)#:\s]*)#([^)\s]+)\)", page.read_text(encoding="utf-8"))
+    wrong = [
+        f"{file}#{anchor}"
+        for file, anchor in links
+        if anchor not in anchors(page.parent / file if file else page)
+    ]
+    assert not wrong
+
+
+def is_setting(block: str, keys: list[str]) -> bool:
+    section = BLOCKS[block].schema()
+    for place, key in enumerate(keys):
+        if key not in section.model_fields:
+            return False
+        kind = section.model_fields[key].annotation
+        if not hasattr(kind, "model_fields"):
+            return place == len(keys) - 1
+        section = kind
+    return True
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_settings_named_in_the_text_exist(page):
+    pattern = rf"\b({'|'.join(BLOCKS)})((?:#\w+)+)"
+    named = set(re.findall(pattern, page.read_text(encoding="utf-8")))
+    wrong = [block + keys for block, keys in named if not is_setting(block, keys.split("#")[1:])]
+    assert not wrong
 
 
 def test_model_card_has_the_zoo_sections_in_order():

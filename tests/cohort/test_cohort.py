@@ -337,6 +337,35 @@ def test_a_folder_without_any_map(dataset):
     assert "learned_atlas#cohort#layout" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "settings", "advice"),
+    [
+        (
+            "{}.nii.gz",
+            {},
+            "; 3 subjects have a file at {subject}.nii.gz or {subject}.nii: give "
+            "--learned_atlas#cohort#layout flat (see",
+        ),
+        (
+            "{}/tracts/cst/density.nii.gz",
+            {"cohort": {"pattern": "{subject}/x.nii.gz"}},
+            "give --learned_atlas#cohort#layout xtract without --learned_atlas#cohort#pattern",
+        ),
+        ("{}.trk", {}, "give --learned_atlas#cohort#layout streamlines"),
+        ("{}/t1/image.nii.gz", {}, "folders without a map: a, b, c"),
+    ],
+)
+def test_a_folder_of_another_layout_is_told_by_its_name(tmp_path, name, settings, advice):
+    for subject in "abc":
+        path = tmp_path / name.format(subject)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    with pytest.raises(CohortError, match="no subject found") as caught:
+        read_cohort(tmp_path, config(**settings))
+    assert advice in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
 def test_an_empty_folder(dataset):
     with pytest.raises(CohortError, match="no subject found"):
         read(dataset)

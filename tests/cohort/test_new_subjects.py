@@ -79,3 +79,8 @@ def test_unusable_new_subjects_are_left_out(five, atlas, caplog):
 def test_a_new_subject_that_is_not_there(tmp_path, atlas, source, words):
     with pytest.raises(CohortError, match=words):
         read_new_subjects(tmp_path / source, config(), atlas.grid, atlas.crop)
+
+
+def test_a_folder_among_maps_is_told_by_the_option_for_folders(five, atlas):
+    with pytest.raises(CohortError, match="is a folder, not a map; give it as --dataset_dir"):
+        read_new_subjects([five.path("sub-1"), five.folder], config(), atlas.grid, atlas.crop)

@@ -285,7 +285,7 @@ def test_who_cannot_be_aligned_is_left_out_or_ends_the_run(
     words = ("--dataset_dir", dataset, "--output_dir", tmp_path / "out")
     assert run("align", *words, "--align#image", "{subject}/tdi.nii.gz") == 3
     error = capsys.readouterr().err
-    assert "0 usable subjects, at least 2 are needed" in error
+    assert "0 usable subjects at {subject}/tdi.nii.gz, at least 2 are needed" in error
     assert "flat: has the same value everywhere (2)" in error
     assert not (tmp_path / "out").exists()
     assert run("align", *words, "--align#image", "tdi.nii.gz") == 2

@@ -39,6 +39,18 @@ def test_quality_is_measured_from_the_published_files(trained: Any) -> None:
     assert 0 < found["truth"]["bridge_dice"] < found["true_warps"]["bridge_dice"]
 
 
+def test_labels_of_subjects_are_compared_in_template_space(trained: Any, tmp_path: Path) -> None:
+    about = json.loads((trained.atlas / "atlas.json").read_text())
+    for subject in about["cohort"]["subjects"]:
+        image = nib.load(subject["maps"][0]["path"])
+        values = np.asarray(image.dataobj)
+        labels = (values > 0).astype(np.uint8) + (values > np.median(values[values > 0]))
+        name = f"{subject['subject']}.nii.gz"
+        nib.save(nib.Nifti1Image(labels.astype(np.uint8), image.affine), tmp_path / name)
+    found = measure(trained.atlas, str(tmp_path / "{subject}.nii.gz"))
+    assert 0.1 < found["label_dice_before"] < found["label_dice"] < 1
+
+
 def test_a_template_off_its_place_is_noticed(trained: Any, tmp_path: Path) -> None:
     """The correlation with the truth falls when the published mean is shifted."""
     moved = tmp_path / "atlas"

@@ -41,7 +41,7 @@ def built(demo_cohort, run_bundle, tmp_path_factory) -> Path:
         f"--ckpt_dir={folder}/models", *ALONE,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
-    assert "the network starts as shipped" in result.stdout + result.stderr
+    assert "initial network: shipped" in result.stdout + result.stderr
     return folder
 
 

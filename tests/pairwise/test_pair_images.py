@@ -162,8 +162,17 @@ def test_a_subject_that_cannot_be_used_is_left_out_and_too_few_are_an_error(tmp_
     assert [one.subject for one in images.rejected] == ["flat"]
     with pytest.raises(CohortError, match=r"3 usable images .* learned_affine.folds = 5"):
         read_pair_images(tmp_path, config(folds=5))
-    with pytest.raises(CohortError, match=r"learned_affine.min_subjects = 4(.|\n)*is constant"):
+    with pytest.raises(CohortError, match=r"min_subjects = 4.*\n  flat: .*is constant"):
         read_pair_images(tmp_path, config(min_subjects=4))
+
+
+def test_a_folder_of_another_layout_is_told_by_a_layout_that_these_networks_read(tmp_path):
+    write_blobs(tmp_path, 3, shape=(6, 6, 6))
+    for name in "abcde":
+        (tmp_path / f"{name}.trk").touch()
+    wrong = config(images={"layout": "xtract"})
+    with pytest.raises(CohortError, match=r"; 3 .* give --learned_affine#images#layout flat \(see"):
+        read_pair_images(tmp_path, wrong)
 
 
 # --- the configuration --------------------------------------------------------------------------

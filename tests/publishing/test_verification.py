@@ -295,7 +295,7 @@ def test_a_mixture_is_checked_where_its_fields_tell(publish: Callable[..., Path]
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (None, "atlas.json: can't be read: No such file"),
+        (None, "atlas.json: can't be read: No such file or directory; give the folder of"),
         ("{", "atlas.json: damaged"),
         ("[]", "atlas.json: damaged"),
         ('{"cohort": 3}', "not the description of an atlas"),

@@ -438,3 +438,12 @@ def test_threads_that_publish_at_once_each_keep_their_staging(tmp_path: Path) ->
             done.result()
     assert len(set(content(tmp_path / "atlas").values())) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["atlas"]
+
+
+def test_a_file_below_a_file_is_told_by_the_system_in_words(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with (
+        pytest.raises(StorageError, match=r"can't be written: [A-Z][a-z ]+$"),
+        write_whole(tmp_path / "file" / "a.txt") as staged,
+    ):
+        staged.write_text("y")

@@ -87,6 +87,7 @@ def test_training_settings_are_refused_with_key_value_and_rule(changes, message)
     ("block", "message"),
     [
         ({}, "needs either reference or atlas_dir"),
+        ({"reference": [], "count": 3, "seed": 1}, r"atlas_dir \(given: \{'reference': \[\]\}\)$"),
         ({"reference": "a", "atlas_dir": "b"}, "needs either reference or atlas_dir"),
         ({"reference": "a", "dims": 4}, "is no number of dimensions"),
         ({"reference": "a", "shape": [8, 8]}, "has an entry below 16"),

@@ -200,6 +200,18 @@ def test_points_that_are_no_numbers_name_their_streamline(tmp_path):
                 pass
 
 
+def test_a_nan_point_that_cuts_a_streamline_of_a_tck_in_two_is_warned_of(tmp_path, caplog):
+    path = tmp_path / "cut.tck"
+    streamlines = some_streamlines()
+    at = int(streamlines.lengths.argmax())
+    streamlines.points[streamlines.offsets[at] + 1] = np.nan  # the same bytes as an end
+    write_tractogram(path, streamlines, SHAPE, AFFINE)
+    assert len(open_tractogram(path).read()) == 41
+    (record,) = caplog.records
+    assert f"{path}: contains 41 streamlines, its header says 40" in record.getMessage()
+    assert "a point that is NaN ends a streamline of a TCK" in record.getMessage()
+
+
 def _without_place(path: Path) -> None:
     write_tractogram(path, some_streamlines(), SHAPE, AFFINE)
     raw = bytearray(path.read_bytes())
