@@ -19,6 +19,7 @@ import nibabel as nib
 import numpy as np
 from nibabel.arrayproxy import ArrayProxy
 from nibabel.filebasedimages import ImageFileError
+from nibabel.freesurfer.mghformat import MGHError
 from nibabel.spatialimages import HeaderDataError, ImageDataError
 from nibabel.wrapstruct import WrapStructError
 
@@ -49,6 +50,7 @@ _MALFORMED: tuple[type[Exception], ...] = (
     HeaderDataError,
     ImageDataError,
     ImageFileError,
+    MGHError,
     WrapStructError,
     EOFError,
     MemoryError,

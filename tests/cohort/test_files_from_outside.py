@@ -11,7 +11,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from scripts.cohort import find_subjects, read_cohort, read_density
@@ -140,6 +140,7 @@ def test_absurd_header_is_refused_with_a_reason(
     ),
     packed=st.booleans(),
 )
+@example(changes={0: b"\0\0\0\x01"}, packed=False)  # MGH without a voxel
 def test_any_header_gives_a_map_or_a_reason(
     changes: dict[int, bytes], packed: bool, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
