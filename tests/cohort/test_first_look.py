@@ -88,6 +88,30 @@ def test_images_are_hardly_compressed(tmp_path: Path, request_of_all: CohortRequ
     assert guesses["presence_value"] in (0.05, 0.1)
 
 
+def test_deformations_of_images_are_less_smooth(
+    tmp_path: Path, request_of_all: CohortRequest
+) -> None:
+    for seed, name in enumerate(("p1", "p2", "p3")):
+        write_image(tmp_path / f"{name}.nii.gz", seed)
+    densities = ("log_offset", "presence_value")
+    guesses = found(tmp_path, request_of_all, ("layout", "normalisation", *densities))
+    usual = LearnedAtlasConfig.load({})
+    assert set(guesses) == {"velocity_smoothing", "smoothness_weight"}
+    assert 0 < guesses["velocity_smoothing"] < usual.model.velocity_smoothing  # type: ignore
+    assert 0 < guesses["smoothness_weight"] < usual.loss.smoothness_weight  # type: ignore
+    assert found(tmp_path, request_of_all, (*densities, *guesses)).keys() == {
+        "layout",
+        "normalisation",
+    }
+
+
+def test_deformations_of_densities_stay_as_smooth_as_usual(
+    tmp_path: Path, request_of_all: CohortRequest
+) -> None:
+    write_map(tmp_path / "p1.nii.gz")
+    assert not {"velocity_smoothing", "smoothness_weight"} & set(found(tmp_path, request_of_all))
+
+
 def test_a_mask_is_no_image(tmp_path: Path, request_of_all: CohortRequest) -> None:
     mask = np.zeros(SHAPE, np.float32)
     mask[1:4, 2:5, 3:6] = 1
