@@ -9,6 +9,7 @@ from typing import Any
 import nibabel
 import numpy as np
 import pytest
+import yaml
 
 from scripts.cohort import Candidate, Inspection, inspect_subject
 from scripts.cohort import first_look as look_module
@@ -16,8 +17,10 @@ from scripts.cohort.first_look import first_look
 from scripts.cohort.usual_densities import FAINT
 from scripts.errors import CohortError, ConfigurationError
 from scripts.settings.atlas import LearnedAtlasConfig
+from scripts.settings.atlas_model import LearnedAtlasModelConfig
 from scripts.settings.cohort import CohortRequest
 
+ROOT = Path(__file__).resolve().parents[2]
 SHAPE = (6, 7, 8)
 
 
@@ -123,15 +126,14 @@ def test_deformations_of_images_are_less_smooth(
     for seed, name in enumerate(("p1", "p2", "p3")):
         write_image(tmp_path / f"{name}.nii.gz", seed)
     densities = ("log_offset", "presence_value")
-    guesses = found(tmp_path, request_of_all, ("layout", "normalisation", *densities))
-    usual = LearnedAtlasConfig.load({})
-    assert set(guesses) == {"velocity_smoothing", "smoothness_weight"}
-    assert 0 < guesses["velocity_smoothing"] < usual.model.velocity_smoothing  # type: ignore
-    assert 0 < guesses["smoothness_weight"] < usual.loss.smoothness_weight  # type: ignore
-    assert found(tmp_path, request_of_all, (*densities, *guesses)).keys() == {
-        "layout",
-        "normalisation",
-    }
+    guesses = found(tmp_path, request_of_all, densities)
+    usual = yaml.safe_load((ROOT / "configs" / "train.yaml").read_text())["learned_atlas"]["loss"]
+    smoothness = {"velocity_smoothing", "smoothness_weight"}
+    assert guesses.keys() == {"layout", "normalisation"} | smoothness
+    assert 0 < guesses["velocity_smoothing"] < LearnedAtlasModelConfig().velocity_smoothing  # type: ignore[operator]
+    assert 0 < guesses["smoothness_weight"] < usual["smoothness_weight"]  # type: ignore[operator]
+    guesses = found(tmp_path, request_of_all, (*densities, *smoothness))
+    assert guesses.keys() == {"layout", "normalisation"}
 
 
 def test_deformations_of_densities_stay_as_smooth_as_usual(
