@@ -151,8 +151,8 @@ def sweep(
     failed = [row["run"] for row in rows if row["status"] != "done"]
     if failed:
         raise TrainingError(
-            f"{len(failed)} of {len(runs)} runs failed: {', '.join(failed)}; the others are in "
-            f"{folder / 'results.csv'}, each run's output in its log.txt"
+            f"{len(failed)} of {len(runs)} runs failed: {', '.join(failed)}; all runs are in "
+            f"{folder / 'results.csv'}, the output of each is in its log.txt there"
         )
 
 

@@ -228,7 +228,7 @@ def _carried(grid: ViewerGrid, present: int, of: int, missing: int) -> str:
     if of:
         which = "all" if present == of else f"{present} of"
         worst = "" if present == of else ", the ones that fit the template worst"
-        parts.append(f"The viewer carries {which} {of:,} subjects{worst}.")
+        parts.append(f"The viewer contains {which} {of:,} subjects{worst}.")
     if max(grid.factors) > 1:
         blocks = " x ".join(map(str, grid.factors))
         parts.append(f"Each of its voxels is the mean of {blocks} voxels.")
