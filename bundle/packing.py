@@ -22,12 +22,12 @@ from scripts.networks.checkpoint import checkpoint_bytes
 from scripts.networks.described import DescribedNetwork
 from scripts.runtime.input_files import FileError, check_file
 from scripts.runtime.inside import inside
+from scripts.runtime.ownership import NAME
 from scripts.runtime.storage import write_whole
 from scripts.runtime.watched_files import WatchedFiles
 
 __all__ = [
     "LARGE",
-    "NAME",
     "Archive",
     "completed_metadata",
     "pack",
@@ -35,7 +35,6 @@ __all__ = [
     "trained_config",
 ]
 
-NAME = "tract_density_atlas"
 LARGE = 25_000_000
 """The zoo wants larger files (bytes) hosted elsewhere, with the address in large_files.yml."""
 
@@ -58,7 +57,8 @@ class Archive:
 
     Attributes:
         contents: bytes of each file by its path below the archive's root folder, sorted.
-        left_out: what the model said of people and places, and doesn't in the archive.
+        left_out: what the model's description reveals of people and places, and the archive's
+            doesn't.
     """
 
     contents: dict[str, bytes]

@@ -109,7 +109,7 @@ def make_cohort(tmp_path: Path, make_grid: Callable[..., Grid]) -> Callable[...,
         folder = tmp_path / "maps"
         folder.mkdir(exist_ok=True)
         crop = CropBox(tuple(1 for _ in shape), tuple(n - 1 for n in shape))
-        found, total = [], np.zeros((channels, *shape))
+        result, total = [], np.zeros((channels, *shape))
         for i in range(subjects):
             maps = []
             for c in range(channels):
@@ -121,10 +121,10 @@ def make_cohort(tmp_path: Path, make_grid: Callable[..., Grid]) -> Callable[...,
                 nib.save(nib.Nifti1Image(density, grid.affine), path)
                 total[c] += density / subjects
                 maps.append(DensityMap(path, c, 1.0, f"{i}-{c}"))
-            found.append(Subject(f"sub-{i + 1}", tuple(maps)))
+            result.append(Subject(f"sub-{i + 1}", tuple(maps)))
         mean = crop.crop(total).astype(np.float32)
         tracts = tuple(f"tract-{c}" for c in range(channels)) if channels > 1 else ()
-        return Cohort(tuple(found), (), grid, crop, mean, "none", "{subject}", tracts=tracts)
+        return Cohort(tuple(result), (), grid, crop, mean, "none", "{subject}", tracts=tracts)
 
     return make
 

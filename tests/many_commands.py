@@ -48,7 +48,7 @@ def run_commands(
     for number, (name, words) in enumerate(commands.items()):
         words = with_output(words, output_of(folder, name))
         ended = in_process(words, folder / "logs" / str(number))
-        seen[name] = ended.status, ended.said
+        seen[name] = ended.status, ended.output
     (folder / _SEEN).write_text(json.dumps(seen))
 
 
@@ -59,4 +59,4 @@ def run_program(program: Path, folder: Path) -> dict[str, tuple[int, str]]:
     ran = run_path(program, [str(folder)], ROOT, environment, timeout=900)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     seen = json.loads((folder / _SEEN).read_text())
-    return {name: (status, said) for name, (status, said) in seen.items()}
+    return {name: (status, output) for name, (status, output) in seen.items()}

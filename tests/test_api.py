@@ -65,7 +65,7 @@ def test_a_deformation_brings_moving_to_fixed():
         fixed, moving, across, across, settings={"family": "rigid", "levels": [2, 1]}
     )
     correlation = {"similarity": "correlation", "levels": [2, 1]}
-    found = api.deformable_registration(
+    result = api.deformable_registration(
         fixed, moving, across, across, start=matrix, settings=correlation
     )
 
@@ -74,7 +74,7 @@ def test_a_deformation_brings_moving_to_fixed():
 
     assert likeness(moving) < 0.95
     assert likeness(api.warp(moving, fixed, [matrix], across, across)) < 0.993
-    assert likeness(api.warp(moving, fixed, [found], across, across)) > 0.999
+    assert likeness(api.warp(moving, fixed, [result], across, across)) > 0.999
 
 
 def test_arrays_need_an_affine(tmp_path: Path):
@@ -113,7 +113,7 @@ def test_labels_must_fit_the_atlas():
 
 def test_weights_must_fit_the_streamlines():
     line = np.array([[0.0, 0, 0], [3, 0, 0]])
-    found = api.density_map([line, line], (4, 1, 1), np.eye(4), weights=np.array([1, 2.5]))
-    assert found.max() == 3.5
+    result = api.density_map([line, line], (4, 1, 1), np.eye(4), weights=np.array([1, 2.5]))
+    assert result.max() == 3.5
     with pytest.raises(ValueError, match="one for each of 2"):
         api.density_map([line, line], (4, 1, 1), np.eye(4), weights=np.ones(3))

@@ -53,10 +53,10 @@ def test_suppressed_context_is_not_searched():
 @pytest.mark.parametrize("number", [errno.ENAMETOOLONG, errno.ENOSPC, errno.EACCES, errno.EMFILE])
 def test_what_the_system_refuses_everywhere_is_a_storage_error(number):
     error = wrapped(OSError(number, os.strerror(number), "a" * 5000), RuntimeError("by MONAI"))
-    found = error_report.find_user_error(error)
-    assert isinstance(found, errors.StorageError)
-    assert str(found).endswith(os.strerror(number))
-    assert len(str(found)) < 300
+    result = error_report.find_user_error(error)
+    assert isinstance(result, errors.StorageError)
+    assert str(result).endswith(os.strerror(number))
+    assert len(str(result)) < 300
     assert error_report.find_user_error(OSError(errno.EINVAL, "a bug")) is None
 
 
@@ -155,7 +155,7 @@ def test_submodules_are_reachable_after_a_plain_import_and_torch_stays_out():
         (Path("/a/b"), "/a/b"),
     ],
 )
-def test_what_a_terminal_obeys_or_nobody_sees_is_shown_as_an_escape(text, seen):
+def test_what_a_terminal_obeys_or_does_not_show_is_shown_as_an_escape(text, seen):
     assert errors.shown(text) == seen
     assert errors.shown(errors.shown(text)) == seen
 

@@ -20,7 +20,7 @@ _LONGEST_S = 300  # of a job that hangs
 
 def last_line(ended: Ended, folder: Path) -> str:
     """Status and last line of a job, without the folder's path."""
-    lines = [line for line in ended.said.replace("\r", "\n").splitlines() if line.strip()]
+    lines = [line for line in ended.output.replace("\r", "\n").splitlines() if line.strip()]
     messages = [line for line in lines if "it/s" not in line and not line.startswith("see: ")]
     last = messages[-1] if messages else ""
     return f"{ended.status}: {last.replace(str(folder), 'W')[:160]}"
@@ -66,29 +66,31 @@ class Job:
         """Make sure that a job that sets the scene ended well.
 
         Raises:
-            RuntimeError: with what it said.
+            RuntimeError: with its output.
         """
         if ended.status != 0:
-            raise RuntimeError(ended.said)
+            raise RuntimeError(ended.output)
 
     def done(self, ended: Ended) -> bool:
         """Whether a job ended well."""
-        return ended.status == 0 and "Traceback" not in ended.said
+        return ended.status == 0 and "Traceback" not in ended.output
 
     def one_line(self, ended: Ended, *statuses: int) -> bool:
-        """Whether a job ended with one of the statuses and said why, without a traceback."""
-        right = ended.status in statuses and "error: " in ended.said
-        return right and "Traceback" not in ended.said
+        """Whether a job ended with one of the statuses and a message, without a traceback."""
+        right = ended.status in statuses and "error: " in ended.output
+        return right and "Traceback" not in ended.output
 
-    def told(self, what: str, ended: Ended, held: bool) -> Outcome:
-        """An outcome with the last line that the job said."""
-        return Outcome(what, held and "Traceback" not in ended.said, last_line(ended, self.folder))
+    def outcome(self, what: str, ended: Ended, held: bool) -> Outcome:
+        """An outcome with the last line of the job's output."""
+        return Outcome(
+            what, held and "Traceback" not in ended.output, last_line(ended, self.folder)
+        )
 
     def refused(self, what: str, ended: Ended, status: int, *names: str) -> Outcome:
         """An outcome that is right if the job ended with a status and named something."""
-        described = ended.said.rpartition("error: ")[2]
+        described = ended.output.rpartition("error: ")[2]
         held = self.one_line(ended, status) and all(name in described for name in names)
-        return self.told(what, ended, held)
+        return self.outcome(what, ended, held)
 
     def keeps(self, what: str, job: Callable[[], Ended], file: Path) -> Outcome:
         """An outcome that is right if a job is refused, names a file, and leaves it as it is."""

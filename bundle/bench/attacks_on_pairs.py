@@ -101,8 +101,10 @@ def pairs_damaged(folder: Path) -> Iterator[Outcome]:
         raw[rng.randrange(len(raw))] ^= 1 << rng.randrange(8)
         model.write_bytes(raw)
         result = jobs.predict(pairs)
-        believed += result.status != 6 or "Traceback" in result.said
-    yield jobs.told("`predict-fields`: a bit of `fields_global.pt`, 8 times", result, believed == 0)
+        believed += result.status != 6 or "Traceback" in result.output
+    yield jobs.outcome(
+        "`predict-fields`: a bit of `fields_global.pt`, 8 times", result, believed == 0
+    )
     model.write_bytes(sound)
 
     def claims(edit: Callable[[Any], Any]) -> Path:

@@ -105,7 +105,7 @@ class _Shell(Job):
 
     def fine(self, what: str, ended: Ended) -> Outcome:
         """An outcome that is right if the job ended well."""
-        return self.told(what, ended, self.done(ended))
+        return self.outcome(what, ended, self.done(ended))
 
 
 # ---------------------------------------------------------------------------------------------
@@ -244,16 +244,16 @@ def memory(folder: Path) -> Iterator[Outcome]:
                 shutil.copytree(folder / "ready", folder / "m")
             ended = jobs.shell(f"ulimit -v {limit}; {jobs.line(verb)}")
             held = jobs.done(ended) or jobs.one_line(ended, 9)
-            yield jobs.told(f"`{verb}`: `ulimit -v {limit}`", ended, held)
+            yield jobs.outcome(f"`{verb}`: `ulimit -v {limit}`", ended, held)
             shutil.rmtree(folder / "o", ignore_errors=True)
     for limit in (250, 350, 500):
         grouped = _grouped(jobs, jobs.line("train", models="g"), limit << 20)
         if grouped is None:
             yield Outcome("a group's limit of memory", True, "not tried: groups aren't ours here")
             return
-        killed = grouped.status in (137, -9) and "memory that this container" in grouped.said
+        killed = grouped.status in (137, -9) and "memory that this container" in grouped.output
         held = jobs.done(grouped) or jobs.one_line(grouped, 9) or killed
-        yield jobs.told(f"`train`: a group's limit of {limit} MB", grouped, held)
+        yield jobs.outcome(f"`train`: a group's limit of {limit} MB", grouped, held)
         shutil.rmtree(folder / "g", ignore_errors=True)
 
 
@@ -294,7 +294,9 @@ def machine_and_users(folder: Path) -> Iterator[Outcome]:
         os.utime(path, (later, later), follow_symlinks=False)
     ended = jobs.shell(jobs.line("train"))
     same = content(folder / "o" / "learned_atlas") == expected
-    yield jobs.told("`train`: all files are from 400 days ahead", ended, jobs.done(ended) and same)
+    yield jobs.outcome(
+        "`train`: all files are from 400 days ahead", ended, jobs.done(ended) and same
+    )
     if os.geteuid() != 0 or shutil.which("setpriv") is None:
         yield Outcome("another user", True, "not tried: not root here")
         return
@@ -303,10 +305,10 @@ def machine_and_users(folder: Path) -> Iterator[Outcome]:
     for path in (folder / "m", folder / "o"):
         subprocess.run(["chmod", "-R", "go-w,a+rX", str(path)], check=True)
     ended = jobs.shell(f"HOME=/ {nobody} {jobs.line('train')}")
-    yield jobs.told("`train` by another user, whose folders aren't writable", ended,
+    yield jobs.outcome("`train` by another user, whose folders aren't writable", ended,
                     jobs.one_line(ended, 7))  # fmt: skip
     (folder / "x").mkdir()
     (folder / "x").chmod(0o777)
     ended = jobs.shell(f"HOME=/ {nobody} {jobs.line('export', out='x')}")
-    yield jobs.told("`export` of another user's model, to a folder of one's own", ended,
+    yield jobs.outcome("`export` of another user's model, to a folder of one's own", ended,
                     jobs.done(ended))  # fmt: skip

@@ -66,9 +66,9 @@ def stack_descriptions(folder: Path) -> Iterator[Outcome]:
     _pictures(folder / "odd", ODD_NAMES)
     ended = jobs.register("odd")
     page = folder / "o" / "registered_stack" / "quality.html"
-    held = jobs.done(ended) and not list(folder.rglob("PWNED")) and "\x1b" not in ended.said
+    held = jobs.done(ended) and not list(folder.rglob("PWNED")) and "\x1b" not in ended.output
     held = held and page.exists() and "\x1b" not in page.read_text("utf-8")
-    yield jobs.told(f"`register-stack`: sections named `{CODE}`, `@x`, `=1+1`, ...", ended, held)
+    yield jobs.outcome(f"`register-stack`: sections named `{CODE}`, `@x`, `=1+1`, ...", ended, held)
     edits: dict[str, Callable[[dict[str, Any]], Any]] = {
         "a path `../../x`": lambda i: i["datasets"][0].update(path="../../x"),
         "an absolute path": lambda i: i["datasets"][0].update(path="/etc"),
@@ -82,8 +82,8 @@ def stack_descriptions(folder: Path) -> Iterator[Outcome]:
     for number, (what, edit) in enumerate(edits.items()):
         path = _ome(folder / f"ome{number}.zarr", edit)
         ended = jobs.register(path, out="x")
-        held = "Traceback" not in ended.said and (ended.status == 3 or "unit" in what)
-        yield jobs.told(f"`register-stack`: OME metadata with {what}", ended, held)
+        held = "Traceback" not in ended.output and (ended.status == 3 or "unit" in what)
+        yield jobs.outcome(f"`register-stack`: OME metadata with {what}", ended, held)
         shutil.rmtree(folder / "x", ignore_errors=True)
     plain = folder / "plain.zarr"
     for what in ("a pipe as chunk", "/dev/zero as chunk", "a chunk longer than its values",
@@ -160,8 +160,8 @@ def stacks_change(folder: Path) -> Iterator[Outcome]:
         edit(about)
         (folder / "t.json").write_text(json.dumps(about))
         ended = jobs.apply("s", folder / "t.json")
-        yield jobs.told(f"`apply-stack`: {what}", ended, jobs.one_line(ended, 3))
+        yield jobs.outcome(f"`apply-stack`: {what}", ended, jobs.one_line(ended, 3))
     for text in ('{"sections": [3]}', '{"slices": {"a": 1}}', '{"slices": [{"anchoring": [1]}]}'):
         (folder / "p.json").write_text(text)
         ended = jobs.register("s", f"--register_stack#placement={folder / 'p.json'}", out="y")
-        yield jobs.told(f"`register-stack`: placements `{text}`", ended, jobs.one_line(ended, 3))
+        yield jobs.outcome(f"`register-stack`: placements `{text}`", ended, jobs.one_line(ended, 3))

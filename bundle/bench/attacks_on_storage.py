@@ -82,7 +82,7 @@ def what_is_replaced(folder: Path) -> Iterator[Outcome]:
         (folder / path).unlink()
     done = bench.over("train")
     if done.status != 0:
-        raise RuntimeError(done.said)
+        raise RuntimeError(done.output)
     holding("o/registered/sub-0001/anat/T1w.nii.gz")
     ended = bench.over("register")
     yield bench.refused("`register`: raw data in `registered/<subject>`", ended, 7, "anat/T1w")
@@ -111,7 +111,7 @@ def damaged_checkpoints(folder: Path) -> Iterator[Outcome]:
 
     done = bench.over("train", out="whole", models="whole_m")
     if done.status != 0:
-        raise RuntimeError(done.said)
+        raise RuntimeError(done.output)
     expected = content(folder / "whole" / "learned_atlas")
     believed, refused = 0, done
     for _ in range(10):
@@ -119,9 +119,9 @@ def damaged_checkpoints(folder: Path) -> Iterator[Outcome]:
         shutil.copy(folder / "whole_m" / "model.pt", folder / "m")
         flip(folder / "m" / "model.pt")
         ended = bench.over("register")
-        believed += ended.status != 6 or "Traceback" in ended.said
+        believed += ended.status != 6 or "Traceback" in ended.output
         refused = ended
-    yield bench.told("`register`: a bit of `model.pt`, 10 times", refused, believed == 0)
+    yield bench.outcome("`register`: a bit of `model.pt`, 10 times", refused, believed == 0)
     shutil.rmtree(folder / "m")
 
     for name in ("training.pt", "refinement/state.pt", "fine_tuning.pt"):
@@ -136,8 +136,8 @@ def damaged_checkpoints(folder: Path) -> Iterator[Outcome]:
         flip(file)
         ended = bench.over("train")
         same = ended.status == 0 and content(folder / "o" / "learned_atlas") == expected
-        yield bench.told(f"`train` killed, a bit of `{name}` flipped", ended,
-                         same or (ended.status == 6 and name in ended.said))  # fmt: skip
+        yield bench.outcome(f"`train` killed, a bit of `{name}` flipped", ended,
+                         same or (ended.status == 6 and name in ended.output))  # fmt: skip
         for left in ("m", "o"):
             shutil.rmtree(folder / left)
     yield _damaged_velocity(bench, flip, expected)
@@ -157,7 +157,9 @@ def _damaged_velocity(
     flip(rounds / "round-000" / "000004.pt")
     ended = bench.over("train")
     same = ended.status == 0 and content(bench.folder / "o" / "learned_atlas") == expected
-    return bench.told("`train` killed, a bit of a finished round's velocity flipped", ended, same)
+    return bench.outcome(
+        "`train` killed, a bit of a finished round's velocity flipped", ended, same
+    )
 
 
 # ---------------------------------------------------------------------------------------------
@@ -195,7 +197,7 @@ def changes_meanwhile(folder: Path) -> Iterator[Outcome]:
         done = bench.over("train", f"--learned_atlas#optimizer#seed={seed}", out=name,
                          models=f"m{name}")  # fmt: skip
         if done.status != 0:
-            raise RuntimeError(done.said)
+            raise RuntimeError(done.output)
     state = folder / "m" / "run_state"
     for what in ("cleared", "another run's"):
         shutil.copytree(folder / "ma", folder / "m")
@@ -223,7 +225,7 @@ def changes_meanwhile(folder: Path) -> Iterator[Outcome]:
 
 @attack("known at the start")
 def known_at_the_start(folder: Path) -> Iterator[Outcome]:
-    """What keeps a job from publishing: nothing may be computed before it is told."""
+    """What keeps a job from publishing: nothing may be computed before it is reported."""
     bench = _Bench(folder)
     target = folder / "o" / "learned_atlas"
     target.parent.mkdir()

@@ -43,10 +43,10 @@ def without_training(folder: Path) -> Iterator[Outcome]:
                      "--learned_atlas#min_subjects=2")  # fmt: skip
     atlas = folder / "learned_atlas"
     if ended.status != 0:  # maps too small for the network: the rest needs an atlas all the same
-        yield jobs.told("`build`: odd names", ended, jobs.one_line(ended, 2, 3))
+        yield jobs.outcome("`build`: odd names", ended, jobs.one_line(ended, 2, 3))
         jobs.require(jobs.run("train", *jobs.folders, f"--ckpt_dir={folder / 'm'}", *TINY))
     else:
-        yield jobs.told("`build`: odd names", ended, not list(folder.rglob("PWNED")))
+        yield jobs.outcome("`build`: odd names", ended, not list(folder.rglob("PWNED")))
     template = folder / "@t.nii.gz"
     shutil.copy(folder / "d" / "@x.nii.gz", template)
     words = ("register", *jobs.folders, f"--template={template}", *COHORT_ONLY, TINY[0])
@@ -69,7 +69,7 @@ def without_training(folder: Path) -> Iterator[Outcome]:
     shutil.rmtree(folder / "registered")
     ended = jobs.run(*words, watch=jobs.until(reports, change))
     whole = expected == content(folder / "registered" / "sub-0004")  # it is read once
-    yield jobs.told("`register --template`: the template is replaced meanwhile", ended, whole)
+    yield jobs.outcome("`register --template`: the template is replaced meanwhile", ended, whole)
     template.write_bytes(sound)
     yield from _streamlines(jobs, atlas)
     yield from _tracts(jobs)
@@ -93,7 +93,7 @@ def _streamlines(jobs: _Atlas, atlas: Path) -> Iterator[Outcome]:
     ended = jobs.warp(*words, f"--atlas_dir={atlas}")
     made = folder / "warped_streamlines" / subject / f"{CODE}.trk"
     held = jobs.done(ended) and made.is_file() and not list(folder.rglob("PWNED"))
-    yield jobs.told(f"`warp-streamlines`: a tractogram named `{CODE}.trk`", ended, held)
+    yield jobs.outcome(f"`warp-streamlines`: a tractogram named `{CODE}.trk`", ended, held)
     jobs.require(ended)
     foreign = made.with_name("notes.txt")
     foreign.write_text("mine")
@@ -133,7 +133,7 @@ def _tracts(jobs: _Atlas) -> Iterator[Outcome]:
     table = folder / "tract_statistics" / "tract_statistics.csv"
     rows = table.read_text("utf-8").splitlines() if table.exists() else []
     unsafe = [row for row in rows if row.startswith(("=", "+", "-", "@"))]
-    yield jobs.told("`tract-stats`: odd names of subjects and tracts", ended,
+    yield jobs.outcome("`tract-stats`: odd names of subjects and tracts", ended,
                     jobs.done(ended) and bool(rows) and not unsafe)  # fmt: skip
     jobs.require(ended)
     foreign = folder / "tract_statistics" / "notes.txt"

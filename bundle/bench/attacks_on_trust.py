@@ -25,6 +25,7 @@ import monai.bundle  # noqa: F401 (imported once, for all processes)
 import torch
 
 from bundle import cli
+from bundle.bench.attacked_jobs import last_line
 from bundle.bench.attacks import Outcome, attack
 from bundle.bench.faults import COHORT_ONLY, TINY, write_cohort
 from bundle.bench.forked_jobs import Ended, in_process
@@ -45,21 +46,15 @@ def _run(folder: Path, *words: object) -> Ended:
         return in_process([*map(str, words)], folder / "job")
 
 
-def _message(ended: Ended, folder: Path) -> str:
-    """The last line that a job said, without the folder's path."""
-    lines = [line for line in ended.said.replace("\r", "\n").splitlines() if line.strip()]
-    messages = [line for line in lines if "it/s" not in line and not line.startswith("see: ")]
-    last = messages[-1] if messages else ""
-    return f"{ended.status}: {last.replace(str(folder), 'W')[:160]}"
-
-
 def _refused(ended: Ended, *statuses: int) -> bool:
-    """Whether a job ended with one of the statuses and said why, without a traceback."""
-    return ended.status in statuses and "Traceback" not in ended.said and "error: " in ended.said
+    """Whether a job ended with one of the statuses and a message, without a traceback."""
+    return (
+        ended.status in statuses and "Traceback" not in ended.output and "error: " in ended.output
+    )
 
 
 def _done(ended: Ended) -> bool:
-    return ended.status == 0 and "Traceback" not in ended.said
+    return ended.status == 0 and "Traceback" not in ended.output
 
 
 def _odd_cohort(folder: Path) -> Path:
@@ -74,7 +69,7 @@ def _averaged(folder: Path) -> Path:
     data = write_cohort(folder / "d", 5, _SHAPE)
     done = _run(folder, "average", f"--dataset_dir={data}", f"--output_dir={folder}", *COHORT_ONLY)
     if done.status != 0:
-        raise RuntimeError(done.said)
+        raise RuntimeError(done.output)
     return folder / "atlas"
 
 
@@ -84,7 +79,7 @@ def _trained(folder: Path, *more: str) -> Path:
     folders = (f"--dataset_dir={data}", f"--output_dir={folder}", f"--ckpt_dir={folder / 'm'}")
     done = _run(folder, "train", *folders, *TINY, *more)
     if done.status != 0:
-        raise RuntimeError(done.said)
+        raise RuntimeError(done.output)
     return folder / "m"
 
 
@@ -109,7 +104,7 @@ def text_as_code(folder: Path) -> Iterator[Outcome]:
         ended = _run(folder, verb, *words, *settings, *more)
         held = _done(ended) and not list(folder.rglob("PWNED"))
         yield Outcome(f"`{verb}`: subjects named `{CODE}`, `@x`, `%x`, `{{}}`, ...", held,
-                      "" if held else _message(ended, folder))  # fmt: skip
+                      "" if held else last_line(ended, folder))  # fmt: skip
     for text in (CODE, "@x", "%x"):
         yield _packed_setting(folder, text)
 
@@ -124,7 +119,7 @@ def _packed_setting(folder: Path, text: str) -> Outcome:
     torch.save({**state, "described": described}, folder / "other" / "model.pt")
     ended = _run(folder, "pack", "--ckpt_dir", folder / "other", "--output", folder / "a.zip")
     held = _refused(ended, 6) and not (folder / "a.zip").exists()
-    return Outcome(f"`pack`: a model whose setting is `{text}`", held, _message(ended, folder))
+    return Outcome(f"`pack`: a model whose setting is `{text}`", held, last_line(ended, folder))
 
 
 # ---------------------------------------------------------------------------------------------
@@ -147,14 +142,14 @@ def names_of_folders(folder: Path) -> Iterator[Outcome]:
         ended = _run(folder, "carry", "--atlas_dir", atlas, "--output_dir", folder / "out")
         held = _refused(ended, 3) and precious.exists() and not (folder / "out").exists()
         yield Outcome(f"`carry`: a subject named {name.replace(str(folder), 'W')!r}", held,
-                      _message(ended, folder))  # fmt: skip
+                      last_line(ended, folder))  # fmt: skip
     (atlas / "atlas.json").write_text(json.dumps(about))
     (folder / "out").mkdir()
     (folder / "out" / "sub-0001").symlink_to(folder / "home" / "me")
     ended = _run(folder, "carry", "--atlas_dir", atlas, "--output_dir", folder / "out")
     held = _refused(ended, 3) and precious.exists()
     yield Outcome("`carry`: a link out in the place of a patient's folder", held,
-                  _message(ended, folder))  # fmt: skip
+                  last_line(ended, folder))  # fmt: skip
     yield from _links(folder)
 
 
@@ -243,7 +238,7 @@ def verify_nonsense(folder: Path) -> Iterator[Outcome]:
 
 def _verified(folder: Path, what: str) -> Outcome:
     ended = _timed(folder, "verify", folder / "atlas")
-    return Outcome(f"`verify`: {what}", _refused(ended, 8), _message(ended, folder))
+    return Outcome(f"`verify`: {what}", _refused(ended, 8), last_line(ended, folder))
 
 
 def _timed(folder: Path, *words: object) -> Ended:
@@ -275,20 +270,20 @@ def terminal_and_tables(folder: Path) -> Iterator[Outcome]:
         shutil.copy(first, data / f"{name}.nii.gz")
         ended = _run(folder, "check", f"--dataset_dir={data}", *COHORT_ONLY)
         (data / f"{name}.nii.gz").unlink()
-        clean = ended.said.replace("\n", "").isprintable()
-        held = _done(ended) and clean and ended.said.count("  rejected  ") == 1
+        clean = ended.output.replace("\n", "").isprintable()
+        held = _done(ended) and clean and ended.output.count("  rejected  ") == 1
         yield Outcome(f"`check`: a subject named {name!r}", held, "shown escaped, left out" * held)
     for name in ("\u202egnp", "a\u200bb"):
         shutil.copy(first, data / f"{name}.nii.gz")
         ended = _run(folder, "check", f"--dataset_dir={data}", *COHORT_ONLY)
         (data / f"{name}.nii.gz").unlink()
-        held = _done(ended) and ended.said.replace("\n", "").isprintable()
+        held = _done(ended) and ended.output.replace("\n", "").isprintable()
         yield Outcome(f"`check`: a subject named {name!a}", held, "shown escaped" * held)
     for name in ("SUB-0001",):
         shutil.copy(first, data / f"{name}.nii.gz")
         ended = _run(folder, "check", f"--dataset_dir={data}", *COHORT_ONLY)
         (data / f"{name}.nii.gz").unlink()
-        held = _done(ended) and ended.said.count("  rejected  ") == 2
+        held = _done(ended) and ended.output.count("  rejected  ") == 2
         yield Outcome("`check`: sub-0001 and SUB-0001", held, "both left out" * held)
     first.rename(data / '=HYPERLINK("http:evil","x").nii.gz')
     words = (f"--dataset_dir={data}", f"--output_dir={folder}")
@@ -298,7 +293,7 @@ def terminal_and_tables(folder: Path) -> Iterator[Outcome]:
     table = folder / "tract_similarity" / "cohort.csv"
     held = _done(ended) and "\"'=HYPERLINK" in table.read_text()
     yield Outcome("`compare`: a subject named `=HYPERLINK(...)`", held,
-                  "the cell begins with `'`" if held else _message(ended, folder))  # fmt: skip
+                  "the cell begins with `'`" if held else last_line(ended, folder))  # fmt: skip
 
 
 # ---------------------------------------------------------------------------------------------
@@ -326,13 +321,13 @@ def settings_beyond(folder: Path) -> Iterator[Outcome]:
     }
     for what, more in words.items():
         ended = _run(folder, "train", f"--dataset_dir={data}", f"--output_dir={folder}", *more)
-        yield Outcome(f"`train`: {what}", _refused(ended, 2), _message(ended, folder))
+        yield Outcome(f"`train`: {what}", _refused(ended, 2), last_line(ended, folder))
     os.environ["MONAI_EVAL_EXPR"] = "0"
     try:
         ended = _run(folder, "train", f"--dataset_dir={data}", f"--output_dir={folder}")
     finally:
         del os.environ["MONAI_EVAL_EXPR"]
-    yield Outcome("`train`: MONAI_EVAL_EXPR=0", _refused(ended, 2), _message(ended, folder))
+    yield Outcome("`train`: MONAI_EVAL_EXPR=0", _refused(ended, 2), last_line(ended, folder))
 
 
 # ---------------------------------------------------------------------------------------------
@@ -347,7 +342,7 @@ def packed_models(folder: Path) -> Iterator[Outcome]:
               "--learned_atlas#cohort#density_dir=/home/alice_at_lab/secret")  # fmt: skip
     models = _trained(folder, *secret)
     ended = _run(folder, "pack", "--list", "--ckpt_dir", models)
-    listed = _done(ended) and "model.pt" in ended.said and "alice_at_lab" not in ended.said
+    listed = _done(ended) and "model.pt" in ended.output and "alice_at_lab" not in ended.output
     yield Outcome("`pack --list`", listed, "names what travels, and what is left out" * listed)
     ended = _run(folder, "pack", "--ckpt_dir", models, "--output", folder / "a.zip")
     with zipfile.ZipFile(folder / "a.zip") as archive:
@@ -414,7 +409,7 @@ def _interrupted_twice(folder: Path, data: Path) -> Outcome:
                         os.kill(process, signal.SIGINT)
 
             ended = in_process(["train", *words, *TINY], folder / "job", watch=watch)
-            if ended.status not in (0, cli.EXIT_INTERRUPTED) or "Traceback" in ended.said:
-                bad.append(f"after {first} + {gap} s: {_message(ended, folder)}")
+            if ended.status not in (0, cli.EXIT_INTERRUPTED) or "Traceback" in ended.output:
+                bad.append(f"after {first} + {gap} s: {last_line(ended, folder)}")
     return Outcome("`train`: Ctrl-C twice, at 15 moments", not bad,
                    "; ".join(bad) or "130, one line; or done before")  # fmt: skip

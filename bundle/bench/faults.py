@@ -214,7 +214,7 @@ class Campaign:
     def _run(self, words: Sequence[str] = ()) -> Ended:
         ended = in_process([*self.work.command(self.base, self.data), *words], self.base)
         if ended.status != 0:
-            raise BrokenPromise(f"{self.work.verb} ended with {ended.status}:\n{ended.said}")
+            raise BrokenPromise(f"{self.work.verb} ended with {ended.status}:\n{ended.output}")
         return ended
 
     def _prepare(self, other: Sequence[str]) -> None:
@@ -225,7 +225,7 @@ class Campaign:
             command = WORKS["train"].command(self.base, self.data)
             trained = in_process(command, self.base)
             if trained.status != 0:
-                raise BrokenPromise(f"train ended with {trained.status}:\n{trained.said}")
+                raise BrokenPromise(f"train ended with {trained.status}:\n{trained.output}")
             shutil.rmtree(self.base / "output")
         self.empty = self._keep("empty")
         self._run(other)
@@ -236,7 +236,7 @@ class Campaign:
         self.seconds, self.operations = ended.seconds, ended.operations or 1
         self.new = self._results()
         if self.old == self.new:
-            raise BrokenPromise("the earlier result can't be told from the new one")
+            raise BrokenPromise("the earlier result can't be distinguished from the new one")
 
     def _keep(self, name: str) -> Path:
         kept = self.folder / name
@@ -279,10 +279,10 @@ class Campaign:
         start = self._results()
         killed = in_process(self.work.command(self.base, self.data), self.base, moment)
         if killed.status not in (0, -moment.signum, cli.EXIT_TERMINATED, cli.EXIT_INTERRUPTED):
-            raise BrokenPromise(f"{moment}: status {killed.status}\n{killed.said}")
+            raise BrokenPromise(f"{moment}: status {killed.status}\n{killed.output}")
         # Python itself reports, and drops, what is raised inside a finalizer: the work was done.
-        if "Traceback" in killed.said.partition("Exception ignored in")[0]:
-            raise BrokenPromise(f"{moment}: a traceback\n{killed.said}")
+        if "Traceback" in killed.output.partition("Exception ignored in")[0]:
+            raise BrokenPromise(f"{moment}: a traceback\n{killed.output}")
         results = self._results()
         for name, content in results.items():
             if content not in (start[name], self.new[name]):

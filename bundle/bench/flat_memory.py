@@ -54,7 +54,7 @@ def _sound(words: list[str], folder: Path, **more: Any) -> Any:
     folder.mkdir(exist_ok=True)
     ended = in_process(words, folder, **more)
     if ended.status != 0:
-        raise SystemExit(f"{words[0]} ended with {ended.status}:\n{ended.said}")
+        raise SystemExit(f"{words[0]} ended with {ended.status}:\n{ended.output}")
     return ended
 
 

@@ -51,14 +51,14 @@ class Ended:
         status: exit status, negative for a signal.
         seconds: duration.
         operations: number of file operations; None if they weren't counted to the end.
-        said: its output.
+        output: what it printed.
         peak_mb: peak memory (including what it shares with its parent).
     """
 
     status: int
     seconds: float
     operations: int | None
-    said: str
+    output: str
     peak_mb: float
 
 

@@ -56,7 +56,7 @@ class Trial:
         for name in ("train", "average", "register"):
             ended = in_process(WORKS[name].command(self.good, self.data), self.good)
             if ended.status != FINE:
-                raise SystemExit(f"{name} failed on a sound disk:\n{ended.said}")
+                raise SystemExit(f"{name} failed on a sound disk:\n{ended.output}")
         self.disk = folder / "disk"
         self.outcomes: Counter[tuple[str, str]] = Counter()
         self.failures: list[str] = []
@@ -76,7 +76,7 @@ class Trial:
         gone = fault == "folder removed" and ended.status == CHECKPOINT  # its model was in it
         if ended.status not in (FINE, STORAGE) and not gone:
             wrong.append(f"status {ended.status}")
-        if "Traceback" in ended.said:
+        if "Traceback" in ended.output:
             wrong.append("traceback")
         whole = [content(self.good / name) for name in work.results]
         for name, expected in zip(work.results, whole, strict=True):
@@ -94,7 +94,7 @@ class Trial:
         self.outcomes[fault, outcome] += 1
         print(f"{fault}, {work.verb}: {outcome}", flush=True)
         if wrong:
-            self.failures.append(f"{fault}, {work.verb}: {outcome}\n{ended.said[-3000:]}")
+            self.failures.append(f"{fault}, {work.verb}: {outcome}\n{ended.output[-3000:]}")
 
     def full(self, work: Work, size_kb: int) -> None:
         """A disk that is too small."""
@@ -115,7 +115,7 @@ class Trial:
         base = self.base(work)
         (self.disk / "filler").write_bytes(bytes(1024 * (1480 if not work.needs_model else 1300)))
         ended = in_process(work.command(base, self.data), self.good.with_name("told"))
-        fault = "full disk, told beforehand" if "are needed" in ended.said else "full disk"
+        fault = "full disk, told beforehand" if "are needed" in ended.output else "full disk"
         self.judge(fault, work, base, ended)
         unmounted(self.disk)
 

@@ -94,7 +94,7 @@ def run(folder: Path) -> Outputs:
     """Run the jobs on larger people of the tutorial, in this process.
 
     Raises:
-        RuntimeError: a job failed; it has said why.
+        RuntimeError: a job failed; it has printed why.
     """
     made = Outputs(folder / "people", folder / "output")
     write_demo_people(made.people, PEOPLE)

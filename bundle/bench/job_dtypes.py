@@ -138,8 +138,8 @@ def run_all(tried: Sequence[Trial], log: Path) -> dict[str, tuple[str, str]]:
     seen = {}
     for number, (name, words) in enumerate(tried):
         ended = in_process(words, log.with_name(f"{log.name}_{number}"))
-        lines = [line for line in ended.said.splitlines() if line.strip()]
-        failed = ended.status != 0 or "Traceback" in ended.said
+        lines = [line for line in ended.output.splitlines() if line.strip()]
+        failed = ended.status != 0 or "Traceback" in ended.output
         seen[name] = (f"{ended.status}" if failed else "ok", lines[-1] if lines else "")
     return seen
 

@@ -26,10 +26,11 @@ import nibabel as nib
 import numpy as np
 
 from bundle.monai_label.environment import LabelCheckError, LabelEnvironment
-from bundle.packing import NAME, pack
+from bundle.packing import pack
 from bundle.workshop import clean_environment
 from scripts.atlas.published_model import published_network
 from scripts.phantom import write_demo_cohort
+from scripts.runtime.ownership import NAME
 from scripts.runtime.storage import file_hash
 
 __all__ = ["label_check"]

@@ -91,7 +91,7 @@ class CohortRefinement:
         mixture_sharpness: of the soft assignment with K > 1.
         design: coded covariates ``(N, p)`` of a conditional template, with mean 0.
         window: side, in voxels, of the windows for the shrinkage of slopes.
-        network_rounds: how often the network alone registers everybody, before the other rounds.
+        network_rounds: how often the network alone registers all subjects, before the other rounds.
         final_lr: size of a round's last step, to which it falls; None: it stays.
     """
 

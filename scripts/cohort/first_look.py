@@ -9,9 +9,11 @@ import math
 import os
 import re
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+import numpy as np
 
 from scripts.cohort.density import waytotal_file
 from scripts.cohort.discovery import (
@@ -22,7 +24,7 @@ from scripts.cohort.discovery import (
     outputs_of,
     require_folder,
 )
-from scripts.cohort.inspection import Inspection, inspect_subject
+from scripts.cohort.inspection import inspect_subject
 from scripts.cohort.layouts import LAYOUTS
 from scripts.cohort.tractogram_maps import Counting, counting_for
 from scripts.cohort.usual_densities import FAINT, PLAIN, UsualDensities, look_like_images
@@ -36,6 +38,12 @@ __all__ = ["Guess", "first_look"]
 _LOOKED_AT = 10  # subjects, spread over the cohort
 _MOST = 0.8  # of these must have an image before it counts as common to all
 _DEPTH = 4  # parts of a path inside a subject's folder
+_OF_ONE_MAP: dict[str, Callable[[np.ndarray], float]] = {
+    "none": lambda _: 1.0,
+    "max": np.max,
+    "streamline_density": np.sum,
+}
+"""Divisors that the values of a map give, see `scripts.cohort.density.density_divisor`."""
 _DENSITY_WORDS = ("density", "tdi", "fdt_paths", "streamlines", "visitation", "tract")
 
 
@@ -89,14 +97,15 @@ def first_look(
         named = {"layout": None, "pattern": None, where.name: str(where.value)}
         request = replace(request, search=replace(request.search, **named))  # type: ignore[arg-type]
     candidates = _spread(find_subjects(root, request.search).candidates)
-    counting = counting_for(candidates, request, root)
+    look = _Look(candidates, request, counting_for(candidates, request, root))
     if "normalisation" not in given:
-        how = _normalisation(candidates, request, counting)
+        how = _normalisation(look)
         guesses.append(how)
-        cohort = request.cohort.model_copy(update={"normalisation": how.value})
-        request = replace(request, cohort=cohort)
+        normalisation = str(how.value)
+    else:
+        normalisation = request.cohort.normalisation
     if not {"log_offset", "presence_value"} <= set(given):
-        guesses += _densities(candidates, request, counting, given)
+        guesses += _densities(look, normalisation, given)
     return tuple(guesses)
 
 
@@ -187,35 +196,70 @@ def _is_like_density(path: str) -> bool:
 # ---------------------------------------------------------------------------------------------
 
 
-def _normalisation(
-    candidates: Sequence[Candidate], request: CohortRequest, counting: Counting | None
-) -> Guess:
-    if counting is not None:
+class _Look:
+    """The maps of a few subjects, read once where one reading is enough.
+
+    Args:
+        candidates: the subjects.
+        request: how their maps are read.
+        counting: of tractograms; None: the maps are images.
+    """
+
+    def __init__(
+        self, candidates: Sequence[Candidate], request: CohortRequest, counting: Counting | None
+    ) -> None:
+        self.candidates = candidates
+        self.request = request
+        self.counted = counting is not None
+        self._counting = counting
+        self._read: dict[str, list[np.ndarray]] = {}
+
+    def densities(self, normalisation: str) -> list[np.ndarray]:
+        """Densities of the subjects that can be used; the job itself reports the others."""
+        if normalisation not in self._read:
+            plain = self._read.get("none")
+            single = all(len(candidate.maps) == 1 for candidate in self.candidates)
+            if plain is not None and single and normalisation in _OF_ONE_MAP:
+                divisor = _OF_ONE_MAP[normalisation]
+                self._read[normalisation] = [one / divisor(one) for one in plain]
+            else:
+                self._read[normalisation] = self._inspect(normalisation)
+        return self._read[normalisation]
+
+    def _inspect(self, normalisation: str) -> list[np.ndarray]:
+        cohort = self.request.cohort.model_copy(update={"normalisation": normalisation})
+        request = replace(self.request, cohort=cohort)
+        read = []
+        for candidate in self.candidates:
+            try:
+                read.append(inspect_subject(candidate, request, self._counting).density)
+            except FileError:
+                continue
+        return read
+
+
+def _normalisation(look: _Look) -> Guess:
+    if look.counted:
         return Guess("normalisation", "waytotal", "of streamlines, whose number is known")
-    paths = [one.path for candidate in candidates for one in candidate.maps]
+    paths = [one.path for candidate in look.candidates for one in candidate.maps]
     if paths and all(
         stem_of(path) == "densityNorm" or waytotal_file(path).exists() for path in paths
     ):
         return Guess("normalisation", "waytotal", "every map has a waytotal")
-    read = _read(candidates, request, "none", counting)
-    highest = [float(one.density.max()) for one in read]
+    read = look.densities("none")
+    highest = [float(one.max()) for one in read]
     if highest and max(highest) <= 1:
         return Guess("normalisation", "none", f"no value exceeds 1 (highest {max(highest):g})")
-    if counting is None and look_like_images([one.density for one in read]):
+    if look_like_images(read):
         return Guess("normalisation", "max", "the maps look like images: their values are alike")
     return Guess("normalisation", "streamline_density", "the maps have no waytotal")
 
 
-def _densities(
-    candidates: Sequence[Candidate],
-    request: CohortRequest,
-    counting: Counting | None,
-    given: Collection[str],
-) -> list[Guess]:
-    read = _read(candidates, request, request.cohort.normalisation, counting)
+def _densities(look: _Look, normalisation: str, given: Collection[str]) -> list[Guess]:
+    read = look.densities(normalisation)
     if not read:  # the job says why
         return []
-    usual = UsualDensities.of([one.density for one in read], counted=counting is not None)
+    usual = UsualDensities.of(read, counted=look.counted)
     met = f"{FAINT:g} of the density that a streamline meets on average ({usual.typical:.3g})"
     image = f"the maps look like images; {PLAIN:g} times their average value ({usual.typical:.3g})"
     guesses = (
@@ -223,20 +267,3 @@ def _densities(
         Guess("presence_value", usual.presence_value, met),
     )
     return [guess for guess in guesses if guess.name not in given]
-
-
-def _read(
-    candidates: Sequence[Candidate],
-    request: CohortRequest,
-    normalisation: str,
-    counting: Counting | None,
-) -> list[Inspection]:
-    """The subjects that can be used; the job itself reports the others."""
-    cohort = request.cohort.model_copy(update={"normalisation": normalisation})
-    read = []
-    for candidate in candidates:
-        try:
-            read.append(inspect_subject(candidate, replace(request, cohort=cohort), counting))
-        except FileError:
-            continue
-    return read

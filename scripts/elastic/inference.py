@@ -28,6 +28,7 @@ from scripts.registration.moved import moved_by
 from scripts.registration.network_field import pair_network
 from scripts.registration.pair_output import PairFields, require_no_fold, write_pair
 from scripts.registration.start_field import StartField, read_start_field
+from scripts.runtime.ownership import NAME
 from scripts.runtime.storage import publish_folder
 from scripts.runtime.watched_files import WatchedFiles
 from scripts.settings.image_pairs import RegisterElasticConfig
@@ -198,7 +199,7 @@ class RegisteredPairWriter(PairWriter):
         axes = torch.from_numpy(fixed.grid.affine[:3, : fixed.spatial_dims])
         moves = torch.einsum("ij,bj...->bi...", axes, forward.double())
         report = {
-            "name": "tract_density_atlas",
+            "name": NAME,
             "kind": "elastic registration",
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "fixed": {"path": item["fixed"], "sha256": watched.sha256(item["fixed"])},

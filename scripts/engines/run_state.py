@@ -16,6 +16,7 @@ from scripts.runtime.checked_json import verified, write_checked
 from scripts.runtime.input_files import FileError, read_json
 from scripts.runtime.lock import LOCK_FILE
 from scripts.runtime.processes import from_first
+from scripts.runtime.run_log import LOG_FILE
 from scripts.runtime.storage import check_not_root
 from scripts.settings.section import Section
 
@@ -48,8 +49,14 @@ class Identified(Protocol):
 
 # What runs leave in their folder; names with a process's number are halves of killed ones.
 _FILES = re.compile(
-    r"run\.json|folds\.json|(training|fine_tuning)(\.previous)?\.pt|cache|refinement"
+    r"run\.json|folds\.json|(training|fine_tuning)(\.previous)?\.pt|cache|refinement|pairs"
     r"|(fold|round)-\d+|\.\d+\..+|\.DS_Store"
+)
+
+
+# Of these, what every run writes before it has computed anything, and the halves of a killed one.
+_NOT_SAVED = re.compile(
+    rf"run\.json|folds\.json|\.\d+\..+|\.DS_Store|{re.escape(LOCK_FILE)}|{re.escape(LOG_FILE)}(\.\d+)?"
 )
 
 
@@ -72,10 +79,12 @@ def check_earlier_run(folder: Path) -> None:
         raise StorageError(f"{folder}: can't be looked through: {error}") from error
     foreign = [name for name in names if not is_run or not _FILES.fullmatch(name)]
     if foreign:
+        # A job without models keeps its state beside its output.
+        option = "output_dir" if folder.name.endswith(".unfinished") else "ckpt_dir"
         raise StorageError(
             f"{folder}: would be cleared for the run's state, but contains "
             f"{some_names(sorted(foreign))}, which no run of this bundle wrote; move that "
-            "elsewhere, or choose another --ckpt_dir"
+            f"elsewhere, or choose another --{option}"
         )
 
 
@@ -112,7 +121,8 @@ class RunState:
     """The folder of an unfinished run.
 
     It belongs to one cohort and one set of settings. A run continues an unfinished run with the
-    same ones, refuses one with others, and replaces a finished one.
+    same ones, refuses one with others, and replaces a finished one. An unfinished run that saved
+    nothing, because it was refused or stopped early, is replaced as well.
 
     Args:
         folder: ``<ckpt_dir>/run_state``.
@@ -157,8 +167,7 @@ class RunState:
     def _open(self, resume: bool) -> None:
         """Continue the unfinished run, or clear the folder."""
         earlier = self._read(self.folder / "run.json")
-        if earlier is not None and not earlier["finished"] and resume:
-            self._compare(earlier["signature"])
+        if earlier is not None and not earlier["finished"] and resume and self._continues(earlier):
             logger.info("continuing the unfinished run in %s", self.folder)
             # MONAI moves cached files here from another disk: one may be incomplete.
             shutil.rmtree(self.cache, ignore_errors=True)
@@ -166,6 +175,29 @@ class RunState:
         check_earlier_run(self.folder)
         self._clear()
         self._write(finished=False)
+
+    def _continues(self, earlier: dict[str, Any]) -> bool:
+        """Whether this run continues the unfinished one; False: that one saved nothing.
+
+        Raises:
+            CheckpointError: the unfinished run saved something, and is another one.
+        """
+        try:
+            self._compare(earlier["signature"])
+        except CheckpointError as error:
+            if self._saved():
+                raise
+            logger.info("an unfinished run that saved nothing is discarded: %s", error)
+            return False
+        return True
+
+    def _saved(self) -> bool:
+        """Whether the folder holds anything that took time to compute."""
+        return any(
+            path.is_file() and not _NOT_SAVED.fullmatch(path.name)
+            for path in self.folder.rglob("*")
+            if self.cache not in path.parents
+        )
 
     def _clear(self) -> None:
         """Remove an earlier run; a kill leaves a folder that is still known for a run's."""

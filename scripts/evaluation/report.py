@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from scripts.errors import shown
+from scripts.runtime.ownership import NAME
 from scripts.runtime.storage import publish_folder
 from scripts.runtime.tables import write_table
 
@@ -88,7 +89,7 @@ def publish_evaluation(
         StorageError: it can't be written; an earlier folder stays.
     """
     content = {
-        "name": "tract_density_atlas",
+        "name": NAME,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         **about,
         "n_subjects": len(rows),

@@ -11,6 +11,7 @@ from typing import Any
 from scripts.cohort import Cohort
 from scripts.publishing.provenance import code_identity, description_hash, versions_here
 from scripts.publishing.sidecars import describe_atlas
+from scripts.runtime.ownership import NAME
 from scripts.runtime.storage import file_hash
 from scripts.settings.atlas import LearnedAtlasConfig
 
@@ -34,7 +35,7 @@ def description(
         packages: libraries whose versions count.
     """
     return {
-        "name": "tract_density_atlas",
+        "name": NAME,
         "kind": kind,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "training_space": settings.training_space,

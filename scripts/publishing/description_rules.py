@@ -18,9 +18,8 @@ from scripts.runtime.inside import inside, name_reason
 from scripts.runtime.typed_data import Part, validated
 from scripts.settings.atlas import BASELINE_MAPS
 
-__all__ = ["ATLAS_NAME", "opened_description", "require_verifiable", "verifiable_jacobians"]
+__all__ = ["opened_description", "require_verifiable", "verifiable_jacobians"]
 
-ATLAS_NAME = "tract_density_atlas"
 _MOST_VOXELS = 1 << 32
 _DOUBLES = 6  # float64 arrays of the whole grid that a verification holds for each template
 
@@ -75,7 +74,7 @@ class _Label(Part):
 
 
 class _Opened(Part):
-    name: Literal["tract_density_atlas"]
+    name: Literal["tract_density_atlas"]  # `runtime.ownership.NAME`, which a Literal can't name
     kind: str = "learned"
     training_space: Literal["template_native", "affine_native"]
     cohort: _NamedCohort

@@ -133,7 +133,7 @@ class Emission:
         templates: that are published.
         device: where fields are made.
         bar: makes a progress bar for so many subjects.
-        loss: the training's, told of each subject on the quality page.
+        loss: the training's, reported for each subject on the quality page.
     """
 
     def __init__(

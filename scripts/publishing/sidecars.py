@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from scripts.runtime.ownership import NAME
 from scripts.spatial.fields import field_names
 
 __all__ = [
@@ -33,7 +34,6 @@ __all__ = [
 BIDS_VERSION = "1.10.0"
 VERSION = "0.1.0"
 """Version of the bundle, as in configs/metadata.json."""
-_NAME = "tract_density_atlas"
 _COHORT = "cohort"
 
 _MAPS: dict[str, tuple[str, str]] = {
@@ -157,7 +157,7 @@ def dataset_description(name: str, cohort: Path | None = None) -> dict[str, Any]
         "Name": name,
         "BIDSVersion": BIDS_VERSION,
         "DatasetType": "derivative",
-        "GeneratedBy": [{"Name": _NAME, "Version": VERSION}],
+        "GeneratedBy": [{"Name": NAME, "Version": VERSION}],
     }
     if cohort is not None:
         described["SourceDatasets"] = [{"URL": cohort.as_uri()}]
@@ -169,7 +169,7 @@ def is_own_dataset(described: Mapping[str, Any]) -> bool:
     """Whether a ``dataset_description.json`` says that this bundle made the folder's files."""
     makers = described.get("GeneratedBy")
     return isinstance(makers, list) and any(
-        isinstance(one, Mapping) and one.get("Name") == _NAME for one in makers
+        isinstance(one, Mapping) and one.get("Name") == NAME for one in makers
     )
 
 
@@ -221,7 +221,7 @@ def field_sidecar(subject: str, name: str, template: str, maps: Sequence[str]) -
         "Convention": "ITK",
         "Invertible": True,
         "Inverse": to_subject if forward else to_template,
-        "RegistrationSoftware": {"Name": _NAME, "Version": VERSION},
+        "RegistrationSoftware": {"Name": NAME, "Version": VERSION},
         "SpatialReference": template if forward else maps[0],
         "Sources": [template, *maps],
     }

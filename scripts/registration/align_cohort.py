@@ -31,6 +31,7 @@ from scripts.registration.mean_alignment import (
 )
 from scripts.registration.native_subjects import NativeFile, NativeSubject, find_native_subjects
 from scripts.runtime.lock import locked_folders
+from scripts.runtime.ownership import NAME
 from scripts.runtime.progress import progress_bar
 from scripts.runtime.storage import check_replaceable, check_writable, publish_folder
 from scripts.runtime.watched_files import WatchedFiles, changed
@@ -298,7 +299,7 @@ class CohortAligner:
     def _description(self, alignment: Alignment, watched: WatchedFiles) -> dict[str, Any]:
         """``alignment.json``: the origin of these images."""
         return {
-            "name": "tract_density_atlas",
+            "name": NAME,
             "kind": "alignment",
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "settings": self.settings.as_dict(),

@@ -29,6 +29,7 @@ from scripts.registration.pair_output import (
 )
 from scripts.registration.start_field import StartField, read_start_field
 from scripts.runtime.lock import locked_folders
+from scripts.runtime.ownership import NAME
 from scripts.runtime.progress import progress_bar
 from scripts.runtime.storage import check_writable, publish_folder
 from scripts.runtime.watched_files import WatchedFiles
@@ -273,7 +274,7 @@ class PairRefiner:
         if elastic is not None:
             steps["elastic"]["jacobian"] = elastic.jacobian
         return {
-            "name": "tract_density_atlas",
+            "name": NAME,
             "kind": "refinement",
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "fixed": {

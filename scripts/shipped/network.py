@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 
@@ -37,16 +36,7 @@ class PairNetwork(PairUNet):
     kind = "pair registration"
     called = "registration network"
 
-    def __init__(
-        self,
-        enc_features: Sequence[int] = (16, 32, 32, 32),
-        dec_features: Sequence[int] = (32, 32, 32, 16, 16),
-        passes: Sequence[int] | None = None,
-        seed: int | None = None,
-        description: Mapping[str, Any] | None = None,
-        inputs: str = "forces",
-    ) -> None:
-        super().__init__(enc_features, dec_features, passes, seed, description, inputs)
+    def _add_layers(self) -> None:
         self.smoothing = GaussianSmoothing(VELOCITY_SMOOTHING / FIELD_RESOLUTION)
         self.integration = VelocityIntegration(7, FIELD_RESOLUTION)
         self.warp = Warp()

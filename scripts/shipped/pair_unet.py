@@ -60,3 +60,7 @@ class PairUNet(DescribedNetwork):
             further=self.further,
         )
         self.unet.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+        self._add_layers()
+
+    def _add_layers(self) -> None:
+        """Make a network's other layers, which have no weights; here none."""

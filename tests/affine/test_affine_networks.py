@@ -42,9 +42,9 @@ def image(grid: WorkingGrid = GRID, seed: int = 1) -> torch.Tensor:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_parameter_network_is_the_identity_at_the_start(grid, pair, family):
     made = network(grid, family=family, pair=pair, passes=2)
-    found = made(torch.cat([image(grid), image(grid, 2)], dim=1))
+    result = made(torch.cat([image(grid), image(grid, 2)], dim=1))
     eye = torch.eye(4, dtype=torch.float64)[None]
-    torch.testing.assert_close(found, eye, rtol=0, atol=1e-9)
+    torch.testing.assert_close(result, eye, rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("shape", [(24, 24, 24), (48, 56, 48), (32, 40)])
@@ -75,12 +75,12 @@ def test_keypoint_network_is_symmetric_and_knows_equal_images(grid, backbone):
     made = network(grid, kind="keypoints", backbone=backbone, family="rigid_isotropic")
     one, two = image(grid), image(grid, 2)
     with torch.no_grad():
-        there, back = made(torch.cat([one, two], 1)), made(torch.cat([two, one], 1))
+        forward, backward = made(torch.cat([one, two], 1)), made(torch.cat([two, one], 1))
         same = made(torch.cat([one, one], 1))
     eye = torch.eye(4, dtype=torch.float64)[None]
-    torch.testing.assert_close(there @ back, eye, rtol=0, atol=1e-6)
+    torch.testing.assert_close(forward @ backward, eye, rtol=0, atol=1e-6)
     torch.testing.assert_close(same, eye, rtol=0, atol=1e-6)
-    assert float((there - eye).abs().max()) > 1e-3  # so the first assertion says something
+    assert float((forward - eye).abs().max()) > 1e-3  # so the first assertion says something
 
 
 @pytest.mark.parametrize("grid", [GRID, PLANE], ids=["3d", "2d"])
@@ -92,10 +92,10 @@ def test_both_networks_give_members_of_every_family_and_learn_from_the_loss(grid
         torch.nn.init.normal_(made.estimator.head[-1].weight, std=0.02)
     batch = pairs(family, grid)(torch.cat([image(grid), image(grid, 2)]), (0, 0))
     passes = made.cascade(batch.pair)
-    found = passes[-1].matrix
-    assert float((found - torch.eye(4)).abs().amax()) > 1e-4
-    again = matrix_of(parameters_of(found.detach(), family, grid.frame), family, grid.frame)
-    torch.testing.assert_close(again, found.detach())
+    result = passes[-1].matrix
+    assert float((result - torch.eye(4)).abs().amax()) > 1e-4
+    again = matrix_of(parameters_of(result.detach(), family, grid.frame), family, grid.frame)
+    torch.testing.assert_close(again, result.detach())
     AffineLoss(1.0, 0.1)(made, passes, batch)["loss"].backward()
     slopes = [p.grad for p in made.parameters() if p.grad is not None]
     assert all(bool(torch.isfinite(slope).all()) for slope in slopes)
@@ -190,14 +190,14 @@ def test_errors_are_those_of_known_moves():
     half = GRID.frame.half_width
     turn = torch.zeros(1, 6, dtype=torch.float64)
     turn[0, 2], turn[0, 3] = np.radians(30), 3 / float(half[0])
-    found = matrix_errors(matrix_of(turn, "rigid", GRID.frame), torch.eye(4)[None].double(), half)
-    assert float(found["rotation_error"]) == pytest.approx(30)
-    assert float(found["translation_error"]) == pytest.approx(3)
+    result = matrix_errors(matrix_of(turn, "rigid", GRID.frame), torch.eye(4)[None].double(), half)
+    assert float(result["rotation_error"]) == pytest.approx(30)
+    assert float(result["translation_error"]) == pytest.approx(3)
     points = (2 * torch.rand(200_000, 3, generator=torch.Generator().manual_seed(0)) - 1) * half
     moved = points.double() @ matrix_of(turn, "rigid", GRID.frame)[0, :3, :3].T
     moved[:, 0] += 3
     sampled = (moved - points).square().sum(1).mean().sqrt()
-    assert float(found["distance"]) == pytest.approx(float(sampled), rel=1e-2)
+    assert float(result["distance"]) == pytest.approx(float(sampled), rel=1e-2)
 
 
 # --- pairs --------------------------------------------------------------------------------------
@@ -312,14 +312,14 @@ def test_a_world_matrix_relates_the_worlds_of_any_two_grids():
     fixed_affine, moving_affine = np.diag([2.0, 2, 2, 1]), np.diag([-1.5, 1.5, 2.5, 1])
     fixed_affine[:3, 3], moving_affine[:3, 3] = (5, -3, 8), (40, 2, -9)
     fixed, moving = blobs((14, 15, 16), 1), blobs((20, 18, 13), 2)
-    found = estimate_matrix(made, fixed, fixed_affine, moving, moving_affine)
+    result = estimate_matrix(made, fixed, fixed_affine, moving, moving_affine)
     centres = [
         affine[:3, :3] @ ((np.array(data.shape) - 1) / 2) + affine[:3, 3]
         for data, affine in ((fixed, fixed_affine), (moving, moving_affine))
     ]
     expected = np.eye(4)
     expected[:3, 3] = centres[1] - centres[0]
-    np.testing.assert_allclose(found.numpy(), expected, atol=1e-9)
+    np.testing.assert_allclose(result.numpy(), expected, atol=1e-9)
 
 
 @pytest.mark.parametrize(

@@ -157,7 +157,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_what_cannot_be_averaged_is_told_before_anything_is_read(make, name):
+def test_what_cannot_be_averaged_is_reported_before_anything_is_read(make, name):
     spoil, message = BAD[name]
     case = make((0, 1), (1, 2)) if name == "alone" else make((0, 1), (1, 1))
     spoil(case)

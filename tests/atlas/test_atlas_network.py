@@ -49,10 +49,10 @@ def test_shapes_in_training_and_evaluation(
 ) -> None:
     network = AtlasNetwork(templates(k, c, shape), field_resolution=factor, **FEATURES)
     image = torch.rand(3, c, *shape)
-    found = network.train()(image)
+    result = network.train()(image)
     d, reduced = len(shape), tuple(-(-n // factor) for n in shape)
-    assert found["velocity"].shape == (3, k, d, *reduced)
-    assert found["warped"].shape == (3, k, c, *shape)
+    assert result["velocity"].shape == (3, k, d, *reduced)
+    assert result["warped"].shape == (3, k, c, *shape)
     predicted = network.eval()(image)
     assert isinstance(predicted, torch.Tensor)
     assert predicted.shape == (3, c, *shape)
@@ -168,9 +168,9 @@ def test_more_passes_find_more_of_a_move_and_are_trained_together(n: int) -> Non
 
     network = AtlasNetwork(blob(9.0), passes=[1] * n, field_resolution=1, **FEATURES).eval()
     network.unet.forward = look  # type: ignore[method-assign, assignment]
-    found = network.velocity(blob(13.0))[0, 0].mean()
-    torch.testing.assert_close(found, torch.tensor(-4 * (1 - 0.5**n)))
-    slope = torch.autograd.grad(found, share)[0]
+    result = network.velocity(blob(13.0))[0, 0].mean()
+    torch.testing.assert_close(result, torch.tensor(-4 * (1 - 0.5**n)))
+    slope = torch.autograd.grad(result, share)[0]
     torch.testing.assert_close(slope, torch.tensor(-4 * n * 0.5 ** (n - 1)), rtol=1e-4, atol=0)
 
 
@@ -208,7 +208,7 @@ def test_projection_leaves_no_negative_and_an_exact_zero_off_the_support() -> No
     assert (density >= 0).all()
 
 
-def test_everything_learned_and_said_survives_a_weights_only_file() -> None:
+def test_everything_learned_and_described_survives_a_weights_only_file() -> None:
     said = {"format": 1, "grid": {"shape": [8, 9]}, "names": ["é", "b"], "x": 0.1}
     network = moving(AtlasNetwork(templates(2, 1, (8, 9)), description=said, **FEATURES))
     network.mean_velocity.fill_(0.25)
@@ -233,9 +233,9 @@ def test_half_precision_convolutions_leave_fields_and_images_float32(
     network = moving(AtlasNetwork(templates(1, 1, shape), **FEATURES)).train()
     image = torch.rand(1, 1, *shape)
     with autocast("cpu", "bfloat16"):
-        found = network(image)
+        result = network(image)
     exact = network(image)
-    for name, value in found.items():
+    for name, value in result.items():
         assert value.dtype == torch.float32
         assert 0 < (value - exact[name]).abs().max() < 0.1  # it was used, and stays close
 
@@ -245,8 +245,8 @@ def test_tiny_volumes_are_convolved_in_float32_on_a_cpu() -> None:
     network = moving(AtlasNetwork(templates(1, 1, (9, 10, 7)), **FEATURES)).train()
     image = torch.rand(1, 1, 9, 10, 7)
     with autocast("cpu", "bfloat16"):
-        found = network(image)
-    torch.testing.assert_close(found["velocity"], network(image)["velocity"], atol=0, rtol=0)
+        result = network(image)
+    torch.testing.assert_close(result["velocity"], network(image)["velocity"], atol=0, rtol=0)
 
 
 @pytest.mark.parametrize("shape", [(9, 8, 2), (2, 3, 9), (7, 2)])

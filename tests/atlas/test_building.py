@@ -89,8 +89,8 @@ def test_the_network_starts_at_the_mean_inside_a_support_around_it(
     places = [torch.nonzero(x[0, 0] > 0) for x in (present[None].float(), network.support)]
     for end, sign in ((places[0].amin(0), -1), (places[0].amax(0), 1)):
         reach = (end + sign * 5).clamp(0, 21)
-        found = places[1].amin(0) if sign < 0 else places[1].amax(0)
-        assert found.tolist() == reach.tolist()
+        result = places[1].amin(0) if sign < 0 else places[1].amax(0)
+        assert result.tolist() == reach.tolist()
 
 
 def test_the_seed_alone_decides_the_start(
@@ -189,8 +189,8 @@ def _spoiled(change: Callable[[dict[str, Any]], Any]) -> Callable[[dict[str, Any
     """A state whose description is changed."""
 
     def spoil(state: dict[str, Any]) -> dict[str, Any]:
-        said = json.loads(bytes(state["described"].numpy()).decode())
-        text = json.dumps(change(said)).encode()
+        content = json.loads(bytes(state["described"].numpy()).decode())
+        text = json.dumps(change(content)).encode()
         state["described"] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
         return state
 

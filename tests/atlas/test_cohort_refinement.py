@@ -60,9 +60,9 @@ def test_without_rounds_a_common_move_goes_into_the_template(
     move = network.displacement(
         network.unet.field.bias.view(1, 3, 1, 1, 1).expand(1, 3, *network.reduced)
     )
-    found = refinement(training)
-    found.run()
-    assert spread(final_velocities(found)) < 1e-6
+    result = refinement(training)
+    result.run()
+    assert spread(final_velocities(result)) < 1e-6
     expected = warp(before, move) * network.support
     torch.testing.assert_close(network.template.detach(), expected, atol=1e-5, rtol=0)
     assert spread(expected - before) > 0.1
@@ -76,9 +76,9 @@ def test_the_running_mean_of_the_training_is_not_subtracted_twice(
         training = make_training()
         moving(training.network)
         training.network.mean_velocity.fill_(running)
-        found = refinement(training, f"running-{running}")
-        found.run()
-        results.append((training.network.template.detach(), final_velocities(found)))
+        result = refinement(training, f"running-{running}")
+        result.run()
+        results.append((training.network.template.detach(), final_velocities(result)))
     for a, b in zip(*results, strict=True):
         torch.testing.assert_close(a, b, atol=1e-4, rtol=0)
 
@@ -91,9 +91,9 @@ def test_without_rounds_the_mean_velocity_is_nearly_zero(
     moving(training.network)
     with torch.no_grad():
         raw = [training.network.eval().velocity(item["image"][None]) for item in training.dataset]
-    found = refinement(training)
-    found.run()
-    mean = final_velocities(found).mean(0)
+    result = refinement(training)
+    result.run()
+    mean = final_velocities(result).mean(0)
     assert spread(torch.cat(raw).mean(0)) > 0.15
     assert spread(mean) < 0.1 * spread(torch.cat(raw).mean(0))
 
@@ -106,9 +106,9 @@ def test_after_rounds_the_mean_velocity_is_zero_and_so_is_the_networks(
 ) -> None:
     training = make_training(made_of={"spread": 2.0})
     moving(training.network)
-    found = refinement(training, **ROUNDS)
-    found.run()
-    velocities = final_velocities(found)
+    result = refinement(training, **ROUNDS)
+    result.run()
+    velocities = final_velocities(result)
     assert spread(velocities) > 0.05
     assert velocities.mean(0).abs().max() < 1e-6
     with torch.no_grad():
@@ -129,12 +129,12 @@ def test_no_subject_is_worse_than_at_the_start_of_its_round(
             velocity = start.velocity(i)
             warped = network.warped_template(network.displacement(velocity))
             costs.append(float(training.loss(warped, start.image(i), velocity)["loss"]))
-    found = refinement(training, "start", rounds=1, iterations=8)
-    found.run()
+    result = refinement(training, "start", rounds=1, iterations=8)
+    result.run()
     for i, cost in enumerate(costs):
-        stored = torch.load(found.folder / "round-000" / f"{i:06d}.pt", weights_only=True)
+        stored = torch.load(result.folder / "round-000" / f"{i:06d}.pt", weights_only=True)
         assert stored["loss"] < cost
-    assert found.history[0] < sum(costs) / len(costs)
+    assert result.history[0] < sum(costs) / len(costs)
 
 
 def test_rounds_sharpen_the_template_and_lower_the_loss(
@@ -142,10 +142,10 @@ def test_rounds_sharpen_the_template_and_lower_the_loss(
 ) -> None:
     training = make_training(made_of={"spread": 2.5, "subjects": 5})
     before = float(training.network.template_density().amax())
-    found = refinement(training, rounds=3, iterations=15)
-    found.run()
-    assert len(found.history) == 3
-    assert found.history[-1] < 0.9 * found.history[0]
+    result = refinement(training, rounds=3, iterations=15)
+    result.run()
+    assert len(result.history) == 3
+    assert result.history[-1] < 0.9 * result.history[0]
     assert float(training.network.template_density().amax()) > 1.02 * before
 
 
@@ -164,9 +164,9 @@ def test_the_template_of_still_velocities_is_the_mean_density(
     network = training.network
     with torch.no_grad():
         network.template.mul_(0.3)
-    found = refinement(training, rounds=1)
-    inject(found, torch.zeros(4, 3, *network.reduced))
-    found.run()
+    result = refinement(training, rounds=1)
+    inject(result, torch.zeros(4, 3, *network.reduced))
+    result.run()
     expected = torch.tensor(training.cohort.mean_density)
     torch.testing.assert_close(network.template_density()[0], expected, atol=1e-6, rtol=1e-4)
 
@@ -180,13 +180,13 @@ def test_the_template_of_true_moves_is_the_subject_without_blur(
     shifts = torch.tensor([-1.0, 0.0, 1.0])
     velocities = torch.zeros(3, 3, *network.reduced)
     velocities[:, 0] = -shifts.view(3, 1, 1, 1) + 0.5
-    found = refinement(training, rounds=1)
-    inject(found, velocities)
-    found.run()
+    result = refinement(training, rounds=1)
+    inject(result, velocities)
+    result.run()
     middle = density_of(training.dataset[1]["image"], network.log_offset)
     torch.testing.assert_close(network.template_density()[0], middle, atol=1e-6, rtol=2e-3)
     expected = velocities[:, 0] - 0.5
-    torch.testing.assert_close(final_velocities(found)[:, 0], expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(final_velocities(result)[:, 0], expected, atol=1e-6, rtol=0)
 
 
 def test_the_template_weighs_subjects_by_how_much_they_are_enlarged(
@@ -200,9 +200,9 @@ def test_the_template_weighs_subjects_by_how_much_they_are_enlarged(
     ramp = torch.linspace(-1, 1, network.reduced[0]).view(1, -1, 1, 1)
     velocities = torch.zeros(2, 3, *network.reduced)
     velocities[0, :1], velocities[1, :1] = ramp, -ramp
-    found = refinement(training, rounds=1)
-    inject(found, velocities)
-    found.run()
+    result = refinement(training, rounds=1)
+    inject(result, velocities)
+    result.run()
     total, weight = torch.zeros(1, *network.shape), torch.zeros(network.shape)
     for item, velocity in zip(training.dataset, velocities, strict=True):
         inverse = network.displacement(-velocity[None])
@@ -218,15 +218,15 @@ def test_two_templates_take_their_own_subjects(make_training: Callable[..., Any]
     training = make_training(
         made_of={"spread": 5.0}, model={"n_templates": 2, "mixture_sharpness": 200}
     )
-    found = refinement(training, mixture_sharpness=200.0, **ROUNDS)
-    found.run()
-    homes = found.assignment.argmax(1)
+    result = refinement(training, mixture_sharpness=200.0, **ROUNDS)
+    result.run()
+    homes = result.assignment.argmax(1)
     assert homes[0] == homes[1]
     assert homes[2] == homes[3]
     assert homes[0] != homes[2]
-    torch.testing.assert_close(found.assignment.sum(1), torch.ones(4))
-    torch.testing.assert_close(training.network.mixture, found.assignment.mean(0))
-    velocities = final_velocities(found)
+    torch.testing.assert_close(result.assignment.sum(1), torch.ones(4))
+    torch.testing.assert_close(training.network.mixture, result.assignment.mean(0))
+    velocities = final_velocities(result)
     for k in range(2):
         assert velocities[homes == k].mean(0).abs().max() < 1e-6
 
@@ -235,7 +235,7 @@ def test_two_templates_take_their_own_subjects(make_training: Callable[..., Any]
 
 
 @pytest.mark.parametrize("readings", [2, 6, 13, 16, 21, 27])
-def test_a_cut_refinement_goes_on_to_the_same_bits(
+def test_a_cut_refinement_resumes_to_the_same_result_bit_for_bit(
     readings: int, make_training: Callable[..., Any]
 ) -> None:
     unbroken = make_training(made_of={"spread": 2.0})
@@ -252,13 +252,13 @@ def test_a_cut_refinement_goes_on_to_the_same_bits(
 
     resumed = make_training(made_of={"spread": 2.0})
     moving(resumed.network)  # as the training's checkpoint brings it back
-    found = refinement(resumed, "broken", **ROUNDS)
-    found.run()
-    assert found.round == 2
-    assert found.history == expected.history
+    result = refinement(resumed, "broken", **ROUNDS)
+    result.run()
+    assert result.round == 2
+    assert result.history == expected.history
     for name, tensor in unbroken.network.state_dict().items():
         assert torch.equal(resumed.network.state_dict()[name], tensor), name
-    assert torch.equal(final_velocities(found), final_velocities(expected))
+    assert torch.equal(final_velocities(result), final_velocities(expected))
 
 
 def test_a_finished_refinement_is_read_and_not_run_again(
@@ -268,18 +268,18 @@ def test_a_finished_refinement_is_read_and_not_run_again(
     done = refinement(first, **ROUNDS)
     done.run()
     again = make_training()
-    found = refinement(again, **ROUNDS)
-    found.dataset = Interrupted(again.dataset, 0)  # type: ignore[assignment]
-    found.run()
-    assert torch.equal(final_velocities(found), final_velocities(done))
+    result = refinement(again, **ROUNDS)
+    result.dataset = Interrupted(again.dataset, 0)  # type: ignore[assignment]
+    result.run()
+    assert torch.equal(final_velocities(result), final_velocities(done))
     assert torch.equal(again.network.template, first.network.template)
 
 
 def test_disk_use_does_not_grow_with_the_rounds(make_training: Callable[..., Any]) -> None:
     training = make_training()
-    found = refinement(training, rounds=4, iterations=1)
-    found.run()
-    kept = sorted(p.name for p in Path(found.folder).iterdir())
+    result = refinement(training, rounds=4, iterations=1)
+    result.run()
+    kept = sorted(p.name for p in Path(result.folder).iterdir())
     assert kept == ["round-003", "state.previous.pt", "state.pt"]
 
 
@@ -301,11 +301,11 @@ def test_a_damaged_state_or_velocity_gives_way_and_the_result_is_the_same(
         raw[len(raw) // 2] ^= 1
         path.write_bytes(raw)
     again = make_training()
-    found = refinement(again, **ROUNDS)
-    found.run()
+    result = refinement(again, **ROUNDS)
+    result.run()
     assert str(folder / "state.pt") in caplog.text
     assert str(velocity) in caplog.text
-    assert torch.equal(final_velocities(found), final_velocities(done))
+    assert torch.equal(final_velocities(result), final_velocities(done))
     assert torch.equal(again.network.template, first.network.template)
 
 
@@ -323,11 +323,11 @@ def test_what_nothing_else_can_replace_is_made_again_from_the_trainings_end(
     raw[len(raw) // 2] ^= 1
     damaged.write_bytes(raw)
     again = make_training()
-    found = refinement(again, **ROUNDS)
-    found.run()
+    result = refinement(again, **ROUNDS)
+    result.run()
     assert f"{damaged}: " in caplog.text
     assert "starts again from the end of the training" in caplog.text
-    assert torch.equal(final_velocities(found), final_velocities(done))
+    assert torch.equal(final_velocities(result), final_velocities(done))
     assert torch.equal(again.network.template, first.network.template)
 
 
@@ -339,15 +339,15 @@ def test_a_finished_refinement_is_restored_without_writing(
     done.run()
     before = {path: path.read_bytes() for path in Path(done.folder).rglob("*.pt")}
     again = make_training()
-    found = refinement(again, **ROUNDS)
-    found.restore()
-    assert torch.equal(final_velocities(found), final_velocities(done))
-    found.check_unchanged()
+    result = refinement(again, **ROUNDS)
+    result.restore()
+    assert torch.equal(final_velocities(result), final_velocities(done))
+    result.check_unchanged()
     assert {path: path.read_bytes() for path in Path(done.folder).rglob("*.pt")} == before
     done.offset = done.offset + 1
     done.save()  # another run
     with pytest.raises(CheckpointError, match="changed while it was being read"):
-        found.check_unchanged()
+        result.check_unchanged()
     (Path(done.folder) / "state.pt").unlink()
     with pytest.raises(CheckpointError, match=r"state\.pt"):
         refinement(make_training(), **ROUNDS).restore()
@@ -373,12 +373,12 @@ def test_the_network_alone_makes_centred_fields_and_the_template_of_all(
         return estimate(*arguments, passes=passes)
 
     network.velocity = watched
-    found = refinement(training, network_rounds=3)
-    found.run()
+    result = refinement(training, network_rounds=3)
+    result.run()
     count = len(training.dataset)
     assert seen[: 3 * count] == [(2,)] * (2 * count) + [(2, 1)] * count
     assert network.passes == (2, 1)
-    velocities = final_velocities(found)
+    velocities = final_velocities(result)
     assert spread(velocities) > 0.05
     assert spread(velocities.mean(0)) < 1e-5
     # The template is the least-squares fit to everybody, moved by these fields.
@@ -386,7 +386,7 @@ def test_the_network_alone_makes_centred_fields_and_the_template_of_all(
     for index, velocity in enumerate(velocities):
         _, inverse = network.displacements(velocity[None])
         size = jacobian_determinant(inverse[0]).clamp_min(0)
-        density = density_of(found.image(index), network.log_offset)
+        density = density_of(result.image(index), network.log_offset)
         total, weight = total + size * warp(density, inverse)[0], weight + size
     expected = total / weight.clamp_min(1e-6) * network.support[0]
     torch.testing.assert_close(network.template_density()[0], expected, atol=1e-6, rtol=1e-3)
@@ -401,11 +401,11 @@ def test_several_subjects_at_once_give_the_bits_of_one_after_the_other(
         moving(training.network)
         torch.set_num_threads(workers)
         try:
-            found = refinement(training, f"{workers}", network_rounds=1, rounds=1, iterations=2)
-            found.run()
+            result = refinement(training, f"{workers}", network_rounds=1, rounds=1, iterations=2)
+            result.run()
         finally:
             torch.set_num_threads(threads)
-        results.append((final_velocities(found), training.network.template.detach()))
+        results.append((final_velocities(result), training.network.template.detach()))
     for other in results[1:]:
         for a, b in zip(results[0], other, strict=True):
             assert torch.equal(a, b)
@@ -417,10 +417,10 @@ def test_the_network_of_rounds_alone_is_left_centred(make_training: Callable[...
     with torch.no_grad():  # whoever it is, it finds the same move
         network.unet.field.weight.zero_()
         network.unet.field.bias.copy_(torch.tensor([1.5, -0.5, 0.25]))
-    found = refinement(training, network_rounds=2)
-    found.run()
-    assert spread(final_velocities(found)) < 1e-6
-    assert spread(network.velocity(found.image(0))) < 1e-6
+    result = refinement(training, network_rounds=2)
+    result.run()
+    assert spread(final_velocities(result)) < 1e-6
+    assert spread(network.velocity(result.image(0))) < 1e-6
 
 
 @pytest.mark.parametrize("n_templates", [1, 2])

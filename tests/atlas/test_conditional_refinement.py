@@ -81,9 +81,9 @@ def fitted(dataset: Path, work: Path, *covariates: str, initial: str | None = No
     data = train_dataset(cohort.datalist(), transform, config, work / "cache")
     network = build_network(cohort, config, data)
     loss = atlas_loss(cohort.grid.spacing, config)
-    found = cohort_refinement(network, data, loss, work / "refinement", config, cohort)
-    found.run()
-    return Fitted(cohort, config, network, found)
+    result = cohort_refinement(network, data, loss, work / "refinement", config, cohort)
+    result.run()
+    return Fitted(cohort, config, network, result)
 
 
 @pytest.fixture(scope="module")
@@ -126,11 +126,11 @@ def test_the_network_that_ships_finds_what_age_does(
     dataset: Path, truth: Truth, unconditional: Fitted, tmp_path: Path
 ) -> None:
     """Two rounds of it alone and one of optimisation, where the others have three of these."""
-    found = fitted(dataset, tmp_path, "age", initial="shipped")
+    result = fitted(dataset, tmp_path, "age", initial="shipped")
     for z in (-1.5, 1.5):
         plain = likeness(unconditional.at(None), truth.aged[z])
-        assert likeness(found.at(z), truth.aged[z]) > plain + 0.04
-        assert likeness(found.at(-z), truth.aged[z]) < plain
+        assert likeness(result.at(z), truth.aged[z]) > plain + 0.04
+        assert likeness(result.at(-z), truth.aged[z]) < plain
 
 
 def test_the_change_from_young_to_old_has_the_true_sign_and_no_more_than_the_true_size(
@@ -181,16 +181,16 @@ def test_fields_to_a_chosen_age_are_each_others_inverse_and_lead_there(
     network, crop = conditional.network, conditional.cohort.crop
     velocity = conditional.velocities.velocity(0)
     towards = network.covariate_velocity(torch.tensor([[1.0]]))
-    found = fields_of(network, velocity, crop, SHAPE, towards)
-    assert not found.folds
-    there, back = found.to_template, found.to_subject
-    error = (there + warp(back, there, padding_mode="border"))[..., 4:-4, 4:-4, 4:-4]
+    result = fields_of(network, velocity, crop, SHAPE, towards)
+    assert not result.folds
+    forward, backward = result.to_template, result.to_subject
+    error = (forward + warp(backward, forward, padding_mode="border"))[..., 4:-4, 4:-4, 4:-4]
     assert float(error.square().sum(1).mean().sqrt()) < 0.1
     # Following T(c) by way of its fields is following T by the subject's own velocity.
     point = torch.tensor([[1.0]])
     whole = torch.zeros(1, 1, *SHAPE)
     crop.crop(whole)[...] = network.template_density(point)
-    carried = crop.crop(warp(whole, back))
+    carried = crop.crop(warp(whole, backward))
     direct = network.predict(velocity, torch.zeros(1, dtype=torch.long), point)
     assert likeness(carried.numpy(), direct.numpy()) > 0.97
 
@@ -300,10 +300,10 @@ def test_an_export_at_chosen_values_has_the_template_of_these_values(
     }  # fmt: skip
     run_config("export", "exporting", **folders, at="age=95")
     assert "age = 95 is outside the cohort's range" in caplog.text
-    found = np.asarray(nib.load(tmp_path / "learned_atlas_at_age=95/atlas_mean.nii.gz").dataobj)
+    result = np.asarray(nib.load(tmp_path / "learned_atlas_at_age=95/atlas_mean.nii.gz").dataobj)
     assert conditional.cohort.coding is not None
     expected = conditional.at(float(conditional.cohort.coding.code({"age": 95})[0]))
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-9)
+    np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-9)
     with pytest.raises(ConfigurationError, match="age = 'old': must be a number"):
         run_config("export", "exporting", **folders, at="age=old")
     assert [p.name for p in tmp_path.glob("learned_atlas*")] == ["learned_atlas_at_age=95"]
@@ -313,7 +313,7 @@ def test_an_export_at_chosen_values_has_the_template_of_these_values(
 
 
 @pytest.mark.parametrize("readings", [9, 14, 20, 26])
-def test_a_cut_conditional_refinement_goes_on_to_the_same_bits(
+def test_a_cut_conditional_refinement_resumes_to_the_same_result_bit_for_bit(
     readings: int, make_training: Callable[..., Any], tmp_path: Path
 ) -> None:
     design = np.array([[-1.2], [-0.4], [0.4], [1.2]], dtype=np.float32)

@@ -106,7 +106,7 @@ def test_geometry_is_float32_for_any_dtype_and_number_of_columns(dtype: str, col
     which = torch.zeros(2, dtype=torch.long)
 
     def geometry() -> list[torch.Tensor]:
-        found = [
+        result = [
             made.template_density(point),
             made.displacement(velocity),
             *made.displacements(velocity),
@@ -114,8 +114,8 @@ def test_geometry_is_float32_for_any_dtype_and_number_of_columns(dtype: str, col
             made.predict(velocity, which, point),
         ]
         if point is not None:
-            found += [made.undeformed_density(point), made.covariate_velocity(point)]
-        return found
+            result += [made.undeformed_density(point), made.covariate_velocity(point)]
+        return result
 
     with torch.no_grad():
         plain = geometry()

@@ -46,8 +46,8 @@ def test_without_slopes_the_intercept_is_the_weighted_mean() -> None:
     design, images, weights = case()
     fit = gathered(images, design, weights)
     mean = (weights[:, None] * images).sum(0) / weights.sum(0)
-    found = fit.intercept(torch.zeros(2, 3, 5, dtype=torch.float64))
-    torch.testing.assert_close(found.float(), mean, rtol=1e-4, atol=1e-5)
+    result = fit.intercept(torch.zeros(2, 3, 5, dtype=torch.float64))
+    torch.testing.assert_close(result.float(), mean, rtol=1e-4, atol=1e-5)
 
 
 def test_the_order_of_subjects_does_not_matter() -> None:
@@ -58,7 +58,7 @@ def test_the_order_of_subjects_does_not_matter() -> None:
         torch.testing.assert_close(a, b)
 
 
-def test_where_nothing_was_seen_slopes_and_variances_are_zero() -> None:
+def test_where_there_are_no_data_slopes_and_variances_are_zero() -> None:
     design, images, weights = case()
     images[..., 2], weights[:, 2] = 0, 0
     fit = gathered(images, design, weights)
@@ -77,8 +77,8 @@ def test_an_exact_relation_is_left_as_it_is() -> None:
 @pytest.mark.parametrize("window", [1, 3])
 def test_a_slope_of_known_uncertainty_is_scaled_by_steins_factor(window: int) -> None:
     slopes = torch.full((1, 2, 6, 7, 5), 3.0)  # length squared 18
-    found = shrunken(slopes, torch.full((1, 6, 7, 5), 6.0), window)
-    torch.testing.assert_close(found, slopes * (1 - 6 / 18))
+    result = shrunken(slopes, torch.full((1, 6, 7, 5), 6.0), window)
+    torch.testing.assert_close(result, slopes * (1 - 6 / 18))
     assert not shrunken(slopes, torch.full((1, 6, 7, 5), 20.0), window).any()
 
 
@@ -94,9 +94,9 @@ def test_slopes_of_chance_shrink_and_a_true_one_stays() -> None:
     images += design[:, 1, None, None] * effect.flatten(1)
     slopes, variance = gathered(images, design).solve()
     slopes, variance = slopes.reshape(-1, *shape), variance.reshape(-1, *shape[1:])
-    found = shrunken(slopes, variance, 5)
-    sizes = [float(x.square().mean()) for x in (slopes[0], found[0])]
+    result = shrunken(slopes, variance, 5)
+    sizes = [float(x.square().mean()) for x in (slopes[0], result[0])]
     assert sizes[1] < 0.1 * sizes[0]
-    true = found[1, 0, :5].mean()
+    true = result[1, 0, :5].mean()
     assert 1.6 < float(true) < 2.4
-    assert float(found[1, :, 8:].square().mean()) < 0.2 * float(slopes[1, :, 8:].square().mean())
+    assert float(result[1, :, 8:].square().mean()) < 0.2 * float(slopes[1, :, 8:].square().mean())

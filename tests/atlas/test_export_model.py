@@ -60,9 +60,9 @@ def test_program_equals_network(tmp_path, suffix, shape, k):
         image = torch.rand(1, 1, *shape) * 3
         with torch.no_grad():
             expected = network(image)
-            found = program(image)
+            result = program(image)
         assert not torch.allclose(expected, network.template_density()[:1])  # something moved
-        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_exporting_leaves_the_network_as_it_was(tmp_path):

@@ -22,13 +22,13 @@ def tuning(
     training: Any, name: str = "run", epochs: int = 2, batch_size: int = 1, **of_rounds: Any
 ) -> NetworkFineTuning:
     """Over a training's cohort, its rounds done."""
-    found = CohortRefinement(
+    result = CohortRefinement(
         training.network, training.dataset, training.loss, training.folder / name / "refinement",
         **{"rounds": 1, "iterations": 3, **of_rounds},
     )  # fmt: skip
-    found.run()
+    result.run()
     return NetworkFineTuning(
-        found,
+        result,
         EpochBatches(len(training.dataset), batch_size),
         training.folder / name / "fine_tuning.pt",
         epochs=epochs,
@@ -162,11 +162,11 @@ def test_each_subject_is_led_to_its_own_template(make_training: Callable[..., An
     made.refinement.assignment = torch.tensor([[1.0, 0.0], [0.0, 1.0]]).repeat(4, 1)
     with torch.no_grad():
         made.network.template[1] *= 0.2
-        found = [float(made._loss(i)) for i in (0, 1)]
+        result = [float(made._loss(i)) for i in (0, 1)]
         made.network.template[0] *= 3.0
         other = [float(made._loss(i)) for i in (0, 1)]
-    assert found[0] != other[0]
-    assert found[1] == other[1]
+    assert result[0] != other[0]
+    assert result[1] == other[1]
 
 
 def test_a_loss_that_is_no_number_ends_it(make_training: Callable[..., Any]) -> None:

@@ -89,7 +89,7 @@ def test_a_run_state_that_makes_no_sense(
         assert "delete" in str(error)
 
 
-def test_an_unknown_format_is_told(
+def test_an_unknown_format_is_reported(
     tmp_path: Path,
     make_cohort: Callable[..., Cohort],
     make_settings: Callable[..., LearnedAtlasConfig],

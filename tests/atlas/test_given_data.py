@@ -38,10 +38,12 @@ def settings(make_settings: Callable[..., LearnedAtlasConfig]) -> LearnedAtlasCo
 def test_the_cohort_is_the_list(
     flat: list[dict[str, str]], settings: LearnedAtlasConfig, tmp_path: Path
 ) -> None:
-    found = open_cohort("nowhere", settings, data=flat[:5])
-    assert [str(one.maps[0].path) for one in found.subjects] == [item["image"] for item in flat[:5]]
+    result = open_cohort("nowhere", settings, data=flat[:5])
+    assert [str(one.maps[0].path) for one in result.subjects] == [
+        item["image"] for item in flat[:5]
+    ]
     whole = open_cohort(tmp_path / "maps", settings)
-    assert found.identity() != whole.identity()
+    assert result.identity() != whole.identity()
     assert open_cohort("nowhere", settings, data=flat).identity() == whole.identity()
 
 
@@ -89,7 +91,7 @@ def test_train_yaml_takes_a_list_and_makes_no_demo_cohort(
     assert not (tmp_path / "data").exists()
 
 
-def test_held_out_subjects_are_told_with_their_fit(
+def test_held_out_subjects_are_reported_with_their_fit(
     flat: list[dict[str, str]],
     settings: LearnedAtlasConfig,
     make_network: Callable[..., AtlasNetwork],
@@ -97,9 +99,9 @@ def test_held_out_subjects_are_told_with_their_fit(
 ) -> None:
     network = make_network(moving=True)
     with caplog.at_level(logging.INFO):
-        found = HeldOutSubjects(network, settings, flat[:2]).run()
-    assert list(found) == ["sub-1_0", "sub-2_0"]
-    for name, (before, after) in found.items():
+        result = HeldOutSubjects(network, settings, flat[:2]).run()
+    assert list(result) == ["sub-1_0", "sub-2_0"]
+    for name, (before, after) in result.items():
         assert -1 <= before <= 1
         assert -1 <= after <= 1
         assert before != after

@@ -77,12 +77,12 @@ def test_the_atlas_network_finds_what_the_network_of_pairs_does(
         make_cohort(), make_settings(model={"initial": str(pair_file), "int_steps": 7})
     ).eval()
     image = image_of(network)
-    found = load_pair_network(pair_file)(network.template.detach(), image)[-1]
-    torch.testing.assert_close(network.velocity(image).detach(), found.detach())
+    result = load_pair_network(pair_file)(network.template.detach(), image)[-1]
+    torch.testing.assert_close(network.velocity(image).detach(), result.detach())
     torch.save(network.state_dict(), tmp_path / "model.pt")
     again = published_network(tmp_path / "model.pt")
     assert torch.equal(again.velocity(image), network.velocity(image))
-    assert float(found.detach().abs().max()) > 1e-3
+    assert float(result.detach().abs().max()) > 1e-3
 
 
 def test_a_published_model_can_be_the_start_of_another(
@@ -110,10 +110,10 @@ def test_several_channels_are_registered_by_their_sum(
     image = image_of(network)
     swapped = image.flip(1)
     with torch.no_grad():
-        found = network.velocity(image)
+        result = network.velocity(image)
         network.template.copy_(network.template.flip(1))
-        torch.testing.assert_close(network.velocity(swapped), found, atol=1e-5, rtol=0)
-    assert float(found.abs().max()) > 1e-3
+        torch.testing.assert_close(network.velocity(swapped), result, atol=1e-5, rtol=0)
+    assert float(result.abs().max()) > 1e-3
 
 
 def test_what_doesnt_fit_is_refused(

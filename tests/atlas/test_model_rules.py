@@ -125,7 +125,7 @@ def test_a_model_does_not_choose_where_a_job_writes(
 @pytest.mark.parametrize(
     "changes", [{"EnsureChannelFirstd": {"other": 1}}, {"NormaliseDensityd": {"other": "$1"}}]
 )
-def test_arguments_that_no_transform_takes_are_told(
+def test_arguments_that_no_transform_takes_are_reported(
     write: Callable[..., Path], changes: dict[str, Any]
 ) -> None:
     network = published_network(write(at("transforms", value=changes)))

@@ -53,7 +53,7 @@ def test_subjects_are_shared_out_by_their_losses(velocities):
     assert home[0] != home[3]
 
 
-def test_a_cohort_in_a_smaller_box_tells_what_it_loses(make_cohort, caplog):
+def test_a_cohort_in_a_smaller_box_reports_what_it_loses(make_cohort, caplog):
     cohort = make_cohort()
     assert in_box(cohort, cohort.crop, "x") is cohort
     wide = CropBox((0, 0, 0), cohort.grid.shape)

@@ -22,20 +22,20 @@ def network(make_network):
 
 
 def test_what_isnt_asked_for_is_the_trainings(network, make_settings):
-    found = published_settings(network, LearnedAtlasConfig.load({"device": "cpu"}))
+    result = published_settings(network, LearnedAtlasConfig.load({"device": "cpu"}))
     trained = make_settings(
         cohort={"layout": "flat"}, save_fields=False, optimizer={"epochs": 7},
         model={"passes": [2, 1, 1]},
         refine={"network_epochs": 5},
     )  # fmt: skip
-    assert found == trained
+    assert result == trained
 
 
 def test_what_is_asked_for_stands_over_it(network):
     asked = {"device": "cuda:3", "save_fields": True, "cohort": {"layout": "bids"}}
-    found = published_settings(network, LearnedAtlasConfig.load(asked))
-    assert (found.device, found.save_fields, found.cohort.layout) == ("cuda:3", True, "bids")
-    assert found.optimizer.epochs == 7
+    result = published_settings(network, LearnedAtlasConfig.load(asked))
+    assert (result.device, result.save_fields, result.cohort.layout) == ("cuda:3", True, "bids")
+    assert result.optimizer.epochs == 7
     assert network.description["settings"]["cohort"]["layout"] == "flat"
 
 
@@ -62,9 +62,9 @@ def test_what_made_the_model_cant_be_changed(asked, message, network):
 
 
 def test_a_model_that_says_nothing_of_passes_was_made_with_one(network, tmp_path):
-    said = network.description
-    assert said["settings"]["model"].pop("passes") != [1]
-    text = bytearray(json.dumps(said).encode())
+    description = network.description
+    assert description["settings"]["model"].pop("passes") != [1]
+    text = bytearray(json.dumps(description).encode())
     network.described = torch.frombuffer(text, dtype=torch.uint8)
     torch.save(network.state_dict(), tmp_path / "model.pt")
     older = published_network(tmp_path / "model.pt")
@@ -79,9 +79,9 @@ def test_a_job_may_look_more_often_than_the_model_learned(network, tmp_path):
     learned = tuple(network.description["settings"]["model"]["passes"])
     for model, passes in (({}, learned), ({"passes": [2, 1, 1, 1, 1]}, (2, 1, 1, 1, 1))):
         asked = LearnedAtlasConfig.load({"model": model, "device": "cpu"})
-        found = open_network(tmp_path / "model.pt", asked)
-        assert found.passes == passes
-        assert tuple(published_settings(found, asked).model.passes) == passes
+        result = open_network(tmp_path / "model.pt", asked)
+        assert result.passes == passes
+        assert tuple(published_settings(result, asked).model.passes) == passes
 
 
 def test_the_same_value_is_no_contradiction(network):
@@ -89,7 +89,7 @@ def test_the_same_value_is_no_contradiction(network):
     assert published_settings(network, LearnedAtlasConfig.load(asked)).model.int_steps == 5
 
 
-def test_settings_that_dont_go_together_are_told(make_network):
+def test_settings_that_dont_go_together_are_reported(make_network):
     network = make_network(training_space="affine_native", affine_native_relpath="map.nii.gz")
     with pytest.raises(ConfigurationError, match="pattern isn't used"):
         published_settings(
@@ -100,5 +100,5 @@ def test_settings_that_dont_go_together_are_told(make_network):
 def test_channels_keep_the_tracts_that_the_dataset_named(make_cohort, make_settings):
     settings = make_settings(model={"channels": 2})
     network = build_network(make_cohort(channels=2), settings)
-    found = published_settings(network, LearnedAtlasConfig.load({}))
-    assert found.cohort.tracts == ["tract-0", "tract-1"]
+    result = published_settings(network, LearnedAtlasConfig.load({}))
+    assert result.cohort.tracts == ["tract-0", "tract-1"]

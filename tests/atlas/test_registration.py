@@ -46,20 +46,20 @@ def test_each_field_resamples_into_the_space_it_is_named_after(shape: tuple[int,
     velocity[:, 0] = 2
     whole = tuple(n + 4 for n in shape)
     crop = CropBox((2,) * d, tuple(n + 2 for n in shape))
-    found = fields_of(network, velocity, crop, whole)
-    assert found.to_subject.shape == found.to_template.shape == (1, d, *whole)
-    assert not found.folds
-    assert found.finite
+    result = fields_of(network, velocity, crop, whole)
+    assert result.to_subject.shape == result.to_template.shape == (1, d, *whole)
+    assert not result.folds
+    assert result.finite
 
     middle = tuple((n - 1) / 2 for n in whole)
     behind = (middle[0] - 2, *middle[1:])
     template, subject = ball(whole, middle), ball(whole, behind)
     inside: Any = (..., *(slice(3, n - 3) for n in whole))
     torch.testing.assert_close(
-        warp(template, found.to_subject)[inside], subject[inside], atol=1e-4, rtol=0
+        warp(template, result.to_subject)[inside], subject[inside], atol=1e-4, rtol=0
     )
     torch.testing.assert_close(
-        found.subject_in_template(subject)[inside], template[inside], atol=1e-4, rtol=0
+        result.subject_in_template(subject)[inside], template[inside], atol=1e-4, rtol=0
     )
 
 
@@ -72,9 +72,9 @@ def test_a_field_that_folds_or_is_not_finite_says_so() -> None:
     for field, folds, finite in ((flat, False, True), (folded, True, True), (broken, True, False)):
         for fields in ((field, flat), (flat, field)):
             summary = {str(i): jacobian_summary(f[0]) for i, f in enumerate(fields)}
-            found = Registration(*fields, summary)
-            assert found.folds is folds
-            assert found.finite is finite
+            result = Registration(*fields, summary)
+            assert result.folds is folds
+            assert result.finite is finite
 
 
 # -- refinement ------------------------------------------------------------------------------
@@ -89,15 +89,15 @@ def test_refinement_finds_a_move_of_two_voxels(shape: tuple[int, ...]) -> None:
     with torch.no_grad():
         warped = network.warped_template(network.displacement(start))
         before = float(loss(warped, image, start)["loss"])
-    found, value = refine_velocity(network, loss, image, start, 40)
+    result, value = refine_velocity(network, loss, image, start, 40)
     assert value < 0.5 * before
     body = image[0, 0] > 2
-    moved = network.displacement(found)[0, :, body].mean(1)
+    moved = network.displacement(result)[0, :, body].mean(1)
     assert float(moved[0]) == pytest.approx(2, abs=0.5)
     assert moved[1:].abs().max() < 0.3
 
 
-def test_refinement_is_never_worse_than_its_start_and_tells_its_loss() -> None:
+def test_refinement_is_never_worse_than_its_start_and_reports_its_loss() -> None:
     network, loss = atlas_network(), atlas_loss()
     image = ball((16, 14, 15), (6.5, 6.5, 7))
     torch.manual_seed(0)
@@ -108,11 +108,11 @@ def test_refinement_is_never_worse_than_its_start_and_tells_its_loss() -> None:
             warped = network.warped_template(network.displacement(velocity))
             return float(loss(warped, image, velocity)["loss"].detach())
 
-        found, value = refine_velocity(network, loss, image, start, iterations, lr)
-        assert value == pytest.approx(cost(found), rel=1e-5)
+        result, value = refine_velocity(network, loss, image, start, iterations, lr)
+        assert value == pytest.approx(cost(result), rel=1e-5)
         assert value <= cost(start) * (1 + 1e-6)
         if not iterations:
-            assert torch.equal(found, start)
+            assert torch.equal(result, start)
 
 
 def test_refinement_changes_neither_network_nor_start() -> None:
@@ -155,8 +155,8 @@ def test_a_rough_velocity_is_smoothed_until_it_does_not_fold(
     generator = torch.Generator().manual_seed(0)
     velocity = 6 * torch.randn(1, len(shape), *network.reduced, generator=generator)
     assert smallest(network, velocity) < 0
-    found = unfolded_velocity(network, velocity)
-    assert smallest(network, found) >= 0.1
+    result = unfolded_velocity(network, velocity)
+    assert smallest(network, result) >= 0.1
 
 
 def test_a_gentle_velocity_is_left_alone_and_so_is_what_lies_far_from_a_fold() -> None:
@@ -166,6 +166,6 @@ def test_a_gentle_velocity_is_left_alone_and_so_is_what_lies_far_from_a_fold() -
     rough = gentle.clone()
     rough[0, 0, 4:8, 5:7] = torch.tensor([9.0, -9.0, 9.0, -9.0]).view(-1, 1)
     assert smallest(network, rough) < 0
-    found = unfolded_velocity(network, rough)
-    assert smallest(network, found) >= 0.1
-    assert torch.equal(found[:, :, 30:], rough[:, :, 30:])
+    result = unfolded_velocity(network, rough)
+    assert smallest(network, result) >= 0.1
+    assert torch.equal(result[:, :, 30:], rough[:, :, 30:])

@@ -55,16 +55,16 @@ def test_the_formula(
     settings = make_settings(refine={"rounds": 3})
     assert output_bytes(cohort, settings)["fields"] == 4 * 2 * 3 * 12 * 10 * 11 * 4
     assert output_bytes(cohort, settings)["maps"] == 5 * 12 * 10 * 11 * 4
-    found = checkpoint_bytes(cohort, settings)
-    assert found["velocities"] == 2 * 4 * 3 * 6 * 5 * 6 * 4
-    assert found["cache"] == 0
+    result = checkpoint_bytes(cohort, settings)
+    assert result["velocities"] == 2 * 4 * 3 * 6 * 5 * 6 * 4
+    assert result["cache"] == 0
     without = make_settings(save_fields=False, cohort={"cache": "disk"}, refine={"rounds": 0})
     assert output_bytes(cohort, without)["fields"] == 0
     assert checkpoint_bytes(cohort, without)["velocities"] == 0
     assert checkpoint_bytes(cohort, without)["cache"] == 4 * 12 * 10 * 11 * 4
 
 
-def test_too_little_room_is_told_with_the_arithmetic(
+def test_too_little_room_is_reported_with_the_arithmetic(
     tmp_path: Path, disk: Callable[[int], None]
 ) -> None:
     disk(1_000_000_000)

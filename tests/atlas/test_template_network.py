@@ -67,9 +67,9 @@ def test_a_published_map_brings_what_its_atlas_says(tmp_path: Path) -> None:
     settings = asked(tmp_path)
     network = template_network(tmp_path / "atlas_mean.nii.gz", settings)
     assert float(network.template_density().max()) == pytest.approx(values.max(), rel=1e-5)
-    found = published_settings(network, settings)
-    assert (found.cohort.normalisation, found.presence_value) == ("waytotal", 0.004)
-    assert found.loss.log_offset == network.log_offset == 2e-3
+    result = published_settings(network, settings)
+    assert (result.cohort.normalisation, result.presence_value) == ("waytotal", 0.004)
+    assert result.loss.log_offset == network.log_offset == 2e-3
     (tmp_path / "atlas.json").write_text('{"log_offset": 1}')
     with pytest.raises(CheckpointError, match="doesn't describe the atlas"):
         template_network(tmp_path / "atlas_mean.nii.gz", settings)

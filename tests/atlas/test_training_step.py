@@ -33,7 +33,7 @@ class Outputs:
 
 
 @pytest.mark.parametrize("k", [1, 2])
-def test_an_iteration_tells_its_terms_fields_and_subjects(
+def test_an_iteration_reports_its_terms_fields_and_subjects(
     k: int, make_training: Callable[..., Any]
 ) -> None:
     training = make_training(model={"n_templates": k})
@@ -95,7 +95,7 @@ def test_half_precision_trains_in_float32_outside_of_the_convolutions(
     assert all(p.dtype == torch.float32 for p in training.network.parameters())
 
 
-def test_the_same_seed_gives_the_same_bits_and_another_does_not(
+def test_the_same_seed_gives_the_same_result_bit_for_bit_and_another_does_not(
     make_training: Callable[..., Any],
 ) -> None:
     states = []
@@ -111,9 +111,9 @@ def test_the_same_seed_gives_the_same_bits_and_another_does_not(
 def test_responsibilities_by_hand() -> None:
     losses = torch.tensor([[0.5, 0.6], [0.3, 0.3]])
     mixture = torch.tensor([0.25, 0.75])
-    found = responsibilities(losses, mixture, 10.0)
+    result = responsibilities(losses, mixture, 10.0)
     odds = torch.tensor([0.25 / 0.75 * torch.e, 0.25 / 0.75])
-    torch.testing.assert_close(found[:, 0], odds / (1 + odds))
+    torch.testing.assert_close(result[:, 0], odds / (1 + odds))
     assert torch.isfinite(responsibilities(losses, torch.tensor([0.0, 1.0]), 50.0)).all()
 
 

@@ -45,9 +45,9 @@ def our_step(made: AtlasNetwork, dtype: str) -> tuple[torch.Tensor, torch.Tensor
     """Loss and gradients as the trainer has them."""
     image = blobs(1)
     with autocast("cpu", dtype):
-        found = made(image)
+        result = made(image)
     terms = AtlasLoss((1.0, 1.0, 1.0), made.field_resolution)(
-        found["warped"][:, 0], image, found["velocity"][:, 0]
+        result["warped"][:, 0], image, result["velocity"][:, 0]
     )
     return terms["loss"].detach(), gradients(made, terms["loss"])
 
@@ -59,16 +59,16 @@ def test_float32_at_full_resolution_equals_monais_composition() -> None:
     warped = Warp(mode="bilinear", padding_mode="zeros")(made.template, field)
     plain = AtlasLoss((1.0, 1.0, 1.0), 1)(warped, image, velocity)["loss"]
     expected = gradients(made, plain)
-    loss, found = our_step(made, "float32")
+    loss, result = our_step(made, "float32")
     assert float(field.detach().abs().max()) > 0.5
     assert math.isclose(float(loss), float(plain), rel_tol=1e-5)
-    assert float((found - expected).norm() / expected.norm()) < 1e-5
+    assert float((result - expected).norm() / expected.norm()) < 1e-5
 
 
 @pytest.mark.parametrize("factor", [1, 2])
 def test_bfloat16_convolutions_give_nearly_the_step_of_float32(factor: int) -> None:
     exact, expected = our_step(network(factor), "float32")
-    loss, found = our_step(network(factor), "bfloat16")
+    loss, result = our_step(network(factor), "bfloat16")
     assert math.isclose(float(loss), float(exact), rel_tol=1e-3)
-    cosine = torch.nn.functional.cosine_similarity(found, expected, dim=0)
+    cosine = torch.nn.functional.cosine_similarity(result, expected, dim=0)
     assert float(cosine) > 0.999

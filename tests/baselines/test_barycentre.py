@@ -72,7 +72,7 @@ def test_channels_are_transported_one_by_one(cohort_of, make_settings, tmp_path)
     assert mean[..., 0].sum() == pytest.approx(mean[..., 1].sum(), rel=0.05)
 
 
-def test_too_few_iterations_are_told(cohort_of, make_settings, tmp_path, caplog):
+def test_too_few_iterations_are_reported(cohort_of, make_settings, tmp_path, caplog):
     hasty = load_barycentre({"iterations": 1, "scaling": 0.1})
     BarycentreAtlas(cohort_of(spread=3.0), make_settings(), hasty, tmp_path).publish()
     assert "--barycentre#iterations" in caplog.text

@@ -23,10 +23,10 @@ def distance(a: torch.Tensor, b: torch.Tensor) -> float:
 
 def test_shifted_blobs_meet_at_their_mean_place_unblurred():
     centres = [(7, 8, 7), (12, 8, 7), (8, 11, 10)]
-    found, moved = wasserstein_barycentre([blob(c) for c in centres], (1, 1, 1), 1.0, 20)
+    result, moved = wasserstein_barycentre([blob(c) for c in centres], (1, 1, 1), 1.0, 20)
     expected = blob((9, 9, 8))
-    assert distance(found, expected) < 1e-3
-    assert float(found.max()) == pytest.approx(float(expected.max()), rel=1e-2)
+    assert distance(result, expected) < 1e-3
+    assert float(result.max()) == pytest.approx(float(expected.max()), rel=1e-2)
     assert moved < 1e-2
     # Averaging gives nothing of the kind.
     assert distance(sum(blob(c) for c in centres), expected) > 0.3
@@ -35,15 +35,15 @@ def test_shifted_blobs_meet_at_their_mean_place_unblurred():
 def test_widths_average_too():
     # Gaussians of one centre: the barycentre's width is the mean of theirs.
     maps = [blob((9.5, 8.5, 7.5), (w, w, w)) for w in (1.5, 2.5)]
-    found, _ = wasserstein_barycentre(maps, (1, 1, 1), 0.8, 60)
-    assert distance(found, blob((9.5, 8.5, 7.5), (2, 2, 2))) < 1e-2
+    result, _ = wasserstein_barycentre(maps, (1, 1, 1), 0.8, 60)
+    assert distance(result, blob((9.5, 8.5, 7.5), (2, 2, 2))) < 1e-2
 
 
 def test_one_map_is_its_own_barycentre_and_mass_is_the_mean():
     one = 3 * blob((9, 9, 8))
-    found, _ = wasserstein_barycentre([one], (1, 1, 1), 1.0, 20)
-    assert distance(found, one) < 1e-3
-    assert float(found.sum()) == pytest.approx(float(one.sum()))
+    result, _ = wasserstein_barycentre([one], (1, 1, 1), 1.0, 20)
+    assert distance(result, one) < 1e-3
+    assert float(result.sum()) == pytest.approx(float(one.sum()))
     both, _ = wasserstein_barycentre([one, 0.5 * blob((8, 9, 8))], (1, 1, 1), 1.0, 5)
     assert float(both.sum()) == pytest.approx(float(one.sum() * 3.5 / 6), rel=1e-4)
 
@@ -51,14 +51,14 @@ def test_one_map_is_its_own_barycentre_and_mass_is_the_mean():
 def test_voxels_of_other_sizes_are_seen_in_millimetres():
     # Twice as far between voxels along x, half the width in voxels: the same picture.
     coarse = [blob((c, 8, 8), (1.2, 2.4, 2.4)) for c in (7, 11)]
-    found, _ = wasserstein_barycentre(coarse, (2, 1, 1), 2.0, 30)
-    assert distance(found, blob((9, 8, 8), (1.2, 2.4, 2.4))) < 2e-2
+    result, _ = wasserstein_barycentre(coarse, (2, 1, 1), 2.0, 30)
+    assert distance(result, blob((9, 8, 8), (1.2, 2.4, 2.4))) < 2e-2
 
 
 def test_planes_are_as_good_as_volumes():
     maps = [blob((6, 8), (2, 2), (18, 18)), blob((12, 8), (2, 2), (18, 18))]
-    found, _ = wasserstein_barycentre(maps, (1, 1), 1.0, 20)
-    assert distance(found, blob((9, 8), (2, 2), (18, 18))) < 5e-3  # the border cuts one
+    result, _ = wasserstein_barycentre(maps, (1, 1), 1.0, 20)
+    assert distance(result, blob((9, 8), (2, 2), (18, 18))) < 5e-3  # the border cuts one
 
 
 def two_points(first: int, second: int) -> list[torch.Tensor]:
@@ -68,11 +68,11 @@ def two_points(first: int, second: int) -> list[torch.Tensor]:
 
 
 def test_points_far_apart_meet_halfway_in_either_order():
-    found, _ = wasserstein_barycentre(two_points(5, 33), (1, 1), 1.0, 30)
+    result, _ = wasserstein_barycentre(two_points(5, 33), (1, 1), 1.0, 30)
     again, _ = wasserstein_barycentre(two_points(33, 5), (1, 1), 1.0, 30)
-    torch.testing.assert_close(found, again)
-    assert float((found.sum(1) * torch.arange(40)).sum()) == pytest.approx(19, abs=0.01)
-    assert float(found[18:21].sum()) > 0.95
+    torch.testing.assert_close(result, again)
+    assert float((result.sum(1) * torch.arange(40)).sum()) == pytest.approx(19, abs=0.01)
+    assert float(result[18:21].sum()) > 0.95
 
 
 def test_points_out_of_reach_are_an_error_and_no_wrong_atlas():

@@ -17,7 +17,7 @@ def kinds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attacks, "KINDS", {})
 
 
-def test_kinds_are_tried_in_an_empty_folder_each_and_told_in_a_table(kinds: None) -> None:
+def test_kinds_are_tried_in_an_empty_folder_each_and_reported_in_a_table(kinds: None) -> None:
     folders = []
 
     @attacks.attack("one")
@@ -27,9 +27,9 @@ def test_kinds_are_tried_in_an_empty_folder_each_and_told_in_a_table(kinds: None
         yield Outcome("a | b", True, "1: \x1b[2J")
         yield Outcome("c", False)
 
-    found = attacks.tried(["one"])
+    result = attacks.tried(["one"])
     assert not folders[0].exists()
-    assert attacks.table(found).splitlines() == [
+    assert attacks.table(result).splitlines() == [
         "| kind | tried | held | message |",
         "|---|---|---|---|",
         "| one | a \\| b | yes | 1: \\x1b[2J |",

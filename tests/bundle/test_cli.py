@@ -395,8 +395,8 @@ def test_logging_file_is_accepted_and_quiet():
         text=True,
         check=True,
     )
-    said = [line.split(" ", 1)[1] for line in result.stdout.splitlines()]
-    assert said == ["INFO published", "WARNING look"]
+    output = [line.split(" ", 1)[1] for line in result.stdout.splitlines()]
+    assert output == ["INFO published", "WARNING look"]
 
 
 # --- check and demo ---------------------------------------------------------------------------

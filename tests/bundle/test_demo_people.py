@@ -37,7 +37,7 @@ def test_every_person_has_tracts_and_fa(people: Path) -> None:
 
 def test_patients_have_less_fa_in_one_tract(people: Path) -> None:
     """Measured where the person's streamlines run, without any of the jobs."""
-    found: dict[tuple[str, bool], list[float]] = {}
+    result: dict[tuple[str, bool], list[float]] = {}
     for index, name in enumerate(FOUR.names):
         image = nib.load(people / name / "fa.nii.gz")
         fa = np.asarray(image.dataobj)
@@ -47,9 +47,9 @@ def test_patients_have_less_fa_in_one_tract(people: Path) -> None:
             cells = np.rint(voxels).astype(int)
             inside = ((cells >= 0) & (cells < fa.shape)).all(axis=1)
             value = float(np.median(fa[tuple(cells[inside].T)]))
-            found.setdefault((tract, index >= 2), []).append(value)
+            result.setdefault((tract, index >= 2), []).append(value)
     for tract in TRACTS:
-        difference = np.mean(found[tract, True]) - np.mean(found[tract, False])
+        difference = np.mean(result[tract, True]) - np.mean(result[tract, False])
         lowered = LOWERED_BY if tract == LOWERED else 0
         assert difference == pytest.approx(-lowered, abs=0.03)
 

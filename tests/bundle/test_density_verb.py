@@ -37,9 +37,9 @@ def test_tractograms_add_up_on_the_references_grid(folder, capsys):
     expected[:, 0, 0] = [2, 1, 1, 1, 1, 1]
     expected[:5, 1, 1] = 1  # the sixth voxel of the shifted one begins outside
     np.testing.assert_array_equal(image.get_fdata(), expected)
-    told = capsys.readouterr().out
-    assert "3 streamlines, 11 voxels visited" in told
-    assert "1 points of 1 streamlines are outside the grid" in told
+    output = capsys.readouterr().out
+    assert "3 streamlines, 11 voxels visited" in output
+    assert "1 points of 1 streamlines are outside the grid" in output
 
 
 def test_weights_and_ends(folder, capsys):
@@ -63,10 +63,10 @@ def test_mistakes_are_one_line_and_leave_no_map(name, folder, capsys):
     words, code, message = MISTAKES[name]
     write_tractogram(folder / "away.tck", Streamlines.of([np.full((2, 3), 900.0)]))
     assert run(*words) == code
-    told = capsys.readouterr().err
-    assert message in told
-    assert [line for line in told.splitlines() if line.startswith("error: ")] == [
-        told.strip().splitlines()[-1]
+    output = capsys.readouterr().err
+    assert message in output
+    assert [line for line in output.splitlines() if line.startswith("error: ")] == [
+        output.strip().splitlines()[-1]
     ]
     assert not (folder / "map.nii.gz").exists()
 

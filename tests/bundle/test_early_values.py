@@ -112,7 +112,7 @@ def test_a_plain_path_needs_no_monai():
         (5, "has no dataset_dir"),
     ],
 )
-def test_what_gives_no_path_is_told_with_the_reason(value, reason):
+def test_what_gives_no_path_is_reported_with_the_reason(value, reason):
     with pytest.raises(UsageError, match=f"{reason}.*; give --dataset_dir <folder>"):
         known_path({"bundle_root": ".", "loop": "@loop", "dataset_dir": value}, "dataset_dir")
 

@@ -26,7 +26,7 @@ def test_a_key_without_a_value_is_refused() -> None:
         check_folders({**CONFIG, "output_dir": True}, {"output_dir": True})
 
 
-def test_what_a_configuration_leaves_to_the_user_is_told_by_the_job() -> None:
+def test_what_a_configuration_leaves_to_the_user_is_reported_by_the_job() -> None:
     check_folders(CONFIG, {})
     with pytest.raises(UsageError, match="--fixed is empty"):
         check_folders(CONFIG, {"fixed": ""})

@@ -98,10 +98,10 @@ def test_any_block_is_taken_or_refused(name: str) -> None:
 
 
 def test_every_block_of_every_configuration_is_among_them() -> None:
-    found = set()
+    result = set()
     for file in FILES:
         config = read_config([cli.ROOT / file])
-        found |= {key for key in config if key in BLOCKS}
+        result |= {key for key in config if key in BLOCKS}
         loading = [
             key
             for key, value in config.items()
@@ -111,7 +111,7 @@ def test_every_block_of_every_configuration_is_among_them() -> None:
             and value["block"][1:] not in BLOCKS
         ]
         assert not loading, (file, loading)
-    assert found == set(BLOCKS)
+    assert result == set(BLOCKS)
 
 
 @pytest.mark.parametrize("verb", sorted(cli.JOBS))

@@ -28,7 +28,7 @@ def test_every_key_that_a_help_shows_is_accepted(verb, capsys):
     assert ("--learned_atlas#" in shown) is ("learned_atlas" in config)
 
 
-def test_a_folder_below_another_key_is_told(capsys):
+def test_a_folder_below_another_key_is_reported(capsys):
     with pytest.raises(SystemExit):
         cli.main(["carry", "--help"])
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
@@ -39,7 +39,7 @@ def test_a_folder_below_another_key_is_told(capsys):
     assert "<output_dir>\n" in shown
 
 
-def test_a_help_tells_where_values_come_from(capsys):
+def test_a_help_says_where_values_come_from(capsys):
     with pytest.raises(SystemExit):
         cli.main(["register-elastic", "--help"])
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]

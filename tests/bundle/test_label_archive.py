@@ -9,7 +9,7 @@ import pytest
 
 from bundle.monai_label.check import unpack
 from bundle.monai_label.environment import LabelCheckError
-from bundle.packing import NAME
+from scripts.runtime.ownership import NAME
 
 
 def archive(path: Path, *members: str | zipfile.ZipInfo) -> Path:
@@ -21,8 +21,8 @@ def archive(path: Path, *members: str | zipfile.ZipInfo) -> Path:
 
 def test_what_lies_in_the_bundles_folder_is_unpacked(tmp_path: Path) -> None:
     unpack(archive(tmp_path / "a.zip", f"{NAME}/configs/x.json"), tmp_path / "out")
-    found = sorted(path.relative_to(tmp_path / "out") for path in tmp_path.rglob("out/**/*.*"))
-    assert [path.as_posix() for path in found] == [
+    result = sorted(path.relative_to(tmp_path / "out") for path in tmp_path.rglob("out/**/*.*"))
+    assert [path.as_posix() for path in result] == [
         f"{NAME}/configs/x.json",
         f"{NAME}/models/model.pt",
     ]

@@ -14,11 +14,11 @@ PINS = (cli.ROOT / "requirements.txt").read_text(encoding="utf-8")
 
 
 def test_versions_are_those_the_bundle_is_tested_with(tmp_path):
-    found = LabelEnvironment(tmp_path / "env", cli.ROOT).constraints()
+    result = LabelEnvironment(tmp_path / "env", cli.ROOT).constraints()
     ours = set(re.findall(r"^[\w.-]+==\S+", PINS, re.MULTILINE))
-    assert {"torch==2.13.0", "monai==1.6.1"} <= set(found)
-    assert set(found) - ours == {"torch==2.13.0"}
-    assert not any(name.startswith("numpy==") for name in found)  # MONAI Label needs its own
+    assert {"torch==2.13.0", "monai==1.6.1"} <= set(result)
+    assert set(result) - ours == {"torch==2.13.0"}
+    assert not any(name.startswith("numpy==") for name in result)  # MONAI Label needs its own
 
 
 def test_an_environment_that_is_there_is_taken_as_it_is(tmp_path):
@@ -54,10 +54,10 @@ def test_mistakes_are_one_line(words, message, tmp_path, monkeypatch, capsys):
     if "--work" not in words:
         words += ["--work", str(tmp_path / "work")]
     assert cli.main(["label-check", *words]) == 1
-    told = capsys.readouterr()
-    assert told.out == ""
-    lines = [line for line in told.err.splitlines() if not line.startswith("label-check: ")]
+    output = capsys.readouterr()
+    assert output.out == ""
+    lines = [line for line in output.err.splitlines() if not line.startswith("label-check: ")]
     assert len(lines) == 1
     assert lines[0].startswith("error: ")
-    assert message in told.err
+    assert message in output.err
     assert {path.name for path in tmp_path.iterdir()} <= {"file", "work"}

@@ -146,8 +146,8 @@ def test_files_are_looked_for_here_then_in_the_bundle(tmp_path, monkeypatch):
         for name in names:
             (folder / name).touch()
     monkeypatch.chdir(here)
-    found = locate_config_files(["both.yaml", "mine.yaml"], root)
-    assert found == [here / "both.yaml", root / "mine.yaml"]
+    result = locate_config_files(["both.yaml", "mine.yaml"], root)
+    assert result == [here / "both.yaml", root / "mine.yaml"]
     with pytest.raises(UsageError, match=r"no such configuration file: none\.yaml"):
         locate_config_files(["none.yaml"], root)
 
@@ -180,7 +180,7 @@ def test_overrides_reach_monai(key, value, passed):
         ("trainer#handelrs#0", "trainer in the configuration has no handelrs"),
     ],
 )
-def test_unknown_keys_are_told(key, message):
+def test_unknown_keys_are_reported(key, message):
     with pytest.raises(UsageError, match=message):
         apply_overrides(config(), {key: 1})
 

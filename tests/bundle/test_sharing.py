@@ -17,12 +17,13 @@ import yaml
 from monai.bundle import ConfigParser
 
 from bundle import cli
-from bundle.packing import NAME, pack, packed
+from bundle.packing import pack, packed
 from bundle.sharing import model_card, shared_description
 from scripts.atlas.building import build_network
 from scripts.atlas.published_model import published_network
 from scripts.errors import CheckpointError, CohortError
 from scripts.networks.described import DescribedNetwork, weights_identity
+from scripts.runtime.ownership import NAME
 from scripts.settings.atlas import LearnedAtlasConfig
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -48,9 +49,9 @@ def model(
         network = build_network(make_cohort(), make_settings(**sections))
         state = dict(network.state_dict())
         if changes is not None:
-            said = copy.deepcopy(network.description)
-            changes(said)
-            state["described"] = DescribedNetwork(said).described
+            description = copy.deepcopy(network.description)
+            changes(description)
+            state["described"] = DescribedNetwork(description).described
         (tmp_path / "models").mkdir(exist_ok=True)
         torch.save(state, tmp_path / "models" / "model.pt")
         return tmp_path / "models"
@@ -155,25 +156,25 @@ def test_what_travels_is_listed_and_nothing_written(
     before = sorted(tmp_path.rglob("*"))
     words = ("pack", "--list", "--ckpt_dir", folder, "--output", tmp_path / "a.zip")
     assert cli.main([*map(str, words)]) == 0
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     assert sorted(tmp_path.rglob("*")) == before
-    assert "models/model.pt" in said and "docs/model_card.md" in said
-    assert "left out of models/model.pt: learned_atlas.cohort.exclude (1 names)" in said
-    assert "SECRET" not in said
+    assert "models/model.pt" in output and "docs/model_card.md" in output
+    assert "left out of models/model.pt: learned_atlas.cohort.exclude (1 names)" in output
+    assert "SECRET" not in output
     sizes = pack(ROOT, folder, tmp_path / "a.zip")
-    assert all(f"{size:,}  {name}" in said for name, size in sizes.items())
+    assert all(f"{size:,}  {name}" in output for name, size in sizes.items())
     with zipfile.ZipFile(tmp_path / "a.zip") as archive:
         assert archive.namelist() == [f"{NAME}/{name}" for name in sizes]
 
 
-def test_a_card_says_what_the_model_tells_of_people(make_network: Callable[..., Any]) -> None:
+def test_a_card_says_what_the_model_reveals_of_people(make_network: Callable[..., Any]) -> None:
     network = make_network()
-    said = copy.deepcopy(network.description)
-    said["covariates"] = [
+    description = copy.deepcopy(network.description)
+    description["covariates"] = [
         {"name": "age|<b>", "kind": "number", "mean": 30.0, "std": 5.0, "low": 21.0, "high": 44.0},
         {"name": "sex", "kind": "category", "categories": ["F", "M"], "shares": [0.5, 0.5]},
     ]
-    page = model_card(network, shared_description("model.pt", said), "a | study")
+    page = model_card(network, shared_description("model.pt", description), "a | study")
     assert "age\\|\\<b\\>: mean 30" in page
     assert "from 21 to 44" in page and "sex: F 50%, M 50%" in page
     assert "a \\| study" in page
@@ -196,5 +197,5 @@ def test_a_link_in_the_bundle_that_leads_out_is_not_packed(
 
 def test_the_archive_is_a_model_that_others_read(model: Callable[..., Path]) -> None:
     data = packed(ROOT, model(cohort=SECRETS)).contents["models/model.pt"]
-    found = torch.load(io.BytesIO(data), weights_only=True)
-    assert isinstance(found, dict) and "described" in found
+    result = torch.load(io.BytesIO(data), weights_only=True)
+    assert isinstance(result, dict) and "described" in result

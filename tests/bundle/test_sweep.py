@@ -1,4 +1,4 @@
-"""Sweeps: which runs they make, what they leave, and how they go on."""
+"""Sweeps: which runs they make, what they leave, and how they continue."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_sweeps_without_sense_are_refused_before_anything_runs(root, words, mess
     assert not (root / "output").exists()
 
 
-def test_a_sweep_makes_one_table_and_goes_on_where_it_was(root, capsys):
+def test_a_sweep_makes_one_table_and_continues_where_it_was(root, capsys):
     run(root, "--fold", "0,1")
     assert calls(root) == ["fold-0", "fold-1"]
     table = rows(root)
@@ -117,11 +117,11 @@ def test_a_sweep_makes_one_table_and_goes_on_where_it_was(root, capsys):
 
 def test_the_best_run_is_named_and_drawn(root, capsys):
     run(root, "--fold", "1,0.5,2", "--family", "a,b")
-    found = rows(root)
-    assert [row["distance"] for row in found[:2]] == ["1.5", "1.5"]
+    result = rows(root)
+    assert [row["distance"] for row in result[:2]] == ["1.5", "1.5"]
     folder = root / "output/sweep"
-    said = capsys.readouterr().out
-    assert f"best by distance: fold-0.5_family-a, in {folder / 'fold-0.5_family-a'}\n" in said
+    output = capsys.readouterr().out
+    assert f"best by distance: fold-0.5_family-a, in {folder / 'fold-0.5_family-a'}\n" in output
     assert imread(folder / "results.png").ndim == 3
     run(root, "--fold", "1,0.5,2", "--family", "a,b", "--best", "rotation_error")
     assert "best by rotation_error: fold-1_family-a" in capsys.readouterr().out
@@ -201,7 +201,7 @@ def test_no_run_is_best_by_a_number_that_may_mean_anything():
     assert best_run(rows, ["x"], "outliers_count") == ("a", "outliers_count")
 
 
-def test_costs_and_merits_are_told_apart():
+def test_costs_and_merits_are_distinguished():
     for cost in ("distance", "rotation_error", "training_loss", "seconds", "folded_share"):
         assert smaller_is_better(cost)
     for merit in ("label_dice", "overlap", "correlation_after", "presence_dice"):
@@ -257,7 +257,7 @@ def test_the_verb_knows_its_jobs(capsys):
     assert "did you mean --fold?" in capsys.readouterr().err
 
 
-def test_a_setting_that_breaks_its_rule_is_told_before_torch_is_loaded(capsys):
+def test_a_setting_that_breaks_its_rule_is_reported_before_torch_is_loaded(capsys):
     words = ["train-affine", "--learned_affine#model#passes", "0"]
     assert cli.main(words) == 2
     message = capsys.readouterr().err

@@ -36,14 +36,14 @@ KINDS = ("path", "paths", "paths_by_name", "transform", "transforms")
 
 def keys_of(model: type[Section], above: str) -> list[str]:
     """Keys of settings that hold a path."""
-    found = []
+    result = []
     for name, field in model.model_fields.items():
         kind, key = field.annotation, f"{above}#{name}"
         if isinstance(kind, type) and issubclass(kind, Section):
-            found += keys_of(kind, key)
+            result += keys_of(kind, key)
         elif kind_of(key) in KINDS:
-            found.append(f"{key}#FA" if kind_of(key) == "paths_by_name" else key)
-    return found
+            result.append(f"{key}#FA" if kind_of(key) == "paths_by_name" else key)
+    return result
 
 
 OF_BLOCKS = [key for name, block in BLOCKS.items() for key in keys_of(block.schema(), name)]
@@ -73,8 +73,8 @@ def test_every_path_arrives_as_typed(path: str) -> None:
         words = [f"--{key}={path}"] if path[:2] == "--" else [f"--{key}", path]
         for name, value in apply_overrides(config, parse_overrides(words)[1]).items():
             given[name] = value
-        found = given.get_parsed_content(key.replace("#", "::"))
-        assert found in (path, [path]), key
+        result = given.get_parsed_content(key.replace("#", "::"))
+        assert result in (path, [path]), key
 
 
 def test_a_path_in_a_file_is_that_path_too(tmp_path: Path) -> None:

@@ -287,7 +287,7 @@ def test_demo_becomes_the_training_run(prepared, monkeypatch):
     ("error", "code", "message"),
     [(SetupError("no pip"), 1, "error: no pip\n"), (KeyboardInterrupt(), 130, "")],
 )
-def test_failed_setup_is_told_without_traceback(
+def test_failed_setup_is_reported_without_traceback(
     prepared, monkeypatch, capsys, error, code, message
 ):
     def fail(self):
@@ -396,10 +396,10 @@ def test_a_file_with_another_hash_is_not_installed(tmp_path, monkeypatch, capfd)
     (tmp_path / REQUIREMENTS[0]).write_text("# changed\n", encoding="utf-8")
     capfd.readouterr()
     assert workshop.main(["test"]) == 1
-    told = capfd.readouterr().err
-    assert "HASHES" in told
-    assert told.splitlines()[-1].startswith("error: pip could not install requirements.lock")
-    assert "Traceback" not in told
+    output = capfd.readouterr().err
+    assert "HASHES" in output
+    assert output.splitlines()[-1].startswith("error: pip could not install requirements.lock")
+    assert "Traceback" not in output
     assert not list((tmp_path / ".venv").rglob("tiny.py"))
 
 

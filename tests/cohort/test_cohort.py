@@ -154,7 +154,7 @@ def test_a_subject_whose_tracts_are_all_empty_is_left_out(five):
     assert reasons(cohort) == {"zero": "is empty: every tract is empty"}
 
 
-def test_progress_is_told_in_order(five):
+def test_progress_is_reported_in_order(five):
     told = []
     read_cohort(five.folder, config(), progress=lambda *step: told.append(step))
     assert told == [(n, 5, f"sub-{n}") for n in range(1, 6)]
@@ -355,7 +355,7 @@ def test_a_folder_without_any_map(dataset):
         ("{}/t1/image.nii.gz", {}, "folders without a map: a, b, c"),
     ],
 )
-def test_a_folder_of_another_layout_is_told_by_its_name(tmp_path, name, settings, advice):
+def test_a_folder_of_another_layout_is_reported_by_its_name(tmp_path, name, settings, advice):
     for subject in "abc":
         path = tmp_path / name.format(subject)
         path.parent.mkdir(parents=True, exist_ok=True)

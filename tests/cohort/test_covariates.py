@@ -126,7 +126,7 @@ def test_values_are_read_from_text_and_from_mappings() -> None:
         (30, "must be text"),
     ],
 )
-def test_values_that_make_no_sense_are_told(asked: Any, message: str) -> None:
+def test_values_that_make_no_sense_are_reported(asked: Any, message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
         parse_values(asked, coding("age", "site"))
 
@@ -148,7 +148,7 @@ def test_the_prefix_of_a_participant_may_be_left_out_on_either_side(tmp_path: Pa
     assert people.values(["01", "sub-02"]) == {"01": {"age": 30.0}, "sub-02": {"age": 40.0}}
 
 
-def test_text_is_a_category_and_so_are_numbers_that_are_said_to_be(tmp_path: Path) -> None:
+def test_text_is_a_category_and_so_are_numbers_that_are_declared_to_be(tmp_path: Path) -> None:
     path = table(tmp_path, "participant_id\tsex\tsite", "a\tF\t1", "b\tM\t2")
     people = read_participants(path, ["sex", "site"])
     assert people.values(["a"])["a"] == {"sex": "F", "site": 1.0}
@@ -165,7 +165,7 @@ def test_text_is_a_category_and_so_are_numbers_that_are_said_to_be(tmp_path: Pat
         (["participant_id\tage", "a\t1", "a\t2"], "line 3: a is listed twice"),
     ],
 )
-def test_tables_that_cannot_be_read_are_told(
+def test_tables_that_cannot_be_read_are_reported(
     tmp_path: Path, lines: list[str], message: str
 ) -> None:
     with pytest.raises(CohortError, match=message):

@@ -222,10 +222,10 @@ def test_values_that_are_no_density_are_read_as_0_where_that_is_asked_for():
     with pytest.raises(DensityError, match="infinite"):  # nobody can say what was meant
         clean_density(Path("x.nii.gz"), data, rule)
     data[2, 2, 2] = 1
-    found, kinds, remarks = clean_density(Path("x.nii.gz"), data, rule)
-    assert found.sum() == 25 and found[0, 0, 0] == found[1, 1, 1] == 0
+    result, kinds, remarks = clean_density(Path("x.nii.gz"), data, rule)
+    assert result.sum() == 25 and result[0, 0, 0] == result[1, 1, 1] == 0
     assert kinds == ("nan", "negative") and len(remarks) == 2
-    np.testing.assert_array_equal(found, zeroed(data, kinds))
+    np.testing.assert_array_equal(result, zeroed(data, kinds))
     data[1, 1, 1] = -5
     assert "is this a density map?" in clean_density(Path("x.nii.gz"), data, rule)[2][-1]
 

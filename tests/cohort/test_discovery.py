@@ -69,17 +69,17 @@ FILES = {
 )
 def test_layouts_find_their_files(tmp_path, layout, paths):
     touch(tmp_path, *paths)
-    found = find(tmp_path, cohort={"layout": layout})
-    assert files(found, tmp_path) == sorted(paths)
-    assert found.rejected == ()
+    result = find(tmp_path, cohort={"layout": layout})
+    assert files(result, tmp_path) == sorted(paths)
+    assert result.rejected == ()
 
 
 def test_one_alternative_holds_for_the_whole_cohort(tmp_path):
     touch(tmp_path, fdt("s1"), fdt("s2"), fdt("s2", method="mrtrix3"), fdt("s3", method="mrtrix3"))
-    found = find(tmp_path)
-    assert names(found) == ["s1", "s2"]
-    assert "probtrackx2" in found.pattern
-    assert found.without_map == ("s3",)
+    result = find(tmp_path)
+    assert names(result) == ["s1", "s2"]
+    assert "probtrackx2" in result.pattern
+    assert result.without_map == ("s3",)
 
 
 def test_whole_maps_of_bids_are_no_bundles(tmp_path):
@@ -96,8 +96,8 @@ def test_whole_maps_of_bids_are_no_bundles(tmp_path):
 
 def test_a_bids_entity_ends_at_the_underscore(tmp_path):
     touch(tmp_path, "sub-1/dwi/sub-1_bundle-AF_desc-x_tdi.nii.gz")
-    found = find(tmp_path, cohort={"layout": "bids"})
-    assert found.candidates[0].maps[0].tract == "AF"
+    result = find(tmp_path, cohort={"layout": "bids"})
+    assert result.candidates[0].maps[0].tract == "AF"
 
 
 @pytest.mark.parametrize(
@@ -117,10 +117,10 @@ def test_a_bids_entity_ends_at_the_underscore(tmp_path):
 )
 def test_patterns(tmp_path, pattern, path, subject, tract):
     touch(tmp_path, path)
-    found = find(tmp_path, cohort={"pattern": pattern})
-    assert files(found, tmp_path) == [path]
-    assert names(found) == [subject]
-    assert found.candidates[0].maps[0].tract == tract
+    result = find(tmp_path, cohort={"pattern": pattern})
+    assert files(result, tmp_path) == [path]
+    assert names(result) == [subject]
+    assert result.candidates[0].maps[0].tract == tract
 
 
 def test_a_repeated_placeholder_has_one_value(tmp_path):
@@ -144,11 +144,11 @@ def test_outputs_and_hidden_entries_are_never_subjects(tmp_path):
         "group/notes.txt",
         "notes.txt",
     )
-    found = find(tmp_path, output_subdir="mine")
-    assert names(found) == ["sub-1"]
-    assert len(found.candidates[0].maps) == 1
-    assert found.rejected == ()
-    assert found.without_map == ("group",)
+    result = find(tmp_path, output_subdir="mine")
+    assert names(result) == ["sub-1"]
+    assert len(result.candidates[0].maps) == 1
+    assert result.rejected == ()
+    assert result.without_map == ("group",)
 
 
 def test_outputs_inside_a_subject_are_passed_over(tmp_path):
@@ -171,8 +171,8 @@ def test_hidden_files_of_a_flat_folder(tmp_path):
 
 def test_a_folder_with_the_name_of_a_map_is_no_map(tmp_path):
     (tmp_path / "s1" / "tdi.nii.gz").mkdir(parents=True)
-    found = find(tmp_path, cohort={"pattern": "{subject}/tdi.nii.gz"})
-    assert (found.candidates, found.without_map) == ((), ("s1",))
+    result = find(tmp_path, cohort={"pattern": "{subject}/tdi.nii.gz"})
+    assert (result.candidates, result.without_map) == ((), ("s1",))
 
 
 def test_a_broken_link_is_found_so_that_it_can_be_refused(tmp_path):
@@ -186,8 +186,8 @@ def test_link_loops_end(tmp_path):
     (tmp_path / "s1" / "a" / "loop").symlink_to(tmp_path / "s1")
     (tmp_path / "s1" / "here").symlink_to(".")
     (tmp_path / "s1" / "self").symlink_to("self")
-    found = find(tmp_path, cohort={"pattern": "{subject}/a/**/tdi.nii"})
-    assert files(found, tmp_path) == ["s1/a/tdi.nii"]
+    result = find(tmp_path, cohort={"pattern": "{subject}/a/**/tdi.nii"})
+    assert files(result, tmp_path) == ["s1/a/tdi.nii"]
 
 
 def test_linked_subjects_are_followed(tmp_path):
@@ -200,10 +200,10 @@ def test_linked_subjects_are_followed(tmp_path):
 def test_a_name_that_is_not_utf8_is_rejected(tmp_path):
     bad = os.fsdecode(b"sub-\xff")
     touch(tmp_path, f"{bad}/tdi.nii", "s1/tdi.nii")
-    found = find(tmp_path, cohort={"pattern": "{subject}/tdi.nii"})
-    assert names(found) == ["s1"]
-    assert "UTF-8" in found.rejected[0].reason
-    found.rejected[0].subject.encode("utf-8")
+    result = find(tmp_path, cohort={"pattern": "{subject}/tdi.nii"})
+    assert names(result) == ["s1"]
+    assert "UTF-8" in result.rejected[0].reason
+    result.rejected[0].subject.encode("utf-8")
 
 
 @pytest.mark.parametrize("kind, words", [("none", "does not exist"), ("file", "is not a folder")])
@@ -227,9 +227,9 @@ def test_unreadable_folders(tmp_path, monkeypatch):
         monkeypatch.setattr(Path, "iterdir", iterdir)
 
     refuse(tmp_path / "s2" / "tractography" / "probtrackx2")
-    found = find(tmp_path)
-    assert names(found) == ["s1"]
-    assert [(one.subject, one.reason) for one in found.rejected] == [
+    result = find(tmp_path)
+    assert names(result) == ["s1"]
+    assert [(one.subject, one.reason) for one in result.rejected] == [
         ("s2", "can't be read: Permission denied")
     ]
     refuse(tmp_path)
@@ -250,10 +250,10 @@ PATTERN = "{subject}/tdi.nii"
 
 
 def test_subjects_by_name(abc):
-    found = find(abc, cohort={"pattern": PATTERN, "subjects": ["c", "a", "zed"]})
-    assert names(found) == ["a", "c"]
-    assert [one.subject for one in found.rejected] == ["zed"]
-    assert "no map at" in found.rejected[0].reason
+    result = find(abc, cohort={"pattern": PATTERN, "subjects": ["c", "a", "zed"]})
+    assert names(result) == ["a", "c"]
+    assert [one.subject for one in result.rejected] == ["zed"]
+    assert "no map at" in result.rejected[0].reason
 
 
 def test_subjects_by_text_file(abc):
@@ -262,33 +262,33 @@ def test_subjects_by_text_file(abc):
 
 
 def test_exclude(abc, caplog):
-    found = find(abc, cohort={"pattern": PATTERN, "exclude": ["b", "typo"]})
-    assert names(found) == ["a", "c"]
-    assert found.without_map == ()
+    result = find(abc, cohort={"pattern": PATTERN, "exclude": ["b", "typo"]})
+    assert names(result) == ["a", "c"]
+    assert result.without_map == ()
     assert "learned_atlas.cohort.exclude names no subject: typo" in caplog.text
 
 
 def test_composed_and_decomposed_names_are_the_same(tmp_path):
     touch(tmp_path, unicodedata.normalize("NFD", "Zoë") + "/tdi.nii")
     for choice in ({"subjects": ["Zoë"]}, {"exclude": ["Zoë"]}):
-        found = find(tmp_path, cohort={"pattern": PATTERN, **choice})
-        assert len(found.candidates) == ("subjects" in choice)
-        assert found.rejected == ()
+        result = find(tmp_path, cohort={"pattern": PATTERN, **choice})
+        assert len(result.candidates) == ("subjects" in choice)
+        assert result.rejected == ()
 
 
 def test_subjects_by_csv(abc):
     (abc / "maps.csv").write_text("subject,path\nx, a/tdi.nii\n\n# no\ny,b/tdi.nii\n")
-    found = find(abc, cohort={"subjects": "maps.csv"})
-    assert (names(found), files(found, abc)) == (["x", "y"], ["a/tdi.nii", "b/tdi.nii"])
+    result = find(abc, cohort={"subjects": "maps.csv"})
+    assert (names(result), files(result, abc)) == (["x", "y"], ["a/tdi.nii", "b/tdi.nii"])
 
 
 def test_csv_with_tracts(abc):
     (abc / "maps.csv").write_text("x,a/tdi.nii,af\nx,b/tdi.nii,cst\ny,c/tdi.nii,af\n")
     values = {"model": {"channels": 2}, "cohort": {"subjects": "maps.csv"}}
-    found = find(abc, **values)
-    assert found.tracts == ("af", "cst")
-    assert [one.channel for one in found.candidates[0].maps] == [0, 1]
-    assert [(one.subject, one.reason) for one in found.rejected] == [("y", "no map of tract cst")]
+    result = find(abc, **values)
+    assert result.tracts == ("af", "cst")
+    assert [one.channel for one in result.candidates[0].maps] == [0, 1]
+    assert [(one.subject, one.reason) for one in result.rejected] == [("y", "no map of tract cst")]
 
 
 @pytest.mark.parametrize("parts", [True, False])
@@ -296,8 +296,8 @@ def test_subjects_by_a_data_list(abc, parts):
     entries = [{"image": "a/tdi.nii", "label": "x.nii"}, {"image": "b/tdi.nii", "subject": "y"}]
     listed = {"training": entries, "validation": [{"image": "c/tdi.nii"}]} if parts else entries
     (abc / "data.json").write_text(json.dumps(listed))
-    found = find(abc, cohort={"pattern": PATTERN, "subjects": "data.json"})
-    assert (names(found), files(found, abc)) == (["a", "y"], ["a/tdi.nii", "b/tdi.nii"])
+    result = find(abc, cohort={"pattern": PATTERN, "subjects": "data.json"})
+    assert (names(result), files(result, abc)) == (["a", "y"], ["a/tdi.nii", "b/tdi.nii"])
 
 
 def test_a_number_in_a_data_list_is_a_name(abc):
@@ -311,9 +311,9 @@ def test_data_list_with_tracts(abc):
         for folder, subject, tract in (("a", "x", "af"), ("b", "x", "cst"), ("c", "y", "af"))
     ]
     (abc / "data.json").write_text(json.dumps(entries))
-    found = find(abc, model={"channels": 2}, cohort={"subjects": "data.json"})
-    assert found.tracts == ("af", "cst")
-    assert [one.channel for one in found.candidates[0].maps] == [0, 1]
+    result = find(abc, model={"channels": 2}, cohort={"subjects": "data.json"})
+    assert result.tracts == ("af", "cst")
+    assert [one.channel for one in result.candidates[0].maps] == [0, 1]
 
 
 @pytest.mark.parametrize(
@@ -350,9 +350,9 @@ def test_lists_that_are_none(abc, name, text, words):
 @pytest.mark.parametrize("name", ["../a", "atlas", ".a"])
 def test_csv_names_become_file_names(abc, name):
     (abc / "maps.csv").write_text(f"{name},a/tdi.nii\nb,b/tdi.nii\n")
-    found = find(abc, cohort={"subjects": "maps.csv"})
-    assert names(found) == ["b"]
-    assert found.rejected[0].subject == name
+    result = find(abc, cohort={"subjects": "maps.csv"})
+    assert names(result) == ["b"]
+    assert result.rejected[0].subject == name
 
 
 # ------------------------------------------------------------------------------------------ runs
@@ -402,10 +402,10 @@ def test_not_left_and_right(one, other):
 
 def test_left_and_right_runs_belong_to_one_subject(tmp_path):
     touch(tmp_path, fdt("s1", "cst_left"), fdt("s1", "cst_right"), fdt("s2", "cst_left"))
-    found = find(tmp_path)
-    assert names(found) == ["s1", "s2"]
-    assert [len(candidate.maps) for candidate in found.candidates] == [2, 1]
-    assert {one.channel for one in found.candidates[0].maps} == {0}
+    result = find(tmp_path)
+    assert names(result) == ["s1", "s2"]
+    assert [len(candidate.maps) for candidate in result.candidates] == [2, 1]
+    assert {one.channel for one in result.candidates[0].maps} == {0}
 
 
 @pytest.mark.parametrize(
@@ -472,11 +472,14 @@ def xtract(tmp_path) -> Path:
 
 def test_a_channel_per_tract_in_the_order_asked_for(xtract):
     values = {"cohort": {"layout": "xtract", "tracts": ["cst", "af"]}, "model": {"channels": 2}}
-    found = find(xtract, **values)
-    assert found.tracts == ("cst", "af")
-    assert names(found) == ["s1", "s2"]
-    assert [(one.tract, one.channel) for one in found.candidates[0].maps] == [("cst", 0), ("af", 1)]
-    assert [(one.subject, one.reason) for one in found.rejected] == [("s3", "no map of tract cst")]
+    result = find(xtract, **values)
+    assert result.tracts == ("cst", "af")
+    assert names(result) == ["s1", "s2"]
+    assert [(one.tract, one.channel) for one in result.candidates[0].maps] == [
+        ("cst", 0),
+        ("af", 1),
+    ]
+    assert [(one.subject, one.reason) for one in result.rejected] == [("s3", "no map of tract cst")]
 
 
 def test_a_tract_that_no_subject_has(xtract):
@@ -495,12 +498,12 @@ def test_channels_must_be_as_many_as_tracts(xtract):
         find(xtract, **values)
 
 
-def test_tracts_stand_in_for_the_whole_map_and_differences_are_told(xtract, caplog):
+def test_tracts_stand_in_for_the_whole_map_and_differences_are_reported(xtract, caplog):
     with caplog.at_level(logging.INFO):
-        found = find(xtract, cohort={"layout": "xtract"})
-    assert [len(candidate.maps) for candidate in found.candidates] == [3, 2, 1]
-    assert {one.channel for candidate in found.candidates for one in candidate.maps} == {0}
-    assert found.tracts == ()
+        result = find(xtract, cohort={"layout": "xtract"})
+    assert [len(candidate.maps) for candidate in result.candidates] == [3, 2, 1]
+    assert {one.channel for candidate in result.candidates for one in candidate.maps} == {0}
+    assert result.tracts == ()
     assert "af, cst, fa are summed into one map" in caplog.text
     assert "subject s3 has no map of tract cst, fa" in caplog.text
 
@@ -531,15 +534,15 @@ def test_affine_space_falls_back_to_the_whole_map_for_the_whole_cohort(tmp_path)
 )
 def test_names_of_single_files(tmp_path, file, values, name):
     config = LearnedAtlasConfig.load({"cohort": values}).subject_search()
-    found = candidates_from_files([tmp_path / file], config)
-    assert names(found) == [name]
+    result = candidates_from_files([tmp_path / file], config)
+    assert names(result) == [name]
 
 
 def test_tract_of_a_single_bids_file(tmp_path):
     block = {"cohort": {"layout": "bids", "tracts": ["AF"]}}
     config = LearnedAtlasConfig.load(block).subject_search()
-    found = candidates_from_files([tmp_path / "sub-9_bundle-AF_tdi.nii.gz"], config)
-    assert (names(found), found.candidates[0].maps[0].tract) == (["sub-9"], "AF")
+    result = candidates_from_files([tmp_path / "sub-9_bundle-AF_tdi.nii.gz"], config)
+    assert (names(result), result.candidates[0].maps[0].tract) == (["sub-9"], "AF")
 
 
 def test_single_files_of_one_subject_are_sides_or_an_error(tmp_path):
@@ -564,10 +567,10 @@ def test_single_files_of_one_subject_are_sides_or_an_error(tmp_path):
 )
 def test_names_that_are_one_on_some_file_systems_are_both_left_out(tmp_path, one, other, what):
     touch(tmp_path, f"{one}.nii.gz", f"{other}.nii.gz", "sub-c.nii.gz")
-    found = find(tmp_path, cohort={"layout": "flat"})
-    assert names(found) == ["sub-c"]
-    assert {rejection.subject for rejection in found.rejected} == {one, other}
-    assert all(what in rejection.reason for rejection in found.rejected)
+    result = find(tmp_path, cohort={"layout": "flat"})
+    assert names(result) == ["sub-c"]
+    assert {rejection.subject for rejection in result.rejected} == {one, other}
+    assert all(what in rejection.reason for rejection in result.rejected)
     by_file = candidates_from_files(
         sorted(tmp_path.iterdir()),
         LearnedAtlasConfig.load({"cohort": {"layout": "flat"}}).subject_search(),
@@ -577,26 +580,26 @@ def test_names_that_are_one_on_some_file_systems_are_both_left_out(tmp_path, one
 
 def test_excluding_one_of_two_names_keeps_the_other(tmp_path):
     touch(tmp_path, "Sub-A.nii.gz", "sub-a.nii.gz", "sub-c.nii.gz")
-    found = find(tmp_path, cohort={"layout": "flat", "exclude": ["Sub-A"]})
-    assert names(found) == ["sub-a", "sub-c"]
-    assert not found.rejected
+    result = find(tmp_path, cohort={"layout": "flat", "exclude": ["Sub-A"]})
+    assert names(result) == ["sub-a", "sub-c"]
+    assert not result.rejected
 
 
 @pytest.mark.parametrize("name", ["..nii.gz", "...nii.gz", ".x.nii.gz", "a\nb.nii.gz"])
 def test_a_file_whose_name_no_folder_can_have_is_left_out(tmp_path, name):
     touch(tmp_path, name, "sub-c.nii.gz")
     search = LearnedAtlasConfig.load({"cohort": {"layout": "flat"}}).subject_search()
-    found = candidates_from_files([tmp_path / name, tmp_path / "sub-c.nii.gz"], search)
-    assert [candidate.name for candidate in found.candidates] == ["sub-c"]
-    assert [rejection.path for rejection in found.rejected] == [str(tmp_path / name)]
+    result = candidates_from_files([tmp_path / name, tmp_path / "sub-c.nii.gz"], search)
+    assert [candidate.name for candidate in result.candidates] == ["sub-c"]
+    assert [rejection.path for rejection in result.rejected] == [str(tmp_path / name)]
 
 
 def test_a_trx_folder_is_named_among_those_left_out(tmp_path):
     (tmp_path / "a.trk").touch()
     (tmp_path / "b.trx").mkdir()
     (tmp_path / "c").mkdir()
-    found = find(tmp_path, cohort={"layout": "streamlines"})
-    assert [one.name for one in found.candidates] == ["a"]
-    assert [(one.subject, "pack it as one" in one.reason) for one in found.rejected] == [
+    result = find(tmp_path, cohort={"layout": "streamlines"})
+    assert [one.name for one in result.candidates] == ["a"]
+    assert [(one.subject, "pack it as one" in one.reason) for one in result.rejected] == [
         ("b", True)
     ]

@@ -61,10 +61,10 @@ def test_flipped_bits_of_gzip_are_noticed_or_harmless(tmp_path: Path) -> None:
         flipped[place] ^= 1 << (place % 8)
         path = written(tmp_path, bytes(flipped))
         try:
-            found, _ = read_density(path)
+            result, _ = read_density(path)
         except CohortError:
             continue
-        np.testing.assert_array_equal(found, MAP)  # a byte of the name or of the time
+        np.testing.assert_array_equal(result, MAP)  # a byte of the name or of the time
 
 
 def test_claim_of_gigabytes_in_a_small_file(tmp_path: Path) -> None:
@@ -151,10 +151,10 @@ def test_any_header_gives_a_map_or_a_reason(
     path = written(folder, gzip.compress(bytes(data)) if packed else bytes(data))
     tracemalloc.start()
     try:
-        found, grid = read_density(path)
-        check_density(path, found)
-        assert np.isfinite(found).all()
-        assert found.shape == grid.shape
+        result, grid = read_density(path)
+        check_density(path, result)
+        assert np.isfinite(result).all()
+        assert result.shape == grid.shape
         assert np.isfinite(grid.affine).all()
     except CohortError as error:
         assert str(path) in str(error)
@@ -214,9 +214,9 @@ def test_odd_names_are_names(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("name", ["line\nbreak", "bell\x07", "a" * 201, "back\\slash"])
 def test_names_that_no_file_can_be_named_after(tmp_path: Path, name: str) -> None:
     nib.save(nib.Nifti1Image(MAP, np.eye(4)), tmp_path / f"{name}.nii.gz")
-    found = find_subjects(tmp_path, LearnedAtlasConfig.load(FLAT).subject_search())
-    assert not found.candidates
-    assert "has a name" in found.rejected[0].reason
+    result = find_subjects(tmp_path, LearnedAtlasConfig.load(FLAT).subject_search())
+    assert not result.candidates
+    assert "has a name" in result.rejected[0].reason
 
 
 @pytest.mark.parametrize("name", ["..", "a/../../b", "/etc/passwd"])
@@ -224,9 +224,9 @@ def test_listed_names_never_leave_a_folder(tmp_path: Path, name: str) -> None:
     nib.save(nib.Nifti1Image(MAP, np.eye(4)), tmp_path / "map.nii.gz")
     (tmp_path / "list.csv").write_text(f"{name},map.nii.gz\n")
     block = {**FLAT, "cohort": {**FLAT["cohort"], "subjects": "list.csv"}}
-    found = find_subjects(tmp_path, LearnedAtlasConfig.load(block).subject_search())
-    assert not found.candidates
-    assert "can't be a file name" in found.rejected[0].reason
+    result = find_subjects(tmp_path, LearnedAtlasConfig.load(block).subject_search())
+    assert not result.candidates
+    assert "can't be a file name" in result.rejected[0].reason
 
 
 def test_links_are_followed_and_only_read(tmp_path: Path) -> None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import nibabel
 import numpy as np
 import pytest
 
+from scripts.cohort import Candidate, Inspection, inspect_subject
+from scripts.cohort import first_look as look_module
 from scripts.cohort.first_look import first_look
 from scripts.cohort.usual_densities import FAINT
 from scripts.errors import CohortError, ConfigurationError
@@ -65,6 +68,32 @@ def test_the_layout_is_recognised(
     write_map(tmp_path / "mean.nii.gz")
     expected = {"layout": layout}
     assert expected.items() <= found(tmp_path, request_of_all).items()
+
+
+@pytest.mark.parametrize(("high", "how"), [(1.0, "none"), (40.0, "streamline_density")])
+def test_each_map_is_read_once(
+    high: float, how: str, tmp_path: Path, request_of_all: CohortRequest,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    for name in ("p1", "p2", "p3"):
+        write_map(tmp_path / f"{name}.nii.gz", high=high)
+    read: list[str] = []
+
+    def counted(candidate: Candidate, *rest: Any) -> Inspection:
+        read.append(candidate.name)
+        return inspect_subject(candidate, *rest)
+
+    monkeypatch.setattr(look_module, "inspect_subject", counted)
+    guesses = found(tmp_path, request_of_all)
+    assert guesses["normalisation"] == how
+    assert sorted(read) == ["p1", "p2", "p3"]
+    read.clear()
+    given = replace(
+        request_of_all,
+        cohort=request_of_all.cohort.model_copy(update={"normalisation": how}),
+    )
+    alone = found(tmp_path, given, ("normalisation",))
+    assert alone["log_offset"] == guesses["log_offset"]
 
 
 def test_densities_are_a_tenth_of_what_a_streamline_meets(
@@ -152,7 +181,7 @@ def test_several_images_are_asked_about(tmp_path: Path, request_of_all: CohortRe
         first_look(tmp_path, request_of_all, ())
 
 
-def test_an_unknown_folder_is_told(tmp_path: Path, request_of_all: CohortRequest) -> None:
+def test_an_unknown_folder_is_reported(tmp_path: Path, request_of_all: CohortRequest) -> None:
     with pytest.raises(CohortError, match="no subject found by any known layout"):
         first_look(tmp_path, request_of_all, ())
     with pytest.raises(CohortError, match="does not exist"):

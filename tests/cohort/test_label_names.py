@@ -17,8 +17,8 @@ from scripts.errors import CohortError
 )
 def test_tables_with_columns(tmp_path, name, text):
     (tmp_path / name).write_text(text)
-    found = read_label_names(tmp_path / name, "key")
-    assert found == {17: "Left hippocampus", 53: "Right hippocampus"}
+    result = read_label_names(tmp_path / name, "key")
+    assert result == {17: "Left hippocampus", 53: "Right hippocampus"}
 
 
 def test_colour_tables_of_freesurfer(tmp_path):

@@ -43,7 +43,7 @@ def test_a_new_subject_on_another_grid_is_refused_or_let_through(five, atlas, ma
 
 
 @pytest.mark.parametrize("inside, share", [(1.0, "50"), (0.0, "1e+02")])
-def test_density_outside_the_box_is_told(five, atlas, caplog, inside, share):
+def test_density_outside_the_box_is_reported(five, atlas, caplog, inside, share):
     data = np.zeros((12, 10, 8), dtype=np.float32)
     data[0, 0, 0] = 1
     data[5, 5, 5] = inside
@@ -81,6 +81,6 @@ def test_a_new_subject_that_is_not_there(tmp_path, atlas, source, words):
         read_new_subjects(tmp_path / source, config(), atlas.grid, atlas.crop)
 
 
-def test_a_folder_among_maps_is_told_by_the_option_for_folders(five, atlas):
+def test_a_folder_among_maps_is_reported_by_the_option_for_folders(five, atlas):
     with pytest.raises(CohortError, match="is a folder, not a map; give it as --dataset_dir"):
         read_new_subjects([five.path("sub-1"), five.folder], config(), atlas.grid, atlas.crop)

@@ -20,20 +20,20 @@ IMAGES = ["p01_t1", "p01_t2", "p02_t1", "s_3_t2"]
 
 def test_files_in_one_folder_are_images_of_their_persons(tmp_path: Path) -> None:
     touch(tmp_path, *FILES)
-    found = find(tmp_path, cohort=FLAT)
-    assert names(found) == IMAGES
-    assert [one.person for one in found.candidates] == ["p01", "p01", "p02", "s_3"]
-    assert [one.run for one in found.candidates] == ["t1", "t2", "t1", "t2"]
-    assert all(len(one.maps) == 1 for one in found.candidates)
+    result = find(tmp_path, cohort=FLAT)
+    assert names(result) == IMAGES
+    assert [one.person for one in result.candidates] == ["p01", "p01", "p02", "s_3"]
+    assert [one.run for one in result.candidates] == ["t1", "t2", "t1", "t2"]
+    assert all(len(one.maps) == 1 for one in result.candidates)
 
 
 def test_runs_in_folders_too_with_a_map_for_each_tract(tmp_path: Path) -> None:
     touch(tmp_path, *(f"p{n}/ses-{s}/{t}.nii.gz" for n in "12" for s in "ab" for t in ("AF", "CC")))
     cohort = {"pattern": "{subject}/ses-{run}/{tract}.nii.gz", "tracts": ["CC", "AF"]}
-    found = find(tmp_path, cohort=cohort, model={"channels": 2})
-    assert names(found) == ["p1_a", "p1_b", "p2_a", "p2_b"]
-    assert [one.tract for one in found.candidates[1].maps] == ["CC", "AF"]
-    assert {one.path.parent.name for one in found.candidates[1].maps} == {"ses-b"}
+    result = find(tmp_path, cohort=cohort, model={"channels": 2})
+    assert names(result) == ["p1_a", "p1_b", "p2_a", "p2_b"]
+    assert [one.tract for one in result.candidates[1].maps] == ["CC", "AF"]
+    assert {one.path.parent.name for one in result.candidates[1].maps} == {"ses-b"}
 
 
 @pytest.mark.parametrize(
@@ -49,9 +49,9 @@ def test_a_person_or_one_image_is_selected_or_left_out(
     tmp_path: Path, cohort: dict[str, list[str]], expected: list[str], caplog
 ) -> None:
     touch(tmp_path, *FILES)
-    found = find(tmp_path, cohort={**FLAT, **cohort})
-    assert names(found) == expected
-    assert found.rejected == ()
+    result = find(tmp_path, cohort={**FLAT, **cohort})
+    assert names(result) == expected
+    assert result.rejected == ()
     assert "names no subject" not in caplog.text
 
 
@@ -59,10 +59,10 @@ def test_a_left_and_a_right_run_stay_one_image_and_single_runs_keep_their_subjec
     tmp_path: Path,
 ) -> None:
     touch(tmp_path, "p01_left.nii.gz", "p01_right.nii.gz", "p02_left.nii.gz")
-    found = find(tmp_path, cohort=FLAT)
-    assert names(found) == ["p01", "p02"]
-    assert [one.person for one in found.candidates] == ["", ""]
-    assert len(found.candidates[0].maps) == 2
+    result = find(tmp_path, cohort=FLAT)
+    assert names(result) == ["p01", "p02"]
+    assert [one.person for one in result.candidates] == ["", ""]
+    assert len(result.candidates[0].maps) == 2
 
 
 def test_images_of_two_persons_never_share_a_name(tmp_path: Path) -> None:
@@ -73,10 +73,10 @@ def test_images_of_two_persons_never_share_a_name(tmp_path: Path) -> None:
 
 def test_single_files_are_images_of_their_persons_as_well(tmp_path: Path) -> None:
     search = LearnedAtlasConfig.load({"cohort": FLAT}).subject_search()
-    found = candidates_from_files([tmp_path / name for name in FILES[:2]], search)
-    assert names(found) == ["p01_t1", "p01_t2"]
-    found = candidates_from_files([tmp_path / name for name in (*FILES[:2], "other.nii")], search)
-    assert names(found) == ["other", "p01_t1", "p01_t2"]
+    result = candidates_from_files([tmp_path / name for name in FILES[:2]], search)
+    assert names(result) == ["p01_t1", "p01_t2"]
+    result = candidates_from_files([tmp_path / name for name in (*FILES[:2], "other.nii")], search)
+    assert names(result) == ["other", "p01_t1", "p01_t2"]
 
 
 def test_without_run_in_a_pattern_two_runs_are_refused_with_what_to_do(tmp_path: Path) -> None:
@@ -99,7 +99,7 @@ def test_without_run_in_a_pattern_two_runs_are_refused_with_what_to_do(tmp_path:
         ([], ""),
     ],
 )
-def test_names_that_look_like_images_of_one_person_are_told_before_a_split(
+def test_names_that_look_like_images_of_one_person_are_reported_before_a_split(
     subjects: list[str], warned: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     warn_of_one_person(subjects, "learned_atlas#cohort#pattern")

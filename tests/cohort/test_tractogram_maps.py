@@ -120,9 +120,9 @@ def test_new_subjects_are_counted_on_the_atlas_grid(dataset, tmp_path):
     new = tmp_path / "sub-new.tck"
     write_tractogram(new, lines(7))
     config = settings(reference=None)
-    found = read_new_subjects(new, config, cohort.grid, cohort.crop)
-    assert found.subjects[0].name == "sub-new"
-    data, grid = read_density(found.subjects[0].maps[0].path)
+    result = read_new_subjects(new, config, cohort.grid, cohort.crop)
+    assert result.subjects[0].name == "sub-new"
+    data, grid = read_density(result.subjects[0].maps[0].path)
     assert grid.same_as(cohort.grid) is None
     counter = DensityCounter(SHAPE, AFFINE)
     counter.add(lines(7))
@@ -149,7 +149,7 @@ def test_who_cant_be_counted_is_left_out_with_the_tractogram_named(dataset, capl
     assert "1 points of 1 streamlines are outside the grid" in caplog.text
 
 
-def test_a_missing_reference_is_told(dataset):
+def test_a_missing_reference_is_reported(dataset):
     with pytest.raises(ConfigurationError, match=r"cohort\.reference = None.*sub-0\.trk"):
         read_cohort(dataset, settings(reference=None))
     with pytest.raises(CohortError, match=r"other\.nii.*does not exist"):
@@ -185,7 +185,7 @@ def test_maps_are_not_kept_behind_a_link_that_leads_out(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("ending", [".nii.gz", "_waytotal", ".json"])
-def test_a_flipped_bit_of_a_kept_map_is_told_and_the_map_counted_again(
+def test_a_flipped_bit_of_a_kept_map_is_reported_and_the_map_counted_again(
     dataset: Path, caplog: pytest.LogCaptureFixture, ending: str
 ) -> None:
     whole = read_cohort(dataset, settings()).identity()

@@ -46,8 +46,8 @@ def density_of(listed: dict[str, Any], workers: int = 0) -> torch.Tensor:
 
 def test_unchanged_maps_are_read(tmp_path: Path) -> None:
     paths = [write(tmp_path / f"{number}.nii.gz", number) for number in (1, 2)]
-    found = density_of(item(*paths))
-    for path, density in zip(paths, found, strict=True):
+    result = density_of(item(*paths))
+    for path, density in zip(paths, result, strict=True):
         np.testing.assert_array_equal(density, nib.load(path).get_fdata(dtype=np.float32) / 2)
 
 
@@ -71,10 +71,10 @@ def test_a_changed_map_is_named(change: str, workers: int, tmp_path: Path) -> No
     CHANGES[change](second)
     with pytest.raises(Exception) as raised:
         density_of(listed, workers)
-    found = find_user_error(raised.value)
-    assert isinstance(found, CohortError)
-    assert str(found).startswith(f"{second}: ")
-    assert "\n" not in str(found)
+    result = find_user_error(raised.value)
+    assert isinstance(result, CohortError)
+    assert str(result).startswith(f"{second}: ")
+    assert "\n" not in str(result)
 
 
 def test_a_list_without_hashes_is_read(tmp_path: Path) -> None:
@@ -99,11 +99,11 @@ def test_workers_need_room_in_shared_memory(
     assert workers_that_fit(settings, (64, 64, 64)) == 3
 
 
-def test_a_worker_that_ran_out_of_shared_memory_is_told_in_one_line() -> None:
+def test_a_worker_that_ran_out_of_shared_memory_is_reported_in_one_line() -> None:
     error = RuntimeError(
         "DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that "
         "dataloader's workers are out of shared memory."
     )
-    found = find_user_error(error)
-    assert isinstance(found, StorageError)
-    assert "num_workers" in str(found)
+    result = find_user_error(error)
+    assert isinstance(result, StorageError)
+    assert "num_workers" in str(result)

@@ -26,8 +26,8 @@ def test_crop_and_logarithm(tmp_path: Path) -> None:
     data = counts() / 1000
     path = save(tmp_path / "map.nii.gz", data)
     chain = whole(log_offset=0.01, crop_start=(1, 0, 2), crop_stop=(6, 6, 5))
-    found = chain({"image": path})["image"]
-    np.testing.assert_allclose(found[0].numpy(), np.log1p(data[1:6, :, 2:] / 0.01), rtol=1e-5)
+    result = chain({"image": path})["image"]
+    np.testing.assert_allclose(result[0].numpy(), np.log1p(data[1:6, :, 2:] / 0.01), rtol=1e-5)
 
 
 @pytest.mark.parametrize("stored", [(7, 6), (7, 6, 1)])
@@ -35,8 +35,8 @@ def test_planes(stored: tuple[int, ...], tmp_path: Path) -> None:
     data = counts(shape=(7, 6))
     path = save(tmp_path / "map.nii.gz", data.reshape(stored))
     chain = density_transforms("none", 1, None, (1, 2), (6, 6))
-    found = chain({"image": path})["image"]
-    np.testing.assert_allclose(found[0].numpy(), data[1:6, 2:])
+    result = chain({"image": path})["image"]
+    np.testing.assert_allclose(result[0].numpy(), data[1:6, 2:])
 
 
 def test_metadata_is_kept_only_where_asked(tmp_path: Path) -> None:
@@ -66,11 +66,11 @@ def test_every_cache_gives_the_same(
     cache: str, num_workers: int, items: list[dict[str, Any]], tmp_path: Path
 ) -> None:
     chain = whole(log_offset=1e-3)
-    found = density_dataset(items, chain, cache, tmp_path / "cache", num_workers=num_workers)
-    assert len(found) == 3
+    result = density_dataset(items, chain, cache, tmp_path / "cache", num_workers=num_workers)
+    assert len(result) == 3
     for _ in range(2):  # filled, and read again
         for i, item in enumerate(items):
-            got: Any = found[i]
+            got: Any = result[i]
             assert got["subject"] == item["subject"]
             assert torch.equal(torch.as_tensor(got["image"]), chain(item)["image"])
 
@@ -81,11 +81,11 @@ def test_every_cache_gives_the_same(
 def test_a_cache_reads_a_file_once(
     cache: str, reads_again: bool, items: list[dict[str, Any]], tmp_path: Path
 ) -> None:
-    found: Any = density_dataset(items, whole(), cache, tmp_path / "cache")
-    first = [torch.as_tensor(found[i]["image"]).clone() for i in range(3)]
+    result: Any = density_dataset(items, whole(), cache, tmp_path / "cache")
+    first = [torch.as_tensor(result[i]["image"]).clone() for i in range(3)]
     for i, item in enumerate(items):
         nib.save(nib.Nifti1Image(counts(i) + 7, AFFINE), item["image"][0])
-        assert torch.equal(torch.as_tensor(found[i]["image"]), first[i]) is not reads_again
+        assert torch.equal(torch.as_tensor(result[i]["image"]), first[i]) is not reads_again
 
 
 def test_a_cache_on_disk_needs_a_folder(items: list[dict[str, Any]]) -> None:
@@ -99,8 +99,8 @@ def test_two_threads_may_share_one_reader(tmp_path: Path) -> None:
     reader = MapsReader()
     mine = reader.read(several)
     reader.read(several[:1])
-    found, meta = reader.get_data(mine)
-    np.testing.assert_array_equal(found, [counts(i) for i in range(3)])
+    result, meta = reader.get_data(mine)
+    np.testing.assert_array_equal(result, [counts(i) for i in range(3)])
     np.testing.assert_array_equal(meta["affine"], AFFINE)
 
 
@@ -108,8 +108,8 @@ def test_batches_are_collated_with_their_names(items: list[dict[str, Any]]) -> N
     """Subjects with different numbers of maps, too."""
     items[1]["image"] = items[1]["image"] * 2
     items[1]["divisor"], items[1]["channel"] = [1.0, 1.0], [0, 0]
-    found = density_dataset(items, whole(), "ram")
-    loader = DataLoader(found, batch_sampler=EpochBatches(3, 2))
+    result = density_dataset(items, whole(), "ram")
+    loader = DataLoader(result, batch_sampler=EpochBatches(3, 2))
     batch = next(iter(loader))
     assert batch["image"].shape == (2, 1, *SHAPE)
     assert len(batch["subject"]) == 2
@@ -140,7 +140,7 @@ def test_the_training_sees_what_the_cohorts_inspection_saw(tmp_path: Path) -> No
     }.items():
         (odd / name).with_name("fdt_paths.nii.gz").unlink()
         nib.save(image, odd / name)
-    found = []
+    result = []
     for folder in (plain, odd):
         settings = LearnedAtlasConfig.load(
             {
@@ -152,5 +152,5 @@ def test_the_training_sees_what_the_cohorts_inspection_saw(tmp_path: Path) -> No
         start, stop = cohort.crop.start, cohort.crop.stop
         transform = density_transforms("max", 1, 1e-3, start, stop)
         data = density_dataset(cohort.datalist(), transform)
-        found.append([np.asarray(data[i]["image"]) for i in range(4)])
-    np.testing.assert_allclose(found[0], found[1], rtol=1e-6)
+        result.append([np.asarray(data[i]["image"]) for i in range(4)])
+    np.testing.assert_allclose(result[0], result[1], rtol=1e-6)

@@ -44,13 +44,13 @@ def test_resampling_is_nibabels_linear_one_and_counts_what_visits_a_voxel(image)
     moved = np.diag([0.8, 0.9, 1.0, 1.0])  # finer: nothing is averaged
     moved[:3, 3] = (0.4, -0.2, 1.0)
     finer = AFFINE @ moved
-    found = OntoGridd("image", grid(affine=finer), resample=True)({"image": image})["image"]
+    result = OntoGridd("image", grid(affine=finer), resample=True)({"image": image})["image"]
     ratio = visits_ratio(AFFINE, finer)
-    assert found.dtype == torch.float32
-    assert np.array_equal(found.affine, finer)
-    assert found.meta["filename_or_obj"] == "a.nii"
+    assert result.dtype == torch.float32
+    assert np.array_equal(result.affine, finer)
+    assert result.meta["filename_or_obj"] == "a.nii"
     inside = slice(1, -2)  # nibabel's border ends abruptly, ours within a voxel
-    for channel, own in zip(found.numpy(), image.numpy(), strict=True):
+    for channel, own in zip(result.numpy(), image.numpy(), strict=True):
         target = ((9, 5, 7), finer)
         theirs = resample_from_to(nib.Nifti1Image(own, AFFINE), target, order=1)
         ours, theirs = channel[1:-2, 1:-1, 1:-2] / ratio, theirs.get_fdata()[1:-2, 1:-1, inside]
@@ -63,8 +63,8 @@ def test_a_plane_is_resampled_in_its_plane_alone():
     image = MetaTensor(ramp, affine=torch.eye(4))
     shifted = np.eye(4)
     shifted[1, 3] = 0.5
-    found = OntoGridd("image", grid((5, 5), shifted), resample=True)({"image": image})["image"]
-    assert np.allclose(found, np.arange(5) + 0.5)
+    result = OntoGridd("image", grid((5, 5), shifted), resample=True)({"image": image})["image"]
+    assert np.allclose(result, np.arange(5) + 0.5)
     tilted = np.eye(4)
     tilted[2, 3] = 3
     with pytest.raises(CohortError, match="another plane"):

@@ -152,8 +152,10 @@ def test_a_network_goes_through_its_file(tmp_path):
     pair = torch.rand(1, 2, 16, 16, 16)
     assert torch.equal(read(pair), network.eval()(pair))
     assert read.description["labels"] == [3, 7]
-    there, back = read.displacements(read.velocity(pair))
-    assert float((there + warp(back, there)).abs().mean()) < 0.2 * float(there.abs().mean())
+    forward, backward = read.displacements(read.velocity(pair))
+    assert float((forward + warp(backward, forward)).abs().mean()) < 0.2 * float(
+        forward.abs().mean()
+    )
 
     torch.save({"described": torch.zeros(2, dtype=torch.uint8)}, tmp_path / "other.pt")
     with pytest.raises(CheckpointError, match=r"other\.pt: contains no elastic network"):

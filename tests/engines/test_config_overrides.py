@@ -33,15 +33,15 @@ def parser(make_cohort: Make, make_settings: Make) -> Callable[..., ConfigParser
     """train.yaml with overrides, of a cohort and settings that are ready."""
 
     def make(settings: LearnedAtlasConfig | None = None, **overrides: Any) -> ConfigParser:
-        found = ConfigParser(ConfigParser.load_config_file(str(ROOT / "configs/train.yaml")))
+        result = ConfigParser(ConfigParser.load_config_file(str(ROOT / "configs/train.yaml")))
         ready = make_settings() if settings is None else settings
-        found.update({"cohort": make_cohort(), "settings": ready, "device": "cpu"})
-        found.update({"train#dataset": {
+        result.update({"cohort": make_cohort(), "settings": ready, "device": "cpu"})
+        result.update({"train#dataset": {
             "_target_": "Dataset", "data": "$@cohort.datalist()",
             "transform": "@train#preprocessing",
         }})  # fmt: skip
-        found.update(overrides)
-        return found
+        result.update(overrides)
+        return result
 
     return make
 
@@ -186,15 +186,17 @@ def test_only_plain_arguments_of_transforms_are_carried() -> None:
 
 def test_a_model_cannot_name_a_reader(make_cohort: Make, make_settings: Make) -> None:
     network = build_network(make_cohort(), make_settings())
-    said = {**network.description, "transforms": {"LoadImaged": {"reader": "os.system"}}}
-    text = json.dumps(said).encode()
+    description = {**network.description, "transforms": {"LoadImaged": {"reader": "os.system"}}}
+    text = json.dumps(description).encode()
     network.described = torch.frombuffer(bytearray(text), dtype=torch.uint8)
     made = as_trained(network, [lambda **given: given])
     assert list(made.transforms) == [{}]
     subject_transforms(network, make_settings())  # would fail on such a reader
 
 
-def test_what_a_model_cannot_bring_is_told(parser: Make, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_a_model_cannot_bring_is_reported(
+    parser: Make, caplog: pytest.LogCaptureFixture
+) -> None:
     id = "train#preprocessing#transforms#1"
     config = parser(**{id: {"_target_": "EnsureChannelFirstd", "keys": "$['image']"}})
     network = config.get_parsed_content("network_def")
@@ -220,14 +222,14 @@ def test_inference_lists_the_transforms_that_python_makes(
     make_cohort: Make, make_settings: Make
 ) -> None:
     network = build_network(make_cohort(), make_settings())
-    found = ConfigParser(ConfigParser.load_config_file(str(ROOT / "configs/inference.yaml")))
+    result = ConfigParser(ConfigParser.load_config_file(str(ROOT / "configs/inference.yaml")))
     settings = make_settings()
-    found.update({"network_def": network, "settings": settings})
-    mine = found.get_parsed_content("preprocessing").transforms
+    result.update({"network_def": network, "settings": settings})
+    mine = result.get_parsed_content("preprocessing").transforms
     theirs = subject_transforms(network, settings).transforms
     assert [type(one) for one in mine] == [type(one) for one in theirs]
     item = {"image": make_cohort().datalist()[0]["image"]}
     pair = [Dataset([item], one)[0]["image"] for one in (
-        found.get_parsed_content("preprocessing"), subject_transforms(network, settings)
+        result.get_parsed_content("preprocessing"), subject_transforms(network, settings)
     )]  # fmt: skip
     assert torch.equal(*pair)

@@ -51,43 +51,43 @@ def rates(warmup_epochs: int, length: int, epochs: int, start: int = 0) -> dict[
     ]
     optimizer = torch.optim.SGD(groups)
     schedule = LearningRateSchedule(optimizer, warmup_epochs)
-    found: dict[str, list[float]] = {"network": [], "template": []}
+    result: dict[str, list[float]] = {"network": [], "template": []}
     for step in range(start, length * epochs):
         state = SimpleNamespace(iteration=step + 1, epoch_length=length, max_epochs=epochs)
         schedule(SimpleNamespace(state=state))  # type: ignore[arg-type]
         for group in optimizer.param_groups:
-            found[group["name"]].append(group["lr"])
-    return found
+            result[group["name"]].append(group["lr"])
+    return result
 
 
 def test_rates_rise_then_fall_along_a_cosine() -> None:
-    found = rates(warmup_epochs=2, length=20, epochs=10)
-    for step, rate in enumerate(found["network"]):
+    result = rates(warmup_epochs=2, length=20, epochs=10)
+    for step, rate in enumerate(result["network"]):
         cosine = 0.5 * (1 + math.cos(math.pi * step / 200))
         expected = (0.01 + 0.99 * cosine) * min(1, (step + 1) / 20)
         assert rate == pytest.approx(expected)
-    assert max(found["network"]) > 0.95
-    assert 0 < found["network"][-1] < 0.02
+    assert max(result["network"]) > 0.95
+    assert 0 < result["network"][-1] < 0.02
 
 
 def test_the_template_waits_for_the_warm_up() -> None:
-    found = rates(warmup_epochs=2, length=20, epochs=10)
-    assert found["template"][:40] == [0.0] * 40
-    for network, template in zip(found["network"][40:], found["template"][40:], strict=True):
+    result = rates(warmup_epochs=2, length=20, epochs=10)
+    assert result["template"][:40] == [0.0] * 40
+    for network, template in zip(result["network"][40:], result["template"][40:], strict=True):
         assert template == pytest.approx(5 * network)
 
 
 def test_a_short_epoch_rises_over_ten_steps_at_least() -> None:
-    found = rates(warmup_epochs=2, length=3, epochs=20)["network"]
+    result = rates(warmup_epochs=2, length=3, epochs=20)["network"]
     unwarmed = rates(warmup_epochs=0, length=3, epochs=20)["network"]
-    shares = [a / b for a, b in zip(found, unwarmed, strict=True)]
+    shares = [a / b for a, b in zip(result, unwarmed, strict=True)]
     assert shares == pytest.approx([min(1, (step + 1) / 10) for step in range(60)])
 
 
-def test_without_a_warm_up_the_peak_comes_first_and_nobody_waits() -> None:
-    found = rates(warmup_epochs=0, length=5, epochs=4)
-    assert found["network"][0] == 1
-    assert found["template"][0] == 5
+def test_without_a_warm_up_the_peak_comes_first_and_nothing_waits() -> None:
+    result = rates(warmup_epochs=0, length=5, epochs=4)
+    assert result["network"][0] == 1
+    assert result["template"][0] == 5
 
 
 def test_a_run_shorter_than_its_warm_up_still_learns_a_template() -> None:
@@ -153,8 +153,8 @@ def test_history_in_tensorboard(tmp_path: Path) -> None:
     engine = engine_of([4, 2, 1, 1])
     history.attach(engine)
     engine.run(range(2), max_epochs=2)
-    found = EventAccumulator(str(tmp_path / "events")).Reload().Scalars("train/loss")
-    assert [(event.step, event.value) for event in found] == [(1, 3.0), (2, 1.0)]
+    result = EventAccumulator(str(tmp_path / "events")).Reload().Scalars("train/loss")
+    assert [(event.step, event.value) for event in result] == [(1, 3.0), (2, 1.0)]
 
 
 def test_a_folder_that_cannot_be_made_is_a_storage_error(tmp_path: Path) -> None:
@@ -337,9 +337,9 @@ def test_pictures_come_every_few_epochs(
     network, engine = make_network(), engine_of([1.0] * 3)
     TemplateSnapshots(network, tmp_path / "pictures", interval).attach(engine)
     engine.run(range(1), max_epochs=3)
-    found = sorted(p.name for p in tmp_path.glob("pictures/*"))
-    assert found == [f"template_epoch-{epoch:04d}.png" for epoch in expected]
-    for name in found:
+    result = sorted(p.name for p in tmp_path.glob("pictures/*"))
+    assert result == [f"template_epoch-{epoch:04d}.png" for epoch in expected]
+    for name in result:
         picture = imread(tmp_path / "pictures" / name)
         rows, columns, _ = picture.shape
         assert rows == max(network.shape[1:])

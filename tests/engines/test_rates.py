@@ -24,48 +24,48 @@ def test_constant_stays() -> None:
 
 
 def test_a_cosine_falls_to_its_last_share() -> None:
-    found = shares("cosine")
+    result = shares("cosine")
     expected = [0.01 + 0.99 * (1 + math.cos(math.pi * n / STEPS)) / 2 for n in range(STEPS)]
-    assert found == pytest.approx(expected)
+    assert result == pytest.approx(expected)
 
 
 def test_a_late_cosine_stays_for_three_fifths() -> None:
-    found = shares("late_cosine")
-    assert found[:73] == [1.0] * 73
-    assert found[73:] == sorted(found[73:], reverse=True)
-    assert found[72 + 24] == pytest.approx(0.5)
-    assert found[-1] < 0.01
+    result = shares("late_cosine")
+    assert result[:73] == [1.0] * 73
+    assert result[73:] == sorted(result[73:], reverse=True)
+    assert result[72 + 24] == pytest.approx(0.5)
+    assert result[-1] < 0.01
 
 
 def test_steps_drop_every_so_many_epochs() -> None:
-    found = shares("step", every=3, factor=0.5)
-    assert found == pytest.approx([0.5 ** (step // (3 * LENGTH)) for step in range(STEPS)])
+    result = shares("step", every=3, factor=0.5)
+    assert result == pytest.approx([0.5 ** (step // (3 * LENGTH)) for step in range(STEPS)])
 
 
 def test_a_plateau_drops_after_so_many_epochs_without_a_lower_loss() -> None:
-    found = shares("plateau", every=2, factor=0.5)
+    result = shares("plateau", every=2, factor=0.5)
     # Epochs 2 and 3 aren't below 2.0, epochs 5 and 6 and 7 and 8 not below 1.0.
     by_epoch = [1, 1, 1, 1, 0.5, 0.5, 0.5, 0.25, 0.25, 0.125, 0.125, 0.125]
-    assert found == [by_epoch[step // LENGTH] for step in range(STEPS)]
+    assert result == [by_epoch[step // LENGTH] for step in range(STEPS)]
 
 
 def test_one_cycle_rises_to_the_largest_rate_and_falls_to_nearly_nothing() -> None:
-    found = shares("one_cycle")
-    top = found.index(max(found))
-    assert found[0] == pytest.approx(1 / 25)
-    assert found[top] == pytest.approx(1.0)
+    result = shares("one_cycle")
+    top = result.index(max(result))
+    assert result[0] == pytest.approx(1 / 25)
+    assert result[top] == pytest.approx(1.0)
     assert top == pytest.approx(0.3 * STEPS, abs=1)
-    assert found[: top + 1] == sorted(found[: top + 1])
-    assert found[top:] == sorted(found[top:], reverse=True)
-    assert found[-1] < 1e-5
+    assert result[: top + 1] == sorted(result[: top + 1])
+    assert result[top:] == sorted(result[top:], reverse=True)
+    assert result[-1] < 1e-5
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_a_share_is_the_same_whether_asked_in_turn_or_at_once(name: str) -> None:
-    found = shares(name, every=2, factor=0.3)
+    result = shares(name, every=2, factor=0.3)
     made = RateShares(name, STEPS, LENGTH, 2, 0.3)
     for step in (119, 37, 80, 0):  # forwards and backwards
-        assert made.at(step, LOSSES[: step // LENGTH]) == found[step]
+        assert made.at(step, LOSSES[: step // LENGTH]) == result[step]
 
 
 def test_the_settings_know_every_name_and_no_other() -> None:

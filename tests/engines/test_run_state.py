@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from scripts.cohort import Cohort
-from scripts.engines.run_state import RunState
+from scripts.engines.run_state import RunState, check_earlier_run
 from scripts.errors import CheckpointError, ConfigurationError, StorageError
 from scripts.settings.atlas import LearnedAtlasConfig
 
@@ -22,7 +22,7 @@ def begin(
     make_settings: Callable[..., LearnedAtlasConfig],
     tmp_path: Path,
 ) -> Callable[..., RunState]:
-    """Begin, or go on with, a run; ``left_out`` drops subjects of the cohort."""
+    """Begin, or continue with, a run; ``left_out`` drops subjects of the cohort."""
 
     def make(
         left_out: int = 0, resume: bool = True, read_only: bool = False, **changes: Any
@@ -41,7 +41,9 @@ def leave_something(state: RunState) -> Path:
     return state.training
 
 
-def test_an_unfinished_run_of_its_own_is_gone_on_with(begin: Callable[..., RunState]) -> None:
+def test_an_unfinished_run_with_the_same_settings_is_continued(
+    begin: Callable[..., RunState],
+) -> None:
     left = leave_something(begin())
     begin()
     assert left.read_bytes() == b"weights"
@@ -121,6 +123,34 @@ def test_settings_that_do_not_change_what_is_learned_may_change(
     assert left.exists()
 
 
+@pytest.mark.parametrize("also", ["", "cache/x", "fold-1/run_state/run.json", ".123.training.pt"])
+def test_a_run_that_saved_nothing_gives_way_to_any_other(
+    also: str, begin: Callable[..., RunState], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    path = begin().folder / (also or "run.json")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if also:
+        path.write_text("{}")
+    begin(optimizer={"lr": 0.5})
+    assert "saved nothing is discarded: " in caplog.text
+    assert "learned_atlas.optimizer.lr was 0.001, now 0.5" in caplog.text
+    assert path.exists() is not bool(also)
+    leave_something(begin(left_out=1, optimizer={"lr": 0.5}))
+    with pytest.raises(CheckpointError, match="another cohort"):
+        begin(optimizer={"lr": 0.5})
+
+
+def test_a_run_that_saved_nothing_protects_no_file_of_others_from_being_named(
+    begin: Callable[..., RunState],
+) -> None:
+    notes = begin().folder / "notes.txt"
+    notes.write_text("mine")
+    with pytest.raises(CheckpointError, match="other settings"):
+        begin(optimizer={"lr": 0.5})
+    assert notes.read_text() == "mine"
+
+
 def test_another_cohort_is_refused(begin: Callable[..., RunState]) -> None:
     left = leave_something(begin())
     with pytest.raises(CheckpointError, match="belongs to another cohort"):
@@ -158,6 +188,7 @@ def test_another_format_is_refused(begin: Callable[..., RunState], tmp_path: Pat
     run["signature"]["format"] = 99
     del run["checksum"]  # another version may make it otherwise, or not at all
     path.write_text(json.dumps(run))
+    path.with_name("training.pt").write_bytes(b"weights")
     with pytest.raises(CheckpointError, match="format 99"):
         begin()
 
@@ -174,6 +205,16 @@ def test_a_folder_of_something_else_is_neither_cleared_nor_used(
     ):
         begin()
     assert path.read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("name", "option"), [("run_state", "ckpt_dir"), (".aligned.unfinished", "output_dir")]
+)
+def test_a_refusal_names_the_key_of_the_folder(name: str, option: str, tmp_path: Path) -> None:
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "notes.txt").write_text("mine")
+    with pytest.raises(StorageError, match=f"choose another --{option}"):
+        check_earlier_run(tmp_path / name)
 
 
 def test_what_was_added_to_a_finished_run_is_named_and_stays(

@@ -1,4 +1,4 @@
-"""A run that was cut and resumed gives the bits of an unbroken one."""
+"""A run that was cut and resumed gives the bits of an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -97,13 +97,13 @@ def everything(training: Any) -> dict[str, Any]:
 
 
 def assert_equal(a: Any, b: Any) -> None:
-    found, expected = everything(a), everything(b)
-    assert found.keys() == expected.keys()
+    result, expected = everything(a), everything(b)
+    assert result.keys() == expected.keys()
     for name, value in expected.items():
         if torch.is_tensor(value):
-            assert torch.equal(found[name], value), name
+            assert torch.equal(result[name], value), name
         else:
-            assert found[name] == value, name
+            assert result[name] == value, name
 
 
 SETTINGS: dict[str, Any] = {
@@ -119,7 +119,7 @@ SETTINGS: dict[str, Any] = {
         (8, 1, "plateau"),
     ],
 )  # fmt: skip
-def test_a_cut_run_goes_on_as_if_nothing_had_happened(
+def test_a_cut_run_continues_as_if_nothing_had_happened(
     cut: int, interval: int, schedule: str, make_training: Callable[..., Any]
 ) -> None:
     unbroken = make_training(**SETTINGS)
@@ -177,16 +177,16 @@ def test_the_checkpoint_holds_nothing_but_tensors_and_plain_values(
     training = make_training(**SETTINGS)
     state = RunState(training.folder / "run", training.settings, training.cohort)
     train(training, state)
-    found = torch.load(state.training, weights_only=True)
-    assert found["epoch"] == 5
-    assert found["history"] == training.history.epochs
+    result = torch.load(state.training, weights_only=True)
+    assert result["epoch"] == 5
+    assert result["history"] == training.history.epochs
     names = {"run.json", "training.pt", "training.previous.pt"}
     assert {p.name for p in state.folder.iterdir()} == names
-    state.finish("")  # nothing goes on from there any more
+    state.finish("")  # nothing continues from there any more
     assert {p.name for p in state.folder.iterdir()} == {"run.json", "training.pt"}
 
 
-def test_a_damaged_checkpoint_is_named_and_training_goes_on_from_the_one_before(
+def test_a_damaged_checkpoint_is_named_and_training_continues_from_the_one_before(
     make_training: Callable[..., Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     training = make_training(**SETTINGS)

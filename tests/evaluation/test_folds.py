@@ -54,7 +54,7 @@ class Interrupted(Exception):
     pass
 
 
-def test_folds_are_trained_once_and_everybody_is_held_out_once(cohort, tmp_path, monkeypatch):
+def test_folds_are_trained_once_and_every_subject_is_held_out_once(cohort, tmp_path, monkeypatch):
     jobs: list[str] = []
     run = CrossValidation._run
 

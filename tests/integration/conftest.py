@@ -116,9 +116,9 @@ def was_refused(result: Completed, code: int, *messages: str) -> None:
     assert "Traceback" not in result.stderr + result.stdout
     assert "ERROR" not in result.stdout  # nothing was logged on top of the message
     assert sum(line.startswith("error: ") for line in result.stderr.splitlines()) == 1
-    told = result.stderr[result.stderr.index("error: ") :]
+    output = result.stderr[result.stderr.index("error: ") :]
     for message in messages:
-        assert message in told
+        assert message in output
 
 
 @pytest.fixture(scope="session")

@@ -26,7 +26,7 @@ def blob() -> WorldImage:
     return WorldImage(torch.as_tensor(values, dtype=torch.float32)[None, None], 2 * np.eye(4))
 
 
-def test_a_pair_is_apart_by_the_matrix_that_it_tells() -> None:
+def test_a_pair_is_apart_by_the_matrix_that_it_reports() -> None:
     affine = np.diag([2.0, 2.0, 2.0, 1.0])
     counts = WorldImage(blob().values, affine)
     fixed, moving, truth = pair_apart(counts, 20, 5, np.random.default_rng(0), "affine")
@@ -104,8 +104,8 @@ def test_pairs_and_cohorts_are_read_from_files(tmp_path: Path) -> None:
         subjects.append({"subject": name, "images": [image], "transforms": files})
     (aligned / "alignment.json").write_text(json.dumps({"subjects": subjects}))
     rows = cohort(tmp_path, aligned, "l.nii.gz", None, tmp_path / "a" / "t.nii.gz")
-    found = {row["space"]: row["label Dice"] for row in rows}
-    assert found["aligned"] > 0.99 > found["native"]
+    result = {row["space"]: row["label Dice"] for row in rows}
+    assert result["aligned"] > 0.99 > result["native"]
 
     # b as a new subject, whose field to the atlas is none: a's labels come to it.
     new = tmp_path / "new"
@@ -119,5 +119,5 @@ def test_pairs_and_cohorts_are_read_from_files(tmp_path: Path) -> None:
         (new / "registered" / name).mkdir(exist_ok=True)
         write_field(new / "registered" / name / field_names(name)[1], still, grid)
     rows = carried(tmp_path, aligned, "l.nii.gz", tmp_path / "atlas", new)
-    found = {(row["new subject"], row["labels"]): row["least"] for row in rows}
-    assert found["b", "through the atlas"] > 0.99 > found["b", "unregistered"]
+    result = {(row["new subject"], row["labels"]): row["least"] for row in rows}
+    assert result["b", "through the atlas"] > 0.99 > result["b", "unregistered"]

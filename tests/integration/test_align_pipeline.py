@@ -112,7 +112,7 @@ sys.exit(cli.main(sys.argv[1:]))
 """
 
 
-def test_an_alignment_that_was_killed_goes_on_to_the_bits_of_an_unbroken_one(
+def test_a_killed_alignment_resumes_to_the_same_result_bit_for_bit(
     native: Path,
     aligned: Path,
     tmp_path: Path,
@@ -154,7 +154,7 @@ def test_an_alignment_that_was_killed_goes_on_to_the_bits_of_an_unbroken_one(
     assert one["loss_by_round"] == other["loss_by_round"]
 
 
-def test_a_damaged_transform_of_an_unfinished_alignment_is_told(tmp_path: Path) -> None:
+def test_a_damaged_transform_of_an_unfinished_alignment_is_reported(tmp_path: Path) -> None:
     path = tmp_path / "round-000" / "000001.json"
     path.parent.mkdir()
     path.write_text('{"matrix": [[1]], "loss": 0}')
@@ -194,9 +194,9 @@ def test_one_warp_through_the_written_transform_is_the_aligned_map(
         "--warp#transforms", f"['{xfm}']",
     )  # fmt: skip
     assert run(*words) == 0
-    found = nib.load(tmp_path / "warped" / "sub-1" / "tdi.nii.gz").get_fdata()
+    result = nib.load(tmp_path / "warped" / "sub-1" / "tdi.nii.gz").get_fdata()
     wanted = nib.load(aligned / "sub-1" / "tdi.nii.gz").get_fdata()
-    np.testing.assert_allclose(found, wanted, atol=1e-4)
+    np.testing.assert_allclose(result, wanted, atol=1e-4)
 
 
 def test_a_template_comes_back_to_the_subjects_own_grid(native: Path, aligned: Path) -> None:
@@ -308,14 +308,14 @@ def test_register_takes_refine_for_its_steps(monkeypatch: pytest.MonkeyPatch) ->
     ):
         passed.clear()
         assert run("register", *words) == 0
-        found = passed.get(key, passed.get("learned_atlas#refine", {}).get("new_subject_iterations")
-                           if key not in passed else None)  # fmt: skip
-        assert found == steps
+        refine = passed.get("learned_atlas#refine", {})
+        result = passed[key] if key in passed else refine.get("new_subject_iterations")
+        assert result == steps
 
 
 def test_a_target_image_is_read_as_it_is_compared(aligned: Path) -> None:
-    found = ReadImage(aligned / "template.nii.gz", 0.1)
+    result = ReadImage(aligned / "template.nii.gz", 0.1)
     stored = np.asarray(nib.load(aligned / "template.nii.gz").dataobj)
     np.testing.assert_allclose(
-        found.image.values[0, 0].numpy(), np.log1p(np.maximum(stored, 0) / 0.1), rtol=1e-5
+        result.image.values[0, 0].numpy(), np.log1p(np.maximum(stored, 0) / 0.1), rtol=1e-5
     )

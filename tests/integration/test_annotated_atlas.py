@@ -87,8 +87,8 @@ def test_the_4d_files_hold_the_subjects_of_the_list(annotated):
         there = [row for row in rows if row[kind] != "n/a"]
         assert series.shape == (*grid.shape, len(there))
         assert np.array_equal(series.affine, grid.affine)
-        said = json.loads((annotated / f"group/space-template_{kind}.json").read_text())
-        assert said["Subjects"] == [row["participant_id"] for row in there]
+        content = json.loads((annotated / f"group/space-template_{kind}.json").read_text())
+        assert content["Subjects"] == [row["participant_id"] for row in there]
         for row in there:
             name = f"warped/{row['participant_id']}_space-template_{kind}.nii.gz"
             alone = values(annotated / name)
@@ -140,8 +140,8 @@ def by_hand(registered: Path, labels: Path, name: str) -> dict[int, float]:
     # Of equally probable ones the smallest, background first.
     most, background = there.max(axis=0), 1 - there.sum(axis=0)
     smallest = np.array(list(shares))[(there > most - 1e-4).argmax(axis=0)]
-    found = np.where(most > background + 1e-4, smallest, 0)
-    return {label: float(dice(found == label, own == label)) for label in np.unique(own) if label}
+    result = np.where(most > background + 1e-4, smallest, 0)
+    return {label: float(dice(result == label, own == label)) for label in np.unique(own) if label}
 
 
 def test_evaluate_compares_each_subjects_labels_with_the_others(

@@ -39,10 +39,10 @@ def averaged(demo_cohort, run_bundle, tmp_path_factory) -> Path:
 
 
 def test_the_maps_are_those_of_numpy(averaged, demo_cohort):
-    found = {path.name for path in averaged.iterdir()}
+    result = {path.name for path in averaged.iterdir()}
     images = {f"atlas_{name}.nii.gz" for name in NAMES}
     sidecars = {f"atlas_{name}.json" for name in NAMES}
-    assert found == {*images, *sidecars, "atlas.json", "dataset_description.json"}
+    assert result == {*images, *sidecars, "atlas.json", "dataset_description.json"}
     x = densities(demo_cohort)
     mean, std = x.mean(axis=0), x.std(axis=0)
     firm = mean > 0.01 * mean.max()

@@ -21,22 +21,22 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_quality_is_measured_from_the_published_files(trained: Any) -> None:
-    found = measure(trained.atlas)
-    assert found["subjects"] == 5
-    assert found["folded_fields"] == found["negative_voxels"] == 0
-    assert found["background_above_zero"] == 0
-    assert found["pairwise_correlation_after"] > found["pairwise_correlation_before"]
+    result = measure(trained.atlas)
+    assert result["subjects"] == 5
+    assert result["folded_fields"] == result["negative_voxels"] == 0
+    assert result["background_above_zero"] == 0
+    assert result["pairwise_correlation_after"] > result["pairwise_correlation_before"]
     described = json.loads((trained.atlas / "atlas.json").read_text())["fields"]
     # In slabs there and in one piece here, which rounds the last bit otherwise.
     assert described["smallest_jacobian"] == pytest.approx(
-        min(found["smallest_jacobian"], found["smallest_corner_jacobian"]), rel=1e-6
+        min(result["smallest_jacobian"], result["smallest_corner_jacobian"]), rel=1e-6
     )
     # The true fields are better than a barely trained network's, and centred.
-    assert found["true_warps"]["tre"] < 0.1 < found["truth"]["tre"]
-    assert found["true_warps"]["shift"] < 0.05
-    assert found["no_registration"]["tre"] > found["truth"]["tre"]
-    assert found["no_registration"]["vol"] == 1
-    assert 0 < found["truth"]["bridge_dice"] < found["true_warps"]["bridge_dice"]
+    assert result["true_warps"]["tre"] < 0.1 < result["truth"]["tre"]
+    assert result["true_warps"]["shift"] < 0.05
+    assert result["no_registration"]["tre"] > result["truth"]["tre"]
+    assert result["no_registration"]["vol"] == 1
+    assert 0 < result["truth"]["bridge_dice"] < result["true_warps"]["bridge_dice"]
 
 
 def test_labels_of_subjects_are_compared_in_template_space(trained: Any, tmp_path: Path) -> None:
@@ -47,8 +47,8 @@ def test_labels_of_subjects_are_compared_in_template_space(trained: Any, tmp_pat
         labels = (values > 0).astype(np.uint8) + (values > np.median(values[values > 0]))
         name = f"{subject['subject']}.nii.gz"
         nib.save(nib.Nifti1Image(labels.astype(np.uint8), image.affine), tmp_path / name)
-    found = measure(trained.atlas, str(tmp_path / "{subject}.nii.gz"))
-    assert 0.1 < found["label_dice_before"] < found["label_dice"] < 1
+    result = measure(trained.atlas, str(tmp_path / "{subject}.nii.gz"))
+    assert 0.1 < result["label_dice_before"] < result["label_dice"] < 1
 
 
 def test_a_template_off_its_place_is_noticed(trained: Any, tmp_path: Path) -> None:

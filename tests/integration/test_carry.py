@@ -189,7 +189,7 @@ def test_mistakes_are_one_message_and_write_nothing(
     assert not output.exists()
 
 
-def test_an_atlas_out_of_sight_is_told(averaged, run_bundle, refused, tmp_path):
+def test_an_atlas_out_of_sight_is_reported(averaged, run_bundle, refused, tmp_path):
     affine = np.eye(4)
     affine[:3, 3] = 5000
     nib.save(nib.Nifti1Image(np.zeros((4, 4, 4)), affine), tmp_path / "far.nii.gz")

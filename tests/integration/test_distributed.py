@@ -151,20 +151,20 @@ def assert_equal_but_for_rounding(ours: Path, theirs: Path) -> None:
     for key in ("smallest_jacobian", "mean_displacement_rms_voxels", "displacement_rms_voxels"):
         assert one["fields"][key] == pytest.approx(other["fields"][key], rel=1e-3, abs=1e-5)
     assert list(one["files"]) == list(other["files"])
-    said = [json.loads((folder / "jacobian.json").read_text()) for folder in (ours, theirs)]
-    assert list(said[0]) == list(said[1]) == SUBJECTS
+    content = [json.loads((folder / "jacobian.json").read_text()) for folder in (ours, theirs)]
+    assert list(content[0]) == list(content[1]) == SUBJECTS
 
 
 def test_two_processes_make_the_atlas_of_one(dataset, tmp_path):
     alone = atlas_of_one(dataset, tmp_path / "alone", UNEVEN)
-    said, told = two_processes("training", dataset, tmp_path, UNEVEN)
+    said, output = two_processes("training", dataset, tmp_path, UNEVEN)
     atlas = tmp_path / "output" / "learned_atlas"
     assert_equal_but_for_rounding(atlas, alone)
     verify_atlas(atlas).require()
     # Only one of them talks, and nothing is left lying about.
     assert said.count("cohort of 7 subjects") == 1
     assert said.count("atlas published") == 1
-    assert told.count("epoch 3/3: 100%") == 1
+    assert output.count("epoch 3/3: 100%") == 1
     assert [path.name for path in (tmp_path / "output").iterdir() if path.name[0] == "."] == []
     state = tmp_path / "models" / "run_state"
     assert json.loads((state / "run.json").read_text())["finished"] is True
@@ -179,7 +179,7 @@ def test_two_processes_build_the_atlas_of_one(dataset, tmp_path):
     verify_atlas(atlas).require()
 
 
-def test_a_killed_worker_ends_the_job_and_another_goes_on(dataset, tmp_path):
+def test_a_killed_worker_ends_the_job_and_another_continues(dataset, tmp_path):
     """The second process dies at the start of its third epoch, by its own hand."""
     broken = tmp_path / "broken.yaml"
     end = f"os.kill(os.getpid(), {int(signal.SIGKILL)})"
@@ -203,8 +203,8 @@ def test_a_killed_worker_ends_the_job_and_another_goes_on(dataset, tmp_path):
     epoch = torch.load(state / "training.pt", weights_only=True)["epoch"]
     assert epoch in (1, 2)  # the first process may have been ended while it wrote the second
 
-    said, _ = two_processes("training", dataset, tmp_path, REFINED)
-    assert said.count(f"training continues after epoch {epoch}") == 1
+    output, _ = two_processes("training", dataset, tmp_path, REFINED)
+    assert output.count(f"training continues after epoch {epoch}") == 1
     alone = atlas_of_one(dataset, tmp_path / "alone", REFINED)
     assert_equal_but_for_rounding(tmp_path / "output" / "learned_atlas", alone)
     stored = sorted((state / "refinement").rglob("0*.pt"))

@@ -30,7 +30,7 @@ SEEN = {}
 
 def ended(name, words, moment=None):
     found = in_process(words, folder / name, moment)
-    SEEN[name] = found.status, found.said[-3000:]
+    SEEN[name] = found.status, found.output[-3000:]
 
 def here(where):
     return [f"--output_dir={folder / where}", f"--ckpt_dir={folder / where}"]

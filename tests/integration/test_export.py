@@ -103,7 +103,7 @@ def test_without_its_run_the_network_finds_the_fields(trained, run_bundle, weigh
     assert report["training"] is None
 
 
-def test_another_cohort_is_told_and_emitted_in_the_models_box(trained, run_bundle, tmp_path):
+def test_another_cohort_is_reported_and_emitted_in_the_models_box(trained, run_bundle, tmp_path):
     result = run_bundle(
         "exporting",
         "export",

@@ -92,18 +92,20 @@ SAID = {
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_cannot_be_known_is_refused_with_what_to_do(people: People, name: str) -> None:
-    status, said = people.seen[name]
+    status, output = people.seen[name]
     code, words = REFUSED[name]
-    assert (status, "Traceback" in said) == (code, False), said
-    assert said.count("error: ") == 1 and words in said
+    assert (status, "Traceback" in output) == (code, False), output
+    assert output.count("error: ") == 1 and words in output
     assert not any(path.is_file() for path in people.output(name).rglob("*"))
 
 
 @pytest.mark.parametrize("name", SAID)
-def test_what_can_be_read_is_read_and_what_is_doubtful_is_said(people: People, name: str) -> None:
-    status, said = people.seen[name]
-    assert (status, "Traceback" in said) == (0, False), said
-    assert SAID[name].format(folder=people.folder) in said
+def test_what_can_be_read_is_read_and_what_is_doubtful_is_reported(
+    people: People, name: str
+) -> None:
+    status, output = people.seen[name]
+    assert (status, "Traceback" in output) == (0, False), output
+    assert SAID[name].format(folder=people.folder) in output
 
 
 def test_other_containers_are_read_or_named_and_a_mask_is_pointed_out(people: People) -> None:
@@ -115,7 +117,7 @@ def test_other_containers_are_read_or_named_and_a_mask_is_pointed_out(people: Pe
     assert "aligned" not in said
 
 
-def test_both_codes_of_what_is_doubtful_are_told_once(people: People) -> None:
+def test_both_codes_of_what_is_doubtful_are_reported_once(people: People) -> None:
     for name in ("noforms", "micro", "disputed"):
         assert people.said(name).count("subjects sub-1, sub-2, sub-3: ") == 1, people.said(name)
 
@@ -160,15 +162,15 @@ def test_packed_and_left_handed_tractograms_give_the_same_map(people: People) ->
 
 
 def test_labels_keep_the_subjects_own_values(people: People) -> None:
-    found = open_tractogram(people.output("labels own", "labels/labelled.trx"))
-    lines = found.read(per_point=True)
-    assert set(found.names) == {"label", "mass", "label_before"}
+    result = open_tractogram(people.output("labels own", "labels/labelled.trx"))
+    lines = result.read(per_point=True)
+    assert set(result.names) == {"label", "mass", "label_before"}
     assert lines.data["label_before"][:, 0].tolist() == [0, 1, 2, 3, 4]
     assert lines.data["label"][:, 0].tolist() == [1, 1, 2, 2, 2]
     assert lines.point_data["fa"][:, 0].tolist() == list(range(45))
 
 
-def test_a_start_of_flirt_is_taken_when_told(people: People) -> None:
+def test_a_start_of_flirt_is_taken_when_asked_for(people: People) -> None:
     assert people.seen["refine start"][0] == 0, people.said("refine start")
 
 

@@ -53,10 +53,10 @@ READ = {
 
 @pytest.mark.parametrize("name", READ)
 def test_what_other_programs_write_is_read(tools: Tools, name: str) -> None:
-    status, said = tools.seen[name]
-    assert (status, "Traceback" in said) == (0, False), said
-    assert READ[name] in said
-    assert "WARNING" not in said, said
+    status, output = tools.seen[name]
+    assert (status, "Traceback" in output) == (0, False), output
+    assert READ[name] in output
+    assert "WARNING" not in output, output
 
 
 @pytest.mark.parametrize(
@@ -67,9 +67,9 @@ def test_what_other_programs_write_is_read(tools: Tools, name: str) -> None:
     ],
 )
 def test_what_cannot_be_read_says_what_to_do(tools: Tools, name: str, words: str) -> None:
-    status, said = tools.seen[name]
-    assert (status, "Traceback" in said) == (3, False), said
-    assert words in said
+    status, output = tools.seen[name]
+    assert (status, "Traceback" in output) == (3, False), output
+    assert words in output
 
 
 @pytest.mark.parametrize(
@@ -79,10 +79,10 @@ def test_what_cannot_be_read_says_what_to_do(tools: Tools, name: str, words: str
 )  # fmt: skip
 def test_transforms_of_itk_do_what_they_do_in_itk(tools: Tools, name: str, by_itk: str) -> None:
     assert tools.seen[name][0] == 0, tools.seen[name][1]
-    found = tools.warped(name)
+    result = tools.warped(name)
     wanted = nib.load(tools.folder / "itk" / f"by_itk_{by_itk}.nii.gz").get_fdata()
     assert (wanted > 1).mean() > 0.2
-    np.testing.assert_allclose(found, wanted, atol=2e-3)
+    np.testing.assert_allclose(result, wanted, atol=2e-3)
 
 
 @pytest.mark.parametrize("name", ["mrtrix linear", "freesurfer vox", "freesurfer ras"])
@@ -96,5 +96,5 @@ def test_linear_transforms_move_by_what_they_say(tools: Tools, name: str) -> Non
 def test_a_trk_of_dsi_studio_lies_half_a_voxel_off_as_its_format_is_defined(tools: Tools) -> None:
     """Its points count from the centre of the first voxel (LPS), TrackVis's from its corner."""
     paths = (tools.folder / "dsi" / "cst.trk.gz", tools.folder / "mrtrix" / "t.tck")
-    found, true = (open_tractogram(path).read().points for path in paths)
-    np.testing.assert_allclose(found - true, np.broadcast_to([1, 1, -1], true.shape), atol=1e-4)
+    result, true = (open_tractogram(path).read().points for path in paths)
+    np.testing.assert_allclose(result - true, np.broadcast_to([1, 1, -1], true.shape), atol=1e-4)

@@ -46,8 +46,8 @@ class Installation:
     @property
     def package(self) -> Path:
         """The installed folder ``tract_atlas``."""
-        (found,) = self.folder.glob("lib/python*/site-packages/tract_atlas")
-        return found
+        (result,) = self.folder.glob("lib/python*/site-packages/tract_atlas")
+        return result
 
     def run(self, *words: object, cwd: Path) -> Completed:
         """Run a program of the environment."""
@@ -137,14 +137,14 @@ def test_facade_is_the_bundles_own_module(installed, tmp_path):
     assert Path(done.stdout.strip()).is_relative_to(installed.folder)
 
 
-def test_other_bundles_scripts_are_told_of(installed, tmp_path):
+def test_other_bundles_scripts_are_warned_of(installed, tmp_path):
     (tmp_path / "scripts").mkdir()
     (tmp_path / "scripts" / "__init__.py").touch()
     done = installed.python("import scripts, tract_atlas", tmp_path)
     assert done.returncode == 1
-    told = done.stderr.splitlines()[-1]
-    assert told.startswith("ImportError: tract_atlas needs its package 'scripts'")
-    assert str(tmp_path / "scripts") in told
+    output = done.stderr.splitlines()[-1]
+    assert output.startswith("ImportError: tract_atlas needs its package 'scripts'")
+    assert str(tmp_path / "scripts") in output
 
 
 def test_a_cohort_from_elsewhere(installed, tmp_path):

@@ -84,12 +84,12 @@ def test_the_same_with_a_template_and_maps_that_are_divided_by_their_maximum(
     assert files_of(folder, "zero") == files_of(folder, "seven")
 
 
-def test_a_hole_without_a_mask_is_told_and_mapped(trained, lesioned, tmp_path, caplog):
+def test_a_hole_without_a_mask_is_reported_and_mapped(trained, lesioned, tmp_path, caplog):
     paths = [lesioned / "zero.nii.gz", lesioned / "whole.nii.gz"]
     folder = register(paths, trained.ckpt_dir, tmp_path, settings=SETTINGS)
-    told = [record.getMessage() for record in caplog.records]
-    assert any(one.startswith("subject zero: the atlas fits poorly in") for one in told)
-    assert any("cohort#mask" in one for one in told)
+    output = [record.getMessage() for record in caplog.records]
+    assert any(one.startswith("subject zero: the atlas fits poorly in") for one in output)
+    assert any("cohort#mask" in one for one in output)
     regions = json.loads((folder / "zero/registration.json").read_text())["poor_fit"]
     mask = nib.load(lesioned / "masks/zero.nii.gz")
     centre = mask.affine @ [*np.argwhere(mask.get_fdata()).mean(axis=0), 1]

@@ -107,13 +107,13 @@ def only_names(error: str, block: str) -> bool:
 
 
 def test_every_verb_whose_settings_have_a_device_is_tried_here() -> None:
-    found = set()
+    result = set()
     for verb, job in cli.JOBS.items():
         config = yaml.safe_load((cli.ROOT / job.config).read_text(encoding="utf-8"))
         blocks = [name for name, block in config.items() if isinstance(block, dict)]
         if any("device" in config[name] for name in BLOCKS.intersection(blocks)):
-            found.add(verb)
-    assert found == set(DEVICES) | UNUSED
+            result.add(verb)
+    assert result == set(DEVICES) | UNUSED
 
 
 @pytest.mark.parametrize("verb", DEVICES)
@@ -177,7 +177,7 @@ def test_a_pattern_that_fits_nothing_is_named(verb: str, place: Place) -> None:
 
 
 @pytest.mark.parametrize("verb", ["align", "train-affine", "train-elastic", "average"])
-def test_an_unknown_name_to_leave_out_is_told_with_its_key(verb: str, place: Place) -> None:
+def test_an_unknown_name_to_leave_out_is_reported_with_its_key(verb: str, place: Place) -> None:
     # Four of five left out: the run ends before it computes anything.
     left_out = "['s0', 's1', 's2', 's3', 'typo']"
     code, error = place.refuse(verb, *found_in(verb, exclude=left_out))
@@ -224,7 +224,9 @@ def test_an_unfinished_run_of_another_kind_advises_the_verbs_own_resume(
     verb: str, place: Place
 ) -> None:
     kind, folder = RESUMED[verb]
-    RunState(place.output / folder, kind.load({}), Elsewhere())
+    state = RunState(place.output / folder, kind.load({}), Elsewhere())
+    (state.folder / "round-000").mkdir()
+    (state.folder / "round-000" / "000001.json").write_text("{}")
     more = {
         "train": ["--learned_atlas#cohort#normalisation", "none"],
         "cross-validate": [
@@ -249,8 +251,8 @@ def test_a_training_checkpoint_that_cannot_be_used_advises_its_own_resume(
 ) -> None:
     state = RunState(tmp_path, kind.load({}), Elsewhere())
     network = torch.nn.Linear(1, 1)
-    found: dict[str, Any] = {"network": network.state_dict()}
-    torch.save(found | ({"format": 99} if damage == "format" else {}), state.training)
+    result: dict[str, Any] = {"network": network.state_dict()}
+    torch.save(result | ({"format": 99} if damage == "format" else {}), state.training)
     optimizer = torch.optim.Adam(network.parameters())
     stub: Any = SimpleNamespace()
     handler = TrainingCheckpoint(state, network, optimizer, stub, stub)

@@ -41,13 +41,13 @@ def _keep_excepthook(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def bumps(shape: Sequence[int] = (10, 10, 10), count: int = 3) -> list[np.ndarray]:
     axes = np.meshgrid(*map(np.arange, shape), indexing="ij")
-    found = []
+    result = []
     for index in range(count):
         centre = [(n - 1) / 2 for n in shape]
         centre[0] += index - (count - 1) / 2
         far = sum((x - c) ** 2 for x, c in zip(axes, centre, strict=True))
-        found.append(np.where(far < 7, 0.05 * np.exp(-far / 3), 0).astype(np.float32))
-    return found
+        result.append(np.where(far < 7, 0.05 * np.exp(-far / 3), 0).astype(np.float32))
+    return result
 
 
 def save(folder: Path, maps: Sequence[np.ndarray]) -> Path:
@@ -71,11 +71,11 @@ def train(data: Path, base: Path, **overrides: Any) -> dict[str, np.ndarray]:
     made = ConfigWorkflow(config_file=config, logging_file=False, workflow_type="train", **values)
     made.initialize()
     made.run()
-    found = {}
+    result = {}
     for path in sorted((base / "output" / "learned_atlas").rglob("*.nii.gz")):
-        found[path.name] = np.asarray(nib.load(path).dataobj)
-        assert np.isfinite(found[path.name]).all(), path
-    return {name.removeprefix("atlas_").removesuffix(".nii.gz"): v for name, v in found.items()}
+        result[path.name] = np.asarray(nib.load(path).dataobj)
+        assert np.isfinite(result[path.name]).all(), path
+    return {name.removeprefix("atlas_").removesuffix(".nii.gz"): v for name, v in result.items()}
 
 
 def refusal(data: Path, base: Path, **overrides: Any) -> str:
@@ -116,8 +116,8 @@ def test_one_voxel_of_density(tmp_path: Path) -> None:
     data = save(tmp_path / "data", [one] * 2)
     maps = train(data, tmp_path)
     assert np.unravel_index(maps["mean"].argmax(), one.shape) == (5, 5, 5)
-    told = refusal(data, tmp_path / "bare", **{"learned_atlas#cohort#margin": 0})
-    assert "box has 1 x 1 x 1 voxels" in told
+    message = refusal(data, tmp_path / "bare", **{"learned_atlas#cohort#margin": 0})
+    assert "box has 1 x 1 x 1 voxels" in message
 
 
 def test_constant_maps(tmp_path: Path) -> None:
@@ -171,7 +171,7 @@ def test_counts_above_2_to_the_24_are_summed_exactly(tmp_path: Path) -> None:
     assert mean[1, 1, 1] == np.float32((2**24 + 1) / (2**24 + 2**30 + 2))
 
 
-def test_counts_mixed_with_densities_are_told(
+def test_counts_mixed_with_densities_are_reported(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     maps = bumps()
@@ -208,18 +208,18 @@ def test_wild_settings_give_finite_maps_or_a_reason(
     try:
         train(data, tmp_path, **overrides)
     except RuntimeError as error:
-        told = find_user_error(error)
-        assert told is not None and any(w in str(told) for w in ("not finite", "folds"))
+        message = find_user_error(error)
+        assert message is not None and any(w in str(message) for w in ("not finite", "folds"))
         assert not (tmp_path / "output" / "learned_atlas").exists()
 
 
-def test_memory_that_runs_out_is_told_with_advice(
+def test_memory_that_runs_out_is_reported_with_advice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def exhausted(*arguments: Any, **named: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
 
     monkeypatch.setattr("scripts.losses.atlas_loss.AtlasLoss.forward", exhausted)
-    told = refusal(save(tmp_path / "data", bumps()), tmp_path)
+    message = refusal(save(tmp_path / "data", bumps()), tmp_path)
     for advice in ("Tried to allocate", "dtype", "field_resolution", "checkpointing"):
-        assert advice in told
+        assert advice in message

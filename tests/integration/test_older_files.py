@@ -39,8 +39,8 @@ Results = dict[str, np.ndarray]
 @pytest.fixture(scope="module")
 def results() -> Results:
     """What the old code made of the files."""
-    with np.load(OLD / "results.npz") as found:
-        return dict(found)
+    with np.load(OLD / "results.npz") as result:
+        return dict(result)
 
 
 @pytest.fixture
@@ -81,9 +81,9 @@ def agree(found: torch.Tensor, wanted: np.ndarray) -> None:
 def test_an_older_model_gives_its_fields_and_prediction(results: Results) -> None:
     network, image = published_network(OLD / "models" / "model.pt"), subject_image()
     with torch.no_grad():
-        there, back = network.displacements(network.velocity(image))
-        agree(there, results["forward"])
-        agree(back, results["inverse"])
+        forward, backward = network.displacements(network.velocity(image))
+        agree(forward, results["forward"])
+        agree(backward, results["inverse"])
         agree(network(image), results["prediction"])
 
 
@@ -97,7 +97,7 @@ def test_an_older_model_loaded_into_a_kept_network_gives_its_fields(
         agree(kept.displacements(kept.velocity(subject_image()))[0], results["forward"])
 
 
-def test_an_older_model_tells_its_settings_and_place() -> None:
+def test_an_older_model_has_its_settings_and_place() -> None:
     network = published_network(OLD / "models" / "model.pt")
     settings = published_settings(network, LearnedAtlasConfig.load({"device": "cpu"}))
     assert settings.cohort.layout == "flat"
@@ -120,9 +120,9 @@ def test_an_older_state_dict_has_the_keys_of_today() -> None:
 
 
 def test_an_older_atlas_is_verified(atlas: Path) -> None:
-    found = verify_atlas(atlas)
-    assert not found.failures, found.table()
-    agreeing = [check for check in found.checks if check.outcome == "agrees"]
+    result = verify_atlas(atlas)
+    assert not result.failures, result.table()
+    agreeing = [check for check in result.checks if check.outcome == "agrees"]
     assert [check.kind for check in agreeing].count("input") == 3
     assert [check.kind for check in agreeing].count("field") == 6
     assert {"description", "file", "divisor", "map"} <= {check.kind for check in agreeing}
@@ -146,16 +146,16 @@ def test_an_older_atlas_is_carried_to_its_subject(
     carried = {path.name for path in folder.glob("*.nii.gz")}
     assert carried == {f"atlas_{name}.nii.gz" for name in MAPS}
     for name in ("mean", "prob_threshold"):
-        found = nib.load(folder / f"atlas_{name}.nii.gz").get_fdata(dtype=np.float32)
+        result = nib.load(folder / f"atlas_{name}.nii.gz").get_fdata(dtype=np.float32)
         wanted = results[f"carried_{name}"]
-        np.testing.assert_allclose(found, wanted, rtol=1e-6, atol=1e-6)
+        np.testing.assert_allclose(result, wanted, rtol=1e-6, atol=1e-6)
         assert wanted.any()
 
 
 def test_an_older_affine_network_gives_its_matrix(results: Results) -> None:
     network = load_affine_network(OLD / "models" / "affine_model.pt")
-    found = estimate_matrix(network, *pair())
-    np.testing.assert_allclose(found.numpy(), results["affine"], rtol=0, atol=1e-5)  # mm
+    result = estimate_matrix(network, *pair())
+    np.testing.assert_allclose(result.numpy(), results["affine"], rtol=0, atol=1e-5)  # mm
     assert np.abs(results["affine"] - np.eye(4)).max() > 0.1
 
 

@@ -16,11 +16,12 @@ import yaml
 from monai.bundle import ConfigWorkflow
 from warm_process import run_code, run_module
 
-from bundle.packing import NAME, completed_metadata, trained_config
+from bundle.packing import completed_metadata, trained_config
 from bundle.packing import pack as write_pack
 from scripts.atlas.network import AtlasNetwork
 from scripts.atlas.published_model import published_geometry, published_network
 from scripts.errors import StorageError
+from scripts.runtime.ownership import NAME
 
 ROOT = Path(__file__).resolve().parents[2]
 # What the zoo's schema of 2024-07-25 asks of every bundle, and of each tensor.

@@ -174,15 +174,15 @@ def test_an_estimate_is_the_networks_and_its_files_give_both_moved_images(place,
     about = json.loads((estimated / "estimated.json").read_text())
     np.testing.assert_allclose(about["matrix_fixed_to_moving_ras_mm"], wanted, atol=1e-5)
     stem = "moving_from-{}_to-{}_mode-image_xfm"
-    there, back = (stem.format(*way) for way in (("moving", "fixed"), ("fixed", "moving")))
-    for name, matrix in ((there, wanted), (back, np.linalg.inv(wanted))):
+    forward, backward = (stem.format(*way) for way in (("moving", "fixed"), ("fixed", "moving")))
+    for name, matrix in ((forward, wanted), (backward, np.linalg.inv(wanted))):
         for ending in (".txt", "_ras.txt"):
-            found = read_affine(estimated / f"{name}{ending}").matrix
-            np.testing.assert_allclose(found, matrix, atol=1e-5)
+            result = read_affine(estimated / f"{name}{ending}").matrix
+            np.testing.assert_allclose(result, matrix, atol=1e-5)
     images = place / "moving.nii.gz", place / "fixed.nii.gz"
-    again = warped(images[0], images[1], estimated / f"{there}.txt")
+    again = warped(images[0], images[1], estimated / f"{forward}.txt")
     np.testing.assert_allclose(again, values(estimated / "moving_in_fixed.nii.gz"), atol=1e-4)
-    again = warped(images[1], images[0], estimated / f"{back}.txt")
+    again = warped(images[1], images[0], estimated / f"{backward}.txt")
     np.testing.assert_allclose(again, values(estimated / "fixed_in_moving.nii.gz"), atol=1e-4)
 
 
@@ -223,12 +223,12 @@ def assert_ants_reads_alike(fixed: Path, moving: Path, registered: Path) -> None
         (images[0], images[1], (fields[0], there), "moving_in_fixed"),
         (images[1], images[0], (back, fields[1]), "fixed_in_moving"),
     ):
-        found = ants.apply_transforms(wanted, given, [str(path) for path in chain]).numpy()
+        result = ants.apply_transforms(wanted, given, [str(path) for path in chain]).numpy()
         ours = values(registered / f"{name}.nii.gz")
         # ANTs leaves 0 where a point lies up to half a voxel outside; we fade there.
-        same = found != 0
+        same = result != 0
         assert same.mean() > 0.1
-        np.testing.assert_allclose(found[same], ours[same], atol=1e-3 * float(ours.max()))
+        np.testing.assert_allclose(result[same], ours[same], atol=1e-3 * float(ours.max()))
 
 
 def test_ants_reads_registered_fields_as_we_do(place, registered):
@@ -250,14 +250,14 @@ def test_an_affine_start_comes_before_the_network(place, registered, tmp_path):
         "--register_elastic#start", tmp_path / "{name}.txt",
     )  # fmt: skip
     assert code == 0
-    found = tmp_path / "registered_elastic" / "moving"
-    ours = read_affine(found / "moving_from-moving_to-fixed_mode-image_xfm.txt").matrix
+    result = tmp_path / "registered_elastic" / "moving"
+    ours = read_affine(result / "moving_from-moving_to-fixed_mode-image_xfm.txt").matrix
     np.testing.assert_allclose(ours, start, atol=1e-9)
     for name in ("moving_forward_field", "moving_in_fixed"):
         np.testing.assert_allclose(
-            values(found / f"{name}.nii.gz"), values(registered / f"{name}.nii.gz"), atol=1e-3
+            values(result / f"{name}.nii.gz"), values(registered / f"{name}.nii.gz"), atol=1e-3
         )
-    assert_ants_reads_alike(place / "fixed.nii.gz", tmp_path / "in" / "moving.nii.gz", found)
+    assert_ants_reads_alike(place / "fixed.nii.gz", tmp_path / "in" / "moving.nii.gz", result)
 
 
 @pytest.mark.parametrize("verb", ["estimate-affine", "register-elastic"])
@@ -283,7 +283,7 @@ def test_pairs_without_sense_are_one_line_and_leave_nothing(place, tmp_path, ver
     assert f"{kind}_model.pt: contains no {kind} network" in capsys.readouterr().err
 
 
-def test_images_that_share_no_space_are_told(place, tmp_path, caplog, capsys):
+def test_images_that_share_no_space_are_reported(place, tmp_path, caplog, capsys):
     """An elastic network can't bring them together; an affine one lays their centres together."""
     image = nib.load(place / "moving.nii.gz")
     away = image.affine.copy()
@@ -308,9 +308,9 @@ def test_an_affine_estimate_worse_than_none_is_not_written(place, tmp_path, caps
     state[last] = torch.tensor([0.6, 0.6, 0.6, *[0.0] * 9])
     torch.save(state, tmp_path / "affine_model.pt")
     assert asked(place, tmp_path, "estimate-affine", "--ckpt_dir", tmp_path) == 3
-    said = capsys.readouterr().err
-    assert "moving.nii.gz: the network's estimate makes it less similar to" in said
-    assert "so it isn't written" in said
+    output = capsys.readouterr().err
+    assert "moving.nii.gz: the network's estimate makes it less similar to" in output
+    assert "so it isn't written" in output
     assert not any((tmp_path / "estimated").glob("*"))
 
 
@@ -410,7 +410,7 @@ def test_a_field_keeps_its_millimetres_on_an_oblique_anisotropic_grid(d):
     local = network.affine[:d, :d] @ voxels + network.affine[:d, 3:]
     moves = (slope @ local + shift[:, None]) / network.spacing
     field = torch.from_numpy(moves.reshape(1, d, *network.shape)).double()
-    found = on_image_grid(field, network, affine, shape)[0].numpy().reshape(d, -1)
+    result = on_image_grid(field, network, affine, shape)[0].numpy().reshape(d, -1)
     place = network.place_of(affine, shape).numpy()
     indices = np.mgrid[tuple(slice(n) for n in shape)].reshape(d, -1)
     world = affine[:3, :d] @ indices + affine[:3, 3:]
@@ -419,4 +419,4 @@ def test_a_field_keeps_its_millimetres_on_an_oblique_anisotropic_grid(d):
     inside = np.all(np.abs(own) < network.spacing * (np.array(network.shape)[:, None] - 1) / 2, 0)
     assert inside.all()
     wanted = place[:3, :d] @ (slope @ own + shift[:, None])
-    np.testing.assert_allclose(affine[:3, :d] @ found, wanted, atol=1e-6)
+    np.testing.assert_allclose(affine[:3, :d] @ result, wanted, atol=1e-6)

@@ -143,8 +143,8 @@ def _(text: str, here: Path) -> None:
     described = json.dumps({"settings": {text: text}}).encode()
     values = {"described": torch.tensor(list(described), dtype=torch.uint8), text: torch.ones(1)}
     save_checkpoint(values, here / "a.pt")
-    found = load_checkpoint(here / "a.pt")
-    description_in(found), list(found)
+    result = load_checkpoint(here / "a.pt")
+    description_in(result), list(result)
 
 
 @place("a checkpoint of another format")
@@ -172,8 +172,8 @@ def _(text: str, here: Path) -> None:
             new.writestr(name, data)
         new.writestr(f"dps/{text}.float32", np.ones(1, np.float32).tobytes())
         new.writestr(f"groups/{text}.uint32", np.zeros(1, np.uint32).tobytes())
-    found = open_tractogram(here / "b.trx")
-    chunks = list(found.chunks())
+    result = open_tractogram(here / "b.trx")
+    chunks = list(result.chunks())
     write_tractogram(here / "c.trx", chunks, (4, 4, 4), AFFINE)
     with zipfile.ZipFile(here / "c.trx") as made:
         names = made.namelist()
@@ -251,8 +251,8 @@ def _(text: str, here: Path) -> None:
     with h5py.File(here / "a.h5", "w") as file:
         file.attrs["about"] = json.dumps({"name": "tract_density_atlas", "kind": text})
         file[f"x{text.replace('/', '_')}"] = np.zeros(3)
-    found = about_of(here / "a.h5")
-    assert found["kind"] == text
+    result = about_of(here / "a.h5")
+    assert result["kind"] == text
     PairStore(here / "a.h5")
 
 
@@ -299,10 +299,10 @@ def _transforms(text: str) -> dict[str, Any]:
 @place("transforms.json: names of sections, on the page")
 def _(text: str, here: Path) -> None:
     (here / "t.json").write_text(json.dumps(_transforms(text)))
-    found = read_transforms(here / "t.json")
-    assert found.sections[0].name == text
+    result = read_transforms(here / "t.json")
+    assert result.sections[0].name == text
     line = np.arange(9, dtype=np.float32)
-    page = quality_page(found, [Cuts((line, line), (line, line))] * 2, {text: text})
+    page = quality_page(result, [Cuts((line, line), (line, line))] * 2, {text: text})
     assert page.replace("\n", "").isprintable()
 
 

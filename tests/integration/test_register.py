@@ -1,4 +1,4 @@
-"""`registering`: new subjects brought to a published atlas."""
+"""`registering`: new subjects registered to a published atlas."""
 
 from __future__ import annotations
 

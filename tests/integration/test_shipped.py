@@ -103,7 +103,7 @@ def test_it_is_published_again_from_its_model(built, demo_cohort, run_bundle, tm
         assert np.array_equal(one, other)
 
 
-def test_again_it_gives_the_same_bits(built, demo_cohort, run_bundle, tmp_path):
+def test_again_it_gives_the_same_result_bit_for_bit(built, demo_cohort, run_bundle, tmp_path):
     result = run_bundle(
         "training", "train", f"--dataset_dir={demo_cohort}", f"--output_dir={tmp_path}/output",
         f"--ckpt_dir={tmp_path}/models", *ALONE,

@@ -51,12 +51,12 @@ def images(count: int, shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
     rng = np.random.default_rng(seed)
     axes = np.meshgrid(*[np.linspace(-1, 1, n) for n in shape], indexing="ij")
     inside = sum(a**2 for a in axes) < 0.5
-    found = []
+    result = []
     for _ in range(count):
         noise = gaussian_filter(rng.standard_normal(shape), 2.5)
         values = inside * (0.6 + 0.4 * noise / np.abs(noise).max())
-        found.append(np.rint(255 * gaussian_filter(values, 0.7) / values.max()))
-    return np.clip(np.stack(found), 0, 255).astype(np.uint8)
+        result.append(np.rint(255 * gaussian_filter(values, 0.7) / values.max()))
+    return np.clip(np.stack(result), 0, 255).astype(np.uint8)
 
 
 @pytest.fixture(scope="module")
@@ -118,20 +118,20 @@ def test_predictions_stand_in_the_stores_order_and_fit_its_images(place, tmp_pat
                      "--predict_fields#batch_size", 3) == 0  # fmt: skip
     network = load_field_network(place / "models" / "fields_global.pt", "global")
     with (
-        h5py.File(tmp_path / "fields" / "predictions.h5") as found,
+        h5py.File(tmp_path / "fields" / "predictions.h5") as result,
         h5py.File(place / "test.h5") as store,
     ):
-        assert found["deltas_xy"].shape == found["inv_deltas_xy"].shape == (4, *SHAPE, 2)
-        np.testing.assert_array_equal(found["image_id"][...], store["image_id"][...])
+        assert result["deltas_xy"].shape == result["inv_deltas_xy"].shape == (4, *SHAPE, 2)
+        np.testing.assert_array_equal(result["image_id"][...], store["image_id"][...])
         for i in range(4):
             pair = np.stack([store["ref"][i], store["img"][i]])[None] / np.float32(255)
             with torch.no_grad():
                 wanted = network(torch.from_numpy(pair))[0].numpy()
-            np.testing.assert_allclose(found["deltas_xy"][i, ..., 0], wanted[1], atol=1e-4)
-            np.testing.assert_allclose(found["deltas_xy"][i, ..., 1], wanted[0], atol=1e-4)
+            np.testing.assert_allclose(result["deltas_xy"][i, ..., 0], wanted[1], atol=1e-4)
+            np.testing.assert_allclose(result["deltas_xy"][i, ..., 1], wanted[0], atol=1e-4)
             points = np.indices(SHAPE) + wanted
             moved = map_coordinates(store["img"][i].astype(float), points, order=1, mode="nearest")
-            assert np.abs(found["img_registered"][i] - moved).max() < 1
+            assert np.abs(result["img_registered"][i] - moved).max() < 1
     table = rows(tmp_path / "fields" / "metrics.csv")
     assert [row["pair"] for row in table] == ["0", "1", "2", "3", "mean"]
     mean = np.mean([float(row["distance"]) for row in table[:4]])
@@ -143,9 +143,9 @@ def test_predictions_stand_in_the_stores_order_and_fit_its_images(place, tmp_pat
 def test_a_merged_prediction_holds_both_stages(place, tmp_path):
     assert predicted(place, tmp_path, "merged", "--pairs", place / "test.h5",
                      "--predict_fields#indexes", "[2, 0]") == 0  # fmt: skip
-    with h5py.File(tmp_path / "fields" / "predictions.h5") as found:
-        assert found["global_deltas_xy"].shape == (2, *SHAPE, 2)
-        assert np.abs(found["global_deltas_xy"][...] - found["deltas_xy"][...]).max() > 1e-4
+    with h5py.File(tmp_path / "fields" / "predictions.h5") as result:
+        assert result["global_deltas_xy"].shape == (2, *SHAPE, 2)
+        assert np.abs(result["global_deltas_xy"][...] - result["deltas_xy"][...]).max() > 1e-4
     assert [row["pair"] for row in rows(tmp_path / "fields" / "metrics.csv")] == ["2", "0", "mean"]
 
 
@@ -221,9 +221,9 @@ def test_volumes_work_the_same_way(tmp_path):
             "--train_fields#optimizer#epochs", epochs, *SMALL,
         ) == 0  # fmt: skip
     assert predicted(tmp_path, tmp_path, "merged", "--pairs", tmp_path / "train.h5") == 0
-    with h5py.File(tmp_path / "fields" / "predictions.h5") as found:
-        assert found["deltas"].shape == (3, 20, 24, 18, 3)
-        assert np.isfinite(found["deltas"][...]).all()
+    with h5py.File(tmp_path / "fields" / "predictions.h5") as result:
+        assert result["deltas"].shape == (3, 20, 24, 18, 3)
+        assert np.isfinite(result["deltas"][...]).all()
 
 
 # -- resume, kills ---------------------------------------------------------------------------
@@ -246,7 +246,7 @@ def weights(path: Path) -> dict[str, torch.Tensor]:
     return torch.load(path)["network"]
 
 
-def test_a_training_that_was_cut_off_goes_on_to_the_same_bits(place, tmp_path):
+def test_a_training_that_was_cut_off_resumes_to_the_same_result_bit_for_bit(place, tmp_path):
     noisy = ["--train_fields#augment#augment_mov", "['noise','gain']"]
     assert trained(place, tmp_path / "whole", "local", 3, *noisy) == 0
     state = tmp_path / "cut" / "models" / "fields_local_run_state"
@@ -314,11 +314,11 @@ def test_bad_stores_and_settings_end_with_one_line_and_their_code(place, tmp_pat
         (("--pairs", place / "train.h5", "--train_fields#network", "local",
           "--train_fields#global_model", tmp_path / "none.pt"), 6, "no such checkpoint"),
     ):  # fmt: skip
-        found, error = refused(capsys, "train-fields", *there, *words)
-        assert (found, message in error) == (code, True), error
+        result, error = refused(capsys, "train-fields", *there, *words)
+        assert (result, message in error) == (code, True), error
     assert not (tmp_path / "m").exists()
-    found, error = refused(capsys, "make-pairs", "--output", tmp_path / "x")
-    assert (found, "needs either reference or atlas_dir" in error) == (2, True)
+    result, error = refused(capsys, "make-pairs", "--output", tmp_path / "x")
+    assert (result, "needs either reference or atlas_dir" in error) == (2, True)
     assert not (tmp_path / "x.h5").exists()
 
 
@@ -331,13 +331,14 @@ def test_an_existing_network_is_kept_where_overwrite_is_false(place, tmp_path, c
     assert (tmp_path / "models" / "fields_global.pt").read_bytes() == before
 
 
-def test_other_settings_do_not_go_on_with_an_unfinished_run(place, tmp_path, capsys):
+def test_other_settings_do_not_continue_an_unfinished_run(place, tmp_path, capsys):
     assert trained(place, tmp_path, "global", 1) == 0
     report = json.loads((tmp_path / "output" / "fields" / "result.json").read_text())
     settings = TrainFieldsConfig.load(report["settings"])
-    RunState(  # as a run that was killed leaves it
+    state = RunState(  # as a run that was killed leaves it
         tmp_path / "models" / "fields_global_run_state", settings, open_field_pairs(settings)
     )
+    state.training.write_bytes(b"")
     assert trained(place, tmp_path, "global", 1, "--train_fields#optimizer#lr", 0.5) == 6
     error = capsys.readouterr().err
     assert "train_fields.optimizer.lr was 0.001, now 0.5" in error

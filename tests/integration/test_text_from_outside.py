@@ -95,9 +95,9 @@ def test_an_atlas_of_odd_names_is_made_verified_carried_and_compared(
     assert {path.name for path in (here / "o").iterdir()} >= set(ODD)
     with (here / "o/tract_similarity/cohort.csv").open(newline="", encoding="utf-8") as file:
         assert "'=1+1" in [row["subject"] for row in csv.DictReader(file)]
-    said = capsys.readouterr()
-    assert "\u202e" not in said.out + said.err
-    assert "\\u202egnp" in said.out
+    output = capsys.readouterr()
+    assert "\u202e" not in output.out + output.err
+    assert "\\u202egnp" in output.out
 
 
 @pytest.mark.parametrize("kind", ["txt", "csv", "json"])
@@ -126,10 +126,10 @@ def test_a_name_that_moves_a_terminal_is_left_out_and_shown(
     folder = Path(shutil.copytree(dataset, here / "data"))
     shutil.copy(folder / "@x.nii.gz", folder / f"{name}.nii.gz")
     assert run("check", "--dataset_dir", folder, *FLAT) == 0
-    said = capsys.readouterr()
-    lines = [line for line in said.out.splitlines() if "  rejected  " in line]
+    output = capsys.readouterr()
+    lines = [line for line in output.out.splitlines() if "  rejected  " in line]
     assert len(lines) == 1
-    assert (said.out + said.err).replace("\n", "").isprintable()
+    assert (output.out + output.err).replace("\n", "").isprintable()
 
 
 # ---------------------------------------------------------------------------------------------
@@ -141,9 +141,9 @@ def test_a_report_with_odd_names_is_a_table_of_text(here: Path) -> None:
     (here / "affine").mkdir()
     metrics = dict.fromkeys(ODD, 0.5)
     (here / "affine/result.json").write_text(json.dumps({"metrics": metrics, "loss": {}}))
-    found = metrics_of(here)
-    assert found == dict.fromkeys(ODD, "0.5")
-    row = {"run": "a\nb", "status": "done", **found, "seconds": "1"}
+    result = metrics_of(here)
+    assert result == dict.fromkeys(ODD, "0.5")
+    row = {"run": "a\nb", "status": "done", **result, "seconds": "1"}
     lines = table_of([row]).splitlines()
     assert len(lines) == 2
     assert all(line.isprintable() for line in lines)
@@ -166,10 +166,10 @@ LABELS = [*ODD, "../../x", "/etc/x", "a\nb", r"$\frac{$ x $", "_x", "outliers", 
 
 
 def test_files_of_classes_are_called_after_their_names_and_lie_in_one_folder() -> None:
-    found = file_names((*LABELS, "E\u0301".lower(), "Outliers"))
-    assert len({name.casefold() for name in found}) == len(LABELS) + 2
-    assert all(Path(name).name == name and len(name.encode()) < 250 for name in found)
-    assert "outliers" not in {name.casefold() for name in found}
+    result = file_names((*LABELS, "E\u0301".lower(), "Outliers"))
+    assert len({name.casefold() for name in result}) == len(LABELS) + 2
+    assert all(Path(name).name == name and len(name.encode()) < 250 for name in result)
+    assert "outliers" not in {name.casefold() for name in result}
 
 
 def test_names_of_classes_are_no_formulas_in_a_picture(here: Path) -> None:

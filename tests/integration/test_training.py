@@ -81,11 +81,11 @@ def resampled(image: np.ndarray, displacement: np.ndarray) -> np.ndarray:
 
 def round_trip(fields: Path, subject: str) -> float:
     """What is left of the moves, root mean square, after going there and back."""
-    there, back = (voxel_field(fields / name) for name in field_names(subject))
-    again = np.stack([resampled(axis, there) for axis in back]) + there
+    forward, backward = (voxel_field(fields / name) for name in field_names(subject))
+    again = np.stack([resampled(axis, forward) for axis in backward]) + forward
     inside = (slice(None), *[slice(4, -4)] * 3)  # where no point leaves the volume
-    assert np.abs(there[inside]).max() > 0.1
-    return float(np.sqrt(np.mean(again[inside] ** 2) / np.mean(there[inside] ** 2)))
+    assert np.abs(forward[inside]).max() > 0.1
+    return float(np.sqrt(np.mean(again[inside] ** 2) / np.mean(forward[inside] ** 2)))
 
 
 def unpacked(folder: Path) -> dict[str, bytes]:
@@ -229,7 +229,7 @@ def test_fields_of_a_subject_are_inverse_to_each_other(trained):
 
 @pytest.mark.parametrize("way", [0, 1], ids=DIRECTIONS)
 def test_jacobian_json_agrees_with_the_written_fields(trained, way):
-    said = json.loads((trained.atlas / "jacobian.json").read_text())
+    content = json.loads((trained.atlas / "jacobian.json").read_text())
     for subject in SUBJECTS:
         path = trained.atlas / "fields" / field_names(subject)[way]
         affine = nib.load(path).affine[:3, :3]
@@ -238,11 +238,11 @@ def test_jacobian_json_agrees_with_the_written_fields(trained, way):
         slopes = np.stack([np.gradient(moved, axis=1 + axis) for axis in range(3)], axis=-1)
         matrix = np.eye(3) + np.moveaxis(slopes, 0, -2) @ np.linalg.inv(affine)
         determinant = np.linalg.det(matrix)
-        found = said[subject][DIRECTIONS[way]]
-        assert found["min"] == pytest.approx(determinant.min(), abs=1e-4)
-        assert found["share_folded"] == np.mean(determinant <= 0)
-        assert found["corner_min"] == pytest.approx(smallest_corner(moved, affine), abs=1e-4)
-        assert found["corner_share_folded"] == 0
+        result = content[subject][DIRECTIONS[way]]
+        assert result["min"] == pytest.approx(determinant.min(), abs=1e-4)
+        assert result["share_folded"] == np.mean(determinant <= 0)
+        assert result["corner_min"] == pytest.approx(smallest_corner(moved, affine), abs=1e-4)
+        assert result["corner_share_folded"] == 0
 
 
 def smallest_corner(moved: np.ndarray, affine: np.ndarray) -> float:
@@ -263,45 +263,45 @@ def smallest_corner(moved: np.ndarray, affine: np.ndarray) -> float:
 
 
 def test_description_is_complete(trained):
-    said = json.loads((trained.atlas / "atlas.json").read_text())
-    assert said["name"] == "tract_density_atlas"
-    assert said["training_space"] == "template_native"
-    assert said["normalisation"] == "waytotal"
-    assert said["n_subjects"] == 5
-    assert said["mixture"] is None
-    assert {"presence_value", "cov_mean_threshold_pct", "log_offset", "created"} <= set(said)
-    assert set(said["versions"]) == {
+    content = json.loads((trained.atlas / "atlas.json").read_text())
+    assert content["name"] == "tract_density_atlas"
+    assert content["training_space"] == "template_native"
+    assert content["normalisation"] == "waytotal"
+    assert content["n_subjects"] == 5
+    assert content["mixture"] is None
+    assert {"presence_value", "cov_mean_threshold_pct", "log_offset", "created"} <= set(content)
+    assert set(content["versions"]) == {
         "python", "torch", "monai", "pytorch-ignite", "nibabel", "numpy", "scipy", "pydantic",
     }  # fmt: skip
-    for subject in said["cohort"]["subjects"]:
+    for subject in content["cohort"]["subjects"]:
         (one,) = subject["maps"]
         path = trained.dataset_dir / subject["subject"] / COUNTS
         assert one["path"] == str(path)
         assert one["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
         assert one["divisor"] == float((path.parent / "waytotal").read_text())
-    assert LearnedAtlasConfig.load(said["settings"]).as_dict() == said["settings"]
-    assert said["training"]["epochs"] == 2
-    losses = said["training"]["losses"]
+    assert LearnedAtlasConfig.load(content["settings"]).as_dict() == content["settings"]
+    assert content["training"]["epochs"] == 2
+    losses = content["training"]["losses"]
     assert {"loss", "similarity", "presence", "smoothness"} <= set(losses)
     assert 0 < losses["loss"] < 2
-    assert said["weights"] == weights_identity(published_network(trained.ckpt_dir / "model.pt"))
+    assert content["weights"] == weights_identity(published_network(trained.ckpt_dir / "model.pt"))
 
 
 def test_description_sums_the_fields_up(trained):
-    said = json.loads((trained.atlas / "atlas.json").read_text())["fields"]
+    content = json.loads((trained.atlas / "atlas.json").read_text())["fields"]
     fit = json.loads((trained.atlas / "atlas.json").read_text())["fit"]
     assert {"correlation", "overlap"} == set(fit)
     assert all(0 < value < 1 for value in fit.values())
     jacobian = json.loads((trained.atlas / "jacobian.json").read_text())
     each = [jacobian[subject][way] for subject in SUBJECTS for way in DIRECTIONS]
-    assert said["folded"] == 0
-    assert said["smallest_jacobian"] == min(min(one["min"], one["corner_min"]) for one in each)
+    assert content["folded"] == 0
+    assert content["smallest_jacobian"] == min(min(one["min"], one["corner_min"]) for one in each)
     moves = [voxel_field(trained.atlas / "fields" / field_names(s)[0]) for s in SUBJECTS]
     every = np.sqrt(np.mean([(move**2).sum(0).mean() for move in moves]))
-    assert said["displacement_rms_voxels"] == pytest.approx(every, rel=1e-3)
+    assert content["displacement_rms_voxels"] == pytest.approx(every, rel=1e-3)
     # The template stands in the cohort's middle.
-    assert said["mean_displacement_rms_voxels"] < 0.3
-    assert said["mean_displacement_rms_voxels"] < 0.3 * every
+    assert content["mean_displacement_rms_voxels"] < 0.3
+    assert content["mean_displacement_rms_voxels"] < 0.3 * every
 
 
 def test_losses_go_to_tensorboard(trained):
@@ -309,12 +309,12 @@ def test_losses_go_to_tensorboard(trained):
 
     events = EventAccumulator(str(trained.output_dir / "tensorboard")).Reload()
     losses = [event.value for event in events.Scalars("train/loss")]
-    said = json.loads((trained.atlas / "atlas.json").read_text())["training"]
-    assert len(losses) == said["epochs"]
-    assert losses[-1] == pytest.approx(said["losses"]["loss"], rel=1e-6)
+    content = json.loads((trained.atlas / "atlas.json").read_text())["training"]
+    assert len(losses) == content["epochs"]
+    assert losses[-1] == pytest.approx(content["losses"]["loss"], rel=1e-6)
 
 
-def test_same_seed_elsewhere_gives_the_same_bits(trained, run_bundle, tmp_path):
+def test_same_seed_elsewhere_gives_the_same_result_bit_for_bit(trained, run_bundle, tmp_path):
     result = run_bundle(
         "training", "train", f"--dataset_dir={trained.dataset_dir}",
         f"--output_dir={tmp_path / 'output'}", f"--ckpt_dir={tmp_path / 'models'}",
@@ -369,7 +369,7 @@ def test_disabled_is_one_line_and_nothing_else(run_bundle, tmp_path):
     assert not root.exists()
 
 
-def test_too_few_subjects_are_told_in_a_table(trained, run_bundle, tmp_path):
+def test_too_few_subjects_are_reported_in_a_table(trained, run_bundle, tmp_path):
     dataset = tmp_path / "dataset"
     for name in SUBJECTS:
         shutil.copytree(trained.dataset_dir / name, dataset / name)
@@ -560,9 +560,9 @@ def test_killed_in_every_phase_ends_like_an_unbroken_run(command, trained, tmp_p
         assert result.returncode == -signal.SIGKILL
         assert not (tmp_path / "output" / "learned_atlas").exists()
     epochs = torch.load(state / "training.pt", weights_only=True)["epoch"]
-    told = started_again(command).stdout
-    assert "continuing the unfinished run" in told
-    assert f"training continues after epoch {epochs}" in told
+    output = started_again(command).stdout
+    assert "continuing the unfinished run" in output
+    assert f"training continues after epoch {epochs}" in output
     assert_same_atlas(tmp_path / "output" / "learned_atlas", trained.atlas)
     assert json.loads((state / "run.json").read_text())["finished"] is True
 

@@ -46,9 +46,9 @@ def test_the_answer_is_what_was_put_in(done: Path) -> None:
     printed = io.StringIO()
     with contextlib.chdir(done), contextlib.redirect_stdout(printed):
         exec(program, {})
-    found = answer(printed.getvalue())
-    assert sorted(found) == sorted(TRACTS)
-    for tract, (control, patient, difference) in found.items():
+    result = answer(printed.getvalue())
+    assert sorted(result) == sorted(TRACTS)
+    for tract, (control, patient, difference) in result.items():
         assert difference == pytest.approx(patient - control, abs=0.011)
         if tract == LOWERED:
             assert -1.2 * LOWERED_BY < difference < -0.4 * LOWERED_BY
@@ -57,7 +57,7 @@ def test_the_answer_is_what_was_put_in(done: Path) -> None:
     # What the page prints, up to the rounding of another machine.
     (told,) = [block for block in blocks("text") if "arcuate_l " in block]
     for tract, numbers in answer(told).items():
-        assert numbers == pytest.approx(found[tract], abs=0.011)
+        assert numbers == pytest.approx(result[tract], abs=0.011)
 
 
 def test_the_page_lists_the_files(done: Path) -> None:

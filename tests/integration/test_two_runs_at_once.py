@@ -20,7 +20,7 @@ def said(folder: Path) -> str:
     return lock.read_text() if lock.exists() else ""
 
 
-def test_a_second_run_is_refused_and_the_first_goes_on(
+def test_a_second_run_is_refused_and_the_first_continues(
     trained, run_bundle, refused, demo_cohort, tmp_path
 ):
     output, models = tmp_path / "output", tmp_path / "models"

@@ -87,9 +87,9 @@ def test_coarse_levels_see_a_move_that_the_fine_one_is_blind_to() -> None:
 
 def test_averages_of_blocks_count_only_the_voxels_of_a_cut_block() -> None:
     image = torch.arange(5.0).view(1, 1, 5, 1).expand(1, 1, 5, 3)
-    found = averaged(image, 2)
-    assert found.shape == (1, 1, 3, 2)
-    torch.testing.assert_close(found[0, 0, :, 1], torch.tensor([0.5, 2.5, 4.0]))
+    result = averaged(image, 2)
+    assert result.shape == (1, 1, 3, 2)
+    torch.testing.assert_close(result[0, 0, :, 1], torch.tensor([0.5, 2.5, 4.0]))
     assert averaged(image, 1) is image
 
 
@@ -115,11 +115,11 @@ def test_a_prepared_target_changes_no_bit_of_the_loss_and_its_gradient(masked: b
         torch.manual_seed(seed)
         warped = torch.rand(shape).requires_grad_()
         velocity = torch.rand(1, 3, 5, 4, 5).requires_grad_()
-        found = []
+        result = []
         for given in ({}, {"target": target}):
             total = loss(warped, image, velocity, valid=valid, **given)["loss"]
-            found.append((total, *torch.autograd.grad(total, (warped, velocity))))
-        for plain, prepared in zip(*found, strict=True):
+            result.append((total, *torch.autograd.grad(total, (warped, velocity))))
+        for plain, prepared in zip(*result, strict=True):
             assert torch.equal(plain, prepared)
 
 

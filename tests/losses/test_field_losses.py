@@ -34,12 +34,12 @@ def field(d: int = 2, seed: int = 0) -> torch.Tensor:
 @pytest.mark.parametrize("name", NAMES)
 def test_every_name_gives_a_loss_with_a_finite_gradient(name, d):
     true = field(d)
-    found = (true + 4 * field(d, 1)).requires_grad_()
-    loss = field_loss(name, d, 30.0)(found, true)
+    result = (true + 4 * field(d, 1)).requires_grad_()
+    loss = field_loss(name, d, 30.0)(result, true)
     assert loss.dim() == 0
     loss.backward()
-    assert torch.isfinite(found.grad).all()
-    assert found.grad.abs().max() > 0
+    assert torch.isfinite(result.grad).all()
+    assert result.grad.abs().max() > 0
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if n not in ("grad", "jacobian")])
@@ -51,12 +51,12 @@ def test_the_true_field_has_the_least_loss(name):
 
 def test_distances_of_a_constant_difference():
     true = field()
-    found = true + torch.tensor([3.0, 4.0]).view(1, 2, 1, 1)
-    values = {name: float(field_loss(name, 2, 30.0)(found, true)) for name in FIELD_LOSSES}
+    result = true + torch.tensor([3.0, 4.0]).view(1, 2, 1, 1)
+    values = {name: float(field_loss(name, 2, 30.0)(result, true)) for name in FIELD_LOSSES}
     assert values["vector_distance"] == pytest.approx((25 + 1e-3) ** 0.5, rel=1e-5)
     assert values["vdclip2"] == pytest.approx((25.001**0.5 / 20) ** 2, rel=1e-5)
     assert values["vdclip3"] == pytest.approx((25.001**0.5 / 20) ** 3, rel=1e-5)
-    clipped = field_loss("vdclip4:2.5", 2, 30.0)(found, true)
+    clipped = field_loss("vdclip4:2.5", 2, 30.0)(result, true)
     assert float(clipped) == pytest.approx((25.001**0.5 / 2.5) ** 4, rel=1e-5)
     assert values["mse_po"] == pytest.approx(25, rel=1e-5)
     assert values["mae"] == pytest.approx(3.5, rel=1e-5)
@@ -66,16 +66,16 @@ def test_distances_of_a_constant_difference():
 
 def test_equal_fields_keep_a_finite_slope():
     true = field()
-    found = true.clone().requires_grad_()
-    field_loss("vector_distance", 2, 30.0)(found, true).backward()
-    assert torch.isfinite(found.grad).all()
+    result = true.clone().requires_grad_()
+    field_loss("vector_distance", 2, 30.0)(result, true).backward()
+    assert torch.isfinite(result.grad).all()
 
 
 @pytest.mark.parametrize("d", [2, 3])
 def test_determinants_are_those_of_the_house(d):
     fields = field(d)
-    for one, found in zip(fields, determinants(fields), strict=True):
-        torch.testing.assert_close(found, jacobian_determinant(one), atol=1e-4, rtol=1e-4)
+    for one, result in zip(fields, determinants(fields), strict=True):
+        torch.testing.assert_close(result, jacobian_determinant(one), atol=1e-4, rtol=1e-4)
 
 
 def test_folds_are_penalised_and_their_gradient_unfolds():
@@ -97,14 +97,14 @@ def test_the_jacobian_distance_sees_different_fields():
 
 
 def test_an_image_loss_reads_each_component_over_10():
-    true, found = field(), field(seed=2)
+    true, result = field(), field(seed=2)
     loss = image_loss("pearson", 2)
-    parts = [loss(found[:, i : i + 1] / 10, true[:, i : i + 1] / 10) for i in range(2)]
-    torch.testing.assert_close(AsImagesLoss(loss)(found, true), sum(parts) / 2)
+    parts = [loss(result[:, i : i + 1] / 10, true[:, i : i + 1] / 10) for i in range(2)]
+    torch.testing.assert_close(AsImagesLoss(loss)(result, true), sum(parts) / 2)
 
 
 def test_mixtures_are_weighted_sums():
-    true, found = field(), field(seed=2)
+    true, result = field(), field(seed=2)
     one, two = (field_loss(name, 2, 30.0) for name in ("vector_distance", "jacobian"))
-    mixed = MixedLoss([(0.2, one), (0.8, two)])(found, true)
-    torch.testing.assert_close(mixed, 0.2 * one(found, true) + 0.8 * two(found, true))
+    mixed = MixedLoss([(0.2, one), (0.8, two)])(result, true)
+    torch.testing.assert_close(mixed, 0.2 * one(result, true) + 0.8 * two(result, true))

@@ -26,29 +26,29 @@ def image(d: int = 2, seed: int = 0) -> torch.Tensor:
 def test_equal_images_have_the_least_loss_and_a_gradient_leads_there(name, d):
     true = image(d)
     loss = image_loss(name, d)
-    found = (0.5 * true + 0.5 * image(d, 1)).requires_grad_()
-    start = loss(found, true)
+    result = (0.5 * true + 0.5 * image(d, 1)).requires_grad_()
+    start = loss(result, true)
     start.backward()
-    assert torch.isfinite(found.grad).all()
-    assert found.grad.abs().max() > 0
+    assert torch.isfinite(result.grad).all()
+    assert result.grad.abs().max() > 0
     assert loss(true, true) < start - 1e-3
-    step = 1e-3 * found.grad / found.grad.norm()
-    assert loss(found.detach() - step, true) < start
+    step = 1e-3 * result.grad / result.grad.norm()
+    assert loss(result.detach() - step, true) < start
 
 
 def test_an_even_window_is_a_plain_mean_of_correlations_over_blocks():
-    true, found = image(seed=3).double(), image(seed=4).double()
+    true, result = image(seed=3).double(), image(seed=4).double()
     window, values = 12, []
     for batch in range(2):
         coefficients = []
         for i in range(-6, 24 - 6 + 1):
             for j in range(-6, 28 - 6 + 1):
                 block = (slice(max(i, 0), i + window), slice(max(j, 0), j + window))
-                a, b = (one[batch, 0][block].flatten() for one in (found, true))
+                a, b = (one[batch, 0][block].flatten() for one in (result, true))
                 coefficients.append(torch.corrcoef(torch.stack([a, b]))[0, 1])
         values.append(torch.stack(coefficients).mean())
     wanted = 1 - torch.stack(values).mean()
-    assert float(EvenLocalCorrelationLoss(12)(found, true)) == pytest.approx(
+    assert float(EvenLocalCorrelationLoss(12)(result, true)) == pytest.approx(
         float(wanted), abs=1e-3
     )
 

@@ -23,11 +23,11 @@ def sparse(shape: tuple[int, ...] = (20, 19, 18), seed: int = 0) -> torch.Tensor
 
 def brute_force(m: np.ndarray, f: np.ndarray, window: int) -> float:
     """Mean of numpy's correlation coefficient over every window, cut at the border."""
-    half, found = window // 2, []
+    half, result = window // 2, []
     for centre in itertools.product(*(range(n) for n in f.shape)):
         box = tuple(slice(max(0, c - half), c + half + 1) for c in centre)
-        found.append(np.corrcoef(m[box].ravel(), f[box].ravel())[0, 1])
-    return float(np.mean(found))
+        result.append(np.corrcoef(m[box].ravel(), f[box].ravel())[0, 1])
+    return float(np.mean(result))
 
 
 @pytest.mark.parametrize("window", [3, 5, 7])
@@ -38,8 +38,8 @@ def test_on_a_dense_image_it_is_the_mean_coefficient(shape: tuple[int, ...], win
     fixed = torch.rand(1, 1, *shape, dtype=torch.float64)
     moving = 0.5 * fixed + torch.rand_like(fixed)
     expected = brute_force(moving[0, 0].numpy(), fixed[0, 0].numpy(), window)
-    found = float(local_correlation(moving, fixed, window))
-    assert found == pytest.approx(expected, abs=3e-3)
+    result = float(local_correlation(moving, fixed, window))
+    assert result == pytest.approx(expected, abs=3e-3)
     assert abs(expected) > 0.1
 
 
@@ -76,8 +76,8 @@ def test_gain_and_offset_of_the_moving_image_do_not_matter_where_it_has_signal()
     fixed, moving = (torch.rand(1, 1, 12, 11, 10, dtype=torch.float64) for _ in range(2))
     moving = moving + fixed
     expected = local_correlation(moving, fixed, 5)
-    found = local_correlation(3 * moving + 7, fixed, 5)
-    torch.testing.assert_close(found, expected, rtol=2e-3, atol=0)
+    result = local_correlation(3 * moving + 7, fixed, 5)
+    torch.testing.assert_close(result, expected, rtol=2e-3, atol=0)
 
 
 @pytest.mark.parametrize("scale", [1e-6, 1e6])
@@ -86,8 +86,8 @@ def test_the_scale_of_the_data_does_not_matter(scale: float) -> None:
     fixed, moving = sparse(seed=0), 0.5 * sparse(seed=0) + 0.5 * sparse(seed=1)
     expected = local_correlation(moving, fixed, 7)
     assert 0.3 < float(expected) < 0.98
-    found = local_correlation(moving * scale, fixed * scale, 7)
-    torch.testing.assert_close(found, expected, rtol=1e-3, atol=0)
+    result = local_correlation(moving * scale, fixed * scale, 7)
+    torch.testing.assert_close(result, expected, rtol=1e-3, atol=0)
 
 
 def test_more_empty_background_changes_nothing() -> None:

@@ -58,9 +58,9 @@ def test_one_window_over_all_gives_the_correlation_of_the_valid_voxels():
     m, f = torch.rand(2, 1, 1, 5, 5, 5, generator=made, dtype=torch.float64)
     valid = torch.rand(1, 1, 5, 5, 5, generator=made) > 0.4
     # Every window of 9 covers the whole image.
-    found = local_correlation(m, f, 9, valid.double())
+    result = local_correlation(m, f, 9, valid.double())
     by_hand = torch.corrcoef(torch.stack([m[valid], f[valid]]))[0, 1]
-    assert float(found) == pytest.approx(float(by_hand), abs=2e-3)
+    assert float(result) == pytest.approx(float(by_hand), abs=2e-3)
 
 
 def test_gradients_with_weights_are_those_of_finite_differences():

@@ -18,19 +18,19 @@ def weights_as_lpips_names_them(loss: PerceptualLoss) -> dict[str, torch.Tensor]
         "vgg": [(0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28)],
     }
     generator = torch.Generator().manual_seed(0)
-    found = {}
+    result = {}
     for depth, names in enumerate(places[loss.network]):
         layers = [one for one in loss.slices[depth] if isinstance(one, torch.nn.Conv2d)]
         for place, layer in zip(names, layers, strict=True):
             stem = f"net.slice{depth + 1}.{place}"
             scale = (2 / layer.weight[0].numel()) ** 0.5
             weight = torch.randn(layer.weight.shape, generator=generator)
-            found[f"{stem}.weight"] = scale * weight
-            found[f"{stem}.bias"] = torch.zeros_like(layer.bias)
-        found[f"lin{depth}.model.1.weight"] = torch.rand(
+            result[f"{stem}.weight"] = scale * weight
+            result[f"{stem}.bias"] = torch.zeros_like(layer.bias)
+        result[f"lin{depth}.model.1.weight"] = torch.rand(
             loss.weights[depth].shape, generator=generator
         )
-    return found
+    return result
 
 
 @pytest.fixture
@@ -46,12 +46,12 @@ def test_equal_images_cost_nothing_and_others_have_a_gradient(file, kind):
     generator = torch.Generator().manual_seed(1)
     true = torch.rand(1, 1, 48, 48, generator=generator)
     assert float(loss(true, true)) == 0
-    found = torch.rand(1, 1, 48, 48, generator=generator).requires_grad_()
-    value = loss(found, true)
+    result = torch.rand(1, 1, 48, 48, generator=generator).requires_grad_()
+    value = loss(result, true)
     value.backward()
     assert value > 0
-    assert torch.isfinite(found.grad).all()
-    assert found.grad.abs().max() > 0
+    assert torch.isfinite(result.grad).all()
+    assert result.grad.abs().max() > 0
     assert not any(one.requires_grad for one in loss.parameters())
 
 
@@ -65,9 +65,9 @@ def test_the_channels_weights_are_those_of_the_file(file):
 
 def test_a_volume_is_seen_plane_by_plane(file):
     loss = load_perceptual_loss("perceptual_loss_net_alex", file, KEY)
-    true, found = torch.rand(2, 1, 1, 3, 40, 40).unbind(0)
-    planes = [loss(found[:, :, i], true[:, :, i]) for i in range(3)]
-    torch.testing.assert_close(loss(found, true), torch.stack(planes).mean())
+    true, result = torch.rand(2, 1, 1, 3, 40, 40).unbind(0)
+    planes = [loss(result[:, :, i], true[:, :, i]) for i in range(3)]
+    torch.testing.assert_close(loss(result, true), torch.stack(planes).mean())
 
 
 def test_vgg_has_its_thirteen_convolutions():

@@ -28,8 +28,8 @@ def test_a_linear_field_costs_its_squared_frobenius_norm(
 ) -> None:
     d = len(spacing)
     matrix = np.random.default_rng(d).normal(size=(d, d))
-    found = SmoothnessLoss(spacing, factor)(linear_field(matrix, spacing, factor))
-    assert float(found) == pytest.approx(float((matrix**2).sum()), rel=1e-4)
+    result = SmoothnessLoss(spacing, factor)(linear_field(matrix, spacing, factor))
+    assert float(result) == pytest.approx(float((matrix**2).sum()), rel=1e-4)
 
 
 def test_a_rotation_of_the_axes_changes_nothing() -> None:
@@ -40,7 +40,7 @@ def test_a_rotation_of_the_axes_changes_nothing() -> None:
     torch.testing.assert_close(a, b)
 
 
-def test_constants_are_free_and_a_checkerboard_is_seen() -> None:
+def test_constants_are_free_and_a_checkerboard_is_penalised() -> None:
     loss = SmoothnessLoss((1.0, 1.0, 1.0))
     assert float(loss(torch.full((1, 3, 5, 5, 5), 7.0))) == 0
     signs = torch.tensor([1.0, -1.0]).repeat(3)
@@ -67,8 +67,8 @@ def test_an_axis_of_one_voxel_has_no_gradient() -> None:
 def test_centralitys_value_is_the_mean_fields_squared_length() -> None:
     mean = torch.randn(2, 4, 5)
     expected = mean.square().sum(0).mean()
-    found = CentralityLoss()(torch.randn(3, 2, 4, 5), mean)
-    torch.testing.assert_close(found, expected)
+    result = CentralityLoss()(torch.randn(3, 2, 4, 5), mean)
+    torch.testing.assert_close(result, expected)
 
 
 def test_centralitys_gradient_is_that_of_the_squared_length() -> None:

@@ -21,9 +21,9 @@ SHAPE = (12, 15)
 
 def test_distance_and_angle_of_constant_fields():
     true = np.zeros((2, *SHAPE))
-    found = true + np.array([3.0, 4.0])[:, None, None]
-    assert vector_distance(found, true) == pytest.approx(5)
-    assert angular_error(found, true) == pytest.approx(np.degrees(np.arctan(5)))
+    result = true + np.array([3.0, 4.0])[:, None, None]
+    assert vector_distance(result, true) == pytest.approx(5)
+    assert angular_error(result, true) == pytest.approx(np.degrees(np.arctan(5)))
     assert angular_error(true, true) == 0
 
 
@@ -31,8 +31,8 @@ def test_errors_in_tissue_count_its_pixels_alone():
     true = np.random.default_rng(0).normal(size=(2, *SHAPE))
     tissue = np.zeros(SHAPE, dtype=bool)
     tissue[4:8, 4:8] = True
-    found = true + 2.0 * ~tissue
-    errors = field_errors(found, true, tissue)
+    result = true + 2.0 * ~tissue
+    errors = field_errors(result, true, tissue)
     assert errors["distance_tissue"] == 0
     assert errors["r2_tissue"] == 1
     share = 1 - tissue.mean()
@@ -82,11 +82,11 @@ def test_labels_at_a_depth_are_their_ancestors():
 def test_overlap_grows_where_a_depth_joins_confused_labels():
     true = np.zeros((4, 4), int)
     true[:2], true[2:] = 4, 5
-    found = np.roll(true, 1, axis=0)
-    plain = label_overlap(found, true)
+    result = np.roll(true, 1, axis=0)
+    plain = label_overlap(result, true)
     assert plain["dice"] == pytest.approx(0.5)
     assert plain["iou"] == pytest.approx(1 / 3)
-    assert label_overlap(found, true, {4: 2, 5: 2}) == {"dice": 1.0, "iou": 1.0}
+    assert label_overlap(result, true, {4: 2, 5: 2}) == {"dice": 1.0, "iou": 1.0}
     assert label_overlap(np.zeros((2, 2), int), np.zeros((2, 2), int)) == {}
 
 

@@ -44,9 +44,9 @@ def test_centrality_looks_inside_the_mask_alone():
 
 
 def test_there_and_back_again_of_translations():
-    there, back = np.full((2, 9, 9), 1.25), np.full((2, 9, 9), -1.25)
-    assert inverse_consistency(there, back) == pytest.approx(0)
-    assert inverse_consistency(there, 0 * back) == pytest.approx(1.25 * np.sqrt(2))
+    forward, backward = np.full((2, 9, 9), 1.25), np.full((2, 9, 9), -1.25)
+    assert inverse_consistency(forward, backward) == pytest.approx(0)
+    assert inverse_consistency(forward, 0 * backward) == pytest.approx(1.25 * np.sqrt(2))
 
 
 def test_the_inverse_is_looked_up_where_the_point_arrives():

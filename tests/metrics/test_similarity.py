@@ -53,47 +53,47 @@ def test_overlap_and_distances_are_monais(pair):
     a, b = (present(m, 0.3) for m in pair)
     x, y = as_batch(a), as_batch(b)
     assert overlap_metrics(a, b)["dice"] == pytest.approx(float(compute_dice(x, y)), abs=1e-6)
-    found = distance_metrics(a, b, SPACING)
+    result = distance_metrics(a, b, SPACING)
     hd95 = compute_hausdorff_distance(x, y, include_background=True, percentile=95, spacing=SPACING)
-    assert found["hd95"] == pytest.approx(float(hd95), abs=1e-4)
+    assert result["hd95"] == pytest.approx(float(hd95), abs=1e-4)
     surface = compute_average_surface_distance(
         x, y, include_background=True, symmetric=True, spacing=SPACING
     )
-    assert found["mean_surface"] == pytest.approx(float(surface), abs=1e-4)
+    assert result["mean_surface"] == pytest.approx(float(surface), abs=1e-4)
 
 
 def test_a_shifted_box_is_as_far_as_it_was_shifted():
     a, b = np.zeros((12, 12, 12), bool), np.zeros((12, 12, 12), bool)
     a[2:5, 3:6, 4:7] = True
     b[2:5, 6:9, 4:7] = True
-    found = distance_metrics(a, b, SPACING)
-    assert found["centroid"] == pytest.approx(6.0)
-    assert found["hd95"] == pytest.approx(6.0)
+    result = distance_metrics(a, b, SPACING)
+    assert result["centroid"] == pytest.approx(6.0)
+    assert result["hd95"] == pytest.approx(6.0)
     assert set(distance_metrics(a, a & False, SPACING).values()) == {None}
 
 
 def test_correlations_are_scipys(pair):
     a, b = pair
     where = present(a, 0.1) | present(b, 0.1)
-    found = correlation_metrics(a, b, where)
+    result = correlation_metrics(a, b, where)
     x, y = a[where], b[where]
-    assert found["pearson"] == pytest.approx(pearsonr(x, y).statistic)
-    assert found["spearman"] == pytest.approx(spearmanr(x, y).statistic)
-    assert found["cosine"] == pytest.approx(x @ y / np.sqrt((x @ x) * (y @ y)))
+    assert result["pearson"] == pytest.approx(pearsonr(x, y).statistic)
+    assert result["spearman"] == pytest.approx(spearmanr(x, y).statistic)
+    assert result["cosine"] == pytest.approx(x @ y / np.sqrt((x @ x) * (y @ y)))
     assert correlation_metrics(a, 0 * b, where)["pearson"] is None
 
 
 def test_distributions_are_scipys(pair):
     a, b = pair
     where = present(a, 0.1) | present(b, 0.1)
-    found = distribution_metrics(a, b, where)
+    result = distribution_metrics(a, b, where)
     x, y = a[where] / a.max(), b[where] / b.max()
     p, q = (np.histogram(v, 64, (0, 1))[0] / v.size for v in (x, y))
     joint = np.histogram2d(x, y, 64, [[0, 1], [0, 1]])[0].ravel() / x.size
-    assert found["nmi"] == pytest.approx((entropy(p) + entropy(q)) / entropy(joint))
-    assert found["bhattacharyya"] == pytest.approx(np.sqrt(p * q).sum())
+    assert result["nmi"] == pytest.approx((entropy(p) + entropy(q)) / entropy(joint))
+    assert result["bhattacharyya"] == pytest.approx(np.sqrt(p * q).sum())
     p, q = p + 1e-10, q + 1e-10
-    assert found["symmetric_kl"] == pytest.approx(entropy(p, q) + entropy(q, p))
+    assert result["symmetric_kl"] == pytest.approx(entropy(p, q) + entropy(q, p))
 
 
 def test_equal_maps_have_the_best_of_every_number(pair):

@@ -10,12 +10,12 @@ def test_whole_weights_are_repetitions():
     rng = np.random.default_rng(0)
     values, counts = rng.normal(size=200), rng.integers(0, 6, 200)
     repeated = np.repeat(values, counts)
-    found = weighted_statistics(values, counts.astype(float), (5, 95))
-    assert found["mean"] == pytest.approx(repeated.mean())
-    assert found["sd"] == pytest.approx(repeated.std())
+    result = weighted_statistics(values, counts.astype(float), (5, 95))
+    assert result["mean"] == pytest.approx(repeated.mean())
+    assert result["sd"] == pytest.approx(repeated.std())
     for name, per_cent in (("median", 50), ("p5", 5), ("p95", 95)):
         expected = np.percentile(repeated, per_cent, method="inverted_cdf")
-        assert found[name] == pytest.approx(expected)
+        assert result[name] == pytest.approx(expected)
 
 
 def test_scale_of_the_weights_does_not_matter_and_gaps_do_not_count():
@@ -32,5 +32,5 @@ def test_nothing_to_weigh_is_none_everywhere():
 
 
 def test_the_extreme_percentiles_are_the_extreme_values():
-    found = weighted_statistics(np.array([3.0, 1.0, 2.0]), np.full(3, 0.1), (0, 100))
-    assert (found["p0"], found["p100"]) == (1, 3)
+    result = weighted_statistics(np.array([3.0, 1.0, 2.0]), np.full(3, 0.1), (0, 100))
+    assert (result["p0"], result["p100"]) == (1, 3)

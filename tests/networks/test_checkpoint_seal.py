@@ -29,9 +29,9 @@ def saved(tmp_path: Path) -> Path:
 
 def test_any_program_loads_it(saved: Path) -> None:
     for options in ({}, {"mmap": True}):
-        found = torch.load(saved, weights_only=True, **options)
-        assert torch.equal(found["weight"], torch.arange(12.0))
-        assert found["epoch"] == 3
+        result = torch.load(saved, weights_only=True, **options)
+        assert torch.equal(result["weight"], torch.arange(12.0))
+        assert result["epoch"] == 3
     assert load_checkpoint(saved)["epoch"] == 3
 
 
@@ -68,9 +68,9 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(
     assert load_latest(path) is None
     for epoch in (1, 2, 3):
         save_checkpoint({"epoch": epoch}, path, keep_previous=True)
-    found = load_latest(path)
-    assert found is not None
-    assert found["epoch"] == 3
+    result = load_latest(path)
+    assert result is not None
+    assert result["epoch"] == 3
     raw = bytearray(path.read_bytes())
     raw[len(raw) // 2] ^= 1
     path.write_bytes(raw)

@@ -26,29 +26,29 @@ def shown(moving: torch.Tensor, fixed: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("shift", [0.3, -0.8])
 def test_on_a_ramp_the_force_is_the_shift_up_to_its_damping(axis: int, shift: float) -> None:
     slope = 0.2
-    found = shown(ramp(slope, axis=axis), ramp(slope, shift, axis))[0, 4:7]
+    result = shown(ramp(slope, axis=axis), ramp(slope, shift, axis))[0, 4:7]
     step = slope * shift
     expected = torch.zeros(3)
     expected[axis] = 2 * step * slope / (slope**2 + step**2 + 1e-4)
-    torch.testing.assert_close(found, expected.view(3, 1, 1, 1).expand_as(found))
+    torch.testing.assert_close(result, expected.view(3, 1, 1, 1).expand_as(result))
 
 
 def test_equal_images_have_no_forces_and_both_are_shown() -> None:
     image = torch.rand(1, 1, 8, 9, 7, generator=torch.Generator().manual_seed(0))
-    found = shown(image, image)
-    assert found.shape == (1, 13, 8, 9, 7) == (1, PairForces.channels(3), 8, 9, 7)
-    assert (found[:, 4:] == 0).all()
-    assert torch.equal(found[:, 0], image[:, 0])
-    assert torch.equal(found[:, 1], image[:, 0])
-    assert torch.equal(found[:, 2], found[:, 3])
+    result = shown(image, image)
+    assert result.shape == (1, 13, 8, 9, 7) == (1, PairForces.channels(3), 8, 9, 7)
+    assert (result[:, 4:] == 0).all()
+    assert torch.equal(result[:, 0], image[:, 0])
+    assert torch.equal(result[:, 1], image[:, 0])
+    assert torch.equal(result[:, 2], result[:, 3])
 
 
 def test_swapping_the_images_turns_the_forces_round() -> None:
     rng = torch.Generator().manual_seed(0)
     one, other = (torch.rand(1, 1, 8, 9, 7, generator=rng) for _ in range(2))
-    there, back = shown(one, other), shown(other, one)
-    torch.testing.assert_close(there[:, 4:], -back[:, 4:])
-    assert there[:, 4:].abs().max() > 0.1
+    forward, backward = shown(one, other), shown(other, one)
+    torch.testing.assert_close(forward[:, 4:], -backward[:, 4:])
+    assert forward[:, 4:].abs().max() > 0.1
 
 
 def test_normalised_copies_dont_know_gain_and_offset() -> None:
@@ -64,8 +64,8 @@ def test_normalised_copies_dont_know_gain_and_offset() -> None:
 def test_planes_and_single_slices_have_forces_of_their_own() -> None:
     forces = PairForces()
     plane = torch.rand(2, 1, 9, 8, generator=torch.Generator().manual_seed(0))
-    found = forces(forces.copies(plane), forces.copies(plane.flip(2)))
-    assert found.shape == (2, PairForces.channels(2), 9, 8) == (2, 10, 9, 8)
+    result = forces(forces.copies(plane), forces.copies(plane.flip(2)))
+    assert result.shape == (2, PairForces.channels(2), 9, 8) == (2, 10, 9, 8)
     slab = torch.rand(1, 1, 9, 8, 1, generator=torch.Generator().manual_seed(0))
     thin = forces(forces.copies(slab), forces.copies(slab.flip(2)))
     assert (thin[:, 6] == 0).all()  # along an axis of one voxel nothing has a slope
@@ -94,12 +94,12 @@ def seen(name: str, moving: torch.Tensor, fixed: torch.Tensor) -> torch.Tensor:
 def test_each_kind_of_inputs_begins_with_those_of_the_kind_before(shape: tuple[int, ...]) -> None:
     rng = torch.Generator().manual_seed(0)
     one, other = (torch.rand(2, 1, *shape, generator=rng) for _ in range(2))
-    found = [seen(name, one, other) for name in ("pair", "copies", "forces", "costs")]
+    result = [seen(name, one, other) for name in ("pair", "copies", "forces", "costs")]
     counts = [2, 4, 13, 40] if len(shape) == 3 else [2, 4, 10, 19]
-    assert [made.shape[1] for made in found] == counts
-    for name, made in zip(("pair", "copies", "forces", "costs"), found, strict=True):
+    assert [made.shape[1] for made in result] == counts
+    for name, made in zip(("pair", "copies", "forces", "costs"), result, strict=True):
         assert pair_inputs(name).channels(len(shape)) == made.shape[1]
-        assert torch.equal(made, found[-1][:, : made.shape[1]])
+        assert torch.equal(made, result[-1][:, : made.shape[1]])
 
 
 @pytest.mark.parametrize("move", [(1, 0, 0), (0, -1, 1), (-1, 1, -1), (0, 0, 0)])

@@ -27,9 +27,9 @@ def test_away_from_the_border_a_ramp_stays_and_it_is_scipys_filter() -> None:
     torch.testing.assert_close(smooth(ramp)[..., 8:-8], ramp[..., 8:-8])
     noise = field(1, 2, 30, 28, 26)
     expected = gaussian_filter(noise[0, 1].double().numpy(), 1.5, truncate=4.0)
-    found = smooth(noise)[0, 1].numpy()
+    result = smooth(noise)[0, 1].numpy()
     inner = (slice(7, -7),) * 3
-    np.testing.assert_allclose(found[inner], expected[inner], atol=1e-5)
+    np.testing.assert_allclose(result[inner], expected[inner], atol=1e-5)
 
 
 @pytest.mark.parametrize("shape", [(100, 6, 7), (5, 130, 4), (3, 4, 97), (150, 73)])
@@ -53,9 +53,9 @@ def test_gradients_are_those_of_differences_also_under_autocast() -> None:
     noise = field(1, 1, 4, 3).requires_grad_(True)
     weights = field(1, 1, 4, 3, seed=1)
     with torch.autocast("cpu", torch.bfloat16):
-        found = smooth(noise)
-    assert found.dtype == torch.float32
-    (gradient,) = torch.autograd.grad((found * weights).sum(), noise)
+        result = smooth(noise)
+    assert result.dtype == torch.float32
+    (gradient,) = torch.autograd.grad((result * weights).sum(), noise)
     step = torch.zeros(1, 1, 4, 3)
     step[0, 0, 2, 1] = 1.0  # linear: one step tells the derivative
     with torch.no_grad():

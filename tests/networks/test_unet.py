@@ -82,15 +82,15 @@ def test_the_field_moves_with_its_input(factor: int) -> None:
 @pytest.mark.parametrize("factor", [1, 2])
 def test_checkpointing_changes_neither_output_nor_gradients(factor: int) -> None:
     image = torch.randn(1, 2, 9, 10, 7)
-    found = []
+    result = []
     for checkpointing in (False, True):
         torch.manual_seed(3)
         network = RegistrationUNet(3, 2, factor=factor, checkpointing=checkpointing, **SMALL)
         nn.init.normal_(network.field.weight, std=0.1)
         field = network.train()(image)
         field.square().sum().backward()
-        found.append((field.detach(), [p.grad for p in network.parameters()]))
-    (kept, kept_grads), (again, again_grads) = found
+        result.append((field.detach(), [p.grad for p in network.parameters()]))
+    (kept, kept_grads), (again, again_grads) = result
     assert kept.abs().max() > 1e-3
     torch.testing.assert_close(again, kept, atol=0, rtol=0)
     for a, b in zip(kept_grads, again_grads, strict=True):

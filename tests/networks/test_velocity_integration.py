@@ -61,8 +61,8 @@ def test_ones_that_leave_a_small_volume_fade_as_computed_by_hand(steps: int) -> 
                 weight = np.prod([max(0.0, 1 - x) for x in apart])
                 moved[corner] += float(weight) * u[read]
         flow = (u + moved).expand(1, 3, 2, 2, 2)
-    found = VelocityIntegration(steps, padding_mode="zeros")(torch.ones(1, 3, 2, 2, 2), (2, 2, 2))
-    torch.testing.assert_close(found, flow, atol=1e-5, rtol=0)
+    result = VelocityIntegration(steps, padding_mode="zeros")(torch.ones(1, 3, 2, 2, 2), (2, 2, 2))
+    torch.testing.assert_close(result, flow, atol=1e-5, rtol=0)
 
 
 def test_no_steps_are_a_displacement_and_fewer_are_an_error() -> None:
@@ -121,10 +121,10 @@ def test_a_linear_velocity_flows_by_the_matrix_exponential(matrix: np.ndarray, f
 
     forward, inverse = VelocityIntegration(8, factor).both(velocity, shape)
     inside: Any = (..., *(slice(7, n - 7) for n in shape))
-    for found, sign in ((forward, 1), (inverse, -1)):
+    for result, sign in ((forward, 1), (inverse, -1)):
         flow = torch.tensor(expm(sign * matrix)) - torch.eye(d, dtype=torch.float64)
         expected = torch.einsum("ij,j...->i...", flow, offset)[None].float()
-        apart = (found - expected)[inside].abs().max()
+        apart = (result - expected)[inside].abs().max()
         assert apart < 4e-3 * expected[inside].abs().max()
 
 
@@ -137,10 +137,10 @@ def test_enlarged_is_what_interpolate_makes_cut_to_shape(
     mode = "trilinear" if len(shape) == 3 else "bilinear"
     whole = F.interpolate(field, scale_factor=factor, mode=mode, align_corners=False)
     expected = leading_block(whole, shape)
-    found = enlarge(field, shape, factor)
-    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
-    weight = torch.randn_like(found)
-    ours, theirs = (torch.autograd.grad((x * weight).sum(), field)[0] for x in (found, expected))
+    result = enlarge(field, shape, factor)
+    torch.testing.assert_close(result, expected, rtol=1e-6, atol=1e-6)
+    weight = torch.randn_like(result)
+    ours, theirs = (torch.autograd.grad((x * weight).sum(), field)[0] for x in (result, expected))
     torch.testing.assert_close(ours, theirs)
 
 
@@ -178,9 +178,9 @@ def test_fixed_point_of_a_linear_map_is_the_matrix_inverse() -> None:
     displacement = torch.einsum("ij,j...->i...", torch.tensor(matrix), offset)[None].float()
     expected = np.linalg.inv(np.eye(2) + matrix) - np.eye(2)
     inverse = torch.einsum("ij,j...->i...", torch.tensor(expected), offset)[None].float()
-    found = invert_displacement(displacement)
+    result = invert_displacement(displacement)
     inside = (..., slice(5, -5), slice(5, -5))
-    torch.testing.assert_close(found[inside], inverse[inside], atol=1e-4, rtol=0)
+    torch.testing.assert_close(result[inside], inverse[inside], atol=1e-4, rtol=0)
 
 
 def test_half_resolution_is_full_resolution_without_half_a_voxel_lost() -> None:
@@ -208,11 +208,11 @@ def test_half_resolution_is_full_resolution_without_half_a_voxel_lost() -> None:
 def test_enlarging_keeps_a_ramp_and_crops_to_any_size(shape: tuple[int, ...], factor: int) -> None:
     """Each full voxel of a linear ramp gets its own coordinate, the outermost ones aside."""
     at = points(reduced_shape(shape, factor)) * factor + (factor - 1) / 2
-    found = enlarge(at[None].float(), shape, factor)
-    assert found.shape[2:] == shape
+    result = enlarge(at[None].float(), shape, factor)
+    assert result.shape[2:] == shape
     for axis, n in enumerate(shape):
         rim = factor // 2
-        inside = found[0, axis].narrow(axis, rim, n - 2 * rim)
+        inside = result[0, axis].narrow(axis, rim, n - 2 * rim)
         expected = points(shape)[axis].float().narrow(axis, rim, n - 2 * rim)
         torch.testing.assert_close(inside, expected, atol=1e-4, rtol=0)
 

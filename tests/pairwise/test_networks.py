@@ -34,15 +34,15 @@ def network(kind: str) -> DescribedNetwork:
 def test_a_checkpoint_gives_the_network_back(kind: str, tmp_path: Path) -> None:
     made = network(kind)
     torch.save(made.state_dict(), tmp_path / "model.pt")
-    found = LOADERS[kind](tmp_path / "model.pt")
-    assert type(found) is type(made)
-    assert found.description == made.description
-    assert found.description["grid"] == {"shape": [16, 16], "spacing": 2.0}
-    assert len(found.description["trained_on"]) == 3  # the fold is held out
-    assert found.description.get("labels") == ([1, 2] if kind == "elastic" else None)
+    result = LOADERS[kind](tmp_path / "model.pt")
+    assert type(result) is type(made)
+    assert result.description == made.description
+    assert result.description["grid"] == {"shape": [16, 16], "spacing": 2.0}
+    assert len(result.description["trained_on"]) == 3  # the fold is held out
+    assert result.description.get("labels") == ([1, 2] if kind == "elastic" else None)
     pair = torch.rand(1, 2, 16, 16)
     with torch.no_grad():
-        assert torch.equal(found(pair), made.eval()(pair))
+        assert torch.equal(result(pair), made.eval()(pair))
 
 
 @pytest.mark.parametrize(("kind", "other"), [("affine", "elastic"), ("elastic", "affine")])

@@ -40,14 +40,14 @@ def differences(first: Any, second: Any, place: str = "") -> set[str]:
         first, second = dict(enumerate(first)), dict(enumerate(second))
     if not (isinstance(first, dict) and isinstance(second, dict)):
         return set() if first == second else {place}
-    found = set()
+    result = set()
     for key in {**first, **second}:
         path = f"{place}::{key}" if place else str(key)
         if key in first and key in second:
-            found |= differences(first[key], second[key], path)
+            result |= differences(first[key], second[key], path)
         else:
-            found.add(path)
-    return found
+            result.add(path)
+    return result
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_the_configs_differ_where_the_networks_do_and_nowhere_else(affine, elast
     assert [*(key for key in first if key in second)] == [*(key for key in second if key in first)]
 
 
-def test_a_difference_is_seen_wherever_it_is():
+def test_a_difference_is_detected_wherever_it_is():
     first = {"a": [{"b": 1}, 2], "c": 3}
     assert differences(first, {"a": [{"b": 1}, 2], "c": 3}) == set()
     assert differences(first, {"a": [{"b": 4}, 2], "d": 3}) == {"a::0::b", "c", "d"}

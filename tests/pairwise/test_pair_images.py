@@ -77,7 +77,7 @@ def write_labels(folder: Path, subjects: int = 4) -> Path:
 PATTERNS = {"pattern": "images/{subject}.nii.gz", "labels": "masks/seg_{subject}.nii.gz"}
 
 
-def test_label_maps_go_with_their_images_and_faults_are_told(tmp_path):
+def test_label_maps_go_with_their_images_and_faults_are_reported(tmp_path):
     write_labels(tmp_path)
     images = read_pair_images(tmp_path, config(images=PATTERNS, folds=2))
     assert all(one.labels.endswith(f"masks/seg_{one.name}.nii.gz") for one in images.subjects)
@@ -89,10 +89,10 @@ def test_label_maps_go_with_their_images_and_faults_are_told(tmp_path):
     nib.save(nib.Nifti1Image(values, np.eye(4)), tmp_path / "masks" / "seg_sub-4.nii.gz")
     with pytest.raises(CohortError) as caught:
         read_pair_images(tmp_path, config(images=PATTERNS, folds=2))
-    told = str(caught.value)
-    assert "sub-1: " in told and "has no label map at masks/seg_{subject}.nii.gz" in told
-    assert "seg_sub-2.nii.gz: is not a label map" in told
-    assert "seg_sub-4.nii.gz: is not on the grid of its image" in told
+    message = str(caught.value)
+    assert "sub-1: " in message and "has no label map at masks/seg_{subject}.nii.gz" in message
+    assert "seg_sub-2.nii.gz: is not a label map" in message
+    assert "seg_sub-4.nii.gz: is not on the grid of its image" in message
     with pytest.raises(CohortError, match=r"sub-1: .*masks/seg_sub-1\.nii\.gz"):
         images.check_unchanged()
 
@@ -166,7 +166,7 @@ def test_a_subject_that_cannot_be_used_is_left_out_and_too_few_are_an_error(tmp_
         read_pair_images(tmp_path, config(min_subjects=4))
 
 
-def test_a_folder_of_another_layout_is_told_by_a_layout_that_these_networks_read(tmp_path):
+def test_a_folder_of_another_layout_is_reported_by_a_layout_that_these_networks_read(tmp_path):
     write_blobs(tmp_path, 3, shape=(6, 6, 6))
     for name in "abcde":
         (tmp_path / f"{name}.trk").touch()
@@ -214,7 +214,7 @@ def weights(place: Path) -> dict[str, torch.Tensor]:
     return load_affine_network(place / "models/affine_model.pt").state_dict()
 
 
-def test_training_resumes_to_the_bits_of_an_unbroken_run(tmp_path):
+def test_training_resumes_to_the_same_result_bit_for_bit(tmp_path):
     dataset = write_blobs(tmp_path / "data", 4, shape=(8, 8, 8))
     whole = workflow(dataset, tmp_path / "whole")
     assert whole.check_properties() in (None, [])

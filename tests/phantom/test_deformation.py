@@ -61,7 +61,10 @@ def test_noise_vanishes_at_every_face():
 def test_the_negated_velocity_integrates_to_the_inverse():
     grid = ControlGrid((48, 48, 48), 3.0)
     velocity = 0.75 * grid.noise(np.random.default_rng(1))  # as strong as the cohort's
-    there, back = grid.expand(grid.integrate(velocity)), grid.expand(grid.integrate(-velocity))
-    assert np.sqrt((there**2).sum(0)).max() > 3
-    assert inverse_consistency(there, back) < 0.05
-    assert inverse_consistency(there, -there) > 0.3  # merely negating it isn't the inverse
+    forward, backward = (
+        grid.expand(grid.integrate(velocity)),
+        grid.expand(grid.integrate(-velocity)),
+    )
+    assert np.sqrt((forward**2).sum(0)).max() > 3
+    assert inverse_consistency(forward, backward) < 0.05
+    assert inverse_consistency(forward, -forward) > 0.3  # merely negating it isn't the inverse

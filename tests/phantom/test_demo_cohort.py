@@ -293,10 +293,10 @@ def test_true_anatomy_at_an_age_lies_where_age_moved_it(ageing):
     """Away from the centre with age, by the effect where it is largest; one bundle thins."""
     cohort = DemoCohort(subjects=6, held_out=2, shape=(24, 27, 24), streamlines=30, age_effect=5.0)
     ageing_of = Ageing(ControlGrid(cohort.shape, cohort.voxel), cohort.affine, 5.0)
-    there, back = ageing_of.displacements(1.0)
-    length = np.sqrt((there**2).sum(0)) * cohort.voxel
+    forward, backward = ageing_of.displacements(1.0)
+    length = np.sqrt((forward**2).sum(0)) * cohort.voxel
     assert 4 < length.max() < 6
-    assert np.abs(composed(there, back))[:, 4:-4, 4:-4, 4:-4].max() * cohort.voxel < 0.8
+    assert np.abs(composed(forward, backward))[:, 4:-4, 4:-4, 4:-4].max() * cohort.voxel < 0.8
     truth = load_truth(ageing)
     assert sorted(truth.aged) == [-1.5, -0.75, 0.75, 1.5]
     voxels = np.argwhere(truth.central[0] >= 0)
@@ -309,7 +309,7 @@ def test_true_anatomy_at_an_age_lies_where_age_moved_it(ageing):
     assert Ageing.share("arcuate_l", 1.0) == 1
 
 
-def test_without_an_age_effect_nobody_has_an_age(folder):
+def test_without_an_age_effect_no_subject_has_an_age(folder):
     assert not list(folder.rglob("participants.tsv"))
     assert not load_truth(folder).aged
 

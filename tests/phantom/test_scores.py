@@ -87,8 +87,8 @@ def test_a_common_shift_costs_shift_alone(truth):
 
 
 def test_a_wrong_way_back_costs_bridge_alone(truth):
-    there, back = fields()
-    scores = score_atlas(truth, there, [-field for field in back])
+    forward, backward = fields()
+    scores = score_atlas(truth, forward, [-field for field in backward])
     assert scores["pair_dice"] == pytest.approx(1)
     assert scores["bridge_dice"] < 0.5
 
@@ -129,7 +129,7 @@ def test_landmarks_are_followed_through_the_subject(truth):
 
 
 def test_fields_of_another_shape_are_named(truth):
-    there, back = fields()
-    back[1] = field(0, (24, 20, 19))
+    forward, backward = fields()
+    backward[1] = field(0, (24, 20, 19))
     with pytest.raises(ValueError, match=r"to_subject of sub-1 has shape \(3, 24, 20, 19\)"):
-        score_atlas(truth, there, back)
+        score_atlas(truth, forward, backward)

@@ -71,14 +71,14 @@ def test_carry_gives_a_subject_its_labels_back(annotated, tmp_path):
     AtlasCarrier(annotated.atlas, settings, tmp_path / "none", tmp_path / "out").run()
     folder = tmp_path / "out/sub-1/atlas_in_patient_space"
     own = values(tmp_path / "sub-1.nii.gz")
-    found = values(folder / "atlas_dseg.nii.gz")
-    assert found.dtype.kind == "i"
-    assert np.array_equal(found, own)
+    result = values(folder / "atlas_dseg.nii.gz")
+    assert result.dtype.kind == "i"
+    assert np.array_equal(result, own)
     share = values(folder / "labels/label-300_probseg.nii.gz")
     assert np.allclose(share, own == 300, atol=1e-3)
     assert [row["name"] for row in rows_of(folder / "atlas_dseg.tsv")] == ["7", "thalamus, left"]
-    said = json.loads((folder / "carried.json").read_text())
-    assert sorted(said["labels"]) == ["label-300_probseg.nii.gz", "label-7_probseg.nii.gz"]
+    content = json.loads((folder / "carried.json").read_text())
+    assert sorted(content["labels"]) == ["label-300_probseg.nii.gz", "label-7_probseg.nii.gz"]
 
 
 def test_an_atlas_without_labels_is_as_before(bench, tmp_path):

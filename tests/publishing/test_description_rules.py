@@ -131,14 +131,14 @@ def test_odd_names_are_names(tmp_path: Path, name: str) -> None:
     ["", "{", "[]", "3", "null", '"x"', "[" * 100_000, '{"a": 1e400}', "{" + '"a":{' * 500, "\0",
      '{"name": "tract_density_atlas"}', '{"a": ' + "9" * 5000 + "}"],
 )  # fmt: skip
-def test_what_is_no_description_is_told_by_status_8(
+def test_what_is_no_description_is_detected_by_status_8(
     tmp_path: Path, text: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "atlas.json").write_text(text)
     assert cli.main(["verify", str(tmp_path)]) == 8
-    said = capsys.readouterr().err
-    assert said.startswith("error: ")
-    assert len(said.splitlines()) == 1
+    output = capsys.readouterr().err
+    assert output.startswith("error: ")
+    assert len(output.splitlines()) == 1
     with pytest.raises(CohortError):
         open_atlas(tmp_path)
 
@@ -195,8 +195,8 @@ def test_what_was_added_is_unexpected(atlas: Path, kind: str) -> None:
         os.mkfifo(path)
     else:
         path.mkdir()
-    found = {(one.name, one.outcome) for one in verify_atlas(atlas).failures if one.kind == "file"}
-    assert found == {("fields/added", "unexpected")}
+    result = {(one.name, one.outcome) for one in verify_atlas(atlas).failures if one.kind == "file"}
+    assert result == {("fields/added", "unexpected")}
 
 
 @pytest.mark.parametrize("name", ["atlas_std.nii.gz", "jacobian.json", "fields"])
@@ -215,8 +215,8 @@ def test_an_input_that_is_no_file_is_missing(atlas: Path, tmp_path: Path, target
     about = copy.deepcopy(ABOUT)
     about["cohort"]["subjects"][0]["maps"][0]["path"] = target
     (atlas / "atlas.json").write_text(json.dumps(about))
-    found = {one.name for one in verify_atlas(atlas).failures if one.kind == "input"}
-    assert f"sub-1 {target}" in found
+    result = {one.name for one in verify_atlas(atlas).failures if one.kind == "input"}
+    assert f"sub-1 {target}" in result
 
 
 def test_a_file_larger_than_any_of_its_grid_is_not_read(atlas: Path, tmp_path: Path) -> None:

@@ -115,20 +115,20 @@ def test_fields_on_disk_reproduce_the_maps(bench: Callable[..., Bench]) -> None:
     np.testing.assert_allclose(made.read("atlas_std.nii.gz"), np.std(warped, axis=0), atol=1e-6)
 
 
-def test_the_description_tells_moves_folds_and_provenance(bench: Callable[..., Bench]) -> None:
+def test_the_description_reports_moves_folds_and_provenance(bench: Callable[..., Bench]) -> None:
     made = bench(moves=[2.0, -1.0, 0.0, 3.0])
     made.publisher.publish()
-    said = json.loads((made.atlas / "atlas.json").read_text())
-    assert said["fields"]["mean_displacement_rms_voxels"] == pytest.approx(1.0, rel=1e-4)
-    assert said["fields"]["displacement_rms_voxels"] == pytest.approx(np.sqrt(14 / 4), rel=1e-4)
-    assert said["fields"]["folded"] == 0
-    assert said["fields"]["smallest_jacobian"] == pytest.approx(1, abs=1e-4)
-    assert said["n_subjects"] == 4
-    assert said["presence_value"] == made.settings.presence_value
-    assert said["settings"] == made.settings.as_dict()
-    assert said["cohort"]["identity"] == made.cohort.identity()
-    assert said["weights"] == weights_identity(made.network)
-    assert torch.__version__.startswith(said["versions"]["torch"].split("+")[0])
+    content = json.loads((made.atlas / "atlas.json").read_text())
+    assert content["fields"]["mean_displacement_rms_voxels"] == pytest.approx(1.0, rel=1e-4)
+    assert content["fields"]["displacement_rms_voxels"] == pytest.approx(np.sqrt(14 / 4), rel=1e-4)
+    assert content["fields"]["folded"] == 0
+    assert content["fields"]["smallest_jacobian"] == pytest.approx(1, abs=1e-4)
+    assert content["n_subjects"] == 4
+    assert content["presence_value"] == made.settings.presence_value
+    assert content["settings"] == made.settings.as_dict()
+    assert content["cohort"]["identity"] == made.cohort.identity()
+    assert content["weights"] == weights_identity(made.network)
+    assert torch.__version__.startswith(content["versions"]["torch"].split("+")[0])
     jacobians = json.loads((made.atlas / "jacobian.json").read_text())
     assert set(jacobians) == {s.name for s in made.cohort.subjects}
     for subject in jacobians.values():
@@ -173,13 +173,13 @@ def test_a_first_run_that_folds_leaves_no_folder(bench: Callable[..., Bench]) ->
     assert list((made.folder / "output").iterdir()) == []
 
 
-def test_without_verification_a_fold_is_published_and_told(bench: Callable[..., Bench]) -> None:
+def test_without_verification_a_fold_is_published_and_reported(bench: Callable[..., Bench]) -> None:
     made = bench(verify_jacobian=False)
     made.velocities.folded = {2}
     made.publisher.publish()
-    said = json.loads((made.atlas / "atlas.json").read_text())
-    assert said["fields"]["folded"] == 2  # both directions of one subject
-    assert said["fields"]["smallest_jacobian"] < 0
+    content = json.loads((made.atlas / "atlas.json").read_text())
+    assert content["fields"]["folded"] == 2  # both directions of one subject
+    assert content["fields"]["smallest_jacobian"] < 0
     jacobian = json.loads((made.atlas / "jacobian.json").read_text())
     assert jacobian["sub-3"]["from-template_to-subject"]["corner_share_folded"] > 0
     assert jacobian["sub-1"]["from-template_to-subject"]["corner_min"] == pytest.approx(1, abs=1e-4)
@@ -214,10 +214,10 @@ def test_channels_become_a_fourth_axis(bench: Callable[..., Bench]) -> None:
     )
     made.publisher.publish()
     x = np.stack(made.densities)
-    found = made.read("atlas_std.nii.gz")
-    assert found.shape == (*made.cohort.grid.shape, 2)
-    np.testing.assert_allclose(np.moveaxis(found, -1, 0), x.std(0), atol=1e-7)
-    assert np.abs(found[..., 0] - found[..., 1]).max() > 1e-3
+    result = made.read("atlas_std.nii.gz")
+    assert result.shape == (*made.cohort.grid.shape, 2)
+    np.testing.assert_allclose(np.moveaxis(result, -1, 0), x.std(0), atol=1e-7)
+    assert np.abs(result[..., 0] - result[..., 1]).max() > 1e-3
 
 
 def test_a_mixture_has_a_folder_a_template_with_each_subject_at_its_share(
@@ -236,10 +236,10 @@ def test_a_mixture_has_a_folder_a_template_with_each_subject_at_its_share(
     for k, share in enumerate(shares / shares.sum(1, keepdims=True)):
         mean = np.tensordot(share, x, axes=1)
         std = np.sqrt(np.tensordot(share, (x - mean) ** 2, axes=1))
-        found = made.read(f"template-{k + 1}/atlas_std.nii.gz")
-        np.testing.assert_allclose(found, std, atol=1e-6)
-    said = json.loads((made.atlas / "atlas.json").read_text())
-    assert said["mixture"]["sub-2"] == pytest.approx([0.75, 0.25])
+        result = made.read(f"template-{k + 1}/atlas_std.nii.gz")
+        np.testing.assert_allclose(result, std, atol=1e-6)
+    content = json.loads((made.atlas / "atlas.json").read_text())
+    assert content["mixture"]["sub-2"] == pytest.approx([0.75, 0.25])
     assert (
         len(list((made.atlas / "fields").glob("*.nii.gz"))) == 8
     )  # to each subject's own template
@@ -260,7 +260,7 @@ def test_planes_work_as_volumes_do(bench: Callable[..., Bench]) -> None:
     assert nib.load(field).shape == (14, 12, 1, 1, 3)  # type: ignore[attr-defined]
 
 
-def test_the_run_is_told_of_the_weights_that_are_out(bench: Callable[..., Bench]) -> None:
+def test_the_run_is_informed_of_the_weights_that_are_out(bench: Callable[..., Bench]) -> None:
     made, told = bench(), []
 
     class Told:

@@ -69,7 +69,7 @@ def test_a_field_that_is_not_finite_is_never_written(write):
         writer.finish(SimpleNamespace())
 
 
-def test_subjects_left_out_before_are_told_at_the_end(write):
+def test_subjects_left_out_before_are_reported_at_the_end(write):
     writer, folder = write([torch.zeros(1)], (Rejection("sub-9", "x.nii.gz", "is empty"),))
     assert (folder / "sub-1").is_dir()
     with pytest.raises(CohortError, match=r"sub-9 \(x.nii.gz: is empty\)"):

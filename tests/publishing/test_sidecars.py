@@ -88,11 +88,11 @@ def test_every_image_gets_a_sidecar_whose_paths_lead_somewhere(
     images = list(folder.rglob("*.nii.gz"))
     assert len(images) == 5 + 4
     for image in images:
-        told = json.loads(sidecar_of(image).read_text())
-        assert {"Description", "Units", "SpatialReference", "Sources"} <= set(told)
-        found = list(uris(told))
-        assert len(found) == len(told["Sources"]) + 1
-        for uri in found:
+        content = json.loads(sidecar_of(image).read_text())
+        assert {"Description", "Units", "SpatialReference", "Sources"} <= set(content)
+        result = list(uris(content))
+        assert len(result) == len(content["Sources"]) + 1
+        for uri in result:
             assert located(uri, folder).is_file(), uri
     assert len(list(folder.rglob("*.json"))) == len(images) + 1
 
@@ -100,12 +100,12 @@ def test_every_image_gets_a_sidecar_whose_paths_lead_somewhere(
 def test_maps_say_what_their_values_are(atlas: tuple[Path, Cohort]) -> None:
     folder, cohort = atlas
     describe_atlas(folder, about(cohort))
-    told = {name: json.loads((folder / f"atlas_{name}.json").read_text()) for name in MAPS}
-    assert told["mean"]["Description"].startswith("Learned template")
-    assert told["prob_threshold"]["Units"] == "%"
-    assert told["prob_threshold"]["Threshold"] == 0.02
-    assert told["std"]["Units"] == "arbitrary"
-    for sidecar in told.values():
+    content = {name: json.loads((folder / f"atlas_{name}.json").read_text()) for name in MAPS}
+    assert content["mean"]["Description"].startswith("Learned template")
+    assert content["prob_threshold"]["Units"] == "%"
+    assert content["prob_threshold"]["Threshold"] == 0.02
+    assert content["std"]["Units"] == "arbitrary"
+    for sidecar in content.values():
         assert sidecar["SpatialReference"] == "bids::atlas_mean.nii.gz"
         assert sidecar["NumberOfSubjects"] == 3
         assert len(sidecar["Sources"]) == 3
@@ -143,8 +143,8 @@ def test_fields_of_a_mixture_lead_to_their_own_template(atlas: tuple[Path, Cohor
     shares = {names[0]: [0.1, 0.9], names[1]: [0.8, 0.2], names[2]: [0.5, 0.5]}
     describe_atlas(folder, about(cohort, mixture=shares))
     for name, k in zip(names[:2], (2, 1), strict=True):
-        told = json.loads(sidecar_of(folder / "fields" / field_names(name)[0]).read_text())
-        assert told["SpatialReference"] == f"bids::template-{k}/atlas_mean.nii.gz"
+        content = json.loads(sidecar_of(folder / "fields" / field_names(name)[0]).read_text())
+        assert content["SpatialReference"] == f"bids::template-{k}/atlas_mean.nii.gz"
     own = json.loads((folder / "template-2" / "atlas_mean.json").read_text())
     assert own["SpatialReference"] == "bids::template-2/atlas_mean.nii.gz"
 
@@ -175,8 +175,8 @@ def test_without_fields_none_is_named(tmp_path: Path) -> None:
     (folder / "atlas_in_patient_space").mkdir(parents=True)
     describe_registration(folder, "sub-1", [tmp_path / "map.nii.gz"], "none")
     assert len(list(folder.rglob("*.json"))) == 2
-    told = json.loads((folder / "sub-1_space-template_density.json").read_text())
-    assert told["Sources"] == [(tmp_path / "map.nii.gz").as_uri()]
+    content = json.loads((folder / "sub-1_space-template_density.json").read_text())
+    assert content["Sources"] == [(tmp_path / "map.nii.gz").as_uri()]
 
 
 def test_the_folder_describes_itself_as_a_derivative() -> None:

@@ -34,12 +34,12 @@ def gathered(
 def test_the_contracts_example_by_hand() -> None:
     x = np.array([0, 0.2, 0.1, 0.3]).reshape(4, 1, 1, 1, 1)
     maps = gathered(x).maps()
-    found = {name: values.item() for name, values in maps.items()}
+    result = {name: values.item() for name, values in maps.items()}
     expected = {
         "mean": 0.15, "std": 0.111803, "std_error": 0.0559017, "cov": 0.745356,
         "prob_threshold": 50,
     }  # fmt: skip
-    assert found == pytest.approx(expected, rel=1e-5)
+    assert result == pytest.approx(expected, rel=1e-5)
     assert all(values.dtype == np.float32 for values in maps.values())
 
 

@@ -49,10 +49,10 @@ def test_labels_follow_the_field_and_stay_whole_numbers_of_any_size():
     labels[3, 2, 1] = 2**40 + 1
     field = torch.zeros(3, 6, 5, 4)
     field[0] = 1.4  # the template's voxel x shows the subject's x + 1
-    found = labels_in_template(labels, field)
-    assert found.dtype == np.int64
-    assert found[2, 2, 1] == 2**40 + 1
-    assert np.count_nonzero(found) == 1
+    result = labels_in_template(labels, field)
+    assert result.dtype == np.int64
+    assert result[2, 2, 1] == 2**40 + 1
+    assert np.count_nonzero(result) == 1
 
 
 @pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
@@ -79,9 +79,9 @@ def test_memory_does_not_grow_with_the_number_of_volumes(make_grid, tmp_path):
         volumes = (made.normal(size=shape) for _ in range(count))
         tracemalloc.start()
         write_series(tmp_path / "series.nii.gz", volumes, count, make_grid(shape))
-        found = tracemalloc.get_traced_memory()[1]
+        result = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
-        return found
+        return result
 
     assert peak(20) < 1.1 * peak(4)
 
@@ -147,8 +147,8 @@ def test_maps_of_a_known_field_are_published_one_by_one_and_in_one_file(bench, t
             assert set(np.unique(labels)) == {0, 7}
             assert np.array_equal(labels[inner] == 7, wanted[inner] > 0.01)
             assert np.array_equal(series["dseg"][..., index], labels)
-    said = json.loads((made.atlas / "group/space-template_dseg.json").read_text())
-    assert said["Subjects"] == names[:-1]
+    content = json.loads((made.atlas / "group/space-template_dseg.json").read_text())
+    assert content["Subjects"] == names[:-1]
     about = json.loads((made.atlas / "atlas.json").read_text())
     assert f"warped/{map_name('sub-1', 'density')}" in about["files"]
     assert sorted(about["cohort"]["labels"]) == names[:-1]

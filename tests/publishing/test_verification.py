@@ -1,4 +1,4 @@
-"""An atlas that is tampered with, one thing at a time, and what is said of it."""
+"""An atlas that is tampered with, one thing at a time, and what is reported."""
 
 from __future__ import annotations
 
@@ -150,19 +150,19 @@ def test_what_was_published_agrees(
     }  # fmt: skip
 
 
-def test_a_voxel_of_a_map_is_told_by_hash_and_by_number(atlas: Path) -> None:
+def test_a_voxel_of_a_map_is_detected_by_hash_and_by_number(atlas: Path) -> None:
     flip(atlas / "atlas_mean.nii.gz", (6, 6, 6), 0.01)
     assert failures(atlas) == {("file", "atlas_mean.nii.gz", "differs")}
     flip(atlas / "atlas_std.nii.gz", (6, 5, 6), 1e-3)
-    found = {one.kind: one for one in verify_atlas(atlas).failures if "std" in one.name}
-    assert set(found) == {"file", "map"}
-    assert found["map"].detail.startswith("1 voxels differ")
-    assert found["map"].detail.endswith("(6, 5, 6)")
+    result = {one.kind: one for one in verify_atlas(atlas).failures if "std" in one.name}
+    assert set(result) == {"file", "map"}
+    assert result["map"].detail.startswith("1 voxels differ")
+    assert result["map"].detail.endswith("(6, 5, 6)")
 
 
 @pytest.mark.parametrize("name", ["std", "std_error"])
 @pytest.mark.parametrize("change", [1e-3, np.nan])
-def test_a_voxel_is_told_even_with_its_hash_rewritten(
+def test_a_voxel_is_detected_even_with_its_hash_rewritten(
     name: str, change: float, atlas: Path
 ) -> None:
     file = f"atlas_{name}.nii.gz"
@@ -172,29 +172,29 @@ def test_a_voxel_is_told_even_with_its_hash_rewritten(
 
 
 @pytest.mark.parametrize("name", ["cov", "prob_threshold"])
-def test_a_map_that_steps_at_a_threshold_is_told_by_its_hash(name: str, atlas: Path) -> None:
+def test_a_map_that_steps_at_a_threshold_is_detected_by_its_hash(name: str, atlas: Path) -> None:
     flip(atlas / f"atlas_{name}.nii.gz", (6, 6, 6), 0.1)
     assert failures(atlas) == {("file", f"atlas_{name}.nii.gz", "differs")}
 
 
-def test_a_changed_field_is_told_and_so_is_what_follows_from_it(atlas: Path) -> None:
+def test_a_changed_field_is_detected_and_so_is_what_follows_from_it(atlas: Path) -> None:
     file = f"fields/{field_names('sub-2')[0]}"
     flip(atlas / file, (6, 6, 6, 0, 0), 1.5)
-    found = failures(atlas)
-    assert {("file", file, "differs"), ("field", f"sub-2 {WAY}", "differs")} <= found
-    assert ("map", "atlas_std.nii.gz", "differs") in found
-    assert not any("sub-1" in name or "sub-3" in name for _, name, _ in found)
+    result = failures(atlas)
+    assert {("file", file, "differs"), ("field", f"sub-2 {WAY}", "differs")} <= result
+    assert ("map", "atlas_std.nii.gz", "differs") in result
+    assert not any("sub-1" in name or "sub-3" in name for _, name, _ in result)
     describe(atlas, described(atlas))
     assert ("field", f"sub-2 {WAY}", "differs") in failures(atlas)
 
 
-def test_an_edited_jacobian_is_told(atlas: Path) -> None:
+def test_an_edited_jacobian_is_detected(atlas: Path) -> None:
     path = atlas / "jacobian.json"
-    told = json.loads(path.read_text())
-    told["sub-3"][WAY]["corner_min"] += 0.01
-    del told["sub-1"]
-    told["sub-9"] = {}
-    path.write_text(json.dumps(told))
+    content = json.loads(path.read_text())
+    content["sub-3"][WAY]["corner_min"] += 0.01
+    del content["sub-1"]
+    content["sub-9"] = {}
+    path.write_text(json.dumps(content))
     describe(atlas, described(atlas))
     assert failures(atlas) == {
         ("field", f"sub-3 {WAY}", "differs"),
@@ -204,20 +204,20 @@ def test_an_edited_jacobian_is_told(atlas: Path) -> None:
     }
 
 
-def test_an_edited_description_is_told(atlas: Path) -> None:
+def test_an_edited_description_is_detected(atlas: Path) -> None:
     about = described(atlas)
     about["settings"]["optimizer"]["lr"] = 0.5
     (atlas / "atlas.json").write_text(json.dumps(about))
     assert failures(atlas) == {("description", "atlas.json", "differs")}
 
 
-def test_a_changed_input_is_told(atlas: Path) -> None:
+def test_a_changed_input_is_detected(atlas: Path) -> None:
     path = Path(described(atlas)["cohort"]["subjects"][1]["maps"][0]["path"])
     flip(path, (7, 6, 6), 0.1)
-    found = failures(atlas)
-    assert ("input", f"sub-2 {path}", "differs") in found
-    assert ("divisor", f"max of sub-2 {path.name}", "differs") in found
-    assert ("map", "atlas_std.nii.gz", "differs") in found
+    result = failures(atlas)
+    assert ("input", f"sub-2 {path}", "differs") in result
+    assert ("divisor", f"max of sub-2 {path.name}", "differs") in result
+    assert ("map", "atlas_std.nii.gz", "differs") in result
 
 
 def test_an_input_stored_anew_differs_in_its_hash_alone(atlas: Path) -> None:
@@ -266,9 +266,9 @@ def test_files_that_are_no_images_are_named(content: bytes, atlas: Path) -> None
     field = field_names("sub-1")[0]
     for name in ("atlas_std.nii.gz", f"fields/{field}"):
         (atlas / name).write_bytes(content)
-    found = failures(atlas)
-    assert ("field", f"sub-1 {WAY}", "missing") in found
-    assert ("file", "atlas_std.nii.gz", "differs" if content else "missing") in found
+    result = failures(atlas)
+    assert ("field", f"sub-1 {WAY}", "missing") in result
+    assert ("file", "atlas_std.nii.gz", "differs" if content else "missing") in result
 
 
 def test_without_fields_numbers_count_as_not_checked(publish: Callable[..., Path]) -> None:
@@ -279,7 +279,7 @@ def test_without_fields_numbers_count_as_not_checked(publish: Callable[..., Path
     }  # fmt: skip
 
 
-def test_a_mixture_is_checked_where_its_fields_tell(publish: Callable[..., Path]) -> None:
+def test_a_mixture_is_checked_where_its_fields_allow(publish: Callable[..., Path]) -> None:
     model = {"n_templates": 2}
     apart = [[1.0, 0.0], [0.996, 0.004], [0.002, 0.998], [0.0, 1.0]]
     verification = verify_atlas(publish(assignment=apart, model=model))
@@ -309,7 +309,7 @@ def test_what_is_no_atlas_is_refused(text: str | None, message: str, tmp_path: P
         verify_atlas(tmp_path)
 
 
-def test_other_code_and_libraries_are_told_and_are_no_failure(atlas: Path) -> None:
+def test_other_code_and_libraries_are_reported_and_are_no_failure(atlas: Path) -> None:
     about = described(atlas)
     assert about["code"] == code_identity()
     assert {"python", "torch", "monai", "numpy", "scipy"} <= set(about["versions"])
@@ -373,7 +373,7 @@ def test_the_verb_prints_a_table_and_ends_with_its_code(
 
 
 @pytest.mark.parametrize("what", ["the atlas", "a field", "an input"])
-def test_a_change_while_it_is_checked_is_told(
+def test_a_change_while_it_is_checked_is_detected(
     what: str, atlas: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one = described(atlas)["cohort"]["subjects"][0]["maps"][0]["path"]
@@ -390,6 +390,6 @@ def test_a_change_while_it_is_checked_is_told(
         return jacobian_summary(torch.zeros(3, 2, 2, 2))
 
     monkeypatch.setattr(recomputed_maps, "jacobian_summary", publish_meanwhile)
-    with pytest.raises(VerificationError) as told:
+    with pytest.raises(VerificationError) as caught:
         verify_atlas(atlas)
-    assert str(told.value).startswith(f"{path}: changed while it was checked")
+    assert str(caught.value).startswith(f"{path}: changed while it was checked")

@@ -62,8 +62,8 @@ def test_rotations_over_ninety_degrees_are_found(bumps, fixed_grid, axis) -> Non
     truth = rigid(tuple(angles), (2.0, 1.0, -1.0), fixed_grid)
     fixed = bumps(*fixed_grid, truth)
     moving = bumps(*fixed_grid)
-    found = AffineRefinement("rigid", ("axes",), (2, 1))(fixed, moving).matrix.numpy()
-    assert angle_between(found, truth) < 1.0
+    result = AffineRefinement("rigid", ("axes",), (2, 1))(fixed, moving).matrix.numpy()
+    assert angle_between(result, truth) < 1.0
 
 
 def test_an_affine_transform_is_found_and_stays_in_its_family(bumps, fixed_grid) -> None:
@@ -74,8 +74,8 @@ def test_an_affine_transform_is_found_and_stays_in_its_family(bumps, fixed_grid)
     )
     truth = matrix_of(wanted, "affine", frame)[0].numpy()
     fixed, moving = bumps(*fixed_grid, truth), bumps(*fixed_grid)
-    found = AffineRefinement("affine", levels=(2, 1), similarity="correlation")(fixed, moving)
-    np.testing.assert_allclose(found.matrix[:3, :3], truth[:3, :3], atol=0.04)
+    result = AffineRefinement("affine", levels=(2, 1), similarity="correlation")(fixed, moving)
+    np.testing.assert_allclose(result.matrix[:3, :3], truth[:3, :3], atol=0.04)
     lower = AffineRefinement("rigid_anisotropic", levels=(2,))(fixed, moving)
     parameters_of(lower.matrix[None], "rigid_anisotropic", frame)  # raises if it lies outside
 
@@ -97,9 +97,9 @@ def test_a_plane_is_aligned_in_its_plane(bumps) -> None:
     frame = Frame.of_grid(*grid)
     truth = matrix_of(torch.tensor([[0.5, 0.1, -0.15]]), "rigid", frame)[0].numpy()
     fixed, moving = bumps(*grid, truth), bumps(*grid)
-    found = AffineRefinement("rigid", levels=(2, 1))(fixed, moving).matrix.numpy()
-    assert angle_between(found, truth) < 1.0
-    np.testing.assert_allclose(found[2], (0, 0, 1, 0), atol=1e-12)
+    result = AffineRefinement("rigid", levels=(2, 1))(fixed, moving).matrix.numpy()
+    assert angle_between(result, truth) < 1.0
+    np.testing.assert_allclose(result[2], (0, 0, 1, 0), atol=1e-12)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -112,10 +112,10 @@ def test_every_family_is_found_in_a_plane(bumps, family) -> None:
     truth = matrix_of(wanted[:, :count], family, frame)
     fixed, moving = bumps(*grid, truth[0].numpy()), bumps(*grid)
     refine = AffineRefinement(family, levels=(2, 1), similarity="correlation")
-    found = refine(fixed, moving).matrix[None]
-    apart = parameters_of(found, family, frame) - wanted[:, :count]  # raises outside the family
+    result = refine(fixed, moving).matrix[None]
+    apart = parameters_of(result, family, frame) - wanted[:, :count]  # raises outside the family
     assert float(apart.abs().max()) < 0.03
-    assert parameters_of(found, family, frame).shape == (1, count)
+    assert parameters_of(result, family, frame).shape == (1, count)
 
 
 @pytest.mark.parametrize("family", FAMILIES[:3])
@@ -125,10 +125,10 @@ def test_what_is_found_on_an_oblique_anisotropic_grid_is_of_its_family(
     """Rigid is rigid in millimetres, whatever the voxels of either image."""
     truth = rigid((20.0, -15.0, 10.0), (3.0, -2.0, 2.0), moving_grid)
     fixed, moving = bumps(*moving_grid, truth), bumps(*fixed_grid)
-    found = AffineRefinement(family, levels=(3, 2), iterations=20)(fixed, moving).matrix
-    assert angle_between(found.numpy(), np.eye(4)) > 5
+    result = AffineRefinement(family, levels=(3, 2), iterations=20)(fixed, moving).matrix
+    assert angle_between(result.numpy(), np.eye(4)) > 5
     frame = Frame.of_grid(*moving_grid)
-    linear = frame.axes.T @ found[:3, :3] @ frame.axes
+    linear = frame.axes.T @ result[:3, :3] @ frame.axes
     gram = linear.T @ linear
     if family == "rigid":
         torch.testing.assert_close(gram, torch.eye(3, dtype=torch.float64))
@@ -136,7 +136,7 @@ def test_what_is_found_on_an_oblique_anisotropic_grid_is_of_its_family(
         torch.testing.assert_close(gram, gram[0, 0] * torch.eye(3, dtype=torch.float64))
     else:
         torch.testing.assert_close(gram, torch.diag(gram.diagonal()), atol=1e-9, rtol=0)
-    assert float(torch.linalg.det(found[:3, :3])) > 0
+    assert float(torch.linalg.det(result[:3, :3])) > 0
 
 
 def test_what_is_unknown_outside_of_a_crop_does_not_count(bumps, fixed_grid) -> None:
@@ -148,8 +148,8 @@ def test_what_is_unknown_outside_of_a_crop_does_not_count(bumps, fixed_grid) -> 
     shift = torch.eye(4, dtype=torch.float64)
     shift[0, 3] = 3.0
     refine = AffineRefinement("rigid", ("identity",), (2, 1), similarity="correlation")
-    found = refine(fixed, half, shift).matrix
-    assert float(found[:3, 3].norm()) < 0.5
+    result = refine(fixed, half, shift).matrix
+    assert float(result[:3, 3].norm()) < 0.5
 
 
 @pytest.mark.parametrize(
@@ -178,9 +178,9 @@ def test_a_start_outside_of_the_family_is_refused(bumps, fixed_grid) -> None:
 def test_principal_axes_lead_back_from_any_rotation(bumps, fixed_grid) -> None:
     for angles in ((170.0, 0.0, 0.0), (40.0, 80.0, -120.0)):
         truth = rigid(angles, (1.0, 2.0, 0.0), fixed_grid)
-        found = starting_matrices(bumps(*fixed_grid, truth), bumps(*fixed_grid), ("axes",))
-        assert min(angle_between(one.numpy(), truth) for one in found) < 12.0
-        assert np.allclose(np.linalg.det(found.numpy()), 1.0)
+        result = starting_matrices(bumps(*fixed_grid, truth), bumps(*fixed_grid), ("axes",))
+        assert min(angle_between(one.numpy(), truth) for one in result) < 12.0
+        assert np.allclose(np.linalg.det(result.numpy()), 1.0)
 
 
 def test_searched_rotations_leave_no_gap() -> None:

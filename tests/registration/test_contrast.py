@@ -24,18 +24,18 @@ def test_means_are_those_of_the_counted_voxels() -> None:
     moving = torch.cat([torch.zeros(50), torch.ones(50)]).view(1, 1, 10, 10, 1)
     fixed = torch.cat([torch.full((25,), 2.0), torch.full((25,), 4.0), torch.full((50,), 7.0)])
     fixed = fixed.view(1, 1, 10, 10, 1)
-    found = ContrastMatch.between(moving, fixed)
-    assert float(found.means[0]) == pytest.approx(3.0)
-    assert float(found.means[-1]) == pytest.approx(7.0)
+    result = ContrastMatch.between(moving, fixed)
+    assert float(result.means[0]) == pytest.approx(3.0)
+    assert float(result.means[-1]) == pytest.approx(7.0)
     weight = (fixed != 4).float()
     assert float(ContrastMatch.between(moving, fixed, weight).means[0]) == pytest.approx(2.0)
 
 
 def test_levels_that_nothing_has_lie_between_their_neighbours() -> None:
     moving = torch.cat([torch.zeros(50), torch.ones(50)])
-    found = ContrastMatch.between(moving, 1 - moving)
-    assert float(found(torch.tensor([0.5]))) == pytest.approx(0.5, abs=1e-3)
-    assert float(found(torch.tensor([9.0]))) == pytest.approx(0.0, abs=1e-3)  # beyond the last
+    result = ContrastMatch.between(moving, 1 - moving)
+    assert float(result(torch.tensor([0.5]))) == pytest.approx(0.5, abs=1e-3)
+    assert float(result(torch.tensor([9.0]))) == pytest.approx(0.0, abs=1e-3)  # beyond the last
 
 
 def test_an_image_without_contrast_gives_one_value() -> None:

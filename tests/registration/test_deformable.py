@@ -76,17 +76,17 @@ def test_values_under_a_mask_change_nothing_bit_for_bit_and_the_field_follows(pa
     other = torch.zeros(moving.shape, dtype=torch.bool)
     other[2:5, 3:6] = True
     refine = ElasticRefinement((2, 1), iterations=15)
-    found = []
+    result = []
     for value in (0.0, 5.0):
         holed = [
             WorldImage(image.values.where(~hole, value), image.affine).without(hole)
             for image, hole in ((fixed, mask), (moving, other))
         ]
-        found.append(refine(*holed))
-    assert torch.equal(found[0].displacement, found[1].displacement)
-    assert found[0].loss == found[1].loss
+        result.append(refine(*holed))
+    assert torch.equal(result[0].displacement, result[1].displacement)
+    assert result[0].loss == result[1].loss
     whole = refine(fixed, moving.without(other))
-    away = (found[0].displacement - whole.displacement).norm(dim=1)[0]
+    away = (result[0].displacement - whole.displacement).norm(dim=1)[0]
     assert float(away[mask].max()) < 1.0
     # Without the mask the hole is matched, and the field there is far off.
     unknown = WorldImage(fixed.values.where(~mask, 0.0), fixed.affine)

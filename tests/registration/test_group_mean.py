@@ -45,7 +45,7 @@ def test_one_transform_is_its_own_mean() -> None:
 
 
 def test_logarithms_are_scipys_and_the_same_every_time() -> None:
-    """SciPy's own draws random numbers: an alignment wouldn't repeat to the bit."""
+    """SciPy's own draws random numbers: an alignment wouldn't repeat bit for bit."""
     generator = np.random.default_rng(5)
     for _ in range(10):
         velocity = np.zeros((4, 4))
@@ -60,11 +60,11 @@ def test_logarithms_are_scipys_and_the_same_every_time() -> None:
         velocity = 0.3 * generator.normal(size=(4, 4))
         velocity[3] = 0
         many.append(expm(velocity))
-    found = set()
+    result = set()
     for seed in range(6):  # six different means by SciPy's logarithm
         np.random.seed(seed)  # noqa: NPY002 - the generator that SciPy draws from
-        found.add(group_mean(many).tobytes())
-    assert len(found) == 1
+        result.add(group_mean(many).tobytes())
+    assert len(result) == 1
 
 
 @pytest.mark.parametrize("diagonal", [(-1.0, -1.0, 1.0, 1.0), (-1.0, 1.0, 1.0, 1.0)])

@@ -26,11 +26,11 @@ def test_a_relative_folder_gives_the_same_subjects_as_an_absolute_one(
     write(tmp_path / "data", [pattern.format(subject=name) for name in ("a", "b")])
     monkeypatch.chdir(tmp_path)
     settings = AlignConfig.load({"image": pattern})
-    (found, _), (same, _) = (
+    (result, _), (same, _) = (
         find_native_subjects(folder, settings) for folder in ("data", tmp_path / "data")
     )
-    assert [one.name for one in found] == ["a", "b"]
-    assert [one.files for one in found] == [one.files for one in same]
+    assert [one.name for one in result] == ["a", "b"]
+    assert [one.files for one in result] == [one.files for one in same]
 
 
 def test_missing_label_files_are_named_in_a_line_each(tmp_path):

@@ -66,8 +66,8 @@ def distance(found: torch.Tensor, truth: torch.Tensor, image: WorldImage) -> flo
 def test_the_affine_network_finds_a_transform_from_any_rotation(degrees: float) -> None:
     image = brain()
     truth = turned(image, degrees)
-    found, loss = shipped_start()(image, moved(image, truth))
-    assert distance(found, truth, image) < 6.0  # mm; the volume is 80 mm wide
+    result, loss = shipped_start()(image, moved(image, truth))
+    assert distance(result, truth, image) < 6.0  # mm; the volume is 80 mm wide
     assert 0 <= loss < 0.35
 
 
@@ -77,8 +77,8 @@ def test_its_result_is_in_the_transform_model_and_a_start_of_refinement() -> Non
     moving = moved(image, truth)
     frame = Frame.of_grid(image.affine, image.shape)
     for family in ("rigid", "rigid_isotropic", "rigid_anisotropic"):
-        found, _ = shipped_start(family)(image, moving)
-        parameters_of(found[None], family, frame)  # raises if it isn't
+        result, _ = shipped_start(family)(image, moving)
+        parameters_of(result[None], family, frame)  # raises if it isn't
     refine = AffineRefinement("rigid", ("network",), levels=(4, 2), iterations=25)
     assert distance(refine(image, moving).matrix, truth, image) < 2.0
 
@@ -91,10 +91,10 @@ def test_fits_to_the_dense_field_remove_half_of_a_small_transform() -> None:
     for family, count in (("affine", 12), ("rigid", 6)):
         parameters = torch.tensor([values[:count]], dtype=torch.float64)
         truth = matrix_of(parameters, family, frame)[0]
-        found, loss = DenseAffine(pair_network(), family)(image, moved(image, truth), still)
-        assert distance(found, truth, image) < 0.6 * distance(still, truth, image)
+        result, loss = DenseAffine(pair_network(), family)(image, moved(image, truth), still)
+        assert distance(result, truth, image) < 0.6 * distance(still, truth, image)
         assert 0 <= loss < 0.35
-        parameters_of(found[None], family, frame)  # raises if it isn't in the model
+        parameters_of(result[None], family, frame)  # raises if it isn't in the model
     same, loss = DenseAffine(pair_network())(image, image, still)
     assert torch.equal(same, still)  # no step improves it
     assert loss == pytest.approx(0, abs=1e-5)
@@ -115,8 +115,8 @@ def test_in_a_plane_the_best_rotation_is_the_start(bumps) -> None:
     image = bumps(affine, (31, 31))
     frame = Frame.of_grid(affine, (31, 31))
     truth = matrix_of(torch.tensor([[1.6, 0.0, 0.0]], dtype=torch.float64), "rigid", frame)[0]
-    found, _ = shipped_start("rigid")(image, moved(image, truth))
-    cosine = (truth[:2, :2].T @ found[:2, :2]).trace() / 2
+    result, _ = shipped_start("rigid")(image, moved(image, truth))
+    cosine = (truth[:2, :2].T @ result[:2, :2]).trace() / 2
     assert float(cosine) > np.cos(np.radians(25))
 
 
@@ -132,9 +132,9 @@ def test_the_registration_network_straightens_a_bend_in_any_contrast(inverted: b
     fixed, bend = bent(moving)
     if inverted:
         moving = WorldImage(1.2 - moving.values, moving.affine)
-    field, found = NetworkField(pair_network())(fixed, moving)
-    assert found.matched is inverted
-    assert found.loss < found.start_loss
+    field, result = NetworkField(pair_network())(fixed, moving)
+    assert result.matched is inverted
+    assert result.loss < result.start_loss
     inside = fixed.values[0, 0] > 0.1
     left = (field.forward - bend)[0].square().sum(0)[inside].mean().sqrt()
     assert float(left) < 0.65 * float(bend[0].square().sum(0)[inside].mean().sqrt())
@@ -143,23 +143,23 @@ def test_the_registration_network_straightens_a_bend_in_any_contrast(inverted: b
 
 
 def test_a_bright_background_is_as_good_as_a_dark_one() -> None:
-    """Beyond the edge the image goes on: zeros would be the brightest tissue of an inverted one."""
+    """The image continues beyond its edge: zeros would be the brightest tissue of an inverse."""
     pair = PairGenerator(3, ((40, 44, 40),))[7]
     assert pair.kind == "images"
     fixed, moving = (torch.expm1(image) for image in (pair.fixed, pair.moving))
     losses = []
     for shown in (moving, moving.amax() - moving):
         images = (WorldImage(image / image.amax(), np.eye(4)) for image in (shown, fixed))
-        found = NetworkField(pair_network()).velocity(*images)
-        assert found.loss < 0.7 * found.start_loss
-        losses.append(found.loss)
+        result = NetworkField(pair_network()).velocity(*images)
+        assert result.loss < 0.7 * result.start_loss
+        losses.append(result.loss)
     assert losses[1] == pytest.approx(losses[0], abs=0.03)
 
 
 def test_a_pair_that_it_would_make_worse_stays_as_it_is() -> None:
     image = brain((28, 32, 28))
-    field, found = NetworkField(pair_network())(image, image)
-    assert found.loss == found.start_loss
+    field, result = NetworkField(pair_network())(image, image)
+    assert result.loss == result.start_loss
     assert float(field.forward.abs().max()) == 0
     plane = WorldImage(image.values[..., 10], image.affine)
     with pytest.raises(CohortError, match="these images are planes"):
@@ -239,7 +239,7 @@ def test_refine_starts_from_a_field_or_the_network(files: Path, tmp_path: Path) 
         losses[name] = about["steps"]["elastic"]
         assert losses[name]["loss"] <= losses[name]["start_loss"]
     assert losses["network"]["start_loss"] < losses["plain"]["start_loss"]
-    # A published result goes on where it ended, without the smoothness of the first velocity.
+    # A published result continues where it ended, without the smoothness of the first velocity.
     assert losses["field"]["start_loss"] <= losses["network"]["loss"] + 1e-3
 
 

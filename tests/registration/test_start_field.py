@@ -95,11 +95,11 @@ def test_vectors_of_a_velocity_are_its_flow(bent, tmp_path: Path) -> None:
     still = np.zeros((3, *fixed.shape), np.float32)
     still[0] = 1.5  # a constant velocity moves by itself
     write_field(tmp_path / "v.nii.gz", still, read.grid)
-    found = read_start_field(tmp_path / "v.nii.gz", "velocity", read)
-    assert found.velocity is not None
-    assert torch.allclose(found.velocity[:, 0], torch.tensor(1.5), atol=1e-4)
-    assert torch.allclose(found.forward[:, 0], torch.tensor(1.5), atol=1e-4)
-    assert torch.allclose(found.inverse[:, 0], torch.tensor(-1.5), atol=1e-4)
+    result = read_start_field(tmp_path / "v.nii.gz", "velocity", read)
+    assert result.velocity is not None
+    assert torch.allclose(result.velocity[:, 0], torch.tensor(1.5), atol=1e-4)
+    assert torch.allclose(result.forward[:, 0], torch.tensor(1.5), atol=1e-4)
+    assert torch.allclose(result.inverse[:, 0], torch.tensor(-1.5), atol=1e-4)
 
 
 def test_files_that_are_no_field_or_lie_elsewhere_are_refused(bent, tmp_path: Path) -> None:

@@ -98,10 +98,10 @@ def test_a_claim_of_gigabytes_takes_no_memory(kind: str, tmp_path: Path) -> None
         ("c.nii", image(small, large)[:352]),  # a header alone
     ):
         (tmp_path / name).write_bytes(data)
-        with within(LITTLE), pytest.raises(CohortError, match=r"truncated|memory") as told:
+        with within(LITTLE), pytest.raises(CohortError, match=r"truncated|memory") as caught:
             IMAGES[kind](tmp_path / name)
-        assert "\n" not in str(told.value)
-        assert name in str(told.value)
+        assert "\n" not in str(caught.value)
+        assert name in str(caught.value)
 
 
 @pytest.fixture(scope="module")
@@ -129,9 +129,9 @@ def test_pipes_devices_folders_and_damage_are_refused(kind: str, tmp_path: Path)
     (tmp_path / "text.nii").write_text("hello")
     (tmp_path / "empty.nii.gz").write_bytes(b"")
     for path in (*sorted(tmp_path.iterdir()), tmp_path / "nothing.nii"):
-        with pytest.raises(CohortError, match=path.name) as told:
+        with pytest.raises(CohortError, match=path.name) as caught:
             IMAGES[kind](path)
-        assert "\n" not in str(told.value)
+        assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("kind", IMAGES)
@@ -340,9 +340,9 @@ def test_tractograms_that_claim_the_absurd_take_no_memory(name: str, tmp_path: P
     if name == "no_columns.trx":  # what has no columns holds nothing, and is passed over
         assert len(open_tractogram(path).read()) == 1
         return
-    with within(LITTLE), pytest.raises(CohortError, match=name) as told:
+    with within(LITTLE), pytest.raises(CohortError, match=name) as caught:
         open_tractogram(path).read()
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_trx_header_that_unpacks_to_much_is_not_unpacked(tmp_path: Path) -> None:

@@ -85,17 +85,17 @@ def test_what_is_not_there_may_be_written(folder: Path) -> None:
 def test_whatever_the_name_the_path_stays_inside(name: str) -> None:
     root = Path("/nowhere/at/all")
     try:
-        found = inside(root, name)
+        result = inside(root, name)
     except FileError:
         return
-    assert Path(os.path.normpath(found)).is_relative_to(root)
-    assert found != root
+    assert Path(os.path.normpath(result)).is_relative_to(root)
+    assert result != root
 
 
-def test_all_that_lies_in_a_folder_is_told_with_its_kind(folder: Path) -> None:
+def test_all_that_lies_in_a_folder_is_reported_with_its_kind(folder: Path) -> None:
     (folder / "empty" / "deep").mkdir(parents=True)
-    found = {one.name: one.what for one in entries(folder)}
-    assert found == {
+    result = {one.name: one.what for one in entries(folder)}
+    assert result == {
         "circle": "link", "empty/deep": "folder", "fields/a.txt": "file", "null": "link",
         "out": "link", "out_folder": "link", "pipe": "pipe", "within": "link",
     }  # fmt: skip

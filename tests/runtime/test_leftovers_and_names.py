@@ -91,7 +91,7 @@ def test_the_log_rotates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert (tmp_path / "run.log").read_text().endswith("ERROR the end\n")
 
 
-def test_a_stream_that_nobody_reads_goes_quiet() -> None:
+def test_a_stream_that_is_not_read_goes_quiet() -> None:
     reader, writer = os.pipe()
     os.close(reader)
     with os.fdopen(writer, "w") as stream:
@@ -119,9 +119,9 @@ def test_memory_that_ran_out_is_a_users_error(error: Exception) -> None:
     wrapped = RuntimeError("a component failed")
     wrapped.__cause__ = error
     advise_on_memory(LearnedAtlasConfig.less_memory)  # the advice is that of the job's block
-    found = find_user_error(wrapped)
-    assert isinstance(found, OutOfMemoryError)
-    assert "checkpointing" in str(found)
+    result = find_user_error(wrapped)
+    assert isinstance(result, OutOfMemoryError)
+    assert "checkpointing" in str(result)
     assert find_user_error(RuntimeError("something else")) is None
 
 
@@ -166,7 +166,7 @@ def test_the_limit_of_a_group_above_counts(group: Callable[[int, int], None]) ->
     assert available_memory() == 0
 
 
-def test_a_limit_that_is_near_is_told_once(
+def test_a_limit_that_is_near_is_reported_once(
     group: Callable[[int, int], None], caplog: pytest.LogCaptureFixture
 ) -> None:
     group(1_000_000_000, 960_000_000)
@@ -188,6 +188,6 @@ def test_a_limit_on_the_address_space_counts() -> None:
 
 
 def test_available_memory_is_what_the_machine_has() -> None:
-    found = available_memory()
+    result = available_memory()
     whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    assert found is None or 0 < found <= whole
+    assert result is None or 0 < result <= whole

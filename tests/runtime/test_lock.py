@@ -332,7 +332,7 @@ def test_without_flock_no_link_is_followed(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.usefixtures("no_flock")
-def test_without_flock_a_judging_that_never_ends_is_told(tmp_path: Path) -> None:
+def test_without_flock_a_judging_that_never_ends_is_reported(tmp_path: Path) -> None:
     guard = tmp_path / f"{LOCK_FILE}.guard"
     guard.write_text(f"{ended_process()}\nelsewhere\n")
     with pytest.raises(StorageError, match=f"an unknown process; .* delete {guard}"):
@@ -348,7 +348,7 @@ def test_without_flock_a_judging_that_never_ends_is_told(tmp_path: Path) -> None
      '{"pid": 1, "since": 1' + " " * 9999,
      "{" + '"a":{' * 999, '{"pid": ' + "9" * 5000 + ', "since": 1}'],
 )  # fmt: skip
-def test_nonsense_in_a_lock_file_names_nobody(text: str, tmp_path: Path) -> None:
+def test_nonsense_in_a_lock_file_names_no_owner(text: str, tmp_path: Path) -> None:
     (tmp_path / LOCK_FILE).write_text(text)
     assert lock._read_owner(tmp_path / LOCK_FILE) is None
     (held,) = lock.lock_folders([tmp_path])

@@ -19,8 +19,8 @@ def test_results_come_in_the_order_of_the_items(workers: int) -> None:
         time.sleep(0.02 if item == 0 else 0)
         return item * item
 
-    found = list(ordered_map(slow_at_first, range(20), workers))
-    assert found == [(item, item * item) for item in range(20)]
+    result = list(ordered_map(slow_at_first, range(20), workers))
+    assert result == [(item, item * item) for item in range(20)]
 
 
 def test_calls_run_at_once() -> None:
@@ -29,8 +29,8 @@ def test_calls_run_at_once() -> None:
 
 
 def test_one_worker_is_the_calling_thread() -> None:
-    (found,) = ordered_map(lambda _: threading.get_ident(), [0], 1)
-    assert found[1] == threading.get_ident()
+    (result,) = ordered_map(lambda _: threading.get_ident(), [0], 1)
+    assert result[1] == threading.get_ident()
 
 
 def test_few_results_exist_at_once() -> None:
@@ -55,12 +55,12 @@ def test_an_error_is_raised_in_its_turn_and_ends_the_work(workers: int) -> None:
             raise ValueError("one")
         return item
 
-    found = ordered_map(failing, range(100), workers)
-    assert next(found) == (0, 0)
+    result = ordered_map(failing, range(100), workers)
+    assert next(result) == (0, 0)
     with pytest.raises(ValueError, match="one"):
-        next(found)
+        next(result)
     assert len(begun) <= 2 + workers
-    assert list(found) == []
+    assert list(result) == []
 
 
 def test_threads_of_pytorch_are_divided_and_given_back() -> None:

@@ -53,20 +53,20 @@ def refuse() -> None:
 def work_of_one(rank: int, folder: str) -> None:
     """Everything that one of two processes does; what it found goes to a file."""
     dist.init_process_group("gloo", f"file://{folder}/meeting", rank=rank, world_size=2)
-    found: dict[str, Any] = {"share": list(processes.share(5))}
+    result: dict[str, Any] = {"share": list(processes.share(5))}
     total = torch.full((2,), float(rank + 1), dtype=torch.float64)
     processes.add_up(total)
-    found["sum"] = total.tolist()
-    found["everyones"] = processes.everyones({"rank": rank})
-    found["from_first"] = processes.from_first(lambda: f"made by {rank}")
-    found["parts"] = list(processes.collected_by_first(f"from {rank}"))
-    found["ends"] = [
+    result["sum"] = total.tolist()
+    result["everyones"] = processes.everyones({"rank": rank})
+    result["from_first"] = processes.from_first(lambda: f"made by {rank}")
+    result["parts"] = list(processes.collected_by_first(f"from {rank}"))
+    result["ends"] = [
         raised(lambda: processes.stop_together(None)),
         raised(lambda: processes.stop_together(FoldingError("folds") if rank == 1 else None)),
         raised(lambda: processes.stop_together(FoldingError(f"rank {rank}"))),
         raised(lambda: processes.from_first(refuse)),
     ]
-    torch.save(found, Path(folder) / f"{rank}.pt")
+    torch.save(result, Path(folder) / f"{rank}.pt")
     dist.destroy_process_group()
 
 
@@ -89,7 +89,7 @@ def test_sums_and_messages_reach_both(pair: list[dict[str, Any]]) -> None:
     assert [one["parts"] for one in pair] == [["from 0", "from 1"], []]
 
 
-def test_one_tells_and_both_end(pair: list[dict[str, Any]]) -> None:
+def test_one_reports_and_both_end(pair: list[dict[str, Any]]) -> None:
     code = FoldingError.exit_code
     assert pair[0]["ends"] == [
         ("went on", None), ("silent", code), ("told", "rank 0"), ("told", "no such folder"),

@@ -96,7 +96,7 @@ def test_a_link_in_the_files_place_is_not_followed(tmp_path: Path) -> None:
     assert not (tmp_path / "precious").exists()
 
 
-def test_without_flock_a_run_at_work_is_told(
+def test_without_flock_a_run_at_work_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fails(handle: int, operation: int) -> None:

@@ -291,10 +291,10 @@ def test_a_closed_folder_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize("name", ["a" * 300, "a/" * 3000, "a\0b"])
 def test_a_name_that_no_system_takes_is_refused(tmp_path, name):
-    with pytest.raises(StorageError, match="can't be written") as told:
+    with pytest.raises(StorageError, match="can't be written") as caught:
         check_writable(f"{tmp_path}/{name}")
-    assert len(str(told.value)) < 400
-    assert "\0" not in str(told.value)
+    assert len(str(caught.value)) < 400
+    assert "\0" not in str(caught.value)
 
 
 def _publish_and_die(target: Path, at: int, exchange: bool) -> int:
@@ -323,7 +323,7 @@ def _publish_and_die(target: Path, at: int, exchange: bool) -> int:
 @pytest.mark.parametrize("exchange", [True, False])
 def test_a_kill_before_any_file_operation_leaves_the_old_or_the_new(tmp_path, exchange):
     target = tmp_path / "atlas"
-    found = []
+    result = []
     for at in range(1, 200):
         shutil.rmtree(tmp_path)
         target.mkdir(parents=True)
@@ -338,15 +338,15 @@ def test_a_kill_before_any_file_operation_leaves_the_old_or_the_new(tmp_path, ex
         kinds = {(target / name).read_text() for name in ("a", "b")}
         assert kinds in ({"old"}, {"new"}), at
         assert {path.name for path in target.iterdir()} == {"a", "b", MARK}, at
-        found += kinds
+        result += kinds
         with publish_folder(target) as staging:
             (staging / "c").write_text("next")
         assert [path.name for path in tmp_path.iterdir()] == ["atlas"], at
         if status == 0:
             break
         assert status == -signal.SIGKILL
-    assert found.count("old") > 3
-    assert found.count("new") > 1
+    assert result.count("old") > 3
+    assert result.count("new") > 1
 
 
 def test_folders_change_names_at_once(tmp_path):
@@ -360,7 +360,7 @@ def test_folders_change_names_at_once(tmp_path):
         storage._exchange(tmp_path / "one", tmp_path / "nothing")
 
 
-def test_a_home_folder_that_no_shell_put_in_is_told(monkeypatch, tmp_path):
+def test_a_home_folder_that_no_shell_put_in_is_reported(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(StorageError, match="put the home folder in place of ~"):
         check_writable("~/there")
@@ -440,7 +440,7 @@ def test_threads_that_publish_at_once_each_keep_their_staging(tmp_path: Path) ->
     assert [path.name for path in tmp_path.iterdir()] == ["atlas"]
 
 
-def test_a_file_below_a_file_is_told_by_the_system_in_words(tmp_path: Path) -> None:
+def test_a_file_below_a_file_is_reported_by_the_system_in_words(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with (
         pytest.raises(StorageError, match=r"can't be written: [A-Z][a-z ]+$"),

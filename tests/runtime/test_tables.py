@@ -27,9 +27,9 @@ def test_numbers_and_common_names_stay_as_they_are(value: object) -> None:
 
 @given(st.text())
 def test_no_cell_begins_with_a_sign_or_breaks_its_line(text: str) -> None:
-    found = cell(text)
-    assert not found.lstrip(" '\"").startswith(("=", "+", "-", "@")) or found.startswith("'")
-    assert found.isprintable()
+    result = cell(text)
+    assert not result.lstrip(" '\"").startswith(("=", "+", "-", "@")) or result.startswith("'")
+    assert result.isprintable()
 
 
 def test_a_table_is_read_back_with_a_row_a_line() -> None:

@@ -21,7 +21,7 @@ def test_hashes_are_those_of_the_files(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("change", ["other", "gone", "folder", "pipe"])
-def test_a_change_is_told_with_the_files_name(change: str, tmp_path: Path) -> None:
+def test_a_change_is_reported_with_the_files_name(change: str, tmp_path: Path) -> None:
     path = tmp_path / "map.nii.gz"
     path.write_text("x")
     watched = WatchedFiles([path])

@@ -33,8 +33,8 @@ def test_every_setting_is_documented(kind):
     ],
 )
 def test_transforms_are_written_as_for_ants(given, expected):
-    found = AtlasToPatientConfig.load({"transforms": given}).transforms
-    assert [(entry.path, entry.inverted) for entry in found] == expected
+    result = AtlasToPatientConfig.load({"transforms": given}).transforms
+    assert [(entry.path, entry.inverted) for entry in result] == expected
 
 
 @pytest.mark.parametrize("given", [["a.mat", 2], [""], [3], {"a": 1}, [["a", 1, 2]], None])

@@ -31,8 +31,8 @@ def test_the_defaults_are_those_of_the_contract():
         "n_points": 20, "end_weight": 2.0, "blur": 3.0, "reach": 20.0, "scaling": 0.5,
         "outlier_threshold": 0.2,
     }  # fmt: skip
-    found = LabelTransferConfig().as_dict()
-    assert {key: found[key] for key in expected} == expected
+    result = LabelTransferConfig().as_dict()
+    assert {key: result[key] for key in expected} == expected
 
 
 @pytest.mark.parametrize(

@@ -411,9 +411,9 @@ BAD = [
 
 def test_numbers_are_names_where_subjects_are_named():
     """YAML takes 100310 for a number."""
-    found = LearnedAtlasConfig.load({"cohort": {"subjects": [100301, "b"], "exclude": 100310}})
-    assert found.cohort.subjects == ["100301", "b"]
-    assert found.cohort.exclude == ["100310"]
+    result = LearnedAtlasConfig.load({"cohort": {"subjects": [100301, "b"], "exclude": 100310}})
+    assert result.cohort.subjects == ["100301", "b"]
+    assert result.cohort.exclude == ["100310"]
     assert LearnedAtlasConfig.load({"cohort": {"subjects": 7}}).cohort.subjects == ["7"]
 
 

@@ -68,9 +68,9 @@ def test_an_untrained_network_leaves_images_where_they_are() -> None:
     pair = AffinePairGenerator(0, SMALL)[0]
     network = AffinePairNetwork((4, 4), (4, 4), passes=(2, 1), seed=0)
     with torch.no_grad():
-        found = network(pair.moving, pair.fixed)
-    assert len(found) == 2
-    assert torch.allclose(found[-1].matrix, torch.eye(4, dtype=torch.float64), atol=1e-3)
+        result = network(pair.moving, pair.fixed)
+    assert len(result) == 2
+    assert torch.allclose(result[-1].matrix, torch.eye(4, dtype=torch.float64), atol=1e-3)
     start = torch.eye(4, dtype=torch.float64)[None]
     start[0, 0, 3] = 2.0
     with torch.no_grad():
@@ -126,12 +126,12 @@ def test_a_training_that_ends_worse_than_none_writes_no_network(
     assert "network_def.passes = (2,): must end with 1" in capsys.readouterr().err
 
 
-def test_the_file_is_small_plain_tensors_and_tells_of_itself(tmp_path: Path) -> None:
+def test_the_file_is_small_plain_tensors_and_describes_itself(tmp_path: Path) -> None:
     assert SHIPPED_AFFINE.stat().st_size < 2_000_000
-    said = description_in(torch.load(SHIPPED_AFFINE, weights_only=True))
-    assert said["licence"] == "Apache-2.0"
-    assert "no data of people" in said["data"]
-    assert said["training"]["step"] == said["training"]["steps"]
+    description = description_in(torch.load(SHIPPED_AFFINE, weights_only=True))
+    assert description["licence"] == "Apache-2.0"
+    assert "no data of people" in description["data"]
+    assert description["training"]["step"] == description["training"]["steps"]
     network = load_affine_pair_network()
     save_pair_network(network, tmp_path / "a.pt", {"licence": "none"})
     state = torch.load(tmp_path / "a.pt", weights_only=True)

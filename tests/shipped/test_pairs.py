@@ -34,9 +34,9 @@ def test_a_pair_follows_from_seed_and_index_alone() -> None:
     one, other = PairGenerator(3, SMALL), PairGenerator(3, SMALL)
     wanted = [one[i] for i in range(4)]
     for index in (2, 0, 3, 1):
-        found = other[index]
+        result = other[index]
         for name in ("moving", "fixed", "velocity", "tissue"):
-            assert torch.equal(getattr(found, name), getattr(wanted[index], name))
+            assert torch.equal(getattr(result, name), getattr(wanted[index], name))
     assert not torch.equal(one[0].fixed, one[1].fixed)
     assert not torch.equal(one[0].velocity, PairGenerator(4, SMALL)[0].velocity)
 
@@ -87,9 +87,9 @@ def test_the_true_flow_and_not_its_inverse_brings_moving_onto_fixed() -> None:
                 for image in (pair.moving, moved(pair), moved(pair, -1))
             )
             gains[pair.kind].append((after - before, after - inverse))
-    for found in gains.values():
-        assert len(found) > 2
-        assert min(np.mean(found, axis=0)) > 0.1
+    for result in gains.values():
+        assert len(result) > 2
+        assert min(np.mean(result, axis=0)) > 0.1
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
@@ -123,8 +123,8 @@ def test_mirrored_bundles_leave_a_mirrored_density() -> None:
 
 @pytest.mark.parametrize("size", [(1.0, 1.0, 1.0), (0.5, 1.0, 2.0)])
 def test_a_velocity_has_the_length_that_is_asked_for_in_the_world(size: tuple[float, ...]) -> None:
-    found = random_velocity(np.random.default_rng(0), (40, 36, 32), size, 2.5)
-    world = found[0] * torch.tensor(size).view(3, 1, 1, 1)
+    result = random_velocity(np.random.default_rng(0), (40, 36, 32), size, 2.5)
+    world = result[0] * torch.tensor(size).view(3, 1, 1, 1)
     assert float(world.square().sum(0).mean().sqrt()) == pytest.approx(2.5, rel=1e-5)
 
 

@@ -71,7 +71,7 @@ def test_a_cut_leaves_no_trace_and_curves_are_kept(tmp_path: Path) -> None:
     assert kept == ["network-000002.pt", "network-000004.pt", "network.pt"]
 
 
-def test_a_run_doesnt_go_on_with_other_settings(tmp_path: Path) -> None:
+def test_a_run_does_not_continue_with_other_settings(tmp_path: Path) -> None:
     cut_after(training(tmp_path), 3)
     with pytest.raises(CheckpointError, match="other settings"):
         training(tmp_path, lr=2e-2).run()
@@ -80,11 +80,11 @@ def test_a_run_doesnt_go_on_with_other_settings(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("other", [{"kinds": ["bundles"]}, {"inputs": "copies"}])
-def test_a_run_doesnt_go_on_with_other_pairs_or_inputs(
+def test_a_run_does_not_continue_with_other_pairs_or_inputs(
     other: dict[str, Any], tmp_path: Path
 ) -> None:
     first = training(tmp_path / "a", 1)
-    assert not set(other) & set(first.plan)  # so that earlier runs can still go on
+    assert not set(other) & set(first.plan)  # so that earlier runs can still continue
     first.run()
     with pytest.raises(CheckpointError, match="other settings"):
         training(tmp_path / "a", 1, **other).run()
@@ -93,13 +93,13 @@ def test_a_run_doesnt_go_on_with_other_pairs_or_inputs(
         training(tmp_path / "b", 1).run()
 
 
-def test_a_run_doesnt_go_on_with_other_features(tmp_path: Path) -> None:
+def test_a_run_does_not_continue_with_other_features(tmp_path: Path) -> None:
     training(tmp_path, 1).run()
     with pytest.raises(CheckpointError, match="of a network with other features"):
         training(tmp_path, 1, features=(4, 6)).run()
 
 
-def test_a_variant_is_made_by_the_command_and_its_file_tells_of_it(
+def test_a_variant_is_made_by_the_command_and_its_file_reports_of_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = (
@@ -121,11 +121,11 @@ def test_a_variant_is_made_by_the_command_and_its_file_tells_of_it(
 def rate_after(folder: Path, steps: int, **changes: Any) -> list[float]:
     """Rates of a run whose first hundreds of steps had equal losses."""
     made = training(folder, 1000, **changes)
-    found = []
+    result = []
     for made.step in range(steps):
-        found.append(made._rate())
+        result.append(made._rate())
         made.curve.append({"loss": 1.0})
-    return found
+    return result
 
 
 def test_rates_follow_the_schedule_named(tmp_path: Path) -> None:
@@ -138,7 +138,7 @@ def test_rates_follow_the_schedule_named(tmp_path: Path) -> None:
     assert [stepped[n] for n in (99, 299, 300)] == [1e-2, 1e-2, 5e-3]
 
 
-def test_a_run_doesnt_go_on_with_another_schedule_and_steps_count_where_they_matter(
+def test_a_run_does_not_continue_with_another_schedule_and_steps_count_where_they_matter(
     tmp_path: Path,
 ) -> None:
     cut_after(training(tmp_path, 100, schedule="constant"), 2)

@@ -18,7 +18,7 @@ from scripts.shipped.pairs import PairGenerator
 from scripts.shipped.weights import SHIPPED, load_pair_network, save_pair_network
 
 
-def test_the_file_is_small_plain_tensors_and_tells_of_itself() -> None:
+def test_the_file_is_small_plain_tensors_and_describes_itself() -> None:
     assert SHIPPED.stat().st_size < 2_000_000
     description = description_in(torch.load(SHIPPED, weights_only=True))
     assert description["licence"] == "Apache-2.0"
@@ -37,9 +37,9 @@ def test_pairs_that_it_never_saw_lose_most_of_their_move() -> None:
     for index in range(8):
         pair = PairGenerator(1, ((40, 40, 40),))[index]
         with torch.no_grad():
-            found = network(pair.moving, pair.fixed)[-1]
+            result = network(pair.moving, pair.fixed)[-1]
         true = integration(pair.velocity, pair.moving.shape[2:])
-        here = integration(found, pair.moving.shape[2:])
+        here = integration(result, pair.moving.shape[2:])
         tissue = pair.tissue[0, 0]
         errors = [float(u.square().sum(1).sqrt()[0][tissue].mean()) for u in (here - true, true)]
         left[pair.kind].append((errors[0], errors[1]))
@@ -51,11 +51,11 @@ def test_pairs_that_it_never_saw_lose_most_of_their_move() -> None:
 def test_equal_images_stay_where_they_are() -> None:
     pair = PairGenerator(1, ((32, 32, 32),))[0]
     with torch.no_grad():
-        found = load_pair_network()(pair.fixed, pair.fixed)[-1]
-    assert float(found.square().sum(1).mean().sqrt()) < 0.3
+        result = load_pair_network()(pair.fixed, pair.fixed)[-1]
+    assert float(result.square().sum(1).mean().sqrt()) < 0.3
 
 
-def test_what_is_written_is_read_and_a_change_is_seen(tmp_path: Path) -> None:
+def test_what_is_written_is_read_and_a_change_is_detected(tmp_path: Path) -> None:
     network = PairNetwork((4, 4), (4, 4, 4), passes=(2, 1), seed=0)
     save_pair_network(network, tmp_path / "a.pt", {"licence": "none"})
     again = load_pair_network(tmp_path / "a.pt")
@@ -79,9 +79,9 @@ def test_a_network_of_other_inputs_is_read_with_them(inputs: str, tmp_path: Path
     assert again.description["inputs"] == again.inputs.name == inputs
     pair = PairGenerator(1, ((16, 16, 16),))[0]
     with torch.no_grad():
-        found = again(pair.moving, pair.fixed)[-1]
-        assert torch.equal(found, network(pair.moving, pair.fixed)[-1])
-    assert float(found.abs().max()) > 1e-3
+        result = again(pair.moving, pair.fixed)[-1]
+        assert torch.equal(result, network(pair.moving, pair.fixed)[-1])
+    assert float(result.abs().max()) > 1e-3
 
 
 def test_a_file_that_names_no_inputs_is_of_forces(tmp_path: Path) -> None:

@@ -122,8 +122,8 @@ def test_order_of_composition_is_the_documented_one() -> None:
     linear = turn(2, r[2]) @ turn(1, r[1]) @ turn(0, r[0]) @ shear @ torch.diag(1 + s)
     q = torch.tensor([3.0, -2.0, 7.0], dtype=torch.float64)
     matrix = matrix_of(parameters, "affine", frame)[0]
-    found = matrix[:3, :3] @ (q + frame.centre) + matrix[:3, 3] - frame.centre
-    torch.testing.assert_close(found, linear @ q + t * frame.half_width)
+    result = matrix[:3, :3] @ (q + frame.centre) + matrix[:3, 3] - frame.centre
+    torch.testing.assert_close(result, linear @ q + t * frame.half_width)
 
 
 @each_grid
@@ -131,8 +131,8 @@ def test_order_of_composition_is_the_documented_one() -> None:
 def test_parameters_come_back(name: str, family: str) -> None:
     frame = frame_of(name)
     parameters = drawn(family, frame)
-    found = parameters_of(matrix_of(parameters, family, frame), family, frame)
-    torch.testing.assert_close(found, parameters, atol=1e-9, rtol=0)
+    result = parameters_of(matrix_of(parameters, family, frame), family, frame)
+    torch.testing.assert_close(result, parameters, atol=1e-9, rtol=0)
 
 
 @settings(max_examples=60, deadline=None)
@@ -150,8 +150,8 @@ def test_locked_euler_axes_come_back_as_the_same_matrix(angle: float) -> None:
     frame = frame_of("anisotropic")
     parameters = torch.tensor([[0.4, angle, -1.1, 0.0, 0.0, 0.0]], dtype=torch.float64)
     matrix = matrix_of(parameters, "rigid", frame)
-    found = parameters_of(matrix, "rigid", frame)
-    torch.testing.assert_close(matrix_of(found, "rigid", frame), matrix, atol=1e-7, rtol=0)
+    result = parameters_of(matrix, "rigid", frame)
+    torch.testing.assert_close(matrix_of(result, "rigid", frame), matrix, atol=1e-7, rtol=0)
 
 
 @pytest.mark.parametrize("degrees", [120.0, 179.0])
@@ -168,8 +168,8 @@ def test_rotations_over_ninety_degrees_come_back(degrees: float, axis: int) -> N
 def test_families_are_nested(family: str) -> None:
     frame = frame_of("flipped")
     rigid = matrix_of(drawn("rigid", frame), "rigid", frame)
-    found = parameters_of(rigid, family, frame)
-    torch.testing.assert_close(matrix_of(found, family, frame), rigid)
+    result = parameters_of(rigid, family, frame)
+    torch.testing.assert_close(matrix_of(result, family, frame), rigid)
 
 
 @pytest.mark.parametrize("family", FAMILIES[:3])

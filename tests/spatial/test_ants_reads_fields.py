@@ -92,13 +92,13 @@ def test_ants_warps_as_the_bundle_does_in_both_directions(grid: Grid, tmp_path: 
     velocity = torch.nn.functional.interpolate(
         coarse, network.reduced, mode="trilinear", align_corners=True
     )
-    found = fields_of(network, velocity, CROP, SHAPE)
-    write_field(tmp_path / TO_TEMPLATE, found.to_template[0].numpy(), grid)
-    write_field(tmp_path / TO_SUBJECT, found.to_subject[0].numpy(), grid)
+    result = fields_of(network, velocity, CROP, SHAPE)
+    write_field(tmp_path / TO_TEMPLATE, result.to_template[0].numpy(), grid)
+    write_field(tmp_path / TO_SUBJECT, result.to_subject[0].numpy(), grid)
     subject, template = density(1), density(2)
     ours = {
-        TO_TEMPLATE: (subject, found.subject_in_template(subject)),
-        TO_SUBJECT: (template, warp(template, found.to_subject)),
+        TO_TEMPLATE: (subject, result.subject_in_template(subject)),
+        TO_SUBJECT: (template, warp(template, result.to_subject)),
     }
     for name, (moving, warped) in ours.items():
         write_map(tmp_path / "moving.nii.gz", moving[0].numpy(), grid)

@@ -47,17 +47,17 @@ DIVISORS = {
 def test_it_is_the_density_of_the_same_streamlines(normalisation, source, wanted):
     divide = DIVISORS[normalisation]
     here, there = counted(grid(source)), counted(grid(wanted))
-    found = resample_density(here / divide(here), grid(source).affine, grid(wanted), normalisation)
+    result = resample_density(here / divide(here), grid(source).affine, grid(wanted), normalisation)
     truth = there / divide(there)
-    assert found.shape == truth.shape
-    assert np.corrcoef(found.ravel(), truth.ravel())[0, 1] > 0.85
+    assert result.shape == truth.shape
+    assert np.corrcoef(result.ravel(), truth.ravel())[0, 1] > 0.85
     if normalisation == "streamline_density":
-        assert found.sum() == pytest.approx(1, rel=1e-5)
+        assert result.sum() == pytest.approx(1, rel=1e-5)
     elif normalisation == "max":
-        assert found.max() == pytest.approx(1, rel=1e-5)
+        assert result.max() == pytest.approx(1, rel=1e-5)
     else:
         # Curves end in voxels and turn within them, which Cauchy's formula doesn't know.
-        assert found.sum() == pytest.approx(truth.sum(), rel=0.06)
+        assert result.sum() == pytest.approx(truth.sum(), rel=0.06)
 
 
 def test_the_ratio_is_that_of_surfaces():
@@ -71,5 +71,5 @@ def test_the_ratio_is_that_of_surfaces():
 def test_a_mask_stays_a_mask():
     mask = np.zeros((1, 24, 24, 24))
     mask[:, 6:18, 6:18, 6:18] = 1
-    found = resample_density(mask, grid(2).affine, grid(4), "none")
-    assert found.max() == 1 and found.sum() == 6**3
+    result = resample_density(mask, grid(2).affine, grid(4), "none")
+    assert result.max() == 1 and result.sum() == 6**3

@@ -21,8 +21,8 @@ def test_a_linear_field_is_continued_exactly(shape):
     matrix = torch.randn(d, d, generator=torch.Generator().manual_seed(0)) / 4
     field = torch.einsum("ij,j...->i...", matrix, places)[None]
     hole = ball(shape, [9.0] * d, 5)
-    found = extended_field(torch.where(hole, 1e6, field), ~hole)
-    assert torch.allclose(found, field, atol=2e-2)
+    result = extended_field(torch.where(hole, 1e6, field), ~hole)
+    assert torch.allclose(result, field, atol=2e-2)
 
 
 def test_what_is_unknown_has_no_influence_and_what_is_known_stays():
@@ -37,10 +37,10 @@ def test_what_is_unknown_has_no_influence_and_what_is_known_stays():
 def test_the_continuation_has_no_extremum_inside():
     field = torch.randn(1, 1, 14, 14, 14, generator=torch.Generator().manual_seed(1))
     hole = ball((14, 14, 14), [7.0, 7.0, 7.0], 4)
-    found = extended_field(field, ~hole)
+    result = extended_field(field, ~hole)
     rim = field[ball((14, 14, 14), [7.0, 7.0, 7.0], 5.5) & ~hole]
-    assert found[hole].min() >= rim.min()
-    assert found[hole].max() <= rim.max()
+    assert result[hole].min() >= rim.min()
+    assert result[hole].max() <= rim.max()
 
 
 def test_everything_and_nothing_known():

@@ -56,8 +56,8 @@ def test_what_is_written_is_read(
         affine = np.diag([1.5, 2.0, 1.0, 1.0])
     path = tmp_path / "field.nii.gz"
     write_field(path, displacement, make_grid(shape, affine))
-    found = read_field(path, len(shape))
-    np.testing.assert_allclose(found, displacement, atol=1e-5)
+    result = read_field(path, len(shape))
+    np.testing.assert_allclose(result, displacement, atol=1e-5)
 
 
 @affines
@@ -74,9 +74,9 @@ def test_header_is_what_itk_expects(
     assert image.header.get_xyzt_units()[0] == "mm"
     np.testing.assert_allclose(image.affine, affine, atol=1e-5)
     for name, code in (("sform", 4), ("qform", 1)):
-        found, found_code = getattr(image.header, f"get_{name}")(coded=True)
+        result, found_code = getattr(image.header, f"get_{name}")(coded=True)
         assert found_code == code
-        np.testing.assert_allclose(found, affine, atol=1e-5)
+        np.testing.assert_allclose(result, affine, atol=1e-5)
 
 
 @affines

@@ -154,6 +154,6 @@ def test_hdf5_that_is_no_transform_is_one_clear_error(tmp_path: Path, name: str)
                 group["TransformType"] = np.array([kind], dtype=h5py.string_dtype("ascii"))
                 group["TransformParameters"] = np.zeros(12)
                 group["TransformFixedParameters"] = np.array([1e9] * 18)
-    with pytest.raises(CohortError) as told:
+    with pytest.raises(CohortError) as caught:
         read_transform(TransformFile(path))
-    assert str(told.value).startswith(f"{path}: ") and "\n" not in str(told.value)
+    assert str(caught.value).startswith(f"{path}: ") and "\n" not in str(caught.value)

@@ -48,7 +48,7 @@ def test_no_displacement_keeps_every_volume(d: int) -> None:
 
 def test_corners_are_numpys_determinants_of_the_three_edges() -> None:
     u = torch.randn(3, 3, 4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    found = smallest_corner_determinant(u).numpy()
+    result = smallest_corner_determinant(u).numpy()
     for cell in itertools.product(range(2), range(3), range(2)):
         dets = []
         for corner in itertools.product((0, 1), repeat=3):
@@ -59,7 +59,7 @@ def test_corners_are_numpys_determinants_of_the_three_edges() -> None:
                 low[axis], high[axis] = cell[axis], cell[axis] + 1
                 matrix[:, axis] += (u[(slice(None), *high)] - u[(slice(None), *low)]).numpy()
             dets.append(np.linalg.det(matrix))
-        assert found[cell] == pytest.approx(min(dets))
+        assert result[cell] == pytest.approx(min(dets))
 
 
 @pytest.mark.parametrize("d", [2, 3])

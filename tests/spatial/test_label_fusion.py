@@ -82,9 +82,9 @@ def test_shares_and_sums_equal_the_straightforward_way(monkeypatch, slab, shape)
     sums.add(label_shares(*subjects[0]), sign=-1)
     for label in sums.labels:
         wanted = sum(straightforward(*one, label) for one in subjects[1:])
-        found = np.zeros(shape, dtype=np.int64)
-        found.flat[sums.shares[label].index] = sums.shares[label].weights
-        assert np.array_equal(found, wanted)
+        result = np.zeros(shape, dtype=np.int64)
+        result.flat[sums.shares[label].index] = sums.shares[label].weights
+        assert np.array_equal(result, wanted)
         assert (np.diff(sums.shares[label].index) > 0).all()
 
 

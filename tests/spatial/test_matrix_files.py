@@ -43,7 +43,7 @@ LAS[:3, 3] = (20, -10, -5)
 def test_flirts_matrix_maps_scaled_voxels_of_moving_to_fixed(moving, fixed) -> None:
     """Written out for a point: FSL's x runs from the last voxel where the affine is positive."""
     on_moving, on_fixed = grid(moving), grid(fixed, (9, 8, 7))
-    found = ras_of_fsl(MATRIX, on_moving, on_fixed)
+    result = ras_of_fsl(MATRIX, on_moving, on_fixed)
 
     def fsl(on: Grid, world: np.ndarray) -> np.ndarray:
         voxel = np.linalg.solve(on.affine, [*world, 1.0])[:3]
@@ -52,7 +52,7 @@ def test_flirts_matrix_maps_scaled_voxels_of_moving_to_fixed(moving, fixed) -> N
         return voxel * np.linalg.norm(on.affine[:3, :3], axis=0)
 
     point = np.array([1.0, 2.0, 3.0])
-    there = (found @ [*point, 1.0])[:3]
+    there = (result @ [*point, 1.0])[:3]
     arrives = (MATRIX @ [*fsl(on_moving, there), 1.0])[:3]
     np.testing.assert_allclose(arrives, fsl(on_fixed, point), atol=1e-9)
 
@@ -65,8 +65,8 @@ def test_flirts_file_is_not_taken_for_another(tmp_path: Path, name: str) -> None
     moving, fixed = (
         image(tmp_path / f"{one}.nii.gz", grid(affine)) for one, affine in (("a", RAS), ("b", LAS))
     )
-    found = read_transform(TransformFile(path, kind="fsl", moving=moving, fixed=fixed))
-    np.testing.assert_allclose(found.matrix, ras_of_fsl(MATRIX, grid(RAS), grid(LAS)), atol=1e-6)
+    result = read_transform(TransformFile(path, kind="fsl", moving=moving, fixed=fixed))
+    np.testing.assert_allclose(result.matrix, ras_of_fsl(MATRIX, grid(RAS), grid(LAS)), atol=1e-6)
     np.testing.assert_allclose(read_affine(path, "ras").matrix, MATRIX)
     with pytest.raises(CohortError, match="must be named as 'moving'"):
         read_affine(path, "fsl")

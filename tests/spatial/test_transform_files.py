@@ -37,8 +37,8 @@ def test_both_directions_come_back_from_both_kinds_of_text(tmp_path: Path, matri
     np.testing.assert_allclose(read_affine(tmp_path / itk).matrix, matrix, atol=1e-12)
     np.testing.assert_allclose(np.loadtxt(tmp_path / plain), matrix, atol=1e-12)
     for name in transform_names("s", "aligned", "native"):
-        found = read_affine(tmp_path / name).matrix
-        np.testing.assert_allclose(found, np.linalg.inv(matrix), atol=1e-12)
+        result = read_affine(tmp_path / name).matrix
+        np.testing.assert_allclose(result, np.linalg.inv(matrix), atol=1e-12)
 
 
 def test_a_plane_is_written_in_two_dimensions(tmp_path: Path) -> None:

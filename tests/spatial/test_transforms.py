@@ -144,9 +144,9 @@ def test_composition_interpolates_once(grid):
     """Half a voxel there and back is the identity, which two interpolations would blur."""
     half = np.eye(4)
     half[1, 3] = 1.25
-    there, back = AffineTransform(half), AffineTransform(np.linalg.inv(half))
+    forward, backward = AffineTransform(half), AffineTransform(np.linalg.inv(half))
     volume = np.random.default_rng(1).random((1, *SHAPE))
-    assert np.allclose(resample(volume, grid, [there, back], grid), volume, atol=1e-5)
+    assert np.allclose(resample(volume, grid, [forward, backward], grid), volume, atol=1e-5)
 
 
 def test_another_grid_sees_the_same_world(grid, make_grid):

@@ -39,8 +39,8 @@ def test_values_and_shape(
     assert image.shape == expected
     assert image.get_data_dtype() == np.float32
     assert np.isnan(float(image.header["scl_slope"])) or float(image.header["scl_slope"]) == 1
-    found = np.asarray(image.dataobj).reshape(*shape, channels)
-    np.testing.assert_array_equal(np.moveaxis(found, -1, 0), values.astype(np.float32))
+    result = np.asarray(image.dataobj).reshape(*shape, channels)
+    np.testing.assert_array_equal(np.moveaxis(result, -1, 0), values.astype(np.float32))
     np.testing.assert_allclose(image.affine, OBLIQUE, atol=1e-5)
 
 

@@ -58,8 +58,8 @@ def test_each_channel_moves_along_its_own_axis(shape: tuple[int, ...]) -> None:
     points = np.stack(np.meshgrid(*(np.arange(n) for n in shape), indexing="ij"))
     there = points + displacement[0].numpy()
     expected = [map_coordinates(c, there, order=1, mode="nearest") for c in image[0].numpy()]
-    found = warp(image, displacement, padding_mode="border")[0]
-    np.testing.assert_allclose(found, np.stack(expected), atol=3e-5)
+    result = warp(image, displacement, padding_mode="border")[0]
+    np.testing.assert_allclose(result, np.stack(expected), atol=3e-5)
 
 
 @pytest.mark.usefixtures("threads")
@@ -178,8 +178,8 @@ def test_reflection_is_about_the_centres_of_the_outermost_voxels() -> None:
     line = torch.arange(4.0).view(1, 1, 4, 1).expand(1, 1, 4, 3)
     back = torch.zeros(1, 2, 4, 3)
     back[:, 0] = -2
-    found = Warp("nearest", "reflection")(line, back)[0, 0, :, 0]
-    assert found.tolist() == [2, 1, 0, 1]
+    result = Warp("nearest", "reflection")(line, back)[0, 0, :, 0]
+    assert result.tolist() == [2, 1, 0, 1]
 
 
 def test_bicubic_keeps_a_parabola_inside_a_plane() -> None:

@@ -81,8 +81,8 @@ def test_structural_similarity_is_the_textbooks() -> None:
             values.append(
                 value / ((a.mean() ** 2 + b.mean() ** 2 + 1e-4) * (a.var() + b.var() + 9e-4))
             )
-    found = Objective("ssim")(fixed[0], moving[0], np.eye(3)).loss
-    assert found == pytest.approx(1 - np.mean(values), abs=1e-4)
+    result = Objective("ssim")(fixed[0], moving[0], np.eye(3)).loss
+    assert result == pytest.approx(1 - np.mean(values), abs=1e-4)
 
 
 @pytest.mark.parametrize("loss", LOSSES)
@@ -134,8 +134,8 @@ def test_a_ramp_has_its_slopes_for_any_map(first: int, last: int) -> None:
     out = torch.empty(2, last - first, 9)
     _gradient(torch.from_numpy(3 * x - 5 * y).float(), first, last, linear, out)
     rows = slice(1 if first == 0 else 0, -1 if last == 12 else None)  # no difference at the border
-    for found, wanted in zip(out, (3.0, -5.0), strict=True):
-        np.testing.assert_allclose(found[rows, 1:-1], wanted, atol=1e-4)
+    for result, wanted in zip(out, (3.0, -5.0), strict=True):
+        np.testing.assert_allclose(result[rows, 1:-1], wanted, atol=1e-4)
 
 
 def test_an_unknown_loss_is_refused() -> None:

@@ -83,9 +83,9 @@ def attributes(version: str, **changes: object) -> dict[str, object]:
 
 @pytest.mark.parametrize("version", ["0.4", "0.5"])
 def test_both_versions_are_read(version: str) -> None:
-    found = read_multiscale(attributes(version))
-    assert found is not None
-    one = found.of("/images/50-10-10/")
+    result = read_multiscale(attributes(version))
+    assert result is not None
+    one = result.of("/images/50-10-10/")
     assert one is not None
     assert one.spacing() == (50.0, 10.0, 10.0)
     assert one.translation == (0.0, 20.0, 30.0)
@@ -105,7 +105,7 @@ def test_metadata_that_says_nothing_is_refused(changes: dict[str, object]) -> No
 def test_axes_of_different_units_are_refused() -> None:
     axes = [{"name": n, "type": "space", "unit": u} for n, u in
             zip("zyx", ("meter", "nanometer", "nanometer"), strict=True)]  # fmt: skip
-    found = read_multiscale(attributes("0.5", axes=axes))
-    assert found is not None
+    result = read_multiscale(attributes("0.5", axes=axes))
+    assert result is not None
     with pytest.raises(ValueError, match="different units: meter, nanometer"):
-        found.arrays[0].unit()
+        result.arrays[0].unit()

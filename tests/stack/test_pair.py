@@ -43,18 +43,18 @@ def known(transformation: str, seed: int = 1) -> tuple[PlanarModel, np.ndarray]:
 def test_a_known_transform_is_found(transformation: str) -> None:
     model, truth = known(transformation)
     registration = PairRegistration(model, Objective(), SCHEDULE, regularisation=0)
-    found = registration(pyramid(organ(np.eye(3))), pyramid(organ(truth)))
-    assert corner_distance(found.matrix, truth, PLANE) < 0.15
-    assert found.correlation > 0.99 > found.correlation_before
+    result = registration(pyramid(organ(np.eye(3))), pyramid(organ(truth)))
+    assert corner_distance(result.matrix, truth, PLANE) < 0.15
+    assert result.correlation > 0.99 > result.correlation_before
 
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_every_loss_finds_it(loss: str) -> None:
     model, truth = known("rigid")
-    found = PairRegistration(model, Objective(loss), SCHEDULE)(
+    result = PairRegistration(model, Objective(loss), SCHEDULE)(
         pyramid(organ(np.eye(3))), pyramid(organ(truth))
     )
-    assert corner_distance(found.matrix, truth, PLANE) < 0.15
+    assert corner_distance(result.matrix, truth, PLANE) < 0.15
 
 
 def test_adam_ends_at_the_same_minimum() -> None:
@@ -88,31 +88,31 @@ def test_rigid_is_rigid_in_millimetres_on_anisotropic_pixels() -> None:
     plane = Plane(SHAPE, (3.0, 1.0))
     model = PlanarModel("rigid")
     truth = model.matrix(np.array([0.1, 0.05, 0.02]), plane)
-    found = PairRegistration(model, Objective(), SCHEDULE)(
+    result = PairRegistration(model, Objective(), SCHEDULE)(
         pyramid(organ(np.eye(3), plane), plane), pyramid(organ(truth, plane), plane)
     )
-    assert np.abs(np.linalg.svd(found.matrix[:2, :2])[1] - 1).max() < 1e-9
-    assert corner_distance(found.matrix, truth, plane) < 0.3
+    assert np.abs(np.linalg.svd(result.matrix[:2, :2])[1] - 1).max() < 1e-9
+    assert corner_distance(result.matrix, truth, plane) < 0.3
 
 
 @pytest.mark.parametrize("optimizer", ["gauss_newton", "adam"])
 def test_a_copy_gets_the_exact_identity(optimizer: str) -> None:
     image = organ(np.eye(3))
-    found = PairRegistration(PlanarModel("affine"), Objective(), SCHEDULE, optimizer=optimizer)(
+    result = PairRegistration(PlanarModel("affine"), Objective(), SCHEDULE, optimizer=optimizer)(
         pyramid(image), pyramid(image.copy())
     )
-    assert np.array_equal(found.matrix, np.eye(3))
-    assert found.loss == pytest.approx(0, abs=1e-6)
+    assert np.array_equal(result.matrix, np.eye(3))
+    assert result.loss == pytest.approx(0, abs=1e-6)
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_a_result_is_never_worse_than_the_identity(seed: int) -> None:
     random = np.random.default_rng(seed)
     one, other = (pyramid(random.random(SHAPE).astype(np.float32)) for _ in range(2))
-    found = PairRegistration(PlanarModel("affine"), Objective(), SCHEDULE)(one, other)
+    result = PairRegistration(PlanarModel("affine"), Objective(), SCHEDULE)(one, other)
     still = Objective()(one[1], other[1], np.eye(3))
-    assert found.loss <= still.loss
-    assert found.overlap >= 0.25
+    assert result.loss <= still.loss
+    assert result.overlap >= 0.25
 
 
 def test_unknown_orientation_is_searched() -> None:
@@ -121,8 +121,8 @@ def test_unknown_orientation_is_searched() -> None:
     sections = pyramid(organ(np.eye(3))), pyramid(organ(truth))
     lost = PairRegistration(model, Objective(), SCHEDULE)(*sections)
     assert corner_distance(lost.matrix, truth, PLANE) > 20
-    found = PairRegistration(model, Objective(), SCHEDULE, search_angle=180)(*sections)
-    assert corner_distance(found.matrix, truth, PLANE) < 0.2
+    result = PairRegistration(model, Objective(), SCHEDULE, search_angle=180)(*sections)
+    assert corner_distance(result.matrix, truth, PLANE) < 0.2
 
 
 def test_a_section_turned_over_is_found_with_flips_only() -> None:
@@ -131,9 +131,9 @@ def test_a_section_turned_over_is_found_with_flips_only() -> None:
     sections = pyramid(organ(np.eye(3))), pyramid(organ(truth))
     plain = PairRegistration(model, Objective(), SCHEDULE)(*sections)
     assert not plain.mirrored
-    found = PairRegistration(model, Objective(), SCHEDULE, flips=True)(*sections)
-    assert found.mirrored
-    assert corner_distance(found.matrix, truth, PLANE) < 0.2
+    result = PairRegistration(model, Objective(), SCHEDULE, flips=True)(*sections)
+    assert result.mirrored
+    assert corner_distance(result.matrix, truth, PLANE) < 0.2
 
 
 def test_regularisation_holds_scale_and_shear_back() -> None:
@@ -141,8 +141,8 @@ def test_regularisation_holds_scale_and_shear_back() -> None:
     sections = pyramid(organ(np.eye(3))), pyramid(organ(truth))
 
     def deviation(weight: float) -> float:
-        found = PairRegistration(model, Objective(), SCHEDULE, weight)(*sections)
-        return float(np.abs(model.parameters(found.matrix, PLANE)[3:]).sum())
+        result = PairRegistration(model, Objective(), SCHEDULE, weight)(*sections)
+        return float(np.abs(model.parameters(result.matrix, PLANE)[3:]).sum())
 
     assert deviation(100.0) < 0.1 * deviation(0.0)
 
@@ -153,8 +153,8 @@ def test_small_levels_are_left_out_and_count_no_steps() -> None:
     model, truth = known("rigid")
     schedule = Schedule((8, 2, 1), (100,) * 3, (1e-3,) * 3)
     images = [Pyramid(organ(one), PLANE, (8, 2, 1)) for one in (np.eye(3), truth)]
-    found = PairRegistration(model, Objective(), schedule)(*images)
-    assert found.steps[0] == 0 < min(found.steps[1:])
+    result = PairRegistration(model, Objective(), schedule)(*images)
+    assert result.steps[0] == 0 < min(result.steps[1:])
 
 
 def test_adam_stops_once_the_loss_stays_the_same() -> None:

@@ -37,19 +37,19 @@ def test_a_chain_that_drifted_is_corrected_and_keeps_its_steps() -> None:
     truth = [RIGID.matrix(random.normal(0, 0.05, 3), PLANE) for _ in range(count)]
     chain = np.stack([a @ b for a, b in zip(truth, drift, strict=True)])
     known = {z: truth[z] for z in range(0, count, 6)}
-    found = follow(chain, known, RIGID, PLANE, 4.0)
+    result = follow(chain, known, RIGID, PLANE, 4.0)
     before = [corner_distance(a, b, PLANE) for a, b in zip(chain, truth, strict=True)]
-    after = [corner_distance(a, b, PLANE) for a, b in zip(found, truth, strict=True)]
+    after = [corner_distance(a, b, PLANE) for a, b in zip(result, truth, strict=True)]
     assert max(before) > 25
     assert max(after) < 3
 
 
 def test_between_known_sections_the_correction_neither_overshoots_nor_turns_back() -> None:
     known = {0: moved(0.0), 8: moved(0.0), 16: moved(10.0), 24: moved(10.0)}
-    found = follow(np.tile(np.eye(3), (25, 1, 1)), known, RIGID, PLANE, 0.3)[:, 0, 2]
-    np.testing.assert_allclose(found[[0, 8, 16, 24]], [0, 0, 10, 10], atol=0.01)
-    assert (np.diff(found) > -1e-6).all()
-    assert 3 < found[12] < 7
+    result = follow(np.tile(np.eye(3), (25, 1, 1)), known, RIGID, PLANE, 0.3)[:, 0, 2]
+    np.testing.assert_allclose(result[[0, 8, 16, 24]], [0, 0, 10, 10], atol=0.01)
+    assert (np.diff(result) > -1e-6).all()
+    assert 3 < result[12] < 7
 
 
 def test_wander_is_that_of_the_slow_part() -> None:
@@ -89,10 +89,10 @@ def test_earlier_transforms_of_other_pixels_place_the_same_points(tmp_path: Path
             {"index": z, "composed": finer.pixel_matrix(one).tolist()} for z, one in wanted.items()
         ],
     }
-    found = read(tmp_path / "transforms.json", content)
-    assert sorted(found) == [0, 2]
+    result = read(tmp_path / "transforms.json", content)
+    assert sorted(result) == [0, 2]
     for z, one in wanted.items():
-        np.testing.assert_allclose(found[z], one, atol=1e-9)
+        np.testing.assert_allclose(result[z], one, atol=1e-9)
 
 
 @pytest.mark.parametrize("style", ["o, u, v", "anchoring"])
@@ -112,9 +112,9 @@ def test_anchorings_place_sections_relative_to_each_other(style: str, tmp_path: 
         if style == "anchoring":
             vectors = {"anchoring": [*vectors["o"], *vectors["u"], *vectors["v"]]}
         slices.append({"filename": f"{NAMES[z]}.png", **vectors})
-    found = read(tmp_path / "quicknii.json", {"slices": slices[::-1]})
+    result = read(tmp_path / "quicknii.json", {"slices": slices[::-1]})
     for z in (1, 2):
-        between = found[z] @ np.linalg.inv(found[0])
+        between = result[z] @ np.linalg.inv(result[0])
         assert corner_distance(between, truth[z], PLANE) < 0.1
 
 

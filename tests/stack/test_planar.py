@@ -74,8 +74,8 @@ def test_a_rigid_map_near_a_sheared_one_is_the_nearest_rotation() -> None:
     sheared = np.array([[1.0, 0.2, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
     model = PlanarModel("rigid")
     left, _, right = np.linalg.svd(sheared[:2, :2])
-    found = model.matrix(model.parameters(sheared, PLANE), PLANE)
-    np.testing.assert_allclose(found[:2, :2], left @ right, atol=1e-12)
+    result = model.matrix(model.parameters(sheared, PLANE), PLANE)
+    np.testing.assert_allclose(result[:2, :2], left @ right, atol=1e-12)
     with pytest.raises(ValueError, match="mirrors or collapses"):
         model.parameters(np.diag([-1.0, 1.0, 1.0]), PLANE)
 

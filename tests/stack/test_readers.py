@@ -290,7 +290,7 @@ BAD: dict[str, tuple[Callable[[Path], Path], Settings, type[TractAtlasError], st
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_input_is_told_with_the_section_and_the_rule(case: str, tmp_path: Path) -> None:
+def test_bad_input_is_reported_with_the_section_and_the_rule(case: str, tmp_path: Path) -> None:
     write, settings, kind, message = BAD[case]
     path = write(tmp_path)
     with pytest.raises(kind, match=message) as caught:

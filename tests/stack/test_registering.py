@@ -1,4 +1,4 @@
-"""The jobs as a whole: what is published, whole or not at all, and the same to the bit."""
+"""The jobs as a whole: what is published, whole or not at all, and the same bit for bit."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ def composed(folder: Path) -> np.ndarray:
 
 def contents(folder: Path) -> dict[str, bytes]:
     """All files of a folder; of the JSON and the page without what tells one run from another."""
-    found = {}
+    result = {}
     for path in sorted(folder.rglob("*")):
         if path.is_file() and path.name not in ("transforms.json", "quality.html"):
-            found[str(path.relative_to(folder))] = path.read_bytes()
-    found["composed"] = composed(folder).tobytes()
-    return found
+            result[str(path.relative_to(folder))] = path.read_bytes()
+    result["composed"] = composed(folder).tobytes()
+    return result
 
 
 @pytest.fixture(scope="module")
@@ -218,7 +218,7 @@ def test_a_placement_leads_and_the_transforms_of_a_run_are_one(
     assert described(lying)["sections"][0]["composed"] != np.eye(3).tolist()
 
 
-# -- the same to the bit -----------------------------------------------------------------------
+# -- the same bit for bit -----------------------------------------------------------------------
 
 
 def test_two_processes_and_one_thread_write_the_same_bytes(stack: Path, tmp_path: Path) -> None:
@@ -267,8 +267,14 @@ def test_an_unfinished_run_of_other_sections_is_refused_or_thrown_away(
     stack: Path, small_values: np.ndarray, write_zarr: Callable[..., Path], tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
+    write = measuring.PairStore.write
+
+    def dying(self: Any, pair: Any, result: Any) -> None:
+        write(self, pair, result)
+        raise Killed
+
     with monkeypatch.context() as patched:
-        patched.setattr(measuring.PairStore, "write", lambda *_: (_ for _ in ()).throw(Killed))
+        patched.setattr(measuring.PairStore, "write", dying)
         with pytest.raises(Killed):
             register(stack, tmp_path / "out")
     other = small_values.copy()

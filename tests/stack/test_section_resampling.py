@@ -30,37 +30,37 @@ def noise(dtype: str) -> np.ndarray:
 @pytest.mark.parametrize("mode", MODES)
 def test_the_identity_copies(dtype: str, mode: str) -> None:
     values = noise(dtype)
-    found = resample_section(values, np.eye(3), CropBox(2, 15, 3, 20), mode, (0,))
-    assert found.dtype == values.dtype
-    assert np.array_equal(found, values[2:15, 3:20])
+    result = resample_section(values, np.eye(3), CropBox(2, 15, 3, 20), mode, (0,))
+    assert result.dtype == values.dtype
+    assert np.array_equal(result, values[2:15, 3:20])
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
 @pytest.mark.parametrize("mode", MODES)
 def test_whole_pixels_are_moved_exactly(dtype: str, mode: str) -> None:
     values = noise(dtype)
-    found = resample_section(values, shifted(3, -2), WHOLE, mode, (7,))
-    np.testing.assert_allclose(found[:17, 2:], values[3:, :22], rtol=1e-6, atol=1e-6)
-    assert (found[17:] == 7).all()
-    assert (found[:, :2] == 7).all()
+    result = resample_section(values, shifted(3, -2), WHOLE, mode, (7,))
+    np.testing.assert_allclose(result[:17, 2:], values[3:, :22], rtol=1e-6, atol=1e-6)
+    assert (result[17:] == 7).all()
+    assert (result[:, :2] == 7).all()
 
 
 def test_an_overshoot_is_clipped_not_wrapped() -> None:
     step = np.zeros((20, 24), dtype=np.uint8)
     step[:, 12:] = 255
-    found = resample_section(step, shifted(0, 0.5), WHOLE, "cubic", (0,))[:, :-1]
+    result = resample_section(step, shifted(0, 0.5), WHOLE, "cubic", (0,))[:, :-1]
     # Wrapped, an overshoot would make a dark line beside the edge, and a bright one before it.
-    assert found[:, 12:].min() > 200
-    assert found[:, :11].max() < 40
-    assert found.max() == 255
+    assert result[:, 12:].min() > 200
+    assert result[:, :11].max() < 40
+    assert result.max() == 255
 
 
 def test_labels_of_any_size_stay_the_same_numbers() -> None:
     labels = np.full((20, 24), 614454277, dtype=np.uint32)
     labels[5:9, 5:9] = 4294967295
-    found = resample_section(labels, shifted(0.3, 1.2), WHOLE, "nearest", (0,))
-    assert set(np.unique(found)) == {0, 614454277, 4294967295}
-    assert (found == 4294967295).sum() == 16
+    result = resample_section(labels, shifted(0.3, 1.2), WHOLE, "nearest", (0,))
+    assert set(np.unique(result)) == {0, 614454277, 4294967295}
+    assert (result == 4294967295).sum() == 16
 
 
 @pytest.mark.parametrize("mode", ["cubic", "linear"])
@@ -69,17 +69,17 @@ def test_a_ramp_stays_a_ramp_and_colours_go_alike(mode: str) -> None:
     rows, columns = np.mgrid[: shape[0], : shape[1]].astype(np.float64)
     values = np.stack([rows, columns, rows + 2 * columns], axis=-1)
     matrix = np.array([[0.98, -0.1, 1.0], [0.1, 0.98, -0.5], [0, 0, 1]])
-    found = resample_section(values, matrix, box, mode, (-1, -2, -3))
+    result = resample_section(values, matrix, box, mode, (-1, -2, -3))
     y, x = matrix[0, 0] * rows + matrix[0, 1] * columns + 1, 0.1 * rows + 0.98 * columns - 0.5
     # A spline is that of the section mirrored at its border, which a ramp feels near it.
     inner = (y > 14) & (y < 25) & (x > 14) & (x < 29)
     for channel, wanted in enumerate((y, x, y + 2 * x)):
-        np.testing.assert_allclose(found[inner, channel], wanted[inner], atol=1e-6)
+        np.testing.assert_allclose(result[inner, channel], wanted[inner], atol=1e-6)
     outside = (y < -0.01) | (x < -0.01)
-    assert (found[outside] == (-1, -2, -3)).all()
+    assert (result[outside] == (-1, -2, -3)).all()
 
 
-def test_bands_give_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bands_give_the_same_result_bit_for_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     values, matrix = noise("uint16"), np.array([[0.9, 0.1, 0.2], [-0.1, 1.0, 1.1], [0, 0, 1]])
     whole = resample_section(values, matrix, WHOLE, "cubic", (0,))
     monkeypatch.setattr(resampling, "_BAND", 70)

@@ -23,15 +23,15 @@ def pairs_between(
     known: list[np.ndarray], neighbours: int = 2, model: PlanarModel = RIGID, noise: float = 0.0
 ) -> list[MeasuredPair]:
     random = np.random.default_rng(9)
-    found = []
+    result = []
     for first in range(len(known)):
         for second in range(first + 1, min(first + 1 + neighbours, len(known))):
             error = model.matrix(random.normal(0, noise, model.count), PLANE)
             matrix = error @ known[second] @ np.linalg.inv(known[first])
             like = 0.95 - 0.05 * (second - first) + random.normal(0, 0.002)
             mirrored = bool(np.linalg.det(matrix[:2, :2]) < 0)
-            found.append(MeasuredPair(first, second, matrix, mirrored, like, second - first))
-    return found
+            result.append(MeasuredPair(first, second, matrix, mirrored, like, second - first))
+    return result
 
 
 def errors(found: np.ndarray, known: list[np.ndarray]) -> np.ndarray:

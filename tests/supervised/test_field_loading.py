@@ -70,19 +70,19 @@ def test_augmentation_depends_on_seed_epoch_and_pair_alone(make_store):
 def test_batches_are_the_same_with_and_without_workers(make_store):
     store = PairStore(make_store())
     augment = TrainFieldsAugmentConfig.load({"augment_ref": ["noise"], "probability": 1.0})
-    found = []
+    result = []
     for workers in (0, 2):
         loader = DataLoader(
             KnownPairs(store, range(6), augment), batch_sampler=PairBatches(6, 4, seed=1),
             num_workers=workers,
         )  # fmt: skip
-        found.append([batch["pair"] for batch in itertools.islice(loader, 5)])
-    assert [len(one) for one in found[0]] == [4, 2, 4, 2, 4]
-    for one, other in zip(*found, strict=True):
+        result.append([batch["pair"] for batch in itertools.islice(loader, 5)])
+    assert [len(one) for one in result[0]] == [4, 2, 4, 2, 4]
+    for one, other in zip(*result, strict=True):
         torch.testing.assert_close(one, other)
 
 
-def test_each_epoch_is_shuffled_anew_and_a_resumed_one_goes_on():
+def test_each_epoch_is_shuffled_anew_and_a_resumed_one_continues():
     batches = PairBatches(6, 4, seed=0)
     first = list(itertools.islice(batches, 6))
     assert sorted(n for batch in first[:2] for n, _ in batch) == list(range(6))

@@ -104,7 +104,7 @@ def test_the_merged_field_is_the_exact_composition(shape):
     torch.nn.init.normal_(network.local_network.field.weight, std=0.2)
     images = pair(shape)
     with torch.no_grad():
-        found = network.find(images, inverse=True, expose_global=True)
+        result = network.find(images, inverse=True, expose_global=True)
         affine = network.global_network.affine(images)
         left = network.local_network(global_stage(images, affine))
     points = torch.stack(torch.meshgrid(*[torch.arange(float(n)) for n in shape], indexing="ij"))
@@ -112,8 +112,8 @@ def test_the_merged_field_is_the_exact_composition(shape):
     there = points + left
     moved = torch.einsum("bij,bj...->bi...", affine.linear, there - centre)
     wanted = there + moved + affine.shift.view(1, d, *[1] * d) - points
-    torch.testing.assert_close(found.field, wanted, atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(found.global_field, affine.displacement(shape))
+    torch.testing.assert_close(result.field, wanted, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(result.global_field, affine.displacement(shape))
     assert left.abs().max() > 0.1
 
 
@@ -131,9 +131,9 @@ def test_compute_inv_asks_the_same_weights_about_the_swapped_pair():
     network = small_local(compute_inv=True)
     images = pair()
     with torch.no_grad():
-        found = network.find(images, inverse=True)
+        result = network.find(images, inverse=True)
         swapped = network(images.flip(1))
-    torch.testing.assert_close(found.inverse, swapped)
+    torch.testing.assert_close(result.inverse, swapped)
     assert network.find(images).inverse is None
 
 
@@ -141,16 +141,16 @@ def test_a_global_inverse_is_exact_and_an_iterated_one_leads_back():
     images = pair()
     network = small_global()
     with torch.no_grad():
-        found = network.find(images, inverse=True)
+        result = network.find(images, inverse=True)
         affine = network.affine(images)
-    assert affine.inverse().after(found.field).abs().max() < 1e-3
-    torch.testing.assert_close(found.inverse, affine.inverse().displacement(SHAPE))
+    assert affine.inverse().after(result.field).abs().max() < 1e-3
+    torch.testing.assert_close(result.inverse, affine.inverse().displacement(SHAPE))
     local = small_local(compute_inv=False)
     torch.nn.init.normal_(local.field.weight, std=0.01)
     with torch.no_grad():
-        found = local.find(images, inverse=True)
-    back = compose_displacements(found.inverse, found.field).square().sum(1).sqrt()
-    assert back[interior(found.field, 1)].max() < 0.05
+        result = local.find(images, inverse=True)
+    back = compose_displacements(result.inverse, result.field).square().sum(1).sqrt()
+    assert back[interior(result.field, 1)].max() < 0.05
 
 
 def test_odd_sizes_are_continued_not_cut():

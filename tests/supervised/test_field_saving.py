@@ -35,14 +35,14 @@ def made(make_store, tmp_path):
             {"pairs": str(store), "device": "cpu", "network": network, "save": save,
              "model": MODEL, "optimizer": epochs, **changes}
         )  # fmt: skip
-        found = build_field_network(open_field_pairs(settings), settings, tmp_path)
-        optimizer = torch.optim.Adam(found.parameters(), lr=1e-3)
+        result = build_field_network(open_field_pairs(settings), settings, tmp_path)
+        optimizer = torch.optim.Adam(result.parameters(), lr=1e-3)
         path = tmp_path / f"fields_{network}.pt"
         if network != "merged":
-            found(torch.rand(1, 2, 40, 56)).sum().backward()
+            result(torch.rand(1, 2, 40, 56)).sum().backward()
             optimizer.step()
-        save_field_network(path, found, optimizer, settings)
-        return settings, found, path
+        save_field_network(path, result, optimizer, settings)
+        return settings, result, path
 
     return make
 
@@ -102,7 +102,7 @@ def test_files_of_others_are_never_replaced(made, tmp_path, place):
 
 
 @pytest.mark.parametrize("save", ["together", "separate"])
-def test_every_flipped_bit_is_told(made, tmp_path, save):
+def test_every_flipped_bit_is_reported(made, tmp_path, save):
     _, _, path = made("global", save)
     file = path if save == "together" else tmp_path / "fields_global" / "weights.pt"
     raw = file.read_bytes()
@@ -114,7 +114,7 @@ def test_every_flipped_bit_is_told(made, tmp_path, save):
             load_field_network(path, "global")
 
 
-def test_training_goes_on_from_a_network_and_its_optimiser(made):
+def test_training_continues_from_a_network_and_its_optimiser(made):
     _, before, path = made("local")
     state = saved_optimizer(path)
     assert state is not None
@@ -146,9 +146,9 @@ def test_other_files_are_refused(made, tmp_path):
         load_field_network(tmp_path / "foreign.pt", "local")
     with pytest.raises(CheckpointError, match="no such checkpoint"):
         load_field_network(tmp_path / "none.pt", "local")
-    found = torch.load(path)
-    del found["network"]["field.weight"]
-    torch.save(found, path)
+    result = torch.load(path)
+    del result["network"]["field.weight"]
+    torch.save(result, path)
     with pytest.raises(CheckpointError, match="damaged or of another kind"):
         load_field_network(path, "local")
 

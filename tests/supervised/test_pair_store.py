@@ -163,7 +163,7 @@ def test_pairs_that_are_only_claimed_are_refused(make_store, tmp_path, count):
 
 
 @pytest.mark.parametrize("way", ["written to", "replaced"])
-def test_a_store_that_changes_while_it_is_read_is_told(make_store, tmp_path, way):
+def test_a_store_that_changes_while_it_is_read_is_reported(make_store, tmp_path, way):
     store = PairStore(make_store())
     store.read(0)
     store.check_unchanged()

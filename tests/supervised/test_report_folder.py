@@ -24,7 +24,7 @@ OURS = json.dumps({"name": "tract_density_atlas", "kind": "predictions"})
 @pytest.mark.parametrize(
     "about", ["{}", "[1]", "[" * 100_000, "1e400", "no JSON", json.dumps({"name": "other"})]
 )
-def test_nonsense_names_nobody(about: str, tmp_path: Path) -> None:
+def test_nonsense_names_no_owner(about: str, tmp_path: Path) -> None:
     assert about_of(predictions(tmp_path / "a.h5", about)) == {}
     assert about_of(tmp_path / "none.h5") == {}
 

@@ -105,9 +105,9 @@ def test_ome_zarr_is_read_at_full_resolution(tmp_path):
 def test_other_types_are_stretched_to_bytes(tmp_path):
     deep = sections(1)[0].astype(np.float32) * 7.5 - 3
     np.save(tmp_path / "deep.npy", deep)
-    found = opened(tmp_path / "deep.npy")[0].reference
-    assert (found.min(), found.max()) == (0, 255)
-    assert np.corrcoef(found.ravel(), deep.ravel())[0, 1] > 0.99
+    result = opened(tmp_path / "deep.npy")[0].reference
+    assert (result.min(), result.max()) == (0, 255)
+    assert np.corrcoef(result.ravel(), deep.ravel())[0, 1] > 0.99
 
 
 def test_images_are_resampled_centre_to_centre():
@@ -214,7 +214,7 @@ def test_an_earlier_store_is_deformed_further(make_store, tmp_path):
         open_source(MakePairsConfig.load({"reference": [str(first), "b.png"]}))
 
 
-def test_a_pattern_that_finds_the_output_is_told(make_store, tmp_path):
+def test_a_pattern_that_finds_the_output_is_reported(make_store, tmp_path):
     store = make_store()
     settings = MakePairsConfig.load({"reference": [str(tmp_path / "*.h5")]})
     with pytest.raises(StorageError, match="is read by this job; choose another output"):
@@ -294,7 +294,7 @@ def test_an_atlas_of_an_earlier_version_is_read(tmp_path):
 
 
 @pytest.mark.parametrize("what", ["atlas.json", "atlas_mean.nii.gz", "a field", "a map"])
-def test_an_atlas_that_changes_while_it_is_read_is_told(atlas, tmp_path, what):
+def test_an_atlas_that_changes_while_it_is_read_is_reported(atlas, tmp_path, what):
     settings = MakePairsConfig.load({"atlas_dir": str(atlas)})
     maker = PairMaker(settings, tmp_path / "of_atlas")
     files = {

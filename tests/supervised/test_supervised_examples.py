@@ -18,6 +18,6 @@ import pytest
 )  # fmt: skip
 def test_examples_of_docstrings(name):
     module = importlib.import_module(f"scripts.{name}")
-    found = doctest.testmod(module, extraglobs={"np": np})
-    assert found.attempted > 0
-    assert found.failed == 0
+    result = doctest.testmod(module, extraglobs={"np": np})
+    assert result.attempted > 0
+    assert result.failed == 0

@@ -42,16 +42,16 @@ def written(request, tmp_path) -> tuple[Path, Streamlines]:
 def test_what_is_written_reads_back(written):
     path, streamlines = written
     tractogram = open_tractogram(path)
-    found = tractogram.read()
+    result = tractogram.read()
     assert tractogram.count in (40, None)
-    np.testing.assert_array_equal(found.offsets, streamlines.offsets)
-    np.testing.assert_allclose(found.points, streamlines.points, atol=2e-5)
+    np.testing.assert_array_equal(result.offsets, streamlines.offsets)
+    np.testing.assert_allclose(result.points, streamlines.points, atol=2e-5)
     if path.suffix == ".tck":
         beside = np.loadtxt(path.with_name("some_weight.txt"))
         np.testing.assert_allclose(beside, streamlines.data["weight"][:, 0], rtol=1e-6)
     else:
         for name, values in streamlines.data.items():
-            np.testing.assert_allclose(found.data[name], values, rtol=1e-6)
+            np.testing.assert_allclose(result.data[name], values, rtol=1e-6)
 
 
 def test_pieces_of_any_size_make_the_same_whole(written):
@@ -89,15 +89,15 @@ def test_big_endian_and_scalars_of_a_trk(tmp_path):
     )
     header = {"voxel_to_rasmm": np.eye(4), "dimensions": (9, 9, 9), "voxel_sizes": (1, 1, 1)}
     nib.streamlines.save(made, path, header={**header, "voxel_order": b"RAS"})
-    found = open_tractogram(path).read()
-    np.testing.assert_allclose(found.points, np.concatenate(lines), atol=1e-6)
+    result = open_tractogram(path).read()
+    np.testing.assert_allclose(result.points, np.concatenate(lines), atol=1e-6)
     raw = path.read_bytes()
     swapped = nib.streamlines.trk.header_2_dtype
     head = np.frombuffer(raw[:1000], swapped).byteswap().tobytes()
     body = np.frombuffer(raw[1000:], "<i4").byteswap().tobytes()
     other = tmp_path / "big.trk"
     other.write_bytes(head + body)
-    np.testing.assert_allclose(open_tractogram(other).read().points, found.points)
+    np.testing.assert_allclose(open_tractogram(other).read().points, result.points)
 
 
 @pytest.mark.parametrize("kind", ["Float32BE", "Float64LE"])
@@ -107,9 +107,9 @@ def test_other_number_types_of_a_tck(kind, tmp_path):
     text = f"mrtrix tracks\ndatatype: {kind}\nfile: . 100\nEND\n".encode().ljust(100, b" ")
     path = tmp_path / "other.tck"
     path.write_bytes(text + body.tobytes())
-    found = open_tractogram(path).read()
-    assert found.lengths.tolist() == [2, 1]  # the last one lacks its NaN, and counts
-    assert found.points[-1].tolist() == [7, 8, 9]
+    result = open_tractogram(path).read()
+    assert result.lengths.tolist() == [2, 1]  # the last one lacks its NaN, and counts
+    assert result.points[-1].tolist() == [7, 8, 9]
 
 
 def test_trx_groups_compression_and_folders(tmp_path):
@@ -132,9 +132,9 @@ def test_trx_groups_compression_and_folders(tmp_path):
     (folder / "positions.3.float32").unlink()
     (folder / "positions.3.float16").write_bytes(streamlines.points.astype("<f2").tobytes())
     np.testing.assert_array_equal(open_tractogram(packed).read().points, streamlines.points)
-    found = open_tractogram(folder).read()
-    np.testing.assert_array_equal(found.offsets, streamlines.offsets)
-    np.testing.assert_allclose(found.points, streamlines.points, rtol=1e-3, atol=1e-3)
+    result = open_tractogram(folder).read()
+    np.testing.assert_array_equal(result.offsets, streamlines.offsets)
+    np.testing.assert_allclose(result.points, streamlines.points, rtol=1e-3, atol=1e-3)
 
 
 TEXT = """# vtk DataFile Version {version}
@@ -164,12 +164,12 @@ def test_vtk_text_of_both_generations_and_spaces(lines, title, tmp_path):
     path.write_text(
         TEXT.format(version="5.1" if "OFF" in lines else "3.0", title=title, lines=lines)
     )
-    found = open_tractogram(path).read()
+    result = open_tractogram(path).read()
     sign = np.array([-1, -1, 1]) if "LPS" in title else 1
     expected = np.array([[0, 0, 0], [1, 2, 3], [7, 8, 9], [4, 5, 6.0]]) * sign
-    np.testing.assert_array_equal(found.points, expected)
-    assert found.lengths.tolist() == [2, 2]
-    assert found.data["weight"].ravel().tolist() == [0.5, 2.5]
+    np.testing.assert_array_equal(result.points, expected)
+    assert result.lengths.tolist() == [2, 2]
+    assert result.data["weight"].ravel().tolist() == [0.5, 2.5]
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
@@ -184,9 +184,9 @@ def test_what_is_cut_off_is_refused(written, share):
     path, _ = written
     raw = path.read_bytes()
     path.write_bytes(raw[: int(len(raw) * share)])
-    with pytest.raises(CohortError, match=path.name) as told:
+    with pytest.raises(CohortError, match=path.name) as caught:
         open_tractogram(path).read()
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_points_that_are_no_numbers_name_their_streamline(tmp_path):
@@ -265,10 +265,10 @@ def test_damaged_files_are_refused_in_one_line(name, tmp_path):
     damage, reason = DAMAGED[name]
     path = tmp_path / name
     damage(path)
-    with pytest.raises(CohortError, match=reason) as told:
+    with pytest.raises(CohortError, match=reason) as caught:
         open_tractogram(path).read()
-    assert str(path) in str(told.value)
-    assert "\n" not in str(told.value)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_only_tractograms_are_written(tmp_path):
@@ -301,8 +301,8 @@ def test_names_of_values_never_lead_out_of_the_folder(suffix, tmp_path):
     if suffix == ".tck":
         assert len(files) >= 1 + len(names)
     else:
-        found = open_tractogram(path).read()
-        told = sorted(float(v[0, 0]) for v in found.data.values() if (v == v[0]).all())
+        result = open_tractogram(path).read()
+        told = sorted(float(v[0, 0]) for v in result.data.values() if (v == v[0]).all())
         assert [float(i) in told for i in range(len(names))] == [True] * len(names)
 
 
@@ -313,8 +313,8 @@ BIG = np.array([614454277, 997, 0])
 def test_whole_numbers_stay_what_they_are(suffix, tmp_path):
     lines = Streamlines.of([np.ones((2, 3), np.float32)] * 3).with_data(label=BIG)
     write_tractogram(tmp_path / f"a{suffix}", lines, SHAPE, AFFINE)
-    found = open_tractogram(tmp_path / f"a{suffix}").read().data["label"]
-    assert found[:, 0].tolist() == BIG.tolist() and found.dtype.kind == "i"
+    result = open_tractogram(tmp_path / f"a{suffix}").read().data["label"]
+    assert result[:, 0].tolist() == BIG.tolist() and result.dtype.kind == "i"
 
 
 def test_whole_numbers_that_a_format_would_change_are_refused_or_text(tmp_path):
@@ -337,11 +337,11 @@ def test_values_per_point_and_names_with_blanks_come_back(suffix, tmp_path):
     write_tractogram(tmp_path / f"a{suffix}", given, SHAPE, AFFINE)
     source = open_tractogram(tmp_path / f"a{suffix}")
     assert source.read().point_data == {}  # nobody asked
-    found = source.read(per_point=True)
+    result = source.read(per_point=True)
     assert set(source.source.point_names) == {"fa", "two"}
-    np.testing.assert_array_equal(found.point_data["fa"], fa)
-    np.testing.assert_array_equal(found.point_data["two"], pair.reshape(6, 2))
-    taken = found.take(np.array([2, 0]))
+    np.testing.assert_array_equal(result.point_data["fa"], fa)
+    np.testing.assert_array_equal(result.point_data["two"], pair.reshape(6, 2))
+    taken = result.take(np.array([2, 0]))
     assert taken.point_data["fa"][:, 0].tolist() == [5, 0, 1]
     with pytest.raises(ConfigurationError, match="TCK has no room for values per point"):
         write_tractogram(tmp_path / "b.tck", given)
@@ -355,7 +355,7 @@ def test_names_of_vtk_may_hold_blanks(tmp_path):
         "FIELD Field Data 2\nmy own name 1 1 float\n7\nmade%20by 1 1 string\nx%20y\n"
     )
     (tmp_path / "a.vtk").write_text(text)
-    found = open_tractogram(tmp_path / "a.vtk").read().data
-    assert {name: values.item() for name, values in found.items()} == {
+    result = open_tractogram(tmp_path / "a.vtk").read().data
+    assert {name: values.item() for name, values in result.items()} == {
         "AF left": 5, "my own name": 7,
     }  # fmt: skip

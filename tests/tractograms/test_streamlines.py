@@ -18,8 +18,8 @@ from scripts.tractograms import (
 def test_resampled_points_lie_at_equal_distances_along_the_line():
     rng = np.random.default_rng(0)
     lines = [np.cumsum(rng.normal(size=(n, 3)), axis=0) for n in (2, 3, 17)]
-    found = resample(Streamlines.of(lines), 11)
-    for line, points in zip(lines, found, strict=True):
+    result = resample(Streamlines.of(lines), 11)
+    for line, points in zip(lines, result, strict=True):
         np.testing.assert_allclose(points[[0, -1]], line[[0, -1]], atol=1e-6)
         along = np.r_[0, np.cumsum(np.linalg.norm(np.diff(line, axis=0), axis=1))]
         for share, point in zip(np.linspace(0, 1, 11), points, strict=True):
@@ -29,11 +29,11 @@ def test_resampled_points_lie_at_equal_distances_along_the_line():
 
 def test_resampling_stands_what_has_no_length():
     lines = [np.zeros((0, 3)), np.ones((1, 3)), np.full((4, 3), 2.0), np.eye(3)]
-    found = resample(Streamlines.of(lines), 5)
-    assert np.isnan(found[0]).all()
-    assert (found[1] == 1).all()
-    assert (found[2] == 2).all()
-    assert np.isfinite(found[3]).all()
+    result = resample(Streamlines.of(lines), 5)
+    assert np.isnan(result[0]).all()
+    assert (result[1] == 1).all()
+    assert (result[2] == 2).all()
+    assert np.isfinite(result[3]).all()
 
 
 def test_reversed_lines_resample_to_reversed_points():

@@ -49,11 +49,11 @@ CLOSED = {
 @pytest.mark.parametrize("name", CLOSED)
 def test_closed_forms(name):
     points, expected = CLOSED[name]
-    found = visited(points)
+    result = visited(points)
     if expected is None:  # 30 digits are lost: only the point itself is certain
-        assert (1, 1, 1) in found
+        assert (1, 1, 1) in result
     else:
-        assert found == expected
+        assert result == expected
 
 
 def rational(points) -> set[tuple[int, ...]]:
@@ -63,7 +63,7 @@ def rational(points) -> set[tuple[int, ...]]:
     def box(value: Fraction) -> int:
         return (value + Fraction(1, 2)).__floor__()
 
-    found = {tuple(map(box, point)) for point in exact}
+    result = {tuple(map(box, point)) for point in exact}
     for a, b in pairwise(exact):
         spans = [range(box(min(x, y)) - 1, box(max(x, y)) + 2) for x, y in zip(a, b, strict=True)]
         for voxel in product(*spans):
@@ -76,8 +76,8 @@ def rational(points) -> set[tuple[int, ...]]:
                     crossed = sorted(((below - x) / (y - x), (above - x) / (y - x)))
                     low, high = max(low, crossed[0]), min(high, crossed[1])
             if low < high:
-                found.add(voxel)
-    return {v for v in found if all(0 <= c < n for c, n in zip(v, SHAPE, strict=True))}
+                result.add(voxel)
+    return {v for v in result if all(0 <= c < n for c, n in zip(v, SHAPE, strict=True))}
 
 
 # Quarters meet faces, edges and corners all the time; a third part meets none.
@@ -100,7 +100,7 @@ def test_contains_every_densely_sampled_voxel_and_few_others():
     missed = extra = 0
     for _ in range(40):
         points = middle + np.cumsum(rng.normal(0, 3, (8, 3)), axis=0)
-        found = visited(points, shape, affine)
+        result = visited(points, shape, affine)
         share = np.linspace(0, 1, 4001)[:, None]
         dense = np.concatenate([a + share * (b - a) for a, b in pairwise(points)])
         at = np.linalg.solve(affine, np.c_[dense, np.ones(len(dense))].T)[:3].T
@@ -109,8 +109,8 @@ def test_contains_every_densely_sampled_voxel_and_few_others():
             for voxel in map(tuple, np.floor(at + 0.5).astype(int))
             if all(0 <= c < n for c, n in zip(voxel, shape, strict=True))
         }
-        missed += len(sampled - found)
-        extra += len(found - sampled)
+        missed += len(sampled - result)
+        extra += len(result - sampled)
     assert missed == 0
     assert extra <= 5  # corners cut by less than the sampling's step
 

@@ -21,30 +21,30 @@ def test_flipping_twice_is_nothing(fibres):
 
 def test_members_are_turned_like_their_centre(fibres):
     x, classes = fibres
-    found = cluster_fibres(x, 12, seed=0)
-    alike = torch.where(found.turned[:, None], flipped(x), x)
-    own = (alike - found.centres[found.labels]).norm(dim=1)
-    every = torch.minimum(torch.cdist(x, found.centres), torch.cdist(flipped(x), found.centres))
+    result = cluster_fibres(x, 12, seed=0)
+    alike = torch.where(result.turned[:, None], flipped(x), x)
+    own = (alike - result.centres[result.labels]).norm(dim=1)
+    every = torch.minimum(torch.cdist(x, result.centres), torch.cdist(flipped(x), result.centres))
     torch.testing.assert_close(own, every.amin(1), rtol=1e-3, atol=1e-2)
-    assert found.scale == pytest.approx(float(own.square().mean().sqrt()), rel=1e-3)
+    assert result.scale == pytest.approx(float(own.square().mean().sqrt()), rel=1e-3)
     # Bundles are 30 mm apart: no cluster spans two.
-    assert all(len(classes[found.labels == k].unique()) == 1 for k in found.labels.unique())
+    assert all(len(classes[result.labels == k].unique()) == 1 for k in result.labels.unique())
 
 
 @pytest.mark.parametrize("count", [1, 7, 150, 1000])
 def test_no_cluster_is_empty_not_even_with_more_than_fibres(fibres, count):
     x, _ = fibres
-    found = cluster_fibres(x, count, seed=0)
-    assert 1 <= len(found.centres) <= min(count, len(x))
-    assert torch.equal(found.labels.unique(), torch.arange(len(found.centres)))
-    assert torch.isfinite(found.centres).all()
+    result = cluster_fibres(x, count, seed=0)
+    assert 1 <= len(result.centres) <= min(count, len(x))
+    assert torch.equal(result.labels.unique(), torch.arange(len(result.centres)))
+    assert torch.isfinite(result.centres).all()
 
 
 def test_equal_fibres_fall_into_one_cluster():
     x = torch.randn(1, 30).repeat(50, 1)
-    found = cluster_fibres(x, 5, seed=0)
-    assert len(found.centres) == 1
-    assert found.scale == pytest.approx(0, abs=1e-2)
+    result = cluster_fibres(x, 5, seed=0)
+    assert len(result.centres) == 1
+    assert result.scale == pytest.approx(0, abs=1e-2)
 
 
 def test_the_seed_decides(fibres):
@@ -59,7 +59,7 @@ def test_classes_are_never_mixed(fibres):
     x, _ = fibres
     classes = torch.as_tensor(np.random.default_rng(0).integers(0, 9, len(x)))
     classes[0] = 9  # a class of one
-    found = cluster_classes(x, classes, 20, seed=0)
-    assert torch.equal(found.labels.unique(), torch.arange(len(found.centres)))
-    assert all(len(classes[found.labels == k].unique()) == 1 for k in found.labels.unique())
-    assert len(found.centres) >= 10
+    result = cluster_classes(x, classes, 20, seed=0)
+    assert torch.equal(result.labels.unique(), torch.arange(len(result.centres)))
+    assert all(len(classes[result.labels == k].unique()) == 1 for k in result.labels.unique())
+    assert len(result.centres) >= 10

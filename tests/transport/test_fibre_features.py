@@ -36,7 +36,7 @@ def test_points_are_evenly_spaced_whatever_the_sampling():
 
 def test_reversing_changes_no_bit():
     lines = wiggly(300)
-    # Closed, and such as are told from their mirror image only by what lies inside.
+    # Closed, and such as differ from their mirror image only by what lies inside.
     loop = np.array([[0.0, 0, 0], [1, 2, 0], [4, 4, 0], [0, 0, 0]], np.float32)
     palindrome = np.array([[0.0, 0, 0], [1, 2, 0], [0, 0, 0]], np.float32)
     lines += [loop, palindrome]
@@ -47,10 +47,10 @@ def test_reversing_changes_no_bit():
 
 def test_more_streamlines_than_are_worked_on_at_once():
     lines = wiggly(60) * 100
-    found = features(lines, 6)
+    result = features(lines, 6)
     once = features(lines[:60], 6)
-    np.testing.assert_allclose(found.vectors, np.tile(once.vectors, (100, 1)), atol=1e-4)
-    assert np.array_equal(found.kept, np.arange(6000))
+    np.testing.assert_allclose(result.vectors, np.tile(once.vectors, (100, 1)), atol=1e-4)
+    assert np.array_equal(result.kept, np.arange(6000))
 
 
 def test_degenerate_streamlines_are_left_out_and_counted():
@@ -65,14 +65,14 @@ def test_degenerate_streamlines_are_left_out_and_counted():
         np.full((1, 3), np.nan),
         good + 5,
     ]
-    found = features(lines)
-    assert found.kept.tolist() == [0, 7]
-    assert found.count == 8
-    assert found.degenerate == {"not_finite": 3, "fewer_than_two_points": 2, "no_length": 1}
-    assert np.isfinite(found.vectors).all()
+    result = features(lines)
+    assert result.kept.tolist() == [0, 7]
+    assert result.count == 8
+    assert result.degenerate == {"not_finite": 3, "fewer_than_two_points": 2, "no_length": 1}
+    assert np.isfinite(result.vectors).all()
 
 
 def test_no_streamlines_give_no_vectors():
-    found = features([])
-    assert found.vectors.shape == (0, 60)
-    assert found.count == 0
+    result = features([])
+    assert result.vectors.shape == (0, 60)
+    assert result.count == 0

@@ -23,8 +23,8 @@ def run(atlas, subject, output, reference=None, **settings) -> tuple[Path, dict]
 
 
 def labels(folder, suffix="trk"):
-    found = open_tractogram(folder / f"labelled.{suffix}").read(finite=False)
-    return found.data["label"][:, 0].astype(int), found.data["mass"][:, 0]
+    result = open_tractogram(folder / f"labelled.{suffix}").read(finite=False)
+    return result.data["label"][:, 0].astype(int), result.data["mass"][:, 0]
 
 
 def test_labels_counts_masses_maps_and_picture(case, tmp_path):
@@ -34,9 +34,9 @@ def test_labels_counts_masses_maps_and_picture(case, tmp_path):
     nib.save(nib.Nifti1Image(np.zeros((40, 48, 36), np.uint8), image.affine), reference)
     folder, about = run(case.atlas, case.subject, tmp_path / "out", str(reference))
 
-    found, mass = labels(folder)
-    assert np.array_equal(found, case.truth)
-    assert ((mass < 0.2) == (found < 0)).all()
+    result, mass = labels(folder)
+    assert np.array_equal(result, case.truth)
+    assert ((mass < 0.2) == (result < 0)).all()
     given = open_tractogram(case.subject).read()
     np.testing.assert_allclose(
         open_tractogram(folder / "labelled.trk").read().points, given.points, atol=1e-3
@@ -68,15 +68,15 @@ def test_labels_counts_masses_maps_and_picture(case, tmp_path):
 def test_every_format_is_written_and_ours_can_be_an_atlas(case, tmp_path, suffix):
     folder, about = run(case.atlas, case.subject, tmp_path, format=suffix)
     if suffix == "tck":
-        found = np.loadtxt(folder / "labelled_label.txt").astype(int)
+        result = np.loadtxt(folder / "labelled_label.txt").astype(int)
         again, _ = run(
             folder / "labelled.tck", case.subject, tmp_path / "again",
             labels=str(folder / "labelled_label.txt"),
         )  # fmt: skip
     else:
-        found, _ = labels(folder, suffix)
+        result, _ = labels(folder, suffix)
         again, _ = run(folder / f"labelled.{suffix}", case.subject, tmp_path / "again")
-    assert np.array_equal(found, case.truth)
+    assert np.array_equal(result, case.truth)
     assert np.array_equal(labels(again)[0], case.truth)
     assert {c["file"].rsplit(".")[-1] for c in about["classes"]} == {suffix}
     if suffix == "trx":
@@ -119,8 +119,8 @@ def test_degenerate_streamlines_are_outliers_and_counted(case, tmp_path):
     lines = [good[0], broken, good[2][:1], np.repeat(good[3][:1], 5, 0), good[4]]
     write_tractogram(tmp_path / "odd.trk", Streamlines.of(lines))
     folder, about = run(case.atlas, tmp_path / "odd.trk", tmp_path)
-    found, mass = labels(folder)
-    assert found.tolist() == [case.truth[0], -1, -1, -1, case.truth[4]]
+    result, mass = labels(folder)
+    assert result.tolist() == [case.truth[0], -1, -1, -1, case.truth[4]]
     assert mass[1:4].tolist() == [0, 0, 0]
     assert about["outliers"] == {
         "count": 3,
@@ -187,7 +187,7 @@ def test_what_ends_early_leaves_nothing_and_what_was_there_stays(
         ({"device": "cuda:77"}, ConfigurationError, "label_transfer.device: 'cuda:77'"),
     ],
 )
-def test_mistakes_are_told_and_publish_nothing(case, tmp_path, change, kind, message):
+def test_mistakes_are_reported_and_publish_nothing(case, tmp_path, change, kind, message):
     given = {"atlas": str(case.atlas), "subject": str(case.subject), **change}
     settings = LabelTransferConfig.load({"device": given.pop("device", "cpu")})
     with pytest.raises(kind, match=message.replace("(", r"\(")):

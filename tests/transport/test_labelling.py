@@ -31,14 +31,14 @@ def synthetic():
 
 
 @pytest.mark.parametrize("solver", ["dense", "multiscale"])
-def test_bundles_and_outliers_are_told(synthetic, solver):
+def test_bundles_and_outliers_are_reported(synthetic, solver):
     _, x, truth, y, classes = synthetic
-    found = label_fibres(x, y, classes, settings(solver=solver))
+    result = label_fibres(x, y, classes, settings(solver=solver))
     inlier = truth >= 0
-    assert (found.classes == truth)[inlier].mean() >= 0.99
-    assert (found.classes == OUTLIER)[~inlier].mean() >= 0.6
-    assert np.isfinite(found.largest).all()
-    assert 0.7 < found.masses.sum() <= 1
+    assert (result.classes == truth)[inlier].mean() >= 0.99
+    assert (result.classes == OUTLIER)[~inlier].mean() >= 0.6
+    assert np.isfinite(result.largest).all()
+    assert 0.7 < result.masses.sum() <= 1
 
 
 def test_reversing_streamlines_changes_nothing(synthetic):
@@ -97,17 +97,17 @@ def test_a_class_of_one_fibre_and_an_atlas_of_one(synthetic):
     atlas = np.concatenate([y[kept], x[lone : lone + 1]])
     numbers = np.concatenate([classes[kept], [7]])
     for solver in ("dense", "multiscale"):
-        found = label_fibres(x, atlas, numbers, settings(solver=solver))
-        assert found.classes[lone] == 7
+        result = label_fibres(x, atlas, numbers, settings(solver=solver))
+        assert result.classes[lone] == 7
         single = label_fibres(x[:1], x[:1], np.zeros(1, np.int64), settings(solver=solver))
         assert single.classes.tolist() == [0]
 
 
 def test_all_may_be_outliers_and_none_there(synthetic):
     _, x, _, y, classes = synthetic
-    found = label_fibres(x[:50] + 200, y, classes, settings(solver="multiscale"))
-    assert (found.classes == OUTLIER).all()
-    assert np.isfinite(found.largest).all()
+    result = label_fibres(x[:50] + 200, y, classes, settings(solver="multiscale"))
+    assert (result.classes == OUTLIER).all()
+    assert np.isfinite(result.largest).all()
     none = label_fibres(x[:0], y, classes, settings())
     assert none.classes.shape == (0,)
     assert none.masses.sum() == 0
@@ -133,9 +133,9 @@ def test_without_keops_there_is_one_warning_and_our_solver(synthetic, monkeypatc
     monkeypatch.setitem(sys.modules, "pykeops.torch", None)
     geomloss_solver.geomloss_works.cache_clear()
     with caplog.at_level(logging.WARNING):
-        found = [label_fibres(x, y, classes, settings(solver="geomloss")) for _ in range(2)]
+        result = [label_fibres(x, y, classes, settings(solver="geomloss")) for _ in range(2)]
     geomloss_solver.geomloss_works.cache_clear()
     assert sum("geomloss" in one.message for one in caplog.records) == 1
     expected = label_fibres(x, y, classes, settings(solver="multiscale"))
-    assert np.array_equal(found[0].largest, expected.largest)
-    assert found[1].solver["name"] == "multiscale"
+    assert np.array_equal(result[0].largest, expected.largest)
+    assert result[1].solver["name"] == "multiscale"

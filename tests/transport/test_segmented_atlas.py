@@ -75,15 +75,15 @@ def test_a_folder_with_a_file_for_each_class(tmp_path):
         ({"label": np.ones((2, 3), np.float32)}, r"has 3 values of label per streamline"),
     ],
 )
-def test_what_has_no_classes_is_told(tmp_path, data, message):
+def test_what_has_no_classes_is_reported(tmp_path, data, message):
     path = tmp_path / "atlas.trk"
     write_tractogram(path, lines(2).with_data(**data))
-    with pytest.raises(TractogramError, match=message) as told:
+    with pytest.raises(TractogramError, match=message) as caught:
         read_atlas(path, "label", None)
-    assert str(path) in str(told.value)
+    assert str(path) in str(caught.value)
 
 
-def test_an_empty_folder_twins_and_bad_names_are_told(tmp_path):
+def test_an_empty_folder_twins_and_bad_names_are_reported(tmp_path):
     with pytest.raises(TractogramError, match="contains no tractogram"):
         read_atlas(tmp_path, "label", None)
     write_tractogram(tmp_path / "a.tck", lines(2))

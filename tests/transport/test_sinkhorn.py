@@ -49,9 +49,9 @@ def test_potentials_are_those_of_geomloss_dense_solver(bundles, scaling):
         backend="tensorized",
     )  # fmt: skip
     f, g = (potential.reshape(-1) for potential in loss(both(x), both(y)))
-    found = solve(x, y, Annealing(3.0, 20.0, scaling), Fine(x, y, None, None, 1))
-    torch.testing.assert_close(found.f, f[: len(x)], rtol=0, atol=1e-8)
-    torch.testing.assert_close(found.g, g[: len(y)], rtol=0, atol=1e-8)
+    result = solve(x, y, Annealing(3.0, 20.0, scaling), Fine(x, y, None, None, 1))
+    torch.testing.assert_close(result.f, f[: len(x)], rtol=0, atol=1e-8)
+    torch.testing.assert_close(result.g, g[: len(y)], rtol=0, atol=1e-8)
     x, y = x.float(), y.float()
     single = solve(x, y, Annealing(3.0, 20.0, scaling), Fine(x, y, None, None, 1))
     torch.testing.assert_close(single.g.double(), g[: len(y)], rtol=1e-4, atol=0.01)
@@ -61,11 +61,11 @@ def test_a_single_pair_has_the_closed_form():
     """f = g = lambda eps log 2 / (1 + lambda): half of the other side is the far mirror image."""
     x = torch.linspace(-50, 50, 10)[:, None].repeat(1, 3).reshape(1, -1).double()
     annealing = Annealing(3.0, 20.0, 0.9)
-    found = solve(x, x, annealing, Fine(x, x, None, None, 1))
+    result = solve(x, x, annealing, Fine(x, x, None, None, 1))
     damping = 1 / (1 + 9 / 400)
     expected = damping * 9 * math.log(2) / (1 + damping)
-    assert float(found.f) == pytest.approx(expected, rel=1e-3)
-    assert float(found.g) == pytest.approx(expected, rel=1e-3)
+    assert float(result.f) == pytest.approx(expected, rel=1e-3)
+    assert float(result.g) == pytest.approx(expected, rel=1e-3)
 
 
 def test_temperatures_fall_to_the_blur():

@@ -28,10 +28,10 @@ def test_maps_are_divided_and_summed_by_channel() -> None:
         "channel": [1, 0, 1],
         "subject": "a",
     }
-    found = NormaliseDensityd("image", "waytotal", channels=2)(item)
-    assert set(found) == {"image", "subject"}  # what can't be collated is gone
-    torch.testing.assert_close(found["image"][0], maps[1] / 4)
-    torch.testing.assert_close(found["image"][1], maps[0] / 10 + maps[2] / 2)
+    result = NormaliseDensityd("image", "waytotal", channels=2)(item)
+    assert set(result) == {"image", "subject"}  # what can't be collated is gone
+    torch.testing.assert_close(result["image"][0], maps[1] / 4)
+    torch.testing.assert_close(result["image"][1], maps[0] / 10 + maps[2] / 2)
     assert torch.equal(item["image"], maps)  # the input is left as it was
     assert "divisor" in item
 
@@ -39,15 +39,15 @@ def test_maps_are_divided_and_summed_by_channel() -> None:
 @pytest.mark.parametrize("shape", [(7, 6, 5, 1), (7, 6, 5)])
 def test_a_trailing_axis_of_one_is_dropped(shape: tuple[int, ...]) -> None:
     item: dict[Any, Any] = {"image": torch.ones(1, *shape), "divisor": [2.0], "channel": [0]}
-    found = NormaliseDensityd("image", "none")(item)["image"]
-    assert found.shape == (1, 7, 6, 5)
-    assert (found == 0.5).all()
+    result = NormaliseDensityd("image", "none")(item)["image"]
+    assert result.shape == (1, 7, 6, 5)
+    assert (result == 0.5).all()
 
 
 def test_a_plane_stored_as_a_volume_of_one_slice() -> None:
     item: dict[Any, Any] = {"image": torch.ones(1, 7, 6, 1), "divisor": [1.0], "channel": [0]}
-    found = NormaliseDensityd("image", "none", spatial_dims=2)(item)["image"]
-    assert found.shape == (1, 7, 6)
+    result = NormaliseDensityd("image", "none", spatial_dims=2)(item)["image"]
+    assert result.shape == (1, 7, 6)
 
 
 def test_as_many_divisors_as_maps() -> None:
@@ -57,10 +57,10 @@ def test_as_many_divisors_as_maps() -> None:
 
 
 def test_log_density_is_zero_at_zero_and_log_two_at_the_offset() -> None:
-    found = LogDensityd("image", 0.01)({"image": torch.tensor([0.0, 0.01, 1.0])})["image"]
+    result = LogDensityd("image", 0.01)({"image": torch.tensor([0.0, 0.01, 1.0])})["image"]
     expected = torch.log(torch.tensor([1.0, 2.0, 101.0]))
-    torch.testing.assert_close(found, expected)
-    assert found[0] == 0
+    torch.testing.assert_close(result, expected)
+    assert result[0] == 0
 
 
 @pytest.mark.parametrize("method", ["waytotal", "streamline_density", "max", "none"])
@@ -72,8 +72,8 @@ def test_a_lone_map_finds_its_divisor_by_the_cohorts_rule(method: str, tmp_path:
         "waytotal": 500.0, "streamline_density": data.sum(), "max": data.max(), "none": 1.0,
     }[method]  # fmt: skip
     assert density_divisor(method, Path(path), data) == pytest.approx(expected)
-    found = whole(method)({"image": path})["image"]
-    np.testing.assert_allclose(found[0].numpy(), data / expected, rtol=1e-5)
+    result = whole(method)({"image": path})["image"]
+    np.testing.assert_allclose(result[0].numpy(), data / expected, rtol=1e-5)
 
 
 def test_a_lone_map_without_its_waytotal_is_a_cohort_error(tmp_path: Path) -> None:
@@ -92,10 +92,10 @@ def test_runs_and_tracts_come_from_their_files(tmp_path: Path) -> None:
     data = [counts(i) for i in range(3)]
     paths = [save(tmp_path / f"{i}.nii.gz", one) for i, one in enumerate(data)]
     item = {"subject": "s", "image": paths, "divisor": [10.0, 20.0, 5.0], "channel": [0, 0, 1]}
-    found = whole(channels=2)(item)["image"]
-    assert found.shape == (2, *SHAPE)
-    np.testing.assert_allclose(found[0].numpy(), data[0] / 10 + data[1] / 20, rtol=1e-5)
-    np.testing.assert_allclose(found[1].numpy(), data[2] / 5, rtol=1e-5)
+    result = whole(channels=2)(item)["image"]
+    assert result.shape == (2, *SHAPE)
+    np.testing.assert_allclose(result[0].numpy(), data[0] / 10 + data[1] / 20, rtol=1e-5)
+    np.testing.assert_allclose(result[1].numpy(), data[2] / 5, rtol=1e-5)
 
 
 def big_endian(path: Path, data: np.ndarray) -> None:
@@ -130,7 +130,7 @@ def test_however_a_map_is_stored(write: Callable[[Path, np.ndarray], None], tmp_
     expected = np.asarray(nib.load(path).dataobj).reshape(SHAPE)  # type: ignore[attr-defined]
     if write is not scaled_int16:
         np.testing.assert_allclose(expected, data)
-    found = whole()({"image": str(path)})["image"]
-    assert found.shape == (1, *SHAPE)
-    assert found.dtype == torch.float32
-    np.testing.assert_allclose(found[0].numpy(), expected, rtol=1e-6)
+    result = whole()({"image": str(path)})["image"]
+    assert result.shape == (1, *SHAPE)
+    assert result.dtype == torch.float32
+    np.testing.assert_allclose(result[0].numpy(), expected, rtol=1e-6)
