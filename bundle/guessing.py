@@ -20,6 +20,8 @@ KEYS = {
     "normalisation": "learned_atlas#cohort#normalisation",
     "log_offset": "learned_atlas#loss#log_offset",
     "presence_value": "learned_atlas#presence_value",
+    "velocity_smoothing": "learned_atlas#model#velocity_smoothing",
+    "smoothness_weight": "learned_atlas#loss#smoothness_weight",
 }
 
 

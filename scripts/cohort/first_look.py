@@ -1,4 +1,4 @@
-"""Guesses how a dataset folder is to be read: layout, normalisation, and the two densities.
+"""Guesses settings from a dataset folder: how it is read, and what suits densities or images.
 
 For people who have a folder of maps and nothing else. Whatever they set themselves stays as it is.
 """
@@ -44,6 +44,9 @@ _OF_ONE_MAP: dict[str, Callable[[np.ndarray], float]] = {
     "streamline_density": np.sum,
 }
 """Divisors that the values of a map give, see `scripts.cohort.density.density_divisor`."""
+_OF_IMAGES = {"velocity_smoothing": 2.0, "smoothness_weight": 0.5}
+_BY_VALUES = {"log_offset", "presence_value", *_OF_IMAGES}
+"""Names of the guesses that the maps' values decide."""
 _DENSITY_WORDS = ("density", "tdi", "fdt_paths", "streamlines", "visitation", "tract")
 
 
@@ -52,8 +55,8 @@ class Guess:
     """One setting that was guessed.
 
     Attributes:
-        name: of the setting: ``layout``, ``pattern``, ``normalisation``, ``log_offset`` or
-            ``presence_value``.
+        name: of the setting: ``layout``, ``pattern``, ``normalisation``, ``log_offset``,
+            ``presence_value``, ``velocity_smoothing`` or ``smoothness_weight``.
         value: what was guessed.
         reason: why, in a few words.
     """
@@ -73,7 +76,8 @@ def first_look(
     images. The two densities are `FAINT` times the density that a streamline meets on average (the
     sum of the squared density over its sum, the median of a few subjects), rounded to 1, 2 or 5
     times a power of ten. In images ``log_offset`` is `PLAIN` times that average: the logarithm is
-    for densities, which span decades, and takes contrast from images, which don't.
+    for densities, which span decades, and takes contrast from images, which don't. Images show
+    finer structure than densities, so their deformations are less smooth.
 
     Args:
         dataset_dir: the dataset folder.
@@ -104,8 +108,8 @@ def first_look(
         normalisation = str(how.value)
     else:
         normalisation = request.cohort.normalisation
-    if not {"log_offset", "presence_value"} <= set(given):
-        guesses += _densities(look, normalisation, given)
+    if _BY_VALUES - set(given):
+        guesses += _by_values(look, normalisation, given)
     return tuple(guesses)
 
 
@@ -255,15 +259,18 @@ def _normalisation(look: _Look) -> Guess:
     return Guess("normalisation", "streamline_density", "the maps have no waytotal")
 
 
-def _densities(look: _Look, normalisation: str, given: Collection[str]) -> list[Guess]:
+def _by_values(look: _Look, normalisation: str, given: Collection[str]) -> list[Guess]:
     read = look.densities(normalisation)
     if not read:  # the job says why
         return []
     usual = UsualDensities.of(read, counted=look.counted)
     met = f"{FAINT:g} of the density that a streamline meets on average ({usual.typical:.3g})"
     image = f"the maps look like images; {PLAIN:g} times their average value ({usual.typical:.3g})"
-    guesses = (
+    guesses = [
         Guess("log_offset", usual.log_offset, image if usual.images else met),
         Guess("presence_value", usual.presence_value, met),
-    )
+    ]
+    if usual.images:
+        finer = "the maps look like images, which show finer structure than densities"
+        guesses += [Guess(name, value, finer) for name, value in _OF_IMAGES.items()]
     return [guess for guess in guesses if guess.name not in given]

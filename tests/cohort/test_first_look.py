@@ -9,6 +9,7 @@ from typing import Any
 import nibabel
 import numpy as np
 import pytest
+import yaml
 
 from scripts.cohort import Candidate, Inspection, inspect_subject
 from scripts.cohort import first_look as look_module
@@ -16,8 +17,10 @@ from scripts.cohort.first_look import first_look
 from scripts.cohort.usual_densities import FAINT
 from scripts.errors import CohortError, ConfigurationError
 from scripts.settings.atlas import LearnedAtlasConfig
+from scripts.settings.atlas_model import LearnedAtlasModelConfig
 from scripts.settings.cohort import CohortRequest
 
+ROOT = Path(__file__).resolve().parents[2]
 SHAPE = (6, 7, 8)
 
 
@@ -115,6 +118,29 @@ def test_images_are_hardly_compressed(tmp_path: Path, request_of_all: CohortRequ
     # About .7 of the largest value is what the tissue has on average.
     assert guesses["log_offset"] in (1.0, 2.0)
     assert guesses["presence_value"] in (0.05, 0.1)
+
+
+def test_deformations_of_images_are_less_smooth(
+    tmp_path: Path, request_of_all: CohortRequest
+) -> None:
+    for seed, name in enumerate(("p1", "p2", "p3")):
+        write_image(tmp_path / f"{name}.nii.gz", seed)
+    densities = ("log_offset", "presence_value")
+    guesses = found(tmp_path, request_of_all, densities)
+    usual = yaml.safe_load((ROOT / "configs" / "train.yaml").read_text())["learned_atlas"]["loss"]
+    smoothness = {"velocity_smoothing", "smoothness_weight"}
+    assert guesses.keys() == {"layout", "normalisation"} | smoothness
+    assert 0 < guesses["velocity_smoothing"] < LearnedAtlasModelConfig().velocity_smoothing  # type: ignore[operator]
+    assert 0 < guesses["smoothness_weight"] < usual["smoothness_weight"]  # type: ignore[operator]
+    guesses = found(tmp_path, request_of_all, (*densities, *smoothness))
+    assert guesses.keys() == {"layout", "normalisation"}
+
+
+def test_deformations_of_densities_stay_as_smooth_as_usual(
+    tmp_path: Path, request_of_all: CohortRequest
+) -> None:
+    write_map(tmp_path / "p1.nii.gz")
+    assert not {"velocity_smoothing", "smoothness_weight"} & set(found(tmp_path, request_of_all))
 
 
 def test_a_mask_is_no_image(tmp_path: Path, request_of_all: CohortRequest) -> None:
