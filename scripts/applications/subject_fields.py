@@ -35,7 +35,7 @@ def subject_field(
     known = subject in atlas.subjects
     field = inside(atlas.folder, f"fields/{name}")
     if known and field.is_file():
-        return field, atlas.home(subject)
+        return field, atlas.assigned_template(subject)
     field = inside(registered_dir, f"{subject}/{name}")
     if field.is_file():
         return field, _registered_to(atlas, field.with_name("registration.json"), key)

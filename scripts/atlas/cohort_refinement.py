@@ -189,7 +189,7 @@ class CohortRefinement:
 
     def velocity(self, index: int, template: int = 0) -> torch.Tensor:
         """Final velocity of a subject to a template: refined if available, else the network's."""
-        if self.round and template == self.home(index):
+        if self.round and template == self.assigned_template(index):
             return self._stored(self.round - 1, index) - self.offset[template]
         return self._network_velocity(index, template)
 
@@ -251,7 +251,7 @@ class CohortRefinement:
         with divided_threads(at_once):
             yield from ordered_map(made, share(len(self.dataset)), at_once)
 
-    def home(self, index: int) -> int:
+    def assigned_template(self, index: int) -> int:
         """Index of the template that explains a subject best."""
         return int(self.assignment[index].argmax())
 
@@ -314,16 +314,18 @@ class CohortRefinement:
                 return float(load_checkpoint(path)["loss"])
             except CheckpointError as error:
                 logger.warning("%s; it is made again", error)
-        home, network = self.home(index), self.network
+        assigned, network = self.assigned_template(index), self.network
         alone = self.round < self.network_rounds
         if alone:
-            start = self._network_velocity(index, home, coarse=self.round + 1 < self.network_rounds)
+            start = self._network_velocity(
+                index, assigned, coarse=self.round + 1 < self.network_rounds
+            )
         else:
-            start = self.velocity(index, home)
+            start = self.velocity(index, assigned)
         with torch.enable_grad():
             refined, loss = refine_velocity(
                 network, self.loss, self.image(index), start,
-                0 if alone else self.iterations, self.lr, home, self.covariates(index),
+                0 if alone else self.iterations, self.lr, assigned, self.covariates(index),
                 self.final_lr,
             )  # fmt: skip
         refined = unfolded_velocity(network, refined)
@@ -335,9 +337,9 @@ class CohortRefinement:
         total = torch.zeros_like(self.network.mean_velocity)
         count = torch.zeros(self.network.n_templates)
         for index, velocity in self._of_subjects(lambda i: self._stored(number, i)[0]):
-            home = self.home(index)
-            total[home] += velocity
-            count[home] += 1
+            assigned = self.assigned_template(index)
+            total[assigned] += velocity
+            count[assigned] += 1
         add_up(total, count)
         return total / count.clamp_min(1).to(total).view(-1, *([1] * (total.dim() - 1)))
 
@@ -345,7 +347,7 @@ class CohortRefinement:
         """Index of each subject of this process, its density in template space, and J there."""
 
         def moved(index: int) -> tuple[torch.Tensor, torch.Tensor]:
-            velocity = self._stored(number, index) - self.offset[self.home(index)]
+            velocity = self._stored(number, index) - self.offset[self.assigned_template(index)]
             return in_template_space(self.network, self.image(index), velocity)
 
         for index, (density, size) in self._of_subjects(moved):
@@ -356,7 +358,10 @@ class CohortRefinement:
         if self.design is None:
             fit_templates(
                 self.network,
-                ((self.home(i), density, size) for i, density, size in self._registered(number)),
+                (
+                    (self.assigned_template(i), density, size)
+                    for i, density, size in self._registered(number)
+                ),
             )
             return
         design = self.design
@@ -386,14 +391,14 @@ class CohortRefinement:
         newest = len(self.history) - 1
 
         def change(index: int) -> torch.Tensor:
-            home = self.home(index)
-            refined = self._stored(newest, index) - self.offset[home]
-            return (self._network_velocity(index, home) - refined)[0]
+            assigned = self.assigned_template(index)
+            refined = self._stored(newest, index) - self.offset[assigned]
+            return (self._network_velocity(index, assigned) - refined)[0]
 
         for index, difference in self._of_subjects(change):
-            home = self.home(index)
-            shift[home] += difference
-            count[home] += 1
+            assigned = self.assigned_template(index)
+            shift[assigned] += difference
+            count[assigned] += 1
         add_up(shift, count)
         count = count.clamp_min(1).to(shift)
         network.mean_velocity += shift / count.view(-1, *([1] * (shift.dim() - 1)))

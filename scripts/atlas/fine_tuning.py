@@ -137,10 +137,10 @@ class NetworkFineTuning:
         """The loss of a subject, for the template that explains it best."""
         network, refinement = self.network, self.refinement
         image, covariates = refinement.image(index), refinement.covariates(index)
-        home = refinement.home(index)
+        assigned = refinement.assigned_template(index)
         with autocast(image.device, refinement.dtype):
-            velocity = network.velocity(image, home, covariates)
-        warped = network.warped_template(network.displacement(velocity), home, covariates)
+            velocity = network.velocity(image, assigned, covariates)
+        warped = network.warped_template(network.displacement(velocity), assigned, covariates)
         if covariates is not None:
             velocity = velocity - network.covariate_velocity(covariates)
         return refinement.loss(warped, image, velocity)["loss"]

@@ -253,13 +253,13 @@ class AtlasNetwork(DescribedNetwork):
         moving = self.template[template].expand(image.shape[0], *image.shape[1:])
         if covariates is not None:
             moving = log_density_of(self.template_density(covariates), self.log_offset)
-        velocity = self._looks(moving, image, valid).run(passes or self.passes)[-1]
+        velocity = self._pair_passes(moving, image, valid).run(passes or self.passes)[-1]
         if self.training:
             return velocity
         velocity = velocity - self.mean_velocity[template]
         return velocity if covariates is None else velocity + self.covariate_velocity(covariates)
 
-    def _looks(
+    def _pair_passes(
         self, moving: torch.Tensor, image: torch.Tensor, valid: torch.Tensor | None = None
     ) -> PairPasses:
         """Template and images as the U-Net is shown them."""

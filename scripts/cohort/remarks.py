@@ -38,7 +38,7 @@ def log_reordering(names: Sequence[str], whose: str) -> None:
 
     Args:
         names: of their subjects.
-        whose: order they were brought to, as text.
+        whose: order they were changed to, as text.
     """
     logger.info(
         "stored in another axis order and reordered to %s, exactly: %s",

@@ -165,7 +165,7 @@ class EvaluationWriter:
         offset, presence = self.network.log_offset, self.settings.presence_value
         image = convert_to_tensor(item["image"], track_meta=False)
         subject = density_of(image, offset).double().cpu().numpy()
-        carried = convert_to_tensor(item["pred"], track_meta=False).cpu().numpy()
+        propagated = convert_to_tensor(item["pred"], track_meta=False).cpu().numpy()
         # Undeformed, a conditional template is that at the subject's covariates.
         template = self.templates[k]
         if "covariates" in item:
@@ -182,7 +182,7 @@ class EvaluationWriter:
         # The subject is 0 in voxels that don't count.
         valid = None if self.masks is None else self.masks.valid(item["subject"])
         for suffix, atlas in (
-            ("", carried), ("_unregistered", template), ("_average", self.average),
+            ("", propagated), ("_unregistered", template), ("_average", self.average),
         ):  # fmt: skip
             if atlas is not None and valid is not None:
                 atlas = np.where(valid, atlas, 0)

@@ -56,7 +56,7 @@ class LabelOverlap:
         self.labels = labels
         self.fields = fields
         self.sums = [LabelSums(labels.grid.shape) for _ in range(templates)]
-        self.home: dict[str, int] = {}
+        self.assigned: dict[str, int] = {}
         self._kept = tempfile.TemporaryDirectory(prefix="label-overlap-")
 
     def add(
@@ -74,14 +74,14 @@ class LabelOverlap:
         if labels is None:
             return
         self.sums[template].add(label_shares(labels, _voxels(registration.to_template)))
-        np.save(self._file(len(self.home)), velocity.cpu().numpy())
-        self.home[subject] = template
+        np.save(self._file(len(self.assigned)), velocity.cpu().numpy())
+        self.assigned[subject] = template
 
     @torch.no_grad()
     def finish(self) -> dict[str, dict[int, float]]:
         """Dice of each label by subject; without subjects that are alone with their template."""
         scores: dict[str, dict[int, float]] = {}
-        for number, (subject, template) in enumerate(self.home.items()):
+        for number, (subject, template) in enumerate(self.assigned.items()):
             sums = self.sums[template]
             if sums.subjects < 2:
                 logger.warning("subject %s: no other subject has labels to compare with", subject)

@@ -251,7 +251,7 @@ class Emission:
         behind: WriteBehind,
     ) -> None:
         """Add one subject to the results and have its files written."""
-        crop, k = self.cohort.crop, computed.home
+        crop, k = self.cohort.crop, computed.assigned
         name, registration = self.cohort.subjects[index].name, computed.registration
         for template, weight, carried in computed.densities:
             emitted.statistics[template].add(carried, weight)
@@ -300,7 +300,7 @@ class Emission:
         fitted = crop.crop(computed.density)
         misfit = local_misfit(
             fitted,
-            self.templates.density[computed.home].cpu().numpy(),
+            self.templates.density[computed.assigned].cpu().numpy(),
             self.network.log_offset,
             MISFIT_WINDOW,
         )

@@ -95,7 +95,7 @@ class PublishedAtlas:
         """Folder of a template's maps."""
         return self.folder / f"template-{template}" if self.about.get("mixture") else self.folder
 
-    def home(self, subject: str) -> int:
+    def assigned_template(self, subject: str) -> int:
         """Index, from 1, of the template that a subject's field leads to."""
         shares = (self.about.get("mixture") or {}).get(subject, [1.0])
         return 1 + shares.index(max(shares))

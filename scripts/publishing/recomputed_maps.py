@@ -91,7 +91,7 @@ def number_checks(root: Path, about: dict[str, Any]) -> Iterator[Check]:
     for subject in about["cohort"]["subjects"]:
         name = subject["subject"]
         weights = shares[name]
-        home = int(np.argmax(weights))
+        assigned = int(np.argmax(weights))
         fields = {}
         for file in field_names(name):
             try:
@@ -107,11 +107,11 @@ def number_checks(root: Path, about: dict[str, Any]) -> Iterator[Check]:
         except (*UNREADABLE, KeyError):
             moved = None  # the input or field has already been reported
         for k, weight in enumerate(weights):
-            if weight < NEGLIGIBLE_SHARE and k != home:
+            if weight < NEGLIGIBLE_SHARE and k != assigned:
                 continue
             if moved is None:
                 gathered[k].unknown.append(f"inputs or fields of {name} can't be read")
-            elif k != home:
+            elif k != assigned:
                 gathered[k].unknown.append(f"the field of {name} to it isn't published")
             else:
                 gathered[k].add(moved, weight)

@@ -97,8 +97,8 @@ def describe_atlas(folder: Path, about: dict[str, Any]) -> None:
             },
         )
     for subject in inputs:
-        home = _home(folder, subject, about)
-        template = _uri(home / "atlas_mean.nii.gz", folder)
+        place = _template_folder(folder, subject, about)
+        template = _uri(place / "atlas_mean.nii.gz", folder)
         for name in field_names(subject):
             image = folder / "fields" / name
             if image.is_file():
@@ -246,7 +246,7 @@ def _measured(name: str, about: dict[str, Any]) -> dict[str, Any]:
     return measured
 
 
-def _home(folder: Path, subject: str, about: dict[str, Any]) -> Path:
+def _template_folder(folder: Path, subject: str, about: dict[str, Any]) -> Path:
     """Folder of the template that a subject's fields lead to."""
     shares = (about.get("mixture") or {}).get(subject)
     if not shares:

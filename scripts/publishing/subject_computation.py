@@ -55,18 +55,18 @@ class ComputedSubject:
     """One subject, computed.
 
     Attributes:
-        home: index of the template that explains it best.
+        assigned: index of the template that explains it best.
         inside: its linear density in the box, ``(C, *crop)``.
         densities: of each template that explains some of it: its index, the share, and the
             subject's density in that template's space, ``(C, *grid)``.
-        registration: to the template ``home``.
+        registration: to the template ``assigned``.
         labels: shares of its labels in template space; None: it has none.
         maps: that are written, by kind.
         mean_square: mean squared length of its displacements, voxels.
         quality: for the quality page.
     """
 
-    home: int
+    assigned: int
     inside: torch.Tensor
     densities: list[tuple[int, float, np.ndarray]]
     registration: Registration
@@ -77,8 +77,8 @@ class ComputedSubject:
 
     @property
     def density(self) -> np.ndarray:
-        """Density in the space of the template ``home``, ``(C, *grid)``."""
-        return next(density for k, _, density in self.densities if k == self.home)
+        """Density in the space of the template ``assigned``, ``(C, *grid)``."""
+        return next(density for k, _, density in self.densities if k == self.assigned)
 
 
 class SubjectComputation:
@@ -130,29 +130,31 @@ class SubjectComputation:
         density = inside.new_zeros((1, self.network.channels, *grid.shape))
         crop.crop(density)[...] = inside
         weights = self.velocities.assignment[index]
-        home = int(weights.argmax())
+        assigned = int(weights.argmax())
         densities: list[tuple[int, float, np.ndarray]] = []
         for k, weight in enumerate(weights.tolist()):
-            if weight < NEGLIGIBLE_SHARE and k != home:
+            if weight < NEGLIGIBLE_SHARE and k != assigned:
                 continue
             velocity = self.velocities.velocity(index, k)
             registration = fields_of(
                 self.network, velocity, crop, grid.shape, self.templates.towards
             )
-            carried = registration.subject_in_template(density)[0].cpu().numpy()
-            densities.append((k, weight, carried))
-            if k == home:
-                result = self._at_home(name, inside, velocity, registration, carried, home)
-        return ComputedSubject(home, inside[0], densities, *result)
+            in_template = registration.subject_in_template(density)[0].cpu().numpy()
+            densities.append((k, weight, in_template))
+            if k == assigned:
+                result = self._at_assigned(
+                    name, inside, velocity, registration, in_template, assigned
+                )
+        return ComputedSubject(assigned, inside[0], densities, *result)
 
-    def _at_home(
+    def _at_assigned(
         self,
         name: str,
         inside: torch.Tensor,
         velocity: torch.Tensor,
         registration: Registration,
-        carried: np.ndarray,
-        home: int,
+        in_template: np.ndarray,
+        assigned: int,
     ) -> tuple[Registration, LabelShares | None, dict[str, np.ndarray], float, SubjectQuality]:
         """What is computed of the template that explains a subject best."""
         self._verify(name, registration)
@@ -165,15 +167,15 @@ class SubjectComputation:
         quality: SubjectQuality = {
             "subject": name,
             "correlation": log_density_correlation(
-                self.cohort.crop.crop(carried),
-                self.templates.density[home].cpu().numpy(),
+                self.cohort.crop.crop(in_template),
+                self.templates.density[assigned].cpu().numpy(),
                 self.network.log_offset,
             ),
-            **self._fit(home, inside, velocity, registration),
+            **self._fit(assigned, inside, velocity, registration),
             "smallest_jacobian": registration.smallest_jacobian,
             "displacement": mean_square**0.5,
         }
-        maps = self.maps.of(registration, carried, labels)
+        maps = self.maps.of(registration, in_template, labels)
         return registration, shares, maps, mean_square, quality
 
     def _fit(

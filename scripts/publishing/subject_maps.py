@@ -164,7 +164,7 @@ def write_group(
     files: Mapping[str, Mapping[str, Path]],
     grid: Grid,
     tracts: Sequence[str] = (),
-    homes: Mapping[str, int] | None = None,
+    assigned: Mapping[str, int] | None = None,
 ) -> None:
     """Write a 4-D file of each kind of map, and ``subjects.tsv`` with each subject's volume.
 
@@ -176,9 +176,9 @@ def write_group(
         files: by subject, in the order of the volumes: the files by kind.
         grid: of the template.
         tracts: names of the density's channels.
-        homes: index, from 1, of each subject's template; None: there is only one.
+        assigned: index, from 1, of each subject's template; None: there is only one.
     """
-    templates = {name: 1 if homes is None else homes[name] for name in files}
+    templates = {name: 1 if assigned is None else assigned[name] for name in files}
     rows = {name: {"participant_id": name, "template": str(templates[name])} for name in files}
     for kind in KINDS:
         parts = _parts_of(tracts) if kind == "density" else [("", None)]
@@ -189,13 +189,13 @@ def write_group(
                 continue
             for volume, name in enumerate(present):
                 rows[name][kind] = str(volume)
-            space = "space-template" if homes is None else f"space-template-{template}"
+            space = "space-template" if assigned is None else f"space-template-{template}"
             paths = [folder / f"{space}{entity}_{kind}.nii.gz" for entity, _ in parts]
             _write_kind(paths, [files[name][kind] for name in present], kind, grid)
             for path, (_, tract) in zip(paths, parts, strict=True):
                 about: dict[str, Any] = {**_ABOUT[kind], "Subjects": present}
                 write_json(sidecar_of(path), about if tract is None else {**about, "Tract": tract})
-    columns = ["participant_id", *(["template"] if homes is not None else []), *KINDS]
+    columns = ["participant_id", *(["template"] if assigned is not None else []), *KINDS]
     with (folder / "subjects.tsv").open("w", newline="", encoding="utf-8") as file:
         write_table(file, columns, rows.values(), restval="n/a", tabs=True)
 

@@ -150,11 +150,11 @@ class NetworkField:
                     move = network.integration(velocity, shape, rough=True)
                     seen = warp(moving, move, padding_mode="border")
                 shown = ContrastMatch.between(seen, fixed, weight)(moving)
-            looks = PairPasses(
+            passes_of_pair = PairPasses(
                 network.unet, network.smoothing, network.integration, network.warp,
                 shown, fixed, 1.0, network.inputs,
             )  # fmt: skip
-            added = looks.one_pass(factor, velocity)
+            added = passes_of_pair.one_pass(factor, velocity)
             velocity = added if velocity is None else velocity + added
         assert velocity is not None
         return velocity
