@@ -100,6 +100,7 @@ def test_an_unknown_format_is_reported(
     run["signature"]["format"] = 77
     del run["checksum"]  # another version may make it otherwise, or not at all
     file.write_text(json.dumps(run))
+    (tmp_path / "run" / "training.pt").touch()  # a run that saved nothing gives way
     with pytest.raises(CheckpointError, match="format 77, this version reads 1"):
         RunState(tmp_path / "run", make_settings(), make_cohort())
 

@@ -211,6 +211,7 @@ def test_an_unfinished_run_keeps_its_overrides(
     cohort: Cohort = make_cohort()
     settings = make_settings()
     RunState(tmp_path / "run", settings, cohort, overrides={"optimizer#lr": 1.0})
+    (tmp_path / "run" / "training.pt").touch()  # a run that saved nothing gives way
     RunState(tmp_path / "run", settings, cohort, overrides={"optimizer#lr": 1.0})
     with pytest.raises(CheckpointError, match=r"optimizer#lr was 1\.0, now None"):
         RunState(tmp_path / "run", settings, cohort)
