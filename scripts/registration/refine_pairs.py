@@ -144,9 +144,15 @@ class PairRefiner:
         watched = WatchedFiles([path, *([] if mask is None else [mask])])
         moving = self._read(path, mask)
         if moving.spatial_dims != fixed.spatial_dims:
-            raise CohortError(f"{path}: must have as many dimensions as {settings.fixed}")
+            raise CohortError(
+                f"{path}: has {moving.spatial_dims} dimensions, and {settings.fixed} has "
+                f"{fixed.spatial_dims}; both must have as many"
+            )
         if len(moving.values) != len(fixed.values):
-            raise CohortError(f"{path}: must have as many channels as {settings.fixed}")
+            raise CohortError(
+                f"{path}: has {len(moving.values)} volumes, and {settings.fixed} has "
+                f"{len(fixed.values)}; both must have as many"
+            )
         self._check_together(path, moving, start)
         begun = time.process_time()
         affine: AffineResult | None = None

@@ -296,6 +296,24 @@ def test_who_cannot_be_aligned_is_left_out_or_ends_the_run(
     assert "no such file" in capsys.readouterr().err.lower()
 
 
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [((8, 8, 8, 2), "has 2 volumes, and {} has 1"), ((8, 8), "has 2 dimensions, and {} has 3")],
+)
+def test_images_of_other_dimensions_are_not_refined(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], shape: tuple[int, ...], message: str
+) -> None:
+    rng = np.random.default_rng(0)
+    fixed, moving = tmp_path / "fixed.nii.gz", tmp_path / "moving.nii.gz"
+    for path, size in ((fixed, (8, 8, 8)), (moving, shape)):
+        nib.save(nib.Nifti1Image(rng.random(size).astype(np.float32), np.eye(4)), path)
+    out = tmp_path / "out"
+    pair = ("--refine#fixed", fixed, "--refine#moving", moving)
+    assert run("refine", "--output_dir", out, *pair) == 3
+    assert f"{moving}: {message.format(fixed)}; both must have as many" in capsys.readouterr().err
+    assert not list(out.rglob("*.nii.gz"))
+
+
 def test_register_takes_refine_for_its_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     passed = {}
     monkeypatch.setattr(cli, "_run_in_monai", lambda run_id, files, given: passed.update(given))
