@@ -12,19 +12,11 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 import torch
 
-from scripts.atlas.network import AtlasNetwork
-from scripts.cohort import Cohort
 from scripts.errors import StorageError, TractAtlasError
-from scripts.losses.atlas_loss import AtlasLoss
 from scripts.metrics.misfit import MISFIT_WINDOW, local_misfit
 from scripts.publishing.quality_page import SubjectQuality
 from scripts.publishing.statistics import DensityStatistics
-from scripts.publishing.subject_computation import (
-    ComputedSubject,
-    SubjectComputation,
-    Templates,
-    Velocities,
-)
+from scripts.publishing.subject_computation import ComputedSubject, SubjectComputation
 from scripts.publishing.subject_maps import WARPED_FOLDER
 from scripts.publishing.viewer_volumes import ViewedSubject, ViewerGrid, WorstSubjects
 from scripts.runtime.ordered_map import ordered_map
@@ -40,7 +32,6 @@ from scripts.runtime.processes import (
 from scripts.runtime.storage import file_hash
 from scripts.runtime.torch_threads import divided_threads, subjects_at_once
 from scripts.runtime.write_behind import WriteBehind
-from scripts.settings.atlas import LearnedAtlasConfig
 from scripts.spatial.fields import field_names, write_field
 from scripts.spatial.jacobian import jacobian_determinant
 from scripts.spatial.label_fusion import LabelSums
@@ -125,42 +116,19 @@ class Emission:
     once, and added in their order, so that the results don't depend on how many.
 
     Args:
-        network: with its final template.
-        dataset: LINEAR densities in the cohort's box, in the cohort's order (``image``).
-        cohort: subjects, grid, box.
-        settings: what is emitted and checked.
-        velocities: each subject's final velocity.
-        templates: that are published.
-        device: where fields are made.
+        computation: of one subject; it has the network, the cohort and the settings.
         bar: makes a progress bar for so many subjects.
-        loss: the training's, reported for each subject on the quality page.
     """
 
-    def __init__(
-        self,
-        network: AtlasNetwork,
-        dataset: Sequence[dict[str, Any]],
-        cohort: Cohort,
-        settings: LearnedAtlasConfig,
-        velocities: Velocities,
-        templates: Templates,
-        device: torch.device,
-        bar: Any = None,
-        loss: AtlasLoss | None = None,
-    ) -> None:
-        self.network = network
-        self.dataset = dataset
-        self.cohort = cohort
-        self.settings = settings
-        self.velocities = velocities
-        self.templates = templates
-        self.device = device
+    def __init__(self, computation: SubjectComputation, bar: Any = None) -> None:
+        self.computation = computation
+        self.network = computation.network
+        self.cohort = computation.cohort
+        self.settings = computation.settings
+        self.templates = computation.templates
+        self.device = computation.device
         self.bar = bar
-        self.loss = loss
-        self.view = ViewerGrid.of(cohort.grid, cohort.crop, network.log_offset)
-        self.computation = SubjectComputation(
-            network, dataset, cohort, settings, velocities, templates, device, loss
-        )
+        self.view = ViewerGrid.of(self.cohort.grid, self.cohort.crop, self.network.log_offset)
 
     @torch.no_grad()
     def run(self, staging: Path, folder: Path) -> Emitted:

@@ -23,7 +23,7 @@ from scripts.publishing.description import as_json, description, write_descripti
 from scripts.publishing.emission import Emission, Emitted, naming
 from scripts.publishing.quality_page import quality_page
 from scripts.publishing.statistics import DensityStatistics
-from scripts.publishing.subject_computation import Templates, Velocities
+from scripts.publishing.subject_computation import SubjectComputation, Templates, Velocities
 from scripts.publishing.subject_maps import GROUP_FOLDER, WARPED_FOLDER, map_name, write_group
 from scripts.publishing.viewer import Shown, viewer
 from scripts.publishing.viewer_volumes import ViewerGrid
@@ -177,10 +177,11 @@ class AtlasPublisher:
         logger.info("atlas published in %s", self.folder)
 
     def _emission(self, templates: Templates) -> Emission:
-        return Emission(
+        computation = SubjectComputation(
             self.network, self.dataset, self.cohort, self.settings, self.velocities, templates,
-            self.device, self.bar, self.loss,
+            self.device, self.loss,
         )  # fmt: skip
+        return Emission(computation, self.bar)
 
     def _templates(self) -> Templates:
         point = None

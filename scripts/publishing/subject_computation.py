@@ -85,14 +85,14 @@ class SubjectComputation:
     """Computes subjects, several at once if called in several threads: nothing is changed.
 
     Args:
-        network: see `Emission`, also for the other arguments.
-        dataset: LINEAR densities in the cohort's box.
+        network: with its final template.
+        dataset: LINEAR densities in the cohort's box, in the cohort's order (``image``).
         cohort: subjects, grid, box.
         settings: what is emitted and checked.
         velocities: each subject's final velocity.
         templates: that are published.
         device: where fields are made.
-        loss: of the training.
+        loss: the training's, reported for each subject on the quality page.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class SubjectComputation:
         velocities: Velocities,
         templates: Templates,
         device: torch.device,
-        loss: AtlasLoss | None,
+        loss: AtlasLoss | None = None,
     ) -> None:
         self.network = network
         self.dataset = dataset
