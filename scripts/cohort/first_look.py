@@ -9,13 +9,14 @@ import math
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from scripts.cohort.density import waytotal_file
+from scripts.cohort.density import density_divisor, waytotal_file
 from scripts.cohort.discovery import (
     Candidate,
     derivatives_with_maps,
@@ -38,12 +39,6 @@ __all__ = ["Guess", "first_look"]
 _LOOKED_AT = 10  # subjects, spread over the cohort
 _MOST = 0.8  # of these must have an image before it counts as common to all
 _DEPTH = 4  # parts of a path inside a subject's folder
-_OF_ONE_MAP: dict[str, Callable[[np.ndarray], float]] = {
-    "none": lambda _: 1.0,
-    "max": np.max,
-    "streamline_density": np.sum,
-}
-"""Divisors that the values of a map give, see `scripts.cohort.density.density_divisor`."""
 _OF_IMAGES = {"velocity_smoothing": 2.0, "smoothness_weight": 0.5}
 _BY_VALUES = {"log_offset", "presence_value", *_OF_IMAGES}
 """Names of the guesses that the maps' values decide."""
@@ -216,29 +211,31 @@ class _Look:
         self.request = request
         self.counted = counting is not None
         self._counting = counting
-        self._read: dict[str, list[np.ndarray]] = {}
+        self._plain: list[tuple[Path, np.ndarray]] | None = None
 
     def densities(self, normalisation: str) -> list[np.ndarray]:
         """Densities of the subjects that can be used; the job itself reports the others."""
-        if normalisation not in self._read:
-            plain = self._read.get("none")
-            single = all(len(candidate.maps) == 1 for candidate in self.candidates)
-            if plain is not None and single and normalisation in _OF_ONE_MAP:
-                divisor = _OF_ONE_MAP[normalisation]
-                self._read[normalisation] = [one / divisor(one) for one in plain]
-            else:
-                self._read[normalisation] = self._inspect(normalisation)
-        return self._read[normalisation]
+        single = all(len(candidate.maps) == 1 for candidate in self.candidates)
+        if self._plain is None or (normalisation != "none" and not single):
+            read = self._inspect(normalisation)
+            if normalisation == "none":
+                self._plain = read
+            return [density for _, density in read]
+        divided = []
+        for path, density in self._plain:
+            with suppress(FileError):
+                divided.append(density / density_divisor(normalisation, path, density))
+        return divided
 
-    def _inspect(self, normalisation: str) -> list[np.ndarray]:
+    def _inspect(self, normalisation: str) -> list[tuple[Path, np.ndarray]]:
+        """Path of the first map, and density, of each subject."""
         cohort = self.request.cohort.model_copy(update={"normalisation": normalisation})
         request = replace(self.request, cohort=cohort)
         read = []
         for candidate in self.candidates:
-            try:
-                read.append(inspect_subject(candidate, request, self._counting).density)
-            except FileError:
-                continue
+            with suppress(FileError):
+                density = inspect_subject(candidate, request, self._counting).density
+                read.append((candidate.maps[0].path, density))
         return read
 
 
