@@ -12,7 +12,7 @@ from torch import nn
 
 from scripts.errors import ConfigurationError, shown
 from scripts.networks.smoothing import GaussianSmoothing
-from scripts.runtime.tracing import is_recorded
+from scripts.runtime.tracing import is_followed
 
 __all__ = ["PairCopies", "PairCosts", "PairForces", "PairInputs", "pair_inputs"]
 
@@ -112,8 +112,7 @@ class PairForces(PairCopies):
         Made slab by slab along the first axis, so that what lies between stays in the cache; in
         the order in memory that convolutions want.
         """
-        followed = torch.is_grad_enabled() and (moving.requires_grad or fixed.requires_grad)
-        if followed or is_recorded():  # a recorded program knows no slabs: its sizes may differ
+        if is_followed(moving, fixed):  # a recorded program knows no slabs: its sizes may differ
             return torch.stack(self._of_slab(moving, fixed), 1)
         batch, _, n, *rest = moving.shape
         result = torch.empty(
@@ -215,7 +214,7 @@ def _slope(image: torch.Tensor, axis: int) -> torch.Tensor:
         return torch.zeros_like(image)
     later, earlier = image.narrow(axis, 2, n - 2), image.narrow(axis, 0, n - 2)
     ends = [(image.narrow(axis, i + 1, 1), image.narrow(axis, i, 1)) for i in (0, n - 2)]
-    if is_recorded() or (torch.is_grad_enabled() and image.requires_grad):
+    if is_followed(image):
         (after, first), (last, before) = ends
         return torch.cat([after - first, (later - earlier) * 0.5, last - before], axis)
     result = torch.empty_like(image)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from scripts.runtime.tracing import is_recorded
+from scripts.runtime.tracing import is_followed
 
 __all__ = ["GaussianSmoothing"]
 
@@ -60,7 +60,7 @@ class GaussianSmoothing(nn.Module):
             for axis in range(2, field.dim()):
                 n = field.shape[axis]
                 matrix = smoothing_matrix(n, self.sigma, field.device)
-                if is_recorded() or (torch.is_grad_enabled() and field.requires_grad):
+                if is_followed(field):
                     bands = iter([(slice(0, n), slice(0, n))])
                 else:
                     bands = _bands(n, self.sigma)
