@@ -115,18 +115,16 @@ def stacks_change(folder: Path) -> Iterator[Outcome]:
     """Foreign results, sections that change meanwhile, and nonsense in transforms.json."""
     jobs = _Stacks(folder)
     data = _pictures(folder / "s")
-    foreign = folder / "o" / "registered_stack" / "notes.txt"
-    foreign.parent.mkdir(parents=True)
-    foreign.write_text("mine")
-    yield jobs.keeps("`register-stack`: `registered_stack` is somebody else's",
-                     lambda: jobs.register("s"), foreign)  # fmt: skip
-    shutil.rmtree(folder / "o")
-    state = folder / "o" / ".registered_stack.unfinished" / "notes.txt"
-    state.parent.mkdir(parents=True)
-    state.write_text("mine")
-    yield jobs.keeps("`register-stack`: the unfinished run's folder is somebody else's",
-                     lambda: jobs.register("s"), state)  # fmt: skip
-    shutil.rmtree(folder / "o")
+    for where, what in (
+        ("registered_stack", "`registered_stack`"),
+        (".registered_stack.unfinished", "the unfinished run's folder"),
+    ):
+        foreign = folder / "o" / where / "notes.txt"
+        foreign.parent.mkdir(parents=True)
+        foreign.write_text("mine")
+        yield jobs.keeps(f"`register-stack`: {what} is somebody else's",
+                         lambda: jobs.register("s"), foreign)  # fmt: skip
+        shutil.rmtree(folder / "o")
     first = data / "2.png"
     sound = first.read_bytes()
 

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from small_configuration import config
 
 from bundle.early_values import early_settings, known_path
 from bundle.overrides import (
@@ -15,16 +16,6 @@ from scripts.errors import ConfigurationError, StorageError
 from scripts.runtime.error_report import find_user_error
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-def config(**block):
-    return {
-        "bundle_root": ".",
-        "dataset_dir": "$@bundle_root + '/data'",
-        "learned_atlas": {"optimizer": {"lr": 1e-3}, **block},
-        "trainer": {"max_epochs": 5, "handlers": [{"name": "a"}, {"name": "b"}]},
-        "losses": "$[1, 2]",
-    }
 
 
 def test_overrides_are_seen_by_the_early_check():

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from small_configuration import config
 
 from bundle.overrides import (
     UsageError,
@@ -16,16 +17,6 @@ from bundle.overrides import (
 )
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-def config(**block):
-    return {
-        "bundle_root": ".",
-        "dataset_dir": "$@bundle_root + '/data'",
-        "learned_atlas": {"optimizer": {"lr": 1e-3}, **block},
-        "trainer": {"max_epochs": 5, "handlers": [{"name": "a"}, {"name": "b"}]},
-        "losses": "$[1, 2]",
-    }
 
 
 # --- the command line -------------------------------------------------------------------------
