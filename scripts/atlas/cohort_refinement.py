@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from scripts.atlas.network import NEGLIGIBLE_SHARE
 from scripts.atlas.registration import estimate_velocity
 from scripts.atlas.template_fit import (
     fit_conditional_template,
@@ -45,7 +46,6 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _AT_ONCE = 2_500_000  # voxels of the subjects that are computed at once: a gibibyte at most
-_NEGLIGIBLE = 0.01  # share of a subject that a template explains
 
 
 class CohortRefinement:
@@ -272,7 +272,7 @@ class CohortRefinement:
             return {
                 k: estimate_velocity(network, image, self.dtype, k)[0]
                 for k in range(network.n_templates)
-                if float(self.assignment[index, k]) > _NEGLIGIBLE
+                if float(self.assignment[index, k]) > NEGLIGIBLE_SHARE
             }
 
         for index, estimated in self._of_subjects(velocities):

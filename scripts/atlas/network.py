@@ -22,7 +22,10 @@ from scripts.networks.smoothing import GaussianSmoothing
 from scripts.networks.unet import RegistrationUNet
 from scripts.spatial.warp import Warp
 
-__all__ = ["AtlasNetwork", "density_of", "log_density_of"]
+__all__ = ["NEGLIGIBLE_SHARE", "AtlasNetwork", "density_of", "log_density_of"]
+
+NEGLIGIBLE_SHARE = 0.01
+"""A template ignores subjects of which it explains less."""
 
 logger = logging.getLogger(__name__)
 

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from scripts.atlas.network import NEGLIGIBLE_SHARE
 from scripts.cohort import DensityMap, read_density
 from scripts.cohort.density import density_on_grid
 from scripts.errors import CohortError, VerificationError
 from scripts.publishing.atlas_checks import UNREADABLE, Check, read_published
 from scripts.publishing.description_rules import verifiable_jacobians
 from scripts.publishing.statistics import DensityStatistics
-from scripts.publishing.subject_computation import NEGLIGIBLE_SHARE
 from scripts.runtime.inside import inside
 from scripts.spatial.fields import field_names, read_field
 from scripts.spatial.grid import CropBox

@@ -9,7 +9,12 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from scripts.atlas.network import AtlasNetwork, density_of, log_density_of
+from scripts.atlas.network import (
+    NEGLIGIBLE_SHARE,
+    AtlasNetwork,
+    density_of,
+    log_density_of,
+)
 from scripts.atlas.registration import Registration, fields_of
 from scripts.cohort import Cohort
 from scripts.errors import FoldingError, TrainingError
@@ -20,9 +25,7 @@ from scripts.publishing.subject_maps import SubjectMaps
 from scripts.settings.atlas import LearnedAtlasConfig
 from scripts.spatial.label_fusion import LabelShares, label_shares
 
-__all__ = ["NEGLIGIBLE_SHARE", "ComputedSubject", "SubjectComputation", "Templates", "Velocities"]
-
-NEGLIGIBLE_SHARE = 0.01  # a template ignores subjects of which it explains less
+__all__ = ["ComputedSubject", "SubjectComputation", "Templates", "Velocities"]
 
 
 class Velocities(Protocol):
