@@ -19,7 +19,7 @@ import pytest
 import torch
 import yaml
 from monai.bundle import ConfigWorkflow
-from warm_process import started_module
+from warm_process import run_module, started_module
 
 from scripts.phantom import write_demo_cohort
 from scripts.publishing.verification import verify_atlas
@@ -92,17 +92,15 @@ def _keep_excepthook(monkeypatch):
 def torchrun(
     run_id: str, dataset: Path, base: Path, settings: dict[str, Any], *files: Path
 ) -> subprocess.CompletedProcess[str]:
-    """Two processes with the command of the overlay's first lines."""
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
+    """Two processes with the command of the overlay's first lines; the launcher starts each."""
+    words = [
+        "--standalone", "--nproc_per_node=2",
         "-m", "monai.bundle", "run", run_id, "--config_file", str([*CONFIGS, *map(str, files)]),
         *(f"--{key}={value}" for key, value in {**overrides(dataset, base), **settings}.items()),
     ]  # fmt: skip
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     environment.pop("PYTHONPATH", None)
-    return subprocess.run(
-        command, cwd=base, env=environment, capture_output=True, text=True, timeout=300
-    )
+    return run_module("torch.distributed.run", words, base, environment)
 
 
 def two_processes(
