@@ -83,9 +83,9 @@ def _without_masked(subject: Subject, masks: SubjectImages, request: CohortReque
     for one in subject.maps:
         loaded = load_density(one.path)
         data, _, _ = clean_density(one.path, loaded.data, rule)
-        whole += np.count_nonzero(data)
+        whole += int(np.count_nonzero(data))
         data = np.where(mask_on_grid(mask, loaded.grid, masks.key), 0, data)
-        counted += np.count_nonzero(data)
+        counted += int(np.count_nonzero(data))
         divisor = one.divisor
         if data.any():
             anything = True

@@ -195,8 +195,8 @@ class ReadImage:
             self.image = self.image.without_background()
 
     def _warn_of_much_covered(self, mask: str | Path | None, counted: np.ndarray) -> None:
-        whole = np.count_nonzero(self.values)
-        share = 1 - np.count_nonzero(counted) / max(whole, 1)
+        whole = max(int(np.count_nonzero(self.values)), 1)
+        share = 1 - int(np.count_nonzero(counted)) / whole
         if share > _MOST_COVERED:
             logger.warning(
                 "%s: covers %.0f %% of what is not 0 in %s, which then doesn't count; is the mask "
