@@ -24,8 +24,6 @@ from scripts.stack.search import MIRROR
 
 __all__ = ["Wander", "follow", "interpolated", "read_placement", "smooth", "wander_of"]
 
-_FORMAT = "tract_atlas_registered_stack"
-
 
 def smooth(known: np.ndarray, values: np.ndarray, at: np.ndarray, sigma: float) -> np.ndarray:
     """Local linear regression with Gaussian weights.
