@@ -189,7 +189,7 @@ def _kept(path: Path, about: Path) -> CountedMap | None:
         recorded = read_checked(inside(about.parent, about.name))
         whole = [recorded[name] for name in ("streamlines", "outside", "left")]
         if not all(type(number) is int and number >= 0 for number in whole):
-            raise ValueError("a number of streamlines is none")
+            raise ValueError("a number of streamlines is missing")
         counted = CountedMap(str(recorded["tractogram"]), str(recorded["sha256"]), *whole)
         files = {"map": path, "waytotal": _waytotal_of(path, about)}
         hashes = recorded.get("files")  # unknown to earlier versions

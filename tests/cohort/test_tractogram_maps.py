@@ -71,7 +71,7 @@ def test_maps_are_counted_once_until_the_tractogram_or_the_grid_changes(dataset,
     write_tractogram(dataset / "sub-1.tck", lines(9), SHAPE, AFFINE)
     assert read_cohort(dataset, settings()).identity() != first.identity()
     assert [path.name for path in counted[4:]] == ["sub-1.tck"]
-    # A description without its map is no map.
+    # A description without its map is not a map.
     next((dataset / ".density_maps").glob("sub-2_*.nii.gz")).unlink()
     read_cohort(dataset, settings())
     assert counted[-1].name == "sub-2.trx"
