@@ -191,7 +191,8 @@ def test_a_flipped_bit_of_a_kept_map_is_reported_and_the_map_counted_again(
     whole = read_cohort(dataset, settings()).identity()
     kept = min((dataset / ".density_maps").glob(f"*{ending}"))
     sound = kept.read_bytes()
-    for place in range(0, len(sound), max(1, len(sound) // 6)):
+    checksum = [sound.index(b"checksum")] if ending == ".json" else []  # its name, too
+    for place in (*range(0, len(sound), max(1, len(sound) // 6)), *checksum):
         raw = bytearray(sound)
         raw[place] ^= 4
         kept.write_bytes(raw)
