@@ -158,11 +158,11 @@ def sweep(
 
 @dataclass(frozen=True)
 class _SweptJob:
-    """What all runs share.
+    """The common parts of all runs.
 
     Attributes:
         verb: of the job.
-        own: keys of the folders that each run has for itself, with the place below its folder.
+        own: keys of the folders that are separate for each run, with their place below its folder.
         files: configurations that replace the job's; empty: the job's.
         root: of the bundle.
     """
@@ -209,7 +209,7 @@ def _check_earlier(folder: Path) -> None:
         first = ""
     if not first.startswith("run,status,"):
         raise StorageError(
-            f"{table}: would be replaced, but is no sweep's table; move it elsewhere, or choose "
+            f"{table}: would be replaced, but is not a sweep's table; move it elsewhere, or choose "
             "another --output_dir"
         )
 

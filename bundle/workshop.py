@@ -18,10 +18,11 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import venv
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 TORCH = "2.13.0"
@@ -32,6 +33,11 @@ threads that spin while they wait take the time of those that compute (bundle/be
 REQUIREMENTS = ("requirements.txt", "requirements-dev.txt")
 LOCKS = ("requirements.lock", "requirements-dev.lock")
 """The same versions with the SHA-256 of every file of each release; made from REQUIREMENTS."""
+SETUP_SIZES = {False: (2.2, 0.9), True: (7.5, 6.0)}
+"""Gigabytes of ``.venv`` and of what pip downloads for it, twice, because pip also keeps a copy in
+its cache. By whether there is a driver; the sizes with one are an estimate."""
+TEST_SIZE, DEMO_SIZE = 1.0, 0.1
+"""Gigabytes that a job writes."""
 DEMO = (
     *("-m", "monai.bundle", "run", "training"),
     *("--config_file", "['configs/train.yaml','configs/build.yaml']"),
@@ -58,6 +64,64 @@ CHECKS = (
 
 class SetupError(Exception):
     """The environment can't be made; the message says why and what to do."""
+
+
+class Need(NamedTuple):
+    """Space that something takes on a disk.
+
+    Args:
+        what: takes it, for the message.
+        where: a folder of the disk; it exists.
+        gigabytes: that it takes, of 1e9 bytes.
+    """
+
+    what: str
+    where: Path
+    gigabytes: float
+
+
+def check_space(needs: Sequence[Need]) -> None:
+    """Compare what will be written with the free space of each disk.
+
+    Raises:
+        SetupError: a disk has too little; the message says how much is free and what needs it.
+    """
+    disks: dict[int, list[Need]] = {}
+    for need in needs:
+        disks.setdefault(need.where.stat().st_dev, []).append(need)
+    for wanted in disks.values():
+        free = shutil.disk_usage(wanted[0].where).free / 1e9
+        total = sum(need.gigabytes for need in wanted)
+        if free < total:
+            parts = ", ".join(f"{need.what} {need.gigabytes:.1f} GB" for need in wanted)
+            raise SetupError(
+                f"the disk of {wanted[0].where} has {free:.1f} GB free, but {total:.1f} GB are "
+                f"needed ({parts}); free some space"
+            )
+
+
+def size_of(folder: Path) -> float:
+    """Gigabytes that the files below a folder take; 0 if it isn't there."""
+    total = 0
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):  # another process may be changing it
+                total += 512 * os.lstat(Path(parent) / name).st_blocks
+    return total / 1e9
+
+
+def temporary_folder() -> Path:
+    """Where pip and the tests put their files.
+
+    Raises:
+        SetupError: there is no folder that can be written to.
+    """
+    try:
+        return Path(tempfile.gettempdir())
+    except FileNotFoundError as error:
+        raise SetupError(
+            f"no folder for temporary files can be written to; is the disk full? ({error.strerror})"
+        ) from error
 
 
 def has_nvidia_driver() -> bool:
@@ -113,6 +177,25 @@ class Environment:
             except OSError as error:
                 raise SetupError(f"{self.root / name} can't be read: {error.strerror}") from error
         return digest.hexdigest()
+
+    def is_ready(self) -> bool:
+        """Whether it exists, complete and up to date."""
+        try:
+            return self.stamp.read_bytes() == self.fingerprint().encode() and self.python.exists()
+        except FileNotFoundError:
+            return False
+
+    def needs(self) -> list[Need]:
+        """Space that the set-up takes: nothing where the environment is ready."""
+        if self.is_ready():
+            return []
+        installed, downloads = SETUP_SIZES[self.driver]
+        # What is there is replaced, or it is what another call has installed so far.
+        more = max(0.0, installed - size_of(self.folder))
+        return [
+            Need(".venv", self.root, more),
+            Need("downloads of pip", temporary_folder(), downloads),
+        ]
 
     def prepare(self) -> None:
         """Make the environment unless it exists and is complete and up to date.
@@ -214,6 +297,13 @@ def clean_environment() -> dict[str, str]:
     return {**variables, "PIP_USER": "0"}
 
 
+def job_needs(job: str) -> list[Need]:
+    """Space that the job itself takes."""
+    if job == "test":
+        return [Need("files of the tests", temporary_folder(), TEST_SIZE)]
+    return [Need("the atlas of the demo", ROOT, DEMO_SIZE)]
+
+
 def run_demo(environment: Environment, extra: Sequence[str]) -> None:
     """Replace this process by the training run, with its signals, output and exit code."""
     os.chdir(environment.root)
@@ -281,6 +371,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if sys.version_info < (3, 11):  # noqa: UP036 (run by whatever python3 is)
             raise SetupError(f"Python 3.11 or newer needed, this is {platform.python_version()}")
         environment = Environment(ROOT, has_nvidia_driver())
+        check_space([*environment.needs(), *job_needs(options.job)])
         environment.prepare()
         if options.job == "demo":
             run_demo(environment, extra)

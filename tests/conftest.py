@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -34,6 +34,29 @@ MODEL = {"enc_features": [4, 4], "dec_features": [4, 4, 4], "int_steps": 5}
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files of jobs first: they take longest, and short ones fill the end on every process."""
     items.sort(key=lambda item: "integration" not in item.path.parts)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_fixture_setup(
+    fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest
+) -> Generator[None, Any, Any]:
+    """Remove what a fixture of a module wrote when the module is done, unless a test failed."""
+    if fixturedef.scope not in ("class", "module"):
+        return (yield)
+    base, session = request.getfixturevalue("tmp_path_factory").getbasetemp(), request.session
+    before, failed = set(base.iterdir()), session.testsfailed
+    made: set[Path] = set()
+
+    def clear() -> None:
+        if session.testsfailed == failed:
+            for folder in made:
+                shutil.rmtree(folder, ignore_errors=True)
+
+    fixturedef.addfinalizer(clear)  # before the fixture's own, so that it comes after it
+    try:
+        return (yield)
+    finally:
+        made.update(path for path in set(base.iterdir()) - before if not path.is_symlink())
 
 
 @pytest.fixture(params=[1, 2])

@@ -115,7 +115,7 @@ class PairInOneWorld(Transform):
         shown, onto = moving.image, matrix
         field = _start_field(self.settings, data["subject"], fixed)
         if field is not None:
-            # As the start brings it: what the network finds comes before the start.
+            # Warped by the start: the network's field is applied before it.
             values, _ = moved_by(torch.from_numpy(matrix)[None], fixed.image, shown, field.forward)
             shown, onto = WorldImage(values, fixed.image.affine), np.eye(4)
         pair = self.network.shown(fixed.image, shown, self.settings.log_share, onto)
@@ -132,7 +132,7 @@ class PairInOneWorld(Transform):
 
 
 def _start_field(settings: RegisterElasticConfig, name: str, fixed: ReadImage) -> StartField | None:
-    """The field that the network's comes before, if the settings name one."""
+    """The field that follows the network's, if the settings name one."""
     if settings.elastic_start is None:
         return None
     path = settings.elastic_start.replace("{name}", name)

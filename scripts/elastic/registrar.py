@@ -24,7 +24,7 @@ class PairRegistrar(nn.Module, ABC):
     @property
     @abstractmethod
     def spatial_dims(self) -> int:
-        """Of the images that it takes."""
+        """Number of dimensions of its images."""
 
     @abstractmethod
     def shown(

@@ -111,7 +111,7 @@ def read_start_field(path: str | Path, kind: str, fixed: ReadImage) -> StartFiel
         fixed: whose points it moves.
 
     Raises:
-        CohortError: the file can't be read, is no field, or lies elsewhere.
+        CohortError: the file can't be read, is not a field, or lies elsewhere.
     """
     file = TransformFile(Path(path))
     if not file.is_field:

@@ -66,7 +66,7 @@ class InverseFieldTransform(Transform):
         return self.field
 
     def _newton(self, points: np.ndarray, solution: np.ndarray, left: np.ndarray) -> np.ndarray:
-        """Improve the points ``left`` of ``found`` in place; return those still unsolved."""
+        """Improve the points ``left`` of ``solution`` in place; return those still unsolved."""
         step = _STEP * float(np.linalg.norm(self.field.grid.affine[:3, :3], axis=0).min())
         for _ in range(_NEWTON):
             here = solution[:, left]

@@ -167,7 +167,7 @@ def _of_group(path: Path, kind: str, group: Any) -> Transform:
         known = name if name in group else name.replace("Trans", "Tran", 1)
         result = _within(group, known)
         if result.ndim != 1 or result.dtype.kind != "f":
-            raise ValueError(f"{name} is no list of numbers")
+            raise ValueError(f"{name} is not a list of numbers")
         return result
 
     fixed = np.asarray(numbers("TransformFixedParameters"), dtype=np.float64)

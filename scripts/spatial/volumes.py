@@ -109,7 +109,7 @@ def read_labels(path: str | Path) -> tuple[np.ndarray, Grid]:
     """Read an image as `read_volume` does, with values in the type of the file.
 
     Raises:
-        CohortError: the file can't be read, isn't finite, or is no image of 2 to 4 dimensions.
+        CohortError: the file can't be read, isn't finite, or is not an image of 2 to 4 dimensions.
     """
     return read_hashed_labels(path)[:2]
 
@@ -155,7 +155,7 @@ def read_grid(path: str | Path) -> Grid:
 
 
 def written_name(path: str | Path) -> str:
-    """The name under which what is made of an image is written: always NIfTI.
+    """The file name for results made from an image: always NIfTI.
 
     Example:
         >>> written_name("m01/t2.nii"), written_name("m01/orig.mgz")
@@ -247,8 +247,8 @@ def check_earlier_density(path: Path) -> None:
         ours = False
     if not ours:
         raise StorageError(
-            f"{path}: would be replaced, but is no density map that this bundle counted; move it "
-            "elsewhere, or choose another file"
+            f"{path}: would be replaced, but is not a density map that this bundle counted; move "
+            "it elsewhere, or choose another file"
         )
 
 

@@ -203,7 +203,7 @@ def open_tractogram(path: str | Path, vtk_space: str = "auto") -> Tractogram:
 
 
 def streamlines_of(source: str | Path | Sequence[np.ndarray]) -> Streamlines:
-    """All streamlines of a file, or of a program.
+    """All streamlines of a file, or of arrays.
 
     Args:
         source: a tractogram's path, or arrays ``(points, 3)`` in RAS mm.

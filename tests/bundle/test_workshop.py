@@ -4,11 +4,14 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
+import tempfile
 import textwrap
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -19,7 +22,9 @@ from bundle.workshop import (
     REQUIREMENTS,
     TORCH,
     Environment,
+    Need,
     SetupError,
+    check_space,
     run_checks,
 )
 
@@ -259,9 +264,95 @@ def test_driver_is_one_that_lists_a_gpu(tmp_path, monkeypatch, script, there):
 
 
 @pytest.fixture
+def unprepared(root, monkeypatch):
+    """`main` in a folder without an environment, whose set-up would be recorded."""
+    made = []
+    monkeypatch.setattr(workshop, "ROOT", root)
+    monkeypatch.setattr(tempfile, "gettempdir", lambda: str(root))
+    monkeypatch.setattr(workshop, "has_nvidia_driver", lambda: False)
+    monkeypatch.setattr(Environment, "install", lambda self, lock: made.append(self.folder))
+    monkeypatch.setattr(workshop, "run_checks", lambda *_: 0)
+    monkeypatch.setattr(workshop, "run_demo", lambda *_: None)
+    monkeypatch.setattr(workshop, "end_on_sigterm", lambda: None)
+    return made
+
+
+SETUP = sum(workshop.SETUP_SIZES[False])
+
+
+@pytest.mark.parametrize(
+    ("job", "size"), [("test", workshop.TEST_SIZE), ("demo", workshop.DEMO_SIZE)]
+)
+def test_too_small_a_disk_is_said_before_anything_is_installed(
+    root, unprepared, disk, capsys, job, size
+):
+    disk(int((SETUP + size - 0.06) * 1e9))
+    assert workshop.main([job]) == 1
+    assert not unprepared
+    assert not (root / ".venv").exists()
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: the disk of {root} has {SETUP + size - 0.06:.1f} GB free, but")
+    assert f"{SETUP + size:.1f} GB are needed (.venv 2.2 GB, " in said
+    assert said.count("\n") == 1
+    disk(int((SETUP + size + 0.06) * 1e9))
+    workshop.main([job])
+    assert unprepared == [root / ".venv"]
+
+
+def test_an_environment_that_is_there_needs_space_for_the_tests_only(
+    root, unprepared, disk, capsys
+):
+    environment = RecordingEnvironment(root)
+    environment.prepare()
+    disk(int((workshop.TEST_SIZE + 0.06) * 1e9))
+    assert workshop.main(["test"]) == 0
+    assert not unprepared
+    disk(int((workshop.TEST_SIZE - 0.06) * 1e9))
+    assert workshop.main(["test"]) == 1
+    assert "GB are needed (files of the tests " in capsys.readouterr().err
+
+
+def test_what_is_installed_already_counts(root, monkeypatch):
+    assert RecordingEnvironment(root).needs()[0].gigabytes == workshop.SETUP_SIZES[False][0]
+    (root / ".venv").mkdir()
+    (root / ".venv" / "torch").write_bytes(bytes(range(256)) * 4096)
+    (root / ".venv" / "gone").symlink_to("nowhere")
+    left = RecordingEnvironment(root).needs()[0].gigabytes
+    assert left == pytest.approx(workshop.SETUP_SIZES[False][0] - 1.05e-3, abs=1e-4)
+    monkeypatch.setitem(workshop.SETUP_SIZES, False, (1e-4, 0.7))
+    assert RecordingEnvironment(root).needs()[0].gigabytes == 0
+
+
+def test_each_disk_is_compared_with_what_goes_to_it(tmp_path, monkeypatch):
+    free = {tmp_path / "a": 2e9, tmp_path / "b": 1e9}
+    numbers = {}
+    for number, folder in enumerate(free):
+        folder.mkdir()
+        numbers[folder] = SimpleNamespace(st_dev=number)
+    monkeypatch.setattr(workshop.Path, "stat", lambda self: numbers[self])
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=free[path]))
+    small, large = Need("small", tmp_path / "a", 1.0), Need("large", tmp_path / "b", 0.9)
+    check_space([small, large, small])
+    with pytest.raises(SetupError, match=r"b has 1.0 GB free, but 1.1 GB .*large 0.9 GB, more 0.2"):
+        check_space([small, large, Need("more", tmp_path / "b", 0.2)])
+
+
+def test_a_disk_too_full_for_any_file_is_one_line(root, unprepared, monkeypatch, capsys):
+    def full():
+        raise FileNotFoundError(2, "No usable temporary directory found in ['/tmp']")
+
+    monkeypatch.setattr(tempfile, "gettempdir", full)
+    assert workshop.main(["test"]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("error: no folder for temporary files can be written to; is the disk")
+    assert said.count("\n") == 1
+
+
+@pytest.fixture
 def prepared(monkeypatch):
     """`main` without the set-up."""
     monkeypatch.setattr(workshop, "has_nvidia_driver", lambda: False)
+    monkeypatch.setattr(workshop, "check_space", lambda needs: None)
     monkeypatch.setattr(Environment, "prepare", lambda self: None)
 
 
