@@ -99,3 +99,11 @@ def test_a_mask_that_covers_most_of_a_subject_may_be_inverted(five, atlas, caplo
         "voxels with density of subject sub-3, which then don't count; is the mask inverted?"
         in (caplog.text)
     )
+
+
+def test_a_label_map_without_labels_is_named(five, atlas, caplog):
+    empty = np.zeros(atlas.grid.shape, np.uint8)
+    nib.save(nib.Nifti1Image(empty, atlas.grid.affine), five.folder / "labels_sub-3.nii.gz")
+    labelled = config(cohort={"labels": str(five.folder / "labels_{subject}.nii.gz")})
+    read_new_subjects(five.path("sub-3"), labelled, atlas.grid, atlas.crop)
+    assert "the label map is 0 everywhere, so it has no label, for sub-3" in caplog.text
