@@ -59,7 +59,7 @@ class Job:
 
     @property
     def files(self) -> list[str]:
-        """What it reads, in order."""
+        """The configuration files, in order."""
         return [self.config, *([] if self.over is None else [self.over])]
 
 

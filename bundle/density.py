@@ -28,7 +28,7 @@ def write_map_of(options: argparse.Namespace) -> str:
 
     Raises:
         TractAtlasError: a file can't be read or written, or stands in the map's place; then there
-            is no map.
+            is not a map.
     """
     logging.basicConfig(format="%(levelname)s: %(message)s")
     output: Path = options.output

@@ -30,7 +30,7 @@ def check_folders(config: Mapping[str, Any], given: Mapping[str, Any]) -> None:
             continue
         if isinstance(value, bool):
             raise UsageError(f"--{key} needs a path after it")
-        # What a job can't do without is empty in its own configuration, and reported by the job.
+        # A required path is empty in the shipped configuration, and the job reports it.
         empty = isinstance(value, str) and not value.strip()
         if empty and (key.endswith("_dir") or key in given):
             raise UsageError(

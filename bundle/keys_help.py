@@ -13,7 +13,7 @@ from scripts.settings import BLOCKS
 __all__ = ["keys_help", "shown_keys"]
 
 _PARTS = {"imports", "bundle_root", "run"}
-"""Top-level keys that are no values of a job."""
+"""Top-level keys that are not values of a job."""
 
 
 def keys_help(files: Sequence[Path]) -> str:

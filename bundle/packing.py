@@ -53,7 +53,7 @@ _EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time in a zip file
 
 @dataclass(frozen=True)
 class Archive:
-    """What travels.
+    """The content of an archive.
 
     Attributes:
         contents: bytes of each file by its path below the archive's root folder, sorted.
@@ -75,8 +75,8 @@ class Archive:
 def packed(root: Path, ckpt_dir: Path, data_source: str | None = None) -> Archive:
     """The archive's files; nothing is written.
 
-    The model's description travels without what it says of people and of the trainer's machine,
-    see `shared_description`; ``docs/model_card.md`` says what is left.
+    The model's description is packed without entries about people and the trainer's machine, see
+    `shared_description`; ``docs/model_card.md`` lists the rest.
 
     Args:
         root: of the bundle.
@@ -161,8 +161,8 @@ def _check_output(output: Path) -> None:
         ours = False
     if not ours:
         raise StorageError(
-            f"{output}: would be replaced, but is no archive of this bundle; move it elsewhere, or "
-            "choose another --output"
+            f"{output}: would be replaced, but is not an archive of this bundle; move it "
+            "elsewhere, or choose another --output"
         )
 
 

@@ -139,23 +139,23 @@ def model_card(network: AtlasNetwork, shared: Shared, data_source: str) -> str:
         "maps that it was trained on": str(len(described.get("trained_on", ()))),
         "trained on": data_source,
     }
-    lines = ["# Model card", "", "What `models/model.pt` of this archive holds.", ""]
+    lines = ["# Model card", "", "Content of `models/model.pt` in this archive.", ""]
     lines += ["| | |", "|---|---|", *(f"| {key} | {_cell(text)} |" for key, text in rows.items())]
-    lines += ["", "## Of the people", ""]
+    lines += ["", "## Subjects", ""]
     lines += [
-        "The template is a mean image of the cohort; of a cohort of few it resembles each of them. "
+        "The template is a mean image of the cohort; of a small cohort it resembles each subject. "
         "The model contains no map, no name and no path.",
         "",
         f"- `trained_on`: the first {len((described.get('trained_on') or [''])[0])} hexadecimal "
         "digits of the SHA-256 of each map, so that an evaluation can refuse a subject of the "
-        "training. Somebody who has a map can test whether it was among them. No map can be made "
+        "training. Anybody who has a map can test whether it was among them. No map can be made "
         "from these digits.",
     ]
     for one in described.get("covariates") or ():
         lines.append(f"- covariate {_cell(_covariate(one))}")
     if not described.get("covariates"):
         lines.append("- no covariates")
-    lines += ["", "## Left out of it", ""]
+    lines += ["", "## What was left out", ""]
     lines += [f"- {_cell(what)}" for what in shared.left_out] or ["Nothing had to be left out."]
     lines += [
         "",
@@ -180,5 +180,5 @@ def _covariate(one: Mapping[str, Any]) -> str:
 
 
 def _cell(text: str) -> str:
-    """Text that stays text in a Markdown page."""
+    """Text, escaped for a Markdown page."""
     return re.sub(r"([\\|<>*_\[\]])", r"\\\1", " ".join(text.split()))

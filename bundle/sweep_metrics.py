@@ -1,4 +1,4 @@
-"""What the runs of a sweep reached: from each job's report to a best run and a picture."""
+"""Results of the runs of a sweep: from each job's report to a best run and a picture."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def best_run(
 
     Args:
         rows: of the table.
-        varied: columns that are no metrics.
+        varied: columns that are not metrics.
         metric: that decides; None: the first of the usual ones that the runs have.
 
     Raises:

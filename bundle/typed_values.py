@@ -1,8 +1,8 @@
-"""What a person typed for a setting that holds text: a path is that path, a name that name.
+"""Values of settings that hold text, taken as they were typed.
 
 Fire, which MONAI reads its command line with, takes words for Python: ``20240115`` for a number,
 ``study#2`` for ``study`` and a comment, ``pilot,2`` for two values. For keys that hold text the
-word is taken as it stands instead.
+word is taken unchanged instead.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Jobs that attacks run, and what is right of how they end; see `bundle.bench.attacks`."""
+"""Jobs that attacks run, and checks of how they end; see `bundle.bench.attacks`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def last_line(ended: Ended, folder: Path) -> str:
 
 
 class Job:
-    """Runs verbs in processes of their own, whose working folder is ``folder``.
+    """Runs verbs in separate processes, whose working folder is ``folder``.
 
     Args:
         folder: for all that the jobs read and write.

@@ -1,6 +1,6 @@
 """Attacks on processes: locks, signals, limits of memory, clocks, other users; see `attacks`.
 
-Each job is a process of its own, started by a shell as people and clusters start them. What the
+Each job is a separate process, started by a shell as people and clusters start them. What the
 machine doesn't allow here (a mount, another user, a group of processes) is not tried and says so.
 """
 

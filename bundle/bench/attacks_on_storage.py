@@ -1,7 +1,7 @@
 """Attacks on what lies on disk: folders of others, damage, changes meanwhile; see `attacks`.
 
-Each attack runs the command line in a process of its own. Right is: the status that
-docs/commands.md gives, one line that names the file, no traceback, and nothing lost.
+Each attack runs the command line in a separate process. The right outcome is the status of
+docs/commands.md, one line that names the file, no traceback, and nothing lost.
 """
 
 from __future__ import annotations

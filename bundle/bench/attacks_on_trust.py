@@ -1,7 +1,7 @@
 """Attacks by text, names and files that come from outside; see `bundle.bench.attacks`.
 
-Each attack runs the command line in a process of its own. Right is: the status that
-docs/commands.md gives, one line that says why, no traceback, and nothing done elsewhere.
+Each attack runs the command line in a separate process. The right outcome is the status of
+docs/commands.md, one line that says why, no traceback, and nothing done elsewhere.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _LONGEST_S = 120  # of a verification that hangs
 
 
 def _run(folder: Path, *words: object) -> Ended:
-    """A verb in a process of its own, whose working folder is ``folder``."""
+    """A verb in a separate process, whose working folder is ``folder``."""
     with contextlib.chdir(folder):
         return in_process([*map(str, words)], folder / "job")
 
@@ -337,7 +337,7 @@ def settings_beyond(folder: Path) -> Iterator[Outcome]:
 
 @attack("packed models")
 def packed_models(folder: Path) -> Iterator[Outcome]:
-    """What an archive tells of people and of the trainer's machine."""
+    """What an archive reveals about people and the trainer's machine."""
     secret = ("--learned_atlas#cohort#exclude=['sub-0005']", "--learned_atlas#min_subjects=2",
               "--learned_atlas#cohort#density_dir=/home/alice_at_lab/secret")  # fmt: skip
     models = _trained(folder, *secret)

@@ -45,6 +45,7 @@ class SmoothVelocities:
     Args:
         network: gives their grid.
         subjects: number of subjects.
+        loss: of the training.
     """
 
     def __init__(self, network: AtlasNetwork, subjects: int, loss: AtlasLoss) -> None:

@@ -4,9 +4,9 @@
         --dataset_dir <folder> --background unknown
 
 A row for each contrast of the moving image (`bundle.bench.shipped_networks.CONTRASTS`): the fixed
-image, the moving image as it lies, and after the network's field, with the outlines of the fixed
-image's labels. The network sees no labels. They only show, with the Dice of the propagated labels,
-how well the images lie upon each other.
+image, the moving image before and after the network's field, with the outlines of the fixed image's
+labels. The network sees no labels. They only show, with the Dice of the propagated labels, how well
+the images are aligned.
 """
 
 from __future__ import annotations

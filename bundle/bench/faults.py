@@ -141,7 +141,7 @@ class Work:
         verb: of the command line.
         words: arguments without the folders.
         results: published folders, relative to the work folder.
-        moving: folders that are restored between tries.
+        needs_model: whether the job reads the model of an earlier training.
     """
 
     verb: str

@@ -4,8 +4,8 @@
     python -m bundle.bench.gallery docs --only viewer
 
 Eight pictures are made from the people of the tutorial, larger (about five minutes). The others are
-small copies of the pictures in the docs, which their own commands draw. The picture of the viewer
-needs Chromium.
+small copies of the pictures in the docs, which other commands draw. The picture of the viewer needs
+Chromium.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Outputs:
 
     @property
     def names(self) -> list[str]:
-        """Of the people."""
+        """Names of the people."""
         return PEOPLE.names
 
 

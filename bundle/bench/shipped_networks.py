@@ -5,8 +5,8 @@
     python -m bundle.bench.shipped_networks affine <output> --dataset_dir <folder> ...
     python -m bundle.bench.shipped_networks elastic <output> --dataset_dir <folder> ...
 
-`capture` moves images by known rotations and translations, scales and shears, and tells what each
-way leaves of them. `affine` and `elastic` register pairs of subjects: Dice of propagated labels
+`capture` moves images by known rotations and translations, scales and shears, and reports what each
+method leaves of them. `affine` and `elastic` register pairs of subjects: Dice of propagated labels
 (mean and least) and CPU-seconds; `elastic` also with the moving image's contrast inverted and in
 one like fractional anisotropy (`CONTRASTS`), and the least Jacobian determinant. Written as JSON
 and as a Markdown table.
@@ -86,10 +86,10 @@ AFFINE: dict[str, Affine] = {
 
 
 def chosen(ways: dict[str, Way], wanted: Sequence[str] | None) -> dict[str, Way]:
-    """The ways that are wanted, in their order; all without a wish.
+    """The requested methods, in their order; all if none is named.
 
     Raises:
-        SystemExit: there is no such way.
+        SystemExit: a method is unknown.
     """
     unknown = sorted(set(wanted or ()) - set(ways))
     if unknown:
@@ -100,7 +100,7 @@ def chosen(ways: dict[str, Way], wanted: Sequence[str] | None) -> dict[str, Way]
 def capture(
     images: Sequence[ReadImage], repeats: int, wanted: Sequence[str] | None = None
 ) -> list[dict[str, Any]]:
-    """A row for each rotation: what each way leaves of all parameters."""
+    """A row for each rotation: the error of all parameters by each method."""
     rng = np.random.default_rng(0)
     rows = []
     ways = chosen({"unregistered": unregistered, **AFFINE}, wanted)
@@ -204,7 +204,7 @@ def propagated(
 
 
 def affine(given: argparse.Namespace) -> list[dict[str, Any]]:
-    """A row for each way of affine registration."""
+    """A row for each method of affine registration."""
     ways = chosen({"unregistered": unregistered, **AFFINE}, given.ways)
     scores: dict[str, list[tuple[float, float]]] = {}
     for fixed, moving, wanted, labels in read_pairs(given):
@@ -225,7 +225,7 @@ def affine(given: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def elastic_ways(levels: Sequence[int]) -> dict[str, Elastic]:
-    """The three ways, all from the identity."""
+    """The three methods, all from the identity."""
     network = NetworkField(pair_network())
     optimise = ElasticRefinement(levels)
 
@@ -279,7 +279,7 @@ CONTRASTS: dict[str, Callable[[WorldImage], WorldImage]] = {
 
 
 def elastic(given: argparse.Namespace) -> list[dict[str, Any]]:
-    """A row for each contrast and way of elastic registration."""
+    """A row for each contrast and method of elastic registration."""
     still = torch.eye(4, dtype=torch.float64)
     ways = chosen(elastic_ways(given.levels), given.ways)
     scores: dict[tuple[str, str], list[tuple[float, float, float]]] = {}

@@ -358,7 +358,7 @@ class _Server:
                 time.sleep(1)
 
     def _stop(self) -> None:
-        """End the server by its own process id."""
+        """End the server by its process id."""
         if self.process.poll() is None:
             self.process.terminate()
             try:

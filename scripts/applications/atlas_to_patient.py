@@ -197,7 +197,7 @@ class AtlasCarrier:
     def _carry_labels(
         self, way: _Way, transforms: Sequence[Transform], wanted: Grid, staging: Path
     ) -> dict[str, Any]:
-        """Write the most probable labels in the patient's space; what ``carried.json`` says."""
+        """Write the most probable labels in the patient's space; return their record."""
         maps = self.atlas.label_maps(way.template)
         if not maps:
             return {}

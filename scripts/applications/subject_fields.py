@@ -64,7 +64,7 @@ def _registered_to(atlas: PublishedAtlas, report: Path, key: str) -> int:
             f"{report.parent}: its field leads to the template of the cohort's mean, but the atlas "
             f"in {atlas.folder} is that at {chosen}; use the atlas of the mean, or give {key}"
         )
-    # By `--template` there is no model of the atlas; the field leads to the very map.
+    # By `--template` there is no model of the atlas; the field leads to the map itself.
     template_map = atlas.about.get("files", {}).get("atlas_mean.nii.gz")
     to_this_map = template_map is not None and about.get("template_sha256") == template_map
     if weights != atlas.about.get("weights") and not to_this_map:

@@ -244,7 +244,7 @@ class CohortRefinement:
         """
         at_once = subjects_at_once(math.prod(self.network.shape), self.device, _AT_ONCE)
 
-        @torch.no_grad()  # a thread's own
+        @torch.no_grad()  # the mode belongs to the thread
         def made(index: int) -> T:
             return function(index)
 
@@ -436,7 +436,7 @@ class CohortRefinement:
             self.history = list(checkpoint["history"])
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise CheckpointError(
-                f"{self.folder / 'state.pt'}: is no state of a refinement ({error})"
+                f"{self.folder / 'state.pt'}: is not a state of a refinement ({error})"
             ) from error
 
     def _read(self) -> dict[str, Any] | None:

@@ -85,7 +85,7 @@ class _Described(Part):
         shape, start, stop = self.grid.shape, self.crop.start, self.crop.stop
         same = len(shape) == len(start) == len(stop)
         if not same or any(not a < b <= n for a, b, n in zip(start, stop, shape, strict=True)):
-            raise ValueError(f"crop from {start} to {stop} is no box in a grid of {shape}")
+            raise ValueError(f"crop from {start} to {stop} is not a box in a grid of {shape}")
         return self
 
 

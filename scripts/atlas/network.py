@@ -186,7 +186,8 @@ class AtlasNetwork(DescribedNetwork):
         )
         if not alike:
             logger.warning(
-                "the architecture of the given model's U-Net differs from this one: it isn't used"
+                "the architecture of the given model's U-Net differs from this network's, so "
+                "it isn't used"
             )
             return state
         logger.info("training starts with the U-Net of another cohort's model")

@@ -79,8 +79,8 @@ def open_network(
         settings: of the job; the others come from the model.
         written: folders that the run will write to.
         template: a map in place of a model; see `template_network`.
-        untrained: path of the model in whose place, where nothing was trained yet, the demo
-            cohort's template stands; None: a missing model is an error.
+        untrained: path of the model; if nothing was trained yet, the demo cohort's template
+            replaces it. None: a missing model is an error.
 
     Raises:
         CheckpointError: see `published_network`.
@@ -158,9 +158,9 @@ def published_velocities(
     settings: LearnedAtlasConfig,
     cohort: Cohort | None = None,
 ) -> CohortRefinement | NetworkVelocities:
-    """The training's own velocities where they still lie, else what the network finds now.
+    """The velocities of the training if their files still exist, else the network's estimates.
 
-    Where they do, no run starts in their folder for as long as they are in use.
+    While these files are in use, no run can start in their folder.
 
     Raises:
         StorageError: a run is at work there.
@@ -242,7 +242,7 @@ def open_new_subjects(
     values = parse_values(at, coding)
     source = dataset_dir if maps is None else maps
     request = settings.cohort_request()
-    # The pattern of the model's cohort may fit no new subject, the job's own must.
+    # The pattern of the model's cohort may match no new subject; the job's must match.
     given = asked is not None and asked.cohort.labels is not None
     if not (labels or settings.save_warped or given):
         request = request.without_labels()

@@ -99,7 +99,7 @@ def part_arguments(
 ) -> dict[str, dict[str, Any]]:
     """What settings and initial network alone make of each part.
 
-    A part's own ``arguments`` say what it is.
+    The ``arguments`` of a part describe it.
 
     Args:
         template: ``(K, C, *shape)``.
@@ -207,7 +207,7 @@ def _published(weights: Mapping[str, Any], description: dict[str, Any]) -> Atlas
 def _trained_passes(description: Mapping[str, Any]) -> list[int]:
     """The passes of a finished network: only the last epochs teach it more than one.
 
-    An initial network knows its own from the start.
+    An initial network has its passes from the start.
     """
     settings = description["settings"]
     if "initial" in description:

@@ -15,7 +15,7 @@ __all__ = ["SubjectMasks"]
 
 
 class SubjectMasks:
-    """Reads the mask of a subject when it is registered, once for all who ask for it.
+    """Reads the mask of a subject when it is registered, once for all callers.
 
     Args:
         subjects: with the files of their masks.

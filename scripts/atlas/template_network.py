@@ -1,4 +1,4 @@
-"""A network that brings subjects to any template, without a training of its own."""
+"""A network that registers subjects to any template, without a training for it."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ __all__ = ["DEMO_TEMPLATE", "template_network"]
 logger = logging.getLogger(__name__)
 
 DEMO_TEMPLATE = Path(__file__).resolve().parents[2] / "bundle/weights/demo/atlas_mean.nii.gz"
-"""The demo cohort's template, that came with the installation."""
+"""The demo cohort's template, which is part of the bundle."""
 _LONGEST = 50_000_000  # bytes of an atlas.json
-# What stands in the place of a training's settings, unless the atlas beside the map or the job says
-# otherwise. A foreign map has a scale of its own, so that all maps are divided by their maximum;
-# its log_offset follows from its values.
+# Settings used instead of a training's, unless the job or the atlas beside the map sets others.
+# Maps of other programs differ in scale, so all maps are divided by their maximum, and log_offset
+# is computed from the map's values.
 _FOREIGN: dict[str, Any] = {
     "dtype": "bfloat16",
     "cohort": {"normalisation": "max"},
@@ -56,7 +56,7 @@ def template_network(
 
     Args:
         path: NIfTI file of a density or an image of one channel, not negative.
-        asked: the job's own settings.
+        asked: the settings of the job.
         whole_grid: the network works on the map's whole grid, not in the box of what it shows.
 
     Raises:
@@ -80,7 +80,7 @@ def template_network(
     method = settings.cohort.normalisation
     divisor = 1.0
     if not ours:
-        if method != "waytotal":  # of which a lone map has none: it is a density already
+        if method != "waytotal":  # a single map has no waytotal: it is already a density
             key = settings.cohort.key("normalisation")
             divisor = density_divisor(method, file, loaded.data, key)
         settings = LearnedAtlasConfig.load(_merged(_usual(loaded.data / divisor), values))

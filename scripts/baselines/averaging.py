@@ -41,8 +41,8 @@ def open_averaged_cohort(
         replaced: folders that the run will replace, see `check_replaceable`.
 
     Raises:
-        StorageError: if something that is no writable folder stands in the way of ``written``, or
-            ``replaced`` holds other files or the cohort's.
+        StorageError: if something that is not a writable folder stands in the way of ``written``,
+            or ``replaced`` holds other files or the cohort's.
         CohortError: see `read_cohort`.
     """
     for folder in written:

@@ -392,11 +392,11 @@ def parse_values(
     """Parse chosen values, such as ``age=30,sex=F``.
 
     Args:
-        asked: text, or a mapping from a configuration; ``mean``: the cohort's mean.
+        at: text, or a mapping from a configuration; ``mean``: the cohort's mean.
         coding: the model's; None for one without covariates.
 
     Returns:
-        The values; missing ones are at the cohort's mean. None if ``asked`` is empty.
+        The values; missing ones are at the cohort's mean. None if ``at`` is empty.
 
     Raises:
         ConfigurationError: the text can't be parsed; the message names the part.

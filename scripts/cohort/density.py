@@ -107,7 +107,7 @@ def _spatial_shape(path: Path, stored: tuple[int, ...]) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class CleaningRule:
-    """What becomes of values that are no density; see `LearnedAtlasCohortConfig`.
+    """What becomes of values that are not density; see `LearnedAtlasCohortConfig`.
 
     Attributes:
         nan: ``refuse`` or ``zero``.

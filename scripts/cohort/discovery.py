@@ -181,7 +181,7 @@ def outputs_of(search: SubjectSearch) -> frozenset[str]:
 
 
 def _names(match: Match) -> set[str]:
-    """The names of an image, to be compared: its own, and that of the person."""
+    """The names of an image for comparisons: the image's, and the person's."""
     own = match.subject if match.person is None else match.person
     return {same_name(match.subject), same_name(own)}
 
@@ -193,7 +193,7 @@ def derivatives_with_maps(root: Path, search: SubjectSearch) -> tuple[Path, ...]
         pipelines = sorted(one for one in derivatives.iterdir() if one.is_dir())
     except OSError:
         return ()
-    # qsirecon keeps further derivatives of its own; maps may also lie there without a pipeline.
+    # qsirecon has nested derivatives; maps may also lie there without a pipeline.
     inner = [one for place in pipelines for one in sorted(place.glob("derivatives/*/"))]
     places = [*pipelines, *inner]
     found = [one for place in places for one in _if_maps_lie_in(place, search)]
@@ -203,7 +203,7 @@ def derivatives_with_maps(root: Path, search: SubjectSearch) -> tuple[Path, ...]
 def _if_maps_lie_in(folder: Path, search: SubjectSearch) -> tuple[Path, ...]:
     try:
         found = scan_alternatives(folder, search, OUTPUT_FOLDERS, None)[0].matches
-    except CohortError:  # what can't be looked into is no advice
+    except CohortError:  # a folder that can't be read gives no advice
         return ()
     return (folder,) if found else ()
 
@@ -279,7 +279,7 @@ def candidates_from_files(files: Sequence[Path], search: SubjectSearch) -> Disco
 
 
 def _unfit(names: Collection[str], outputs: Collection[str]) -> dict[str, str]:
-    """Names that outputs can't be called after, sorted, with the reason.
+    """Names that can't be names of outputs, sorted, with the reason.
 
     Folders called after two names that differ in case, or in the form of their letters (NFC,
     NFD), alone are one folder on some file systems: neither is taken.

@@ -54,7 +54,7 @@ class Inspection:
     is_mask: bool = False
 
     def on_grid_of(self, grid: Grid, tolerance: float) -> Inspection | None:
-        """The same on a grid of the same voxels, stored in another order; None: of others."""
+        """The same on a grid with these voxels in another order; None if the voxels differ."""
         order = self.grid.order_onto(grid, tolerance)
         if order is None:
             return None

@@ -1,4 +1,4 @@
-"""Subjects of a program, as files that the jobs read: arrays, or paths."""
+"""Subjects from Python, as files that the jobs read: arrays, or paths."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["MapSource", "map_source", "subject_masks", "write_native_images"]
 
 @dataclass(frozen=True)
 class MapSource:
-    """Where a job reads the maps of a program.
+    """Where a job reads maps that come from Python.
 
     Attributes:
         folder: a dataset folder, or the folder into which arrays were written; None for paths.
@@ -124,7 +124,7 @@ def write_native_images(
     """Write native images to ``<folder>/subject_001/image.nii.gz`` etc.
 
     Args:
-        images: each on its own grid.
+        images: on any grids.
         affines: ``(4, 4)`` RAS mm, one per image.
         folder: destination.
 

@@ -11,7 +11,7 @@ import json
 import logging
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from scripts.cohort.discovery import Candidate, FoundMap
@@ -181,15 +181,19 @@ class Counting:
         return counted
 
 
+# All keys are known, so that a changed letter in one is noticed, in that of the checksum as well.
+_KEYS = frozenset({*(one.name for one in fields(CountedMap)), "files"})
+
+
 def _kept(path: Path, about: Path) -> CountedMap | None:
     """What an earlier run counted; None if it isn't all there, or isn't what was written."""
     if not (os.path.lexists(about) and os.path.lexists(path)):
         return None
     try:
-        recorded = read_checked(inside(about.parent, about.name))
+        recorded = read_checked(inside(about.parent, about.name), _KEYS)
         whole = [recorded[name] for name in ("streamlines", "outside", "left")]
         if not all(type(number) is int and number >= 0 for number in whole):
-            raise ValueError("a number of streamlines is none")
+            raise ValueError("a number of streamlines is missing")
         counted = CountedMap(str(recorded["tractogram"]), str(recorded["sha256"]), *whole)
         files = {"map": path, "waytotal": _waytotal_of(path, about)}
         hashes = recorded.get("files")  # unknown to earlier versions

@@ -38,7 +38,7 @@ class UsualDensities:
 
         Args:
             densities: see `look_like_images`.
-            counted: from streamlines, so that they are no images.
+            counted: from streamlines, so that they are not images.
         """
         typical = median(_average_met(density) for density in densities)
         return cls(typical, not counted and look_like_images(densities))

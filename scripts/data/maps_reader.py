@@ -1,4 +1,4 @@
-"""MONAI's reader of NIfTI files, by this bundle's opening of files, with a hash of each file."""
+"""A MONAI reader of NIfTI files that opens them as the rest of the bundle does, with hashes."""
 
 from __future__ import annotations
 
@@ -37,16 +37,16 @@ class _HashedImage:
 
 
 class MapsReader(NibabelReader):
-    """MONAI's reader of NIfTI files, by this bundle's own opening of files.
+    """A MONAI reader of NIfTI files that opens them as the rest of the bundle does.
 
     So training sees what the inspection of a cohort saw: every format, unit and form of header, by
     the one rule of `scripts.spatial.orientation`. Maps of one call that are stored in another axis
     order than the first are reordered to its order.
 
     `NibabelReader` keeps the names of the files it read last in itself and pairs them with the
-    images it is asked to unpack next. Where threads fill a cache through one reader, a subject
-    of several maps then loses maps to another thread's shorter list (MONAI 1.6.1). Here each call
-    takes the names from its own images. Each file is read once, and its hash is recorded.
+    images it is asked to unpack next. Where threads fill a cache through one reader, a subject of
+    several maps then loses maps to another thread's shorter list (MONAI 1.6.1). Here each call
+    takes the names from its images. Each file is read once, and its hash is recorded.
     """
 
     def verify_suffix(self, filename: Any) -> bool:

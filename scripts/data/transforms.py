@@ -36,8 +36,8 @@ class NormaliseDensityd(MapTransform):
     A cohort's data list brings ``divisor`` and ``channel``, one entry a map; ``zeroed`` where
     values are read as 0, ``order`` where the maps' axes are stored otherwise than the cohort's,
     ``mask`` (path and hash) where voxels don't count: they are read as 0, whatever they contain. A
-    lone image (an annotation tool's, say) brings none of them: the divisor is then found by the
-    same rule as the cohort's, from the map and what lies beside it.
+    single image (of an annotation tool, for example) has none of them: its divisor is then computed
+    by the cohort's rule, from the map and the files beside it.
 
     Args:
         keys: of the images, ``(maps, *shape)`` as loaded.
@@ -85,7 +85,8 @@ class NormaliseDensityd(MapTransform):
             if isinstance(density, MetaTensor):
                 density.meta["normalisation"] = self.normalisation
             result[key] = density
-        # Lists of one length a subject can't be collated into a batch, and are done with.
+        # Lists whose length differs between subjects can't be collated; they aren't needed any
+        # more.
         for done in ("divisor", "channel", "sha256", "zeroed", "order", "mask"):
             result.pop(done, None)
         return result
@@ -110,7 +111,7 @@ def _check_unchanged(maps: Any, expected: Sequence[str] | None) -> None:
     if expected is None or hashed is None:  # a list without hashes, or another reader
         return
     for (path, sha256), wanted in zip(hashed, expected, strict=True):
-        # A list from elsewhere may say something else under this name.
+        # Another program's list may use this name for something else.
         if _SHA256.fullmatch(str(wanted)) and sha256 != wanted:
             raise changed(path)
 

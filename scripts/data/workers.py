@@ -1,4 +1,4 @@
-"""How many worker processes can hand over what they read."""
+"""The number of worker processes that shared memory allows."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ __all__ = ["open_elastic_start"]
 def open_elastic_start(settings: RefineConfig) -> FieldFinder | None:
     """The network that ``refine#elastic_start`` names; None if it names none.
 
-    Its file is one of `train-registration` or of `train-elastic`; which of them, it says itself.
+    Its file was written by `train-registration` or `train-elastic` and records which.
 
     Raises:
         CheckpointError: the file can't be read, or is no such network.

@@ -1,4 +1,4 @@
-"""The registration network that ships, in the place of a trained elastic network."""
+"""The registration network that ships, used instead of a trained elastic network."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An elastic network that was trained, as jobs use it."""
+"""A trained elastic network, as jobs use it."""
 
 from __future__ import annotations
 

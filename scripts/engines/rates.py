@@ -29,9 +29,9 @@ def late_cosine_share(progress: float) -> float:
 
 
 class RateShares:
-    """Shares of the largest learning rate, from PyTorch's own schedulers.
+    """Shares of the largest learning rate, from PyTorch's schedulers.
 
-    A scheduler changes the rate of an optimizer of its own, whose largest rate is 1. It is stepped
+    A scheduler changes the rate of a separate optimizer, whose largest rate is 1. It is stepped
     again from the beginning when a training is resumed. A share therefore depends only on the step
     and the losses before it, and needs no state in a checkpoint.
 
@@ -68,7 +68,7 @@ class RateShares:
 
     @property
     def rises(self) -> bool:
-        """Whether the schedule begins with a rise of its own."""
+        """Whether the schedule begins with a rise."""
         return self.name == "one_cycle"
 
     @property

@@ -61,12 +61,12 @@ _NOT_SAVED = re.compile(
 
 
 def check_earlier_run(folder: Path) -> None:
-    """Make sure that a run's folder, which is cleared when a run starts, holds a run and no more.
+    """Check that the folder that a run clears at its start contains a run and nothing else.
 
-    It is known by its ``run.json``.
+    A run is recognised by its ``run.json``.
 
     Raises:
-        StorageError: it is something else's, or somebody put other files there.
+        StorageError: it contains anything else.
     """
     if not os.path.lexists(folder):
         return

@@ -93,7 +93,7 @@ def training_average(network: AtlasNetwork, training_dir: str | Path | None) -> 
     """
     if training_dir is None:
         return None
-    # However few there are: the comparison below decides whether they are the right ones.
+    # Any number is accepted: the comparison below decides whether the subjects are the right ones.
     settings = LearnedAtlasConfig.load({**network.description["settings"], "min_subjects": 1})
     cohort = read_cohort(training_dir, settings.cohort_request().without_labels())
     if cohort.identity() != network.description["cohort"]:

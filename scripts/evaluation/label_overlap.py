@@ -24,8 +24,8 @@ def label_dice(propagated: np.ndarray, labels: np.ndarray) -> dict[int, float]:
     """Dice of each label of a subject, without background.
 
     Args:
-        found: estimated labels.
-        own: the subject's labels, the same shape.
+        propagated: estimated labels.
+        labels: the subject's labels, the same shape.
 
     Example:
         >>> label_dice(np.array([0, 7, 7, 9]), np.array([0, 7, 0, 0]))
@@ -68,7 +68,7 @@ class LabelOverlap:
             subject: its name.
             template: index of its template.
             velocity: ``(1, d, *reduced)``.
-            found: the fields of the velocity.
+            registration: the fields of the velocity.
         """
         labels = self.labels.read(subject)
         if labels is None:

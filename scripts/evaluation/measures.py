@@ -51,7 +51,7 @@ def field_measures(
     """Regularity and size of the two fields of a subject.
 
     Args:
-        found: both fields on the whole grid.
+        registration: both fields on the whole grid.
         crop: the box of the densities; fields are constant outside it.
         subject: density ``(C, *crop.shape)``.
         template: density ``(C, *crop.shape)``.

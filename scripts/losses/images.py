@@ -40,7 +40,7 @@ class EvenLocalCorrelationLoss(_Loss):
     def __init__(self, window: int = 12) -> None:
         super().__init__()
         if window < 2 or window % 2:
-            raise ValueError(f"window is even and at least 2, not {window}")
+            raise ValueError(f"window must be even and at least 2, got {window}")
         self.window = window
 
     def forward(self, moving: torch.Tensor, fixed: torch.Tensor) -> torch.Tensor:
@@ -136,4 +136,4 @@ def image_loss(
         if perceptual is None:
             raise ValueError(f"{name} needs its network")
         return perceptual
-    raise ValueError(f"{name!r} is no loss of an image")
+    raise ValueError(f"{name!r} is not a loss of an image")

@@ -50,7 +50,7 @@ class PerceptualLoss(_Loss):
     def __init__(self, network: str = "vgg", linear: bool = True) -> None:
         super().__init__()
         if network not in _NETWORKS:
-            raise ValueError(f"network is one of {', '.join(_NETWORKS)}, not {network!r}")
+            raise ValueError(f"network must be one of {', '.join(_NETWORKS)}, got {network!r}")
         self.linear = linear
         self.slices = nn.ModuleList()
         self.weights = nn.ParameterList()

@@ -57,7 +57,7 @@ def vector_distance(estimate: FloatArray, true: FloatArray, mask: Mask | None = 
 
 
 def angular_error(estimate: FloatArray, true: FloatArray, mask: Mask | None = None) -> float:
-    """Mean angle between ``(found, 1)`` and ``(true, 1)``, degrees.
+    """Mean angle between ``(estimate, 1)`` and ``(true, 1)``, degrees.
 
     Barron, Fleet and Beauchemin, IJCV 1994: the further component, one pixel, keeps the angle
     defined where nothing moves.
@@ -73,13 +73,13 @@ def field_errors(estimate: FloatArray, true: FloatArray, tissue: Mask) -> Number
     """Errors of a displacement, on all pixels and (``..._tissue``) in tissue.
 
     Args:
-        found: ``(d, *shape)`` pixels.
+        estimate: ``(d, *shape)`` pixels.
         true: the same shape.
         tissue: ``(*shape)``.
 
     Returns:
-        ``distance`` (pixels), ``angle`` (degrees), ``r2`` = 1 - sum |found - true|^2 / sum |true -
-        mean of true|^2; 0 for a constant truth that isn't met exactly.
+        ``distance`` (pixels), ``angle`` (degrees), ``r2`` = 1 - sum |estimate - true|^2 / sum |true
+        - mean of true|^2; 0 for a constant truth that isn't met exactly.
     """
     numbers: Numbers = {}
     everywhere = np.ones(tissue.shape, dtype=bool)
@@ -141,7 +141,7 @@ def label_overlap(
     """Mean ``dice`` and ``iou`` over the labels but 0 that either image holds.
 
     Args:
-        found: labels ``(*shape)``.
+        estimate: labels ``(*shape)``.
         true: the same shape.
         ancestors: the label to take in place of each, see `label_ancestors`; others stay.
 

@@ -18,7 +18,7 @@ def matrix_errors(
       point, mm: sqrt(|t|^2 + sum_j |column_j|^2 h_j^2 / 3) of the difference, half widths h.
 
     Args:
-        found: ``(B, 4, 4)``.
+        estimate: ``(B, 4, 4)``.
         truth: ``(B, 4, 4)``.
         half_width: ``(d,)`` mm.
     """

@@ -216,7 +216,7 @@ def check_earlier_model(path: Path) -> None:
         start = b""
     if not (start.startswith(b"PK") and b"described" in start):
         raise StorageError(
-            f"{path}: would be replaced, but is no model of this bundle; move it elsewhere, or "
+            f"{path}: would be replaced, but is not a model of this bundle; move it elsewhere, or "
             "choose another --ckpt_dir"
         )
 
@@ -226,7 +226,7 @@ def load_weights(network: torch.nn.Module, checkpoint: dict[str, Any], path: Pat
 
     Args:
         network: of this run; for an `AtlasNetwork` the message says which template differs.
-        found: the checkpoint, with the weights under ``network``.
+        checkpoint: as loaded, with the weights under ``network``.
         path: of its file, for the message.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What a registration network is shown of a pair of images."""
+"""The input of a registration network, made from a pair of images."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class PairInputs(nn.Module):
     """Both images of a pair as they are, ``(B, 2, *shape)``."""
 
     name: ClassVar[str] = "pair"
-    """What the file of a network calls these inputs."""
+    """Name of these inputs in the file of a network."""
 
     @staticmethod
     def channels(spatial_dims: int) -> int:
@@ -34,7 +34,7 @@ class PairInputs(nn.Module):
         return 2
 
     def copies(self, image: torch.Tensor) -> torch.Tensor:
-        """What is made of one image ``(B, 1, *shape)``, for `forward`.
+        """Copies of one image ``(B, 1, *shape)``, for `forward`.
 
         A fixed image's copies are made once for all passes at a resolution.
         """
@@ -74,9 +74,9 @@ class PairCopies(PairInputs):
 class PairForces(PairCopies):
     """Both images, locally normalised copies of them, and the moves that their edges suggest.
 
-    A plain U-Net has to learn from nothing how two edges are matched. Given the forces of demons
-    registration, it has to learn only when to believe them, and that holds for images that it has
-    never seen. Channels of ``(B, 13, *shape)``:
+    A plain U-Net has to learn how two edges are matched. Given the forces of demons registration,
+    it only has to learn when to trust them, and this also works for images unlike those of the
+    training. Channels of ``(B, 13, *shape)``:
 
     | channels | what |
     |---|---|
@@ -109,10 +109,10 @@ class PairForces(PairCopies):
     def forward(self, moving: torch.Tensor, fixed: torch.Tensor) -> torch.Tensor:
         """The network's input, from the `copies` of both images.
 
-        Made slab by slab along the first axis, so that what lies between stays in the cache; in
-        the order in memory that convolutions want.
+        Computed slab by slab along the first axis, so that intermediate results stay in the cache,
+        and stored in the memory order that convolutions need.
         """
-        if is_followed(moving, fixed):  # a recorded program knows no slabs: its sizes may differ
+        if is_followed(moving, fixed):  # the sizes of a recorded program may differ: no slabs
             return torch.stack(self._of_slab(moving, fixed), 1)
         batch, _, n, *rest = moving.shape
         result = torch.empty(
@@ -189,7 +189,7 @@ _KINDS: dict[str, type[PairInputs]] = {
 
 
 def pair_inputs(name: str) -> PairInputs:
-    """What a network of pairs is shown: ``pair``, ``copies``, ``forces`` or ``costs``.
+    """The inputs of a network for pairs: ``pair``, ``copies``, ``forces`` or ``costs``.
 
     Raises:
         ConfigurationError: another name.
@@ -201,7 +201,7 @@ def pair_inputs(name: str) -> PairInputs:
 
 
 def _for_convolutions(inputs: torch.Tensor) -> torch.Tensor:
-    """The same, in the order in memory that convolutions want."""
+    """The same, in the memory order that convolutions need."""
     if inputs.dim() == 5:
         return inputs.contiguous(memory_format=torch.channels_last_3d)
     return inputs

@@ -108,7 +108,7 @@ class PairPasses:
     def _both(self, factor: int, velocity: torch.Tensor | None) -> torch.Tensor:
         moved = self._moved(factor, velocity)
         images = (moved, self._filled(factor, moved))
-        # Joined as they are to lie, channels last.
+        # Joined in the wanted memory order, channels last.
         pair = torch.cat([x.movedim(1, -1) for x in images], dim=-1)
         pair = pair.mul_(self.scale).movedim(-1, 1)
         return pair if pair.dim() == 5 else pair.contiguous()

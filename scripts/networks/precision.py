@@ -34,7 +34,7 @@ def autocast(device: torch.device | str, dtype: str) -> torch.autocast:
 def in_float32(
     method: Callable[Concatenate[Any, Arguments], Result],
 ) -> Callable[Concatenate[Any, Arguments], Result]:
-    """A module's method that is never computed under autocast, wherever it is called from.
+    """A method of a module that is never computed under autocast, whoever calls it.
 
     For geometry and densities: matrix products (``einsum`` too) would come out in half precision,
     which loses sub-voxel moves, and which ``grid_sample`` refuses beside float32.

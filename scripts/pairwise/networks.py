@@ -21,12 +21,12 @@ Settings = TypeVar("Settings", bound=FoldedConfig)
 
 
 def pair_description(images: PairImages, settings: FoldedConfig, **specific: Any) -> dict[str, Any]:
-    """What the checkpoint of a network says of itself.
+    """The description of a network in its checkpoint.
 
     Args:
         images: that it learns from.
         settings: of the training.
-        own: what this kind of network says besides.
+        specific: further entries of this kind of network.
     """
     return {
         "format": FORMAT,
@@ -45,7 +45,7 @@ def load_pair_network(
     schema: type[Settings],
     build: Callable[[WorkingGrid, Settings, dict[str, Any]], Network],
 ) -> Network:
-    """A published network, ready to be asked.
+    """Load a published network, ready for use.
 
     Args:
         path: of its state dict.

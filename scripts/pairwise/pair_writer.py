@@ -32,7 +32,7 @@ class PairWriter(ABC):
 
         Args:
             item: has the paths ``fixed`` and ``moving``, and the pair's name as ``subject``.
-            found: output of the network for the pair.
+            output: of the network for the pair.
 
         Raises:
             StorageError: a file can't be written.

@@ -15,7 +15,7 @@ __all__ = ["UNREADABLE", "Check", "Outcome", "Verification", "read_published"]
 
 Outcome = Literal["agrees", "differs", "missing", "unexpected", "not checked"]
 UNREADABLE = (CohortError, OSError, OverflowError, ValueError)
-"""What reading a file of an atlas or of its cohort may raise."""
+"""Exceptions that reading a file of an atlas or of its cohort may raise."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Check:
         kind: ``description``, ``code``, ``library``, ``input``, ``divisor``, ``file``, ``field``
             or ``map``.
         name: of the file, or of the subject's part.
-        outcome: ``not checked`` is no disagreement: the necessary data were never published.
+        outcome: ``not checked`` is not a disagreement: the necessary data were never published.
         detail: the recomputed and the expected value.
     """
 

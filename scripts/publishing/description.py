@@ -1,4 +1,4 @@
-"""``atlas.json``: what an atlas says of itself, and the hashes that it is checked by."""
+"""``atlas.json``: the description of an atlas, and the hashes for its check."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ def description(
     specific: Mapping[str, Any],
     packages: Iterable[str],
 ) -> dict[str, Any]:
-    """What every atlas says: enough to check what made these maps.
+    """The entries that every atlas has: enough to check how its maps were made.
 
     Args:
         kind: learned, averaged or barycentre.
         cohort: the subjects.
         settings: of the run.
-        own: what this kind says besides.
+        specific: further entries of this kind.
         packages: libraries whose versions count.
     """
     return {

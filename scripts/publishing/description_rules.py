@@ -140,7 +140,7 @@ class _Cohort(Part):
         shape, start, stop = self.grid.shape, self.crop.start, self.crop.stop
         same = len(shape) == len(start) == len(stop)
         if not same or any(not a < b <= n for a, b, n in zip(start, stop, shape, strict=True)):
-            raise ValueError(f"crop from {start} to {stop} is no box in a grid of {shape}")
+            raise ValueError(f"crop from {start} to {stop} is not a box in a grid of {shape}")
         if math.prod(shape) > _MOST_VOXELS:
             raise ValueError(f"a grid of {shape} has more voxels than any image")
         return self
@@ -213,9 +213,9 @@ class _Jacobians(Part):
 
 
 def verifiable_jacobians(jacobians: Any) -> dict[str, dict[str, dict[str, float]]]:
-    """What ``jacobian.json`` says.
+    """The content of ``jacobian.json``.
 
     Raises:
-        ValueError: it says something else.
+        ValueError: its content is something else.
     """
     return validated(_Jacobians, {"root": jacobians}).root

@@ -115,7 +115,7 @@ def image(alt: str, drawn: Any) -> str:
 
 
 def light(picture: str, caption: str | None = None) -> str:
-    """A picture on white in a row of its own."""
+    """A picture on white in a separate row."""
     below = "" if caption is None else f"<figcaption>{text(caption)}</figcaption>"
     return f"<div class='row'><figure class='light'>{below}{picture}</figure></div>"
 

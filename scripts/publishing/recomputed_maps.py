@@ -204,7 +204,7 @@ def _map_checks(
             continue
         expected = maps[name].astype(np.float64)
         reach = MAP_TOLERANCE * recomputed.largest + _RELATIVE * np.abs(expected)
-        wrong = ~(np.abs(values - expected) <= reach)  # nor is NaN near anything
+        wrong = ~(np.abs(values - expected) <= reach)  # NaN counts as different
         if wrong.any():
             voxel = tuple(int(i) for i in np.argwhere(wrong)[0][1:])
             detail = f"{int(wrong.sum())} voxels differ from fields and inputs, first {voxel}"

@@ -66,7 +66,7 @@ def registration_page(
 
     Args:
         report: content of ``registration.json``.
-        found: the volumes.
+        registered: the volumes.
         grid: the voxels of the page.
         tracts: name per channel; empty for a single map.
         label_names: of the patient's labels.

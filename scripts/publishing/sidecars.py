@@ -166,7 +166,7 @@ def dataset_description(name: str, cohort: Path | None = None) -> dict[str, Any]
 
 
 def is_own_dataset(described: Mapping[str, Any]) -> bool:
-    """Whether a ``dataset_description.json`` says that this bundle made the folder's files."""
+    """Whether this bundle made the folder's files, by its ``dataset_description.json``."""
     makers = described.get("GeneratedBy")
     return isinstance(makers, list) and any(
         isinstance(one, Mapping) and one.get("Name") == NAME for one in makers

@@ -211,7 +211,7 @@ class SubjectComputation:
             raise FoldingError(
                 f"the field of subject {subject} folds (smallest det J "
                 f"{registration.smallest_jacobian:.4g}, must be > 0): "
-                "nothing is published; raise learned_atlas#loss#smoothness_weight and start afresh "
+                "nothing is published; raise learned_atlas#loss#smoothness_weight and start again "
                 "with --learned_atlas#resume false, or look at the fields with "
                 "--learned_atlas#verify_jacobian false"
             )

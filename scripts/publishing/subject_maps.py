@@ -82,7 +82,7 @@ def log_jacobian(to_template: torch.Tensor) -> np.ndarray:
 
 
 def labels_in_template(labels: np.ndarray, to_template: torch.Tensor) -> np.ndarray:
-    """A subject's labels on the template's grid by the nearest voxel, in their own type.
+    """A subject's labels on the template's grid by the nearest voxel, in their type.
 
     Args:
         labels: ``(*grid)`` whole numbers on the subject's grid.
@@ -118,7 +118,7 @@ class SubjectMaps:
         """The maps of one subject, by kind.
 
         Args:
-            found: its fields.
+            registration: its fields.
             density: its density in template space, ``(C, *grid)``.
             labels: its labels in its space, ``(*grid)``; None: it has none.
         """

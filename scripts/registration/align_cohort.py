@@ -336,7 +336,7 @@ class CohortAligner:
 def _resampled(
     volume: np.ndarray, source_grid: Grid, matrix: np.ndarray, grid: CommonGrid
 ) -> np.ndarray:
-    """``(C, X, Y, Z)`` on its own grid to ``(C, *grid.shape)``, interpolated once."""
+    """``(C, X, Y, Z)`` on its grid to ``(C, *grid.shape)``, interpolated once."""
     flat = volume[..., 0] if len(grid.shape) == 2 else volume
     source = torch.as_tensor(np.ascontiguousarray(flat), dtype=torch.float32)[None]
     moved = resample_by_matrix(

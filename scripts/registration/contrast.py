@@ -1,4 +1,4 @@
-"""An image as it would look in the contrast of another one that overlaps it."""
+"""An image converted to the contrast of another one that overlaps it."""
 
 from __future__ import annotations
 
@@ -39,12 +39,11 @@ class ContrastMatch:
     def between(
         cls, moved: torch.Tensor, fixed: torch.Tensor, weight: torch.Tensor | None = None
     ) -> ContrastMatch:
-        """What relates two images of any same shape.
+        """The relation of two images of one shape.
 
         Args:
-            moved: the moving image, as it lies.
-            fixed: the fixed image.
-            weight: of each voxel, not negative; None: all count.
+            moved: the moving image on the fixed grid. fixed: the fixed image. weight: of each
+                voxel, not negative; None: all count.
         """
         values = moved.flatten().float()
         counted = torch.ones_like(values) if weight is None else weight.flatten().float()

@@ -41,8 +41,8 @@ class DenseAffine:
     """Improves a matrix by the field between the images that it aligns.
 
     In each round the network registers the pair, and the matrix that fits its field best on the
-    tissue of both images is the next step. The round with the best correlation is kept; that may
-    be none.
+    tissue of both images is the next step. The round with the best correlation is kept, or the
+    start if no round improves it.
 
     Args:
         network: of registration, as shipped.

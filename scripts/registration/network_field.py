@@ -31,7 +31,7 @@ _SMALLEST_PASS = 6  # voxels along the shortest side that a pass sees
 
 @dataclass(frozen=True, eq=False)
 class NetworkVelocity(FieldGain):
-    """What the network found for a pair on its grid.
+    """The network's result for a pair on its grid.
 
     Attributes:
         velocity: ``(1, 3, *shape / 2)`` in voxels of the grid; 0 where it didn't help.
@@ -43,9 +43,9 @@ class NetworkVelocity(FieldGain):
 class NetworkField:
     """Registers two volumes after an affine.
 
-    The network knows only pairs of one contrast. An image of another contrast is first shown to
-    it as it would look in the fixed one's (`ContrastMatch`), anew before each pass, because the
-    match gets sharper as the images are better aligned.
+    The network knows only pairs of one contrast. An image of another contrast is first converted to
+    the fixed one's (`ContrastMatch`). This is repeated before each pass, because the match improves
+    with the alignment.
 
     A field that doesn't improve the local correlation is left out: the result is then the start.
 

@@ -1,4 +1,4 @@
-"""The grid that a shipped network sees a pair on, and an image as it sees it."""
+"""The grid of a shipped network for a pair, and images resampled to it."""
 
 from __future__ import annotations
 

@@ -22,19 +22,19 @@ from scripts.spatial.affine_parameters import Frame
 __all__ = ["NetworkStart", "shipped_start"]
 
 _SIDE = 40  # voxels along the longest side of the network's grid
-_ROUGH_SIDE = 16  # voxels, where rotations all over are compared
+_ROUGH_SIDE = 16  # voxels, of the grid on which rotations are compared
 _ROUGH_KEPT = 4  # rotations that the network continues from
 _SWEEP, _REFINED = (2,), (2, 1, 1)  # passes from all of them, and from the best
 _APART = 20.0  # degrees between two of them
 
 
 class NetworkStart:
-    """Finds a pair's transform without descent, from any rotation.
+    """Estimates a pair's transform without gradient descent, from any rotation.
 
-    Rotations all over are compared on a very coarse grid; the network improves those that fit
-    best, and the one whose images then correlate best is refined by more passes, and on a finer
-    grid by the registration network's field (`DenseAffine`). No pass is believed that makes the
-    correlation worse.
+    Rotations of all directions are compared on a very coarse grid. The network improves the best
+    ones, and the one whose images then correlate best is refined by more passes, and on a finer
+    grid by the registration network's field (`DenseAffine`). A pass that makes the correlation
+    worse is ignored.
 
     Args:
         network: as shipped.

@@ -1,4 +1,4 @@
-"""A pair of images of a program: prepared for a registration, and its result as arrays."""
+"""A pair of images from Python: prepared for a registration, and its result as arrays."""
 
 from __future__ import annotations
 

@@ -147,8 +147,8 @@ def find_user_error(error: BaseException | None) -> TractAtlasError | None:
 def find_interruption(error: BaseException | None) -> KeyboardInterrupt | SystemExit | None:
     """The interruption hidden inside another error.
 
-    MONAI imports what a config names with Python's ``pydoc``, which turns even a Ctrl-C or a
-    SystemExit during an import into its own kind of error.
+    MONAI imports what a config names with Python's ``pydoc``, which replaces even a Ctrl-C or a
+    SystemExit during an import by another error.
     """
     seen: set[int] = set()
     while error is not None and id(error) not in seen:

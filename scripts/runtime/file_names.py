@@ -1,6 +1,6 @@
 """Endings of image and tractogram files: which are read, and which belong to other programs.
 
-Case doesn't matter: some systems shout (``.NII.GZ``).
+Case doesn't matter: some systems write ``.NII.GZ``.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from typing import Any, cast
 
 __all__ = ["DAMAGED_GZIP", "GZIP_START", "GzipFile", "gzip_parts", "gzip_writer"]
 
-# What damaged content raises; a truncated file raises EOFError, one that is no gzip OSError.
+# What damaged content raises; a truncated file raises EOFError, one that isn't gzip OSError.
 DAMAGED_GZIP: tuple[type[Exception], ...]
 _zlib: Any
 GzipFile: Any

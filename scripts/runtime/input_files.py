@@ -66,7 +66,7 @@ def check_file(path: Path) -> os.stat_result:
         what = "Is a directory" if stat.S_ISDIR(status.st_mode) else "is not a file"
         raise FileError(path, f"can't be read: {what}")
     if status.st_size == 0 and status.st_dev in _made_up_devices():
-        raise FileError(path, "can't be read: is made up by the system, and may never end")
+        raise FileError(path, "can't be read: is a file of the system that may never end")
     return status
 
 
@@ -77,7 +77,7 @@ def _made_up_devices() -> frozenset[int]:
 
 
 def check_named(path: str | Path, key: str) -> None:
-    """Refuse an empty path, which would stand for the current folder, and one that is no text.
+    """Refuse an empty path, which would stand for the current folder, and one that isn't text.
 
     Args:
         path: as it was given.
@@ -147,7 +147,7 @@ def read_text(path: Path, longest: int = LONGEST_TEXT, encoding: str = "utf-8") 
             f"can't be read: has {max(size, len(raw)) / 1e6:.1f} MB; such a file may have at most "
             f"{longest / 1e6:.1f} MB",
         )
-    # Editors of Windows put a mark before UTF-8, which is no part of the text.
+    # Editors of Windows put a mark before UTF-8, which is not a part of the text.
     raw = raw.removeprefix(codecs.BOM_UTF8)
     return raw.decode(encoding).replace("\r\n", "\n").replace("\r", "\n")
 

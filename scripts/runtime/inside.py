@@ -153,4 +153,4 @@ def _what(mode: int) -> str:
         (stat.S_ISFIFO, "a pipe"), (stat.S_ISSOCK, "a socket"), (stat.S_ISBLK, "a device"),
         (stat.S_ISCHR, "a device"),
     )  # fmt: skip
-    return next((what for test, what in kinds if test(mode)), "a thing of its own kind")
+    return next((what for test, what in kinds if test(mode)), "a special file")

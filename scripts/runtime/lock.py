@@ -127,14 +127,14 @@ class FolderLock:
 class SharedLock:
     """A folder that others may read too, and that no run writes to until `release`.
 
-    The lock is the system's own, shared. Where the file system has none, or the folder is closed
-    to us, nobody is kept out; it is only made sure that no run is at work there now.
+    It is the system's shared lock. If the file system has no locks, or the folder is read-only, no
+    other process is kept out; it is only checked that no run uses the folder now.
 
     Args:
         folder: read; it need not be writable.
 
     Raises:
-        StorageError: a run is at work there.
+        StorageError: a run uses the folder.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -250,7 +250,7 @@ def locked_folders(*folders: str | Path) -> Iterator[None]:
 
 @atexit.register
 def _release_all() -> None:
-    """Remove our lock files before filelock's own hook runs, which would leave them."""
+    """Remove our lock files before filelock's hook runs, which would leave them."""
     for lock in list(_held.values()):
         lock.count = 0
         lock.release()
@@ -281,7 +281,7 @@ def _may_run(owner: dict[str, Any] | None) -> bool:
 
 
 def _process_space() -> int | None:
-    """Number of the space that process numbers count in (a container has its own); None: one."""
+    """Number of the namespace of process numbers (a container has one); None: only one exists."""
     with suppress(OSError):
         return Path("/proc/self/ns/pid").stat().st_ino
     return None

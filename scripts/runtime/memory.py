@@ -1,4 +1,4 @@
-"""How much memory is available, and a word before a container's limit is reached."""
+"""How much memory is available, and a warning before a container's limit is reached."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def available_memory() -> int | None:
     """Bytes that a process can take without swapping; None where the system doesn't say.
 
     The smallest of the kernel's estimate for the machine, what the limits of the container and of
-    each group above it leave, and what the process's own limit (``ulimit -v``) leaves.
+    each group above it leave, and what the process's limit (``ulimit -v``) leaves.
     """
     amounts = [limit - used for limit, used in _group_limits()]
     with suppress(OSError, ValueError, StopIteration):
@@ -86,7 +86,7 @@ def _group_limits() -> Iterator[tuple[int, int]]:
     """Limit and usage, bytes, of this process's groups that have a limit."""
     for top, kind, limit, usage, droppable in _LIMITS:
         for folder in _groups(top, kind):
-            with suppress(OSError, ValueError, StopIteration):  # "max" is no number: no limit
+            with suppress(OSError, ValueError, StopIteration):  # "max" is not a number: no limit
                 most = int((folder / limit).read_text())
                 used = int((folder / usage).read_text())
                 used -= _entry(folder / "memory.stat", droppable)

@@ -45,8 +45,8 @@ class Obstacles:
         for mount in self._mounts:
             if mount == real or real in mount.parents:
                 raise StorageError(
-                    f"{target}: can't be replaced: {mount} is a mount point; choose a folder that "
-                    "is none, such as one inside of it"
+                    f"{target}: can't be replaced: {mount} is a mount point; choose another "
+                    "folder, such as one inside it"
                 )
         for place in (target, target.parent):
             if _is_unchangeable(place):
@@ -57,8 +57,8 @@ class Obstacles:
         _check_sticky(target)
         if not os.access(target, os.W_OK | os.X_OK):  # its files could be moved, never removed
             raise StorageError(
-                f"{target}: can't be replaced: no permission to remove its content; it is "
-                "another user's, or closed to writing"
+                f"{target}: can't be replaced: no permission to remove its content; it "
+                "belongs to another user, or is write-protected"
             )
         self._check_name(target)
 
@@ -116,8 +116,8 @@ def _check_sticky(target: Path) -> None:
     above, status, user = target.parent.stat(), target.stat(), os.geteuid()
     if above.st_mode & stat.S_ISVTX and user not in (0, status.st_uid, above.st_uid):
         raise StorageError(
-            f"{target}: can't be replaced: it is another user's, and {target.parent} lets only its "
-            "owner move it"
+            f"{target}: can't be replaced: it belongs to another user, and {target.parent} lets "
+            "only its owner move it"
         )
 
 

@@ -56,7 +56,7 @@ class _RunLog(logging.handlers.RotatingFileHandler):
         handle = os.open(self.baseFilename, flags, 0o666)
         if not stat.S_ISREG(os.fstat(handle).st_mode):
             os.close(handle)
-            raise OSError(errno.EINVAL, "is no file")
+            raise OSError(errno.EINVAL, "is not a file")
         return os.fdopen(handle, "a", encoding=self.encoding, errors=self.errors)
 
     def format(self, record: logging.LogRecord) -> str:

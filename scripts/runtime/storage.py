@@ -125,7 +125,7 @@ def check_replaceable(*folders: str | Path, inputs: Iterable[str | Path] = ()) -
 
 
 def _behind_link(folder: Path) -> Path:
-    """Where a link to a folder stands, the folder that it leads to is the one."""
+    """The folder that a link leads to; any other path is returned unchanged."""
     return folder.resolve() if folder.is_symlink() and folder.exists() else folder
 
 
@@ -189,7 +189,7 @@ def write_whole(path: str | Path) -> Iterator[Path]:
     except OSError as error:
         raise StorageError(f"{target}: can't be written: {say(error)}") from error
     except RuntimeError as error:
-        # Torch hides the system's error, most often a full disk, behind its own message.
+        # Torch hides the system's error, most often a full disk, behind another message.
         if "PytorchStreamWriter" not in str(error) and "inline_container" not in str(error):
             raise
         free = _size(shutil.disk_usage(_there(target.parent)).free)
@@ -296,7 +296,9 @@ def _staging(target: Path) -> Iterator[Path]:
         if handle is not None:
             break
     else:
-        raise OSError(errno.EAGAIN, "others keep removing what is made there", str(target))
+        raise OSError(
+            errno.EAGAIN, "another program keeps removing the files made there", str(target)
+        )
     try:
         yield staging
     finally:

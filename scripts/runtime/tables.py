@@ -25,7 +25,7 @@ def cell(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     text = shown(value)
-    # Spreadsheets pass over spaces, and over quotes that they take for their own.
+    # Spreadsheets ignore leading spaces and quotes.
     return f"'{text}" if text.lstrip(" '\"").startswith(_FORMULA) else text
 
 

@@ -9,7 +9,7 @@ import torch
 
 __all__ = ["divided_threads", "subjects_at_once"]
 
-_MOST = 4  # each takes memory; beyond, the subjects' own threads use the cores as well
+_MOST = 4  # each takes memory; with more, the threads within a subject use the cores as well
 
 
 def subjects_at_once(voxels: int, device: torch.device, most_voxels: int) -> int:

@@ -80,7 +80,7 @@ class FileStates:
             self._states[path] = _state(path)
 
     def changed(self) -> Path | None:
-        """The first file that isn't what it was; None if all are."""
+        """The first file that has changed; None if none has."""
         return next((path for path, was in self._states.items() if _state(path) != was), None)
 
 

@@ -94,7 +94,7 @@ class AlignConfig(PairSettings):
         """Where to look for the images of one of its patterns.
 
         Args:
-            pattern: one of the settings' own.
+            pattern: one of the settings.
             runs_apart: see `SubjectSearch`.
         """
         kinds = {"images": self.images, "labels": self.labels}

@@ -56,7 +56,9 @@ def mixture_of(text: str, field: bool) -> list[tuple[float, str]]:
         )
         if wrong_clip or (name not in known and clipped is None):
             kind = "field" if field else "image"
-            raise ValueError(f"names {name!r}, which is no loss of {'a' if field else 'an'} {kind}")
+            raise ValueError(
+                f"names {name!r}, which is not a loss of {'a' if field else 'an'} {kind}"
+            )
         terms.append((share, name))
     given = [share for share, _ in terms if share is not None]
     if given and len(given) < len(terms):

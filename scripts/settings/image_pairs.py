@@ -29,7 +29,7 @@ __all__ = [
 
 
 def image_name(path: str | Path) -> str:
-    """A file's name without an image's ending: what a pair's results are called."""
+    """A file's name without an image's ending, which names the results of a pair."""
     return stem_of(path)
 
 

@@ -163,7 +163,7 @@ class MakePairsConfig(Section):
     @classmethod
     def _check_dims(cls, dims: int | None) -> int | None:
         if dims not in (None, 2, 3):
-            raise ValueError("is no number of dimensions")
+            raise ValueError("is not a number of dimensions")
         return dims
 
     @field_validator("reference")

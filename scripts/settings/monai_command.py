@@ -1,4 +1,4 @@
-"""What MONAI's command does without a word, and shouldn't."""
+"""Checks for what MONAI's command ignores silently."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def require_expressions() -> None:
 
 
 def refuse_dropped_nulls(arguments: Sequence[str] | None = None) -> None:
-    """Refuse ``--key None`` on MONAI's command line, which MONAI drops without a word.
+    """Refuse ``--key None`` on MONAI's command line, which MONAI drops silently.
 
     Args:
         arguments: of the process; None: ``sys.argv``.

@@ -58,7 +58,7 @@ def unit_name(unit: str) -> str:
     """
     name = _SHORT.get(unit, unit)
     if name not in UNITS:
-        raise ValueError("is no known unit")
+        raise ValueError("is not a known unit")
     return name
 
 
@@ -179,7 +179,7 @@ class StackSettings(Section):
             raise ValueError("has an entry twice")
         for name in formats:
             if name not in _FORMATS:
-                raise ValueError(f"names {name!r}, which is no format")
+                raise ValueError(f"names {name!r}, which is not a format")
         return formats
 
 
@@ -193,16 +193,16 @@ class RegisterStackConfig(StackSettings):
     pyramid_factors: Annotated[int | list[int], BeforeValidator(_integer_or_list)] = setting(
         2,
         "One number: the ratio of neighbouring levels (2 reduces by 8, 4, 2, 1). A list: the "
-        "reduction of each level. Levels under 24 pixels a side are left out.",
-        "an integer >= 2, or a list of falling integers >= 1, one a level",
+        "reduction of each level. Levels under 24 pixels per side are left out.",
+        "an integer >= 2, or a list of falling integers >= 1, one per level",
     )
     pyramid_epochs: Annotated[int | list[int], BeforeValidator(_integer_or_list)] = setting(
-        300, "Most steps of a level.", "an integer >= 1, or a list of them, one a level"
+        300, "Most steps of a level.", "an integer >= 1, or a list of them, one per level"
     )
     learning_rate: Annotated[float | list[float], BeforeValidator(_number_or_list)] = setting(
         _RATES,
         "Adam's rate of each level; the default is stretched to other numbers of levels.",
-        "a number > 0, or a list of them, one a level",
+        "a number > 0, or a list of them, one per level",
     )
     loss: Literal["ncc", "mse", "mae", "ssim"] = setting(
         "ncc",
@@ -341,7 +341,7 @@ class RegisterStackConfig(StackSettings):
     @classmethod
     def _check_order(cls, order: list[int] | None) -> list[int] | None:
         if order is not None and sorted(order) != list(range(len(order))):
-            raise ValueError("is no permutation")
+            raise ValueError("is not a permutation")
         return order
 
     @model_validator(mode="after")
@@ -353,7 +353,7 @@ class RegisterStackConfig(StackSettings):
             if isinstance(value, list) and len(value) != self.pyramid_levels:
                 raise ValueError(
                     f"{name} has {len(value)} entries, but pyramid_levels is "
-                    f"{self.pyramid_levels}: give one entry a level, or one number"
+                    f"{self.pyramid_levels}: give one entry per level, or one number"
                 )
         reductions = self.pyramid_factors
         if isinstance(reductions, list) and any(b >= a for a, b in itertools.pairwise(reductions)):

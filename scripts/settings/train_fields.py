@@ -117,7 +117,7 @@ class TrainFieldsAugmentConfig(Section):
     def _check_names(cls, names: list[str]) -> list[str]:
         for name in names:
             if name not in FIELD_AUGMENTATIONS:
-                raise ValueError(f"names {name!r}, which is no augmentation")
+                raise ValueError(f"names {name!r}, which is not an augmentation")
         if len(set(names)) < len(names):
             raise ValueError("names one twice")
         return names
@@ -206,7 +206,7 @@ class TrainFieldsConfig(PairSelection):
     losses_weights: Annotated[list[Number] | None, BeforeValidator(lambda v: v)] = setting(
         None,
         "Weight of each loss. Null: 1 each.",
-        "null or a list of numbers >= 0, not all 0, one a loss",
+        "null or a list of numbers >= 0, not all 0, one per loss",
     )
     perceptual_weights: FilePath | None = setting(
         None,

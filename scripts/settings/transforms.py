@@ -47,17 +47,17 @@ def _to_entry(value: object) -> TransformEntry:
     else:
         pair = to_list(value)
         if not 2 <= len(pair) <= len(TransformEntry._fields) or not isinstance(pair[0], str):
-            raise ValueError(f"has an entry that is no transform: {value!r}")
+            raise ValueError(f"has an entry that is not a transform: {value!r}")
         number = to_int(int(pair[1]) if isinstance(pair[1], bool) else pair[1])
         if number not in (0, 1):
-            raise ValueError(f"has an entry that is no transform: {value!r}")
+            raise ValueError(f"has an entry that is not a transform: {value!r}")
         entry = TransformEntry(pair[0], bool(number), *pair[2:])
     images = (None if one is None else to_path(one) for one in (entry.moving, entry.fixed))
     entry = TransformEntry(to_path(entry.path), entry.inverted, entry.kind, *images)
     if not entry.path.strip():
-        raise ValueError(f"has an entry that is no transform: {value!r}")
+        raise ValueError(f"has an entry that is not a transform: {value!r}")
     if entry.kind not in _KINDS:
-        raise ValueError(f"has an entry of kind {entry.kind!r}, which is none of {_KINDS}")
+        raise ValueError(f"has an entry of kind {entry.kind!r}, which is not one of {_KINDS}")
     return entry
 
 
@@ -71,7 +71,7 @@ def _of_mapping(value: Mapping[Any, Any]) -> TransformEntry:
         raise ValueError(f"has an entry whose inverse is neither 0 nor 1: {value!r}")
     kind, moving, fixed = value.get("kind", "auto"), value.get("moving"), value.get("fixed")
     if any(image is not None and not isinstance(image, str) for image in (moving, fixed)):
-        raise ValueError(f"has an entry whose moving or fixed is no path: {value!r}")
+        raise ValueError(f"has an entry whose moving or fixed is not a path: {value!r}")
     return TransformEntry(value["path"], bool(inverse), str(kind), moving, fixed)
 
 
@@ -83,7 +83,7 @@ def _to_transforms(value: object) -> object:
         and isinstance(given[0], str)
         and not isinstance(given[1], str | list | dict)
     ):
-        given = [given]  # one [path, 1], its brackets taken for those of the list
+        given = [given]  # one [path, 1]: its brackets were read as those of the list
     return [_to_entry(entry) for entry in given]
 
 
@@ -91,7 +91,7 @@ def _to_start(value: object) -> object:
     return None if value is None else _to_entry(value)
 
 
-# What an entry may also be stands in the rule.
+# The rule describes the other forms of an entry.
 _AS_TEXT = WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "null"}]})
 _AS_TEXTS = WithJsonSchema({"type": "array", "items": {"type": "string"}})
 Transforms = Annotated[

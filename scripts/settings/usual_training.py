@@ -23,7 +23,7 @@ _USUAL: dict[str, dict[str, tuple[float, float | None]]] = {
 
 
 def lengths_rule(group: str, name: str) -> str:
-    """What ``auto`` stands for, for the description of a setting."""
+    """The meaning of ``auto``, for the description of a setting."""
     started, random = ("null" if one is None else f"{one:g}" for one in _USUAL[group][name])
     return f"auto: {started} with an initial network (model.initial), else {random}."
 

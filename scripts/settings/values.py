@@ -79,7 +79,7 @@ def to_int(value: object) -> int:
 
 
 def to_size(value: object) -> int:
-    """An int that something is made of so many parts of: channels, points, a window's side."""
+    """A number of parts: channels, points, the side of a window."""
     size = to_int(value)
     if size > _LARGEST_SIZE:
         raise ValueError(f"is more than {_LARGEST_SIZE:,}, beyond any machine")
@@ -137,7 +137,7 @@ def to_name(value: object) -> str:
 
 
 def to_some_names(value: object) -> object:
-    """Names in a list; a bare text is none, since it may be a list that lost its brackets."""
+    """Names in a list. A text is refused, since it may be a list without its brackets."""
     if value is None or isinstance(value, str):
         raise ValueError("is not a list")
     return to_names(value)

@@ -1,4 +1,4 @@
-"""A network that estimates the affine transform of a pair of images whose like it hasn't seen."""
+"""A network that estimates the affine transform of a pair, also of images unlike its training's."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ _LEAST = 1e-6  # weight of the others, so that an empty pair has a fit
 
 @dataclass(frozen=True, eq=False)
 class AffinePass:
-    """What a pass found.
+    """The result of a pass.
 
     Attributes:
         before: ``(B, 4, 4)``, the matrix that the moving image was warped by.
         matrix: ``(B, 4, 4)``, the matrix after the pass.
-        points: ``(B, K, 3)``, where the network looked.
-        moved: ``(B, K, 3)``, where it believes them to be after ``before``.
-        present: ``(B, K)``, where there is something to see.
+        points: ``(B, K, 3)`` of the fixed image.
+        moved: ``(B, K, 3)``, their estimated positions after ``before``.
+        present: ``(B, K)``, whether an image has tissue at the point.
         reduction: factor by which the grid of the points is reduced.
     """
 
@@ -73,12 +73,12 @@ class AffinePairNetwork(PairUNet):
         start: torch.Tensor | None = None,
         family: str = "affine",
     ) -> list[AffinePass]:
-        """What each pass finds.
+        """The results of all passes.
 
         Args:
             moving: ``(B, 1, *shape)``, from 0 to about 1.
             fixed: the same shape, on the same scale.
-            passes: others than the network's own.
+            passes: replace the network's.
             start: ``(B, 4, 4)`` float64, fixed to moving points; None: the identity.
             family: transform model of a pass's step.
         """

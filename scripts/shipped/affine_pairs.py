@@ -1,4 +1,4 @@
-"""Endless pairs of images that lie a known affine transform apart, from a seed."""
+"""Endless pairs of images with a known affine transform between them, from a seed."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ class AffinePairGenerator:
 
     @property
     def plan(self) -> dict[str, object]:
-        """What decides about the pairs."""
+        """The arguments that determine the pairs."""
         names = ("seed", "rotation", "translation", "scale", "shear", "flow")
         return {name: getattr(self, name) for name in names}
 

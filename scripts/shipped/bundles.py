@@ -82,7 +82,7 @@ def random_bundles(
 
 
 def of_another(bundles: Sequence[RandomBundle], rng: np.random.Generator) -> list[RandomBundle]:
-    """The bundles as another subject has them: with other weights, a few of them missing."""
+    """The bundles of another subject: with other weights, and a few of them missing."""
     return [
         replace(bundle, weight=bundle.weight * float(np.exp(0.3 * rng.normal())))
         for bundle in bundles
@@ -158,7 +158,7 @@ def moved_density(
 
 
 def _visits(points: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
-    """Streamlines ``(n, m, 3)`` in voxels through each voxel, each counted once a stay."""
+    """Streamlines ``(n, m, 3)`` in voxels through each voxel, each counted once per visit."""
     longest = points.diff(dim=1).square().sum(-1).amax(1).sqrt()
     pieces = max(1, math.ceil(float(longest.median()) / _STEP))
     part = (torch.arange(pieces) / pieces).view(-1, 1)

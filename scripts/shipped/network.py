@@ -49,7 +49,7 @@ class PairNetwork(PairUNet):
         Args:
             moving: ``(B, 1, *shape)``, not negative; a template, or an image.
             fixed: the same shape, on the same scale.
-            passes: other ones than the network's.
+            passes: replace the network's.
 
         Returns:
             For each pass ``(B, 3, *ceil(shape / 2))`` in voxels of the full grid.

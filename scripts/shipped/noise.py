@@ -14,13 +14,13 @@ from scripts.networks.smoothing import smoothing_matrix
 __all__ = ["Lengths", "smooth", "smooth_noise"]
 
 Lengths = Sequence[float] | NDArray[np.float64]
-"""A number an axis."""
+"""A number per axis."""
 
 _FINE = 1.5  # standard deviations, in points, at which noise is smoothed before it is enlarged
 
 
 def smooth(volume: torch.Tensor, sigma: Sequence[float]) -> torch.Tensor:
-    """Gaussian smoothing of ``(..., X, Y, Z)`` by standard deviations in voxels, one an axis."""
+    """Gaussian smoothing of ``(..., X, Y, Z)`` by standard deviations in voxels, one per axis."""
     for axis, width in zip((-3, -2, -1), sigma, strict=True):
         if width > 0:
             matrix = smoothing_matrix(volume.shape[axis], width, volume.device)
@@ -39,7 +39,7 @@ def smooth_noise(
         rng: where the noise comes from.
         count: how many.
         shape: of the volume.
-        sigma: standard deviations of the smoothing in voxels, one an axis.
+        sigma: standard deviations of the smoothing in voxels, one per axis.
     """
     factors = [max(1.0, width / _FINE) for width in sigma]
     coarse = [max(4, int(np.ceil(n / f)) + 1) for n, f in zip(shape, factors, strict=True)]

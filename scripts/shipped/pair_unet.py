@@ -1,4 +1,4 @@
-"""What the networks that ship share: a U-Net over a pair of images and what is made of it."""
+"""Common part of the networks that ship: a U-Net over a pair of images and inputs made from it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class PairUNet(DescribedNetwork):
     further: ClassVar[int] = 0
     """See `RegistrationUNet`."""
     kind: ClassVar[str]
-    """What a file of such a network says of itself."""
+    """Kind of network, as its file records it."""
     called: ClassVar[str]
     """Its name in messages, without an article."""
 

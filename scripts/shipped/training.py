@@ -196,7 +196,8 @@ class GeneratedTraining(ABC, Generic[Trained]):
         return self.network.eval()
 
     def _require_gain(self) -> None:
-        """Refuse a network that enlarges the distances of the last pairs, which it saw once each.
+        """Refuse a network that enlarges the distances of the last pairs, each of which it saw
+        once.
 
         Raises:
             TrainingError: saying by how much.
@@ -246,23 +247,25 @@ class GeneratedTraining(ABC, Generic[Trained]):
         checkpoint = load_checkpoint(path)
         if checkpoint.get("plan") != self.plan:
             raise CheckpointError(
-                f"{path}: of a training with other settings ({checkpoint.get('plan')}), not "
-                f"{self.plan}; give the same settings, or another folder"
+                f"{path}: belongs to a training with other settings ({checkpoint.get('plan')}), "
+                f"not {self.plan}; give the same settings, or another folder"
             )
         level = self.shares.level
         if self.steps != checkpoint["steps"] and checkpoint["step"] > level * min(
             self.steps, checkpoint["steps"]
         ):
             raise CheckpointError(
-                f"{path}: of a training of {checkpoint['steps']} steps, whose learning rate "
-                "depends on their number since step "
-                f"{int(level * checkpoint['steps'])}; give as many steps, or another folder"
+                f"{path}: belongs to a training of {checkpoint['steps']} steps, whose learning "
+                "rate depends on their number since step "
+                f"{int(level * checkpoint['steps'])}; give the same number of steps, or another "
+                "folder"
             )
         try:
             self.network.load_state_dict(checkpoint["network"])
         except RuntimeError as error:
             raise CheckpointError(
-                f"{path}: of a network with other features; give the same, or another folder"
+                f"{path}: belongs to a network with other features; give the same, or another "
+                "folder"
             ) from error
         self.optimizer.load_state_dict(checkpoint["optimizer"])
         self.step = checkpoint["step"]
@@ -354,7 +357,7 @@ class PairTraining(GeneratedTraining[PairNetwork]):
 
     @property
     def _variant(self) -> dict[str, Any]:
-        """What differs from files that don't name it: they are of all kinds, and of forces."""
+        """Entries that older files lack: those have pairs of all kinds, and forces."""
         kinds, inputs = sorted(self.pairs.kinds), self.network.inputs.name
         return {
             **({} if kinds == sorted(KINDS) else {"kinds": kinds}),

@@ -67,7 +67,7 @@ def _from_coarse(field: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
 
 
 def _mean_of_neighbours(x: torch.Tensor) -> torch.Tensor:
-    """Mean of the two neighbours along each axis; a border voxel is its own outer neighbour."""
+    """Mean of the two neighbours along each axis; a border voxel counts as its outer neighbour."""
     d = x.dim() - 2
     padded = F.pad(x, [1] * (2 * d), mode="replicate")
     total = torch.zeros_like(x)

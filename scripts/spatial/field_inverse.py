@@ -56,7 +56,8 @@ class InverseFieldTransform(Transform):
         if len(left) > max(1, _LARGEST_SHARE * points.shape[1]):
             raise CohortError(
                 f"a displacement field can't be inverted at {len(left)} of {points.shape[1]} "
-                "points: it folds there; give the field of the opposite direction"
+                "points: it folds there, or they are at its rim, where it ends with a jump; give "
+                "the field of the opposite direction"
             )
         return result
 
@@ -65,7 +66,7 @@ class InverseFieldTransform(Transform):
         return self.field
 
     def _newton(self, points: np.ndarray, solution: np.ndarray, left: np.ndarray) -> np.ndarray:
-        """Improve the points ``left`` of ``found`` in place; return those still unsolved."""
+        """Improve the points ``left`` of ``solution`` in place; return those still unsolved."""
         step = _STEP * float(np.linalg.norm(self.field.grid.affine[:3, :3], axis=0).min())
         for _ in range(_NEWTON):
             here = solution[:, left]

@@ -1,4 +1,4 @@
-"""Images and transforms of a program: arrays with their affines, or paths of files."""
+"""Images and transforms from Python: arrays with their affines, or paths of files."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def grid_of(shape: tuple[int, ...], affine: np.ndarray) -> Grid:
         affine: ``(4, 4)``, voxels to RAS mm.
 
     Raises:
-        ValueError: the shape is no volume's.
+        ValueError: the shape is not a volume's.
 
     Example:
         >>> grid_of((4, 5, 6), np.diag([2.0, 2, 3, 1])).spacing

@@ -115,7 +115,7 @@ def image_values(path: str | Path, image: nib.Nifti1Image) -> np.ndarray:
     """An image's voxels, float64, its header's scaling applied.
 
     Raises:
-        FileError: they are no real numbers, or can't be read.
+        FileError: they are not real numbers, or can't be read.
     """
     dtype = image.get_data_dtype()
     if dtype.kind not in "iuf":
@@ -144,7 +144,7 @@ def image_labels(path: str | Path, image: nib.Nifti1Image) -> np.ndarray:
     If the header scales them, the values are those of `image_values`.
 
     Raises:
-        FileError: they are no real numbers, or can't be read.
+        FileError: they are not real numbers, or can't be read.
     """
     dtype = image.get_data_dtype()
     proxy: Any = image.dataobj

@@ -1,9 +1,9 @@
 """Label maps of many subjects in one space: the probability of each label, and the majority.
 
-A label map is no quantity that could be interpolated, but the presence of one label is. Each voxel
-of the common space lies between 2^d voxels of a subject, and each of these gives its label the
-weight of linear interpolation. Weights are whole numbers, so that sums don't depend on the order
-of the subjects, and one subject can be subtracted again exactly.
+A label map is not a quantity that could be interpolated, but the presence of one label is. Each
+voxel of the common space lies between 2^d voxels of a subject, and each of these gives its label
+the weight of linear interpolation. Weights are whole numbers, so that sums don't depend on the
+order of the subjects, and one subject can be subtracted again exactly.
 
 Only voxels where a label has weight are kept. Most voxels have one label, so memory is about that
 of a few volumes, however many labels there are and however they are spread.

@@ -81,6 +81,6 @@ def _moved(points: np.ndarray, transform: Transform | None) -> np.ndarray:
 def _inside(grid: Grid, points: np.ndarray) -> np.ndarray:
     voxels = (~AffineTransform(grid.affine)).apply(points)
     ends = np.array((*grid.shape, 1)[:3])[:, None] - 0.5
-    if len(grid.shape) == 2 or grid.shape[2] == 1:  # a plane's own height means little
+    if len(grid.shape) == 2 or grid.shape[2] == 1:  # the thickness of a plane means little
         voxels, ends = voxels[:2], ends[:2]
     return np.asarray(((voxels >= -0.5) & (voxels <= ends)).all(axis=0))

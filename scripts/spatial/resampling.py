@@ -116,7 +116,7 @@ def labels_by_matrix(
     """Labels ``(C, *source shape)`` on another grid by the nearest voxel, in their type.
 
     The arguments are those of `resample_by_matrix`, for one image. A plane is read where the
-    transform takes its own plane.
+    transform takes it.
 
     Returns:
         ``(C, *shape)``, 0 outside.

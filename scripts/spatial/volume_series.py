@@ -66,7 +66,7 @@ def write_channel_series(
     grid: Grid,
     dtype: np.dtype | type = np.float32,
 ) -> None:
-    """Write volumes of several channels, each channel as `write_series` does into its own file.
+    """Write volumes of several channels, each channel into a separate file, as `write_series` does.
 
     Each volume is taken once, for all files; memory is that of one volume.
 

@@ -78,16 +78,20 @@ def set_place(image: Any, grid: Grid) -> None:
     header.set_xyzt_units(xyz=units if units != "unknown" else "mm")
 
 
-def read_volume(path: str | Path) -> tuple[np.ndarray, Grid]:
+def read_volume(path: str | Path, finite: bool = True) -> tuple[np.ndarray, Grid]:
     """Read an image as float64 ``(C, X, Y, Z)`` with its grid; a plane has Z = 1.
+
+    Args:
+        path: of the image.
+        finite: whether a value that isn't finite is an error.
 
     Raises:
         CohortError: the file can't be read, isn't finite, or doesn't have 2 to 4 dimensions.
     """
-    return read_hashed_volume(path)[:2]
+    return read_hashed_volume(path, finite)[:2]
 
 
-def read_hashed_volume(path: str | Path) -> tuple[np.ndarray, Grid, str]:
+def read_hashed_volume(path: str | Path, finite: bool = True) -> tuple[np.ndarray, Grid, str]:
     """As `read_volume`, and the SHA-256 of the bytes that were read.
 
     Raises:
@@ -96,7 +100,8 @@ def read_hashed_volume(path: str | Path) -> tuple[np.ndarray, Grid, str]:
     file = Path(path)
     opened = open_image(file)
     _require_volume(file, opened.image)
-    values, grid = _with_grid(finite_values(file, opened.image), opened.image)
+    read = finite_values if finite else image_values
+    values, grid = _with_grid(read(file, opened.image), opened.image)
     return values, grid, opened.sha256
 
 
@@ -104,7 +109,7 @@ def read_labels(path: str | Path) -> tuple[np.ndarray, Grid]:
     """Read an image as `read_volume` does, with values in the type of the file.
 
     Raises:
-        CohortError: the file can't be read, isn't finite, or is no image of 2 to 4 dimensions.
+        CohortError: the file can't be read, isn't finite, or is not an image of 2 to 4 dimensions.
     """
     return read_hashed_labels(path)[:2]
 
@@ -150,7 +155,7 @@ def read_grid(path: str | Path) -> Grid:
 
 
 def written_name(path: str | Path) -> str:
-    """The name under which what is made of an image is written: always NIfTI.
+    """The file name for results made from an image: always NIfTI.
 
     Example:
         >>> written_name("m01/t2.nii"), written_name("m01/orig.mgz")
@@ -242,8 +247,8 @@ def check_earlier_density(path: Path) -> None:
         ours = False
     if not ours:
         raise StorageError(
-            f"{path}: would be replaced, but is no density map that this bundle counted; move it "
-            "elsewhere, or choose another file"
+            f"{path}: would be replaced, but is not a density map that this bundle counted; move "
+            "it elsewhere, or choose another file"
         )
 
 

@@ -110,7 +110,7 @@ def sample(
     ``grid_sample`` on a 3-D volume runs in parallel only over the batch, so that one volume would
     use one core. The points are therefore split into several batch entries that share the image:
     sheet by sheet, or, if a gradient is needed, into one entry per core, because each entry then
-    needs a volume of its own.
+    needs a separate volume.
 
     Args:
         image: ``(B, C, *source)``.

@@ -1,4 +1,4 @@
-"""Guards of zarr folders from outside, whose entries the library reads as they come.
+"""Checks of zarr folders from outside, whose entries the zarr library reads unchecked.
 
 A folder may contain a pipe that blocks its reader, a description nested too deeply, a chunk that
 unpacks to any size, or ask for a codec that runs code.
@@ -37,7 +37,7 @@ def check_zarr(folder: Path) -> None:
             try:
                 content = read_json(path, _LONGEST)
             except ValueError as error:
-                raise FileError(path, f"is no description of a zarr array: {error}") from error
+                raise FileError(path, f"is not a description of a zarr array: {error}") from error
             codec = next((one for one in _texts(content) if _CODE in one), None)
             if codec is not None and entry.name != ".zattrs":
                 raise FileError(

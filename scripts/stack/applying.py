@@ -1,4 +1,4 @@
-"""The job that brings other images of the same sections through known transforms."""
+"""The job that warps other images of the same sections by known transforms."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _WHOLE = 1e-6
 
 
 class StackApplication:
-    """Brings another channel, labels or a finer resolution to a registered stack's frame.
+    """Warps another channel, labels or a finer resolution to the frame of a registered stack.
 
     Nothing is registered. The result is ``<output_dir>/registered_stack/``, as the registration
     writes it, whole or not at all.

@@ -1,4 +1,4 @@
-"""Sections of a program, as a file that the jobs read: an array, or a path."""
+"""Sections from Python, as a file that the jobs read: an array, or a path."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def stack_input(
 
     Raises:
         StorageError: the folder contains something else, or can't be written.
-        ValueError: the array has no spacing, or is no stack of sections.
+        ValueError: the array has no spacing, or is not a stack of sections.
     """
     block = dict(settings or {})
     if spacing is not None:
@@ -62,7 +62,7 @@ def write_sections(
 
     Raises:
         StorageError: the folder contains something else, or can't be written.
-        ValueError: the array is no stack of sections.
+        ValueError: the array is not a stack of sections.
     """
     colours = sections.shape[3] if sections.ndim == 4 else 0
     if sections.ndim not in (3, 4) or (colours and colours not in (3, 4)):

@@ -64,7 +64,7 @@ class Objective:
 
     def __init__(self, loss: str = "ncc", window: int = 11) -> None:
         if loss not in LOSSES:
-            raise ValueError(f"loss is one of {', '.join(LOSSES)}, not {loss!r}")
+            raise ValueError(f"loss must be one of {', '.join(LOSSES)}, got {loss!r}")
         self.loss, self.window = loss, window
 
     def __call__(
@@ -191,7 +191,7 @@ def _bands(
 def _gradient(
     sampled: torch.Tensor, first: int, last: int, linear: np.ndarray, out: torch.Tensor
 ) -> None:
-    """Derivatives of the moving section along its own columns and rows, 0 at the border.
+    """Derivatives of the moving section along its columns and rows, 0 at the border.
 
     Differences of the sampled values are along the fixed section's axes; the inverse of the linear
     part turns them. So no level has to keep its derivatives.

@@ -28,7 +28,7 @@ class OmeZarr:
     Attributes:
         path: of the group.
         shape: sections, rows, columns.
-        channels: colours, 0 for one value a pixel.
+        channels: colours, 0 for one value per pixel.
         dtype: of the values.
         labels: whether levels take every other pixel instead of means.
     """

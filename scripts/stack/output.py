@@ -1,4 +1,4 @@
-"""Everything that a registered stack leaves behind, written into one folder."""
+"""The output of a registered stack, written into one folder."""
 
 from __future__ import annotations
 

@@ -24,8 +24,6 @@ from scripts.stack.search import MIRROR
 
 __all__ = ["Wander", "follow", "interpolated", "read_placement", "smooth", "wander_of"]
 
-_FORMAT = "tract_atlas_registered_stack"
-
 
 def smooth(known: np.ndarray, values: np.ndarray, at: np.ndarray, sigma: float) -> np.ndarray:
     """Local linear regression with Gaussian weights.
@@ -116,9 +114,8 @@ class Wander:
 
 
 def wander_of(matrices: np.ndarray, model: PlanarModel, plane: Plane, sigma: float) -> Wander:
-    """Measure it.
-
-    Unregistered sections have the identity; a displacement common to all is no wander.
+    """Measure it. Unregistered sections have the identity; a displacement common to all doesn't
+    count.
     """
     unturned = [m @ MIRROR if np.linalg.det(m[:2, :2]) < 0 else m for m in matrices]
     corrections = _parameters([np.linalg.inv(matrix) for matrix in unturned], model, plane)
@@ -181,7 +178,7 @@ def read_placement(
     try:
         content = read_json(file)
     except (ValueError, UnicodeDecodeError) as error:
-        raise CohortError(f"{file}: is no JSON ({error})") from error
+        raise CohortError(f"{file}: is not JSON ({error})") from error
     try:
         if isinstance(content, dict) and isinstance(content.get("sections"), list):
             matrices = _from_transforms(content, len(names), plane, unit)
@@ -197,7 +194,7 @@ def read_placement(
         KeyError, TypeError, ValueError, IndexError, AttributeError, ArithmeticError,
         np.linalg.LinAlgError,
     ) as error:  # fmt: skip
-        raise CohortError(f"{file}: is no file of placements: {error!r}") from error
+        raise CohortError(f"{file}: is not a file of placements: {error!r}") from error
     if len(placed) < 2:
         raise CohortError(f"{file}: places {len(placed)} of the sections; must place two at least")
     return placed

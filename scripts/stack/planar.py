@@ -110,7 +110,8 @@ class PlanarModel:
     def __init__(self, transformation: str, scaling: bool = True, shear: bool = True) -> None:
         if transformation not in TRANSFORMATIONS:
             raise ValueError(
-                f"transformation is one of {', '.join(TRANSFORMATIONS)}, not {transformation!r}"
+                f"transformation must be one of {', '.join(TRANSFORMATIONS)}, got "
+                f"{transformation!r}"
             )
         columns = {"rotation": [_TURN], "translation_x": [_X], "translation_y": [_Y]}
         if transformation == "similarity":

@@ -86,7 +86,7 @@ def open_reader(path: str | Path, array: str | None, axis: int, key: str) -> Sec
         or any((place / entry).exists() for entry in ("zarr.json", ".zgroup", ".zarray"))
     )
     if array is not None and not is_zarr:
-        raise ConfigurationError(f"{key}.array = {array!r}: {place} is no zarr group")
+        raise ConfigurationError(f"{key}.array = {array!r}: {place} is not a zarr group")
     if is_zarr:
         return ZarrSections.open(place, array, key)
     if place.is_dir():
@@ -96,7 +96,7 @@ def open_reader(path: str | Path, array: str | None, axis: int, key: str) -> Sec
     if name.endswith(_TIFF):
         return TiffSections.open(place)
     raise CohortError(
-        f"{place}: is no stack known here; must be a zarr folder, a folder of images "
+        f"{place}: is not a known kind of stack; must be a zarr folder, a folder of images "
         f"({', '.join(_IMAGES)}), a NIfTI or MGH volume, or a multi-page TIFF"
     )
 
@@ -214,8 +214,8 @@ def _plan(shape: Sequence[int], described: ArrayMetadata | None, path: Path) -> 
                 raise CohortError(f"{path}: has {shape[plan.index('t')]} times; must have one")
             return plan
         raise CohortError(
-            f"{path}: is no 3-D stack: its axes are {', '.join(described.axes)} ({shown}); "
-            "must be z, y, x, with a channel and a single time at most"
+            f"{path}: is not a 3-D stack: its axes are {', '.join(described.axes)} ({shown}); "
+            "must be z, y, x, with at most one channel axis and one time"
         )
     if len(shape) == 3:
         return "zyx"
@@ -224,7 +224,7 @@ def _plan(shape: Sequence[int], described: ArrayMetadata | None, path: Path) -> 
     if len(shape) == 4 and shape[0] in _COLOURS:
         return "czyx"
     raise CohortError(
-        f"{path}: is no 3-D array: its shape is {shown}; must be sections, rows, columns, and 3 "
+        f"{path}: is not a 3-D array: its shape is {shown}; must be sections, rows, columns, and 3 "
         "or 4 colours at most"
     )
 
@@ -266,7 +266,7 @@ class NiftiSections:
         """Read the header.
 
         Raises:
-            CohortError: the file can't be read, or is no volume.
+            CohortError: the file can't be read, or is not a volume.
         """
         opened = open_image_file(path)
         warn_of_remarks(path, opened)
@@ -275,7 +275,9 @@ class NiftiSections:
         if len(shape) == 4 and shape[3] == 1:
             shape = shape[:3]
         if len(shape) != 3 and not (len(shape) == 4 and shape[3] in _COLOURS):
-            raise CohortError(f"{path}: is no 3-D volume: its shape is {'x'.join(map(str, shape))}")
+            raise CohortError(
+                f"{path}: is not a 3-D volume: its shape is {'x'.join(map(str, shape))}"
+            )
         if image.get_data_dtype().kind not in "iuf":
             raise CohortError(f"{path}: has {image.get_data_dtype()} values; must be real numbers")
         affine = np.asarray(image.affine)

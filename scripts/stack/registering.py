@@ -132,7 +132,7 @@ class StackRegistration:
         left_out = [reduction for reduction in reductions if reduction not in used]
         if left_out:
             logger.warning(
-                "sections of %dx%d pixels: reductions by %s leave less than %d pixels a side and "
+                "sections of %dx%d pixels: reductions by %s leave less than %d pixels per side and "
                 "are left out",
                 *stack.shape, ", ".join(map(str, left_out)), SMALLEST_SIDE,
             )  # fmt: skip

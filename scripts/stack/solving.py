@@ -111,7 +111,7 @@ def precision(pairs: Sequence[MeasuredPair]) -> np.ndarray:
 
 
 def _spread(values: np.ndarray) -> float:
-    """Robust standard deviation; correlations that hardly differ are no reason for doubt."""
+    """Robust standard deviation; correlations that hardly differ give no reason for doubt."""
     return float(max(1.4826 * np.median(np.abs(values - np.median(values))), 0.05))
 
 

@@ -33,7 +33,7 @@ class Stack:
         reader: where they come from.
         order: index in the input of each.
         shape: rows and columns of the canvas.
-        channels: colours, 0 for one value a pixel.
+        channels: colours, 0 for one value per pixel.
         dtype: of the values.
         spacing: z, y, x.
         unit: of the spacing.
@@ -112,7 +112,7 @@ class Stack:
         if (values.shape[2] if values.ndim == 3 else 0) != self.channels:
             raise CohortError(
                 f"{self.describe(index)}: has {_kind_of(values)}, the others "
-                f"{self.channels or 'one value a pixel'}"
+                f"{self.channels or 'one value per pixel'}"
             )
         if values.shape[:2] == self.shape:
             return values.astype(self.dtype, copy=False), None
@@ -207,13 +207,13 @@ class SectionFacts:
     """What is known of a section before it is measured.
 
     Attributes:
-        shape: its own rows and columns.
+        shape: rows and columns.
         low: least luminance.
         high: largest luminance.
         digest: SHA-256 of its values.
         border: median of its border, one a channel.
         dtype: of its values.
-        channels: its colours, 0 for one value a pixel.
+        channels: its colours, 0 for one value per pixel.
     """
 
     shape: tuple[int, int]
@@ -294,7 +294,7 @@ def _facts(stack: Stack, index: int) -> SectionFacts | str:
     except CohortError as error:
         return str(error)
     if min(values.shape) < 2:
-        return f"{stack.describe(index)}: has {_by(values.shape)} pixels; must have 2 a side"
+        return f"{stack.describe(index)}: has {_by(values.shape)} pixels; must have 2 per side"
     if values.dtype.kind == "f" and not np.isfinite(values).all():
         count = int((~np.isfinite(values)).sum())
         return f"{stack.describe(index)}: has {count} values that are not finite"
@@ -318,7 +318,7 @@ def _digest(values: np.ndarray) -> str:
 
 
 def check_sections(settings: RegisterStackConfig, stack: Stack) -> None:
-    """Refuse settings that name sections the stack hasn't.
+    """Refuse settings that name sections beyond the stack.
 
     Raises:
         ConfigurationError: with the setting and the number of sections.
@@ -338,7 +338,7 @@ def check_sections(settings: RegisterStackConfig, stack: Stack) -> None:
 
 
 def _kind_of(values: np.ndarray) -> Any:
-    return f"{values.shape[2]} colours" if values.ndim == 3 else "one value a pixel"
+    return f"{values.shape[2]} colours" if values.ndim == 3 else "one value per pixel"
 
 
 def _by(shape: Sequence[int]) -> str:

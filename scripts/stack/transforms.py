@@ -161,7 +161,7 @@ def read_transforms(path: str | Path) -> StackTransforms:
             raise ValueError("its spacing is not positive")
         order = tuple(int(n) for n in content["order"])
         if sorted(order) != list(range(count)):
-            raise ValueError("its order is no permutation")
+            raise ValueError("its order is not a permutation")
         wander = content["wander"]
         if not all(_is_finite(wander[key]) for key in ("rms", "largest", "section")):
             raise ValueError("its wander is not of finite numbers")
@@ -172,7 +172,7 @@ def read_transforms(path: str | Path) -> StackTransforms:
         )  # fmt: skip
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise CohortError(
-            f"{file}: is no transforms.json of a registered stack: {error}"
+            f"{file}: is not a transforms.json of a registered stack: {error}"
         ) from error
 
 
@@ -187,5 +187,5 @@ def _matrix(values: Any) -> np.ndarray:
     if np.abs(matrix).max() > _FARTHEST:
         raise ValueError(f"a matrix has {np.abs(matrix).max():.3g}, beyond any image")
     if abs(np.linalg.det(matrix)) < 1e-12 or not np.array_equal(matrix[2], (0.0, 0.0, 1.0)):
-        raise ValueError("a matrix can't be inverted, or is no affine one")
+        raise ValueError("a matrix can't be inverted, or is not an affine one")
     return matrix

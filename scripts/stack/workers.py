@@ -44,7 +44,7 @@ class Workers:
         self.threads = torch.get_num_threads()
         torch.set_num_threads(1)
         if self.scheduler == "processes":
-            # Not forked: a fork of a process with threads may wait for ever.
+            # Not forked: a fork of a process with threads may never end.
             context = multiprocessing.get_context("spawn")
             self.pool = ProcessPoolExecutor(self.count, mp_context=context)
         else:

@@ -85,7 +85,7 @@ class AtlasSource:
         try:
             about = read_json(path)
         except ValueError as error:
-            raise CohortError(f"{path}: is no JSON: {error}") from error
+            raise CohortError(f"{path}: is not JSON: {error}") from error
         if not isinstance(about, dict) or about.get("name") != NAME:
             raise CohortError(f"{path}: is not the description of an atlas of this bundle")
         if about.get("kind") != "learned":

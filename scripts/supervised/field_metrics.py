@@ -1,4 +1,4 @@
-"""All that is measured of a predicted pair."""
+"""All measures of a predicted pair."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def pair_metrics(
     """Errors of a pair, and beside them (``..._zero``) those of no field at all.
 
     Args:
-        found: predicted displacement ``(d, *shape)`` pixels.
+        estimate: predicted displacement ``(d, *shape)`` pixels.
         inverse: predicted displacement back.
         reference: ``(1, *shape)`` from 0 to 1.
         moving: ``(1, *shape)``.
@@ -81,7 +81,7 @@ def label_metrics(
     """Overlap of warped labels and errors of landmarks, where a store has them.
 
     Args:
-        found: predicted displacement ``(d, *shape)``.
+        estimate: predicted displacement ``(d, *shape)``.
         extras: of a store, see `PairStore.extras`.
         tree: parent of each label: overlap is also measured at each depth.
     """

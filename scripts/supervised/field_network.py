@@ -1,4 +1,4 @@
-"""What the networks of fields share: the input of a pair, and the output."""
+"""Common parts of the networks of fields: the input of a pair, and the output."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ __all__ = [
 ]
 
 STANDARDISATION = "background at 0, bright background inverted, unit root mean square"
-"""What is done to each image of a pair; stored with the network."""
+"""Preprocessing of each image of a pair; stored with the network."""
 
 
 def channels_last(x: torch.Tensor) -> torch.Tensor:
@@ -66,7 +66,7 @@ class PairInputs(nn.Module):
     def __init__(self, kind: str = "images") -> None:
         super().__init__()
         if kind not in ("images", "forces"):
-            raise ValueError(f"kind is 'images' or 'forces', not {kind!r}")
+            raise ValueError(f"kind must be 'images' or 'forces', got {kind!r}")
         self.kind = kind
         self.forces = PairForces() if kind == "forces" else None
 

@@ -133,7 +133,7 @@ class PairGenerator:
         return MadePair(moving, field, inverse, changed=False)
 
     def _sound(self, pair: Displacements) -> bool:
-        """Whether a displacement leads back, stays within the image's size and folds nowhere."""
+        """Whether a displacement has an accurate inverse, is not too large and doesn't fold."""
         sizes = torch.tensor(self.shape, dtype=torch.float32).view(1, -1, *[1] * len(self.shape))
         for one in (pair.forward, pair.inverse):
             if not bool(torch.isfinite(one).all()) or bool((one.abs() > sizes).any()):

@@ -79,7 +79,7 @@ class CentredAffine:
         return compose_displacements(outer, self.displacement(outer.shape[2:]))
 
     def inverse(self) -> CentredAffine:
-        """The map back.
+        """The inverse map.
 
         Raises:
             torch.linalg.LinAlgError: the map is singular.

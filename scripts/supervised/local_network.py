@@ -68,7 +68,7 @@ class LocalNetwork(FieldNetwork):
     ) -> None:
         super().__init__(description)
         if len(up) != len(down):
-            raise ValueError(f"up needs as many entries as down, {len(down)}, not {len(up)}")
+            raise ValueError(f"up must have as many entries as down, {len(down)}, got {len(up)}")
         d = spatial_dims
         self.spatial_dims = d
         self.compute_inv = compute_inv

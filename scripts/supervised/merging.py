@@ -25,7 +25,7 @@ def global_stage(pair: torch.Tensor, affine: CentredAffine) -> torch.Tensor:
 def what_is_left(
     affine: CentredAffine, field: torch.Tensor, inverse: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """What a local network is to learn after a global one: ``A^-1(x + u(x)) - x``, and back.
+    """The target of a local network after a global one: ``A^-1(x + u(x)) - x``, and back.
 
     Exact, since the global stage is affine: with l the result, A(x + l(x)) = x + u(x).
 

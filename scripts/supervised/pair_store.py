@@ -169,7 +169,7 @@ class PairStore:
         dataset = self._dataset(file, name)
         if tuple(dataset.shape) != (self.count,):
             raise self._error(
-                f"{name} has shape {dataset.shape}; must be ({self.count},), one number a pair"
+                f"{name} has shape {dataset.shape}; must be ({self.count},), one number per pair"
             )
         values = np.asarray(dataset)
         if values.dtype.kind == "f" and np.isfinite(values).all():
@@ -198,7 +198,7 @@ class PairStore:
             raise self._error(f"{name} leads to another file, which isn't followed")
         result = file[name]
         if not isinstance(result, h5py.Dataset):
-            raise self._error(f"{name} is no dataset")
+            raise self._error(f"{name} is not a dataset")
         if result.external or result.is_virtual or result.file.id != file.id:
             raise self._error(f"{name} is stored in other files, which aren't read")
         if result.dtype.kind not in "iuf":

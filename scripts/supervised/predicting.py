@@ -379,7 +379,7 @@ def read_label_tree(path: str | Path) -> dict[int, int | None]:
     """The parent of each label.
 
     Raises:
-        CohortError: the file can't be read, or is no tree of whole numbers.
+        CohortError: the file can't be read, or is not a tree of whole numbers.
     """
     try:
         content = read_json(Path(path))

@@ -39,7 +39,7 @@ class ReferenceVolume:
         step: micrometres between them.
 
     Raises:
-        CohortError: it is no volume of finite numbers.
+        CohortError: it is not a volume of finite numbers.
     """
 
     def __init__(self, values: np.ndarray, name: str, axis: int = 0, step: int = 25) -> None:

@@ -24,7 +24,7 @@ _REPORT = "result.json"
 
 
 def about_of(path: Path) -> dict[str, Any]:
-    """What an HDF5 file of this bundle says of itself; nothing where another program made it.
+    """The description in an HDF5 file of this bundle; None if another program made it.
 
     Args:
         path: of the file; it need not be there.
@@ -40,8 +40,8 @@ def about_of(path: Path) -> dict[str, Any]:
 def check_report_folder(folder: Path, *inputs: str | Path) -> None:
     """Make sure that what a job replaces in the folder is an earlier job's.
 
-    Tables and curves say nothing of who made them: they count as ours beside a report or
-    predictions of ours.
+    Tables and curves don't record who made them: they count as ours beside a report or predictions
+    of ours.
 
     Args:
         folder: that files are written to.

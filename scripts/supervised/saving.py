@@ -106,7 +106,7 @@ def build_field_network(
         except RuntimeError as error:
             reason = " ".join(str(error).splitlines()[1:2]).strip()[:200]
             raise CheckpointError(
-                f"{settings.start}: is of a network of other settings ({reason})"
+                f"{settings.start}: belongs to a network with other settings ({reason})"
             ) from error
     return network
 
@@ -203,7 +203,7 @@ def _saved(path: Path) -> tuple[Path, dict[str, Any]]:
         try:
             description = read_json(about)
         except ValueError as error:
-            raise CheckpointError(f"{about}: is no JSON: {error}") from error
+            raise CheckpointError(f"{about}: is not JSON: {error}") from error
         try:
             same = description_in(weights) == description
         except (ValueError, AttributeError) as error:

@@ -1,4 +1,4 @@
-"""What pairs are made of: reference images of any kind, an earlier store, or a published atlas."""
+"""Sources of pairs: reference images of any kind, an earlier store, or a published atlas."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _NIFTI = (".nii", ".nii.gz")
 
 @dataclass(frozen=True, eq=False)
 class SourcePair:
-    """What one pair is made of.
+    """The source of one pair.
 
     Attributes:
         reference: ``(*shape)`` uint8.
@@ -287,7 +287,7 @@ def _images_of(path: Path, settings: MakePairsConfig) -> Iterator[tuple[str, np.
     else:
         check_file(path)
         raise CohortError(
-            f"{path}: is no kind of image known here; must be NIfTI, .npz, .npy, a store (.h5), "
+            f"{path}: is not a known kind of image; must be NIfTI, .npz, .npy, a store (.h5), "
             f"an image file ({', '.join(_IMAGES)}), a folder of them, or an OME-Zarr group"
         )
     if values.dtype.kind not in "iufb":

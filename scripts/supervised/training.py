@@ -139,7 +139,7 @@ class PairTask:
 def task_of(
     batch: dict[str, Any], device: torch.device | str, stage: GlobalNetwork | None, dtype: str
 ) -> PairTask:
-    """A batch on its device; with a global stage, what that leaves to be learned."""
+    """A batch on its device; with a global stage, the remaining displacement."""
     tensors = {
         name: torch.as_tensor(batch[name]).to(device)
         for name in ("pair", "moving", "registered", "field", "inverse")

@@ -39,7 +39,7 @@ class Source:
 
 
 def counted_records(block: np.ndarray, per_item: int, extra: int, most: int) -> np.ndarray:
-    """Starts of variable-length records that contain their own size, as in TRK and VTK.
+    """Starts of variable-length records that begin with their size, as in TRK and VTK.
 
     A record is a number n, followed by n items of ``per_item`` words and ``extra`` words.
 

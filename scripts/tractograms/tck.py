@@ -98,7 +98,7 @@ def _chunks(
         most = file.stat().st_size // (3 * dtype.itemsize) + 1
         ended = False
         while not ended:
-            # As much as is carried: a streamline without end is copied a few times, not often.
+            # Read as much as is held: a streamline without end is then copied only a few times.
             words = np.fromfile(stream, dtype=dtype, count=3 * min(max(size, len(remainder)), most))
             fresh = words[: len(words) // 3 * 3].reshape(-1, 3)
             fresh = fresh.astype(f"=f{dtype.itemsize}", copy=False)

@@ -193,8 +193,8 @@ def _records(
 
 def _tell_of_rest(path: Path, described: int) -> None:
     logger.warning(
-        "%s: what follows the %d streamlines of its header is no whole streamline and is left out",
-        path, described,
+        "%s: what follows the %d streamlines of its header is not a whole streamline and is "
+        "left out", path, described,
     )  # fmt: skip
 
 

@@ -143,7 +143,7 @@ def _members(path: Path) -> tuple[dict[str, int], Callable[[str], Any]]:
         parts = [one for one in archive.infolist() if not one.is_dir()]
     _check_parts(path, parts)
     sizes = {one.filename: one.file_size for one in parts}
-    # Each stream opens its own archive, which closes with the stream's stack.
+    # Each stream opens the archive separately and closes it with its stack.
     return sizes, lambda name: zipfile.ZipFile(path).open(name)
 
 

@@ -61,5 +61,5 @@ def draw_classes(
             fontsize=6, labelcolor="white", facecolor="black", edgecolor="black",
         )  # fmt: skip
         for text in legend.get_texts():
-            text.set_parse_math(False)  # a name is no formula, whatever dollars are in it
+            text.set_parse_math(False)  # dollars in a name don't begin a formula
     figure.savefig(path, dpi=110)

@@ -2,9 +2,8 @@
 
 The symmetric Sinkhorn iterations with a decreasing temperature of J. Feydy, Geometric data
 analysis, beyond convolutions (thesis, 2020), algorithms 3.5 and 3.6, for measures that equal their
-own mirror
-image: only the potentials of the N and M given fibres are solved for, and one pass over their plan
-gives the sums of both sides.
+mirror image: only the potentials of the N and M given fibres are solved for, and one pass over
+their plan gives the sums of both sides.
 """
 
 from __future__ import annotations

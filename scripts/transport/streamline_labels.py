@@ -1,4 +1,4 @@
-"""Classes of streamlines that a program has in memory."""
+"""Classes of streamlines in memory."""
 
 from __future__ import annotations
 

@@ -309,7 +309,7 @@ class LabelTransfer:
 
 
 def _with_room_for_labels(path: Path, subject: Streamlines) -> Streamlines:
-    """The subject's own values under other names than those that are written beside them."""
+    """The values of the input, renamed if the job writes values of the same names."""
     named: dict[str, np.ndarray] = {}
     for name, values in subject.data.items():
         new, number = name, 1
@@ -317,7 +317,9 @@ def _with_room_for_labels(path: Path, subject: Streamlines) -> Streamlines:
             new = f"{name}_before" if number == 1 else f"{name}_before{number}"
             number += 1
         if new != name:
-            logger.warning("%s: its own per-streamline value %s is kept as %s", path, name, new)
+            logger.warning(
+                "%s: the per-streamline value %s of the input is kept as %s", path, name, new
+            )
         named[new] = values
     return replace(subject, data=named)
 

@@ -1,4 +1,4 @@
-"""A packed model tells nothing of people and of the machine, and its settings are no code."""
+"""A packed model reveals nothing about people or the machine, and its settings are not code."""
 
 from __future__ import annotations
 

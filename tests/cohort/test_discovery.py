@@ -128,7 +128,7 @@ def test_a_repeated_placeholder_has_one_value(tmp_path):
     assert names(find(tmp_path, cohort={"pattern": "{subject}/{subject}_tdi.nii"})) == ["s3"]
 
 
-# ---------------------------------------------------------------------------- what is no subject
+# ---------------------------------------------------------------------------- what is not a subject
 
 
 def test_outputs_and_hidden_entries_are_never_subjects(tmp_path):

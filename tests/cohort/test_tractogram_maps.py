@@ -71,7 +71,7 @@ def test_maps_are_counted_once_until_the_tractogram_or_the_grid_changes(dataset,
     write_tractogram(dataset / "sub-1.tck", lines(9), SHAPE, AFFINE)
     assert read_cohort(dataset, settings()).identity() != first.identity()
     assert [path.name for path in counted[4:]] == ["sub-1.tck"]
-    # A description without its map is no map.
+    # A description without its map is not a map.
     next((dataset / ".density_maps").glob("sub-2_*.nii.gz")).unlink()
     read_cohort(dataset, settings())
     assert counted[-1].name == "sub-2.trx"
@@ -191,7 +191,8 @@ def test_a_flipped_bit_of_a_kept_map_is_reported_and_the_map_counted_again(
     whole = read_cohort(dataset, settings()).identity()
     kept = min((dataset / ".density_maps").glob(f"*{ending}"))
     sound = kept.read_bytes()
-    for place in range(0, len(sound), max(1, len(sound) // 6)):
+    checksum = [sound.index(b"checksum")] if ending == ".json" else []  # its name, too
+    for place in (*range(0, len(sound), max(1, len(sound) // 6)), *checksum):
         raw = bytearray(sound)
         raw[place] ^= 4
         kept.write_bytes(raw)

@@ -213,7 +213,7 @@ def test_the_pages_show_labels_with_names_and_the_misfit(annotated, open_page):
         images = browser.value(
             "[...document.querySelectorAll('#viewer-image option')].map(o => o.text)"
         )
-        assert "labels" not in images  # they are no picture of their own
+        assert "labels" not in images  # they have no picture
         assert browser.seen.errors == []
 
 

@@ -205,7 +205,7 @@ def test_the_settings_travel_with_the_model(trained, run_bundle, tmp_path):
     description["presence_value"] = 0.02
     description["cohort"]["margin"] = 5
     assert report["settings"] == description
-    for name in ("mean", "std"):  # another margin is no other box
+    for name in ("mean", "std"):  # another margin gives the same box
         first, second = (
             values(folder / f"atlas_{name}.nii.gz")
             for folder in (trained.atlas, tmp_path / "learned_atlas")

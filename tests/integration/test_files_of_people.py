@@ -83,7 +83,7 @@ SAID = {
     "density order": "voxel_order is empty; LPS is assumed",
     "density vtk": "5 streamlines, 45 voxels",
     "density fib": "5 streamlines, 45 voxels",
-    "labels own": "its own per-streamline value label is kept as label_before",
+    "labels own": "the per-streamline value label of the input is kept as label_before",
     "compare order": "1 subjects compared",
     "register corner": "shares no space with the atlas, so its result will mean nothing",
     "two covariates": "atlas published in",

@@ -57,7 +57,7 @@ def test_even_windows_do_not_count_the_empty_background():
     true = torch.zeros(1, 1, 64, 64)
     true[..., 24:40, 24:40] = image()[:1, :, :16, :16]
     assert EvenLocalCorrelationLoss(12)(true, true) < 0.01
-    with pytest.raises(ValueError, match="window is even"):
+    with pytest.raises(ValueError, match="window must be even"):
         EvenLocalCorrelationLoss(9)
 
 
@@ -86,7 +86,7 @@ def test_ssim_depends_on_the_range_that_is_stated():
 
 
 def test_unknown_names_and_missing_weights_are_errors():
-    with pytest.raises(ValueError, match="'foo' is no loss of an image"):
+    with pytest.raises(ValueError, match="'foo' is not a loss of an image"):
         image_loss("foo", 2)
     with pytest.raises(ValueError, match="needs its network"):
         image_loss("perceptual_loss_net_vgg", 2)

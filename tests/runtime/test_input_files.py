@@ -432,9 +432,9 @@ def test_a_pipe_with_a_tractograms_name_does_not_hang(tmp_path: Path) -> None:
 
 def test_a_file_that_the_system_makes_up_is_not_read(tmp_path):
     """/proc/kmsg is a regular file of no size, and a reader of it waits for ever."""
-    with pytest.raises(FileError, match="made up by the system"):
+    with pytest.raises(FileError, match="may never end"):
         check_file(Path("/proc/kmsg"))
-    with pytest.raises(FileError, match="made up by the system"):
+    with pytest.raises(FileError, match="may never end"):
         read_text(Path("/proc/self/status"))
     (tmp_path / "empty").write_text("")
     assert read_text(tmp_path / "empty") == ""

@@ -63,7 +63,7 @@ def test_another_users_folder_in_a_sticky_one_is_refused(
     folder.mkdir()
     Obstacles().check(folder)
     monkeypatch.setattr(os, "geteuid", lambda: folder.stat().st_uid + 1)
-    with pytest.raises(StorageError, match="is another user's"):
+    with pytest.raises(StorageError, match="belongs to another user"):
         Obstacles().check(folder)
 
 

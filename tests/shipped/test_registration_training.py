@@ -95,7 +95,7 @@ def test_a_run_does_not_continue_with_other_pairs_or_inputs(
 
 def test_a_run_does_not_continue_with_other_features(tmp_path: Path) -> None:
     training(tmp_path, 1).run()
-    with pytest.raises(CheckpointError, match="of a network with other features"):
+    with pytest.raises(CheckpointError, match="belongs to a network with other features"):
         training(tmp_path, 1, features=(4, 6)).run()
 
 

@@ -239,11 +239,11 @@ BAD: dict[str, tuple[Callable[[Path], Path], Settings, type[TractAtlasError], st
     ),
     "two dimensions": (
         lambda p: array(p / "a.zarr", VALUES[0]), {}, CohortError,
-        "is no 3-D array: its shape is 20x30",
+        "is not a 3-D array: its shape is 20x30",
     ),
     "four dimensions": (
         lambda p: array(p / "a.zarr", np.zeros((2, 2, 9, 9))), {}, CohortError,
-        "is no 3-D array: its shape is 2x2x9x9",
+        "is not a 3-D array: its shape is 2x2x9x9",
     ),
     "two times": (
         lambda p: write_ome(p / "a", "0.5", np.stack([VALUES, VALUES]), "tzyx"), {}, CohortError,
@@ -263,13 +263,13 @@ BAD: dict[str, tuple[Callable[[Path], Path], Settings, type[TractAtlasError], st
     ),
     "an array of a folder of images": (
         lambda p: write_folder(p / "a", ".png"), {"array": "0", **GIVEN}, ConfigurationError,
-        r"register_stack\.array = '0': .* is no zarr group",
+        r"register_stack\.array = '0': .* is not a zarr group",
     ),
     "no image": (
         lambda p: (p / "a").mkdir() or p / "a", GIVEN, CohortError, "contains no zarr array and no",
     ),
     "an unknown file": (
-        lambda p: nonsense(p / "a.xyz"), GIVEN, CohortError, "is no stack known here",
+        lambda p: nonsense(p / "a.xyz"), GIVEN, CohortError, "is not a known kind of stack",
     ),
     "a broken TIFF": (
         lambda p: nonsense(p / "a.tif"), GIVEN, CohortError, r"a\.tif: (can't be read|has 0)",

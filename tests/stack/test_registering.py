@@ -391,7 +391,7 @@ def test_a_stack_that_does_not_fit_is_refused(
 def test_transforms_that_are_none_are_refused(damage: str, stack: Path, tmp_path: Path) -> None:
     path = tmp_path / "transforms.json"
     path.write_text(damage)
-    with pytest.raises(CohortError, match=r"transforms\.json: is no transforms"):
+    with pytest.raises(CohortError, match=r"transforms\.json: is not a transforms"):
         apply(stack, path, tmp_path / "out")
     with pytest.raises(CohortError, match="No such file"):
         apply(stack, tmp_path / "none.json", tmp_path / "out")

@@ -61,6 +61,6 @@ def test_what_is_right_is_read(tmp_path: Path) -> None:
 )
 def test_what_cannot_be_is_refused(edit: Callable[[dict[str, Any]], Any], tmp_path: Path) -> None:
     path = write(tmp_path, edit)
-    with pytest.raises(CohortError, match="is no transforms") as caught:
+    with pytest.raises(CohortError, match="is not a transforms") as caught:
         read_transforms(path)
     assert str(caught.value).isprintable()

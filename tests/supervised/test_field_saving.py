@@ -123,7 +123,7 @@ def test_training_continues_from_a_network_and_its_optimiser(made):
     assert settings.start is not None
     wider = {**MODEL, "end_filters": [6]}
     made("local")
-    with pytest.raises(CheckpointError, match="is of a network of other settings"):
+    with pytest.raises(CheckpointError, match="belongs to a network with other settings"):
         made("local", start=str(path), model=wider)
     assert sum(p.numel() for p in after.parameters()) == sum(p.numel() for p in before.parameters())
 
@@ -162,5 +162,5 @@ def test_a_description_that_is_not_of_its_weights_is_refused(made, tmp_path):
     with pytest.raises(CheckpointError, match="isn't of the weights beside it"):
         load_field_network(path, "local")
     about.write_text("{")
-    with pytest.raises(CheckpointError, match="is no JSON"):
+    with pytest.raises(CheckpointError, match="is not JSON"):
         load_field_network(path, "local")

@@ -18,9 +18,9 @@ class Centring:
     """Running mean of the velocity over the subjects, in the network's ``mean_velocity``.
 
     The centrality loss pulls against it, and evaluation subtracts it. (Subtracting it during
-    training was tried, but such a loop integrates its own error: the raw field drifted by 15 voxels
-    in 700 steps without any effect on the loss.) After training it is replaced by the exact mean,
-    see `scripts.atlas.cohort_refinement`.
+    training was tried, but such a loop integrates its error: the raw field drifted by 15 voxels in
+    700 steps without any effect on the loss.) After training it is replaced by the exact mean, see
+    `scripts.atlas.cohort_refinement`.
 
     Args:
         network: the atlas network.

@@ -104,7 +104,8 @@ class TrainingCheckpoint:
 
     def _check_space(self) -> None:
         """Before the first step: three times the weights (with Adam's two moments), in two files
-        and in the one being written, and the model. What a cohort's size decides was asked before.
+        and in the one being written, and the model. The space that depends on the cohort's size was
+        checked before.
         """
         weights = sum(torch.as_tensor(one).nbytes for one in self.network.state_dict().values())
         begun_before = self.state.training.exists()
