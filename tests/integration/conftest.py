@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,12 @@ TINY = (
     "--learned_atlas#refine#iterations=2",
     "--learned_atlas#refine#network_epochs=2",
 )
+
+
+@pytest.fixture(autouse=True)
+def _keep_excepthook(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loading settings in this process sets a hook for the command line."""
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
 
 
 @dataclass(frozen=True)

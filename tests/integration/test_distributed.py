@@ -19,6 +19,7 @@ import pytest
 import torch
 import yaml
 from monai.bundle import ConfigWorkflow
+from training_runs import published
 from warm_process import started_module
 
 from scripts.phantom import write_demo_cohort
@@ -74,19 +75,7 @@ def dataset(tmp_path_factory) -> Path:
 
 def atlas_of_one(dataset: Path, base: Path, settings: dict[str, Any]) -> Path:
     """The atlas of one process, which takes each batch as a whole."""
-    made = ConfigWorkflow(
-        config_file=CONFIGS[0], logging_file=False, workflow_type="train",
-        **{**overrides(dataset, base), **settings},
-    )  # fmt: skip
-    made.initialize()
-    made.run()
-    return base / "output" / "learned_atlas"
-
-
-@pytest.fixture(autouse=True)
-def _keep_excepthook(monkeypatch):
-    """Loading settings in this process sets a hook for the command line."""
-    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    return published(dataset, base, {**SETTINGS, **settings})
 
 
 def torchrun(
