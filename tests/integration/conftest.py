@@ -174,3 +174,16 @@ def trained(demo_cohort: Path, shared: Shared) -> Trained:
 
     base = shared("trained", train)
     return Trained(demo_cohort, base / "output", base / "models")
+
+
+@pytest.fixture(scope="session")
+def averaged(demo_cohort: Path, shared: Shared) -> Path:
+    """The averaging atlas of `demo_cohort`; read only."""
+
+    def average(base: Path) -> None:
+        folders = f"--dataset_dir={demo_cohort}", f"--output_dir={base}"
+        result = monai_bundle_run("averaging", "average", *folders)
+        assert result.returncode == 0, result.stderr
+        assert [path.name for path in base.iterdir()] == ["atlas"]
+
+    return shared("averaged", average) / "atlas"

@@ -27,17 +27,6 @@ def densities(folder: Path) -> np.ndarray:
     )
 
 
-@pytest.fixture(scope="module")
-def averaged(demo_cohort, run_bundle, tmp_path_factory) -> Path:
-    output = tmp_path_factory.mktemp("averaged")
-    result = run_bundle(
-        "averaging", "average", f"--dataset_dir={demo_cohort}", f"--output_dir={output}"
-    )
-    assert result.returncode == 0, result.stderr
-    assert [path.name for path in output.iterdir()] == ["atlas"]
-    return output / "atlas"
-
-
 def test_the_maps_are_those_of_numpy(averaged, demo_cohort):
     result = {path.name for path in averaged.iterdir()}
     images = {f"atlas_{name}.nii.gz" for name in NAMES}

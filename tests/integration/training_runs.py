@@ -59,6 +59,12 @@ def resampled(image: np.ndarray, displacement: np.ndarray) -> np.ndarray:
     return ndimage.map_coordinates(image, points, order=1, mode="grid-constant", cval=0)
 
 
+def resampled_by(moving: np.ndarray, field: Path) -> np.ndarray:
+    """ITK's result with a field file: each point moves by its displacement; 0 outside."""
+    points = np.indices(moving.shape) + voxel_field(field)
+    return ndimage.map_coordinates(moving, points, order=1)
+
+
 def round_trip(fields: Path, subject: str) -> float:
     """What is left of the moves, root mean square, after going there and back."""
     forward, backward = (voxel_field(fields / name) for name in field_names(subject))
