@@ -1,4 +1,4 @@
-"""Nonsense in a model's description is refused before anything is built of it."""
+"""Nonsense in a model's description is refused before anything is built from it."""
 
 from __future__ import annotations
 
@@ -57,13 +57,13 @@ def write(
     make_settings: Callable[..., LearnedAtlasConfig],
     tmp_path: Path,
 ) -> Callable[..., Path]:
-    """Write a model that says something else than it should."""
+    """Write a model with an edited description."""
 
-    def written(edit: Edit = lambda said: None, **sections: Any) -> Path:
+    def written(edit: Edit = lambda about: None, **sections: Any) -> Path:
         network = build_network(make_cohort(), make_settings(**sections))
-        said = copy.deepcopy(network.description)
-        edit(said)
-        described = DescribedNetwork(said).described
+        about = copy.deepcopy(network.description)
+        edit(about)
+        described = DescribedNetwork(about).described
         torch.save({**network.state_dict(), "described": described}, tmp_path / "model.pt")
         return tmp_path / "model.pt"
 

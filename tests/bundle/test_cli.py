@@ -216,7 +216,7 @@ def test_settings_errors_come_before_torch(config):
     ],
 )
 def test_other_blocks_of_settings_are_judged_before_torch(verb, override, message):
-    """In a process of its own, so that what other tests imported doesn't count."""
+    """In a separate process, so that imports of other tests don't count."""
     code = (
         "import sys; from bundle.cli import main; code = main(sys.argv[1:]); "
         "print([name for name in ('torch', 'monai') if name in sys.modules]); sys.exit(code)"

@@ -24,8 +24,8 @@ def test_every_key_that_a_help_shows_is_accepted(verb, capsys):
     for key, value in keys.items():
         assert f"    --{key} " in shown
         apply_overrides(copy.deepcopy(config), {key: value})
-    told = {line.split()[0][2:] for line in shown.splitlines() if line.startswith("    --")}
-    assert told - set(keys) <= {"config_file", "KEY", "refine"}
+    listed = {line.split()[0][2:] for line in shown.splitlines() if line.startswith("    --")}
+    assert listed - set(keys) <= {"config_file", "KEY", "refine"}
     assert ("--learned_atlas#" in shown) is ("learned_atlas" in config)
 
 

@@ -48,7 +48,7 @@ class Trained:
         dataset_dir: the demo cohort, 5 subjects of 32x36x32 voxels.
         output_dir: holds the atlas.
         ckpt_dir: holds ``model.pt`` and ``run_state``.
-        overrides: what the training was told, apart from these folders.
+        overrides: of the training, besides these folders.
     """
 
     dataset_dir: Path
@@ -63,7 +63,7 @@ class Trained:
 
     @property
     def held_out(self) -> Path:
-        """A dataset folder with one subject whom the training didn't see."""
+        """A dataset folder with one subject that was not in the training."""
         return self.dataset_dir / ".truth" / "held_out"
 
     def folders(self) -> tuple[str, ...]:

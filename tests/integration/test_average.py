@@ -1,4 +1,4 @@
-"""`averaging`: the five maps of a cohort as it lies."""
+"""`averaging`: the five maps of an unregistered cohort."""
 
 from __future__ import annotations
 

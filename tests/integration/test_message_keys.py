@@ -266,9 +266,9 @@ def test_the_guard_of_each_training_advises_its_own_keys(name: str) -> None:
     path = cli.ROOT / "configs" / f"{name}.yaml"
     config = yaml.safe_load(path.read_text(encoding="utf-8"))
     target = "scripts.engines.handlers.NonFiniteGuard"
-    said = next(one for one in config["train"]["handlers"] if one["_target_"] == target)
+    component = next(one for one in config["train"]["handlers"] if one["_target_"] == target)
     block = next(key for key in config if key.startswith("learned_"))
-    advice = NonFiniteGuard(said["block"]).advice
+    advice = NonFiniteGuard(component["block"]).advice
     assert f"--{block}#optimizer#lr" in advice
     assert f"--{block}#resume false" in advice
 

@@ -94,10 +94,10 @@ def test_background_is_exactly_zero(trained, warped):
     far = ~ndimage.maximum_filter(anywhere, size=11, mode="constant")
     assert far.any()
     assert not volume(trained.atlas / "atlas_mean.nii.gz")[far].any()
-    nobody = np.max(warped, axis=0) == 0
-    assert nobody.any()
+    empty = np.max(warped, axis=0) == 0
+    assert empty.any()
     for name in ("std", "std_error", "cov", "prob_threshold"):
-        assert not volume(trained.atlas / f"atlas_{name}.nii.gz")[nobody].any()
+        assert not volume(trained.atlas / f"atlas_{name}.nii.gz")[empty].any()
 
 
 @pytest.mark.parametrize("name", BASELINE_MAPS)
@@ -230,16 +230,16 @@ def test_same_seed_elsewhere_gives_the_same_result_bit_for_bit(trained, run_bund
 
 
 @pytest.mark.parametrize(
-    ("word", "told"),
+    ("word", "expected"),
     [
         ("--learned_atlas#optimizer#lr=-1", "learned_atlas.optimizer.lr = -1: must be a number >"),
         ("--learned_atlas#device=cuda:99", "'cuda:99' is a CUDA device that this machine"),
     ],
 )
-def test_bad_setting_ends_before_data_are_made(run_bundle, tmp_path, word, told):
+def test_bad_setting_ends_before_data_are_made(run_bundle, tmp_path, word, expected):
     root = tmp_path / "root"
     result = run_bundle("training", "train", "--bundle_root", root, word)
-    assert told in assert_one_error(result, 2)
+    assert expected in assert_one_error(result, 2)
     assert not root.exists()
 
 

@@ -129,7 +129,7 @@ def test_resume_false_starts_afresh(trained, unfinished, run_bundle, tmp_path):
 
 @pytest.fixture
 def command(trained, tmp_path) -> list[str]:
-    """The words that made `trained`, with folders of its own."""
+    """The command that made `trained`, with other folders."""
     return [
         "run", "training", "--config_file", "configs/train.yaml",
         f"--dataset_dir={trained.dataset_dir}", f"--output_dir={tmp_path / 'output'}",

@@ -99,9 +99,9 @@ def test_two_templates_divide_the_subjects(tmp_path):
     shares = np.array([mixture[name] for name in names])
     np.testing.assert_allclose(shares.sum(1), 1, atol=1e-5)
     anatomy = json.loads((data / ".truth" / "truth.json").read_text())["anatomy"]
-    homes = shares.argmax(1)
+    assigned = shares.argmax(1)
     kinds = np.array([anatomy[name] for name in names])
-    assert set(homes[kinds == 0]).isdisjoint(homes[kinds == 1])
+    assert set(assigned[kinds == 0]).isdisjoint(assigned[kinds == 1])
     one, other = (volume(atlas / f"template-{k}" / "atlas_mean.nii.gz") for k in (1, 2))
     assert np.abs(one - other).max() > 0.1 * one.max()
 

@@ -148,11 +148,11 @@ def test_a_description_that_is_no_file_of_the_folder_is_refused(tmp_path: Path, 
 
 
 @pytest.mark.parametrize(
-    "said", [[], {"a": 1}, {"a": {"b": {"min": "x"}}}, {"a": {"b": {"m": None}}}]
+    "content", [[], {"a": 1}, {"a": {"b": {"min": "x"}}}, {"a": {"b": {"m": None}}}]
 )
-def test_jacobians_that_are_none_are_refused(said: Any) -> None:
+def test_jacobians_that_are_none_are_refused(content: Any) -> None:
     with pytest.raises(ValueError):
-        verifiable_jacobians(said)
+        verifiable_jacobians(content)
 
 
 # ---------------------------------------------------------------------------------------------

@@ -100,9 +100,9 @@ def test_the_page_carries_the_very_voxels() -> None:
         "template", "a", "a before", "field of a", "b", "b before", "field of b",
     ]  # fmt: skip
     layers = [images[0].layer, *people[0].layers.values(), *people[1].layers.values()]
-    for told, layer in zip(index["layers"], layers, strict=True):
+    for entry, layer in zip(index["layers"], layers, strict=True):
         for one, block in zip(
-            [told["whole"], *told["tracts"]], [layer.whole, *layer.tracts], strict=True
+            [entry["whole"], *entry["tracts"]], [layer.whole, *layer.tracts], strict=True
         ):
             assert np.array_equal(volumes[one["id"]], block.values())
             assert one["scale"] == block.scale

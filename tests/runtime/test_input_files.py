@@ -273,7 +273,7 @@ def trk(**fields: object) -> bytes:
 
 def trx(header: dict[str, object], lie: int = 0, **parts: bytes) -> bytes:
     """A zip file; its directory may claim ``lie`` bytes for each part but the header."""
-    said = {
+    recorded = {
         "DIMENSIONS": [1, 1, 1], "VOXEL_TO_RASMM": np.eye(4).tolist(), "NB_VERTICES": 2,
         "NB_STREAMLINES": 1, **header,
     }  # fmt: skip
@@ -284,7 +284,7 @@ def trx(header: dict[str, object], lie: int = 0, **parts: bytes) -> bytes:
     }
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as archive:
-        archive.writestr("header.json", json.dumps(said))
+        archive.writestr("header.json", json.dumps(recorded))
         for name, raw in contents.items():
             archive.writestr(name, raw)
         for one in archive.infolist()[1:]:

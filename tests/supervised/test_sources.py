@@ -1,4 +1,4 @@
-"""What pairs are made of: every kind of image, and what is refused."""
+"""Sources of pairs: every kind of image, and what is refused."""
 
 from __future__ import annotations
 
