@@ -136,8 +136,8 @@ def open_in_browser(page: Path, picture: Path) -> dict[str, float]:
         browser.choose("#viewer-overlay", "labels")
         browser.until(f"{ready} > 2")
         browser.picture(picture)
-        if browser.seen.errors:
-            raise RuntimeError(f"{page}: {browser.seen.errors[0]}")
+        if browser.events.errors:
+            raise RuntimeError(f"{page}: {browser.events.errors[0]}")
     return {"loaded, s": loaded, "viewer shows the template, s": shown,
             "another subject, s": switched}  # fmt: skip
 

@@ -231,10 +231,10 @@ class ViewerGrid:
         for axis, factor in enumerate(self.factors):
             n = chosen.shape[axis]
             chosen = chosen.take(np.minimum(np.arange(0, n, factor) + factor // 2, n - 1), axis)
-        found = np.unique(chosen)
-        found = found[found != 0]
-        numbers = np.where(chosen == 0, 0, np.searchsorted(found, chosen) + 1)
-        called = tuple(names.get(label, str(label)) for label in found.tolist())
+        present = np.unique(chosen)
+        present = present[present != 0]
+        numbers = np.where(chosen == 0, 0, np.searchsorted(present, chosen) + 1)
+        called = tuple(names.get(label, str(label)) for label in present.tolist())
         return Layer(title, "labels", Block.of_numbers(numbers), names=called)
 
     def of_subject(

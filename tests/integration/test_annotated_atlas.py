@@ -214,7 +214,7 @@ def test_the_pages_show_labels_with_names_and_the_misfit(annotated, open_page):
             "[...document.querySelectorAll('#viewer-image option')].map(o => o.text)"
         )
         assert "labels" not in images  # they have no picture
-        assert browser.seen.errors == []
+        assert browser.events.errors == []
 
 
 def test_a_new_subjects_page_shows_its_labels_and_the_misfit(registered, labels, open_page):
@@ -225,7 +225,7 @@ def test_a_new_subjects_page_shows_its_labels_and_the_misfit(registered, labels,
         browser.until(f"{WHERE}.endsWith('left posterior inferior')")
         assert label_at(browser, labels / "sub-02.nii.gz") == 101
         choose(browser, "local misfit", "local misfit of sub-02: ")
-        assert browser.seen.errors == []
+        assert browser.events.errors == []
     with open_page(registered / "sub-05/quality.html") as browser:  # has no labels
         browser.until("document.getElementById('viewer-frame').dataset.ready")
         options = browser.value(

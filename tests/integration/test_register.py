@@ -151,8 +151,8 @@ def test_the_page_shows_patient_atlas_and_fit(trained, registered, open_page):
         for overlay in ("deformed grid", "displacement", "local growth"):
             opened.choose("#viewer-overlay", overlay)
             opened.until(f"!{where}.includes('atlas in the')")
-        assert opened.seen.errors == []
-        assert opened.seen.requests == [page.as_uri()]
+        assert opened.events.errors == []
+        assert opened.events.requests == [page.as_uri()]
 
 
 def test_several_files_by_name(trained, run_bundle, tmp_path):
