@@ -16,7 +16,7 @@ from scripts.affine.network import AffineNetwork
 from scripts.engines.opening import opened
 from scripts.errors import CohortError
 from scripts.metrics import pearson
-from scripts.networks.wrapping import unwrapped
+from scripts.networks.unwrapping import unwrapped
 from scripts.pairwise.images import PairImages, read_image
 from scripts.pairwise.network_grid import WorkingGrid, prepared_image
 from scripts.pairwise.networks import load_pair_network, pair_description

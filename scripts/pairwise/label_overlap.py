@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from scripts.networks.described import DescribedNetwork
-from scripts.networks.wrapping import unwrapped
+from scripts.networks.unwrapping import unwrapped
 from scripts.pairwise.images import ImageSubject, PairImages, read_image
 from scripts.pairwise.network_grid import between_0_and_1
 from scripts.settings.affine import LearnedAffineConfig
