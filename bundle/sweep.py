@@ -9,6 +9,7 @@ runs as a separate job, in a separate folder below ``<output_dir>/sweep``.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import itertools
 import json
@@ -22,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bundle.early_values import known_path
+from bundle.early_values import early_check, known_path
 from bundle.overrides import (
     UsageError,
     apply_overrides,
@@ -31,7 +32,7 @@ from bundle.overrides import (
     read_config,
 )
 from bundle.sweep_metrics import NETWORKS, best_run, draw, metrics_of
-from scripts.errors import StorageError, TrainingError, shown
+from scripts.errors import ConfigurationError, StorageError, TrainingError, shown
 from scripts.runtime.input_files import FileError, read_json, read_text
 from scripts.runtime.lock import locked_folders
 from scripts.runtime.storage import write_whole
@@ -118,6 +119,7 @@ def sweep(
         trains: whether the job writes a network, so that each run needs a ckpt_dir.
 
     Raises:
+        ConfigurationError: the settings of every run break a rule.
         UsageError: see `planned_runs`; or a key isn't in the configuration.
         StorageError: another sweep is using the folder.
         TrainingError: runs failed.
@@ -132,7 +134,8 @@ def sweep(
     separate = _own_folders(config, trains)
     if set(separate) & {key for run in runs for key in run.varied}:
         raise UsageError(f"{' and '.join(separate)} can't vary: every run has separate folders")
-    apply_overrides(config, dict(runs[0].overrides))  # reports an unknown key before the first run
+    _require_one_to_run(config, runs)
+    apply_overrides(config, dict(runs[0].overrides))
     if config.get("bundle_root") in (None, "."):
         config["bundle_root"] = str(home or root)
     place = known_path(config, next(iter(separate)))
@@ -154,6 +157,28 @@ def sweep(
             f"{len(failed)} of {len(runs)} runs failed: {', '.join(failed)}; all runs are in "
             f"{folder / 'results.csv'}, the output of each is in its log.txt there"
         )
+
+
+def _require_one_to_run(config: Mapping[str, Any], runs: Sequence[SweepRun]) -> None:
+    """Report an unknown key, or settings that no run could use, before the first run.
+
+    Raises:
+        UsageError: a key isn't in the configuration.
+        ConfigurationError: the settings of every run break a rule; the first run's message.
+    """
+    first: ConfigurationError | None = None
+    for run in runs:
+        trial = copy.deepcopy(dict(config))
+        words = [f"--{key}={value}" for key, value in run.overrides.items()]
+        apply_overrides(trial, parse_overrides(words)[1])
+        try:
+            early_check(trial)
+        except ConfigurationError as error:
+            first = first or error
+        else:
+            return
+    if first is not None:
+        raise first
 
 
 @dataclass(frozen=True)

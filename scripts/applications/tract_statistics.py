@@ -14,7 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from scripts.applications.atlas_to_patient import CARRIED_FOLDER
-from scripts.errors import CohortError, ConfigurationError, shown
+from scripts.errors import CohortError, ConfigurationError, shown, some_names
 from scripts.metrics.tracts import covered_share, weighted_statistics
 from scripts.runtime.inside import inside
 from scripts.runtime.progress import progress_bar
@@ -38,6 +38,7 @@ logger = logging.getLogger(__name__)
 STATISTICS_FOLDER = "tract_statistics"
 COLUMNS = ("subject", "tract", "image", "statistic", "value")
 _BIGGEST_PLOT = 12  # panels of the picture: more would be unreadable
+_LONGEST_LABEL = 40  # characters of a name in the picture: longer ones leave no room for the panels
 
 
 class TractStatistics:
@@ -67,6 +68,7 @@ class TractStatistics:
         self.subjects = settings.subjects or self._carried_subjects()
         for subject in self.subjects:
             self._check(subject)
+        self._tell_of_missing_lesions()
         inputs = [path for one in self.subjects for path in self._files(one).values()]
         check_replaceable(self.folder, inputs=inputs)
 
@@ -175,6 +177,24 @@ class TractStatistics:
                         "with this image as --atlas_to_patient#reference, or warp the image"
                     )
 
+    def _tell_of_missing_lesions(self) -> None:
+        """Warn of subjects without a lesion mask; refuse a pattern that fits no file at all."""
+        pattern = self.settings.lesions
+        if pattern is None:
+            return
+        missing = [one for one in self.subjects if not self._files(one)["lesion"].is_file()]
+        if len(missing) == len(self.subjects):
+            raise CohortError(
+                f"tract_stats.lesions = {pattern!r}: no subject has such a file (there is no "
+                f"{self._files(missing[0])['lesion']}); must be the path of each subject's mask, "
+                "or null"
+            )
+        if missing:
+            logger.warning(
+                "tract_stats#lesions: no file for %s; the table has no lesion load there",
+                some_names(missing, most=10),
+            )
+
     def _measured(self, subject: str) -> Iterable[dict[str, Any]]:
         files = self._files(subject)
         atlas, grid = read_volume(files["atlas"])
@@ -184,16 +204,18 @@ class TractStatistics:
         images = {name: _single(files[name], name, grid) for name in self.settings.images}
         if "log_jacobian" in files:
             images["log_jacobian"] = _growth(files["log_jacobian"], grid)
-        masks = {
-            name: _on_grid(files[name], *read_volume(files[name]), grid) > 0
-            for name in ("lesion", "density")
-            if name in files and files[name].is_file()
-        }
+        masks = {}
+        if "lesion" in files and files["lesion"].is_file():
+            masks["lesion"] = _lesion(files["lesion"], grid)
+        if "density" in files:
+            masks["density"] = _presence(files["density"], grid, len(atlas))
         for channel, tract in enumerate(names):
             inside_tract = atlas[channel] > self.settings.threshold * atlas[channel].max()
             if not inside_tract.any():
                 raise CohortError(
-                    f"{files['atlas']}: tract {tract} is empty in the space of subject {subject}"
+                    f"{files['atlas']}: tract {tract} is empty in the space of subject {subject}; "
+                    "check the image that the atlas was warped to, or leave the subject out "
+                    "(tract_stats#subjects)"
                 )
             share = weights[channel][inside_tract]
 
@@ -214,7 +236,7 @@ class TractStatistics:
                 for statistic, value in measured.items():
                     yield row(name, statistic, value)
             for name, mask in masks.items():
-                counted = mask[min(channel, len(mask) - 1)][inside_tract]
+                counted = mask[channel if len(mask) > 1 else 0][inside_tract]
                 statistic = {"lesion": "load", "density": "presence"}[name]
                 yield row(name, statistic, covered_share(counted, np.ones_like(share)))
 
@@ -231,11 +253,36 @@ class TractStatistics:
 
 
 def _single(path: Path, name: str, grid: Grid) -> np.ndarray:
-    """Read an image with one channel, ``(X, Y, Z)`` in the order of the grid."""
-    volume, file_grid = read_volume(path)
+    """Read an image with one channel, ``(X, Y, Z)`` in the order of the grid; may contain NaN."""
+    volume, file_grid = read_volume(path, finite=False)
     if len(volume) != 1:
         raise CohortError(f"{path}: image {name} has {len(volume)} channels; must have one")
     return _on_grid(path, volume, file_grid, grid)[0]
+
+
+def _lesion(path: Path, grid: Grid) -> np.ndarray:
+    """Voxels of a lesion, ``(1, X, Y, Z)`` bool in the order of the grid."""
+    mask, file_grid = read_volume(path)
+    if len(mask) != 1:
+        raise CohortError(f"{path}: a lesion mask must have one volume, got {len(mask)}")
+    fractions = mask[mask != np.rint(mask)]
+    if fractions.size:
+        raise CohortError(
+            f"{path}: contains the value {fractions[0]:g}; a lesion mask must be whole numbers, "
+            "not 0 in the lesion; cut it first, as fslmaths -thr 0.5 -bin does"
+        )
+    return _on_grid(path, mask, file_grid, grid) != 0
+
+
+def _presence(path: Path, grid: Grid, tracts: int) -> np.ndarray:
+    """Where a subject has streamlines, ``(1 or tracts, X, Y, Z)`` bool in the order of the grid."""
+    density, file_grid = read_volume(path)
+    if len(density) not in (1, tracts):
+        raise CohortError(
+            f"{path}: has {len(density)} volumes; must have one, or one for each of the {tracts} "
+            "tracts"
+        )
+    return _on_grid(path, density, file_grid, grid) > 0
 
 
 def _on_grid(path: Path, values: np.ndarray, file_grid: Grid, grid: Grid) -> np.ndarray:
@@ -290,7 +337,9 @@ def _plot(path: Path, rows: list[dict[str, Any]]) -> None:
         axis.boxplot([values[tracts[index]] for index in places], positions=places, widths=0.5)
         unit = {"volume": " (mm³)", "load": " (share)", "presence": " (share)"}.get(statistic, "")
         # Names are text: a $ in them begins no formula.
-        axis.set_title(shown(f"{image}: {statistic}{unit}"), fontsize=9, parse_math=False)
-        axis.set_xticks(places, [shown(tracts[index]) for index in places], parse_math=False)
+        title = f"{shown(image)[:_LONGEST_LABEL]}: {statistic}{unit}"
+        axis.set_title(title, fontsize=9, parse_math=False)
+        names = [shown(tracts[index])[:_LONGEST_LABEL] for index in places]
+        axis.set_xticks(places, names, parse_math=False)
         axis.tick_params(labelsize=8)
     figure.savefig(path, dpi=110)

@@ -220,12 +220,20 @@ class StreamlineWarper:
                 missed.count(result.points)
                 yield result
 
+        groups = way.tractogram.groups()
+        if groups and Path(way.name).suffix.lower() != ".trx":
+            logger.warning(
+                "subject %s: %s has %d groups, which only a TRX has room for; they are left out of "
+                "%s (give --warp_streamlines#format trx)",
+                way.subject, source, len(groups), way.name,
+            )  # fmt: skip
         with publish_folder(self.folder / way.subject) as staging:
             count = write_tractogram(
                 staging / way.name,
                 moved(),
                 None if grid is None else grid.shape,
                 None if grid is None else grid.affine,
+                groups,
             )
             if outside.total and outside.points == outside.total:
                 raise CohortError(

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
 from scripts.cohort.cohort import Subject
 from scripts.cohort.label_names import read_label_names
 from scripts.cohort.subject_images import SubjectImages, find_subject_images
+from scripts.errors import some_names
 from scripts.settings.cohort import CohortRequest
 from scripts.spatial.grid import Grid
 
 __all__ = ["find_label_maps", "names_of_labels"]
+
+logger = logging.getLogger(__name__)
 
 
 def names_of_labels(root: Path, request: CohortRequest) -> dict[int, str]:
@@ -40,7 +44,7 @@ def find_label_maps(
     """
     if request.cohort.labels is None:
         return None
-    return find_subject_images(
+    images = find_subject_images(
         request.cohort.labels,
         root,
         [subject.name for subject in subjects],
@@ -50,3 +54,10 @@ def find_label_maps(
         resample=new and request.cohort.resample,
         required=required,
     )
+    unlabelled = [name for name, one in images.files.items() if one.empty]
+    if unlabelled:
+        logger.warning(
+            "%s: the label map is 0 everywhere, so it has no label, for %s",
+            request.key("labels"), some_names(unlabelled, most=10),
+        )  # fmt: skip
+    return images

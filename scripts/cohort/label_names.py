@@ -26,14 +26,20 @@ def read_label_names(path: str | Path, setting: str) -> dict[int, str]:
         CohortError: it can't be read, or names a label twice.
     """
     file = Path(path)
-    text = read_text(file, _LONGEST)
+    try:
+        text = read_text(file, _LONGEST)
+    except UnicodeDecodeError as error:
+        raise CohortError(f"{path} ({setting}): is no UTF-8 text; save it as UTF-8") from error
     if file.suffix.lower() in (".tsv", ".csv"):
-        table = csv.DictReader(
-            text.splitlines(), delimiter="\t" if file.suffix.lower() == ".tsv" else ","
-        )
-        if not {"index", "name"} <= set(table.fieldnames or ()):
+        delimiter = "\t" if file.suffix.lower() == ".tsv" else ","
+        try:
+            table = csv.DictReader(text.splitlines(), delimiter=delimiter)
+            columns, entries = set(table.fieldnames or ()), list(table)
+        except csv.Error as error:  # such as a quotation mark that never ends
+            raise CohortError(f"{path} ({setting}): can't be read: {error}") from error
+        if not {"index", "name"} <= columns:
             raise CohortError(f"{path} ({setting}): must have the columns index and name")
-        rows = [(row["index"], row["name"]) for row in table]
+        rows = [(row["index"], row["name"]) for row in entries]
     else:
         lines = (line.split() for line in text.splitlines() if not line.lstrip().startswith("#"))
         rows = [(words[0], words[1]) for words in lines if len(words) > 1]

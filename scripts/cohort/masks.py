@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from dataclasses import replace
 
@@ -18,7 +19,10 @@ from scripts.spatial.volumes import read_grid
 
 __all__ = ["mask_on_grid", "subjects_without_masked", "valid_voxels"]
 
+logger = logging.getLogger(__name__)
+
 _SAME = 0.01  # voxels: corners of one grid are no farther apart
+_MOST_COVERED = 0.5  # of the voxels with density: a mask of more is probably inverted
 
 
 def mask_on_grid(mask: SubjectImage, grid: Grid, key: str) -> np.ndarray:
@@ -75,10 +79,13 @@ def _without_masked(subject: Subject, masks: SubjectImages, request: CohortReque
     )  # fmt: skip
     maps: list[DensityMap] = []
     anything = False
+    counted = whole = 0
     for one in subject.maps:
         loaded = load_density(one.path)
         data, _, _ = clean_density(one.path, loaded.data, rule)
+        whole += int(np.count_nonzero(data))
         data = np.where(mask_on_grid(mask, loaded.grid, masks.key), 0, data)
+        counted += int(np.count_nonzero(data))
         divisor = one.divisor
         if data.any():
             anything = True
@@ -90,6 +97,12 @@ def _without_masked(subject: Subject, masks: SubjectImages, request: CohortReque
             f"{mask.path} ({masks.key}): covers the whole density of subject {subject.name}; the "
             "mask must be above 0 only where voxels don't count"
         )
+    if 1 - counted / whole > _MOST_COVERED:
+        logger.warning(
+            "%s (%s): covers %.0f %% of the voxels with density of subject %s, which then don't "
+            "count; is the mask inverted? It must be 0 where voxels count",
+            mask.path, masks.key, 100 * (1 - counted / whole), subject.name,
+        )  # fmt: skip
     return replace(subject, maps=tuple(maps))
 
 

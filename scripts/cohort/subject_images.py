@@ -30,10 +30,12 @@ class SubjectImage:
     Attributes:
         path: absolute.
         sha256: of its bytes.
+        empty: whether it is 0 everywhere.
     """
 
     path: Path
     sha256: str
+    empty: bool = False
 
     def as_dict(self) -> dict[str, str]:
         """Plain JSON values."""
@@ -113,7 +115,8 @@ def find_subject_images(
     present = [name for name, path in paths.items() if os.path.lexists(path)]
 
     def checked(name: str) -> SubjectImage:
-        return SubjectImage(paths[name], _read(paths[name], empty)[1])
+        values, sha256 = _read(paths[name], empty)
+        return SubjectImage(paths[name], sha256, not values.any())
 
     images = dict(ordered_map(checked, present, reading_threads()))
     missing = [name for name in names if name not in images]

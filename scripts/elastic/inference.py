@@ -27,7 +27,7 @@ from scripts.registration.images import ReadImage, WorldImage
 from scripts.registration.moved import moved_by
 from scripts.registration.network_field import pair_network
 from scripts.registration.pair_output import PairFields, require_no_fold, write_pair
-from scripts.registration.start_field import StartField, read_start_field
+from scripts.registration.start_field import StartField, advice_if_folded, read_start_field
 from scripts.runtime.ownership import NAME
 from scripts.runtime.storage import publish_folder
 from scripts.runtime.watched_files import WatchedFiles
@@ -194,7 +194,9 @@ class RegisteredPairWriter(PairWriter):
             "inverse": jacobian_summary(inverse[0]),
         }
         if self.settings.verify_jacobian:
-            require_no_fold(item["moving"], jacobian, _ADVICE)
+            named = self.settings.elastic_start
+            advice = advice_if_folded(field, "register_elastic#elastic_start", named, _ADVICE)
+            require_no_fold(item["moving"], jacobian, advice)
         name, matrix = item["subject"], np.asarray(item["matrix"], dtype=np.float64)
         axes = torch.from_numpy(fixed.grid.affine[:3, : fixed.spatial_dims])
         moves = torch.einsum("ij,bj...->bi...", axes, forward.double())

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from scripts.registration.field_gain import FieldGain
+from scripts.registration.field_gain import NOTHING_IN_COMMON, FieldGain
 from scripts.registration.images import WorldImage
 from scripts.registration.start_field import StartField
 
@@ -53,7 +53,14 @@ class PairRegistrar(nn.Module, ABC):
 
 def log_gain(gain: FieldGain) -> None:
     """Log what a network's field gained for a pair, or that it is left out."""
-    if gain.helps:
+    if gain.helps and gain.loss > NOTHING_IN_COMMON:
+        logger.warning(
+            "local correlation %.3f before, %.3f after: the images have nothing in common, so the "
+            "result is probably wrong; do they overlap, in the same units? See "
+            "register_elastic#start",
+            1 - gain.start_loss, 1 - gain.loss,
+        )  # fmt: skip
+    elif gain.helps:
         logger.info(
             "local correlation %.3f before, %.3f after%s",
             1 - gain.start_loss, 1 - gain.loss,

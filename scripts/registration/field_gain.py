@@ -13,9 +13,12 @@ from scripts.registration.similarity import PairLoss
 from scripts.registration.start_field import StartField
 from scripts.spatial.warp import warp
 
-__all__ = ["FieldFinder", "FieldGain", "contrast_differs", "field_gain"]
+__all__ = ["NOTHING_IN_COMMON", "FieldFinder", "FieldGain", "contrast_differs", "field_gain"]
 
 _WINDOW = 5  # voxels, of the local correlation
+
+NOTHING_IN_COMMON = 0.98
+"""One minus the correlation of two images above which they show nothing alike."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,7 +31,10 @@ __all__ = [
 ]
 
 
+logger = logging.getLogger(__name__)
+
 _SAME = 0.01  # voxels between corners of one grid
+_MOST_COVERED = 0.5  # of the voxels that are not 0: a mask of more is probably inverted
 _IN_HOLE = 0.01  # share of a voxel that may be of a hole
 
 
@@ -176,6 +180,8 @@ class ReadImage:
             self.spatial_dims = 2
         hole = None if mask is None else _mask_on(mask, grid)
         counted = self.values if hole is None else np.where(hole, 0, self.values)
+        if hole is not None:
+            self._warn_of_much_covered(mask, counted)
         compared = normalised(counted, log_offset)
         # The logarithm sets negative densities to 0, which may leave nothing.
         for values in (counted, compared):
@@ -187,6 +193,16 @@ class ReadImage:
             self.image = self.image.without(torch.from_numpy(hole.reshape(self.image.shape)))
         if background == "unknown":
             self.image = self.image.without_background()
+
+    def _warn_of_much_covered(self, mask: str | Path | None, counted: np.ndarray) -> None:
+        whole = max(int(np.count_nonzero(self.values)), 1)
+        share = 1 - int(np.count_nonzero(counted)) / whole
+        if share > _MOST_COVERED:
+            logger.warning(
+                "%s: covers %.0f %% of what is not 0 in %s, which then doesn't count; is the mask "
+                "inverted? It must be 0 where voxels count",
+                mask, 100 * share, self.path,
+            )  # fmt: skip
 
 
 def _mask_on(path: str | Path, grid: Grid) -> np.ndarray:

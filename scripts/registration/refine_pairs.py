@@ -18,7 +18,7 @@ from scripts.networks.precision import open_device
 from scripts.registration.affine import AffineRefinement, AffineResult, start_in_family
 from scripts.registration.contrast import ContrastMatch, matches_better
 from scripts.registration.deformable import ElasticRefinement, ElasticResult
-from scripts.registration.field_gain import FieldFinder
+from scripts.registration.field_gain import NOTHING_IN_COMMON, FieldFinder
 from scripts.registration.images import ReadImage, WorldImage, known_of_both
 from scripts.registration.moved import moved_by
 from scripts.registration.pair_output import (
@@ -27,7 +27,7 @@ from scripts.registration.pair_output import (
     require_no_fold,
     write_pair,
 )
-from scripts.registration.start_field import StartField, read_start_field
+from scripts.registration.start_field import StartField, advice_if_folded, read_start_field
 from scripts.runtime.lock import locked_folders
 from scripts.runtime.ownership import NAME
 from scripts.runtime.progress import progress_bar
@@ -168,8 +168,19 @@ class PairRefiner:
             elastic = ElasticRefinement.of(settings, family)(fixed.image, shown, matrix, field)
             matrix = elastic.matrix
             if settings.verify_jacobian:
-                require_no_fold(path, elastic.jacobian, _ADVICE)
+                named = settings.elastic_start
+                advice = advice_if_folded(field, "refine#elastic_start", named, _ADVICE)
+                require_no_fold(path, elastic.jacobian, advice)
         assert matrix is not None
+        last = elastic or affine
+        assert last is not None
+        if last.loss > NOTHING_IN_COMMON:
+            logger.warning(
+                "%s: has nothing in common with %s after the registration (loss %.3f; 1 means no "
+                "correlation at all): the result is probably wrong; check that both show the same, "
+                "in the same units, and give refine#start or other refine#starts",
+                path, settings.fixed, last.loss,
+            )  # fmt: skip
         seconds = time.process_time() - begun
         self._write(path, watched, moving, matrix.cpu().numpy(), affine, elastic, seconds)
 

@@ -11,12 +11,13 @@ import torch
 from scripts.errors import CohortError
 from scripts.networks.integration import VelocityIntegration, invert_displacement
 from scripts.registration.images import ReadImage, WorldImage
+from scripts.spatial.jacobian import jacobian_summary
 from scripts.spatial.overlap import fields_apart
 from scripts.spatial.resampling import resample_by_matrix
 from scripts.spatial.transform_files import TransformFile, read_transform
 from scripts.spatial.warp import warp
 
-__all__ = ["StartField", "read_start_field", "vectors_on_grid"]
+__all__ = ["StartField", "advice_if_folded", "read_start_field", "vectors_on_grid"]
 
 _INT_STEPS = 7
 
@@ -60,6 +61,30 @@ class StartField:
     def inverse_before(self, inverse: torch.Tensor) -> torch.Tensor:
         """The inverse displacement of `after`, from the other map's inverse."""
         return self.inverse + warp(inverse, self.inverse, padding_mode="border")
+
+
+def advice_if_folded(
+    field: StartField | None, setting: str, path: str | None, otherwise: str
+) -> str:
+    """What to do about a result that folds: it is the start's fault if that folds already.
+
+    Args:
+        field: the start; None: there is none.
+        setting: that names its file.
+        path: the file.
+        otherwise: the advice where the start doesn't fold.
+    """
+    if field is None or field.velocity is not None:
+        return otherwise
+    summary = jacobian_summary(field.forward[0])
+    smallest = min(summary["min"], summary["corner_min"])
+    if smallest > 0:
+        return otherwise
+    return (
+        f"its start {setting} = {path!r} folds already ({smallest:.3g}): give a field that doesn't "
+        "fold, and that covers the fixed image or fades to 0 before its grid ends, because outside "
+        "of its grid a field is 0"
+    )
 
 
 def vectors_on_grid(

@@ -7,14 +7,14 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator, field_validator
 
-from scripts.settings.checks import check_folder_names, check_not_blank
+from scripts.settings.checks import check_folder_names, check_names, check_not_blank
 from scripts.settings.section import Section, setting
 from scripts.settings.values import FilePath, Names, Number, Typed, to_float, to_list, to_path
 
 __all__ = ["TractStatsConfig", "load_tract_stats"]
 
-RESERVED_IMAGES = ("atlas", "log_jacobian", "lesion", "density")
-"""Names that the table reserves."""
+RESERVED_IMAGES = ("atlas", "weights", "log_jacobian", "lesion", "density")
+"""Names that the table and its description reserve."""
 
 
 def _to_images(value: object) -> object:
@@ -23,6 +23,8 @@ def _to_images(value: object) -> object:
     for name, path in value.items():
         if not isinstance(name, str) or not name.strip() or not isinstance(path, str):
             raise ValueError(f"has an entry that is not a name with a path: {name!r}: {path!r}")
+        if not path.strip():
+            raise ValueError(f"has no path for {name!r}")
     return {name: to_path(path) for name, path in value.items()}
 
 
@@ -55,14 +57,15 @@ class TractStatsConfig(Section):
     )
     lesions: FilePath | None = setting(
         None,
-        "Path of a lesion mask with `{subject}`: the share of each tract that it covers. A subject "
-        "without the file has no lesion load in the table.",
+        "Path of a lesion mask with `{subject}`, whole numbers that are not 0 in the lesion: the "
+        "share of each tract that it covers. A subject without the file has no lesion load in the "
+        "table; a warning names it.",
         "null or a path",
     )
     density: FilePath | None = setting(
         None,
-        "Path of the subject's density map with `{subject}`: the share of the tract in which the "
-        "subject has streamlines.",
+        "Path of the subject's density map with `{subject}`, one volume for all tracts or one per "
+        "tract: the share of the tract in which the subject has streamlines.",
         "null or a path",
     )
     log_jacobian: FilePath | None = setting(
@@ -101,6 +104,7 @@ class TractStatsConfig(Section):
     def _check_tracts(cls, names: list[str] | None) -> list[str] | None:
         if names is not None and (not names or len(set(names)) < len(names)):
             raise ValueError("is empty or repeats a name")
+        check_names(names or [])
         return names
 
     @field_validator("images")

@@ -56,7 +56,8 @@ class InverseFieldTransform(Transform):
         if len(left) > max(1, _LARGEST_SHARE * points.shape[1]):
             raise CohortError(
                 f"a displacement field can't be inverted at {len(left)} of {points.shape[1]} "
-                "points: it folds there; give the field of the opposite direction"
+                "points: it folds there, or they are at its rim, where it ends with a jump; give "
+                "the field of the opposite direction"
             )
         return result
 

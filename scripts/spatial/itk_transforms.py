@@ -6,6 +6,7 @@ RAS mm. Composites apply their last transform first, as ITK does.
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import re
@@ -26,6 +27,8 @@ from scripts.spatial.orientation import usable_affine
 from scripts.spatial.transforms import TO_LPS, AffineTransform, FieldTransform, Transform
 
 __all__ = ["itk_of_hdf5", "itk_of_matlab", "itk_of_text"]
+
+logger = logging.getLogger(__name__)
 
 LONGEST = 1 << 16  # bytes; unpacked, MATLAB's files have a thousand times as many at most
 _MOST = 64  # transforms of a composite
@@ -102,6 +105,12 @@ def itk_of_matlab(path: Path) -> AffineTransform:
                 f"{path}: contains a {kind}; MATLAB files store the numbers of its parts without "
                 "their kinds; save it as .h5 or .tfm"
             )
+        # ITK writes only the parts that were optimised, so others may be missing from the file.
+        logger.warning(
+            "%s: contains a %s, which is read as its only affine; if it had other parts, MATLAB's "
+            "format has lost them: save it as .h5 or .tfm",
+            path, kind,
+        )  # fmt: skip
         kind = "AffineTransform_double_3_3"
     return AffineTransform(_affine(path, kind, parameters, fixed))
 

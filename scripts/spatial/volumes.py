@@ -78,16 +78,20 @@ def set_place(image: Any, grid: Grid) -> None:
     header.set_xyzt_units(xyz=units if units != "unknown" else "mm")
 
 
-def read_volume(path: str | Path) -> tuple[np.ndarray, Grid]:
+def read_volume(path: str | Path, finite: bool = True) -> tuple[np.ndarray, Grid]:
     """Read an image as float64 ``(C, X, Y, Z)`` with its grid; a plane has Z = 1.
+
+    Args:
+        path: of the image.
+        finite: whether a value that isn't finite is an error.
 
     Raises:
         CohortError: the file can't be read, isn't finite, or doesn't have 2 to 4 dimensions.
     """
-    return read_hashed_volume(path)[:2]
+    return read_hashed_volume(path, finite)[:2]
 
 
-def read_hashed_volume(path: str | Path) -> tuple[np.ndarray, Grid, str]:
+def read_hashed_volume(path: str | Path, finite: bool = True) -> tuple[np.ndarray, Grid, str]:
     """As `read_volume`, and the SHA-256 of the bytes that were read.
 
     Raises:
@@ -96,7 +100,8 @@ def read_hashed_volume(path: str | Path) -> tuple[np.ndarray, Grid, str]:
     file = Path(path)
     opened = open_image(file)
     _require_volume(file, opened.image)
-    values, grid = _with_grid(finite_values(file, opened.image), opened.image)
+    read = finite_values if finite else image_values
+    values, grid = _with_grid(read(file, opened.image), opened.image)
     return values, grid, opened.sha256
 
 

@@ -133,6 +133,26 @@ class Tractogram:
                 self.path, f"contains {done} streamlines, its header says {self.count}"
             )
 
+    def groups(self) -> dict[str, np.ndarray]:
+        """Numbers of streamlines by the name of their group, int64; empty without groups.
+
+        Raises:
+            TractogramError: the file is damaged, or a group has a streamline that isn't there.
+        """
+        try:
+            groups = self.source.groups()
+        except TractogramError:
+            raise
+        except _MALFORMED as error:
+            raise TractogramError(self.path, f"can't be read: {say(error)}") from error
+        for name, numbers in groups.items():
+            if len(numbers) and not 0 <= numbers.min() <= numbers.max() < (self.count or 0):
+                raise TractogramError(
+                    self.path,
+                    f"can't be read: group {name} has a streamline that the file doesn't have",
+                )
+        return groups
+
     def read(self, finite: bool = True, per_point: bool = False) -> Streamlines:
         """All its streamlines, points as float32; the arguments are those of `chunks`."""
         parts = [

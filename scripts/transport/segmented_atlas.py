@@ -135,7 +135,7 @@ def _labels(
     if Path(labels).is_file():
         read = _array if Path(labels).suffix.lower() == ARRAY else _text
         return _whole(path, read(Path(labels), count, path), labels), {}
-    groups = tractogram.source.groups()
+    groups = tractogram.groups()
     if groups:
         raw = np.full(count, -1, dtype=np.int64)
         for number, (name, members) in enumerate(groups.items()):

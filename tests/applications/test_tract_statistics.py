@@ -150,3 +150,49 @@ def test_an_image_on_another_grid_is_refused(people):
 def test_a_name_that_begins_like_a_formula_stays_text(people):
     _, table = measured(people, tracts=["=1+1", "right"])
     assert ("s1", "'=1+1", "FA", "mean") in table
+
+
+def test_values_that_are_not_finite_are_ignored(people):
+    fa = values(people / "fa" / "s1.nii.gz")
+    fa[2:4], fa[4, 3, 2] = np.nan, np.inf
+    save(people / "fa" / "s1.nii.gz", fa)
+    save(people / "fa" / "s2.nii.gz", np.full(SHAPE, np.nan))
+    _, table = measured(people)
+    weights = values(people / "out/s1/atlas_in_patient_space/atlas_mean.nii.gz")[..., 0]
+    counted = (weights > 0.05 * weights.max()) & np.isfinite(fa)
+    mean = np.average(fa[counted], weights=weights[counted])
+    assert float(table["s1", "1", "FA", "mean"]) == pytest.approx(mean)
+    assert table["s2", "1", "FA", "mean"] == ""
+
+
+@pytest.mark.parametrize(
+    ("key", "mask", "message"),
+    [
+        ("lesions", np.full(SHAPE, 0.3), r"mask.nii.gz: contains the value 0.3; .* whole numbers"),
+        ("lesions", np.ones((*SHAPE, 2)), "a lesion mask must have one volume, got 2"),
+        ("density", np.ones((*SHAPE, 3)), r"has 3 volumes; must have one, .* each of the 2 tracts"),
+        ("lesions", None, "lesions = .*: no subject has such a file"),
+    ],
+)
+def test_a_mask_that_means_something_else_is_refused(people, key, mask, message):
+    if mask is not None:
+        save(people / "mask.nii.gz", mask)
+    with pytest.raises(CohortError, match=message):
+        measured(people, **{key: str(people / "mask.nii.gz")})
+
+
+def test_a_lesion_is_what_is_not_0_and_missing_masks_are_named(people, caplog):
+    save(people / "lesions" / "s1.nii.gz", np.full(SHAPE, -1))
+    _, table = measured(people, lesions=str(people / "lesions/{subject}.nii.gz"))
+    assert float(table["s1", "1", "lesion", "load"]) == 1
+    assert "no file for s2" in caplog.text
+
+
+def test_names_and_paths_that_say_nothing_are_refused(people):
+    for changes in (
+        {"images": {"weights": str(people / "fa/{subject}.nii.gz")}},
+        {"images": {"FA": " "}},
+        {"tracts": ["left", " "]},
+    ):
+        with pytest.raises(ConfigurationError, match=r"reserves|no path|empty name"):
+            measured(people, **changes)

@@ -158,3 +158,23 @@ def test_a_trx_that_is_a_folder_is_moved_too(case):
         archive.extractall(case / "s1.trx")
     moved = warped(case, tractogram=str(case / "{subject}.trx"), format="trk")
     assert len(moved) == len(lines())
+
+
+def test_groups_of_a_trx_stay_and_a_format_without_room_says_so(case, caplog):
+    groups = {"left": np.array([0, 2, 399]), "right": np.array([1])}
+    write_tractogram(case / "s1.trx", lines(), SHAPE, AFFINE, groups)
+    warped(case, tractogram=str(case / "{subject}.trx"))
+    moved = open_tractogram(case / "out/warped_streamlines/s1/s1.trx").groups()
+    assert {name: numbers.tolist() for name, numbers in moved.items()} == {
+        "left": [0, 2, 399], "right": [1]
+    }  # fmt: skip
+    assert "groups" not in caplog.text
+    warped(case, tractogram=str(case / "{subject}.trx"), format="vtk")
+    assert "s1.trx has 2 groups, which only a TRX has room for" in caplog.text
+
+
+def test_a_group_with_a_streamline_that_is_not_there_is_refused(case):
+    write_tractogram(case / "s1.trx", lines(), SHAPE, AFFINE, {"left": np.array([400])})
+    with pytest.raises(CohortError, match="group left has a streamline that the file doesn't have"):
+        warped(case, tractogram=str(case / "{subject}.trx"))
+    assert not (case / "out").exists() or not list((case / "out").rglob("s1"))

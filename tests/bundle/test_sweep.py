@@ -262,3 +262,15 @@ def test_a_setting_that_breaks_its_rule_is_reported_before_torch_is_loaded(capsy
     assert cli.main(words) == 2
     message = capsys.readouterr().err
     assert message == "error: learned_affine.model.passes = 0: must be an integer from 1 to 8\n"
+
+
+@pytest.mark.parametrize(
+    ("key", "values", "message"),
+    [("mdoe", "affine,joint", "unknown key"), ("mode", "affin,joit", "must be affine, elastic or")],
+)
+def test_settings_that_no_run_could_use_are_reported_first(tmp_path, capsys, key, values, message):
+    words = ["--refine#fixed", "a.nii.gz", "--refine#moving", "['b.nii.gz']"]
+    words += [f"--refine#{key}", values, "--output_dir", str(tmp_path)]
+    assert cli.main(["sweep", "refine", *words]) == 2
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

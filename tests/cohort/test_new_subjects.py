@@ -84,3 +84,26 @@ def test_a_new_subject_that_is_not_there(tmp_path, atlas, source, words):
 def test_a_folder_among_maps_is_reported_by_the_option_for_folders(five, atlas):
     with pytest.raises(CohortError, match="is a folder, not a map; give it as --dataset_dir"):
         read_new_subjects([five.path("sub-1"), five.folder], config(), atlas.grid, atlas.crop)
+
+
+def test_a_mask_that_covers_most_of_a_subject_may_be_inverted(five, atlas, caplog):
+    density = nib.load(five.path("sub-3")).get_fdata()
+    lesion = np.zeros(density.shape, np.uint8)
+    lesion[tuple(np.argwhere(density > 0)[0])] = 1
+    config_with_mask = config(cohort={"mask": str(five.folder / "mask_{subject}.nii.gz")})
+    for mask in (lesion, 1 - lesion):
+        nib.save(nib.Nifti1Image(mask, atlas.grid.affine), five.folder / "mask_sub-3.nii.gz")
+        assert "inverted" not in caplog.text
+        read_new_subjects(five.path("sub-3"), config_with_mask, atlas.grid, atlas.crop)
+    assert (
+        "voxels with density of subject sub-3, which then don't count; is the mask inverted?"
+        in (caplog.text)
+    )
+
+
+def test_a_label_map_without_labels_is_named(five, atlas, caplog):
+    empty = np.zeros(atlas.grid.shape, np.uint8)
+    nib.save(nib.Nifti1Image(empty, atlas.grid.affine), five.folder / "labels_sub-3.nii.gz")
+    labelled = config(cohort={"labels": str(five.folder / "labels_{subject}.nii.gz")})
+    read_new_subjects(five.path("sub-3"), labelled, atlas.grid, atlas.crop)
+    assert "the label map is 0 everywhere, so it has no label, for sub-3" in caplog.text

@@ -13,6 +13,7 @@ from scripts.elastic.network import (
     load_elastic_network,
     register_images,
 )
+from scripts.elastic.registrar import log_gain
 from scripts.elastic.synthesis import (
     LabelMapsd,
     SyntheticPair,
@@ -24,6 +25,7 @@ from scripts.elastic.training import ElasticLoss, soft_overlap
 from scripts.errors import CheckpointError, CohortError
 from scripts.pairwise.images import read_pair_images
 from scripts.pairwise.network_grid import WorkingGrid
+from scripts.registration.field_gain import FieldGain
 from scripts.settings.elastic import LearnedElasticConfig
 from scripts.spatial.warp import warp
 
@@ -197,3 +199,10 @@ def test_images_without_sense_are_refused(data, message):
     fixed = shapes()[0, 0].numpy()
     with pytest.raises(CohortError, match=message):
         register_images(network, fixed, np.eye(4), data, np.eye(4))
+
+
+def test_images_without_anything_in_common_are_reported(caplog):
+    log_gain(FieldGain(False, loss=0.3, start_loss=0.4))
+    assert "nothing in common" not in caplog.text
+    log_gain(FieldGain(False, loss=0.999, start_loss=1.0))
+    assert "the images have nothing in common" in caplog.text

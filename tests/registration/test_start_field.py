@@ -117,3 +117,15 @@ def test_files_that_are_no_field_or_lie_elsewhere_are_refused(bent, tmp_path: Pa
     nib.save(nib.Nifti1Image(np.asarray(image.dataobj), far), tmp_path / "far.nii.gz")
     with pytest.raises(CohortError, match="no point of"):
         read_start_field(tmp_path / "far.nii.gz", "displacement", read)
+
+
+def test_a_mask_of_most_of_an_image_may_be_inverted(bent, tmp_path: Path, caplog) -> None:
+    fixed, _, _ = bent
+    written(tmp_path, fixed)
+    mask = np.zeros(fixed.shape, np.uint8)
+    mask[tuple(np.array(fixed.shape) // 2)] = 1
+    for values in (mask, 1 - mask):
+        nib.save(nib.Nifti1Image(values, fixed.affine), tmp_path / "mask.nii.gz")
+        assert "inverted" not in caplog.text
+        ReadImage(tmp_path / "fixed.nii.gz", mask=tmp_path / "mask.nii.gz")
+    assert "is the mask inverted?" in caplog.text

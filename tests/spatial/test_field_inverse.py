@@ -58,3 +58,11 @@ def test_a_field_that_folds_is_refused():
     field = field_of(lambda points: -points)  # everything to the origin
     with pytest.raises(CohortError, match=r"can't be inverted at .* it folds there"):
         InverseFieldTransform(field).apply(inner_points())
+
+
+def test_points_at_the_rim_where_a_field_jumps_are_refused_with_that_reason():
+    field = field_of(lambda points: np.zeros_like(points) + 4.0)
+    rim = inner_points()
+    rim[0] = AFFINE[0, 3] + AFFINE[0, 0] * (SHAPE[0] - 1) + 0.5  # nothing comes here from outside
+    with pytest.raises(CohortError, match="or they are at its rim, where it ends with a jump"):
+        InverseFieldTransform(field).apply(rim)

@@ -64,6 +64,13 @@ def test_a_translation_along_x_goes_left(tmp_path):
     assert np.allclose(read_affine(path).apply(POINTS), POINTS + np.array([[-5], [0], [0]]))
 
 
+def test_a_composite_of_matlab_is_its_affine_with_a_warning_of_lost_parts(tmp_path, caplog):
+    shift = (np.eye(3), (5, 0, 0))
+    path = mat(tmp_path / "x.mat", *shift, kind="CompositeTransform_double_3_3")
+    assert np.allclose(read_affine(path).apply(POINTS), POINTS + np.array([[-5], [0], [0]]))
+    assert "if it had other parts, MATLAB's format has lost them" in caplog.text
+
+
 def test_a_planes_affine_leaves_z_alone(tmp_path):
     path = tmp_path / "x.mat"
     content = {"AffineTransform_double_2_2": np.array([[0.0, -1, 1, 0, 3, 4]]).T}
