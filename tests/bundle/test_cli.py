@@ -14,6 +14,7 @@ import pytest
 from warm_process import run_module, started_module
 
 from bundle import cli
+from bundle.jobs import JOBS
 from bundle.tools import TOOLS
 from scripts import errors
 
@@ -82,21 +83,21 @@ def heavy_imports(*words: object) -> list[str]:
 def test_help_lists_verbs_and_exit_codes():
     result = bundle("--help")
     assert result.returncode == 0
-    for verb in (*cli.JOBS, *TOOLS):
+    for verb in (*JOBS, *TOOLS):
         assert re.search(rf"^\s+{verb}\b", result.stdout, re.MULTILINE)
     for kind in errors.TractAtlasError.__subclasses__():
         assert re.search(rf"^\s+{kind.exit_code}  \w", result.stdout, re.MULTILINE)
 
 
-@pytest.mark.parametrize("verb", [*cli.JOBS, *TOOLS])
+@pytest.mark.parametrize("verb", [*JOBS, *TOOLS])
 def test_every_verb_explains_itself(verb, capsys):
     with pytest.raises(SystemExit) as ended:
         cli.main([verb, "--help"])
     assert ended.value.code == 0
     printed = capsys.readouterr().out
     assert f"python -m bundle {verb}" in printed
-    if verb in cli.JOBS:
-        assert cli.JOBS[verb].config in printed
+    if verb in JOBS:
+        assert JOBS[verb].config in printed
 
 
 def test_help_is_quick_and_light():
@@ -125,7 +126,7 @@ def test_documented_verbs_are_the_real_ones():
     page = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
     verbs = page.split("## Verbs")[1].split("## Overrides")[0]
     rows = re.findall(r"^\| `([a-z-]+)` \| [^|]+ \| (?:`(\w+)`|–) \|", verbs, re.MULTILINE)
-    jobs = {verb: job.run_id or "" for verb, job in cli.JOBS.items()}
+    jobs = {verb: job.run_id or "" for verb, job in JOBS.items()}
     assert dict(rows) == jobs | dict.fromkeys(TOOLS, "")
 
 
@@ -216,7 +217,7 @@ def test_settings_errors_come_before_torch(config):
     ],
 )
 def test_other_blocks_of_settings_are_judged_before_torch(verb, override, message):
-    """In a process of its own, so that what other tests imported doesn't count."""
+    """In a separate process, so that imports of other tests don't count."""
     code = (
         "import sys; from bundle.cli import main; code = main(sys.argv[1:]); "
         "print([name for name in ('torch', 'monai') if name in sys.modules]); sys.exit(code)"

@@ -19,6 +19,7 @@ import pytest
 import torch
 import yaml
 from monai.bundle import ConfigWorkflow
+from training_runs import published
 from warm_process import run_module, started_module
 
 from scripts.phantom import write_demo_cohort
@@ -74,19 +75,7 @@ def dataset(tmp_path_factory) -> Path:
 
 def atlas_of_one(dataset: Path, base: Path, settings: dict[str, Any]) -> Path:
     """The atlas of one process, which takes each batch as a whole."""
-    made = ConfigWorkflow(
-        config_file=CONFIGS[0], logging_file=False, workflow_type="train",
-        **{**overrides(dataset, base), **settings},
-    )  # fmt: skip
-    made.initialize()
-    made.run()
-    return base / "output" / "learned_atlas"
-
-
-@pytest.fixture(autouse=True)
-def _keep_excepthook(monkeypatch):
-    """Loading settings in this process sets a hook for the command line."""
-    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    return published(dataset, base, {**SETTINGS, **settings})
 
 
 def torchrun(
@@ -155,13 +144,13 @@ def assert_equal_but_for_rounding(ours: Path, theirs: Path) -> None:
 
 def test_two_processes_make_the_atlas_of_one(dataset, tmp_path):
     alone = atlas_of_one(dataset, tmp_path / "alone", UNEVEN)
-    said, output = two_processes("training", dataset, tmp_path, UNEVEN)
+    printed, output = two_processes("training", dataset, tmp_path, UNEVEN)
     atlas = tmp_path / "output" / "learned_atlas"
     assert_equal_but_for_rounding(atlas, alone)
     verify_atlas(atlas).require()
-    # Only one of them talks, and nothing is left lying about.
-    assert said.count("cohort of 7 subjects") == 1
-    assert said.count("atlas published") == 1
+    # Only one of them prints, and no temporary file is left.
+    assert printed.count("cohort of 7 subjects") == 1
+    assert printed.count("atlas published") == 1
     assert output.count("epoch 3/3: 100%") == 1
     assert [path.name for path in (tmp_path / "output").iterdir() if path.name[0] == "."] == []
     state = tmp_path / "models" / "run_state"
@@ -178,7 +167,7 @@ def test_two_processes_build_the_atlas_of_one(dataset, tmp_path):
 
 
 def test_a_killed_worker_ends_the_job_and_another_continues(dataset, tmp_path):
-    """The second process dies at the start of its third epoch, by its own hand."""
+    """The second process kills itself at the start of its third epoch."""
     broken = tmp_path / "broken.yaml"
     end = f"os.kill(os.getpid(), {int(signal.SIGKILL)})"
     broken.write_text(
