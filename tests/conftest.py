@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from hypothesis import HealthCheck, settings
 from scripts.atlas.building import build_network
 from scripts.atlas.network import AtlasNetwork
 from scripts.cohort import Cohort, DensityMap, Subject
+from scripts.runtime import run_log
 from scripts.settings.atlas import LearnedAtlasConfig
 from scripts.spatial.grid import CropBox, Grid
 
@@ -57,6 +59,16 @@ def pytest_fixture_setup(
         return (yield)
     finally:
         made.update(path for path in set(base.iterdir()) - before if not path.is_symlink())
+
+
+@pytest.fixture(autouse=True)
+def _log_ends_with_its_test() -> Iterator[None]:
+    """The log of a job that ran in this process lies in a folder that is removed now."""
+    yield
+    if run_log._kept is not None:
+        logging.getLogger().removeHandler(run_log._kept)
+        run_log._kept.close()
+        run_log._kept = None
 
 
 @pytest.fixture(params=[1, 2])

@@ -65,8 +65,9 @@ class _RunLog(logging.handlers.RotatingFileHandler):
 
     def handleError(self, record: logging.LogRecord) -> None:
         """Stop logging to the file: a log isn't worth ending the run."""
-        error = sys.exc_info()[1]
-        logging.getLogger().removeHandler(self)
+        error, root = sys.exc_info()[1], logging.getLogger()
+        # A new list: the handlers of the one that is being gone through still get this record.
+        root.handlers = [other for other in root.handlers if other is not self]
         if isinstance(error, OSError):
             logging.getLogger(__name__).warning(
                 "no log is kept in %s: %s", self.baseFilename, error

@@ -67,6 +67,22 @@ def test_the_log_does_not_go_through_a_link_or_a_pipe(
     assert any("no log is kept" in message for message in caplog.messages)
 
 
+def test_a_log_that_fails_takes_no_record_from_the_handler_after_it(
+    tmp_path: Path, closed: None
+) -> None:
+    run_log.keep_log(tmp_path / "gone")
+    output = io.StringIO()
+    after = logging.StreamHandler(output)
+    logging.getLogger().addHandler(after)
+    try:
+        logging.getLogger("scripts.x").warning("told")
+    finally:
+        logging.getLogger().removeHandler(after)
+    assert run_log._kept not in logging.getLogger().handlers
+    first, second = output.getvalue().splitlines()
+    assert first.startswith("no log is kept in ") and second == "told"
+
+
 def test_a_stream_shows_what_a_terminal_would_obey() -> None:
     stream = io.StringIO()
     assert LastingStream(stream).write(f"{NAME}\r\tend") == len(f"{NAME}\r\tend")
