@@ -187,13 +187,14 @@ class _SweptJob:
 
     Attributes:
         verb: of the job.
-        own: keys of the folders that are separate for each run, with their place below its folder.
+        run_folders: keys of the folders that are separate for each run, with their place below its
+            folder.
         files: configurations that replace the job's; empty: the job's.
         root: of the bundle.
     """
 
     verb: str
-    own: Mapping[str, str]
+    run_folders: Mapping[str, str]
     files: Sequence[Path]
     root: Path
 
@@ -266,7 +267,7 @@ def _all_runs(job: _SweptJob, runs: Sequence[SweepRun], folder: Path) -> list[di
 def _run(job: _SweptJob, run: SweepRun, place: Path) -> tuple[str, float]:
     """Run a separate process; return its status and its time."""
     place.mkdir(parents=True, exist_ok=True)
-    folders = {key: str(place / below) for key, below in job.own.items()}
+    folders = {key: str(place / below) for key, below in job.run_folders.items()}
     words = [f"--config_file={path}" for path in job.files]
     words += [f"--{key}={value}" for key, value in {**run.overrides, **folders}.items()]
     start = time.monotonic()

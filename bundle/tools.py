@@ -257,11 +257,11 @@ def _check_label(options: argparse.Namespace) -> int:
         with contextlib.ExitStack() as stack:
             work = options.work or Path(stack.enter_context(tempfile.TemporaryDirectory()))
             given = (options.archive, options.studies)
-            seen = label_check(ROOT, options.environment, work, *given)
+            results = label_check(ROOT, options.environment, work, *given)
     except LabelCheckError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(json.dumps(seen, indent=1))
+    print(json.dumps(results, indent=1))
     return 0
 
 

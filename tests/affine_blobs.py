@@ -25,7 +25,7 @@ def blobs(shape: Sequence[int], seed: int, count: int = 6) -> np.ndarray:
 def write_blobs(
     folder: Path, subjects: int = 4, shape: Sequence[int] = (18, 20, 16), first: int = 0
 ) -> Path:
-    """A flat dataset folder of `blobs`, each image on a grid of its own."""
+    """A flat dataset folder of `blobs`, each image on a different grid."""
     folder.mkdir(parents=True, exist_ok=True)
     for number in range(subjects):
         size = [n + number % 2 for n in shape]

@@ -1,4 +1,4 @@
-"""User errors: found through whatever wraps them, shown in one line, with their own status."""
+"""User errors: found inside other errors, shown in one line, each with its status."""
 
 import errno
 import os

@@ -1,4 +1,4 @@
-"""The floors of the house: what pyproject.toml's contract says of imports, and that it can fail."""
+"""The floors of the architecture: the contract in pyproject.toml, and that it can fail."""
 
 import re
 import shutil

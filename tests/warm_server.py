@@ -4,12 +4,17 @@ Each line of standard input is a request as JSON, each line of standard output i
 ``{"start": command}`` gives the new process's number, ``{"poll": number}`` its exit status or
 null, ``{"wait": number, "timeout": seconds}`` its exit status, or null if it was killed because
 time was out. A child is otherwise what ``python -m <module> <arguments>`` or ``python -c <code>
-<arguments>`` starts: nothing of this bundle is loaded before the fork, and the interpreter ends in
-the usual way.
+<arguments>`` starts: nothing of this bundle is loaded before the fork.
+
+The first command of a kind that ends with some status ends as the interpreter ends. At the end of
+the next ones of that kind and status threads are waited for, exit handlers run and output is
+written, but the modules of torch and MONAI are not taken apart, which takes longer than a short
+command itself.
 """
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import gc
 import importlib
@@ -18,6 +23,7 @@ import os
 import runpy
 import signal
 import sys
+import threading
 import types
 
 LIBRARIES = (
@@ -66,6 +72,25 @@ def ended(child: int, timeout: float) -> int | None:
     return None if late else os.waitstatus_to_exitcode(status)
 
 
+def kind_of(command: dict) -> tuple:
+    """What commands that end alike have in common: the program and its verb or run."""
+    if command["code"] is not None:
+        return ("-c", command["code"], *command["arguments"][:1])
+    return (command["module"], *command["arguments"][: 1 + (command["module"] != "bundle")])
+
+
+def end_quickly(status: int) -> None:
+    """End with what a user sees of the interpreter's end; come back where that needs the latter."""
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except (OSError, ValueError, AttributeError):
+        return  # the interpreter knows what to say of closed or full outputs
+    os._exit(status)
+
+
 for name in LIBRARIES:
     importlib.import_module(name)
 # What the children share with this process stays shared if their collector doesn't visit it.
@@ -73,6 +98,8 @@ gc.collect()
 gc.freeze()
 print("ready", flush=True)
 chosen: dict | None = None
+kinds: dict[int, tuple] = {}  # of the children
+ended_fully: set[tuple] = set()  # kind and exit status of those that are over
 over: dict[int, int] = {}  # exit status of children that `poll` saw ending
 for line in sys.stdin:
     asked = json.loads(line)
@@ -81,6 +108,7 @@ for line in sys.stdin:
         if answer == 0:
             chosen = asked["start"]
             break
+        kinds[answer] = kind_of(asked["start"])
     elif "poll" in asked:
         number = asked["poll"]
         if number not in over:
@@ -91,12 +119,26 @@ for line in sys.stdin:
     else:
         number = asked["wait"]
         answer = over.pop(number) if number in over else ended(number, asked["timeout"])
+    if "start" not in asked and answer is not None:
+        ended_fully.add((kinds[number], answer))
     print(json.dumps(answer), flush=True)
 if chosen is not None:
     as_command(chosen)
-    if chosen["code"] is None:
-        # As `python -m` does: a module named `module` or the `__main__` of such a package.
-        runpy.run_module(chosen["module"], run_name="__main__", alter_sys=True)
-    else:
-        sys.modules["__main__"] = program = types.ModuleType("__main__")
-        exec(compile(chosen["code"], "<string>", "exec"), program.__dict__)
+    kind = kind_of(chosen)
+    status: object = 0
+    try:
+        try:
+            if chosen["code"] is None:
+                # As `python -m` does: a module of this name or the `__main__` of such a package.
+                runpy.run_module(chosen["module"], run_name="__main__", alter_sys=True)
+            else:
+                sys.modules["__main__"] = program = types.ModuleType("__main__")
+                exec(compile(chosen["code"], "<string>", "exec"), program.__dict__)
+        except Exception:
+            status = 1
+            sys.excepthook(*sys.exc_info())  # which may end with another status
+    except SystemExit as end:
+        status = 0 if end.code is None else end.code
+    if (kind, status) in ended_fully:
+        end_quickly(int(status))
+    sys.exit(status)

@@ -119,8 +119,8 @@ def score(build: Build) -> dict[str, Any]:
     for density, there, back in zip(native, build.to_template, build.to_subject, strict=True):
         # Resampling even at the grid's points would leave rounding errors around the support.
         moved.append(warped(density[None], there)[0] if there.any() else density)
-        carried = warped(template[None], back)[0]
-        in_support.append(log_density_correlation(carried.clip(0), density, offset, density > 0))
+        in_subject = warped(template[None], back)[0]
+        in_support.append(log_density_correlation(in_subject.clip(0), density, offset, density > 0))
     average = np.mean(native, axis=0)
     tract = np.mean(moved, axis=0) > offset / 2
     fields = [torch.as_tensor(u) for u in (*build.to_template, *build.to_subject)]

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Browser", "Seen", "find_chromium"]
+__all__ = ["Browser", "Events", "find_chromium"]
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 FLAGS = (
@@ -56,7 +56,7 @@ def find_chromium() -> str | None:
 
 
 @dataclass
-class Seen:
+class Events:
     """Events while a page was open.
 
     Attributes:
@@ -86,7 +86,7 @@ class Browser:
             raise RuntimeError("no Chromium on the path")
         self.address = Path(page).absolute().as_uri()
         self.patience = patience
-        self.seen = Seen()
+        self.events = Events()
         self.profile = tempfile.mkdtemp(prefix="profile-")
         self._number = 0
         self._session: str | None = None
@@ -264,17 +264,17 @@ class Browser:
         if method == "Page.loadEventFired":
             self._loaded = True
         elif method == "Log.entryAdded" and params["entry"]["level"] in ("error", "warning"):
-            self.seen.errors.append(params["entry"]["text"])
+            self.events.errors.append(params["entry"]["text"])
         elif method == "Runtime.exceptionThrown":
-            self.seen.errors.append(params["exceptionDetails"].get("text", "exception"))
+            self.events.errors.append(params["exceptionDetails"].get("text", "exception"))
         elif method == "Runtime.consoleAPICalled" and params["type"] in ("error", "assert"):
-            self.seen.errors.append(str(params["args"]))
+            self.events.errors.append(str(params["args"]))
         elif method == "Network.loadingFailed":
-            self.seen.errors.append(params["errorText"])
+            self.events.errors.append(params["errorText"])
         elif method == "Network.requestWillBeSent":
             address = params["request"]["url"]
             if not address.startswith("data:"):
-                self.seen.requests.append(address)
+                self.events.requests.append(address)
 
 
 def main() -> int:
@@ -285,9 +285,9 @@ def main() -> int:
     options = parser.parse_args()
     with Browser(options.page) as browser:
         browser.picture(options.picture)
-    for error in browser.seen.errors:
+    for error in browser.events.errors:
         print(error, file=sys.stderr)
-    return int(bool(browser.seen.errors))
+    return int(bool(browser.events.errors))
 
 
 if __name__ == "__main__":

@@ -60,7 +60,7 @@ def _sound(words: list[str], folder: Path, **more: Any) -> Any:
 
 def long_run(folder: Path, steps: int) -> dict[str, Any]:
     """Memory and open files of a training: medians of the second and the third quarter."""
-    seen: list[tuple[float, int]] = []
+    samples: list[tuple[float, int]] = []
 
     def watch(process: int) -> None:
         with suppress(OSError):  # it has ended
@@ -69,7 +69,7 @@ def long_run(folder: Path, steps: int) -> dict[str, Any]:
                 if "VmRSS:" not in status:
                     return
                 resident = int(status.partition("VmRSS:")[2].split()[0]) / 1024
-                seen.append((resident, len(list(Path(f"/proc/{process}/fd").iterdir()))))
+                samples.append((resident, len(list(Path(f"/proc/{process}/fd").iterdir()))))
                 time.sleep(_EVERY)
 
     words = WORKS["train"].command(folder / "long", write_cohort(folder / "long-data"))
@@ -80,12 +80,12 @@ def long_run(folder: Path, steps: int) -> dict[str, Any]:
     words += ["--learned_atlas#optimizer#batch_size=1"]
     ended = _sound(words, folder / "long", watch=watch)
     # Start and end have other phases: imports, refinement, publication.
-    quarter = max(1, len(seen) // 4)
-    early, late = seen[quarter : 2 * quarter], seen[-2 * quarter : -quarter]
+    quarter = max(1, len(samples) // 4)
+    early, late = samples[quarter : 2 * quarter], samples[-2 * quarter : -quarter]
     return {
         "steps": epochs * SUBJECTS,
         "seconds": round(ended.seconds),
-        "samples": len(seen),
+        "samples": len(samples),
         "memory_mb": [round(median(one[0] for one in part), 1) for part in (early, late)],
         "open_files": [median(one[1] for one in part) for part in (early, late)],
     }

@@ -128,7 +128,7 @@ def _as_child(
         sys.addaudithook(counter)
         status = cli.run(list(words))
         counter.moment = None
-        count.write_text(str(counter.seen))
+        count.write_text(str(counter.counted))
     except SystemExit as end:
         status = end.code if isinstance(end.code, int) else 1
     except BaseException:
@@ -149,11 +149,11 @@ class _Operations:
     def __init__(self, below: str, moment: Moment | None) -> None:
         self.below = below
         self.moment = moment
-        self.seen = 0
+        self.counted = 0
 
     def __call__(self, event: str, arguments: tuple[Any, ...]) -> None:
         if event not in _FILE_EVENTS or not str(arguments[0]).startswith(self.below):
             return
-        self.seen += 1
-        if self.moment is not None and self.seen == self.moment.operation:
+        self.counted += 1
+        if self.moment is not None and self.counted == self.moment.operation:
             os.kill(os.getpid(), self.moment.signum)

@@ -135,13 +135,13 @@ def run_all(tried: Sequence[Trial], log: Path) -> dict[str, tuple[str, str]]:
     Returns:
         By job "ok" or the exit status, and the last line of its output.
     """
-    seen = {}
+    results = {}
     for number, (name, words) in enumerate(tried):
         ended = in_process(words, log.with_name(f"{log.name}_{number}"))
         lines = [line for line in ended.output.splitlines() if line.strip()]
         failed = ended.status != 0 or "Traceback" in ended.output
-        seen[name] = (f"{ended.status}" if failed else "ok", lines[-1] if lines else "")
-    return seen
+        results[name] = (f"{ended.status}" if failed else "ok", lines[-1] if lines else "")
+    return results
 
 
 def main() -> None:
@@ -176,9 +176,9 @@ def _print_table(tried: Mapping[str, Sequence[Trial]], folder: Path) -> None:
     }
     print(f"| job | {' | '.join(columns)} |\n|{'---|' * (len(columns) + 1)}")
     for job in next(iter(columns.values())):
-        print(f"| {job} | {' | '.join(seen[job][0] for seen in columns.values())} |")
-    for head, seen in columns.items():
-        for job, (end, line) in seen.items():
+        print(f"| {job} | {' | '.join(results[job][0] for results in columns.values())} |")
+    for head, results in columns.items():
+        for job, (end, line) in results.items():
             if end != "ok":
                 print(f"{job}, {head}: {line}")
 

@@ -112,8 +112,10 @@ def score(options: argparse.Namespace) -> dict[str, float]:
                 continue
             way = [map_coordinates(u, places, order=1, mode="nearest") for u in inward[other]]
             moved = (places + np.stack(way)).reshape(3, -1)
-            seen = take_nearest(labels[other][None], moved)[0].reshape(shape)
-            result["pairwise"] += [float(np.mean(list(label_dice(seen, subject_labels).values())))]
+            propagated = take_nearest(labels[other][None], moved)[0].reshape(shape)
+            result["pairwise"] += [
+                float(np.mean(list(label_dice(propagated, subject_labels).values())))
+            ]
     return {"subjects": float(len(names)), **{k: float(np.mean(v)) for k, v in result.items()}}
 
 
@@ -124,40 +126,40 @@ def cost() -> dict[str, float]:
     labels = np.kron(coarse, np.ones((12, 12, 12), dtype=int))[tuple(slice(n) for n in FULL)]
     field = np.stack([gaussian_filter(made.normal(size=FULL), 8) for _ in range(3)])
     field *= 4 / field.std()
-    found = Cost()
-    found.memory("before")
-    _write_maps(labels, field, found)
-    found.memory("with maps")
+    measured = Cost()
+    measured.memory("before")
+    _write_maps(labels, field, measured)
+    measured.memory("with maps")
     sums = LabelSums(FULL)
     for number in range(SUBJECTS):
         name = "one subject" if number == 0 else "nine more"
         bent = field * np.cos(number)
-        shares = found.time(f"shares of 136 labels, {name}", partial(label_shares, labels, bent))
-        found.time(f"add them, {name}", partial(sums.add, shares))
+        shares = measured.time(f"shares of 136 labels, {name}", partial(label_shares, labels, bent))
+        measured.time(f"add them, {name}", partial(sums.add, shares))
         if number == 0:
-            found.memory("with the sums of one subject")
-    found.memory("with the sums of ten")
-    found.time("most probable labels", sums.majority)
+            measured.memory("with the sums of one subject")
+    measured.memory("with the sums of ten")
+    measured.time("most probable labels", sums.majority)
     places = np.indices(FULL) + field
-    found.time("most probable labels in a subject's space", lambda: sums.majority_at(places))
-    found.memory("at the end")
+    measured.time("most probable labels in a subject's space", lambda: sums.majority_at(places))
+    measured.memory("at the end")
     return {
-        **{f"{name}, CPU-s": seconds for name, seconds in found.seconds.items()},
-        **{f"memory {when}, GiB": gib for when, gib in found.gib.items()},
+        **{f"{name}, CPU-s": seconds for name, seconds in measured.seconds.items()},
+        **{f"memory {when}, GiB": gib for when, gib in measured.gib.items()},
     }
 
 
-def _write_maps(labels: np.ndarray, field: np.ndarray, found: Cost) -> None:
+def _write_maps(labels: np.ndarray, field: np.ndarray, measured: Cost) -> None:
     """The three maps of a subject in template space."""
     density = np.random.default_rng(1).random((1, *FULL), dtype=np.float32)
     grid = Grid(FULL, np.eye(4), nib.Nifti1Header())
     moves = torch.from_numpy(field).float()
-    growth = found.time("log-Jacobian", lambda: log_jacobian(moves))
-    warped = found.time("labels by the nearest voxel", lambda: labels_in_template(labels, moves))
+    growth = measured.time("log-Jacobian", lambda: log_jacobian(moves))
+    warped = measured.time("labels by the nearest voxel", lambda: labels_in_template(labels, moves))
     maps = {"density": density, "logjacobian": growth, "dseg": warped}
     with tempfile.TemporaryDirectory() as folder:
         writer = SubjectMaps(grid, warped=True, jacobians=True)
-        found.time("write three maps", lambda: writer.write(Path(folder), "a", maps, "bids::a"))
+        measured.time("write three maps", lambda: writer.write(Path(folder), "a", maps, "bids::a"))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

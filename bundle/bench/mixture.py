@@ -73,10 +73,10 @@ def main() -> None:
     about = json.loads((mixture / "atlas.json").read_text())
     offset = about["log_offset"]
     shares = about["mixture"]
-    home = {name: int(np.argmax(share)) for name, share in shares.items()}
-    result: dict[str, Any] = {"home": home, "anatomy": anatomy}
+    assigned = {name: int(np.argmax(share)) for name, share in shares.items()}
+    result: dict[str, Any] = {"assigned": assigned, "anatomy": anatomy}
     votes = np.zeros((2, 2), int)
-    for name, template in home.items():
+    for name, template in assigned.items():
         votes[template, anatomy[name]] += 1
     result["purity"] = float(votes.max(1).sum() / votes.sum())
     for which in (0, 1):

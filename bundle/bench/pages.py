@@ -4,7 +4,7 @@
 
 Makes densities like those of a whole brain at 145x174x145 voxels, and from them, by the code that
 publishes an atlas, the page of a cohort with 136 labels. Prints CPU seconds for each subject that
-the viewer carries and for the rest of the page, peak memory, and the size of the page. Then opens
+the viewer contains and for the rest of the page, peak memory, and the size of the page. Then opens
 the page in headless Chromium: seconds until it is loaded, until the viewer shows the template, and
 until it shows another subject; writes a picture of the window. One thread.
 """
@@ -136,8 +136,8 @@ def open_in_browser(page: Path, picture: Path) -> dict[str, float]:
         browser.choose("#viewer-overlay", "labels")
         browser.until(f"{ready} > 2")
         browser.picture(picture)
-        if browser.seen.errors:
-            raise RuntimeError(f"{page}: {browser.seen.errors[0]}")
+        if browser.events.errors:
+            raise RuntimeError(f"{page}: {browser.events.errors[0]}")
     return {"loaded, s": loaded, "viewer shows the template, s": shown,
             "another subject, s": switched}  # fmt: skip
 
@@ -154,7 +154,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     page, clock = options.work / "quality.html", Cost()
     page.write_text(build(tuple(options.shape), options.subjects, clock), encoding="utf-8")
     found = {
-        "CPU-s for each subject that is carried": clock.seconds["subjects"],
+        "CPU-s for each subject in the viewer": clock.seconds["subjects"],
         "CPU-s to choose the subjects": clock.seconds["others"],
         "CPU-s for the rest of the page": clock.seconds["rest of the page"],
         "peak memory, GiB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,

@@ -1,4 +1,4 @@
-"""Measures the networks that ship on pairs that they have never seen, beside optimisation.
+"""Measures the networks that ship on pairs unlike those of their training, beside optimisation.
 
     python -m bundle.bench.shipped_networks capture <output> --dataset_dir <folder> \\
         --image '{subject}/t2_native.nii.gz' --labels '{subject}/label_native.nii.gz'
@@ -238,8 +238,8 @@ def elastic_ways(levels: Sequence[int]) -> dict[str, Elastic]:
         shown = moving
         if estimate.matched:
             still = torch.eye(4, dtype=torch.float64)[None]
-            moved, seen = moved_by(still, fixed, moving, start.forward)
-            match = ContrastMatch.between(moved, fixed.values, seen)
+            moved, covered = moved_by(still, fixed, moving, start.forward)
+            match = ContrastMatch.between(moved, fixed.values, covered)
             shown = WorldImage(match(moving.values), moving.affine, moving.inside)
         result = optimise(fixed, shown, None, start)
         return StartField(result.displacement, result.inverse)

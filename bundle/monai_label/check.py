@@ -81,37 +81,37 @@ def label_check(
         raise LabelCheckError(f"{work} isn't empty; name another folder with --work")
     work = work.absolute()
     work.mkdir(parents=True, exist_ok=True)
-    seen: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     label = LabelEnvironment(environment, root)
     say(f"environment {label.folder} (takes minutes if it has to be made)")
-    seen["environment_seconds"] = round(label.prepare(), 1)
-    seen["environment_bytes"] = label.size()
-    seen["versions"] = label.versions()
+    results["environment_seconds"] = round(label.prepare(), 1)
+    results["environment_bytes"] = label.size()
+    results["versions"] = label.versions()
     own_studies = work / "studies"
     if archive is None or studies is None:
         say("training and packing a tiny atlas")
-        archive, seen["tiny_training_seconds"] = _tiny_archive(root, work, own_studies)
+        archive, results["tiny_training_seconds"] = _tiny_archive(root, work, own_studies)
     else:
         shutil.copytree(studies, own_studies)
-    seen["archive_bytes"] = archive.stat().st_size
+    results["archive_bytes"] = archive.stat().st_size
     bundle = _application(label, archive, work)
     with _Server(label, work, own_studies) as server:
-        seen["start_seconds"] = server.started
-        _check_everything(server, bundle, work, own_studies, seen)
-    seen["server_stopped_with"] = server.code
-    return seen
+        results["start_seconds"] = server.started
+        _check_everything(server, bundle, work, own_studies, results)
+    results["server_stopped_with"] = server.code
+    return results
 
 
 def _check_everything(
-    server: _Server, bundle: Path, work: Path, studies: Path, seen: dict[str, Any]
+    server: _Server, bundle: Path, work: Path, studies: Path, results: dict[str, Any]
 ) -> None:
     names = _study_names(studies)
-    seen["studies"] = len(names)
+    results["studies"] = len(names)
     metadata = json.loads((bundle / "configs/metadata.json").read_text(encoding="utf-8"))
     channels = metadata["network_data_format"]["outputs"]["pred"]["channel_def"]
     expected = {name.lower(): int(i) for i, name in channels.items() if name != "background"}
     _check_listing(server, expected)
-    seen["labels"] = expected
+    results["labels"] = expected
 
     say("requesting the labels of every study")
     before = {}
@@ -120,27 +120,27 @@ def _check_everything(
         started = time.monotonic()
         before[name] = server.infer(name, work / "answers" / f"{name}.nii.gz")
         seconds.append(time.monotonic() - started)
-    seen["first_inference_seconds"] = round(seconds[0], 2)
-    seen["inference_seconds"] = round(float(np.median(seconds[1:])), 2)
+    results["first_inference_seconds"] = round(seconds[0], 2)
+    results["inference_seconds"] = round(float(np.median(seconds[1:])), 2)
     inferred = server.request("POST", f"infer/{NAME}", {"image": names[0], "output": "json"})
     if inferred["label_names"] != expected:
         raise LabelCheckError(f"labels are named {inferred['label_names']}, must be {expected}")
-    seen["voxels_labelled"] = _compare(bundle, work / "own", studies, before)
+    results["voxels_labelled"] = _compare(bundle, work / "own", studies, before)
 
     say("submitting the labels, and training")
     for name, answer in before.items():
         server.submit(name, answer)
     model = bundle / "models/model.pt"
     old = file_hash(model)
-    seen["training_seconds"] = server.train({"max_epochs": EPOCHS, "device": "cpu"})
+    results["training_seconds"] = server.train({"max_epochs": EPOCHS, "device": "cpu"})
     if file_hash(model) == old:
         raise LabelCheckError(f"{model} is unchanged after the training")
     described = json.loads((bundle / "output/learned_atlas/atlas.json").read_text(encoding="utf-8"))
-    seen["trained_on"] = described["n_subjects"]
+    results["trained_on"] = described["n_subjects"]
 
     say("requesting labels from the trained model")
     after = {names[0]: server.infer(names[0], work / "answers" / f"{names[0]}_again.nii.gz")}
-    seen["voxels_labelled_after"] = _compare(bundle, work / "own_again", studies, after)
+    results["voxels_labelled_after"] = _compare(bundle, work / "own_again", studies, after)
 
 
 def _check_listing(server: _Server, labels: dict[str, int]) -> None:

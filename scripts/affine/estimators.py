@@ -87,8 +87,8 @@ class ParameterEstimator(nn.Module):
     def parameters_between(self, fixed: torch.Tensor, moving: torch.Tensor) -> torch.Tensor:
         """Parameters ``(B, P)`` float64 of fixed to moving; images ``(B, 1, *shape)``."""
         if self.towers:
-            seen = self.backbone(torch.cat([fixed, moving]))
-            features = torch.cat(seen.chunk(2), dim=1)
+            both = self.backbone(torch.cat([fixed, moving]))
+            features = torch.cat(both.chunk(2), dim=1)
         else:
             features = self.backbone(torch.cat([fixed, moving], dim=1))
         return self.head(features).double()

@@ -16,9 +16,9 @@ from scripts.affine.network import AffineNetwork
 from scripts.engines.opening import opened
 from scripts.errors import CohortError
 from scripts.metrics import pearson
-from scripts.networks.wrapping import unwrapped
+from scripts.networks.unwrapping import unwrapped
 from scripts.pairwise.images import PairImages, read_image
-from scripts.pairwise.network_grid import WorkingGrid, as_seen
+from scripts.pairwise.network_grid import WorkingGrid, prepared_image
 from scripts.pairwise.networks import load_pair_network, pair_description
 from scripts.pairwise.pair_writer import PairWriter
 from scripts.registration.contrast import similarities
@@ -96,8 +96,8 @@ def prepared_pair(
     """
     log_share = network.description["settings"]["images"]["log_share"]
     pair = ("fixed", fixed, fixed_affine), ("moving", moving, moving_affine)
-    seen = [as_seen(network.grid, *image, log_share, "align") for image in pair]
-    return torch.cat(seen)[None]
+    prepared = [prepared_image(network.grid, *image, log_share, "align") for image in pair]
+    return torch.cat(prepared)[None]
 
 
 @torch.no_grad()

@@ -134,8 +134,8 @@ class AffineNetwork(DescribedNetwork):
         done: list[CascadePass] = []
         for number in range(count):
             before = matrix.detach()
-            seen = moving if number == 0 else self.moved(moving, before)
-            step, parameters = self.estimator(fixed, seen)
+            warped = moving if number == 0 else self.moved(moving, before)
+            step, parameters = self.estimator(fixed, warped)
             matrix = step if number == 0 else compose(step, before)
             if number and self.family == "rigid_anisotropic":
                 matrix = nearest_member(matrix, self.family, self.frame)

@@ -37,8 +37,8 @@ class _Passage:
     """Transforms from a subject's points to the template's, and back."""
 
     template: int
-    there: tuple[TransformFile, ...]
-    back: tuple[TransformFile, ...]
+    to_template: tuple[TransformFile, ...]
+    to_subject: tuple[TransformFile, ...]
 
 
 class OthersAverage:
@@ -116,17 +116,19 @@ class OthersAverage:
         rest /= self.counts[passage.template] - 1
         # Where only this subject is present, rounding may leave tiny values.
         rest[rest < 1e-12 * float(rest.max(initial=0))] = 0
-        seen = resample(rest, _solid(self.grid), _opened(passage.there), _solid(self.cohort.grid))
-        return seen.reshape(self.channels, *shape).astype(np.float64)
+        resampled = resample(
+            rest, _solid(self.grid), _opened(passage.to_template), _solid(self.cohort.grid)
+        )
+        return resampled.reshape(self.channels, *shape).astype(np.float64)
 
     def _in_template(self, subject: Subject, passage: _Passage) -> np.ndarray:
         """``(C, X, Y, Z)`` float64; a plane has Z = 1."""
         subject_grid = _solid(self.cohort.grid)
         density = subject_density(subject, self.channels, self.cohort.grid.shape)
         density = density.reshape(self.channels, *subject_grid.shape)
-        if not passage.back and self.grid.same_as(self.cohort.grid) is None:
+        if not passage.to_subject and self.grid.same_as(self.cohort.grid) is None:
             return density
-        warped = resample(density, subject_grid, _opened(passage.back), _solid(self.grid))
+        warped = resample(density, subject_grid, _opened(passage.to_subject), _solid(self.grid))
         return warped.astype(np.float64)
 
 
@@ -153,8 +155,8 @@ def _read(name: str, folder: Path) -> tuple[_Passage, str, dict[str, str]]:
                 f"subject {name}: {file.path}, which the atlas was warped by, is missing or has "
                 "changed; run python -m bundle carry again"
             )
-    back = tuple(_reverse(name, file) for file, _ in reversed(recorded))
-    return _Passage(template, tuple(file for file, _ in recorded), back), atlas, maps
+    to_subject = tuple(_reverse(name, file) for file, _ in reversed(recorded))
+    return _Passage(template, tuple(file for file, _ in recorded), to_subject), atlas, maps
 
 
 def _reverse(name: str, file: TransformFile) -> TransformFile:

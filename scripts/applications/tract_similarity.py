@@ -49,15 +49,17 @@ def similarity(
     settings: TractSimilarityConfig,
 ) -> dict[str, Any]:
     """All measures for two densities ``(*shape)`` on one grid."""
-    own, other = (present(m, settings.threshold, settings.threshold_mode) for m in (subject, atlas))
-    union = own | other
+    subject_map, other = (
+        present(m, settings.threshold, settings.threshold_mode) for m in (subject, atlas)
+    )
+    union = subject_map | other
     return {
-        "overlap": overlap_metrics(own, other),
+        "overlap": overlap_metrics(subject_map, other),
         "correlation": {
             "union": correlation_metrics(subject, atlas, union),
-            "own_support": correlation_metrics(subject, atlas, own),
+            "own_support": correlation_metrics(subject, atlas, subject_map),
         },
-        "distance_mm": distance_metrics(own, other, spacing),
+        "distance_mm": distance_metrics(subject_map, other, spacing),
         "distribution": distribution_metrics(subject, atlas, union, settings.bins),
     }
 
@@ -134,9 +136,9 @@ class TractSimilarity:
                 self._warn_of_tracts_apart(subject.name, density, atlas)
                 rest = None if self.others is None else self.others.average(index)
                 entries = []
-                for channel, (own, other) in enumerate(zip(density, atlas, strict=True)):
+                for channel, (subject_map, other) in enumerate(zip(density, atlas, strict=True)):
                     entry = self._compared(
-                        own, other, channel, None if rest is None else rest[channel]
+                        subject_map, other, channel, None if rest is None else rest[channel]
                     )
                     entries.append(entry)
                     tract = self._tract(channel)
@@ -170,19 +172,20 @@ class TractSimilarity:
         return self.folder
 
     def _compared(
-        self, own: np.ndarray, other: np.ndarray, channel: int, rest: np.ndarray | None
+        self, subject_map: np.ndarray, other: np.ndarray, channel: int, rest: np.ndarray | None
     ) -> dict[str, Any]:
         spacing = self.cohort.grid.spacing
         overlaps = [
-            float(overlap_metrics(present(own, t), present(other, t))["dice"] or 0.0) for t in SWEEP
+            float(overlap_metrics(present(subject_map, t), present(other, t))["dice"] or 0.0)
+            for t in SWEEP
         ]
         best = int(np.argmax(overlaps))
         entry: dict[str, Any] = {
             "tract": self._tract(channel),
-            **similarity(own, other, spacing, self.settings),
+            **similarity(subject_map, other, spacing, self.settings),
         }
         if rest is not None:
-            entry["leave_one_out"] = similarity(own, rest, spacing, self.settings)
+            entry["leave_one_out"] = similarity(subject_map, rest, spacing, self.settings)
         entry["sweep"] = {
             "thresholds": list(SWEEP),
             "dice": overlaps,
@@ -191,8 +194,8 @@ class TractSimilarity:
         return entry
 
     def _warn_of_tracts_apart(self, subject: str, density: np.ndarray, atlas: np.ndarray) -> None:
-        for channel, (own, other) in enumerate(zip(density, atlas, strict=True)):
-            if own.any() and other.any() and not ((own > 0) & (other > 0)).any():
+        for channel, (subject_map, other) in enumerate(zip(density, atlas, strict=True)):
+            if subject_map.any() and other.any() and not ((subject_map > 0) & (other > 0)).any():
                 logger.warning(
                     "subject %s: its map and the atlas of tract %s have no voxel in common; are "
                     "they the same tract, in the same space?", subject, self._tract(channel),

@@ -17,7 +17,7 @@ from scripts.spatial.jacobian import jacobian_summary
 from scripts.spatial.unfolding import unfolded_velocity
 from scripts.spatial.warp import warp
 
-__all__ = ["Registration", "estimate_velocity", "fields_of", "polished_velocity"]
+__all__ = ["Registration", "estimate_velocity", "fields_of", "optimised_velocity"]
 
 
 @dataclass(frozen=True)
@@ -84,13 +84,13 @@ def estimate_velocity(
     with autocast(image.device, dtype):
         velocity = network.velocity(image, template, covariates, passes=passes)
     if iterations and loss is not None:
-        velocity = polished_velocity(
+        velocity = optimised_velocity(
             network, loss, image, velocity, iterations, lr, template, covariates
         )
     return velocity
 
 
-def polished_velocity(
+def optimised_velocity(
     network: AtlasNetwork,
     loss: AtlasLoss,
     image: torch.Tensor,

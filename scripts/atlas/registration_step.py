@@ -10,7 +10,7 @@ from monai.engines import SupervisedEvaluator
 from monai.engines.utils import IterationEvents
 from monai.utils import convert_to_dst_type, convert_to_tensor
 
-from scripts.atlas.registration import polished_velocity
+from scripts.atlas.registration import optimised_velocity
 from scripts.atlas.subject_masks import SubjectMasks
 from scripts.atlas.training_step import bare
 from scripts.losses.atlas_loss import AtlasLoss
@@ -81,7 +81,7 @@ class RegistrationStep:
         if self.iterations:
             velocity = torch.cat(
                 [
-                    polished_velocity(
+                    optimised_velocity(
                         network, self.loss, plain[b : b + 1], velocity[b : b + 1],
                         self.iterations, self.lr, int(template[b]),
                         None if covariates is None else covariates[b : b + 1],

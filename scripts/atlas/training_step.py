@@ -14,7 +14,7 @@ from scripts.data import EpochBatches
 from scripts.engines.descent import descend
 from scripts.losses.atlas_loss import AtlasLoss
 from scripts.networks.precision import autocast
-from scripts.networks.wrapping import unwrapped
+from scripts.networks.unwrapping import unwrapped
 from scripts.runtime.processes import add_up, world_size
 
 __all__ = ["AtlasStep", "atlas_optimizer", "bare", "soft_assignment"]

@@ -182,8 +182,8 @@ def outputs_of(search: SubjectSearch) -> frozenset[str]:
 
 def _names(match: Match) -> set[str]:
     """The names of an image for comparisons: the image's, and the person's."""
-    own = match.subject if match.person is None else match.person
-    return {same_name(match.subject), same_name(own)}
+    person = match.subject if match.person is None else match.person
+    return {same_name(match.subject), same_name(person)}
 
 
 def derivatives_with_maps(root: Path, search: SubjectSearch) -> tuple[Path, ...]:

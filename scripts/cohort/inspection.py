@@ -100,11 +100,11 @@ def inspect_subject(
     remarks: list[str] = []
     is_mask = counting is None
     for given in candidate.maps:
-        found, counted = given, None
+        source, counted = given, None
         if counting is not None:
-            found, counted = counting.map_of(candidate.name, given)
-        loaded = load_density(found.path)
-        data, zeros, cleaned = clean_density(found.path, loaded.data, rule)
+            source, counted = counting.map_of(candidate.name, given)
+        loaded = load_density(source.path)
+        data, zeros, cleaned = clean_density(source.path, loaded.data, rule)
         order = None
         if grid is None or density is None:
             grid = loaded.grid
@@ -113,25 +113,25 @@ def inspect_subject(
             turned = loaded.grid.order_onto(grid, tolerance)
             if turned is None:
                 raise DensityError(
-                    found.path, f"is not on the grid of {candidate.maps[0].path}: {difference}"
+                    source.path, f"is not on the grid of {candidate.maps[0].path}: {difference}"
                 )
             data, order = turned.of_array(data), tuple(turned.as_list())
-        check_density(found.path, data, may_be_empty=found.tract is not None)
+        check_density(source.path, data, may_be_empty=source.tract is not None)
         empty = not data.any()
         is_mask = is_mask and data.max() == 1 and bool(((data == 0) | (data == 1)).all())
         if empty:
-            remarks.append(f"tract {found.tract} is empty and counts as absent")
-        divisor = 1.0 if empty else density_divisor(method, found.path, data, setting)
-        content.update(f"{found.channel}{data.shape}".encode())
+            remarks.append(f"tract {source.tract} is empty and counts as absent")
+        divisor = 1.0 if empty else density_divisor(method, source.path, data, setting)
+        content.update(f"{source.channel}{data.shape}".encode())
         content.update(np.ascontiguousarray(data).data)
         with np.errstate(over="ignore"):  # what overflows is refused below
-            density[found.channel] += data / divisor
+            density[source.channel] += data / divisor
         further = () if counted is None else counted.remarks
         remarks += [f"{given.path}: {remark}" for remark in further]
         remarks += [*loaded.remarks, *cleaned]
         maps.append(
             DensityMap(
-                found.path, found.channel, divisor, loaded.sha256, counted, order, zeros
+                source.path, source.channel, divisor, loaded.sha256, counted, order, zeros
             )
         )  # fmt: skip
     if grid is None or density is None:

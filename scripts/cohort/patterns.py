@@ -111,14 +111,14 @@ def scan_alternatives(
     """Scan for the first alternative that matches a file; the whole cohort uses it."""
     names = None if wanted is None else _with_persons({same_name(name) for name in wanted})
     tried = alternatives(search)
-    seen = Scan()
+    total = Scan()
     for alternative in tried:
         scan = _scan(dataset_dir.absolute(), alternative, outputs, names)
         if scan.matches:
             return scan, str(alternative)
-        seen.subjects |= scan.subjects
-        seen.unreadable += [one for one in scan.unreadable if one not in seen.unreadable]
-    return seen, ", nor at ".join(map(str, tried))
+        total.subjects |= scan.subjects
+        total.unreadable += [one for one in scan.unreadable if one not in total.unreadable]
+    return total, ", nor at ".join(map(str, tried))
 
 
 def _with_persons(names: set[str]) -> set[str]:

@@ -128,7 +128,7 @@ class Counting:
     folder: Path | None
     vtk_space: str = "auto"
 
-    def map_of(self, name: str, found: FoundMap) -> tuple[FoundMap, CountedMap | None]:
+    def map_of(self, name: str, source: FoundMap) -> tuple[FoundMap, CountedMap | None]:
         """The map of a tractogram, kept from an earlier run or counted now.
 
         It is identified by the tractogram's bytes and the grid, so that a change of either leads to
@@ -137,39 +137,39 @@ class Counting:
 
         Args:
             name: of the subject; the file name begins with it.
-            found: a tractogram, or a map, which is returned unchanged.
+            source: a tractogram, or a map, which is returned unchanged.
 
         Raises:
             TractogramError: the tractogram can't be used, or is empty although it is a whole map.
             StorageError: the map can't be written.
         """
-        if not is_tractogram(found.path):
-            return found, None
-        sha256 = _hash_of(found.path)
-        folder = self.folder or inside(found.path.parent, MAPS_FOLDER, kind="folder")
-        label = name if found.tract is None else f"{name}_{found.tract}"
+        if not is_tractogram(source.path):
+            return source, None
+        sha256 = _hash_of(source.path)
+        folder = self.folder or inside(source.path.parent, MAPS_FOLDER, kind="folder")
+        label = name if source.tract is None else f"{name}_{source.tract}"
         stem = f"{label}_{self._key(sha256)}"
         path, about = folder / f"{stem}.nii.gz", folder / f"{stem}.json"
         counted = _kept(path, about)
         if counted is None:
-            counted = self._count(found, sha256, path, about)
-        if not counted.streamlines and found.tract is None:
-            raise TractogramError(found.path, "is empty: contains no streamline")
+            counted = self._count(source, sha256, path, about)
+        if not counted.streamlines and source.tract is None:
+            raise TractogramError(source.path, "is empty: contains no streamline")
         # The same bytes may have been counted at another location.
-        return replace(found, path=path), replace(counted, tractogram=str(found.path))
+        return replace(source, path=path), replace(counted, tractogram=str(source.path))
 
     def _key(self, sha256: str) -> str:
         recorded = [_METHOD, sha256, self.grid.shape, self.grid.affine.round(9).tolist()]
         text = json.dumps(recorded if self.vtk_space == "auto" else [*recorded, self.vtk_space])
         return hashlib.sha256(text.encode("ascii")).hexdigest()[:16]
 
-    def _count(self, found: FoundMap, sha256: str, path: Path, about: Path) -> CountedMap:
+    def _count(self, source: FoundMap, sha256: str, path: Path, about: Path) -> CountedMap:
         check_writable(path.parent)
-        counter = count_density([found.path], self.grid, vtk_space=self.vtk_space)
-        if _hash_of(found.path) != sha256:
-            raise changed(found.path)
+        counter = count_density([source.path], self.grid, vtk_space=self.vtk_space)
+        if _hash_of(source.path) != sha256:
+            raise changed(source.path)
         counted = CountedMap(
-            str(found.path), sha256, counter.streamlines, counter.outside, counter.left
+            str(source.path), sha256, counter.streamlines, counter.outside, counter.left
         )
         waytotal = _waytotal_of(path, about)
         with write_whole(waytotal) as staged:
@@ -198,8 +198,8 @@ def _kept(path: Path, about: Path) -> CountedMap | None:
         files = {"map": path, "waytotal": _waytotal_of(path, about)}
         hashes = recorded.get("files")  # unknown to earlier versions
         for name, file in files.items():
-            found = file_hash(inside(file.parent, file.name))
-            if hashes is not None and found != hashes[name]:
+            digest = file_hash(inside(file.parent, file.name))
+            if hashes is not None and digest != hashes[name]:
                 raise ValueError(f"{file.name} is not what was written (checksum)")
     except (FileError, OSError, ValueError, LookupError, TypeError) as error:
         logger.warning("%s: damaged (%s): the tractogram is counted again", about, say(error))
@@ -236,7 +236,7 @@ def counting_for(
         ConfigurationError: there are tractograms but no reference.
         CohortError: the reference can't be read.
     """
-    every = [found.path for candidate in candidates for found in candidate.maps]
+    every = [one.path for candidate in candidates for one in candidate.maps]
     streamlines = [path for path in every if is_tractogram(path)]
     if not streamlines:
         return None

@@ -21,7 +21,7 @@ from scripts.elastic.shipped import ShippedElasticNetwork
 from scripts.elastic.trained import load_trained_network
 from scripts.engines.opening import opened
 from scripts.errors import CohortError
-from scripts.networks.wrapping import unwrapped
+from scripts.networks.unwrapping import unwrapped
 from scripts.pairwise.pair_writer import PairWriter
 from scripts.registration.images import ReadImage, WorldImage
 from scripts.registration.moved import moved_by

@@ -13,7 +13,7 @@ from scripts.networks.described import DescribedNetwork
 from scripts.networks.integration import VelocityIntegration
 from scripts.networks.unet import RegistrationUNet
 from scripts.pairwise.images import PairImages
-from scripts.pairwise.network_grid import WorkingGrid, as_seen
+from scripts.pairwise.network_grid import WorkingGrid, prepared_image
 from scripts.pairwise.networks import load_pair_network, pair_description
 from scripts.settings.elastic import LearnedElasticConfig
 from scripts.spatial.resampling import resample_by_matrix
@@ -144,14 +144,14 @@ def prepared_images(
     grid = network.grid
     identity = torch.eye(4, dtype=torch.float64)
     moving_matrix = identity if matrix is None else matrix.double()
-    seen = []
+    prepared = []
     for name, data, affine, onto in (
         ("fixed", fixed, fixed_affine, identity),
         ("moving", moving, moving_affine, moving_matrix),
     ):
         place = onto @ grid.place_of(fixed_affine, fixed.shape)
-        seen.append(as_seen(grid, name, data, affine, log_share, "register", place))
-    return torch.cat(seen)[None]
+        prepared.append(prepared_image(grid, name, data, affine, log_share, "register", place))
+    return torch.cat(prepared)[None]
 
 
 def on_image_grid(

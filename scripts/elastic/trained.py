@@ -58,12 +58,12 @@ class TrainedElasticNetwork(PairRegistrar):
 
     def velocity(self, pair: torch.Tensor) -> torch.Tensor:
         """See `PairRegistrar.velocity`."""
-        found = []
+        velocities = []
         for one in pair.split(1):
             velocity, gain = self.judged(one)
             log_gain(gain)
-            found.append(velocity)
-        return torch.cat(found)
+            velocities.append(velocity)
+        return torch.cat(velocities)
 
     def fields_of(self, velocity: torch.Tensor, fixed: WorldImage) -> StartField:
         """See `PairRegistrar.fields_of`."""

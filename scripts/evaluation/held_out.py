@@ -62,16 +62,16 @@ def open_held_out(
     known = set(network.description.get("trained_on", ()))
     if not known:
         logger.warning("the model doesn't record its training maps, so no subject can be excluded")
-    seen = [
+    repeated = [
         subject.name
         for subject in result.subjects
         if any(one.sha256[:TRAINED_ON_DIGITS] in known for one in subject.maps)
     ]
-    if seen and not asked.allow_training_subjects:
+    if repeated and not asked.allow_training_subjects:
         raise CohortError(
-            f"the model was trained on the maps of {len(seen)} of {len(result.subjects)} subjects "
-            f"in dataset folder {dataset_dir}: {', '.join(seen[:10])}"
-            f"{' and more' if len(seen) > 10 else ''}; leave them out with "
+            f"the model was trained on the maps of {len(repeated)} of {len(result.subjects)} "
+            f"subjects in dataset folder {dataset_dir}: {', '.join(repeated[:10])}"
+            f"{' and more' if len(repeated) > 10 else ''}; leave them out with "
             "--learned_atlas#cohort#exclude, or include them anyway with "
             "--evaluate#allow_training_subjects true"
         )

@@ -77,11 +77,11 @@ class PairPasses:
         """What one pass adds to the velocity found so far, both ``(B, d, *reduced)``."""
         with torch.autocast(self.moving.device.type, enabled=False):
             if self.inputs is None:
-                seen = self._both(factor, velocity)
+                shown = self._both(factor, velocity)
             else:
                 with torch.no_grad():
-                    seen = self._shown(self.inputs, factor, velocity)
-        field = enlarge(self.unet(seen).float().contiguous(), self.reduced, factor) * factor
+                    shown = self._shown(self.inputs, factor, velocity)
+        field = enlarge(self.unet(shown).float().contiguous(), self.reduced, factor) * factor
         if self.valid is not None:
             field = extended_field(field, self._known())
         return self.smoothing(field)
@@ -99,11 +99,11 @@ class PairPasses:
         return mean * share + moved * (1 - share)
 
     def _moved(self, factor: int, velocity: torch.Tensor | None) -> torch.Tensor:
-        seen = averaged(self.moving, factor)
+        shown = averaged(self.moving, factor)
         if velocity is None:
-            return seen
+            return shown
         move = self.integration(velocity, self.shape, factor, rough=True)
-        return self.warp(seen, move if factor == 1 else move / factor)
+        return self.warp(shown, move if factor == 1 else move / factor)
 
     def _both(self, factor: int, velocity: torch.Tensor | None) -> torch.Tensor:
         moved = self._moved(factor, velocity)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from scripts.networks.described import DescribedNetwork
-from scripts.networks.wrapping import unwrapped
+from scripts.networks.unwrapping import unwrapped
 from scripts.pairwise.images import ImageSubject, PairImages, read_image
 from scripts.pairwise.network_grid import between_0_and_1
 from scripts.settings.affine import LearnedAffineConfig
@@ -114,6 +114,6 @@ class LabelOverlap:
         values = np.unique(np.concatenate([np.unique(volume) for volume, _ in volumes]))
         for one, (volume, place) in zip(self.subjects, volumes, strict=True):
             image, _ = read_image(one.image)
-            seen = grid.of_image(between_0_and_1(image, self.log_share), place.affine)
+            resampled = grid.of_image(between_0_and_1(image, self.log_share), place.affine)
             maps = [grid.of_image(volume == value, place.affine) for value in values if value != 0]
-            self._read.append((seen, torch.cat(maps)))
+            self._read.append((resampled, torch.cat(maps)))

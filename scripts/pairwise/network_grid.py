@@ -14,7 +14,7 @@ from scripts.errors import CohortError
 from scripts.spatial.affine_parameters import Frame
 from scripts.spatial.resampling import resample_by_matrix
 
-__all__ = ["WorkingGrid", "as_seen", "between_0_and_1"]
+__all__ = ["WorkingGrid", "between_0_and_1", "prepared_image"]
 
 
 _CUT = (0.005, 0.999)  # quantiles at which intensities are clipped
@@ -85,7 +85,7 @@ class WorkingGrid:
         )[0]
 
 
-def as_seen(
+def prepared_image(
     grid: WorkingGrid,
     name: str,
     data: np.ndarray,

@@ -13,7 +13,7 @@ from monai.engines.utils import IterationEvents
 from scripts.engines.descent import descend
 from scripts.networks.described import DescribedNetwork
 from scripts.networks.precision import autocast
-from scripts.networks.wrapping import unwrapped
+from scripts.networks.unwrapping import unwrapped
 
 __all__ = ["HeldOutPairs", "MadePairs", "PairStep"]
 

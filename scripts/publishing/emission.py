@@ -221,8 +221,8 @@ class Emission:
         """Add one subject to the results and have its files written."""
         crop, k = self.cohort.crop, computed.assigned
         name, registration = self.cohort.subjects[index].name, computed.registration
-        for template, weight, carried in computed.densities:
-            emitted.statistics[template].add(carried, weight)
+        for template, weight, density in computed.densities:
+            emitted.statistics[template].add(density, weight)
         emitted.jacobians[name] = registration.jacobian
         if self.settings.save_fields:
             fields = (registration.to_template, registration.to_subject)

@@ -39,7 +39,7 @@
     return values;
   }
 
-  // A layer's volume of the chosen tract, or of all tracts where the page doesn't carry that one.
+  // A layer's volume of the chosen tract, or of all tracts where the page doesn't contain that one.
   async function volumeOf(layer, tract) {
     const block = (tract >= 0 && layer.tracts[tract]) || layer.whole;
     const all = await unpack(block);
@@ -487,7 +487,7 @@
     });
   }
 
-  // Names of carried subjects in the table of subjects lead to the viewer.
+  // Names of the viewer's subjects in the table of subjects lead to the viewer.
   for (const row of document.querySelectorAll("#subjects tr")) {
     const cell = row.cells[0];
     const number = index.layers.findIndex(

@@ -1,4 +1,4 @@
-"""The viewer on a page: slices of volumes that the page carries."""
+"""The viewer on a page: slices of volumes that the page contains."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ _CONTROLS = """
 <div id='viewer-legend'></div>
 <p class='note'>Click or drag in a view to move the cross. In a view that was clicked, the wheel and
 the arrow keys change the slice. Letters: left, right, posterior, anterior, inferior, superior.
-{carried}</p>
+{content}</p>
 </section>
 <p class='note' id='viewer-old' hidden>This browser is too old for the viewer. The pictures below
 show the same volumes.</p>
@@ -92,38 +92,38 @@ def viewer(
 ) -> str:
     """The viewer's part of a page, with its data.
 
-    What the page carries is bounded: first all images and overlays, then their tracts up to half
+    The content of the page is bounded: first all images and overlays, then their tracts up to half
     the budget, then the subjects, then the subjects' tracts.
 
     Args:
         grid: the voxels of all volumes.
         tracts: name per channel; empty for a single map.
         images: the first one is shown first.
-        subjects: worst first; all that fit in are carried.
+        subjects: worst first; all that fit are added.
         of: number of all subjects; 0: the page is about one.
         overlays: layers that only lie over images, such as labels.
         overlay: title of the image whose outline is laid over the first one at the start.
         group: title of the subjects' images.
         budget: bytes.
     """
-    carried = _Carried(budget)
+    page = _PageBlocks(budget)
     listed: list[tuple[dict[str, Any], Layer]] = []
     for one in images:
-        listed.append((carried.entry(one.layer, one.group, "image"), one.layer))
+        listed.append((page.entry(one.layer, one.group, "image"), one.layer))
     for one in overlays:
-        listed.append((carried.entry(one.layer, one.group, "overlay"), one.layer))
+        listed.append((page.entry(one.layer, one.group, "overlay"), one.layer))
     for entry, layer in listed:
-        carried.tracts(entry, layer, budget // 2)
+        page.tracts(entry, layer, budget // 2)
     present = 0
     for subject in subjects:
-        if not carried.fits(layer.whole for layer in subject.layers.values()):
+        if not page.fits(layer.whole for layer in subject.layers.values()):
             break
         present += 1
         for role, layer in subject.layers.items():
-            entry = carried.entry(layer, group, role, subject.name)
+            entry = page.entry(layer, group, role, subject.name)
             listed.append((entry, layer))
     for entry, layer in listed[len(images) + len(overlays) :]:
-        carried.tracts(entry, layer, budget)
+        page.tracts(entry, layer, budget)
     titles = [one.layer.title for one in images]
     # Where densities are compared, they are on one scale.
     top = max(
@@ -141,11 +141,11 @@ def viewer(
     }
     return "\n".join(
         [
-            _CONTROLS.format(carried=_carried(grid, present, of, carried.missing)),
+            _CONTROLS.format(content=_content(grid, present, of, page.missing)),
             f"<script type='application/json' id='viewer-index'>{json_block(index)}</script>",
             *(
                 f"<script type='text/plain' id='viewer-{name}'>{block.data}</script>"
-                for name, block in carried.blocks.items()
+                for name, block in page.blocks.items()
             ),
         ]
     )
@@ -159,7 +159,7 @@ def json_block(value: Any) -> str:
     return written
 
 
-class _Carried:
+class _PageBlocks:
     """The blocks of a page, up to a number of bytes."""
 
     def __init__(self, budget: int) -> None:
@@ -174,7 +174,7 @@ class _Carried:
         return self.size + sum(len(block.data) for block in blocks) <= limit
 
     def add(self, block: Block) -> dict[str, Any]:
-        """Carry a block; return what the script must know of it."""
+        """Add a block; return its entry in the index of the script."""
         name = f"volume-{len(self.blocks)}"
         self.blocks[name] = block
         self.size += len(block.data)
@@ -188,7 +188,7 @@ class _Carried:
     def entry(
         self, layer: Layer, group: str, role: str, subject: str | None = None
     ) -> dict[str, Any]:
-        """Carry the whole of a layer."""
+        """Add the whole of a layer."""
         about = {
             "title": shown(layer.title),
             "group": shown(group),
@@ -203,7 +203,7 @@ class _Carried:
         return about if subject is None else {**about, "subject": shown(subject)}
 
     def tracts(self, entry: dict[str, Any], layer: Layer, limit: int) -> None:
-        """Carry the tracts of a layer that still fit in."""
+        """Add the tracts of a layer that still fit."""
         for block in layer.tracts:
             if block is not None and self.fits([block], limit):
                 entry["tracts"].append(self.add(block))
@@ -222,8 +222,8 @@ def _busiest(block: Block) -> list[int]:
     return [int(one.argmax()) for one in sums]
 
 
-def _carried(grid: ViewerGrid, present: int, of: int, missing: int) -> str:
-    """What the page carries, in words."""
+def _content(grid: ViewerGrid, present: int, of: int, missing: int) -> str:
+    """The content of the page, in words."""
     parts = []
     if of:
         which = "all" if present == of else f"{present} of"

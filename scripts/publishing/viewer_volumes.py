@@ -1,4 +1,4 @@
-"""Volumes as the viewer of a page carries them: reduced, in 8 bits, compressed."""
+"""Volumes as the viewer of a page contains them: reduced, in 8 bits, compressed."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from scripts.spatial.grid import CropBox, Grid, StorageOrder
 __all__ = ["BUDGET", "Block", "Layer", "ViewedSubject", "ViewerGrid", "WorstSubjects"]
 
 LARGEST_VOLUME = 1_000_000
-"""Voxels of a volume that the page carries; a larger one is averaged over blocks of voxels."""
+"""Voxels of a volume that the page contains; a larger one is averaged over blocks of voxels."""
 LARGEST_FIELD = 12_000
-"""Voxels of a field and its growth that the page carries: they are smooth."""
+"""Voxels of a field and its growth that the page contains: they are smooth."""
 LARGEST_MISFIT = 120_000
-"""Voxels of a local misfit that the page carries: it is a mean over windows."""
+"""Voxels of a local misfit that the page contains: it is a mean over windows."""
 BUDGET = 16_000_000
 """Bytes of volumes on a page; what doesn't fit is left out, and the page says so."""
 SUBJECTS = 24
-"""Most subjects that the page carries."""
+"""Most subjects that the page contains."""
 _ENDS = ("LR", "PA", "IS")
 _LEVEL = 6  # of gzip; 9 saves 2 % and takes three times as long
 
@@ -231,10 +231,10 @@ class ViewerGrid:
         for axis, factor in enumerate(self.factors):
             n = chosen.shape[axis]
             chosen = chosen.take(np.minimum(np.arange(0, n, factor) + factor // 2, n - 1), axis)
-        found = np.unique(chosen)
-        found = found[found != 0]
-        numbers = np.where(chosen == 0, 0, np.searchsorted(found, chosen) + 1)
-        called = tuple(names.get(label, str(label)) for label in found.tolist())
+        present = np.unique(chosen)
+        present = present[present != 0]
+        numbers = np.where(chosen == 0, 0, np.searchsorted(present, chosen) + 1)
+        called = tuple(names.get(label, str(label)) for label in present.tolist())
         return Layer(title, "labels", Block.of_numbers(numbers), names=called)
 
     def of_subject(

@@ -152,16 +152,16 @@ class AffineRefinement:
         self, fixed: WorldImage, moving: WorldImage, given: torch.Tensor | None
     ) -> torch.Tensor:
         """All matrices to descend from ``(S, 4, 4)``; the identity if there are no others."""
-        found = [] if given is None else [given]
+        every = [] if given is None else [given]
         guessed = [kind for kind in self.starts if kind != NETWORK]
         if guessed:
-            found.append(starting_matrices(fixed, moving, guessed))
+            every.append(starting_matrices(fixed, moving, guessed))
         if self.network_start is not None:
             estimate, _ = self.network_start(fixed, moving, given)
-            found.append(estimate[None])
-        if not found:
+            every.append(estimate[None])
+        if not every:
             return torch.eye(4, dtype=torch.float64, device=fixed.values.device)[None]
-        return torch.cat(found)
+        return torch.cat(every)
 
 
 def start_in_family(matrix: torch.Tensor, family: str, image: WorldImage) -> bool:
@@ -274,8 +274,8 @@ class _Descent:
         return self.matrices(bases, best).detach(), best_loss, taken
 
     def _loss(self, matrices: torch.Tensor) -> torch.Tensor:
-        moved, seen = moved_by(matrices, self.fixed, self.moving)
-        loss = self.loss(moved, seen, counted_of_both(matrices, self.fixed, self.moving))
+        moved, covered = moved_by(matrices, self.fixed, self.moving)
+        loss = self.loss(moved, covered, counted_of_both(matrices, self.fixed, self.moving))
         size = torch.linalg.det(matrices.detach()[:, :3, :3])
         sound = (size > _VOLUMES[0]) & (size < _VOLUMES[1])
         return torch.where(sound, loss, torch.full_like(loss, 4.0))

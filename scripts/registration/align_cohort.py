@@ -277,8 +277,8 @@ class CohortAligner:
         source = torch.as_tensor(self._as_in_files(alignment.template), dtype=torch.float32)[None]
         back = torch.from_numpy(np.linalg.inv(matrix))
         shape = native.shape[: subject.read.spatial_dims]
-        seen = resample_by_matrix(source, alignment.grid.affine, back, native.affine, shape)
-        write_map(folder / "template_in_native.nii.gz", self._solid(seen[0].numpy()), native)
+        warped = resample_by_matrix(source, alignment.grid.affine, back, native.affine, shape)
+        write_map(folder / "template_in_native.nii.gz", self._solid(warped[0].numpy()), native)
 
     def _as_in_files(self, template: np.ndarray) -> np.ndarray:
         offset = self.settings.log_offset

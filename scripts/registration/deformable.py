@@ -252,10 +252,10 @@ class _Level:
         displacement = self.owner.integration(velocity, self.fixed.shape)
         if self.field is not None:
             displacement = self.field.after(displacement)
-        moved, seen = moved_by(matrix, self.fixed, self.moving, displacement)
+        moved, covered = moved_by(matrix, self.fixed, self.moving, displacement)
         smooth = self.owner.smoothness_weight * self.smoothness(velocity)
         counted = counted_of_both(matrix, self.fixed, self.moving, displacement)
-        return self.pair(moved, seen, counted)[0] + smooth
+        return self.pair(moved, covered, counted)[0] + smooth
 
     def _turning_step(self) -> float:
         """About a twentieth of a voxel at the image's border; the velocity does the rest."""

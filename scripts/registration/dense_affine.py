@@ -67,37 +67,37 @@ class DenseAffine:
         self.network.to(fixed.values.device)
         grid = NetworkGrid.of_image(fixed, _SIDE, enlarge=False)
         eye = torch.eye(4, dtype=torch.float64, device=fixed.values.device)[None]
-        there = grid.seen(single_channel(fixed, grid.size), eye)
+        target = grid.resampled(single_channel(fixed, grid.size), eye)
         small = single_channel(moving, grid.size)
-        loss = PairLoss(there)
+        loss = PairLoss(target)
         back = torch.linalg.inv(grid.world)
         current = matrix[None]
-        here = grid.seen(small, current)
-        best, least = current, float(loss(here.values, here.inside))
+        moved = grid.resampled(small, current)
+        best, least = current, float(loss(moved.values, moved.inside))
         for passes in _ROUNDS:
-            current = current @ (grid.world @ self._step(here, there, passes) @ back)
-            here = grid.seen(small, current)
-            value = float(loss(here.values, here.inside))
+            current = current @ (grid.world @ self._step(moved, target, passes) @ back)
+            moved = grid.resampled(small, current)
+            value = float(loss(moved.values, moved.inside))
             if value < least:
                 best, least = current, value
         return best[0], least
 
-    def _step(self, here: WorldImage, there: WorldImage, passes: Sequence[int]) -> torch.Tensor:
+    def _step(self, moved: WorldImage, target: WorldImage, passes: Sequence[int]) -> torch.Tensor:
         """The fit ``(1, 4, 4)`` to one field, in voxels from the centre of the grid."""
-        network, shape = self.network, there.shape
+        network, shape = self.network, target.shape
         applied = PairPasses(
             network.unet, network.smoothing, network.integration, network.warp,
-            here.values, there.values, 1.0, network.inputs,
+            moved.values, target.values, 1.0, network.inputs,
         )  # fmt: skip
-        seen = [factor for factor in passes if min(shape) / factor >= _SMALLEST_PASS]
-        velocity = applied.run(seen or passes[-1:])[-1]
+        usable = [factor for factor in passes if min(shape) / factor >= _SMALLEST_PASS]
+        velocity = applied.run(usable or passes[-1:])[-1]
         move = network.integration(velocity, shape, FIELD_RESOLUTION, rough=True)
         points = centred_points(shape, FIELD_RESOLUTION)[None].to(move.device)
-        both = torch.minimum(here.values, there.values) > _TISSUE
+        both = torch.minimum(moved.values, target.values) > _TISSUE
         weight = both.float()
-        known = known_of_both(here.inside, there.inside)
+        known = known_of_both(moved.inside, target.inside)
         if known is not None:
             weight = weight * known
         weight = averaged(weight, FIELD_RESOLUTION).flatten(1).double() + _LEAST
-        moved = points + move.flatten(2).mT.double()
-        return fit_matrix(points, moved, weight, step_family(self.family), _RIDGE).matrix
+        moved_points = points + move.flatten(2).mT.double()
+        return fit_matrix(points, moved_points, weight, step_family(self.family), _RIDGE).matrix

@@ -81,9 +81,11 @@ def find_native_subjects(
                 place = pattern.replace("{subject}", person).replace("{run}", one.run or "{run}")
                 missing = f"has no image at {place}"
                 break
-            there = other.maps[0].path
+            file_path = other.maps[0].path
             files.append(
-                NativeFile(there, _relative(there, root, person), pattern in settings.labels)
+                NativeFile(
+                    file_path, _relative(file_path, root, person), pattern in settings.labels
+                )
             )
         if missing:
             rejected.append(Rejection(name, str(root / name), missing))

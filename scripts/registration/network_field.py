@@ -74,8 +74,8 @@ class NetworkField:
         Raises:
             CohortError: the images are planes.
         """
-        fixed_seen, moving_seen = self.prepared(fixed, moving, matrix)
-        result = self.velocity(moving_seen, fixed_seen)
+        fixed_image, moving_image = self.prepared(fixed, moving, matrix)
+        result = self.velocity(moving_image, fixed_image)
         return self.field(result.velocity, fixed), result
 
     @staticmethod
@@ -99,8 +99,8 @@ class NetworkField:
         eye = torch.eye(4, dtype=torch.float64, device=fixed.values.device)
         given = eye if matrix is None else matrix.to(eye)
         grid = self._grid_of(fixed)
-        fixed_seen = grid.seen(single_channel(fixed, grid.size), eye[None])
-        return fixed_seen, grid.seen(single_channel(moving, grid.size), given[None])
+        fixed_image = grid.resampled(single_channel(fixed, grid.size), eye[None])
+        return fixed_image, grid.resampled(single_channel(moving, grid.size), given[None])
 
     def field(self, velocity: torch.Tensor, fixed: WorldImage) -> StartField:
         """A velocity on the network's grid as a field on the fixed image's."""
@@ -145,11 +145,11 @@ class NetworkField:
                 continue
             shown = moving
             if matched:
-                seen = moving
+                current = moving
                 if velocity is not None:
                     move = network.integration(velocity, shape, rough=True)
-                    seen = warp(moving, move, padding_mode="border")
-                shown = ContrastMatch.between(seen, fixed, weight)(moving)
+                    current = warp(moving, move, padding_mode="border")
+                shown = ContrastMatch.between(current, fixed, weight)(moving)
             passes_of_pair = PairPasses(
                 network.unet, network.smoothing, network.integration, network.warp,
                 shown, fixed, 1.0, network.inputs,

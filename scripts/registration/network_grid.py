@@ -57,7 +57,7 @@ class NetworkGrid:
         """``(4, 4)`` float64, from voxel indices to RAS mm."""
         return self.world @ centred_grid(self.shape).to(self.world)
 
-    def seen(self, image: WorldImage, matrices: torch.Tensor) -> WorldImage:
+    def resampled(self, image: WorldImage, matrices: torch.Tensor) -> WorldImage:
         """An image on this grid after matrices ``(B, 4, 4)``, from 0 to 1, and where it is known.
 
         Args:

@@ -69,12 +69,12 @@ class NetworkStart:
         self.network.to(fixed.values.device)
         grid = NetworkGrid.of_image(fixed, _SIDE)
         eye = torch.eye(4, dtype=torch.float64, device=fixed.values.device)[None]
-        fixed_seen = grid.seen(single_channel(fixed, grid.size), eye)
+        fixed_image = grid.resampled(single_channel(fixed, grid.size), eye)
         small = single_channel(moving, grid.size)
-        loss = PairLoss(fixed_seen)
-        matrices, values = self._passes(grid, fixed_seen, small, starts, loss, _SWEEP)
+        loss = PairLoss(fixed_image)
+        matrices, values = self._passes(grid, fixed_image, small, starts, loss, _SWEEP)
         best = int(values.argmin())
-        matrices, _ = self._passes(grid, fixed_seen, small, matrices[best][None], loss, _REFINED)
+        matrices, _ = self._passes(grid, fixed_image, small, matrices[best][None], loss, _REFINED)
         return self.dense(fixed, moving, matrices[0])
 
     def _rough(
@@ -86,8 +86,8 @@ class NetworkStart:
         starts = starting_matrices(small[0], small[1], ("identity", "centre", "axes", "search"))
         if given is not None:
             starts = torch.cat([given.to(starts), starts])
-        moved, seen = moved_by(starts, small[0], small[1])
-        losses = PairLoss(small[0])(moved, seen)
+        moved, shown = moved_by(starts, small[0], small[1])
+        losses = PairLoss(small[0])(moved, shown)
         kept: list[int] = []
         for index in losses.argsort().tolist():
             if all(_degrees(starts[index], starts[other]) > _APART for other in kept):
@@ -99,7 +99,7 @@ class NetworkStart:
     def _passes(
         self,
         grid: NetworkGrid,
-        fixed_seen: WorldImage,
+        fixed_image: WorldImage,
         moving: WorldImage,
         starts: torch.Tensor,
         loss: PairLoss,
@@ -109,14 +109,14 @@ class NetworkStart:
         step_of = step_family(self.family)
         back = torch.linalg.inv(grid.world)
         current = starts
-        seen = grid.seen(moving, current)
-        best, least = current.clone(), loss(seen.values, seen.inside)
+        shown = grid.resampled(moving, current)
+        best, least = current.clone(), loss(shown.values, shown.inside)
         for factor in factors:
-            fixed = fixed_seen.values.expand_as(seen.values)
-            step = self.network(seen.values, fixed, [factor], family=step_of)[-1].matrix
+            fixed = fixed_image.values.expand_as(shown.values)
+            step = self.network(shown.values, fixed, [factor], family=step_of)[-1].matrix
             current = current @ (grid.world @ step @ back)
-            seen = grid.seen(moving, current)
-            value = loss(seen.values, seen.inside)
+            shown = grid.resampled(moving, current)
+            value = loss(shown.values, shown.inside)
             better = value < least
             best[better], least[better] = current[better], value[better]
         return best, least

@@ -126,8 +126,8 @@ def write_pair(
         The moving image on the fixed grid, ``(C, X, Y, Z)``.
     """
     d = fixed.spatial_dims
-    there: Transform = AffineTransform(matrix)
-    back: Transform = ~there
+    to_moving: Transform = AffineTransform(matrix)
+    to_fixed: Transform = ~to_moving
     write_affine_files(folder, name, "moving", "fixed", matrix, d)
     if fields is not None:
         moves = []
@@ -137,9 +137,9 @@ def write_pair(
             write_field(folder / f"{name}_{file}_field.nii.gz", voxels, fixed.grid)
             world = np.tensordot(fixed.grid.affine[:3, :d], voxels, axes=([1], [0]))
             moves.append(FieldTransform(world, fixed.grid))
-        there, back = there @ moves[0], moves[1] @ back
-    moved = resample(moving.values, moving.grid, [there], fixed.grid)
+        to_moving, to_fixed = to_moving @ moves[0], moves[1] @ to_fixed
+    moved = resample(moving.values, moving.grid, [to_moving], fixed.grid)
     write_map(folder / "moving_in_fixed.nii.gz", moved, fixed.grid)
-    seen = resample(fixed.values, fixed.grid, [back], moving.grid)
-    write_map(folder / "fixed_in_moving.nii.gz", seen, moving.grid)
+    warped = resample(fixed.values, fixed.grid, [to_fixed], moving.grid)
+    write_map(folder / "fixed_in_moving.nii.gz", warped, moving.grid)
     return moved

@@ -61,21 +61,21 @@ class PairLoss:
     def __call__(
         self,
         moved: torch.Tensor,
-        seen: torch.Tensor | None = None,
+        covered: torch.Tensor | None = None,
         counted: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """``(B,)`` losses in [0, 2].
 
         Args:
             moved: ``(B, C, *shape)`` on the fixed grid.
-            seen: ``(B, 1, *shape)``, the share of each voxel that the moving image covers; None if
-                the outside is background.
+            covered: ``(B, 1, *shape)``, the share of each voxel that the moving image covers; None
+                if the outside is background.
             counted: ``(B or 1, 1, *shape)`` bool, voxels outside of masks; None: all.
         """
         if counted is not None:
-            return self._of_counted(moved, seen, counted)
+            return self._of_counted(moved, covered, counted)
         fixed = self.fixed.values
-        weight = known_of_both(seen, self.fixed.inside)
+        weight = known_of_both(covered, self.fixed.inside)
         if self.local is None:
             loss = correlation_loss(moved, fixed, weight)
         else:
@@ -88,13 +88,13 @@ class PairLoss:
         return loss if weight is None else self._with_overlap(loss, weight)
 
     def _of_counted(
-        self, moved: torch.Tensor, seen: torch.Tensor | None, counted: torch.Tensor
+        self, moved: torch.Tensor, covered: torch.Tensor | None, counted: torch.Tensor
     ) -> torch.Tensor:
         """The loss over voxels outside of masks; the others are left out of every window."""
         known = self.fixed.inside
-        covered = [one for one in (seen, known) if one is not None]
+        shares = [one for one in (covered, known) if one is not None]
         weight = counted.to(moved).expand(len(moved), -1, *moved.shape[2:])
-        for one in covered:
+        for one in shares:
             weight = weight * one
         moved, fixed = moved.where(counted, 0), self.fixed.values.where(counted, 0)
         fixed = fixed.expand_as(moved)
@@ -107,7 +107,7 @@ class PairLoss:
                     for b in range(len(moved))
                 ]
             )
-        return loss if not covered else self._with_overlap(loss, weight)
+        return loss if not shares else self._with_overlap(loss, weight)
 
     def _with_overlap(self, loss: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         """The loss, raised where the images hardly overlap."""

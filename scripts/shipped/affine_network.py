@@ -104,11 +104,11 @@ class AffinePairNetwork(PairUNet):
         with torch.no_grad(), torch.autocast(moving.device.type, enabled=False):
             target = averaged(fixed, factor)
             grid = centred_grid(shape, factor)
-            seen = resample_by_matrix(
+            warped = resample_by_matrix(
                 averaged(moving, factor), grid, before, grid, target.shape[2:]
             )
-            inputs = self.inputs(self.inputs.copies(seen), self.inputs.copies(target))
-            level = torch.maximum(seen, target) > _PRESENT
+            inputs = self.inputs(self.inputs.copies(warped), self.inputs.copies(target))
+            level = torch.maximum(warped, target) > _PRESENT
             present = averaged(level.float(), FIELD_RESOLUTION).flatten(1)
         output = self.unet(inputs.contiguous(memory_format=torch.channels_last_3d)).float()
         with torch.autocast(moving.device.type, enabled=False):

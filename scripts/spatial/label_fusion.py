@@ -224,16 +224,16 @@ class LabelSums:
         for label in self.labels:
             index, share = self._share(label)
             voxels = [x + 1 for x in np.unravel_index(index, self.shape)]
-            own = np.ravel_multi_index(voxels, cells)
+            reached = np.ravel_multi_index(voxels, cells)
             for corner in corners:
-                touched[own - corner] = True
+                touched[reached - corner] = True
             near = np.flatnonzero(touched[cell])
             whole.flat[index] = share
             nearby = map_coordinates(whole, points[:, near], order=1, mode="grid-constant")
             best.add(label, near, nearby)
             whole.flat[index] = 0
             for corner in corners:
-                touched[own - corner] = False
+                touched[reached - corner] = False
         return best.labels()
 
     def _share(self, label: int) -> tuple[np.ndarray, np.ndarray]:

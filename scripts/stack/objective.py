@@ -171,8 +171,8 @@ def _bands(
         if fixed.known is not None:
             weight = weight * fixed.known[0, 0, first:last]
         if moving.known is not None:
-            seen = F.grid_sample(moving.known, grid[None], align_corners=True)[0, 0]
-            weight = weight * (seen > 0.999)
+            share = F.grid_sample(moving.known, grid[None], align_corners=True)[0, 0]
+            weight = weight * (share > 0.999)
         columns = torch.empty((9 if slopes else 3, last - first, width), device=device)
         if slopes:
             down = down[first - top : last - top]

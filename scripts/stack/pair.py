@@ -229,9 +229,9 @@ class _Descent:
             steps += 1
             if trial[0] < loss:
                 # Noise adds to the curvature, not to the slope: the step is too short by the ratio
-                # of the slope's change that was expected and the one that was seen.
-                expected, seen = step @ curvature @ step, step @ (trial[1] - gradient)
-                reach = float(np.clip(expected / max(seen, 1e-300), 1.0, _LONGEST))
+                # of the slope's change that was expected and the one that was observed.
+                expected, observed = step @ curvature @ step, step @ (trial[1] - gradient)
+                reach = float(np.clip(expected / max(observed, 1e-300), 1.0, _LONGEST))
                 gained = loss - trial[0]
                 at, (loss, gradient, curvature, measured) = at + step, trial
                 damping = max(damping / 10, least)

@@ -30,7 +30,7 @@ class Level:
 
     Attributes:
         values: ``(1, 1, rows, columns)`` float32.
-        known: ``(1, 1, rows, columns)`` float32, 1 where the section was seen; None: everywhere.
+        known: ``(1, 1, rows, columns)`` float32, 1 where the section is known; None: everywhere.
         factor: the reduction.
         origin: ``(x, y)``, centre of the first pixel: the middle of the pixels of the
             section that it stands for.
@@ -56,7 +56,7 @@ class Pyramid:
         image: ``(rows, columns)`` float32.
         plane: of the image.
         reductions: of the levels.
-        known: ``(rows, columns)`` bool, where the section was seen; None: everywhere.
+        known: ``(rows, columns)`` bool, where the section is known; None: everywhere.
         device: where the levels are kept.
     """
 
@@ -69,11 +69,11 @@ class Pyramid:
         device: torch.device | str = "cpu",
     ) -> None:
         full = torch.as_tensor(image, dtype=torch.float32, device=device)[None, None]
-        seen = None
+        coverage = None
         if known is not None and not known.all():
-            seen = torch.as_tensor(known, device=device)[None, None].to(torch.float32)
-            full = full * seen + full[seen > 0].mean() * (1 - seen)
-        self.image, self.known, self.plane = full, seen, plane
+            coverage = torch.as_tensor(known, device=device)[None, None].to(torch.float32)
+            full = full * coverage + full[coverage > 0].mean() * (1 - coverage)
+        self.image, self.known, self.plane = full, coverage, plane
         self.reductions = list(reductions)
         self._levels: dict[int, Level] = {}
 
@@ -87,7 +87,7 @@ class Pyramid:
         image, known = self.image, self.known
         if factor > 1:
             image = _reduced(image, factor)
-            # A pixel that stands partly for what was not seen is not known.
+            # A pixel that is the mean of some unknown pixels is not known.
             known = None if known is None else (_reduced(known, factor) > 0.999).to(torch.float32)
         first = (factor - 1) / 2
         return Level(

@@ -145,11 +145,11 @@ def _turned(level: Level, matrices: list[np.ndarray]) -> tuple[torch.Tensor, tor
         level.values.expand(count, -1, -1, -1), grid, padding_mode="border",
         align_corners=True,
     )  # fmt: skip
-    seen = grid.abs().amax(-1) <= 1 + _ROUNDING
+    valid = grid.abs().amax(-1) <= 1 + _ROUNDING
     if level.known is not None:
         known = level.known.expand(count, -1, -1, -1)
-        seen = seen & (F.grid_sample(known, grid, align_corners=True)[:, 0] > 0.999)
-    return image[:, 0], seen.to(torch.float32)
+        valid = valid & (F.grid_sample(known, grid, align_corners=True)[:, 0] > 0.999)
+    return image[:, 0], valid.to(torch.float32)
 
 
 class _Target:
@@ -178,21 +178,23 @@ class _Target:
         """Sums over the overlap of ``one(x) other(x + s)`` for every s."""
         return torch.fft.irfft2(one.conj() * other, s=self._size)
 
-    def peaks(self, images: torch.Tensor, seen: torch.Tensor) -> list[list[tuple[float, int, int]]]:
+    def peaks(
+        self, images: torch.Tensor, valid: torch.Tensor
+    ) -> list[list[tuple[float, int, int]]]:
         """Of each image the shifts s such that ``image(x + s)`` matches the target's x.
 
         Args:
             images: ``(images, rows, columns)``.
-            seen: 1 where they are known, as ``images``.
+            valid: 1 where they are known, as ``images``.
 
         Returns:
             Score, rows and columns of each shift.
         """
         rows, columns = self.shape
         pixels = rows * columns
-        means = (images * seen).sum((1, 2)) / seen.sum((1, 2)).clamp_min(1.0)
-        images = (images - means[:, None, None]) * seen
-        m, mm, km = (self._transform(one) for one in (images, images * images, seen))
+        means = (images * valid).sum((1, 2)) / valid.sum((1, 2)).clamp_min(1.0)
+        images = (images - means[:, None, None]) * valid
+        m, mm, km = (self._transform(one) for one in (images, images * images, valid))
         count = self._together(self.kf, km).clamp_min(1.0)
         sum_f, sum_m = self._together(self.f, km), self._together(self.kf, m)
         covariance = self._together(self.f, m) - sum_f * sum_m / count

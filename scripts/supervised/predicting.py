@@ -23,7 +23,7 @@ from torch.utils.data import Dataset
 from scripts.engines.opening import opened
 from scripts.errors import CohortError, TrainingError
 from scripts.networks.precision import autocast
-from scripts.networks.wrapping import unwrapped
+from scripts.networks.unwrapping import unwrapped
 from scripts.pairwise.network_grid import between_0_and_1
 from scripts.registration.images import ReadImage
 from scripts.registration.pair_output import (

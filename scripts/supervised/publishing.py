@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from scripts.engines.handlers.loss_history import LossHistory
 from scripts.engines.run_state import RunState
-from scripts.networks.wrapping import unwrapped
+from scripts.networks.unwrapping import unwrapped
 from scripts.pairwise.measurement import Measurement, error_texts
 from scripts.runtime.storage import write_whole
 from scripts.settings.train_fields import TrainFieldsConfig

@@ -19,7 +19,7 @@ from scripts.losses.fields import MixedLoss, field_loss
 from scripts.losses.images import image_loss
 from scripts.losses.perceptual import load_perceptual_loss
 from scripts.networks.precision import autocast
-from scripts.networks.wrapping import unwrapped
+from scripts.networks.unwrapping import unwrapped
 from scripts.settings.field_losses import mixture_of
 from scripts.settings.train_fields import TrainFieldsConfig
 from scripts.supervised.field_metrics import pair_metrics

@@ -130,7 +130,7 @@ def test_centres_of_mass_are_in_millimetres_and_empty_maps_have_none():
 
 
 class _Known(torch.nn.Module):
-    """An estimator that says the same at every pass, and remembers what it was shown."""
+    """An estimator with the same result in every pass; it records its input."""
 
     def __init__(self, step: torch.Tensor) -> None:
         super().__init__()
@@ -350,7 +350,7 @@ def test_wrong_kinds_are_refused():
 
 
 def test_a_rotation_beyond_ninety_degrees_is_given_as_one_and_the_same_matrix_comes_back():
-    """What a trap it is: its angles aren't those it was made of, its matrix is."""
+    """A difficult case: its angles differ from the original ones, its matrix doesn't."""
     turned = torch.zeros(1, 6, dtype=torch.float64)
     turned[0, 1] = np.radians(130)  # about the middle axis, whose angle ends at 90
     matrix = matrix_of(turned, "rigid", GRID.frame)

@@ -1,4 +1,4 @@
-"""Leave-one-out through the template: what each subject's space sees of the others."""
+"""Leave-one-out through the template: the others' average in each subject's space."""
 
 from __future__ import annotations
 

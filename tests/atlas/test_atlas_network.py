@@ -209,17 +209,17 @@ def test_projection_leaves_no_negative_and_an_exact_zero_off_the_support() -> No
 
 
 def test_everything_learned_and_described_survives_a_weights_only_file() -> None:
-    said = {"format": 1, "grid": {"shape": [8, 9]}, "names": ["é", "b"], "x": 0.1}
-    network = moving(AtlasNetwork(templates(2, 1, (8, 9)), description=said, **FEATURES))
+    about = {"format": 1, "grid": {"shape": [8, 9]}, "names": ["é", "b"], "x": 0.1}
+    network = moving(AtlasNetwork(templates(2, 1, (8, 9)), description=about, **FEATURES))
     network.mean_velocity.fill_(0.25)
     network.mixture.copy_(torch.tensor([0.7, 0.3]))
     file = io.BytesIO()
     torch.save(network.state_dict(), file)
     file.seek(0)
     state = torch.load(file, weights_only=True)
-    again = AtlasNetwork(np.zeros((2, 1, 8, 9)), description=said, **FEATURES)
+    again = AtlasNetwork(np.zeros((2, 1, 8, 9)), description=about, **FEATURES)
     again.load_state_dict(state)
-    assert again.description == said
+    assert again.description == about
     image = torch.rand(2, 1, 8, 9)
     torch.testing.assert_close(again.eval()(image), network.eval()(image), atol=0, rtol=0)
     for name, tensor in network.state_dict().items():

@@ -186,7 +186,7 @@ def test_fields_to_a_chosen_age_are_each_others_inverse_and_lead_there(
     forward, backward = result.to_template, result.to_subject
     error = (forward + warp(backward, forward, padding_mode="border"))[..., 4:-4, 4:-4, 4:-4]
     assert float(error.square().sum(1).mean().sqrt()) < 0.1
-    # Following T(c) by way of its fields is following T by the subject's own velocity.
+    # T(c) warped by its fields equals T warped by the subject's velocity.
     point = torch.tensor([[1.0]])
     whole = torch.zeros(1, 1, *SHAPE)
     crop.crop(whole)[...] = network.template_density(point)
@@ -245,19 +245,21 @@ def test_new_subjects_bring_their_covariates_or_are_given_some(
     dataset: Path, models: Path, truth: Truth, tmp_path: Path
 ) -> None:
     folders = {"ckpt_dir": str(models), "dataset_dir": str(dataset / ".truth" / "held_out")}
-    said = {}
+    reports = {}
     for at in (None, "age=30", "mean"):
         output = tmp_path / str(at)
         run_config("inference", "registering", **folders, output_dir=str(output), at=at)
         for one in truth.held_out:
             folder = output / "registered" / one.name
-            said[at, one.name] = json.loads((folder / "registration.json").read_text())
+            reports[at, one.name] = json.loads((folder / "registration.json").read_text())
     years = truth.record["age"]["years"][-2:]
     for one, age in zip(truth.held_out, years, strict=True):
-        assert said[None, one.name]["covariates"] == {"age": age}
-        assert said["age=30", one.name]["covariates"] == {"age": 30.0}
-        assert said["mean", one.name]["covariates"] == {}
-        before = [said[at, one.name]["log_density_correlation"]["before"] for at in (None, "mean")]
+        assert reports[None, one.name]["covariates"] == {"age": age}
+        assert reports["age=30", one.name]["covariates"] == {"age": 30.0}
+        assert reports["mean", one.name]["covariates"] == {}
+        before = [
+            reports[at, one.name]["log_density_correlation"]["before"] for at in (None, "mean")
+        ]
         assert before[0] != before[1]
 
 

@@ -69,7 +69,7 @@ def test_each_subject_of_a_batch_has_its_own_template() -> None:
 
 @torch.no_grad()
 def test_a_still_network_puts_the_template_of_the_covariates_into_the_subject() -> None:
-    """Velocities are counted from the mean's template, so what is owed to covariates is added."""
+    """Velocities are counted from the mean's template, so the part due to covariates is added."""
     made = network(1)
     torch.nn.init.zeros_(made.unet.field.weight)
     made.density_slopes.fill_(0.002)

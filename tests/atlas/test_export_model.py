@@ -15,7 +15,7 @@ from scripts.errors import CheckpointError, ConfigurationError
 from scripts.settings.atlas import LearnedAtlasConfig
 
 MODEL = {
-    "enc_features": [4, 4], "dec_features": [4, 4, 4], "int_steps": 5, "passes": [2, 1, 1]
+    "enc_features": [4, 4], "dec_features": [4, 4, 4], "int_steps": 2, "passes": [2, 1, 1]
 }  # fmt: skip
 
 

@@ -136,7 +136,7 @@ def test_what_is_done_is_not_done_again(make_training: Callable[..., Any]) -> No
 
 
 def test_from_here_on_the_network_looks_several_times(make_training: Callable[..., Any]) -> None:
-    """Also where a run is taken up again; without epochs it was never taught to."""
+    """Also after a resumed run; without these epochs the network makes one pass."""
     trainings = [make_training(made_of=APART) for _ in range(3)]
     for training, epochs, passes in zip(trainings, (0, 1, 1), ((1,), (2, 1), (2, 1)), strict=True):
         made = tuning(training, "none" if epochs == 0 else "run", epochs=epochs)

@@ -1,4 +1,4 @@
-"""Nonsense in a model's description is refused before anything is built of it."""
+"""Nonsense in a model's description is refused before anything is built from it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from edited_records import Edit, at
 
 from scripts.atlas.building import build_network
 from scripts.atlas.published_components import subject_transforms
@@ -19,22 +20,7 @@ from scripts.errors import CheckpointError
 from scripts.networks.described import DescribedNetwork
 from scripts.settings.atlas import LearnedAtlasConfig
 
-
-def at(*path: Any, value: Any) -> Callable[[dict[str, Any]], None]:
-    """An edit that puts a value at a place."""
-
-    def edit(said: dict[str, Any]) -> None:
-        *above, last = path
-        place: Any = said
-        for key in above:
-            place = place[key]
-        place[last] = value
-
-    return edit
-
-
-NUMBER = {"name": "a", "kind": "number"}
-CLAIMS: dict[str, Callable[[dict[str, Any]], None]] = {
+CLAIMS: dict[str, Edit] = {
     "no settings": at("settings", value=None),
     "settings of another kind": at("settings", value=["a"]),
     "an unknown setting": at("settings", "other", value=1),
@@ -71,15 +57,13 @@ def write(
     make_settings: Callable[..., LearnedAtlasConfig],
     tmp_path: Path,
 ) -> Callable[..., Path]:
-    """Write a model that says something else than it should."""
+    """Write a model with an edited description."""
 
-    def written(
-        edit: Callable[[dict[str, Any]], None] = lambda said: None, **sections: Any
-    ) -> Path:
+    def written(edit: Edit = lambda about: None, **sections: Any) -> Path:
         network = build_network(make_cohort(), make_settings(**sections))
-        said = copy.deepcopy(network.description)
-        edit(said)
-        described = DescribedNetwork(said).described
+        about = copy.deepcopy(network.description)
+        edit(about)
+        described = DescribedNetwork(about).described
         torch.save({**network.state_dict(), "described": described}, tmp_path / "model.pt")
         return tmp_path / "model.pt"
 

@@ -47,10 +47,10 @@ def test_subjects_are_shared_out_by_their_losses(velocities):
     assert shares.shape == (4, 2)
     assert torch.allclose(shares.sum(1), torch.ones(4))
     # Templates are means of two clusters; the bumps lie in a row.
-    home = shares.argmax(1)
-    assert home[0] == home[1]
-    assert home[2] == home[3]
-    assert home[0] != home[3]
+    assigned = shares.argmax(1)
+    assert assigned[0] == assigned[1]
+    assert assigned[2] == assigned[3]
+    assert assigned[0] != assigned[3]
 
 
 def test_a_cohort_in_a_smaller_box_reports_what_it_loses(make_cohort, caplog):

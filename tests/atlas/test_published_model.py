@@ -1,4 +1,4 @@
-"""A model's settings travel with it; a later job lays its own over them."""
+"""A model contains its settings; those of a later job replace them."""
 
 import json
 
@@ -71,7 +71,7 @@ def test_a_model_that_says_nothing_of_passes_was_made_with_one(network, tmp_path
     assert older.passes == (1,)
     assert published_settings(older, LearnedAtlasConfig.load({})).model.passes == [1]
     asked = LearnedAtlasConfig.load({"model": {"passes": [2, 1]}, "device": "cpu"})
-    assert published_settings(older, asked).model.passes == [2, 1]  # any network can look again
+    assert published_settings(older, asked).model.passes == [2, 1]  # any network can pass again
 
 
 def test_a_job_may_look_more_often_than_the_model_learned(network, tmp_path):

@@ -1,4 +1,4 @@
-"""A map in place of a trained model: its scale, its box, what the atlas beside it says."""
+"""A map in place of a trained model: its scale, its box, the atlas beside it."""
 
 from __future__ import annotations
 

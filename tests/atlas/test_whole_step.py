@@ -28,7 +28,7 @@ def blobs(seed: int) -> torch.Tensor:
 
 
 def network(factor: int) -> AtlasNetwork:
-    """With fields of about a voxel, unsmoothed: what MONAI's parts know nothing of."""
+    """With fields of about a voxel, unsmoothed, because MONAI's parts have no smoothing."""
     torch.manual_seed(0)
     made = AtlasNetwork(blobs(0).numpy(), field_resolution=factor, velocity_smoothing=0.0)
     torch.nn.init.normal_(made.unet.field.weight, std=0.3)

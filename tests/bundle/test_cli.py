@@ -11,8 +11,10 @@ import time
 from pathlib import Path
 
 import pytest
+from warm_process import run_module, started_module
 
 from bundle import cli
+from bundle.jobs import JOBS
 from bundle.tools import TOOLS
 from scripts import errors
 
@@ -81,21 +83,21 @@ def heavy_imports(*words: object) -> list[str]:
 def test_help_lists_verbs_and_exit_codes():
     result = bundle("--help")
     assert result.returncode == 0
-    for verb in (*cli.JOBS, *TOOLS):
+    for verb in (*JOBS, *TOOLS):
         assert re.search(rf"^\s+{verb}\b", result.stdout, re.MULTILINE)
     for kind in errors.TractAtlasError.__subclasses__():
         assert re.search(rf"^\s+{kind.exit_code}  \w", result.stdout, re.MULTILINE)
 
 
-@pytest.mark.parametrize("verb", [*cli.JOBS, *TOOLS])
+@pytest.mark.parametrize("verb", [*JOBS, *TOOLS])
 def test_every_verb_explains_itself(verb, capsys):
     with pytest.raises(SystemExit) as ended:
         cli.main([verb, "--help"])
     assert ended.value.code == 0
     printed = capsys.readouterr().out
     assert f"python -m bundle {verb}" in printed
-    if verb in cli.JOBS:
-        assert cli.JOBS[verb].config in printed
+    if verb in JOBS:
+        assert JOBS[verb].config in printed
 
 
 def test_help_is_quick_and_light():
@@ -124,7 +126,7 @@ def test_documented_verbs_are_the_real_ones():
     page = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
     verbs = page.split("## Verbs")[1].split("## Overrides")[0]
     rows = re.findall(r"^\| `([a-z-]+)` \| [^|]+ \| (?:`(\w+)`|–) \|", verbs, re.MULTILINE)
-    jobs = {verb: job.run_id or "" for verb, job in cli.JOBS.items()}
+    jobs = {verb: job.run_id or "" for verb, job in JOBS.items()}
     assert dict(rows) == jobs | dict.fromkeys(TOOLS, "")
 
 
@@ -215,7 +217,7 @@ def test_settings_errors_come_before_torch(config):
     ],
 )
 def test_other_blocks_of_settings_are_judged_before_torch(verb, override, message):
-    """In a process of its own, so that what other tests imported doesn't count."""
+    """In a separate process, so that imports of other tests don't count."""
     code = (
         "import sys; from bundle.cli import main; code = main(sys.argv[1:]); "
         "print([name for name in ('torch', 'monai') if name in sys.modules]); sys.exit(code)"
@@ -328,10 +330,8 @@ def test_job_runs_in_monai_with_overrides_from_another_folder(config, tmp_path):
 
 
 def test_error_that_only_monai_can_find_is_one_line_too(config):
-    result = bundle(
-        *("train", "--config_file", config),
-        *("--learned_atlas#dtype", "$'float' + str(3)"),
-    )
+    words = ["train", "--config_file", str(config), "--learned_atlas#dtype", "$'float' + str(3)"]
+    result = run_module("bundle", words, ROOT, os.environ)
     assert result.returncode == 2
     lines = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     assert lines == [
@@ -361,21 +361,17 @@ def test_terminated_job_unwinds_and_ends_with_143(config, tmp_path):
     config.write_text(
         "slow: {_target_: slow.work}\ntraining: ['@slow']\nrun: ['@training']\n", encoding="utf-8"
     )
-    process = subprocess.Popen(
-        [sys.executable, "-m", "bundle", "train", "--config_file", str(config)],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(tmp_path)},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-    )
-    deadline = time.monotonic() + 120
-    while not started.exists() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
-    message = process.communicate(timeout=60)[1]
-    assert process.returncode == 143, message
+    words = ["train", "--config_file", str(config)]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    with started_module("bundle", words, ROOT, environment) as process:
+        deadline = time.monotonic() + 120
+        while not started.exists() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        ended = process.wait(60)
+    assert ended.returncode == 143, ended.stderr
     assert cleaned.exists()
-    assert b"Traceback" not in message
+    assert "Traceback" not in ended.stderr
 
 
 def test_logging_file_is_accepted_and_quiet():
@@ -467,13 +463,19 @@ def test_demo_with_an_age_effect_makes_a_new_cohort_or_says_why_not(tmp_path, mo
     assert not (tmp_path / "demo").exists()
 
 
-@pytest.mark.parametrize("redirection", [">&-", ">&- 2>&- <&-"])
-def test_closed_streams_are_no_error(redirection, tmp_path):
+def redirected(words: str, how: str, **more) -> subprocess.CompletedProcess[str]:
+    """A command whose streams the shell changes."""
+    command = f"exec {sys.executable} -m bundle {words} {how}"
+    return subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, **more)
+
+
+def test_closed_streams_are_no_error(tmp_path, config, cohort):
     folder = tmp_path / "demo"
-    command = f"exec {sys.executable} -m bundle demo --folder {folder} --age_effect 1 "
-    command += f"--subjects 3 --size 16 {redirection}"
-    assert subprocess.run(["bash", "-c", command], cwd=ROOT).returncode == 0
+    words = f"demo --folder {folder} --age_effect 1 --subjects 3 --size 16"
+    assert redirected(words, ">&- 2>&- <&-").returncode == 0
     assert folder.is_dir()
+    checked = redirected(f"check --config_file {config} --dataset_dir {cohort}", ">&-")
+    assert checked.returncode == 0, checked.stderr
 
 
 def test_a_working_directory_that_is_gone_is_one_line(tmp_path):
@@ -485,13 +487,9 @@ def test_a_working_directory_that_is_gone_is_one_line(tmp_path):
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])
-def test_a_full_disk_below_the_output_is_one_line(tmp_path, unbuffered):
-    command = f"exec {sys.executable} -m bundle demo --folder {tmp_path / 'demo'} --age_effect 1 "
-    command += "--subjects 3 --size 16 >/dev/full"
-    result = subprocess.run(
-        ["bash", "-c", command], cwd=ROOT, capture_output=True, text=True,
-        env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
-    )  # fmt: skip
+def test_a_full_disk_below_the_output_is_one_line(config, cohort, unbuffered):
+    words = f"check --config_file {config} --dataset_dir {cohort}"
+    result = redirected(words, ">/dev/full", env={**os.environ, "PYTHONUNBUFFERED": unbuffered})
     assert result.returncode == 7
     assert result.stderr.endswith("No space left on device\n")
     assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1

@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from bundle import cli
+from bundle.jobs import JOBS
 from bundle.overrides import apply_overrides, parse_overrides
 from bundle.tools import TOOLS
 from scripts.cohort import LAYOUTS
@@ -105,7 +106,7 @@ def test_commands_name_existing_jobs_files_and_keys(page):
             assert words[2] in ("demo", "test")
             continue
         if words[2] == "bundle":
-            job = cli.JOBS.get(words[3])
+            job = JOBS.get(words[3])
             assert job or words[3] in TOOLS
             files, overrides = parse_overrides([word for word in words[4:] if job])
             files = files or ([job.config] if job else [])
@@ -122,4 +123,4 @@ def test_commands_name_existing_jobs_files_and_keys(page):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_verbs_named_in_the_text_exist(page):
     named = re.findall(r"python -m bundle ([a-z][a-z-]*)", page.read_text(encoding="utf-8"))
-    assert set(named) <= {*cli.JOBS, *TOOLS}
+    assert set(named) <= {*JOBS, *TOOLS}

@@ -13,13 +13,14 @@ from pydantic import BaseModel
 
 from bundle import cli
 from bundle.early_values import early_check
+from bundle.jobs import JOBS
 from bundle.overrides import read_config
 from scripts import settings as blocks
 from scripts.errors import ConfigurationError
 from scripts.settings.section import Section
 
 BLOCKS: dict[str, type[Section]] = {name: block.schema() for name, block in blocks.BLOCKS.items()}
-FILES = sorted({job.config for job in cli.JOBS.values()})
+FILES = sorted({job.config for job in JOBS.values()})
 NASTY = st.one_of(
     st.none(),
     st.booleans(),
@@ -114,7 +115,7 @@ def test_every_block_of_every_configuration_is_among_them() -> None:
     assert result == set(BLOCKS)
 
 
-@pytest.mark.parametrize("verb", sorted(cli.JOBS))
+@pytest.mark.parametrize("verb", sorted(JOBS))
 def test_any_words_after_a_verb_start_it_or_are_refused(
     verb: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -122,7 +123,7 @@ def test_any_words_after_a_verb_start_it_or_are_refused(
     monkeypatch.setattr(cli, "_run_in_monai", lambda *call: started.append(call))
     monkeypatch.setattr(cli, "_check", lambda *call: 0)
     monkeypatch.setattr(cli.signal, "signal", lambda *call: None)
-    config = read_config([cli.ROOT / cli.JOBS[verb].config])
+    config = read_config([cli.ROOT / JOBS[verb].config])
     keys = sorted(key for key in config if key != "imports")
     deep = [
         f"{name}#{'#'.join(path)}"

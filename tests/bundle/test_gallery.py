@@ -11,7 +11,7 @@ from PIL import Image
 
 from bundle.bench.gallery import LARGEST, MADE, WIDTH, page, small
 from bundle.bench.gallery_entries import ENTRIES, Entry
-from bundle.cli import JOBS
+from bundle.jobs import JOBS
 from bundle.places import ROOT
 
 DOCS = ROOT / "docs"

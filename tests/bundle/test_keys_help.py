@@ -7,24 +7,25 @@ import copy
 import pytest
 
 from bundle import cli
+from bundle.jobs import JOBS
 from bundle.keys_help import shown_keys
 from bundle.overrides import apply_overrides, read_config
 
 
-@pytest.mark.parametrize("verb", cli.JOBS)
+@pytest.mark.parametrize("verb", JOBS)
 def test_every_key_that_a_help_shows_is_accepted(verb, capsys):
     with pytest.raises(SystemExit) as ended:
         cli.main([verb, "--help"])
     assert ended.value.code == 0
     shown = capsys.readouterr().out
-    config = read_config([cli.ROOT / name for name in cli.JOBS[verb].files])
+    config = read_config([cli.ROOT / name for name in JOBS[verb].files])
     keys = dict(shown_keys(config))
     assert {"output_dir", "output"} & set(keys)
     for key, value in keys.items():
         assert f"    --{key} " in shown
         apply_overrides(copy.deepcopy(config), {key: value})
-    told = {line.split()[0][2:] for line in shown.splitlines() if line.startswith("    --")}
-    assert told - set(keys) <= {"config_file", "KEY", "refine"}
+    listed = {line.split()[0][2:] for line in shown.splitlines() if line.startswith("    --")}
+    assert listed - set(keys) <= {"config_file", "KEY", "refine"}
     assert ("--learned_atlas#" in shown) is ("learned_atlas" in config)
 
 

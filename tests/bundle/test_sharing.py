@@ -60,7 +60,7 @@ def model(
 
 
 def test_people_and_places_stay_at_home(model: Callable[..., Path], tmp_path: Path) -> None:
-    folder = model(lambda said: said.update(overrides={"x": "/home/SECRET7"}), cohort=SECRETS)
+    folder = model(lambda about: about.update(overrides={"x": "/home/SECRET7"}), cohort=SECRETS)
     archive = packed(ROOT, folder)
     for name, data in archive.contents.items():
         assert b"SECRET" not in data, name
@@ -95,9 +95,9 @@ def test_a_model_with_nothing_to_hide_travels_as_it_is(model: Callable[..., Path
 def test_settings_that_would_be_code_are_not_packed(
     model: Callable[..., Path], tmp_path: Path, place: tuple[str, ...], text: str
 ) -> None:
-    def change(said: dict[str, Any]) -> None:
+    def change(about: dict[str, Any]) -> None:
         *above, last = place
-        section: Any = said
+        section: Any = about
         for key in above:
             section = section[key]
         value = f"{text}{{subject}}" if last == "pattern" else text
@@ -115,7 +115,7 @@ def test_settings_that_would_be_code_are_not_packed(
     "text", ["{}", "a\nb: $1", "'", '"', "- x", "&a", "*a", "!!x", "a: b", "~"]
 )
 def test_other_odd_texts_come_back_as_they_are(model: Callable[..., Path], text: str) -> None:
-    folder = model(lambda said: said.update(tracts=[text]))
+    folder = model(lambda about: about.update(tracts=[text]))
     archive = packed(ROOT, folder)
     metadata = json.loads(archive.contents["configs/metadata.json"])
     assert metadata["network_data_format"]["inputs"]["image"]["channel_def"] == {"0": text}
@@ -135,11 +135,11 @@ def test_an_archive_with_a_source_that_would_be_code_is_refused(
 @pytest.mark.parametrize(
     ("change", "why"),
     [
-        (lambda said: said["settings"].update(unknown=1), "unknown key"),
-        (lambda said: said["settings"]["model"].update(channels="x"), "must be an integer"),
-        (lambda said: said.update(parts={"unet": {"act": "/home/x"}}), "'act'"),
-        (lambda said: said.update(not_carried=["see /home/me/x.py"]), "names a place"),
-        (lambda said: said.update(loss={"window": "~/x"}), "names a place"),
+        (lambda about: about["settings"].update(unknown=1), "unknown key"),
+        (lambda about: about["settings"]["model"].update(channels="x"), "must be an integer"),
+        (lambda about: about.update(parts={"unet": {"act": "/home/x"}}), "'act'"),
+        (lambda about: about.update(not_carried=["see /home/me/x.py"]), "names a place"),
+        (lambda about: about.update(loss={"window": "~/x"}), "names a place"),
     ],
 )
 def test_what_can_neither_be_packed_nor_left_out_is_refused(

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import textwrap
 import zipfile
@@ -352,7 +353,7 @@ def test_a_disk_too_full_for_any_file_is_one_line(root, unprepared, monkeypatch,
 def prepared(monkeypatch):
     """`main` without the set-up."""
     monkeypatch.setattr(workshop, "has_nvidia_driver", lambda: False)
-    monkeypatch.setattr(workshop, "check_space", lambda needs: None)
+    monkeypatch.setattr(Environment, "needs", lambda self: [])
     monkeypatch.setattr(Environment, "prepare", lambda self: None)
 
 
@@ -459,7 +460,22 @@ def test_locks_hold_the_pins_and_hashes_of_each_and_nothing_else():
             ), pin
 
 
-def test_a_file_with_another_hash_is_not_installed(tmp_path, monkeypatch, capfd):
+@pytest.fixture
+def borrowed_pip(monkeypatch):
+    """Environments take the pip of the tests' one; setting up their own takes seconds."""
+    create = workshop.venv.EnvBuilder.create
+
+    def without_pip(self, folder):
+        self.with_pip = False
+        create(self, folder)
+        (packages,) = Path(folder).glob("lib/python*/site-packages")
+        pip_is_in = sysconfig.get_path("purelib")
+        (packages / "borrowed.pth").write_text(pip_is_in + "\n", encoding="utf-8")
+
+    monkeypatch.setattr(workshop.venv.EnvBuilder, "create", without_pip)
+
+
+def test_a_file_with_another_hash_is_not_installed(tmp_path, monkeypatch, capfd, borrowed_pip):
     """A wheel made here, once as it was hashed and once with a byte more."""
     wheel = tmp_path / "wheels" / "tiny-1.0-py3-none-any.whl"
     wheel.parent.mkdir()
@@ -482,6 +498,7 @@ def test_a_file_with_another_hash_is_not_installed(tmp_path, monkeypatch, capfd)
     # Torch isn't there to be found, and nothing here needs it.
     monkeypatch.setattr(workshop, "torch_candidates", lambda driver: ("tiny",))
     assert workshop.main(["test"]) == 0
+    assert list((tmp_path / ".venv").rglob("tiny.py"))
     with wheel.open("ab") as file:
         file.write(b"!")
     (tmp_path / REQUIREMENTS[0]).write_text("# changed\n", encoding="utf-8")

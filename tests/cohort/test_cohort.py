@@ -155,9 +155,9 @@ def test_a_subject_whose_tracts_are_all_empty_is_left_out(five):
 
 
 def test_progress_is_reported_in_order(five):
-    told = []
-    read_cohort(five.folder, config(), progress=lambda *step: told.append(step))
-    assert told == [(n, 5, f"sub-{n}") for n in range(1, 6)]
+    steps = []
+    read_cohort(five.folder, config(), progress=lambda *step: steps.append(step))
+    assert steps == [(n, 5, f"sub-{n}") for n in range(1, 6)]
 
 
 def test_reading_is_the_same_every_time(five):

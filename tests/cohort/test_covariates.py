@@ -75,10 +75,10 @@ def test_coding_survives_the_checkpoint() -> None:
 def test_only_what_lies_outside_the_range_is_an_extrapolation() -> None:
     made = coding("age")
     assert made.beyond({"age": 20.0}) == made.beyond({"age": 70.0}) == made.beyond({}) == []
-    (said,) = made.beyond({"age": 90.0})
-    assert "90" in said
-    assert "20 to 70" in said
-    assert "extrapolation" in said
+    (warning,) = made.beyond({"age": 90.0})
+    assert "90" in warning
+    assert "20 to 70" in warning
+    assert "extrapolation" in warning
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import os
-import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from limited_memory import within
 
 from scripts.cohort import find_subjects, read_cohort, read_density
 from scripts.cohort.density import check_density
@@ -71,21 +71,15 @@ def test_claim_of_gigabytes_in_a_small_file(tmp_path: Path) -> None:
     header = raw_map(dim=[3, 1024, 1024, 1024, 1, 1, 1, 1])[:1024]
     for name, data in (("a.nii", header), ("a.nii.gz", gzip.compress(header))):
         path = written(tmp_path, data, name)
-        tracemalloc.start()
-        assert "truncated" in refused(path)
-        assert tracemalloc.get_traced_memory()[1] < 30e6
-        tracemalloc.stop()
+        with within(30e6):
+            assert "truncated" in refused(path)
 
 
 def test_gzip_bomb_is_limited_by_its_own_header(tmp_path: Path) -> None:
     bomb = gzip.compress(raw_map() + bytes(200_000_000), compresslevel=1)
     path = written(tmp_path, bomb)
-    tracemalloc.start()
-    reason = refused(path)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert "unpacks to more than" in reason
-    assert peak < 30e6
+    with within(30e6):
+        assert "unpacks to more than" in refused(path)
 
 
 def test_nested_members_count_as_one_file(tmp_path: Path) -> None:
@@ -150,19 +144,15 @@ def test_any_header_gives_a_map_or_a_reason(
     folder = tmp_path_factory.getbasetemp() / "fuzz"
     folder.mkdir(exist_ok=True)
     path = written(folder, gzip.compress(bytes(data)) if packed else bytes(data))
-    tracemalloc.start()
-    try:
-        result, grid = read_density(path)
-        check_density(path, result)
-        assert np.isfinite(result).all()
-        assert result.shape == grid.shape
-        assert np.isfinite(grid.affine).all()
-    except CohortError as error:
-        assert str(path) in str(error)
-    finally:
-        peak = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
-    assert peak < 20e6
+    with within(20e6):
+        try:
+            result, grid = read_density(path)
+            check_density(path, result)
+            assert np.isfinite(result).all()
+            assert result.shape == grid.shape
+            assert np.isfinite(grid.affine).all()
+        except CohortError as error:
+            assert str(path) in str(error)
 
 
 @settings(max_examples=60)
@@ -186,15 +176,11 @@ def test_fields_over_their_whole_range(
     folder = tmp_path_factory.getbasetemp() / "fuzz"
     folder.mkdir(exist_ok=True)
     path = written(folder, gzip.compress(data))
-    tracemalloc.start()
-    try:
-        read_density(path)
-    except CohortError as error:
-        assert str(path) in str(error)
-    finally:
-        peak = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
-    assert peak < 20e6
+    with within(20e6):
+        try:
+            read_density(path)
+        except CohortError as error:
+            assert str(path) in str(error)
 
 
 # ---------------------------------------------------------------------------------------------

@@ -129,7 +129,7 @@ def test_multi_gpu_wrapping_is_no_override(parser: Make) -> None:
 
 
 @pytest.mark.parametrize(
-    ("id", "value", "told"),
+    ("id", "value", "message"),
     [
         ("network_def#unet#factor", 1, "network_def#unet#factor = 1: must be 2"),
         ("network_def#warp", {"_target_": "torch.nn.Identity"}, "network_def#warp is a Identity"),
@@ -137,12 +137,12 @@ def test_multi_gpu_wrapping_is_no_override(parser: Make) -> None:
     ],
 )
 def test_what_would_not_fit_together_is_refused(
-    parser: Make, id: str, value: Any, told: str
+    parser: Make, id: str, value: Any, message: str
 ) -> None:
     with pytest.raises(RuntimeError) as caught:
         parser(**{id: value}).get_parsed_content("network_def")
     assert isinstance(caught.value.__cause__, ConfigurationError)
-    assert told in str(caught.value.__cause__)
+    assert message in str(caught.value.__cause__)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,12 @@ TINY = (
 )
 
 
+@pytest.fixture(autouse=True)
+def _keep_excepthook(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loading settings in this process sets a hook for the command line."""
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+
+
 @dataclass(frozen=True)
 class Trained:
     """A published atlas and where it came from.
@@ -41,7 +48,7 @@ class Trained:
         dataset_dir: the demo cohort, 5 subjects of 32x36x32 voxels.
         output_dir: holds the atlas.
         ckpt_dir: holds ``model.pt`` and ``run_state``.
-        overrides: what the training was told, apart from these folders.
+        overrides: of the training, besides these folders.
     """
 
     dataset_dir: Path
@@ -56,7 +63,7 @@ class Trained:
 
     @property
     def held_out(self) -> Path:
-        """A dataset folder with one subject whom the training didn't see."""
+        """A dataset folder with one subject that was not in the training."""
         return self.dataset_dir / ".truth" / "held_out"
 
     def folders(self) -> tuple[str, ...]:
@@ -167,3 +174,16 @@ def trained(demo_cohort: Path, shared: Shared) -> Trained:
 
     base = shared("trained", train)
     return Trained(demo_cohort, base / "output", base / "models")
+
+
+@pytest.fixture(scope="session")
+def averaged(demo_cohort: Path, shared: Shared) -> Path:
+    """The averaging atlas of `demo_cohort`; read only."""
+
+    def average(base: Path) -> None:
+        folders = f"--dataset_dir={demo_cohort}", f"--output_dir={base}"
+        result = monai_bundle_run("averaging", "average", *folders)
+        assert result.returncode == 0, result.stderr
+        assert [path.name for path in base.iterdir()] == ["atlas"]
+
+    return shared("averaged", average) / "atlas"

@@ -279,7 +279,7 @@ def commands(folder: Path) -> dict[str, list[str]]:
         return ["average", "--dataset_dir", where, "--output_dir", output, *FLAT, few]
 
     fsl = "{'path': '%s', 'kind': 'fsl', 'moving': '%s', 'fixed': '%s'}"
-    told = fsl % (folder / f"{ODD}.mat", *[folder / ODD / "image.nii.gz"] * 2)
+    named = fsl % (folder / f"{ODD}.mat", *[folder / ODD / "image.nii.gz"] * 2)
     covariates = "--learned_atlas#model#covariates=['age', 'site']"
     return {
         "noforms": check("noforms"),
@@ -303,7 +303,7 @@ def commands(folder: Path) -> dict[str, list[str]]:
         "wide labels kept": warp("l/wide.nii.gz", "shift_ras.txt", interpolation="nearest"),
         "flirt": warp(IMAGE, "flirt.txt"),
         "fixed decimals": warp(IMAGE, "fixed_decimals.txt"),
-        "flirt told": warp(IMAGE, told),
+        "flirt named": warp(IMAGE, named),
         "text mat": warp(IMAGE, f"{ODD}.mat"),
         "composite": warp(IMAGE, "both.h5"),
         "metre": warp("metre.nii.gz", "shift_ras.txt"),
@@ -324,7 +324,7 @@ def commands(folder: Path) -> dict[str, list[str]]:
         "labels own": labels("own.trx"),
         "labels overlap": labels("t.trk", atlas="overlap.trx"),
         "refine apart": refine("--refine#starts=[identity]", moving=f"{ODD}/far.nii.gz"),
-        "refine start": refine(f"--refine#start={told}"),
+        "refine start": refine(f"--refine#start={named}"),
         "estimate apart": pair("estimate-affine"),
         "elastic apart": pair("register-elastic"),
         "carry": carry(),

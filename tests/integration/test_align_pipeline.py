@@ -29,7 +29,7 @@ SHAPES = [(16, 18, 14), (18, 16, 16), (16, 16, 16)]
 
 
 def density(points: np.ndarray) -> np.ndarray:
-    """Two bumps in the object's own millimetres."""
+    """Two bumps in the object's millimetres."""
     total = np.zeros(points.shape[1])
     for centre, radii in (((0, 0, 0), (9, 6, 5)), ((7, 4, 2), (4, 4, 4)), ((-4, -5, 3), (4, 3, 3))):
         away = (points - np.array(centre)[:, None]) / np.array(radii, dtype=float)[:, None]
@@ -39,7 +39,7 @@ def density(points: np.ndarray) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def native(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three subjects, each on its own grid, with labels and a waytotal."""
+    """Three subjects on three grids, with labels and a waytotal."""
     root = tmp_path_factory.mktemp("native")
     generator = torch.Generator().manual_seed(3)
     for number, shape in enumerate(SHAPES):

@@ -45,7 +45,7 @@ def labels(trained, tmp_path_factory) -> Path:
     return folder
 
 
-def told(labels: Path) -> tuple[str, ...]:
+def label_words(labels: Path) -> tuple[str, ...]:
     return (
         "--learned_atlas#device=cpu", f"--learned_atlas#cohort#labels={labels}/{{subject}}.nii.gz",
         f"--learned_atlas#cohort#label_names={labels}/names.tsv",
@@ -58,7 +58,7 @@ def annotated(trained, labels, run_verb, tmp_path_factory) -> Path:
     result = run_verb(
         "export", f"--dataset_dir={trained.dataset_dir}", f"--ckpt_dir={trained.ckpt_dir}",
         f"--output_dir={output}", "--learned_atlas#save_warped=true",
-        "--learned_atlas#save_jacobians=true", *told(labels),
+        "--learned_atlas#save_jacobians=true", *label_words(labels),
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     assert "no file for sub-05" in result.stderr + result.stdout
@@ -71,7 +71,7 @@ def registered(trained, labels, run_verb, tmp_path_factory) -> Path:
     output = tmp_path_factory.mktemp("registered")
     result = run_verb(
         "register", f"--dataset_dir={trained.dataset_dir}", f"--ckpt_dir={trained.ckpt_dir}",
-        f"--output_dir={output}", *told(labels),
+        f"--output_dir={output}", *label_words(labels),
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     return output / "registered"
@@ -149,7 +149,7 @@ def test_evaluate_compares_each_subjects_labels_with_the_others(
 ):
     result = run_verb(
         "evaluate", f"--dataset_dir={trained.dataset_dir}", f"--ckpt_dir={trained.ckpt_dir}",
-        f"--output_dir={tmp_path}", "--evaluate#allow_training_subjects=true", *told(labels),
+        f"--output_dir={tmp_path}", "--evaluate#allow_training_subjects=true", *label_words(labels),
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     rows = {row["subject"]: row for row in rows_of(tmp_path / "evaluation/evaluation.csv")}
@@ -193,9 +193,9 @@ def test_the_pages_show_labels_with_names_and_the_misfit(annotated, open_page):
         for right, down in ((0.5, 0.5), (0.4, 0.45), (0.55, 0.6), (0.02, 0.02)):
             browser.click("[data-view=axial]", right, down)
             label = label_at(browser, majority)
-            said = browser.value(WHERE).rsplit("labels: ", 1)[1]
+            text = browser.value(WHERE).rsplit("labels: ", 1)[1]
             named = {0: "no label", 101: "left posterior inferior"}
-            assert said == named.get(label, str(label))
+            assert text == named.get(label, str(label))
         browser.choose("#viewer-label", "left posterior inferior")
         browser.until(f"{WHERE}.endsWith('left posterior inferior')")
         assert label_at(browser, majority) == 101
@@ -214,7 +214,7 @@ def test_the_pages_show_labels_with_names_and_the_misfit(annotated, open_page):
             "[...document.querySelectorAll('#viewer-image option')].map(o => o.text)"
         )
         assert "labels" not in images  # they have no picture
-        assert browser.seen.errors == []
+        assert browser.events.errors == []
 
 
 def test_a_new_subjects_page_shows_its_labels_and_the_misfit(registered, labels, open_page):
@@ -225,7 +225,7 @@ def test_a_new_subjects_page_shows_its_labels_and_the_misfit(registered, labels,
         browser.until(f"{WHERE}.endsWith('left posterior inferior')")
         assert label_at(browser, labels / "sub-02.nii.gz") == 101
         choose(browser, "local misfit", "local misfit of sub-02: ")
-        assert browser.seen.errors == []
+        assert browser.events.errors == []
     with open_page(registered / "sub-05/quality.html") as browser:  # has no labels
         browser.until("document.getElementById('viewer-frame').dataset.ready")
         options = browser.value(
@@ -255,7 +255,7 @@ def test_labels_that_are_refused(case, message, trained, labels, run_verb, refus
     result = run_verb(
         "evaluate", f"--dataset_dir={trained.dataset_dir}", f"--ckpt_dir={trained.ckpt_dir}",
         f"--output_dir={tmp_path / 'out'}", "--evaluate#allow_training_subjects=true",
-        *told(tmp_path),
+        *label_words(tmp_path),
     )  # fmt: skip
     refused(result, 3, message)
     assert not (tmp_path / "out").exists()

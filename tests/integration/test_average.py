@@ -1,4 +1,4 @@
-"""`averaging`: the five maps of a cohort as it lies."""
+"""`averaging`: the five maps of an unregistered cohort."""
 
 from __future__ import annotations
 
@@ -25,17 +25,6 @@ def densities(folder: Path) -> np.ndarray:
             for path in sorted(folder.glob(f"sub-*/{RUN}/fdt_paths.nii.gz"))
         ]
     )
-
-
-@pytest.fixture(scope="module")
-def averaged(demo_cohort, run_bundle, tmp_path_factory) -> Path:
-    output = tmp_path_factory.mktemp("averaged")
-    result = run_bundle(
-        "averaging", "average", f"--dataset_dir={demo_cohort}", f"--output_dir={output}"
-    )
-    assert result.returncode == 0, result.stderr
-    assert [path.name for path in output.iterdir()] == ["atlas"]
-    return output / "atlas"
 
 
 def test_the_maps_are_those_of_numpy(averaged, demo_cohort):

@@ -10,7 +10,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from scipy.io import savemat
-from scipy.ndimage import map_coordinates
+from training_runs import resampled_by
 
 from scripts.runtime.ownership import MARK
 from scripts.spatial.fields import field_names
@@ -23,29 +23,10 @@ def values(path: Path) -> np.ndarray:
     return np.asarray(nib.load(path).dataobj, dtype=np.float64)
 
 
-def resampled(moving: np.ndarray, field: Path) -> np.ndarray:
-    """What ITK does with a displacement field, in voxels."""
-    image = nib.load(field)
-    moves = np.asarray(image.dataobj, dtype=np.float64)[:, :, :, 0] * (-1, -1, 1)
-    voxels = moves @ np.linalg.inv(image.affine[:3, :3]).T
-    places = np.stack(np.meshgrid(*map(np.arange, moving.shape), indexing="ij"), -1) + voxels
-    return map_coordinates(moving, places.reshape(-1, 3).T, order=1).reshape(moving.shape)
-
-
 def carry(run_bundle, atlas: Path, output: Path, *words: object):
     return run_bundle(
         "carrying", "atlas_to_patient", f"--atlas_dir={atlas}", f"--output_dir={output}", *words
     )
-
-
-@pytest.fixture(scope="module")
-def averaged(demo_cohort, run_bundle, tmp_path_factory) -> Path:
-    output = tmp_path_factory.mktemp("averaged")
-    result = run_bundle(
-        "averaging", "average", f"--dataset_dir={demo_cohort}", f"--output_dir={output}"
-    )
-    assert result.returncode == 0, result.stderr
-    return output / "atlas"
 
 
 def test_every_subject_gets_the_five_maps_as_itk_would_warp_them(trained, run_bundle, tmp_path):
@@ -59,7 +40,7 @@ def test_every_subject_gets_the_five_maps_as_itk_would_warp_them(trained, run_bu
         field = trained.atlas / "fields" / field_names(name)[1]
         for one in MAPS:
             atlas, carried = values(trained.atlas / one), values(folder / one)
-            assert np.abs(carried - resampled(atlas, field)).max() <= 1e-3 * np.ptp(atlas)
+            assert np.abs(carried - resampled_by(atlas, field)).max() <= 1e-3 * np.ptp(atlas)
             assert nib.load(folder / one).get_data_dtype() == np.float32
         assert not np.allclose(values(folder / "atlas_mean.nii.gz"),
                                values(trained.atlas / "atlas_mean.nii.gz"))  # fmt: skip

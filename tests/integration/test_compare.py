@@ -24,15 +24,13 @@ def values(path: Path) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def carried(demo_cohort, run_bundle, tmp_path_factory) -> Path:
-    """The averaging atlas of the demo cohort, carried to its subjects."""
+def carried(averaged, run_bundle, tmp_path_factory) -> Path:
+    """The averaging atlas of the demo cohort, warped to its subjects."""
     output = tmp_path_factory.mktemp("carried")
-    for words in (
-        ("averaging", "average", f"--dataset_dir={demo_cohort}"),
-        ("carrying", "atlas_to_patient", f"--atlas_dir={output}/atlas"),
-    ):
-        result = run_bundle(*words, f"--output_dir={output}")
-        assert result.returncode == 0, result.stderr
+    result = run_bundle(
+        "carrying", "atlas_to_patient", f"--atlas_dir={averaged}", f"--output_dir={output}"
+    )
+    assert result.returncode == 0, result.stderr
     return output
 
 

@@ -19,7 +19,8 @@ import pytest
 import torch
 import yaml
 from monai.bundle import ConfigWorkflow
-from warm_process import started_module
+from training_runs import published
+from warm_process import run_module, started_module
 
 from scripts.phantom import write_demo_cohort
 from scripts.publishing.verification import verify_atlas
@@ -74,35 +75,21 @@ def dataset(tmp_path_factory) -> Path:
 
 def atlas_of_one(dataset: Path, base: Path, settings: dict[str, Any]) -> Path:
     """The atlas of one process, which takes each batch as a whole."""
-    made = ConfigWorkflow(
-        config_file=CONFIGS[0], logging_file=False, workflow_type="train",
-        **{**overrides(dataset, base), **settings},
-    )  # fmt: skip
-    made.initialize()
-    made.run()
-    return base / "output" / "learned_atlas"
-
-
-@pytest.fixture(autouse=True)
-def _keep_excepthook(monkeypatch):
-    """Loading settings in this process sets a hook for the command line."""
-    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    return published(dataset, base, {**SETTINGS, **settings})
 
 
 def torchrun(
     run_id: str, dataset: Path, base: Path, settings: dict[str, Any], *files: Path
 ) -> subprocess.CompletedProcess[str]:
-    """Two processes with the command of the overlay's first lines."""
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
+    """Two processes with the command of the overlay's first lines; the launcher starts each."""
+    words = [
+        "--standalone", "--nproc_per_node=2",
         "-m", "monai.bundle", "run", run_id, "--config_file", str([*CONFIGS, *map(str, files)]),
         *(f"--{key}={value}" for key, value in {**overrides(dataset, base), **settings}.items()),
     ]  # fmt: skip
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     environment.pop("PYTHONPATH", None)
-    return subprocess.run(
-        command, cwd=base, env=environment, capture_output=True, text=True, timeout=300
-    )
+    return run_module("torch.distributed.run", words, base, environment)
 
 
 def two_processes(
@@ -157,13 +144,13 @@ def assert_equal_but_for_rounding(ours: Path, theirs: Path) -> None:
 
 def test_two_processes_make_the_atlas_of_one(dataset, tmp_path):
     alone = atlas_of_one(dataset, tmp_path / "alone", UNEVEN)
-    said, output = two_processes("training", dataset, tmp_path, UNEVEN)
+    printed, output = two_processes("training", dataset, tmp_path, UNEVEN)
     atlas = tmp_path / "output" / "learned_atlas"
     assert_equal_but_for_rounding(atlas, alone)
     verify_atlas(atlas).require()
-    # Only one of them talks, and nothing is left lying about.
-    assert said.count("cohort of 7 subjects") == 1
-    assert said.count("atlas published") == 1
+    # Only one of them prints, and no temporary file is left.
+    assert printed.count("cohort of 7 subjects") == 1
+    assert printed.count("atlas published") == 1
     assert output.count("epoch 3/3: 100%") == 1
     assert [path.name for path in (tmp_path / "output").iterdir() if path.name[0] == "."] == []
     state = tmp_path / "models" / "run_state"
@@ -180,7 +167,7 @@ def test_two_processes_build_the_atlas_of_one(dataset, tmp_path):
 
 
 def test_a_killed_worker_ends_the_job_and_another_continues(dataset, tmp_path):
-    """The second process dies at the start of its third epoch, by its own hand."""
+    """The second process kills itself at the start of its third epoch."""
     broken = tmp_path / "broken.yaml"
     end = f"os.kill(os.getpid(), {int(signal.SIGKILL)})"
     broken.write_text(

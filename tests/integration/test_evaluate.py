@@ -1,4 +1,4 @@
-"""`evaluating` and `cross_validating`: subjects whom the training didn't see."""
+"""`evaluating` and `cross_validating`: subjects that were not in the training."""
 
 from __future__ import annotations
 

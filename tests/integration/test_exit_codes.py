@@ -77,10 +77,13 @@ def test_each_cause_ends_with_its_documented_code(tmp_path: Path) -> None:
     assert result.returncode == 0, result.stdout + result.stderr
     seen = json.loads(result.stdout.splitlines()[-1])
     assert {name: status for name, (status, _) in seen.items()} == EXPECTED, seen
-    for name, (_, said) in seen.items():
-        assert "Traceback" not in said, (name, said)
-        told = said.count("error: ")
-        assert told == (name not in ("done", "verified", "interrupted", "terminated")), (name, said)
+    for name, (_, output) in seen.items():
+        assert "Traceback" not in output, (name, output)
+        errors = output.count("error: ")
+        assert errors == (name not in ("done", "verified", "interrupted", "terminated")), (
+            name,
+            output,
+        )
     table = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
     for status in EXPECTED.values():
         assert f"\n| {status} | " in table

@@ -190,7 +190,7 @@ def test_what_cant_be_exported_is_one_message_and_no_file(
 
 
 def test_the_settings_travel_with_the_model(trained, run_bundle, tmp_path):
-    """A job that says nothing works as the training did; what it says stands over that."""
+    """Without settings a job uses those of the training; its settings replace them."""
     description = json.loads((trained.atlas / "atlas.json").read_text())["settings"]
     result = run_bundle(
         "exporting",

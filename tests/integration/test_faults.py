@@ -84,7 +84,7 @@ def test_no_job_needs_a_network(tmp_path: Path) -> None:
 
 
 def test_memory_does_not_grow_with_the_subjects(tmp_path: Path) -> None:
-    # A process of its own, whose memory holds nothing that other tests need.
+    # A separate process, whose memory holds nothing of other tests.
     result = subprocess.run(
         [sys.executable, "-c", MEMORY, str(tmp_path)], cwd=ROOT, capture_output=True, text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}, timeout=400,

@@ -17,12 +17,12 @@ PROGRAM = ROOT / "tests" / "integration" / "files_of_people.py"
 
 
 class People(NamedTuple):
-    """Where the files are, and what each command ended with and said."""
+    """Where the files are, and the status and output of each command."""
 
     folder: Path
     seen: dict[str, tuple[int, str]]
 
-    def said(self, name: str) -> str:
+    def printed(self, name: str) -> str:
         return self.seen[name][1]
 
     def output(self, name: str, path: str = "") -> Path:
@@ -109,17 +109,19 @@ def test_what_can_be_read_is_read_and_what_is_doubtful_is_reported(
 
 
 def test_other_containers_are_read_or_named_and_a_mask_is_pointed_out(people: People) -> None:
-    said = people.said("kinds")
-    assert "5 subjects found, 1 rejected" in said
+    printed = people.printed("kinds")
+    assert "5 subjects found, 1 rejected" in printed
     for name in ("sub-2.img", "sub-3.NII.GZ", "sub-4.mgz"):
-        assert f"/kinds/{name}\n" in said
-    assert "brain_mask: a mask among densities?" in said
-    assert "aligned" not in said
+        assert f"/kinds/{name}\n" in printed
+    assert "brain_mask: a mask among densities?" in printed
+    assert "aligned" not in printed
 
 
 def test_both_codes_of_what_is_doubtful_are_reported_once(people: People) -> None:
     for name in ("noforms", "micro", "disputed"):
-        assert people.said(name).count("subjects sub-1, sub-2, sub-3: ") == 1, people.said(name)
+        assert people.printed(name).count("subjects sub-1, sub-2, sub-3: ") == 1, people.printed(
+            name
+        )
 
 
 @pytest.mark.parametrize(
@@ -137,7 +139,7 @@ def test_flirts_matrix_and_a_composite_move_the_image_as_they_say(people: People
     before = nib.load(people.folder / "c #1,2 [x] @y ~" / "image.nii.gz").get_fdata()
     # FSL's x runs to the left here: what FLIRT moves by 2 mm is moved to the left.
     np.testing.assert_allclose(
-        people.warped("flirt told", "image.nii.gz")[:-1], before[1:], atol=1e-4
+        people.warped("flirt named", "image.nii.gz")[:-1], before[1:], atol=1e-4
     )
     # -1 mm in LPS by the field, then -1 mm by the affine: read 2 mm further to the right.
     np.testing.assert_allclose(
@@ -171,7 +173,7 @@ def test_labels_keep_the_subjects_own_values(people: People) -> None:
 
 
 def test_a_start_of_flirt_is_taken_when_asked_for(people: People) -> None:
-    assert people.seen["refine start"][0] == 0, people.said("refine start")
+    assert people.seen["refine start"][0] == 0, people.printed("refine start")
 
 
 @pytest.mark.parametrize(
@@ -188,5 +190,5 @@ def test_a_start_of_flirt_is_taken_when_asked_for(people: People) -> None:
     ],
 )
 def test_a_path_is_what_was_typed(people: People, name: str, place: str) -> None:
-    assert people.seen[name][0] == 0, people.said(name)
+    assert people.seen[name][0] == 0, people.printed(name)
     assert (people.folder / place / "atlas" / "atlas_mean.nii.gz").is_file()

@@ -18,6 +18,7 @@ import torch
 import yaml
 
 from bundle import cli
+from bundle.jobs import JOBS
 from scripts.engines.handlers import NonFiniteGuard, TrainingCheckpoint
 from scripts.engines.run_state import RunState
 from scripts.errors import CheckpointError, CohortError, ConfigurationError
@@ -108,7 +109,7 @@ def only_names(error: str, block: str) -> bool:
 
 def test_every_verb_whose_settings_have_a_device_is_tried_here() -> None:
     result = set()
-    for verb, job in cli.JOBS.items():
+    for verb, job in JOBS.items():
         config = yaml.safe_load((cli.ROOT / job.config).read_text(encoding="utf-8"))
         blocks = [name for name, block in config.items() if isinstance(block, dict)]
         if any("device" in config[name] for name in BLOCKS.intersection(blocks)):
@@ -265,9 +266,9 @@ def test_the_guard_of_each_training_advises_its_own_keys(name: str) -> None:
     path = cli.ROOT / "configs" / f"{name}.yaml"
     config = yaml.safe_load(path.read_text(encoding="utf-8"))
     target = "scripts.engines.handlers.NonFiniteGuard"
-    said = next(one for one in config["train"]["handlers"] if one["_target_"] == target)
+    component = next(one for one in config["train"]["handlers"] if one["_target_"] == target)
     block = next(key for key in config if key.startswith("learned_"))
-    advice = NonFiniteGuard(said["block"]).advice
+    advice = NonFiniteGuard(component["block"]).advice
     assert f"--{block}#optimizer#lr" in advice
     assert f"--{block}#resume false" in advice
 

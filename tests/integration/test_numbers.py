@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from monai.bundle import ConfigWorkflow
+from training_runs import published
 
 from scripts.baselines.averaging import AveragingAtlas, open_averaged_cohort
 from scripts.runtime.error_report import find_user_error
@@ -31,12 +30,6 @@ QUICK: dict[str, Any] = {
     "learned_atlas#refine#rounds": 0,
     "learned_atlas#refine#network_epochs": 1,
 }
-
-
-@pytest.fixture(autouse=True)
-def _keep_excepthook(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Loading settings in this process sets a hook for the command line."""
-    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
 
 
 def bumps(shape: Sequence[int] = (10, 10, 10), count: int = 3) -> list[np.ndarray]:
@@ -59,20 +52,9 @@ def save(folder: Path, maps: Sequence[np.ndarray]) -> Path:
 
 def train(data: Path, base: Path, **overrides: Any) -> dict[str, np.ndarray]:
     """The published maps by name, and the fields; everything finite."""
-    values = {
-        "bundle_root": str(ROOT),
-        "dataset_dir": str(data),
-        "output_dir": str(base / "output"),
-        "ckpt_dir": str(base / "models"),
-        **QUICK,
-        **overrides,
-    }
-    config = str(ROOT / "configs" / "train.yaml")
-    made = ConfigWorkflow(config_file=config, logging_file=False, workflow_type="train", **values)
-    made.initialize()
-    made.run()
+    atlas = published(data, base, QUICK, **overrides)
     result = {}
-    for path in sorted((base / "output" / "learned_atlas").rglob("*.nii.gz")):
+    for path in sorted(atlas.rglob("*.nii.gz")):
         result[path.name] = np.asarray(nib.load(path).dataobj)
         assert np.isfinite(result[path.name]).all(), path
     return {name.removeprefix("atlas_").removesuffix(".nii.gz"): v for name, v in result.items()}

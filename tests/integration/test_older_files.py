@@ -38,7 +38,7 @@ Results = dict[str, np.ndarray]
 
 @pytest.fixture(scope="module")
 def results() -> Results:
-    """What the old code made of the files."""
+    """The old code's results for these files."""
     with np.load(OLD / "results.npz") as result:
         return dict(result)
 

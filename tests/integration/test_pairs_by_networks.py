@@ -266,7 +266,7 @@ def test_pairs_without_sense_are_one_line_and_leave_nothing(place, tmp_path, ver
     nib.save(flat, tmp_path / "flat.nii.gz")
     output = tmp_path / "output"
     assert asked(place, output, verb, "--moving", tmp_path / "flat.nii.gz") == 3
-    assert "constant" in (said := capsys.readouterr().err) or "same value" in said
+    assert "constant" in (error := capsys.readouterr().err) or "same value" in error
     assert asked(place, output, verb, "--moving", tmp_path / "none.nii.gz") == 3
     assert "none.nii.gz" in capsys.readouterr().err
     # Without a trained elastic network, register-elastic takes the one that ships unless told.
@@ -291,8 +291,8 @@ def test_images_that_share_no_space_are_reported(place, tmp_path, caplog, capsys
     nib.save(nib.Nifti1Image(np.asarray(image.dataobj), away), tmp_path / "away.nii.gz")
     output = tmp_path / "output"
     assert asked(place, output, "register-elastic", "--moving", tmp_path / "away.nii.gz") == 3
-    said = capsys.readouterr().err
-    assert "away.nii.gz: shares no space with" in said and "register_elastic#start" in said
+    error = capsys.readouterr().err
+    assert "away.nii.gz: shares no space with" in error and "register_elastic#start" in error
     assert not any(output.glob("*/*"))
     code = asked(place, output, "estimate-affine", "--moving", tmp_path / "away.nii.gz")
     assert code == 0

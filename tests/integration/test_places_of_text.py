@@ -1,6 +1,6 @@
 """Every place where text from outside comes in, with texts that look like code, paths, formats.
 
-Right is: the text comes out as it went in, or one line refuses it. The list of places is that of
+The right outcome: the text is unchanged, or one line refuses it. The list of places is that of
 docs/faults.md.
 """
 

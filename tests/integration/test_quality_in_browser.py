@@ -27,8 +27,8 @@ def browser(trained, open_page):
 
 def test_nothing_is_complained_of_and_nothing_is_loaded(browser, trained):
     assert browser.value("document.readyState") == "complete"
-    assert browser.seen.errors == []
-    assert browser.seen.requests == [(trained.atlas / "quality.html").absolute().as_uri()]
+    assert browser.events.errors == []
+    assert browser.events.requests == [(trained.atlas / "quality.html").absolute().as_uri()]
 
 
 def test_every_picture_is_decoded(browser):
@@ -177,7 +177,7 @@ def test_subjects_before_and_after_and_their_fields(browser, trained):
     assert len(set(pictures.values())) == len(pictures)
     browser.click("#viewer-before")
     browser.until(f"{WHERE}.includes('{name}:')")
-    assert browser.seen.errors == []
+    assert browser.events.errors == []
 
 
 def test_every_subject_of_a_small_cohort_is_there(browser):
@@ -197,7 +197,7 @@ def test_it_is_read_without_javascript(trained, open_page):
         assert "needs JavaScript" in opened.value("document.body.innerText")
         assert opened.value("document.images.length") == 14
         assert opened.value("document.querySelectorAll('#subjects button').length") == 0
-        assert opened.seen.errors == []
+        assert opened.events.errors == []
 
 
 def test_a_script_in_the_text_is_not_run(tmp_path, open_page):
@@ -208,7 +208,7 @@ def test_a_script_in_the_text_is_not_run(tmp_path, open_page):
     with open_page(page) as opened:
         assert opened.value("document.body.id") == "ours"
         assert opened.value("document.title") == "title"
-        assert any("Content Security Policy" in error for error in opened.seen.errors)
+        assert any("Content Security Policy" in error for error in opened.events.errors)
 
 
 def test_a_page_that_asks_for_more_is_noticed(tmp_path, open_page):
@@ -216,5 +216,5 @@ def test_a_page_that_asks_for_more_is_noticed(tmp_path, open_page):
     page = tmp_path / "page.html"
     page.write_text("<img src='none.png'><script>missing()</script>")
     with open_page(page) as opened:
-        assert any("none.png" in address for address in opened.seen.requests)
-        assert len(opened.seen.errors) >= 2
+        assert any("none.png" in address for address in opened.events.requests)
+        assert len(opened.events.errors) >= 2

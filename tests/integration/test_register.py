@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 import torch
 from monai.bundle import ConfigParser, ConfigWorkflow
-from scipy.ndimage import affine_transform, map_coordinates
+from scipy.ndimage import affine_transform
+from training_runs import resampled_by
 from warm_process import run_path
 
 from scripts.metrics import log_density_correlation
@@ -35,15 +36,6 @@ def density(folder: Path) -> np.ndarray:
     return values(folder / RUN / "fdt_paths.nii.gz") / float(
         (folder / RUN / "waytotal").read_text()
     )
-
-
-def resampled(moving: np.ndarray, field: Path) -> np.ndarray:
-    """What ITK does with a displacement field: LPS millimetres, added to each point's place."""
-    image = nib.load(field)
-    moves = np.asarray(image.dataobj, dtype=np.float64)[:, :, :, 0] * (-1, -1, 1)
-    voxels = moves @ np.linalg.inv(image.affine[:3, :3]).T
-    places = np.stack(np.meshgrid(*map(np.arange, moving.shape), indexing="ij"), -1) + voxels
-    return map_coordinates(moving, places.reshape(-1, 3).T, order=1).reshape(moving.shape)
 
 
 def close(one: np.ndarray, other: np.ndarray) -> bool:
@@ -99,8 +91,8 @@ def test_fields_reproduce_the_warped_maps_outside_the_bundle(trained, registered
     in_subject = values(registered / "atlas_in_patient_space" / "atlas_mean.nii.gz")
     in_template = values(registered / "sub-06_space-template_density.nii.gz")
     assert not close(in_subject, atlas)  # something moved
-    assert close(in_subject, resampled(atlas, to_subject))
-    assert close(in_template, resampled(subject, to_template))
+    assert close(in_subject, resampled_by(atlas, to_subject))
+    assert close(in_template, resampled_by(subject, to_template))
 
 
 def test_maps_lie_on_the_grid(trained, registered):
@@ -159,8 +151,8 @@ def test_the_page_shows_patient_atlas_and_fit(trained, registered, open_page):
         for overlay in ("deformed grid", "displacement", "local growth"):
             opened.choose("#viewer-overlay", overlay)
             opened.until(f"!{where}.includes('atlas in the')")
-        assert opened.seen.errors == []
-        assert opened.seen.requests == [page.as_uri()]
+        assert opened.events.errors == []
+        assert opened.events.requests == [page.as_uri()]
 
 
 def test_several_files_by_name(trained, run_bundle, tmp_path):
@@ -224,7 +216,7 @@ def test_another_grid_is_refused_or_resampled_when_asked(trained, run_bundle, re
         there[:3, :3], there[:3, 3], image.shape, order=1, mode="grid-constant",
     )  # fmt: skip
     by_hand *= visits_ratio(nib.load(new).affine, image.affine)
-    assert close(moved, resampled(by_hand, to_template))
+    assert close(moved, resampled_by(by_hand, to_template))
 
 
 @pytest.fixture

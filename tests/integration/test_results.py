@@ -47,11 +47,11 @@ def test_streamlines_go_to_the_template_and_back(trained, run_bundle, refused, t
     )  # fmt: skip
     assert back.returncode == 0, back.stderr
     template = open_tractogram(tmp_path / "moved" / "sub-02.trk").read()
-    home = open_tractogram(moved).read()
-    distance = np.linalg.norm(home.points - streamlines.points, axis=1)
+    returned = open_tractogram(moved).read()
+    distance = np.linalg.norm(returned.points - streamlines.points, axis=1)
     assert np.linalg.norm(template.points - streamlines.points, axis=1).max() > 0.5  # mm
     assert np.median(distance) < 0.1  # voxels have 5 mm
-    assert np.array_equal(home.data["number"][:, 0], np.arange(60))
+    assert np.array_equal(returned.data["number"][:, 0], np.arange(60))
     unknown = run_bundle(
         "warping_streamlines", "warp_streamlines", *words,
         "--warp_streamlines#subjects=['sub-99']",

@@ -63,8 +63,8 @@ def test_the_page_opens_in_a_browser(demo: Path, tmp_path: Path, open_page: type
         assert opened.value("document.querySelector('tr.damaged td').innerText") == "4"
         wide = opened.value("[document.documentElement.scrollWidth, window.innerWidth]")
         assert wide[0] <= wide[1]
-        assert opened.seen.errors == []
-        assert opened.seen.requests == [page.as_uri()]
+        assert opened.events.errors == []
+        assert opened.events.requests == [page.as_uri()]
 
 
 @pytest.mark.parametrize(

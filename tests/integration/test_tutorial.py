@@ -55,8 +55,8 @@ def test_the_answer_is_what_was_put_in(done: Path) -> None:
         else:
             assert abs(difference) < 0.025
     # What the page prints, up to the rounding of another machine.
-    (told,) = [block for block in blocks("text") if "arcuate_l " in block]
-    for tract, numbers in answer(told).items():
+    (table,) = [block for block in blocks("text") if "arcuate_l " in block]
+    for tract, numbers in answer(table).items():
         assert numbers == pytest.approx(result[tract], abs=0.011)
 
 

@@ -14,8 +14,8 @@ from scripts.runtime.lock import LOCK_FILE
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def said(folder: Path) -> str:
-    """What a folder's lock says of its owner, which the owner writes once it has the lock."""
+def owner_of(folder: Path) -> str:
+    """The owner in a folder's lock, which the owner writes once it has the lock."""
     lock = folder / LOCK_FILE
     return lock.read_text() if lock.exists() else ""
 
@@ -29,7 +29,7 @@ def test_a_second_run_is_refused_and_the_first_continues(
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with started_module("monai.bundle", [*words, *trained.overrides], ROOT, environment) as first:
         deadline = time.monotonic() + 120
-        while not (said(output) and said(models)) and time.monotonic() < deadline:
+        while not (owner_of(output) and owner_of(models)) and time.monotonic() < deadline:
             time.sleep(0.01)
         # Stopped, so that it is still at work when the others come, however busy the machine.
         first.send_signal(signal.SIGSTOP)

@@ -1,4 +1,4 @@
-"""Several looks: each is shown what the earlier ones left."""
+"""Several passes: each corrects what the earlier ones left."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from scripts.networks.unet import RegistrationUNet
 from scripts.spatial.warp import Warp
 
 
-def looks(moving: torch.Tensor, fixed: torch.Tensor, forces: bool) -> PairPasses:
+def passes_of(moving: torch.Tensor, fixed: torch.Tensor, forces: bool) -> PairPasses:
     unet = RegistrationUNet(
         3, PairForces.channels(3) if forces else 2, (4, 4), (4, 4, 4), factor=2, seed=0
     )
@@ -31,7 +31,7 @@ def pair() -> tuple[torch.Tensor, torch.Tensor]:
 
 def test_each_pass_adds_what_a_look_at_the_moved_image_finds() -> None:
     for forces in (False, True):
-        made = looks(*pair(), forces)
+        made = passes_of(*pair(), forces)
         first, second = made.run((2, 1))
         assert first.shape == second.shape == (1, 3, 9, 8, 6)
         torch.testing.assert_close(second - first, made.one_pass(1, first))
@@ -43,7 +43,7 @@ def test_with_forces_no_gradient_passes_through_what_is_seen() -> None:
     for forces in (False, True):
         moving, fixed = pair()
         moving.requires_grad_(True)
-        made = looks(moving, fixed, forces)
+        made = passes_of(moving, fixed, forces)
         made.run((2, 1))[-1].square().sum().backward()
         assert (moving.grad is None) == forces
         weight = made.unet.field.weight

@@ -23,13 +23,15 @@ def test_a_network_that_helps_or_was_not_measured_passes(metrics: dict[str, floa
 
 
 @pytest.mark.parametrize(
-    ("metrics", "said"),
+    ("metrics", "message"),
     [
         ({"distance": 2.5, "distance_before": 2.0}, "distance 2.5 mm, 2 mm without"),
         ({"overlap": 0.4, "overlap_before": 0.5}, "overlap 0.4, 0.5 without"),
         ({"distance": float("nan"), "distance_before": 2.0}, "distance nan"),
     ],
 )
-def test_a_network_that_is_worse_than_none_is_refused(metrics: dict[str, float], said: str) -> None:
-    with pytest.raises(TrainingError, match=said):
+def test_a_network_that_is_worse_than_none_is_refused(
+    metrics: dict[str, float], message: str
+) -> None:
+    with pytest.raises(TrainingError, match=message):
         require_gain(metrics)

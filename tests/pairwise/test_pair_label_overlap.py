@@ -1,4 +1,4 @@
-"""Dice of propagated labels: closed forms, who is paired with whom, and a network that is known."""
+"""Dice of propagated labels: closed forms, which subjects are paired, and a known network."""
 
 from __future__ import annotations
 

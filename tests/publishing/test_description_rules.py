@@ -6,11 +6,11 @@ import copy
 import json
 import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from edited_records import Edit, at
 
 from bundle import cli
 from scripts.errors import CohortError, VerificationError
@@ -24,22 +24,6 @@ from scripts.publishing.verification import verify_atlas
 
 OLD = Path(__file__).resolve().parents[1] / "data" / "before_the_rebuild" / "learned_atlas"
 ABOUT: dict[str, Any] = json.loads((OLD / "atlas.json").read_text())
-
-Edit = Callable[[dict[str, Any]], Any]
-
-
-def at(*path: Any, value: Any) -> Edit:
-    """An edit that puts a value at a place."""
-
-    def edit(about: dict[str, Any]) -> None:
-        *above, last = path
-        place: Any = about
-        for key in above:
-            place = place[key]
-        place[last] = value
-
-    return edit
-
 
 FIRST = ("cohort", "subjects", 0)
 MAP = (*FIRST, "maps", 0)
@@ -164,11 +148,11 @@ def test_a_description_that_is_no_file_of_the_folder_is_refused(tmp_path: Path, 
 
 
 @pytest.mark.parametrize(
-    "said", [[], {"a": 1}, {"a": {"b": {"min": "x"}}}, {"a": {"b": {"m": None}}}]
+    "content", [[], {"a": 1}, {"a": {"b": {"min": "x"}}}, {"a": {"b": {"m": None}}}]
 )
-def test_jacobians_that_are_none_are_refused(said: Any) -> None:
+def test_jacobians_that_are_none_are_refused(content: Any) -> None:
     with pytest.raises(ValueError):
-        verifiable_jacobians(said)
+        verifiable_jacobians(content)
 
 
 # ---------------------------------------------------------------------------------------------

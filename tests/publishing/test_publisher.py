@@ -261,20 +261,20 @@ def test_planes_work_as_volumes_do(bench: Callable[..., Bench]) -> None:
 
 
 def test_the_run_is_informed_of_the_weights_that_are_out(bench: Callable[..., Bench]) -> None:
-    made, told = bench(), []
+    made, identities = bench(), []
 
     class Told:
         def finish(self, network_identity: str) -> None:
             assert made.atlas.exists()
-            told.append(network_identity)
+            identities.append(network_identity)
 
     made.publisher.state = Told()
     made.publisher.publish()
-    assert told == [weights_identity(made.network)]
+    assert identities == [weights_identity(made.network)]
     made.velocities.folded = {1}
     with pytest.raises(FoldingError):
         made.publisher.publish()
-    assert len(told) == 1
+    assert len(identities) == 1
 
 
 def test_an_output_folder_that_is_a_file_is_a_storage_error(bench: Callable[..., Bench]) -> None:

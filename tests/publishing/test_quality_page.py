@@ -1,4 +1,4 @@
-"""The quality page stands alone and says what it was told."""
+"""The quality page is self-contained and shows the values that it is given."""
 
 from __future__ import annotations
 

@@ -125,11 +125,15 @@ def test_fields_say_which_way_they_lead_and_on_which_grid(atlas: tuple[Path, Coh
     assert (to_subject["From"], to_subject["To"]) == ("template", "subject")
     assert to_template["SpatialReference"] == "bids::atlas_mean.nii.gz"
     assert located(to_subject["SpatialReference"], folder) == subject.maps[0].path
-    for told, other in ((to_template, to_subject), (to_subject, to_template)):
-        assert (told["Units"], told["CoordinateSystem"], told["Mode"]) == ("mm", "LPS", "image")
-        assert told["RegistrationSoftware"]["Version"] == VERSION
-        assert (folder / "fields" / told["Inverse"]).is_file()
-        assert told["Inverse"] != other["Inverse"]
+    for transform, other in ((to_template, to_subject), (to_subject, to_template)):
+        assert (transform["Units"], transform["CoordinateSystem"], transform["Mode"]) == (
+            "mm",
+            "LPS",
+            "image",
+        )
+        assert transform["RegistrationSoftware"]["Version"] == VERSION
+        assert (folder / "fields" / transform["Inverse"]).is_file()
+        assert transform["Inverse"] != other["Inverse"]
 
 
 def test_fields_of_a_mixture_lead_to_their_own_template(atlas: tuple[Path, Cohort]) -> None:

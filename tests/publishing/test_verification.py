@@ -318,10 +318,10 @@ def test_other_code_and_libraries_are_reported_and_are_no_failure(atlas: Path) -
     describe(atlas, about)
     verification = verify_atlas(atlas)
     assert not verification.failures
-    told = {(one.kind, one.name): one.detail for one in verification.checks if one.detail}
-    assert told["code", ""].startswith("made by version 0.0.9 (000000000000...), recomputed by")
-    assert told["library", "torch"] == f"1.0 when it was made, {version('torch')} here"
-    assert told["library", "nothing-of-that-name"] == "3 when it was made, not installed here"
+    details = {(one.kind, one.name): one.detail for one in verification.checks if one.detail}
+    assert details["code", ""].startswith("made by version 0.0.9 (000000000000...), recomputed by")
+    assert details["library", "torch"] == f"1.0 when it was made, {version('torch')} here"
+    assert details["library", "nothing-of-that-name"] == "3 when it was made, not installed here"
     del about["code"]
     describe(atlas, about)
     assert ("not checked", "code") in {(c.outcome, c.kind) for c in verify_atlas(atlas).checks}

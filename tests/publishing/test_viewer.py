@@ -90,7 +90,7 @@ def page(text: str) -> tuple[dict[str, Any], dict[str, np.ndarray], Blocks]:
     return index, volumes, blocks
 
 
-def test_the_page_carries_the_very_voxels() -> None:
+def test_the_page_contains_the_voxels_unchanged() -> None:
     view, template = grid(), density(0, 2)
     images = [Shown("Atlas", view.density("template", template))]
     people = [subject("a", 1, 2), subject("b", 5, 2)]
@@ -100,9 +100,9 @@ def test_the_page_carries_the_very_voxels() -> None:
         "template", "a", "a before", "field of a", "b", "b before", "field of b",
     ]  # fmt: skip
     layers = [images[0].layer, *people[0].layers.values(), *people[1].layers.values()]
-    for told, layer in zip(index["layers"], layers, strict=True):
+    for entry, layer in zip(index["layers"], layers, strict=True):
         for one, block in zip(
-            [told["whole"], *told["tracts"]], [layer.whole, *layer.tracts], strict=True
+            [entry["whole"], *entry["tracts"]], [layer.whole, *layer.tracts], strict=True
         ):
             assert np.array_equal(volumes[one["id"]], block.values())
             assert one["scale"] == block.scale
@@ -153,10 +153,10 @@ def test_the_page_is_bounded_and_says_so() -> None:
     room = len(images[0].layer.whole.data) + 3 * first
     text = viewer(view, ["left", "right"], images, people, of=1000, budget=room)
     index, _, _ = page(text)
-    carried = {layer.get("subject") for layer in index["layers"]} - {None}
-    assert 0 < len(carried) < 6
-    assert f"{len(carried)} of 1,000 subjects" in text
-    assert carried == {f"s{i}" for i in range(len(carried))}  # the worst
+    shown = {layer.get("subject") for layer in index["layers"]} - {None}
+    assert 0 < len(shown) < 6
+    assert f"{len(shown)} of 1,000 subjects" in text
+    assert shown == {f"s{i}" for i in range(len(shown))}  # the worst
     size = sum(len(one) for one in re.findall(r"volume-\d+'>([^<]*)<", text))
     assert size <= room
     missing = sum(block is None for layer in index["layers"] for block in layer["tracts"])
@@ -164,7 +164,7 @@ def test_the_page_is_bounded_and_says_so() -> None:
     assert f"{missing} volumes of single tracts are left out" in text
 
 
-def test_a_small_cohort_is_carried_whole() -> None:
+def test_a_small_cohort_is_shown_completely() -> None:
     images = [Shown("Atlas", grid().density("template", density(0)))]
     text = viewer(grid(), [], images, [subject("a", 1), subject("b", 2)], of=2)
     assert "all 2 subjects" in text
@@ -173,7 +173,7 @@ def test_a_small_cohort_is_carried_whole() -> None:
     assert [layer["role"] for layer in index["layers"]].count("before") == 2
 
 
-def test_labels_are_carried_with_their_names_and_only_as_an_overlay() -> None:
+def test_labels_are_stored_with_their_names_and_only_as_an_overlay() -> None:
     view = grid()
     numbers = np.random.default_rng(0).choice([0, 17, 400_000], SHAPE)
     images = [Shown("Atlas", view.density("template", density(0)))]

@@ -1,4 +1,4 @@
-"""What the viewer carries decodes to the values it was made from, in their place."""
+"""What the viewer contains decodes to the values it was made from, in their place."""
 
 from __future__ import annotations
 

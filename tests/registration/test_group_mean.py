@@ -45,7 +45,7 @@ def test_one_transform_is_its_own_mean() -> None:
 
 
 def test_logarithms_are_scipys_and_the_same_every_time() -> None:
-    """SciPy's own draws random numbers: an alignment wouldn't repeat bit for bit."""
+    """SciPy's logarithm draws random numbers: an alignment wouldn't repeat bit for bit."""
     generator = np.random.default_rng(5)
     for _ in range(10):
         velocity = np.zeros((4, 4))

@@ -7,9 +7,8 @@ import gzip
 import io
 import json
 import os
-import tracemalloc
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from limited_memory import within
 
 from scripts.cohort import find_subjects, read_density, read_participants, waytotal_file
 from scripts.errors import CohortError, ConfigurationError, TractAtlasError
@@ -60,18 +60,6 @@ def test_a_path_that_monai_made_a_number_of_is_refused(path: Any, tmp_path: Path
     ):
         with pytest.raises(ConfigurationError, match=r"is not text.*quotes inside quotes"):
             check()
-
-
-@contextlib.contextmanager
-def within(limit: float) -> Iterator[None]:
-    """A block that may take so much memory at once."""
-    tracemalloc.start()
-    try:
-        yield
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-    assert peak < limit
 
 
 def image(shape: tuple[int, ...], claim: tuple[int, ...] | None = None) -> bytes:
@@ -285,7 +273,7 @@ def trk(**fields: object) -> bytes:
 
 def trx(header: dict[str, object], lie: int = 0, **parts: bytes) -> bytes:
     """A zip file; its directory may claim ``lie`` bytes for each part but the header."""
-    said = {
+    recorded = {
         "DIMENSIONS": [1, 1, 1], "VOXEL_TO_RASMM": np.eye(4).tolist(), "NB_VERTICES": 2,
         "NB_STREAMLINES": 1, **header,
     }  # fmt: skip
@@ -296,7 +284,7 @@ def trx(header: dict[str, object], lie: int = 0, **parts: bytes) -> bytes:
     }
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as archive:
-        archive.writestr("header.json", json.dumps(said))
+        archive.writestr("header.json", json.dumps(recorded))
         for name, raw in contents.items():
             archive.writestr(name, raw)
         for one in archive.infolist()[1:]:

@@ -89,8 +89,8 @@ def hold() -> Iterator[Callable[[Path], subprocess.Popen[str]]]:
 
 def owned_by(folder: Path, pid: int, host: str, age: float) -> None:
     folder.mkdir(exist_ok=True)
-    said = {"pid": pid, "host": host, "since": time.time() - age}
-    (folder / LOCK_FILE).write_text(json.dumps(said))
+    record = {"pid": pid, "host": host, "since": time.time() - age}
+    (folder / LOCK_FILE).write_text(json.dumps(record))
 
 
 def ended_process() -> int:
@@ -303,8 +303,8 @@ def test_without_flock_anybody_else_is_waited_for(whose: str, tmp_path: Path) ->
 
 @pytest.mark.usefixtures("no_flock")
 def test_without_flock_another_containers_process_is_not_judged(tmp_path: Path) -> None:
-    said = {"pid": ended_process(), "host": socket.gethostname(), "since": 1, "processes": 1}
-    (tmp_path / LOCK_FILE).write_text(json.dumps(said))
+    record = {"pid": ended_process(), "host": socket.gethostname(), "since": 1, "processes": 1}
+    (tmp_path / LOCK_FILE).write_text(json.dumps(record))
     with pytest.raises(StorageError, match="another run is using this folder"):
         FolderLock(tmp_path)
 

@@ -104,7 +104,7 @@ def test_without_flock_a_run_at_work_is_reported(
 
     monkeypatch.setattr(fcntl, "flock", fails)
     SharedLock(tmp_path).release()
-    said = {"pid": os.getppid(), "host": os.uname().nodename, "since": 1}
-    (tmp_path / LOCK_FILE).write_text(json.dumps(said))
+    owner = {"pid": os.getppid(), "host": os.uname().nodename, "since": 1}
+    (tmp_path / LOCK_FILE).write_text(json.dumps(owner))
     with pytest.raises(StorageError, match=f"process {os.getppid()}"):
         SharedLock(tmp_path)

@@ -298,7 +298,7 @@ def test_a_name_that_no_system_takes_is_refused(tmp_path, name):
 
 
 def _publish_and_die(target: Path, at: int, exchange: bool) -> int:
-    """Publish over what is there in a process that is killed before its n-th file operation."""
+    """Replace a folder in a process that is killed before its n-th file operation."""
     child = os.fork()
     if child == 0:
         seen = 0

@@ -1,4 +1,4 @@
-"""Bad settings of align, refine and warp are one line each, told without torch."""
+"""Bad settings of align, refine and warp are one line each, without torch."""
 
 from __future__ import annotations
 

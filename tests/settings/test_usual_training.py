@@ -1,4 +1,4 @@
-"""Which network a training starts from, and how long it is, when neither is said."""
+"""The initial network of a training and its length, if the settings give neither."""
 
 from __future__ import annotations
 

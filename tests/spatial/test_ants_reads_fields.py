@@ -1,4 +1,4 @@
-"""Our fields in ANTs' hands: antspyx warps with our files as we do, from every kind of affine."""
+"""Our fields read by ANTs: antspyx warps with them as we do, for every kind of affine."""
 
 from __future__ import annotations
 

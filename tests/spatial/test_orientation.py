@@ -136,21 +136,21 @@ def test_pairs_and_mgh_are_the_same_image(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("packed", [False, True])
-@pytest.mark.parametrize("said", [0, 100, 352])
+@pytest.mark.parametrize("offset", [0, 100, 352])
 def test_start_of_voxels_follows_from_the_file_size(
-    tmp_path: Path, said: int, packed: bool
+    tmp_path: Path, offset: int, packed: bool
 ) -> None:
     image = nib.Nifti1Image(VALUES, AFFINE)
     image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"x" * 3000))
     nib.save(image, tmp_path / "a.nii")
     raw = bytearray((tmp_path / "a.nii").read_bytes())
-    if said < 352:
-        raw[108:112] = np.float32(said).tobytes()
+    if offset < 352:
+        raw[108:112] = np.float32(offset).tobytes()
     (tmp_path / "b.nii").write_bytes(gzip.compress(bytes(raw)) if packed else bytes(raw))
     opened = open_image_file(tmp_path / "b.nii")
     np.testing.assert_array_equal(np.asarray(opened.image.dataobj), VALUES)
-    assert len(opened.remarks) == (said < 352)
-    if said < 352:
+    assert len(opened.remarks) == (offset < 352)
+    if offset < 352:
         (tmp_path / "c.nii").write_bytes(bytes(raw) + b"more")
         with pytest.raises(CohortError, match="doesn't show where; set vox_offset"):
             open_image_file(tmp_path / "c.nii")

@@ -139,5 +139,5 @@ def test_a_ramp_has_its_slopes_for_any_map(first: int, last: int) -> None:
 
 
 def test_an_unknown_loss_is_refused() -> None:
-    with pytest.raises(ValueError, match="one of ncc, mse, mae, ssim, not 'nmi'"):
+    with pytest.raises(ValueError, match="must be one of ncc, mse, mae, ssim, got 'nmi'"):
         Objective("nmi")

@@ -1,4 +1,4 @@
-"""What we write is OME-Zarr by somebody else's models, and its levels lie where they say."""
+"""Our files are OME-Zarr by another library's models, with levels at their stated places."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ def test_switched_off_scaling_and_shear_stay_exactly_away() -> None:
     unscaled = PlanarModel("affine", scaling=False)
     assert unscaled.names == ("rotation", "translation_x", "translation_y", "shear")
     assert np.linalg.det(unscaled.matrix(np.array([0.3, 0, 0, 0.2]), PLANE)) == pytest.approx(1)
-    with pytest.raises(ValueError, match="one of rigid, similarity, affine, not 'elastic'"):
+    with pytest.raises(ValueError, match="must be one of rigid, similarity, affine, got 'elastic'"):
         PlanarModel("elastic")
 
 

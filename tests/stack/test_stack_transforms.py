@@ -28,10 +28,10 @@ def about() -> dict[str, Any]:
 
 
 def write(folder: Path, edit: Callable[[dict[str, Any]], Any]) -> Path:
-    said = about()
-    edit(said)
+    content = about()
+    edit(content)
     path = folder / "transforms.json"
-    path.write_text(json.dumps(said))
+    path.write_text(json.dumps(content))
     return path
 
 

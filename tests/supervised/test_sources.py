@@ -1,4 +1,4 @@
-"""What pairs are made of: every kind of image, and what is refused."""
+"""Sources of pairs: every kind of image, and what is refused."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ def test_more_refusals_name_file_and_rule(tmp_path):
     with pytest.raises(CohortError, match="folder: contains no image"):
         opened(tmp_path / "folder")
     (tmp_path / "x.doc").write_text("x")
-    with pytest.raises(CohortError, match="no kind of image known here"):
+    with pytest.raises(CohortError, match="not a known kind of image"):
         opened(tmp_path / "x.doc")
     with pytest.raises(CohortError, match=r"none\*\.png: no file has such a name"):
         opened(tmp_path / "none*.png")

@@ -302,8 +302,8 @@ def test_names_of_values_never_lead_out_of_the_folder(suffix, tmp_path):
         assert len(files) >= 1 + len(names)
     else:
         result = open_tractogram(path).read()
-        told = sorted(float(v[0, 0]) for v in result.data.values() if (v == v[0]).all())
-        assert [float(i) in told for i in range(len(names))] == [True] * len(names)
+        stored = sorted(float(v[0, 0]) for v in result.data.values() if (v == v[0]).all())
+        assert [float(i) in stored for i in range(len(names))] == [True] * len(names)
 
 
 BIG = np.array([614454277, 997, 0])
@@ -336,7 +336,7 @@ def test_values_per_point_and_names_with_blanks_come_back(suffix, tmp_path):
     )
     write_tractogram(tmp_path / f"a{suffix}", given, SHAPE, AFFINE)
     source = open_tractogram(tmp_path / f"a{suffix}")
-    assert source.read().point_data == {}  # nobody asked
+    assert source.read().point_data == {}  # not requested
     result = source.read(per_point=True)
     assert set(source.source.point_names) == {"fa", "two"}
     np.testing.assert_array_equal(result.point_data["fa"], fa)

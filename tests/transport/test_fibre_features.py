@@ -36,7 +36,7 @@ def test_points_are_evenly_spaced_whatever_the_sampling():
 
 def test_reversing_changes_no_bit():
     lines = wiggly(300)
-    # Closed, and such as differ from their mirror image only by what lies inside.
+    # Closed curves, and curves that differ from their mirror image only inside.
     loop = np.array([[0.0, 0, 0], [1, 2, 0], [4, 4, 0], [0, 0, 0]], np.float32)
     palindrome = np.array([[0.0, 0, 0], [1, 2, 0], [0, 0, 0]], np.float32)
     lines += [loop, palindrome]

@@ -116,15 +116,15 @@ def test_all_may_be_outliers_and_none_there(synthetic):
 def test_progress_adds_up_to_the_whole(synthetic):
     _, x, _, y, classes = synthetic
     for solver in ("dense", "multiscale"):
-        told = []
+        steps = []
 
-        def begin(total, told=told):
-            told.append(-total)
-            return told.append
+        def begin(total, steps=steps):
+            steps.append(-total)
+            return steps.append
 
         label_fibres(x[:200], y[::5], classes[::5], settings(solver=solver), begin)
-        assert sum(told) == pytest.approx(0, abs=1e-6)
-        assert len(told) > 2
+        assert sum(steps) == pytest.approx(0, abs=1e-6)
+        assert len(steps) > 2
 
 
 def test_without_keops_there_is_one_warning_and_our_solver(synthetic, monkeypatch, caplog):

@@ -1,4 +1,4 @@
-"""Atlases in every form that they come in, and messages for what is none."""
+"""Atlases in every format, and messages for files that are not atlases."""
 
 import json
 
