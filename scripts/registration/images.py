@@ -209,7 +209,8 @@ def _mask_on(path: str | Path, grid: Grid) -> np.ndarray:
     """Voxels of a grid that a mask covers, ``(X, Y, Z)`` bool.
 
     Raises:
-        CohortError: it can't be read, is on another grid, or covers everything.
+        CohortError: it can't be read, is on another grid, contains fractions, or covers
+            everything.
     """
     values, mask_grid = read_labels(path)
     difference = mask_grid.same_as(grid, _SAME)
@@ -217,6 +218,12 @@ def _mask_on(path: str | Path, grid: Grid) -> np.ndarray:
         raise CohortError(
             f"{path}: a mask must have one volume on its image's grid"
             f"{f': {difference}' if difference else ''}; resample it by the nearest voxel first"
+        )
+    fractions = values[values != np.rint(values)]
+    if fractions.size:
+        raise CohortError(
+            f"{path}: contains the value {fractions[0]:g}; a mask must be whole numbers; cut it "
+            "first, as fslmaths -thr 0.5 -bin does"
         )
     covered = np.asarray(values[0] != 0)
     if covered.all():

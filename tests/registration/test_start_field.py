@@ -129,3 +129,13 @@ def test_a_mask_of_most_of_an_image_may_be_inverted(bent, tmp_path: Path, caplog
         assert "inverted" not in caplog.text
         ReadImage(tmp_path / "fixed.nii.gz", mask=tmp_path / "mask.nii.gz")
     assert "is the mask inverted?" in caplog.text
+
+
+def test_a_mask_of_fractions_is_refused(bent, tmp_path: Path) -> None:
+    fixed, _, _ = bent
+    written(tmp_path, fixed)
+    half = np.zeros(fixed.shape, np.float32)
+    half[3:6, 3:6, 3:6] = 0.5
+    nib.save(nib.Nifti1Image(half, fixed.affine), tmp_path / "mask.nii.gz")
+    with pytest.raises(CohortError, match=r"mask.nii.gz: contains the value 0.5; .* whole numbers"):
+        ReadImage(tmp_path / "fixed.nii.gz", mask=tmp_path / "mask.nii.gz")
