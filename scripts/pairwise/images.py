@@ -264,13 +264,21 @@ def read_pair_images(
             f"{search.option('pattern')})",
             *reasons,
         )
+    people = len({one.person or one.name for one in subjects})
+    if settings.fold is not None and people < settings.folds:
+        raise CohortError(
+            f"the {len(subjects)} usable images in dataset folder {root} are of {people} subjects, "
+            f"fewer than {settings.key_path}.folds = {settings.folds}; all images of a subject "
+            "belong to one fold, so lower the number of folds"
+        )
     if settings.fold is not None and not any(one.person for one in subjects):
         warn_of_one_person([one.name for one in subjects], search.option("pattern"))
     spacing = settings.images.spacing or _rounded_up(widest)
     grid = WorkingGrid(tuple(settings.images.shape), spacing)
     logger.info(
-        "%d subjects, %d left out; the network's grid has %s voxels of %g mm",
+        "%d images of %d subjects, %d left out; the network's grid has %s voxels of %g mm",
         len(subjects),
+        people,
         len(rejected),
         "x".join(map(str, grid.shape)),
         grid.spacing,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import shutil
 from pathlib import Path
@@ -19,14 +18,9 @@ def values(path: Path) -> np.ndarray:
     return np.asarray(nib.load(path).dataobj)
 
 
-def unpacked(path: Path) -> bytes:
-    """Of a packed image its content: ISA-L was seen to pack the same content in two ways."""
-    return gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-
-
 def published(folder: Path) -> dict[str, bytes]:
     return {
-        str(path.relative_to(folder)): unpacked(path)
+        str(path.relative_to(folder)): path.read_bytes()
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
@@ -65,7 +59,7 @@ def test_repeats_the_training_to_the_bit_and_leaves_the_checkpoints_alone(
     assert first == second
     for description in described:
         del description["created"], description["description_sha256"]
-        description["files"] = sorted(description["files"])  # what they hash was compared above
+        del description["files"]["quality.html"]
     # The model names the passes that null stood for in the training.
     passes = [description["settings"]["model"].pop("passes") for description in described]
     assert passes == [None, [2, 1, 1]]

@@ -63,6 +63,18 @@ def test_images_of_a_person_are_in_one_fold(tmp_path):
     assert {one.person for one in images.subjects} == {f"p{n}" for n in range(5)}
 
 
+def test_fewer_people_than_folds_are_an_error_however_many_images_they_have(tmp_path):
+    for person in ("p1", "p2"):
+        for run in ("t1", "t2", "flair"):
+            write_blobs(tmp_path / person / run, 1, shape=(6, 6, 6))
+    runs = {"pattern": "{subject}/{run}/sub-1.nii.gz"}
+    with pytest.raises(
+        CohortError, match=r"6 usable images .* of 2 subjects, fewer than .*folds = 3"
+    ):
+        read_pair_images(tmp_path, config(images=runs, folds=3))
+    assert len(read_pair_images(tmp_path, config(images=runs, folds=2)).held_out()) == 3
+
+
 def write_labels(folder: Path, subjects: int = 4) -> Path:
     """Images below images/, their labels (bright voxels) below masks/, as people store them."""
     write_blobs(folder / "images", subjects, shape=(8, 8, 8))
