@@ -29,7 +29,7 @@ def read_label_names(path: str | Path, setting: str) -> dict[int, str]:
     try:
         text = read_text(file, _LONGEST)
     except UnicodeDecodeError as error:
-        raise CohortError(f"{path} ({setting}): is no UTF-8 text; save it as UTF-8") from error
+        raise CohortError(f"{path} ({setting}): is not UTF-8 text; save it as UTF-8") from error
     if file.suffix.lower() in (".tsv", ".csv"):
         delimiter = "\t" if file.suffix.lower() == ".tsv" else ","
         try:

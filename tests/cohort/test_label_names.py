@@ -34,7 +34,7 @@ def test_colour_tables_of_freesurfer(tmp_path):
         ("a.tsv", "index\tname\n1.5\tx\n", "a row with index '1.5' and name 'x'"),
         ("a.tsv", "index\tname\n1\tx\n1\ty\n", "names label 1 twice"),
         ("a.txt", "one two\n", "a row with index 'one'"),
-        ("a.tsv", "index\tname\n1\tKörper\n", "is no UTF-8 text; save it as UTF-8"),
+        ("a.tsv", "index\tname\n1\tKörper\n", "is not UTF-8 text; save it as UTF-8"),
         ("a.tsv", 'index\tname\n1\t"' + "x" * 200_000, "can't be read: field larger than"),
     ],
 )
