@@ -210,7 +210,7 @@ class Environment:
             )
         self.folder.mkdir(exist_ok=True)
         with self._locked() as stamp:
-            if stamp.read() == wanted and self.python.exists():
+            if self.is_ready():
                 return
             say("setting up .venv (a few minutes, once)")
             stamp.seek(0)

@@ -29,6 +29,7 @@ from scripts.settings.tract_stats import TractStatsConfig
 from scripts.spatial.fields import read_field_and_grid
 from scripts.spatial.grid import Grid
 from scripts.spatial.jacobian import jacobian_determinant
+from scripts.spatial.mask_rules import require_whole_numbers
 from scripts.spatial.volumes import open_image, read_grid, read_volume
 
 __all__ = ["STATISTICS_FOLDER", "TractStatistics"]
@@ -265,12 +266,7 @@ def _lesion(path: Path, grid: Grid) -> np.ndarray:
     mask, file_grid = read_volume(path)
     if len(mask) != 1:
         raise CohortError(f"{path}: a lesion mask must have one volume, got {len(mask)}")
-    fractions = mask[mask != np.rint(mask)]
-    if fractions.size:
-        raise CohortError(
-            f"{path}: contains the value {fractions[0]:g}; a lesion mask must be whole numbers, "
-            "not 0 in the lesion; cut it first, as fslmaths -thr 0.5 -bin does"
-        )
+    require_whole_numbers(path, mask, "a lesion mask must be whole numbers, not 0 in the lesion")
     return _on_grid(path, mask, file_grid, grid) != 0
 
 

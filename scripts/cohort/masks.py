@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable
 from dataclasses import replace
 
@@ -15,14 +14,12 @@ from scripts.errors import CohortError
 from scripts.settings.cohort import CohortRequest
 from scripts.spatial.density_resampling import resample_density
 from scripts.spatial.grid import Grid
+from scripts.spatial.mask_rules import warn_if_mostly_covered
 from scripts.spatial.volumes import read_grid
 
 __all__ = ["mask_on_grid", "subjects_without_masked", "valid_voxels"]
 
-logger = logging.getLogger(__name__)
-
 _SAME = 0.01  # voxels: corners of one grid are no farther apart
-_MOST_COVERED = 0.5  # of the voxels with density: a mask of more is probably inverted
 
 
 def mask_on_grid(mask: SubjectImage, grid: Grid, key: str) -> np.ndarray:
@@ -97,12 +94,10 @@ def _without_masked(subject: Subject, masks: SubjectImages, request: CohortReque
             f"{mask.path} ({masks.key}): covers the whole density of subject {subject.name}; the "
             "mask must be above 0 only where voxels don't count"
         )
-    if 1 - counted / whole > _MOST_COVERED:
-        logger.warning(
-            "%s (%s): covers %.0f %% of the voxels with density of subject %s, which then don't "
-            "count; is the mask inverted? It must be 0 where voxels count",
-            mask.path, masks.key, 100 * (1 - counted / whole), subject.name,
-        )  # fmt: skip
+    warn_if_mostly_covered(
+        f"{mask.path} ({masks.key})", whole, counted,
+        f"the voxels with density of subject {subject.name}, which then don't count",
+    )  # fmt: skip
     return replace(subject, maps=tuple(maps))
 
 

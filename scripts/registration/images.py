@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 from scripts.errors import CohortError
 from scripts.networks.grids import averaged
 from scripts.spatial.grid import Grid
+from scripts.spatial.mask_rules import require_whole_numbers, warn_if_mostly_covered
 from scripts.spatial.orientation import require_right_angles
 from scripts.spatial.volumes import read_hashed_volume, read_labels
 
@@ -31,10 +31,7 @@ __all__ = [
 ]
 
 
-logger = logging.getLogger(__name__)
-
 _SAME = 0.01  # voxels between corners of one grid
-_MOST_COVERED = 0.5  # of the voxels that are not 0: a mask of more is probably inverted
 _IN_HOLE = 0.01  # share of a voxel that may be of a hole
 
 
@@ -181,7 +178,9 @@ class ReadImage:
         hole = None if mask is None else _mask_on(mask, grid)
         counted = self.values if hole is None else np.where(hole, 0, self.values)
         if hole is not None:
-            self._warn_of_much_covered(mask, counted)
+            left = int(np.count_nonzero(counted))
+            what = f"what is not 0 in {self.path}, which then doesn't count"
+            warn_if_mostly_covered(str(mask), int(np.count_nonzero(self.values)), left, what)
         compared = normalised(counted, log_offset)
         # The logarithm sets negative densities to 0, which may leave nothing.
         for values in (counted, compared):
@@ -193,16 +192,6 @@ class ReadImage:
             self.image = self.image.without(torch.from_numpy(hole.reshape(self.image.shape)))
         if background == "unknown":
             self.image = self.image.without_background()
-
-    def _warn_of_much_covered(self, mask: str | Path | None, counted: np.ndarray) -> None:
-        whole = max(int(np.count_nonzero(self.values)), 1)
-        share = 1 - int(np.count_nonzero(counted)) / whole
-        if share > _MOST_COVERED:
-            logger.warning(
-                "%s: covers %.0f %% of what is not 0 in %s, which then doesn't count; is the mask "
-                "inverted? It must be 0 where voxels count",
-                mask, 100 * share, self.path,
-            )  # fmt: skip
 
 
 def _mask_on(path: str | Path, grid: Grid) -> np.ndarray:
@@ -219,12 +208,7 @@ def _mask_on(path: str | Path, grid: Grid) -> np.ndarray:
             f"{path}: a mask must have one volume on its image's grid"
             f"{f': {difference}' if difference else ''}; resample it by the nearest voxel first"
         )
-    fractions = values[values != np.rint(values)]
-    if fractions.size:
-        raise CohortError(
-            f"{path}: contains the value {fractions[0]:g}; a mask must be whole numbers; cut it "
-            "first, as fslmaths -thr 0.5 -bin does"
-        )
+    require_whole_numbers(path, values, "a mask must be whole numbers")
     covered = np.asarray(values[0] != 0)
     if covered.all():
         raise CohortError(f"{path}: covers the whole image; must be 0 where voxels count")
